@@ -1,0 +1,11 @@
+"""Federated learning simulator with partial layer aggregation and layer-wise barriers."""
+
+import os
+
+# Flower and Ray read these switches when they are imported, so they are set before anything else.
+# A value that the user has set stands.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+__version__ = "0.1.0"

@@ -1,0 +1,226 @@
+"""All that can be chosen by name, in one place: strategies, partitions, models and data sets.
+
+This is the only module that reaches the packages `strategies` and `partitions`.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_origin, get_type_hints
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from torch import nn
+
+import partitions
+import strategies
+from fedsim.config import Choice, Config, DataConfig, StrategyConfig, short_hash, suggest
+from fedsim.data import DATA, Dataset
+from fedsim.errors import ConfigError
+from fedsim.models import MODELS
+from fedsim.strategy import Strategy
+from partitions import PARTITIONS
+from partitions import Partition as Partition
+from partitions import total_variation as total_variation
+from strategies import STRATEGIES
+
+Kind = Literal["strategies", "partitions", "models", "data"]
+
+
+def check_ours(package: ModuleType) -> None:
+    """Check that a package lies beside this one: PyPI has others of the same name.
+
+    Raises
+    ------
+    ImportError
+        If it does not; the message names the file that was imported.
+    """
+    found = Path(package.__file__ or "").resolve().parent
+    if found.parent != Path(__file__).resolve().parent.parent:
+        raise ImportError(
+            f"the package {package.__name__!r} was imported from {found}, which is not fedsim's; "
+            "uninstall the other distribution, or run from another folder"
+        )
+
+
+for _package in (strategies, partitions):
+    check_ours(_package)
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """One kind of thing that can be chosen: its entries by name, and where a config chooses one.
+
+    Parameters
+    ----------
+    table
+        Name of the config's table; its setting ``key`` holds the name.
+    given
+        Parameters that the run supplies and that are therefore no options.
+    """
+
+    entries: Mapping[str, Callable[..., Any]]
+    table: str
+    key: str
+    given: tuple[str, ...]
+
+    def find(self, name: str) -> Callable[..., Any]:
+        """Return the entry ``name``, or the user's own as ``module:attribute``.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such entry, or the module or its attribute cannot be imported.
+        """
+        module, colon, attribute = name.partition(":")
+        if colon:
+            try:
+                return getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError) as error:
+                raise ConfigError(f"{self.table}.{self.key} = {name!r} cannot be imported: {error}") from error
+        if name not in self.entries:
+            raise ConfigError(f"{self.table}.{self.key} = {name!r} is unknown{suggest(name, self.entries)}")
+        return self.entries[name]
+
+    def options(self, choice: Choice, *, exclude_defaults: bool = False) -> dict[str, Any]:
+        """Check the options of a choice and return them, with or without those that are left at their defaults.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown option, a missing one, or a wrong type.
+        """
+        name = getattr(choice, self.key)
+        schema = _schema(self.find(name), self.given)
+        try:
+            return schema.model_validate(choice.options).model_dump(exclude_defaults=exclude_defaults)
+        except ValidationError as error:
+            problem = error.errors()[0]
+        option = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            settings = [*type(choice).model_fields, *schema.model_fields]
+            raise ConfigError(f"unknown key '{self.table}.{option}' for {name!r}{suggest(option, settings)}")
+        if problem["type"] == "missing":
+            raise ConfigError(f"'{self.table}.{option}' is missing; {name!r} needs it")
+        raise ConfigError(f"{self.table}.{option} = {problem['input']!r}: {problem['msg'].removeprefix('Input ')}")
+
+    def make(self, choice: Choice, *given: Any, **settings: Any) -> Any:
+        """Call the chosen entry with what the run gives, its options and further settings.
+
+        Raises
+        ------
+        ConfigError
+            If the entry rejects a value, or does not find a file.
+        """
+        entry = self.find(getattr(choice, self.key))
+        try:
+            return entry(*given, **self.options(choice), **settings)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"[{self.table}] {error}") from error
+
+
+def _schema(entry: Callable[..., Any], given: Collection[str]) -> type[BaseModel]:
+    """Return a record of an entry's options: its parameters, less those that the run gives."""
+    constructor = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
+    hints = get_type_hints(constructor, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(entry).parameters.items():
+        if name not in given and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            hint = hints.get(name, Any)
+            # TOML has lists only, so a tuple is the one type that is not taken strictly.
+            fields[name] = (hint, Field(default, strict=False) if get_origin(hint) is tuple else Field(default))
+    return create_model("Options", __config__=ConfigDict(extra="forbid", strict=True), **fields)
+
+
+CATALOGUES: dict[Kind, Catalogue] = {
+    "strategies": Catalogue(
+        STRATEGIES, "strategy", "name", ("model", "participation", "seed", "buffers", "send_initial")
+    ),
+    "partitions": Catalogue(PARTITIONS, "partition", "scheme", ("labels", "clients", "rng")),
+    "models": Catalogue(MODELS, "model", "name", ("shape", "classes")),
+    "data": Catalogue(DATA, "data", "name", ()),
+}
+
+
+def resolve(config: Config) -> Config:
+    """Return the config with every option of every choice checked and written out.
+
+    Raises
+    ------
+    ConfigError
+        If a name or an option is unknown, or has a wrong type.
+    """
+    choices = {catalogue: getattr(config, catalogue.table) for catalogue in CATALOGUES.values()}
+    return config.model_copy(
+        update={
+            catalogue.table: choice.model_copy(update=catalogue.options(choice))
+            for catalogue, choice in choices.items()
+        }
+    )
+
+
+def changed_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, less those that do not change a run's numbers.
+
+    A run is named by them, so that a new setting with a default never renames an old run. The seed is in the
+    name by itself; the engine and the place of the data change nothing.
+    """
+    changed = config.model_dump(mode="json", exclude_defaults=True, exclude={"seed", "engine", "sweep"})
+    for catalogue in CATALOGUES.values():
+        choice = getattr(config, catalogue.table)
+        fixed = {
+            key: value for key, value in changed.get(catalogue.table, {}).items() if key in type(choice).model_fields
+        }
+        changed[catalogue.table] = fixed | catalogue.options(choice, exclude_defaults=True)
+    changed["data"].pop("data_dir", None)
+    return changed
+
+
+def run_name(config: Config) -> str:
+    """Return the name of a run's folder: a hash of the changed settings, and the seed."""
+    return f"{short_hash(changed_settings(config))}-s{config.seed}"
+
+
+def label(strategy: StrategyConfig) -> str:
+    """Return a short name of a strategy with its options, such as ``layer_set(shared=body)``."""
+    options = CATALOGUES["strategies"].options(strategy, exclude_defaults=True)
+    shown = ", ".join(f"{key}={value}" for key, value in options.items())
+    return strategy.name + (f"({shown})" if shown else "")
+
+
+def describe(entry: Callable[..., Any]) -> tuple[str, str]:
+    """Return the first sentence of an entry's docstring and the first line of its references."""
+    docstring = inspect.getdoc(entry) or ""
+    _, _, references = docstring.partition("References\n----------\n")
+    return docstring.partition("\n")[0], references.partition("\n\n")[0].replace("\n", " ")
+
+
+def make_dataset(data: DataConfig) -> Dataset:
+    """Read the data set that ``[data]`` chooses."""
+    return CATALOGUES["data"].make(data)
+
+
+def make_partition(config: Config, labels: np.ndarray, rng: np.random.Generator) -> Partition:
+    """Split examples with these labels as ``[partition]`` says."""
+    return CATALOGUES["partitions"].make(config.partition, labels, config.clients, rng)
+
+
+def make_model(config: Config, dataset: Dataset) -> nn.Module:
+    """Build the model that ``[model]`` chooses, with weights from torch's global random state."""
+    return CATALOGUES["models"].make(config.model, dataset.shape, len(dataset.classes))
+
+
+def make_strategy(config: Config, model: nn.Module) -> Strategy:
+    """Build the strategy that ``[strategy]`` chooses."""
+    return CATALOGUES["strategies"].make(
+        config.strategy,
+        model,
+        participation=config.participation,
+        seed=config.seed,
+        buffers=config.strategy.buffers,
+        send_initial=False,
+    )

@@ -1,0 +1,163 @@
+"""The command line: ``fedsim run``, ``compare``, ``report`` and ``list``.
+
+Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or config.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from fedsim import catalog, experiment, report
+from fedsim.catalog import CATALOGUES, Kind
+from fedsim.config import Config, parse_assignment, read_toml, with_settings
+from fedsim.dry_run import describe_run
+from fedsim.errors import ConfigError, RunError
+from fedsim.progress import Progress
+from fedsim.records import RunFolder, write_whole
+from fedsim.report.results import Result, compare
+from fedsim.report.tables import comparison_table
+
+app = typer.Typer(
+    help="Federated learning with partial layer aggregation, and a look inside the averaging.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or an experiment's folder.")]
+
+
+@app.command("run")
+def run_command(
+    path: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment's settings.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; the value is TOML.")
+    ] = None,
+    engine: Annotated[Literal["local", "ray"] | None, typer.Option(help="Where the clients run.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all experiments' runs.")] = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Run an experiment, or go on where it was stopped; runs that are done are skipped."""
+    changes = dict(parse_assignment(text) for text in settings or [])
+    if engine is not None:
+        changes["engine.name"] = engine
+    config = Config.parse(with_settings(read_toml(path), changes), str(path))
+    configs = [catalog.resolve(each) for each in config.runs(str(path))]
+    if dry_run:
+        for each in configs:
+            print(describe_run(each))
+        return
+    runs = [(each, RunFolder(out / path.stem / catalog.run_name(each))) for each in configs]
+    _check_all(runs)
+    _run_all(runs)
+    _print_comparison([report.read_result(folder) for _, folder in runs], "accuracy", None)
+    print(f"runs: {out / path.stem}", file=sys.stderr)
+
+
+@app.command("compare")
+def compare_command(
+    paths: RunPaths,
+    metric: Annotated[Literal["accuracy", "loss"], typer.Option(help="What is compared.")] = "accuracy",
+    by: Annotated[
+        str | None, typer.Option(metavar="SETTING", help="Group by this setting, e.g. strategy.name.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; the runs' common folder if not given.")] = None,
+) -> None:
+    """Print one table of several runs and write the page that compares them."""
+    results = [report.read_result(folder) for folder in report.find_runs(paths)]
+    _print_comparison(results, metric, by)
+    _say_where(report.write_comparison(results, out or _common_folder(results)))
+
+
+@app.command("report")
+def report_command(
+    paths: RunPaths,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the page and figures; the run's own if not given.")
+    ] = None,
+) -> None:
+    """Write a page about a run, or about several, with every figure as PDF and PNG beside it."""
+    results = [report.read_result(folder) for folder in report.find_runs(paths)]
+    if len(results) == 1:
+        _say_where(report.write_run(results[0], out or results[0].folder.path, export=True))
+    else:
+        _say_where(report.write_comparison(results, out or _common_folder(results), export=True))
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[Kind, typer.Argument(metavar="strategies|partitions|models|data", help="What to list.")],
+) -> None:
+    """List what there is, a line each, with its source."""
+    table = RichTable(box=box.SIMPLE)
+    for heading in ("name", "what it does", "source"):
+        table.add_column(heading, overflow="fold")
+    for name, entry in CATALOGUES[kind].entries.items():
+        table.add_row(name, *catalog.describe(entry))
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user is one line and exit code 2."""
+    # A strategy, partition, model or data set of one's own is found from the folder where the command is given.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        app()
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except (RunError, OSError) as error:
+        _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"fedsim: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _check_all(runs: Sequence[tuple[Config, RunFolder]]) -> None:
+    """Find every mistake before the first run writes anything."""
+    for config, folder in runs:
+        experiment.prepare(config)
+        existing = next(path for path in (folder.path, *folder.path.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise ConfigError(f"run folder {folder.path} cannot be written: {existing} does not allow it; use --out")
+
+
+def _run_all(runs: Sequence[tuple[Config, RunFolder]]) -> None:
+    todo = [(config, folder) for config, folder in runs if not folder.done.exists()]
+    with Progress(sum(config.rounds - experiment.rounds_done(folder) for config, folder in todo)) as progress:
+        for config, folder in runs:
+            name = f"{catalog.label(config.strategy)} seed {config.seed}"
+            if folder.done.exists():
+                progress.say(f"{name}: done already, skipped: {folder.path}")
+                continue
+            progress.start(name)
+            experiment.run(config, folder, progress.advance)
+            report.write_run(report.read_result(folder), folder.path)
+            write_whole(folder.done, "")
+            progress.say(f"{name}: done: {folder.path}")
+
+
+def _print_comparison(results: Sequence[Result], metric: str, by: str | None) -> None:
+    text = comparison_table(compare(results, metric, by), metric)
+    table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading, numeric in zip(text.headings, text.numeric, strict=True):
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=not numeric)
+    for row in text.rows:
+        table.add_row(*row)
+    # Piped into a file, a table keeps its columns whatever the width of a terminal would be.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _common_folder(results: Sequence[Result]) -> Path:
+    return Path(os.path.commonpath([result.folder.path.parent for result in results]))
+
+
+def _say_where(page: Path) -> None:
+    print(f"report: {page}", file=sys.stderr)

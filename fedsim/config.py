@@ -1,0 +1,264 @@
+"""An experiment's settings: typed, frozen records read from TOML.
+
+The tables that choose something by name (``[data]``, ``[partition]``, ``[model]``, ``[strategy]``) also hold the
+options of what they choose; `fedsim.catalog.resolve` checks those and writes out their defaults.
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedsim.errors import ConfigError
+from fedsim.training import SGD
+
+
+class Table(BaseModel):
+    """A table of fixed settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Choice(BaseModel):
+    """A table that chooses an entry of a catalogue and holds its options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings that belong to the chosen entry."""
+        return dict(self.model_extra or {})
+
+
+class DataConfig(Choice):
+    """``[data]``: the data set, and how much of it is used."""
+
+    name: str = "digits"
+    train_examples: Annotated[int, Field(ge=1)] | None = None
+    test_examples: Annotated[int, Field(ge=1)] | None = None
+
+
+class PartitionConfig(Choice):
+    """``[partition]``: how the training set is shared out, and the share of each client's examples held out."""
+
+    scheme: str = "dirichlet"
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _leave_some_to_train(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation = {self.validation} and test = {self.test} must add up to less than 1")
+        return self
+
+
+class ModelConfig(Choice):
+    """``[model]``: the architecture."""
+
+    name: str = "mlp"
+
+
+class LocalConfig(Table):
+    """``[local]``: the clients' training; see `fedsim.training.SGD`."""
+
+    epochs: Annotated[int, Field(ge=1)] = 1
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    nesterov: bool = False
+    optimizer_state: Literal["reset", "keep"] = "reset"
+
+    def sgd(self) -> SGD:
+        """Return the settings as `training` takes them."""
+        return SGD(**self.model_dump())
+
+
+class StrategyConfig(Choice):
+    """``[strategy]``: what is averaged."""
+
+    name: str = "full"
+    buffers: Literal["shared", "personal", "recompute"] = "shared"
+
+
+class BarriersConfig(Table):
+    """``[barriers]``: the layer-wise barriers between the models as uploaded.
+
+    ``every`` is in rounds, 0 for never; ``pairs`` the number of client pairs; ``examples`` how many of the server's
+    test examples are used, the same in each round.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 0
+    groups: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("layers", "full")
+    against: Literal["average"] = "average"
+    pairs: Annotated[int, Field(ge=0)] = 0
+    examples: Annotated[int, Field(ge=1)] = 500
+
+
+class EngineConfig(Table):
+    """``[engine]``: where the clients run. It changes the time, never the numbers, so it does not name a run.
+
+    ``workers`` is the number of threads (local) or actors (ray), 0 for one per processor; ``gpus_per_worker`` may be
+    a fraction.
+    """
+
+    name: Literal["local", "ray"] = "local"
+    workers: Annotated[int, Field(ge=0)] = 0
+    address: str | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Config(Table):
+    """One run, or, with ``[sweep]``, a family of runs."""
+
+    rounds: Annotated[int, Field(ge=1)]
+    clients: Annotated[int, Field(ge=1)]
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig
+    model: ModelConfig = ModelConfig()
+    local: LocalConfig = LocalConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    barriers: BarriersConfig = BarriersConfig()
+    engine: EngineConfig = EngineConfig()
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any], source: str) -> Self:
+        """Check settings as read from TOML.
+
+        Raises
+        ------
+        ConfigError
+            For the first unknown key, wrong type or value out of range; the message begins with ``source``.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {_explain(error)}") from None
+
+    def runs(self, source: str) -> list[Self]:
+        """Return one config per combination of the sweep's settings, each without a sweep.
+
+        Raises
+        ------
+        ConfigError
+            If a combination is not a valid config.
+        """
+        combinations = itertools.product(*self.sweep.values())
+        base = self.model_dump(exclude={"sweep"}, exclude_unset=True)
+        return [
+            self.parse(with_settings(base, dict(zip(self.sweep, values, strict=True))), source)
+            for values in combinations
+        ]
+
+    def to_toml(self) -> str:
+        """Write all settings as TOML; those without a value are left out."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json", exclude={"sweep"})))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}; give the path of an experiment's TOML file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Read ``key.of.setting=value`` as on the command line; the value is TOML.
+
+    Raises
+    ------
+    ConfigError
+        If there is no key, or the value is not TOML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r} must be KEY=VALUE, for instance --set local.lr=0.01")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        raise ConfigError(
+            f"--set {text!r}: {value!r} is not a TOML value; a string needs quotes of its own, "
+            f"for instance --set '{key.strip()}=\"{value.strip()}\"'"
+        ) from None
+
+
+def with_settings(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with dotted keys set anew; neither argument is changed.
+
+    Raises
+    ------
+    ConfigError
+        If a dotted key goes through something that is not a table.
+    """
+    result = json.loads(json.dumps(settings))
+    for dotted, value in changes.items():
+        *tables, last = dotted.split(".")
+        table = result
+        for name in tables:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{dotted!r} cannot be set: {name!r} is not a table")
+        table[last] = value
+    return result
+
+
+def short_hash(settings: Mapping[str, Any]) -> str:
+    """Return eight hexadecimal digits that depend on the settings and not on their order."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'? known are: a, b`` for an unknown name."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    return f"; {guess}known are: {', '.join(names)}"
+
+
+def _explain(error: ValidationError) -> str:
+    """Say in one line what the first problem is and how to mend it."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        table: type[BaseModel] = Config
+        for name in path[:-1]:
+            table = table.model_fields[name].annotation  # type: ignore[assignment]
+        return f"unknown key {key!r}{suggest(path[-1], table.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{key!r} is missing; every experiment must set it"
+    rule = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{key} = {problem['input']!r}: {rule}"
+
+
+def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if value is not None
+    }

@@ -1,0 +1,25 @@
+"""Where the clients run: implementations of Flower's Grid. ``ray`` is imported only when it is asked for."""
+
+from collections.abc import Callable
+
+from flwr.clientapp import ClientApp
+
+from fedsim.config import EngineConfig
+from fedsim.engines.grid import Engine
+
+
+def make_engine(settings: EngineConfig, make_app: Callable[[], ClientApp], clients: int) -> Engine:
+    """Start the engine that ``[engine]`` chooses.
+
+    Parameters
+    ----------
+    make_app
+        Builds the clients' app, here or in a worker; it must be picklable for ``ray``.
+    """
+    if settings.name == "ray":
+        from fedsim.engines.ray import RayEngine
+
+        return RayEngine(make_app, clients, settings.workers, settings.address, settings.gpus_per_worker)
+    from fedsim.engines.local import LocalEngine
+
+    return LocalEngine(make_app, clients, settings.workers)

@@ -1,0 +1,118 @@
+"""Clients in Ray actors, on this machine or a cluster. The only module that imports ray."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from fedsim.engines.clients import Clients
+from fedsim.engines.grid import RUN, Engine
+from fedsim.errors import RunError
+
+# Both are read when ray is imported. Its workers give way to every other process unless this is set.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# A worker without a share of a GPU may still use it, which is also what Ray will do by default.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+import ray
+from ray.exceptions import RayActorError
+
+Item = TypeVar("Item")
+
+
+class _Worker:
+    """The clients of one actor."""
+
+    def __init__(self, make_app: Callable[[], ClientApp], count: int) -> None:
+        torch.set_num_threads(1)
+        self._clients = Clients(make_app(), count, RUN)
+
+    def handle(self, messages: list[Message]) -> list[Message]:
+        return [self._clients.answer(message) for message in messages]
+
+    def save(self, folder: Path, clients: list[int], server_round: int) -> None:
+        self._clients.save(folder, clients, server_round)
+
+    def load(self, folder: Path, rounds: dict[int, int]) -> None:
+        self._clients.load(folder, rounds)
+
+
+class RayEngine(Engine):
+    """Runs the clients in actors; a client stays with its actor, so its data and its personal layers do not travel.
+
+    Parameters
+    ----------
+    address
+        Of an existing cluster (``auto`` finds it); without one, Ray is started on this machine. Checkpoints need a
+        file system that all of its nodes share.
+    gpus_per_worker
+        May be a fraction.
+    """
+
+    def __init__(
+        self,
+        make_app: Callable[[], ClientApp],
+        clients: int,
+        workers: int = 0,
+        address: str | None = None,
+        gpus_per_worker: float = 0.0,
+    ) -> None:
+        super().__init__(clients, workers)
+        self._started = not ray.is_initialized()
+        if self._started:
+            here: dict[str, Any] = {} if address else {"num_cpus": self.workers, "include_dashboard": False}
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+                **here,
+            )
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        actor = ray.remote(num_cpus=1, num_gpus=gpus_per_worker)(_Worker)
+        self._actors: list[Any] = [actor.remote(make_app, clients) for _ in range(min(self.workers, clients))]
+
+    def handle(self, messages: list[Message]) -> list[Message]:
+        """Send each actor the messages of its clients as one list."""
+        batches = self._by_actor(messages, lambda message: message.metadata.dst_node_id)
+        replies = self._call("handle", {worker: (batch,) for worker, batch in batches.items()})
+        return [reply for batch in replies for reply in batch]
+
+    def save_clients(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
+        """Let each actor write the state of its clients."""
+        batches = self._by_actor(clients, lambda client: client)
+        self._call("save", {worker: (folder.resolve(), batch, server_round) for worker, batch in batches.items()})
+
+    def load_clients(self, folder: Path, rounds: Mapping[int, int]) -> None:
+        """Let each actor read the state of its clients."""
+        batches = self._by_actor(rounds.items(), lambda item: item[0])
+        self._call("load", {worker: (folder.resolve(), dict(batch)) for worker, batch in batches.items()})
+
+    def close(self) -> None:
+        """End the actors, and Ray if it was started here."""
+        for actor in self._actors:
+            ray.kill(actor)
+        if self._started:
+            ray.shutdown()
+        torch.set_num_threads(self._threads_before)
+
+    def _by_actor(self, items: Iterable[Item], client_of: Callable[[Item], int]) -> dict[int, list[Item]]:
+        batches: dict[int, list[Item]] = {}
+        for item in items:
+            batches.setdefault(client_of(item) % len(self._actors), []).append(item)
+        return batches
+
+    def _call(self, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> list[Any]:
+        """Call a method of several actors at once and wait for all of them."""
+        try:
+            return ray.get([getattr(self._actors[worker], method).remote(*args) for worker, args in arguments.items()])
+        except RayActorError as error:
+            raise RunError(
+                "a Ray worker died, most often for want of memory; run the same command again to continue from the "
+                "last checkpoint, perhaps with fewer engine.workers"
+            ) from error

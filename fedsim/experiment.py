@@ -1,0 +1,129 @@
+"""One run: built, continued after a stop, and played round by round."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from flwr.clientapp import ClientApp
+
+from fedsim import catalog
+from fedsim.analysis.barriers import named_groups
+from fedsim.checkpoints import Checkpoints
+from fedsim.client import client_app
+from fedsim.config import Config
+from fedsim.engines import make_engine
+from fedsim.environment import environment, now
+from fedsim.errors import ConfigError
+from fedsim.federation import Federation, federation_of
+from fedsim.records import RunFolder, keep_rounds, write_json, write_whole
+from fedsim.rounds import Rounds, RoundSummary, barrier_groups
+from fedsim.strategy import Strategy, draw_participants
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(config: Config) -> tuple[Federation, Strategy]:
+    """Build all parts of a run without writing anything.
+
+    Raises
+    ------
+    ConfigError
+        If a part cannot be built, or a layer group of the config matches nothing.
+    """
+    federation = federation_of(config)
+    strategy = catalog.make_strategy(config, federation.model())
+    try:
+        named_groups(federation.layers, barrier_groups(config))
+    except ValueError as error:
+        raise ConfigError(f"[barriers] groups: {error}") from error
+    available = len(federation.dataset.test)
+    if config.barriers.every and config.barriers.examples > available:
+        raise ConfigError(
+            f"barriers.examples = {config.barriers.examples} is more than the {available} test examples of "
+            f"{federation.dataset.name!r}; use at most {available}"
+        )
+    return federation, strategy
+
+
+def run(config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], None]) -> None:
+    """Play all rounds that are not yet done; each is on disk when it ends.
+
+    Parameters
+    ----------
+    config
+        Resolved, without a sweep.
+    on_round
+        Is called after each round.
+
+    Raises
+    ------
+    ConfigError
+        If a part cannot be built, or the folder cannot be written.
+    RunError
+        If no client of a round gave a valid update, or a worker died.
+    """
+    federation, strategy = prepare(config)
+    try:
+        done = _open(config, folder, federation)
+    except OSError as error:
+        raise ConfigError(f"run folder {folder.path} cannot be written ({error}); give another with --out") from error
+    with _log_to(folder), make_engine(config.engine, _app_maker(federation), config.clients) as engine:
+        strategy.set_global_model(federation.initial)
+        if done:
+            Checkpoints(folder.checkpoints).load(done, strategy, engine)
+            logger.info("continuing after round %d", done)
+        rounds = Rounds(federation, strategy, engine, folder)
+        for server_round in range(done + 1, config.rounds + 1):
+            on_round(rounds.play(server_round))
+    write_json(folder.env, folder.read_env() | {"stopped": now()})
+
+
+def rounds_done(folder: RunFolder) -> int:
+    """Return the last round that a run would not have to play again."""
+    return Checkpoints(folder.checkpoints).newest()
+
+
+def _app_maker(federation: Federation) -> Callable[[], ClientApp]:
+    """Return what builds the clients' app: in this process from what is there, in another from the config."""
+    if federation.config.engine.name == "ray":
+        return partial(_app_of, federation.config)
+    return partial(client_app, federation)
+
+
+def _app_of(config: Config) -> ClientApp:
+    return client_app(federation_of(config))
+
+
+def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
+    """Create the folder, or cut it back to its last checkpoint; return that checkpoint's round."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    done = rounds_done(folder)
+    for path in (folder.metrics, folder.communication, folder.timing):
+        keep_rounds(path, done)
+    for server_round, path in folder.barrier_files().items():
+        if server_round > done:
+            path.unlink()
+    started = folder.read_env()["started"] if folder.env.exists() else []
+    write_whole(folder.config, config.to_toml())
+    participants = [
+        draw_participants(config.seed, server_round, config.clients, config.participation)
+        for server_round in range(1, config.rounds + 1)
+    ]
+    write_json(folder.participants, participants)
+    write_json(folder.env, environment(federation.device) | {"started": [*started, now()]})
+    return done
+
+
+@contextmanager
+def _log_to(folder: RunFolder) -> Iterator[None]:
+    """Write what fedsim logs to the run's own file too."""
+    handler = logging.FileHandler(folder.log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("fedsim")
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,63 @@
+"""Named parameters: a model, or a part of one, as a dict from state-dict keys to tensors."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+
+
+def partition(params: Params, keys: Collection[str]) -> tuple[Params, Params]:
+    """Return the entries named by ``keys`` and the rest; `combine` gives the whole back."""
+    inside = {key: value for key, value in params.items() if key in keys}
+    return inside, {key: value for key, value in params.items() if key not in keys}
+
+
+def combine(base: Params, part: Params) -> Params:
+    """Return ``base`` with the entries of ``part`` put in the place of its own.
+
+    Raises
+    ------
+    KeyError
+        If ``part`` has an entry that ``base`` does not have.
+    """
+    if unknown := part.keys() - base.keys():
+        raise KeyError(f"entries {sorted(unknown)} are not in the model that they should replace")
+    return {key: part.get(key, value) for key, value in base.items()}
+
+
+def lerp(start: Params, end: Params, t: float) -> Params:
+    """Return ``(1 - t) * start + t * end``; exact at 0 and at 1; integer entries stay the start's."""
+    return {key: (1 - t) * value + t * end[key] if value.is_floating_point() else value for key, value in start.items()}
+
+
+def weighted_mean(members: Sequence[Params], weights: Sequence[float]) -> Params:
+    """Return the weighted mean of the floating-point entries, summed in float64 in the order given.
+
+    Parameters
+    ----------
+    members
+        At least one, all with the same keys and shapes. Integer entries never enter an average:
+        they are left out of the result.
+    weights
+        One positive number per member; they need not sum to 1.
+
+    Raises
+    ------
+    ValueError
+        If there is no member, or the weights do not fit the members.
+    """
+    if not members or len(members) != len(weights):
+        raise ValueError(f"{len(weights)} weights for {len(members)} members; both must be the same and positive")
+    if min(weights) <= 0:
+        raise ValueError(f"weights are {list(weights)}; each must be positive")
+    total = float(sum(weights))
+    mean = {}
+    for key, first in members[0].items():
+        if first.is_floating_point():
+            accumulator = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
+            for member, weight in zip(members, weights, strict=True):
+                accumulator.add_(member[key], alpha=weight / total)
+            mean[key] = accumulator.to(first.dtype)
+    return mean

@@ -1,0 +1,169 @@
+"""A run on disk: its files, each of which appears whole or not at all."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fedsim.config import Config, read_toml
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader, or a run that was killed, sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def metric_row(
+    server_round: int, client: int | None, split: str, model: str, metric: str, value: float, n: int
+) -> dict[str, Any]:
+    """Return one line of ``metrics.jsonl``.
+
+    Parameters
+    ----------
+    client
+        Index of the client, or None for the server.
+    n
+        Number of examples that the value is a mean over.
+    """
+    return {
+        "round": server_round,
+        "client": client,
+        "split": split,
+        "model": model,
+        "metric": metric,
+        "value": value,
+        "n": n,
+    }
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, in ``<experiment>/<hash8>-s<seed>/``."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, every default written out."""
+        return self.path / "config.toml"
+
+    @property
+    def env(self) -> Path:
+        """Versions, device, start and stop."""
+        return self.path / "env.json"
+
+    @property
+    def participants(self) -> Path:
+        """The participants of each round."""
+        return self.path / "participants.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line per round, client, split, model and metric."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def communication(self) -> Path:
+        """One line per round, client and layer: bytes up and down."""
+        return self.path / "communication.jsonl"
+
+    @property
+    def timing(self) -> Path:
+        """One line per round: wall seconds by part. Apart from the metrics, which are equal in equal runs."""
+        return self.path / "timing.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """What the run said."""
+        return self.path / "log.txt"
+
+    @property
+    def report(self) -> Path:
+        """The page about this run."""
+        return self.path / "report.html"
+
+    @property
+    def done(self) -> Path:
+        """Written last: the run is complete."""
+        return self.path / "DONE"
+
+    def barriers(self, server_round: int) -> Path:
+        """Return the file of the barriers measured in a round: one row per mixed model."""
+        return self.path / "barriers" / f"round-{server_round:05d}.parquet"
+
+    def barrier_files(self) -> dict[int, Path]:
+        """Return the barriers' files by round, in their order."""
+        files = sorted((self.path / "barriers").glob("round-*.parquet"))
+        return {int(path.stem.removeprefix("round-")): path for path in files}
+
+    def read_config(self) -> Config:
+        """Read the resolved config."""
+        return Config.parse(read_toml(self.config), str(self.config))
+
+    def read_env(self) -> dict[str, Any]:
+        """Read versions, device, start and stop."""
+        return json.loads(self.env.read_text())
+
+    def read_barriers(self) -> pd.DataFrame:
+        """Read all barriers, with a column ``round``; empty if there are none."""
+        frames = [pd.read_parquet(path).assign(round=number) for number, path in self.barrier_files().items()]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as parquet, whole or not at all."""
+    write_whole(path, table.to_parquet(index=False))
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a file of JSON lines, all in one write."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with path.open("a") as file:
+        file.write(text)
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Read a file of JSON lines; a last line that a kill cut short is left out."""
+    return pd.DataFrame(_rows(path))
+
+
+def keep_rounds(path: Path, last_round: int) -> None:
+    """Drop the rows of rounds after ``last_round`` from a file of JSON lines, and a last line that was cut short."""
+    if path.exists():
+        kept = [row for row in _rows(path) if row["round"] <= last_round]
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -1,0 +1,287 @@
+"""Figures of runs, made to go straight into a paper: readable in print, in grey and to colour-blind readers."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from fedsim.report.results import Result
+
+# Okabe and Ito's palette, told apart by all kinds of colour vision; line styles repeat the distinction in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+WIDTH = 9.0  # inches
+ANNOTATED_CELLS = 400
+STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "legend.frameon": False,
+    "svg.hashsalt": "fedsim",
+    "pdf.fonttype": 42,
+}
+
+
+def save(figure: Figure, kind: str) -> bytes:
+    """Return the figure as ``svg``, ``pdf`` or ``png``."""
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(
+            buffer, format=kind, dpi=160, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else {}
+        )
+    return buffer.getvalue()
+
+
+def curves(result: Result) -> Figure:
+    """Draw accuracy and loss over the rounds of one run."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        for axes, metric in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+            own = result.of("personalised", metric).groupby("round")["value"]
+            _line(axes, own.mean(), "personalised, clients' own test data (mean)", 0)
+            low, high = own.quantile(0.1), own.quantile(0.9)
+            axes.fill_between(low.index, low, high, color=COLOURS[0], alpha=0.15, label="10 % to 90 % of the clients")
+            _line(
+                axes, result.of("global", metric).groupby("round")["value"].mean(), "global, clients' own test data", 1
+            )
+            _line(axes, result.on_server("global", metric), "global, server's test data", 2)
+            _round_axis(axes)
+            _metric_axis(axes, metric)
+            axes.set_title(metric.capitalize())
+        _legend_below(figure, axes)
+        return figure
+
+
+def clients(result: Result) -> Figure:
+    """Draw the personalised and the global model's accuracy on each client's own test data, sorted."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        axes = figure.subplots()
+        personalised = result.by_client("personalised").sort_values()
+        positions = np.arange(len(personalised))
+        axes.bar(positions, personalised, color=COLOURS[0], alpha=0.75, label="personalised model")
+        globals_ = result.by_client("global").reindex(personalised.index)
+        axes.plot(positions, globals_, "D", color=COLOURS[1], markersize=5, label="global model")
+        axes.axhline(personalised.mean(), color=COLOURS[0], linestyle="--", linewidth=1, label="mean, personalised")
+        if len(positions) <= 50:
+            axes.set_xticks(positions, [str(int(client)) for client in personalised.index])
+        axes.grid(axis="x", visible=False)
+        axes.set_xlabel("client, sorted by its personalised accuracy")
+        axes.set_ylim(0, 1.02)
+        _metric_axis(axes, "accuracy")
+        _legend_below(figure, axes)
+        return figure
+
+
+def labels(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Draw how many examples of each class each client holds.
+
+    Parameters
+    ----------
+    counts
+        Shape [clients, classes].
+    """
+    with rc_context(STYLE | {"axes.grid": False}):
+        height = min(9.0, 1.4 + 0.24 * len(counts))
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(counts, cmap="Blues", aspect="auto", interpolation="nearest")
+        if counts.size <= ANNOTATED_CELLS:
+            for (client, label), count in np.ndenumerate(counts):
+                if count:
+                    colour = "white" if count > 0.6 * counts.max() else "black"
+                    axes.text(label, client, str(count), ha="center", va="center", fontsize=8, color=colour)
+        if len(counts) <= 50:
+            axes.set_yticks(range(len(counts)))
+        if len(classes) <= 30:
+            rotation = 30 if max(map(len, classes)) > 3 else 0
+            axes.set_xticks(range(len(classes)), classes, rotation=rotation, ha="right" if rotation else "center")
+        axes.set(xlabel="class", ylabel="client")
+        figure.colorbar(image, ax=axes, label="examples", pad=0.01)
+        return figure
+
+
+BARRIER_TITLES = {
+    "loss_mean_ends": "minus the clients' mean loss",
+    "loss_own_base": "minus the client's own loss",
+    "error_mean_ends": "minus the clients' mean error",
+    "error_own_base": "minus the client's own error",
+}
+
+
+def barrier_table(result: Result, column: str) -> pd.DataFrame:
+    """Return a barrier against the average, mean over clients: one row per group (full first), one column per round."""
+    rows = result.barriers[(result.barriers["other"] == -1) & (result.barriers["t"] == 1)]
+    table = rows.pivot_table(index="group", columns="round", values=column, aggfunc="mean", sort=False)
+    full = [group for group in table.index if group == "full"]
+    return table.loc[full + [group for group in table.index if group != "full"]]
+
+
+def barriers(result: Result, metric: str) -> Figure:
+    """Draw the layer-by-round heat maps of a run: its first row is the full model.
+
+    Parameters
+    ----------
+    metric
+        ``loss`` in nats or ``error`` in percentage points.
+    """
+    columns = [f"{metric}_mean_ends", f"{metric}_own_base"]
+    tables = {BARRIER_TITLES[column]: barrier_table(result, column) for column in columns}
+    return _heat_maps(tables, metric)
+
+
+def compared_barriers(results: Mapping[str, Result], metric: str) -> Figure:
+    """Draw the heat maps of several runs beside each other, on one colour scale."""
+    return _heat_maps({name: barrier_table(result, f"{metric}_mean_ends") for name, result in results.items()}, metric)
+
+
+def _heat_maps(tables: Mapping[str, pd.DataFrame], metric: str) -> Figure:
+    factor, unit = (1.0, "nats") if metric == "loss" else (100.0, "percentage points")
+    columns = min(2, len(tables))
+    rows = -(-len(tables) // columns)
+    layers = max(len(table) for table in tables.values())
+    limit = max(float(np.nanmax(np.abs(table.to_numpy()))) for table in tables.values()) * factor or 1.0
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(WIDTH, max(2.4, rows * (1.2 + 0.28 * layers))), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (title, table) in zip(panels, tables.items(), strict=False):
+            image = axes.imshow(
+                table.to_numpy() * factor,
+                cmap="RdBu_r",
+                norm=TwoSlopeNorm(0.0, -limit, limit),
+                aspect="auto",
+                interpolation="nearest",
+            )
+            _annotate(axes, table.to_numpy() * factor, limit)
+            axes.set_yticks(range(len(table)), table.index)
+            step = max(1, len(table.columns) // 12)
+            axes.set_xticks(range(0, len(table.columns), step), table.columns[::step])
+            axes.set(xlabel="round", title=title)
+            if "full" in table.index:
+                axes.axhline(0.5, color="black", linewidth=1)
+        for axes in panels[len(tables) :]:
+            axes.set_visible(False)
+        figure.colorbar(image, ax=panels.tolist(), label=f"{metric} barrier\n({unit})", pad=0.01, aspect=30)
+        return figure
+
+
+def _annotate(axes: Axes, values: np.ndarray, limit: float) -> None:
+    rows, columns = values.shape
+    if columns > 12 or rows > 30:
+        return
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if abs(value) > 0.6 * limit else "black"
+        text = f"{value:.2f}" if limit < 10 else f"{value:.0f}"
+        axes.text(column, row, text.replace("-0.00", "0.00"), ha="center", va="center", fontsize=7, color=colour)
+
+
+def compared_curves(results: Mapping[str, Result]) -> Figure:
+    """Draw personalised and global accuracy over rounds, one line per run."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for number, (name, result) in enumerate(results.items()):
+            _line(panels[0], result.of("personalised").groupby("round")["value"].mean(), name, number)
+            _line(panels[1], result.on_server("global"), name, number)
+        titles = ("Personalised models, clients' own test data (mean)", "Global model, server's test data")
+        for axes, title in zip(panels, titles, strict=True):
+            axes.set_title(title)
+            _round_axis(axes)
+            _metric_axis(axes, "accuracy")
+        _legend_below(figure, panels[0])
+        return figure
+
+
+def compared_traffic(results: Mapping[str, Result]) -> Figure:
+    """Draw personalised accuracy against the bytes sent so far."""
+    totals = {name: _cumulative_bytes(result) for name, result in results.items()}
+    scale, unit = byte_unit(max(float(total.max()) for total in totals.values()))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for number, (name, result) in enumerate(results.items()):
+            accuracy = result.of("personalised").groupby("round")["value"].mean()
+            line = pd.Series(accuracy.to_numpy(), index=totals[name].reindex(accuracy.index).to_numpy() / scale)
+            _line(axes, line, name, number)
+        axes.set_xlabel(f"traffic up and down so far, all clients ({unit})")
+        _metric_axis(axes, "accuracy")
+        axes.set_title("Personalised models, clients' own test data (mean)")
+        _legend_below(figure, axes)
+        return figure
+
+
+def compared_clients(results: Mapping[str, Result]) -> Figure:
+    """Draw the distribution of personalised accuracy over the clients: a point each, with quartiles."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.4 + 0.5 * len(results)), layout="constrained")
+        axes = figure.subplots()
+        values = [result.by_client("personalised").to_numpy() for result in results.values()]
+        axes.boxplot(values, vert=False, widths=0.5, showfliers=False, medianprops={"color": "black", "linewidth": 2})
+        for number, points in enumerate(values):
+            # Spread over the height in the order of their values, so that equal points do not hide each other.
+            offsets = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else np.zeros(1)
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(np.sort(points), number + 1 + offsets, "o", color=colour, alpha=0.7, markersize=5)
+        axes.set_yticks(range(1, len(results) + 1), list(results))
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("accuracy of the personalised model on the client's own test data")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        return figure
+
+
+def byte_unit(largest: float) -> tuple[float, str]:
+    """Return the divisor and name of the decimal unit that suits a number of bytes."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if largest >= scale:
+            return scale, unit
+    return 1.0, "bytes"
+
+
+def _cumulative_bytes(result: Result) -> pd.Series:
+    rounds = range(1, result.evaluated + 1)
+    if result.communication.empty:
+        return pd.Series(0.0, index=rounds)
+    per_round = result.communication.groupby("round")[["up", "down"]].sum().sum(axis=1)
+    return per_round.reindex(rounds, fill_value=0).cumsum()
+
+
+def _line(axes: Axes, series: pd.Series, label: str, number: int) -> None:
+    axes.plot(
+        series.index,
+        series.to_numpy(),
+        color=COLOURS[number % len(COLOURS)],
+        linestyle=STYLES[number % len(STYLES)],
+        marker=MARKERS[number % len(MARKERS)],
+        markevery=max(1, len(series) // 8),
+        markersize=4,
+        label=label,
+    )
+
+
+def _round_axis(axes: Axes) -> None:
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _metric_axis(axes: Axes, metric: str) -> None:
+    axes.set_ylabel("accuracy" if metric == "accuracy" else "cross-entropy (nats per example)")
+    if metric == "accuracy":
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _legend_below(figure: Figure, axes: Axes) -> Any:
+    handles, names = axes.get_legend_handles_labels()
+    return figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 2 if len(names) > 3 else 3))

@@ -1,0 +1,187 @@
+"""Self-contained HTML pages: one per run, and one for a comparison. Their figures also as PDF and PNG."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from fedsim.catalog import total_variation
+from fedsim.federation import federation_of
+from fedsim.records import write_whole
+from fedsim.report import figures
+from fedsim.report.figures import byte_unit
+from fedsim.report.results import Result, compare, worst_mean
+from fedsim.report.tables import comparison_table
+
+TABLE_NOTE = (
+    "Accuracies in percent. Personalised: each client's own model on its own test data, mean ± standard deviation "
+    "over the clients; worst 10 %: mean over the worst tenth of the clients, at least one; global: the server's "
+    "model on the server's test data; kB, MB or GB: bytes up and down over all rounds and clients; seconds: wall time "
+    "of all rounds. With several seeds, each is the mean over the seeds."
+)
+BARRIER_TEXT = (
+    "Each cell is the {metric} of a client's uploaded model with that one layer replaced by the average over the "
+    "clients, minus a reference; mean over the clients. The first row, full, is the average of all layers. Red: "
+    "averaging the layer hurts. Blue: it helps, which is normal where clients with few classes are measured on all of "
+    "them. Measured on {n} of the server's test examples, the same in each round; the average weighs each client "
+    "by its training examples."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure with a title and what it shows; ``name`` is its file name without the ending."""
+
+    name: str
+    title: str
+    text: str
+    figure: Figure
+
+
+def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
+    """Write the page about one run, and its figures too if ``export``, into the folder ``out``; return its path."""
+    config = result.config
+    personalised = result.by_client("personalised")
+    scale, unit = byte_unit(result.bytes_total)
+    numbers = [
+        (
+            "personalised accuracy, mean ± std over clients",
+            f"{personalised.mean():.1%} ± {personalised.std(ddof=0):.1%}",
+        ),
+        ("personalised accuracy, worst 10 % of clients", f"{worst_mean(personalised.to_numpy()):.1%}"),
+        ("global accuracy, server's test data", f"{result.on_server('global').loc[result.evaluated]:.1%}"),
+        ("traffic, up and down", f"{result.bytes_total / scale:.1f} {unit}"),
+        ("wall time of the rounds", f"{result.seconds_total:.0f} s"),
+    ]
+    details = [
+        ("Configuration", result.folder.config.read_text()),
+        ("Environment", json.dumps(result.folder.read_env(), indent=1)),
+    ]
+    content = {
+        "title": f"{result.strategy} on {config.data.name}",
+        "subtitle": _subtitle(result),
+        "numbers": numbers,
+        "details": details,
+    }
+    return _write(out, content, _run_sections(result), export)
+
+
+def write_comparison(results: Sequence[Result], out: Path, *, export: bool = False) -> Path:
+    """Write the page that compares several runs into the folder ``out``; return its path."""
+    labelled = _labels(results)
+    first = results[0].config
+    sections = [
+        Section(
+            "accuracy",
+            "Accuracy over the rounds",
+            "Left: what each client gets out of it. Right: what the server's own model can do.",
+            figures.compared_curves(labelled),
+        ),
+        Section(
+            "clients",
+            "Personalised accuracy of each client",
+            "Each point is a client after the last round; the box spans the quartiles, its line is the median.",
+            figures.compared_clients(labelled),
+        ),
+        Section(
+            "traffic",
+            "Accuracy for the bytes it costs",
+            "Only layers that a strategy shares travel, and only they count.",
+            figures.compared_traffic(labelled),
+        ),
+    ]
+    if with_barriers := {name: result for name, result in labelled.items() if len(result.barriers)}:
+        text = BARRIER_TEXT.format(metric="loss", n=first.barriers.examples)
+        figure = figures.compared_barriers(with_barriers, "loss")
+        sections.append(Section("barriers", "Layer-wise barriers, minus the clients' mean loss", text, figure))
+    content = {
+        "title": f"{len(results)} runs on {', '.join(sorted({result.config.data.name for result in results}))}",
+        "subtitle": ", ".join(str(result.folder.path) for result in results),
+        "table": comparison_table(compare(results)),
+        "table_note": TABLE_NOTE,
+        "details": [
+            (f"Configuration of {name}", result.folder.config.read_text()) for name, result in labelled.items()
+        ],
+    }
+    return _write(out, content, sections, export)
+
+
+def _run_sections(result: Result) -> list[Section]:
+    federation = federation_of(result.config)
+    classes = federation.dataset.classes
+    counts = federation.partition.label_counts(federation.dataset.labels, len(classes))
+    sections = [
+        Section(
+            "curves",
+            "Accuracy and loss over the rounds",
+            "Personalised: each client's own model right after the server's layers reached it. Global: the server's.",
+            figures.curves(result),
+        ),
+        Section(
+            "clients",
+            "Personalised accuracy per client",
+            f"After round {result.evaluated}, on each client's own test data; clients sorted.",
+            figures.clients(result),
+        ),
+    ]
+    if len(result.barriers):
+        for metric in ("loss", "error"):
+            text = BARRIER_TEXT.format(metric=metric, n=result.config.barriers.examples)
+            title = f"Layer-wise {metric} barriers"
+            sections.append(Section(f"barriers-{metric}", title, text, figures.barriers(result, metric)))
+    text = (
+        f"Examples of each class that each client holds, train, validation and test together; sizes from "
+        f"{counts.sum(1).min()} to {counts.sum(1).max()}, mean total variation from the pooled labels "
+        f"{total_variation(counts):.2f} (0: all alike, towards 1: no class in common)."
+    )
+    return [*sections, Section("labels", "Label distribution of the partition", text, figures.labels(counts, classes))]
+
+
+def _subtitle(result: Result) -> str:
+    config = result.config
+    options = ", ".join(f"{key} = {value}" for key, value in config.partition.options.items())
+    scheme = config.partition.scheme + (f" ({options})" if options else "")
+    parts = [
+        f"{config.clients} clients, {scheme}",
+        f"model {config.model.name}",
+        f"{result.evaluated} of {config.rounds} rounds",
+        f"participation {config.participation:g}",
+        f"local training: {config.local.epochs} epochs, batches of {config.local.batch_size}, lr {config.local.lr:g}",
+        f"seed {config.seed}",
+    ]
+    return "; ".join(parts)
+
+
+def _labels(results: Sequence[Result]) -> dict[str, Result]:
+    """Name each run by its strategy, and by its folder where that is not enough."""
+    names = [result.strategy for result in results]
+    return {
+        name if names.count(name) == 1 else f"{name} {result.folder.path.name}": result
+        for name, result in zip(names, results, strict=True)
+    }
+
+
+def _write(out: Path, content: Mapping[str, Any], sections: Sequence[Section], export: bool) -> Path:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fedsim.report", "."), autoescape=True, trim_blocks=True
+    )
+    shown = [
+        {
+            "title": section.title,
+            "text": section.text,
+            "image": base64.b64encode(figures.save(section.figure, "svg")).decode(),
+        }
+        for section in sections
+    ]
+    page = out / "report.html"
+    write_whole(page, environment.get_template("page.html").render(**content, sections=shown))
+    if export:
+        for section in sections:
+            for kind in ("pdf", "png"):
+                write_whole(out / f"{section.name}.{kind}", figures.save(section.figure, kind))
+    return page

@@ -1,0 +1,216 @@
+"""What a run achieved, read from its folder."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from fedsim import catalog
+from fedsim.config import Config
+from fedsim.errors import ConfigError
+from fedsim.records import RunFolder, read_rows
+
+WORST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run with its records.
+
+    Parameters
+    ----------
+    metrics
+        Columns ``round, client, split, model, metric, value, n``; client is NaN for the server.
+    communication
+        Columns ``round, client, layer, down, up`` in bytes.
+    timing
+        Column ``round`` and one column of wall seconds per part of a round.
+    barriers
+        The rows of `fedsim.analysis.barriers` with a column ``round``; empty if none were measured.
+    """
+
+    folder: RunFolder
+    config: Config
+    metrics: pd.DataFrame
+    communication: pd.DataFrame
+    timing: pd.DataFrame
+    barriers: pd.DataFrame
+
+    @property
+    def strategy(self) -> str:
+        """The strategy with the options that differ from their defaults."""
+        return catalog.label(self.config.strategy)
+
+    @cached_property
+    def evaluated(self) -> int:
+        """The last round with an evaluation."""
+        return int(self.of("personalised")["round"].max())
+
+    def of(self, model: str, metric: str = "accuracy", split: str = "test", *, server: bool = False) -> pd.DataFrame:
+        """Return the rows of one metric of one model, of the clients or of the server."""
+        table = self.metrics
+        chosen = (table["model"] == model) & (table["metric"] == metric) & (table["split"] == split)
+        return table[chosen & (table["client"].isna() == server)]
+
+    def by_client(self, model: str, metric: str = "accuracy") -> pd.Series:
+        """Return a metric on each client's own test data in the last evaluated round, by client."""
+        rows = self.of(model, metric)
+        return rows[rows["round"] == self.evaluated].set_index("client")["value"].sort_index()
+
+    def on_server(self, model: str, metric: str = "accuracy") -> pd.Series:
+        """Return a metric on the server's test data by round."""
+        return self.of(model, metric, server=True).set_index("round")["value"]
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes up and down over all rounds and clients."""
+        return int(self.communication[["up", "down"]].to_numpy().sum()) if len(self.communication) else 0
+
+    @property
+    def seconds_total(self) -> float:
+        """Wall seconds of all rounds, without starting up."""
+        return float(self.timing.drop(columns="round").to_numpy(na_value=0.0).sum())
+
+
+def read_result(folder: RunFolder) -> Result:
+    """Read a run's records.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is not a run, or nothing was evaluated in it yet.
+    """
+    if not folder.config.is_file():
+        raise ConfigError(f"{folder.path} is not a run: it has no config.toml; give a folder that 'fedsim run' made")
+    metrics = read_rows(folder.metrics)
+    if metrics.empty or "personalised" not in set(metrics["model"]):
+        raise ConfigError(f"{folder.path} has no evaluated round yet; let 'fedsim run' go on first")
+    return Result(
+        folder=folder,
+        config=catalog.resolve(folder.read_config()),
+        metrics=metrics,
+        communication=read_rows(folder.communication),
+        timing=read_rows(folder.timing),
+        barriers=folder.read_barriers(),
+    )
+
+
+def find_runs(paths: Iterable[Path]) -> list[RunFolder]:
+    """Return the runs at these paths, run folders or folders of experiments, in the order in which they were started.
+
+    Raises
+    ------
+    ConfigError
+        If a path holds no run.
+    """
+    found: list[RunFolder] = []
+    for path in paths:
+        inside = [path] if (path / "config.toml").is_file() else sorted(p.parent for p in path.glob("*/config.toml"))
+        if not inside:
+            raise ConfigError(
+                f"{path} holds no run; give run folders, or an experiment's folder such as runs/quickstart"
+            )
+        found += [RunFolder(run) for run in inside]
+    return sorted(dict.fromkeys(found), key=lambda run: (run.read_env()["started"][0], run.path))
+
+
+def worst_mean(values: ArrayLike, *, higher_is_better: bool = True) -> float:
+    """Return the mean over the worst tenth of the clients, at least one."""
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    ordered = ordered if higher_is_better else ordered[::-1]
+    return float(ordered[: max(1, round(WORST_SHARE * len(ordered)))].mean())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a comparison: the mean over the seeds of one setting.
+
+    Parameters
+    ----------
+    settings
+        What tells this line from the others, besides the strategy.
+    personalised, spread, worst
+        Over the clients, each on its own test data: mean, standard deviation and mean of the worst tenth.
+    global_
+        The global model on the server's test data.
+    """
+
+    strategy: str
+    settings: Mapping[str, Any]
+    seeds: int
+    rounds: int
+    personalised: float
+    spread: float
+    worst: float
+    global_: float
+    bytes_total: float
+    seconds: float
+
+
+def compare(results: Sequence[Result], metric: str = "accuracy", by: str | None = None) -> list[Row]:
+    """Return one row per setting, seeds averaged, in the order in which the settings first appear.
+
+    Parameters
+    ----------
+    metric
+        ``accuracy`` or ``loss``.
+    by
+        A dotted setting to group by instead, such as ``strategy.name``.
+
+    Raises
+    ------
+    ConfigError
+        If no run has the setting ``by``.
+    """
+    settings = [_flat(catalog.changed_settings(result.config)) for result in results]
+    keys = dict.fromkeys(key for each in settings for key in each if not key.startswith("strategy."))
+    varying = [key for key in keys if len({str(each.get(key)) for each in settings}) > 1]
+    groups: dict[str, list[int]] = {}
+    for position, result in enumerate(results):
+        if by is None:
+            name = str(sorted(settings[position].items(), key=str))
+        else:
+            resolved = _flat(result.config.model_dump(mode="json"))
+            if by not in resolved:
+                raise ConfigError(
+                    f"--by {by!r} is not a setting of these runs; for instance strategy.name or partition.alpha"
+                )
+            name = f"{by}={resolved[by]}"
+        groups.setdefault(name, []).append(position)
+    rows = []
+    for name, members in groups.items():
+        first = members[0]
+        shown = {key: settings[first].get(key, "default") for key in varying} if by is None else {}
+        label = results[first].strategy if by is None else name
+        rows.append(_row(label, shown, [results[member] for member in members], metric))
+    return rows
+
+
+def _row(label: str, settings: Mapping[str, Any], results: Sequence[Result], metric: str) -> Row:
+    clients = [result.by_client("personalised", metric).to_numpy() for result in results]
+    higher_is_better = metric == "accuracy"
+    return Row(
+        strategy=label,
+        settings=settings,
+        seeds=len(results),
+        rounds=max(result.evaluated for result in results),
+        personalised=float(np.mean([values.mean() for values in clients])),
+        spread=float(np.mean([values.std() for values in clients])),
+        worst=float(np.mean([worst_mean(values, higher_is_better=higher_is_better) for values in clients])),
+        global_=float(np.mean([result.on_server("global", metric).loc[result.evaluated] for result in results])),
+        bytes_total=float(np.mean([result.bytes_total for result in results])),
+        seconds=float(np.mean([result.seconds_total for result in results])),
+    )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

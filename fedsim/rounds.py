@@ -1,0 +1,217 @@
+"""One round: training, barriers, averaging, evaluation, and what is written about each."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+import torch
+from flwr.app import ConfigRecord, Message
+
+from fedsim import messages
+from fedsim.analysis import barriers
+from fedsim.analysis.barriers import Pair
+from fedsim.checkpoints import Checkpoints
+from fedsim.client import GLOBAL, PERSONALISED, UPLOADED, load_for_evaluation
+from fedsim.config import Config
+from fedsim.engines.grid import Engine, processors
+from fedsim.errors import RunError
+from fedsim.federation import Federation
+from fedsim.params import Params, combine, weighted_mean
+from fedsim.records import RunFolder, append_rows, metric_row, write_parquet
+from fedsim.seeds import rng
+from fedsim.strategy import ClientUpdate, Strategy
+from fedsim.training import EVALUATION_BATCH, Evaluation, evaluate
+
+AVERAGE = "average"  # of all layers of the uploaded models, whatever the strategy shares
+CALIBRATION_EXAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """What a progress display shows after a round; accuracies are None where the round has no evaluation."""
+
+    server_round: int
+    personalised_accuracy: float | None = None
+    global_accuracy: float | None = None
+    left_out: int = 0
+
+
+def barrier_groups(config: Config) -> list[str | Mapping[str, str]]:
+    """Return ``[barriers] groups`` as `barriers` takes them: a layer expression is a group of that name."""
+    return [group if group in ("layers", "full") else {group: group} for group in config.barriers.groups]
+
+
+def barrier_pairs(config: Config, models: int) -> list[Pair]:
+    """Draw the pairs of a round as positions among its models, each in both directions.
+
+    Rounds with equally many models have the same pairs.
+    """
+    every = list(combinations(range(models), 2))
+    count = min(config.barriers.pairs, len(every))
+    chosen = sorted(rng(config.seed, "barrier pairs").choice(len(every), size=count, replace=False)) if count else []
+    return [pair for index in chosen for pair in (every[index], every[index][::-1])]
+
+
+class Rounds:
+    """Plays the rounds of one run."""
+
+    def __init__(self, federation: Federation, strategy: Strategy, engine: Engine, folder: RunFolder) -> None:
+        self.config = federation.config
+        self.federation = federation
+        self.strategy = strategy
+        self.engine = engine
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder.checkpoints)
+        # Analysis runs in this process, which is idle while the clients' actors are.
+        self._threads = engine.workers if self.config.engine.name == "local" else processors()
+        self._test = federation.test_data()
+        self._changed: set[int] = set()
+        self._seconds: dict[str, float] = {}
+
+    def play(self, server_round: int) -> RoundSummary:
+        """Play a round and write everything about it; its checkpoint comes last.
+
+        Raises
+        ------
+        RunError
+            If no client gave a valid update.
+        """
+        self._seconds = {}
+        last = server_round == self.config.rounds
+        probe = self._is_due(self.config.barriers.every, server_round)
+        rows: list[dict[str, Any]] = []
+        with self._timed("train"):
+            updates, left_out = self._train(server_round, probe)
+        for update in updates:
+            rows += _client_rows(server_round, update.client, update.metrics)
+        rows += [metric_row(server_round, client, "train", UPLOADED, "left_out", 1.0, 0) for client in left_out]
+        if probe:
+            with self._timed("barriers"):
+                rows += self._measure_barriers(server_round, updates)
+        with self._timed("aggregate"):
+            self.strategy.step(server_round, updates)
+        if last or self._is_due(self.config.evaluate_every, server_round):
+            with self._timed("evaluate"):
+                rows += self._evaluate(server_round)
+        append_rows(self.folder.metrics, rows)
+        if last or self._is_due(self.config.checkpoint_every, server_round):
+            with self._timed("checkpoint"):
+                self.checkpoints.save(server_round, self.strategy, self.engine, self._changed)
+            self._changed = set()
+        append_rows(self.folder.timing, [{"round": server_round, **self._seconds}])
+        return _summary(server_round, rows, len(left_out))
+
+    def _train(self, server_round: int, probe: bool) -> tuple[list[ClientUpdate], dict[int, str]]:
+        config = ConfigRecord({messages.PROBE: probe})
+        sent = list(self.strategy.configure_train(server_round, self.strategy.arrays, config, self.engine))
+        replies = list(self.engine.send_and_receive(sent))
+        self._changed |= {message.metadata.dst_node_id for message in sent}
+        append_rows(self.folder.communication, self._traffic(server_round, sent, replies))
+        updates, left_out = self.strategy.receive(server_round, replies)
+        if not updates:
+            reason = next(iter(left_out.values()))
+            raise RunError(f"round {server_round}: no client gave a valid update; the first was left out as {reason}")
+        return updates, left_out
+
+    def _traffic(self, server_round: int, sent: Sequence[Message], replies: Sequence[Message]) -> list[dict[str, Any]]:
+        """Count the bytes of the layers in the messages themselves, by client and layer."""
+        counted: dict[tuple[int, str], dict[str, int]] = {}
+        down = ((message.metadata.dst_node_id, "down", message) for message in sent)
+        up = ((reply.metadata.src_node_id, "up", reply) for reply in replies if reply.has_content())
+        for client, direction, message in (*down, *up):
+            for key, array in message.content.array_records[messages.ARRAYS].items():
+                entry = counted.setdefault((client, self.federation.layers.of_key(key)), {"down": 0, "up": 0})
+                entry[direction] += messages.size_bytes(array)
+        order = {name: position for position, name in enumerate(self.federation.layers.names)}
+        return [
+            {"round": server_round, "client": client, "layer": layer, **entry}
+            for (client, layer), entry in sorted(counted.items(), key=lambda item: (item[0][0], order[item[0][1]]))
+        ]
+
+    def _measure_barriers(self, server_round: int, updates: Sequence[ClientUpdate]) -> list[dict[str, Any]]:
+        """Write the barriers between the models as uploaded; return the metrics of their average."""
+        # Integer buffers travel in the probe; the order of the entries is the model's.
+        states = [combine(self.federation.initial, update.shared | update.probe) for update in updates]
+        weights = [update.num_examples for update in updates]
+        inputs, targets = self.federation.test_data(self.config.barriers.examples)
+        model, groups = self.federation.model(), barrier_groups(self.config)
+        measure = partial(barriers, model, states, inputs, targets, groups=groups, threads=self._threads)
+        frames = [measure(weights=weights)]
+        if pairs := barrier_pairs(self.config, len(states)):
+            frames.append(measure(against="pairs", pairs=pairs))
+        table = pd.concat(frames, ignore_index=True)
+        clients = {position: update.client for position, update in enumerate(updates)} | {-1: -1}
+        table["base"], table["other"] = table["base"].map(clients), table["other"].map(clients)
+        write_parquet(self.folder.barriers(server_round), table)
+        average = combine(states[0], weighted_mean(states, weights))
+        return self._server_rows(server_round, AVERAGE, average)
+
+    def _evaluate(self, server_round: int) -> list[dict[str, Any]]:
+        """Evaluate personalised and global models on the clients' data, and the global model on the server's."""
+        sent = self.strategy.configure_evaluate(server_round, self.strategy.arrays, ConfigRecord(), self.engine)
+        replies = sorted(self.engine.send_and_receive(sent), key=lambda reply: reply.metadata.src_node_id)
+        rows = []
+        for reply in replies:
+            client = reply.metadata.src_node_id
+            if reply.has_error():
+                raise RunError(f"round {server_round}: client {client} could not be evaluated: {reply.error.reason}")
+            rows += _client_rows(server_round, client, dict(reply.content.metric_records[messages.METRICS]))
+        return rows + self._server_rows(server_round, GLOBAL, self.strategy.global_model)
+
+    def _server_rows(self, server_round: int, name: str, params: Params) -> list[dict[str, Any]]:
+        """Evaluate a model on the server's test data, which threads share."""
+        inputs, targets = self._test
+        calibration = self.federation.train_sample(CALIBRATION_EXAMPLES)
+
+        # Cut where evaluation would cut, so that the number of threads changes no batch.
+        def evaluate_part(start: int) -> Evaluation:
+            model = load_for_evaluation(self.federation, params, calibration)
+            part = slice(start, start + EVALUATION_BATCH)
+            return evaluate(model, inputs[part], targets[part])
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            parts = list(pool.map(evaluate_part, range(0, len(targets), EVALUATION_BATCH)))
+        whole = Evaluation(torch.cat([part.losses for part in parts]), torch.cat([part.errors for part in parts]))
+        measured = {"loss": whole.loss, "accuracy": whole.accuracy}
+        return [
+            metric_row(server_round, None, "test", name, metric, value, whole.n) for metric, value in measured.items()
+        ]
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[part] = round(time.perf_counter() - start, 6)
+
+    @staticmethod
+    def _is_due(every: int, server_round: int) -> bool:
+        return every > 0 and server_round % every == 0
+
+
+def _client_rows(server_round: int, client: int, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of what a client measured under the names ``model/split/metric``."""
+    rows = []
+    for name, value in metrics.items():
+        model, split, metric = name.split("/") if "/" in name else ("", "", "")
+        if metric and metric != "n":
+            rows.append(metric_row(server_round, client, split, model, metric, value, metrics[f"{model}/{split}/n"]))
+    return rows
+
+
+def _summary(server_round: int, rows: Sequence[Mapping[str, Any]], left_out: int) -> RoundSummary:
+    def mean_accuracy(model: str, of_server: bool) -> float | None:
+        values = [
+            row["value"]
+            for row in rows
+            if (row["model"], row["split"], row["metric"]) == (model, "test", "accuracy")
+            and (row["client"] is None) == of_server
+        ]
+        return sum(values) / len(values) if values else None
+
+    return RoundSummary(server_round, mean_accuracy(PERSONALISED, False), mean_accuracy(GLOBAL, True), left_out)

@@ -1,0 +1,299 @@
+"""Local training and evaluation of one model: pure functions of the model, the data and a random stream."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.functional import cross_entropy
+
+from fedsim.layers import Layers
+from fedsim.params import Params
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of local training.
+
+    Parameters
+    ----------
+    trainable
+        Layer group that is trained; all other layers are frozen.
+    epochs, steps
+        Passes over the client's examples, or mini-batches; at most one of them. Without either: the epochs of
+        the run's ``[local]`` settings.
+    proximal
+        Weight mu of (mu / 2) ||w - w_start||^2 over the trained layers, added to the loss (FedProx,
+        arXiv 1812.06127).
+
+    Raises
+    ------
+    ValueError
+        If both epochs and steps are given, one of them is not positive, or ``proximal`` is negative.
+    """
+
+    trainable: str = "all"
+    epochs: int | None = None
+    steps: int | None = None
+    proximal: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"a phase has epochs = {self.epochs} and steps = {self.steps}; give one of them")
+        if min(self.epochs or 1, self.steps or 1) < 1:
+            raise ValueError(f"a phase has epochs = {self.epochs}, steps = {self.steps}; it must be at least 1")
+        if self.proximal < 0:
+            raise ValueError(f"proximal = {self.proximal} must not be negative")
+
+
+@dataclass(frozen=True)
+class LocalPlan:
+    """What a client does in one round: phases, one after the other."""
+
+    phases: tuple[Phase, ...] = (Phase(),)
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Settings of the local optimiser.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the client's training examples in a phase that does not say otherwise.
+    batch_size
+        Examples in a mini-batch; the last one of an epoch may be smaller, none is dropped.
+    lr, momentum, weight_decay, nesterov
+        As in `torch.optim.SGD`.
+    optimizer_state
+        ``reset`` starts the momentum at zero each round, ``keep`` takes it from the client's last one.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    optimizer_state: Literal["reset", "keep"] = "reset"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What local training reports.
+
+    Parameters
+    ----------
+    loss
+        Mean cross-entropy in nats over the examples of the last epoch (or the last phase's steps), each taken
+        before the step that it led to.
+    examples_seen
+        Examples passed forward and backward.
+    momentum
+        Momentum buffers by parameter name; empty without momentum.
+    """
+
+    loss: float
+    examples_seen: int
+    momentum: Params = field(default_factory=dict)
+
+
+def train_(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    plan: LocalPlan,
+    settings: SGD,
+    rng: np.random.Generator,
+    momentum: Params | None = None,
+) -> Training:
+    """Train ``model`` in place by mini-batch SGD on cross-entropy.
+
+    Parameters
+    ----------
+    inputs, targets
+        Normalised inputs, shape [n, ...], and class indices, shape [n], on the model's device. n is at least 1.
+    rng
+        Draws the order of the examples, anew for each epoch.
+    momentum
+        Buffers to start from; zeros without.
+    """
+    layers = Layers.of(model)
+    buffers = dict(momentum or {})
+    loss, seen = float("nan"), 0
+    model.train()
+    for phase in plan.phases:
+        trainable = set(layers.keys(layers.group(phase.trainable), buffers=False))
+        loss, phase_seen = _train_phase(model, inputs, targets, phase, settings, rng, trainable, buffers)
+        seen += phase_seen
+    model.eval()
+    return Training(loss, seen, buffers)
+
+
+def _train_phase(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    phase: Phase,
+    settings: SGD,
+    rng: np.random.Generator,
+    trainable: Collection[str],
+    buffers: Params,
+) -> tuple[float, int]:
+    """Run one phase; update ``buffers`` in place; return the last epoch's mean loss and the examples seen."""
+    trained: Params = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+        if name in trainable:
+            trained[name] = parameter
+    optimizer = _optimizer(trained, settings, buffers)
+    regularise = _proximal_gradient(list(trained.values()), phase.proximal)
+    n, seen, steps = len(targets), 0, 0
+    total_steps = phase.steps or (phase.epochs or settings.epochs) * -(-n // settings.batch_size)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=targets.device)
+    counted = 0
+    while steps < total_steps:
+        order = torch.from_numpy(rng.permutation(n)).to(targets.device)
+        epoch_inputs, epoch_targets = inputs[order], targets[order]
+        if phase.steps is None:
+            loss_sum.zero_()
+            counted = 0
+        for start in range(0, n, settings.batch_size):
+            batch_targets = epoch_targets[start : start + settings.batch_size]
+            optimizer.zero_grad()
+            loss = cross_entropy(model(epoch_inputs[start : start + settings.batch_size]), batch_targets)
+            loss.backward()
+            regularise()
+            optimizer.step()
+            loss_sum += loss.detach().double() * len(batch_targets)
+            counted += len(batch_targets)
+            seen += len(batch_targets)
+            steps += 1
+            if steps == total_steps:
+                break
+    for name, parameter in trained.items():
+        if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
+            buffers[name] = buffer
+    return float(loss_sum / counted), seen
+
+
+def _optimizer(trained: Params, settings: SGD, buffers: Params) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(
+        trained.values(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+        fused=True,
+    )
+    for name, parameter in trained.items():
+        if name in buffers:
+            optimizer.state[parameter]["momentum_buffer"] = buffers[name].clone()
+    return optimizer
+
+
+def _proximal_gradient(parameters: list[Tensor], weight: float) -> Callable[[], None]:
+    """Return a function that adds the gradient of (weight / 2) ||w - w_start||^2."""
+    if weight == 0:
+        return lambda: None
+    start = [parameter.detach().clone() for parameter in parameters]
+
+    def add_gradient() -> None:
+        with torch.no_grad():
+            for parameter, origin in zip(parameters, start, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter - origin, alpha=weight)
+
+    return add_gradient
+
+
+def recompute_buffers_(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
+    """Set batch normalisation's running statistics to the mean over batches of ``inputs``, in place.
+
+    The weights stay as they are. Models without running statistics are left alone.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+    if not norms:
+        return
+    momenta = [module.momentum for module in norms]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # a plain average over all batches
+    model.train()
+    with torch.no_grad():
+        for start in range(0, len(inputs), batch_size):
+            model(inputs[start : start + batch_size])
+    model.eval()
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
+
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy in nats of each example, shape [n]."""
+    return cross_entropy(logits, targets, reduction="none")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of a model, example by example.
+
+    Parameters
+    ----------
+    losses
+        Shape [n], float64; in nats for cross-entropy.
+    errors
+        1 where the most likely class is not the target, else 0; NaN where targets are not class indices.
+        Shape [n], float64.
+    """
+
+    losses: Tensor
+    errors: Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.losses)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per example."""
+        return float(self.losses.mean())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the examples whose most likely class is the target."""
+        return 1.0 - float(self.errors.mean())
+
+
+def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Criterion = cross_entropies) -> Evaluation:
+    """Evaluate ``model`` in eval mode, and restore its mode.
+
+    Parameters
+    ----------
+    inputs, targets
+        Normalised inputs, shape [n, ...], and targets, shape [n, ...]: class indices unless ``criterion`` takes others.
+    criterion
+        Maps outputs and targets of a batch to one loss per example.
+    """
+    was_training = model.training
+    model.eval()
+    losses, errors = [], []
+    with torch.inference_mode():
+        for start in range(0, len(targets), EVALUATION_BATCH):
+            expected = targets[start : start + EVALUATION_BATCH]
+            outputs = model(inputs[start : start + EVALUATION_BATCH])
+            loss = criterion(outputs, expected).double().cpu()
+            losses.append(loss)
+            is_class = not expected.is_floating_point()
+            wrong = (outputs.argmax(1) != expected).double().cpu() if is_class else torch.full_like(loss, torch.nan)
+            errors.append(wrong)
+    model.train(was_training)
+    return Evaluation(torch.cat(losses), torch.cat(errors))

@@ -1,0 +1,68 @@
+"""The result of every scheme: which examples each client holds."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Index sets of all clients in compressed rows: one array, cut at ``offsets``.
+
+    Parameters
+    ----------
+    indices
+        Shape [examples], integer: positions in the data set, grouped by client.
+    offsets
+        Shape [clients + 1], integer: client ``k`` holds ``indices[offsets[k]:offsets[k + 1]]``.
+    """
+
+    indices: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def from_owners(cls, owners: NDArray[np.int64], clients: int) -> Self:
+        """Build from the owner of each example, shape [examples]; examples stay in data set order."""
+        sizes = np.bincount(owners, minlength=clients)
+        return cls(np.argsort(owners, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, client: int) -> NDArray[np.int64]:
+        if not 0 <= client < len(self):
+            raise IndexError(f"client {client} of {len(self)}; clients count from 0")
+        return self.indices[self.offsets[client] : self.offsets[client + 1]]
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        return (self[client] for client in range(len(self)))
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Examples per client, shape [clients]."""
+        return np.diff(self.offsets)
+
+    def label_counts(self, labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+        """Return how many examples of each class each client holds, shape [clients, classes]."""
+        owners = np.repeat(np.arange(len(self)), self.sizes)
+        flat = np.bincount(owners * classes + labels[self.indices], minlength=len(self) * classes)
+        return flat.reshape(len(self), classes)
+
+
+def total_variation(label_counts: NDArray[np.int64]) -> float:
+    """Return the mean total variation distance between the clients' labels and the pooled labels.
+
+    0 where all clients have the pooled distribution; approaches 1 where no two share a class. Clients
+    count alike whatever their size.
+
+    Parameters
+    ----------
+    label_counts
+        Shape [clients, classes], each row with at least one example.
+    """
+    pooled = label_counts.sum(axis=0) / label_counts.sum()
+    shares = label_counts / label_counts.sum(axis=1, keepdims=True)
+    return float(np.abs(shares - pooled).sum(axis=1).mean() / 2)

@@ -1,0 +1,12 @@
+"""All layers are averaged."""
+
+from fedsim.strategy import Strategy
+
+
+class Full(Strategy):
+    """Average all layers every round: FedAvg.
+
+    References
+    ----------
+    McMahan et al. 2017, Communication-efficient learning of deep networks, arXiv 1602.05629.
+    """

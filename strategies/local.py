@@ -1,0 +1,17 @@
+"""Nothing is averaged."""
+
+from fedsim.layers import LayerGroup
+from fedsim.strategy import Strategy
+
+
+class Local(Strategy):
+    """Average nothing: each client trains alone, the baseline of personalisation.
+
+    References
+    ----------
+    Local-only training in Adilova et al. 2024, Layer-wise linear mode connectivity, arXiv 2307.06966.
+    """
+
+    def shared(self, server_round: int) -> LayerGroup:
+        """Share no layer."""
+        return self.layers.group("none")
