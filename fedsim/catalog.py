@@ -138,7 +138,10 @@ def _schema(entry: Callable[..., Any], given: Collection[str]) -> type[BaseModel
 
 CATALOGUES: dict[Kind, Catalogue] = {
     "strategies": Catalogue(
-        STRATEGIES, "strategy", "name", ("model", "participation", "seed", "buffers", "send_initial")
+        STRATEGIES,
+        "strategy",
+        "name",
+        ("model", "participation", "seed", "buffers", "min_available_nodes", "send_initial"),
     ),
     "partitions": Catalogue(PARTITIONS, "partition", "scheme", ("labels", "clients", "rng")),
     "models": Catalogue(MODELS, "model", "name", ("shape", "classes")),

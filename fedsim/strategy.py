@@ -5,6 +5,7 @@ A strategy is one short file that overrides a few of the pure hooks `Strategy.sh
 """
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,6 +34,7 @@ from fedsim.training import LocalPlan, Phase
 __all__ = ["Buffers", "ClientUpdate", "LocalPlan", "Phase", "Strategy", "draw_participants"]
 
 Buffers = Literal["shared", "personal", "recompute"]
+NODE_POLL_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
 
@@ -85,6 +87,8 @@ class Strategy(FlowerStrategy):
     buffers
         Running statistics are averaged with their layer (``shared``), stay with the client (``personal``), or are
         computed anew from the client's training data (``recompute``).
+    min_available_nodes
+        Nodes to wait for before a round begins: in Flower's runtimes they appear one after the other.
     send_initial
         Whether a client's first message holds every layer. A client that can build the initial model by
         itself, as fedsim's do from the seed, needs only those that were averaged since.
@@ -92,7 +96,7 @@ class Strategy(FlowerStrategy):
     Raises
     ------
     ValueError
-        If ``participation`` is out of range.
+        If ``participation`` or ``min_available_nodes`` is out of range.
     """
 
     def __init__(
@@ -102,14 +106,18 @@ class Strategy(FlowerStrategy):
         participation: float = 1.0,
         seed: int = 0,
         buffers: Buffers = "shared",
+        min_available_nodes: int = 1,
         send_initial: bool = True,
     ) -> None:
         if not 0 < participation <= 1:
             raise ValueError(f"participation = {participation} must be greater than 0 and at most 1")
+        if min_available_nodes < 1:
+            raise ValueError(f"min_available_nodes = {min_available_nodes} must be at least 1")
         self.layers = Layers.of(model)
         self.participation = participation
         self.seed = seed
         self.buffers = buffers
+        self.min_available_nodes = min_available_nodes
         self.send_initial = send_initial
         self.global_model: Params = {}
         self._averaged_in: dict[str, int] = {}
@@ -214,7 +222,7 @@ class Strategy(FlowerStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Write a message to each participant; nodes count as clients in the order of their ids."""
+        """Write a message to each participant; nodes count as clients from 0, in the order of their ids."""
         self._take(arrays)
         nodes = self._nodes(grid)
         participants = draw_participants(self.seed, server_round, len(nodes), self.participation)
@@ -274,9 +282,13 @@ class Strategy(FlowerStrategy):
             self.set_global_model(messages.decode(arrays))
 
     def _nodes(self, grid: Grid) -> list[int]:
-        nodes = sorted(grid.get_node_ids())
-        self._clients = {node: client for client, node in enumerate(nodes)}
-        return nodes
+        """Return the node of each client; a node stays the same client even if others appear later."""
+        while len(nodes := sorted(grid.get_node_ids())) < self.min_available_nodes:
+            logger.info("waiting for nodes: %d of %d are there", len(nodes), self.min_available_nodes)
+            time.sleep(NODE_POLL_SECONDS)
+        for node in nodes:
+            self._clients.setdefault(node, len(self._clients))
+        return list(self._clients)
 
     def _down(self, server_round: int, client: int) -> Params:
         first = self.send_initial and client not in self._last_round

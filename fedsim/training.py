@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _NormBase
 
 from fedsim.layers import Layers
 from fedsim.params import Params
@@ -45,7 +45,7 @@ class Phase:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"a phase has epochs = {self.epochs} and steps = {self.steps}; give one of them")
-        if min(self.epochs or 1, self.steps or 1) < 1:
+        if any(count is not None and count < 1 for count in (self.epochs, self.steps)):
             raise ValueError(f"a phase has epochs = {self.epochs}, steps = {self.steps}; it must be at least 1")
         if self.proximal < 0:
             raise ValueError(f"proximal = {self.proximal} must not be negative")

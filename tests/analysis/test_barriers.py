@@ -1,0 +1,324 @@
+import copy
+import importlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsim.analysis import barriers, count_evaluations
+from fedsim.layers import Layers
+from fedsim.models import MODELS
+from fedsim.training import evaluate
+
+BARRIERS = [
+    f"{metric}_{name}" for metric in ("loss", "error") for name in ("mean_ends", "swap_ends", "own_base", "chord")
+]
+N = 40
+
+
+def models(
+    count: int, make=lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+):
+    """Different random models in float64, with data."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = [make().double() for _ in range(count)]
+        inputs, targets = torch.randn(N, 5).double(), torch.randint(0, 3, (N,))
+    return made[0], [copy.deepcopy(model.state_dict()) for model in made], inputs, targets
+
+
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().sum(1)
+
+
+def row(table: pd.DataFrame, **where: object) -> pd.Series:
+    chosen = table
+    for column, value in where.items():
+        chosen = chosen[chosen[column] == value]
+    assert len(chosen) == 1
+    return chosen.iloc[0]
+
+
+def test_identical_models_give_zero() -> None:
+    model, states, inputs, targets = models(1)
+    copies = [states[0]] * 3
+    for against in ("average", "pairs"):
+        table = barriers(model, copies, inputs, targets, groups=["layers", "full"], against=against, weights=[1, 2, 5])
+        assert table[BARRIERS].abs().max().max() < 1e-14
+
+
+def test_moving_every_layer_is_the_full_barrier_for_every_base() -> None:
+    model, states, inputs, targets = models(3)
+    table = barriers(
+        model, states, inputs, targets, groups=["full", {"every": "first:1 | !first:1"}], weights=[1, 2, 3]
+    )
+    assert table["loss"].nunique() == 1
+    average = {key: sum(w * s[key] for w, s in zip((1, 2, 3), states, strict=True)) / 6 for key in states[0]}
+    model.load_state_dict(average)
+    own = []
+    for state in states:
+        other = copy.deepcopy(model)
+        other.load_state_dict(state)
+        own.append(evaluate(other, inputs, targets).loss)
+    expected = evaluate(model, inputs, targets).loss - np.average(own, weights=[1, 2, 3])
+    assert np.allclose(table["loss_mean_ends"], expected, atol=1e-12)
+    assert np.allclose(table.query("group == 'full'")["loss_own_base"], table["loss"][0] - np.array(own), atol=1e-12)
+
+
+def test_a_quadratic_loss_gives_the_closed_form() -> None:
+    # f = ||w - y||^2 / 2 along a segment: barrier against the chord is -t (1 - t) ||a - b||^2 / 2.
+    class Point(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.w.expand(len(x), -1)
+
+    a, b = {"w": torch.tensor([1.0, 2, 0, -1]).double()}, {"w": torch.tensor([0.0, 5, 1, 1]).double()}
+    inputs, targets = torch.zeros(3, 1), torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double()
+    table = barriers(
+        Point(),
+        [a, b],
+        inputs,
+        targets,
+        groups="full",
+        against="pairs",
+        ts=[0.25, 0.5, 0.9],
+        criterion=lambda outputs, targets: squared(outputs, targets) / 2,
+    )
+    distance = float((a["w"] - b["w"]).square().sum())
+    for _, each in table.iterrows():
+        assert each["loss_chord"] == pytest.approx(-each["t"] * (1 - each["t"]) * distance / 2, abs=1e-12)
+    assert table["error"].isna().all()
+
+
+def deep_linear() -> nn.Module:
+    return nn.Sequential(*(nn.Linear(5, 5, bias=False) for _ in range(3)))
+
+
+def test_theorem_4_1_on_a_deep_linear_network() -> None:
+    # arXiv 2307.06966, Theorem 4.1: along one layer the squared loss is a convex quadratic in t.
+    model, states, inputs, _ = models(2, deep_linear)
+    targets = torch.randn(N, 5, generator=torch.Generator().manual_seed(1)).double()
+    ts = [0.0, 0.25, 0.5, 0.75, 1.0]
+    table = barriers(model, states, inputs, targets, groups="layers", against="pairs", ts=ts, criterion=squared)
+    for (layer, base, other), path in table.groupby(["group", "base", "other"]):
+        second = np.diff(path.sort_values("t")["loss"], 2)
+        assert np.ptp(second) < 1e-10 * abs(second).max()
+        left, right = states[base], states[other]
+        hidden = inputs
+        for name in ("0", "1", "2"):
+            weight = left[f"{name}.weight"] - right[f"{name}.weight"] if name == layer else left[f"{name}.weight"]
+            hidden = hidden @ weight.T
+        leading = float(hidden.square().sum(1).mean())
+        assert second[0] == pytest.approx(2 * leading * 0.25**2, rel=1e-9)
+        middle = path[path["t"] == 0.5].iloc[0]
+        assert middle["loss_swap_ends"] == pytest.approx(-leading / 4, rel=1e-9)
+
+
+class Product(nn.Module):
+    """f(w1, w2) = w1 w2 on the constant input 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(1, 1, bias=False)
+        self.second = nn.Linear(1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+def test_the_one_dimensional_example_of_the_paper() -> None:
+    # w = (a, 1/a), w' = (1/a, a), loss (w1 w2 - 1)^2, a = 0.1: 600.37 jointly; layer 2 alone 0.245 on w, 2450.25 on w'.
+    a = 0.1
+    states = [
+        {
+            "first.weight": torch.tensor([[first]], dtype=torch.float64),
+            "second.weight": torch.tensor([[1 / first]], dtype=torch.float64),
+        }
+        for first in (a, 1 / a)
+    ]
+    one = torch.ones(1, 1).double()
+    table = barriers(Product().double(), states, one, one, groups=["full", "layers"], criterion=squared)
+    assert row(table, group="full", base=0)["loss_mean_ends"] == pytest.approx(
+        (((a + 1 / a) / 2) ** 2 - 1) ** 2, abs=1e-9
+    )
+    assert row(table, group="second", base=0)["loss_mean_ends"] == pytest.approx((1 - a**2) ** 2 / 4, abs=1e-9)
+    assert row(table, group="second", base=1)["loss_mean_ends"] == pytest.approx((a**-2 - 1) ** 2 / 4, abs=1e-9)
+    pairs = barriers(
+        Product().double(), states, one, one, groups="layers", against="pairs", ts=[0.5], criterion=squared
+    )
+    assert row(pairs, group="second", base=1)["loss_mean_ends"] == pytest.approx(2450.25, abs=1e-9)
+    assert row(pairs, group="second", base=1)["loss_swap_ends"] == pytest.approx(-2450.25, abs=1e-9)
+
+
+def test_the_last_linear_layer_never_has_a_positive_swap_ends_barrier() -> None:
+    # Its logits are affine in t and cross-entropy is convex in the logits.
+    for seed in range(20):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            nets = [nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).double() for _ in range(3)]
+            inputs, targets = torch.randn(N, 5).double(), torch.randint(0, 3, (N,))
+        states = [net.state_dict() for net in nets]
+        table = barriers(nets[0], states, inputs, targets, groups={"h": "head"}, against="pairs", ts=[0.1, 0.5, 0.7])
+        assert table["loss_swap_ends"].max() <= 1e-12
+
+
+def plain_barriers(model, states, inputs, targets, layers: set[str], base: int, other: int, t: float, weights) -> dict:
+    """The definition, slowly: copy, mix by hand, load, evaluate."""
+
+    def loss(state: dict) -> float:
+        net = copy.deepcopy(model)
+        net.load_state_dict(state)
+        net.eval()
+        with torch.no_grad():
+            return nn.functional.cross_entropy(net(inputs), targets).item()
+
+    total = sum(weights)
+    average = {key: sum(w * s[key].double() for w, s in zip(weights, states, strict=True)) / total for key in states[0]}
+    end = average if other == -1 else states[other]
+
+    def mixed(s: float) -> dict:
+        return {
+            key: (1 - s) * value + s * end[key]
+            if key.rpartition(".")[0] in layers and value.is_floating_point()
+            else value
+            for key, value in states[base].items()
+        }
+
+    own = [loss(state) for state in states]
+    if other == -1:
+        mean_ends = sum(w * value for w, value in zip(weights, own, strict=True)) / total
+    else:
+        mean_ends = (own[base] + own[other]) / 2
+    value = loss(mixed(t))
+    return {
+        "loss": value,
+        "loss_mean_ends": value - mean_ends,
+        "loss_swap_ends": value - (1 - t) * own[base] - t * loss(mixed(1.0)),
+        "loss_own_base": value - own[base],
+    }
+
+
+def norm_net() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("against", ["average", "pairs"])
+def test_every_column_agrees_with_a_slow_implementation(against: str) -> None:
+    model, states, inputs, targets = models(3, norm_net)
+    for number, state in enumerate(states):
+        state["1.running_mean"] += 0.3 * number
+        state["1.running_var"] *= 1.0 + 0.5 * number
+    weights = [1.0, 2.0, 5.0]
+    groups = {"some": "0 | 1", "top": "head"}
+    table = barriers(
+        model, states, inputs, targets, groups=[groups, "layers"], against=against, ts=[0.25, 1.0], weights=weights
+    )
+    layers = {"some": {"0", "1"}, "top": {"3"}, "0": {"0"}, "1": {"1"}, "3": {"3"}}
+    assert len(table) == 5 * 2 * (3 if against == "average" else 6)
+    for _, each in table.iterrows():
+        slow = plain_barriers(
+            model, states, inputs, targets, layers[each["group"]], each["base"], each["other"], each["t"], weights
+        )
+        for column, value in slow.items():
+            assert each[column] == pytest.approx(value, abs=1e-12), (column, dict(each))
+
+
+def test_a_swap_of_some_layers_is_the_other_model_with_the_rest() -> None:
+    model, states, inputs, targets = models(2)
+    table = barriers(
+        model, states, inputs, targets, groups={"a": "first:1", "b": "!first:1"}, against="pairs", ts=[0.0, 1.0]
+    )
+    assert row(table, group="a", base=0, t=1.0)["loss"] == row(table, group="b", base=1, t=1.0)["loss"]
+    assert row(table, group="a", base=0, t=1.0)["loss"] != row(table, group="a", base=1, t=1.0)["loss"]
+
+
+def test_the_full_barrier_is_symmetric_and_a_layers_is_not() -> None:
+    model, states, inputs, targets = models(2)
+    table = barriers(model, states, inputs, targets, groups=["full", "layers"], against="pairs", ts=[0.25, 0.75])
+    assert row(table, group="full", base=0, t=0.25)["loss"] == pytest.approx(
+        row(table, group="full", base=1, t=0.75)["loss"], abs=1e-14
+    )
+    first = row(table, group="0", base=0, t=0.25)["loss"]
+    assert abs(first - row(table, group="0", base=1, t=0.75)["loss"]) > 1e-4
+
+
+def test_standard_errors_are_those_of_paired_differences() -> None:
+    model, states, inputs, targets = models(2)
+    table = barriers(model, states, inputs, targets, groups={"h": "head"})
+    mixed = states[0] | {key: (states[0][key] + states[1][key]) / 2 for key in ("4.weight", "4.bias")}
+    losses = []
+    for state in (mixed, states[0]):
+        model.load_state_dict(state)
+        losses.append(nn.functional.cross_entropy(model(inputs), targets, reduction="none").detach().numpy())
+    difference = losses[0] - losses[1]
+    expected = difference.std(ddof=1) / np.sqrt(N)
+    assert row(table, base=0)["loss_own_base_se"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_number_of_threads_changes_nothing_and_the_model_stays_as_it_was() -> None:
+    model, states, inputs, targets = models(3)
+    before, model.training = copy.deepcopy(model.state_dict()), True
+    one = barriers(model, states, inputs, targets, groups=["layers", "full"], against="pairs")
+    two = barriers(model, states, inputs, targets, groups=["layers", "full"], against="pairs", threads=3)
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_pairs_are_ordered_and_only_those_given_are_measured() -> None:
+    model, states, inputs, targets = models(3)
+    table = barriers(model, states, inputs, targets, groups="full", against="pairs", pairs=[(2, 0)])
+    assert table[["base", "other", "t"]].to_numpy().tolist() == [[2, 0, 0.0], [2, 0, 0.5], [2, 0, 1.0]]
+    assert table["loss_own_base"][0] == 0
+
+
+def test_residual_networks_with_normalisation_work() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        nets = [MODELS["resnet18"]((1, 8, 8), 3, norm="batch", width=2) for _ in range(2)]
+        inputs, targets = torch.randn(10, 1, 8, 8), torch.randint(0, 3, (10,))
+    table = barriers(nets[0], [net.state_dict() for net in nets], inputs, targets, groups=["layers", "full"])
+    assert len(table) == 2 * (len(Layers.of(nets[0])) + 1)
+    assert table["loss"].notna().all()
+
+
+def test_counting_agrees_with_what_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, states, inputs, targets = models(3)
+    calls = []
+    module = importlib.import_module("fedsim.analysis.barriers")
+    monkeypatch.setattr(module, "evaluate", lambda *args: calls.append(1) or evaluate(*args))
+    for against, pairs in (("average", None), ("pairs", [(0, 1), (1, 0)])):
+        calls.clear()
+        barriers(model, states, inputs, targets, groups=["full", "layers"], against=against, pairs=pairs)
+        assert len(calls) == count_evaluations(model, 3, groups=["full", "layers"], against=against, pairs=pairs)
+    # 3 models, 1 full average and 3 layers of each with the average.
+    assert count_evaluations(model, 3, groups=["full", "layers"], against="average") == 3 + 1 + 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"against": "avrage"}, "against = 'avrage'"),
+        ({"groups": "layer"}, "groups has 'layer'"),
+        ({"groups": {"x": "hed"}}, "'hed' matches nothing"),
+        ({"ts": [1.5]}, "each must be from 0 to 1"),
+        ({"against": "pairs", "pairs": [(0, 2)]}, r"pair \(0, 2\)"),
+        ({"weights": [1.0]}, "weights"),
+        ({"weights": [1.0, -1.0]}, "must be positive"),
+    ],
+)
+def test_wrong_arguments_are_named(options: dict, message: str) -> None:
+    model, states, inputs, targets = models(2)
+    with pytest.raises(ValueError, match=message):
+        barriers(model, states, inputs, targets, **options)
+
+
+def test_no_states_is_an_error() -> None:
+    model, _, inputs, targets = models(1)
+    with pytest.raises(ValueError, match="no states"):
+        barriers(model, [], inputs, targets)

@@ -1,0 +1,64 @@
+import os
+
+# Set before torch is imported anywhere, as the engines do for their workers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim import catalog, experiment
+from fedsim.config import Config, with_settings
+from fedsim.records import RunFolder
+
+TINY: dict[str, Any] = {
+    "rounds": 2,
+    "clients": 4,
+    "data": {"name": "digits", "train_examples": 200, "test_examples": 60},
+    "partition": {"scheme": "dirichlet", "alpha": 0.5},
+    "model": {"name": "mlp", "hidden": [12]},
+    "local": {"lr": 0.1, "batch_size": 16},
+    "barriers": {"every": 2, "pairs": 2, "examples": 40},
+    "engine": {"workers": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Config]:
+    """Build a resolved config of a run that takes a moment; changes are dotted settings."""
+
+    def build(**changes: Any) -> Config:
+        settings = with_settings(TINY, {key.replace("__", "."): value for key, value in changes.items()})
+        return catalog.resolve(Config.parse(settings, "tiny"))
+
+    return build
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[..., RunFolder]:
+    """Play a whole run into a folder of its own."""
+
+    def run(config: Config, name: str = "run") -> RunFolder:
+        folder = RunFolder(tmp_path / name)
+        experiment.run(config, folder, lambda summary: None)
+        return folder
+
+    return run
+
+
+def run_files(folder: RunFolder) -> dict[str, bytes]:
+    """Return the content of all files that must be equal in equal runs."""
+    own = ("env.json", "timing.jsonl", "log.txt", "config.toml", "report.html")
+    return {
+        str(path.relative_to(folder.path)): path.read_bytes()
+        for path in sorted(folder.path.rglob("*"))
+        if path.is_file() and path.name not in own
+    }

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from fedsim.params import combine, lerp, partition, weighted_mean
+
+
+def test_combining_the_parts_gives_the_whole_back() -> None:
+    whole = {"a": torch.ones(2), "b": torch.zeros(1), "c": torch.tensor(3)}
+    inside, rest = partition(whole, {"a", "c"})
+    assert list(inside) == ["a", "c"]
+    assert list(rest) == ["b"]
+    assert combine(whole, inside) == whole
+    assert list(combine(rest | inside, rest)) == ["b", "a", "c"]
+
+
+def test_combine_rejects_an_entry_that_the_model_lacks() -> None:
+    with pytest.raises(KeyError, match="'x'"):
+        combine({"a": torch.ones(1)}, {"x": torch.ones(1)})
+
+
+def test_lerp_is_exact_at_the_ends_and_leaves_integers() -> None:
+    start, end = (
+        {"w": torch.tensor([0.1, -3.0]), "n": torch.tensor(4)},
+        {"w": torch.tensor([7.7, 1e-8]), "n": torch.tensor(9)},
+    )
+    assert torch.equal(lerp(start, end, 0.0)["w"], start["w"])
+    assert torch.equal(lerp(start, end, 1.0)["w"], end["w"])
+    assert torch.allclose(lerp(start, end, 0.25)["w"], 0.75 * start["w"] + 0.25 * end["w"])
+    assert lerp(start, end, 0.75)["n"] == 4
+
+
+def test_weighted_mean_by_hand_with_unequal_weights() -> None:
+    members = [{"w": torch.tensor([1.0, 10.0])}, {"w": torch.tensor([4.0, -2.0])}]
+    assert weighted_mean(members, [1, 3])["w"].tolist() == [3.25, 1.0]
+
+
+def test_weighted_mean_accumulates_in_float64() -> None:
+    # In float32, adding 1e-3 to 3e4 ten times loses half of each term.
+    values = [3e4] + [1e-3] * 10
+    mean = weighted_mean([{"w": torch.tensor([value])} for value in values], [1.0] * 11)["w"]
+    assert mean.item() == torch.tensor(sum(map(float, torch.tensor(values).tolist())) / 11).item()
+    assert mean.dtype == torch.float32
+
+
+def test_integers_never_enter_an_average() -> None:
+    assert list(weighted_mean([{"w": torch.ones(1), "n": torch.tensor(3)}], [2.0])) == ["w"]
+
+
+@pytest.mark.parametrize(("members", "weights"), [([], []), ([{}], [1.0, 2.0]), ([{}, {}], [1.0, 0.0])])
+def test_weights_that_do_not_fit_are_rejected(members: list, weights: list) -> None:
+    with pytest.raises(ValueError, match="weights"):
+        weighted_mean(members, weights)

@@ -1,0 +1,134 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fedsim.training import SGD, LocalPlan, Phase, evaluate, recompute_buffers_, train_
+
+
+def example(n: int = 23) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    inputs = torch.randn(n, 6, generator=generator, dtype=torch.float64)
+    return model, inputs, torch.randint(0, 3, (n,), generator=generator)
+
+
+def plain_sgd(
+    model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, orders: list, batch: int, lr: float, momentum: float
+) -> None:
+    """Mini-batch SGD as in a text book, written without torch.optim."""
+    velocity = [torch.zeros_like(p) for p in model.parameters()]
+    for order in orders:
+        for start in range(0, len(order), batch):
+            chosen = torch.from_numpy(order[start : start + batch])
+            loss = cross_entropy(model(inputs[chosen]), targets[chosen])
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            with torch.no_grad():
+                for p, v, gradient in zip(model.parameters(), velocity, gradients, strict=True):
+                    v.mul_(momentum).add_(gradient)
+                    p.sub_(lr * v)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_training_is_text_book_sgd_and_drops_no_example(momentum: float) -> None:
+    model, inputs, targets = example()
+    reference = copy.deepcopy(model)
+    rng = np.random.default_rng(3)
+    plain_sgd(reference, inputs, targets, [rng.permutation(23) for _ in range(3)], 5, 0.1, momentum)
+    result = train_(model, inputs, targets, LocalPlan(), SGD(3, 5, 0.1, momentum), np.random.default_rng(3))
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+    assert result.examples_seen == 3 * 23
+
+
+def test_only_the_trainable_group_moves_in_each_phase() -> None:
+    model, inputs, targets = example()
+    before = copy.deepcopy(model.state_dict())
+    train_(model, inputs, targets, LocalPlan((Phase("head"),)), SGD(), np.random.default_rng(0))
+    after = model.state_dict()
+    assert all(torch.equal(after[key], before[key]) == (not key.startswith("2.")) for key in before)
+
+
+def test_phases_follow_each_other() -> None:
+    model, inputs, targets = example()
+    both, rng = copy.deepcopy(model), np.random.default_rng(5)
+    train_(both, inputs, targets, LocalPlan((Phase("head", epochs=2), Phase("body"))), SGD(), np.random.default_rng(5))
+    train_(model, inputs, targets, LocalPlan((Phase("head", epochs=2),)), SGD(), rng)
+    train_(model, inputs, targets, LocalPlan((Phase("body"),)), SGD(), rng)
+    assert all(torch.equal(a, b) for a, b in zip(both.parameters(), model.parameters(), strict=True))
+
+
+def test_a_phase_in_steps_stops_within_an_epoch() -> None:
+    model, inputs, targets = example()
+    result = train_(model, inputs, targets, LocalPlan((Phase(steps=7),)), SGD(batch_size=5), np.random.default_rng(0))
+    assert result.examples_seen == 23 + 10
+
+
+def test_one_proximal_step_pulls_by_mu_times_the_distance() -> None:
+    # The first step starts at the anchor, so the pull appears in the second: w2 = w1 - lr (g(w1) + mu (w1 - w0)).
+    model, inputs, targets = example(4)
+    start, settings = copy.deepcopy(model), SGD(batch_size=4, lr=0.1)
+    one = copy.deepcopy(model)
+    train_(one, inputs, targets, LocalPlan((Phase(steps=1, proximal=3.0),)), settings, np.random.default_rng(0))
+    two_plain = copy.deepcopy(one)
+    train_(two_plain, inputs, targets, LocalPlan((Phase(steps=1),)), settings, np.random.default_rng(0))
+    train_(model, inputs, targets, LocalPlan((Phase(steps=2, proximal=3.0),)), settings, np.random.default_rng(0))
+    for w, w0, w1, plain in zip(*(m.parameters() for m in (model, start, one, two_plain)), strict=True):
+        assert torch.allclose(w, plain - 0.1 * 3.0 * (w1 - w0), atol=1e-12)
+
+
+def test_momentum_goes_on_where_it_was_kept() -> None:
+    model, inputs, targets = example()
+    whole, settings = copy.deepcopy(model), SGD(1, 5, 0.1, 0.9)
+    rng = np.random.default_rng(1)
+    train_(whole, inputs, targets, LocalPlan((Phase(epochs=2),)), settings, np.random.default_rng(1))
+    first = train_(model, inputs, targets, LocalPlan(), settings, rng)
+    train_(model, inputs, targets, LocalPlan(), settings, rng, first.momentum)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
+
+
+def test_the_reported_loss_is_the_mean_over_examples_of_the_last_epoch() -> None:
+    model, inputs, targets = example()
+    frozen = SGD(2, 5, lr=1e-300)
+    result = train_(model, inputs, targets, LocalPlan(), frozen, np.random.default_rng(0))
+    assert result.loss == pytest.approx(evaluate(model, inputs, targets).loss, rel=1e-12)
+
+
+def test_evaluation_takes_the_mean_over_examples_not_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, targets = example()
+    whole = cross_entropy(model(inputs), targets).item()
+    monkeypatch.setattr("fedsim.training.EVALUATION_BATCH", 7)
+    result = evaluate(model, inputs, targets)
+    assert result.loss == pytest.approx(whole, rel=1e-12)
+    assert result.accuracy == pytest.approx((model(inputs).argmax(1) == targets).double().mean().item())
+    assert result.n == 23
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_restores_the_mode(training: bool) -> None:
+    model, inputs, targets = example()
+    model.train(training)
+    evaluate(model, inputs, targets)
+    assert model.training is training
+
+
+def test_recomputed_buffers_are_the_statistics_of_the_data() -> None:
+    inputs = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) * 3 + 2
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    momentum = model[0].momentum
+    recompute_buffers_(model, inputs, batch_size=64)
+    assert torch.allclose(model[0].running_mean, inputs.mean(0), atol=1e-6)
+    assert torch.allclose(model[0].running_var, inputs.var(0), atol=1e-5)
+    assert model[0].momentum == momentum
+    assert not model.training
+
+
+@pytest.mark.parametrize("options", [{"epochs": 1, "steps": 1}, {"epochs": 0}, {"steps": 0}, {"proximal": -0.1}])
+def test_a_phase_out_of_range_is_an_error(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"phase|proximal"):
+        Phase(**options)
