@@ -3,13 +3,16 @@ import os
 # Set before torch is imported anywhere, as the engines do for their workers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
+import fedsim.engines.ray  # noqa: F401 (sets what Ray reads when it is imported)
 from fedsim import catalog, experiment
 from fedsim.config import Config, with_settings
 from fedsim.records import RunFolder
@@ -29,6 +32,14 @@ TINY: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Start Ray once for all tests that need it; an engine uses what is already there."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

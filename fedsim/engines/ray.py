@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,11 @@ import ray
 from ray.exceptions import RayActorError
 
 Item = TypeVar("Item")
+
+
+def _python_path() -> str:
+    """Return where this process imports from, so that workers find a model or data set of the user's own."""
+    return os.pathsep.join(path for path in sys.path if path)
 
 
 class _Worker:
@@ -69,7 +75,7 @@ class RayEngine(Engine):
                 address=address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}},
                 **here,
             )
         self._threads_before = torch.get_num_threads()
@@ -113,6 +119,6 @@ class RayEngine(Engine):
             return ray.get([getattr(self._actors[worker], method).remote(*args) for worker, args in arguments.items()])
         except RayActorError as error:
             raise RunError(
-                "a Ray worker died, most often for want of memory; run the same command again to continue from the "
-                "last checkpoint, perhaps with fewer engine.workers"
+                f"a Ray worker died ({str(error).strip().splitlines()[-1].strip()}); run the same command again to "
+                "continue from the last checkpoint, with fewer engine.workers if memory ran out"
             ) from error
