@@ -75,11 +75,22 @@ class Dataset:
         shape = (1, -1, 1, 1)
         mean = torch.tensor(self.mean, device=inputs.device).view(shape)
         std = torch.tensor(self.std, device=inputs.device).view(shape)
-        return (inputs.float() / self.scale - mean) / std
+        return channels_last((inputs.float() / self.scale - mean) / std)
 
     def to(self, device: torch.device) -> Self:
         """Return the data set with its tensors on ``device``."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Return images, shape [n, channels, height, width], with the channels next to each other in memory.
+
+    Convolutions and poolings are faster on them. torch's own conversion leaves images with one channel as they are,
+    and its convolutions then take the slow way.
+    """
+    _, channels, height, width = images.shape
+    strides = (channels * height * width, 1, width * channels, channels)
+    return torch.empty_strided(images.shape, strides, dtype=images.dtype, device=images.device).copy_(images)
 
 
 def stratified(targets: Tensor, n: int, rng: np.random.Generator) -> Tensor:

@@ -228,7 +228,13 @@ def compared_clients(results: Mapping[str, Result]) -> Figure:
         figure = Figure(figsize=(WIDTH, 1.4 + 0.5 * len(results)), layout="constrained")
         axes = figure.subplots()
         values = [result.by_client("personalised").to_numpy() for result in results.values()]
-        axes.boxplot(values, vert=False, widths=0.5, showfliers=False, medianprops={"color": "black", "linewidth": 2})
+        axes.boxplot(
+            values,
+            orientation="horizontal",
+            widths=0.5,
+            showfliers=False,
+            medianprops={"color": "black", "linewidth": 2},
+        )
         for number, points in enumerate(values):
             # Spread over the height in the order of their values, so that equal points do not hide each other.
             offsets = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else np.zeros(1)

@@ -1,0 +1,237 @@
+"""The command line: every mistake is one line that names the value and the remedy, and leaves nothing behind."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedsim import cli
+from fedsim.data import DATA
+from fedsim.models import MODELS
+from partitions import PARTITIONS
+from strategies import STRATEGIES
+from tests.conftest import TINY
+
+Fedsim = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fedsim:
+    """Run a command in an empty folder; return its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return (exit_.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
+
+    return run
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    import tomli_w
+
+    path = tmp_path / "study.toml"
+    path.write_text(tomli_w.dumps(TINY))
+    return path
+
+
+MISTAKES = {
+    "unknown key": (["--set", "local.learning_rate=0.1"], "unknown key 'local.learning_rate'; .*known are: .*lr"),
+    "misspelt key": (["--set", "local.epoch=1"], "unknown key 'local.epoch'; did you mean 'epochs'"),
+    "misspelt table": (["--set", "barrier.every=1"], "unknown key 'barrier'; did you mean 'barriers'"),
+    "unknown option": (
+        ["--set", "partition.alfa=1"],
+        "unknown key 'partition.alfa' for 'dirichlet'; did you mean 'alpha'",
+    ),
+    "missing option": (["--set", 'partition={scheme="dirichlet"}'], "'partition.alpha' is missing"),
+    "wrong type": (["--set", 'rounds="ten"'], "rounds = 'ten': .*valid integer"),
+    "no bool for a number": (["--set", "clients=true"], "clients = True: .*valid integer"),
+    "wrong type of an option": (["--set", 'partition.alpha="low"'], "partition.alpha = 'low': .*valid number"),
+    "out of range": (["--set", "local.lr=-1.0"], "local.lr = -1.0: .*greater than 0"),
+    "participation": (["--set", "participation=0.0"], "participation = 0.0: .*greater than 0"),
+    "option out of range": (["--set", "partition.alpha=0.0"], r"\[partition\] alpha = 0.0 must be greater than 0"),
+    "device": (["--set", 'device="gpu"'], "device = 'gpu'"),
+    "unknown strategy": (["--set", 'strategy.name="fulll"'], "strategy.name = 'fulll' is unknown; did you mean 'full'"),
+    "unknown partition": (["--set", 'partition.scheme="dirichelt"'], "did you mean 'dirichlet'"),
+    "unknown model": (["--set", 'model={name="resnet81"}'], "did you mean 'resnet18'"),
+    "unknown data": (["--set", 'data.name="fashion_mnist"'], "did you mean 'fashion-mnist'"),
+    "own strategy that is not there": (["--set", 'strategy.name="nowhere:Mine"'], "'nowhere:Mine' cannot be imported"),
+    "layer pattern": (
+        ["--set", 'strategy={name="layer_set", shared="hed*"}'],
+        r"layer pattern 'hed\*' matches nothing; layers are: fc1, fc2",
+    ),
+    "layer group of the barriers": (["--set", 'barriers.groups=["ful"]'], "'ful' matches nothing; layers are"),
+    "no normalisation": (["--set", 'strategy={name="layer_set", shared="!norm"}'], "'norm' matches nothing"),
+    "more clients than examples": (["--set", "clients=201"], "clients = 201 is more than the 200 training examples"),
+    "clients that cannot be filled": (["--set", "clients=50"], "50 clients with at least 10 examples each need 500"),
+    "more examples than there are": (
+        ["--set", "data.train_examples=9999"],
+        "9999 is more than the 1442 train examples",
+    ),
+    "barrier examples": (["--set", "barriers.examples=61"], "barriers.examples = 61 is more than the 60"),
+    "nothing left to train on": (["--set", "partition.test=0.95"], "must add up to less than 1"),
+    "sweep with a mistake": (["--set", "sweep.rounds=[1, 0]"], "rounds = 0: .*greater than or equal to 1"),
+    "sweep of nothing": (["--set", "sweep.rounds=[]"], "sweep.rounds"),
+    "string without quotes": (["--set", "strategy.name=full"], 'needs quotes of its own.*name="full"'),
+    "no value": (["--set", "rounds"], "must be KEY=VALUE"),
+    "engine": (["--engine", "cloud"], "cloud"),
+    "data folder without data": (
+        ["--set", 'data={name="fashion-mnist", data_dir="."}'],
+        "has none of Fashion-MNIST's files",
+    ),
+    "option of another data set": (["--set", 'data.data_dir="."'], "unknown key 'data.data_dir' for 'digits'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(
+    name: str, fedsim: Fedsim, study: Path, tmp_path: Path
+) -> None:
+    arguments, message = MISTAKES[name]
+    code, out, err = fedsim("run", str(study), *arguments)
+    assert code == 2
+    assert out == ""
+    assert re.search(message, re.sub(r"[│\s]+", " ", err))
+    if name != "engine":  # typer draws a box around what it finds wrong itself
+        assert err.startswith("fedsim: error: ")
+        assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
+
+
+def test_a_truncated_data_file_is_named_before_anything_is_written(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / f"{name}-ubyte").write_bytes(b"\0\0\x08")
+    code, _, err = fedsim("run", str(study), "--set", f'data={{name="fashion-mnist", data_dir="{tmp_path}"}}')
+    assert code == 2
+    assert re.search("train-images-idx3-ubyte starts with bytes", err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = fedsim("run", str(study), "--out", "file")
+    assert code == 2
+    assert re.search("run folder file/study/.* cannot be written.*--out", err)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "missing.toml cannot be read: No such file"),
+        ("rounds = ", "is not TOML"),
+        ("rounds = 1", "'clients' is missing"),
+    ],
+)
+def test_an_experiment_that_cannot_be_read(fedsim: Fedsim, tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "missing.toml").write_text(content)
+    code, _, err = fedsim("run", "missing.toml")
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_a_folder_without_runs_is_named(fedsim: Fedsim, command: str) -> None:
+    code, _, err = fedsim(command, ".")
+    assert code == 2
+    assert ". holds no run" in err
+
+
+def test_run_compare_and_report_a_sweep(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+    sweep = 'sweep.strategy=[{name="full"}, {name="layer_set", shared="head"}]'
+    code, out, err = fedsim("run", str(study), "--set", sweep, "--set", "sweep.seed=[0, 1]")
+    assert code == 0
+    assert len(list((tmp_path / "runs" / "study").glob("*/DONE"))) == 4
+    assert len(list((tmp_path / "runs" / "study").glob("*/report.html"))) == 4
+    assert err.count("round ") == 8
+    lines = [line.split() for line in out.splitlines() if line.strip().startswith(("full", "layer_set"))]
+    assert [line[:3] for line in lines] == [["full", "2", "2"], ["layer_set(shared=head)", "2", "2"]]
+
+    code, _, err = fedsim("run", str(study), "--set", sweep, "--set", "sweep.seed=[0, 1]")
+    assert code == 0
+    assert err.count("done already, skipped") == 4
+
+    code, again, err = fedsim("compare", "runs/study")
+    assert code == 0
+    assert again == out
+    assert "report: runs/study/report.html" in err
+    page = (tmp_path / "runs" / "study" / "report.html").read_text()
+    assert page.count("<img") == 4
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+    code, by_name, _ = fedsim("compare", "runs/study", "--by", "strategy.name", "--metric", "loss")
+    assert code == 0
+    assert "strategy.name=layer_set" in by_name
+
+    code, _, err = fedsim("compare", "runs/study", "--by", "strategy.nam")
+    assert code == 2
+    assert "'strategy.nam' is not a setting" in err
+
+    code, _, _ = fedsim("report", "runs/study", "--out", "paper")
+    assert code == 0
+    assert {path.suffix for path in (tmp_path / "paper").iterdir()} == {".html", ".pdf", ".png"}
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+    code, out, _ = fedsim("run", str(study), "--dry-run", "--set", "barriers.pairs=0")
+    assert code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
+    assert "lr = 0.1" in out
+    assert "momentum = 0.0" in out
+    # fc1 has 64 x 12 weights and 12 biases of 4 bytes, fc2 12 x 10 and 10.
+    assert re.search(r"fc1 +linear +3,120 bytes", out)
+    assert "4 clients send 3,640 bytes each: fc1, fc2" in out
+    # 4 own models, the average, and 4 times 2 layers; 40 examples; one round of two.
+    assert "520 forward passes" in out
+    assert "mean total variation" in out
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("strategies", STRATEGIES), ("partitions", PARTITIONS), ("models", MODELS), ("data", DATA)],
+)
+def test_list_shows_everything_that_is_registered(fedsim: Fedsim, kind: str, names: dict) -> None:
+    code, out, _ = fedsim("list", kind)
+    assert code == 0
+    assert all(name in out for name in names)
+
+
+OWN = """
+from fedsim.strategy import Strategy
+
+class Mine(Strategy):
+    \"\"\"Share the first layers.\"\"\"
+
+    def __init__(self, model, depth: int = 1, **settings):
+        super().__init__(model, **settings)
+        self._group = self.layers.group(f"first:{depth}")
+
+    def shared(self, server_round):
+        return self._group
+"""
+
+
+def test_a_strategy_of_ones_own_is_one_file_in_this_folder(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+    (tmp_path / "own_strategy.py").write_text(OWN)
+    choice = 'strategy={name="own_strategy:Mine", depth=1}'
+    code, out, _ = fedsim("run", str(study), "--set", choice)
+    assert code == 0
+    assert "own_strategy:Mine" in out
+    code, _, err = fedsim("run", str(study), "--set", 'strategy={name="own_strategy:Mine", depht=1}')
+    assert code == 2
+    assert "did you mean 'depth'" in err
+
+
+def test_the_ray_engine_starts_by_itself_from_the_command_line(study: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedsim", "run", str(study), "--engine", "ray", "--out", str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "Warning" not in run.stderr
+    assert len(list((tmp_path / "out").glob("*/*/DONE"))) == 1
