@@ -9,7 +9,7 @@ from fedsim.catalog import total_variation
 from fedsim.config import Config
 from fedsim.experiment import prepare
 from fedsim.federation import Federation
-from fedsim.report.figures import byte_unit
+from fedsim.report.figures import format_bytes
 from fedsim.rounds import barrier_groups, barrier_pairs
 from fedsim.strategy import Strategy, draw_participants
 
@@ -64,8 +64,7 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
             names = ", ".join(group.layers) or "nothing"
             yield f"from round {server_round}: {clients} clients send {size:,} bytes each: {names}"
         previous = group
-    scale, unit = byte_unit(total)
-    yield f"up in all rounds: {total / scale:.2f} {unit}; down at most the same"
+    yield f"up in all rounds: {format_bytes(total)}; down at most the same"
 
 
 def _barriers(federation: Federation) -> Iterator[str]:

@@ -176,8 +176,8 @@ def _train_phase(
             steps += 1
             if steps == total_steps:
                 break
-    for name, parameter in trained.items():
-        if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
+    for name, tensor in trained.items():
+        if (buffer := optimizer.state[tensor].get("momentum_buffer")) is not None:
             buffers[name] = buffer
     return float(loss_sum / counted), seen
 

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from fedsim.report.results import Result
 
@@ -113,20 +113,17 @@ def labels(counts: np.ndarray, classes: Sequence[str]) -> Figure:
         return figure
 
 
-BARRIER_TITLES = {
-    "loss_mean_ends": "minus the clients' mean loss",
-    "loss_own_base": "minus the client's own loss",
-    "error_mean_ends": "minus the clients' mean error",
-    "error_own_base": "minus the client's own error",
-}
+def barrier_table(result: Result, column: str, t: float = 1.0) -> pd.DataFrame:
+    """Return a mean barrier by group (full first) and round.
 
-
-def barrier_table(result: Result, column: str) -> pd.DataFrame:
-    """Return a barrier against the average, mean over clients: one row per group (full first), one column per round."""
-    rows = result.barriers[(result.barriers["other"] == -1) & (result.barriers["t"] == 1)]
+    Parameters
+    ----------
+    t
+        1 for the clients against their average, 1/2 for pairs of clients halfway.
+    """
+    rows = result.barriers[(result.barriers["t"] == t) & ((result.barriers["other"] == -1) == (t == 1))]
     table = rows.pivot_table(index="group", columns="round", values=column, aggfunc="mean", sort=False)
-    full = [group for group in table.index if group == "full"]
-    return table.loc[full + [group for group in table.index if group != "full"]]
+    return table.loc[sorted(table.index, key=lambda group: group != "full")]
 
 
 def barriers(result: Result, metric: str) -> Figure:
@@ -137,9 +134,13 @@ def barriers(result: Result, metric: str) -> Figure:
     metric
         ``loss`` in nats or ``error`` in percentage points.
     """
-    columns = [f"{metric}_mean_ends", f"{metric}_own_base"]
-    tables = {BARRIER_TITLES[column]: barrier_table(result, column) for column in columns}
-    return _heat_maps(tables, metric)
+    tables = {
+        f"average, minus the clients' mean {metric}": barrier_table(result, f"{metric}_mean_ends"),
+        f"average, minus the client's own {metric}": barrier_table(result, f"{metric}_own_base"),
+        f"pairs at t = 1/2, minus their mean {metric}": barrier_table(result, f"{metric}_mean_ends", 0.5),
+        "pairs at t = 1/2, minus the path's ends": barrier_table(result, f"{metric}_swap_ends", 0.5),
+    }
+    return _heat_maps({title: table for title, table in tables.items() if len(table)}, metric)
 
 
 def compared_barriers(results: Mapping[str, Result], metric: str) -> Figure:
@@ -183,8 +184,9 @@ def _annotate(axes: Axes, values: np.ndarray, limit: float) -> None:
         return
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if abs(value) > 0.6 * limit else "black"
-        text = f"{value:.2f}" if limit < 10 else f"{value:.0f}"
-        axes.text(column, row, text.replace("-0.00", "0.00"), ha="center", va="center", fontsize=7, color=colour)
+        rounded = round(value, 2 if limit < 10 else 0) + 0.0  # no minus in front of a zero
+        text = f"{rounded:.2f}" if limit < 10 else f"{rounded:.0f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
 
 
 def compared_curves(results: Mapping[str, Result]) -> Figure:
@@ -205,17 +207,19 @@ def compared_curves(results: Mapping[str, Result]) -> Figure:
 
 
 def compared_traffic(results: Mapping[str, Result]) -> Figure:
-    """Draw personalised accuracy against the bytes sent so far."""
-    totals = {name: _cumulative_bytes(result) for name, result in results.items()}
-    scale, unit = byte_unit(max(float(total.max()) for total in totals.values()))
+    """Draw personalised accuracy against the bytes sent so far; a run that sends nothing is a level line."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
         axes = figure.subplots()
         for number, (name, result) in enumerate(results.items()):
             accuracy = result.of("personalised").groupby("round")["value"].mean()
-            line = pd.Series(accuracy.to_numpy(), index=totals[name].reindex(accuracy.index).to_numpy() / scale)
-            _line(axes, line, name, number)
-        axes.set_xlabel(f"traffic up and down so far, all clients ({unit})")
+            if result.bytes_total == 0:
+                axes.axhline(accuracy.iloc[-1], **_style(number), label=f"{name}, sends nothing")
+                continue
+            _line(axes, accuracy.set_axis(_cumulative_bytes(result).loc[accuracy.index]), name, number)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))
+        axes.set_xlabel("traffic up and down so far, all clients")
         _metric_axis(axes, "accuracy")
         axes.set_title("Personalised models, clients' own test data (mean)")
         _legend_below(figure, axes)
@@ -248,28 +252,29 @@ def compared_clients(results: Mapping[str, Result]) -> Figure:
         return figure
 
 
-def byte_unit(largest: float) -> tuple[float, str]:
-    """Return the divisor and name of the decimal unit that suits a number of bytes."""
+def format_bytes(count: float) -> str:
+    """Return a number of bytes with three digits in the decimal unit that suits it, such as ``12.3 MB``."""
     for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if largest >= scale:
-            return scale, unit
-    return 1.0, "bytes"
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:g} bytes" if count else "0"
 
 
 def _cumulative_bytes(result: Result) -> pd.Series:
     rounds = range(1, result.evaluated + 1)
-    if result.communication.empty:
-        return pd.Series(0.0, index=rounds)
     per_round = result.communication.groupby("round")[["up", "down"]].sum().sum(axis=1)
     return per_round.reindex(rounds, fill_value=0).cumsum()
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
 
 
 def _line(axes: Axes, series: pd.Series, label: str, number: int) -> None:
     axes.plot(
         series.index,
         series.to_numpy(),
-        color=COLOURS[number % len(COLOURS)],
-        linestyle=STYLES[number % len(STYLES)],
+        **_style(number),
         marker=MARKERS[number % len(MARKERS)],
         markevery=max(1, len(series) // 8),
         markersize=4,

@@ -14,14 +14,14 @@ from fedsim.catalog import total_variation
 from fedsim.federation import federation_of
 from fedsim.records import write_whole
 from fedsim.report import figures
-from fedsim.report.figures import byte_unit
+from fedsim.report.figures import format_bytes
 from fedsim.report.results import Result, compare, worst_mean
 from fedsim.report.tables import comparison_table
 
 TABLE_NOTE = (
     "Accuracies in percent. Personalised: each client's own model on its own test data, mean ± standard deviation "
     "over the clients; worst 10 %: mean over the worst tenth of the clients, at least one; global: the server's "
-    "model on the server's test data; kB, MB or GB: bytes up and down over all rounds and clients; seconds: wall time "
+    "model on the server's test data; traffic: bytes up and down over all rounds and clients; seconds: wall time "
     "of all rounds. With several seeds, each is the mean over the seeds."
 )
 BARRIER_TEXT = (
@@ -30,6 +30,10 @@ BARRIER_TEXT = (
     "averaging the layer hurts. Blue: it helps, which is normal where clients with few classes are measured on all of "
     "them. Measured on {n} of the server's test examples, the same in each round; the average weighs each client "
     "by its training examples."
+)
+PAIRS_TEXT = (
+    " Below, the same for {pairs} pairs of clients, in both directions: the layer lies halfway between the two. The "
+    "path's ends are the model with its own layer and with the other's."
 )
 
 
@@ -47,7 +51,6 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
     """Write the page about one run, and its figures too if ``export``, into the folder ``out``; return its path."""
     config = result.config
     personalised = result.by_client("personalised")
-    scale, unit = byte_unit(result.bytes_total)
     numbers = [
         (
             "personalised accuracy, mean ± std over clients",
@@ -55,7 +58,7 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         ),
         ("personalised accuracy, worst 10 % of clients", f"{worst_mean(personalised.to_numpy()):.1%}"),
         ("global accuracy, server's test data", f"{result.on_server('global').loc[result.evaluated]:.1%}"),
-        ("traffic, up and down", f"{result.bytes_total / scale:.1f} {unit}"),
+        ("traffic, up and down", format_bytes(result.bytes_total)),
         ("wall time of the rounds", f"{result.seconds_total:.0f} s"),
     ]
     details = [
@@ -131,7 +134,9 @@ def _run_sections(result: Result) -> list[Section]:
     ]
     if len(result.barriers):
         for metric in ("loss", "error"):
-            text = BARRIER_TEXT.format(metric=metric, n=result.config.barriers.examples)
+            settings = result.config.barriers
+            text = BARRIER_TEXT.format(metric=metric, n=settings.examples)
+            text += PAIRS_TEXT.format(pairs=settings.pairs) if settings.pairs else ""
             title = f"Layer-wise {metric} barriers"
             sections.append(Section(f"barriers-{metric}", title, text, figures.barriers(result, metric)))
     text = (

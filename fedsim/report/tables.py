@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedsim.report.figures import byte_unit
+from fedsim.report.figures import format_bytes
 from fedsim.report.results import Row
 
 
@@ -19,10 +19,9 @@ class Table:
 def comparison_table(rows: Sequence[Row], metric: str = "accuracy") -> Table:
     """Write a comparison as text: accuracies in percent, losses in nats per example.
 
-    Personalised is mean ± standard deviation over the clients, worst 10 % the mean over the worst tenth of them; bytes
-    are up and down over all rounds and clients, seconds the wall time of all rounds.
+    Personalised is mean ± standard deviation over the clients, worst 10 % the mean over the worst tenth of them,
+    traffic up and down over all rounds and clients, seconds the wall time of all rounds.
     """
-    scale, unit = byte_unit(max(row.bytes_total for row in rows))
     settings = tuple(rows[0].settings)
     headings = (
         "strategy",
@@ -32,7 +31,7 @@ def comparison_table(rows: Sequence[Row], metric: str = "accuracy") -> Table:
         "personalised",
         "worst 10 %",
         "global",
-        unit,
+        "traffic",
         "seconds",
     )
     cells = tuple(
@@ -44,7 +43,7 @@ def comparison_table(rows: Sequence[Row], metric: str = "accuracy") -> Table:
             f"{_metric(row.personalised, metric)} ± {_metric(row.spread, metric)}",
             _metric(row.worst, metric),
             _metric(row.global_, metric),
-            f"{row.bytes_total / scale:.1f}",
+            format_bytes(row.bytes_total),
             f"{row.seconds:.1f}",
         )
         for row in rows
