@@ -1,4 +1,6 @@
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -126,3 +128,17 @@ def test_only_the_newest_checkpoint_and_its_clients_are_kept(
     assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["clients", "round-00004"]
     took_part = {client for line in json.loads(folder.participants.read_text()) for client in line}
     assert {int(path.name[:6]) for path in (folder.checkpoints / "clients").iterdir()} == took_part
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [({}, "0 0"), ({"FLWR_TELEMETRY_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "1"}, "1 1")]
+)
+def test_telemetry_is_off_unless_the_user_turns_it_on(own: dict[str, str], expected: str) -> None:
+    script = (
+        "import os, fedsim.engines.ray; from flwr.supercore.telemetry import FLWR_TELEMETRY_ENABLED as flower;"
+        "print(flower, os.environ['RAY_USAGE_STATS_ENABLED'])"
+    )
+    switches = ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED")
+    environment = {key: value for key, value in os.environ.items() if key not in switches} | own
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == expected.split()
