@@ -7,7 +7,6 @@ A strategy is one short file that overrides a few of the pure hooks `Strategy.sh
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -30,6 +29,7 @@ from fedsim.layers import LayerGroup, Layers
 from fedsim.messages import Instructions
 from fedsim.params import Params
 from fedsim.training import LocalPlan, Phase
+from fedsim.updates import ClientUpdate, read_metrics, read_update, weighted_metrics
 
 __all__ = ["Buffers", "ClientUpdate", "LocalPlan", "Phase", "Strategy", "draw_participants"]
 
@@ -45,29 +45,6 @@ def draw_participants(seed: int, server_round: int, clients: int, participation:
         return list(range(clients))
     chosen = seeds.rng(seed, "participation", server_round).choice(clients, size=count, replace=False)
     return sorted(int(client) for client in chosen)
-
-
-@dataclass(frozen=True)
-class ClientUpdate:
-    """What a client sends up after local training.
-
-    Parameters
-    ----------
-    shared
-        The layers that are shared in this round.
-    num_examples
-        Training examples of the client: its weight in the average.
-    metrics
-        What the client measured while training.
-    probe
-        Its other layers, where the analysis asked for them; not counted as traffic.
-    """
-
-    client: int
-    shared: Params
-    num_examples: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    probe: Params = field(default_factory=dict)
 
 
 class Strategy(FlowerStrategy):
@@ -123,7 +100,8 @@ class Strategy(FlowerStrategy):
         self._averaged_in: dict[str, int] = {}
         self._last_round: dict[int, int] = {}
         self._clients: dict[int, int] = {}
-        self._expected: dict[int, tuple[str, ...]] = {}
+        self._participants: list[int] = []
+        self._upload: tuple[str, ...] = ()
         self._arrays = ArrayRecord()
 
     # Hooks: pure functions of the round and the updates.
@@ -181,12 +159,13 @@ class Strategy(FlowerStrategy):
         left_out
             Why each other participant is left out of the average.
         """
-        left_out = dict.fromkeys(self._expected, "it did not reply")
+        left_out = dict.fromkeys(self._participants, "it did not reply")
+        expected = {key: self.global_model[key] for key in self._upload}
         updates = []
         for reply in replies:
             client = self._clients[reply.metadata.src_node_id]
             try:
-                updates.append(self._update(client, reply))
+                updates.append(read_update(client, reply, expected))
                 del left_out[client]
             except ValueError as error:
                 left_out[client] = str(error)
@@ -225,11 +204,10 @@ class Strategy(FlowerStrategy):
         """Write a message to each participant; nodes count as clients from 0, in the order of their ids."""
         self._take(arrays)
         nodes = self._nodes(grid)
-        participants = draw_participants(self.seed, server_round, len(nodes), self.participation)
-        upload = self._keys(self.shared(server_round))
-        self._expected = dict.fromkeys(participants, upload)
+        self._participants = draw_participants(self.seed, server_round, len(nodes), self.participation)
+        self._upload = self._keys(self.shared(server_round))
         probe = bool(config.get(messages.PROBE, False))
-        instructions = Instructions(server_round, upload, self.local_plan(server_round), probe).write()
+        instructions = Instructions(server_round, self._upload, self.local_plan(server_round), probe).write()
         return [
             _message(
                 nodes[client],
@@ -237,7 +215,7 @@ class Strategy(FlowerStrategy):
                 {messages.ARRAYS: self._record(self._down(server_round, client))},
                 {**config, **instructions},
             )
-            for client in participants
+            for client in self._participants
         ]
 
     def aggregate_train(
@@ -248,7 +226,7 @@ class Strategy(FlowerStrategy):
         if not updates:
             return None, None
         self.step(server_round, updates)
-        metrics = _weighted_metrics([(update.num_examples, update.metrics) for update in updates])
+        metrics = weighted_metrics([(update.num_examples, update.metrics) for update in updates])
         return self.arrays, messages.measurements(metrics)
 
     def configure_evaluate(
@@ -267,9 +245,9 @@ class Strategy(FlowerStrategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return each metric's mean over clients, weighted by examples."""
-        metrics = [_metrics(reply) for reply in replies if reply.has_content()]
+        metrics = [read_metrics(reply) for reply in replies if reply.has_content()]
         weighted = [(values.pop(messages.NUM_EXAMPLES, 0.0), values) for values in metrics]
-        return messages.measurements(_weighted_metrics(weighted)) if weighted else None
+        return messages.measurements(weighted_metrics(weighted)) if weighted else None
 
     def summary(self) -> None:
         """Log the layers that are shared in the first round."""
@@ -306,49 +284,9 @@ class Strategy(FlowerStrategy):
             }
         )
 
-    def _update(self, client: int, reply: Message) -> ClientUpdate:
-        """Read one reply; a ValueError says why it cannot enter the average."""
-        if reply.has_error():
-            raise ValueError((reply.error.reason or f"error {reply.error.code}").strip().splitlines()[-1])
-        metrics = _metrics(reply)
-        weight = metrics.pop(messages.NUM_EXAMPLES, 0.0)
-        if not weight > 0:
-            raise ValueError(f"its {messages.NUM_EXAMPLES} is {weight}; it must be positive")
-        shared = messages.decode(_record(reply, messages.ARRAYS))
-        expected = self._expected[client]
-        if set(shared) != set(expected):
-            raise ValueError(f"it sent the entries {sorted(shared)}, not {sorted(expected)}")
-        for key, value in shared.items():
-            if value.shape != self.global_model[key].shape:
-                raise ValueError(f"{key} has shape {tuple(value.shape)}, not {tuple(self.global_model[key].shape)}")
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{key} has values that are not finite")
-        ordered = {key: shared[key] for key in expected}
-        return ClientUpdate(client, ordered, weight, metrics, messages.decode(_record(reply, messages.PROBE)))
-
 
 def _message(
     node: int, kind: str, records: Mapping[str, ArrayRecord], settings: Mapping[str, ConfigRecordValues]
 ) -> Message:
     content = RecordDict({**records, messages.CONFIG: ConfigRecord(dict(settings))})
     return Message(content=content, dst_node_id=node, message_type=kind, group_id=str(settings[messages.SERVER_ROUND]))
-
-
-def _record(reply: Message, name: str) -> ArrayRecord:
-    return reply.content.array_records.get(name, ArrayRecord())
-
-
-def _metrics(reply: Message) -> dict[str, float]:
-    record = reply.content.metric_records.get(messages.METRICS, MetricRecord())
-    return {key: float(value) for key, value in record.items() if not isinstance(value, list)}
-
-
-def _weighted_metrics(weighted: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
-    """Return the weighted mean of each metric over those that have it."""
-    means = {}
-    for name in sorted({name for _, metrics in weighted for name in metrics}):
-        known = [(weight, metrics[name]) for weight, metrics in weighted if name in metrics]
-        total = sum(weight for weight, _ in known)
-        if total > 0:
-            means[name] = sum(weight * value for weight, value in known) / total
-    return means

@@ -20,6 +20,7 @@ ORDER = [
     ["catalog"],
     ["strategies"],
     ["strategy"],
+    ["updates"],
     ["messages"],
     ["analysis"],
     ["environment", "records"],

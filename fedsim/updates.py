@@ -1,0 +1,85 @@
+"""What clients send up, checked, and their measurements averaged."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord
+
+from fedsim import messages
+from fedsim.params import Params
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What a client sends up after local training.
+
+    Parameters
+    ----------
+    shared
+        The layers that are shared in this round.
+    num_examples
+        Training examples of the client: its weight in the average.
+    metrics
+        What the client measured while training.
+    probe
+        Its other layers, where the analysis asked for them; not counted as traffic.
+    """
+
+    client: int
+    shared: Params
+    num_examples: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    probe: Params = field(default_factory=dict)
+
+
+def read_update(client: int, reply: Message, expected: Mapping[str, torch.Tensor]) -> ClientUpdate:
+    """Read a client's reply to a training message.
+
+    Parameters
+    ----------
+    expected
+        The entries that the client was asked for, with values of the right shape, in the model's order.
+
+    Raises
+    ------
+    ValueError
+        If the reply is an error, has other entries or shapes, values that are not finite, or no positive weight.
+    """
+    if reply.has_error():
+        raise ValueError((reply.error.reason or f"error {reply.error.code}").strip().splitlines()[-1])
+    metrics = read_metrics(reply)
+    weight = metrics.pop(messages.NUM_EXAMPLES, 0.0)
+    if not weight > 0:
+        raise ValueError(f"its {messages.NUM_EXAMPLES} is {weight}; it must be positive")
+    shared = messages.decode(_record(reply, messages.ARRAYS))
+    if shared.keys() != expected.keys():
+        raise ValueError(f"it sent the entries {sorted(shared)}, not {sorted(expected)}")
+    for key, value in shared.items():
+        if value.shape != expected[key].shape:
+            raise ValueError(f"{key} has shape {tuple(value.shape)}, not {tuple(expected[key].shape)}")
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{key} has values that are not finite")
+    ordered = {key: shared[key] for key in expected}
+    return ClientUpdate(client, ordered, weight, metrics, messages.decode(_record(reply, messages.PROBE)))
+
+
+def read_metrics(reply: Message) -> dict[str, float]:
+    """Return the numbers that a client measured; lists are left out."""
+    record = reply.content.metric_records.get(messages.METRICS, MetricRecord())
+    return {key: float(value) for key, value in record.items() if not isinstance(value, list)}
+
+
+def weighted_metrics(weighted: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the weighted mean of each metric over those clients that have it."""
+    means = {}
+    for name in sorted({name for _, metrics in weighted for name in metrics}):
+        known = [(weight, metrics[name]) for weight, metrics in weighted if name in metrics]
+        total = sum(weight for weight, _ in known)
+        if total > 0:
+            means[name] = sum(weight * value for weight, value in known) / total
+    return means
+
+
+def _record(reply: Message, name: str) -> ArrayRecord:
+    return reply.content.array_records.get(name, ArrayRecord())
