@@ -138,7 +138,11 @@ def _run_all(runs: Sequence[tuple[Config, RunFolder]]) -> None:
                 progress.say(f"{name}: done already, skipped: {folder.path}")
                 continue
             progress.start(name)
-            experiment.run(config, folder, progress.advance)
+            try:
+                experiment.run(config, folder, progress.advance)
+            except KeyboardInterrupt:
+                progress.say(f"{name}: stopped; the same command goes on after its last complete round")
+                raise
             report.write_run(report.read_result(folder), folder.path)
             write_whole(folder.done, "")
             progress.say(f"{name}: done: {folder.path}")

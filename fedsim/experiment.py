@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from filelock import FileLock, Timeout
 from flwr.clientapp import ClientApp
 
 from fedsim import catalog
@@ -59,24 +60,24 @@ def run(config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], No
     Raises
     ------
     ConfigError
-        If a part cannot be built, or the folder cannot be written.
+        If a part cannot be built, or the folder cannot be written or is in use by another process.
     RunError
         If no client of a round gave a valid update, or a worker died.
     """
     federation, strategy = prepare(config)
-    try:
+    with _alone_in(folder), _log_to(folder):
         done = _open(config, folder, federation)
-    except OSError as error:
-        raise ConfigError(f"run folder {folder.path} cannot be written ({error}); give another with --out") from error
-    with _log_to(folder), make_engine(config.engine, _app_maker(federation), config.clients) as engine:
-        strategy.set_global_model(federation.initial)
-        if done:
-            Checkpoints(folder.checkpoints).load(done, strategy, engine)
-            logger.info("continuing after round %d", done)
-        rounds = Rounds(federation, strategy, engine, folder)
-        for server_round in range(done + 1, config.rounds + 1):
-            on_round(rounds.play(server_round))
-    write_json(folder.env, folder.read_env() | {"stopped": now()})
+        with make_engine(config.engine, _app_maker(federation), config.clients) as engine:
+            strategy.set_global_model(federation.initial)
+            if done:
+                Checkpoints(folder.checkpoints).load(done, strategy, engine)
+            logger.info("rounds %d to %d, engine %s", done + 1, config.rounds, config.engine)
+            rounds = Rounds(federation, strategy, engine, folder)
+            for server_round in range(done + 1, config.rounds + 1):
+                summary = rounds.play(server_round)
+                logger.info("round %d done", server_round)
+                on_round(summary)
+        write_json(folder.env, folder.read_env() | {"stopped": now()})
 
 
 def rounds_done(folder: RunFolder) -> int:
@@ -96,8 +97,7 @@ def _app_of(config: Config) -> ClientApp:
 
 
 def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
-    """Create the folder, or cut it back to its last checkpoint; return that checkpoint's round."""
-    folder.path.mkdir(parents=True, exist_ok=True)
+    """Cut the folder back to its last checkpoint and write what is known at the start; return that round."""
     done = rounds_done(folder)
     for path in (folder.metrics, folder.communication, folder.timing):
         keep_rounds(path, done)
@@ -116,11 +116,31 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
 
 
 @contextmanager
+def _alone_in(folder: RunFolder) -> Iterator[None]:
+    """Create the folder and keep other processes out of it; the lock ends with this process, however that ends."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.path / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"run folder {folder.path} is in use by another process; wait for its end, or give another with --out"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"run folder {folder.path} cannot be written ({error}); give another with --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def _log_to(folder: RunFolder) -> Iterator[None]:
     """Write what fedsim logs to the run's own file too."""
     handler = logging.FileHandler(folder.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger("fedsim")
+    root.setLevel(logging.INFO)
     root.addHandler(handler)
     try:
         yield

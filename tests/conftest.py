@@ -67,7 +67,7 @@ def play(tmp_path: Path) -> Callable[..., RunFolder]:
 
 def run_files(folder: RunFolder) -> dict[str, bytes]:
     """Return the content of all files that must be equal in equal runs."""
-    own = ("env.json", "timing.jsonl", "log.txt", "config.toml", "report.html")
+    own = (".lock", "env.json", "timing.jsonl", "log.txt", "config.toml", "report.html")
     return {
         str(path.relative_to(folder.path)): path.read_bytes()
         for path in sorted(folder.path.rglob("*"))

@@ -13,6 +13,7 @@ import pytest
 
 from fedsim import experiment
 from fedsim.config import Config
+from fedsim.errors import ConfigError
 from fedsim.records import RunFolder, read_rows
 from tests.conftest import run_files
 
@@ -113,6 +114,19 @@ def test_a_run_can_go_on_with_another_engine(
     config = tiny(rounds=3, engine={"name": "ray", "workers": 2})
     experiment.run(config, first, lambda summary: None)
     assert run_files(first) == run_files(whole)
+
+
+def test_a_second_process_is_kept_out_of_a_run_that_goes_on(
+    tiny: Callable[..., Config], tmp_path: Path, play: Callable[..., RunFolder]
+) -> None:
+    config, folder = tiny(), RunFolder(tmp_path / "busy")
+
+    def second(summary: object) -> None:
+        with pytest.raises(ConfigError, match="busy is in use by another process"):
+            experiment.run(config, folder, lambda summary: None)
+
+    experiment.run(config, folder, second)
+    assert run_files(folder) == run_files(play(config, "alone"))
 
 
 def test_a_run_that_is_done_plays_no_round_again(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> None:
