@@ -107,7 +107,7 @@ def test_without_data_the_error_names_all_four_ways(tmp_path: Path, monkeypatch:
     monkeypatch.delenv("FEDSIM_DATA", raising=False)
     monkeypatch.setattr(module, "DEBIAN_FOLDER", tmp_path / "debian")
     monkeypatch.setattr(module, "DOWNLOAD_FOLDER", tmp_path / "download")
-    monkeypatch.setattr(module, "FashionMNIST", no_network)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", no_network)
     with pytest.raises(
         FileNotFoundError, match=r"no network.*data_dir.*\$FEDSIM_DATA.*dataset-fashion-mnist.*torchvision"
     ):

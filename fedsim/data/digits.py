@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from fedsim.data.dataset import Dataset, Examples
 
@@ -21,6 +20,8 @@ def digits() -> Dataset:
     ----------
     Alpaydin, Kaynak 1998, Optical recognition of handwritten digits, UCI, doi 10.24432/C50P49.
     """
+    from sklearn.datasets import load_digits  # takes a second, and only this data set needs it
+
     raw = load_digits()
     targets = raw.target.astype(np.int64)
     is_test = np.zeros(len(targets), dtype=bool)

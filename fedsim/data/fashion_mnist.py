@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-from torchvision.datasets import FashionMNIST
-
 from fedsim.data.dataset import Dataset
 from fedsim.data.idx import FILES, find_idx, read_split
 
@@ -67,6 +65,8 @@ def _folder(data_dir: str | None) -> Path:
     for root in (*roots, DEBIAN_FOLDER, DOWNLOAD_FOLDER.expanduser()):
         if folder := _folder_with_files(root):
             return folder
+    from torchvision.datasets import FashionMNIST  # takes a second, and only the download needs it
+
     try:
         FashionMNIST(DOWNLOAD_FOLDER.expanduser(), download=True)
     except (OSError, RuntimeError) as error:

@@ -5,36 +5,12 @@ from functools import partial
 from typing import Literal
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "none": nn.Identity,
     "group": partial(nn.GroupNorm, 2),
     "batch": nn.BatchNorm2d,
 }
-
-
-class _SmallResNet(ResNet):
-    """torchvision's ResNet with the CIFAR stem (3x3 convolution, no pooling) and a chosen width."""
-
-    def __init__(self, channels: int, classes: int, norm: Callable[..., nn.Module], width: int) -> None:
-        # ResNet.__init__ fixes the stem and a width of 64; its blocks and forward pass are used as they are.
-        nn.Module.__init__(self)
-        self._norm_layer = norm
-        self.inplanes, self.dilation, self.groups, self.base_width = width, 1, 1, 64
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.bn1 = norm(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity()
-        self.layer1 = self._make_layer(BasicBlock, width, 2)
-        self.layer2 = self._make_layer(BasicBlock, 2 * width, 2, stride=2)
-        self.layer3 = self._make_layer(BasicBlock, 4 * width, 2, stride=2)
-        self.layer4 = self._make_layer(BasicBlock, 8 * width, 2, stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(8 * width, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def resnet18(
@@ -65,4 +41,19 @@ def resnet18(
     """
     if width < 1 or (norm == "group" and width % 2):
         raise ValueError(f"width = {width} must be at least 1, and even with norm = 'group'")
-    return _SmallResNet(shape[0], classes, NORMS[norm], width)
+    from torchvision.models.resnet import BasicBlock, ResNet  # takes a second, and only this model needs it
+
+    # ResNet's constructor fixes the stem and a width of 64, so both are put in place afterwards.
+    model = ResNet(BasicBlock, [1, 1, 1, 1], classes, norm_layer=NORMS[norm])
+    model.inplanes = width
+    model.conv1 = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
+    model.bn1 = NORMS[norm](width)
+    model.maxpool = nn.Identity()
+    for stage in range(4):
+        blocks = model._make_layer(BasicBlock, width * 2**stage, 2, stride=1 if stage == 0 else 2)
+        setattr(model, f"layer{stage + 1}", blocks)
+    model.fc = nn.Linear(8 * width, classes)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model
