@@ -233,6 +233,15 @@ def test_the_order_of_the_replies_does_not_matter(name: str) -> None:
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
 
 
+def test_updates_are_sorted_by_client_whatever_the_order_of_the_replies() -> None:
+    strategy = Full(net())
+    sent = configure(strategy, Nodes(4, 1), 1)
+    replies = [reply(sent[client], strategy.global_model) for client in (2, 0, 3, 1)]
+    updates, left_out = strategy.receive(1, replies)
+    assert [update.client for update in updates] == [0, 1, 2, 3]
+    assert left_out == {}
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_goes_on_from_its_state(name: str) -> None:
     model = model_with_buffers()

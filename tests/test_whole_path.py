@@ -8,6 +8,7 @@ import pytest
 
 from fedsim.config import Config
 from fedsim.data.fashion_mnist import DEBIAN_FOLDER
+from fedsim.federation import federation_of
 from fedsim.records import RunFolder, read_rows
 from fedsim.report import read_result, write_run
 
@@ -114,8 +115,6 @@ def test_local_training_leaves_the_global_model_as_it_was(
 
 
 def test_a_client_trains_on_none_of_its_test_examples(tiny: Callable[..., Config]) -> None:
-    from fedsim.federation import federation_of
-
     federation = federation_of(tiny(partition={"scheme": "dirichlet", "alpha": 0.3, "test": 0.3, "validation": 0.1}))
     seen: list[int] = []
     for client in range(4):
@@ -124,3 +123,17 @@ def test_a_client_trains_on_none_of_its_test_examples(tiny: Callable[..., Config
         assert len(train) > 0
         seen += [*train, *validation, *test]
     assert sorted(seen) == list(range(200))
+
+
+def test_the_barriers_of_a_run_weigh_each_client_by_its_training_examples(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    config = tiny(partition={"scheme": "dirichlet", "alpha": 0.2})
+    federation = federation_of(config)
+    sizes = [len(federation.client_indices(client)[0]) for client in range(4)]
+    assert len(set(sizes)) > 1
+    table = read_result(play(config)).barriers.query("group == 'fc1' and other == -1").sort_values("base")
+    own = table["loss"] - table["loss_own_base"]
+    mean_ends = table["loss"] - table["loss_mean_ends"]
+    assert np.allclose(mean_ends, np.average(own, weights=sizes), atol=1e-12)
+    assert not np.allclose(mean_ends, own.mean(), atol=1e-6)
