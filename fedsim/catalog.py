@@ -5,6 +5,7 @@ This is the only module that reaches the packages `strategies` and `partitions`.
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,16 @@ from types import ModuleType
 from typing import Any, Literal, get_origin, get_type_hints
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import nn
 
 import partitions
 import strategies
-from fedsim.config import Choice, Config, DataConfig, StrategyConfig, short_hash, suggest
+from fedsim.config import Choice, Config, DataConfig, StrategyConfig, explain_rule, short_hash, shown, suggest
 from fedsim.data import DATA, Dataset
 from fedsim.errors import ConfigError
+from fedsim.layers import LayerGroup
 from fedsim.models import MODELS
 from fedsim.strategy import Strategy
 from partitions import PARTITIONS
@@ -77,10 +80,14 @@ class Catalogue:
         """
         module, colon, attribute = name.partition(":")
         if colon:
+            where = f"{self.table}.{self.key} = {name!r}"
             try:
-                return getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError) as error:
-                raise ConfigError(f"{self.table}.{self.key} = {name!r} cannot be imported: {error}") from error
+                entry = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise ConfigError(f"{where} cannot be imported from {Path.cwd()}: {error}") from error
+            if not callable(entry):
+                raise ConfigError(f"{where} must be a function or a class, and is a {type(entry).__name__}")
+            return entry
         if name not in self.entries:
             raise ConfigError(f"{self.table}.{self.key} = {name!r} is unknown{suggest(name, self.entries)}")
         return self.entries[name]
@@ -105,7 +112,7 @@ class Catalogue:
             raise ConfigError(f"unknown key '{self.table}.{option}' for {name!r}{suggest(option, settings)}")
         if problem["type"] == "missing":
             raise ConfigError(f"'{self.table}.{option}' is missing; {name!r} needs it")
-        raise ConfigError(f"{self.table}.{option} = {problem['input']!r}: {problem['msg'].removeprefix('Input ')}")
+        raise ConfigError(f"{self.table}.{option} = {shown(problem['input'])}: {explain_rule(problem)}")
 
     def make(self, choice: Choice, *given: Any, **settings: Any) -> Any:
         """Call the chosen entry with what the run gives, its options and further settings.
@@ -120,6 +127,10 @@ class Catalogue:
             return entry(*given, **self.options(choice), **settings)
         except (ValueError, OSError) as error:
             raise ConfigError(f"[{self.table}] {error}") from error
+        except TypeError as error:
+            if len(traceback.extract_tb(error.__traceback__)) > 1:
+                raise  # from inside the entry, not from the call
+            raise ConfigError(f"[{self.table}] {entry.__name__} cannot be called as it must be: {error}") from error
 
 
 def _schema(entry: Callable[..., Any], given: Collection[str]) -> type[BaseModel]:
@@ -169,16 +180,23 @@ def resolve(config: Config) -> Config:
 def changed_settings(config: Config) -> dict[str, Any]:
     """Return the settings that differ from their defaults, less those that do not change a run's numbers.
 
-    A run is named by them, so that a new setting with a default never renames an old run. The seed is in the
-    name by itself; the engine and the place of the data change nothing.
+    A run is named by them, so that a new setting with a default never renames an old run. The seed is in the name by
+    itself; the engine, the checkpoints and the place of the data change nothing. What the user wrote is named by its
+    source too: once it is changed, it is another run.
     """
-    changed = config.model_dump(mode="json", exclude_defaults=True, exclude={"seed", "engine", "sweep"})
+    changed = config.model_dump(
+        mode="json", exclude_defaults=True, exclude={"seed", "engine", "checkpoint_every", "sweep"}
+    )
     for catalogue in CATALOGUES.values():
         choice = getattr(config, catalogue.table)
         fixed = {
             key: value for key, value in changed.get(catalogue.table, {}).items() if key in type(choice).model_fields
         }
         changed[catalogue.table] = fixed | catalogue.options(choice, exclude_defaults=True)
+        name = getattr(choice, catalogue.key)
+        if ":" in name:
+            source = inspect.getsourcefile(catalogue.find(name))
+            changed[catalogue.table]["source"] = short_hash({"text": Path(source).read_text()}) if source else None
     changed["data"].pop("data_dir", None)
     return changed
 
@@ -190,9 +208,10 @@ def run_name(config: Config) -> str:
 
 def label(strategy: StrategyConfig) -> str:
     """Return a short name of a strategy with its options, such as ``layer_set(shared=body)``."""
-    options = CATALOGUES["strategies"].options(strategy, exclude_defaults=True)
-    shown = ", ".join(f"{key}={value}" for key, value in options.items())
-    return strategy.name + (f"({shown})" if shown else "")
+    fixed = strategy.model_dump(exclude={"name"}, include=set(StrategyConfig.model_fields), exclude_defaults=True)
+    options = CATALOGUES["strategies"].options(strategy, exclude_defaults=True) | fixed
+    text = ", ".join(f"{key}={value}" for key, value in options.items())
+    return strategy.name + (f"({text})" if text else "")
 
 
 def describe(entry: Callable[..., Any]) -> tuple[str, str]:
@@ -213,13 +232,42 @@ def make_partition(config: Config, labels: np.ndarray, rng: np.random.Generator)
 
 
 def make_model(config: Config, dataset: Dataset) -> nn.Module:
-    """Build the model that ``[model]`` chooses, with weights from torch's global random state."""
-    return CATALOGUES["models"].make(config.model, dataset.shape, len(dataset.classes))
+    """Build the model that ``[model]`` chooses, with weights from torch's global random state.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be built, has nothing to train, or does not map the data's inputs to one logit per class.
+    """
+    model = CATALOGUES["models"].make(config.model, dataset.shape, len(dataset.classes))
+    where = f"model.name = {config.model.name!r}"
+    if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
+        raise ConfigError(f"{where} gives a {type(model).__name__}; it must be a torch.nn.Module with parameters")
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(dataset.normalise(dataset.train.inputs[:2]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{where} does not accept inputs of shape {dataset.shape} of {dataset.name!r}: {reason}"
+        ) from error
+    if outputs.shape != (2, len(dataset.classes)):
+        raise ConfigError(
+            f"{where} maps 2 inputs to shape {tuple(outputs.shape)}; it must be (2, {len(dataset.classes)}), a logit "
+            f"for each class of {dataset.name!r}"
+        )
+    return model
 
 
 def make_strategy(config: Config, model: nn.Module) -> Strategy:
-    """Build the strategy that ``[strategy]`` chooses."""
-    return CATALOGUES["strategies"].make(
+    """Build the strategy that ``[strategy]`` chooses.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be built, is not a strategy, or shares something that is no layer of the model.
+    """
+    strategy = CATALOGUES["strategies"].make(
         config.strategy,
         model,
         participation=config.participation,
@@ -227,3 +275,16 @@ def make_strategy(config: Config, model: nn.Module) -> Strategy:
         buffers=config.strategy.buffers,
         send_initial=False,
     )
+    name = config.strategy.name
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(
+            f"strategy.name = {name!r} gives a {type(strategy).__name__}; it must be a fedsim.strategy.Strategy"
+        )
+    for server_round in range(1, config.rounds + 1):
+        group = strategy.shared(server_round)
+        if not isinstance(group, LayerGroup) or not set(group) <= set(strategy.layers.names):
+            raise ConfigError(
+                f"strategy.name = {name!r}: shared({server_round}) returns {group!r}; it must be a group of the "
+                f"model's layers, as self.layers.group('body') gives; layers are: {', '.join(strategy.layers.names)}"
+            )
+    return strategy

@@ -45,6 +45,7 @@ class Checkpoints:
         partial = self.folder / f".round-{server_round:05d}"
         shutil.rmtree(partial, ignore_errors=True)
         write_whole(partial / "global.safetensors", _contiguous(strategy.global_model))
+        write_whole(partial / "progress.safetensors", _contiguous(strategy.progress()))
         write_whole(partial / "strategy.safetensors", _contiguous(strategy.state()))
         write_json(partial / "clients.json", {str(client): saved for client, saved in sorted(clients.items())})
         partial.replace(self._round(server_round))
@@ -53,6 +54,7 @@ class Checkpoints:
     def load(self, server_round: int, strategy: Strategy, engine: Engine) -> None:
         """Bring strategy and clients to where they were after a round."""
         strategy.set_global_model(self.global_model(server_round))
+        strategy.load_progress(load_file(self._round(server_round) / "progress.safetensors"))
         strategy.load_state(load_file(self._round(server_round) / "strategy.safetensors"))
         engine.load_clients(self._clients, self._client_rounds(server_round))
 

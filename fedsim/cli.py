@@ -3,12 +3,14 @@
 Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or config.
 """
 
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import click
 import typer
 from rich import box
 from rich.console import Console
@@ -26,7 +28,6 @@ from fedsim.report.tables import comparison_table
 
 app = typer.Typer(
     help="Federated learning with partial layer aggregation, and a look inside the averaging.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -46,17 +47,22 @@ def run_command(
     """Run an experiment, or go on where it was stopped; runs that are done are skipped."""
     changes = dict(parse_assignment(text) for text in settings or [])
     if engine is not None:
-        changes["engine.name"] = engine
-    config = Config.parse(with_settings(read_toml(path), changes), str(path))
+        changes[("engine", "name")] = engine
+    experiment_settings = read_toml(path)
+    for key in map(".".join, changes):
+        experiment_settings.get("sweep", {}).pop(key, None)  # the command line has the last word
+    config = Config.parse(with_settings(experiment_settings, changes), str(path))
     configs = [catalog.resolve(each) for each in config.runs(str(path))]
     if dry_run:
         for each in configs:
             print(describe_run(each))
         return
     runs = [(each, RunFolder(out / path.stem / catalog.run_name(each))) for each in configs]
+    if len({folder.path for _, folder in runs}) < len(runs):
+        raise ConfigError(f"{path} [sweep]: two of its {len(runs)} combinations are the same run; remove one of them")
     _check_all(runs)
     _run_all(runs)
-    _print_comparison([report.read_result(folder) for _, folder in runs], "accuracy", None)
+    _print_comparison(report.read_results([folder for _, folder in runs]), "accuracy", None)
     print(f"runs: {out / path.stem}", file=sys.stderr)
 
 
@@ -70,9 +76,9 @@ def compare_command(
     out: Annotated[Path | None, typer.Option(help="Folder of the page; the runs' common folder if not given.")] = None,
 ) -> None:
     """Print one table of several runs and write the page that compares them."""
-    results = [report.read_result(folder) for folder in report.find_runs(paths)]
+    results = report.read_results(report.find_runs(paths))
     _print_comparison(results, metric, by)
-    _say_where(report.write_comparison(results, out or _common_folder(results)))
+    _write(lambda folder: report.write_comparison(results, folder), out or _common_folder(results))
 
 
 @app.command("report")
@@ -83,11 +89,11 @@ def report_command(
     ] = None,
 ) -> None:
     """Write a page about a run, or about several, with every figure as PDF and PNG beside it."""
-    results = [report.read_result(folder) for folder in report.find_runs(paths)]
+    results = report.read_results(report.find_runs(paths))
     if len(results) == 1:
-        _say_where(report.write_run(results[0], out or results[0].folder.path, export=True))
+        _write(lambda folder: report.write_run(results[0], folder, export=True), out or results[0].folder.path)
     else:
-        _say_where(report.write_comparison(results, out or _common_folder(results), export=True))
+        _write(lambda folder: report.write_comparison(results, folder, export=True), out or _common_folder(results))
 
 
 @app.command("list")
@@ -106,11 +112,17 @@ def list_command(
 def main() -> None:
     """Run the command line; a mistake of the user is one line and exit code 2."""
     # A strategy, partition, model or data set of one's own is found from the folder where the command is given.
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.append(str(Path.cwd()))
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    logging.basicConfig(format="fedsim: %(message)s", level=logging.WARNING)
     try:
-        app()
-    except ConfigError as error:
-        _fail(str(error), 2)
+        sys.exit(app(standalone_mode=False))
+    except (ConfigError, click.ClickException) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        _fail(" ".join(message.split()), 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("stopped", 1)
     except (RunError, OSError) as error:
         _fail(str(error), 1)
 
@@ -135,9 +147,12 @@ def _run_all(runs: Sequence[tuple[Config, RunFolder]]) -> None:
         for config, folder in runs:
             name = f"{catalog.label(config.strategy)} seed {config.seed}"
             if folder.done.exists():
+                folder.check_whole()
                 progress.say(f"{name}: done already, skipped: {folder.path}")
                 continue
             progress.start(name)
+            if done := experiment.rounds_done(folder):
+                progress.say(f"{name}: going on after round {done}")
             try:
                 experiment.run(config, folder, progress.advance)
             except KeyboardInterrupt:
@@ -163,5 +178,9 @@ def _common_folder(results: Sequence[Result]) -> Path:
     return Path(os.path.commonpath([result.folder.path.parent for result in results]))
 
 
-def _say_where(page: Path) -> None:
+def _write(write: Callable[[Path], Path], folder: Path) -> None:
+    try:
+        page = write(folder)
+    except OSError as error:
+        raise ConfigError(f"folder {folder} cannot be written ({error}); give another with --out") from error
     print(f"report: {page}", file=sys.stderr)

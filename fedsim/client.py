@@ -5,6 +5,7 @@ The client keeps its whole model in ``context.state``, so it works in any runtim
 
 from collections.abc import Mapping
 
+import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from fedsim import messages
 from fedsim.federation import ClientData, Federation
 from fedsim.messages import Instructions
 from fedsim.params import Params, combine
-from fedsim.seeds import rng
+from fedsim.seeds import derive, rng
 from fedsim.training import evaluate, recompute_buffers_, train_
 
 MODEL, MOMENTUM = "model", "momentum"
@@ -46,6 +47,8 @@ def _train(federation: Federation, content: RecordDict, context: Context) -> Rec
     data = federation.client_data(client)
     model = federation.model()
     model.load_state_dict(combine(_own(federation, context), messages.decode(content.array_records[messages.ARRAYS])))
+    # For dropout, the one thing that torch draws from a stream of the whole process.
+    torch.manual_seed(derive(federation.config.seed, "dropout", instructions.server_round, client))
     training = train_(
         model,
         *data.train,

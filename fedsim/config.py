@@ -4,6 +4,7 @@ The tables that choose something by name (``[data]``, ``[partition]``, ``[model]
 options of what they choose; `fedsim.catalog.resolve` checks those and writes out their defaults.
 """
 
+import copy
 import difflib
 import hashlib
 import itertools
@@ -75,6 +76,12 @@ class LocalConfig(Table):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     nesterov: bool = False
     optimizer_state: Literal["reset", "keep"] = "reset"
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov = true needs a momentum greater than 0")
+        return self
 
     def sgd(self) -> SGD:
         """Return the settings as `training` takes them."""
@@ -156,12 +163,18 @@ class Config(Table):
         ConfigError
             If a combination is not a valid config.
         """
-        combinations = itertools.product(*self.sweep.values())
+        if nested := [key for key in self.sweep if key.split(".")[0] in ("sweep", "engine")]:
+            raise ConfigError(f"{source}: [sweep] {nested[0]!r} cannot be swept; it does not change a run's numbers")
+        # A whole table goes before its own settings, so that neither undoes the other.
+        keys = sorted(self.sweep, key=lambda key: key.count("."))
         base = self.model_dump(exclude={"sweep"}, exclude_unset=True)
-        return [
-            self.parse(with_settings(base, dict(zip(self.sweep, values, strict=True))), source)
-            for values in combinations
-        ]
+        configs = []
+        for values in itertools.product(*(self.sweep[key] for key in self.sweep)):
+            chosen = dict(zip(self.sweep, values, strict=True))
+            changes = {tuple(key.split(".")): chosen[key] for key in keys}
+            where = f"{source} [sweep]" if changes else source
+            configs.append(self.parse(with_settings(base, changes), where))
+        return configs
 
     def to_toml(self) -> str:
         """Write all settings as TOML; those without a value are left out."""
@@ -186,8 +199,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """Read ``key.of.setting=value`` as on the command line; the value is TOML.
+def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
+    """Read ``key.of.setting=value`` as on the command line; key and value are TOML.
+
+    Returns
+    -------
+    path, value
+        The tables and the key, and what it is set to.
 
     Raises
     ------
@@ -195,10 +213,11 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         If there is no key, or the value is not TOML.
     """
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    path = _read_key(key)
+    if not equals or not path:
         raise ConfigError(f"--set {text!r} must be KEY=VALUE, for instance --set local.lr=0.01")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        return path, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         raise ConfigError(
             f"--set {text!r}: {value!r} is not a TOML value; a string needs quotes of its own, "
@@ -206,22 +225,35 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         ) from None
 
 
-def with_settings(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with dotted keys set anew; neither argument is changed.
+def _read_key(key: str) -> tuple[str, ...]:
+    """Return the parts of a TOML key, which may be dotted and quoted; none if it is not a key."""
+    try:
+        table: Any = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return ()
+    path = []
+    while isinstance(table, dict):
+        [(name, table)] = table.items()
+        path.append(name)
+    return tuple(path)
+
+
+def with_settings(settings: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Return nested settings with those at the given paths set anew; neither argument is changed.
 
     Raises
     ------
     ConfigError
-        If a dotted key goes through something that is not a table.
+        If a path goes through something that is not a table.
     """
-    result = json.loads(json.dumps(settings))
-    for dotted, value in changes.items():
-        *tables, last = dotted.split(".")
+    result = copy.deepcopy(dict(settings))
+    for path, value in changes.items():
+        *tables, last = path
         table = result
         for name in tables:
             table = table.setdefault(name, {})
             if not isinstance(table, dict):
-                raise ConfigError(f"{dotted!r} cannot be set: {name!r} is not a table")
+                raise ConfigError(f"{'.'.join(path)!r} cannot be set: {name!r} is not a table")
         table[last] = value
     return result
 
@@ -252,8 +284,26 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {key!r}{suggest(path[-1], table.model_fields)}"
     if problem["type"] == "missing":
         return f"{key!r} is missing; every experiment must set it"
-    rule = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{key} = {problem['input']!r}: {rule}"
+    if path[0] == "sweep" and problem["type"] == "list_type":
+        example = f'"{path[-1]}.lr"' if isinstance(problem["input"], dict) else path[-1]
+        rule = f"must be a list of values; a dotted key needs quotes, as in {example} = [...]"
+        return f"{key} = {shown(problem['input'])}: {rule}"
+    return f"{key} = {shown(problem['input'])}: {explain_rule(problem)}"
+
+
+def explain_rule(problem: Mapping[str, Any]) -> str:
+    """Return the rule that a value broke, from one of pydantic's errors."""
+    rules = {
+        "model_type": 'must be a table, as in [strategy] with name = "full"',
+        "string_pattern_mismatch": "must be 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'",
+        "too_short": "must have at least one value",
+    }
+    return rules.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+
+
+def shown(value: Any) -> str:
+    """Write a value as TOML would, for a message."""
+    return json.dumps(value, default=str)
 
 
 def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from fedsim.catalog import total_variation
 from fedsim.config import Config
 from fedsim.experiment import prepare
 from fedsim.federation import Federation
-from fedsim.report.figures import format_bytes
 from fedsim.rounds import barrier_groups, barrier_pairs
 from fedsim.strategy import Strategy, draw_participants
 
@@ -41,7 +40,7 @@ def _layers(federation: Federation) -> Iterator[str]:
 
 
 def _labels(federation: Federation) -> Iterator[str]:
-    counts = federation.partition.label_counts(federation.dataset.labels, len(federation.dataset.classes))
+    counts = federation.label_counts()
     for client, row in enumerate(counts):
         yield f"client {client:>4}: " + " ".join(f"{count:>5}" for count in row) + f"  sum {row.sum():>6}"
     effective = np.exp([-sum(p * np.log(p) for p in row / row.sum() if p > 0) for row in counts])
@@ -50,21 +49,31 @@ def _labels(federation: Federation) -> Iterator[str]:
 
 
 def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
-    """List the uploads; what is averaged in a round comes down when a client next takes part."""
-    config = federation.config
+    """Count the bytes of all rounds, by the rule that a client takes what was averaged since it last took part."""
+    config, layers = federation.config, federation.layers
     buffers = config.strategy.buffers == "shared"
-    entries = {key: value.numel() * value.element_size() for key, value in federation.initial.items()}
-    previous, total = None, 0
+    size = {
+        name: sum(federation.initial[key].nbytes for key in layers.keys((name,), buffers=buffers))
+        for name in layers.names
+    }
+    averaged_in: dict[str, int] = {}
+    last_round: dict[int, int] = {}
+    previous, up, down = None, 0, 0
     for server_round in range(1, config.rounds + 1):
         group = strategy.shared(server_round)
-        size = sum(entries[key] for key in federation.layers.keys(group, buffers=buffers))
-        clients = len(draw_participants(config.seed, server_round, config.clients, config.participation))
-        total += size * clients
+        participants = draw_participants(config.seed, server_round, config.clients, config.participation)
+        bytes_each = sum(size[name] for name in group)
+        up += bytes_each * len(participants)
+        for client in participants:
+            last = last_round.get(client, 0)
+            down += sum(size[name] for name, averaged in averaged_in.items() if averaged >= last)
+        averaged_in |= dict.fromkeys(group, server_round)
+        last_round |= dict.fromkeys(participants, server_round)
         if group != previous:
             names = ", ".join(group.layers) or "nothing"
-            yield f"from round {server_round}: {clients} clients send {size:,} bytes each: {names}"
+            yield f"from round {server_round}: {len(participants)} clients send {bytes_each:,} bytes each: {names}"
         previous = group
-    yield f"up in all rounds: {format_bytes(total)}; down at most the same"
+    yield f"in all rounds: {up:,} bytes up, {down:,} bytes down"
 
 
 def _barriers(federation: Federation) -> Iterator[str]:

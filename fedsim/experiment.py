@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from filelock import FileLock, Timeout
 from flwr.clientapp import ClientApp
+from safetensors import SafetensorError
 
 from fedsim import catalog
 from fedsim.analysis.barriers import named_groups
 from fedsim.checkpoints import Checkpoints
 from fedsim.client import client_app
-from fedsim.config import Config
+from fedsim.config import Config, EngineConfig
 from fedsim.engines import make_engine
+from fedsim.engines.grid import Engine
 from fedsim.environment import environment, now
 from fedsim.errors import ConfigError
 from fedsim.federation import Federation, federation_of
@@ -38,6 +41,9 @@ def prepare(config: Config) -> tuple[Federation, Strategy]:
         named_groups(federation.layers, barrier_groups(config))
     except ValueError as error:
         raise ConfigError(f"[barriers] groups: {error}") from error
+    wanted = config.engine.gpus_per_worker
+    if config.engine.name == "ray" and config.engine.address is None and wanted and not torch.cuda.is_available():
+        raise ConfigError(f"engine.gpus_per_worker = {wanted} but this machine has no GPU; use 0")
     available = len(federation.dataset.test)
     if config.barriers.every and config.barriers.examples > available:
         raise ConfigError(
@@ -67,10 +73,10 @@ def run(config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], No
     federation, strategy = prepare(config)
     with _alone_in(folder), _log_to(folder):
         done = _open(config, folder, federation)
-        with make_engine(config.engine, _app_maker(federation), config.clients) as engine:
+        with make_engine(_engine_settings(federation), _app_maker(federation), config.clients) as engine:
             strategy.set_global_model(federation.initial)
             if done:
-                Checkpoints(folder.checkpoints).load(done, strategy, engine)
+                _restore(folder, done, strategy, engine)
             logger.info("rounds %d to %d, engine %s", done + 1, config.rounds, config.engine)
             rounds = Rounds(federation, strategy, engine, folder)
             for server_round in range(done + 1, config.rounds + 1):
@@ -80,9 +86,29 @@ def run(config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], No
         write_json(folder.env, folder.read_env() | {"stopped": now()})
 
 
+def _restore(folder: RunFolder, done: int, strategy: Strategy, engine: Engine) -> None:
+    try:
+        Checkpoints(folder.checkpoints).load(done, strategy, engine)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ConfigError(
+            f"{folder.checkpoints} is damaged ({error}); remove the folder {folder.path} to start the run anew"
+        ) from error
+
+
 def rounds_done(folder: RunFolder) -> int:
     """Return the last round that a run would not have to play again."""
     return Checkpoints(folder.checkpoints).newest()
+
+
+def _engine_settings(federation: Federation) -> EngineConfig:
+    """Return the config's engine; with dropout, threads would draw from one stream, so there is only one."""
+    settings = federation.config.engine
+    if settings.name == "local" and federation.draws_while_training():
+        logger.warning(
+            "the model has dropout, so clients train one after the other; engine.name = 'ray' uses all cores"
+        )
+        return settings.model_copy(update={"workers": 1})
+    return settings
 
 
 def _app_maker(federation: Federation) -> Callable[[], ClientApp]:
@@ -98,6 +124,7 @@ def _app_of(config: Config) -> ClientApp:
 
 def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
     """Cut the folder back to its last checkpoint and write what is known at the start; return that round."""
+    folder.remove_partial_files()
     done = rounds_done(folder)
     for path in (folder.metrics, folder.communication, folder.timing):
         keep_rounds(path, done)
@@ -105,13 +132,15 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
         if server_round > done:
             path.unlink()
     started = folder.read_env()["started"] if folder.env.exists() else []
+    write_json(folder.env, environment(federation.device) | {"started": [*started, now()]})
     write_whole(folder.config, config.to_toml())
     participants = [
         draw_participants(config.seed, server_round, config.clients, config.participation)
         for server_round in range(1, config.rounds + 1)
     ]
     write_json(folder.participants, participants)
-    write_json(folder.env, environment(federation.device) | {"started": [*started, now()]})
+    counts = federation.label_counts().tolist()
+    write_json(folder.partition, {"classes": federation.dataset.classes, "label_counts": counts})
     return done
 
 
@@ -120,7 +149,7 @@ def _alone_in(folder: RunFolder) -> Iterator[None]:
     """Create the folder and keep other processes out of it; the lock ends with this process, however that ends."""
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.path / ".lock", timeout=0)
+        lock = FileLock(folder.lock, timeout=0)
         lock.acquire()
     except Timeout:
         raise ConfigError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from fedsim import catalog
 from fedsim.catalog import Partition
@@ -63,6 +64,14 @@ class Federation:
         if not hasattr(self._models, "model"):
             self._models.model = copy.deepcopy(self._template)
         return self._models.model
+
+    def label_counts(self) -> np.ndarray:
+        """Return how many examples of each class each client holds, shape [clients, classes]."""
+        return self.partition.label_counts(self.dataset.labels, len(self.dataset.classes))
+
+    def draws_while_training(self) -> bool:
+        """Tell whether the model draws random numbers as it trains: torch then has one stream for all threads."""
+        return any(isinstance(module, _DropoutNd) for module in self._template.modules())
 
     def client_indices(self, client: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the positions in the training set of a client's train, validation and test examples."""

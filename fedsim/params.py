@@ -1,17 +1,11 @@
 """Named parameters: a model, or a part of one, as a dict from state-dict keys to tensors."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 Params = dict[str, Tensor]
-
-
-def partition(params: Params, keys: Collection[str]) -> tuple[Params, Params]:
-    """Return the entries named by ``keys`` and the rest; `combine` gives the whole back."""
-    inside = {key: value for key, value in params.items() if key in keys}
-    return inside, {key: value for key, value in params.items() if key not in keys}
 
 
 def combine(base: Params, part: Params) -> Params:

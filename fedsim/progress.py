@@ -39,7 +39,9 @@ class Progress:
         self._handler = RichHandler(logging.WARNING, self._console, show_path=False, show_time=False)
 
     def __enter__(self) -> Self:
-        logging.getLogger("fedsim").addHandler(self._handler)
+        logger = logging.getLogger("fedsim")
+        logger.addHandler(self._handler)
+        logger.propagate = False  # what is shown above the bar need not be printed again
         self._bar.start()
         return self
 
@@ -47,7 +49,9 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        logging.getLogger("fedsim").removeHandler(self._handler)
+        logger = logging.getLogger("fedsim")
+        logger.removeHandler(self._handler)
+        logger.propagate = True
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

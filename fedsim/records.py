@@ -1,6 +1,7 @@
 """A run on disk: its files, each of which appears whole or not at all."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from fedsim.config import Config, read_toml
+from fedsim.errors import ConfigError
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -38,6 +40,8 @@ def metric_row(
     ----------
     client
         Index of the client, or None for the server.
+    value
+        Written as null if it is not finite, as JSON has no other word for it.
     n
         Number of examples that the value is a mean over.
     """
@@ -47,8 +51,8 @@ def metric_row(
         "split": split,
         "model": model,
         "metric": metric,
-        "value": value,
-        "n": n,
+        "value": value if math.isfinite(value) else None,
+        "n": int(n),
     }
 
 
@@ -72,6 +76,11 @@ class RunFolder:
     def participants(self) -> Path:
         """The participants of each round."""
         return self.path / "participants.json"
+
+    @property
+    def partition(self) -> Path:
+        """Names of the classes, and how many examples of each class each client holds."""
+        return self.path / "partition.json"
 
     @property
     def metrics(self) -> Path:
@@ -104,6 +113,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that plays the run."""
+        return self.path / ".lock"
+
+    @property
     def done(self) -> Path:
         """Written last: the run is complete."""
         return self.path / "DONE"
@@ -117,6 +131,12 @@ class RunFolder:
         files = sorted((self.path / "barriers").glob("round-*.parquet"))
         return {int(path.stem.removeprefix("round-")): path for path in files}
 
+    def remove_partial_files(self) -> None:
+        """Remove what a kill left of files that were being written."""
+        for path in self.path.rglob(".*"):
+            if path.is_file() and path != self.lock:
+                path.unlink()
+
     def read_config(self) -> Config:
         """Read the resolved config."""
         return Config.parse(read_toml(self.config), str(self.config))
@@ -124,6 +144,23 @@ class RunFolder:
     def read_env(self) -> dict[str, Any]:
         """Read versions, device, start and stop."""
         return json.loads(self.env.read_text())
+
+    @property
+    def started(self) -> str:
+        """When the run was first started, as ISO 8601; empty if that is not known."""
+        return self.read_env()["started"][0] if self.env.exists() else ""
+
+    def check_whole(self) -> None:
+        """Check that a run that is done has all its records.
+
+        Raises
+        ------
+        ConfigError
+            If one is missing.
+        """
+        for path in (self.config, self.env, self.partition, self.metrics, self.communication, self.timing):
+            if not path.exists():
+                raise ConfigError(f"run folder {self.path} is done but has no {path.name}; remove it to run it again")
 
     def read_barriers(self) -> pd.DataFrame:
         """Read all barriers, with a column ``round``; empty if there are none."""

@@ -91,9 +91,9 @@ class Rounds:
         for update in updates:
             rows += _client_rows(server_round, update.client, update.metrics)
         rows += [metric_row(server_round, client, "train", UPLOADED, "left_out", 1.0, 0) for client in left_out]
-        if probe:
+        if probe and (finite := [update for update in updates if update.is_finite()]):
             with self._timed("barriers"):
-                rows += self._measure_barriers(server_round, updates)
+                rows += self._measure_barriers(server_round, finite)
         with self._timed("aggregate"):
             self.strategy.step(server_round, updates)
         if last or self._is_due(self.config.evaluate_every, server_round):

@@ -3,7 +3,6 @@
 import hashlib
 
 import numpy as np
-import torch
 
 PathPart = int | str
 
@@ -22,8 +21,3 @@ def derive(seed: int, *path: PathPart) -> int:
 def rng(seed: int, *path: PathPart) -> np.random.Generator:
     """Return a fresh NumPy generator at the start of the stream at ``path``."""
     return np.random.default_rng(derive(seed, *path))
-
-
-def torch_rng(seed: int, *path: PathPart) -> torch.Generator:
-    """Return a fresh torch CPU generator at the start of the stream at ``path``."""
-    return torch.Generator().manual_seed(derive(seed, *path) >> 1)

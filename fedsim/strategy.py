@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import nn
 
 from fedsim import messages, params, seeds
+from fedsim.errors import RunError
 from fedsim.layers import LayerGroup, Layers
 from fedsim.messages import Instructions
 from fedsim.params import Params
@@ -135,17 +136,11 @@ class Strategy(FlowerStrategy):
         return {key: self.global_model[key] for key in keys}
 
     def state(self) -> Params:
-        """Return the strategy's memory, without the global model, as named tensors for a checkpoint."""
-        return {
-            "averaged_in": torch.tensor([self._averaged_in.get(name, -1) for name in self.layers.names]),
-            "last_round": torch.tensor(sorted(self._last_round.items()), dtype=torch.int64).reshape(-1, 2),
-        }
+        """Return what the strategy itself remembers between rounds, as named tensors for a checkpoint."""
+        return {}
 
     def load_state(self, state: Params) -> None:
         """Take the memory that `state` returned."""
-        rounds = zip(self.layers.names, state["averaged_in"].tolist(), strict=True)
-        self._averaged_in = {name: server_round for name, server_round in rounds if server_round >= 0}
-        self._last_round = dict(state["last_round"].tolist())
 
     # One round, in the terms of fedsim.
 
@@ -166,7 +161,7 @@ class Strategy(FlowerStrategy):
             client = self._clients[reply.metadata.src_node_id]
             try:
                 updates.append(read_update(client, reply, expected))
-                del left_out[client]
+                left_out.pop(client, None)
             except ValueError as error:
                 left_out[client] = str(error)
         for client, reason in left_out.items():
@@ -174,13 +169,32 @@ class Strategy(FlowerStrategy):
         return sorted(updates, key=lambda update: update.client), left_out
 
     def step(self, server_round: int, updates: Sequence[ClientUpdate]) -> None:
-        """Average valid updates into the global model, and remember who took part and what was averaged."""
+        """Average valid updates into the global model, and remember who took part and what was averaged.
+
+        Raises
+        ------
+        RunError
+            If `aggregate` returns something that is not a part of the model.
+        """
         if not updates:
             return
-        averaged = self.aggregate(server_round, updates)
+        averaged = self._checked(self.aggregate(server_round, updates))
         self.set_global_model(params.combine(self.global_model, averaged))
         self._averaged_in |= {self.layers.of_key(key): server_round for key in averaged}
         self._last_round |= {update.client: server_round for update in updates}
+
+    def progress(self) -> Params:
+        """Return who took part when and what was averaged when, as named tensors for a checkpoint."""
+        return {
+            "averaged_in": torch.tensor([self._averaged_in.get(name, -1) for name in self.layers.names]),
+            "last_round": torch.tensor(sorted(self._last_round.items()), dtype=torch.int64).reshape(-1, 2),
+        }
+
+    def load_progress(self, progress: Params) -> None:
+        """Take what `progress` returned."""
+        rounds = zip(self.layers.names, progress["averaged_in"].tolist(), strict=True)
+        self._averaged_in = {name: server_round for name, server_round in rounds if server_round >= 0}
+        self._last_round = dict(progress["last_round"].tolist())
 
     def set_global_model(self, model: Params) -> None:
         """Make ``model``, with all entries of the state dict, the global model."""
@@ -258,6 +272,23 @@ class Strategy(FlowerStrategy):
         """Adopt arrays that were handed in from outside, as Flower's own loop does in round 1."""
         if arrays is not self._arrays:
             self.set_global_model(messages.decode(arrays))
+
+    def _checked(self, averaged: Params) -> Params:
+        """Check what a strategy's own `aggregate` returned, and give it the model's dtypes."""
+        where = f"{type(self).__name__}.aggregate"
+        if not isinstance(averaged, dict):
+            raise RunError(f"{where} returns a {type(averaged).__name__}; it must be a dict of entries of the model")
+        for key, value in averaged.items():
+            expected = self.global_model.get(key)
+            if expected is None:
+                raise RunError(
+                    f"{where} returns {key!r}, which is no entry of the model: {', '.join(self.global_model)}"
+                )
+            if not isinstance(value, torch.Tensor) or value.shape != expected.shape:
+                raise RunError(f"{where} returns {key!r} that is not a tensor of shape {tuple(expected.shape)}")
+            if not bool(torch.isfinite(value).all()):
+                raise RunError(f"{where} returns {key!r} with values that are not finite")
+        return {key: value.to(self.global_model[key].dtype) for key, value in averaged.items()}
 
     def _nodes(self, grid: Grid) -> list[int]:
         """Return the node of each client; a node stays the same client even if others appear later."""

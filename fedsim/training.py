@@ -118,17 +118,29 @@ def train_(
     ----------
     inputs, targets
         Normalised inputs, shape [n, ...], and class indices, shape [n], on the model's device. n is at least 1.
+    plan
+        What is trained; layers that a phase does not train stay as they are, running statistics included.
     rng
         Draws the order of the examples, anew for each epoch.
     momentum
         Buffers to start from; zeros without.
+
+    Raises
+    ------
+    ValueError
+        If a phase's layer group cannot be read or holds no parameter.
     """
     layers = Layers.of(model)
     buffers = dict(momentum or {})
     loss, seen = float("nan"), 0
-    model.train()
     for phase in plan.phases:
-        trainable = set(layers.keys(layers.group(phase.trainable), buffers=False))
+        group = layers.group(phase.trainable)
+        if not (trainable := set(layers.keys(group, buffers=False))):
+            raise ValueError(f"a phase trains {phase.trainable!r}, which holds no parameter")
+        model.train()
+        for name, module in model.named_modules():
+            if isinstance(module, _NormBase) and name not in group:
+                module.eval()  # a frozen layer's running statistics stay as they are
         loss, phase_seen = _train_phase(model, inputs, targets, phase, settings, rng, trainable, buffers)
         seen += phase_seen
     model.eval()
@@ -154,7 +166,8 @@ def _train_phase(
     optimizer = _optimizer(trained, settings, buffers)
     regularise = _proximal_gradient(list(trained.values()), phase.proximal)
     n, seen, steps = len(targets), 0, 0
-    total_steps = phase.steps or (phase.epochs or settings.epochs) * -(-n // settings.batch_size)
+    batches = _batches(model, n, settings.batch_size)
+    total_steps = phase.steps or (phase.epochs or settings.epochs) * len(batches)
     loss_sum = torch.zeros((), dtype=torch.float64, device=targets.device)
     counted = 0
     while steps < total_steps:
@@ -163,10 +176,10 @@ def _train_phase(
         if phase.steps is None:
             loss_sum.zero_()
             counted = 0
-        for start in range(0, n, settings.batch_size):
-            batch_targets = epoch_targets[start : start + settings.batch_size]
+        for batch in batches:
+            batch_targets = epoch_targets[batch]
             optimizer.zero_grad()
-            loss = cross_entropy(model(epoch_inputs[start : start + settings.batch_size]), batch_targets)
+            loss = cross_entropy(model(epoch_inputs[batch]), batch_targets)
             loss.backward()
             regularise()
             optimizer.step()
@@ -182,6 +195,17 @@ def _train_phase(
     return float(loss_sum / counted), seen
 
 
+def _batches(model: nn.Module, n: int, size: int) -> list[slice]:
+    """Cut n examples into batches; none is dropped.
+
+    Batch normalisation has no statistics over a single example, so with it a last batch of one joins the one before.
+    """
+    starts = list(range(0, n, size))
+    if len(starts) > 1 and n - starts[-1] == 1 and any(isinstance(m, _NormBase) for m in model.modules()):
+        starts.pop()
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], n], strict=True)]
+
+
 def _optimizer(trained: Params, settings: SGD, buffers: Params) -> torch.optim.SGD:
     optimizer = torch.optim.SGD(
         trained.values(),
@@ -193,7 +217,7 @@ def _optimizer(trained: Params, settings: SGD, buffers: Params) -> torch.optim.S
     )
     for name, parameter in trained.items():
         if name in buffers:
-            optimizer.state[parameter]["momentum_buffer"] = buffers[name].clone()
+            optimizer.state[parameter]["momentum_buffer"] = buffers[name].to(parameter.device, copy=True)
     return optimizer
 
 
@@ -225,12 +249,14 @@ def recompute_buffers_(model: nn.Module, inputs: Tensor, batch_size: int) -> Non
         module.reset_running_stats()
         module.momentum = None  # a plain average over all batches
     model.train()
-    with torch.no_grad():
-        for start in range(0, len(inputs), batch_size):
-            model(inputs[start : start + batch_size])
-    model.eval()
-    for module, momentum in zip(norms, momenta, strict=True):
-        module.momentum = momentum
+    try:
+        with torch.no_grad():
+            for batch in _batches(model, len(inputs), batch_size):
+                model(inputs[batch])
+    finally:
+        model.eval()
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
 
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -290,10 +316,10 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Crite
         for start in range(0, len(targets), EVALUATION_BATCH):
             expected = targets[start : start + EVALUATION_BATCH]
             outputs = model(inputs[start : start + EVALUATION_BATCH])
-            loss = criterion(outputs, expected).double().cpu()
+            loss = criterion(outputs, expected).cpu().double()
             losses.append(loss)
             is_class = not expected.is_floating_point()
-            wrong = (outputs.argmax(1) != expected).double().cpu() if is_class else torch.full_like(loss, torch.nan)
+            wrong = (outputs.argmax(1) != expected).cpu().double() if is_class else torch.full_like(loss, torch.nan)
             errors.append(wrong)
     model.train(was_training)
     return Evaluation(torch.cat(losses), torch.cat(errors))

@@ -1,5 +1,6 @@
 """What clients send up, checked, and their measurements averaged."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -32,6 +33,10 @@ class ClientUpdate:
     metrics: Mapping[str, float] = field(default_factory=dict)
     probe: Params = field(default_factory=dict)
 
+    def is_finite(self) -> bool:
+        """Tell whether the layers that the client keeps are finite too; a model that diverged has no barriers."""
+        return all(bool(torch.isfinite(value).all()) for value in self.probe.values())
+
 
 def read_update(client: int, reply: Message, expected: Mapping[str, torch.Tensor]) -> ClientUpdate:
     """Read a client's reply to a training message.
@@ -50,7 +55,7 @@ def read_update(client: int, reply: Message, expected: Mapping[str, torch.Tensor
         raise ValueError((reply.error.reason or f"error {reply.error.code}").strip().splitlines()[-1])
     metrics = read_metrics(reply)
     weight = metrics.pop(messages.NUM_EXAMPLES, 0.0)
-    if not weight > 0:
+    if not 0 < weight < math.inf:
         raise ValueError(f"its {messages.NUM_EXAMPLES} is {weight}; it must be positive")
     shared = messages.decode(_record(reply, messages.ARRAYS))
     if shared.keys() != expected.keys():

@@ -13,7 +13,7 @@ def dirichlet(
     *,
     alpha: float,
     min_size: int = 10,
-    redraws: int = 1000,
+    max_draws: int = 1000,
 ) -> Partition:
     """Deal each class over the clients in shares drawn from Dirichlet(alpha).
 
@@ -22,9 +22,9 @@ def dirichlet(
     alpha
         Concentration: 0.1 gives most clients two or three classes, 10 is close to i.i.d.
     min_size
-        Smallest number of examples of a client. The whole partition is drawn again until it holds.
-    redraws
-        How often it is drawn again at most.
+        Smallest number of examples of a client. The whole partition is drawn anew until it holds.
+    max_draws
+        How often it is drawn at most.
 
     Raises
     ------
@@ -42,12 +42,12 @@ def dirichlet(
     Hsu, Qi, Brown 2019, Measuring the effects of non-identical data distribution, arXiv 1909.06335;
     per class over clients as in Yurochkin et al. 2019, arXiv 1905.12022.
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha = {alpha} must be greater than 0; it is the Dirichlet concentration")
+    if not 0 < alpha < np.inf:
+        raise ValueError(f"alpha = {alpha} must be greater than 0 and finite; it is the Dirichlet concentration")
     if min_size < 1:
         raise ValueError(f"min_size = {min_size} must be at least 1")
-    if redraws < 1:
-        raise ValueError(f"redraws = {redraws} must be at least 1")
+    if max_draws < 1:
+        raise ValueError(f"max_draws = {max_draws} must be at least 1")
     if clients * min_size > len(labels):
         raise ValueError(
             f"{clients} clients with at least {min_size} examples each need {clients * min_size} examples "
@@ -55,15 +55,16 @@ def dirichlet(
         )
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     best = 0
-    for _ in range(redraws):
+    for _ in range(max_draws):
         owners = _draw_owners(members, clients, rng, alpha)
         smallest = int(np.bincount(owners, minlength=clients).min())
         if smallest >= min_size:
             return Partition.from_owners(owners, clients)
         best = max(best, smallest)
     raise ValueError(
-        f"none of {redraws} Dirichlet draws with alpha = {alpha} gave each of {clients} clients min_size = {min_size} "
-        f"examples (the best gave {best}); use a smaller min_size, a larger alpha or fewer clients"
+        f"none of {max_draws} Dirichlet draws with alpha = {alpha} gave each of {clients} clients "
+        f"min_size = {min_size} examples (the best gave {best}); use a smaller min_size, a larger alpha or fewer "
+        "clients"
     )
 
 

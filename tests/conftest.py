@@ -47,7 +47,7 @@ def tiny() -> Callable[..., Config]:
     """Build a resolved config of a run that takes a moment; changes are dotted settings."""
 
     def build(**changes: Any) -> Config:
-        settings = with_settings(TINY, {key.replace("__", "."): value for key, value in changes.items()})
+        settings = with_settings(TINY, {tuple(key.split("__")): value for key, value in changes.items()})
         return catalog.resolve(Config.parse(settings, "tiny"))
 
     return build

@@ -77,6 +77,8 @@ def test_each_library_is_imported_where_it_belongs(path: Path) -> None:
         assert "ray" not in libraries
     if own in ("training", "analysis", "data", "models", "layers", "params", "seeds", "config", "records", "report"):
         assert "flwr" not in libraries
+    if own == "report":
+        assert not {part_of(module) for module in imports(path)} & {"federation", "client", "engines", "rounds"}
     if own == "partitions":
         assert libraries <= {"numpy", "partitions", "collections", "dataclasses", "typing"}
     if own == "strategies":

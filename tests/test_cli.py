@@ -51,13 +51,13 @@ MISTAKES = {
         "unknown key 'partition.alfa' for 'dirichlet'; did you mean 'alpha'",
     ),
     "missing option": (["--set", 'partition={scheme="dirichlet"}'], "'partition.alpha' is missing"),
-    "wrong type": (["--set", 'rounds="ten"'], "rounds = 'ten': .*valid integer"),
-    "no bool for a number": (["--set", "clients=true"], "clients = True: .*valid integer"),
-    "wrong type of an option": (["--set", 'partition.alpha="low"'], "partition.alpha = 'low': .*valid number"),
+    "wrong type": (["--set", 'rounds="ten"'], 'rounds = "ten": .*valid integer'),
+    "no bool for a number": (["--set", "clients=true"], "clients = true: .*valid integer"),
+    "wrong type of an option": (["--set", 'partition.alpha="low"'], 'partition.alpha = "low": .*valid number'),
     "out of range": (["--set", "local.lr=-1.0"], "local.lr = -1.0: .*greater than 0"),
     "participation": (["--set", "participation=0.0"], "participation = 0.0: .*greater than 0"),
     "option out of range": (["--set", "partition.alpha=0.0"], r"\[partition\] alpha = 0.0 must be greater than 0"),
-    "device": (["--set", 'device="gpu"'], "device = 'gpu'"),
+    "device": (["--set", 'device="gpu"'], 'device = "gpu": must be'),
     "unknown strategy": (["--set", 'strategy.name="fulll"'], "strategy.name = 'fulll' is unknown; did you mean 'full'"),
     "unknown partition": (["--set", 'partition.scheme="dirichelt"'], "did you mean 'dirichlet'"),
     "unknown model": (["--set", 'model={name="resnet81"}'], "did you mean 'resnet18'"),
@@ -78,10 +78,17 @@ MISTAKES = {
     "barrier examples": (["--set", "barriers.examples=61"], "barriers.examples = 61 is more than the 60"),
     "nothing left to train on": (["--set", "partition.test=0.95"], "must add up to less than 1"),
     "sweep with a mistake": (["--set", "sweep.rounds=[1, 0]"], "rounds = 0: .*greater than or equal to 1"),
-    "sweep of nothing": (["--set", "sweep.rounds=[]"], "sweep.rounds"),
+    "sweep of nothing": (["--set", "sweep.rounds=[]"], "at least one value"),
     "string without quotes": (["--set", "strategy.name=full"], 'needs quotes of its own.*name="full"'),
     "no value": (["--set", "rounds"], "must be KEY=VALUE"),
     "engine": (["--engine", "cloud"], "cloud"),
+    "the same run twice": (["--set", "sweep.seed=[1, 1]"], "two of its 2 combinations are the same run"),
+    "sweep of the engine": (["--set", 'sweep."engine.name"=["local", "ray"]'], "'engine.name' cannot be swept"),
+    "dotted key of a sweep": (["--set", "sweep.local.lr=[0.1]"], "a dotted key needs quotes"),
+    "misspelt key of a sweep": (["--set", 'sweep."local.rl"=[0.1]'], r"\[sweep\]: unknown key 'local.rl'"),
+    "a table that is none": (["--set", 'strategy="full"'], 'strategy = "full": must be a table'),
+    "not a class": (["--set", 'strategy.name="os:sep"'], "must be a function or a class, and is a str"),
+    "GPUs that are not there": (["--engine", "ray", "--set", "engine.gpus_per_worker=1.0"], "has no GPU"),
     "data folder without data": (
         ["--set", 'data={name="fashion-mnist", data_dir="."}'],
         "has none of Fashion-MNIST's files",
@@ -99,9 +106,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     assert code == 2
     assert out == ""
     assert re.search(message, re.sub(r"[│\s]+", " ", err))
-    if name != "engine":  # typer draws a box around what it finds wrong itself
-        assert err.startswith("fedsim: error: ")
-        assert err.count("\n") == 1
+    assert err.startswith("fedsim: error: ")
+    assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
 
 
@@ -235,3 +241,117 @@ def test_the_ray_engine_starts_by_itself_from_the_command_line(study: Path, tmp_
     assert run.returncode == 0, run.stderr
     assert "Warning" not in run.stderr
     assert len(list((tmp_path / "out").glob("*/*/DONE"))) == 1
+
+
+MINE = """
+import torch
+from torch import nn
+from fedsim.strategy import Strategy
+
+class SharesText(Strategy):
+    def shared(self, server_round):
+        return "body"
+
+class TakesNothing(Strategy):
+    def __init__(self, model):
+        super().__init__(model)
+
+class AveragesNothing(Strategy):
+    def aggregate(self, server_round, updates):
+        return None
+
+class AveragesToNan(Strategy):
+    def aggregate(self, server_round, updates):
+        return {key: value * float("nan") for key, value in updates[0].shared.items()}
+
+def no_strategy(model, **settings):
+    return 3
+
+def four_classes(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+def no_flatten(shape, classes):
+    return nn.Sequential(nn.Linear(64, classes))
+
+def text(shape, classes):
+    return "model"
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "code", "message"),
+    [
+        ("strategy", "SharesText", 2, "returns 'body'; it must be a group of the model's layers"),
+        ("strategy", "TakesNothing", 2, "unexpected keyword argument 'participation'"),
+        ("strategy", "no_strategy", 2, "gives a int; it must be a fedsim.strategy.Strategy"),
+        ("strategy", "AveragesNothing", 1, "AveragesNothing.aggregate returns a NoneType"),
+        (
+            "strategy",
+            "AveragesToNan",
+            1,
+            "AveragesToNan.aggregate returns 'fc1.weight' with values that are not finite",
+        ),
+        ("model", "four_classes", 2, r"maps 2 inputs to shape \(2, 4\); it must be \(2, 10\)"),
+        ("model", "no_flatten", 2, r"does not accept inputs of shape \(1, 8, 8\) of 'digits'"),
+        ("model", "text", 2, "gives a str; it must be a torch.nn.Module"),
+    ],
+)
+def test_a_mistake_in_a_part_of_ones_own_is_one_line(
+    fedsim: Fedsim, study: Path, tmp_path: Path, table: str, name: str, code: int, message: str
+) -> None:
+    module = f"mine_{name.lower()}"
+    (tmp_path / f"{module}.py").write_text(MINE)
+    got, _, err = fedsim("run", str(study), "--set", f'{table}={{name="{module}:{name}"}}')
+    assert got == code
+    assert re.search(message, err)
+    assert err.splitlines()[-1].startswith("fedsim: error: ")
+    assert (tmp_path / "runs").exists() == (code == 1)
+
+
+def test_a_changed_strategy_of_ones_own_is_another_run(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+    path = tmp_path / "changing.py"
+    for depth in ("first:1", "first:2"):
+        path.write_text(OWN.replace('f"first:{depth}"', f'"{depth}"'))
+        assert fedsim("run", str(study), "--set", 'strategy={name="changing:Mine"}')[0] == 0
+    assert len(list(tmp_path.glob("runs/study/*/DONE"))) == 2
+
+
+def test_a_sweep_over_a_table_and_one_of_its_settings_plays_every_combination(
+    fedsim: Fedsim, study: Path, tmp_path: Path
+) -> None:
+    sweep = 'sweep={"strategy.buffers"=["shared", "personal"], strategy=[{name="full"}, {name="local"}]}'
+    code, out, _ = fedsim("run", str(study), "--set", sweep)
+    assert code == 0
+    assert "full(buffers=personal)" in out
+    assert len(list(tmp_path.glob("runs/study/*/DONE"))) == 4
+
+
+def test_a_setting_on_the_command_line_overrules_the_sweep(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+    study.write_text(study.read_text() + "\n[sweep]\nseed = [0, 1]\n")
+    assert fedsim("run", str(study), "--set", "seed=5")[0] == 0
+    assert [path.parent.name[-3:] for path in tmp_path.glob("runs/study/*/DONE")] == ["-s5"]
+
+
+def test_a_damaged_run_is_named_and_an_unfinished_one_left_out(
+    fedsim: Fedsim, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert fedsim("run", str(study), "--set", "sweep.seed=[0, 1]")[0] == 0
+    first, second = sorted(path.parent for path in tmp_path.glob("runs/study/*/DONE"))
+    (first / "metrics.jsonl").write_text("")
+    code, out, err = fedsim("compare", "runs/study")
+    assert code == 0
+    assert "has no evaluated round yet" in caplog.text
+    assert len([line for line in out.splitlines() if "full" in line]) == 1
+    (second / "metrics.jsonl").write_text("no json\n")
+    code, _, err = fedsim("compare", str(second))
+    assert code == 2
+    assert "is damaged" in err
+    (second / "metrics.jsonl").unlink()
+    code, _, err = fedsim("run", str(study), "--set", "seed=1")
+    assert code == 2
+    assert "is done but has no metrics.jsonl; remove it" in err
+    (second / "DONE").unlink()
+    next((second / "checkpoints").glob("round-*/global.safetensors")).write_bytes(b"x")
+    code, _, err = fedsim("run", str(study), "--set", "seed=1")
+    assert code == 2
+    assert "is damaged" in err

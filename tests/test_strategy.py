@@ -257,6 +257,7 @@ def test_a_strategy_goes_on_from_its_state(name: str) -> None:
         strategy.step(server_round, updates)
     again = STRATEGIES[name](model, send_initial=False, participation=0.5)
     again.set_global_model(strategy.global_model)
+    again.load_progress(strategy.progress())
     again.load_state({key: value.clone() for key, value in strategy.state().items()})
     for client in range(5):
         expected, got = strategy.for_client(4, client), again.for_client(4, client)

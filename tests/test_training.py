@@ -132,3 +132,39 @@ def test_recomputed_buffers_are_the_statistics_of_the_data() -> None:
 def test_a_phase_out_of_range_is_an_error(options: dict) -> None:
     with pytest.raises(ValueError, match=r"phase|proximal"):
         Phase(**options)
+
+
+def with_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).double()
+
+
+def test_a_frozen_layer_keeps_its_running_statistics() -> None:
+    _, inputs, targets = example()
+    model = with_norm()
+    before = copy.deepcopy(model.state_dict())
+    train_(model, inputs, targets, LocalPlan((Phase("head"),)), SGD(), np.random.default_rng(0))
+    after = model.state_dict()
+    assert {key for key in before if not torch.equal(after[key], before[key])} == {"3.weight", "3.bias"}
+    train_(model, inputs, targets, LocalPlan(), SGD(), np.random.default_rng(0))
+    assert not torch.equal(model.state_dict()["1.running_mean"], before["1.running_mean"])
+
+
+@pytest.mark.parametrize(("n", "batches"), [(21, 2), (20, 2), (22, 3), (1, None)])
+def test_with_batch_norm_a_last_batch_of_one_joins_the_one_before(n: int, batches: int | None) -> None:
+    _, inputs, targets = example()
+    model = with_norm()
+    if batches is None:
+        with pytest.raises(ValueError, match="more than 1 value"):
+            train_(model, inputs[:n], targets[:n], LocalPlan(), SGD(1, 10), np.random.default_rng(0))
+        return
+    result = train_(model, inputs[:n], targets[:n], LocalPlan(), SGD(1, 10), np.random.default_rng(0))
+    assert result.examples_seen == n
+    assert model[1].num_batches_tracked == batches
+    recompute_buffers_(model, inputs[:n], 10)
+    assert model[1].num_batches_tracked == batches
+
+
+def test_a_phase_that_trains_nothing_is_an_error() -> None:
+    model, inputs, targets = example()
+    with pytest.raises(ValueError, match="'none', which holds no parameter"):
+        train_(model, inputs, targets, LocalPlan((Phase("none"),)), SGD(), np.random.default_rng(0))

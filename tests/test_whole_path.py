@@ -5,12 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fedsim.checkpoints import Checkpoints
 from fedsim.config import Config
 from fedsim.data.fashion_mnist import DEBIAN_FOLDER
 from fedsim.federation import federation_of
 from fedsim.records import RunFolder, read_rows
 from fedsim.report import read_result, write_run
+from fedsim.seeds import rng
+from fedsim.strategy import LocalPlan, draw_participants
+from fedsim.training import evaluate, train_
+from tests.conftest import run_files
 
 FASHION = {
     "rounds": 4,
@@ -137,3 +143,93 @@ def test_the_barriers_of_a_run_weigh_each_client_by_its_training_examples(
     mean_ends = table["loss"] - table["loss_mean_ends"]
     assert np.allclose(mean_ends, np.average(own, weights=sizes), atol=1e-12)
     assert not np.allclose(mean_ends, own.mean(), atol=1e-6)
+
+
+def slow_run(config: Config) -> tuple[dict, dict]:
+    """A federated run as one would write it down: no messages, engines or threads. For `layer_set` only."""
+    federation = federation_of(config)
+    model, keys = federation.model(), federation.layers.keys(federation.layers.group(config.strategy.shared))
+    server, own, momentum, last, values = dict(federation.initial), {}, {}, {}, {}
+    averaged = 0
+
+    def measure(params: dict, data: tuple, *name: object) -> None:
+        model.load_state_dict(params)
+        result = evaluate(model, *data)
+        values[*name, "loss"], values[*name, "accuracy"] = result.loss, result.accuracy
+
+    def taken(client: int) -> dict:
+        fresh = averaged and averaged >= last.get(client, 0)
+        return own.get(client, dict(federation.initial)) | ({key: server[key] for key in keys} if fresh else {})
+
+    for server_round in range(1, config.rounds + 1):
+        sums, total = dict.fromkeys(keys, 0.0), 0
+        for client in draw_participants(config.seed, server_round, config.clients, config.participation):
+            data = federation.client_data(client)
+            model.load_state_dict(taken(client))
+            stream = rng(config.seed, "train", server_round, client)
+            result = train_(model, *data.train, LocalPlan(), config.local.sgd(), stream, momentum.get(client))
+            values[server_round, client, "train", "uploaded", "loss"] = result.loss
+            momentum[client] = {key: value.clone() for key, value in result.momentum.items()}
+            own[client] = {key: value.clone() for key, value in model.state_dict().items()}
+            last[client] = server_round
+            weight = len(data.train[1])
+            sums = {key: sums[key] + weight * own[client][key].double() for key in keys}
+            total += weight
+        server |= {key: (value / total).float() for key, value in sums.items()}
+        averaged = server_round
+        measure(server, federation.test_data(), server_round, None, "test", "global")
+        for client in range(config.clients):
+            data = federation.client_data(client)
+            measure(taken(client), data.validation, server_round, client, "validation", "personalised")
+            measure(taken(client), data.test, server_round, client, "test", "personalised")
+            measure(server, data.test, server_round, client, "test", "global")
+    return server, values
+
+
+def test_a_run_agrees_with_one_that_is_written_down_plainly(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    config = tiny(
+        rounds=3,
+        clients=5,
+        participation=0.6,
+        model={"name": "mlp", "hidden": [12, 8]},
+        strategy={"name": "layer_set", "shared": "body"},
+        local={"lr": 0.1, "batch_size": 7, "momentum": 0.9, "optimizer_state": "keep"},
+        barriers={"every": 0},
+    )
+    server, values = slow_run(config)
+    folder = play(config)
+    final = Checkpoints(folder.checkpoints).global_model(3)
+    assert all(torch.allclose(final[key], server[key], rtol=1e-5, atol=1e-7) for key in server)
+    rows = read_rows(folder.metrics).to_dict("records")
+    got = {
+        (r["round"], None if np.isnan(r["client"]) else int(r["client"]), r["split"], r["model"], r["metric"]): r[
+            "value"
+        ]
+        for r in rows
+    }
+    assert got.keys() == values.keys()
+    assert got == pytest.approx(values, rel=1e-4)
+
+
+def test_dropout_is_drawn_from_the_seed_whatever_the_engine(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dropout_model.py").write_text(
+        "from torch import nn\n"
+        "def make(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    runs = [play(tiny(model={"name": "dropout_model:make"}, engine={"workers": n}), f"workers{n}") for n in (1, 2)]
+    assert run_files(runs[0]) == run_files(runs[1])
+
+
+def test_a_client_that_diverges_is_left_out_and_the_report_still_drawn(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    folder = play(tiny(strategy={"name": "local"}, local={"lr": 1e25}))
+    assert "NaN" not in folder.metrics.read_text()
+    result = read_result(folder)
+    assert write_run(result, tmp_path).exists()

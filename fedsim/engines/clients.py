@@ -44,7 +44,8 @@ class Clients:
             return self._app(message, self._context(client))
         except Exception as error:
             logger.exception("client %d failed in %s", client, message.metadata.message_type)
-            return Message(Error(CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+            reason = " ".join(str(error).split())
+            return Message(Error(CLIENT_RAISED, f"{type(error).__name__}: {reason}"), reply_to=message)
 
     def save(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
         """Write the state of each client to its own file."""

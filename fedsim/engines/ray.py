@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.engines.clients import Clients
 from fedsim.engines.grid import RUN, Engine
-from fedsim.errors import RunError
+from fedsim.errors import ConfigError, RunError
 
 # Both are read when ray is imported. Its workers give way to every other process unless this is set.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -28,6 +28,24 @@ Item = TypeVar("Item")
 def _python_path() -> str:
     """Return where this process imports from, so that workers find a model or data set of the user's own."""
     return os.pathsep.join(path for path in sys.path if path)
+
+
+def _start(address: str | None, workers: int) -> None:
+    """Connect to a cluster, or start Ray here."""
+    here: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}},
+            **here,
+        )
+    except (ValueError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"engine.address = {address!r}: Ray cannot be reached ({reason}); leave it out to start Ray here"
+        ) from error
 
 
 class _Worker:
@@ -57,6 +75,11 @@ class RayEngine(Engine):
         file system that all of its nodes share.
     gpus_per_worker
         May be a fraction.
+
+    Raises
+    ------
+    ConfigError
+        If Ray does not have the processors or GPUs that the workers need.
     """
 
     def __init__(
@@ -70,18 +93,16 @@ class RayEngine(Engine):
         super().__init__(clients, workers)
         self._started = not ray.is_initialized()
         if self._started:
-            here: dict[str, Any] = {} if address else {"num_cpus": self.workers, "include_dashboard": False}
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}},
-                **here,
-            )
+            _start(address, self.workers)
+        if address and not workers:
+            self.workers = int(ray.cluster_resources().get("CPU", 1))
+        self._actors: list[Any] = []
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
+        count = min(self.workers, clients)
+        self._check_resources({"CPU": count, "GPU": count * gpus_per_worker})
         actor = ray.remote(num_cpus=1, num_gpus=gpus_per_worker)(_Worker)
-        self._actors: list[Any] = [actor.remote(make_app, clients) for _ in range(min(self.workers, clients))]
+        self._actors = [actor.remote(make_app, clients) for _ in range(count)]
 
     def handle(self, messages: list[Message]) -> list[Message]:
         """Send each actor the messages of its clients as one list."""
@@ -106,6 +127,17 @@ class RayEngine(Engine):
         if self._started:
             ray.shutdown()
         torch.set_num_threads(self._threads_before)
+
+    def _check_resources(self, needed: Mapping[str, float]) -> None:
+        """Refuse what Ray would wait for without end."""
+        there = ray.cluster_resources()
+        for resource, amount in needed.items():
+            if amount > there.get(resource, 0):
+                self.close()
+                raise ConfigError(
+                    f"the engine's workers need {amount:g} {resource}s and Ray has {there.get(resource, 0):g}; use "
+                    "fewer engine.workers or a smaller engine.gpus_per_worker"
+                )
 
     def _by_actor(self, items: Iterable[Item], client_of: Callable[[Item], int]) -> dict[int, list[Item]]:
         batches: dict[int, list[Item]] = {}

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from fedsim.report.results import Result
 
@@ -20,6 +20,8 @@ STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 9.0  # inches
 ANNOTATED_CELLS = 400
+LONG_NAME = 14  # a layer's name beyond which heat maps stand below each other
+SHORT_NAME = 24  # to which longer names are cut
 STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -97,7 +99,7 @@ def labels(counts: np.ndarray, classes: Sequence[str]) -> Figure:
         height = min(9.0, 1.4 + 0.24 * len(counts))
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots()
-        image = axes.imshow(counts, cmap="Blues", aspect="auto", interpolation="nearest")
+        image = axes.imshow(counts, cmap="Blues", vmin=0, aspect="auto", interpolation="nearest")
         if counts.size <= ANNOTATED_CELLS:
             for (client, label), count in np.ndenumerate(counts):
                 if count:
@@ -122,7 +124,7 @@ def barrier_table(result: Result, column: str, t: float = 1.0) -> pd.DataFrame:
         1 for the clients against their average, 1/2 for pairs of clients halfway.
     """
     rows = result.barriers[(result.barriers["t"] == t) & ((result.barriers["other"] == -1) == (t == 1))]
-    table = rows.pivot_table(index="group", columns="round", values=column, aggfunc="mean", sort=False)
+    table = rows.pivot_table(index="group", columns="round", values=column, aggfunc="mean", sort=False, dropna=False)
     return table.loc[sorted(table.index, key=lambda group: group != "full")]
 
 
@@ -150,10 +152,12 @@ def compared_barriers(results: Mapping[str, Result], metric: str) -> Figure:
 
 def _heat_maps(tables: Mapping[str, pd.DataFrame], metric: str) -> Figure:
     factor, unit = (1.0, "nats") if metric == "loss" else (100.0, "percentage points")
-    columns = min(2, len(tables))
+    longest = max(len(str(group)) for table in tables.values() for group in table.index)
+    columns = 1 if longest > LONG_NAME else min(2, len(tables))
     rows = -(-len(tables) // columns)
     layers = max(len(table) for table in tables.values())
-    limit = max(float(np.nanmax(np.abs(table.to_numpy()))) for table in tables.values()) * factor or 1.0
+    values = np.abs(np.concatenate([table.to_numpy().ravel() for table in tables.values()]))
+    limit = factor * float(values[np.isfinite(values)].max(initial=0.0)) or 1.0
     with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(WIDTH, max(2.4, rows * (1.2 + 0.28 * layers))), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -166,10 +170,11 @@ def _heat_maps(tables: Mapping[str, pd.DataFrame], metric: str) -> Figure:
                 interpolation="nearest",
             )
             _annotate(axes, table.to_numpy() * factor, limit)
-            axes.set_yticks(range(len(table)), table.index)
+            axes.set_yticks(range(len(table)), [_short(str(group)) for group in table.index])
             step = max(1, len(table.columns) // 12)
             axes.set_xticks(range(0, len(table.columns), step), table.columns[::step])
-            axes.set(xlabel="round", title=title)
+            axes.set_xlabel("round")
+            axes.set_title(_short(title, 2 * SHORT_NAME))
             if "full" in table.index:
                 axes.axhline(0.5, color="black", linewidth=1)
         for axes in panels[len(tables) :]:
@@ -184,8 +189,10 @@ def _annotate(axes: Axes, values: np.ndarray, limit: float) -> None:
         return
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if abs(value) > 0.6 * limit else "black"
-        rounded = round(value, 2 if limit < 10 else 0) + 0.0  # no minus in front of a zero
-        text = f"{rounded:.2f}" if limit < 10 else f"{rounded:.0f}"
+        if not np.isfinite(value):
+            continue
+        decimals = 0 if limit >= 10 else 2 if limit >= 0.1 else 4
+        text = f"{round(value, decimals) + 0.0:.{decimals}f}"  # adding zero takes the minus from a zero
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
 
 
@@ -218,6 +225,8 @@ def compared_traffic(results: Mapping[str, Result]) -> Figure:
                 continue
             _line(axes, accuracy.set_axis(_cumulative_bytes(result).loc[accuracy.index]), name, number)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))
         axes.set_xlabel("traffic up and down so far, all clients")
         _metric_axis(axes, "accuracy")
@@ -244,7 +253,7 @@ def compared_clients(results: Mapping[str, Result]) -> Figure:
             offsets = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else np.zeros(1)
             colour = COLOURS[number % len(COLOURS)]
             axes.plot(np.sort(points), number + 1 + offsets, "o", color=colour, alpha=0.7, markersize=5)
-        axes.set_yticks(range(1, len(results) + 1), list(results))
+        axes.set_yticks(range(1, len(results) + 1), [_short(name, 2 * SHORT_NAME) for name in results])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("accuracy of the personalised model on the client's own test data")
@@ -284,7 +293,7 @@ def _line(axes: Axes, series: pd.Series, label: str, number: int) -> None:
 
 def _round_axis(axes: Axes) -> None:
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _metric_axis(axes: Axes, metric: str) -> None:
@@ -293,6 +302,17 @@ def _metric_axis(axes: Axes, metric: str) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
+def _short(name: str, length: int = SHORT_NAME) -> str:
+    """Cut the middle out of a long name."""
+    half = length // 2 - 1
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+
+
 def _legend_below(figure: Figure, axes: Axes) -> Any:
     handles, names = axes.get_legend_handles_labels()
-    return figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 2 if len(names) > 3 else 3))
+    return figure.legend(
+        handles,
+        [_short(name, 2 * SHORT_NAME) for name in names],
+        loc="outside lower center",
+        ncols=min(len(names), 2 if len(names) > 3 else 3),
+    )

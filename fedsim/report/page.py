@@ -11,11 +11,10 @@ import jinja2
 from matplotlib.figure import Figure
 
 from fedsim.catalog import total_variation
-from fedsim.federation import federation_of
 from fedsim.records import write_whole
 from fedsim.report import figures
 from fedsim.report.figures import format_bytes
-from fedsim.report.results import Result, compare, worst_mean
+from fedsim.report.results import Result, compare, distinguishing_settings, worst_mean
 from fedsim.report.tables import comparison_table
 
 TABLE_NOTE = (
@@ -115,9 +114,7 @@ def write_comparison(results: Sequence[Result], out: Path, *, export: bool = Fal
 
 
 def _run_sections(result: Result) -> list[Section]:
-    federation = federation_of(result.config)
-    classes = federation.dataset.classes
-    counts = federation.partition.label_counts(federation.dataset.labels, len(classes))
+    counts = result.label_counts
     sections = [
         Section(
             "curves",
@@ -136,7 +133,8 @@ def _run_sections(result: Result) -> list[Section]:
         for metric in ("loss", "error"):
             settings = result.config.barriers
             text = BARRIER_TEXT.format(metric=metric, n=settings.examples)
-            text += PAIRS_TEXT.format(pairs=settings.pairs) if settings.pairs else ""
+            pairs = result.barriers[result.barriers["other"] >= 0]
+            text += PAIRS_TEXT.format(pairs=len(pairs[["base", "other"]].drop_duplicates()) // 2) if len(pairs) else ""
             title = f"Layer-wise {metric} barriers"
             sections.append(Section(f"barriers-{metric}", title, text, figures.barriers(result, metric)))
     text = (
@@ -144,7 +142,10 @@ def _run_sections(result: Result) -> list[Section]:
         f"{counts.sum(1).min()} to {counts.sum(1).max()}, mean total variation from the pooled labels "
         f"{total_variation(counts):.2f} (0: all alike, towards 1: no class in common)."
     )
-    return [*sections, Section("labels", "Label distribution of the partition", text, figures.labels(counts, classes))]
+    return [
+        *sections,
+        Section("labels", "Label distribution of the partition", text, figures.labels(counts, result.classes)),
+    ]
 
 
 def _subtitle(result: Result) -> str:
@@ -163,8 +164,14 @@ def _subtitle(result: Result) -> str:
 
 
 def _labels(results: Sequence[Result]) -> dict[str, Result]:
-    """Name each run by its strategy, and by its folder where that is not enough."""
-    names = [result.strategy for result in results]
+    """Name each run by its strategy and the settings that differ, and by its folder where that is not enough."""
+    settings = distinguishing_settings(results)
+    names = [
+        ", ".join([result.strategy, *(f"{key}={value}" for key, value in each.items())])
+        for result, each in zip(results, settings, strict=True)
+    ]
+    several_seeds = len({result.config.seed for result in results}) > 1
+    names = [f"{name}, seed {r.config.seed}" if several_seeds else name for name, r in zip(names, results, strict=True)]
     return {
         name if names.count(name) == 1 else f"{name} {result.folder.path.name}": result
         for name, result in zip(names, results, strict=True)

@@ -1,5 +1,8 @@
 """What a run achieved, read from its folder."""
 
+import json
+import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +19,11 @@ from fedsim.errors import ConfigError
 from fedsim.records import RunFolder, read_rows
 
 WORST_SHARE = 0.1
+logger = logging.getLogger(__name__)
+
+
+class NotEvaluatedError(ConfigError):
+    """A run of which there is nothing to show yet."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class Result:
         Column ``round`` and one column of wall seconds per part of a round.
     barriers
         The rows of `fedsim.analysis.barriers` with a column ``round``; empty if none were measured.
+    classes, label_counts
+        Names of the classes, and the examples of each class at each client, shape [clients, classes].
     """
 
     folder: RunFolder
@@ -40,11 +50,19 @@ class Result:
     communication: pd.DataFrame
     timing: pd.DataFrame
     barriers: pd.DataFrame
+    classes: tuple[str, ...]
+    label_counts: np.ndarray
 
     @property
     def strategy(self) -> str:
         """The strategy with the options that differ from their defaults."""
         return catalog.label(self.config.strategy)
+
+    @property
+    def setting(self) -> str:
+        """What the run has in common with those of other seeds: its folder's name without the seed."""
+        named = re.fullmatch(r"([0-9a-f]{8})-s\d+", self.folder.path.resolve().name)
+        return named[1] if named else catalog.run_name(self.config).partition("-")[0]
 
     @cached_property
     def evaluated(self) -> int:
@@ -74,7 +92,7 @@ class Result:
     @property
     def seconds_total(self) -> float:
         """Wall seconds of all rounds, without starting up."""
-        return float(self.timing.drop(columns="round").to_numpy(na_value=0.0).sum())
+        return float(self.timing.drop(columns="round", errors="ignore").to_numpy(na_value=0.0).sum())
 
 
 def read_result(folder: RunFolder) -> Result:
@@ -83,21 +101,50 @@ def read_result(folder: RunFolder) -> Result:
     Raises
     ------
     ConfigError
-        If the folder is not a run, or nothing was evaluated in it yet.
+        If the folder is not a whole run, or nothing was evaluated in it yet.
     """
-    if not folder.config.is_file():
-        raise ConfigError(f"{folder.path} is not a run: it has no config.toml; give a folder that 'fedsim run' made")
-    metrics = read_rows(folder.metrics)
-    if metrics.empty or "personalised" not in set(metrics["model"]):
-        raise ConfigError(f"{folder.path} has no evaluated round yet; let 'fedsim run' go on first")
-    return Result(
-        folder=folder,
-        config=catalog.resolve(folder.read_config()),
-        metrics=metrics,
-        communication=read_rows(folder.communication),
-        timing=read_rows(folder.timing),
-        barriers=folder.read_barriers(),
-    )
+    try:
+        config = catalog.resolve(folder.read_config())
+        metrics = read_rows(folder.metrics)
+        if metrics.empty or "personalised" not in set(metrics["model"]):
+            raise NotEvaluatedError(f"{folder.path} has no evaluated round yet; let 'fedsim run' go on first")
+        partition = json.loads(folder.partition.read_text())
+        return Result(
+            folder=folder,
+            config=config,
+            metrics=metrics,
+            communication=read_rows(folder.communication),
+            timing=read_rows(folder.timing),
+            barriers=folder.read_barriers(),
+            classes=tuple(partition["classes"]),
+            label_counts=np.array(partition["label_counts"]),
+        )
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"run folder {folder.path} is damaged ({reason}); remove it and run it again") from error
+
+
+def read_results(folders: Sequence[RunFolder]) -> list[Result]:
+    """Read several runs; those without an evaluated round are left out with a warning.
+
+    Raises
+    ------
+    ConfigError
+        If none has one.
+    """
+    results: list[Result] = []
+    for folder in folders:
+        try:
+            results.append(read_result(folder))
+        except NotEvaluatedError as error:
+            if len(folders) == 1:
+                raise
+            logger.warning("left out: %s", error)
+    if not results:
+        raise ConfigError(f"none of {len(folders)} runs has an evaluated round yet; let 'fedsim run' go on first")
+    return results
 
 
 def find_runs(paths: Iterable[Path]) -> list[RunFolder]:
@@ -116,7 +163,7 @@ def find_runs(paths: Iterable[Path]) -> list[RunFolder]:
                 f"{path} holds no run; give run folders, or an experiment's folder such as runs/quickstart"
             )
         found += [RunFolder(run) for run in inside]
-    return sorted(dict.fromkeys(found), key=lambda run: (run.read_env()["started"][0], run.path))
+    return sorted(dict.fromkeys(found), key=lambda run: (run.started, run.path))
 
 
 def worst_mean(values: ArrayLike, *, higher_is_better: bool = True) -> float:
@@ -167,28 +214,30 @@ def compare(results: Sequence[Result], metric: str = "accuracy", by: str | None 
     ConfigError
         If no run has the setting ``by``.
     """
-    settings = [_flat(catalog.changed_settings(result.config)) for result in results]
-    keys = dict.fromkeys(key for each in settings for key in each if not key.startswith("strategy."))
-    varying = [key for key in keys if len({str(each.get(key)) for each in settings}) > 1]
-    groups: dict[str, list[int]] = {}
-    for position, result in enumerate(results):
-        if by is None:
-            name = str(sorted(settings[position].items(), key=str))
-        else:
-            resolved = _flat(result.config.model_dump(mode="json"))
-            if by not in resolved:
-                raise ConfigError(
-                    f"--by {by!r} is not a setting of these runs; for instance strategy.name or partition.alpha"
-                )
-            name = f"{by}={resolved[by]}"
-        groups.setdefault(name, []).append(position)
-    rows = []
-    for name, members in groups.items():
-        first = members[0]
-        shown = {key: settings[first].get(key, "default") for key in varying} if by is None else {}
-        label = results[first].strategy if by is None else name
-        rows.append(_row(label, shown, [results[member] for member in members], metric))
-    return rows
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(_setting(result, by) if by else result.setting, []).append(result)
+    if by and set(groups) == {f"{by}=-"}:
+        raise ConfigError(f"--by {by!r} is not a setting of these runs; for instance strategy.name or partition.alpha")
+    firsts = [members[0] for members in groups.values()]
+    shown: list[dict[str, Any]] = [{} for _ in firsts] if by else distinguishing_settings(firsts)
+    return [
+        _row(name if by else members[0].strategy, settings, members, metric)
+        for (name, members), settings in zip(groups.items(), shown, strict=True)
+    ]
+
+
+def distinguishing_settings(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return, for each run, the settings in which these runs differ, besides strategy and seed."""
+    changed = [_flat(catalog.changed_settings(result.config)) for result in results]
+    keys = dict.fromkeys(key for each in changed for key in each if not key.startswith("strategy."))
+    resolved = [_flat(result.config.model_dump(mode="json")) for result in results]
+    varying = [key for key in keys if len({str(each.get(key)) for each in changed}) > 1]
+    return [{key: each.get(key, "-") for key in varying} for each in resolved]
+
+
+def _setting(result: Result, key: str) -> str:
+    return f"{key}={_flat(result.config.model_dump(mode='json')).get(key, '-')}"
 
 
 def _row(label: str, settings: Mapping[str, Any], results: Sequence[Result], metric: str) -> Row:
@@ -197,7 +246,7 @@ def _row(label: str, settings: Mapping[str, Any], results: Sequence[Result], met
     return Row(
         strategy=label,
         settings=settings,
-        seeds=len(results),
+        seeds=len({result.config.seed for result in results}),
         rounds=max(result.evaluated for result in results),
         personalised=float(np.mean([values.mean() for values in clients])),
         spread=float(np.mean([values.std() for values in clients])),
