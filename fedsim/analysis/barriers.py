@@ -107,7 +107,7 @@ def barriers(
         - ``_mean_ends``: the mean of the models' own, weighted over all states for the average, plain over the two
           for a pair (the paper's definition);
         - ``_swap_ends``: ``(1 - t)`` times the base's own and ``t`` times that of the base with the whole group from
-          ``other`` (the path that Theorem 4.1 speaks of);
+          ``other`` (the path that Theorem 4.1 speaks of), so 0 at t = 0 and t = 1;
         - ``_own_base``: the base's own;
         - ``_chord``: ``(1 - t)`` times the base's own and ``t`` times the other's; NaN against the average.
 
