@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim import client as client_module
 from fedsim.checkpoints import Checkpoints
 from fedsim.config import Config
 from fedsim.data.fashion_mnist import DEBIAN_FOLDER
@@ -233,3 +234,27 @@ def test_a_client_that_diverges_is_left_out_and_the_report_still_drawn(
     assert "NaN" not in folder.metrics.read_text()
     result = read_result(folder)
     assert write_run(result, tmp_path).exists()
+
+
+def test_a_client_that_raises_is_left_out_and_the_run_says_so(
+    tiny: Callable[..., Config],
+    play: Callable[..., RunFolder],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = tiny(barriers={"every": 0})
+    unlucky = len(federation_of(config).client_data(2).train[1])
+    train = client_module.train_
+
+    def fail(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, **options: object) -> object:
+        if len(targets) == unlucky:
+            raise ValueError("no luck")
+        return train(model, inputs, targets, **options)
+
+    monkeypatch.setattr(client_module, "train_", fail)
+    folder = play(config)
+    left_out = read_rows(folder.metrics).query("metric == 'left_out'")
+    assert left_out[["round", "client"]].to_numpy().tolist() == [[1, 2], [2, 2]]
+    assert "round 1: client 2 is left out of the average: ValueError: no luck" in caplog.text
+    assert "Traceback" in folder.log.read_text()
+    assert set(read_rows(folder.communication)["client"]) == {0, 1, 2, 3}
