@@ -11,11 +11,12 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fedsim import messages
+from fedsim.evaluation import evaluate
 from fedsim.federation import ClientData, Federation
 from fedsim.messages import Instructions
 from fedsim.params import Params, combine
 from fedsim.seeds import derive, rng
-from fedsim.training import evaluate, recompute_buffers_, train_
+from fedsim.training import recompute_buffers_, train_
 
 MODEL, MOMENTUM = "model", "momentum"
 UPLOADED, PERSONALISED, GLOBAL = "uploaded", "personalised", "global"

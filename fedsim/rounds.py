@@ -21,12 +21,12 @@ from fedsim.client import GLOBAL, PERSONALISED, UPLOADED, load_for_evaluation
 from fedsim.config import Config
 from fedsim.engines.grid import Engine, processors
 from fedsim.errors import RunError
+from fedsim.evaluation import EVALUATION_BATCH, Evaluation, evaluate
 from fedsim.federation import Federation
 from fedsim.params import Params, combine, weighted_mean
 from fedsim.records import RunFolder, append_rows, metric_row, write_parquet
 from fedsim.seeds import rng
 from fedsim.strategy import ClientUpdate, Strategy
-from fedsim.training import EVALUATION_BATCH, Evaluation, evaluate
 
 AVERAGE = "average"  # of all layers of the uploaded models, whatever the strategy shares
 CALIBRATION_EXAMPLES = 1000

@@ -25,12 +25,11 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import nn
 
 from fedsim import messages, params, seeds
-from fedsim.errors import RunError
 from fedsim.layers import LayerGroup, Layers
 from fedsim.messages import Instructions
 from fedsim.params import Params
 from fedsim.training import LocalPlan, Phase
-from fedsim.updates import ClientUpdate, read_metrics, read_update, weighted_metrics
+from fedsim.updates import ClientUpdate, check_average, read_metrics, read_update, weighted_metrics
 
 __all__ = ["Buffers", "ClientUpdate", "LocalPlan", "Phase", "Strategy", "draw_participants"]
 
@@ -178,7 +177,8 @@ class Strategy(FlowerStrategy):
         """
         if not updates:
             return
-        averaged = self._checked(self.aggregate(server_round, updates))
+        averaged = self.aggregate(server_round, updates)
+        averaged = check_average(averaged, self.global_model, f"{type(self).__name__}.aggregate")
         self.set_global_model(params.combine(self.global_model, averaged))
         self._averaged_in |= {self.layers.of_key(key): server_round for key in averaged}
         self._last_round |= {update.client: server_round for update in updates}
@@ -272,23 +272,6 @@ class Strategy(FlowerStrategy):
         """Adopt arrays that were handed in from outside, as Flower's own loop does in round 1."""
         if arrays is not self._arrays:
             self.set_global_model(messages.decode(arrays))
-
-    def _checked(self, averaged: Params) -> Params:
-        """Check what a strategy's own `aggregate` returned, and give it the model's dtypes."""
-        where = f"{type(self).__name__}.aggregate"
-        if not isinstance(averaged, dict):
-            raise RunError(f"{where} returns a {type(averaged).__name__}; it must be a dict of entries of the model")
-        for key, value in averaged.items():
-            expected = self.global_model.get(key)
-            if expected is None:
-                raise RunError(
-                    f"{where} returns {key!r}, which is no entry of the model: {', '.join(self.global_model)}"
-                )
-            if not isinstance(value, torch.Tensor) or value.shape != expected.shape:
-                raise RunError(f"{where} returns {key!r} that is not a tensor of shape {tuple(expected.shape)}")
-            if not bool(torch.isfinite(value).all()):
-                raise RunError(f"{where} returns {key!r} with values that are not finite")
-        return {key: value.to(self.global_model[key].dtype) for key, value in averaged.items()}
 
     def _nodes(self, grid: Grid) -> list[int]:
         """Return the node of each client; a node stays the same client even if others appear later."""

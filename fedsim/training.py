@@ -1,4 +1,4 @@
-"""Local training and evaluation of one model: pure functions of the model, the data and a random stream."""
+"""Local training of one model: a pure function of the model, the data and a random stream."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -12,8 +12,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedsim.layers import Layers
 from fedsim.params import Params
-
-EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -257,69 +255,3 @@ def recompute_buffers_(model: nn.Module, inputs: Tensor, batch_size: int) -> Non
         model.eval()
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
-
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
-
-
-def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy in nats of each example, shape [n]."""
-    return cross_entropy(logits, targets, reduction="none")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Results of a model, example by example.
-
-    Parameters
-    ----------
-    losses
-        Shape [n], float64; in nats for cross-entropy.
-    errors
-        1 where the most likely class is not the target, else 0; NaN where targets are not class indices.
-        Shape [n], float64.
-    """
-
-    losses: Tensor
-    errors: Tensor
-
-    @property
-    def n(self) -> int:
-        """Number of examples."""
-        return len(self.losses)
-
-    @property
-    def loss(self) -> float:
-        """Mean loss per example."""
-        return float(self.losses.mean())
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the examples whose most likely class is the target."""
-        return 1.0 - float(self.errors.mean())
-
-
-def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Criterion = cross_entropies) -> Evaluation:
-    """Evaluate ``model`` in eval mode, and restore its mode.
-
-    Parameters
-    ----------
-    inputs, targets
-        Normalised inputs, shape [n, ...], and targets, shape [n, ...]: class indices unless ``criterion`` takes others.
-    criterion
-        Maps outputs and targets of a batch to one loss per example.
-    """
-    was_training = model.training
-    model.eval()
-    losses, errors = [], []
-    with torch.inference_mode():
-        for start in range(0, len(targets), EVALUATION_BATCH):
-            expected = targets[start : start + EVALUATION_BATCH]
-            outputs = model(inputs[start : start + EVALUATION_BATCH])
-            loss = criterion(outputs, expected).cpu().double()
-            losses.append(loss)
-            is_class = not expected.is_floating_point()
-            wrong = (outputs.argmax(1) != expected).cpu().double() if is_class else torch.full_like(loss, torch.nan)
-            errors.append(wrong)
-    model.train(was_training)
-    return Evaluation(torch.cat(losses), torch.cat(errors))

@@ -1,4 +1,4 @@
-"""What clients send up, checked, and their measurements averaged."""
+"""What clients send up and what becomes of it, checked; their measurements averaged."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedsim import messages
+from fedsim.errors import RunError
 from fedsim.params import Params
 
 
@@ -67,6 +68,31 @@ def read_update(client: int, reply: Message, expected: Mapping[str, torch.Tensor
             raise ValueError(f"{key} has values that are not finite")
     ordered = {key: shared[key] for key in expected}
     return ClientUpdate(client, ordered, weight, metrics, messages.decode(_record(reply, messages.PROBE)))
+
+
+def check_average(averaged: object, model: Params, where: str) -> Params:
+    """Check what a strategy's `aggregate` returned, and give it the dtypes of the model.
+
+    Parameters
+    ----------
+    where
+        Names the hook in a message.
+
+    Raises
+    ------
+    RunError
+        If it is not a dict of finite tensors with keys and shapes of the model.
+    """
+    if not isinstance(averaged, dict):
+        raise RunError(f"{where} returns a {type(averaged).__name__}; it must be a dict of entries of the model")
+    for key, value in averaged.items():
+        if key not in model:
+            raise RunError(f"{where} returns {key!r}, which is no entry of the model: {', '.join(model)}")
+        if not isinstance(value, torch.Tensor) or value.shape != model[key].shape:
+            raise RunError(f"{where} returns {key!r} that is not a tensor of shape {tuple(model[key].shape)}")
+        if not bool(torch.isfinite(value).all()):
+            raise RunError(f"{where} returns {key!r} with values that are not finite")
+    return {key: value.to(model[key].dtype) for key, value in averaged.items()}
 
 
 def read_metrics(reply: Message) -> dict[str, float]:

@@ -25,7 +25,7 @@ ORDER = [
     ["analysis"],
     ["environment", "records"],
     ["config"],
-    ["training"],
+    ["evaluation", "training"],
     ["data", "models"],
     ["layers", "params", "seeds", "errors"],
     ["partitions"],
@@ -75,7 +75,19 @@ def test_each_library_is_imported_where_it_belongs(path: Path) -> None:
     own, libraries = own_part(path), {module.split(".")[0] for module in imports(path)}
     if path != ROOT / "fedsim/engines/ray.py":
         assert "ray" not in libraries
-    if own in ("training", "analysis", "data", "models", "layers", "params", "seeds", "config", "records", "report"):
+    if own in (
+        "training",
+        "evaluation",
+        "analysis",
+        "data",
+        "models",
+        "layers",
+        "params",
+        "seeds",
+        "config",
+        "records",
+        "report",
+    ):
         assert "flwr" not in libraries
     if own == "report":
         assert not {part_of(module) for module in imports(path)} & {"federation", "client", "engines", "rounds"}

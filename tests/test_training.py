@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.training import SGD, LocalPlan, Phase, evaluate, recompute_buffers_, train_
+from fedsim.evaluation import evaluate
+from fedsim.training import SGD, LocalPlan, Phase, recompute_buffers_, train_
 
 
 def example(n: int = 23) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -102,7 +103,7 @@ def test_the_reported_loss_is_the_mean_over_examples_of_the_last_epoch() -> None
 def test_evaluation_takes_the_mean_over_examples_not_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs, targets = example()
     whole = cross_entropy(model(inputs), targets).item()
-    monkeypatch.setattr("fedsim.training.EVALUATION_BATCH", 7)
+    monkeypatch.setattr("fedsim.evaluation.EVALUATION_BATCH", 7)
     result = evaluate(model, inputs, targets)
     assert result.loss == pytest.approx(whole, rel=1e-12)
     assert result.accuracy == pytest.approx((model(inputs).argmax(1) == targets).double().mean().item())

@@ -11,12 +11,13 @@ from fedsim import client as client_module
 from fedsim.checkpoints import Checkpoints
 from fedsim.config import Config
 from fedsim.data.fashion_mnist import DEBIAN_FOLDER
+from fedsim.evaluation import evaluate
 from fedsim.federation import federation_of
 from fedsim.records import RunFolder, read_rows
 from fedsim.report import read_result, write_run
 from fedsim.seeds import rng
 from fedsim.strategy import LocalPlan, draw_participants
-from fedsim.training import evaluate, train_
+from fedsim.training import train_
 from tests.conftest import run_files
 
 FASHION = {

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
+from fedsim.evaluation import Criterion, Evaluation, cross_entropies, evaluate
 from fedsim.layers import Layers
 from fedsim.params import Params, lerp, weighted_mean
-from fedsim.training import Criterion, Evaluation, cross_entropies, evaluate
 
 AVERAGE = -1
 REFERENCES = ("mean_ends", "swap_ends", "own_base", "chord")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.analysis import barriers, count_evaluations
+from fedsim.evaluation import evaluate
 from fedsim.layers import Layers
 from fedsim.models import MODELS
-from fedsim.training import evaluate
 
 BARRIERS = [
     f"{metric}_{name}" for metric in ("loss", "error") for name in ("mean_ends", "swap_ends", "own_base", "chord")
