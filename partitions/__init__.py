@@ -1,19 +1,36 @@
 """Ways to split a data set over clients: ``PARTITIONS`` maps a scheme's name to its function.
 
-A scheme is a function ``scheme(labels, clients, rng, *, options) -> Partition`` that imports NumPy only.
+A scheme is a function ``scheme(labels, clients, rng, *, options) -> Partition`` that imports NumPy and the standard
+library only. One that needs the ids that the examples carry by nature, such as the writer of each, has a keyword
+parameter ``ids``: the run gives it, it is no option. `saved` returns a `Split`, which says what each client trains and
+tests on too; for the others `hold_out` makes it. `LabelCounts` tells how different the clients are.
 """
 
 from collections.abc import Callable
 
+from partitions.client_dirichlet import client_dirichlet
 from partitions.dirichlet import dirichlet
+from partitions.domain import domain
 from partitions.iid import iid
-from partitions.partition import Partition, total_variation
+from partitions.matrix import matrix
+from partitions.natural import natural
+from partitions.partition import Partition
+from partitions.quantity import quantity
+from partitions.saved import saved
 from partitions.shards import shards
+from partitions.split import Split, hold_out
+from partitions.statistics import LabelCounts
 
-__all__ = ["PARTITIONS", "Partition", "total_variation"]
+__all__ = ["PARTITIONS", "LabelCounts", "Partition", "Split", "hold_out"]
 
-PARTITIONS: dict[str, Callable[..., Partition]] = {
+PARTITIONS: dict[str, Callable[..., Partition | Split]] = {
     "iid": iid,
     "dirichlet": dirichlet,
+    "client_dirichlet": client_dirichlet,
     "shards": shards,
+    "quantity": quantity,
+    "matrix": matrix,
+    "natural": natural,
+    "domain": domain,
+    "saved": saved,
 }

@@ -13,6 +13,10 @@ def iid(labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> Pa
     ------
     ValueError
         If there are more clients than examples.
+
+    References
+    ----------
+    McMahan et al. 2017, Communication-efficient learning of deep networks, arXiv 1602.05629, section 3.
     """
     if clients > len(labels):
         raise ValueError(f"{clients} clients cannot share {len(labels)} examples; use fewer clients or more examples")

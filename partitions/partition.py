@@ -7,6 +7,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from partitions.order import stable_order
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -27,7 +29,7 @@ class Partition:
     def from_owners(cls, owners: NDArray[np.int64], clients: int) -> Self:
         """Build from the owner of each example, shape [examples]; examples stay in data set order."""
         sizes = np.bincount(owners, minlength=clients)
-        return cls(np.argsort(owners, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
+        return cls(stable_order(owners, clients), np.concatenate([[0], np.cumsum(sizes)]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -50,19 +52,3 @@ class Partition:
         owners = np.repeat(np.arange(len(self)), self.sizes)
         flat = np.bincount(owners * classes + labels[self.indices], minlength=len(self) * classes)
         return flat.reshape(len(self), classes)
-
-
-def total_variation(label_counts: NDArray[np.int64]) -> float:
-    """Return the mean total variation distance between the clients' labels and the pooled labels.
-
-    0 where all clients have the pooled distribution; approaches 1 where no two share a class. Clients
-    count alike whatever their size.
-
-    Parameters
-    ----------
-    label_counts
-        Shape [clients, classes], each row with at least one example.
-    """
-    pooled = label_counts.sum(axis=0) / label_counts.sum()
-    shares = label_counts / label_counts.sum(axis=1, keepdims=True)
-    return float(np.abs(shares - pooled).sum(axis=1).mean() / 2)

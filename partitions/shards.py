@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from partitions.grouping import deal, shuffled
 from partitions.partition import Partition
 
 
@@ -31,7 +32,8 @@ def shards(
     ----------
     McMahan et al. 2017, Communication-efficient learning of deep networks, arXiv 1602.05629, section 3.
     """
-    classes = np.unique(labels)
+    examples = shuffled(labels, rng)
+    classes = np.flatnonzero(examples.sizes)
     if not 1 <= classes_per_client <= len(classes):
         raise ValueError(f"classes_per_client = {classes_per_client} must be from 1 to {len(classes)}, the classes")
     if clients * classes_per_client < len(classes):
@@ -39,19 +41,33 @@ def shards(
             f"{clients} clients with {classes_per_client} classes each leave some of {len(classes)} classes without "
             "a client; use more clients or a larger classes_per_client"
         )
-    holders: list[list[int]] = [[] for _ in classes]
-    for client in rng.permutation(clients):
-        # The least dealt classes first, ties at random: no class is dealt twice to one client.
-        order = np.lexsort((rng.random(len(classes)), np.array([len(holder) for holder in holders])))
-        for position in order[:classes_per_client]:
-            holders[position].append(int(client))
-    owners = np.empty(len(labels), dtype=np.int64)
-    for label, holder in zip(classes, holders, strict=True):
-        indices = rng.permutation(np.flatnonzero(labels == label))
-        if len(indices) < len(holder):
-            raise ValueError(
-                f"class {label} has {len(indices)} examples for {len(holder)} clients; "
-                "use fewer clients or a smaller classes_per_client"
-            )
-        owners[indices] = np.asarray(holder)[np.arange(len(indices)) % len(holder)]
-    return Partition.from_owners(owners, clients)
+    dealt = classes[_deal_classes(len(classes), clients, classes_per_client, rng)]
+    takers = shuffled(dealt, rng, len(examples))
+    short = np.flatnonzero(examples.sizes < takers.sizes)
+    if len(short):
+        raise ValueError(
+            f"class {short[0]} has {examples.sizes[short[0]]} examples for {takers.sizes[short[0]]} clients; "
+            "use fewer clients or a smaller classes_per_client"
+        )
+    holders = Partition(rng.permutation(clients)[takers.indices // classes_per_client], takers.offsets)
+    return Partition.from_owners(deal(examples, holders), clients)
+
+
+def _deal_classes(classes: int, hands: int, per_hand: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return the classes of one hand after the other, those dealt least first, ties at random; none twice in a hand.
+
+    Whole shuffled decks of classes are dealt. A hand that one deck begins and the next one completes takes from the
+    next what it does not hold yet; the rest of that deck is shuffled again.
+    """
+    dealt = np.empty(hands * per_hand, dtype=np.int64)
+    position = 0
+    while position < len(dealt):
+        deck = rng.permutation(classes)
+        begun = dealt[position - position % per_hand : position]
+        if len(begun):
+            ahead = deck[~np.isin(deck, begun)][: per_hand - len(begun)]
+            deck = np.concatenate([ahead, rng.permutation(np.setdiff1d(deck, ahead))])
+        end = min(position + classes, len(dealt))
+        dealt[position:end] = deck[: end - position]
+        position = end
+    return dealt

@@ -1,0 +1,105 @@
+"""The file of a split: the index sets of all clients in one ``.npz``, with a fingerprint of the labels."""
+
+import hashlib
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PARTS = ("train", "validation", "test")
+KEYS = (*(f"{part}_{array}" for part in PARTS for array in ("indices", "offsets")), "labels_sha256")
+
+
+def fingerprint(labels: NDArray[np.int64]) -> str:
+    """Return the SHA-256 of the labels as little-endian 64-bit numbers."""
+    return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()
+
+
+def write_archive(path: Path, arrays: Mapping[str, NDArray[np.int64]], labels: NDArray[np.int64]) -> None:
+    """Write the file whole or not at all.
+
+    Parameters
+    ----------
+    arrays
+        One for each key but the fingerprint's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            np.savez(file, **arrays, labels_sha256=np.array(fingerprint(labels)))  # type: ignore[arg-type]
+            file.close()
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def read_archive(path: Path, labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Read a file and check all that it holds.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, its sets are not valid or overlap, or it belongs to other labels.
+    OSError
+        If it is not there.
+    """
+    content = _content(path)
+    if set(content) != set(KEYS):
+        raise ValueError(
+            f"{path} holds {', '.join(sorted(content)) or 'nothing'} and must hold {', '.join(KEYS)}; save it anew"
+        )
+    arrays = {key: content[key] for key in KEYS[:-1]}
+    for key, array in arrays.items():
+        if array.dtype != np.int64 or array.ndim != 1:
+            raise ValueError(
+                f"{path}: {key} has type {array.dtype} and {array.ndim} dimensions and must have int64 and 1; save it "
+                "anew"
+            )
+    if str(content["labels_sha256"]) != fingerprint(labels):
+        raise ValueError(
+            f"{path} was saved for other labels than these {len(labels)}; use the data and settings it was saved with"
+        )
+    _check_sets(path, arrays, len(labels))
+    return arrays
+
+
+def _content(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        # NumPy leaves a file that it cannot read open if it opened it itself.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return dict(file.items())
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a whole .npz file of plain arrays ({reason}); save it anew") from error
+
+
+def _check_sets(path: Path, arrays: Mapping[str, NDArray[np.int64]], n: int) -> None:
+    lengths = {part: len(arrays[f"{part}_offsets"]) for part in PARTS}
+    if len(set(lengths.values())) > 1 or lengths["train"] < 2:
+        raise ValueError(
+            f"{path} has offsets of lengths {lengths}; they must be the same, the clients plus one; save it anew"
+        )
+    for part in PARTS:
+        indices, offsets = arrays[f"{part}_indices"], arrays[f"{part}_offsets"]
+        if offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] != len(indices):
+            raise ValueError(
+                f"{path}: {part}_offsets must rise from 0 to {len(indices)}, the number of {part}_indices; save it anew"
+            )
+        if len(indices) and not (indices.min() >= 0 and indices.max() < n):
+            raise ValueError(
+                f"{path}: {part}_indices are from {indices.min()} to {indices.max()} and must be from 0 to {n - 1}; "
+                "save it anew"
+            )
+    uses = np.bincount(np.concatenate([arrays[f"{part}_indices"] for part in PARTS]), minlength=n)
+    if uses.max() > 1:
+        raise ValueError(
+            f"{path} has example {uses.argmax()} in {uses.max()} sets; the sets must not overlap; save it anew"
+        )

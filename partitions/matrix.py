@@ -1,0 +1,104 @@
+"""Label distributions that the user gives as a matrix."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitions.grouping import shuffled
+from partitions.partition import Partition
+from partitions.sizes import share_out
+
+
+def matrix(
+    labels: NDArray[np.int64],
+    clients: int,
+    rng: np.random.Generator,
+    *,
+    matrix: list[list[float]] | None = None,
+    path: str = "",
+) -> Partition:
+    """Share out each class in proportion to its column of a given matrix.
+
+    Parameters
+    ----------
+    matrix
+        One row per client, one column per class: shares, counts or any other weights that are not negative. A matrix
+        of counts that adds up to the examples of each class is reproduced exactly.
+    path
+        A file to read it from instead: ``.csv`` with commas, ``.txt`` with spaces, both of numbers without a header,
+        or ``.npy``.
+
+    Raises
+    ------
+    ValueError
+        If neither or both are given, the file cannot be read, the shape or an entry is wrong, or a class that has
+        examples goes to nobody.
+    OSError
+        If the file is not there.
+
+    Notes
+    -----
+    Each example is used once. Numbers that are not whole are rounded by largest remainders, ties at random.
+
+    References
+    ----------
+    The general form of label distribution skew in Li et al. 2021, NIID-Bench, arXiv 2102.02079.
+    """
+    if (matrix is None) == (path == ""):
+        raise ValueError(
+            f"matrix and path: exactly one must be given, and path = {path!r} with "
+            f"{'no matrix' if matrix is None else 'a matrix'}; set one of the two"
+        )
+    weights, source = (_read(Path(path)), path) if matrix is None else (_from_lists(matrix), "matrix")
+    examples = shuffled(labels, rng)
+    _check(weights, source, clients, examples.sizes)
+    counts = np.zeros((len(examples), clients), dtype=np.int64)
+    for label in np.flatnonzero(examples.sizes):
+        counts[label] = share_out(examples.sizes[label], weights[:, label], rng)
+    owners = np.empty(len(labels), dtype=np.int64)
+    owners[examples.indices] = np.repeat(np.tile(np.arange(clients), len(examples)), counts.ravel())
+    return Partition.from_owners(owners, clients)
+
+
+def _from_lists(rows: list[list[float]]) -> NDArray[np.float64]:
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) != 1:
+        raise ValueError(f"matrix has rows of lengths {lengths}; each row must have one entry per class")
+    return np.array(rows, dtype=np.float64)
+
+
+def _read(path: Path) -> NDArray[np.float64]:
+    readers = {
+        ".csv": lambda: np.loadtxt(path, delimiter=",", ndmin=2),
+        ".txt": lambda: np.loadtxt(path, ndmin=2),
+        ".npy": lambda: np.load(path, allow_pickle=False),
+    }
+    if path.suffix not in readers:
+        raise ValueError(f"path = '{path}' ends in {path.suffix!r}; it must end in one of {', '.join(readers)}")
+    try:
+        return np.asarray(readers[path.suffix](), dtype=np.float64)
+    except (ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a matrix of numbers ({reason}); write plain numbers only") from error
+
+
+def _check(weights: NDArray[np.float64], source: str, clients: int, class_sizes: NDArray[np.int64]) -> None:
+    if weights.shape != (clients, len(class_sizes)):
+        raise ValueError(
+            f"{source} has shape {weights.shape} and must have {(clients, len(class_sizes))}: one row per client, one "
+            "column per class"
+        )
+    wrong = np.argwhere(~((weights >= 0) & np.isfinite(weights)))
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise ValueError(
+            f"{source} has {weights[row, column]} for client {row} and class {column}; entries must be finite and at "
+            "least 0"
+        )
+    lost = np.flatnonzero((weights.max(axis=0) == 0) & (class_sizes > 0))
+    if len(lost):
+        raise ValueError(
+            f"{source} gives class {lost[0]} with its {class_sizes[lost[0]]} examples to nobody; its column must have "
+            "an entry above 0"
+        )

@@ -1,0 +1,29 @@
+"""Index sets that were saved before."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitions.split import Split
+
+
+def saved(labels: NDArray[np.int64], clients: int, rng: np.random.Generator, *, path: str) -> Split:
+    """Read the clients' train, validation and test sets from a file that `Split.save` has written.
+
+    Parameters
+    ----------
+    path
+        The ``.npz`` file.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, belongs to other labels, or has another number of clients.
+    OSError
+        If it is not there.
+    """
+    split = Split.load(Path(path), labels)
+    if len(split) != clients:
+        raise ValueError(f"{path} holds {len(split)} clients and the run has {clients}; set clients = {len(split)}")
+    return split

@@ -1,0 +1,133 @@
+"""How far the clients' labels are from the pooled labels."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitions.partition import Partition
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """Label counts of all clients in compressed rows: only the classes that a client holds.
+
+    Parameters
+    ----------
+    offsets
+        Shape [clients + 1]: client ``k`` has the entries from ``offsets[k]`` to ``offsets[k + 1]``.
+    labels, counts
+        Shape [entries]: a class and how many examples of it the client holds, in the order of the classes.
+    classes
+        Number of classes.
+    """
+
+    offsets: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    classes: int
+
+    @classmethod
+    def of(cls, partition: Partition, labels: NDArray[np.int64], classes: int) -> Self:
+        """Count the labels of each client.
+
+        Parameters
+        ----------
+        labels
+            Class of each example of the data set, shape [n], or of its several targets, shape [n, targets], which
+            then count one each.
+
+        Raises
+        ------
+        ValueError
+            If a label is not from 0 to ``classes - 1``.
+        """
+        held = labels[partition.indices]
+        targets = held.shape[1] if held.ndim == 2 else 1
+        held = held.ravel()
+        if len(held) and not (held.min() >= 0 and held.max() < classes):
+            raise ValueError(f"labels are from {held.min()} to {held.max()} and must be from 0 to {classes - 1}")
+        owners = np.repeat(np.arange(len(partition)), partition.sizes * targets)
+        keys, counts = np.unique(owners * classes + held, return_counts=True)
+        offsets = np.searchsorted(keys, np.arange(len(partition) + 1) * classes)
+        return cls(offsets, keys % classes, counts, classes)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def dense(self) -> NDArray[np.int64]:
+        """Return all counts, shape [clients, classes]."""
+        table = np.zeros((len(self), self.classes), dtype=np.int64)
+        table[self._rows, self.labels] = self.counts
+        return table
+
+    @property
+    def totals(self) -> NDArray[np.int64]:
+        """Labels of each client, shape [clients]."""
+        return np.diff(np.concatenate([[0], np.cumsum(self.counts)])[self.offsets])
+
+    @property
+    def pooled(self) -> NDArray[np.float64]:
+        """Share of each class in the labels of all clients together, shape [classes]."""
+        return np.bincount(self.labels, self.counts, self.classes) / self.counts.sum()
+
+    def effective_classes(self) -> NDArray[np.float64]:
+        """Return the exponential of the entropy of each client's labels, shape [clients].
+
+        1 for a client with one class, k for one with k classes in equal parts.
+
+        Raises
+        ------
+        ValueError
+            If a client has no labels.
+        """
+        shares = self._shares()
+        return np.exp(-self._sum(shares * np.log(shares)))
+
+    def total_variation(self) -> NDArray[np.float64]:
+        """Return the total variation distance of each client's labels from the pooled labels, shape [clients].
+
+        Raises
+        ------
+        ValueError
+            If a client has no labels.
+        """
+        shares, pooled = self._shares(), self.pooled[self.labels]
+        return (self._sum(np.abs(shares - pooled)) + self._absent(pooled)) / 2
+
+    def jensen_shannon(self) -> NDArray[np.float64]:
+        """Return the Jensen-Shannon divergence of each client's labels from the pooled labels, nats, shape [clients].
+
+        0 where they are the same, ln 2 where they have no class in common.
+
+        Raises
+        ------
+        ValueError
+            If a client has no labels.
+        """
+        shares, pooled = self._shares(), self.pooled[self.labels]
+        middle = (shares + pooled) / 2
+        present = self._sum(shares * np.log(shares / middle) + pooled * np.log(pooled / middle))
+        # A class that the client lacks has half the pooled share in the middle: pooled * ln(pooled / (pooled / 2)).
+        return np.maximum(present + self._absent(pooled) * np.log(2), 0) / 2
+
+    @property
+    def _rows(self) -> NDArray[np.int64]:
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def _shares(self) -> NDArray[np.float64]:
+        totals = self.totals
+        if not totals.all():
+            raise ValueError(
+                f"client {totals.argmin()} has no labels, so their distribution is not defined; give each client an "
+                "example"
+            )
+        return self.counts / totals[self._rows]
+
+    def _sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.add.reduceat(values, self.offsets[:-1])
+
+    def _absent(self, pooled: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the pooled share of the classes that each client lacks."""
+        return np.maximum(1 - self._sum(pooled), 0)
