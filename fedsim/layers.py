@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -22,10 +22,10 @@ class Layer:
     name
         The module's path, e.g. ``layer1.0.conv1``; for an entry of the model itself, the entry's name.
     parameters, buffers
-        State-dict keys, in the model's order. Integer buffers are not among them: they are never
-        averaged, sent or counted.
+        State-dict keys, in the model's order; a tied tensor has its first one only. Integer buffers are not among
+        them: they are never averaged, sent or counted.
     size
-        Bytes of all parameters and buffers; a tied parameter counts once.
+        Bytes of all parameters and buffers.
     """
 
     name: str
@@ -60,25 +60,53 @@ class LayerGroup:
 class Layers:
     """All layers of a model, from its input to its output.
 
-    Every floating-point entry of the state dict is in exactly one layer, and tied parameters share one.
+    Every floating-point tensor of the state dict is in exactly one layer, under the first of its keys. A module whose
+    first entry is tied to another module's belongs to that module's layer, its bias included.
+
+    Parameters
+    ----------
+    head
+        Name of the layer that holds the classifier, if there is one.
+    aliases
+        Maps each further state-dict key of a tied tensor to its first.
     """
 
-    def __init__(self, layers: Iterable[Layer]) -> None:
+    def __init__(
+        self, layers: Iterable[Layer], head: str | None = None, aliases: Mapping[str, str] | None = None
+    ) -> None:
         self._layers = {layer.name: layer for layer in layers}
+        self._head = head
+        self._aliases = dict(aliases or {})
         self._of_key = {key: layer.name for layer in self for key in layer.keys}
+        self._of_key |= {alias: self._of_key[key] for alias, key in self._aliases.items()}
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
-        """Return the layers of ``model``, grouped by the module that owns each entry."""
-        modules = dict(model.named_modules())
-        parameter_keys = {key for key, _ in model.named_parameters(remove_duplicate=False)}
-        entries: dict[str, list[tuple[str, Tensor]]] = {}
-        owner_of: dict[int, str] = {}
-        for key, value in model.state_dict(keep_vars=True).items():
-            if value.is_floating_point():
-                name = owner_of.setdefault(id(value), key.rpartition(".")[0] or key)
-                entries.setdefault(name, []).append((key, value))
-        return cls(_layer(name, owned, modules.get(name), parameter_keys) for name, owned in entries.items())
+        """Return the layers of ``model``, grouped by the module that owns an entry; the last linear one is the head."""
+        modules = dict(model.named_modules(remove_duplicate=False))
+        entries = {key: value for key, value in model.state_dict(keep_vars=True).items() if value.is_floating_point()}
+        first_key: dict[int, str] = {}
+        aliases: dict[str, str] = {}
+        layer_of: dict[str, str] = {}
+        owned: dict[str, dict[str, Tensor]] = {}
+        for key, value in entries.items():
+            first = first_key.setdefault(id(value), key)
+            owner = _owner(key)
+            name = layer_of.setdefault(owner, layer_of.get(_owner(first), owner))
+            if first == key:
+                owned.setdefault(name, {})[key] = value
+            else:
+                aliases[key] = first
+        linear = [layer_of[owner] for owner in layer_of if isinstance(modules.get(owner), nn.Linear)]
+        parameter_keys = {key for key, _ in model.named_parameters()}
+        return cls(
+            (
+                _layer(name, held, "linear" if name in linear else _kind(modules.get(name)), parameter_keys)
+                for name, held in owned.items()
+            ),
+            linear[-1] if linear else None,
+            aliases,
+        )
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self._layers.values())
@@ -94,8 +122,17 @@ class Layers:
         """Names of all layers, in the model's order."""
         return tuple(self._layers)
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Further state-dict keys of tied floating-point tensors, each with the tensor's first key.
+
+        Loading a state dict writes a tied tensor once for each of its keys, so what is loaded must hold the same value
+        under all of them.
+        """
+        return dict(self._aliases)
+
     def of_key(self, key: str) -> str:
-        """Return the name of the layer that holds the state-dict entry ``key``."""
+        """Return the name of the layer that holds the state-dict entry ``key``, be it an alias or not."""
         return self._of_key[key]
 
     def keys(self, group: Iterable[str], *, buffers: bool = True) -> tuple[str, ...]:
@@ -124,13 +161,12 @@ class Layers:
     def pattern(self, pattern: str) -> set[str]:
         """Return the layers that a single pattern, without operators, names."""
         names = self.names
-        head = next((layer.name for layer in reversed(list(self)) if layer.kind == "linear"), None)
         if pattern in ("all", "none"):
             return set(names if pattern == "all" else ())
         if pattern in ("head", "body"):
-            if head is None:
+            if self._head is None:
                 raise ValueError(f"{pattern!r} needs a linear layer and there is none; {self._remedy()}")
-            return {head} if pattern == "head" else set(names) - {head}
+            return {self._head} if pattern == "head" else set(names) - {self._head}
         if pattern == "norm":
             matched = {layer.name for layer in self if layer.kind == "norm"}
         elif match := re.fullmatch(r"(first|last):(\d+)", pattern):
@@ -148,19 +184,27 @@ class Layers:
         return "layers are: " + ", ".join(self.names)
 
 
-def _layer(name: str, owned: list[tuple[str, Tensor]], module: nn.Module | None, parameter_keys: set[str]) -> Layer:
-    kind: Kind = "other"
+def _owner(key: str) -> str:
+    """Return the path of the module that owns an entry; for an entry of the model itself, the entry's name."""
+    return key.rpartition(".")[0] or key
+
+
+def _kind(module: nn.Module | None) -> Kind:
     if isinstance(module, nn.Linear):
-        kind = "linear"
-    elif isinstance(module, NORM_TYPES):
-        kind = "norm"
-    distinct = {id(value): value.numel() * value.element_size() for _, value in owned}
+        return "linear"
+    # torchvision's and detectron2's frozen batch normalisation are classes of their own, which cost a second to import.
+    if isinstance(module, NORM_TYPES) or type(module).__name__.startswith("FrozenBatchNorm"):
+        return "norm"
+    return "other"
+
+
+def _layer(name: str, entries: Mapping[str, Tensor], kind: Kind, parameter_keys: set[str]) -> Layer:
     return Layer(
         name=name,
         kind=kind,
-        parameters=tuple(key for key, _ in owned if key in parameter_keys),
-        buffers=tuple(key for key, _ in owned if key not in parameter_keys),
-        size=sum(distinct.values()),
+        parameters=tuple(key for key in entries if key in parameter_keys),
+        buffers=tuple(key for key in entries if key not in parameter_keys),
+        size=sum(value.numel() * value.element_size() for value in entries.values()),
     )
 
 

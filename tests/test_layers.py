@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from fedsim.layers import Layers
-from fedsim.models import MODELS
 
 NET = nn.Sequential()
 for name, module in {
@@ -80,34 +79,55 @@ def test_integer_buffers_are_in_no_layer(layers: Layers) -> None:
     assert layers.keys(("bn1",), buffers=False) == ("bn1.weight", "bn1.bias")
 
 
-def test_tied_parameters_share_one_layer_and_count_once() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = nn.Embedding(7, 3)
-            self.scale = nn.Parameter(torch.ones(2))
-            self.head = nn.Linear(3, 7)
-            self.head.weight = self.embedding.weight
+class Tied(nn.Module):
+    """A language model whose classifier has the embedding's weight and a bias of its own."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 3)
+        self.scale = nn.Parameter(torch.ones(2))
+        self.hidden = nn.Linear(3, 3)
+        self.decoder = nn.Linear(3, 7)
+        self.decoder.weight = self.embedding.weight
+
+
+def test_a_tied_tensor_is_in_one_layer_under_its_first_key_and_counts_once() -> None:
     layers = Layers.of(Tied())
-    assert set(layers["embedding"].parameters) == {"embedding.weight", "head.weight"}
-    assert layers["embedding"].size == 7 * 3 * 4
-    assert layers["head"].parameters == ("head.bias",)
-    assert layers["scale"].parameters == ("scale",)
+    assert layers.names == ("scale", "embedding", "hidden")
+    assert layers["embedding"].parameters == ("embedding.weight", "decoder.bias")
+    assert layers["embedding"].size == (7 * 3 + 7) * 4
+    assert layers.keys(layers.names) == ("scale", "embedding.weight", "decoder.bias", "hidden.weight", "hidden.bias")
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("mlp", {}), ("cnn", {}), *(("resnet18", {"norm": norm, "width": 4}) for norm in ("none", "group", "batch"))],
-)
-def test_every_floating_point_entry_of_a_model_is_in_exactly_one_layer(name: str, options: dict) -> None:
-    model = MODELS[name]((1, 8, 8), 10, **options)
-    layers = Layers.of(model)
-    keys = [key for layer in layers for key in layer.keys]
-    assert sorted(keys) == sorted(key for key, value in model.state_dict().items() if value.is_floating_point())
-    head = layers.group("head")
-    assert layers.group("head | body").layers == layers.names
-    assert model.state_dict()[f"{head.layers[0]}.weight"].shape[0] == 10
-    assert sum(layer.size for layer in layers) == sum(
-        value.numel() * 4 for value in model.state_dict().values() if value.is_floating_point()
-    )
+def test_aliases_are_the_further_keys_of_tied_tensors() -> None:
+    layers = Layers.of(Tied())
+    assert layers.aliases == {"decoder.weight": "embedding.weight"}
+    assert layers.of_key("decoder.weight") == layers.of_key("decoder.bias") == "embedding"
+    assert Layers.of(NET).aliases == {}
+
+
+def test_a_classifier_that_is_tied_to_the_embedding_makes_it_the_head() -> None:
+    layers = Layers.of(Tied())
+    assert layers.group("head").layers == ("embedding",)
+    assert layers.group("body").layers == ("scale", "hidden")
+    assert layers["embedding"].kind == "linear"
+
+
+def test_a_module_that_is_used_under_two_names_is_one_layer() -> None:
+    shared = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))
+    layers = Layers.of(nn.ModuleDict({"first": shared, "between": nn.Linear(3, 3), "again": shared}))
+    assert layers.names == ("first.0", "first.1", "between")
+    assert layers.aliases == {
+        f"again.{key}": f"first.{key}"
+        for key in ("0.weight", "0.bias", "0.running_mean", "0.running_var", "1.weight", "1.bias")
+    }
+    assert layers.group("head").layers == ("first.1",)
+    assert layers.group("norm").layers == ("first.0",)
+
+
+def test_frozen_batch_normalisation_of_torchvision_is_a_norm() -> None:
+    from torchvision.ops import FrozenBatchNorm2d
+
+    layers = Layers.of(nn.Sequential(nn.Conv2d(1, 2, 3), FrozenBatchNorm2d(2)))
+    assert layers.group("norm").layers == ("1",)
+    assert layers["1"].buffers == ("1.weight", "1.bias", "1.running_mean", "1.running_var")

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
+from fedsim.models.checks import image_shape
+
 
 class CNN(nn.Module):
     """Two 5x5 convolutions with 2x2 max pooling, a hidden layer of 512 and a classifier.
@@ -26,18 +28,17 @@ class CNN(nn.Module):
         return self.fc2(relu(self.fc1(x.flatten(1))))
 
 
-def cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
+def cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
     """Build the two-convolution network of the FedAvg paper: ``conv1``, ``conv2``, ``fc1``, ``fc2``.
 
     Raises
     ------
     ValueError
-        If the inputs are smaller than 4x4.
+        If the inputs are no images, or smaller than 4x4.
 
     References
     ----------
     McMahan et al. 2017, Communication-efficient learning of deep networks, arXiv 1602.05629.
     """
-    if min(shape[1:]) < 4:
-        raise ValueError(f"inputs of {shape[1]}x{shape[2]} are too small for cnn; two poolings need at least 4x4")
-    return CNN(shape, classes)
+    # Each of the two poolings halves the image.
+    return CNN(image_shape("cnn", shape, smallest=4), classes)

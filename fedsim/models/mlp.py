@@ -1,12 +1,15 @@
 """Multilayer perceptron."""
 
+import math
 from collections import OrderedDict
 
 from torch import nn
 
 
-def mlp(shape: tuple[int, int, int], classes: int, *, hidden: tuple[int, ...] = (200, 200)) -> nn.Module:
+def mlp(shape: tuple[int, ...], classes: int, *, hidden: tuple[int, ...] = (200, 200)) -> nn.Module:
     """Build fully connected layers with ReLU between them: ``fc1``, ``fc2``, ...
+
+    It takes inputs of any shape and flattens them.
 
     Parameters
     ----------
@@ -24,8 +27,7 @@ def mlp(shape: tuple[int, int, int], classes: int, *, hidden: tuple[int, ...] = 
     """
     if any(width < 1 for width in hidden):
         raise ValueError(f"hidden = {list(hidden)}: each width must be at least 1")
-    channels, height, width = shape
-    widths = [channels * height * width, *hidden, classes]
+    widths = [math.prod(shape), *hidden, classes]
     modules: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i in range(1, len(widths)):
         modules[f"fc{i}"] = nn.Linear(widths[i - 1], widths[i])
