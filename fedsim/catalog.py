@@ -1,8 +1,9 @@
-"""All that can be chosen by name, in one place: strategies, partitions, models and data sets.
+"""All that can be chosen by name, in one place: strategies, partitions, feature skews, models and data sets.
 
 This is the only module that reaches the packages `strategies` and `partitions`.
 """
 
+import hashlib
 import importlib
 import inspect
 import traceback
@@ -15,22 +16,35 @@ from typing import Any, Literal, get_origin, get_type_hints
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from torch import nn
+from torch import Tensor, nn
 
 import partitions
 import strategies
-from fedsim.config import Choice, Config, DataConfig, StrategyConfig, explain_rule, short_hash, shown, suggest
-from fedsim.data import DATA, Dataset
+from fedsim.config import (
+    Choice,
+    Config,
+    DataConfig,
+    FeaturesConfig,
+    explain_rule,
+    short_hash,
+    shown,
+    suggest,
+)
+from fedsim.data import DATA, Dataset, check_dataset
 from fedsim.errors import ConfigError
+from fedsim.features import FEATURES
 from fedsim.layers import LayerGroup
 from fedsim.models import MODELS
 from fedsim.strategy import Strategy
 from partitions import PARTITIONS
+from partitions import LabelCounts as LabelCounts
 from partitions import Partition as Partition
-from partitions import total_variation as total_variation
+from partitions import Split as Split
+from partitions import hold_out as hold_out
+from partitions import iid as iid
 from strategies import STRATEGIES
 
-Kind = Literal["strategies", "partitions", "models", "data"]
+Kind = Literal["strategies", "partitions", "features", "models", "data"]
 
 
 def check_ours(package: ModuleType) -> None:
@@ -114,6 +128,13 @@ class Catalogue:
             raise ConfigError(f"'{self.table}.{option}' is missing; {name!r} needs it")
         raise ConfigError(f"{self.table}.{option} = {shown(problem['input'])}: {explain_rule(problem)}")
 
+    def label(self, choice: Choice) -> str:
+        """Return a short name of a choice with its changed options, such as ``layer_set(shared=body)``."""
+        fixed = choice.model_dump(exclude={self.key}, include=set(type(choice).model_fields), exclude_defaults=True)
+        options = self.options(choice, exclude_defaults=True) | fixed
+        text = ", ".join(f"{key}={value}" for key, value in options.items())
+        return getattr(choice, self.key) + (f"({text})" if text else "")
+
     def make(self, choice: Choice, *given: Any, **settings: Any) -> Any:
         """Call the chosen entry with what the run gives, its options and further settings.
 
@@ -154,7 +175,8 @@ CATALOGUES: dict[Kind, Catalogue] = {
         "name",
         ("model", "participation", "seed", "buffers", "min_available_nodes", "send_initial"),
     ),
-    "partitions": Catalogue(PARTITIONS, "partition", "scheme", ("labels", "clients", "rng")),
+    "partitions": Catalogue(PARTITIONS, "partition", "scheme", ("labels", "clients", "rng", "ids")),
+    "features": Catalogue(FEATURES, "features", "skew", ("inputs", "client", "clients", "rng")),
     "models": Catalogue(MODELS, "model", "name", ("shape", "classes")),
     "data": Catalogue(DATA, "data", "name", ()),
 }
@@ -182,7 +204,7 @@ def changed_settings(config: Config) -> dict[str, Any]:
 
     A run is named by them, so that a new setting with a default never renames an old run. The seed is in the name by
     itself; the engine, the checkpoints and the place of the data change nothing. What the user wrote is named by its
-    source too: once it is changed, it is another run.
+    content too, a module as well as a file with a partition: once it is changed, it is another run.
     """
     changed = config.model_dump(
         mode="json", exclude_defaults=True, exclude={"seed", "engine", "checkpoint_every", "sweep"}
@@ -190,15 +212,23 @@ def changed_settings(config: Config) -> dict[str, Any]:
     for catalogue in CATALOGUES.values():
         choice = getattr(config, catalogue.table)
         fixed = {
-            key: value for key, value in changed.get(catalogue.table, {}).items() if key in type(choice).model_fields
+            key: value for key, value in changed.pop(catalogue.table, {}).items() if key in type(choice).model_fields
         }
-        changed[catalogue.table] = fixed | catalogue.options(choice, exclude_defaults=True)
+        table = fixed | catalogue.options(choice, exclude_defaults=True)
+        table.pop("data_dir", None)
         name = getattr(choice, catalogue.key)
         if ":" in name:
             source = inspect.getsourcefile(catalogue.find(name))
-            changed[catalogue.table]["source"] = short_hash({"text": Path(source).read_text()}) if source else None
-    changed["data"].pop("data_dir", None)
+            table["source"] = _content(source) if source else None
+        if catalogue.table == "partition" and Path(table.get("path") or "").is_file():
+            table["path"] = _content(table["path"])
+        if table:
+            changed[catalogue.table] = table
     return changed
+
+
+def _content(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
 
 
 def run_name(config: Config) -> str:
@@ -206,12 +236,11 @@ def run_name(config: Config) -> str:
     return f"{short_hash(changed_settings(config))}-s{config.seed}"
 
 
-def label(strategy: StrategyConfig) -> str:
-    """Return a short name of a strategy with its options, such as ``layer_set(shared=body)``."""
-    fixed = strategy.model_dump(exclude={"name"}, include=set(StrategyConfig.model_fields), exclude_defaults=True)
-    options = CATALOGUES["strategies"].options(strategy, exclude_defaults=True) | fixed
-    text = ", ".join(f"{key}={value}" for key, value in options.items())
-    return strategy.name + (f"({text})" if text else "")
+def partition_name(config: Config) -> str:
+    """Return the name of what a run's clients hold: equal for runs that differ in model, training or strategy only."""
+    changed = changed_settings(config)
+    settings = {key: value for key, value in changed.items() if key in ("clients", "data", "partition", "features")}
+    return f"partition-{short_hash(settings)}-s{config.seed}"
 
 
 def describe(entry: Callable[..., Any]) -> tuple[str, str]:
@@ -222,13 +251,44 @@ def describe(entry: Callable[..., Any]) -> tuple[str, str]:
 
 
 def make_dataset(data: DataConfig) -> Dataset:
-    """Read the data set that ``[data]`` chooses."""
-    return CATALOGUES["data"].make(data)
+    """Read the data set that ``[data]`` chooses.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, or its parts do not fit each other.
+    """
+    dataset = CATALOGUES["data"].make(data)
+    if not isinstance(dataset, Dataset):
+        raise ConfigError(
+            f"data.name = {data.name!r} gives a {type(dataset).__name__}; it must be a fedsim.data.Dataset"
+        )
+    try:
+        check_dataset(dataset)
+    except ValueError as error:
+        raise ConfigError(f"[data] {error}") from error
+    if (data.flip or data.crop) and len(dataset.shape) != 3:
+        raise ConfigError(
+            f"data.flip and data.crop are for images, and the inputs of {dataset.name!r} have shape {dataset.shape}; "
+            "remove them"
+        )
+    return dataset
 
 
-def make_partition(config: Config, labels: np.ndarray, rng: np.random.Generator) -> Partition:
-    """Split examples with these labels as ``[partition]`` says."""
-    return CATALOGUES["partitions"].make(config.partition, labels, config.clients, rng)
+def make_partition(
+    config: Config, labels: np.ndarray, ids: Mapping[str, np.ndarray], rng: np.random.Generator
+) -> Partition | Split:
+    """Split examples with these labels, and ids by column, as ``[partition]`` says."""
+    catalogue = CATALOGUES["partitions"]
+    wants_ids = "ids" in inspect.signature(catalogue.find(config.partition.scheme)).parameters
+    return catalogue.make(config.partition, labels, config.clients, rng, **({"ids": ids} if wants_ids else {}))
+
+
+def skew_features(
+    features: FeaturesConfig, inputs: Tensor, client: int, clients: int, rng: np.random.Generator
+) -> Tensor:
+    """Change a client's normalised inputs as ``[features]`` says."""
+    return CATALOGUES["features"].make(features, inputs, client, clients, rng)
 
 
 def make_model(config: Config, dataset: Dataset) -> nn.Module:
@@ -251,10 +311,12 @@ def make_model(config: Config, dataset: Dataset) -> nn.Module:
         raise ConfigError(
             f"{where} does not accept inputs of shape {dataset.shape} of {dataset.name!r}: {reason}"
         ) from error
-    if outputs.shape != (2, len(dataset.classes)):
+    expected = (2, len(dataset.classes), *dataset.train.targets.shape[1:])
+    if not isinstance(outputs, Tensor) or outputs.shape != expected:
+        found = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise ConfigError(
-            f"{where} maps 2 inputs to shape {tuple(outputs.shape)}; it must be (2, {len(dataset.classes)}), a logit "
-            f"for each class of {dataset.name!r}"
+            f"{where} maps 2 inputs to {found}; it must be {expected}, a logit for each class of {dataset.name!r}"
+            + (" at each position" if len(expected) > 2 else "")
         )
     return model
 

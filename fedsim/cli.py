@@ -1,4 +1,4 @@
-"""The command line: ``fedsim run``, ``compare``, ``report`` and ``list``.
+"""The command line: ``fedsim run``, ``partition``, ``compare``, ``report`` and ``list``.
 
 Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or config.
 """
@@ -6,9 +6,10 @@ Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 wrong 
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import click
 import typer
@@ -21,6 +22,8 @@ from fedsim.catalog import CATALOGUES, Kind
 from fedsim.config import Config, parse_assignment, read_toml, with_settings
 from fedsim.dry_run import describe_run
 from fedsim.errors import ConfigError, RunError
+from fedsim.federated_data import federated_data_of
+from fedsim.pfllib import write_pfllib
 from fedsim.progress import Progress
 from fedsim.records import RunFolder, write_whole
 from fedsim.report.results import Result, compare
@@ -31,28 +34,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+ExperimentPath = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment's settings.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; the value is TOML.")
+]
 RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or an experiment's folder.")]
 
 
 @app.command("run")
 def run_command(
-    path: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment's settings.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; the value is TOML.")
-    ] = None,
+    path: ExperimentPath,
+    settings: Settings = None,
     engine: Annotated[Literal["local", "ray"] | None, typer.Option(help="Where the clients run.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of all experiments' runs.")] = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Run an experiment, or go on where it was stopped; runs that are done are skipped."""
-    changes = dict(parse_assignment(text) for text in settings or [])
-    if engine is not None:
-        changes[("engine", "name")] = engine
-    experiment_settings = read_toml(path)
-    for key in map(".".join, changes):
-        experiment_settings.get("sweep", {}).pop(key, None)  # the command line has the last word
-    config = Config.parse(with_settings(experiment_settings, changes), str(path))
-    configs = [catalog.resolve(each) for each in config.runs(str(path))]
+    configs = _configs(path, settings, {} if engine is None else {("engine", "name"): engine})
     if dry_run:
         for each in configs:
             print(describe_run(each))
@@ -64,6 +62,38 @@ def run_command(
     _run_all(runs)
     _print_comparison(report.read_results([folder for _, folder in runs]), "accuracy", None)
     print(f"runs: {out / path.stem}", file=sys.stderr)
+
+
+@app.command("partition")
+def partition_command(
+    path: ExperimentPath,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Folder of all experiments; the figure goes below it.")] = Path("runs"),
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Save the index sets, for [partition] scheme = 'saved'.")
+    ] = None,
+    pfllib: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each client's data as PFLlib reads them.")
+    ] = None,
+) -> None:
+    """Print and draw which client holds what, without training; save it, also for other tools."""
+    configs = {catalog.partition_name(config): config for config in _configs(path, settings)}
+    if len(configs) > 1 and (save or pfllib):
+        raise ConfigError(f"{path} [sweep] has {len(configs)} partitions and a file holds one; choose with --set")
+    if save and save.suffix != ".npz":
+        raise ConfigError(f"--save {save}: the file's name must end in .npz")
+    for name, config in configs.items():
+        data = federated_data_of(config)
+        measured = data.heterogeneity()
+        scheme = CATALOGUES["partitions"].label(config.partition)
+        print(f"# {config.data.name}, {scheme}, {config.clients} clients, seed {config.seed}")
+        print("\n".join([*measured.table(), "", *measured.summary(), ""]))
+        folder = out / path.stem
+        _write(partial(report.write_partition, measured, folder / name), folder, "figure")
+        if save:
+            _write(partial(data.save_split, save), save.parent, "index sets")
+        if pfllib:
+            _write(partial(write_pfllib, data, pfllib), pfllib, "PFLlib's data")
 
 
 @app.command("compare")
@@ -78,7 +108,8 @@ def compare_command(
     """Print one table of several runs and write the page that compares them."""
     results = report.read_results(report.find_runs(paths))
     _print_comparison(results, metric, by)
-    _write(lambda folder: report.write_comparison(results, folder), out or _common_folder(results))
+    folder = out or _common_folder(results)
+    _write(partial(report.write_comparison, results, folder), folder)
 
 
 @app.command("report")
@@ -91,14 +122,16 @@ def report_command(
     """Write a page about a run, or about several, with every figure as PDF and PNG beside it."""
     results = report.read_results(report.find_runs(paths))
     if len(results) == 1:
-        _write(lambda folder: report.write_run(results[0], folder, export=True), out or results[0].folder.path)
+        folder = out or results[0].folder.path
+        _write(partial(report.write_run, results[0], folder, export=True), folder)
     else:
-        _write(lambda folder: report.write_comparison(results, folder, export=True), out or _common_folder(results))
+        folder = out or _common_folder(results)
+        _write(partial(report.write_comparison, results, folder, export=True), folder)
 
 
 @app.command("list")
 def list_command(
-    kind: Annotated[Kind, typer.Argument(metavar="strategies|partitions|models|data", help="What to list.")],
+    kind: Annotated[Kind, typer.Argument(metavar="strategies|partitions|features|models|data", help="What to list.")],
 ) -> None:
     """List what there is, a line each, with its source."""
     table = RichTable(box=box.SIMPLE)
@@ -132,6 +165,18 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _configs(
+    path: Path, settings: Sequence[str] | None, more: Mapping[tuple[str, ...], Any] | None = None
+) -> list[Config]:
+    """Read an experiment's settings, changed as the command line says, and resolve each combination of its sweep."""
+    changes = dict(parse_assignment(text) for text in settings or []) | dict(more or {})
+    experiment_settings = read_toml(path)
+    for key in map(".".join, changes):
+        experiment_settings.get("sweep", {}).pop(key, None)  # the command line has the last word
+    config = Config.parse(with_settings(experiment_settings, changes), str(path))
+    return [catalog.resolve(each) for each in config.runs(str(path))]
+
+
 def _check_all(runs: Sequence[tuple[Config, RunFolder]]) -> None:
     """Find every mistake before the first run writes anything."""
     for config, folder in runs:
@@ -145,7 +190,7 @@ def _run_all(runs: Sequence[tuple[Config, RunFolder]]) -> None:
     todo = [(config, folder) for config, folder in runs if not folder.done.exists()]
     with Progress(sum(config.rounds - experiment.rounds_done(folder) for config, folder in todo)) as progress:
         for config, folder in runs:
-            name = f"{catalog.label(config.strategy)} seed {config.seed}"
+            name = f"{CATALOGUES['strategies'].label(config.strategy)} seed {config.seed}"
             if folder.done.exists():
                 folder.check_whole()
                 progress.say(f"{name}: done already, skipped: {folder.path}")
@@ -178,9 +223,9 @@ def _common_folder(results: Sequence[Result]) -> Path:
     return Path(os.path.commonpath([result.folder.path.parent for result in results]))
 
 
-def _write(write: Callable[[Path], Path], folder: Path) -> None:
+def _write(write: Callable[[], Path], folder: Path, what: str = "report") -> None:
     try:
-        page = write(folder)
+        written = write()
     except OSError as error:
         raise ConfigError(f"folder {folder} cannot be written ({error}); give another with --out") from error
-    print(f"report: {page}", file=sys.stderr)
+    print(f"{what}: {written}", file=sys.stderr)

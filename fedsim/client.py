@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fedsim import messages
 from fedsim.evaluation import evaluate
-from fedsim.federation import ClientData, Federation
+from fedsim.federated_data import ClientData
+from fedsim.federation import Federation
 from fedsim.messages import Instructions
-from fedsim.params import Params, combine
+from fedsim.params import Params, combine, load_state_, state_of
 from fedsim.seeds import derive, rng
 from fedsim.training import recompute_buffers_, train_
 
@@ -45,9 +46,9 @@ def metric_name(model: str, split: str, metric: str) -> str:
 def _train(federation: Federation, content: RecordDict, context: Context) -> RecordDict:
     client, instructions = _client(context), Instructions.read(content.config_records[messages.CONFIG])
     settings = federation.config.local.sgd()
-    data = federation.client_data(client)
+    data = federation.data.client(client)
     model = federation.model()
-    model.load_state_dict(combine(_own(federation, context), messages.decode(content.array_records[messages.ARRAYS])))
+    load_state_(model, combine(_own(federation, context), messages.decode(content.array_records[messages.ARRAYS])))
     # For dropout, the one thing that torch draws from a stream of the whole process.
     torch.manual_seed(derive(federation.config.seed, "dropout", instructions.server_round, client))
     training = train_(
@@ -56,10 +57,11 @@ def _train(federation: Federation, content: RecordDict, context: Context) -> Rec
         plan=instructions.plan,
         settings=settings,
         rng=rng(federation.config.seed, "train", instructions.server_round, client),
+        augmentation=federation.data.augmentation,
         momentum=_stored(context, MOMENTUM),
     )
     # The model itself is used again for the next client, so what stays is encoded, which copies it.
-    whole = messages.encode(model.state_dict())
+    whole = messages.encode(state_of(model))
     context.state[MODEL] = whole
     if settings.optimizer_state == "keep":
         context.state[MOMENTUM] = messages.encode(training.momentum)
@@ -79,7 +81,7 @@ def _train(federation: Federation, content: RecordDict, context: Context) -> Rec
 
 def _evaluate(federation: Federation, content: RecordDict, context: Context) -> RecordDict:
     """Measure the personalised and the global model on the client's own held-out examples."""
-    data = federation.client_data(_client(context))
+    data = federation.data.client(_client(context))
     taken = messages.decode(content.array_records[messages.ARRAYS])
     rest = messages.decode(content.array_records[messages.GLOBAL])
     personalised = combine(_own(federation, context), taken)
@@ -115,7 +117,7 @@ def load_for_evaluation(federation: Federation, params: Params, calibration: Ten
         Normalised training inputs for the running statistics, shape [n, ...].
     """
     model = federation.model()
-    model.load_state_dict(params)
+    load_state_(model, params)
     if federation.config.strategy.buffers == "recompute":
         recompute_buffers_(model, calibration, federation.config.local.batch_size)
     return model

@@ -39,25 +39,41 @@ class Choice(BaseModel):
 
 
 class DataConfig(Choice):
-    """``[data]``: the data set, and how much of it is used."""
+    """``[data]``: the data set, how much of it is used, and how training images are augmented.
+
+    ``flip`` mirrors half of them, ``crop`` pads them by so many pixels and cuts a window of their own size.
+    """
 
     name: str = "digits"
     train_examples: Annotated[int, Field(ge=1)] | None = None
     test_examples: Annotated[int, Field(ge=1)] | None = None
+    flip: bool = False
+    crop: Annotated[int, Field(ge=0)] = 0
 
 
 class PartitionConfig(Choice):
-    """``[partition]``: how the training set is shared out, and the share of each client's examples held out."""
+    """``[partition]``: how the training set is shared out, and the share of each client's examples held out.
+
+    With ``test_skew = "uniform"`` clients are tested on like shares of all examples, set aside before the others are
+    shared out.
+    """
 
     scheme: str = "dirichlet"
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_skew: Literal["alike", "uniform"] = "alike"
 
     @model_validator(mode="after")
     def _leave_some_to_train(self) -> Self:
         if self.validation + self.test >= 1:
             raise ValueError(f"validation = {self.validation} and test = {self.test} must add up to less than 1")
         return self
+
+
+class FeaturesConfig(Choice):
+    """``[features]``: what makes a client's inputs unlike the others'."""
+
+    skew: str = "none"
 
 
 class ModelConfig(Choice):
@@ -134,6 +150,7 @@ class Config(Table):
     checkpoint_every: Annotated[int, Field(ge=1)] = 1
     data: DataConfig = DataConfig()
     partition: PartitionConfig
+    features: FeaturesConfig = FeaturesConfig()
     model: ModelConfig = ModelConfig()
     local: LocalConfig = LocalConfig()
     strategy: StrategyConfig = StrategyConfig()

@@ -2,10 +2,7 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from fedsim.analysis import count_evaluations
-from fedsim.catalog import total_variation
 from fedsim.config import Config
 from fedsim.experiment import prepare
 from fedsim.federation import Federation
@@ -25,7 +22,7 @@ def describe_run(config: Config) -> str:
     sections = {
         "config": config.to_toml().splitlines(),
         "layers": _layers(federation),
-        "examples of each class by client": _labels(federation),
+        "clients: examples, and how many of each class": _clients(federation),
         "traffic": _traffic(federation, strategy),
         "barriers": _barriers(federation),
     }
@@ -39,13 +36,10 @@ def _layers(federation: Federation) -> Iterator[str]:
     yield f"{'all':{width}}  {'':6}  {sum(layer.size for layer in federation.layers):>12,} bytes"
 
 
-def _labels(federation: Federation) -> Iterator[str]:
-    counts = federation.label_counts()
-    for client, row in enumerate(counts):
-        yield f"client {client:>4}: " + " ".join(f"{count:>5}" for count in row) + f"  sum {row.sum():>6}"
-    effective = np.exp([-sum(p * np.log(p) for p in row / row.sum() if p > 0) for row in counts])
-    yield f"mean effective number of classes: {effective.mean():.2f} of {counts.shape[1]}"
-    yield f"mean total variation from the pooled labels: {total_variation(counts):.3f}"
+def _clients(federation: Federation) -> Iterator[str]:
+    measured = federation.data.heterogeneity()
+    yield from measured.table()
+    yield from measured.summary()
 
 
 def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:

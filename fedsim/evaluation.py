@@ -13,8 +13,14 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy in nats of each example, shape [n]."""
-    return cross_entropy(logits, targets, reduction="none")
+    """Return the cross-entropy in nats of each example, shape [n]: of a sequence, the mean over its positions.
+
+    Parameters
+    ----------
+    logits, targets
+        Shapes [n, classes] and [n], or [n, classes, length] and [n, length].
+    """
+    return _per_example(cross_entropy(logits, targets, reduction="none"))
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,8 @@ class Evaluation:
     losses
         Shape [n], float64; in nats for cross-entropy.
     errors
-        1 where the most likely class is not the target, else 0; NaN where targets are not class indices.
-        Shape [n], float64.
+        1 where the most likely class is not the target, else 0; of a sequence, the share of such positions. NaN where
+        targets are not class indices. Shape [n], float64.
     """
 
     losses: Tensor
@@ -69,7 +75,15 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Crite
             loss = criterion(outputs, expected).cpu().double()
             losses.append(loss)
             is_class = not expected.is_floating_point()
-            wrong = (outputs.argmax(1) != expected).cpu().double() if is_class else torch.full_like(loss, torch.nan)
-            errors.append(wrong)
+            errors.append(_errors(outputs, expected) if is_class else torch.full_like(loss, torch.nan))
     model.train(was_training)
     return Evaluation(torch.cat(losses), torch.cat(errors))
+
+
+def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    return _per_example((outputs.argmax(1) != targets).cpu().double())
+
+
+def _per_example(values: Tensor) -> Tensor:
+    """Return the mean over all dimensions but the first."""
+    return values.flatten(1).mean(1) if values.ndim > 1 else values

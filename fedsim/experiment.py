@@ -44,11 +44,11 @@ def prepare(config: Config) -> tuple[Federation, Strategy]:
     wanted = config.engine.gpus_per_worker
     if config.engine.name == "ray" and config.engine.address is None and wanted and not torch.cuda.is_available():
         raise ConfigError(f"engine.gpus_per_worker = {wanted} but this machine has no GPU; use 0")
-    available = len(federation.dataset.test)
+    available = len(federation.data.dataset.test)
     if config.barriers.every and config.barriers.examples > available:
         raise ConfigError(
             f"barriers.examples = {config.barriers.examples} is more than the {available} test examples of "
-            f"{federation.dataset.name!r}; use at most {available}"
+            f"{federation.data.dataset.name!r}; use at most {available}"
         )
     return federation, strategy
 
@@ -139,8 +139,7 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
         for server_round in range(1, config.rounds + 1)
     ]
     write_json(folder.participants, participants)
-    counts = federation.label_counts().tolist()
-    write_json(folder.partition, {"classes": federation.dataset.classes, "label_counts": counts})
+    write_json(folder.partition, federation.data.heterogeneity().to_json())
     return done
 
 

@@ -3,9 +3,37 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Params = dict[str, Tensor]
+
+
+def state_of(model: nn.Module) -> Params:
+    """Return a model's state dict in which a tensor with several names stands once, under its first.
+
+    The tensors are those of the model, not copies.
+    """
+    first = _first_names(model)
+    return {key: value for key, value in model.state_dict().items() if first[key] == key}
+
+
+def load_state_(model: nn.Module, params: Params) -> None:
+    """Put all entries of `state_of`, or of a whole state dict, into ``model``.
+
+    Raises
+    ------
+    KeyError
+        If an entry is missing.
+    RuntimeError
+        If a shape does not fit.
+    """
+    model.load_state_dict({key: params[first] for key, first in _first_names(model).items()})
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Return, for each key of the state dict, the first key of the same tensor."""
+    seen: dict[int, str] = {}
+    return {key: seen.setdefault(id(value), key) for key, value in model.state_dict(keep_vars=True).items()}
 
 
 def combine(base: Params, part: Params) -> Params:

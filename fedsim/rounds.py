@@ -70,7 +70,7 @@ class Rounds:
         self.checkpoints = Checkpoints(folder.checkpoints)
         # Analysis runs in this process, which is idle while the clients' actors are.
         self._threads = engine.workers if self.config.engine.name == "local" else processors()
-        self._test = federation.test_data()
+        self._test = federation.data.test()
         self._changed: set[int] = set()
         self._seconds: dict[str, float] = {}
 
@@ -139,7 +139,7 @@ class Rounds:
         # Integer buffers travel in the probe; the order of the entries is the model's.
         states = [combine(self.federation.initial, update.shared | update.probe) for update in updates]
         weights = [update.num_examples for update in updates]
-        inputs, targets = self.federation.test_data(self.config.barriers.examples)
+        inputs, targets = self.federation.data.test(self.config.barriers.examples)
         model, groups = self.federation.model(), barrier_groups(self.config)
         measure = partial(barriers, model, states, inputs, targets, groups=groups, threads=self._threads)
         frames = [measure(weights=weights)]
@@ -167,7 +167,7 @@ class Rounds:
     def _server_rows(self, server_round: int, name: str, params: Params) -> list[dict[str, Any]]:
         """Evaluate a model on the server's test data, which threads share."""
         inputs, targets = self._test
-        calibration = self.federation.train_sample(CALIBRATION_EXAMPLES)
+        calibration = self.federation.data.train_sample(CALIBRATION_EXAMPLES)
 
         # Cut where evaluation would cut, so that the number of threads changes no batch.
         def evaluate_part(start: int) -> Evaluation:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _NormBase
 
+from fedsim.data.augmentation import Augmentation
 from fedsim.layers import Layers
 from fedsim.params import Params
 
@@ -109,19 +110,23 @@ def train_(
     settings: SGD,
     rng: np.random.Generator,
     momentum: Params | None = None,
+    augmentation: Augmentation | None = None,
 ) -> Training:
     """Train ``model`` in place by mini-batch SGD on cross-entropy.
 
     Parameters
     ----------
     inputs, targets
-        Normalised inputs, shape [n, ...], and class indices, shape [n], on the model's device. n is at least 1.
+        Normalised inputs, shape [n, ...], and class indices, shape [n] or [n, length], on the model's device. n is at
+        least 1.
     plan
         What is trained; layers that a phase does not train stay as they are, running statistics included.
     rng
-        Draws the order of the examples, anew for each epoch.
+        Draws the order of the examples, and the numbers of their augmentation, anew for each epoch.
     momentum
         Buffers to start from; zeros without.
+    augmentation
+        Of images; none without.
 
     Raises
     ------
@@ -139,7 +144,7 @@ def train_(
         for name, module in model.named_modules():
             if isinstance(module, _NormBase) and name not in group:
                 module.eval()  # a frozen layer's running statistics stay as they are
-        loss, phase_seen = _train_phase(model, inputs, targets, phase, settings, rng, trainable, buffers)
+        loss, phase_seen = _train_phase(model, inputs, targets, phase, settings, rng, trainable, buffers, augmentation)
         seen += phase_seen
     model.eval()
     return Training(loss, seen, buffers)
@@ -154,6 +159,7 @@ def _train_phase(
     rng: np.random.Generator,
     trainable: Collection[str],
     buffers: Params,
+    augmentation: Augmentation | None,
 ) -> tuple[float, int]:
     """Run one phase; update ``buffers`` in place; return the last epoch's mean loss and the examples seen."""
     trained: Params = {}
@@ -171,6 +177,8 @@ def _train_phase(
     while steps < total_steps:
         order = torch.from_numpy(rng.permutation(n)).to(targets.device)
         epoch_inputs, epoch_targets = inputs[order], targets[order]
+        if augmentation:
+            epoch_inputs = augmentation.apply(epoch_inputs, rng)
         if phase.steps is None:
             loss_sum.zero_()
             counted = 0

@@ -10,6 +10,7 @@ import pytest
 
 from fedsim import cli
 from fedsim.data import DATA
+from fedsim.features import FEATURES
 from fedsim.models import MODELS
 from partitions import PARTITIONS
 from strategies import STRATEGIES
@@ -91,7 +92,7 @@ MISTAKES = {
     "GPUs that are not there": (["--engine", "ray", "--set", "engine.gpus_per_worker=1.0"], "has no GPU"),
     "data folder without data": (
         ["--set", 'data={name="fashion-mnist", data_dir="."}'],
-        "has none of Fashion-MNIST's files",
+        "does not hold fashion-mnist; give the folder",
     ),
     "option of another data set": (["--set", 'data.data_dir="."'], "unknown key 'data.data_dir' for 'digits'"),
 }
@@ -196,12 +197,63 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(fedsim: Fedsim, study:
     assert "4 clients send 3,640 bytes each: fc1, fc2" in out
     # 4 own models, the average, and 4 times 2 layers; 40 examples; one round of two.
     assert "520 forward passes" in out
-    assert "mean total variation" in out
+    assert re.search(r"client    3: +\d+ examples \| +\d+", out)
+    assert re.search(r"total variation +0\.\d+", out)
+
+
+def test_partition_prints_and_draws_who_holds_what_and_trains_nothing(
+    fedsim: Fedsim, study: Path, tmp_path: Path
+) -> None:
+    code, out, err = fedsim("partition", str(study), "--set", "sweep={seed=[0, 1]}", "--set", 'strategy={name="full"}')
+    assert code == 0
+    assert out.count("client    3:") == 2
+    figures = sorted(path.name for path in (tmp_path / "runs/study").iterdir())
+    assert [re.sub(r"-\w{8}-", "-", name) for name in figures] == [
+        f"partition-s{seed}.{kind}" for seed in (0, 1) for kind in ("pdf", "png")
+    ]
+    assert all(name in err for name in figures if name.endswith("png"))
+
+
+def test_a_run_with_a_saved_partition_is_that_run_again(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+    code, _, err = fedsim("partition", str(study), "--save", "sets/split.npz", "--pfllib", "pfllib")
+    assert code == 0
+    assert "index sets: sets/split.npz" in err
+    assert len(list((tmp_path / "pfllib/train").iterdir())) == 4
+    plain = study.read_text()
+    study.write_text(re.sub(r"train_examples = \d+\n", "", plain))
+    saved = 'partition={scheme="saved", path="sets/split.npz"}'
+    assert fedsim("run", str(study), "--set", saved, "--out", "again")[0] == 0
+    study.write_text(plain)
+    assert fedsim("run", str(study))[0] == 0
+    first, again = (next((tmp_path / name).glob("study/*-s*/metrics.jsonl")).read_text() for name in ("runs", "again"))
+    assert first == again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--save", "split.txt"), "--save split.txt: the file's name must end in .npz"),
+        (("--save", "a.npz", "--set", "sweep={seed=[0, 1]}"), "has 2 partitions and a file holds one"),
+        (("--save", "study.toml/a.npz"), "folder study.toml cannot be written"),
+    ],
+)
+def test_a_partition_that_cannot_be_saved_is_one_line(
+    fedsim: Fedsim, study: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    code, _, err = fedsim("partition", str(study), *arguments)
+    assert code == 2
+    assert message in re.sub(r"[│\s]+", " ", err)
 
 
 @pytest.mark.parametrize(
     ("kind", "names"),
-    [("strategies", STRATEGIES), ("partitions", PARTITIONS), ("models", MODELS), ("data", DATA)],
+    [
+        ("strategies", STRATEGIES),
+        ("partitions", PARTITIONS),
+        ("features", FEATURES),
+        ("models", MODELS),
+        ("data", DATA),
+    ],
 )
 def test_list_shows_everything_that_is_registered(fedsim: Fedsim, kind: str, names: dict) -> None:
     code, out, _ = fedsim("list", kind)

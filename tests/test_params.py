@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
-from fedsim.params import combine, lerp, weighted_mean
+from fedsim.params import combine, lerp, load_state_, state_of, weighted_mean
 
 
 def test_combine_replaces_entries_and_keeps_the_order_of_the_base() -> None:
@@ -50,3 +51,36 @@ def test_integers_never_enter_an_average() -> None:
 def test_weights_that_do_not_fit_are_rejected(members: list, weights: list) -> None:
     with pytest.raises(ValueError, match="weights"):
         weighted_mean(members, weights)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.head = nn.Linear(3, 5)
+        self.head.weight = self.embedding.weight
+
+
+def test_a_tied_tensor_is_in_the_state_once_and_reaches_all_its_places() -> None:
+    model = Tied()
+    state = {key: value.clone() for key, value in state_of(model).items()}
+    assert "embedding.weight" in state
+    assert "head.weight" not in state
+    other = Tied()
+    load_state_(other, state)
+    assert other.head.weight is other.embedding.weight
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
+
+
+def test_a_stale_copy_of_a_tied_tensor_does_not_win() -> None:
+    whole = {key: value.clone() for key, value in Tied().state_dict().items()}
+    whole["embedding.weight"] = torch.full((5, 3), 7.0)
+    model = Tied()
+    load_state_(model, whole)
+    assert (model.head.weight == 7).all()
+
+
+def test_a_state_that_lacks_an_entry_is_an_error() -> None:
+    with pytest.raises(KeyError, match=r"norm.bias"):
+        load_state_(Tied(), {key: value for key, value in state_of(Tied()).items() if key != "norm.bias"})

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -5,10 +6,11 @@ import pytest
 
 from fedsim import catalog
 from fedsim.config import Config
+from fedsim.heterogeneity import Heterogeneity
 from fedsim.records import RunFolder, read_rows
 from fedsim.report import read_result
 from fedsim.report.figures import barrier_table, format_bytes, save
-from fedsim.report.figures import labels as draw_labels
+from fedsim.report.partition import partition
 from fedsim.report.results import compare, worst_mean
 from fedsim.report.tables import comparison_table
 
@@ -83,7 +85,26 @@ def test_the_heat_map_is_the_mean_over_clients_with_the_full_model_first(
 @pytest.mark.parametrize("kind", ["svg", "pdf", "png"])
 def test_figures_are_written_in_every_format(kind: str) -> None:
     start = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG"}[kind]
-    assert save(draw_labels(np.arange(12).reshape(4, 3), ["a", "b", "c"]), kind).startswith(start)
+    assert save(partition(clients_with([[0, 3], [2, 1], [0, 0]])), kind).startswith(start)
+
+
+def clients_with(counts: list[list[int]]) -> Heterogeneity:
+    rows = [{str(label): count for label, count in enumerate(row) if count} | {"2": 1} for row in counts]
+    content = {"classes": ["a", "b", "c"], "sizes": [sum(row.values()) for row in rows], "label_counts": rows}
+    return Heterogeneity.from_json(content)
+
+
+def test_the_clients_labels_survive_the_file() -> None:
+    measured = clients_with([[0, 3], [2, 1], [0, 0]])
+    again = Heterogeneity.from_json(json.loads(json.dumps(measured.to_json())))
+    assert again.counts.dense().tolist() == [[0, 3, 1], [2, 1, 1], [0, 0, 1]]
+    assert again.sizes.tolist() == [4, 4, 1]
+
+
+@pytest.mark.parametrize("clients", [1, 61, 500])
+def test_a_partition_of_any_size_is_drawn(clients: int) -> None:
+    assert save(partition(clients_with([[k % 7, 1] for k in range(clients)])), "png")
+    assert save(partition(clients_with([[2, 1]] * clients)), "png")
 
 
 def test_a_setting_with_a_default_does_not_rename_a_run(tiny: Callable[..., Config]) -> None:

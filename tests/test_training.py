@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from fedsim.data import Augmentation
 from fedsim.evaluation import evaluate
 from fedsim.training import SGD, LocalPlan, Phase, recompute_buffers_, train_
 
@@ -169,3 +170,56 @@ def test_a_phase_that_trains_nothing_is_an_error() -> None:
     model, inputs, targets = example()
     with pytest.raises(ValueError, match="'none', which holds no parameter"):
         train_(model, inputs, targets, LocalPlan((Phase("none"),)), SGD(), np.random.default_rng(0))
+
+
+def test_sequences_are_evaluated_by_the_mean_over_their_positions() -> None:
+    logits = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0))
+    targets = torch.randint(5, (6, 4), generator=torch.Generator().manual_seed(1))
+    result = evaluate(nn.Identity(), logits, targets)
+    for n in range(6):
+        log_likelihoods = [torch.log_softmax(logits[n, :, t], 0)[targets[n, t]] for t in range(4)]
+        wrong = [logits[n, :, t].argmax() != targets[n, t] for t in range(4)]
+        assert result.losses[n] == pytest.approx(-float(sum(log_likelihoods)) / 4, abs=1e-6)
+        assert result.errors[n] == sum(wrong) / 4
+    assert result.n == 6
+
+
+def test_training_on_sequences_reports_the_loss_by_example() -> None:
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5), Transposed()).double()
+    tokens = torch.randint(5, (7, 4), generator=torch.Generator().manual_seed(0))
+    start = evaluate(model, tokens[:, :-1], tokens[:, 1:]).loss
+    settings = SGD(batch_size=3, lr=1e-30)
+    result = train_(model, tokens[:, :-1], tokens[:, 1:], LocalPlan(), settings, np.random.default_rng(0))
+    assert result.loss == pytest.approx(start, rel=1e-12)
+    assert result.examples_seen == 7
+
+
+class Transposed(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2)
+
+
+def test_augmented_training_is_training_on_the_images_that_the_augmentation_gives() -> None:
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(2 * 4 * 4, 3)).double()
+
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(10, 2, 4, 4, generator=generator, dtype=torch.float64)
+    targets = torch.randint(3, (10,), generator=generator)
+    augmentation = Augmentation(flip=True, crop=1, fill=(0.5, -1.0))
+    model = fresh()
+    settings = SGD(epochs=2, batch_size=4, lr=0.1)
+    train_(model, images, targets, LocalPlan(), settings, np.random.default_rng(5), augmentation=augmentation)
+    plain, stream = fresh(), np.random.default_rng(5)
+    for _ in range(2):
+        order = torch.from_numpy(stream.permutation(10))
+        epoch = augmentation.apply(images[order], stream)
+        for start in (0, 4, 8):
+            loss = torch.nn.functional.cross_entropy(plain(epoch[start : start + 4]), targets[order][start : start + 4])
+            gradients = torch.autograd.grad(loss, list(plain.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
+                    parameter -= 0.1 * gradient
+    for parameter, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(parameter, expected, atol=1e-12)

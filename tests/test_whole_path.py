@@ -126,11 +126,11 @@ def test_a_client_trains_on_none_of_its_test_examples(tiny: Callable[..., Config
     federation = federation_of(tiny(partition={"scheme": "dirichlet", "alpha": 0.3, "test": 0.3, "validation": 0.1}))
     seen: list[int] = []
     for client in range(4):
-        train, validation, test = federation.client_indices(client)
-        assert len(test) == round(0.3 * len(federation.partition[client]))
+        train, validation, test = federation.data.split.client(client)
+        assert len(test) == round(0.3 * len(federation.data.split.whole[client]))
         assert len(train) > 0
         seen += [*train, *validation, *test]
-    assert sorted(seen) == list(range(200))
+    assert len(set(seen)) == len(seen) == 200
 
 
 def test_the_barriers_of_a_run_weigh_each_client_by_its_training_examples(
@@ -138,7 +138,7 @@ def test_the_barriers_of_a_run_weigh_each_client_by_its_training_examples(
 ) -> None:
     config = tiny(partition={"scheme": "dirichlet", "alpha": 0.2})
     federation = federation_of(config)
-    sizes = [len(federation.client_indices(client)[0]) for client in range(4)]
+    sizes = [len(federation.data.split.train[client]) for client in range(4)]
     assert len(set(sizes)) > 1
     table = read_result(play(config)).barriers.query("group == 'fc1' and other == -1").sort_values("base")
     own = table["loss"] - table["loss_own_base"]
@@ -166,7 +166,7 @@ def slow_run(config: Config) -> tuple[dict, dict]:
     for server_round in range(1, config.rounds + 1):
         sums, total = dict.fromkeys(keys, 0.0), 0
         for client in draw_participants(config.seed, server_round, config.clients, config.participation):
-            data = federation.client_data(client)
+            data = federation.data.client(client)
             model.load_state_dict(taken(client))
             stream = rng(config.seed, "train", server_round, client)
             result = train_(model, *data.train, LocalPlan(), config.local.sgd(), stream, momentum.get(client))
@@ -179,9 +179,9 @@ def slow_run(config: Config) -> tuple[dict, dict]:
             total += weight
         server |= {key: (value / total).float() for key, value in sums.items()}
         averaged = server_round
-        measure(server, federation.test_data(), server_round, None, "test", "global")
+        measure(server, federation.data.test(), server_round, None, "test", "global")
         for client in range(config.clients):
-            data = federation.client_data(client)
+            data = federation.data.client(client)
             measure(taken(client), data.validation, server_round, client, "validation", "personalised")
             measure(taken(client), data.test, server_round, client, "test", "personalised")
             measure(server, data.test, server_round, client, "test", "global")
@@ -244,7 +244,7 @@ def test_a_client_that_raises_is_left_out_and_the_run_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = tiny(barriers={"every": 0})
-    unlucky = len(federation_of(config).client_data(2).train[1])
+    unlucky = len(federation_of(config).data.client(2).train[1])
     train = client_module.train_
 
     def fail(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, **options: object) -> object:

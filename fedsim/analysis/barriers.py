@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedsim.evaluation import Criterion, Evaluation, cross_entropies, evaluate
 from fedsim.layers import Layers
-from fedsim.params import Params, lerp, weighted_mean
+from fedsim.params import Params, lerp, load_state_, weighted_mean
 
 AVERAGE = -1
 REFERENCES = ("mean_ends", "swap_ends", "own_base", "chord")
@@ -213,7 +213,7 @@ class _Mixer:
         params = dict(self._states[0])
         for layer, source in zip(self._layers, recipe, strict=True):
             params |= self._layer(layer.keys, source)
-        self._local.model.load_state_dict(params)
+        load_state_(self._local.model, params)
         return self._local.model
 
     def _layer(self, keys: Sequence[str], source: Source) -> Params:

@@ -1,12 +1,15 @@
 """A data set in memory, and the normalisation of its inputs."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+
+STATISTICS_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -16,9 +19,10 @@ class Examples:
     Parameters
     ----------
     inputs
-        Shape [n, channels, height, width], uint8.
+        Shape [n, ...]: images as uint8 or float [n, channels, height, width], vectors as float [n, features],
+        sequences of tokens as int64 [n, length].
     targets
-        Shape [n], int64: class indices.
+        int64 class indices, shape [n], or [n, length] where each position of a sequence has its own.
     """
 
     inputs: Tensor
@@ -29,6 +33,11 @@ class Examples:
 
     def __getitem__(self, indices: Tensor) -> Self:
         return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each example, shape [n]: of a sequence, its last target."""
+        return self.targets if self.targets.ndim == 1 else self.targets[:, -1]
 
     def to(self, device: torch.device) -> Self:
         """Return the same examples on ``device``."""
@@ -44,42 +53,121 @@ class Dataset:
     train, test
         The test set is the server's; the training set is what the clients share.
     classes
-        Names, in the order of the class indices.
+        Names, in the order of the class indices. For sequences, the vocabulary.
     scale
         The largest value of an input: 255 for bytes.
     mean, std
-        Per channel, of the training inputs divided by ``scale``.
+        Per channel or feature, of the training inputs divided by ``scale``. Tokens have neither.
+    ids
+        Who or where each training example comes from, by column (``writer``, ``speaker``, ...): indices from 0,
+        shape [n].
     """
 
     name: str
     train: Examples
     test: Examples
     classes: tuple[str, ...]
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    ids: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an input."""
-        channels, height, width = self.train.inputs.shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input: channels, height and width of an image."""
+        return tuple(self.train.inputs.shape[1:])
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Targets of the training set as a NumPy array, shape [n]."""
-        return self.train.targets.cpu().numpy()
+        """The class of each training example, shape [n]."""
+        return self.train.labels.cpu().numpy()
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """Return uint8 inputs as float32 with about zero mean and unit variance, on their own device."""
-        shape = (1, -1, 1, 1)
+        """Return inputs as float32 with about zero mean and unit variance, on their own device; tokens as they are."""
+        if not self.mean:
+            return inputs
+        shape = (1, -1) + (1,) * (inputs.ndim - 2)
         mean = torch.tensor(self.mean, device=inputs.device).view(shape)
         std = torch.tensor(self.std, device=inputs.device).view(shape)
-        return channels_last((inputs.float() / self.scale - mean) / std)
+        normalised = (inputs.float() / self.scale - mean) / std
+        return channels_last(normalised) if inputs.ndim == 4 else normalised
 
     def to(self, device: torch.device) -> Self:
         """Return the data set with its tensors on ``device``."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Check that a data set can be trained on.
+
+    Raises
+    ------
+    ValueError
+        If inputs and targets do not fit each other, a part has no example, a target is not the index of a class,
+        or the numbers of the normalisation or of an id column do not fit.
+    """
+    classes = len(dataset.classes)
+    for part, examples in (("training", dataset.train), ("test", dataset.test)):
+        where = f"{dataset.name!r}: its {part} set"
+        inputs, targets = examples.inputs, examples.targets
+        if not 0 < len(targets) == len(inputs):
+            raise ValueError(
+                f"{where} has {len(inputs)} inputs and {len(targets)} targets; they must be as many, not 0"
+            )
+        if inputs.shape[1:] != dataset.train.inputs.shape[1:]:
+            raise ValueError(
+                f"{where} has inputs of shape {tuple(inputs.shape[1:])}, not {dataset.shape} as in training"
+            )
+        if targets.dtype != torch.int64 or targets.ndim not in (1, 2):
+            raise ValueError(
+                f"{where} has targets of {targets.dtype}, shape {tuple(targets.shape)}; give int64 classes"
+            )
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"{where} has the label {low if low < 0 else high}; labels must be from 0 to {classes - 1}"
+            )
+        if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+            raise ValueError(f"{where} has inputs that are not finite; remove them")
+    channels = dataset.shape[0] if dataset.shape else 0
+    if not len(dataset.mean) == len(dataset.std) or len(dataset.mean) not in (0, 1, channels):
+        raise ValueError(
+            f"{dataset.name!r} has {len(dataset.mean)} means and {len(dataset.std)} standard deviations; there must be "
+            f"one of each for every channel, of which there are {channels}"
+        )
+    for column, ids in dataset.ids.items():
+        if len(ids) != len(dataset.train):
+            raise ValueError(
+                f"{dataset.name!r} has {len(ids)} ids {column!r} for {len(dataset.train)} training examples"
+            )
+
+
+def image_dataset(
+    name: str, train: Examples, test: Examples, classes: tuple[str, ...], ids: Mapping[str, np.ndarray] | None = None
+) -> Dataset:
+    """Return a data set of uint8 images, normalised by the statistics of its training images."""
+    mean, std = channel_statistics(train.inputs, 255.0)
+    return Dataset(name, train, test, classes, 255.0, mean, std, ids or {})
+
+
+def channel_statistics(inputs: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel of ``inputs / scale``; a constant channel has deviation 1.
+
+    Parameters
+    ----------
+    inputs
+        Shape [n, channels, ...].
+    """
+    channels = inputs.shape[1]
+    sums = torch.zeros(2, channels, dtype=torch.float64)
+    for chunk in inputs.split(STATISTICS_CHUNK):
+        values = chunk.transpose(0, 1).reshape(channels, -1).double() / scale
+        sums += torch.stack([values.sum(1), values.square().sum(1)])
+    mean, square = sums / (inputs.numel() / channels)
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    # What rounding leaves of a constant channel's variance is no scale to divide by.
+    std = torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0)
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -93,19 +181,18 @@ def channels_last(images: Tensor) -> Tensor:
     return torch.empty_strided(images.shape, strides, dtype=images.dtype, device=images.device).copy_(images)
 
 
-def stratified(targets: Tensor, n: int, rng: np.random.Generator) -> Tensor:
+def stratified(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Return the sorted positions of ``n`` examples in which each class has its share, to within one.
 
     Parameters
     ----------
-    targets
+    labels
         Class indices, shape [examples], at least ``n``.
     """
-    labels = targets.cpu().numpy()
     classes, counts = np.unique(labels, return_counts=True)
     exact = counts * (n / len(labels))
     quota = np.floor(exact).astype(int)
     # The classes with the largest remainders get one more each.
     quota[np.argsort(quota - exact, kind="stable")[: n - quota.sum()]] += 1
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, quota, strict=True)]
-    return torch.from_numpy(np.sort(np.concatenate(chosen))).to(targets.device)
+    return np.sort(np.concatenate(chosen))

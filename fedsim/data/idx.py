@@ -3,17 +3,17 @@
 import gzip
 import math
 import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fedsim.data.dataset import Examples
+from fedsim.data.dataset import Dataset, Examples, image_dataset
+from fedsim.data.places import find_or_download
 
-FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
+SUFFIXES = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -60,8 +60,56 @@ def find_idx(folder: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def read_split(folder: Path, split: str, classes: int) -> Examples:
-    """Read images and labels of ``split`` ("train" or "test") and check them against each other.
+def idx_dataset(
+    name: str,
+    data_dir: str | None,
+    classes: tuple[str, ...],
+    download: Callable[[Path], object],
+    *,
+    folders: Sequence[str],
+    prefixes: tuple[str, str] = ("train", "t10k"),
+    more_places: Sequence[Path] = (),
+    first_label: int = 0,
+    transposed: bool = False,
+) -> Dataset:
+    """Read a data set of the MNIST family from its four IDX files.
+
+    Parameters
+    ----------
+    data_dir, download, folders, more_places
+        As in `fedsim.data.places.find_or_download`.
+    prefixes
+        How the names of the training and of the test files begin.
+    first_label
+        The label of the first class in the files.
+    transposed
+        Whether the images lie on their side in the files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is nowhere and cannot be downloaded.
+    ValueError
+        If a file is truncated, corrupt or not what its name says.
+    """
+    names = [f"{prefix}{suffix}" for prefix in prefixes for suffix in SUFFIXES]
+    folder = find_or_download(
+        name,
+        data_dir,
+        lambda place: any(find_idx(place, each) for each in names),
+        download,
+        folders=folders,
+        needs=f"the four IDX files ({names[0]} and so on)",
+        more_places=more_places,
+    )
+    train, test = (read_split(folder, prefix, len(classes), first_label) for prefix in prefixes)
+    if transposed:
+        train, test = (replace(part, inputs=part.inputs.transpose(2, 3).contiguous()) for part in (train, test))
+    return image_dataset(name, train, test, classes)
+
+
+def read_split(folder: Path, prefix: str, classes: int, first_label: int = 0) -> Examples:
+    """Read the images and labels whose files' names begin with ``prefix``, and check them against each other.
 
     Raises
     ------
@@ -70,15 +118,19 @@ def read_split(folder: Path, split: str, classes: int) -> Examples:
     ValueError
         If a file is damaged, the numbers of images and labels differ, or a label is not a class.
     """
-    paths = [find_idx(folder, name) for name in FILES[split]]
-    for path, name in zip(paths, FILES[split], strict=True):
+    paths = []
+    for suffix in SUFFIXES:
+        path = find_idx(folder, prefix + suffix)
         if path is None:
-            raise FileNotFoundError(f"{folder} has no {name} or {name}.gz; the folder must hold all four IDX files")
-    images_path, labels_path = (path for path in paths if path is not None)
-    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+            raise FileNotFoundError(f"{folder} has no {prefix}{suffix} or {prefix}{suffix}.gz; it must hold all four")
+        paths.append(path)
+    images_path, labels_path = paths
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1).astype(np.int64) - first_label
     if len(images) != len(labels):
         raise ValueError(f"{images_path} has {len(images)} images but {labels_path} has {len(labels)} labels")
-    if len(labels) == 0 or labels.max() >= classes:
-        largest = int(labels.max()) if len(labels) else None
-        raise ValueError(f"{labels_path}: the largest label is {largest}; it must be from 0 to {classes - 1}")
-    return Examples(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
+    if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
+        found = (
+            f"labels from {labels.min() + first_label} to {labels.max() + first_label}" if len(labels) else "no labels"
+        )
+        raise ValueError(f"{labels_path} has {found}; they must be from {first_label} to {first_label + classes - 1}")
+    return Examples(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels))

@@ -1,7 +1,7 @@
 """Figures of runs, made to go straight into a paper: readable in print, in grey and to colour-blind readers."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -84,34 +84,6 @@ def clients(result: Result) -> Figure:
         axes.set_ylim(0, 1.02)
         _metric_axis(axes, "accuracy")
         _legend_below(figure, axes)
-        return figure
-
-
-def labels(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Draw how many examples of each class each client holds.
-
-    Parameters
-    ----------
-    counts
-        Shape [clients, classes].
-    """
-    with rc_context(STYLE | {"axes.grid": False}):
-        height = min(9.0, 1.4 + 0.24 * len(counts))
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(counts, cmap="Blues", vmin=0, aspect="auto", interpolation="nearest")
-        if counts.size <= ANNOTATED_CELLS:
-            for (client, label), count in np.ndenumerate(counts):
-                if count:
-                    colour = "white" if count > 0.6 * counts.max() else "black"
-                    axes.text(label, client, str(count), ha="center", va="center", fontsize=8, color=colour)
-        if len(counts) <= 50:
-            axes.set_yticks(range(len(counts)))
-        if len(classes) <= 30:
-            rotation = 30 if max(map(len, classes)) > 3 else 0
-            axes.set_xticks(range(len(classes)), classes, rotation=rotation, ha="right" if rotation else "center")
-        axes.set(xlabel="class", ylabel="client")
-        figure.colorbar(image, ax=axes, label="examples", pad=0.01)
         return figure
 
 

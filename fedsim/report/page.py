@@ -10,10 +10,11 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from fedsim.catalog import total_variation
+from fedsim.heterogeneity import Heterogeneity
 from fedsim.records import write_whole
 from fedsim.report import figures
 from fedsim.report.figures import format_bytes
+from fedsim.report.partition import partition
 from fedsim.report.results import Result, compare, distinguishing_settings, worst_mean
 from fedsim.report.tables import comparison_table
 
@@ -73,6 +74,14 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
     return _write(out, content, _run_sections(result), export)
 
 
+def write_partition(measured: Heterogeneity, path: Path) -> Path:
+    """Write the figure of a partition as PDF and as PNG beside each other; return the latter's path."""
+    figure = partition(measured)
+    for kind in ("pdf", "png"):
+        write_whole(path.with_name(f"{path.name}.{kind}"), figures.save(figure, kind))
+    return path.with_name(f"{path.name}.png")
+
+
 def write_comparison(results: Sequence[Result], out: Path, *, export: bool = False) -> Path:
     """Write the page that compares several runs into the folder ``out``; return its path."""
     labelled = _labels(results)
@@ -114,7 +123,7 @@ def write_comparison(results: Sequence[Result], out: Path, *, export: bool = Fal
 
 
 def _run_sections(result: Result) -> list[Section]:
-    counts = result.label_counts
+    measured = result.heterogeneity
     sections = [
         Section(
             "curves",
@@ -138,14 +147,13 @@ def _run_sections(result: Result) -> list[Section]:
             title = f"Layer-wise {metric} barriers"
             sections.append(Section(f"barriers-{metric}", title, text, figures.barriers(result, metric)))
     text = (
-        f"Examples of each class that each client holds, train, validation and test together; sizes from "
-        f"{counts.sum(1).min()} to {counts.sum(1).max()}, mean total variation from the pooled labels "
-        f"{total_variation(counts):.2f} (0: all alike, towards 1: no class in common)."
+        f"What each client holds, train, validation and test together: {measured.sizes.min():,} to "
+        f"{measured.sizes.max():,} examples, on average {measured.counts.effective_classes().mean():.1f} effective "
+        f"classes of {len(measured.classes)}, mean total variation from the pooled labels "
+        f"{measured.counts.total_variation().mean():.2f} (0: all alike, towards 1: no class in common), mean "
+        f"Jensen-Shannon divergence {measured.counts.jensen_shannon().mean():.2f} nats (at most 0.69)."
     )
-    return [
-        *sections,
-        Section("labels", "Label distribution of the partition", text, figures.labels(counts, result.classes)),
-    ]
+    return [*sections, Section("partition", "Partition", text, partition(measured))]
 
 
 def _subtitle(result: Result) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from fedsim import catalog
 from fedsim.config import Config
 from fedsim.errors import ConfigError
+from fedsim.heterogeneity import Heterogeneity
 from fedsim.records import RunFolder, read_rows
 
 WORST_SHARE = 0.1
@@ -40,8 +41,8 @@ class Result:
         Column ``round`` and one column of wall seconds per part of a round.
     barriers
         The rows of `fedsim.analysis.barriers` with a column ``round``; empty if none were measured.
-    classes, label_counts
-        Names of the classes, and the examples of each class at each client, shape [clients, classes].
+    heterogeneity
+        Sizes and labels of the clients.
     """
 
     folder: RunFolder
@@ -50,13 +51,12 @@ class Result:
     communication: pd.DataFrame
     timing: pd.DataFrame
     barriers: pd.DataFrame
-    classes: tuple[str, ...]
-    label_counts: np.ndarray
+    heterogeneity: Heterogeneity
 
     @property
     def strategy(self) -> str:
         """The strategy with the options that differ from their defaults."""
-        return catalog.label(self.config.strategy)
+        return catalog.CATALOGUES["strategies"].label(self.config.strategy)
 
     @property
     def setting(self) -> str:
@@ -108,7 +108,6 @@ def read_result(folder: RunFolder) -> Result:
         metrics = read_rows(folder.metrics)
         if metrics.empty or "personalised" not in set(metrics["model"]):
             raise NotEvaluatedError(f"{folder.path} has no evaluated round yet; let 'fedsim run' go on first")
-        partition = json.loads(folder.partition.read_text())
         return Result(
             folder=folder,
             config=config,
@@ -116,8 +115,7 @@ def read_result(folder: RunFolder) -> Result:
             communication=read_rows(folder.communication),
             timing=read_rows(folder.timing),
             barriers=folder.read_barriers(),
-            classes=tuple(partition["classes"]),
-            label_counts=np.array(partition["label_counts"]),
+            heterogeneity=Heterogeneity.from_json(json.loads(folder.partition.read_text())),
         )
     except ConfigError:
         raise

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.data.dataset import stratified
-from fedsim.data.digits import digits
+from fedsim.data import DATA
 from fedsim.data.fashion_mnist import DEBIAN_FOLDER, fashion_mnist
 from fedsim.data.idx import read_idx, read_split
 
@@ -79,41 +78,106 @@ def test_images_and_labels_must_be_equally_many(folder: Path) -> None:
 
 
 def test_labels_out_of_range_are_an_error(folder: Path) -> None:
-    with pytest.raises(ValueError, match="the largest label is 9; it must be from 0 to 8"):
+    with pytest.raises(ValueError, match="has labels from 0 to 9; they must be from 0 to 8"):
         read_split(folder, "train", 9)
 
 
-@pytest.mark.parametrize("inside", [".", "fashion-mnist", "FashionMNIST/raw"])
-def test_fashion_mnist_comes_from_data_dir(folder: Path, tmp_path_factory: pytest.TempPathFactory, inside: str) -> None:
-    root = tmp_path_factory.mktemp("root")
-    (root / inside).parent.mkdir(parents=True, exist_ok=True)
-    target = root / inside if inside != "." else root / "here"
-    folder.rename(target)
-    assert len(fashion_mnist(data_dir=str(root if inside != "." else target)).train) == 3
+def write_family(folder: Path, prefixes: tuple[str, str], labels: np.ndarray) -> None:
+    """Write four files of images that tell top from left, one per label."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = np.zeros((len(labels), 28, 28), dtype=np.uint8)
+    images[:, 0, :] = 200  # the top row
+    for prefix in prefixes:
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels.astype(np.uint8))))
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        ("fashion-mnist", "."),
+        ("fashion-mnist", "fashion-mnist"),
+        ("fashion-mnist", "FashionMNIST/raw"),
+        ("mnist", "."),
+        ("mnist", "MNIST/raw"),
+        ("kmnist", "kmnist"),
+    ],
+)
+def test_the_mnist_family_comes_from_data_dir(name: str, inside: str, tmp_path: Path) -> None:
+    write_family(tmp_path / inside, ("train", "t10k"), np.arange(10))
+    data = DATA[name](data_dir=str(tmp_path))
+    assert (data.name, len(data.train), data.shape, len(data.classes)) == (name, 10, (1, 28, 28), 10)
+    assert data.train.inputs[0, 0, 0].tolist() == [200] * 28
+
+
+@pytest.mark.parametrize(
+    ("split", "first", "classes"),
+    [("balanced", 0, 47), ("byclass", 0, 62), ("bymerge", 0, 47), ("letters", 1, 26), ("digits", 0, 10)],
+)
+def test_emnist_stands_upright_and_counts_from_zero(split: str, first: int, classes: int, tmp_path: Path) -> None:
+    prefixes = (f"emnist-{split}-train", f"emnist-{split}-test")
+    write_family(tmp_path / "EMNIST/raw", prefixes, np.arange(first, first + classes))
+    data = DATA["emnist"](data_dir=str(tmp_path), split=split)
+    assert len(data.classes) == classes
+    assert data.train.targets.tolist() == list(range(classes))
+    # The files hold the transposed image: its top row is the left column.
+    assert data.train.inputs[0, 0, :, 0].tolist() == [200] * 28
+    assert data.train.inputs[0, 0, 0].tolist() == [200] + [0] * 27
+
+
+def test_emnists_merged_classes_are_torchvisions() -> None:
+    from torchvision.datasets import EMNIST
+
+    from fedsim.data.emnist import CLASSES
+
+    for split in ("byclass", "bymerge", "balanced", "digits", "mnist"):
+        assert list(CLASSES[split]) == EMNIST.classes_split_dict[split]
+    assert ["N/A", *CLASSES["letters"]] == EMNIST.classes_split_dict["letters"]
 
 
 def test_fashion_mnist_comes_from_the_environment_before_debians_folder(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FEDSIM_DATA", str(folder))
-    assert len(fashion_mnist().test) == 3
+    write_family(tmp_path / "fashion-mnist", ("train", "t10k"), np.arange(10))
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    assert len(fashion_mnist().test) == 10
+
+
+def test_files_of_another_set_of_the_family_are_not_taken_by_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_family(tmp_path, ("train", "t10k"), np.arange(10))
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("torchvision.datasets.KMNIST", no_network)
+    with pytest.raises(FileNotFoundError, match="kmnist was not found"):
+        DATA["kmnist"]()
+
+
+def no_network(*_: object, **__: object) -> None:
+    raise OSError("no network")
 
 
 def test_without_data_the_error_names_all_four_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(*_: object, **__: object) -> None:
-        raise OSError("no network")
-
     module = importlib.import_module("fedsim.data.fashion_mnist")
     monkeypatch.delenv("FEDSIM_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "DEBIAN_FOLDER", tmp_path / "debian")
-    monkeypatch.setattr(module, "DOWNLOAD_FOLDER", tmp_path / "download")
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", no_network)
-    with pytest.raises(
-        FileNotFoundError, match=r"no network.*data_dir.*\$FEDSIM_DATA.*dataset-fashion-mnist.*torchvision"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no network.*data_dir.*\$FEDSIM_DATA.*debian.*with a network"):
         fashion_mnist()
-    with pytest.raises(FileNotFoundError, match=r"data_dir = .*has none"):
+    with pytest.raises(FileNotFoundError, match=r"data_dir = .*does not hold fashion-mnist"):
         fashion_mnist(data_dir=str(tmp_path))
+
+
+def test_a_download_is_found_where_it_was_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(root: Path, *, download: bool) -> None:
+        write_family(root / "KMNIST" / "raw", ("train", "t10k"), np.arange(10))
+
+    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("torchvision.datasets.KMNIST", download)
+    assert len(DATA["kmnist"]().train) == 10
 
 
 @pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
@@ -124,23 +188,3 @@ def test_the_real_fashion_mnist() -> None:
     inputs = data.normalise(data.train.inputs)
     assert abs(float(inputs.mean())) < 1e-3
     assert abs(float(inputs.std()) - 1) < 1e-3
-
-
-def test_digits_are_scikit_learns_and_split_the_same_way_always() -> None:
-    data = digits()
-    assert (len(data.train), len(data.test), data.shape) == (1442, 355, (1, 8, 8))
-    assert data.train.inputs.dtype == torch.uint8
-    inputs = data.normalise(data.train.inputs)
-    assert abs(float(inputs.mean())) < 1e-3
-    assert abs(float(inputs.std()) - 1) < 1e-3
-    assert torch.bincount(data.test.targets).min() >= 34
-
-
-def test_a_stratified_sample_keeps_each_class_share_to_within_one() -> None:
-    targets = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[
-        torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    ]
-    chosen = stratified(targets, 17, np.random.default_rng(0))
-    assert len(set(chosen.tolist())) == 17
-    counts = torch.bincount(targets[chosen], minlength=3)
-    assert (counts - torch.tensor([8.5, 5.1, 3.4])).abs().max() < 1

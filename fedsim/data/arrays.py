@@ -1,0 +1,116 @@
+"""Arrays of the user's own, from an npz or safetensors file."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from fedsim.data.dataset import Dataset, Examples, channel_statistics
+from fedsim.data.places import user_path
+
+NEEDED = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+IDS = "train_id_"
+
+
+def arrays(*, path: str, channels: Literal["first", "last"] = "first", classes: tuple[str, ...] = ()) -> Dataset:
+    """Read arrays of one's own from a .npz or .safetensors file.
+
+    Parameters
+    ----------
+    path
+        The file, as it stands or below ``$FEDSIM_DATA``. It holds ``train_inputs``, ``train_targets``, ``test_inputs``
+        and ``test_targets``, and may hold ``train_id_<column>``, who each training example is from. Inputs: bytes
+        [n, channels, height, width] or [n, height, width] are images; floats [n, ...] are normalised per channel or
+        feature; other integers [n, length] are tokens. Targets: integers [n], or [n, length] for sequences.
+    channels
+        Where the channels of images with four dimensions are: ``last`` for [n, height, width, channels].
+    classes
+        Names of the classes; without them the labels' numbers, from 0 to the largest.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is not there.
+    ValueError
+        If it is damaged, an array is missing or has a wrong type or shape, or a label without a name has no example.
+    """
+    place = user_path(path)
+    content = _load(place)
+    if missing := [name for name in NEEDED if name not in content]:
+        raise ValueError(
+            f"{place} has no array {missing[0]!r}; it has {', '.join(content)} and needs {', '.join(NEEDED)}"
+        )
+    train, test = (
+        Examples(
+            _inputs(content[f"{part}_inputs"], channels, f"{place}: {part}_inputs"),
+            _integers(content[f"{part}_targets"], f"{place}: {part}_targets"),
+        )
+        for part in ("train", "test")
+    )
+    if not len(train) or not len(test):
+        raise ValueError(f"{place} has {len(train)} training and {len(test)} test examples; it needs some of each")
+    ids = {
+        name.removeprefix(IDS): np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
+        for name, values in content.items()
+        if name.startswith(IDS)
+    }
+    scale = 255.0 if train.inputs.dtype == torch.uint8 else 1.0
+    is_tokens = train.inputs.dtype == torch.int64
+    mean, std = ((), ()) if is_tokens else channel_statistics(train.inputs, scale)
+    return Dataset(place.stem, train, test, classes or _numbered(train, test, place), scale, mean, std, ids)
+
+
+def _load(place: Path) -> dict[str, np.ndarray]:
+    try:
+        if place.suffix == ".safetensors":
+            return load_file(place)
+        if place.suffix == ".npz":
+            with np.load(place, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, SafetensorError) as error:
+        raise ValueError(f"{place} is damaged or holds objects that are no arrays ({error}); write it anew") from error
+    raise ValueError(f"{place} ends in {place.suffix!r}; give a file that ends in .npz or .safetensors")
+
+
+def _inputs(values: np.ndarray, channels: str, where: str) -> torch.Tensor:
+    if values.ndim < 2:
+        raise ValueError(
+            f"{where} has shape {values.shape}; the first dimension counts examples, and there must be more"
+        )
+    if values.dtype == np.uint8:
+        if values.ndim == 3:
+            values = values[:, None]
+        elif values.ndim == 4 and channels == "last":
+            values = values.transpose(0, 3, 1, 2)
+        elif values.ndim != 4:
+            raise ValueError(f"{where} has bytes of shape {values.shape}; images have 3 or 4 dimensions")
+        return torch.from_numpy(np.ascontiguousarray(values))
+    if np.issubdtype(values.dtype, np.floating):
+        if values.ndim == 4 and channels == "last":
+            values = values.transpose(0, 3, 1, 2)
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    return _integers(values, where)
+
+
+def _integers(values: np.ndarray, where: str) -> torch.Tensor:
+    if not np.issubdtype(values.dtype, np.integer) or values.ndim not in (1, 2):
+        raise ValueError(f"{where} is {values.dtype} of shape {values.shape}; it must be integers of 1 or 2 dimensions")
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _numbered(train: Examples, test: Examples, place: Path) -> tuple[str, ...]:
+    """Return the labels' numbers as names."""
+    largest = max(int(examples.targets.max()) for examples in (train, test))
+    if train.inputs.dtype == torch.int64:
+        largest = max(largest, *(int(examples.inputs.max()) for examples in (train, test)))
+    elif absent := set(range(largest + 1)) - set(np.unique(train.targets.numpy()).tolist()):
+        raise ValueError(
+            f"{place}: no training example has the label {min(absent)}, but labels go up to {largest}; number "
+            "them without gaps, or name them all with [data] classes"
+        )
+    return tuple(str(label) for label in range(largest + 1))

@@ -1,0 +1,56 @@
+"""Random flips and crops of a client's training images, a whole epoch's numbers drawn at once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to each training image, anew in each epoch; evaluation sees the images as they are.
+
+    Parameters
+    ----------
+    flip
+        Whether half of the images are mirrored left to right.
+    crop
+        Pixels of padding on each side, out of which a window of the image's own size is cut at random.
+    fill
+        Value of the padding per channel of a normalised image, such as that of black; 0, the mean, by default.
+    """
+
+    flip: bool = False
+    crop: int = 0
+    fill: tuple[float, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.flip or self.crop > 0
+
+    def apply(self, images: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return images, shape [n, channels, height, width], flipped and cropped, each by numbers of its own.
+
+        The numbers come from ``rng``, so that they are the same on every device.
+
+        References
+        ----------
+        He et al. 2016, Deep residual learning for image recognition, arXiv 1512.03385, section 4.2.
+        """
+        n, channels, height, width = images.shape
+        columns = torch.arange(width).repeat(n, 1)
+        if self.flip:
+            flipped = torch.from_numpy(rng.random(n) < 0.5)
+            columns = torch.where(flipped[:, None], columns.flip(1), columns)
+        rows = torch.arange(height).repeat(n, 1)
+        if self.crop:
+            down, right = torch.from_numpy(rng.integers(0, 2 * self.crop + 1, size=(2, n, 1)))
+            rows, columns = rows + down, columns + right
+            fill = torch.tensor(self.fill or (0.0,) * channels, device=images.device, dtype=images.dtype)
+            padded = fill.view(1, -1, 1, 1).repeat(n, 1, height + 2 * self.crop, width + 2 * self.crop)
+            padded[:, :, self.crop : self.crop + height, self.crop : self.crop + width] = images
+            images = padded
+        device = images.device
+        example = torch.arange(n, device=device)[:, None, None]
+        picked = images[example, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+        return picked.permute(0, 3, 1, 2)  # the channels are next to each other in memory

@@ -1,0 +1,18 @@
+"""Checksums of files that were fetched from somewhere."""
+
+from pathlib import Path
+
+
+def check_md5(path: Path, md5: str) -> None:
+    """Check that a file is there and is the one that was published.
+
+    Raises
+    ------
+    ValueError
+        If it is missing or has another MD5 sum.
+    """
+    from torchvision.datasets.utils import check_integrity  # takes a second, and only some data sets need it
+
+    if not check_integrity(path, md5):
+        problem = f"does not have the checksum {md5}" if path.exists() else "is missing"
+        raise ValueError(f"{path} {problem}; fetch the file again")

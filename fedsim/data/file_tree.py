@@ -1,0 +1,56 @@
+"""Files below a folder or in a zip archive, read alike."""
+
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FileTree:
+    """The files below a folder, or in an archive.
+
+    Parameters
+    ----------
+    names
+        Of all files, and of all folders with a slash at the end, sorted.
+    read
+        Returns a file's content.
+    version
+        Returns numbers that change when a file does.
+    """
+
+    names: list[str]
+    read: Callable[[str], bytes]
+    version: Callable[[str], list[int]]
+
+
+@contextmanager
+def open_tree(place: Path) -> Iterator[FileTree]:
+    """Open a folder or a zip archive.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or the archive is damaged.
+    """
+    if place.is_dir():
+        yield _of_folder(place)
+        return
+    try:
+        archive = zipfile.ZipFile(place)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{place} is not a whole zip archive ({error}); fetch it again") from error
+    with archive:
+        infos = {info.filename: info for info in archive.infolist()}
+        yield FileTree(sorted(infos), archive.read, lambda name: [infos[name].file_size, infos[name].CRC])
+
+
+def _of_folder(place: Path) -> FileTree:
+    def version(name: str) -> list[int]:
+        status = (place / name).stat()
+        return [status.st_size, status.st_mtime_ns]
+
+    names = sorted(path.relative_to(place).as_posix() + ("/" if path.is_dir() else "") for path in place.rglob("*"))
+    return FileTree(names, lambda name: (place / name).read_bytes(), version)

@@ -1,0 +1,162 @@
+"""Images as files, in a folder or a zip archive, decoded once into a memory-mapped cache."""
+
+import io
+import json
+import logging
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from fedsim.data.dataset import Dataset, Examples, channel_statistics
+from fedsim.data.file_tree import FileTree, open_tree
+from fedsim.data.places import cache_folder, user_path
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+Mode = Literal["RGB", "L"]
+logger = logging.getLogger(__name__)
+
+
+def image_folder(
+    *, path: str, train: str = "train", test: str = "test", mode: Mode = "RGB", size: int | None = None
+) -> Dataset:
+    """Read images of one's own from a tree split/class/file, in a folder or a zip archive.
+
+    They are decoded once, into a memory-mapped cache that all processes share; it is made anew when a file changes.
+
+    Parameters
+    ----------
+    path
+        Folder or zip archive that holds the two splits, at its top or in a single folder there. As it stands, or below
+        ``$FEDSIM_DATA``.
+    train, test
+        Names of the splits' folders.
+    mode
+        ``RGB`` for three channels, ``L`` for one.
+    size
+        Height and width to which images are resized; without it all must have the same size.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the path or one of the splits is not there.
+    ValueError
+        If the archive is damaged, a file cannot be decoded, images differ in size, or a class has no training image.
+
+    References
+    ----------
+    The layout of torchvision's ImageFolder, once per split.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size = {size} must be at least 1 pixel")
+    place = user_path(path)
+    with open_tree(place) as tree:
+        files = {"train": _labelled(tree, place, train), "test": _labelled(tree, place, test)}
+        classes = _classes(tree, place, files, (train, test))
+        versions = [[name, tree.version(name)] for listing in files.values() for name in listing]
+        key = sha256(json.dumps([str(place.absolute()), mode, size, versions]).encode()).hexdigest()
+        cache = cache_folder() / "images" / key[:16]
+        if not cache.is_dir():
+            logger.warning("decoding %d images of %s, once, into %s", len(versions), place, cache)
+            _fill(cache, files, classes, lambda name: _decode(tree, place, name, mode, size))
+    return _read(cache, classes)
+
+
+def _label(name: str, split: str) -> str | None:
+    """Return the folder right below a split's, which is at the top or one below; None for what is not in one."""
+    parts = PurePosixPath(name).parts
+    depth = next((i for i, part in enumerate(parts[:2]) if part == split), None)
+    return parts[depth + 1] if depth is not None and len(parts) > depth + 1 else None
+
+
+def _labelled(tree: FileTree, place: Path, split: str) -> dict[str, str]:
+    """Return the class of each image of a split."""
+    images = {name: _label(name, split) for name in tree.names if name.lower().endswith(SUFFIXES)}
+    labelled = {name: label for name, label in images.items() if label and not name.endswith(f"/{split}/{label}")}
+    if not labelled:
+        raise FileNotFoundError(
+            f"{place} has no image {split}/<class>/<file> (one of {', '.join(SUFFIXES)}); name the folders of the "
+            "splits with [data] train and test"
+        )
+    return labelled
+
+
+def _classes(
+    tree: FileTree, place: Path, files: Mapping[str, Mapping[str, str]], splits: tuple[str, str]
+) -> tuple[str, ...]:
+    folders = [_label(name, split) for name in tree.names if name.endswith("/") for split in splits]
+    every = {label for label in folders if label} | {label for listing in files.values() for label in listing.values()}
+    if empty := every - set(files["train"].values()):
+        raise ValueError(f"{place}: class {min(empty)!r} has no training image; add some, or remove the class")
+    return tuple(sorted(every))
+
+
+def _decode(tree: FileTree, place: Path, name: str, mode: Mode, size: int | None) -> np.ndarray:
+    """Return an image as [channels, height, width]."""
+    from PIL import Image  # a quarter of a second, and only this data set needs it
+
+    try:
+        with Image.open(io.BytesIO(tree.read(name))) as image:
+            converted = image.convert(mode)
+            if size is not None and converted.size != (size, size):
+                converted = converted.resize((size, size), Image.Resampling.BILINEAR)
+            pixels = np.asarray(converted)
+    except (OSError, SyntaxError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"{place}: {name} cannot be decoded ({error}); replace or remove the file") from error
+    return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+
+
+def _fill(
+    cache: Path,
+    files: Mapping[str, Mapping[str, str]],
+    classes: tuple[str, ...],
+    decode: Callable[[str], np.ndarray],
+) -> None:
+    """Write the cache's folder, whole or not at all."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=cache.parent, prefix=".") as temporary:
+        folder = Path(temporary)
+        first = next(iter(files["train"]))
+        shape = decode(first).shape
+        for split, listing in files.items():
+            images = np.lib.format.open_memmap(
+                folder / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(len(listing), *shape)
+            )
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for i, (name, image) in enumerate(zip(listing, pool.map(decode, listing), strict=True)):
+                    if image.shape != shape:
+                        raise ValueError(
+                            f"images differ in size: {first} has {_extent(shape)} pixels and {name} "
+                            f"{_extent(image.shape)}; set [data] size to resize all"
+                        )
+                    images[i] = image
+            images.flush()
+            targets = [classes.index(label) for label in listing.values()]
+            np.save(folder / f"{split}_targets.npy", np.array(targets, dtype=np.int64))
+        train = torch.from_numpy(np.load(folder / "train.npy", mmap_mode="c"))
+        (folder / "statistics.json").write_text(json.dumps(channel_statistics(train, 255.0)))
+        folder.chmod(0o755)
+        if not cache.is_dir():  # another process may have been faster
+            folder.rename(cache)
+
+
+def _extent(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[2]}"
+
+
+def _read(cache: Path, classes: tuple[str, ...]) -> Dataset:
+    def load(name: str, **settings: Any) -> torch.Tensor:
+        return torch.from_numpy(np.load(cache / f"{name}.npy", **settings))
+
+    # Copy on write: pages are read when they are needed, shared by all processes, and never written back.
+    train, test = (Examples(load(split, mmap_mode="c"), load(f"{split}_targets")) for split in ("train", "test"))
+    mean, std = json.loads((cache / "statistics.json").read_text())
+    return Dataset("image-folder", train, test, classes, 255.0, tuple(mean), tuple(std))

@@ -1,0 +1,37 @@
+"""Kuzushiji-MNIST, from a folder or torchvision's download."""
+
+from pathlib import Path
+
+from fedsim.data.dataset import Dataset
+from fedsim.data.idx import idx_dataset
+
+CLASSES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+
+
+def kmnist(*, data_dir: str | None = None) -> Dataset:
+    """Read the 70,000 28x28 images of cursive Japanese characters.
+
+    Parameters
+    ----------
+    data_dir
+        Folder with the four IDX files, plain or gzipped, or with a folder ``kmnist`` or torchvision's ``KMNIST/raw``
+        that has them. Without it: these folders in ``$FEDSIM_DATA``, else torchvision's download.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the files are nowhere; the message says where they may lie.
+    ValueError
+        If a file is truncated, corrupt or not what its name says.
+
+    References
+    ----------
+    Clanuwat et al. 2018, Deep learning for classical Japanese literature, arXiv 1812.01718.
+    """
+    return idx_dataset("kmnist", data_dir, CLASSES, _download, folders=("kmnist", "KMNIST/raw"))
+
+
+def _download(root: Path) -> None:
+    from torchvision.datasets import KMNIST  # takes a second, and only the download needs it
+
+    KMNIST(root, download=True)

@@ -1,0 +1,94 @@
+"""Small made-up data for tests and first steps."""
+
+import numpy as np
+import torch
+
+from fedsim.data.dataset import Dataset, Examples, image_dataset
+from fedsim.seeds import rng
+
+
+def toy(
+    *,
+    examples: int = 1000,
+    classes: int = 4,
+    shape: tuple[int, int, int] = (1, 8, 8),
+    noise: float = 0.2,
+    seed: int = 0,
+) -> Dataset:
+    """Generate images: one random pattern per class, under Gaussian noise. For tests.
+
+    Its id column ``domain`` tells four backgrounds of different brightness apart.
+
+    Parameters
+    ----------
+    examples
+        Of the training set; the test set has a quarter as many.
+    shape
+        Channels, height and width.
+    noise
+        Standard deviation, where the patterns' values are from 0 to 1.
+    seed
+        Of patterns and noise; it does not depend on the run's.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer examples than classes, or a number is out of range.
+    """
+    if classes < 2 or examples < 4 * classes:
+        raise ValueError(
+            f"classes = {classes} must be at least 2 and examples = {examples} at least four times as many"
+        )
+    if len(shape) != 3 or min(shape) < 1 or noise < 0:
+        raise ValueError(f"shape = {list(shape)} must be three positive numbers and noise = {noise} not negative")
+    stream = rng(seed, "toy")
+    patterns = stream.random((classes, *shape))
+    parts, domains = [], []
+    for n in (examples, examples // 4):
+        targets = stream.permutation(np.arange(n) % classes)
+        domain = stream.integers(4, size=n)
+        values = 0.8 * patterns[targets] + 0.05 * domain[:, None, None, None] + noise * stream.normal(size=(n, *shape))
+        inputs = torch.from_numpy((values.clip(0, 1) * 255).round().astype(np.uint8))
+        parts.append(Examples(inputs, torch.from_numpy(targets)))
+        domains.append(domain)
+    names = tuple(f"pattern {label}" for label in range(classes))
+    return image_dataset("toy", parts[0], parts[1], names, {"domain": domains[0]})
+
+
+def toy_text(*, examples: int = 400, classes: int = 6, length: int = 12, speakers: int = 8, seed: int = 0) -> Dataset:
+    """Generate sequences of tokens: each speaker has a favourite step from a token to the next. For tests.
+
+    Its id column is ``speaker``.
+
+    Parameters
+    ----------
+    examples
+        Of the training set; the test set has a quarter as many.
+    classes
+        Tokens of the vocabulary.
+    length
+        Tokens in an example.
+    seed
+        It does not depend on the run's.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+    """
+    if min(classes, length, speakers) < 2 or examples < max(4, speakers):
+        raise ValueError(
+            f"classes = {classes}, length = {length} and speakers = {speakers} must be at least 2, and examples = "
+            f"{examples} at least 4 and as many as speakers"
+        )
+    stream = rng(seed, "toy text")
+    parts, ids = [], []
+    for n in (examples, examples // 4):
+        speaker = np.arange(n) % speakers
+        likely = 1 + speaker[:, None] % (classes - 1)
+        steps = np.where(stream.random((n, length)) < 0.8, likely, stream.integers(classes, size=(n, length)))
+        sequence = np.cumsum(np.concatenate([stream.integers(classes, size=(n, 1)), steps], axis=1), axis=1) % classes
+        parts.append(Examples(torch.from_numpy(sequence[:, :-1].copy()), torch.from_numpy(sequence[:, 1:].copy())))
+        ids.append(speaker)
+    names = tuple("abcdefghijklmnopqrstuvwxyz"[token] if token < 26 else str(token) for token in range(classes))
+    return Dataset("toy-text", parts[0], parts[1], names, ids={"speaker": ids[0]})

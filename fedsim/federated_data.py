@@ -1,0 +1,129 @@
+"""The data of a run: who holds which examples, and what they look like to a model."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import catalog
+from fedsim.catalog import LabelCounts, Split
+from fedsim.config import Config, DataConfig
+from fedsim.data import Augmentation, Dataset
+from fedsim.data.dataset import stratified
+from fedsim.heterogeneity import Heterogeneity
+from fedsim.seeds import rng
+from fedsim.split import sample_positions, split_of
+
+Examples = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """A client's share of the training set, in three parts.
+
+    Parameters
+    ----------
+    train, validation, test
+        Normalised inputs, shape [n, ...], and targets, shape [n] or [n, length]. Training and test have at least one
+        example; validation may be empty.
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """A data set shared out over the clients.
+
+    Parameters
+    ----------
+    dataset
+        On the run's device; its test set is the sample that the config asks for.
+    split
+        What each client trains, validates and tests on: positions in the training set.
+    """
+
+    config: Config
+    dataset: Dataset
+    split: Split
+
+    def heterogeneity(self) -> Heterogeneity:
+        """Return how many examples of each class each client holds; of sequences, how many targets."""
+        whole = self.split.whole
+        targets = self.dataset.train.targets.cpu().numpy()
+        counts = LabelCounts.of(whole, targets, len(self.dataset.classes))
+        return Heterogeneity(whole.sizes, counts, self.dataset.classes)
+
+    def save_split(self, path: Path) -> Path:
+        """Write the index sets to an ``.npz`` file; return its path."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.split.save(path, self.dataset.labels)
+        return path
+
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """What is done to the training images; the padding of a crop is black."""
+        black = tuple(-mean / std for mean, std in zip(self.dataset.mean, self.dataset.std, strict=True))
+        return Augmentation(self.config.data.flip, self.config.data.crop, black)
+
+    def client(self, client: int) -> ClientData:
+        """Return a client's examples, normalised and skewed as the config says."""
+        train, validation, test = self.split.client(client)
+        skewed_test = self.config.partition.test_skew == "alike"
+        return ClientData(
+            train=self._skewed(client, "train", train),
+            validation=self._skewed(client, "validation", validation),
+            test=self._skewed(client, "test", test) if skewed_test else self._select(test),
+        )
+
+    def test(self, examples: int | None = None) -> Examples:
+        """Return the server's test examples, normalised, or a fixed stratified sample of them."""
+        test = self.dataset.test
+        if examples is not None and examples < len(test):
+            chosen = stratified(test.labels.cpu().numpy(), examples, rng(self.config.seed, "evaluation sample"))
+            test = test[torch.from_numpy(chosen).to(test.targets.device)]
+        return self.dataset.normalise(test.inputs), test.targets
+
+    def train_sample(self, examples: int) -> Tensor:
+        """Return normalised inputs of a fixed stratified sample of what the clients train on: all if it has fewer."""
+        held = np.sort(self.split.train.indices)
+        stream = rng(self.config.seed, "calibration sample")
+        return self._select(held[stratified(self.dataset.labels[held], min(examples, len(held)), stream)])[0]
+
+    def _skewed(self, client: int, part: str, indices: np.ndarray) -> Examples:
+        inputs, targets = self._select(indices)
+        stream = rng(self.config.seed, "features", client, part)
+        return catalog.skew_features(self.config.features, inputs, client, self.config.clients, stream), targets
+
+    def _select(self, indices: np.ndarray) -> Examples:
+        train = self.dataset.train
+        chosen = train[torch.from_numpy(indices).to(train.targets.device)]
+        return self.dataset.normalise(chosen.inputs), chosen.targets
+
+
+def federated_data_of(config: Config) -> FederatedData:
+    """Read the data of a resolved config, once per process, and share them out.
+
+    Raises
+    ------
+    ConfigError
+        If the data are missing or damaged, or the partition or the feature skew is impossible.
+    """
+    dataset = _read(config.data.model_dump_json(exclude={"train_examples", "test_examples"}))
+    labels = dataset.test.labels.numpy()
+    tested = sample_positions(config, labels, config.data.test_examples, "test", dataset.name)
+    if len(tested) < len(labels):
+        dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
+    data = FederatedData(config, dataset, split_of(config, dataset))
+    data.client(0)  # a feature skew that does not fit the inputs is found here
+    return data
+
+
+@lru_cache(maxsize=2)
+def _read(data: str) -> Dataset:
+    return catalog.make_dataset(DataConfig.model_validate_json(data))

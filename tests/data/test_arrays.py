@@ -1,0 +1,92 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from fedsim.data import DATA, check_dataset
+
+arrays = DATA["arrays"]
+RNG = np.random.default_rng(0)
+IMAGES = {
+    "train_inputs": RNG.integers(256, size=(6, 3, 5, 4), dtype=np.uint8),
+    "train_targets": np.array([0, 1, 2, 0, 1, 2], dtype=np.int32),
+    "test_inputs": RNG.integers(256, size=(2, 3, 5, 4), dtype=np.uint8),
+    "test_targets": np.array([1, 0], dtype=np.uint8),
+    "train_id_writer": np.array([70, 70, 9, 9, 9, 33]),
+}
+
+
+def write(folder: Path, kind: str = "npz", **changes: Any) -> str:
+    content = {name: value for name, value in (IMAGES | changes).items() if value is not None}
+    path = folder / f"mine.{kind}"
+    if kind == "npz":
+        np.savez(path, **content)
+    else:
+        save_file(content, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_images_are_read_with_their_ids(kind: str, tmp_path: Path) -> None:
+    data = arrays(path=write(tmp_path, kind))
+    check_dataset(data)
+    assert np.array_equal(data.train.inputs.numpy(), IMAGES["train_inputs"])
+    assert data.test.targets.tolist() == [1, 0]
+    assert (data.name, data.scale, data.classes) == ("mine", 255.0, ("0", "1", "2"))
+    assert data.ids["writer"].tolist() == [2, 2, 0, 0, 0, 1]
+    assert data.normalise(data.train.inputs).mean((0, 2, 3)).abs().max() < 1e-6
+
+
+def test_channels_may_come_last_or_be_left_out(tmp_path: Path) -> None:
+    last = {name: IMAGES[name].transpose(0, 2, 3, 1) for name in ("train_inputs", "test_inputs")}
+    data = arrays(path=write(tmp_path, **last), channels="last")
+    assert np.array_equal(data.train.inputs.numpy(), IMAGES["train_inputs"])
+    grey = {name: IMAGES[name][:, 0] for name in ("train_inputs", "test_inputs")}
+    assert arrays(path=write(tmp_path, **grey)).shape == (1, 5, 4)
+
+
+def test_vectors_are_normalised_by_feature_and_tokens_are_left_alone(tmp_path: Path) -> None:
+    features = {name: RNG.normal(5, 3, size=(n, 7)) for name, n in (("train_inputs", 6), ("test_inputs", 2))}
+    data = arrays(path=write(tmp_path, **features))
+    assert data.train.inputs.dtype == torch.float32
+    assert data.normalise(data.train.inputs).mean(0).abs().max() < 1e-6
+    tokens = {name: RNG.integers(5, size=(n, 4)) for name, n in (("train_inputs", 6), ("test_inputs", 2))}
+    tokens |= {name.replace("inputs", "targets"): value for name, value in tokens.items()}
+    data = arrays(path=write(tmp_path, **tokens))
+    assert data.mean == ()
+    assert data.train.targets.shape == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_inputs": None}, "has no array 'test_inputs'; it has"),
+        ({"train_targets": np.array([0, 1, 3, 0, 1, 3])}, "no training example has the label 2, but labels go up to 3"),
+        ({"train_targets": np.zeros(6)}, "train_targets is float64 of shape"),
+        ({"train_inputs": np.zeros(6, dtype=np.uint8)}, r"train_inputs has shape \(6,\)"),
+        ({"train_inputs": np.zeros((6, 2), dtype=np.uint8)}, "images have 3 or 4 dimensions"),
+        ({"test_inputs": IMAGES["test_inputs"][:0], "test_targets": np.zeros(0, int)}, "0 test examples"),
+        ({"test_inputs": np.array(["a", "b"], dtype=object)}, "damaged or holds objects"),
+    ],
+)
+def test_what_is_wrong_with_the_arrays_is_named(changes: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        arrays(path=write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_a_truncated_file_and_one_of_another_kind_are_named(kind: str, tmp_path: Path) -> None:
+    path = Path(write(tmp_path, kind))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=rf"mine.{kind} is damaged"):
+        arrays(path=str(path))
+    with pytest.raises(ValueError, match=r"ends in '.csv'"):
+        arrays(path=str(path.rename(tmp_path / "mine.csv")))
+
+
+def test_labels_without_examples_may_be_named(tmp_path: Path) -> None:
+    changes = {"train_targets": np.array([0, 1, 3, 0, 1, 3])}
+    assert len(arrays(path=write(tmp_path, **changes), classes=("a", "b", "c", "d")).classes) == 4

@@ -1,0 +1,102 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.data import DATA, Dataset, Examples, channel_statistics, check_dataset
+from fedsim.data.dataset import stratified
+from fedsim.data.digits import digits
+
+
+def test_digits_are_scikit_learns_and_split_the_same_way_always() -> None:
+    data = digits()
+    assert (len(data.train), len(data.test), data.shape) == (1442, 355, (1, 8, 8))
+    assert data.train.inputs.dtype == torch.uint8
+    inputs = data.normalise(data.train.inputs)
+    assert abs(float(inputs.mean())) < 1e-3
+    assert abs(float(inputs.std()) - 1) < 1e-3
+    assert torch.bincount(data.test.targets).min() >= 34
+
+
+def test_a_stratified_sample_keeps_each_class_share_to_within_one() -> None:
+    targets = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[
+        torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    ]
+    chosen = torch.from_numpy(stratified(targets.numpy(), 17, np.random.default_rng(0)))
+    assert len(set(chosen.tolist())) == 17
+    counts = torch.bincount(targets[chosen], minlength=3)
+    assert (counts - torch.tensor([8.5, 5.1, 3.4])).abs().max() < 1
+
+
+def test_the_last_target_of_a_sequence_is_its_label() -> None:
+    targets = torch.tensor([[1, 2, 3], [4, 5, 0]])
+    assert Examples(targets, targets).labels.tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (6,)])
+def test_channel_statistics_agree_with_torchs_own(shape: tuple[int, ...]) -> None:
+    inputs = torch.rand(5000, *shape, generator=torch.Generator().manual_seed(0)) * 7
+    mean, std = channel_statistics(inputs, 7.0)
+    values = (inputs / 7).transpose(0, 1).flatten(1).double()
+    assert mean == pytest.approx(values.mean(1).tolist(), abs=1e-7)
+    assert std == pytest.approx(values.std(1, correction=0).tolist(), abs=1e-7)
+
+
+def test_a_constant_channel_is_not_divided_by_its_deviation() -> None:
+    inputs = torch.full((10, 2, 3, 3), 0.1)
+    inputs[:, 1] = torch.rand(10, 3, 3, generator=torch.Generator().manual_seed(0))
+    data = Dataset("x", Examples(inputs, torch.zeros(10).long()), Examples(inputs, torch.zeros(10).long()), ("a",))
+    mean, std = channel_statistics(inputs, 1.0)
+    normalised = replace(data, mean=mean, std=std).normalise(inputs)
+    assert std[0] == 1
+    assert normalised[:, 0].abs().max() < 1e-6
+    assert normalised[:, 1].std(correction=0) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["toy", "toy-text", "digits"])
+def test_made_up_and_shipped_data_can_be_trained_on_and_are_the_same_each_time(name: str) -> None:
+    data, again = DATA[name](), DATA[name]()
+    check_dataset(data)
+    assert torch.equal(data.train.inputs, again.train.inputs)
+    assert torch.equal(data.test.targets, again.test.targets)
+
+
+def test_tokens_are_not_normalised() -> None:
+    data = DATA["toy-text"]()
+    assert data.normalise(data.train.inputs) is data.train.inputs
+
+
+def test_toy_text_continues_itself_by_its_speakers_step() -> None:
+    data = DATA["toy-text"](examples=800, classes=5, speakers=4)
+    assert torch.equal(data.train.inputs[:, 1:], data.train.targets[:, :-1])
+    step = (data.train.targets - data.train.inputs) % 5
+    for speaker in range(4):
+        common = torch.bincount(step[data.ids["speaker"] == speaker].flatten(), minlength=5)
+        assert common.argmax() == 1 + speaker % 4
+
+
+def examples(n: int = 6, channels: int = 2) -> Examples:
+    return Examples(torch.zeros(n, channels, 4, 4, dtype=torch.uint8), torch.arange(n) % 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": Examples(examples().inputs, torch.zeros(5).long())}, "6 inputs and 5 targets"),
+        ({"test": Examples(examples().inputs[:0], torch.zeros(0).long())}, "test set has 0 inputs"),
+        ({"test": examples(channels=1)}, r"inputs of shape \(1, 4, 4\), not \(2, 4, 4\)"),
+        ({"train": Examples(examples().inputs, torch.zeros(6))}, "targets of torch.float32"),
+        ({"classes": ("a", "b")}, "label 2; labels must be from 0 to 1"),
+        ({"test": Examples(examples().inputs, -torch.ones(6).long())}, "test set has the label -1"),
+        ({"mean": (0.0,) * 3, "std": (1.0,) * 3}, "3 means"),
+        ({"mean": (0.0,) * 2}, "2 means and 0 standard deviations"),
+        ({"ids": {"writer": np.zeros(5)}}, "5 ids 'writer' for 6"),
+        ({"train": Examples(torch.full((6, 2, 4, 4), torch.nan), torch.arange(6) % 3)}, "not finite"),
+    ],
+)
+def test_a_data_set_whose_parts_do_not_fit_is_named(changes: dict, message: str) -> None:
+    good = Dataset("mine", examples(), examples(), ("a", "b", "c"))
+    check_dataset(good)
+    with pytest.raises(ValueError, match=message):
+        check_dataset(replace(good, **changes))

@@ -1,0 +1,162 @@
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedsim.data.image_folder import image_folder
+from fedsim.data.places import cache_folder
+
+REAL = Path(__file__).parents[3] / "shared/data/cifar10-jpeg.zip"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return cache_folder() / "images"
+
+
+def picture(value: int, size: tuple[int, int] = (5, 4)) -> np.ndarray:
+    pixels = np.full((size[1], size[0], 3), value, dtype=np.uint8)
+    pixels[0, :, 0], pixels[:, 0, 2] = 255, 7
+    return pixels
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Two classes, in the order of their names; the split that each image is from is in its brightness."""
+    root = tmp_path / "images"
+    for split, base in (("train", 10), ("test", 110)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(2 + label):
+                Image.fromarray(picture(base + 10 * label + i)).save(folder / f"{i}.png")
+    (root / "train" / "cat" / "notes.txt").write_text("no image")
+    return root
+
+
+def zipped(tree: Path, top: str = "") -> Path:
+    archive = tree.with_suffix(".zip")
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(tree.rglob("*")):
+            file.write(path, f"{top}{path.relative_to(tree)}")
+    return archive
+
+
+@pytest.mark.parametrize("make", [lambda tree: tree, zipped, lambda tree: zipped(tree, "set/")])
+def test_a_tree_is_read_from_a_folder_and_from_an_archive(tree: Path, make: Callable[[Path], Path]) -> None:
+    data = image_folder(path=str(make(tree)))
+    assert (data.classes, data.shape) == (("cat", "dog"), (3, 4, 5))
+    assert data.train.targets.tolist() == [0, 0, 1, 1, 1]
+    expected = [picture(value).transpose(2, 0, 1).tolist() for value in (10, 11, 20, 21, 22)]
+    assert data.train.inputs.tolist() == expected
+    assert data.test.inputs[:, 1, 1, 1].tolist() == [110, 111, 120, 121, 122]
+    inputs = data.normalise(data.train.inputs)
+    assert inputs.mean((0, 2, 3)).abs().max() < 1e-6
+
+
+def test_grey_images_have_one_channel_and_resized_ones_the_size(tree: Path) -> None:
+    Image.fromarray(picture(1, (9, 9))).save(tree / "train" / "cat" / "large.png")
+    data = image_folder(path=str(tree), mode="L", size=6)
+    assert data.shape == (1, 6, 6)
+    assert len(data.train) == 6
+
+
+def test_images_are_decoded_once_and_again_when_one_changes(tree: Path, cache: Path) -> None:
+    image_folder(path=str(tree))
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    image_folder(path=str(tree))
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == before
+    Image.fromarray(picture(77, (5, 4))).save(tree / "train" / "dog" / "0.png")
+    assert 77 in image_folder(path=str(tree)).train.inputs
+
+
+def test_writing_to_the_images_does_not_reach_the_cache(tree: Path) -> None:
+    image_folder(path=str(tree)).train.inputs.zero_()
+    assert image_folder(path=str(tree)).train.inputs.any()
+
+
+def test_the_path_may_lie_in_the_environments_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSIM_DATA", str(tree.parent))
+    assert len(image_folder(path="images").train) == 5
+    with pytest.raises(FileNotFoundError, match=r"path = 'image' is not there .*FEDSIM_DATA"):
+        image_folder(path="image")
+
+
+def mixed_sizes(tree: Path) -> None:
+    Image.fromarray(picture(1, (5, 5))).save(tree / "train" / "dog" / "1.png")
+
+
+def cut_short(tree: Path) -> None:
+    path = tree / "train" / "dog" / "1.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def no_image_at_all(tree: Path) -> None:
+    (tree / "test" / "cat" / "0.png").write_bytes(b"hello")
+
+
+def empty_class(tree: Path) -> None:
+    (tree / "train" / "emu").mkdir()
+
+
+def class_in_test_only(tree: Path) -> None:
+    (tree / "test" / "emu").mkdir()
+    Image.fromarray(picture(3)).save(tree / "test" / "emu" / "0.png")
+
+
+def no_test_split(tree: Path) -> None:
+    (tree / "test").rename(tree / "val")
+
+
+DAMAGE: list[tuple[Callable[[Path], None], str]] = [
+    (mixed_sizes, r"differ in size: train/cat/0.png has 4x5 pixels and train/dog/1.png 5x5; set \[data\] size"),
+    (cut_short, r"images: train/dog/1.png cannot be decoded"),
+    (no_image_at_all, r"test/cat/0.png cannot be decoded"),
+    (empty_class, r"class 'emu' has no training image"),
+    (class_in_test_only, r"class 'emu' has no training image"),
+    (no_test_split, r"has no image test/<class>/<file>"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=[damage.__name__ for damage, _ in DAMAGE])
+def test_what_is_wrong_with_a_tree_is_named_and_no_cache_is_left(
+    tree: Path, cache: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(tree)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        image_folder(path=str(tree))
+    assert "\n" not in str(error.value)
+    assert not list(cache.glob("*"))
+    assert not [path for path in cache.glob(".*") if path.name not in (".", "..")]
+
+
+def test_a_truncated_archive_and_one_with_a_wrong_checksum_are_named(tree: Path) -> None:
+    archive = zipped(tree)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"images.zip is not a whole zip archive"):
+        image_folder(path=str(archive))
+    start = whole.index(b"\x89PNG") + 50
+    archive.write_bytes(whole[:start] + bytes([whole[start] ^ 255]) + whole[start + 1 :])
+    with pytest.raises(ValueError, match=r"images.zip: .*png cannot be decoded \(Bad CRC-32"):
+        image_folder(path=str(archive))
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="the CIFAR-10 (JPEG) archive is not there")
+def test_the_real_cifar10_as_jpeg_files(tmp_path: Path) -> None:
+    # A tenth of a class of each split: the whole archive takes a while to decode.
+    with zipfile.ZipFile(REAL) as archive:
+        for name in archive.namelist():
+            if name.endswith("0.jpg"):
+                archive.extract(name, tmp_path)
+    data = image_folder(path=str(tmp_path / "cifar10"))
+    assert (len(data.train), len(data.test), data.shape, len(data.classes)) == (5000, 1000, (3, 32, 32), 10)
+    assert torch.bincount(data.train.targets).tolist() == [500] * 10
+    # The means and deviations of CIFAR-10 that the field uses; JPEG blurs a little.
+    assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.01)
+    assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=0.01)

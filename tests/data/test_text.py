@@ -1,0 +1,156 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsim.data import DATA, check_dataset
+from fedsim.data.leaf import FEMNIST_CLASSES
+
+SHARED = Path(__file__).parents[3] / "shared/data"
+PLAY = """First Citizen:
+Before we proceed any further, hear me speak.
+
+All:
+Speak,
+speak.
+
+First Citizen:
+You are all resolved.
+"""
+
+
+def decode(data: Any, tokens: np.ndarray) -> str:
+    names = {"newline": "\n", "space": " "}
+    return "".join(names.get(data.classes[token], data.classes[token]) for token in tokens)
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> str:
+    path = tmp_path / "play.txt"
+    path.write_text(PLAY)
+    return str(path)
+
+
+def test_a_play_is_cut_into_each_speakers_characters_and_the_next_ones(play: str) -> None:
+    data = DATA["shakespeare"](path=play, length=4)
+    check_dataset(data)
+    first, second = (data.train.inputs[data.ids["speaker"] == speaker].numpy() for speaker in (0, 1))
+    # 68 characters are 16 windows of 4 with a next one; the last tenth, 1, is for the test.
+    said = "Before we proceed any further, hear me speak.\nYou are all resolved.\n"
+    assert decode(data, first.ravel()) == said[:60]
+    assert decode(data, data.test.inputs.numpy().ravel()) == said[60:64]
+    assert decode(data, second.ravel()) == "Speak,\nspeak"
+    assert decode(data, data.train.targets.numpy()[:2].ravel()) == said[1:9]
+    assert data.normalise(data.train.inputs) is data.train.inputs
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "message"),
+    [
+        ("no speech at all", 4, "has no speech"),
+        (PLAY, 0, "length = 0"),
+        (PLAY, 40, "length = 40 leaves no speaker 10 examples"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_named(text: str, length: int, message: str, tmp_path: Path) -> None:
+    (tmp_path / "play.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        DATA["shakespeare"](path=str(tmp_path / "play.txt"), length=length)
+
+
+def test_another_text_under_the_published_name_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "tinyshakespeare.txt").write_text(PLAY)
+    with pytest.raises(ValueError, match=r"tinyshakespeare.txt does not have the checksum"):
+        DATA["shakespeare"](data_dir=str(tmp_path))
+
+
+@pytest.mark.skipif(not (SHARED / "tinyshakespeare.txt").is_file(), reason="tinyshakespeare.txt is not there")
+def test_the_real_text() -> None:
+    data = DATA["shakespeare"](data_dir=str(SHARED))
+    check_dataset(data)
+    assert len(data.classes) == 65
+    assert data.shape == (80,)
+    # All but speakers' names, empty lines and what is left over at each speaker's end.
+    assert 1_000_000 < 80 * (len(data.train) + len(data.test)) < 1_115_394
+    assert decode(data, data.train.inputs[0].numpy()).startswith(
+        "Before we proceed any further, hear me speak.\nYou ar"
+    )
+
+
+def write_leaf(folder: Path, users: dict[str, list], part: str, name: str = "all_data_0.json") -> None:
+    content = {
+        "users": list(users),
+        "num_samples": [len(rows) for rows in users.values()],
+        "user_data": {user: {"x": [x for x, _ in rows], "y": [y for _, y in rows]} for user, rows in users.items()},
+    }
+    (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / part / name).write_text(json.dumps(content))
+
+
+def test_leaf_is_read_from_several_files_with_its_users(tmp_path: Path) -> None:
+    write_leaf(tmp_path, {"f02": [([0.0, 1.0], 2), ([0.5, 1.0], 0)]}, "train", "a.json")
+    write_leaf(tmp_path, {"f01": [([1.0, 1.0], 1)], "f02": [([0.25, 3.0], 1)]}, "train", "b.json")
+    write_leaf(tmp_path, {"f09": [([1.0, 0.0], 2)]}, "test")
+    data = DATA["leaf"](path=str(tmp_path))
+    check_dataset(data)
+    assert data.train.inputs.tolist() == [[0.0, 1.0], [0.5, 1.0], [1.0, 1.0], [0.25, 3.0]]
+    assert data.train.targets.tolist() == [2, 0, 1, 1]
+    assert data.ids["user"].tolist() == [1, 1, 0, 1]
+    assert data.test.targets.tolist() == [2]
+
+
+def test_femnist_has_images_and_62_classes(tmp_path: Path) -> None:
+    image = (np.arange(784) / 784).tolist()
+    write_leaf(tmp_path, {"f0000_14": [(image, 61), (image, 36)]}, "train")
+    write_leaf(tmp_path, {"f0000_14": [(image, 10)]}, "test")
+    data = DATA["femnist"](path=str(tmp_path))
+    assert data.shape == (1, 28, 28)
+    assert data.train.inputs[0, 0, 1, 0] == pytest.approx(28 / 784)
+    assert [data.classes[label] for label in (61, 36, 10)] == ["z", "a", "A"]
+    assert len(FEMNIST_CLASSES) == 62
+
+
+def test_leafs_shakespeare_has_one_target_per_example(tmp_path: Path) -> None:
+    write_leaf(tmp_path, {"HAMLET": [("abca", "b"), ("bcab", "c")]}, "train")
+    write_leaf(tmp_path, {"HAMLET": [("cabd", "a")]}, "test")
+    data = DATA["leaf"](path=str(tmp_path))
+    assert data.classes == ("a", "b", "c", "d")
+    assert data.train.inputs.tolist() == [[0, 1, 2, 0], [1, 2, 0, 1]]
+    assert data.train.targets.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([([0.0, 1.0], 0), ([1.0], 1)], "train: inputs are not numbers of one length each"),
+        ([([0.0, 1.0], 0.5)], "targets must be whole numbers"),
+        ([("ab", "c"), ("abc", "d")], r"texts have lengths \[2, 3\]"),
+    ],
+)
+def test_what_is_wrong_with_leafs_rows_is_named(rows: list, message: str, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_leaf(tmp_path, {"u": rows}, part)
+    with pytest.raises(ValueError, match=message):
+        DATA["leaf"](path=str(tmp_path))
+
+
+def test_damaged_and_missing_files_of_leaf_are_named(tmp_path: Path) -> None:
+    write_leaf(tmp_path, {"u": [([1.0], 0)]}, "train")
+    with pytest.raises(FileNotFoundError, match="test has no JSON file"):
+        DATA["leaf"](path=str(tmp_path))
+    write_leaf(tmp_path, {"u": [([1.0], 0)]}, "test")
+    path = tmp_path / "train" / "all_data_0.json"
+    path.write_text(path.read_text().replace('"y": [0]', '"y": [0, 1]'))
+    with pytest.raises(ValueError, match=r"all_data_0.json is damaged .*user 'u' has 1 inputs and 2 targets"):
+        DATA["leaf"](path=str(tmp_path))
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(ValueError, match=r"all_data_0.json is damaged"):
+        DATA["leaf"](path=str(tmp_path))
+    path.write_text('{"users": ["u"], "user_data": {}}')
+    with pytest.raises(ValueError, match=r"not in LEAF's format \(no 'u'\)"):
+        DATA["leaf"](path=str(tmp_path))
+    write_leaf(tmp_path, {"u": [([1.0], 0)]}, "train")
+    with pytest.raises(ValueError, match=r"inputs of 1 numbers cannot have shape = \[2\]"):
+        DATA["leaf"](path=str(tmp_path), shape=(2,))
