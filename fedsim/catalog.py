@@ -3,7 +3,7 @@
 This is the only module that reaches the packages `strategies` and `partitions`.
 """
 
-import hashlib
+import copy
 import importlib
 import inspect
 import traceback
@@ -31,6 +31,7 @@ from fedsim.config import (
     suggest,
 )
 from fedsim.data import DATA, Dataset, check_dataset
+from fedsim.data.places import existing_path, fingerprint
 from fedsim.errors import ConfigError
 from fedsim.features import FEATURES
 from fedsim.layers import LayerGroup
@@ -128,6 +129,14 @@ class Catalogue:
             raise ConfigError(f"'{self.table}.{option}' is missing; {name!r} needs it")
         raise ConfigError(f"{self.table}.{option} = {shown(problem['input'])}: {explain_rule(problem)}")
 
+    def signature(self, name: str) -> str:
+        """Return an entry's options with their defaults, such as ``alpha, min_size = 10``."""
+        options = []
+        for option, field in _schema(self.find(name), self.given).model_fields.items():
+            default = "unset" if field.default is None else shown(field.default)
+            options.append(option if field.is_required() else f"{option} = {default}")
+        return ", ".join(options)
+
     def label(self, choice: Choice) -> str:
         """Return a short name of a choice with its changed options, such as ``layer_set(shared=body)``."""
         fixed = choice.model_dump(exclude={self.key}, include=set(type(choice).model_fields), exclude_defaults=True)
@@ -151,7 +160,8 @@ class Catalogue:
         except TypeError as error:
             if len(traceback.extract_tb(error.__traceback__)) > 1:
                 raise  # from inside the entry, not from the call
-            raise ConfigError(f"[{self.table}] {entry.__name__} cannot be called as it must be: {error}") from error
+            names = ", ".join(self.given) or "its options"
+            raise ConfigError(f"[{self.table}] {entry.__name__} cannot be called with {names}: {error}") from error
 
 
 def _schema(entry: Callable[..., Any], given: Collection[str]) -> type[BaseModel]:
@@ -165,7 +175,7 @@ def _schema(entry: Callable[..., Any], given: Collection[str]) -> type[BaseModel
             hint = hints.get(name, Any)
             # TOML has lists only, so a tuple is the one type that is not taken strictly.
             fields[name] = (hint, Field(default, strict=False) if get_origin(hint) is tuple else Field(default))
-    return create_model("Options", __config__=ConfigDict(extra="forbid", strict=True), **fields)
+    return create_model("Options", __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **fields)
 
 
 CATALOGUES: dict[Kind, Catalogue] = {
@@ -203,8 +213,8 @@ def changed_settings(config: Config) -> dict[str, Any]:
     """Return the settings that differ from their defaults, less those that do not change a run's numbers.
 
     A run is named by them, so that a new setting with a default never renames an old run. The seed is in the name by
-    itself; the engine, the checkpoints and the place of the data change nothing. What the user wrote is named by its
-    content too, a module as well as a file with a partition: once it is changed, it is another run.
+    itself; the engine, the checkpoints and the place of the data change nothing. What is the user's own, a module, data
+    or a partition, is named by its content and not by its path: once it is changed, it is another run.
     """
     changed = config.model_dump(
         mode="json", exclude_defaults=True, exclude={"seed", "engine", "checkpoint_every", "sweep"}
@@ -219,16 +229,12 @@ def changed_settings(config: Config) -> dict[str, Any]:
         name = getattr(choice, catalogue.key)
         if ":" in name:
             source = inspect.getsourcefile(catalogue.find(name))
-            table["source"] = _content(source) if source else None
-        if catalogue.table == "partition" and Path(table.get("path") or "").is_file():
-            table["path"] = _content(table["path"])
+            table["source"] = fingerprint(Path(source)) if source else None
+        if place := existing_path(table.get("path") or ""):
+            table["path"] = fingerprint(place)
         if table:
             changed[catalogue.table] = table
     return changed
-
-
-def _content(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
 
 
 def run_name(config: Config) -> str:
@@ -240,14 +246,16 @@ def partition_name(config: Config) -> str:
     """Return the name of what a run's clients hold: equal for runs that differ in model, training or strategy only."""
     changed = changed_settings(config)
     settings = {key: value for key, value in changed.items() if key in ("clients", "data", "partition", "features")}
+    if "data" in settings:
+        settings["data"] = {key: value for key, value in settings["data"].items() if key not in ("flip", "crop")}
     return f"partition-{short_hash(settings)}-s{config.seed}"
 
 
 def describe(entry: Callable[..., Any]) -> tuple[str, str]:
-    """Return the first sentence of an entry's docstring and the first line of its references."""
-    docstring = inspect.getdoc(entry) or ""
+    """Return the first sentence of an entry's docstring and its references; what has none is fedsim's own."""
+    docstring = (inspect.getdoc(entry) or "").replace("`", "")
     _, _, references = docstring.partition("References\n----------\n")
-    return docstring.partition("\n")[0], references.partition("\n\n")[0].replace("\n", " ")
+    return docstring.partition("\n")[0], references.partition("\n\n")[0].replace("\n", " ") or "fedsim"
 
 
 def make_dataset(data: DataConfig) -> Dataset:
@@ -272,6 +280,10 @@ def make_dataset(data: DataConfig) -> Dataset:
             f"data.flip and data.crop are for images, and the inputs of {dataset.name!r} have shape {dataset.shape}; "
             "remove them"
         )
+    if data.crop and data.crop >= min(dataset.shape[1:]):
+        raise ConfigError(
+            f"data.crop = {data.crop} must be less than the {min(dataset.shape[1:])} pixels of an image's shorter side"
+        )
     return dataset
 
 
@@ -287,38 +299,74 @@ def make_partition(
 def skew_features(
     features: FeaturesConfig, inputs: Tensor, client: int, clients: int, rng: np.random.Generator
 ) -> Tensor:
-    """Change a client's normalised inputs as ``[features]`` says."""
-    return CATALOGUES["features"].make(features, inputs, client, clients, rng)
-
-
-def make_model(config: Config, dataset: Dataset) -> nn.Module:
-    """Build the model that ``[model]`` chooses, with weights from torch's global random state.
+    """Change a client's normalised inputs as ``[features]`` says.
 
     Raises
     ------
     ConfigError
-        If it cannot be built, has nothing to train, or does not map the data's inputs to one logit per class.
+        If the skew does not fit the inputs, or gives something of another shape or type.
     """
-    model = CATALOGUES["models"].make(config.model, dataset.shape, len(dataset.classes))
+    skewed = CATALOGUES["features"].make(features, inputs, client, clients, rng)
+    if not isinstance(skewed, Tensor) or skewed.shape != inputs.shape or skewed.dtype != inputs.dtype:
+        found = f"{skewed.dtype} {tuple(skewed.shape)}" if isinstance(skewed, Tensor) else type(skewed).__name__
+        raise ConfigError(
+            f"features.skew = {features.skew!r} turns inputs {inputs.dtype} {tuple(inputs.shape)} into {found}; it "
+            "must keep type and shape"
+        )
+    return skewed
+
+
+def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module:
+    """Build the model that ``[model]`` chooses, with weights from torch's global random state.
+
+    Parameters
+    ----------
+    smallest
+        Examples that the client with the fewest trains on.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be built or trained, or does not map the data's inputs to one logit per class.
+    """
     where = f"model.name = {config.model.name!r}"
+    try:
+        model = CATALOGUES["models"].make(config.model, dataset.shape, len(dataset.classes))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a model of the user's own may raise
+        raise ConfigError(f"{where} cannot be built for inputs of shape {dataset.shape}: {_reason(error)}") from error
     if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
         raise ConfigError(f"{where} gives a {type(model).__name__}; it must be a torch.nn.Module with parameters")
+    n = min(2, smallest)
+    _check_forward(copy.deepcopy(model).eval(), dataset, 2, where)
+    _check_forward(copy.deepcopy(model).train(), dataset, n, f"{where}, trained on {n} examples,")
+    return model
+
+
+def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> None:
+    examples = dataset.train[torch.arange(min(n, len(dataset.train)))]
     try:
-        with torch.no_grad():
-            outputs = model.eval()(dataset.normalise(dataset.train.inputs[:2]))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs = model(dataset.normalise(examples.inputs))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{where} does not accept inputs of shape {dataset.shape} of {dataset.name!r}: {reason}"
+            f"{where} does not accept inputs of shape {dataset.shape} of {dataset.name!r}: {_reason(error)}"
         ) from error
-    expected = (2, len(dataset.classes), *dataset.train.targets.shape[1:])
+    expected = (len(examples), len(dataset.classes), *examples.targets.shape[1:])
     if not isinstance(outputs, Tensor) or outputs.shape != expected:
         found = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise ConfigError(
-            f"{where} maps 2 inputs to {found}; it must be {expected}, a logit for each class of {dataset.name!r}"
-            + (" at each position" if len(expected) > 2 else "")
+            f"{where} maps {len(examples)} inputs to {found}; it must be {expected}, a logit for each class of "
+            f"{dataset.name!r}" + (" at each position" if len(expected) > 2 else "")
         )
-    return model
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's first line and where it was raised."""
+    text = (str(error).strip().splitlines() or ["no reason given"])[0]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{text} ({type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno})"
 
 
 def make_strategy(config: Config, model: nn.Module) -> Strategy:

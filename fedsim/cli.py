@@ -15,6 +15,7 @@ import click
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from fedsim import catalog, experiment, report
@@ -82,18 +83,20 @@ def partition_command(
         raise ConfigError(f"{path} [sweep] has {len(configs)} partitions and a file holds one; choose with --set")
     if save and save.suffix != ".npz":
         raise ConfigError(f"--save {save}: the file's name must end in .npz")
-    for name, config in configs.items():
-        data = federated_data_of(config)
-        measured = data.heterogeneity()
+    # Every mistake is found before the first figure is written.
+    every = {name: federated_data_of(config) for name, config in configs.items()}
+    for name, data in every.items():
+        config, measured = data.config, data.heterogeneity()
         scheme = CATALOGUES["partitions"].label(config.partition)
-        print(f"# {config.data.name}, {scheme}, {config.clients} clients, seed {config.seed}")
+        title = f"{config.data.name}, {scheme}, {config.clients} clients, seed {config.seed}"
+        print(f"# {title}")
         print("\n".join([*measured.table(), "", *measured.summary(), ""]))
         folder = out / path.stem
-        _write(partial(report.write_partition, measured, folder / name), folder, "figure")
         if save:
-            _write(partial(data.save_split, save), save.parent, "index sets")
+            _write(partial(data.save_split, save), save.parent, "index sets", "--save")
         if pfllib:
-            _write(partial(write_pfllib, data, pfllib), pfllib, "PFLlib's data")
+            _write(partial(write_pfllib, data, pfllib), pfllib, "PFLlib's data", "--pfllib")
+        _write(partial(report.write_partition, measured, title, folder / name), folder, "figure")
 
 
 @app.command("compare")
@@ -133,12 +136,14 @@ def report_command(
 def list_command(
     kind: Annotated[Kind, typer.Argument(metavar="strategies|partitions|features|models|data", help="What to list.")],
 ) -> None:
-    """List what there is, a line each, with its source."""
+    """List what there is, with options and their defaults, and its source."""
     table = RichTable(box=box.SIMPLE)
     for heading in ("name", "what it does", "source"):
         table.add_column(heading, overflow="fold")
     for name, entry in CATALOGUES[kind].entries.items():
-        table.add_row(name, *catalog.describe(entry))
+        text, source = catalog.describe(entry)
+        options = CATALOGUES[kind].signature(name)
+        table.add_row(name, f"{text}\n[dim]{escape('options: ' + options)}[/dim]" if options else text, source)
     Console().print(table)
 
 
@@ -223,9 +228,9 @@ def _common_folder(results: Sequence[Result]) -> Path:
     return Path(os.path.commonpath([result.folder.path.parent for result in results]))
 
 
-def _write(write: Callable[[], Path], folder: Path, what: str = "report") -> None:
+def _write(write: Callable[[], Path], folder: Path, what: str = "report", option: str = "--out") -> None:
     try:
         written = write()
     except OSError as error:
-        raise ConfigError(f"folder {folder} cannot be written ({error}); give another with --out") from error
+        raise ConfigError(f"folder {folder} cannot be written ({error}); give another with {option}") from error
     print(f"{what}: {written}", file=sys.stderr)

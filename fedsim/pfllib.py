@@ -23,6 +23,9 @@ def write_pfllib(data: FederatedData, folder: Path) -> Path:
     Zhang et al. 2023, PFLlib: personalized federated learning algorithm library, arXiv 2312.04992; its
     ``dataset/utils/dataset_utils.py``.
     """
+    (folder / "config.json").unlink(missing_ok=True)  # what is half-written is not taken for a data set
+    for old in [*folder.glob("train/*.npz"), *folder.glob("test/*.npz")]:
+        old.unlink()
     for client in range(len(data.split)):
         own = data.client(client)
         write_whole(folder / "train" / f"{client}.npz", _archive(own.train))

@@ -52,6 +52,11 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
         # Every client is tested on a like share of all examples; only what is left is skewed.
         shuffled = rng(config.seed, "uniform test").permutation(every)
         n_test = max(config.clients, round(settings.test * len(chosen)))
+        if len(chosen) - n_test < config.clients:
+            raise ConfigError(
+                f"partition.test_skew = 'uniform' sets {n_test} of {len(chosen)} examples aside for tests, and what is "
+                f"left does not fill {config.clients} clients; use fewer clients or a smaller partition.test"
+            )
         tested, every = np.sort(shuffled[:n_test]), np.sort(shuffled[n_test:])
         shares = iid(dataset.labels[chosen[tested]], config.clients, rng(config.seed, "uniform test shares"))
         tests = Partition(tested[shares.indices], shares.offsets)
@@ -77,8 +82,12 @@ def _partition(config: Config, dataset: Dataset, chosen: np.ndarray) -> Partitio
 
 
 def _saved(config: Config, dataset: Dataset) -> Split:
-    if config.data.train_examples is not None:
-        raise ConfigError("partition.scheme = 'saved' says which examples are used; remove data.train_examples")
+    given = {"data.train_examples": config.data.train_examples is not None}
+    for name in ("validation", "test"):
+        default = type(config.partition).model_fields[name].default
+        given[f"partition.{name}"] = getattr(config.partition, name) != default
+    if useless := next((name for name, is_given in given.items() if is_given), None):
+        raise ConfigError(f"partition.scheme = 'saved' says who trains and tests on what; remove {useless}")
     split = catalog.make_partition(config, dataset.labels, dataset.ids, rng(config.seed, "partition"))
     assert isinstance(split, Split)
     return split

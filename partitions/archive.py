@@ -72,6 +72,8 @@ def read_archive(path: Path, labels: NDArray[np.int64]) -> dict[str, NDArray[np.
 
 
 def _content(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"path = '{path}' is not a file; fedsim partition --save writes one")
     try:
         # NumPy leaves a file that it cannot read open if it opened it itself.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -97,6 +99,12 @@ def _check_sets(path: Path, arrays: Mapping[str, NDArray[np.int64]], n: int) -> 
             raise ValueError(
                 f"{path}: {part}_indices are from {indices.min()} to {indices.max()} and must be from 0 to {n - 1}; "
                 "save it anew"
+            )
+    for part in ("train", "test"):
+        sizes = np.diff(arrays[f"{part}_offsets"])
+        if not sizes.all():
+            raise ValueError(
+                f"{path} gives client {sizes.argmin()} no {part} example; each must have one; save it anew"
             )
     uses = np.bincount(np.concatenate([arrays[f"{part}_indices"] for part in PARTS]), minlength=n)
     if uses.max() > 1:

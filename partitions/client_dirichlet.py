@@ -65,7 +65,7 @@ def _draw_classes(
     class_sizes: NDArray[np.int64], sizes: NDArray[np.int64], alpha: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Return the class of each example that the clients draw, client after client; all examples are drawn."""
-    concentration = alpha * class_sizes / class_sizes.sum()
+    concentration = min(alpha, 1e100) * (class_sizes / class_sizes.sum())
     left = class_sizes.copy()
     drawn = np.empty(class_sizes.sum(), dtype=np.int64)
     end = 0

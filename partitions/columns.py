@@ -16,7 +16,7 @@ def find_column(ids: Mapping[str, NDArray[np.int64]], column: str) -> tuple[str,
     """
     listed = ", ".join(ids)
     if not ids:
-        raise ValueError(f"column = {column!r}: the data have no ids to split by; use other data or another scheme")
+        raise ValueError("the data have no ids of who or where each example is from; use other data or another scheme")
     if column and column not in ids:
         raise ValueError(f"column = {column!r} is none of the data's id columns; columns are: {listed}")
     if not column and len(ids) > 1:

@@ -8,6 +8,8 @@ from partitions.grouping import grouped
 from partitions.partition import Partition
 from partitions.sizes import check_sizes
 
+HOPELESS_DRAWS, HOPELESS_CLIENTS = 20, 20
+
 
 def dirichlet(
     labels: NDArray[np.int64],
@@ -28,7 +30,8 @@ def dirichlet(
     min_size
         Smallest number of examples of a client. The whole partition is drawn anew until it holds.
     max_draws
-        How often it is drawn at most.
+        How often it is drawn at most. Where each of the first 20 draws leaves more than 20 clients short, no more are
+        tried.
     balanced
         Give a client that already holds its even share of all examples nothing of the later classes. The classes come
         in random order, so that none is always dealt last, to the few clients that are left.
@@ -56,17 +59,20 @@ def dirichlet(
     if max_draws < 1:
         raise ValueError(f"max_draws = {max_draws} must be at least 1, the first draw")
     classes = grouped(labels)
-    best = 0
-    for _ in range(max_draws):
+    best, fewest_short = 0, clients
+    for draws in range(1, max_draws + 1):
         owners = (_balanced if balanced else _independent)(classes, clients, alpha, rng)
-        smallest = int(np.bincount(owners, minlength=clients).min())
-        if smallest >= min_size:
+        sizes = np.bincount(owners, minlength=clients)
+        if sizes.min() >= min_size:
             return Partition.from_owners(owners, clients)
-        best = max(best, smallest)
+        best = max(best, int(sizes.min()))
+        fewest_short = min(fewest_short, int((sizes < min_size).sum()))
+        if draws >= HOPELESS_DRAWS and fewest_short > HOPELESS_CLIENTS:
+            break
     raise ValueError(
-        f"none of {max_draws} Dirichlet draws with alpha = {alpha} gave each of {clients} clients "
-        f"min_size = {min_size} examples (the best gave {best}); use a smaller min_size, a larger alpha or fewer "
-        "clients"
+        f"none of {draws} Dirichlet draws with alpha = {alpha} gave each of {clients} clients "
+        f"min_size = {min_size} examples (the best gave {best}, and at least {fewest_short} clients were short); use a "
+        "smaller min_size, a larger alpha or fewer clients"
     )
 
 

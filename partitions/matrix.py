@@ -84,7 +84,8 @@ def _read(path: Path) -> NDArray[np.float64]:
 
 
 def _check(weights: NDArray[np.float64], source: str, clients: int, class_sizes: NDArray[np.int64]) -> None:
-    if weights.shape != (clients, len(class_sizes)):
+    # Classes without an example may have a column.
+    if len(weights) != clients or weights.shape[1] < len(class_sizes):
         raise ValueError(
             f"{source} has shape {weights.shape} and must have {(clients, len(class_sizes))}: one row per client, one "
             "column per class"
@@ -96,7 +97,7 @@ def _check(weights: NDArray[np.float64], source: str, clients: int, class_sizes:
             f"{source} has {weights[row, column]} for client {row} and class {column}; entries must be finite and at "
             "least 0"
         )
-    lost = np.flatnonzero((weights.max(axis=0) == 0) & (class_sizes > 0))
+    lost = np.flatnonzero((weights[:, : len(class_sizes)].max(axis=0) == 0) & (class_sizes > 0))
     if len(lost):
         raise ValueError(
             f"{source} gives class {lost[0]} with its {class_sizes[lost[0]]} examples to nobody; its column must have "

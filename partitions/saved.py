@@ -11,6 +11,9 @@ from partitions.split import Split
 def saved(labels: NDArray[np.int64], clients: int, rng: np.random.Generator, *, path: str) -> Split:
     """Read the clients' train, validation and test sets from a file that `Split.save` has written.
 
+    The run's shares for validation and test do not apply; its ``test_skew`` says only whether a feature skew reaches
+    the test sets.
+
     Parameters
     ----------
     path

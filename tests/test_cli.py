@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedsim import cli
+from fedsim.catalog import CATALOGUES
 from fedsim.data import DATA
 from fedsim.features import FEATURES
 from fedsim.models import MODELS
@@ -327,6 +328,42 @@ def no_flatten(shape, classes):
 
 def text(shape, classes):
     return "model"
+
+def raises(shape, classes):
+    return nn.Linear(shape[7], classes)
+
+class Asserts(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.fc = nn.Linear(64, classes)
+
+    def forward(self, x):
+        assert x.ndim == 2
+        return self.fc(x)
+
+class PairInTraining(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.fc = nn.Linear(64, classes)
+
+    def forward(self, x):
+        outputs = self.fc(x.flatten(1))
+        return (outputs, x) if self.training else outputs
+
+def crops(inputs, client, clients, rng):
+    return inputs[:, :, :4] if client else inputs[:, :, 4:]
+
+def wants_two(inputs, client):
+    return inputs
+
+def no_data():
+    return [1, 2]
+
+def bad_labels():
+    import torch
+    from fedsim.data import Dataset, Examples
+    examples = Examples(torch.zeros(20, 1, 8, 8), torch.arange(20))
+    return Dataset("bad", examples, examples, ("a", "b"))
 """
 
 
@@ -346,6 +383,18 @@ def text(shape, classes):
         ("model", "four_classes", 2, r"maps 2 inputs to shape \(2, 4\); it must be \(2, 10\)"),
         ("model", "no_flatten", 2, r"does not accept inputs of shape \(1, 8, 8\) of 'digits'"),
         ("model", "text", 2, "gives a str; it must be a torch.nn.Module"),
+        (
+            "model",
+            "raises",
+            2,
+            r"cannot be built for inputs of shape \(1, 8, 8\): .*IndexError in mine_raises.py, line",
+        ),
+        ("model", "Asserts", 2, r"does not accept inputs .*no reason given \(AssertionError in mine_asserts.py, line"),
+        ("model", "PairInTraining", 2, "trained on 2 examples, maps 2 inputs to a tuple"),
+        ("features", "crops", 2, r"into torch.float32 \(\d+, 1, 4, 8\); it must keep type and shape"),
+        ("features", "wants_two", 2, "cannot be called with inputs, client, clients, rng"),
+        ("data", "no_data", 2, "gives a list; it must be a fedsim.data.Dataset"),
+        ("data", "bad_labels", 2, "'bad': its training set has the label 19; labels must be from 0 to 1"),
     ],
 )
 def test_a_mistake_in_a_part_of_ones_own_is_one_line(
@@ -353,7 +402,8 @@ def test_a_mistake_in_a_part_of_ones_own_is_one_line(
 ) -> None:
     module = f"mine_{name.lower()}"
     (tmp_path / f"{module}.py").write_text(MINE)
-    got, _, err = fedsim("run", str(study), "--set", f'{table}={{name="{module}:{name}"}}')
+    key = CATALOGUES[next(kind for kind, each in CATALOGUES.items() if each.table == table)].key
+    got, _, err = fedsim("run", str(study), "--set", f'{table}={{{key}="{module}:{name}"}}')
     assert got == code
     assert re.search(message, err)
     assert err.splitlines()[-1].startswith("fedsim: error: ")

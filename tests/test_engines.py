@@ -100,6 +100,21 @@ CONFIGS = {
         "local": {"lr": 0.05, "batch_size": 30},
         "barriers": {"every": 2, "groups": ["full", "norm"], "examples": 40},
     },
+    "augmented images, noisy by client": {
+        "data": {"name": "toy", "examples": 120, "shape": [1, 12, 12], "flip": True, "crop": 1},
+        "partition": {"scheme": "domain"},
+        "features": {"skew": "noise"},
+        "model": {"name": "lenet5"},
+        "barriers": {"every": 2, "examples": 20},
+    },
+    "text with tied embeddings and dropout": {
+        "clients": 3,
+        "data": {"name": "toy-text", "examples": 120},
+        "partition": {"scheme": "natural"},
+        "model": {"name": "gpt", "depth": 1, "width": 8, "dropout": 0.1},
+        "strategy": {"name": "layer_set", "shared": "head"},
+        "barriers": {"every": 2, "examples": 20},
+    },
 }
 
 

@@ -86,6 +86,9 @@ def test_saved_sets_are_those_that_a_run_with_them_uses(toy: Callable[..., Confi
         assert np.array_equal(part.offsets, other.offsets)
     with pytest.raises(ConfigError, match=r"remove data.train_examples"):
         federated_data_of(toy(data=TOY | {"train_examples": 300}, partition=saved))
+    for held_out in ({"test": 0.5}, {"validation": 0.0}):
+        with pytest.raises(ConfigError, match=rf"remove partition.{next(iter(held_out))}"):
+            federated_data_of(toy(partition=saved | held_out))
     with pytest.raises(ConfigError, match=r"split.npz holds 4 clients and the run has 5"):
         federated_data_of(toy(partition=saved, clients=5))
     with pytest.raises(ConfigError, match=r"\[partition\] .*split.npz"):
@@ -102,6 +105,35 @@ def test_a_run_is_named_by_what_a_file_of_a_partition_holds(toy: Callable[..., C
     copy = tmp_path / "copy.npz"
     copy.write_bytes(first.read_bytes())
     assert name(copy) == name(first)
+
+
+def test_a_run_is_named_by_what_is_in_the_data_and_not_by_their_path(
+    tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    def write(path: Path, last: int) -> Path:
+        inputs, targets = np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20) % 2
+        inputs[-1, -1] = last
+        np.savez(path, train_inputs=inputs, train_targets=targets, test_inputs=inputs, test_targets=targets)
+        return path
+
+    def name(path: Path) -> str:
+        return catalog.run_name(tiny(data={"name": "arrays", "path": str(path)}))
+
+    first = name(write(tmp_path / "a.npz", 5))
+    assert name(write(tmp_path / "b.npz", 5)) == first
+    assert name(write(tmp_path / "a.npz", 6)) != first
+
+
+def test_each_client_has_noise_of_its_own(toy: Callable[..., Config]) -> None:
+    skewed, plain = (federated_data_of(toy(features={"skew": skew})) for skew in ("noise", "none"))
+    noises = [skewed.client(k).train[0][0] - plain.client(k).train[0][0] for k in (0, 1)]
+    assert not torch.allclose(noises[0] * 2**0.5, noises[1], atol=1e-4)
+
+
+def test_pfllibs_folder_holds_no_client_of_an_earlier_partition(toy: Callable[..., Config], tmp_path: Path) -> None:
+    for clients in (4, 2):
+        write_pfllib(federated_data_of(toy(clients=clients)), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["0.npz", "1.npz"]
 
 
 def test_natural_clients_are_the_ids_of_the_data(tiny: Callable[..., Config]) -> None:
@@ -137,6 +169,15 @@ def test_pfllib_reads_what_is_written_for_it(toy: Callable[..., Config], tmp_pat
         ({"clients": 401}, "clients = 401 is more than the 400 training examples"),
         ({"clients": 300, "partition": {"scheme": "iid"}}, r"\[partition\] .*needs at least 2"),
         ({"data": TOY | {"train_examples": 401}}, "data.train_examples = 401 is more than the 400 train examples"),
+        ({"data": TOY | {"crop": 8}}, "data.crop = 8 must be less than the 8 pixels"),
+        (
+            {
+                "clients": 40,
+                "data": TOY | {"train_examples": 40},
+                "partition": {"scheme": "iid", "test_skew": "uniform"},
+            },
+            "partition.test_skew = 'uniform' sets 250 of 400 examples aside",
+        ),
         ({"data": {"name": "toy-text", "flip": True}}, "data.flip and data.crop are for images"),
         ({"features": {"skew": "rotate"}}, "features.skew = 'rotate' is unknown; did you mean 'rotation'"),
         ({"partition": {"scheme": "natural", "column": "writer"}}, r"\[partition\] .*writer.*domain"),

@@ -23,6 +23,7 @@ FILES = {
         [],
         ['strategy={name="my_strategy:Warmup", warmup=3}'],
         ['partition={scheme="my_partition:sorted_cuts"}'],
+        ['features={skew="my_skew:darker"}'],
         ['model={name="my_model:linear"}', 'strategy.shared="head"'],
         ['data={name="my_data:stripes"}', "barriers.examples=160"],
     ],
@@ -30,7 +31,7 @@ FILES = {
 def test_its_experiment_runs_with_each_of_its_own_parts(
     changes: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert len(FILES) == 5
+    assert len(FILES) == 6
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)

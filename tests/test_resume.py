@@ -24,6 +24,10 @@ participation = 0.75
 checkpoint_every = {checkpoint_every}
 [data]
 train_examples = 400
+flip = true
+crop = 1
+[features]
+skew = "noise"
 [partition]
 alpha = 0.5
 [model]

@@ -13,6 +13,7 @@ from fedsim.config import Config
 from fedsim.data.fashion_mnist import DEBIAN_FOLDER
 from fedsim.evaluation import evaluate
 from fedsim.federation import federation_of
+from fedsim.params import load_state_
 from fedsim.records import RunFolder, read_rows
 from fedsim.report import read_result, write_run
 from fedsim.seeds import rng
@@ -94,6 +95,52 @@ def test_the_rows_of_a_run_are_complete_and_mean_what_they_say(
     }
     average = metrics.query("model == 'average'")
     assert set(average["round"]) == {2}
+
+
+def test_a_tied_embedding_travels_once_and_is_one_with_the_classifier(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    config = tiny(
+        data={"name": "toy-text", "examples": 160, "classes": 6, "length": 5},
+        partition={"scheme": "natural"},
+        model={"name": "gpt", "depth": 1, "heads": 2, "width": 8},
+        strategy={"name": "layer_set", "shared": "head"},
+        barriers={"every": 2, "examples": 20},
+    )
+    folder = play(config)
+    traffic = read_rows(folder.communication)
+    assert set(traffic["layer"]) == {"wte"}
+    assert traffic.query("round == 1")["up"].tolist() == [6 * 8 * 4] * 4
+    model = federation_of(config).model()
+    load_state_(model, Checkpoints(folder.checkpoints).global_model(2))
+    assert torch.equal(model.lm_head.weight, model.wte.weight)
+    barriers = read_result(folder).barriers
+    assert {"wte", "wpe", "full"} <= set(barriers["group"])
+    assert (barriers.query("group == 'wte'")["loss_own_base"].abs() > 1e-6).any()
+
+
+def test_clients_train_on_augmented_images(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> None:
+    plain = {"name": "digits", "train_examples": 200, "test_examples": 60}
+    losses = [
+        read_rows(play(tiny(data=data, barriers={"every": 0}), name).metrics).query("split == 'train'")["value"].mean()
+        for data, name in ((plain, "plain"), (plain | {"flip": True}, "flipped"))
+    ]
+    assert losses[1] != losses[0]
+
+
+def test_text_is_learnt(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> None:
+    config = tiny(
+        rounds=4,
+        data={"name": "toy-text", "examples": 400, "classes": 5, "speakers": 4},
+        partition={"scheme": "natural"},
+        model={"name": "gpt", "depth": 1, "heads": 2, "width": 16},
+        local={"epochs": 3, "lr": 0.1, "momentum": 0.9, "batch_size": 16},
+        strategy={"name": "local"},
+        barriers={"every": 0},
+    )
+    # Each speaker's favourite step comes in 0.8 + 0.2 / 5 of all cases, and no other rule is there to learn.
+    accuracy = read_result(play(config)).by_client("personalised").mean()
+    assert 0.7 < accuracy < 0.9
 
 
 def test_traffic_is_that_of_the_shared_layers_by_hand(

@@ -15,6 +15,7 @@ from fedsim.data.places import user_path
 
 NEEDED = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 IDS = "train_id_"
+LARGEST = 10**6  # number of classes or tokens
 
 
 def arrays(*, path: str, channels: Literal["first", "last"] = "first", classes: tuple[str, ...] = ()) -> Dataset:
@@ -52,8 +53,10 @@ def arrays(*, path: str, channels: Literal["first", "last"] = "first", classes: 
         )
         for part in ("train", "test")
     )
-    if not len(train) or not len(test):
-        raise ValueError(f"{place} has {len(train)} training and {len(test)} test examples; it needs some of each")
+    for part, examples in (("train", train), ("test", test)):
+        if not examples.inputs.numel() or not examples.targets.numel():
+            shapes = f"{tuple(examples.inputs.shape)} and {tuple(examples.targets.shape)}"
+            raise ValueError(f"{place} has {part} inputs and targets of shapes {shapes}; there must be some of each")
     ids = {
         name.removeprefix(IDS): np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
         for name, values in content.items()
@@ -72,7 +75,7 @@ def _load(place: Path) -> dict[str, np.ndarray]:
         if place.suffix == ".npz":
             with np.load(place, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile, SafetensorError) as error:
         raise ValueError(f"{place} is damaged or holds objects that are no arrays ({error}); write it anew") from error
     raise ValueError(f"{place} ends in {place.suffix!r}; give a file that ends in .npz or .safetensors")
 
@@ -87,6 +90,10 @@ def _inputs(values: np.ndarray, channels: str, where: str) -> torch.Tensor:
             values = values[:, None]
         elif values.ndim == 4 and channels == "last":
             values = values.transpose(0, 3, 1, 2)
+        elif values.ndim == 4 and values.shape[3] in (1, 3, 4) and values.shape[1] not in (1, 3, 4):
+            raise ValueError(
+                f"{where} has shape {values.shape}, as if channels came last; then set [data] channels = 'last'"
+            )
         elif values.ndim != 4:
             raise ValueError(f"{where} has bytes of shape {values.shape}; images have 3 or 4 dimensions")
         return torch.from_numpy(np.ascontiguousarray(values))
@@ -100,6 +107,8 @@ def _inputs(values: np.ndarray, channels: str, where: str) -> torch.Tensor:
 def _integers(values: np.ndarray, where: str) -> torch.Tensor:
     if not np.issubdtype(values.dtype, np.integer) or values.ndim not in (1, 2):
         raise ValueError(f"{where} is {values.dtype} of shape {values.shape}; it must be integers of 1 or 2 dimensions")
+    if values.size and not 0 <= int(values.min()) <= int(values.max()) < LARGEST:
+        raise ValueError(f"{where} is from {values.min()} to {values.max()}; it must be from 0 to {LARGEST - 1}")
     return torch.from_numpy(values.astype(np.int64))
 
 
@@ -108,9 +117,11 @@ def _numbered(train: Examples, test: Examples, place: Path) -> tuple[str, ...]:
     largest = max(int(examples.targets.max()) for examples in (train, test))
     if train.inputs.dtype == torch.int64:
         largest = max(largest, *(int(examples.inputs.max()) for examples in (train, test)))
-    elif absent := set(range(largest + 1)) - set(np.unique(train.targets.numpy()).tolist()):
+        return tuple(map(str, range(largest + 1)))
+    absent = np.flatnonzero(np.bincount(train.targets.numpy().ravel(), minlength=largest + 1) == 0)
+    if len(absent):
         raise ValueError(
-            f"{place}: no training example has the label {min(absent)}, but labels go up to {largest}; number "
+            f"{place}: no training example has the label {absent[0]}, but labels go up to {largest}; number "
             "them without gaps, or name them all with [data] classes"
         )
-    return tuple(str(label) for label in range(largest + 1))
+    return tuple(map(str, range(largest + 1)))

@@ -18,7 +18,8 @@ class Augmentation:
     crop
         Pixels of padding on each side, out of which a window of the image's own size is cut at random.
     fill
-        Value of the padding per channel of a normalised image, such as that of black; 0, the mean, by default.
+        Value of the padding in a normalised image, per channel or for all, such as that of black; 0, the mean, by
+        default.
     """
 
     flip: bool = False
@@ -46,8 +47,9 @@ class Augmentation:
         if self.crop:
             down, right = torch.from_numpy(rng.integers(0, 2 * self.crop + 1, size=(2, n, 1)))
             rows, columns = rows + down, columns + right
-            fill = torch.tensor(self.fill or (0.0,) * channels, device=images.device, dtype=images.dtype)
-            padded = fill.view(1, -1, 1, 1).repeat(n, 1, height + 2 * self.crop, width + 2 * self.crop)
+            fill = torch.tensor(self.fill or (0.0,), device=images.device, dtype=images.dtype)
+            extent = (height + 2 * self.crop, width + 2 * self.crop)
+            padded = fill.view(1, -1, 1, 1).expand(n, channels, *extent).clone()
             padded[:, :, self.crop : self.crop + height, self.crop : self.crop + width] = images
             images = padded
         device = images.device

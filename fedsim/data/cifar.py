@@ -1,11 +1,14 @@
 """CIFAR-10 and CIFAR-100, from torchvision's loaders."""
 
+import shutil
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from fedsim.data.checksum import check_md5
 from fedsim.data.dataset import Dataset, Examples, image_dataset
@@ -88,9 +91,14 @@ def _unpack(archive: Path, loader: Any) -> Path:
     from torchvision.datasets.utils import check_integrity, extract_archive
 
     folder = cache_folder() / loader.base_folder
-    if not all(check_integrity(folder / file, md5) for file, md5 in _files(loader).items()):
-        check_md5(archive, loader.tgz_md5)
-        extract_archive(str(archive), str(folder.parent))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # one process unpacks, the others wait
+        if not all(check_integrity(folder / file, md5) for file, md5 in _files(loader).items()):
+            check_md5(archive, loader.tgz_md5)
+            with TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
+                extract_archive(str(archive), temporary)
+                shutil.rmtree(folder, ignore_errors=True)
+                (Path(temporary) / loader.base_folder).rename(folder)
     return folder
 
 

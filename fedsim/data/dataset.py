@@ -127,6 +127,16 @@ def check_dataset(dataset: Dataset) -> None:
             raise ValueError(
                 f"{where} has the label {low if low < 0 else high}; labels must be from 0 to {classes - 1}"
             )
+        if targets.shape[1:] != dataset.train.targets.shape[1:]:
+            raise ValueError(
+                f"{where} has targets of shape {tuple(targets.shape[1:])} per example, not "
+                f"{tuple(dataset.train.targets.shape[1:])} as in training"
+            )
+        if inputs.numel() == 0:
+            raise ValueError(f"{where} has inputs of shape {dataset.shape}; each must hold a number")
+        if inputs.dtype == torch.int64 and not 0 <= int(inputs.min()) <= int(inputs.max()) < classes:
+            found = f"tokens from {int(inputs.min())} to {int(inputs.max())}"
+            raise ValueError(f"{where} has {found}; they must be from 0 to {classes - 1}")
         if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
             raise ValueError(f"{where} has inputs that are not finite; remove them")
     channels = dataset.shape[0] if dataset.shape else 0
@@ -136,10 +146,12 @@ def check_dataset(dataset: Dataset) -> None:
             f"one of each for every channel, of which there are {channels}"
         )
     for column, ids in dataset.ids.items():
-        if len(ids) != len(dataset.train):
+        if ids.shape != (len(dataset.train),):
             raise ValueError(
                 f"{dataset.name!r} has {len(ids)} ids {column!r} for {len(dataset.train)} training examples"
             )
+        if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0:
+            raise ValueError(f"{dataset.name!r} has ids {column!r} of {ids.dtype}; they must be whole numbers from 0")
 
 
 def image_dataset(

@@ -4,17 +4,19 @@ import io
 import json
 import logging
 import os
+import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
+from PIL import Image, UnidentifiedImageError
 
 from fedsim.data.dataset import Dataset, Examples, channel_statistics
 from fedsim.data.file_tree import FileTree, open_tree
@@ -22,6 +24,18 @@ from fedsim.data.places import cache_folder, user_path
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Mode = Literal["RGB", "L"]
+LARGEST_SIZE = 4096
+# What Pillow and zipfile raise for damaged, encrypted or far too large files.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
 logger = logging.getLogger(__name__)
 
 
@@ -55,8 +69,8 @@ def image_folder(
     ----------
     The layout of torchvision's ImageFolder, once per split.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size = {size} must be at least 1 pixel")
+    if size is not None and not 1 <= size <= LARGEST_SIZE:
+        raise ValueError(f"size = {size} must be from 1 to {LARGEST_SIZE} pixels")
     place = user_path(path)
     with open_tree(place) as tree:
         files = {"train": _labelled(tree, place, train), "test": _labelled(tree, place, test)}
@@ -64,23 +78,25 @@ def image_folder(
         versions = [[name, tree.version(name)] for listing in files.values() for name in listing]
         key = sha256(json.dumps([str(place.absolute()), mode, size, versions]).encode()).hexdigest()
         cache = cache_folder() / "images" / key[:16]
-        if not cache.is_dir():
-            logger.warning("decoding %d images of %s, once, into %s", len(versions), place, cache)
-            _fill(cache, files, classes, lambda name: _decode(tree, place, name, mode, size))
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache.with_suffix(".lock")):  # one process decodes, the others wait
+            if not cache.is_dir():
+                logger.warning("decoding %d images of %s, once, into %s", len(versions), place, cache)
+                _fill(cache, files, classes, lambda name: _decode(tree, place, name, mode, size))
     return _read(cache, classes)
 
 
-def _label(name: str, split: str) -> str | None:
+def _label(name: str, split: str, *, is_folder: bool) -> str | None:
     """Return the folder right below a split's, which is at the top or one below; None for what is not in one."""
     parts = PurePosixPath(name).parts
-    depth = next((i for i, part in enumerate(parts[:2]) if part == split), None)
-    return parts[depth + 1] if depth is not None and len(parts) > depth + 1 else None
+    depth = next((i for i, part in enumerate(parts[:2]) if part == split), len(parts))
+    return parts[depth + 1] if len(parts) > depth + (1 if is_folder else 2) else None
 
 
 def _labelled(tree: FileTree, place: Path, split: str) -> dict[str, str]:
     """Return the class of each image of a split."""
-    images = {name: _label(name, split) for name in tree.names if name.lower().endswith(SUFFIXES)}
-    labelled = {name: label for name, label in images.items() if label and not name.endswith(f"/{split}/{label}")}
+    images = [name for name in tree.names if name.lower().endswith(SUFFIXES)]
+    labelled = {name: label for name in images if (label := _label(name, split, is_folder=False))}
     if not labelled:
         raise FileNotFoundError(
             f"{place} has no image {split}/<class>/<file> (one of {', '.join(SUFFIXES)}); name the folders of the "
@@ -92,7 +108,7 @@ def _labelled(tree: FileTree, place: Path, split: str) -> dict[str, str]:
 def _classes(
     tree: FileTree, place: Path, files: Mapping[str, Mapping[str, str]], splits: tuple[str, str]
 ) -> tuple[str, ...]:
-    folders = [_label(name, split) for name in tree.names if name.endswith("/") for split in splits]
+    folders = [_label(name, split, is_folder=True) for name in tree.names if name.endswith("/") for split in splits]
     every = {label for label in folders if label} | {label for listing in files.values() for label in listing.values()}
     if empty := every - set(files["train"].values()):
         raise ValueError(f"{place}: class {min(empty)!r} has no training image; add some, or remove the class")
@@ -101,16 +117,17 @@ def _classes(
 
 def _decode(tree: FileTree, place: Path, name: str, mode: Mode, size: int | None) -> np.ndarray:
     """Return an image as [channels, height, width]."""
-    from PIL import Image  # a quarter of a second, and only this data set needs it
-
     try:
         with Image.open(io.BytesIO(tree.read(name))) as image:
+            if image.mode.startswith("I") or image.mode == "F":
+                raise ValueError("its pixels have more than 8 bits; convert it to 8 bits")
             converted = image.convert(mode)
             if size is not None and converted.size != (size, size):
                 converted = converted.resize((size, size), Image.Resampling.BILINEAR)
             pixels = np.asarray(converted)
-    except (OSError, SyntaxError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{place}: {name} cannot be decoded ({error}); replace or remove the file") from error
+    except UNREADABLE as error:
+        reason = "no image, or cut short" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{place}: {name} cannot be decoded ({reason}); replace or remove the file") from error
     return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
 
 
@@ -121,9 +138,10 @@ def _fill(
     decode: Callable[[str], np.ndarray],
 ) -> None:
     """Write the cache's folder, whole or not at all."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=cache.parent, prefix=".") as temporary:
-        folder = Path(temporary)
+    folder = cache.with_suffix(".partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir()
+    try:
         first = next(iter(files["train"]))
         shape = decode(first).shape
         for split, listing in files.items():
@@ -143,9 +161,10 @@ def _fill(
             np.save(folder / f"{split}_targets.npy", np.array(targets, dtype=np.int64))
         train = torch.from_numpy(np.load(folder / "train.npy", mmap_mode="c"))
         (folder / "statistics.json").write_text(json.dumps(channel_statistics(train, 255.0)))
-        folder.chmod(0o755)
-        if not cache.is_dir():  # another process may have been faster
-            folder.rename(cache)
+        folder.rename(cache)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _extent(shape: tuple[int, ...]) -> str:

@@ -1,19 +1,21 @@
 """Naturally partitioned data in LEAF's JSON format."""
 
 import json
+import math
 import string
-from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedsim.data.dataset import Dataset, Examples, channel_statistics
 from fedsim.data.places import user_path
 from fedsim.data.text import tokens, vocabulary
 
+LARGEST = 10**6  # number of classes
 FEMNIST_CLASSES = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
 
 
@@ -38,7 +40,7 @@ def femnist(*, path: str) -> Dataset:
     ----------
     Caldas et al. 2018, LEAF: a benchmark for federated settings, arXiv 1812.01097.
     """
-    return leaf(path=path, shape=(1, 28, 28), classes=FEMNIST_CLASSES)
+    return _read("femnist", path, (1, 28, 28), FEMNIST_CLASSES)
 
 
 def leaf(*, path: str, shape: tuple[int, ...] = (), classes: tuple[str, ...] = ()) -> Dataset:
@@ -71,27 +73,36 @@ def leaf(*, path: str, shape: tuple[int, ...] = (), classes: tuple[str, ...] = (
     ----------
     Caldas et al. 2018, LEAF: a benchmark for federated settings, arXiv 1812.01097.
     """
+    return _read("leaf", path, shape, classes)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A split: the user of each example, and each user's inputs and targets, one block a user."""
+
+    users: list[str]
+    inputs: list[Any]
+    targets: list[list]
+
+
+def _read(name: str, path: str, shape: tuple[int, ...], classes: tuple[str, ...]) -> Dataset:
+    if any(length < 1 for length in shape):
+        raise ValueError(f"shape = {list(shape)} must hold positive numbers, such as [1, 28, 28]")
     folder = user_path(path)
-    users, inputs, targets = {}, {}, {}
-    for part in ("train", "test"):
-        rows = list(_rows(folder / part))
-        users[part] = [user for user, _, _ in rows]
-        inputs[part] = [x for _, x, _ in rows]
-        targets[part] = [y for _, _, y in rows]
-    if isinstance(inputs["train"][0], str):
-        return _text(inputs, targets, users["train"])
-    train, test = (Examples(_numbers(inputs[p], shape, folder / p), _labels(targets[p], folder / p)) for p in users)
-    largest = max(int(train.targets.max()), int(test.targets.max()))
-    names = classes or tuple(str(label) for label in range(largest + 1))
+    parts = [_part(folder / split) for split in ("train", "test")]
+    if isinstance(parts[0].inputs[0], list):
+        return _text(name, *parts)
+    train, test = (_numbers(part, shape, folder) for part in parts)
+    names = classes or tuple(str(label) for label in range(max(int(p.targets.max()) for p in (train, test)) + 1))
     mean, std = channel_statistics(train.inputs, 1.0)
-    return Dataset("leaf", train, test, names, 1.0, mean, std, {"user": _ids(users["train"])})
+    return Dataset(name, train, test, names, 1.0, mean, std, {"user": _ids(parts[0].users)})
 
 
-def _rows(folder: Path) -> Iterator[tuple[str, Any, Any]]:
-    """Yield user, input and target of each example of a split."""
+def _part(folder: Path) -> _Part:
+    """Read the JSON files of a split; numbers become arrays user by user, as Python's take ten times the memory."""
     if not (paths := sorted(folder.glob("*.json"))):
         raise FileNotFoundError(f"{folder} has no JSON file; LEAF's preprocessing writes train/*.json and test/*.json")
-    empty = True
+    part = _Part([], [], [])
     for path in paths:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -99,53 +110,67 @@ def _rows(folder: Path) -> Iterator[tuple[str, Any, Any]]:
                 x, y = content["user_data"][user]["x"], content["user_data"][user]["y"]
                 if len(x) != len(y):
                     raise ValueError(f"user {user!r} has {len(x)} inputs and {len(y)} targets")
-                for row in zip(x, y, strict=True):
-                    empty = False
-                    yield user, *row
-        except (ValueError, KeyError, TypeError) as error:
+                if len(x):
+                    part.users.extend([str(user)] * len(x))
+                    part.inputs.append(_block(user, x, y))
+                    part.targets.append(y)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(
                 f"{path} is damaged or not in LEAF's format ({reason}); fetch or write it again"
             ) from error
-    if empty:
+    if not part.users:
         raise ValueError(f"the files of {folder} hold no example; check LEAF's preprocessing")
+    return part
+
+
+def _block(user: str, x: list, y: list) -> Any:
+    """Return a user's inputs: strings as they are, numbers as an array [n, ...]."""
+    if all(isinstance(text, str) for text in x) and all(isinstance(character, str) for character in y):
+        return x
+    if not all(type(label) is int and 0 <= label < LARGEST for label in y):
+        raise ValueError(f"targets of user {user!r} must be whole numbers from 0 to {LARGEST - 1}, class indices")
+    try:
+        block = np.array(x, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"inputs of user {user!r} are not numbers of one length each") from error
+    if block.ndim < 2 or not block.size:
+        raise ValueError(f"inputs of user {user!r} have shape {block.shape[1:]}; each must be a list of numbers")
+    return block
+
+
+def _numbers(part: _Part, shape: tuple[int, ...], folder: Path) -> Examples:
+    shapes = sorted({block.shape[1:] for block in part.inputs if not isinstance(block, list)})
+    if len(shapes) > 1 or any(isinstance(block, list) for block in part.inputs):
+        raise ValueError(f"{folder}: inputs are of different kinds or shapes ({shapes[:3]}); they must be alike")
+    if shape and math.prod(shape) != math.prod(shapes[0]):
+        raise ValueError(
+            f"{folder}: inputs of {math.prod(shapes[0])} numbers cannot have shape = {list(shape)}; use data.name = "
+            "'leaf' with the right shape"
+        )
+    inputs = torch.from_numpy(np.concatenate(part.inputs)).reshape(len(part.users), *(shape or shapes[0]))
+    return Examples(inputs, torch.tensor(list(chain(*part.targets)), dtype=torch.int64))
 
 
 def _ids(users: list[str]) -> np.ndarray:
     return np.unique(users, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def _numbers(values: list, shape: tuple[int, ...], where: Path) -> Tensor:
-    try:
-        inputs = torch.tensor(values, dtype=torch.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{where}: inputs are not numbers of one length each ({error}); see fedsim list data"
-        ) from error
-    try:
-        return inputs.reshape(len(values), *shape) if shape else inputs
-    except RuntimeError as error:
-        raise ValueError(f"{where}: inputs of {inputs[0].numel()} numbers cannot have shape = {list(shape)}") from error
-
-
-def _labels(values: list, where: Path) -> Tensor:
-    if not all(isinstance(value, int) for value in values):
-        raise ValueError(f"{where}: targets must be whole numbers, class indices from 0")
-    return torch.tensor(values, dtype=torch.int64)
-
-
-def _text(inputs: dict[str, list[str]], targets: dict[str, list[str]], users: list[str]) -> Dataset:
-    every = [text for part in (*inputs.values(), *targets.values()) for text in part]
+def _text(name: str, train: _Part, test: _Part) -> Dataset:
+    parts = [(list(chain(*part.inputs)), list(chain(*part.targets))) for part in (train, test)]
+    every = [text for texts, characters in parts for text in (*texts, *characters)]
+    if not all(isinstance(text, str) for text in every):
+        raise ValueError("some inputs or targets are texts and others are not; they must be alike")
+    lengths = {len(text) for texts, _ in parts for text in texts}
+    if len(lengths) > 1 or any(len(character) != 1 for _, characters in parts for character in characters):
+        raise ValueError(f"texts have lengths {sorted(lengths)[:5]}; they must have one, and each target one character")
     classes = vocabulary(every)
     index = {character: position for position, character in enumerate(classes)}
-    lengths = {len(text) for part in inputs.values() for text in part}
-    if len(lengths) > 1 or any(len(character) != 1 for part in targets.values() for character in part):
-        raise ValueError(f"texts have lengths {sorted(lengths)[:5]}; they must have one, and each target one character")
-    train, test = (
+    examples = [
         Examples(
-            torch.from_numpy(tokens("".join(inputs[part]), index).reshape(len(inputs[part]), -1)),
-            torch.from_numpy(tokens("".join(targets[part]), index)),
+            torch.from_numpy(tokens("".join(texts), index).reshape(len(texts), -1)),
+            torch.from_numpy(tokens("".join(characters), index)),
         )
-        for part in ("train", "test")
-    )
-    return Dataset("leaf", train, test, classes, ids={"user": _ids(users)})
+        for texts, characters in parts
+    ]
+    return Dataset(name, examples[0], examples[1], classes, ids={"user": _ids(train.users)})

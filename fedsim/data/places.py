@@ -1,7 +1,10 @@
 """Where data lie on this machine, and where what was made of them is kept."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 
@@ -56,7 +59,7 @@ def find_or_download(
     try:
         download(cache_folder())
     except (OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise FileNotFoundError(
             f"{name} was not found and the download failed ({reason}); {remedy}, or let it be downloaded with a network"
         ) from error
@@ -71,10 +74,37 @@ def user_path(path: str) -> Path:
     FileNotFoundError
         If it is in neither place.
     """
-    environment = os.environ.get("FEDSIM_DATA")
-    candidates = [Path(path).expanduser(), *([Path(environment).expanduser() / path] if environment else [])]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    looked = " and ".join(str(candidate.absolute()) for candidate in candidates)
+    if found := existing_path(path):
+        return found
+    looked = " and ".join(str(place.absolute()) for place in _user_places(path))
     raise FileNotFoundError(f"path = {path!r} is not there (looked at {looked}); give its path, or set $FEDSIM_DATA")
+
+
+def existing_path(path: str) -> Path | None:
+    """Return what `user_path` returns, or None if it is not there."""
+    return next((place for place in _user_places(path) if place.exists()), None) if path else None
+
+
+def _user_places(path: str) -> list[Path]:
+    given = Path(os.path.expanduser(path))  # noqa: PTH111 (Path's own raises for a user that does not exist)
+    environment = os.environ.get("FEDSIM_DATA")
+    return [given, *([Path(environment).expanduser() / given] if environment and not given.is_absolute() else [])]
+
+
+def fingerprint(place: Path) -> str:
+    """Return eight hexadecimal digits: of a file's content, or of a folder's files, their sizes and times of change."""
+    if place.is_file():
+        status = place.stat()
+        return _of_content(place, status.st_size, status.st_mtime_ns)
+    listing = []
+    for path in sorted(path for path in place.rglob("*") if path.is_file()):
+        status = path.stat()
+        listing.append([path.relative_to(place).as_posix(), status.st_size, status.st_mtime_ns])
+    return sha256(json.dumps(listing).encode()).hexdigest()[:8]
+
+
+@lru_cache
+def _of_content(path: Path, size: int, changed: int) -> str:
+    """Read a file once for all runs of a sweep, unless its size or time of change is another."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()[:8]

@@ -38,7 +38,7 @@ def _start(address: str | None, workers: int) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path(), **_places_of_data()}},
             **here,
         )
     except (ValueError, ConnectionError) as error:
@@ -46,6 +46,10 @@ def _start(address: str | None, workers: int) -> None:
         raise ConfigError(
             f"engine.address = {address!r}: Ray cannot be reached ({reason}); leave it out to start Ray here"
         ) from error
+
+
+def _places_of_data() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("FEDSIM_DATA", "XDG_CACHE_HOME") if name in os.environ}
 
 
 class _Worker:

@@ -29,8 +29,8 @@ def rotation(
     ----------
     Rotated clients as in Ghosh et al. 2020, An efficient framework for clustered federated learning, arXiv 2006.04088.
     """
-    if not degrees:
-        raise ValueError("degrees = [] must have at least one angle")
+    if not degrees or not np.isfinite(degrees).all():
+        raise ValueError(f"degrees = {list(degrees)} must have at least one angle, and finite ones")
     if inputs.ndim != 4:
         raise ValueError(f"rotation needs images and the inputs have shape {tuple(inputs.shape[1:])}; use another skew")
     angle = degrees[client % len(degrees)] % 360

@@ -74,9 +74,9 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
     return _write(out, content, _run_sections(result), export)
 
 
-def write_partition(measured: Heterogeneity, path: Path) -> Path:
+def write_partition(measured: Heterogeneity, title: str, path: Path) -> Path:
     """Write the figure of a partition as PDF and as PNG beside each other; return the latter's path."""
-    figure = partition(measured)
+    figure = partition(measured, title)
     for kind in ("pdf", "png"):
         write_whole(path.with_name(f"{path.name}.{kind}"), figures.save(figure, kind))
     return path.with_name(f"{path.name}.png")

@@ -9,16 +9,17 @@ from matplotlib.ticker import MaxNLocator
 from fedsim.heterogeneity import Heterogeneity
 from fedsim.report.figures import COLOURS, STYLE, WIDTH
 
-MOST_CLIENTS, MOST_CLASSES = 60, 60  # beyond which bubbles can no longer be told apart
+MOST_CLIENTS, MOST_CLASSES = 60, 100  # beyond which bubbles can no longer be told apart
 LARGEST_BUBBLE = 0.85  # of the distance between two neighbours
 
 
-def partition(measured: Heterogeneity) -> Figure:
+def partition(measured: Heterogeneity, title: str = "") -> Figure:
     """Draw each client's labels as bubbles under its size; of many clients or classes, how the clients are spread."""
     with rc_context(STYLE):
-        if len(measured) <= MOST_CLIENTS and len(measured.classes) <= MOST_CLASSES:
-            return _bubbles(measured)
-        return _histograms(measured)
+        few = len(measured) <= MOST_CLIENTS and len(measured.classes) <= MOST_CLASSES
+        figure = _bubbles(measured) if few else _histograms(measured)
+        figure.suptitle(title, fontsize=11)
+        return figure
 
 
 def _bubbles(measured: Heterogeneity) -> Figure:
@@ -26,17 +27,17 @@ def _bubbles(measured: Heterogeneity) -> Figure:
     height = np.clip(0.32 * classes, 1.6, 9.0)
     figure = Figure(figsize=(WIDTH, height + 1.9), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.1, height))
-    above.bar(range(clients), measured.sizes, color=COLOURS[0], width=0.7)
+    above.bar(range(clients), measured.sizes, color=COLOURS[0], width=0.7 if clients > 3 else 0.3)
     above.set_ylabel("examples")
     above.grid(axis="x", visible=False)
-    below.grid(visible=False)
+    below.grid(axis="y", visible=False)
     counts = measured.counts
     owners = np.repeat(np.arange(clients), np.diff(counts.offsets))
     # Points of 1/72 inch; the area of a bubble is in proportion to its count.
     distance = 72 * min((WIDTH - 1.8) / max(clients, 2), height / classes)
     area = (LARGEST_BUBBLE * distance) ** 2 * counts.counts / counts.counts.max()
     below.scatter(owners, counts.labels, s=area, color=COLOURS[0], linewidths=0)
-    below.set(xlabel="client", xlim=(-0.7, clients - 0.3), ylim=(classes - 0.4, -0.6))
+    below.set(xlabel="client", ylabel="class", xlim=(-0.7, clients - 0.3), ylim=(classes - 0.4, -0.6))
     below.set_yticks(range(classes), measured.classes, fontsize=10 if classes <= 26 else 6)
     below.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=25, min_n_ticks=1))
     below.set_title(f"largest bubble: {counts.counts.max():,} of one class", fontsize=9, loc="right")
@@ -63,6 +64,6 @@ def _histogram(axes: Axes, name: str, values: np.ndarray) -> None:
         axes.set_xscale("log")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.axvline(values.mean(), color=COLOURS[1], linestyle="--", linewidth=1.2, label=f"mean {values.mean():.4g}")
+    axes.axvline(values.mean(), color=COLOURS[1], linestyle="--", linewidth=1.2)
     axes.set(xlabel=name, ylabel="clients")
-    axes.legend(loc="best", fontsize=8)
+    axes.set_title(f"mean {values.mean():.4g}", fontsize=9, loc="right")

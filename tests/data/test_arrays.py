@@ -66,9 +66,12 @@ def test_vectors_are_normalised_by_feature_and_tokens_are_left_alone(tmp_path: P
         ({"test_inputs": None}, "has no array 'test_inputs'; it has"),
         ({"train_targets": np.array([0, 1, 3, 0, 1, 3])}, "no training example has the label 2, but labels go up to 3"),
         ({"train_targets": np.zeros(6)}, "train_targets is float64 of shape"),
+        ({"train_targets": np.array([0, 1, -2, 0, 1, 2])}, "train_targets is from -2 to 2; it must be from 0"),
+        ({"train_targets": np.array([0, 1, 2, 0, 1, 2**40])}, "it must be from 0 to 999999"),
+        ({"train_inputs": np.zeros((6, 5, 4, 3), dtype=np.uint8)}, r"set \[data\] channels = 'last'"),
         ({"train_inputs": np.zeros(6, dtype=np.uint8)}, r"train_inputs has shape \(6,\)"),
         ({"train_inputs": np.zeros((6, 2), dtype=np.uint8)}, "images have 3 or 4 dimensions"),
-        ({"test_inputs": IMAGES["test_inputs"][:0], "test_targets": np.zeros(0, int)}, "0 test examples"),
+        ({"test_inputs": IMAGES["test_inputs"][:0], "test_targets": np.zeros(0, int)}, "there must be some of each"),
         ({"test_inputs": np.array(["a", "b"], dtype=object)}, "damaged or holds objects"),
     ],
 )

@@ -34,6 +34,13 @@ def test_flips_and_crops_are_those_of_a_slow_loop() -> None:
         assert torch.equal(got, slow(IMAGES, flip, crop, fill, np.random.default_rng(3)))
 
 
+def test_one_value_may_fill_all_channels() -> None:
+    one, each = (
+        Augmentation(crop=1, fill=fill).apply(IMAGES, np.random.default_rng(0)) for fill in ((3.0,), (3.0, 3.0))
+    )
+    assert torch.equal(one, each)
+
+
 def test_about_half_of_the_images_are_mirrored_and_each_offset_occurs() -> None:
     images = torch.arange(12.0).reshape(1, 1, 3, 4).repeat(2000, 1, 1, 1)
     mirrored = Augmentation(flip=True).apply(images, np.random.default_rng(0))[:, 0, 0, 0] == 3

@@ -80,6 +80,10 @@ def examples(n: int = 6, channels: int = 2) -> Examples:
     return Examples(torch.zeros(n, channels, 4, 4, dtype=torch.uint8), torch.arange(n) % 3)
 
 
+def tokens(token: int) -> Examples:
+    return Examples(torch.full((6, 2), token), torch.arange(6) % 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -92,6 +96,13 @@ def examples(n: int = 6, channels: int = 2) -> Examples:
         ({"mean": (0.0,) * 3, "std": (1.0,) * 3}, "3 means"),
         ({"mean": (0.0,) * 2}, "2 means and 0 standard deviations"),
         ({"ids": {"writer": np.zeros(5)}}, "5 ids 'writer' for 6"),
+        ({"ids": {"writer": np.array(list("abcdef"))}}, "ids 'writer' of <U1; they must be whole numbers"),
+        ({"ids": {"writer": np.array([0, 1, 2, 3, 4, -1])}}, "they must be whole numbers from 0"),
+        (
+            {"test": Examples(examples().inputs, torch.zeros(6, 2).long())},
+            r"targets of shape \(2,\) per example",
+        ),
+        ({"train": tokens(3), "test": tokens(0)}, "tokens from 3 to 3; they must be from 0 to 2"),
         ({"train": Examples(torch.full((6, 2, 4, 4), torch.nan), torch.arange(6) % 3)}, "not finite"),
     ],
 )

@@ -124,8 +124,11 @@ def test_leafs_shakespeare_has_one_target_per_example(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([([0.0, 1.0], 0), ([1.0], 1)], "train: inputs are not numbers of one length each"),
-        ([([0.0, 1.0], 0.5)], "targets must be whole numbers"),
+        ([([0.0, 1.0], 0), ([1.0], 1)], "inputs of user 'u' are not numbers of one length each"),
+        ([([0.0, 1.0], 0.5)], "targets of user 'u' must be whole numbers"),
+        ([([0.0], -1)], "must be whole numbers from 0"),
+        ([(0.5, 1)], "each must be a list of numbers"),
+        ([("face.jpg", 1)], "inputs of user 'u' are not numbers"),
         ([("ab", "c"), ("abc", "d")], r"texts have lengths \[2, 3\]"),
     ],
 )
