@@ -120,12 +120,13 @@ class Catalogue:
         try:
             return schema.model_validate(choice.options).model_dump(exclude_defaults=exclude_defaults)
         except ValidationError as error:
-            problem = error.errors()[0]
+            # A misspelt option is the cause of a missing one, so it comes first.
+            problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         option = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             settings = [*type(choice).model_fields, *schema.model_fields]
             raise ConfigError(f"unknown key '{self.table}.{option}' for {name!r}{suggest(option, settings)}")
-        if problem["type"] == "missing":
+        if problem["type"] == "missing" and len(problem["loc"]) == 1:
             raise ConfigError(f"'{self.table}.{option}' is missing; {name!r} needs it")
         raise ConfigError(f"{self.table}.{option} = {shown(problem['input'])}: {explain_rule(problem)}")
 
@@ -350,15 +351,17 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> No
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             outputs = model(dataset.normalise(examples.inputs))
     except Exception as error:
+        kind = "tokens" if examples.inputs.dtype == torch.int64 else "inputs"
         raise ConfigError(
-            f"{where} does not accept inputs of shape {dataset.shape} of {dataset.name!r}: {_reason(error)}"
+            f"{where} does not accept {kind} of shape {dataset.shape} of {dataset.name!r}: {_reason(error)}"
         ) from error
     expected = (len(examples), len(dataset.classes), *examples.targets.shape[1:])
     if not isinstance(outputs, Tensor) or outputs.shape != expected:
         found = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise ConfigError(
             f"{where} maps {len(examples)} inputs to {found}; it must be {expected}, a logit for each class of "
-            f"{dataset.name!r}" + (" at each position" if len(expected) > 2 else "")
+            f"{dataset.name!r}"
+            + (" at each position; for fedsim's models of text predict = 'each'" if len(expected) > 2 else "")
         )
 
 

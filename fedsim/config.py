@@ -314,6 +314,8 @@ def explain_rule(problem: Mapping[str, Any]) -> str:
         "model_type": 'must be a table, as in [strategy] with name = "full"',
         "string_pattern_mismatch": "must be 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'",
         "too_short": "must have at least one value",
+        "tuple_type": "must be a list, such as [1, 2]",
+        "missing": "must have more values",
     }
     return rules.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
 

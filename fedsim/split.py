@@ -41,7 +41,9 @@ def sample_positions(config: Config, labels: np.ndarray, wanted: int | None, par
     if wanted is None:
         return np.arange(len(labels))
     if wanted > len(labels):
-        raise ConfigError(f"data.{part}_examples = {wanted} is more than the {len(labels)} {part} examples of {name!r}")
+        raise ConfigError(
+            f"data.{part}_examples = {wanted} is more than the {len(labels)} examples of {name!r}; use at most so many"
+        )
     return stratified(labels, wanted, rng(config.seed, f"{part} examples"))
 
 

@@ -52,6 +52,12 @@ MISTAKES = {
         ["--set", "partition.alfa=1"],
         "unknown key 'partition.alfa' for 'dirichlet'; did you mean 'alpha'",
     ),
+    "misspelt option": (
+        ["--set", 'partition={scheme="dirichlet", aplha=1.0}'],
+        "unknown key 'partition.aplha' for 'dirichlet'; did you mean 'alpha'",
+    ),
+    "no list": (["--set", "model.hidden=3"], r"model.hidden = 3: must be a list, such as \[1, 2\]"),
+    "too short a list": (["--set", 'data={name="toy", shape=[3, 16]}'], "data.shape.2 = .*must have more values"),
     "missing option": (["--set", 'partition={scheme="dirichlet"}'], "'partition.alpha' is missing"),
     "wrong type": (["--set", 'rounds="ten"'], 'rounds = "ten": .*valid integer'),
     "no bool for a number": (["--set", "clients=true"], "clients = true: .*valid integer"),
@@ -75,7 +81,7 @@ MISTAKES = {
     "clients that cannot be filled": (["--set", "clients=50"], "50 clients with at least 10 examples each need 500"),
     "more examples than there are": (
         ["--set", "data.train_examples=9999"],
-        "9999 is more than the 1442 train examples",
+        "9999 is more than the 1442 examples",
     ),
     "barrier examples": (["--set", "barriers.examples=61"], "barriers.examples = 61 is more than the 60"),
     "nothing left to train on": (["--set", "partition.test=0.95"], "must add up to less than 1"),

@@ -168,7 +168,7 @@ def test_pfllib_reads_what_is_written_for_it(toy: Callable[..., Config], tmp_pat
     [
         ({"clients": 401}, "clients = 401 is more than the 400 training examples"),
         ({"clients": 300, "partition": {"scheme": "iid"}}, r"\[partition\] .*needs at least 2"),
-        ({"data": TOY | {"train_examples": 401}}, "data.train_examples = 401 is more than the 400 train examples"),
+        ({"data": TOY | {"train_examples": 401}}, "data.train_examples = 401 is more than the 400 examples"),
         ({"data": TOY | {"crop": 8}}, "data.crop = 8 must be less than the 8 pixels"),
         (
             {
@@ -176,7 +176,7 @@ def test_pfllib_reads_what_is_written_for_it(toy: Callable[..., Config], tmp_pat
                 "data": TOY | {"train_examples": 40},
                 "partition": {"scheme": "iid", "test_skew": "uniform"},
             },
-            "partition.test_skew = 'uniform' sets 250 of 400 examples aside",
+            "partition.test_skew = 'uniform' sets 40 of 40 examples aside",
         ),
         ({"data": {"name": "toy-text", "flip": True}}, "data.flip and data.crop are for images"),
         ({"features": {"skew": "rotate"}}, "features.skew = 'rotate' is unknown; did you mean 'rotation'"),

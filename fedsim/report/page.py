@@ -49,7 +49,6 @@ class Section:
 
 def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
     """Write the page about one run, and its figures too if ``export``, into the folder ``out``; return its path."""
-    config = result.config
     personalised = result.by_client("personalised")
     numbers = [
         (
@@ -66,7 +65,7 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         ("Environment", json.dumps(result.folder.read_env(), indent=1)),
     ]
     content = {
-        "title": f"{result.strategy} on {config.data.name}",
+        "title": f"{result.strategy} on {result.data}",
         "subtitle": _subtitle(result),
         "numbers": numbers,
         "details": details,
@@ -111,7 +110,7 @@ def write_comparison(results: Sequence[Result], out: Path, *, export: bool = Fal
         figure = figures.compared_barriers(with_barriers, "loss")
         sections.append(Section("barriers", "Layer-wise barriers, minus the clients' mean loss", text, figure))
     content = {
-        "title": f"{len(results)} runs on {', '.join(sorted({result.config.data.name for result in results}))}",
+        "title": f"{len(results)} runs on {', '.join(sorted({result.data for result in results}))}",
         "subtitle": ", ".join(str(result.folder.path) for result in results),
         "table": comparison_table(compare(results)),
         "table_note": TABLE_NOTE,
@@ -165,7 +164,7 @@ def _subtitle(result: Result) -> str:
         f"model {config.model.name}",
         f"{result.evaluated} of {config.rounds} rounds",
         f"participation {config.participation:g}",
-        f"local training: {config.local.epochs} epochs, batches of {config.local.batch_size}, lr {config.local.lr:g}",
+        f"local training: epochs {config.local.epochs}, batches of {config.local.batch_size}, lr {config.local.lr:g}",
         f"seed {config.seed}",
     ]
     return "; ".join(parts)

@@ -59,6 +59,12 @@ class Result:
         return catalog.CATALOGUES["strategies"].label(self.config.strategy)
 
     @property
+    def data(self) -> str:
+        """The data set's name, and the file or folder of a user's own data."""
+        path = self.config.data.options.get("path")
+        return f"{self.config.data.name} {Path(path).name}" if path else self.config.data.name
+
+    @property
     def setting(self) -> str:
         """What the run has in common with those of other seeds: its folder's name without the seed."""
         named = re.fullmatch(r"([0-9a-f]{8})-s\d+", self.folder.path.resolve().name)

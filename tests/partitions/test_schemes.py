@@ -398,3 +398,21 @@ def test_files_that_are_not_there_are_an_os_error(draw: Draw, tmp_path: Path) ->
 def test_a_client_that_is_not_there_is_an_error(draw: Draw) -> None:
     with pytest.raises(IndexError, match="client 8 of 8"):
         draw("iid")[8]
+
+
+def test_a_hopeless_minimum_is_given_up_early() -> None:
+    labels = np.random.default_rng(0).integers(10, size=3000)
+    with pytest.raises(ValueError, match=r"none of 20 Dirichlet draws .* at least \d{2,} clients were short"):
+        PARTITIONS["dirichlet"](labels, 300, np.random.default_rng(0), alpha=0.1, min_size=9, max_draws=1000)
+
+
+def test_a_matrix_may_have_columns_of_classes_without_examples(draw: Draw) -> None:
+    counts = draw("dirichlet", 3).label_counts(LABELS, 10)
+    wider = np.concatenate([counts, np.ones((CLIENTS, 2))], axis=1).tolist()
+    assert np.array_equal(draw("matrix", matrix=wider).label_counts(LABELS, 10), counts)
+
+
+def test_an_endless_concentration_gives_the_pooled_distribution(draw: Draw) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(2), 500))
+    shares = draw("client_dirichlet", labels=labels, clients=4, alpha=1e308).label_counts(labels, 2) / 250
+    assert np.abs(shares - 0.5).max() < 0.2

@@ -149,6 +149,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "test_offsets must rise from 0",
     ),
     "range": (lambda path: rewrite(path, train_indices=np.full(len(split_of().train.indices), N)), "to 401 and must"),
+    "empty test set": (
+        lambda path: rewrite(
+            path,
+            test_offsets=np.concatenate([[0, 0], split_of().test.offsets[2:]]),
+            test_indices=split_of().test.indices,
+        ),
+        "gives client 0 no test example",
+    ),
     "overlap": (lambda path: rewrite(path, test_indices=split_of().train.indices[:80]), "in 2 sets"),
 }
 
