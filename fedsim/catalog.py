@@ -3,7 +3,6 @@
 This is the only module that reaches the packages `strategies` and `partitions`.
 """
 
-import copy
 import importlib
 import inspect
 import traceback
@@ -14,7 +13,6 @@ from types import ModuleType
 from typing import Any, Literal, get_origin, get_type_hints
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor, nn
 
@@ -26,12 +24,10 @@ from fedsim.config import (
     DataConfig,
     FeaturesConfig,
     explain_rule,
-    short_hash,
     shown,
     suggest,
 )
 from fedsim.data import DATA, Dataset, check_dataset
-from fedsim.data.places import existing_path, fingerprint
 from fedsim.errors import ConfigError
 from fedsim.features import FEATURES
 from fedsim.layers import LayerGroup
@@ -210,48 +206,6 @@ def resolve(config: Config) -> Config:
     )
 
 
-def changed_settings(config: Config) -> dict[str, Any]:
-    """Return the settings that differ from their defaults, less those that do not change a run's numbers.
-
-    A run is named by them, so that a new setting with a default never renames an old run. The seed is in the name by
-    itself; the engine, the checkpoints and the place of the data change nothing. What is the user's own, a module, data
-    or a partition, is named by its content and not by its path: once it is changed, it is another run.
-    """
-    changed = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"seed", "engine", "checkpoint_every", "sweep"}
-    )
-    for catalogue in CATALOGUES.values():
-        choice = getattr(config, catalogue.table)
-        fixed = {
-            key: value for key, value in changed.pop(catalogue.table, {}).items() if key in type(choice).model_fields
-        }
-        table = fixed | catalogue.options(choice, exclude_defaults=True)
-        table.pop("data_dir", None)
-        name = getattr(choice, catalogue.key)
-        if ":" in name:
-            source = inspect.getsourcefile(catalogue.find(name))
-            table["source"] = fingerprint(Path(source)) if source else None
-        if place := existing_path(table.get("path") or ""):
-            table["path"] = fingerprint(place)
-        if table:
-            changed[catalogue.table] = table
-    return changed
-
-
-def run_name(config: Config) -> str:
-    """Return the name of a run's folder: a hash of the changed settings, and the seed."""
-    return f"{short_hash(changed_settings(config))}-s{config.seed}"
-
-
-def partition_name(config: Config) -> str:
-    """Return the name of what a run's clients hold: equal for runs that differ in model, training or strategy only."""
-    changed = changed_settings(config)
-    settings = {key: value for key, value in changed.items() if key in ("clients", "data", "partition", "features")}
-    if "data" in settings:
-        settings["data"] = {key: value for key, value in settings["data"].items() if key not in ("flip", "crop")}
-    return f"partition-{short_hash(settings)}-s{config.seed}"
-
-
 def describe(entry: Callable[..., Any]) -> tuple[str, str]:
     """Return the first sentence of an entry's docstring and its references; what has none is fedsim's own."""
     docstring = (inspect.getdoc(entry) or "").replace("`", "")
@@ -315,61 +269,6 @@ def skew_features(
             "must keep type and shape"
         )
     return skewed
-
-
-def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module:
-    """Build the model that ``[model]`` chooses, with weights from torch's global random state.
-
-    Parameters
-    ----------
-    smallest
-        Examples that the client with the fewest trains on.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be built or trained, or does not map the data's inputs to one logit per class.
-    """
-    where = f"model.name = {config.model.name!r}"
-    try:
-        model = CATALOGUES["models"].make(config.model, dataset.shape, len(dataset.classes))
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever a model of the user's own may raise
-        raise ConfigError(f"{where} cannot be built for inputs of shape {dataset.shape}: {_reason(error)}") from error
-    if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
-        raise ConfigError(f"{where} gives a {type(model).__name__}; it must be a torch.nn.Module with parameters")
-    n = min(2, smallest)
-    _check_forward(copy.deepcopy(model).eval(), dataset, 2, where)
-    _check_forward(copy.deepcopy(model).train(), dataset, n, f"{where}, trained on {n} examples,")
-    return model
-
-
-def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> None:
-    examples = dataset.train[torch.arange(min(n, len(dataset.train)))]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            outputs = model(dataset.normalise(examples.inputs))
-    except Exception as error:
-        kind = "tokens" if examples.inputs.dtype == torch.int64 else "inputs"
-        raise ConfigError(
-            f"{where} does not accept {kind} of shape {dataset.shape} of {dataset.name!r}: {_reason(error)}"
-        ) from error
-    expected = (len(examples), len(dataset.classes), *examples.targets.shape[1:])
-    if not isinstance(outputs, Tensor) or outputs.shape != expected:
-        found = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
-        raise ConfigError(
-            f"{where} maps {len(examples)} inputs to {found}; it must be {expected}, a logit for each class of "
-            f"{dataset.name!r}"
-            + (" at each position; for fedsim's models of text predict = 'each'" if len(expected) > 2 else "")
-        )
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's first line and where it was raised."""
-    text = (str(error).strip().splitlines() or ["no reason given"])[0]
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{text} ({type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno})"
 
 
 def make_strategy(config: Config, model: nn.Module) -> Strategy:

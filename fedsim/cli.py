@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from fedsim import catalog, experiment, report
+from fedsim import catalog, experiment, naming, report
 from fedsim.catalog import CATALOGUES, Kind
 from fedsim.config import Config, parse_assignment, read_toml, with_settings
 from fedsim.dry_run import describe_run
@@ -56,7 +56,7 @@ def run_command(
         for each in configs:
             print(describe_run(each))
         return
-    runs = [(each, RunFolder(out / path.stem / catalog.run_name(each))) for each in configs]
+    runs = [(each, RunFolder(out / path.stem / naming.run_name(each))) for each in configs]
     if len({folder.path for _, folder in runs}) < len(runs):
         raise ConfigError(f"{path} [sweep]: two of its {len(runs)} combinations are the same run; remove one of them")
     _check_all(runs)
@@ -78,7 +78,7 @@ def partition_command(
     ] = None,
 ) -> None:
     """Print and draw which client holds what, without training; save it, also for other tools."""
-    configs = {catalog.partition_name(config): config for config in _configs(path, settings)}
+    configs = {naming.partition_name(config): config for config in _configs(path, settings)}
     if len(configs) > 1 and (save or pfllib):
         raise ConfigError(f"{path} [sweep] has {len(configs)} partitions and a file holds one; choose with --set")
     if save and save.suffix != ".npz":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from fedsim import catalog
+from fedsim.architecture import make_model
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.federated_data import FederatedData, federated_data_of
@@ -61,7 +61,7 @@ def federation_of(config: Config) -> Federation:
     data = federated_data_of(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "initial model"))
-        model = catalog.make_model(config, data.dataset, int(data.split.train.sizes.min())).eval()
+        model = make_model(config, data.dataset, int(data.split.train.sizes.min())).eval()
     device = choose_device(config.device)
     return Federation(
         config=config,

@@ -19,7 +19,7 @@ ORDER = [
     ["client"],
     ["federation"],
     ["federated_data"],
-    ["heterogeneity", "split"],
+    ["architecture", "heterogeneity", "naming", "split"],
     ["catalog"],
     ["strategies"],
     ["strategy"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim import catalog
+from fedsim import naming
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.federated_data import federated_data_of
@@ -97,7 +97,7 @@ def test_saved_sets_are_those_that_a_run_with_them_uses(toy: Callable[..., Confi
 
 def test_a_run_is_named_by_what_a_file_of_a_partition_holds(toy: Callable[..., Config], tmp_path: Path) -> None:
     def name(path: Path) -> str:
-        return catalog.run_name(toy(partition={"scheme": "saved", "path": str(path)}))
+        return naming.run_name(toy(partition={"scheme": "saved", "path": str(path)}))
 
     first = federated_data_of(toy()).save_split(tmp_path / "a.npz")
     second = federated_data_of(toy(seed=1)).save_split(tmp_path / "b.npz")
@@ -117,7 +117,7 @@ def test_a_run_is_named_by_what_is_in_the_data_and_not_by_their_path(
         return path
 
     def name(path: Path) -> str:
-        return catalog.run_name(tiny(data={"name": "arrays", "path": str(path)}))
+        return naming.run_name(tiny(data={"name": "arrays", "path": str(path)}))
 
     first = name(write(tmp_path / "a.npz", 5))
     assert name(write(tmp_path / "b.npz", 5)) == first

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fedsim import catalog
+from fedsim import naming
 from fedsim.config import Config
 from fedsim.heterogeneity import Heterogeneity
 from fedsim.records import RunFolder, read_rows
@@ -112,7 +112,7 @@ def test_a_setting_with_a_default_does_not_rename_a_run(tiny: Callable[..., Conf
     written_out = tiny(
         participation=1.0, local__momentum=0.0, partition={"scheme": "dirichlet", "alpha": 0.5, "min_size": 10}
     )
-    assert catalog.run_name(plain) == catalog.run_name(written_out)
-    assert catalog.run_name(tiny(engine={"name": "ray", "workers": 3})) == catalog.run_name(plain)
-    assert catalog.run_name(tiny(local__momentum=0.5)) != catalog.run_name(plain)
-    assert catalog.run_name(tiny(seed=3)) == catalog.run_name(plain).replace("-s0", "-s3")
+    assert naming.run_name(plain) == naming.run_name(written_out)
+    assert naming.run_name(tiny(engine={"name": "ray", "workers": 3})) == naming.run_name(plain)
+    assert naming.run_name(tiny(local__momentum=0.5)) != naming.run_name(plain)
+    assert naming.run_name(tiny(seed=3)) == naming.run_name(plain).replace("-s0", "-s3")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fedsim import catalog
+from fedsim import catalog, naming
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.heterogeneity import Heterogeneity
@@ -68,7 +68,7 @@ class Result:
     def setting(self) -> str:
         """What the run has in common with those of other seeds: its folder's name without the seed."""
         named = re.fullmatch(r"([0-9a-f]{8})-s\d+", self.folder.path.resolve().name)
-        return named[1] if named else catalog.run_name(self.config).partition("-")[0]
+        return named[1] if named else naming.run_name(self.config).partition("-")[0]
 
     @cached_property
     def evaluated(self) -> int:
@@ -233,7 +233,7 @@ def compare(results: Sequence[Result], metric: str = "accuracy", by: str | None 
 
 def distinguishing_settings(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return, for each run, the settings in which these runs differ, besides strategy and seed."""
-    changed = [_flat(catalog.changed_settings(result.config)) for result in results]
+    changed = [_flat(naming.changed_settings(result.config)) for result in results]
     keys = dict.fromkeys(key for each in changed for key in each if not key.startswith("strategy."))
     resolved = [_flat(result.config.model_dump(mode="json")) for result in results]
     varying = [key for key in keys if len({str(each.get(key)) for each in changed}) > 1]
