@@ -25,7 +25,8 @@ def write_pfllib(data: FederatedData, folder: Path) -> Path:
     """
     (folder / "config.json").unlink(missing_ok=True)  # what is half-written is not taken for a data set
     for old in [*folder.glob("train/*.npz"), *folder.glob("test/*.npz")]:
-        old.unlink()
+        if old.stem.isdigit():  # a client of an earlier partition
+            old.unlink()
     for client in range(len(data.split)):
         own = data.client(client)
         write_whole(folder / "train" / f"{client}.npz", _archive(own.train))
