@@ -35,7 +35,7 @@ def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module
         raise ConfigError(f"{where} cannot be built for inputs of shape {dataset.shape}: {_reason(error)}") from error
     if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
         raise ConfigError(f"{where} gives a {type(model).__name__}; it must be a torch.nn.Module with parameters")
-    n = min(2, smallest)
+    n = min(2, smallest, config.local.batch_size)  # batch normalisation has no statistics over a single number
     _check_forward(copy.deepcopy(model).eval(), dataset, 2, where)
     _check_forward(copy.deepcopy(model).train(), dataset, n, f"{where}, trained on {n} examples,")
     return model

@@ -52,6 +52,10 @@ MISTAKES = {
         ["--set", "partition.alfa=1"],
         "unknown key 'partition.alfa' for 'dirichlet'; did you mean 'alpha'",
     ),
+    "batch norm on single examples": (
+        ["--set", 'model={name="vgg11", norm="batch"}', "--set", "local.batch_size=1"],
+        r"trained on 1 examples, does not accept inputs of shape \(1, 8, 8\) of 'digits': Expected more than 1 value",
+    ),
     "misspelt option": (
         ["--set", 'partition={scheme="dirichlet", aplha=1.0}'],
         "unknown key 'partition.aplha' for 'dirichlet'; did you mean 'alpha'",
