@@ -197,7 +197,9 @@ class Strategy(FlowerStrategy):
         self._last_round = dict(progress["last_round"].tolist())
 
     def set_global_model(self, model: Params) -> None:
-        """Make ``model``, with all entries of the state dict, the global model."""
+        """Make ``model``, with all entries of the state dict, the global model; a tied tensor under its first name."""
+        # A second name would keep its old value when the first is averaged, and a client would load the old one.
+        model = {key: value for key, value in model.items() if key not in self.layers.aliases}
         # Entries that did not change keep their encoded form.
         encoded = {
             key: self._arrays[key] if key in self._arrays and self.global_model[key] is value else Array(value)

@@ -427,3 +427,12 @@ def test_an_array_that_did_not_change_is_not_encoded_again() -> None:
     strategy.step(1, [ClientUpdate(0, {"1.weight": torch.ones(1, 1)}, 1.0)])
     assert strategy.arrays["0.weight"].data is before["0.weight"].data
     assert strategy.arrays["1.weight"].data is not before["1.weight"].data
+
+
+def test_a_tied_tensor_in_a_plain_flower_app_travels_under_its_first_name_only() -> None:
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.Linear(3, 5))
+    model[2].weight = model[0].weight
+    strategy = Strategy(model)
+    sent = list(strategy.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), Nodes(1, 1)))
+    assert list(sent[0].content["arrays"]) == ["0.weight", "1.weight", "1.bias", "2.bias"]
+    assert "2.weight" not in strategy.arrays
