@@ -6,8 +6,9 @@ This is the only module that reaches the packages `strategies` and `partitions`.
 import importlib
 import inspect
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_origin, get_type_hints
@@ -161,7 +162,8 @@ class Catalogue:
             raise ConfigError(f"[{self.table}] {entry.__name__} cannot be called with {names}: {error}") from error
 
 
-def _schema(entry: Callable[..., Any], given: Collection[str]) -> type[BaseModel]:
+@cache  # a client's data ask for it each time
+def _schema(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
     """Return a record of an entry's options: its parameters, less those that the run gives."""
     constructor = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
     hints = get_type_hints(constructor, include_extras=True)
