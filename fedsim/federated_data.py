@@ -17,7 +17,7 @@ from fedsim.heterogeneity import Heterogeneity
 from fedsim.seeds import rng
 from fedsim.split import sample_positions, split_of
 
-Examples = tuple[Tensor, Tensor]
+InputsAndTargets = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class ClientData:
         example; validation may be empty.
     """
 
-    train: Examples
-    validation: Examples
-    test: Examples
+    train: InputsAndTargets
+    validation: InputsAndTargets
+    test: InputsAndTargets
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class FederatedData:
             test=self._skewed(client, "test", test) if skewed_test else self._select(test),
         )
 
-    def test(self, examples: int | None = None) -> Examples:
+    def test(self, examples: int | None = None) -> InputsAndTargets:
         """Return the server's test examples, normalised, or a fixed stratified sample of them."""
         test = self.dataset.test
         if examples is not None and examples < len(test):
@@ -95,12 +95,12 @@ class FederatedData:
         stream = rng(self.config.seed, "calibration sample")
         return self._select(held[stratified(self.dataset.labels[held], min(examples, len(held)), stream)])[0]
 
-    def _skewed(self, client: int, part: str, indices: np.ndarray) -> Examples:
+    def _skewed(self, client: int, part: str, indices: np.ndarray) -> InputsAndTargets:
         inputs, targets = self._select(indices)
         stream = rng(self.config.seed, "features", client, part)
         return catalog.skew_features(self.config.features, inputs, client, self.config.clients, stream), targets
 
-    def _select(self, indices: np.ndarray) -> Examples:
+    def _select(self, indices: np.ndarray) -> InputsAndTargets:
         train = self.dataset.train
         chosen = train[torch.from_numpy(indices).to(train.targets.device)]
         return self.dataset.normalise(chosen.inputs), chosen.targets

@@ -9,6 +9,8 @@ from typing import Literal, Self
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fedsim.params import first_keys
+
 Kind = Literal["linear", "norm", "other"]
 NORM_TYPES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -68,7 +70,8 @@ class Layers:
     head
         Name of the layer that holds the classifier, if there is one.
     aliases
-        Maps each further state-dict key of a tied tensor to its first.
+        Maps each further state-dict key of a tied tensor to its first. Loading a state dict writes the tensor once for
+        each of its keys, so what is loaded must hold the same value under all of them.
     """
 
     def __init__(
@@ -76,21 +79,21 @@ class Layers:
     ) -> None:
         self._layers = {layer.name: layer for layer in layers}
         self._head = head
-        self._aliases = dict(aliases or {})
+        self.aliases = dict(aliases or {})
         self._of_key = {key: layer.name for layer in self for key in layer.keys}
-        self._of_key |= {alias: self._of_key[key] for alias, key in self._aliases.items()}
+        self._of_key |= {alias: self._of_key[key] for alias, key in self.aliases.items()}
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
         """Return the layers of ``model``, grouped by the module that owns an entry; the last linear one is the head."""
         modules = dict(model.named_modules(remove_duplicate=False))
         entries = {key: value for key, value in model.state_dict(keep_vars=True).items() if value.is_floating_point()}
-        first_key: dict[int, str] = {}
+        first_key = first_keys(model)
         aliases: dict[str, str] = {}
         layer_of: dict[str, str] = {}
         owned: dict[str, dict[str, Tensor]] = {}
         for key, value in entries.items():
-            first = first_key.setdefault(id(value), key)
+            first = first_key[key]
             owner = _owner(key)
             name = layer_of.setdefault(owner, layer_of.get(_owner(first), owner))
             if first == key:
@@ -121,15 +124,6 @@ class Layers:
     def names(self) -> tuple[str, ...]:
         """Names of all layers, in the model's order."""
         return tuple(self._layers)
-
-    @property
-    def aliases(self) -> dict[str, str]:
-        """Further state-dict keys of tied floating-point tensors, each with the tensor's first key.
-
-        Loading a state dict writes a tied tensor once for each of its keys, so what is loaded must hold the same value
-        under all of them.
-        """
-        return dict(self._aliases)
 
     def of_key(self, key: str) -> str:
         """Return the name of the layer that holds the state-dict entry ``key``, be it an alias or not."""

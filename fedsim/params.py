@@ -13,7 +13,7 @@ def state_of(model: nn.Module) -> Params:
 
     The tensors are those of the model, not copies.
     """
-    first = _first_names(model)
+    first = first_keys(model)
     return {key: value for key, value in model.state_dict().items() if first[key] == key}
 
 
@@ -27,11 +27,11 @@ def load_state_(model: nn.Module, params: Params) -> None:
     RuntimeError
         If a shape does not fit.
     """
-    model.load_state_dict({key: params[first] for key, first in _first_names(model).items()})
+    model.load_state_dict({key: params[first] for key, first in first_keys(model).items()})
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """Return, for each key of the state dict, the first key of the same tensor."""
+def first_keys(model: nn.Module) -> dict[str, str]:
+    """Return, for each key of the state dict, the first key of the same tensor: another one where it is tied."""
     seen: dict[int, str] = {}
     return {key: seen.setdefault(id(value), key) for key, value in model.state_dict(keep_vars=True).items()}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.federated_data import Examples, FederatedData
+from fedsim.federated_data import FederatedData, InputsAndTargets
 from fedsim.heterogeneity import Heterogeneity
 from fedsim.records import write_whole
 
@@ -35,7 +35,7 @@ def write_pfllib(data: FederatedData, folder: Path) -> Path:
     return folder
 
 
-def _archive(examples: Examples) -> bytes:
+def _archive(examples: InputsAndTargets) -> bytes:
     inputs, targets = (tensor.cpu().contiguous().numpy() for tensor in examples)
     buffer = io.BytesIO()
     # A dict as the one element of an object array is what PFLlib reads.

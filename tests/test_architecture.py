@@ -30,7 +30,8 @@ ORDER = [
     ["config"],
     ["evaluation", "training"],
     ["data", "features", "models"],
-    ["layers", "params", "seeds", "errors"],
+    ["layers"],
+    ["params", "seeds", "errors"],
     ["partitions"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

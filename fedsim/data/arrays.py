@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from fedsim.data.dataset import Dataset, Examples, channel_statistics
+from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
 from fedsim.data.places import user_path
 
 NEEDED = ("train_inputs", "train_targets", "test_inputs", "test_targets")
@@ -57,11 +57,7 @@ def arrays(*, path: str, channels: Literal["first", "last"] = "first", classes: 
         if not examples.inputs.numel() or not examples.targets.numel():
             shapes = f"{tuple(examples.inputs.shape)} and {tuple(examples.targets.shape)}"
             raise ValueError(f"{place} has {part} inputs and targets of shapes {shapes}; there must be some of each")
-    ids = {
-        name.removeprefix(IDS): np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
-        for name, values in content.items()
-        if name.startswith(IDS)
-    }
+    ids = {name.removeprefix(IDS): numbered(values) for name, values in content.items() if name.startswith(IDS)}
     scale = 255.0 if train.inputs.dtype == torch.uint8 else 1.0
     is_tokens = train.inputs.dtype == torch.int64
     mean, std = ((), ()) if is_tokens else channel_statistics(train.inputs, scale)

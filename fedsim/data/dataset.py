@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 STATISTICS_CHUNK = 4096
@@ -160,6 +161,11 @@ def image_dataset(
     """Return a data set of uint8 images, normalised by the statistics of its training images."""
     mean, std = channel_statistics(train.inputs, 255.0)
     return Dataset(name, train, test, classes, 255.0, mean, std, ids or {})
+
+
+def numbered(values: ArrayLike) -> np.ndarray:
+    """Return the place of each value among the distinct ones in their order, int64, shape [n]: ids for `Dataset`."""
+    return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def channel_statistics(inputs: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,7 +1,6 @@
 """EMNIST, from a folder or torchvision's download."""
 
 import string
-from pathlib import Path
 from typing import Literal
 
 from fedsim.data.dataset import Dataset
@@ -52,18 +51,12 @@ def emnist(
     ----------
     Cohen, Afshar, Tapson, van Schaik 2017, EMNIST: an extension of MNIST to handwritten letters, arXiv 1702.05373.
     """
-
-    def download(root: Path) -> None:
-        from torchvision.datasets import EMNIST  # takes a second, and only the download needs it
-
-        EMNIST(root, split, download=True)
-
     return idx_dataset(
         "emnist",
         data_dir,
         CLASSES[split],
-        download,
-        folders=("emnist", "EMNIST/raw"),
+        "EMNIST",
+        loader_options={"split": split},
         prefixes=(f"emnist-{split}-train", f"emnist-{split}-test"),
         first_label=1 if split == "letters" else 0,
         transposed=True,

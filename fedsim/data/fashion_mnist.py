@@ -41,11 +41,4 @@ def fashion_mnist(*, data_dir: str | None = None) -> Dataset:
     ----------
     Xiao, Rasul, Vollgraf 2017, Fashion-MNIST, arXiv 1708.07747.
     """
-    folders = ("fashion-mnist", "FashionMNIST/raw")
-    return idx_dataset("fashion-mnist", data_dir, CLASSES, _download, folders=folders, more_places=[DEBIAN_FOLDER])
-
-
-def _download(root: Path) -> None:
-    from torchvision.datasets import FashionMNIST  # takes a second, and only the download needs it
-
-    FashionMNIST(root, download=True)
+    return idx_dataset("fashion-mnist", data_dir, CLASSES, "FashionMNIST", more_places=[DEBIAN_FOLDER])

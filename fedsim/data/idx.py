@@ -3,7 +3,7 @@
 import gzip
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,9 +64,9 @@ def idx_dataset(
     name: str,
     data_dir: str | None,
     classes: tuple[str, ...],
-    download: Callable[[Path], object],
+    loader: str,
     *,
-    folders: Sequence[str],
+    loader_options: Mapping[str, str] | None = None,
     prefixes: tuple[str, str] = ("train", "t10k"),
     more_places: Sequence[Path] = (),
     first_label: int = 0,
@@ -76,8 +76,10 @@ def idx_dataset(
 
     Parameters
     ----------
-    data_dir, download, folders, more_places
+    data_dir, more_places
         As in `fedsim.data.places.find_or_download`.
+    loader, loader_options
+        Name of torchvision's class that downloads the files, and what it needs to be told.
     prefixes
         How the names of the training and of the test files begin.
     first_label
@@ -93,12 +95,18 @@ def idx_dataset(
         If a file is truncated, corrupt or not what its name says.
     """
     names = [f"{prefix}{suffix}" for prefix in prefixes for suffix in SUFFIXES]
+
+    def download(root: Path) -> None:
+        from torchvision import datasets  # takes a second, and only the download needs it
+
+        getattr(datasets, loader)(root, download=True, **(loader_options or {}))
+
     folder = find_or_download(
         name,
         data_dir,
         lambda place: any(find_idx(place, each) for each in names),
         download,
-        folders=folders,
+        folders=(name, f"{loader}/raw"),
         needs=f"the four IDX files ({names[0]} and so on)",
         more_places=more_places,
     )

@@ -1,7 +1,5 @@
 """Kuzushiji-MNIST, from a folder or torchvision's download."""
 
-from pathlib import Path
-
 from fedsim.data.dataset import Dataset
 from fedsim.data.idx import idx_dataset
 
@@ -28,10 +26,4 @@ def kmnist(*, data_dir: str | None = None) -> Dataset:
     ----------
     Clanuwat et al. 2018, Deep learning for classical Japanese literature, arXiv 1812.01718.
     """
-    return idx_dataset("kmnist", data_dir, CLASSES, _download, folders=("kmnist", "KMNIST/raw"))
-
-
-def _download(root: Path) -> None:
-    from torchvision.datasets import KMNIST  # takes a second, and only the download needs it
-
-    KMNIST(root, download=True)
+    return idx_dataset("kmnist", data_dir, CLASSES, "KMNIST")

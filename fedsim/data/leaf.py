@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedsim.data.dataset import Dataset, Examples, channel_statistics
+from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
 from fedsim.data.places import user_path
 from fedsim.data.text import tokens, vocabulary
 
@@ -95,7 +95,7 @@ def _read(name: str, path: str, shape: tuple[int, ...], classes: tuple[str, ...]
     train, test = (_numbers(part, shape, folder) for part in parts)
     names = classes or tuple(str(label) for label in range(max(int(p.targets.max()) for p in (train, test)) + 1))
     mean, std = channel_statistics(train.inputs, 1.0)
-    return Dataset(name, train, test, names, 1.0, mean, std, {"user": _ids(parts[0].users)})
+    return Dataset(name, train, test, names, 1.0, mean, std, {"user": numbered(parts[0].users)})
 
 
 def _part(folder: Path) -> _Part:
@@ -152,10 +152,6 @@ def _numbers(part: _Part, shape: tuple[int, ...], folder: Path) -> Examples:
     return Examples(inputs, torch.tensor(list(chain(*part.targets)), dtype=torch.int64))
 
 
-def _ids(users: list[str]) -> np.ndarray:
-    return np.unique(users, return_inverse=True)[1].reshape(-1).astype(np.int64)
-
-
 def _text(name: str, train: _Part, test: _Part) -> Dataset:
     parts = [(list(chain(*part.inputs)), list(chain(*part.targets))) for part in (train, test)]
     every = [text for texts, characters in parts for text in (*texts, *characters)]
@@ -173,4 +169,4 @@ def _text(name: str, train: _Part, test: _Part) -> Dataset:
         )
         for texts, characters in parts
     ]
-    return Dataset(name, examples[0], examples[1], classes, ids={"user": _ids(train.users)})
+    return Dataset(name, examples[0], examples[1], classes, ids={"user": numbered(train.users)})

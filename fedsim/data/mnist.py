@@ -1,7 +1,5 @@
 """MNIST, from a folder or torchvision's download."""
 
-from pathlib import Path
-
 from fedsim.data.dataset import Dataset
 from fedsim.data.idx import idx_dataset
 
@@ -27,10 +25,4 @@ def mnist(*, data_dir: str | None = None) -> Dataset:
     LeCun, Bottou, Bengio, Haffner 1998, Gradient-based learning applied to document recognition, doi 10.1109/5.726791.
     """
     classes = tuple(str(digit) for digit in range(10))
-    return idx_dataset("mnist", data_dir, classes, _download, folders=("mnist", "MNIST/raw"))
-
-
-def _download(root: Path) -> None:
-    from torchvision.datasets import MNIST  # takes a second, and only the download needs it
-
-    MNIST(root, download=True)
+    return idx_dataset("mnist", data_dir, classes, "MNIST")
