@@ -40,7 +40,7 @@ class Heterogeneity:
             "examples": self.sizes,
             "effective number of classes": self.counts.effective_classes(),
             "total variation": self.counts.total_variation(),
-            "Jensen-Shannon divergence": self.counts.jensen_shannon(),
+            "Jensen-Shannon divergence, nats": self.counts.jensen_shannon(),
         }
 
     def summary(self) -> Iterator[str]:
@@ -48,12 +48,12 @@ class Heterogeneity:
         notes = {
             "effective number of classes": f"of {len(self.classes)}",
             "total variation": "from the pooled labels, 0 to 1",
-            "Jensen-Shannon divergence": "from the pooled labels, 0 to 0.693 nats",
+            "Jensen-Shannon divergence, nats": "from the pooled labels, 0 to 0.693",
         }
-        yield f"{'':28} {'mean':>9} {'smallest':>9} {'median':>9} {'largest':>9}"
+        yield f"{'':31} {'mean':>9} {'smallest':>9} {'median':>9} {'largest':>9}"
         for name, values in self.by_client.items():
             four = (values.mean(), values.min(), np.median(values), values.max())
-            line = f"{name:28} " + " ".join(f"{value:>9.4g}" for value in four)
+            line = f"{name:31} " + " ".join(f"{value:>9.4g}" for value in four)
             yield f"{line}  {notes[name]}" if name in notes else line
 
     def table(self) -> Iterator[str]:

@@ -52,17 +52,16 @@ def _histograms(measured: Heterogeneity) -> Figure:
 
 
 def _histogram(axes: Axes, name: str, values: np.ndarray) -> None:
-    spread = values.max() > 50 * max(values.min(), 1)
     low, high = float(values.min()), float(values.max())
-    if low == high:
-        edges = np.array([low - 0.5, low + 0.5])
-    else:
-        edges = np.geomspace(max(low, 1), high, 31) if spread else np.linspace(low, high, 31)
-    axes.hist(values, bins=edges.tolist(), color=COLOURS[0])
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    if spread:
+    if low == high:
+        axes.bar([low], [len(values)], width=0.1, color=COLOURS[0])
+        axes.set(xlim=(low - 1, low + 1), xticks=[low])
+    elif high > 50 * max(low, 1):
+        axes.hist(values, bins=np.geomspace(max(low, 1), high, 31).tolist(), color=COLOURS[0])
         axes.set_xscale("log")
     else:
+        axes.hist(values, bins=np.linspace(low, high, 31).tolist(), color=COLOURS[0])
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.axvline(values.mean(), color=COLOURS[1], linestyle="--", linewidth=1.2)
     axes.set(xlabel=name, ylabel="clients")
