@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from fedsim.catalog import CATALOGUES
 from fedsim.config import Config
 from fedsim.data import Dataset
+from fedsim.dropout import seeded_dropout_
 from fedsim.errors import ConfigError
 
 
 def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module:
-    """Build the model that ``[model]`` chooses, with weights from torch's global random state.
+    """Build the model that ``[model]`` chooses, with weights from torch's global random state and seeded dropout.
 
     Parameters
     ----------
@@ -35,6 +36,7 @@ def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module
         raise ConfigError(f"{where} cannot be built for inputs of shape {dataset.shape}: {_reason(error)}") from error
     if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
         raise ConfigError(f"{where} gives a {type(model).__name__}; it must be a torch.nn.Module with parameters")
+    seeded_dropout_(model)
     n = min(2, smallest, config.local.batch_size)  # batch normalisation has no statistics over a single number
     _check_forward(copy.deepcopy(model).eval(), dataset, 2, where)
     _check_forward(copy.deepcopy(model).train(), dataset, n, f"{where}, trained on {n} examples,")

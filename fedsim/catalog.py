@@ -182,7 +182,16 @@ CATALOGUES: dict[Kind, Catalogue] = {
         STRATEGIES,
         "strategy",
         "name",
-        ("model", "participation", "seed", "buffers", "min_available_nodes", "send_initial"),
+        (
+            "model",
+            "participation",
+            "seed",
+            "buffers",
+            "min_available_nodes",
+            "send_initial",
+            "precision",
+            "evaluate_clients",
+        ),
     ),
     "partitions": Catalogue(PARTITIONS, "partition", "scheme", ("labels", "clients", "rng", "ids")),
     "features": Catalogue(FEATURES, "features", "skew", ("inputs", "client", "clients", "rng")),
@@ -287,6 +296,8 @@ def make_strategy(config: Config, model: nn.Module) -> Strategy:
         participation=config.participation,
         seed=config.seed,
         buffers=config.strategy.buffers,
+        precision=config.strategy.precision,
+        evaluate_clients=config.evaluate_clients,
         send_initial=False,
     )
     name = config.strategy.name

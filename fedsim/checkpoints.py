@@ -1,26 +1,26 @@
 """Checkpoints of a whole run: global model, strategy memory and every client's state after a round.
 
-``checkpoints/round-00012/`` holds the global model, the strategy's memory and, in ``clients.json``, the round
+``checkpoints/round-00012/`` holds the global model, the strategy's memory and, in ``clients.safetensors``, the round
 after which each client's file in ``checkpoints/clients/`` was written: a client's state changes only when it takes
-part. Random streams need no state, as each is a function of the seed, the round and the client.
+part, and one that keeps nothing for itself has no file. Random streams need no state, as each is a function of the
+seed, the round and the client.
 """
 
-import json
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors.torch import load_file, save
 
-from fedsim.engines.clients import state_file
 from fedsim.engines.grid import Engine
+from fedsim.engines.states import state_file
 from fedsim.params import Params
-from fedsim.records import write_json, write_whole
+from fedsim.records import write_whole
 from fedsim.strategy import Strategy
 
 
-@dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run; only the newest is kept.
 
@@ -30,7 +30,10 @@ class Checkpoints:
         Of the checkpoints.
     """
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # By client: the round of its file, 0 without one.
+        self._client_rounds = np.zeros(0, dtype=np.int64)
 
     def newest(self) -> int:
         """Return the round of the newest complete checkpoint, 0 if there is none."""
@@ -39,24 +42,34 @@ class Checkpoints:
 
     def save(self, server_round: int, strategy: Strategy, engine: Engine, changed: Iterable[int]) -> None:
         """Save everything after a round; ``changed`` are the clients that took part since the last checkpoint."""
-        previous = self.newest()
-        clients = self._client_rounds(previous) | dict.fromkeys(changed, server_round)
-        engine.save_clients(self._clients, [k for k, saved in clients.items() if saved == server_round], server_round)
+        clients = sorted(changed)
+        engine.save_clients(self._clients, clients, server_round)
+        before, self._client_rounds = self._client_rounds, self._with(clients, server_round)
         partial = self.folder / f".round-{server_round:05d}"
         shutil.rmtree(partial, ignore_errors=True)
         write_whole(partial / "global.safetensors", _contiguous(strategy.global_model))
         write_whole(partial / "progress.safetensors", _contiguous(strategy.progress()))
         write_whole(partial / "strategy.safetensors", _contiguous(strategy.state()))
-        write_json(partial / "clients.json", {str(client): saved for client, saved in sorted(clients.items())})
+        write_whole(partial / "clients.safetensors", _contiguous({"rounds": torch.from_numpy(self._client_rounds)}))
         partial.replace(self._round(server_round))
-        self._prune(server_round, clients)
+        self._remove_older(server_round)
+        for client in clients:  # whose files before are no longer needed
+            if client < len(before) and before[client] not in (0, server_round):
+                state_file(self._clients, client, before[client]).unlink(missing_ok=True)
 
     def load(self, server_round: int, strategy: Strategy, engine: Engine) -> None:
         """Bring strategy and clients to where they were after a round."""
         strategy.set_global_model(self.global_model(server_round))
         strategy.load_progress(load_file(self._round(server_round) / "progress.safetensors"))
         strategy.load_state(load_file(self._round(server_round) / "strategy.safetensors"))
-        engine.load_clients(self._clients, self._client_rounds(server_round))
+        self._client_rounds = load_file(self._round(server_round) / "clients.safetensors")["rounds"].numpy().copy()
+        rounds = {int(client): int(self._client_rounds[client]) for client in np.flatnonzero(self._client_rounds)}
+        engine.load_clients(self._clients, rounds)
+        # What a kill left behind.
+        self._remove_older(server_round)
+        current = {state_file(self._clients, client, saved) for client, saved in rounds.items()}
+        for path in set(self._clients.glob("*")) - current:
+            path.unlink()
 
     def global_model(self, server_round: int) -> Params:
         """Read the global model after a round."""
@@ -69,17 +82,17 @@ class Checkpoints:
     def _round(self, server_round: int) -> Path:
         return self.folder / f"round-{server_round:05d}"
 
-    def _client_rounds(self, server_round: int) -> dict[int, int]:
-        path = self._round(server_round) / "clients.json"
-        return {int(client): saved for client, saved in json.loads(path.read_text()).items()} if server_round else {}
+    def _with(self, changed: Sequence[int], server_round: int) -> np.ndarray:
+        """Return the round of each client's file, now that those of some clients have changed."""
+        rounds = np.pad(self._client_rounds, (0, max(0, changed[-1] + 1 - len(self._client_rounds)) if changed else 0))
+        for client in changed:
+            rounds[client] = server_round if state_file(self._clients, client, server_round).exists() else 0
+        return rounds
 
-    def _prune(self, server_round: int, clients: Mapping[int, int]) -> None:
+    def _remove_older(self, server_round: int) -> None:
         for path in self.folder.glob("round-*"):
             if path != self._round(server_round):
                 shutil.rmtree(path)
-        current = {state_file(self._clients, client, saved) for client, saved in clients.items()}
-        for path in set(self._clients.glob("*")) - current:
-            path.unlink()
 
 
 def _contiguous(params: Params) -> bytes:

@@ -18,15 +18,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from fedsim import catalog, experiment, naming, report
+from fedsim import catalog, naming, report, sweep
 from fedsim.catalog import CATALOGUES, Kind
 from fedsim.config import Config, parse_assignment, read_toml, with_settings
 from fedsim.dry_run import describe_run
 from fedsim.errors import ConfigError, RunError
 from fedsim.federated_data import federated_data_of
 from fedsim.pfllib import write_pfllib
-from fedsim.progress import Progress
-from fedsim.records import RunFolder, write_whole
 from fedsim.report.results import Result, compare
 from fedsim.report.tables import comparison_table
 
@@ -48,6 +46,9 @@ def run_command(
     settings: Settings = None,
     engine: Annotated[Literal["local", "ray"] | None, typer.Option(help="Where the clients run.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of all experiments' runs.")] = Path("runs"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs at a time; as the machine allows if not given.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Run an experiment, or go on where it was stopped; runs that are done are skipped."""
@@ -56,13 +57,14 @@ def run_command(
         for each in configs:
             print(describe_run(each))
         return
-    runs = [(each, RunFolder(out / path.stem / naming.run_name(each))) for each in configs]
-    if len({folder.path for _, folder in runs}) < len(runs):
-        raise ConfigError(f"{path} [sweep]: two of its {len(runs)} combinations are the same run; remove one of them")
-    _check_all(runs)
-    _run_all(runs)
-    _print_comparison(report.read_results([folder for _, folder in runs]), "accuracy", None)
+    runs = sweep.name_runs(configs, out / path.stem)
+    failures = sweep.play_all(runs, jobs)
+    if done := [run.folder for run in runs if run.folder.done.exists()]:
+        _print_comparison(report.read_results(done), "accuracy", None)
     print(f"runs: {out / path.stem}", file=sys.stderr)
+    if failures:
+        _print_failures(failures, len(runs))
+        raise typer.Exit(2 if all(failure.wrong_config for failure in failures.values()) else 1)
 
 
 @app.command("partition")
@@ -166,8 +168,19 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"fedsim: error: {message}", file=sys.stderr)
+    _print_error(message)
     sys.exit(code)
+
+
+def _print_error(message: str) -> None:
+    print(f"fedsim: error: {message}", file=sys.stderr)
+
+
+def _print_failures(failures: Mapping[str, sweep.Failure], runs: int) -> None:
+    if runs > 1:
+        _print_error(f"{len(failures)} of {runs} runs failed; the same command plays them again")
+    for name, failure in failures.items():
+        _print_error(f"{name}: {failure.message}" if runs > 1 else failure.message)
 
 
 def _configs(
@@ -180,37 +193,6 @@ def _configs(
         experiment_settings.get("sweep", {}).pop(key, None)  # the command line has the last word
     config = Config.parse(with_settings(experiment_settings, changes), str(path))
     return [catalog.resolve(each) for each in config.runs(str(path))]
-
-
-def _check_all(runs: Sequence[tuple[Config, RunFolder]]) -> None:
-    """Find every mistake before the first run writes anything."""
-    for config, folder in runs:
-        experiment.prepare(config)
-        existing = next(path for path in (folder.path, *folder.path.parents) if path.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise ConfigError(f"run folder {folder.path} cannot be written: {existing} does not allow it; use --out")
-
-
-def _run_all(runs: Sequence[tuple[Config, RunFolder]]) -> None:
-    todo = [(config, folder) for config, folder in runs if not folder.done.exists()]
-    with Progress(sum(config.rounds - experiment.rounds_done(folder) for config, folder in todo)) as progress:
-        for config, folder in runs:
-            name = f"{CATALOGUES['strategies'].label(config.strategy)} seed {config.seed}"
-            if folder.done.exists():
-                folder.check_whole()
-                progress.say(f"{name}: done already, skipped: {folder.path}")
-                continue
-            progress.start(name)
-            if done := experiment.rounds_done(folder):
-                progress.say(f"{name}: going on after round {done}")
-            try:
-                experiment.run(config, folder, progress.advance)
-            except KeyboardInterrupt:
-                progress.say(f"{name}: stopped; the same command goes on after its last complete round")
-                raise
-            report.write_run(report.read_result(folder), folder.path)
-            write_whole(folder.done, "")
-            progress.say(f"{name}: done: {folder.path}")
 
 
 def _print_comparison(results: Sequence[Result], metric: str, by: str | None) -> None:

@@ -1,41 +1,87 @@
 """The Flower ClientApp: takes the server's layers, trains by the local plan, sends the shared layers back.
 
-The client keeps its whole model in ``context.state``, so it works in any runtime that keeps that state.
+A client keeps in ``context.state`` what it will not take from the server again, so it works in any runtime that keeps
+that state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fedsim import messages
-from fedsim.evaluation import evaluate
-from fedsim.federated_data import ClientData
+from fedsim.cohort import LocalTask, choose_cohort, train_cohort
+from fedsim.evaluation import Evaluation, evaluate, evaluate_cohort
+from fedsim.federated_data import InputsAndTargets
 from fedsim.federation import Federation
 from fedsim.messages import Instructions
-from fedsim.params import Params, combine, load_state_, state_of
+from fedsim.params import Params, combine, flat_copy, is_finite, load_state_, state_of
 from fedsim.seeds import derive, rng
-from fedsim.training import recompute_buffers_, train_
+from fedsim.strategy import draw_participants
+from fedsim.training import LocalPlan, Training, recompute_buffers_, train_
 
 MODEL, MOMENTUM = "model", "momentum"
 UPLOADED, PERSONALISED, GLOBAL = "uploaded", "personalised", "global"
+Request = tuple[Message, Context]
 
 
-def client_app(federation: Federation) -> ClientApp:
-    """Return the app of a federation's clients; a node's ``partition-id`` says which client it is."""
-    app = ClientApp()
+class CohortApp(ClientApp):
+    """A ClientApp that can also answer for several clients at once.
+
+    Parameters
+    ----------
+    cohort
+        For how many at most.
+    together
+        Maps messages of one type, each with its client's context, to the contents of the replies.
+    """
+
+    def __init__(self, cohort: int, together: Callable[[Sequence[Request]], list[RecordDict]]) -> None:
+        super().__init__()
+        self.cohort = cohort
+        self._together = together
+
+    def together(self, requests: Sequence[Request]) -> list[Message]:
+        """Return the replies to messages of one type, each with its client's context."""
+        contents = self._together(requests)
+        return [Message(content, reply_to=request) for content, (request, _) in zip(contents, requests, strict=True)]
+
+
+def client_app(federation: Federation, cohort: int = 1) -> CohortApp:
+    """Return the app of a federation's clients; a node's ``partition-id`` says which client it is.
+
+    Parameters
+    ----------
+    cohort
+        Clients that train, or are evaluated, as one vectorised computation.
+    """
+    app = CohortApp(cohort, lambda requests: _answers(federation, requests))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return Message(_train(federation, message.content, context), reply_to=message)
+        return Message(_train(federation, [(message, context)])[0], reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return Message(_evaluate(federation, message.content, context), reply_to=message)
+        return Message(_evaluate(federation, [(message, context)])[0], reply_to=message)
 
     return app
+
+
+def cohort_size(federation: Federation) -> int:
+    """Return how many clients train at once: as ``[engine] cohort`` says, or what is faster on this device."""
+    config = federation.config
+    if config.engine.cohort != "auto" or federation.device.type == "cpu":
+        return 1 if config.engine.cohort == "auto" else config.engine.cohort
+    participants = draw_participants(config.seed, 1, config.clients, config.participation)
+    tasks = [
+        LocalTask(federation.initial, *federation.data.client(client).train, rng(config.seed, "trial", client))
+        for client in participants
+    ]
+    return choose_cohort(federation.model(), tasks, LocalPlan(), config.local.sgd())
 
 
 def metric_name(model: str, split: str, metric: str) -> str:
@@ -43,84 +89,165 @@ def metric_name(model: str, split: str, metric: str) -> str:
     return f"{model}/{split}/{metric}"
 
 
-def _train(federation: Federation, content: RecordDict, context: Context) -> RecordDict:
-    client, instructions = _client(context), Instructions.read(content.config_records[messages.CONFIG])
-    settings = federation.config.local.sgd()
-    data = federation.data.client(client)
-    model = federation.model()
-    load_state_(model, combine(_own(federation, context), messages.decode(content.array_records[messages.ARRAYS])))
-    # For dropout, the one thing that torch draws from a stream of the whole process.
+def _answers(federation: Federation, requests: Sequence[Request]) -> list[RecordDict]:
+    is_training = requests[0][0].metadata.message_type == MessageType.TRAIN
+    return (_train if is_training else _evaluate)(federation, requests)
+
+
+def _train(federation: Federation, requests: Sequence[Request]) -> list[RecordDict]:
+    """Train one client, or a cohort, by what the first message says: it is the same for all."""
+    instructions = _instructions(requests[0][0])
+    tasks = [_task(federation, instructions.server_round, *request) for request in requests]
+    trained = _trained(federation, instructions, tasks, [_client(context) for _, context in requests])
+    for (_, context), (params, _) in zip(requests, trained, strict=True):
+        # Before anything is kept: a client whose update is of no use goes on from where it was.
+        if not is_finite({key: params[key] for key in instructions.upload}):
+            raise ValueError(f"client {_client(context)}'s update is not finite; a lower local.lr may help")
+    return [
+        _reply(federation, instructions, context, len(task.targets), *result)
+        for (_, context), task, result in zip(requests, tasks, trained, strict=True)
+    ]
+
+
+def _task(federation: Federation, server_round: int, message: Message, context: Context) -> LocalTask:
+    client = _client(context)
+    inputs, targets = federation.data.client(client).train
+    taken = messages.decode(message.content.array_records[messages.ARRAYS])
+    return LocalTask(
+        params=_on(federation.device, combine(_own(federation, context), taken)),
+        inputs=inputs,
+        targets=targets,
+        rng=rng(federation.config.seed, "train", server_round, client),
+        momentum=_stored(context, MOMENTUM),
+    )
+
+
+def _trained(
+    federation: Federation, instructions: Instructions, tasks: Sequence[LocalTask], clients: Sequence[int]
+) -> list[tuple[Params, Training]]:
+    """Return each client's model after training and what it reports; a single one's tensors are the thread's model."""
+    model, settings = federation.model(), federation.config.local.sgd()
+    augmentation = federation.data.augmentation
+    if len(tasks) > 1:
+        return train_cohort(model, tasks, instructions.plan, settings, augmentation)
+    [task], [client] = tasks, clients
+    load_state_(model, task.params)
+    # For what a model of the user's own may draw from the one stream of the whole process.
     torch.manual_seed(derive(federation.config.seed, "dropout", instructions.server_round, client))
     training = train_(
         model,
-        *data.train,
+        task.inputs,
+        task.targets,
         plan=instructions.plan,
         settings=settings,
-        rng=rng(federation.config.seed, "train", instructions.server_round, client),
-        augmentation=federation.data.augmentation,
-        momentum=_stored(context, MOMENTUM),
+        rng=task.rng,
+        momentum=task.momentum,
+        augmentation=augmentation,
     )
-    # The model itself is used again for the next client, so what stays is encoded, which copies it.
-    whole = messages.encode(state_of(model))
-    context.state[MODEL] = whole
-    if settings.optimizer_state == "keep":
-        context.state[MOMENTUM] = messages.encode(training.momentum)
-    shared = {key: whole[key] for key in instructions.upload}
-    examples = len(data.train[1])
+    return [(state_of(model), training)]
+
+
+def _reply(
+    federation: Federation,
+    instructions: Instructions,
+    context: Context,
+    examples: int,
+    params: Params,
+    training: Training,
+) -> RecordDict:
+    """Write what the client sends and keep what it keeps: copies, as the model is used for the next client."""
+    keep = {key for key, value in params.items() if key in instructions.keep or not value.is_floating_point()}
+    context.state[MODEL] = messages.encode(flat_copy({key: params[key] for key in params if key in keep}))
+    if federation.config.local.optimizer_state == "keep":
+        context.state[MOMENTUM] = messages.encode(flat_copy(training.momentum))
+    shared = flat_copy({key: params[key] for key in instructions.upload})
     metrics = {
         messages.NUM_EXAMPLES: examples,
         metric_name(UPLOADED, "train", "loss"): training.loss,
         metric_name(UPLOADED, "train", "n"): examples,
     }
-    reply = RecordDict({messages.ARRAYS: ArrayRecord(shared), messages.METRICS: messages.measurements(metrics)})
+    reply = RecordDict({messages.ARRAYS: messages.encode(shared), messages.METRICS: messages.measurements(metrics)})
     if instructions.probe:
-        rest = {key: array for key, array in whole.items() if key not in shared}
-        reply[messages.PROBE] = ArrayRecord(rest)
+        rest = {key: value for key, value in params.items() if key not in shared}
+        reply[messages.PROBE] = messages.encode(flat_copy(rest))
     return reply
 
 
-def _evaluate(federation: Federation, content: RecordDict, context: Context) -> RecordDict:
-    """Measure the personalised and the global model on the client's own held-out examples."""
+@dataclass(frozen=True)
+class _Measurement:
+    """A model on one part of a client's data."""
+
+    model: str
+    split: str
+    params: Params
+    examples: InputsAndTargets
+    calibration: Callable[[], Tensor]
+
+    def metrics(self, result: Evaluation) -> dict[str, float]:
+        measured = {"loss": result.loss, "accuracy": result.accuracy, "n": result.n}
+        return {metric_name(self.model, self.split, metric): value for metric, value in measured.items()}
+
+
+def _evaluate(federation: Federation, requests: Sequence[Request]) -> list[RecordDict]:
+    """Measure the personalised and the global model of each client on its own held-out examples."""
+    planned = [list(_measurements(federation, *request)) for request in requests]
+    every = [measurement for own in planned for measurement in own]
+    results = dict(zip(map(id, every), _evaluated(federation, every, together=len(requests) > 1), strict=True))
+    replies = []
+    for own in planned:
+        metrics: dict[str, float] = {}
+        for measurement in own:
+            metrics |= measurement.metrics(results[id(measurement)])
+        if not any(name.startswith(GLOBAL) for name in metrics):  # the client takes the whole global model
+            same = {key: value for key, value in metrics.items() if "/test/" in key}
+            metrics |= {key.replace(PERSONALISED, GLOBAL): value for key, value in same.items()}
+        metrics[messages.NUM_EXAMPLES] = metrics[metric_name(PERSONALISED, "test", "n")]
+        replies.append(RecordDict({messages.METRICS: messages.measurements(metrics)}))
+    return replies
+
+
+def _measurements(federation: Federation, message: Message, context: Context) -> Sequence[_Measurement]:
     data = federation.data.client(_client(context))
-    taken = messages.decode(content.array_records[messages.ARRAYS])
-    rest = messages.decode(content.array_records[messages.GLOBAL])
-    personalised = combine(_own(federation, context), taken)
-    metrics = _measure(federation, personalised, data, PERSONALISED, {"validation": data.validation, "test": data.test})
+    taken = messages.decode(message.content.array_records[messages.ARRAYS])
+    rest = messages.decode(message.content.array_records[messages.GLOBAL])
+    personalised = _on(federation.device, combine(_own(federation, context), taken))
+    wanted = [(PERSONALISED, "validation", personalised), (PERSONALISED, "test", personalised)]
     if any(value.is_floating_point() for value in rest.values()):
-        metrics |= _measure(federation, taken | rest, data, GLOBAL, {"test": data.test})
-    else:  # the client takes the whole global model, so the two are one
-        same = {key: value for key, value in metrics.items() if "/test/" in key}
-        metrics |= {key.replace(PERSONALISED, GLOBAL): value for key, value in same.items()}
-    metrics[messages.NUM_EXAMPLES] = len(data.test[1])
-    return RecordDict({messages.METRICS: messages.measurements(metrics)})
+        wanted.append((GLOBAL, "test", _on(federation.device, taken | rest)))
+    found = [(model, split, params, getattr(data, split)) for model, split, params in wanted]
+    return [_Measurement(*each, lambda: data.train[0]) for each in found if len(each[3][1])]
 
 
-def _measure(
-    federation: Federation, params: Params, data: ClientData, name: str, splits: Mapping[str, tuple[Tensor, Tensor]]
-) -> dict[str, float]:
-    model = load_for_evaluation(federation, params, data.train[0])
-    metrics: dict[str, float] = {}
-    for split, (inputs, targets) in splits.items():
-        if len(targets):
-            result = evaluate(model, inputs, targets)
-            measured = {"loss": result.loss, "accuracy": result.accuracy, "n": result.n}
-            metrics |= {metric_name(name, split, metric): value for metric, value in measured.items()}
-    return metrics
+def _evaluated(federation: Federation, measurements: Sequence[_Measurement], *, together: bool) -> list[Evaluation]:
+    if together and federation.config.strategy.buffers != "recompute":
+        members = [(measurement.params, *measurement.examples) for measurement in measurements]
+        return evaluate_cohort(federation.model(), members)
+    results, loaded = [], None
+    for measurement in measurements:
+        if measurement.params is not loaded:
+            model = load_for_evaluation(federation, measurement.params, measurement.calibration)
+            loaded = measurement.params
+        results.append(evaluate(model, *measurement.examples))
+    return results
 
 
-def load_for_evaluation(federation: Federation, params: Params, calibration: Tensor) -> nn.Module:
+def load_for_evaluation(federation: Federation, params: Params, calibration: Callable[[], Tensor]) -> nn.Module:
     """Return this thread's model with ``params``; its running statistics are computed anew where the config says so.
 
     Parameters
     ----------
     calibration
-        Normalised training inputs for the running statistics, shape [n, ...].
+        Returns normalised training inputs for the running statistics, shape [n, ...].
     """
     model = federation.model()
     load_state_(model, params)
     if federation.config.strategy.buffers == "recompute":
-        recompute_buffers_(model, calibration, federation.config.local.batch_size)
+        recompute_buffers_(model, calibration(), federation.config.local.batch_size)
     return model
+
+
+def _instructions(message: Message) -> Instructions:
+    return Instructions.read(message.content.config_records[messages.CONFIG])
 
 
 def _client(context: Context) -> int:
@@ -128,8 +255,12 @@ def _client(context: Context) -> int:
 
 
 def _own(federation: Federation, context: Context) -> Params:
-    """Return the client's model as it last left it, or the initial model."""
-    return _stored(context, MODEL) or federation.initial
+    """Return the initial model with what the client has kept."""
+    return combine(federation.initial, _stored(context, MODEL))
+
+
+def _on(device: torch.device, params: Params) -> Params:
+    return {key: value.to(device) for key, value in params.items()}
 
 
 def _stored(context: Context, name: str) -> Params:

@@ -105,10 +105,11 @@ class LocalConfig(Table):
 
 
 class StrategyConfig(Choice):
-    """``[strategy]``: what is averaged."""
+    """``[strategy]``: what is averaged, and in which ``precision`` the sum is kept."""
 
     name: str = "full"
     buffers: Literal["shared", "personal", "recompute"] = "shared"
+    precision: Literal["float64", "float32"] = "float64"
 
 
 class BarriersConfig(Table):
@@ -129,17 +130,25 @@ class EngineConfig(Table):
     """``[engine]``: where the clients run. It changes the time, never the numbers, so it does not name a run.
 
     ``workers`` is the number of threads (local) or actors (ray), 0 for one per processor; ``gpus_per_worker`` may be
-    a fraction.
+    a fraction. ``cohort`` clients train at once as one vectorised computation, whose numbers agree with those of one
+    after the other to float tolerance; ``auto`` is whatever is faster on the device. A client that takes longer than
+    ``deadline`` seconds is left out of its round. The states of clients beyond ``cache_bytes`` in memory are on disk.
     """
 
     name: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=0)] = 0
+    cohort: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    cache_bytes: Annotated[int, Field(ge=0)] = 2**30
     address: str | None = None
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Config(Table):
-    """One run, or, with ``[sweep]``, a family of runs."""
+    """One run, or, with ``[sweep]``, a family of runs.
+
+    ``evaluate_clients`` is how many clients are evaluated, the same in each round; all without it.
+    """
 
     rounds: Annotated[int, Field(ge=1)]
     clients: Annotated[int, Field(ge=1)]
@@ -147,6 +156,7 @@ class Config(Table):
     seed: Annotated[int, Field(ge=0)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
     evaluate_every: Annotated[int, Field(ge=1)] = 1
+    evaluate_clients: Annotated[int, Field(ge=1)] | None = None
     checkpoint_every: Annotated[int, Field(ge=1)] = 1
     data: DataConfig = DataConfig()
     partition: PartitionConfig

@@ -1,6 +1,7 @@
 """One run: built, continued after a stop, and played round by round."""
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,10 +14,10 @@ from safetensors import SafetensorError
 from fedsim import catalog
 from fedsim.analysis.barriers import named_groups
 from fedsim.checkpoints import Checkpoints
-from fedsim.client import client_app
+from fedsim.client import client_app, cohort_size
+from fedsim.cohort import cohort_problem
 from fedsim.config import Config, EngineConfig
 from fedsim.engines import make_engine
-from fedsim.engines.grid import Engine
 from fedsim.environment import environment, now
 from fedsim.errors import ConfigError
 from fedsim.federation import Federation, federation_of
@@ -24,10 +25,11 @@ from fedsim.records import RunFolder, keep_rounds, write_json, write_whole
 from fedsim.rounds import Rounds, RoundSummary, barrier_groups
 from fedsim.strategy import Strategy, draw_participants
 
+Parts = tuple[Federation, Strategy]
 logger = logging.getLogger(__name__)
 
 
-def prepare(config: Config) -> tuple[Federation, Strategy]:
+def prepare(config: Config) -> Parts:
     """Build all parts of a run without writing anything.
 
     Raises
@@ -50,10 +52,16 @@ def prepare(config: Config) -> tuple[Federation, Strategy]:
             f"barriers.examples = {config.barriers.examples} is more than the {available} test examples of "
             f"{federation.data.dataset.name!r}; use at most {available}"
         )
+    if isinstance(config.engine.cohort, int) and config.engine.cohort > 1:
+        inputs, targets = federation.data.client(0).train
+        if problem := cohort_problem(federation.model(), inputs, targets):
+            raise ConfigError(f"engine.cohort = {config.engine.cohort}: {problem}; use 1")
     return federation, strategy
 
 
-def run(config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], None]) -> None:
+def run(
+    config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], None], parts: Parts | None = None
+) -> None:
     """Play all rounds that are not yet done; each is on disk when it ends.
 
     Parameters
@@ -62,6 +70,8 @@ def run(config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], No
         Resolved, without a sweep.
     on_round
         Is called after each round.
+    parts
+        What `prepare` built for this run and no other run has used, perhaps with another engine; else it is built here.
 
     Raises
     ------
@@ -70,15 +80,16 @@ def run(config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], No
     RunError
         If no client of a round gave a valid update, or a worker died.
     """
-    federation, strategy = prepare(config)
+    federation, strategy = parts or prepare(config)
     with _alone_in(folder), _log_to(folder):
         done = _open(config, folder, federation)
-        with make_engine(_engine_settings(federation), _app_maker(federation), config.clients) as engine:
+        make_app = _app_maker(federation, folder.read_env()["cohort"])
+        with make_engine(_engine_settings(federation), make_app, config.clients) as engine:
             strategy.set_global_model(federation.initial)
-            if done:
-                _restore(folder, done, strategy, engine)
-            logger.info("rounds %d to %d, engine %s", done + 1, config.rounds, config.engine)
             rounds = Rounds(federation, strategy, engine, folder)
+            if done:
+                _restore(rounds, done)
+            logger.info("rounds %d to %d, engine %s", done + 1, config.rounds, config.engine)
             for server_round in range(done + 1, config.rounds + 1):
                 summary = rounds.play(server_round)
                 logger.info("round %d done", server_round)
@@ -86,9 +97,10 @@ def run(config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], No
         write_json(folder.env, folder.read_env() | {"stopped": now()})
 
 
-def _restore(folder: RunFolder, done: int, strategy: Strategy, engine: Engine) -> None:
+def _restore(rounds: Rounds, done: int) -> None:
+    folder = rounds.folder
     try:
-        Checkpoints(folder.checkpoints).load(done, strategy, engine)
+        rounds.checkpoints.load(done, rounds.strategy, rounds.engine)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(
             f"{folder.checkpoints} is damaged ({error}); remove the folder {folder.path} to start the run anew"
@@ -111,28 +123,32 @@ def _engine_settings(federation: Federation) -> EngineConfig:
     return settings
 
 
-def _app_maker(federation: Federation) -> Callable[[], ClientApp]:
+def _app_maker(federation: Federation, cohort: int) -> Callable[[], ClientApp]:
     """Return what builds the clients' app: in this process from what is there, in another from the config."""
     if federation.config.engine.name == "ray":
-        return partial(_app_of, federation.config)
-    return partial(client_app, federation)
+        return partial(_app_of, federation.config, cohort)
+    return partial(client_app, federation, cohort)
 
 
-def _app_of(config: Config) -> ClientApp:
-    return client_app(federation_of(config))
+def _app_of(config: Config, cohort: int) -> ClientApp:
+    return client_app(federation_of(config), cohort)
 
 
 def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
     """Cut the folder back to its last checkpoint and write what is known at the start; return that round."""
     folder.remove_partial_files()
     done = rounds_done(folder)
+    if not done:
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
     for path in (folder.metrics, folder.communication, folder.timing):
         keep_rounds(path, done)
     for server_round, path in folder.barrier_files().items():
         if server_round > done:
             path.unlink()
-    started = folder.read_env()["started"] if folder.env.exists() else []
-    write_json(folder.env, environment(federation.device) | {"started": [*started, now()]})
+    known = folder.read_env() if folder.env.exists() else {"started": []}
+    # What was chosen by measuring stays, so that a run that goes on has the numbers of one that never stopped.
+    cohort = known.get("cohort") or cohort_size(federation)
+    write_json(folder.env, environment(federation.device) | {"cohort": cohort, "started": [*known["started"], now()]})
     write_whole(folder.config, config.to_toml())
     participants = [
         draw_participants(config.seed, server_round, config.clients, config.participation)

@@ -20,20 +20,31 @@ from fedsim.split import sample_positions, split_of
 InputsAndTargets = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
 class ClientData:
-    """A client's share of the training set, in three parts.
+    """A client's share of the training set, in three parts, each made when it is first asked for.
 
-    Parameters
-    ----------
-    train, validation, test
-        Normalised inputs, shape [n, ...], and targets, shape [n] or [n, length]. Training and test have at least one
-        example; validation may be empty.
+    A part is normalised inputs, shape [n, ...], skewed as the config says, and targets, shape [n] or [n, length].
+    Training and test have at least one example; validation may be empty.
     """
 
-    train: InputsAndTargets
-    validation: InputsAndTargets
-    test: InputsAndTargets
+    def __init__(self, data: "FederatedData", client: int) -> None:
+        self._data = data
+        self._client = client
+
+    @cached_property
+    def train(self) -> InputsAndTargets:
+        """What the client trains on."""
+        return self._data._part(self._client, "train", skewed=True)
+
+    @cached_property
+    def validation(self) -> InputsAndTargets:
+        """What models are selected on."""
+        return self._data._part(self._client, "validation", skewed=True)
+
+    @cached_property
+    def test(self) -> InputsAndTargets:
+        """What the client's models are measured on."""
+        return self._data._part(self._client, "test", skewed=self._data.config.partition.test_skew == "alike")
 
 
 @dataclass(frozen=True)
@@ -73,13 +84,7 @@ class FederatedData:
 
     def client(self, client: int) -> ClientData:
         """Return a client's examples, normalised and skewed as the config says."""
-        train, validation, test = self.split.client(client)
-        skewed_test = self.config.partition.test_skew == "alike"
-        return ClientData(
-            train=self._skewed(client, "train", train),
-            validation=self._skewed(client, "validation", validation),
-            test=self._skewed(client, "test", test) if skewed_test else self._select(test),
-        )
+        return ClientData(self, client)
 
     def test(self, examples: int | None = None) -> InputsAndTargets:
         """Return the server's test examples, normalised, or a fixed stratified sample of them."""
@@ -95,8 +100,10 @@ class FederatedData:
         stream = rng(self.config.seed, "calibration sample")
         return self._select(held[stratified(self.dataset.labels[held], min(examples, len(held)), stream)])[0]
 
-    def _skewed(self, client: int, part: str, indices: np.ndarray) -> InputsAndTargets:
-        inputs, targets = self._select(indices)
+    def _part(self, client: int, part: str, *, skewed: bool) -> InputsAndTargets:
+        inputs, targets = self._select(getattr(self.split, part)[client])
+        if not skewed:
+            return inputs, targets
         stream = rng(self.config.seed, "features", client, part)
         return catalog.skew_features(self.config.features, inputs, client, self.config.clients, stream), targets
 
@@ -120,7 +127,7 @@ def federated_data_of(config: Config) -> FederatedData:
     if len(tested) < len(labels):
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
     data = FederatedData(config, dataset, split_of(config, dataset))
-    data.client(0)  # a feature skew that does not fit the inputs is found here
+    _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
     return data
 
 

@@ -12,7 +12,7 @@ from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.federated_data import FederatedData, federated_data_of
 from fedsim.layers import Layers
-from fedsim.params import Params, state_of
+from fedsim.params import Params, flat_copy, state_of
 from fedsim.seeds import derive
 
 
@@ -67,9 +67,9 @@ def federation_of(config: Config) -> Federation:
         config=config,
         data=replace(data, dataset=data.dataset.to(device)),
         layers=Layers.of(model),
-        initial={key: value.detach().clone() for key, value in state_of(model).items()},
+        initial=flat_copy(state_of(model.to(device))),
         device=device,
-        _template=model.to(device),
+        _template=model,
     )
 
 

@@ -6,8 +6,9 @@ Names of records and keys follow Flower's own strategies, so that an ordinary Fl
 direction  record       meaning
 ========== ============ =============================================================================
 to client  ``arrays``   the layers that the client takes from the server
-to client  ``config``   ``server-round``; for training ``upload``, the keys to send back, ``plan``, the local
-                        plan as JSON, and ``probe``, whether the analysis wants the rest of the model too
+to client  ``config``   ``server-round``; for training ``upload``, the keys to send back, ``keep``, the keys whose
+                        values the client keeps, ``plan``, the local plan as JSON, and ``probe``, whether the
+                        analysis wants the rest of the model too
 to client  ``global``   for evaluation: the entries of the global model that differ from what was taken
 to server  ``arrays``   the shared layers after training
 to server  ``metrics``  ``num-examples`` and whatever the client measured
@@ -19,27 +20,72 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from torch import Tensor
 
 from fedsim.params import Params
 from fedsim.training import LocalPlan, Phase
 
 ARRAYS, CONFIG, GLOBAL, METRICS, PROBE = "arrays", "config", "global", "metrics", "probe"
-SERVER_ROUND, UPLOAD, PLAN, NUM_EXAMPLES = "server-round", "upload", "plan", "num-examples"
+SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
+
+
+class TensorArray(Array):
+    """A Flower array that holds a tensor, which is written as bytes only where it leaves fedsim's own engines.
+
+    Parameters
+    ----------
+    tensor
+        Is shared, not copied: whoever sends it must not change it any more.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+        self.dtype = str(tensor.dtype).removeprefix("torch.")
+        self.shape = tuple(tensor.shape)
+        self.stype = "numpy.ndarray"
+
+    @cached_property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The tensor in NumPy's file format, written when it is first asked for."""
+        return Array(self.tensor).data
+
+    def numpy(self) -> np.ndarray:
+        """Return the tensor as a NumPy array, which shares its memory if it is on the CPU."""
+        return self.tensor.cpu().numpy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TensorArray._of_numpy, (self.numpy(),)
+
+    @staticmethod
+    def _of_numpy(values: np.ndarray) -> "TensorArray":
+        return TensorArray(torch.from_numpy(values))
 
 
 def encode(params: Params) -> ArrayRecord:
-    """Write parameters as a Flower record with the same keys."""
-    return ArrayRecord({key: Array(value) for key, value in params.items()})
+    """Return parameters as a Flower record with the same keys, which shares their memory."""
+    return record_of({key: TensorArray(value) for key, value in params.items()})
+
+
+def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """Return arrays as a record; Flower's constructor would write each of them as bytes."""
+    record = ArrayRecord()
+    for key, array in arrays.items():
+        record[key] = array
+    return record
 
 
 def decode(record: Mapping[str, Array]) -> Params:
-    """Read parameters from a Flower record."""
-    return {key: torch.from_numpy(array.numpy()) for key, array in record.items()}
+    """Read parameters from a Flower record; they may share its memory, so they must not be changed in place."""
+    return {
+        key: array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())
+        for key, array in record.items()
+    }
 
 
 def size_bytes(array: Array) -> int:
@@ -63,12 +109,15 @@ class Instructions:
     ----------
     upload
         State-dict keys to send back.
+    keep
+        State-dict keys whose values the client keeps; all others it takes from the server when it takes part again.
     probe
         Whether the analysis wants the other entries too.
     """
 
     server_round: int
     upload: tuple[str, ...]
+    keep: tuple[str, ...]
     plan: LocalPlan
     probe: bool = False
 
@@ -77,6 +126,7 @@ class Instructions:
         return {
             SERVER_ROUND: self.server_round,
             UPLOAD: list(self.upload),
+            KEEP: list(self.keep),
             PLAN: json.dumps([asdict(phase) for phase in self.plan.phases]),
             PROBE: self.probe,
         }
@@ -86,4 +136,4 @@ class Instructions:
         """Read the settings that `write` returned."""
         values: dict[str, Any] = dict(config)
         plan = LocalPlan(tuple(Phase(**phase) for phase in json.loads(values[PLAN])))
-        return cls(values[SERVER_ROUND], tuple(values[UPLOAD]), plan, values[PROBE])
+        return cls(values[SERVER_ROUND], tuple(values[UPLOAD]), tuple(values[KEEP]), plan, values[PROBE])

@@ -1,7 +1,8 @@
 """Named parameters: a model, or a part of one, as a dict from state-dict keys to tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,32 +55,83 @@ def lerp(start: Params, end: Params, t: float) -> Params:
     return {key: (1 - t) * value + t * end[key] if value.is_floating_point() else value for key, value in start.items()}
 
 
-def weighted_mean(members: Sequence[Params], weights: Sequence[float]) -> Params:
-    """Return the weighted mean of the floating-point entries, summed in float64 in the order given.
+def flat_copy(params: Params) -> Params:
+    """Return a copy whose entries are, for each dtype, consecutive views of one buffer: a flat model."""
+    copy = empty_flat(params)
+    for key, value in params.items():
+        copy[key].copy_(value.detach())
+    return copy
+
+
+def empty_flat(like: Params, dtypes: Mapping[str, torch.dtype] | None = None) -> Params:
+    """Return a flat model with keys, shapes and devices of another and any values.
 
     Parameters
     ----------
-    members
-        At least one, all with the same keys and shapes. Integer entries never enter an average:
-        they are left out of the result.
-    weights
-        One positive number per member; they need not sum to 1.
-
-    Raises
-    ------
-    ValueError
-        If there is no member, or the weights do not fit the members.
+    dtypes
+        Of each entry; the other model's if not given.
     """
-    if not members or len(members) != len(weights):
-        raise ValueError(f"{len(weights)} weights for {len(members)} members; both must be the same and positive")
-    if min(weights) <= 0:
-        raise ValueError(f"weights are {list(weights)}; each must be positive")
-    total = float(sum(weights))
-    mean = {}
-    for key, first in members[0].items():
-        if first.is_floating_point():
-            accumulator = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
-            for member, weight in zip(members, weights, strict=True):
-                accumulator.add_(member[key], alpha=weight / total)
-            mean[key] = accumulator.to(first.dtype)
-    return mean
+    dtypes = {key: value.dtype for key, value in like.items()} if dtypes is None else dtypes
+    kinds = {key: (dtypes[key], value.device) for key, value in like.items()}
+    sizes: dict[tuple[torch.dtype, torch.device], int] = {}
+    for key, value in like.items():
+        sizes[kinds[key]] = sizes.get(kinds[key], 0) + _padded(value.numel())
+    rest = {(dtype, device): _empty(size, dtype, device) for (dtype, device), size in sizes.items()}
+    flat = {}
+    for key, value in like.items():
+        own, rest[kinds[key]] = rest[kinds[key]].tensor_split([_padded(value.numel())])
+        own[value.numel() :].zero_()
+        flat[key] = own[: value.numel()].view(value.shape)
+    return flat
+
+
+def as_flat(params: Params) -> Tensor | None:
+    """Return the buffer of a flat model with one dtype, from its first entry to its last, or None if it is not flat.
+
+    Entries that follow each other in a flat model are a flat model too. Between entries there may be padding.
+    """
+    entries = [value for value in params.values() if value.numel()]
+    if not entries:
+        return None
+    first, length = entries[0], 0
+    for value in entries:
+        expected = first.data_ptr() + length * first.element_size()
+        if value.dtype != first.dtype or value.data_ptr() != expected or not value.is_contiguous():
+            return None
+        length += _padded(value.numel())
+    length += entries[-1].numel() - _padded(entries[-1].numel())
+    start = first.storage_offset()
+    # What has the right addresses by chance lies in a storage of its own.
+    if (start + length) * first.element_size() > first.untyped_storage().nbytes():
+        return None
+    return first.as_strided((length,), (1,), start)
+
+
+def is_finite(params: Params) -> bool:
+    """Tell whether all floating-point values are finite."""
+    floating = {key: value for key, value in params.items() if value.is_floating_point()}
+    buffer = as_flat(floating)
+    # Padding of a buffer may hold anything, so that only the entries themselves prove a model not to be finite.
+    if buffer is not None and _is_finite(buffer):
+        return True
+    return all(map(_is_finite, floating.values()))
+
+
+def _is_finite(values: Tensor) -> bool:
+    # A finite sum has finite terms, and needs no memory; a sum of finite terms that overflows is rare.
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+def _empty(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.empty(elements, dtype=dtype, device=device)
+    # NumPy asks for huge pages, torch does not: the first touch of a large buffer is four times as fast.
+    size = elements * dtype.itemsize
+    memory = torch.from_numpy(np.empty(size + 64, dtype=np.uint8))
+    start = -memory.data_ptr() % 64
+    return memory[start : start + size].view(dtype)
+
+
+def _padded(elements: int) -> int:
+    """Round up to 16 elements: entries start at 64 bytes, and at the same element whatever the dtype."""
+    return -(-elements // 16) * 16

@@ -1,5 +1,6 @@
 """One round: training, barriers, averaging, evaluation, and what is written about each."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,12 @@ from typing import Any
 import pandas as pd
 import torch
 from flwr.app import ConfigRecord, Message
+from torch import Tensor
 
 from fedsim import messages
 from fedsim.analysis import barriers
 from fedsim.analysis.barriers import Pair
+from fedsim.averaging import weighted_mean
 from fedsim.checkpoints import Checkpoints
 from fedsim.client import GLOBAL, PERSONALISED, UPLOADED, load_for_evaluation
 from fedsim.config import Config
@@ -23,13 +26,15 @@ from fedsim.engines.grid import Engine, processors
 from fedsim.errors import RunError
 from fedsim.evaluation import EVALUATION_BATCH, Evaluation, evaluate
 from fedsim.federation import Federation
-from fedsim.params import Params, combine, weighted_mean
+from fedsim.params import Params, combine
 from fedsim.records import RunFolder, append_rows, metric_row, write_parquet
 from fedsim.seeds import rng
-from fedsim.strategy import ClientUpdate, Strategy
+from fedsim.strategy import ClientUpdate, Received, Strategy
+from fedsim.traffic import Traffic
 
 AVERAGE = "average"  # of all layers of the uploaded models, whatever the strategy shares
 CALIBRATION_EXAMPLES = 1000
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,52 +92,60 @@ class Rounds:
         probe = self._is_due(self.config.barriers.every, server_round)
         rows: list[dict[str, Any]] = []
         with self._timed("train"):
-            updates, left_out = self._train(server_round, probe)
-        for update in updates:
+            received = self._train(server_round, probe)
+        for update in received.updates:
             rows += _client_rows(server_round, update.client, update.metrics)
-        rows += [metric_row(server_round, client, "train", UPLOADED, "left_out", 1.0, 0) for client in left_out]
-        if probe and (finite := [update for update in updates if update.is_finite()]):
+        for client in sorted(received.left_out):
+            rows.append(metric_row(server_round, client, "train", UPLOADED, "left_out", 1.0, 0))
+        if probe and (finite := [update for update in received.updates if update.is_finite()]):
             with self._timed("barriers"):
                 rows += self._measure_barriers(server_round, finite)
         with self._timed("aggregate"):
-            self.strategy.step(server_round, updates)
+            self.strategy.step(server_round, received)
         if last or self._is_due(self.config.evaluate_every, server_round):
             with self._timed("evaluate"):
                 rows += self._evaluate(server_round)
+        rows += self._restored(server_round)
         append_rows(self.folder.metrics, rows)
         if last or self._is_due(self.config.checkpoint_every, server_round):
             with self._timed("checkpoint"):
                 self.checkpoints.save(server_round, self.strategy, self.engine, self._changed)
             self._changed = set()
         append_rows(self.folder.timing, [{"round": server_round, **self._seconds}])
-        return _summary(server_round, rows, len(left_out))
+        return _summary(server_round, rows, len(received.left_out))
 
-    def _train(self, server_round: int, probe: bool) -> tuple[list[ClientUpdate], dict[int, str]]:
+    def _train(self, server_round: int, probe: bool) -> Received:
         config = ConfigRecord({messages.PROBE: probe})
         sent = list(self.strategy.configure_train(server_round, self.strategy.arrays, config, self.engine))
-        replies = list(self.engine.send_and_receive(sent))
         self._changed |= {message.metadata.dst_node_id for message in sent}
-        append_rows(self.folder.communication, self._traffic(server_round, sent, replies))
-        updates, left_out = self.strategy.receive(server_round, replies)
-        if not updates:
-            reason = next(iter(left_out.values()))
-            raise RunError(f"round {server_round}: no client gave a valid update; the first was left out as {reason}")
-        return updates, left_out
+        traffic = Traffic(self.federation.layers)
+        for message in sent:
+            traffic.count(message.metadata.dst_node_id, "down", message)
 
-    def _traffic(self, server_round: int, sent: Sequence[Message], replies: Sequence[Message]) -> list[dict[str, Any]]:
-        """Count the bytes of the layers in the messages themselves, by client and layer."""
-        counted: dict[tuple[int, str], dict[str, int]] = {}
-        down = ((message.metadata.dst_node_id, "down", message) for message in sent)
-        up = ((reply.metadata.src_node_id, "up", reply) for reply in replies if reply.has_content())
-        for client, direction, message in (*down, *up):
-            for key, array in message.content.array_records[messages.ARRAYS].items():
-                entry = counted.setdefault((client, self.federation.layers.of_key(key)), {"down": 0, "up": 0})
-                entry[direction] += messages.size_bytes(array)
-        order = {name: position for position, name in enumerate(self.federation.layers.names)}
-        return [
-            {"round": server_round, "client": client, "layer": layer, **entry}
-            for (client, layer), entry in sorted(counted.items(), key=lambda item: (item[0][0], order[item[0][1]]))
-        ]
+        def counted() -> Iterator[Message]:
+            for reply in self.engine.send_and_receive(sent):
+                if reply.has_content():
+                    traffic.count(reply.metadata.src_node_id, "up", reply)
+                yield reply
+
+        received = self.strategy.receive(server_round, counted(), in_order=not probe)
+        append_rows(self.folder.communication, traffic.rows(server_round))
+        if not received.updates:
+            reason = next(iter(received.left_out.values()))
+            raise RunError(f"round {server_round}: no client gave a valid update; the first was left out as {reason}")
+        return received
+
+    def _restored(self, server_round: int) -> list[dict[str, Any]]:
+        """Return a row for each client that lost what it had learned since a checkpoint, with that one's round."""
+        lost, self.engine.restored = self.engine.restored, {}
+        for client, checkpoint in lost.items():
+            logger.warning(
+                "round %d: the worker of client %d died; the client went on from its state after round %d",
+                server_round,
+                client,
+                checkpoint,
+            )
+        return [metric_row(server_round, k, "train", UPLOADED, "restored_from", lost[k], 0) for k in sorted(lost)]
 
     def _measure_barriers(self, server_round: int, updates: Sequence[ClientUpdate]) -> list[dict[str, Any]]:
         """Write the barriers between the models as uploaded; return the metrics of their average."""
@@ -167,11 +180,10 @@ class Rounds:
     def _server_rows(self, server_round: int, name: str, params: Params) -> list[dict[str, Any]]:
         """Evaluate a model on the server's test data, which threads share."""
         inputs, targets = self._test
-        calibration = self.federation.data.train_sample(CALIBRATION_EXAMPLES)
 
         # Cut where evaluation would cut, so that the number of threads changes no batch.
         def evaluate_part(start: int) -> Evaluation:
-            model = load_for_evaluation(self.federation, params, calibration)
+            model = load_for_evaluation(self.federation, params, self._calibration)
             part = slice(start, start + EVALUATION_BATCH)
             return evaluate(model, inputs[part], targets[part])
 
@@ -182,6 +194,9 @@ class Rounds:
         return [
             metric_row(server_round, None, "test", name, metric, value, whole.n) for metric, value in measured.items()
         ]
+
+    def _calibration(self) -> Tensor:
+        return self.federation.data.train_sample(CALIBRATION_EXAMPLES)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -7,14 +7,14 @@ A strategy is one short file that overrides a few of the pure hooks `Strategy.sh
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
-    ConfigRecordValues,
     Message,
     MessageType,
     MetricRecord,
@@ -25,8 +25,10 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import nn
 
 from fedsim import messages, params, seeds
+from fedsim.averaging import WeightedMean, weighted_mean
+from fedsim.errors import RunError
 from fedsim.layers import LayerGroup, Layers
-from fedsim.messages import Instructions
+from fedsim.messages import Instructions, TensorArray
 from fedsim.params import Params
 from fedsim.training import LocalPlan, Phase
 from fedsim.updates import ClientUpdate, check_average, read_metrics, read_update, weighted_metrics
@@ -34,6 +36,7 @@ from fedsim.updates import ClientUpdate, check_average, read_metrics, read_updat
 __all__ = ["Buffers", "ClientUpdate", "LocalPlan", "Phase", "Strategy", "draw_participants"]
 
 Buffers = Literal["shared", "personal", "recompute"]
+Precision = Literal["float64", "float32"]
 NODE_POLL_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,25 @@ def draw_participants(seed: int, server_round: int, clients: int, participation:
         return list(range(clients))
     chosen = seeds.rng(seed, "participation", server_round).choice(clients, size=count, replace=False)
     return sorted(int(client) for client in chosen)
+
+
+@dataclass
+class Received:
+    """What came back in a round.
+
+    Parameters
+    ----------
+    updates
+        The valid ones, sorted by client; where they were averaged as they came, without their layers.
+    left_out
+        Why each other participant is left out of the average.
+    average
+        Of the shared layers, where they were averaged as they came.
+    """
+
+    updates: list[ClientUpdate] = field(default_factory=list)
+    left_out: dict[int, str] = field(default_factory=dict)
+    average: Params | None = None
 
 
 class Strategy(FlowerStrategy):
@@ -69,6 +91,10 @@ class Strategy(FlowerStrategy):
     send_initial
         Whether a client's first message holds every layer. A client that can build the initial model by
         itself, as fedsim's do from the seed, needs only those that were averaged since.
+    precision
+        Of the sums in the average.
+    evaluate_clients
+        How many clients are evaluated, the same in each round: all by default.
 
     Raises
     ------
@@ -85,6 +111,8 @@ class Strategy(FlowerStrategy):
         buffers: Buffers = "shared",
         min_available_nodes: int = 1,
         send_initial: bool = True,
+        precision: Precision = "float64",
+        evaluate_clients: int | None = None,
     ) -> None:
         if not 0 < participation <= 1:
             raise ValueError(f"participation = {participation} must be greater than 0 and at most 1")
@@ -96,12 +124,18 @@ class Strategy(FlowerStrategy):
         self.buffers = buffers
         self.min_available_nodes = min_available_nodes
         self.send_initial = send_initial
+        self.precision = torch.float64 if precision == "float64" else torch.float32
+        self.evaluate_clients = evaluate_clients
         self.global_model: Params = {}
         self._averaged_in: dict[str, int] = {}
-        self._last_round: dict[int, int] = {}
+        # By client: the round of its last valid update, 0 without one.
+        self._last_round = np.zeros(0, dtype=np.int64)
+        self._seen: Sequence[int] = ()
+        self._node_of: list[int] = []
         self._clients: dict[int, int] = {}
         self._participants: list[int] = []
         self._upload: tuple[str, ...] = ()
+        self._keep: tuple[str, ...] = ()
         self._arrays = ArrayRecord()
 
     # Hooks: pure functions of the round and the updates.
@@ -118,7 +152,18 @@ class Strategy(FlowerStrategy):
         updates
             At least one, sorted by client, all with the same keys and shapes and finite.
         """
-        return params.weighted_mean([update.shared for update in updates], [update.num_examples for update in updates])
+        members, weights = [update.shared for update in updates], [update.num_examples for update in updates]
+        return weighted_mean(members, weights, self.precision)
+
+    def kept(self, server_round: int) -> LayerGroup:
+        """Return the layers whose value a client keeps for itself: by default those that it does not share.
+
+        It takes a shared layer from the server before it needs it again, so that what a strategy stores for each
+        client is its personal layers. A strategy whose clients need their own value of a shared layer, or whose
+        `aggregate` leaves one out, keeps that layer too.
+        """
+        shared = set(self.shared(server_round))
+        return LayerGroup("kept", tuple(name for name in self.layers.names if name not in shared))
 
     def local_plan(self, server_round: int) -> LocalPlan:
         """Return what clients do in this round; by default they train all layers."""
@@ -129,7 +174,7 @@ class Strategy(FlowerStrategy):
 
         By default the layers that were averaged since it last took part, or ever if it never has.
         """
-        last = self._last_round.get(client, 0)
+        last = self._last_round_of(client)
         fresh = [name for name in self.layers.names if self._averaged_in.get(name, -1) >= last]
         keys = self._keys(fresh)
         return {key: self.global_model[key] for key in keys}
@@ -143,58 +188,74 @@ class Strategy(FlowerStrategy):
 
     # One round, in the terms of fedsim.
 
-    def receive(self, server_round: int, replies: Iterable[Message]) -> tuple[list[ClientUpdate], dict[int, str]]:
+    def receive(self, server_round: int, replies: Iterable[Message], *, in_order: bool = False) -> Received:
         """Check the replies of a round.
 
-        Returns
-        -------
-        updates
-            The valid ones, sorted by client: a float sum depends on its order, and replies come in any.
-        left_out
-            Why each other participant is left out of the average.
+        Parameters
+        ----------
+        in_order
+            Say that the replies come in the order of the clients and that nobody needs the updates' layers. If
+            `aggregate` is the default, they are averaged as they come, so that memory does not grow with their number.
         """
-        left_out = dict.fromkeys(self._participants, "it did not reply")
+        received = Received(left_out=dict.fromkeys(self._participants, "it did not reply"))
         expected = {key: self.global_model[key] for key in self._upload}
-        updates = []
+        mean = WeightedMean(self.precision) if in_order and type(self).aggregate is Strategy.aggregate else None
         for reply in replies:
             client = self._clients[reply.metadata.src_node_id]
             try:
-                updates.append(read_update(client, reply, expected))
-                left_out.pop(client, None)
+                update = read_update(client, reply, expected)
             except ValueError as error:
-                left_out[client] = str(error)
-        for client, reason in left_out.items():
+                received.left_out[client] = str(error)
+                continue
+            received.left_out.pop(client, None)
+            if mean is not None:
+                mean.add(update.shared, update.num_examples)
+                update = replace(update, shared={}, probe={})
+            received.updates.append(update)
+        for client, reason in received.left_out.items():
             logger.warning("round %d: client %d is left out of the average: %s", server_round, client, reason)
-        return sorted(updates, key=lambda update: update.client), left_out
+        # A float sum depends on its order, and replies come in any.
+        received.updates.sort(key=lambda update: update.client)
+        if mean is not None and received.updates:
+            received.average = mean.result()
+        return received
 
-    def step(self, server_round: int, updates: Sequence[ClientUpdate]) -> None:
+    def step(self, server_round: int, received: Received) -> None:
         """Average valid updates into the global model, and remember who took part and what was averaged.
 
         Raises
         ------
         RunError
-            If `aggregate` returns something that is not a part of the model.
+            If `aggregate` returns something that is not a part of the model, or leaves out what clients do not keep.
         """
-        if not updates:
+        if not received.updates:
             return
-        averaged = self.aggregate(server_round, updates)
-        averaged = check_average(averaged, self.global_model, f"{type(self).__name__}.aggregate")
+        where = f"{type(self).__name__}.aggregate"
+        averaged = self.aggregate(server_round, received.updates) if received.average is None else received.average
+        averaged = check_average(averaged, self.global_model, where)
+        if lost := set(self._upload) - set(self._keep) - averaged.keys():
+            raise RunError(
+                f"{where} returns no value for {min(lost)!r}, which clients have shared and do not keep; return one, "
+                f"or let {type(self).__name__}.kept name its layer"
+            )
         self.set_global_model(params.combine(self.global_model, averaged))
         self._averaged_in |= {self.layers.of_key(key): server_round for key in averaged}
-        self._last_round |= {update.client: server_round for update in updates}
+        took_part = [update.client for update in received.updates]
+        self._last_round = np.pad(self._last_round, (0, max(0, took_part[-1] + 1 - len(self._last_round))))
+        self._last_round[took_part] = server_round
 
     def progress(self) -> Params:
         """Return who took part when and what was averaged when, as named tensors for a checkpoint."""
         return {
             "averaged_in": torch.tensor([self._averaged_in.get(name, -1) for name in self.layers.names]),
-            "last_round": torch.tensor(sorted(self._last_round.items()), dtype=torch.int64).reshape(-1, 2),
+            "last_round": torch.from_numpy(self._last_round),
         }
 
     def load_progress(self, progress: Params) -> None:
         """Take what `progress` returned."""
         rounds = zip(self.layers.names, progress["averaged_in"].tolist(), strict=True)
         self._averaged_in = {name: server_round for name, server_round in rounds if server_round >= 0}
-        self._last_round = dict(progress["last_round"].tolist())
+        self._last_round = progress["last_round"].numpy().copy()
 
     def set_global_model(self, model: Params) -> None:
         """Make ``model``, with all entries of the state dict, the global model; a tied tensor under its first name."""
@@ -202,10 +263,10 @@ class Strategy(FlowerStrategy):
         model = {key: value for key, value in model.items() if key not in self.layers.aliases}
         # Entries that did not change keep their encoded form.
         encoded = {
-            key: self._arrays[key] if key in self._arrays and self.global_model[key] is value else Array(value)
+            key: self._arrays[key] if key in self._arrays and self.global_model[key] is value else TensorArray(value)
             for key, value in model.items()
         }
-        self.global_model, self._arrays = model, ArrayRecord(encoded)
+        self.global_model, self._arrays = model, messages.record_of(encoded)
 
     @property
     def arrays(self) -> ArrayRecord:
@@ -222,14 +283,19 @@ class Strategy(FlowerStrategy):
         nodes = self._nodes(grid)
         self._participants = draw_participants(self.seed, server_round, len(nodes), self.participation)
         self._upload = self._keys(self.shared(server_round))
+        kept = self.layers.keys(self.kept(server_round))
+        self._keep = (*kept, *(key for key in self.global_model if key not in kept and key not in self._upload))
         probe = bool(config.get(messages.PROBE, False))
-        instructions = Instructions(server_round, self._upload, self.local_plan(server_round), probe).write()
+        instructions = Instructions(server_round, self._upload, self._keep, self.local_plan(server_round), probe)
+        # One record for all: a message costs little beside what it carries.
+        settings = ConfigRecord({**config, **instructions.write()})
+        records = _Records(self)
         return [
             _message(
                 nodes[client],
                 MessageType.TRAIN,
-                {messages.ARRAYS: self._record(self._down(server_round, client))},
-                {**config, **instructions},
+                {messages.ARRAYS: records.of(self._down(server_round, client))},
+                settings,
             )
             for client in self._participants
         ]
@@ -238,25 +304,26 @@ class Strategy(FlowerStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the valid replies; clients that failed are left out with a warning."""
-        updates, _ = self.receive(server_round, replies)
-        if not updates:
+        received = self.receive(server_round, replies)
+        if not received.updates:
             return None, None
-        self.step(server_round, updates)
-        metrics = weighted_metrics([(update.num_examples, update.metrics) for update in updates])
+        self.step(server_round, received)
+        metrics = weighted_metrics([(update.num_examples, update.metrics) for update in received.updates])
         return self.arrays, messages.measurements(metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Write a message to every client: what it would take next, and the rest of the global model."""
+        """Write a message to each client that is evaluated: what it would take next, and the global model's rest."""
         self._take(arrays)
-        evaluations = []
-        for client, node in enumerate(self._nodes(grid)):
+        nodes = self._nodes(grid)
+        settings = ConfigRecord({**config, messages.SERVER_ROUND: server_round})
+        records, evaluations = _Records(self), []
+        for client in self._evaluated(len(nodes)):
             taken = self._down(server_round + 1, client)
             rest = {key: value for key, value in self.global_model.items() if taken.get(key) is not value}
-            records = {messages.ARRAYS: self._record(taken), messages.GLOBAL: self._record(rest)}
-            settings = {**config, messages.SERVER_ROUND: server_round}
-            evaluations.append(_message(node, MessageType.EVALUATE, records, settings))
+            content = {messages.ARRAYS: records.of(taken), messages.GLOBAL: records.of(rest)}
+            evaluations.append(_message(nodes[client], MessageType.EVALUATE, content, settings))
         return evaluations
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -275,34 +342,55 @@ class Strategy(FlowerStrategy):
         if arrays is not self._arrays:
             self.set_global_model(messages.decode(arrays))
 
-    def _nodes(self, grid: Grid) -> list[int]:
+    def _nodes(self, grid: Grid) -> Sequence[int]:
         """Return the node of each client; a node stays the same client even if others appear later."""
-        while len(nodes := sorted(grid.get_node_ids())) < self.min_available_nodes:
+        # fedsim's engines give a range, which is compared with the last one in no time, however long it is.
+        while len(nodes := _sequence(grid.get_node_ids())) < self.min_available_nodes:
             logger.info("waiting for nodes: %d of %d are there", len(nodes), self.min_available_nodes)
             time.sleep(NODE_POLL_SECONDS)
-        for node in nodes:
-            self._clients.setdefault(node, len(self._clients))
-        return list(self._clients)
+        if nodes != self._seen:
+            for node in sorted(set(nodes) - self._clients.keys()):
+                self._clients[node] = len(self._clients)
+            self._seen, self._node_of = nodes, list(self._clients)
+        return self._node_of
+
+    def _evaluated(self, clients: int) -> Sequence[int]:
+        if self.evaluate_clients is None or self.evaluate_clients >= clients:
+            return range(clients)
+        chosen = seeds.rng(self.seed, "evaluated clients").choice(clients, size=self.evaluate_clients, replace=False)
+        return sorted(int(client) for client in chosen)
+
+    def _last_round_of(self, client: int) -> int:
+        return int(self._last_round[client]) if client < len(self._last_round) else 0
 
     def _down(self, server_round: int, client: int) -> Params:
-        first = self.send_initial and client not in self._last_round
+        first = self.send_initial and self._last_round_of(client) == 0
         return self.global_model if first else self.for_client(server_round, client)
 
     def _keys(self, group: Iterable[str]) -> tuple[str, ...]:
         return self.layers.keys(group, buffers=self.buffers == "shared")
 
-    def _record(self, part: Params) -> ArrayRecord:
-        """Encode a part of the global model without encoding anything twice."""
-        return ArrayRecord(
-            {
-                key: self._arrays[key] if value is self.global_model.get(key) else Array(value)
-                for key, value in part.items()
-            }
-        )
+
+class _Records:
+    """The parts of a global model that travel in a round as Flower records: clients that take the same share one."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._model, self._arrays = strategy.global_model, strategy.arrays
+        self._known: dict[tuple[str, ...], ArrayRecord] = {}
+
+    def of(self, part: Params) -> ArrayRecord:
+        if any(value is not self._model.get(key) for key, value in part.items()):
+            return messages.encode(part)  # a client's own
+        keys = tuple(part)
+        if keys not in self._known:
+            self._known[keys] = messages.record_of({key: self._arrays[key] for key in keys})
+        return self._known[keys]
 
 
-def _message(
-    node: int, kind: str, records: Mapping[str, ArrayRecord], settings: Mapping[str, ConfigRecordValues]
-) -> Message:
-    content = RecordDict({**records, messages.CONFIG: ConfigRecord(dict(settings))})
+def _sequence(nodes: Iterable[int]) -> Sequence[int]:
+    return nodes if isinstance(nodes, range) else list(nodes)
+
+
+def _message(node: int, kind: str, records: Mapping[str, ArrayRecord], settings: ConfigRecord) -> Message:
+    content = RecordDict({**records, messages.CONFIG: settings})
     return Message(content=content, dst_node_id=node, message_type=kind, group_id=str(settings[messages.SERVER_ROUND]))

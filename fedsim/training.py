@@ -1,16 +1,19 @@
 """Local training of one model: a pure function of the model, the data and a random stream."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.sgd import sgd
 
-from fedsim.data.augmentation import Augmentation
+from fedsim.augmentation import Augmentation
+from fedsim.batches import Batch, Batches, Member, cut_batches
+from fedsim.dropout import seeded_modules, set_streams_, streams
 from fedsim.layers import Layers
 from fedsim.params import Params
 
@@ -133,9 +136,74 @@ def train_(
     ValueError
         If a phase's layer group cannot be read or holds no parameter.
     """
+    learner = _Single(model)
+    batches = Batches([Member(inputs, targets, rng)], model, settings.batch_size, augmentation, len(learner.dropouts))
+    kept = {name: value.to(targets.device, copy=True) for name, value in (momentum or {}).items()}
+    losses, seen = follow_plan(model, learner, batches, plan, settings, kept)
+    return Training(losses[0], int(seen[0]), kept)
+
+
+class Learner(Protocol):
+    """What is trained: one model, or the stacked parameters of several members."""
+
+    def leaves(self, names: Collection[str], active: int) -> Params:
+        """Return the parameters of these names, of the first ``active`` members, as leaves that take gradients."""
+
+    def first(self, value: Tensor, active: int) -> Tensor:
+        """Return what belongs to the first ``active`` members of a tensor that is shaped like a parameter."""
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Add the gradients of each member's mean loss to the leaves; return these losses, detached."""
+
+
+class _Single:
+    """A model's own parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._parameters = dict(model.named_parameters())
+        self.dropouts = list(seeded_modules(model).values())
+
+    def leaves(self, names: Collection[str], active: int) -> Params:
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(name in names)
+        return {name: parameter for name, parameter in self._parameters.items() if name in names}
+
+    def first(self, value: Tensor, active: int) -> Tensor:
+        return value
+
+    def backward(self, batch: Batch) -> Tensor:
+        if batch.streams is not None:
+            set_streams_(self.dropouts, batch.streams[0])
+        loss = cross_entropy(self._model(batch.inputs), batch.targets)
+        loss.backward()
+        return loss.detach()
+
+
+def follow_plan(
+    model: nn.Module, learner: Learner, batches: Batches, plan: LocalPlan, settings: SGD, momentum: Params
+) -> tuple[list[float], np.ndarray]:
+    """Train all members through the plan's phases.
+
+    Parameters
+    ----------
+    model
+        Has the layers that phases name, and the mode that they train in; in the end it is in evaluation mode.
+    momentum
+        Buffers by parameter name, changed in place.
+
+    Returns
+    -------
+    list of float, array
+        Each member's mean loss over its last epoch (or the last phase's steps), and the examples that it has seen.
+
+    Raises
+    ------
+    ValueError
+        If a phase's layer group cannot be read or holds no parameter.
+    """
     layers = Layers.of(model)
-    buffers = dict(momentum or {})
-    loss, seen = float("nan"), 0
+    losses, seen = [float("nan")] * len(batches), np.zeros(len(batches), dtype=np.int64)
     for phase in plan.phases:
         group = layers.group(phase.trainable)
         if not (trainable := set(layers.keys(group, buffers=False))):
@@ -144,108 +212,99 @@ def train_(
         for name, module in model.named_modules():
             if isinstance(module, _NormBase) and name not in group:
                 module.eval()  # a frozen layer's running statistics stay as they are
-        loss, phase_seen = _train_phase(model, inputs, targets, phase, settings, rng, trainable, buffers, augmentation)
+        losses, phase_seen = _run_phase(learner, batches, phase, settings, trainable, momentum)
         seen += phase_seen
     model.eval()
-    return Training(loss, seen, buffers)
+    return losses, seen
 
 
-def _train_phase(
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    phase: Phase,
-    settings: SGD,
-    rng: np.random.Generator,
-    trainable: Collection[str],
-    buffers: Params,
-    augmentation: Augmentation | None,
-) -> tuple[float, int]:
-    """Run one phase; update ``buffers`` in place; return the last epoch's mean loss and the examples seen."""
-    trained: Params = {}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trainable)
-        if name in trainable:
-            trained[name] = parameter
-    optimizer = _optimizer(trained, settings, buffers)
-    regularise = _proximal_gradient(list(trained.values()), phase.proximal)
-    n, seen, steps = len(targets), 0, 0
-    batches = _batches(model, n, settings.batch_size)
-    total_steps = phase.steps or (phase.epochs or settings.epochs) * len(batches)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=targets.device)
-    counted = 0
-    while steps < total_steps:
-        order = torch.from_numpy(rng.permutation(n)).to(targets.device)
-        epoch_inputs, epoch_targets = inputs[order], targets[order]
-        if augmentation:
-            epoch_inputs = augmentation.apply(epoch_inputs, rng)
-        if phase.steps is None:
-            loss_sum.zero_()
-            counted = 0
-        for batch in batches:
-            batch_targets = epoch_targets[batch]
-            optimizer.zero_grad()
-            loss = cross_entropy(model(epoch_inputs[batch]), batch_targets)
-            loss.backward()
-            regularise()
-            optimizer.step()
-            loss_sum += loss.detach().double() * len(batch_targets)
-            counted += len(batch_targets)
-            seen += len(batch_targets)
-            steps += 1
-            if steps == total_steps:
-                break
-    for name, tensor in trained.items():
-        if (buffer := optimizer.state[tensor].get("momentum_buffer")) is not None:
-            buffers[name] = buffer
-    return float(loss_sum / counted), seen
+def _run_phase(
+    learner: Learner, batches: Batches, phase: Phase, settings: SGD, trainable: Collection[str], momentum: Params
+) -> tuple[list[float], np.ndarray]:
+    """Run one phase; update ``momentum`` in place; return each member's mean loss and the examples that it has seen."""
+    if phase.steps is None:
+        steps = (phase.epochs or settings.epochs) * batches.lengths
+        counted_from = steps - batches.lengths  # the last epoch
+    else:
+        steps, counted_from = np.full(len(batches), phase.steps), np.zeros(len(batches), dtype=np.int64)
+    account = _LossAccount(counted_from)
+    seen = np.zeros(len(batches), dtype=np.int64)
+    active = 0
+    start: Params = {}
+    for step in range(steps.max()):
+        if active == 0 or steps[active - 1] == step:
+            # Members with fewer batches come last, so those that go on are always the first ones.
+            active = int((steps > step).sum())
+            leaves = learner.leaves(trainable, active)
+            if step == 0:
+                start = {name: leaf.detach().clone() for name, leaf in leaves.items()} if phase.proximal else {}
+                if settings.momentum:
+                    missing = {name: torch.zeros_like(leaf) for name, leaf in leaves.items() if name not in momentum}
+                    momentum.update(missing)
+            velocity = {name: learner.first(value, active) for name, value in momentum.items() if name in leaves}
+            origin = {name: learner.first(value, active) for name, value in start.items()}
+        batch = batches.take(step, active)
+        for leaf in leaves.values():
+            leaf.grad = None
+        account.add(step, learner.backward(batch), batch.counts)
+        seen[:active] += batch.counts
+        with torch.no_grad():
+            for name, value in origin.items():
+                if (gradient := leaves[name].grad) is not None:
+                    gradient.add_(leaves[name] - value, alpha=phase.proximal)
+            _descend_(leaves, velocity, settings)
+    return account.means(), seen
 
 
-def _batches(model: nn.Module, n: int, size: int) -> list[slice]:
-    """Cut n examples into batches; none is dropped.
-
-    Batch normalisation has no statistics over a single example, so with it a last batch of one joins the one before.
-    """
-    starts = list(range(0, n, size))
-    if len(starts) > 1 and n - starts[-1] == 1 and any(isinstance(m, _NormBase) for m in model.modules()):
-        starts.pop()
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], n], strict=True)]
-
-
-def _optimizer(trained: Params, settings: SGD, buffers: Params) -> torch.optim.SGD:
-    optimizer = torch.optim.SGD(
-        trained.values(),
+def _descend_(leaves: Params, velocity: Params, settings: SGD) -> None:
+    """Take a step of SGD with the leaves' gradients, as `torch.optim.SGD` does."""
+    names = [name for name, leaf in leaves.items() if leaf.grad is not None]
+    sgd(
+        [leaves[name] for name in names],
+        [leaves[name].grad for name in names],  # type: ignore[misc]
+        [velocity.get(name) for name in names],
+        fused=True,
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        dampening=0.0,
         nesterov=settings.nesterov,
-        fused=True,
+        maximize=False,
     )
-    for name, parameter in trained.items():
-        if name in buffers:
-            optimizer.state[parameter]["momentum_buffer"] = buffers[name].to(parameter.device, copy=True)
-    return optimizer
 
 
-def _proximal_gradient(parameters: list[Tensor], weight: float) -> Callable[[], None]:
-    """Return a function that adds the gradient of (weight / 2) ||w - w_start||^2."""
-    if weight == 0:
-        return lambda: None
-    start = [parameter.detach().clone() for parameter in parameters]
+class _LossAccount:
+    """Adds up each member's losses, at the end, so that no step waits for the device.
 
-    def add_gradient() -> None:
-        with torch.no_grad():
-            for parameter, origin in zip(parameters, start, strict=True):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter - origin, alpha=weight)
+    Parameters
+    ----------
+    counted_from
+        Each member's first step whose loss counts.
+    """
 
-    return add_gradient
+    def __init__(self, counted_from: np.ndarray) -> None:
+        self._from = counted_from
+        self._losses: list[Tensor] = []
+        self._counts: list[np.ndarray] = []  # examples of each active member; 0 where its loss does not count
+
+    def add(self, step: int, losses: Tensor, counts: np.ndarray) -> None:
+        counts = np.where(self._from[: len(counts)] <= step, counts, 0)
+        if counts.any():
+            self._losses.append(losses.reshape(-1))
+            self._counts.append(counts)
+
+    def means(self) -> list[float]:
+        losses = torch.cat(self._losses).double().cpu().numpy()
+        members, counts = (np.concatenate(each) for each in ([np.arange(len(c)) for c in self._counts], self._counts))
+        members, counts, losses = members[counts > 0], counts[counts > 0], losses[counts > 0]
+        return (np.bincount(members, losses * counts) / np.bincount(members, counts)).tolist()
 
 
 def recompute_buffers_(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
     """Set batch normalisation's running statistics to the mean over batches of ``inputs``, in place.
 
-    The weights stay as they are. Models without running statistics are left alone.
+    The weights stay as they are. Models without running statistics are left alone. Dropout is that of training, by the
+    same numbers each time.
     """
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
     if not norms:
@@ -254,10 +313,12 @@ def recompute_buffers_(model: nn.Module, inputs: Tensor, batch_size: int) -> Non
     for module in norms:
         module.reset_running_stats()
         module.momentum = None  # a plain average over all batches
+    dropouts = seeded_modules(model).values()
     model.train()
     try:
         with torch.no_grad():
-            for batch in _batches(model, len(inputs), batch_size):
+            for step, batch in enumerate(cut_batches(model, len(inputs), batch_size)):
+                set_streams_(dropouts, torch.from_numpy(streams(np.array([0]), np.array([step]), len(dropouts)))[0])
                 model(inputs[batch])
     finally:
         model.eval()

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedsim import messages
 from fedsim.errors import RunError
-from fedsim.params import Params
+from fedsim.params import Params, is_finite
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ClientUpdate:
 
     def is_finite(self) -> bool:
         """Tell whether the layers that the client keeps are finite too; a model that diverged has no barriers."""
-        return all(bool(torch.isfinite(value).all()) for value in self.probe.values())
+        return is_finite(self.probe)
 
 
 def read_update(client: int, reply: Message, expected: Mapping[str, torch.Tensor]) -> ClientUpdate:
@@ -64,8 +64,9 @@ def read_update(client: int, reply: Message, expected: Mapping[str, torch.Tensor
     for key, value in shared.items():
         if value.shape != expected[key].shape:
             raise ValueError(f"{key} has shape {tuple(value.shape)}, not {tuple(expected[key].shape)}")
-        if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{key} has values that are not finite")
+    if not is_finite(shared):
+        wrong = next(key for key, value in shared.items() if not is_finite({key: value}))
+        raise ValueError(f"{wrong} has values that are not finite")
     ordered = {key: shared[key] for key in expected}
     return ClientUpdate(client, ordered, weight, metrics, messages.decode(_record(reply, messages.PROBE)))
 
@@ -90,7 +91,7 @@ def check_average(averaged: object, model: Params, where: str) -> Params:
             raise RunError(f"{where} returns {key!r}, which is no entry of the model: {', '.join(model)}")
         if not isinstance(value, torch.Tensor) or value.shape != model[key].shape:
             raise RunError(f"{where} returns {key!r} that is not a tensor of shape {tuple(model[key].shape)}")
-        if not bool(torch.isfinite(value).all()):
+        if not is_finite({key: value}):
             raise RunError(f"{where} returns {key!r} with values that are not finite")
     return {key: value.to(model[key].dtype) for key, value in averaged.items()}
 

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 # From the top to the bottom; a module may import what is below it, or beside it in its own package.
 ORDER = [
     ["cli"],
-    ["dry_run", "pfllib", "progress"],
+    ["sweep"],
+    ["dry_run", "jobs", "pfllib", "processes", "progress"],
     ["report"],
     ["experiment"],
     ["rounds"],
@@ -23,14 +24,16 @@ ORDER = [
     ["catalog"],
     ["strategies"],
     ["strategy"],
-    ["updates"],
+    ["traffic", "updates"],
     ["messages"],
     ["analysis"],
     ["environment", "records"],
     ["config"],
+    ["cohort"],
     ["evaluation", "training"],
     ["data", "features", "models"],
-    ["layers"],
+    ["batches", "stack"],
+    ["augmentation", "averaging", "dropout", "layers"],
     ["params", "seeds", "errors"],
     ["partitions"],
 ]
@@ -80,12 +83,18 @@ def test_each_library_is_imported_where_it_belongs(path: Path) -> None:
     if path != ROOT / "fedsim/engines/ray.py":
         assert "ray" not in libraries
     if own in (
+        "cohort",
         "training",
         "evaluation",
+        "batches",
+        "stack",
+        "augmentation",
+        "dropout",
         "analysis",
         "data",
         "features",
         "models",
+        "averaging",
         "layers",
         "params",
         "seeds",
@@ -100,7 +109,7 @@ def test_each_library_is_imported_where_it_belongs(path: Path) -> None:
         assert libraries <= {"numpy", "partitions"} | sys.stdlib_module_names
     if own == "strategies":
         modules = {module for module in imports(path) if module.startswith("fedsim")}
-        assert modules <= {"fedsim.strategy", "fedsim.layers", "fedsim.params"}
+        assert modules <= {"fedsim.strategy", "fedsim.averaging", "fedsim.layers", "fedsim.params"}
     if own not in ("catalog", "strategies", "partitions"):
         assert not libraries & {"strategies", "partitions"}
 

@@ -94,7 +94,9 @@ MISTAKES = {
     "string without quotes": (["--set", "strategy.name=full"], 'needs quotes of its own.*name="full"'),
     "no value": (["--set", "rounds"], "must be KEY=VALUE"),
     "engine": (["--engine", "cloud"], "cloud"),
-    "the same run twice": (["--set", "sweep.seed=[1, 1]"], "two of its 2 combinations are the same run"),
+    "no job": (["--jobs", "0"], "--jobs.*: 0 is not in the range x>=1"),
+    "jobs on ray": (["--engine", "ray", "--jobs", "2"], "--jobs 2 must be 1 with engine.name = 'ray'"),
+    "the same run twice": (["--set", "sweep.seed=[1, 1]"], "two of the 2 combinations are the same run"),
     "sweep of the engine": (["--set", 'sweep."engine.name"=["local", "ray"]'], "'engine.name' cannot be swept"),
     "dotted key of a sweep": (["--set", "sweep.local.lr=[0.1]"], "a dotted key needs quotes"),
     "misspelt key of a sweep": (["--set", 'sweep."local.rl"=[0.1]'], r"\[sweep\]: unknown key 'local.rl'"),
@@ -195,6 +197,38 @@ def test_run_compare_and_report_a_sweep(fedsim: Fedsim, study: Path, tmp_path: P
     code, _, _ = fedsim("report", "runs/study", "--out", "paper")
     assert code == 0
     assert {path.suffix for path in (tmp_path / "paper").iterdir()} == {".html", ".pdf", ".png"}
+
+
+RAISES = """
+from fedsim.errors import ConfigError, RunError
+from fedsim.strategy import Strategy
+
+class Raises(Strategy):
+    def __init__(self, model, error: str, **settings):
+        super().__init__(model, **settings)
+        self.error = error
+
+    def aggregate(self, server_round, updates):
+        raise {"config": ConfigError("mend me"), "run": RunError("came to nothing")}[self.error]
+"""
+
+
+@pytest.mark.parametrize(("error", "code"), [("config", 2), ("run", 1)])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_failed_runs_are_listed_below_the_table_of_those_that_are_done(
+    fedsim: Fedsim, study: Path, tmp_path: Path, error: str, code: int, jobs: str
+) -> None:
+    (tmp_path / "raises.py").write_text(RAISES)
+    sweep = f'sweep.strategy=[{{name="raises:Raises", error="{error}"}}, {{name="full"}}]'
+    got, out, err = fedsim("run", str(study), "--set", sweep, "--set", "barriers.every=0", "--jobs", jobs)
+    assert got == code
+    assert [line.split()[0] for line in out.splitlines() if line.strip()[:4] in ("full", "rais")] == ["full"]
+    message = {"config": "mend me", "run": "came to nothing"}[error]
+    assert err.splitlines()[-3:] == [
+        "runs: runs/study",
+        "fedsim: error: 1 of 2 runs failed; the same command plays them again",
+        f"fedsim: error: raises:Raises(error={error}) seed 0: {message}",
+    ]
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:

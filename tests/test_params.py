@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fedsim.params import combine, lerp, load_state_, state_of, weighted_mean
+from fedsim.params import Params, as_flat, combine, empty_flat, flat_copy, is_finite, lerp, load_state_, state_of
 
 
 def test_combine_replaces_entries_and_keeps_the_order_of_the_base() -> None:
@@ -28,29 +29,6 @@ def test_lerp_is_exact_at_the_ends_and_leaves_integers() -> None:
     assert torch.equal(lerp(start, end, 1.0)["w"], end["w"])
     assert torch.allclose(lerp(start, end, 0.25)["w"], 0.75 * start["w"] + 0.25 * end["w"])
     assert lerp(start, end, 0.75)["n"] == 4
-
-
-def test_weighted_mean_by_hand_with_unequal_weights() -> None:
-    members = [{"w": torch.tensor([1.0, 10.0])}, {"w": torch.tensor([4.0, -2.0])}]
-    assert weighted_mean(members, [1, 3])["w"].tolist() == [3.25, 1.0]
-
-
-def test_weighted_mean_accumulates_in_float64() -> None:
-    # In float32, adding 1e-3 to 3e4 ten times loses half of each term.
-    values = [3e4] + [1e-3] * 10
-    mean = weighted_mean([{"w": torch.tensor([value])} for value in values], [1.0] * 11)["w"]
-    assert mean.item() == torch.tensor(sum(map(float, torch.tensor(values).tolist())) / 11).item()
-    assert mean.dtype == torch.float32
-
-
-def test_integers_never_enter_an_average() -> None:
-    assert list(weighted_mean([{"w": torch.ones(1), "n": torch.tensor(3)}], [2.0])) == ["w"]
-
-
-@pytest.mark.parametrize(("members", "weights"), [([], []), ([{}], [1.0, 2.0]), ([{}, {}], [1.0, 0.0])])
-def test_weights_that_do_not_fit_are_rejected(members: list, weights: list) -> None:
-    with pytest.raises(ValueError, match="weights"):
-        weighted_mean(members, weights)
 
 
 class Tied(nn.Module):
@@ -84,3 +62,104 @@ def test_a_stale_copy_of_a_tied_tensor_does_not_win() -> None:
 def test_a_state_that_lacks_an_entry_is_an_error() -> None:
     with pytest.raises(KeyError, match=r"norm.bias"):
         load_state_(Tied(), {key: value for key, value in state_of(Tied()).items() if key != "norm.bias"})
+
+
+def odd_shapes() -> Params:
+    """Return entries of many shapes: no number of elements is a multiple of the padding."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"conv": (5, 3, 2, 2), "scalar": (), "none": (0, 3), "bias": (7,)}
+    return {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+
+
+def test_a_flat_copy_has_equal_entries_in_one_buffer_for_each_dtype() -> None:
+    params = odd_shapes() | {"steps": torch.tensor(3), "half": torch.ones(3, dtype=torch.bfloat16)}
+    params["conv"] = params["conv"].to(memory_format=torch.channels_last)
+    copy = flat_copy(params)
+    assert list(copy) == list(params)
+    assert all(torch.equal(copy[key], value) and copy[key].dtype == value.dtype for key, value in params.items())
+    storages = {key: value.untyped_storage().data_ptr() for key, value in copy.items()}
+    assert storages["conv"] == storages["scalar"] == storages["bias"]
+    assert len({storages["conv"], storages["steps"], storages["half"], params["conv"].data_ptr()}) == 4
+
+
+def test_entries_of_a_flat_copy_start_at_64_bytes() -> None:
+    copies = [flat_copy(odd_shapes()) for _ in range(8)]  # all alive, so that each lies elsewhere
+    assert all(value.data_ptr() % 64 == 0 for copy in copies for value in copy.values())
+
+
+def test_the_buffer_of_a_flat_model_is_its_entries_and_zeros_between_them() -> None:
+    copy = flat_copy(odd_shapes())
+    buffer = as_flat(copy)
+    assert buffer is not None
+    assert buffer.sum(dtype=torch.float64).item() == pytest.approx(sum(v.double().sum().item() for v in copy.values()))
+    buffer.fill_(2)
+    assert all((value == 2).all() for value in copy.values())
+
+
+def test_consecutive_entries_of_a_flat_model_are_a_flat_model() -> None:
+    copy = flat_copy(odd_shapes())
+    buffer = as_flat({"scalar": copy["scalar"], "bias": copy["bias"]})
+    assert buffer is not None
+    assert buffer.tolist() == [copy["scalar"].item(), *[0.0] * 15, *copy["bias"].tolist()]
+
+
+def test_an_empty_flat_model_has_the_dtypes_that_it_is_given() -> None:
+    wide = empty_flat(odd_shapes(), dict.fromkeys(odd_shapes(), torch.float64))
+    buffer = as_flat(wide)
+    assert buffer is not None
+    assert buffer.dtype == torch.float64
+    assert {key: value.shape for key, value in wide.items()} == {key: v.shape for key, v in odd_shapes().items()}
+
+
+FLAT = flat_copy({"a": torch.ones(3), "b": torch.ones(2, 2), "c": torch.ones(3)})
+# Two storages that lie side by side by chance.
+SIDE_BY_SIDE = np.zeros(32, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        odd_shapes(),
+        FLAT | {"b": torch.ones(2, 2)},
+        FLAT | {"b": FLAT["b"].T},
+        FLAT | {"c": FLAT["c"].view(torch.int32)},
+        {key: value for key, value in FLAT.items() if key != "b"},
+        dict(reversed(FLAT.items())),
+        {"a": torch.from_numpy(SIDE_BY_SIDE[:16]), "b": torch.from_numpy(SIDE_BY_SIDE[16:])},
+    ],
+)
+def test_what_is_not_flat_has_no_buffer(params: Params) -> None:
+    assert as_flat(params) is None
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_bad_value_makes_a_model_not_finite(flat: bool, dtype: torch.dtype, bad: float) -> None:
+    params = {key: value.to(dtype) for key, value in odd_shapes().items()} | {"steps": torch.tensor(3)}
+    params = flat_copy(params) if flat else params
+    assert is_finite(params)
+    params["bias"][6] = bad
+    assert not is_finite(params)
+    params["bias"][5] = -bad  # their sum would be NaN
+    assert not is_finite(params)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_finite_values_whose_sum_overflows_are_finite(dtype: torch.dtype) -> None:
+    largest = torch.full((9,), torch.finfo(dtype).max, dtype=dtype)
+    assert is_finite({"w": largest})
+    assert is_finite(flat_copy({"w": largest, "b": -largest}))
+
+
+def test_what_lies_between_entries_does_not_matter() -> None:
+    copy = flat_copy(odd_shapes())
+    buffer = as_flat(copy)
+    assert buffer is not None
+    values = {key: value.clone() for key, value in copy.items()}
+    buffer.fill_(float("nan"))
+    for key, value in values.items():
+        copy[key].copy_(value)
+    assert buffer.isnan().any()
+    assert is_finite(copy)

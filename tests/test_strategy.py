@@ -1,7 +1,7 @@
 """The base class: what travels, what is averaged, and what Flower's own strategies say about it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 import torch
@@ -10,10 +10,11 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fedsim.engines.grid import Engine
+from fedsim.errors import RunError
 from fedsim.layers import LayerGroup
 from fedsim.messages import Instructions, decode, encode
 from fedsim.params import Params
-from fedsim.strategy import ClientUpdate, LocalPlan, Phase, Strategy, draw_participants
+from fedsim.strategy import ClientUpdate, LocalPlan, Phase, Precision, Received, Strategy, draw_participants
 from strategies import STRATEGIES, Full, LayerCycle, LayerSet, Local
 
 
@@ -237,9 +238,78 @@ def test_updates_are_sorted_by_client_whatever_the_order_of_the_replies() -> Non
     strategy = Full(net())
     sent = configure(strategy, Nodes(4, 1), 1)
     replies = [reply(sent[client], strategy.global_model) for client in (2, 0, 3, 1)]
-    updates, left_out = strategy.receive(1, replies)
-    assert [update.client for update in updates] == [0, 1, 2, 3]
-    assert left_out == {}
+    received = strategy.receive(1, replies)
+    assert [update.client for update in received.updates] == [0, 1, 2, 3]
+    assert received.left_out == {}
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_averaging_replies_as_they_come_gives_the_bits_of_averaging_them_together(precision: Precision) -> None:
+    model = model_with_buffers()
+    updates = random_updates(model, 11)
+    results = []
+    for in_order in (False, True):
+        strategy = Full(model, precision=precision)
+        sent = list(strategy.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), Nodes(11, 1)))
+        upload = Instructions.read(sent[0].content["config"]).upload
+        replies = (reply(sent[k], {key: updates[k][key] for key in upload}, 1.0 + k) for k in range(11) if k != 5)
+        received = strategy.receive(1, replies, in_order=in_order)
+        assert [update.client for update in received.updates] == [k for k in range(11) if k != 5]
+        assert received.left_out == {5: "it did not reply"}
+        assert all(bool(update.shared) != in_order for update in received.updates)
+        strategy.step(1, received)
+        results.append(strategy.global_model)
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+class Clipped(Full):
+    """A strategy with a rule of its own, which needs all updates at once."""
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        largest = max(updates, key=lambda update: update.num_examples)
+        return {key: value for key, value in largest.shared.items() if key != "1.weight"}
+
+
+def test_a_rule_of_ones_own_gets_all_updates_whatever_the_order() -> None:
+    strategy = Clipped(net(), send_initial=False)
+    sent = configure(strategy, Nodes(2, 1), 1)
+    received = strategy.receive(1, [reply(sent[k], strategy.global_model) for k in (0, 1)], in_order=True)
+    assert received.average is None
+    assert all(update.shared for update in received.updates)
+
+
+def test_a_rule_that_leaves_out_what_clients_do_not_keep_is_an_error() -> None:
+    strategy = Clipped(net(), send_initial=False)
+    sent = configure(strategy, Nodes(1, 1), 1)
+    received = strategy.receive(1, [reply(sent[0], strategy.global_model)])
+    with pytest.raises(RunError, match=r"Clipped.aggregate returns no value for '1.weight', .* Clipped.kept"):
+        strategy.step(1, received)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_client_keeps_what_it_does_not_share(name: str) -> None:
+    model = model_with_buffers()
+    strategy = STRATEGIES[name](model, send_initial=False)
+    strategy.set_global_model(model.state_dict())
+    for server_round in (1, 2):
+        sent = next(iter(strategy.configure_train(server_round, strategy.arrays, ConfigRecord(), Nodes(2, 1))))
+        instructions = Instructions.read(sent.content["config"])
+        assert not set(instructions.upload) & set(instructions.keep)
+        assert set(instructions.upload) | set(instructions.keep) == set(strategy.global_model)
+
+
+def test_a_fixed_sample_of_the_clients_is_evaluated_if_so_many_are_asked_for() -> None:
+    strategy = Full(net(), evaluate_clients=3)
+    strategy.set_global_model(net().state_dict())
+    chosen = [
+        [
+            message.metadata.dst_node_id
+            for message in strategy.configure_evaluate(r, strategy.arrays, ConfigRecord(), Nodes(9, 1))
+        ]
+        for r in (1, 2)
+    ]
+    assert chosen[0] == chosen[1] == sorted(set(chosen[0]))
+    assert len(chosen[0]) == 3
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -254,7 +324,7 @@ def test_a_strategy_goes_on_from_its_state(name: str) -> None:
             for client, params in enumerate(random_updates(model, 4, server_round))
             if (client + server_round) % 2
         ]
-        strategy.step(server_round, updates)
+        strategy.step(server_round, Received(updates))
     again = STRATEGIES[name](model, send_initial=False, participation=0.5)
     again.set_global_model(strategy.global_model)
     again.load_progress(strategy.progress())
@@ -343,7 +413,7 @@ def test_the_local_plan_and_the_probe_reach_the_client() -> None:
 
     sent = configure(Planned(net()), Nodes(1, 1), 5, probe=True)
     instructions = Instructions.read(sent[0].content["config"])
-    assert instructions == Instructions(5, ("0.weight", "1.weight"), plan, probe=True)
+    assert instructions == Instructions(5, ("0.weight", "1.weight"), (), plan, probe=True)
 
 
 def test_evaluation_sends_what_is_taken_and_the_rest_of_the_global_model() -> None:
@@ -424,9 +494,10 @@ def test_an_array_that_did_not_change_is_not_encoded_again() -> None:
     strategy = LayerSet(net(), "head")
     configure(strategy, Nodes(1, 1), 1)
     before: dict[str, Array] = dict(strategy.arrays)
-    strategy.step(1, [ClientUpdate(0, {"1.weight": torch.ones(1, 1)}, 1.0)])
+    strategy.step(1, Received([ClientUpdate(0, {"1.weight": torch.ones(1, 1)}, 1.0)]))
+    assert strategy.arrays["0.weight"] is before["0.weight"]
     assert strategy.arrays["0.weight"].data is before["0.weight"].data
-    assert strategy.arrays["1.weight"].data is not before["1.weight"].data
+    assert strategy.arrays["1.weight"] is not before["1.weight"]
 
 
 def test_a_tied_tensor_in_a_plain_flower_app_travels_under_its_first_name_only() -> None:

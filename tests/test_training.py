@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -223,3 +225,79 @@ def test_augmented_training_is_training_on_the_images_that_the_augmentation_give
                     parameter -= 0.1 * gradient
     for parameter, expected in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(parameter, expected, atol=1e-12)
+
+
+def test_momentum_of_layers_that_a_later_phase_adds_starts_from_zero() -> None:
+    model, inputs, targets = example(4)
+    reference = copy.deepcopy(model)
+    plan = LocalPlan((Phase("head", steps=1), Phase(steps=1)))
+    train_(model, inputs, targets, plan, SGD(batch_size=4, lr=0.1, momentum=0.9), np.random.default_rng(0))
+    velocity = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
+    for names in (["2.weight", "2.bias"], list(velocity)):
+        parameters = [reference.get_parameter(name) for name in names]
+        gradients = torch.autograd.grad(cross_entropy(reference(inputs), targets), parameters)
+        with torch.no_grad():
+            for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
+                parameter -= 0.1 * velocity[name].mul_(0.9).add_(gradient)
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_a_given_momentum_is_not_changed() -> None:
+    model, inputs, targets = example()
+    given = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    train_(model, inputs, targets, LocalPlan(), SGD(momentum=0.9), np.random.default_rng(0), given)
+    assert all(torch.equal(value, torch.ones_like(value)) for value in given.values())
+
+
+def test_a_parameter_that_the_model_does_not_use_stays_as_it_is() -> None:
+    model, inputs, targets = example()
+    model.unused = nn.Linear(2, 2).double()
+    model.forward = lambda x: model[2](model[1](model[0](x)))  # type: ignore[method-assign]
+    before = copy.deepcopy(model.unused.state_dict())
+    plan = LocalPlan((Phase(proximal=0.1, epochs=2),))
+    train_(model, inputs, targets, plan, SGD(momentum=0.9, weight_decay=0.1), np.random.default_rng(0))
+    assert all(torch.equal(value, before[key]) for key, value in model.unused.state_dict().items())
+
+
+ONLY_TORCH = """
+import importlib.metadata, re, sys
+
+def standard(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+# The distributions that torch and numpy need.
+needed, waiting = set(), ["torch", "numpy"]
+while waiting:
+    name = standard(waiting.pop())
+    try:
+        requirements = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        continue
+    needed.add(name)
+    names = {re.match("[A-Za-z0-9_.-]+", each)[0] for each in requirements if "extra ==" not in each}
+    waiting += [each for each in names if standard(each) not in needed]
+owners = importlib.metadata.packages_distributions()
+theirs = {module for module, names in owners.items() if {standard(name) for name in names} & needed}
+allowed = {"fedsim", *theirs, *sys.stdlib_module_names}
+
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in allowed:
+            raise ModuleNotFoundError(f"{name} is not here", name=name)
+
+
+sys.meta_path.insert(0, Block())
+import fedsim.training, fedsim.cohort, fedsim.evaluation
+
+try:
+    import flwr
+except ModuleNotFoundError:
+    print("blocked")
+"""
+
+
+def test_training_and_evaluation_need_torch_and_numpy_only() -> None:
+    done = subprocess.run([sys.executable, "-c", ONLY_TORCH], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("blocked\n", 0), done.stderr

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
+from fedsim.averaging import weighted_mean
 from fedsim.evaluation import Criterion, Evaluation, cross_entropies, evaluate
 from fedsim.layers import Layers
-from fedsim.params import Params, lerp, load_state_, weighted_mean
+from fedsim.params import Params, lerp, load_state_
 
 AVERAGE = -1
 REFERENCES = ("mean_ends", "swap_ends", "own_base", "chord")

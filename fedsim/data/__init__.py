@@ -5,8 +5,8 @@ A data set is a function ``data_set(*, options) -> Dataset`` that reads everythi
 
 from collections.abc import Callable
 
+from fedsim.augmentation import Augmentation
 from fedsim.data.arrays import arrays
-from fedsim.data.augmentation import Augmentation
 from fedsim.data.cifar import cifar10, cifar100
 from fedsim.data.dataset import Dataset, Examples, channel_statistics, check_dataset, image_dataset
 from fedsim.data.digits import digits

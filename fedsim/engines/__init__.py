@@ -19,7 +19,15 @@ def make_engine(settings: EngineConfig, make_app: Callable[[], ClientApp], clien
     if settings.name == "ray":
         from fedsim.engines.ray import RayEngine
 
-        return RayEngine(make_app, clients, settings.workers, settings.address, settings.gpus_per_worker)
+        return RayEngine(
+            make_app,
+            clients,
+            settings.workers,
+            settings.address,
+            settings.gpus_per_worker,
+            settings.deadline,
+            settings.cache_bytes,
+        )
     from fedsim.engines.local import LocalEngine
 
-    return LocalEngine(make_app, clients, settings.workers)
+    return LocalEngine(make_app, clients, settings.workers, settings.deadline, settings.cache_bytes)

@@ -16,16 +16,22 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, heads: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
         self.c_attn = nn.Linear(width, 3 * width)
         self.c_proj = nn.Linear(width, width)
+        self.attn_dropout = nn.Dropout(dropout)
         self.resid_dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attended values, shape [n, length, width] like ``x``."""
         query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, 2))
-        dropout = self.dropout if self.training else 0.0
-        attended = scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        if self.training and self.attn_dropout.p > 0:
+            # torch's function would draw from its global random state.
+            scores = query @ key.transpose(2, 3) / math.sqrt(key.shape[3])
+            later = torch.ones(scores.shape[2:], dtype=torch.bool, device=x.device).triu(1)
+            attended = self.attn_dropout(scores.masked_fill(later, -math.inf).softmax(3)) @ value
+        else:
+            attended = scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.resid_dropout(self.c_proj(attended.transpose(1, 2).flatten(2)))
 
 

@@ -38,14 +38,22 @@ class Augmentation:
         ----------
         He et al. 2016, Deep residual learning for image recognition, arXiv 1512.03385, section 4.2.
         """
+        return self.move(images, *self.draw(len(images), rng))
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `move` does to each of ``n`` images: whether it is mirrored, [n], and its window, [2, n]."""
+        mirrored = rng.random(n) < 0.5 if self.flip else np.zeros(n, dtype=bool)
+        window = rng.integers(0, 2 * self.crop + 1, size=(2, n)) if self.crop else np.zeros((2, n), dtype=np.int64)
+        return mirrored, window
+
+    def move(self, images: Tensor, mirrored: np.ndarray, window: np.ndarray) -> Tensor:
+        """Return the images mirrored and cut out of their padding as `draw` says."""
         n, channels, height, width = images.shape
         columns = torch.arange(width).repeat(n, 1)
-        if self.flip:
-            flipped = torch.from_numpy(rng.random(n) < 0.5)
-            columns = torch.where(flipped[:, None], columns.flip(1), columns)
+        columns = torch.where(torch.from_numpy(mirrored)[:, None], columns.flip(1), columns)
         rows = torch.arange(height).repeat(n, 1)
         if self.crop:
-            down, right = torch.from_numpy(rng.integers(0, 2 * self.crop + 1, size=(2, n, 1)))
+            down, right = torch.from_numpy(window)[:, :, None]
             rows, columns = rows + down, columns + right
             fill = torch.tensor(self.fill or (0.0,), device=images.device, dtype=images.dtype)
             extent = (height + 2 * self.crop, width + 2 * self.crop)

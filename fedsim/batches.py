@@ -1,0 +1,138 @@
+"""Mini-batches of one client, or of several that train side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fedsim.augmentation import Augmentation
+from fedsim.dropout import streams
+
+
+@dataclass(frozen=True)
+class Member:
+    """One client's training examples, and the stream that draws their order and all else that is random."""
+
+    inputs: Tensor
+    targets: Tensor
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What each member that is still active takes its next step on.
+
+    Parameters
+    ----------
+    inputs, targets
+        Of a single member, shape [n, ...]; of several, [active, n, ...] with as many rows as the largest has. Further
+        rows of a smaller one repeat its own and count for nothing.
+    counts
+        Examples of each active member.
+    real
+        Which rows count, [active, n]; None where all do.
+    streams
+        Numbers of the dropout modules' streams, [active, modules].
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    counts: np.ndarray
+    real: Tensor | None
+    streams: Tensor | None
+
+
+def cut_batches(model: nn.Module, n: int, size: int) -> list[slice]:
+    """Cut n examples into batches; none is dropped.
+
+    Batch normalisation has no statistics over a single example, so with it a last batch of one joins the one before.
+    """
+    starts = list(range(0, n, size))
+    if len(starts) > 1 and n - starts[-1] == 1 and any(isinstance(m, _NormBase) for m in model.modules()):
+        starts.pop()
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], n], strict=True)]
+
+
+class Batches:
+    """Mini-batches of members that train side by side, each in its own order, drawn anew for each epoch.
+
+    Parameters
+    ----------
+    members
+        In the order of their numbers of batches, the largest first, on one device.
+    model, size
+        What the batches are for, and examples in one.
+    modules
+        Dropout modules that need a stream for each step.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], model: nn.Module, size: int, augmentation: Augmentation | None, modules: int
+    ) -> None:
+        self._rngs = [member.rng for member in members]
+        self._augmentation = augmentation
+        self._modules = modules
+        self._inputs, self._targets = (
+            (values[0] if len(values) == 1 else torch.cat(values))
+            for values in ([member.inputs for member in members], [member.targets for member in members])
+        )
+        sizes = [len(member.targets) for member in members]
+        cuts = [cut_batches(model, n, size) for n in sizes]
+        self.lengths = np.array([len(each) for each in cuts])  # batches in an epoch of each member
+        self._bounds = np.cumsum([0, *sizes])
+        self._cuts = cuts
+        self._starts = np.concatenate([[cut.start for cut in each] for each in cuts])
+        self._counts = np.concatenate([[cut.stop - cut.start for cut in each] for each in cuts])
+        self._first = np.cumsum([0, *self.lengths[:-1]])
+        self._numbers = np.zeros(len(members), dtype=np.int64)  # of the members' epochs, for the dropout's streams
+
+    def __len__(self) -> int:
+        return len(self._rngs)
+
+    def take(self, step: int, active: int) -> Batch:
+        """Return the batch of a phase's ``step``, from 0, of the first ``active`` members."""
+        position = step % self.lengths[:active]
+        beginning = np.flatnonzero(position == 0)
+        if len(beginning):
+            self._begin_epoch(beginning)
+        counts = self._counts[self._first[:active] + position]
+        numbers = None
+        if self._modules:
+            numbers = self._to_device(streams(self._numbers[:active], position, self._modules))
+        if len(self) == 1:
+            cut = self._cuts[0][position[0]]
+            return Batch(self._epoch_inputs[cut], self._epoch_targets[cut], counts, None, numbers)
+        starts = self._bounds[:active] + self._starts[self._first[:active] + position]
+        start, count = self._to_device(np.stack([starts, counts]))[:, :, None]
+        row = torch.arange(int(counts.max()), device=count.device)
+        rows = start + torch.minimum(row, count - 1)
+        real = None if counts.min() == counts.max() else row < count
+        return Batch(self._epoch_inputs[rows], self._epoch_targets[rows], counts, real, numbers)
+
+    def _begin_epoch(self, members: np.ndarray) -> None:
+        """Draw the order of these members' examples, and what else an epoch needs, and put them into it."""
+        orders, draws = [], []
+        for member in members:
+            stream, low, high = self._rngs[member], self._bounds[member], self._bounds[member + 1]
+            orders.append(low + stream.permutation(high - low))
+            if self._augmentation:
+                draws.append(self._augmentation.draw(high - low, stream))
+            if self._modules:
+                self._numbers[member] = stream.integers(2**63 - 1)
+        order = self._to_device(np.concatenate(orders))
+        inputs, targets = self._inputs[order], self._targets[order]
+        if self._augmentation:
+            mirrored, window = (np.concatenate(values, -1) for values in zip(*draws, strict=True))
+            inputs = self._augmentation.move(inputs, mirrored, window)
+        if len(members) == len(self):
+            self._epoch_inputs, self._epoch_targets = inputs, targets
+        else:
+            held = [np.arange(self._bounds[member], self._bounds[member + 1]) for member in members]
+            places = self._to_device(np.concatenate(held))
+            self._epoch_inputs[places], self._epoch_targets[places] = inputs, targets
+
+    def _to_device(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self._targets.device, non_blocking=True)

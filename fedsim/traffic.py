@@ -1,0 +1,46 @@
+"""The bytes that travel in a round, counted in the messages themselves, by client and layer."""
+
+from typing import Any
+
+from flwr.app import ArrayRecord, Message
+
+from fedsim import messages
+from fedsim.layers import Layers
+
+
+class Traffic:
+    """Counts the layers that messages of one round carry; a probe and what evaluation needs do not count."""
+
+    def __init__(self, layers: Layers) -> None:
+        self._layers = layers
+        self._bytes: dict[tuple[int, str], dict[str, int]] = {}
+        # Clients that take the same layers share one record, which is measured once. It is held, so that no other
+        # record can have its identity.
+        self._measured: dict[int, tuple[ArrayRecord, dict[str, int]]] = {}
+
+    def count(self, client: int, direction: str, message: Message) -> None:
+        """Add what a message to or from a client carries."""
+        record = message.content.array_records[messages.ARRAYS]
+        sizes = self._shared_sizes(record) if direction == "down" else self._sizes(record)
+        for layer, size in sizes.items():
+            self._bytes.setdefault((client, layer), {"down": 0, "up": 0})[direction] += size
+
+    def rows(self, server_round: int) -> list[dict[str, Any]]:
+        """Return one row per client and layer, in their order."""
+        order = {name: position for position, name in enumerate(self._layers.names)}
+        counted = sorted(self._bytes.items(), key=lambda item: (item[0][0], order[item[0][1]]))
+        return [
+            {"round": server_round, "client": client, "layer": layer, **entry} for (client, layer), entry in counted
+        ]
+
+    def _shared_sizes(self, record: ArrayRecord) -> dict[str, int]:
+        if id(record) not in self._measured:
+            self._measured[id(record)] = record, self._sizes(record)
+        return self._measured[id(record)][1]
+
+    def _sizes(self, record: ArrayRecord) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for key, array in record.items():
+            layer = self._layers.of_key(key)
+            sizes[layer] = sizes.get(layer, 0) + messages.size_bytes(array)
+        return sizes
