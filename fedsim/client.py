@@ -81,7 +81,7 @@ def cohort_size(federation: Federation) -> int:
         LocalTask(federation.initial, *federation.data.client(client).train, rng(config.seed, "trial", client))
         for client in participants
     ]
-    return choose_cohort(federation.model(), tasks, LocalPlan(), config.local.sgd())
+    return choose_cohort(federation.model(), tasks, LocalPlan(), config.local.sgd(), federation.data.augmentation)
 
 
 def metric_name(model: str, split: str, metric: str) -> str:
@@ -114,7 +114,7 @@ def _task(federation: Federation, server_round: int, message: Message, context: 
     inputs, targets = federation.data.client(client).train
     taken = messages.decode(message.content.array_records[messages.ARRAYS])
     return LocalTask(
-        params=_on(federation.device, combine(_own(federation, context), taken)),
+        params=combine(_own(federation, context), taken),
         inputs=inputs,
         targets=targets,
         rng=rng(federation.config.seed, "train", server_round, client),
@@ -210,10 +210,10 @@ def _measurements(federation: Federation, message: Message, context: Context) ->
     data = federation.data.client(_client(context))
     taken = messages.decode(message.content.array_records[messages.ARRAYS])
     rest = messages.decode(message.content.array_records[messages.GLOBAL])
-    personalised = _on(federation.device, combine(_own(federation, context), taken))
+    personalised = combine(_own(federation, context), taken)
     wanted = [(PERSONALISED, "validation", personalised), (PERSONALISED, "test", personalised)]
     if any(value.is_floating_point() for value in rest.values()):
-        wanted.append((GLOBAL, "test", _on(federation.device, taken | rest)))
+        wanted.append((GLOBAL, "test", taken | rest))
     found = [(model, split, params, getattr(data, split)) for model, split, params in wanted]
     return [_Measurement(*each, lambda: data.train[0]) for each in found if len(each[3][1])]
 
@@ -257,10 +257,6 @@ def _client(context: Context) -> int:
 def _own(federation: Federation, context: Context) -> Params:
     """Return the initial model with what the client has kept."""
     return combine(federation.initial, _stored(context, MODEL))
-
-
-def _on(device: torch.device, params: Params) -> Params:
-    return {key: value.to(device) for key, value in params.items()}
 
 
 def _stored(context: Context, name: str) -> Params:

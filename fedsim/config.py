@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedsim.errors import ConfigError
 from fedsim.training import SGD
@@ -137,11 +137,18 @@ class EngineConfig(Table):
 
     name: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=0)] = 0
-    cohort: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    cohort: int | Literal["auto"] = "auto"
     deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     cache_bytes: Annotated[int, Field(ge=0)] = 2**30
     address: str | None = None
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+
+    @field_validator("cohort", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: object) -> object:
+        if value != "auto" and not (type(value) is int and value >= 1):
+            raise ValueError('must be "auto" or a whole number of at least 1')
+        return value
 
 
 class Config(Table):

@@ -1,12 +1,12 @@
 """Dropout whose masks are a function of a number, the same on every device, in every thread and in a cohort."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-WORD = 0xFFFFFFFF
 # Dimensions that a dropped channel has beside its own; without: each element is dropped for itself.
 SPATIAL: dict[type[nn.Module], int | None] = {
     nn.Dropout: None,
@@ -51,35 +51,38 @@ class SeededDropout(nn.Dropout):
             single = x.ndim == self.spatial + 1 and self.spatial != 2
             leading = 1 if single else 2
             shape = shape[:leading] + (1,) * (x.ndim - leading)
-        kept = random_words(self.stream, self.calls, shape) >= round(self.p * (WORD + 1))
+        kept = random_words(self.stream, self.calls, shape) >= round(self.p * 2**32) - 2**31
         self.calls += 1
         return x * (kept.to(x.dtype) * (1 / (1 - self.p)))
 
 
 def random_words(stream: Tensor, call: int, shape: Sequence[int]) -> Tensor:
-    """Return numbers from 0 to 2^32 - 1, int64, each a function of the stream, the call and the position in the tensor.
+    """Return numbers of 32 bits, as int32, each a function of the stream, the call and the position in the tensor.
 
     Notes
     -----
     The position, keyed with one half of the stream's number, goes through a finaliser of 32 bits, is keyed with the
-    other half and goes through it again. All products stay within int64, so that every device agrees.
+    other half and goes through it again.
 
     References
     ----------
     Wellons 2018, Prospecting for hash functions, nullprogram.com/blog/2018/07/31 (lowbias32).
     """
-    low = (stream ^ (call * 0x9E3779B9)) & WORD
-    high = (stream >> 32) & WORD
-    words = torch.arange(int(np.prod(shape)), device=stream.device) ^ low
-    words = _scrambled(_scrambled(words) ^ high)
-    return words.view(tuple(shape))
+    positions = torch.arange(math.prod(shape), dtype=torch.int32, device=stream.device)
+    words = _scramble_(positions ^ _low_word(stream ^ (call * 0x9E3779B9)))
+    return _scramble_(words.bitwise_xor_(_low_word(stream >> 32))).view(tuple(shape))
 
 
-def _scrambled(words: Tensor) -> Tensor:
-    words = ((words ^ (words >> 16)) * 0x7FEB352D) & WORD
-    # The finaliser's second factor is 0x846CA68B; less 2^32, which the mask takes out again, products fit in int64.
-    words = ((words ^ (words >> 15)) * (0x846CA68B - WORD - 1)) & WORD
-    return words ^ (words >> 16)
+def _scramble_(words: Tensor) -> Tensor:
+    # Products wrap around; a shift of a negative number brings in ones, which the masks take out.
+    words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
+    words.bitwise_xor_((words >> 15).bitwise_and_(0x1FFFF)).mul_(0x846CA68B - 2**32)
+    return words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF))
+
+
+def _low_word(number: Tensor) -> Tensor:
+    """Return the lower 32 bits of an int64 as an int32."""
+    return (((number + 2**31) & 0xFFFFFFFF) - 2**31).to(torch.int32)
 
 
 def seeded_dropout_(model: nn.Module) -> None:

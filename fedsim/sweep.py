@@ -119,7 +119,7 @@ def play_all(runs: Sequence[Run], asked: int | None = None) -> dict[str, Failure
 
 def _play_all(runs: Sequence[Run], asked: int | None) -> dict[str, Failure]:
     done = [run for run in runs if run.folder.done.exists()]
-    todo = [run for run in runs if run not in done]
+    todo = [run for run in runs if not run.folder.done.exists()]
     for run in done:
         run.folder.check_whole()
     jobs, parts = _prepared(todo, asked) if todo else (None, None)

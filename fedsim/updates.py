@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from fedsim import messages
 from fedsim.errors import RunError
@@ -98,8 +98,9 @@ def check_average(averaged: object, model: Params, where: str) -> Params:
 
 def read_metrics(reply: Message) -> dict[str, float]:
     """Return the numbers that a client measured; lists are left out."""
-    record = reply.content.metric_records.get(messages.METRICS, MetricRecord())
-    return {key: float(value) for key, value in record.items() if not isinstance(value, list)}
+    record = reply.content.get(messages.METRICS)
+    values = record.items() if isinstance(record, MetricRecord) else ()
+    return {key: float(value) for key, value in values if not isinstance(value, list)}
 
 
 def weighted_metrics(weighted: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
@@ -113,5 +114,7 @@ def weighted_metrics(weighted: Sequence[tuple[float, Mapping[str, float]]]) -> d
     return means
 
 
-def _record(reply: Message, name: str) -> ArrayRecord:
-    return reply.content.array_records.get(name, ArrayRecord())
+def _record(reply: Message, name: str) -> Mapping[str, Array]:
+    # Not by `array_records`, which copies what it shows.
+    record = reply.content.get(name)
+    return record if isinstance(record, ArrayRecord) else {}

@@ -95,6 +95,13 @@ MISTAKES = {
     "no value": (["--set", "rounds"], "must be KEY=VALUE"),
     "engine": (["--engine", "cloud"], "cloud"),
     "no job": (["--jobs", "0"], "--jobs.*: 0 is not in the range x>=1"),
+    "deadline": (["--set", "engine.deadline=0.0"], "engine.deadline = 0.0: .*greater than 0"),
+    "cohort": (["--set", 'engine.cohort="all"'], 'engine.cohort = "all": must be "auto" or a whole number'),
+    "a model that is no cohort": (
+        ["--set", "engine.cohort=4"]
+        + ["--set", 'data={name="toy-text"}', "--set", 'model={name="char-lstm"}', "--set", "barriers.every=0"],
+        "engine.cohort = 4: .*lstm.*; use 1",
+    ),
     "jobs on ray": (["--engine", "ray", "--jobs", "2"], "--jobs 2 must be 1 with engine.name = 'ray'"),
     "the same run twice": (["--set", "sweep.seed=[1, 1]"], "two of the 2 combinations are the same run"),
     "sweep of the engine": (["--set", 'sweep."engine.name"=["local", "ray"]'], "'engine.name' cannot be swept"),

@@ -23,7 +23,7 @@ DROPOUTS = {
 
 def kept(stream: int, n: int, call: int = 0, p: float = 0.5) -> torch.Tensor:
     """Whether each of n positions is kept, as 0 and 1."""
-    return (random_words(torch.tensor(stream), call, (n,)) >= p * 2**32).double()
+    return (random_words(torch.tensor(stream), call, (n,)) >= p * 2**32 - 2**31).double()
 
 
 def seeded(p: float, stream: int = 7, kind: type = nn.Dropout) -> SeededDropout:
@@ -69,10 +69,9 @@ def test_positions_of_a_mask_are_independent() -> None:
     assert abs(statistic - 255) < 4.5 * math.sqrt(2 * 255)
 
 
-def test_all_bits_of_the_words_are_fair_and_within_32() -> None:
+def test_all_bits_of_the_words_are_fair() -> None:
     words = random_words(torch.tensor(99), 0, (20_000,))
-    assert int(words.min()) >= 0
-    assert int(words.max()) < 2**32
+    assert words.dtype == torch.int32
     for bit in range(32):
         assert abs(float(((words >> bit) & 1).double().mean()) - 0.5) < 4.5 * 0.5 / math.sqrt(20_000)
 
@@ -86,7 +85,8 @@ def test_the_words_are_those_of_the_hash_in_whole_numbers() -> None:
     stream, call = 0x1234_5678_9ABC_DEF0, 3
     low, high = (stream % 2**32) ^ (call * 0x9E3779B9 % 2**32), stream >> 32
     expected = [scrambled(scrambled(position ^ low) ^ high) for position in range(12)]
-    assert random_words(torch.tensor(stream), call, (3, 4)).flatten().tolist() == expected
+    found = random_words(torch.tensor(stream), call, (3, 4)).flatten().tolist()
+    assert [word % 2**32 for word in found] == expected
 
 
 def test_the_streams_are_those_of_splitmix64() -> None:

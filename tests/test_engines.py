@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import ray.cloudpickle
 import torch
@@ -18,7 +20,7 @@ from fedsim.config import Config
 from fedsim.engines.grid import Engine
 from fedsim.engines.local import LocalEngine
 from fedsim.engines.ray import RayEngine
-from fedsim.records import RunFolder
+from fedsim.records import RunFolder, read_rows
 from tests.conftest import run_files
 
 # Workers cannot import the tests.
@@ -132,6 +134,27 @@ def test_all_engines_give_the_same_files_byte_for_byte(
     assert any(path.endswith("global.safetensors") for path in runs[0])
     for other in runs[1:]:
         assert other == runs[0]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cohorts_give_the_numbers_of_one_after_the_other_to_float_tolerance(
+    name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    settings = [{"cohort": 1}, {"cohort": 3}, {"cohort": 2, "name": "ray", "workers": 2}]
+    alone, *together = (
+        play(tiny(**CONFIGS[name], engine={"workers": 1} | each), f"run{number}")
+        for number, each in enumerate(settings)
+    )
+    expected = read_rows(alone.metrics)
+    # Statistics over a few examples multiply rounding, so that later rounds of such a run have numbers of their own.
+    compared = (expected["metric"] == "loss") & ((expected["round"] == 1) | ("batch norm" not in name))
+    for folder in together:
+        found = read_rows(folder.metrics)
+        pd.testing.assert_frame_equal(found.drop(columns="value"), expected.drop(columns="value"))
+        np.testing.assert_allclose(found["value"][compared], expected["value"][compared], rtol=1e-3)
+        assert folder.communication.read_bytes() == alone.communication.read_bytes()
+        assert folder.read_env()["cohort"] > 1
 
 
 def test_only_the_newest_checkpoint_and_its_clients_are_kept(

@@ -103,6 +103,23 @@ def test_the_reported_loss_is_the_mean_over_examples_of_the_last_epoch() -> None
     assert result.loss == pytest.approx(evaluate(model, inputs, targets).loss, rel=1e-12)
 
 
+@pytest.mark.parametrize("phase", [Phase(epochs=2), Phase(steps=10)])
+def test_losses_count_in_the_last_epoch_and_in_all_of_a_phases_steps(phase: Phase) -> None:
+    # Both train two epochs of five batches.
+    model, inputs, targets = example()
+    reference, rng = copy.deepcopy(model), np.random.default_rng(2)
+    sums = []
+    for order in (rng.permutation(23), rng.permutation(23)):
+        sums.append(0.0)
+        for start in range(0, 23, 5):
+            chosen = order[start : start + 5]
+            loss = cross_entropy(reference(inputs[chosen]), targets[chosen])
+            sums[-1] += loss.item() * len(chosen)
+            plain_sgd(reference, inputs, targets, [chosen], 5, 0.3, 0.0)
+    result = train_(model, inputs, targets, LocalPlan((phase,)), SGD(1, 5, 0.3), np.random.default_rng(2))
+    assert result.loss == pytest.approx(sums[1] / 23 if phase.epochs else sum(sums) / 46, rel=1e-12)
+
+
 def test_evaluation_takes_the_mean_over_examples_not_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs, targets = example()
     whole = cross_entropy(model(inputs), targets).item()

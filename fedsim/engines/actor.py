@@ -1,8 +1,11 @@
 """What runs in a worker process of its own."""
 
+import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -67,3 +70,24 @@ class Actor:
     def end(self) -> None:
         """Remove what the clients have on disk."""
         del self._clients
+
+
+def variables() -> dict[str, str]:
+    """Return what a worker process must have in its environment: it imports and reads data from where this one does."""
+    places = {name: os.environ[name] for name in ("FEDSIM_DATA", "XDG_CACHE_HOME") if name in os.environ}
+    return {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **places}
+
+
+@contextmanager
+def inherited(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process for a while: the processes that are started meanwhile keep them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -87,3 +87,15 @@ class Journal:
 
 def _changes_state(message: Message) -> bool:
     return message.metadata.message_type.split(".")[0] != MessageType.EVALUATE
+
+
+def in_words(restored: Mapping[int, int]) -> str:
+    """Say which clients are back at which state."""
+    by_round: dict[int, list[int]] = {}
+    for client, server_round in sorted(restored.items()):
+        by_round.setdefault(server_round, []).append(client)
+    return "; ".join(
+        f"clients {', '.join(map(str, clients[:10]))}{', ...' if len(clients) > 10 else ''} are back at their "
+        + (f"state after round {server_round}" if server_round else "initial state")
+        for server_round, clients in by_round.items()
+    )

@@ -9,7 +9,7 @@ from flwr.app import Message
 from fedsim.engines.journal import Journal
 
 # A call is as long as is worth its cost of about a millisecond, and short enough for replies to flow.
-CALL_MESSAGES, CALL_BYTES, CALL_SECONDS = 64, 2**26, 1.0
+CALL_MESSAGES, CALL_BYTES, CALL_SECONDS = 64, 2**25, 1.0
 
 
 @dataclass(eq=False)

@@ -4,10 +4,8 @@ import itertools
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,10 +14,10 @@ import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from fedsim.engines.actor import Actor
+from fedsim.engines.actor import Actor, inherited, variables
 from fedsim.engines.clients import CACHE_BYTES
 from fedsim.engines.grid import Engine, error_reply
-from fedsim.engines.journal import Journal
+from fedsim.engines.journal import Journal, in_words
 from fedsim.engines.packing import Buffer, Packer, unpack
 from fedsim.engines.queues import Call, Costs, Item, Queue
 from fedsim.errors import ConfigError, RunError
@@ -33,7 +31,7 @@ from ray import exceptions as failures
 
 CALLS_AHEAD = 2  # per worker, so that it need not wait for the next
 HELD_BYTES = 2**30  # of replies that wait for one before them
-PLACEMENT_SECONDS = 60.0
+PLACEMENT_SECONDS, LOOK_SECONDS = 60.0, 3.0
 STARTS = 2  # of a worker that dies before it has begun
 CHECKPOINT_DEATHS = 3
 END_SECONDS = 2.0
@@ -57,6 +55,8 @@ class _Worker(Queue):
         Come when the actor can begin, and when Ray has a place for it; the second is None when that is known.
     since
         When the actor was asked for, or when its first running call began, in seconds of `time.monotonic`.
+    look
+        When to see whether Ray can place it, in the same seconds.
     """
 
     number: int = 0
@@ -66,6 +66,7 @@ class _Worker(Queue):
     ready: bool = False
     starts: int = 0
     since: float = 0.0
+    look: float = 0.0
 
 
 class RayEngine(Engine):
@@ -103,10 +104,10 @@ class RayEngine(Engine):
     ) -> None:
         super().__init__(clients, workers, deadline)
         self._workers: list[_Worker] = []
-        self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(1)
         self._started = not ray.is_initialized()
         self._session = _start(address, self.workers) if self._started else None
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(1)
         if address and not workers:
             self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
         count = min(self.workers, clients)
@@ -257,28 +258,36 @@ class RayEngine(Engine):
 
     def _seconds_left(self) -> float | None:
         """Return the time until `_check_clocks` may find something; None if it cannot."""
-        ends = [worker.since + limit for worker in self._workers if (limit := self._limit(worker)) is not None]
+        ends = [end for worker in self._workers if (end := self._end(worker)) is not None]
         return max(0.001, min(ends) - time.monotonic()) if ends else None
 
-    def _limit(self, worker: _Worker) -> float | None:
-        """Return the seconds that a worker has for what it is doing."""
+    def _end(self, worker: _Worker) -> float | None:
+        """Return when to look after a worker that has not replied."""
         if not worker.ready:
-            return PLACEMENT_SECONDS if worker.placed else None
-        return self.deadline if worker.running and worker.running[0].items else None
+            return worker.look if worker.placed else None
+        return worker.since + self.deadline if self.deadline and worker.running and worker.running[0].items else None
 
     def _check_clocks(self) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
-            limit = self._limit(worker)
-            if limit is None or now <= worker.since + limit:
+            end = self._end(worker)
+            if end is None or now < end:
                 continue
             if worker.ready:
                 self._leave_out(worker.running.popleft().items, self.overdue)
-                self._bury(worker, f"a client of it had more than {limit:g} s")
-            elif ray.wait([worker.placed], timeout=0)[0]:
-                worker.placed = None  # it builds its app, for which there is no limit
+                self._bury(worker, f"a client of it had more than {self.deadline:g} s")
             else:
-                self._retire(worker, f"Ray found no place for it within {limit:g} s")
+                self._look_for(worker)
+
+    def _look_for(self, worker: _Worker) -> None:
+        """Give up a worker that has no place; Ray may need a while to notice that a node is gone."""
+        waited = time.monotonic() - worker.since
+        if ray.wait([worker.placed], timeout=0)[0]:
+            worker.placed = None  # it builds its app, for which there is no limit
+        elif waited > PLACEMENT_SECONDS or self._room() < len(self._workers):
+            self._retire(worker, f"Ray found no place for it in {waited:.0f} s")
+        else:
+            worker.look += LOOK_SECONDS
 
     def _leave_out(self, items: list[Item], reply: Callable[[Message], Message]) -> None:
         for item in items:
@@ -293,6 +302,7 @@ class RayEngine(Engine):
         worker.actor = self._actor.remote(self._session)
         worker.placed, worker.started = worker.actor.placed.remote(), worker.actor.start.remote(*self._app)
         worker.ready, worker.starts, worker.since = False, worker.starts + 1, time.monotonic()
+        worker.look = worker.since + LOOK_SECONDS
 
     def _bury(self, worker: _Worker, reason: str) -> None:
         """Replace a worker that died, or give its clients to another if there is no place for a new one."""
@@ -330,7 +340,7 @@ class RayEngine(Engine):
         for folder, rounds in files.items():
             worker.running.append(Call(worker.actor.load.remote(folder, rounds), []))
         self.restored |= restored
-        logger.warning("%s; %s", what, _in_words(restored) or "its clients lost nothing")
+        logger.warning("%s; %s", what, in_words(restored) or "its clients lost nothing")
 
     def _room(self) -> int:
         """Return how many workers there is room for in all of Ray."""
@@ -399,11 +409,10 @@ class RayEngine(Engine):
 
 def _start(address: str | None, workers: int) -> str | None:
     """Connect to a cluster, or start Ray here and return the folder of its files."""
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path(), **_places_of_data()}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         try:
-            ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
+            ray.init(address=address, runtime_env={"env_vars": variables()}, **quiet)
         except (ValueError, ConnectionError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
@@ -411,8 +420,8 @@ def _start(address: str | None, workers: int) -> str | None:
             ) from error
         return None
     # Ray's processes inherit the variables; with a runtime_env it would start every worker anew.
-    with _environment(variables):
-        context: Any = ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+    with inherited(variables()):
+        context: Any = ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
     return context.address_info["session_dir"]
 
 
@@ -427,30 +436,6 @@ def _stop(session: str | None) -> None:
             latest.unlink(missing_ok=True)
 
 
-def _python_path() -> str:
-    """Return where this process imports from, so that workers find a model or data set of the user's own."""
-    return os.pathsep.join(path for path in sys.path if path)
-
-
-def _places_of_data() -> dict[str, str]:
-    return {name: os.environ[name] for name in ("FEDSIM_DATA", "XDG_CACHE_HOME") if name in os.environ}
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of this process for a while."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _reason(error: Exception) -> str:
     """Return what Ray says about a failure, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -460,15 +445,3 @@ def _reason(error: Exception) -> str:
 def _raise_cause(error: failures.RayTaskError) -> NoReturn:
     """Raise what a worker's code raised, without what Ray wraps around it."""
     raise error.cause if isinstance(error.cause, Exception) else error
-
-
-def _in_words(restored: Mapping[int, int]) -> str:
-    """Say which clients are back at which state."""
-    by_round: dict[int, list[int]] = {}
-    for client, server_round in sorted(restored.items()):
-        by_round.setdefault(server_round, []).append(client)
-    return "; ".join(
-        f"clients {', '.join(map(str, clients[:10]))}{', ...' if len(clients) > 10 else ''} are back at their "
-        + (f"state after round {server_round}" if server_round else "initial state")
-        for server_round, clients in by_round.items()
-    )
