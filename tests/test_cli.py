@@ -98,8 +98,7 @@ MISTAKES = {
     "deadline": (["--set", "engine.deadline=0.0"], "engine.deadline = 0.0: .*greater than 0"),
     "cohort": (["--set", 'engine.cohort="all"'], 'engine.cohort = "all": must be "auto" or a whole number'),
     "a model that is no cohort": (
-        ["--set", "engine.cohort=4"]
-        + ["--set", 'data={name="toy-text"}', "--set", 'model={name="char-lstm"}', "--set", "barriers.every=0"],
+        ["--set", "engine.cohort=4", "--set", 'data={name="toy-text"}', "--set", 'model={name="char-lstm"}'],
         "engine.cohort = 4: .*lstm.*; use 1",
     ),
     "jobs on ray": (["--engine", "ray", "--jobs", "2"], "--jobs 2 must be 1 with engine.name = 'ray'"),
