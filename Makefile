@@ -17,8 +17,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# About 25 minutes on two idle cores, and 5 GB of downloads for the peers' environments the first time.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/partitions.py
+	$(BIN)/python benchmarks/aggregation.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/overhead.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,4 +30,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs benchmarks/.venvs

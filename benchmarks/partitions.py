@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
+from benchmarks.machine import describe
+from benchmarks.results import save
 from partitions import PARTITIONS, LabelCounts, hold_out
 
 EXAMPLES, CLASSES = 1_280_000, 1000
@@ -126,7 +128,11 @@ def main() -> None:
     print(f"one stable argsort of the 64-bit labels: {sort:.3f} s")
     print(f"\n{'':22}{'clients':>9}{'seconds':>10}{'peak MB':>10}{'x limit':>10}{'x argsort':>11}{'examples/s':>13}")
 
+    rows: list[dict[str, Any]] = []
+
     def report(name: str, clients: int, seconds: float, peak: int | None) -> None:
+        row = {"what": name, "clients": clients, "seconds": seconds, "peak_mb": None if peak is None else peak / 1e6}
+        rows.append(row | {"of_limit": limit / seconds, "argsorts": seconds / sort})
         megabytes = "" if peak is None else f"{peak / 1e6:.0f}"
         print(
             f"{name:22}{clients:>9,}{seconds:>10.3f}{megabytes:>10}{seconds / limit:>10.1f}{seconds / sort:>11.2f}"
@@ -151,6 +157,8 @@ def main() -> None:
             peak = peak_bytes(lambda: peer(labels, clients)) if tracing else None  # noqa: B023
             report(peer.__name__, clients, seconds, peak)
             print(f"{'':22}{clients:>9,}  dirichlet is {seconds / dirichlet[clients]:.1f} times as fast")
+    limits = {"copy_gb_per_s": rate / 1e9, "seconds": limit, "argsort_seconds": sort}
+    save("partitions", describe(), limits, rows, examples=EXAMPLES, classes=CLASSES)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fedsim.catalog import CATALOGUES
 from fedsim.config import Config
 from fedsim.data import Dataset
-from fedsim.dropout import seeded_dropout_
 from fedsim.errors import ConfigError
+from fedsim.training.dropout import seeded_dropout_
 
 
 def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module:

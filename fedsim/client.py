@@ -13,7 +13,6 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fedsim import messages
-from fedsim.cohort import LocalTask, choose_cohort, train_cohort
 from fedsim.evaluation import Evaluation, evaluate, evaluate_cohort
 from fedsim.federated_data import InputsAndTargets
 from fedsim.federation import Federation
@@ -21,7 +20,7 @@ from fedsim.messages import Instructions
 from fedsim.params import Params, combine, flat_copy, is_finite, load_state_, state_of
 from fedsim.seeds import derive, rng
 from fedsim.strategy import draw_participants
-from fedsim.training import LocalPlan, Training, recompute_buffers_, train_
+from fedsim.training import LocalPlan, LocalTask, Training, choose_cohort, recompute_buffers_, train_, train_cohort
 
 MODEL, MOMENTUM = "model", "momentum"
 UPLOADED, PERSONALISED, GLOBAL = "uploaded", "personalised", "global"

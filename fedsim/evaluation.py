@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from fedsim.params import Params
-from fedsim.stack import forward_of, stack
+from fedsim.training.stack import forward_of, stack
 
 # Examples at a time: on a CPU, few enough for what a layer computes to stay in the cache.
 EVALUATION_BATCH, ACCELERATOR_BATCH = 125, 4000
@@ -99,7 +99,7 @@ def evaluate_cohort(model: nn.Module, members: Sequence[tuple[Params, Tensor, Te
     Raises
     ------
     RuntimeError
-        If torch cannot vectorise the model (`fedsim.cohort.cohort_problem`).
+        If torch cannot vectorise the model (`fedsim.training.cohort.cohort_problem`).
     """
     was_training = model.training
     model.eval()

@@ -15,7 +15,6 @@ from fedsim import catalog
 from fedsim.analysis.barriers import named_groups
 from fedsim.checkpoints import Checkpoints
 from fedsim.client import client_app, cohort_size
-from fedsim.cohort import cohort_problem
 from fedsim.config import Config, EngineConfig
 from fedsim.engines import make_engine
 from fedsim.environment import environment, now
@@ -24,6 +23,7 @@ from fedsim.federation import Federation, federation_of
 from fedsim.records import RunFolder, keep_rounds, write_json, write_whole
 from fedsim.rounds import Rounds, RoundSummary, barrier_groups
 from fedsim.strategy import Strategy, draw_participants
+from fedsim.training import cohort_problem
 
 Parts = tuple[Federation, Strategy]
 logger = logging.getLogger(__name__)

@@ -18,6 +18,8 @@ from fedsim.seeds import rng
 from fedsim.split import sample_positions, split_of
 
 InputsAndTargets = tuple[Tensor, Tensor]
+# What a split depends on; a config cannot be read without its rounds.
+SPLIT_BY = {"rounds", "clients", "seed", "data", "partition"}
 
 
 class ClientData:
@@ -121,14 +123,25 @@ def federated_data_of(config: Config) -> FederatedData:
     ConfigError
         If the data are missing or damaged, or the partition or the feature skew is impossible.
     """
-    dataset = _read(config.data.model_dump_json(exclude={"train_examples", "test_examples"}))
+    dataset = _dataset(config)
     labels = dataset.test.labels.numpy()
     tested = sample_positions(config, labels, config.data.test_examples, "test", dataset.name)
     if len(tested) < len(labels):
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
-    data = FederatedData(config, dataset, split_of(config, dataset))
+    data = FederatedData(config, dataset, _split(config.model_dump_json(include=SPLIT_BY)))
     _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
     return data
+
+
+def _dataset(config: Config) -> Dataset:
+    return _read(config.data.model_dump_json(exclude={"train_examples", "test_examples"}))
+
+
+# A run is checked before it is played, and those of a sweep often share a partition.
+@lru_cache(maxsize=4)
+def _split(settings: str) -> Split:
+    config = Config.model_validate_json(settings)
+    return split_of(config, _dataset(config))
 
 
 @lru_cache(maxsize=2)

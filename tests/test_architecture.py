@@ -29,11 +29,10 @@ ORDER = [
     ["analysis"],
     ["environment", "records"],
     ["config"],
-    ["cohort"],
-    ["evaluation", "training"],
+    ["evaluation"],
     ["data", "features", "models"],
-    ["batches", "stack"],
-    ["augmentation", "averaging", "dropout", "layers"],
+    ["training"],
+    ["averaging", "layers"],
     ["params", "seeds", "errors"],
     ["partitions"],
 ]
@@ -83,13 +82,8 @@ def test_each_library_is_imported_where_it_belongs(path: Path) -> None:
     if path != ROOT / "fedsim/engines/ray.py":
         assert "ray" not in libraries
     if own in (
-        "cohort",
         "training",
         "evaluation",
-        "batches",
-        "stack",
-        "augmentation",
-        "dropout",
         "analysis",
         "data",
         "features",

@@ -5,7 +5,6 @@ A data set is a function ``data_set(*, options) -> Dataset`` that reads everythi
 
 from collections.abc import Callable
 
-from fedsim.augmentation import Augmentation
 from fedsim.data.arrays import arrays
 from fedsim.data.cifar import cifar10, cifar100
 from fedsim.data.dataset import Dataset, Examples, channel_statistics, check_dataset, image_dataset
@@ -19,6 +18,7 @@ from fedsim.data.mnist import mnist
 from fedsim.data.shakespeare import shakespeare
 from fedsim.data.svhn import svhn
 from fedsim.data.toy import toy, toy_text
+from fedsim.training.augmentation import Augmentation
 
 __all__ = ["DATA", "Augmentation", "Dataset", "Examples", "channel_statistics", "check_dataset", "image_dataset"]
 

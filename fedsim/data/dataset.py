@@ -179,9 +179,11 @@ def channel_statistics(inputs: Tensor, scale: float) -> tuple[tuple[float, ...],
     channels = inputs.shape[1]
     sums = torch.zeros(2, channels, dtype=torch.float64)
     for chunk in inputs.split(STATISTICS_CHUNK):
-        values = chunk.transpose(0, 1).reshape(channels, -1).double() / scale
-        sums += torch.stack([values.sum(1), values.square().sum(1)])
-    mean, square = sums / (inputs.numel() / channels)
+        # NumPy's sums do not depend on the number of threads, as torch's do.
+        values = chunk.transpose(0, 1).reshape(channels, -1).double().numpy()
+        sums += torch.from_numpy(np.stack([values.sum(1), np.square(values).sum(1)]))
+    count = inputs.numel() / channels
+    mean, square = sums[0] / (count * scale), sums[1] / (count * scale**2)
     std = (square - mean.square()).clamp(min=0).sqrt()
     # What rounding leaves of a constant channel's variance is no scale to divide by.
     std = torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0)

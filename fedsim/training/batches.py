@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fedsim.augmentation import Augmentation
-from fedsim.dropout import streams
+from fedsim.training.augmentation import Augmentation
+from fedsim.training.dropout import streams
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from fedsim.augmentation import Augmentation
+from fedsim.training.augmentation import Augmentation
 
 IMAGES = torch.arange(40 * 2 * 3 * 4, dtype=torch.float32).reshape(40, 2, 3, 4)
 

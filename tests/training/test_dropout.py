@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.dropout import SeededDropout, random_words, seeded_dropout_, seeded_modules, set_streams_, streams
 from fedsim.layers import Layers
 from fedsim.models import MODELS
 from fedsim.models.gpt import CausalSelfAttention
 from fedsim.params import state_of
 from fedsim.training import SGD, LocalPlan, recompute_buffers_, train_
+from fedsim.training.dropout import SeededDropout, random_words, seeded_dropout_, seeded_modules, set_streams_, streams
 
 DROPOUTS = {
     nn.Dropout: (8, 6, 5, 4),

@@ -1,11 +1,7 @@
 """Local training of many clients as one vectorised computation."""
 
-import copy
-import math
-import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,14 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _NormBase
 
-from fedsim.augmentation import Augmentation
-from fedsim.batches import Batch, Batches, Member, cut_batches
-from fedsim.dropout import seeded_modules
-from fedsim.params import Params, load_state_, state_of
-from fedsim.stack import forward_of, member_of, stack
-from fedsim.training import SGD, LocalPlan, Phase, Training, follow_plan, train_
-
-MEASURED_STEPS = 3
+from fedsim.params import Params
+from fedsim.training.augmentation import Augmentation
+from fedsim.training.batches import Batch, Batches, Member, cut_batches
+from fedsim.training.dropout import seeded_modules
+from fedsim.training.local import follow_plan
+from fedsim.training.plan import SGD, LocalPlan, Training
+from fedsim.training.stack import forward_of, member_of, stack
 
 
 @dataclass(frozen=True)
@@ -154,128 +149,3 @@ class _Stack:
             for name in self._buffers:  # statistics that the forward pass has changed
                 params[name].index_copy_(0, chosen, part[name])
         return torch.cat(losses)[torch.cat(members).argsort()]
-
-
-def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor) -> str | None:
-    """Return why a model cannot be trained as a cohort, or None.
-
-    It is tried on a step of two clients, of two and of three examples, which must have the same effect as alone.
-
-    Parameters
-    ----------
-    inputs, targets
-        A few examples, as for training, on the model's device; the model itself stays as it is.
-    """
-    model = copy.deepcopy(model)
-    plan, settings = LocalPlan((Phase(steps=1),)), SGD(batch_size=3)
-    params = {key: value.detach().clone() for key, value in state_of(model).items()}
-    clients = [(inputs[rows], targets[rows]) for rows in ([0, -1], [0, -1, 0])]
-    try:
-        tasks = [LocalTask(params, *client, np.random.default_rng(0)) for client in clients]
-        together = [result for result, _ in train_cohort(model, tasks, plan, settings)]
-        for client, result in zip(clients, together, strict=True):
-            load_state_(model, params)
-            train_(model, *client, plan, settings, np.random.default_rng(0))
-            # Not closer, because statistics over two examples can multiply rounding.
-            if _distance(result, state_of(model)) > 0.05 * _distance(params, state_of(model)):
-                return "a step of it in a cohort has another effect than alone"
-    except Exception as error:  # whatever a model may raise that does not expect the tensors of many clients
-        return " ".join(str(error).split()) or type(error).__name__
-    return None
-
-
-def _distance(one: Params, other: Params) -> float:
-    floats = [key for key, value in one.items() if value.is_floating_point()]
-    return math.sqrt(sum(float((one[key] - other[key]).double().square().sum()) for key in floats))
-
-
-class Gauge(Protocol):
-    """Measures what work takes of a device."""
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Return how long the work takes."""
-
-    def used_bytes(self, work: Callable[[], object]) -> int:
-        """Return the most memory that the work needs at a time."""
-
-    def free_bytes(self) -> int:
-        """Return the memory that is free."""
-
-
-def choose_cohort(
-    model: nn.Module,
-    tasks: Sequence[LocalTask],
-    plan: LocalPlan,
-    settings: SGD,
-    augmentation: Augmentation | None = None,
-    gauge: Gauge | None = None,
-) -> int:
-    """Return how many clients should train side by side: 1 unless steps of as many as fit are measured to be faster.
-
-    On a CPU it is 1: one client's parameters stay in the cache and those of a cohort do not.
-
-    Parameters
-    ----------
-    model
-        Ends with weights that do not matter.
-    tasks
-        Clients as in training; their random streams are not touched.
-    gauge
-        What measures; by default, only a GPU is measured.
-    """
-    device = tasks[0].targets.device
-    if gauge is None:
-        if device.type != "cuda":
-            return 1
-        gauge = _CudaGauge(device)
-    if len(tasks) < 2 or cohort_problem(model, tasks[0].inputs, tasks[0].targets):
-        return 1
-    short = LocalPlan((replace(plan.phases[0], epochs=None, steps=MEASURED_STEPS),))
-    tasks = sorted(tasks, key=lambda task: -len(task.targets))  # the largest need the most memory
-    start = {key: value.to(device) for key, value in tasks[0].params.items()}
-    trials = [LocalTask(start, task.inputs, task.targets, np.random.default_rng(0)) for task in tasks]
-
-    def alone() -> None:
-        load_state_(model, start)
-        first = trials[0]
-        train_(model, first.inputs, first.targets, short, settings, first.rng, augmentation=augmentation)
-
-    def together(clients: int) -> Callable[[], object]:
-        return lambda: train_cohort(model, trials[:clients], short, settings, augmentation)
-
-    try:
-        together(2)()  # what libraries allocate once is not the clients'
-        each = max(1, gauge.used_bytes(together(2)) // 2)
-        clients = min(len(tasks), gauge.free_bytes() // 2 // each)
-        if clients < 2:
-            return 1
-        for work in (alone, together(clients)):
-            work()
-        faster = gauge.seconds(together(clients)) < clients * gauge.seconds(alone)
-    except torch.OutOfMemoryError:
-        return 1
-    return clients if faster else 1
-
-
-class _CudaGauge:
-    """Measures a GPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        torch.cuda.synchronize(self._device)
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize(self._device)
-        return time.perf_counter() - start
-
-    def used_bytes(self, work: Callable[[], object]) -> int:
-        torch.cuda.reset_peak_memory_stats(self._device)
-        before = torch.cuda.memory_allocated(self._device)
-        work()
-        return torch.cuda.max_memory_allocated(self._device) - before
-
-    def free_bytes(self) -> int:
-        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return torch.cuda.mem_get_info(self._device)[0] + cached

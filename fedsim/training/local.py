@@ -1,8 +1,7 @@
 """Local training of one model: a pure function of the model, the data and a random stream."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,98 +10,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.sgd import sgd
 
-from fedsim.augmentation import Augmentation
-from fedsim.batches import Batch, Batches, Member, cut_batches
-from fedsim.dropout import seeded_modules, set_streams_, streams
 from fedsim.layers import Layers
 from fedsim.params import Params
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of local training.
-
-    Parameters
-    ----------
-    trainable
-        Layer group that is trained; all other layers are frozen.
-    epochs, steps
-        Passes over the client's examples, or mini-batches; at most one of them. Without either: the epochs of
-        the run's ``[local]`` settings.
-    proximal
-        Weight mu of (mu / 2) ||w - w_start||^2 over the trained layers, added to the loss (FedProx,
-        arXiv 1812.06127).
-
-    Raises
-    ------
-    ValueError
-        If both epochs and steps are given, one of them is not positive, or ``proximal`` is negative.
-    """
-
-    trainable: str = "all"
-    epochs: int | None = None
-    steps: int | None = None
-    proximal: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError(f"a phase has epochs = {self.epochs} and steps = {self.steps}; give one of them")
-        if any(count is not None and count < 1 for count in (self.epochs, self.steps)):
-            raise ValueError(f"a phase has epochs = {self.epochs}, steps = {self.steps}; it must be at least 1")
-        if self.proximal < 0:
-            raise ValueError(f"proximal = {self.proximal} must not be negative")
-
-
-@dataclass(frozen=True)
-class LocalPlan:
-    """What a client does in one round: phases, one after the other."""
-
-    phases: tuple[Phase, ...] = (Phase(),)
-
-
-@dataclass(frozen=True)
-class SGD:
-    """Settings of the local optimiser.
-
-    Parameters
-    ----------
-    epochs
-        Passes over the client's training examples in a phase that does not say otherwise.
-    batch_size
-        Examples in a mini-batch; the last one of an epoch may be smaller, none is dropped.
-    lr, momentum, weight_decay, nesterov
-        As in `torch.optim.SGD`.
-    optimizer_state
-        ``reset`` starts the momentum at zero each round, ``keep`` takes it from the client's last one.
-    """
-
-    epochs: int = 1
-    batch_size: int = 32
-    lr: float = 0.05
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    nesterov: bool = False
-    optimizer_state: Literal["reset", "keep"] = "reset"
-
-
-@dataclass(frozen=True)
-class Training:
-    """What local training reports.
-
-    Parameters
-    ----------
-    loss
-        Mean cross-entropy in nats over the examples of the last epoch (or the last phase's steps), each taken
-        before the step that it led to.
-    examples_seen
-        Examples passed forward and backward.
-    momentum
-        Momentum buffers by parameter name; empty without momentum.
-    """
-
-    loss: float
-    examples_seen: int
-    momentum: Params = field(default_factory=dict)
+from fedsim.training.augmentation import Augmentation
+from fedsim.training.batches import Batch, Batches, Member
+from fedsim.training.dropout import seeded_modules, set_streams_
+from fedsim.training.plan import SGD, LocalPlan, Phase, Training
 
 
 def train_(
@@ -298,29 +211,3 @@ class _LossAccount:
         members, counts = (np.concatenate(each) for each in ([np.arange(len(c)) for c in self._counts], self._counts))
         members, counts, losses = members[counts > 0], counts[counts > 0], losses[counts > 0]
         return (np.bincount(members, losses * counts) / np.bincount(members, counts)).tolist()
-
-
-def recompute_buffers_(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
-    """Set batch normalisation's running statistics to the mean over batches of ``inputs``, in place.
-
-    The weights stay as they are. Models without running statistics are left alone. Dropout is that of training, by the
-    same numbers each time.
-    """
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-    if not norms:
-        return
-    momenta = [module.momentum for module in norms]
-    for module in norms:
-        module.reset_running_stats()
-        module.momentum = None  # a plain average over all batches
-    dropouts = seeded_modules(model).values()
-    model.train()
-    try:
-        with torch.no_grad():
-            for step, batch in enumerate(cut_batches(model, len(inputs), batch_size)):
-                set_streams_(dropouts, torch.from_numpy(streams(np.array([0]), np.array([step]), len(dropouts)))[0])
-                model(inputs[batch])
-    finally:
-        model.eval()
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum

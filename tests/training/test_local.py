@@ -306,7 +306,7 @@ class Block:
 
 
 sys.meta_path.insert(0, Block())
-import fedsim.training, fedsim.cohort, fedsim.evaluation
+import fedsim.training, fedsim.evaluation
 
 try:
     import flwr

@@ -10,12 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from fedsim.augmentation import Augmentation
-from fedsim.cohort import LocalTask, choose_cohort, cohort_problem, train_cohort
-from fedsim.dropout import seeded_dropout_
 from fedsim.models.gpt import gpt
 from fedsim.params import Params, load_state_, state_of
-from fedsim.training import SGD, LocalPlan, Phase, Training, train_
+from fedsim.training import (
+    SGD,
+    LocalPlan,
+    LocalTask,
+    Phase,
+    Training,
+    choose_cohort,
+    cohort_problem,
+    train_,
+    train_cohort,
+)
+from fedsim.training.augmentation import Augmentation
+from fedsim.training.dropout import seeded_dropout_
 from tests.test_models import CASES, CLASSES, ZOO, batch, build
 
 WHOLE = LocalPlan()

@@ -1,0 +1,103 @@
+"""A process of its own that plays a round whenever it is told to: one for each simulator, so that they take turns."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Self
+
+ROOT = Path(__file__).parent.parent
+MARK = "FEDSIM_BENCHMARK_CHILD"  # is in the environment of a child and of all processes that it starts
+
+
+def own_mark() -> str:
+    """Return what the environment of every child of this process holds."""
+    return f"{MARK}={os.getpid()}-"
+
+
+Play = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Answers:
+    """The child's side: requests come in on stdin; whatever else prints to stdout goes to stderr."""
+
+    def __init__(self) -> None:
+        self._out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+    def give(self, answer: dict[str, Any]) -> None:
+        """Send an answer."""
+        print(json.dumps(answer), file=self._out, flush=True)
+
+    def serve(self, play: Play) -> None:
+        """Say that the child is ready, then play and time a round for each request, until stdin ends."""
+        self.give({})
+        for line in sys.stdin:
+            start = time.perf_counter()
+            answer = play(json.loads(line))
+            self.give({"seconds": time.perf_counter() - start} | answer)
+
+
+class Child:
+    """The parent's side.
+
+    Parameters
+    ----------
+    command
+        What to run; its log goes to ``log``.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
+        self.mark = f"{own_mark()}{time.monotonic_ns()}"
+        name, _, value = self.mark.partition("=")
+        self._log = log
+        self._started = time.perf_counter()
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT), name: value} | (env or {}),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ready(self) -> float:
+        """Wait until the child can play; return the seconds since it was started."""
+        self._read()
+        return time.perf_counter() - self._started
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Let the child play a round; return its answer."""
+        stdin: IO[str] = self._process.stdin  # type: ignore[assignment]
+        stdin.write(json.dumps(request) + "\n")
+        stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End the child."""
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()  # type: ignore[union-attr]
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            said = [text for text in self._log.read_text().splitlines() if text.strip()]
+            raise RuntimeError(said[-1] if said else f"it ended with code {self._process.wait()}")
+        return json.loads(line)

@@ -1,0 +1,150 @@
+"""The training job that all simulators get: 20 clients x 600 Fashion-MNIST examples x 1 epoch x batch 32.
+
+It needs torch, torchvision and NumPy only, as it is imported in the peers' environments too.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset
+
+from fedsim.models.cnn import cnn
+from fedsim.models.mlp import mlp
+from fedsim.models.resnet import resnet18
+
+CLIENTS, EXAMPLES, BATCH = 20, 600, 32
+LR, MOMENTUM = 0.05, 0.9
+SHAPE, CLASSES = (1, 28, 28), 10
+MEAN, STD = 0.2860, 0.3530  # of Fashion-MNIST's training images
+WHERE = "FEDSIM_BENCHMARK_JOB"  # names the file of the images in the environment of a child process
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": partial(mlp, SHAPE, CLASSES),
+    "mlp-512": partial(mlp, SHAPE, CLASSES, hidden=(512, 512)),
+    "cnn": partial(cnn, SHAPE, CLASSES),
+    "resnet18": partial(resnet18, SHAPE, CLASSES, width=16, norm="group"),
+}
+# Fewer clients where each takes seconds on two cores.
+CLIENTS_OF = {"resnet18": 4}
+
+
+def make_model(name: str) -> nn.Module:
+    """Return a model with the same initial weights in every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MODELS[name]()
+
+
+@dataclass(frozen=True)
+class Job:
+    """The images, uint8 [n, 28, 28], and labels of all clients, one client after the other."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def random(cls, clients: int) -> Self:
+        """Make up bytes of the shape of Fashion-MNIST."""
+        rng, n = np.random.default_rng(0), clients * EXAMPLES
+        return cls(rng.integers(256, size=(n, 28, 28), dtype=np.uint8), rng.integers(CLASSES, size=n))
+
+    @classmethod
+    def read(cls, clients: int) -> tuple[Self, str]:
+        """Return the real images and ``Fashion-MNIST``, or made-up ones and why, where fedsim cannot read them."""
+        try:
+            from fedsim.data import DATA
+
+            train = DATA["fashion-mnist"]().train
+        except (ImportError, OSError, RuntimeError) as error:
+            return cls.random(clients), f"random bytes ({error})"
+        if len(train) < clients * EXAMPLES:
+            return cls.random(clients), f"random bytes ({clients} clients need more than {len(train)} images)"
+        order = np.random.default_rng(0).permutation(len(train))[: clients * EXAMPLES]
+        return cls(train.inputs.numpy()[order, 0], train.targets.numpy()[order]), "Fashion-MNIST"
+
+    def share(self, path: Path) -> None:
+        """Write the job for child processes and tell them through the environment."""
+        np.savez(path, images=self.images, labels=self.labels)
+        os.environ[WHERE] = str(path)
+
+    @classmethod
+    def shared(cls) -> Self:
+        """Read what the parent process wrote with `share`."""
+        with np.load(os.environ[WHERE]) as arrays:
+            return cls(arrays["images"], arrays["labels"])
+
+    def part(self, client: int) -> slice:
+        """Return where a client's examples are."""
+        return slice(client * EXAMPLES, (client + 1) * EXAMPLES)
+
+    def tensors(self, client: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return a client's normalised images [n, 1, 28, 28] and labels, as a plain script keeps them."""
+        images = torch.from_numpy(self.images[self.part(client)]).to(device).float().div_(255)
+        return (images.unsqueeze(1) - MEAN) / STD, torch.from_numpy(self.labels[self.part(client)]).to(device)
+
+    def channels_last(self, client: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return the same with the channels next to each other in memory, as fedsim's data sets are."""
+        inputs, targets = self.tensors(client, device)
+        channels, height, width = inputs.shape[1:]
+        strides = (channels * height * width, 1, width * channels, channels)
+        # torch's own conversion leaves images with one channel as they are, which convolutions take the slow way.
+        return torch.empty_strided(inputs.shape, strides, device=device).copy_(inputs), targets
+
+    def loader(self, client: int, generator: torch.Generator | None = None) -> DataLoader[Any]:
+        """Return the usual loader of a client's examples, which are converted one by one."""
+        images = Images(self.images[self.part(client)], self.labels[self.part(client)])
+        return DataLoader(images, batch_size=BATCH, shuffle=True, generator=generator)
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Images that become floats one by one, as with torchvision's ``ToTensor`` and ``Normalize``."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        from torchvision.transforms import Compose, Normalize, ToTensor
+
+        self.images, self.labels = images, labels
+        self.transform = Compose([ToTensor(), Normalize((MEAN,), (STD,))])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), int(self.labels[index])
+
+
+def usual_loop_(model: nn.Module, loader: DataLoader[Any], device: str = "cpu") -> None:
+    """Train for an epoch as most scripts do."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+    model.train()
+    for inputs, targets in loader:
+        optimizer.zero_grad()
+        cross_entropy(model(inputs.to(device)), targets.to(device)).backward()
+        optimizer.step()
+
+
+def plain_loop_(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    """Train for an epoch on tensors that are in memory."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+    model.train()
+    for batch in torch.randperm(len(targets), device=targets.device).split(BATCH):
+        optimizer.zero_grad()
+        cross_entropy(model(inputs[batch]), targets[batch]).backward()
+        optimizer.step()
+
+
+def flop_per_example(name: str) -> float:
+    """Count the operations of one forward and backward pass, per example, as torch's own counter does."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, inputs = make_model(name), torch.randn(BATCH, *SHAPE)
+    with FlopCounterMode(display=False) as counter:
+        cross_entropy(model(inputs), torch.zeros(BATCH, dtype=torch.int64)).backward()
+    return counter.get_total_flops() / BATCH

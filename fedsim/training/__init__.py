@@ -1,0 +1,25 @@
+"""Local training of one client, or of many at once: pure functions of models, data and random streams.
+
+Imports torch and NumPy only, so that it also runs where neither Flower nor Ray is.
+"""
+
+from fedsim.training.augmentation import Augmentation
+from fedsim.training.buffers import recompute_buffers_
+from fedsim.training.choice import choose_cohort, cohort_problem
+from fedsim.training.cohort import LocalTask, train_cohort
+from fedsim.training.local import train_
+from fedsim.training.plan import SGD, LocalPlan, Phase, Training
+
+__all__ = [
+    "SGD",
+    "Augmentation",
+    "LocalPlan",
+    "LocalTask",
+    "Phase",
+    "Training",
+    "choose_cohort",
+    "cohort_problem",
+    "recompute_buffers_",
+    "train_",
+    "train_cohort",
+]

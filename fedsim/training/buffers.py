@@ -1,0 +1,35 @@
+"""Running statistics, computed anew from data."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fedsim.training.batches import cut_batches
+from fedsim.training.dropout import seeded_modules, set_streams_, streams
+
+
+def recompute_buffers_(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
+    """Set batch normalisation's running statistics to the mean over batches of ``inputs``, in place.
+
+    The weights stay as they are. Models without running statistics are left alone. Dropout is that of training, by the
+    same numbers each time.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+    if not norms:
+        return
+    momenta = [module.momentum for module in norms]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # a plain average over all batches
+    dropouts = seeded_modules(model).values()
+    model.train()
+    try:
+        with torch.no_grad():
+            for step, batch in enumerate(cut_batches(model, len(inputs), batch_size)):
+                set_streams_(dropouts, torch.from_numpy(streams(np.array([0]), np.array([step]), len(dropouts)))[0])
+                model(inputs[batch])
+    finally:
+        model.eval()
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum

@@ -1,0 +1,93 @@
+"""What a client does in one round: the phases of its training, its optimiser, and what it reports."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedsim.params import Params
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of local training.
+
+    Parameters
+    ----------
+    trainable
+        Layer group that is trained; all other layers are frozen.
+    epochs, steps
+        Passes over the client's examples, or mini-batches; at most one of them. Without either: the epochs of
+        the run's ``[local]`` settings.
+    proximal
+        Weight mu of (mu / 2) ||w - w_start||^2 over the trained layers, added to the loss (FedProx,
+        arXiv 1812.06127).
+
+    Raises
+    ------
+    ValueError
+        If both epochs and steps are given, one of them is not positive, or ``proximal`` is negative.
+    """
+
+    trainable: str = "all"
+    epochs: int | None = None
+    steps: int | None = None
+    proximal: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"a phase has epochs = {self.epochs} and steps = {self.steps}; give one of them")
+        if any(count is not None and count < 1 for count in (self.epochs, self.steps)):
+            raise ValueError(f"a phase has epochs = {self.epochs}, steps = {self.steps}; it must be at least 1")
+        if self.proximal < 0:
+            raise ValueError(f"proximal = {self.proximal} must not be negative")
+
+
+@dataclass(frozen=True)
+class LocalPlan:
+    """What a client does in one round: phases, one after the other."""
+
+    phases: tuple[Phase, ...] = (Phase(),)
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Settings of the local optimiser.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the client's training examples in a phase that does not say otherwise.
+    batch_size
+        Examples in a mini-batch; the last one of an epoch may be smaller, none is dropped.
+    lr, momentum, weight_decay, nesterov
+        As in `torch.optim.SGD`.
+    optimizer_state
+        ``reset`` starts the momentum at zero each round, ``keep`` takes it from the client's last one.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    optimizer_state: Literal["reset", "keep"] = "reset"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What local training reports.
+
+    Parameters
+    ----------
+    loss
+        Mean cross-entropy in nats over the examples of the last epoch (or the last phase's steps), each taken
+        before the step that it led to.
+    examples_seen
+        Examples passed forward and backward.
+    momentum
+        Momentum buffers by parameter name; empty without momentum.
+    """
+
+    loss: float
+    examples_seen: int
+    momentum: Params = field(default_factory=dict)
