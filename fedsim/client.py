@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fedsim import messages
+from fedsim.config import Config
 from fedsim.evaluation import Evaluation, evaluate, evaluate_cohort
 from fedsim.federated_data import InputsAndTargets
-from fedsim.federation import Federation
+from fedsim.federation import Federation, federation_of
 from fedsim.messages import Instructions
 from fedsim.params import Params, combine, flat_copy, is_finite, load_state_, state_of
 from fedsim.seeds import derive, rng
@@ -83,6 +84,11 @@ def cohort_size(federation: Federation) -> int:
     return choose_cohort(federation.model(), tasks, LocalPlan(), config.local.sgd(), federation.data.augmentation)
 
 
+def app_of(config: Config, cohort: int) -> CohortApp:
+    """Return the app of the clients of a run, in a process that knows nothing of it yet."""
+    return client_app(federation_of(config), cohort)
+
+
 def metric_name(model: str, split: str, metric: str) -> str:
     """Return the key of a client's measurement, e.g. ``personalised/test/loss``."""
     return f"{model}/{split}/{metric}"
@@ -111,7 +117,7 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[RecordDi
 def _task(federation: Federation, server_round: int, message: Message, context: Context) -> LocalTask:
     client = _client(context)
     inputs, targets = federation.data.client(client).train
-    taken = messages.decode(message.content.array_records[messages.ARRAYS])
+    taken = messages.decode(messages.arrays_of(message.content, messages.ARRAYS))
     return LocalTask(
         params=combine(_own(federation, context), taken),
         inputs=inputs,
@@ -207,8 +213,8 @@ def _evaluate(federation: Federation, requests: Sequence[Request]) -> list[Recor
 
 def _measurements(federation: Federation, message: Message, context: Context) -> Sequence[_Measurement]:
     data = federation.data.client(_client(context))
-    taken = messages.decode(message.content.array_records[messages.ARRAYS])
-    rest = messages.decode(message.content.array_records[messages.GLOBAL])
+    taken = messages.decode(messages.arrays_of(message.content, messages.ARRAYS))
+    rest = messages.decode(messages.arrays_of(message.content, messages.GLOBAL))
     personalised = combine(_own(federation, context), taken)
     wanted = [(PERSONALISED, "validation", personalised), (PERSONALISED, "test", personalised)]
     if any(value.is_floating_point() for value in rest.values()):
@@ -246,7 +252,9 @@ def load_for_evaluation(federation: Federation, params: Params, calibration: Cal
 
 
 def _instructions(message: Message) -> Instructions:
-    return Instructions.read(message.content.config_records[messages.CONFIG])
+    settings = message.content[messages.CONFIG]
+    assert isinstance(settings, ConfigRecord)
+    return Instructions.read(settings)
 
 
 def _client(context: Context) -> int:
@@ -259,4 +267,4 @@ def _own(federation: Federation, context: Context) -> Params:
 
 
 def _stored(context: Context, name: str) -> Params:
-    return messages.decode(context.state.array_records.get(name, ArrayRecord()))
+    return messages.decode(messages.arrays_of(context.state, name))

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from fedsim import catalog
 from fedsim.analysis.barriers import named_groups
 from fedsim.checkpoints import Checkpoints
-from fedsim.client import client_app, cohort_size
+from fedsim.client import app_of, client_app, cohort_size
 from fedsim.config import Config, EngineConfig
 from fedsim.engines import make_engine
 from fedsim.environment import environment, now
@@ -126,12 +126,8 @@ def _engine_settings(federation: Federation) -> EngineConfig:
 def _app_maker(federation: Federation, cohort: int) -> Callable[[], ClientApp]:
     """Return what builds the clients' app: in this process from what is there, in another from the config."""
     if federation.config.engine.name == "ray":
-        return partial(_app_of, federation.config, cohort)
+        return partial(app_of, federation.config, cohort)
     return partial(client_app, federation, cohort)
-
-
-def _app_of(config: Config, cohort: int) -> ClientApp:
-    return client_app(federation_of(config), cohort)
 
 
 def _open(config: Config, folder: RunFolder, federation: Federation) -> int:

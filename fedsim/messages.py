@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsim.params import Params
@@ -86,6 +86,18 @@ def decode(record: Mapping[str, Array]) -> Params:
         key: array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())
         for key, array in record.items()
     }
+
+
+def arrays_of(content: RecordDict, name: str) -> Mapping[str, Array]:
+    """Return the arrays of a record; none if there is no such record.
+
+    Notes
+    -----
+    Flower's ``content.array_records`` shows the same, through an object that keeps all of it alive until Python looks
+    for cycles.
+    """
+    record = content.get(name)
+    return record if isinstance(record, ArrayRecord) else {}
 
 
 def size_bytes(array: Array) -> int:

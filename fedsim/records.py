@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fedsim.config import Config, read_toml
 from fedsim.errors import ConfigError
+
+if TYPE_CHECKING:  # a worker that reads no table need not wait for pandas
+    import pandas as pd
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -162,8 +163,10 @@ class RunFolder:
             if not path.exists():
                 raise ConfigError(f"run folder {self.path} is done but has no {path.name}; remove it to run it again")
 
-    def read_barriers(self) -> pd.DataFrame:
+    def read_barriers(self) -> "pd.DataFrame":
         """Read all barriers, with a column ``round``; empty if there are none."""
+        import pandas as pd
+
         frames = [pd.read_parquet(path).assign(round=number) for number, path in self.barrier_files().items()]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
@@ -173,7 +176,7 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
-def write_parquet(path: Path, table: pd.DataFrame) -> None:
+def write_parquet(path: Path, table: "pd.DataFrame") -> None:
     """Write a table as parquet, whole or not at all."""
     write_whole(path, table.to_parquet(index=False))
 
@@ -185,8 +188,10 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.write(text)
 
 
-def read_rows(path: Path) -> pd.DataFrame:
+def read_rows(path: Path) -> "pd.DataFrame":
     """Read a file of JSON lines; a last line that a kill cut short is left out."""
+    import pandas as pd
+
     return pd.DataFrame(_rows(path))
 
 

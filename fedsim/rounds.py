@@ -174,7 +174,7 @@ class Rounds:
             client = reply.metadata.src_node_id
             if reply.has_error():
                 raise RunError(f"round {server_round}: client {client} could not be evaluated: {reply.error.reason}")
-            rows += _client_rows(server_round, client, dict(reply.content.metric_records[messages.METRICS]))
+            rows += _client_rows(server_round, client, dict(reply.content[messages.METRICS]))
         return rows + self._server_rows(server_round, GLOBAL, self.strategy.global_model)
 
     def _server_rows(self, server_round: int, name: str, params: Params) -> list[dict[str, Any]]:

@@ -1,11 +1,14 @@
 """The bytes that travel in a round, counted in the messages themselves, by client and layer."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import Array, Message
 
 from fedsim import messages
 from fedsim.layers import Layers
+
+Arrays = Mapping[str, Array]
 
 
 class Traffic:
@@ -16,11 +19,11 @@ class Traffic:
         self._bytes: dict[tuple[int, str], dict[str, int]] = {}
         # Clients that take the same layers share one record, which is measured once. It is held, so that no other
         # record can have its identity.
-        self._measured: dict[int, tuple[ArrayRecord, dict[str, int]]] = {}
+        self._measured: dict[int, tuple[Arrays, dict[str, int]]] = {}
 
     def count(self, client: int, direction: str, message: Message) -> None:
         """Add what a message to or from a client carries."""
-        record = message.content.array_records[messages.ARRAYS]
+        record = messages.arrays_of(message.content, messages.ARRAYS)
         sizes = self._shared_sizes(record) if direction == "down" else self._sizes(record)
         for layer, size in sizes.items():
             self._bytes.setdefault((client, layer), {"down": 0, "up": 0})[direction] += size
@@ -33,12 +36,12 @@ class Traffic:
             {"round": server_round, "client": client, "layer": layer, **entry} for (client, layer), entry in counted
         ]
 
-    def _shared_sizes(self, record: ArrayRecord) -> dict[str, int]:
+    def _shared_sizes(self, record: Arrays) -> dict[str, int]:
         if id(record) not in self._measured:
             self._measured[id(record)] = record, self._sizes(record)
         return self._measured[id(record)][1]
 
-    def _sizes(self, record: ArrayRecord) -> dict[str, int]:
+    def _sizes(self, record: Arrays) -> dict[str, int]:
         sizes: dict[str, int] = {}
         for key, array in record.items():
             layer = self._layers.of_key(key)

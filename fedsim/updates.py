@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Message, MetricRecord
 
 from fedsim import messages
 from fedsim.errors import RunError
@@ -58,7 +58,7 @@ def read_update(client: int, reply: Message, expected: Mapping[str, torch.Tensor
     weight = metrics.pop(messages.NUM_EXAMPLES, 0.0)
     if not 0 < weight < math.inf:
         raise ValueError(f"its {messages.NUM_EXAMPLES} is {weight}; it must be positive")
-    shared = messages.decode(_record(reply, messages.ARRAYS))
+    shared = messages.decode(messages.arrays_of(reply.content, messages.ARRAYS))
     if shared.keys() != expected.keys():
         raise ValueError(f"it sent the entries {sorted(shared)}, not {sorted(expected)}")
     for key, value in shared.items():
@@ -68,7 +68,8 @@ def read_update(client: int, reply: Message, expected: Mapping[str, torch.Tensor
         wrong = next(key for key, value in shared.items() if not is_finite({key: value}))
         raise ValueError(f"{wrong} has values that are not finite")
     ordered = {key: shared[key] for key in expected}
-    return ClientUpdate(client, ordered, weight, metrics, messages.decode(_record(reply, messages.PROBE)))
+    probe = messages.decode(messages.arrays_of(reply.content, messages.PROBE))
+    return ClientUpdate(client, ordered, weight, metrics, probe)
 
 
 def check_average(averaged: object, model: Params, where: str) -> Params:
@@ -112,9 +113,3 @@ def weighted_metrics(weighted: Sequence[tuple[float, Mapping[str, float]]]) -> d
         if total > 0:
             means[name] = sum(weight * value for weight, value in known) / total
     return means
-
-
-def _record(reply: Message, name: str) -> Mapping[str, Array]:
-    # Not by `array_records`, which copies what it shows.
-    record = reply.content.get(name)
-    return record if isinstance(record, ArrayRecord) else {}

@@ -14,7 +14,7 @@ import torch
 from flwr.app import Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
 
-from fedsim import experiment, messages
+from fedsim import experiment, messages, report
 from fedsim.client import client_app
 from fedsim.config import Config
 from fedsim.federation import Federation, federation_of
@@ -117,3 +117,6 @@ def test_a_run_with_faults_has_the_numbers_of_one_without_these_updates(
         said = [line for line in caplog.messages if line.startswith(f"round {server_round}: client {client} is left")]
         assert any(reasons[fault] in line for line in said)
         assert reasons[fault] in faulty.log.read_text()
+    assert report.read_result(faulty).count("left_out") == len(faults)
+    page = report.write_run(report.read_result(faulty), faulty.path).read_text()
+    assert "updates left out of an average" in page

@@ -332,6 +332,7 @@ with engines.RayEngine(make, 4, 2, gpus_per_worker=0.5) as engine:
 assert not session.exists() and not (session.parent / "session_latest").is_symlink()
 assert {name: os.environ[name] for name in before} == before
 assert "PYTHONPATH" in before or "PYTHONPATH" not in os.environ
+assert engines.Node.start_monitor.__name__ == "start_monitor"
 """
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +29,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray import exceptions as failures
+from ray._private.node import Node
 
 CALLS_AHEAD = 2  # per worker, so that it need not wait for the next
 HELD_BYTES = 2**30  # of replies that wait for one before them
@@ -420,9 +422,26 @@ def _start(address: str | None, workers: int) -> str | None:
             ) from error
         return None
     # Ray's processes inherit the variables; with a runtime_env it would start every worker anew.
-    with inherited(variables()):
+    with inherited(variables()), _few_processes():
         context: Any = ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
     return context.address_info["session_dir"]
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """Start Ray without its dashboard, log monitor and autoscaler: a quarter of the time, and nobody would ask them.
+
+    Ray has no setting for that; where it has changed, it starts them.
+    """
+    names = [name for name in ("start_api_server", "start_log_monitor", "start_monitor") if hasattr(Node, name)]
+    before = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 def _stop(session: str | None) -> None:

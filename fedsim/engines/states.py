@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Array, RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
@@ -97,7 +97,7 @@ class States:
         for oldest in list(self._cached)[:-1] if self._held_bytes > self._cache_bytes else []:
             if self._held_bytes <= self._cache_bytes:
                 break
-            if len(self._cached[oldest].array_records) < len(self._cached[oldest]):
+            if not all(isinstance(record, ArrayRecord) for record in self._cached[oldest].values()):
                 continue
             if oldest not in self._files:
                 self._spill = self._spill or tempfile.TemporaryDirectory(prefix="fedsim-states-")
@@ -107,7 +107,8 @@ class States:
 
 
 def _size(state: RecordDict) -> int:
-    return sum(messages.size_bytes(array) for record in state.array_records.values() for array in record.values())
+    records = [record for record in state.values() if isinstance(record, ArrayRecord)]
+    return sum(messages.size_bytes(array) for record in records for array in record.values())
 
 
 def _same(one: RecordDict, other: RecordDict) -> bool:
@@ -134,8 +135,8 @@ def _encoded(state: RecordDict) -> bytes:
     return save(
         {
             f"{name}/{key}": value.cpu().contiguous()
-            for name, record in state.array_records.items()
-            for key, value in messages.decode(record).items()
+            for name in state
+            for key, value in messages.decode(messages.arrays_of(state, name)).items()
         }
     )
 

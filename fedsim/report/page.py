@@ -60,6 +60,8 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         ("traffic, up and down", format_bytes(result.bytes_total)),
         ("wall time of the rounds", f"{result.seconds_total:.0f} s"),
     ]
+    faults = {"updates left out of an average": "left_out", "clients set back to a checkpoint": "restored_from"}
+    numbers += [(text, f"{count}") for text, metric in faults.items() if (count := result.count(metric))]
     details = [
         ("Configuration", result.folder.config.read_text()),
         ("Environment", json.dumps(result.folder.read_env(), indent=1)),

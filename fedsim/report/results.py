@@ -86,6 +86,10 @@ class Result:
         rows = self.of(model, metric)
         return rows[rows["round"] == self.evaluated].set_index("client")["value"].sort_index()
 
+    def count(self, metric: str) -> int:
+        """Return how many rows there are of a metric, such as ``left_out``."""
+        return int((self.metrics["metric"] == metric).sum())
+
     def on_server(self, model: str, metric: str = "accuracy") -> pd.Series:
         """Return a metric on the server's test data by round."""
         return self.of(model, metric, server=True).set_index("round")["value"]
