@@ -141,7 +141,9 @@ def test_all_engines_give_the_same_files_byte_for_byte(
 def test_cohorts_give_the_numbers_of_one_after_the_other_to_float_tolerance(
     name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
-    settings = [{"cohort": 1}, {"cohort": 3}, {"cohort": 2, "name": "ray", "workers": 2}]
+    settings = [{"cohort": 1}, {"cohort": 3}]
+    if name == next(iter(CONFIGS)):  # an engine takes seconds to start
+        settings.append({"cohort": 2, "name": "ray", "workers": 2})
     alone, *together = (
         play(tiny(**CONFIGS[name], engine={"workers": 1} | each), f"run{number}")
         for number, each in enumerate(settings)

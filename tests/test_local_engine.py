@@ -17,6 +17,7 @@ from fedsim.client import CohortApp
 from fedsim.engines.clients import Clients
 from fedsim.engines.local import LocalEngine
 from fedsim.records import RunFolder
+from tests.conftest import heed_interrupts
 
 
 def app_of(answer: Callable[[int, RecordDict], object]) -> ClientApp:
@@ -124,7 +125,7 @@ epochs = 3
 def test_an_interrupt_ends_a_run_within_seconds_and_keeps_its_rounds(tmp_path: Path) -> None:
     (tmp_path / "long.toml").write_text(EXPERIMENT)
     command = [sys.executable, "-m", "fedsim", "run", str(tmp_path / "long.toml"), "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("long/*/checkpoints/round-00002")) and time.monotonic() < deadline:
         time.sleep(0.05)

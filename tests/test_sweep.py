@@ -16,7 +16,7 @@ from fedsim import experiment, sweep
 from fedsim.config import Config
 from fedsim.errors import ConfigError, RunError
 from fedsim.sweep import Failure, Run, name_runs, play_all
-from tests.conftest import TINY, run_files
+from tests.conftest import TINY, heed_interrupts, run_files
 
 OWN = """
 import logging
@@ -164,7 +164,9 @@ def test_ctrl_c_ends_all_runs_of_a_sweep_and_keeps_their_rounds(tiny: Callable[.
     study.write_text(tomli_w.dumps(TINY | {"rounds": 100_000, "sweep": {"seed": [0, 1, 2]}}))
     command = [sys.executable, "-m", "fedsim", "run", str(study), "--jobs", "2", "--out", str(tmp_path)]
     # In a session of its own, so that the interrupt reaches every process of it, as from a terminal.
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_interrupts
+    ) as process:
         assert process.stderr is not None
         lines = []
         while sum("round 2" in line for line in lines) < 2 and (line := process.stderr.readline()):
