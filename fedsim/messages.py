@@ -56,11 +56,11 @@ class TensorArray(Array):
         return Array(self.tensor).data
 
     def numpy(self) -> np.ndarray:
-        """Return the tensor as a NumPy array, which shares its memory if it is on the CPU."""
-        return self.tensor.cpu().numpy()
+        """Return a copy, as Flower's own arrays do: a client may change it."""
+        return self.tensor.cpu().numpy().copy()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TensorArray._of_numpy, (self.numpy(),)
+        return TensorArray._of_numpy, (self.tensor.cpu().numpy(),)
 
     @staticmethod
     def _of_numpy(values: np.ndarray) -> "TensorArray":

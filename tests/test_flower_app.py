@@ -49,10 +49,11 @@ def test_the_app_learns_and_sends_only_what_is_shared(app: ModuleType, monkeypat
     uploads = []
 
     class Recording(LocalEngine):
-        def handle(self, messages: list[Message]) -> list[Message]:
-            replies = super().handle(messages)
-            uploads.extend(set(r.content["arrays"]) for r in replies if r.metadata.message_type == "train")
-            return replies
+        def handle(self, messages: list[Message]) -> Iterator[Message]:
+            for reply in super().handle(messages):
+                if reply.metadata.message_type == "train":
+                    uploads.append(set(reply.content["arrays"]))
+                yield reply
 
     context = Context(1, 0, {}, RecordDict(), {"shared": "body", "num-server-rounds": 4})
     with Recording(lambda: app.client, clients=4, workers=1) as grid:

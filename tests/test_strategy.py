@@ -500,6 +500,15 @@ def test_an_array_that_did_not_change_is_not_encoded_again() -> None:
     assert strategy.arrays["1.weight"] is not before["1.weight"]
 
 
+def test_a_plain_flower_client_may_change_what_it_gets() -> None:
+    strategy = Full(net())
+    sent = configure(strategy, Nodes(2, 1), 1)
+    for value in sent[0].content["arrays"].to_torch_state_dict().values():
+        value.fill_(7)
+    assert values(strategy.global_model) == {"0": 0.0, "1": 0.0}
+    assert values(decode(sent[1].content["arrays"])) == {"0": 0.0, "1": 0.0}
+
+
 def test_a_tied_tensor_in_a_plain_flower_app_travels_under_its_first_name_only() -> None:
     model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.Linear(3, 5))
     model[2].weight = model[0].weight
