@@ -1,6 +1,7 @@
 """One round: training, barriers, averaging, evaluation, and what is written about each."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -173,8 +174,13 @@ class Rounds:
         for reply in replies:
             client = reply.metadata.src_node_id
             if reply.has_error():
-                raise RunError(f"round {server_round}: client {client} could not be evaluated: {reply.error.reason}")
-            rows += _client_rows(server_round, client, dict(reply.content[messages.METRICS]))
+                logger.warning("round %d: client %d is not evaluated: %s", server_round, client, reply.error.reason)
+                rows.append(metric_row(server_round, client, "test", PERSONALISED, "left_out", 1.0, 0))
+            else:
+                rows += _client_rows(server_round, client, dict(reply.content[messages.METRICS]))
+        failed = [reply.error.reason for reply in replies if reply.has_error()]
+        if failed and len(failed) == len(replies):
+            raise RunError(f"round {server_round}: no client could be evaluated; the first was left out as {failed[0]}")
         return rows + self._server_rows(server_round, GLOBAL, self.strategy.global_model)
 
     def _server_rows(self, server_round: int, name: str, params: Params) -> list[dict[str, Any]]:
@@ -182,13 +188,15 @@ class Rounds:
         inputs, targets = self._test
 
         # Cut where evaluation would cut, so that the number of threads changes no batch.
+        size = math.ceil(len(targets) / EVALUATION_BATCH / self._threads) * EVALUATION_BATCH
+
         def evaluate_part(start: int) -> Evaluation:
             model = load_for_evaluation(self.federation, params, self._calibration)
-            part = slice(start, start + EVALUATION_BATCH)
+            part = slice(start, start + size)
             return evaluate(model, inputs[part], targets[part])
 
         with ThreadPoolExecutor(self._threads) as pool:
-            parts = list(pool.map(evaluate_part, range(0, len(targets), EVALUATION_BATCH)))
+            parts = list(pool.map(evaluate_part, range(0, len(targets), size)))
         whole = Evaluation(torch.cat([part.losses for part in parts]), torch.cat([part.errors for part in parts]))
         measured = {"loss": whole.loss, "accuracy": whole.accuracy}
         return [

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from fedsim import experiment, messages, report
 from fedsim.client import client_app
 from fedsim.config import Config
+from fedsim.errors import RunError
 from fedsim.federation import Federation, federation_of
 from fedsim.records import RunFolder, read_rows
 
@@ -37,10 +38,13 @@ class FaultyApp(ClientApp):
         self._faults = faults
 
     def __call__(self, message: Message, context: Context) -> Message:
-        fault = None
-        if message.metadata.message_type == MessageType.TRAIN:
-            server_round = int(message.content.config_records[messages.CONFIG][messages.SERVER_ROUND])
-            fault = self._faults.get((server_round, context.node_id))
+        server_round = int(message.content[messages.CONFIG][messages.SERVER_ROUND])
+        fault = self._faults.get((server_round, context.node_id))
+        is_training = message.metadata.message_type == MessageType.TRAIN
+        if is_training == (fault == "not evaluated"):
+            fault = None
+        if fault == "not evaluated":
+            raise ValueError("no eyes")
         if fault == "left out":
             return Message(Error(2, "left out on purpose"), reply_to=message)
         if fault == "raise":
@@ -120,3 +124,19 @@ def test_a_run_with_faults_has_the_numbers_of_one_without_these_updates(
     assert report.read_result(faulty).count("left_out") == len(faults)
     page = report.write_run(report.read_result(faulty), faulty.path).read_text()
     assert "updates left out of an average" in page
+
+
+def test_a_client_that_cannot_be_evaluated_is_left_out_of_that_evaluation_only(
+    play_with: Callable[..., RunFolder], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = {"name": "local", "workers": 2}
+    whole, partial_run = play_with("whole", {}, engine), play_with("partial", {(2, 1): "not evaluated"}, engine)
+    missing = [row for row in metrics(whole) if row not in metrics(partial_run)]
+    assert {(row["round"], row["client"]) for row in missing} == {(2, 1)}
+    assert {row["model"] for row in missing} == {"personalised", "global"}
+    [added] = [row for row in metrics(partial_run) if row not in metrics(whole)]
+    assert (added["round"], added["client"], added["split"], added["metric"]) == (2, 1, "test", "left_out")
+    assert "round 2: client 1 is not evaluated: ValueError: no eyes" in caplog.text
+    nobody = {(1, client): "not evaluated" for client in range(4)}
+    with pytest.raises(RunError, match="round 1: no client could be evaluated; the first was left out as ValueError"):
+        play_with("nobody", nobody, engine)

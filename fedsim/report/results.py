@@ -87,8 +87,8 @@ class Result:
         return rows[rows["round"] == self.evaluated].set_index("client")["value"].sort_index()
 
     def count(self, metric: str) -> int:
-        """Return how many rows there are of a metric, such as ``left_out``."""
-        return int((self.metrics["metric"] == metric).sum())
+        """Return how many clients' trainings have a metric, such as ``left_out``."""
+        return int(((self.metrics["metric"] == metric) & (self.metrics["split"] == "train")).sum())
 
     def on_server(self, model: str, metric: str = "accuracy") -> pd.Series:
         """Return a metric on the server's test data by round."""
