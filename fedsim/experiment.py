@@ -143,7 +143,8 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
             path.unlink()
     known = folder.read_env() if folder.env.exists() else {"started": []}
     # What was chosen by measuring stays, so that a run that goes on has the numbers of one that never stopped.
-    cohort = known.get("cohort") or cohort_size(federation)
+    chosen = known.get("cohort") if config.engine.cohort == "auto" else None
+    cohort = chosen or cohort_size(federation)
     write_json(folder.env, environment(federation.device) | {"cohort": cohort, "started": [*known["started"], now()]})
     write_whole(folder.config, config.to_toml())
     participants = [

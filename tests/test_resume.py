@@ -120,6 +120,15 @@ def test_a_run_can_go_on_with_another_engine(
     assert run_files(first) == run_files(whole)
 
 
+def test_a_run_that_goes_on_keeps_the_cohort_that_was_chosen_unless_it_is_told_another(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    folder = play(tiny(rounds=1, engine={"cohort": 2}))
+    for rounds, cohort, expected in ((2, "auto", 2), (3, 3, 3), (4, 1, 1)):
+        experiment.run(tiny(rounds=rounds, engine={"cohort": cohort}), folder, lambda summary: None)
+        assert folder.read_env()["cohort"] == expected
+
+
 def test_a_second_process_is_kept_out_of_a_run_that_goes_on(
     tiny: Callable[..., Config], tmp_path: Path, play: Callable[..., RunFolder]
 ) -> None:

@@ -94,11 +94,14 @@ class States:
         """Hold a state in memory, and write those that were not used for longest to disk if there are too many."""
         self._cached[client] = state
         self._held_bytes += _size(state)
-        for oldest in list(self._cached)[:-1] if self._held_bytes > self._cache_bytes else []:
-            if self._held_bytes <= self._cache_bytes:
+        excess, leaving = self._held_bytes - self._cache_bytes, []
+        for oldest, held in self._cached.items():
+            if excess <= 0 or oldest == client:
                 break
-            if not all(isinstance(record, ArrayRecord) for record in self._cached[oldest].values()):
-                continue
+            if all(isinstance(record, ArrayRecord) for record in held.values()):
+                leaving.append(oldest)
+                excess -= _size(held)
+        for oldest in leaving:
             if oldest not in self._files:
                 self._spill = self._spill or tempfile.TemporaryDirectory(prefix="fedsim-states-")
                 self._files[oldest] = Path(self._spill.name) / f"{oldest}.safetensors"
