@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
 
 from fedsim import catalog
-from fedsim.analysis.barriers import named_groups
+from fedsim.analysis.groups import named_groups
 from fedsim.checkpoints import Checkpoints
 from fedsim.client import app_of, client_app, cohort_size
 from fedsim.config import Config, EngineConfig

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsim import messages
 from fedsim.analysis import barriers
-from fedsim.analysis.barriers import Pair
+from fedsim.analysis.mixes import Pair
 from fedsim.averaging import weighted_mean
 from fedsim.checkpoints import Checkpoints
 from fedsim.client import GLOBAL, PERSONALISED, UPLOADED, load_for_evaluation

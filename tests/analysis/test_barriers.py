@@ -290,7 +290,7 @@ def test_residual_networks_with_normalisation_work() -> None:
 def test_counting_agrees_with_what_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     model, states, inputs, targets = models(3)
     calls = []
-    module = importlib.import_module("fedsim.analysis.barriers")
+    module = importlib.import_module("fedsim.analysis.mixed_models")
     monkeypatch.setattr(module, "evaluate", lambda *args: calls.append(1) or evaluate(*args))
     for against, pairs in (("average", None), ("pairs", [(0, 1), (1, 0)])):
         calls.clear()
