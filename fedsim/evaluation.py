@@ -76,13 +76,18 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Crite
     losses, errors = [], []
     with torch.inference_mode():
         for batch, expected in zip(inputs.split(size), targets.split(size), strict=True):
-            outputs = model(batch)
-            loss = criterion(outputs, expected)
+            loss, error = losses_and_errors(model(batch), expected, criterion)
             losses.append(loss)
-            is_class = not expected.is_floating_point()
-            errors.append(_errors(outputs, expected) if is_class else torch.full_like(loss, torch.nan))
+            errors.append(error)
     model.train(was_training)
     return Evaluation(torch.cat(losses).cpu().double(), torch.cat(errors).cpu().double())
+
+
+def losses_and_errors(outputs: Tensor, targets: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
+    """Return the loss and the error of each example, as in `Evaluation`, for a model's outputs."""
+    losses = criterion(outputs, targets)
+    is_class = not targets.is_floating_point()
+    return losses, _errors(outputs, targets) if is_class else torch.full_like(losses, torch.nan)
 
 
 def evaluate_cohort(model: nn.Module, members: Sequence[tuple[Params, Tensor, Tensor]]) -> list[Evaluation]:

@@ -1,20 +1,39 @@
-"""Evaluation of mixed models, each distinct one once."""
+"""Evaluation of mixed models: what several of them have in common is computed once."""
 
 import copy
+import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from fedsim.analysis.execute import Execution
 from fedsim.analysis.mixes import Mix, Normalisation, Part, Recipe, Source, parts_of, recipe_of
-from fedsim.evaluation import Criterion, Evaluation, cross_entropies, evaluate
+from fedsim.analysis.plan import Plan, make_plan
+from fedsim.analysis.trace import PROBES, NotTraceableError, Operation, count_flops, trace
+from fedsim.data.dataset import channels_last
+from fedsim.evaluation import Criterion, Evaluation, cross_entropies, evaluate, losses_and_errors
 from fedsim.layers import Layers
 from fedsim.params import Params, lerp, load_state_
+from fedsim.training.buffers import recompute_buffers_
+
+# Examples at a time. On a CPU few, as many models are evaluated on them at once.
+CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 64, 1024, 8
+MAX_MEMORY = 2**30
+CALIBRATION_BATCH = 125
+logger = logging.getLogger(__name__)
 
 
 class MixedModels:
     """Models whose parts come from several states.
+
+    A model that `torch.fx` can trace, and that treats the examples of a batch one by one, is evaluated operation by
+    operation: results that several models have in common are computed once, and what is affine in its weights is not
+    computed for mixes of weights whose ends it is computed for. Any other model is evaluated as a whole, with a line in
+    the log; the numbers are the same to float tolerance.
 
     Parameters
     ----------
@@ -24,11 +43,20 @@ class MixedModels:
         State dicts; sources are indices into them, -1 the last.
     normalisation
         What becomes of running statistics in a layer that is mixed: ``interpolate`` mixes them with it, ``base``
-        keeps the base's.
+        keeps the base's, ``recompute`` takes those of the mixed model on ``calibration`` instead.
+    calibration
+        Inputs, shape [n, ...].
     criterion
         Maps outputs and targets of a batch to one loss per example.
     threads
         That work at a time; the numbers do not depend on it.
+    max_memory
+        Bytes of results that are kept at a time, all threads together, as far as a few examples' fit.
+
+    Raises
+    ------
+    ValueError
+        If ``recompute`` has no ``calibration``.
     """
 
     def __init__(
@@ -37,14 +65,25 @@ class MixedModels:
         states: Sequence[Params],
         *,
         normalisation: Normalisation = "interpolate",
+        calibration: Tensor | None = None,
         criterion: Criterion = cross_entropies,
         threads: int = 1,
+        max_memory: int = MAX_MEMORY,
     ) -> None:
         self._model = copy.deepcopy(model).eval()
+        load_state_(self._model, states[0])
+        has_statistics = any(isinstance(m, _NormBase) and m.running_mean is not None for m in model.modules())
+        self._calibration = calibration if normalisation == "recompute" and has_statistics else None
+        if normalisation == "recompute" and calibration is None:
+            raise ValueError("normalisation = 'recompute' needs calibration inputs; give some of the training inputs")
         self._states = states
         self._criterion = criterion
         self._threads = threads
+        self._max_memory = max_memory
         self._local = threading.local()
+        self._operations: list[Operation] | None = None
+        self._is_traced = False
+        self._counted: list[float] | None = None
         self.parts: tuple[Part, ...] = parts_of(Layers.of(model), normalisation)
 
     def recipe(self, mix: Mix, t: float | None = None) -> Recipe:
@@ -55,17 +94,6 @@ class MixedModels:
         """Return the recipe of a state itself."""
         return (state,) * len(self.parts)
 
-    def build(self, recipe: Recipe) -> nn.Module:
-        """Return this thread's model with the weights of a recipe."""
-        if not hasattr(self._local, "model"):
-            self._local.model = copy.deepcopy(self._model)
-        # Integer entries are in no layer and do not matter in eval mode.
-        params = dict(self._states[0])
-        for part, source in zip(self.parts, recipe, strict=True):
-            params |= self._entries(part.keys, source)
-        load_state_(self._local.model, params)
-        return self._local.model
-
     def evaluate(self, recipes: Iterable[Recipe], inputs: Tensor, targets: Tensor) -> dict[Recipe, Evaluation]:
         """Evaluate each distinct recipe on all examples.
 
@@ -75,16 +103,129 @@ class MixedModels:
             Inputs as the model takes them, shape [n, ...], and targets, shape [n, ...], on the model's device.
         """
         distinct = list(dict.fromkeys(recipes))
-        with ThreadPoolExecutor(self._threads) as pool:
-            results = pool.map(lambda recipe: evaluate(self.build(recipe), inputs, targets, self._criterion), distinct)
-            return dict(zip(distinct, results, strict=True))
+        operations = self.operations(inputs)
+        if operations is None:
+            return self._evaluate_whole(distinct, inputs, targets)
+        evaluated: dict[Recipe, Evaluation] = {}
+        for some, plan in self._plans(operations, distinct):
+            losses, errors = self._execute(operations, plan, inputs, targets)
+            evaluated |= {
+                recipe: Evaluation(losses[k], errors[k]) for recipe, k in zip(some, plan.outputs.tolist(), strict=True)
+            }
+        return evaluated
+
+    def operations(self, inputs: Tensor) -> list[Operation] | None:
+        """Return the model's operations, or None if it can only be evaluated as a whole."""
+        if not self._is_traced:
+            self._is_traced = True
+            try:
+                if self._calibration is not None:
+                    raise NotTraceableError("its statistics are recomputed")
+                self._probes = inputs[torch.arange(sum(PROBES), device=inputs.device) % len(inputs)]
+                self._operations = trace(self._model, self.parts, self._probes)
+                self._states = [self._prepared(state) for state in self._states]
+            except NotTraceableError as reason:
+                logger.info("barriers evaluate each mixed %s as a whole: %s", type(self._model).__name__, reason)
+        return self._operations
+
+    def flops(self, recipes: Iterable[Recipe], inputs: Tensor) -> float | None:
+        """Return the floating-point operations per example that `evaluate` needs; None if it evaluates whole models."""
+        operations = self.operations(inputs)
+        if operations is None:
+            return None
+        plans = self._plans(operations, list(dict.fromkeys(recipes)))
+        return sum(plan.total(self._flops(operations)) for _, plan in plans)
 
     def changed_share(self, layers: Iterable[str]) -> float:
-        """Return which share of a forward pass must be computed anew when these layers change."""
-        return 1.0 if set(layers) else 0.0
+        """Return which share of a forward pass is computed anew when these layers change: all of it at first.
+
+        The model is known once it has been evaluated.
+        """
+        changed, operations = set(layers), self._operations
+        if not changed or operations is None:
+            return 1.0 if changed else 0.0
+        parts = {i for i, part in enumerate(self.parts) if part.layer in changed}
+        dirty: set[int] = set()
+        for i, each in enumerate(operations):
+            if not parts.isdisjoint(each.parts) or not dirty.isdisjoint(each.inputs):
+                dirty.add(i)
+        flops = self._flops(operations)
+        return sum(flops[i] for i in dirty) / sum(flops) if sum(flops) else 1.0
+
+    def _flops(self, operations: Sequence[Operation]) -> list[float]:
+        if self._counted is None:
+            self._counted = count_flops(operations, self._model, self._probes)
+        return self._counted
+
+    def _plans(self, operations: Sequence[Operation], recipes: list[Recipe]) -> Iterator[tuple[list[Recipe], Plan]]:
+        """Yield recipes with their plan, in halves where the results of all are too many to be kept."""
+        plan = make_plan(operations, recipes)
+        if len(recipes) == 1 or plan.peak_size(operations) * SMALLEST_TILE <= self._max_memory:
+            yield recipes, plan
+            return
+        # Those that begin with the same layers stay together.
+        ordered = sorted(recipes, key=lambda recipe: [s if isinstance(s, tuple) else (s, s, 0.0) for s in recipe])
+        middle = len(ordered) // 2
+        yield from self._plans(operations, ordered[:middle])
+        yield from self._plans(operations, ordered[middle:])
+
+    def _execute(
+        self, operations: Sequence[Operation], plan: Plan, inputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses and errors of the plan's distinct outputs, each of shape [outputs, n]."""
+        peak = max(1.0, plan.peak_size(operations))
+        tile = CPU_TILE if inputs.device.type == "cpu" else ACCELERATOR_TILE
+        tile = min(tile, max(SMALLEST_TILE, int(self._max_memory / peak)))
+        threads = max(1, min(self._threads, int(self._max_memory / (peak * tile))))
+        execution = Execution(self._model, operations, plan, self._states, self._max_memory // 4)
+        losses, errors = torch.empty(2, int(plan.outputs.max()) + 1, len(inputs), dtype=torch.float64)
+
+        def run(start: int) -> None:
+            part = slice(start, start + tile)
+            expected = targets[part]
+            with torch.inference_mode():
+                outputs = execution.run(_nhwc(inputs[part]))
+                every = expected.repeat(len(outputs), *[1] * (expected.ndim - 1))
+                measured = losses_and_errors(torch.cat(outputs), every, self._criterion)
+            for whole, values in zip((losses, errors), measured, strict=True):
+                whole[:, part] = values.view(len(outputs), -1).cpu()
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, range(0, len(inputs), tile)))
+        return losses, errors
+
+    def _evaluate_whole(self, recipes: Sequence[Recipe], inputs: Tensor, targets: Tensor) -> dict[Recipe, Evaluation]:
+        with ThreadPoolExecutor(self._threads) as pool:
+            results = pool.map(lambda recipe: evaluate(self._build(recipe), inputs, targets, self._criterion), recipes)
+            return dict(zip(recipes, results, strict=True))
+
+    def _build(self, recipe: Recipe) -> nn.Module:
+        """Return this thread's model with the weights of a recipe."""
+        if not hasattr(self._local, "model"):
+            self._local.model = copy.deepcopy(self._model)
+        # Integer entries are in no layer and do not matter in eval mode.
+        params = dict(self._states[0])
+        for part, source in zip(self.parts, recipe, strict=True):
+            params |= self._entries(part.keys, source)
+        load_state_(self._local.model, params)
+        if self._calibration is not None:
+            recompute_buffers_(self._local.model, self._calibration, CALIBRATION_BATCH)
+        return self._local.model
 
     def _entries(self, keys: Sequence[str], source: Source) -> Params:
         if isinstance(source, int):
             return {key: self._states[source][key] for key in keys}
         start, end, t = source
         return lerp(self._entries(keys, start), self._entries(keys, end), t)
+
+    @staticmethod
+    def _prepared(state: Params) -> Params:
+        """Return a state with the weights of convolutions in the order in which they are used fastest."""
+        return {
+            key: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+            for key, value in state.items()
+        }
+
+
+def _nhwc(inputs: Tensor) -> Tensor:
+    return channels_last(inputs) if inputs.ndim == 4 else inputs

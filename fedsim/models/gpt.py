@@ -24,7 +24,8 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attended values, shape [n, length, width] like ``x``."""
-        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, 2))
+        projected = self.c_attn(x).unflatten(2, (3, self.heads, -1))
+        query, key, value = (projected.select(2, i).transpose(1, 2) for i in range(3))
         if self.training and self.attn_dropout.p > 0:
             # torch's function would draw from its global random state.
             scores = query @ key.transpose(2, 3) / math.sqrt(key.shape[3])
