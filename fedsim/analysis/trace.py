@@ -271,11 +271,15 @@ def count_flops(operations: Sequence[Operation], model: nn.Module, inputs: Tenso
     with torch.no_grad():
         for each in operations[1:]:
             own = {entry.name: weights[entry.key] for entry in each.entries}
+            arguments = [results[k] for k in each.inputs]
             with FlopCounterMode(display=False) as counter:
-                results.append(each.run_with_tail(model, [results[k] for k in each.inputs], own))
-            # What torch cannot count, such as an LSTM, uses each of its weights for each example at least.
-            least = 2 * len(inputs) * sum(weight.numel() for weight in own.values())
-            flops.append((counter.get_total_flops() or least) / len(inputs))
+                results.append(each.run_with_tail(model, arguments, own))
+            counted = float(counter.get_total_flops())
+            module = model.get_submodule(str(each.node.target)) if each.node.op == "call_module" else None
+            if isinstance(module, nn.RNNBase):  # which torch does not count: each weight is used at each position
+                positions = arguments[0].numel() / module.input_size
+                counted = 2 * positions * sum(weight.numel() for weight in own.values())
+            flops.append(counted / len(inputs))
     return flops
 
 

@@ -1,0 +1,112 @@
+"""Interaction of layers: what moving some together costs beyond the sum of what each costs by itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from fedsim.analysis.average import with_average
+from fedsim.analysis.mixed_models import MAX_MEMORY, MixedModels
+from fedsim.analysis.mixes import Against, Mix, Normalisation, Pair, Recipe, list_mixes
+from fedsim.analysis.paired import mean_and_error
+from fedsim.evaluation import Criterion, Evaluation, cross_entropies
+from fedsim.layers import Layers
+from fedsim.params import Params
+
+
+def interaction(
+    model: nn.Module,
+    states: Sequence[Params],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    against: Against = "average",
+    pairs: Sequence[Pair] | None = None,
+    weights: Sequence[float] | None = None,
+    t: float | None = None,
+    pairwise: bool = False,
+    normalisation: Normalisation = "interpolate",
+    calibration: Tensor | None = None,
+    criterion: Criterion = cross_entropies,
+    threads: int = 1,
+    max_memory: int = MAX_MEMORY,
+) -> pd.DataFrame:
+    """Measure how barriers of single layers fail to add up to the barrier of them together.
+
+    With D(S) the loss of the base with the layers S moved minus the base's own, the interaction is D(all) minus the
+    sum of the D(k) of each layer k, and that of two layers is D(k and l) - D(k) - D(l). It is negative where layers
+    that are moved together repair each other.
+
+    Parameters
+    ----------
+    model, states, inputs, targets, against, pairs, weights, normalisation, calibration, criterion, threads, max_memory
+        As in `fedsim.analysis.barriers.barriers`.
+    t
+        How far layers move towards the other; by default 1 for the average, 1/2 for pairs.
+    pairwise
+        Whether to measure each two layers as well; their number is quadratic in that of the layers.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per base and other, with ``first`` and ``second`` empty, and one per two layers of these names, the
+        first nearer to the input: ``base, other, t, first, second, n, loss_interaction, error_interaction``, the last
+        two with paired standard errors ``_se``.
+
+    Raises
+    ------
+    ValueError
+        If there are too few states, one does not fit the model, or an argument is unknown or out of range.
+
+    Notes
+    -----
+    For a quadratic loss the interaction of two layers is the displacement of one, times the Hessian's block of the two,
+    times the displacement of the other, and that of all layers is the sum over all two.
+    """
+    names = Layers.of(model).names
+    compared = with_average(model, states, weights, against)
+    t = (1.0 if against == "average" else 0.5) if t is None else t
+    together = list(list_mixes({"": names}, len(states), against, (t,), pairs))
+    models = MixedModels(
+        model,
+        compared,
+        normalisation=normalisation,
+        calibration=calibration,
+        criterion=criterion,
+        threads=threads,
+        max_memory=max_memory,
+    )
+    layers = [(name,) for name in names]
+    terms = {("", ""): names} | ({pair: pair for pair in combinations(names, 2)} if pairwise else {})
+    recipes = {
+        (mix, moved): models.recipe(replace(mix, layers=frozenset(moved)))
+        for mix in together
+        for moved in [(), *layers, *terms.values()]
+    }
+    evaluated = models.evaluate(recipes.values(), inputs, targets)
+    rows = []
+    for mix in together:
+        changes = {moved: _change(evaluated, recipes, mix, moved) for moved in [*layers, *terms.values()]}
+        for (first, second), moved in terms.items():
+            difference = changes[moved] - sum(changes[name,] for name in moved)
+            (loss, loss_se), (error, error_se) = map(mean_and_error, difference)
+            rows.append(
+                {"base": mix.base, "other": mix.other, "t": mix.t, "first": first, "second": second}
+                | {"n": difference.shape[1], "loss_interaction": loss, "loss_interaction_se": loss_se}
+                | {"error_interaction": error, "error_interaction_se": error_se}
+            )
+    return pd.DataFrame(rows)
+
+
+def _change(
+    evaluated: Mapping[Recipe, Evaluation],
+    recipes: Mapping[tuple[Mix, tuple[str, ...]], Recipe],
+    mix: Mix,
+    moved: tuple[str, ...],
+) -> Tensor:
+    """Return what moving some layers changes, losses and errors of each example, shape [2, n]."""
+    after, before = evaluated[recipes[mix, moved]], evaluated[recipes[mix, ()]]
+    return torch.stack([after.losses - before.losses, after.errors - before.errors])

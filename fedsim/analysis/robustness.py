@@ -1,0 +1,136 @@
+"""Robustness of layers: what the direction of the average costs beside random ones of the same length.
+
+Adilova et al. 2024, Layer-wise linear mode connectivity, arXiv 2307.06966.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+from fedsim.analysis.average import with_average
+from fedsim.analysis.directions import entries_of, gaussian, means_of, over_draws, passes, vector_of
+from fedsim.analysis.groups import Groups, named_groups
+from fedsim.analysis.mixed_models import MAX_MEMORY, MixedModels
+from fedsim.analysis.mixes import Against, Mix, Normalisation, Pair, list_mixes
+from fedsim.evaluation import Criterion, cross_entropies
+from fedsim.layers import Layer, Layers
+from fedsim.params import Params
+
+# What is evaluated beside the draws, which count from 0.
+TOWARDS, OWN = -1, -2
+
+
+def robustness(
+    model: nn.Module,
+    states: Sequence[Params],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    groups: Groups = "layers",
+    against: Against = "average",
+    pairs: Sequence[Pair] | None = None,
+    weights: Sequence[float] | None = None,
+    ts: Sequence[float] = (0.5, 1.0),
+    draws: int = 5,
+    normalisation: Normalisation = "interpolate",
+    calibration: Tensor | None = None,
+    criterion: Criterion = cross_entropies,
+    threads: int = 1,
+    max_memory: int = MAX_MEMORY,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure models that move towards another, and as far in random directions.
+
+    In a random direction each layer of the group moves by Gaussian noise of the norm that its parameters' difference to
+    ``other`` has, times t; buffers stay the base's, unless they are recomputed. A draw is one direction for all t,
+    bases and groups.
+
+    Parameters
+    ----------
+    model, states, inputs, targets, groups, against, pairs, weights
+        As in `fedsim.analysis.barriers.barriers`.
+    normalisation, calibration, criterion, threads, max_memory
+        As in `fedsim.analysis.barriers.barriers`.
+    ts
+        How far to move, in [0, 1].
+    draws
+        Random directions.
+    seed
+        Of the directions, and of the order of ``cumulative-random``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Two rows per mixed model, its ``direction`` ``average`` (towards ``other``, whatever it is) and ``random``:
+        ``group, base, other, t, direction, draws, n, loss, error``, means over the n examples and the draws;
+        ``loss_own_base`` and ``error_own_base``, minus the base's own; ``loss_spread`` and ``error_spread``, standard
+        deviations over the draws, NaN for fewer than two.
+
+    Raises
+    ------
+    ValueError
+        If there are too few states, one does not fit the model, an argument is unknown or out of range, or a layer
+        pattern matches nothing.
+
+    Notes
+    -----
+    The released code draws a new direction for each t of its vision transformers; here a draw is a line. The perturbed
+    models of all draws are in memory together up to half a GiB, beyond it in several passes.
+    """
+    layers = Layers.of(model)
+    named = named_groups(layers, groups, seed)
+    compared = with_average(model, states, weights, against)
+    mixes = list(list_mixes(named, len(states), against, ts, pairs))
+    ends = list(dict.fromkeys((mix.base, mix.other) for mix in mixes))
+    moving = [layer for layer in layers if any(layer.name in members for members in named.values())]
+    means: dict[tuple[Mix, int], np.ndarray] = {}
+    for batch in passes(draws, len(ends) * sum(layer.size for layer in moving)):
+        noisy = [state for draw in batch for state in _perturbed(compared, ends, moving, seed, draw)]
+        place = {key: len(states) + number for number, key in enumerate(product(batch, ends))}
+        models = MixedModels(
+            model,
+            [*compared[:-1], *noisy, compared[-1]],
+            normalisation=normalisation,
+            calibration=calibration,
+            criterion=criterion,
+            threads=threads,
+            max_memory=max_memory,
+        )
+        recipes = {
+            (mix, draw): models.recipe(replace(mix, other=place[draw, (mix.base, mix.other)]))
+            for mix in mixes
+            for draw in batch
+        }
+        if batch.start == 0:
+            recipes |= {(mix, TOWARDS): models.recipe(mix) for mix in mixes}
+            recipes |= {(mix, OWN): models.own(mix.base) for mix in mixes}
+        evaluated = models.evaluate(recipes.values(), inputs, targets)
+        means |= {key: means_of(evaluated[recipe]) for key, recipe in recipes.items()}
+    rows = []
+    for mix in mixes:
+        ends_of = {"group": mix.group, "base": mix.base, "other": mix.other, "t": mix.t}
+        loss, error = means[mix, OWN]
+        for direction, chosen in (("average", [TOWARDS]), ("random", range(draws))):
+            found = over_draws([means[mix, draw] for draw in chosen])
+            above = {"loss_own_base": found["loss"] - loss, "error_own_base": found["error"] - error}
+            rows.append(ends_of | {"direction": direction, "draws": len(chosen), "n": len(targets)} | found | above)
+    return pd.DataFrame(rows)
+
+
+def _perturbed(
+    models: Sequence[Params], ends: Sequence[Pair], layers: Sequence[Layer], seed: int, draw: int
+) -> list[Params]:
+    """Return the base of each pair with each layer as far away as the other's, in one random direction for all."""
+    perturbed = [dict(models[base]) for base, _ in ends]
+    for layer in layers:
+        noise = gaussian(layer, models[0], seed, "robustness", draw)
+        noise /= noise.norm()
+        for state, (base, other) in zip(perturbed, ends, strict=True):
+            origin = vector_of(models[base], layer)
+            length = (vector_of(models[other], layer) - origin).norm()
+            state |= entries_of(origin + length * noise, layer, models[base])
+    return perturbed

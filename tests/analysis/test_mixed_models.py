@@ -1,0 +1,321 @@
+import copy
+import logging
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, relu
+
+from fedsim.analysis.mixed_models import MixedModels
+from fedsim.analysis.mixes import Mix, Normalisation, Recipe, list_mixes
+from fedsim.layers import Layers
+from fedsim.params import Params
+from fedsim.training.buffers import recompute_buffers_
+from tests.test_models import CLASSES, ZOO, batch, build, every_model
+
+N = 9
+
+
+def different_states(model: nn.Module, count: int, seed: int = 0) -> list[Params]:
+    """State dicts far from each other; variances stay positive and tied tensors tied."""
+    generator = torch.Generator().manual_seed(seed)
+    states = []
+    for number in range(count):
+        other = copy.deepcopy(model)
+        for name, value in [*other.named_parameters(), *other.named_buffers()]:
+            if value.is_floating_point() and value.numel():
+                noise = torch.randn(value.shape, generator=generator, dtype=value.dtype) * 0.1 * number
+                with torch.no_grad():
+                    value.mul_(1 + noise.abs()) if name.endswith("var") else value.add_(noise * value.abs().mean())
+        states.append(copy.deepcopy(other.state_dict()))
+    return states
+
+
+def targets_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        outputs = model(inputs)
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(outputs.shape[1], (len(outputs), *outputs.shape[2:]), generator=generator)
+
+
+def some_mixes(model: nn.Module, states: int, count: int, seed: int = 0) -> list[Mix]:
+    rng = np.random.default_rng(seed)
+    names = Layers.of(model).names
+    mixes = []
+    for _ in range(count):
+        layers = frozenset(rng.choice(names, rng.integers(len(names) + 1), replace=False).tolist())
+        base, other = rng.integers(states, size=2).tolist()
+        mixes.append(Mix("", layers, base, other, float(rng.choice([0.0, 0.25, 0.5, 0.7, 1.0]))))
+    return mixes
+
+
+def slowly(
+    model: nn.Module,
+    states: Sequence[Params],
+    mix: Mix,
+    inputs: Tensor,
+    targets: Tensor,
+    normalisation: Normalisation = "interpolate",
+) -> tuple[float, float]:
+    """Mix a state dict entry by entry, load it, and evaluate the whole model: loss and error."""
+    layers = Layers.of(model)
+    state = dict(states[mix.base])
+    for key, value in state.items():
+        if not value.is_floating_point() or layers.of_key(key) not in mix.layers:
+            continue
+        if normalisation == "base" and "running_" in key:
+            continue
+        state[key] = (1 - mix.t) * value + mix.t * states[mix.other][key]
+    net = copy.deepcopy(model)
+    net.load_state_dict(state)
+    net.eval()
+    if normalisation == "recompute":
+        recompute_buffers_(net, inputs, 125)
+    with torch.no_grad():
+        outputs = net(inputs)
+    return cross_entropy(outputs, targets).item(), (outputs.argmax(1) != targets).double().mean().item()
+
+
+def assert_agrees(
+    model: nn.Module, inputs: Tensor, *, mixes: int = 8, normalisation: Normalisation = "interpolate", **options: int
+) -> MixedModels:
+    targets = targets_of(model, inputs)
+    states = different_states(model, 3)
+    models = MixedModels(model, states, normalisation=normalisation, calibration=inputs, **options)
+    asked = some_mixes(model, len(states), mixes)
+    evaluated = models.evaluate([models.recipe(mix) for mix in asked], inputs, targets)
+    for mix in asked:
+        found, (loss, error) = evaluated[models.recipe(mix)], slowly(model, states, mix, inputs, targets, normalisation)
+        assert found.loss == pytest.approx(loss, rel=1e-5, abs=1e-5)
+        assert float(found.errors.mean()) == pytest.approx(error, abs=1.01 / targets.numel())
+    return models
+
+
+@every_model
+def test_every_model_agrees_with_loading_and_evaluating_each_mix(name: str, norm: str | None) -> None:
+    models = assert_agrees(build(name, norm), batch(ZOO[name].shape, N))
+    assert models.operations(batch(ZOO[name].shape, N)) is not None
+
+
+class Branches(nn.Module):
+    """Concatenates and adds branches, calls a module twice, and changes tensors in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.left, self.right = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.activation = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.size(0)
+        x = self.activation(self.stem(x)) * self.scale[:, None, None]
+        skip = torch.cat([self.left(x), relu(self.right(x), inplace=True)], 1)
+        x = self.twice(self.activation(self.twice(skip)))
+        x += skip
+        return self.fc(self.norm(x).mean((2, 3)).reshape(n, -1))
+
+
+class Attention(nn.Module):
+    """Torch's own attention, between positions that are parameters of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(5, 8))
+        self.embed = nn.Embedding(CLASSES, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.block(self.embed(tokens) + self.position)[:, 0])
+
+
+class Tied(nn.Module):
+    """Its last layer is its first, transposed, with a bias of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(CLASSES, 6)
+        self.hidden = nn.Conv1d(6, 6, 3, padding=1)
+        self.out = nn.Linear(6, CLASSES)
+        self.out.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.hidden(self.embed(tokens).transpose(1, 2))
+        return self.out(x.mean(2))
+
+
+def made(kind: type[nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return kind().eval()
+
+
+TOKENS = batch((5,), N)
+IMAGES = batch((1, 6, 6), N)
+
+
+@pytest.mark.parametrize(("kind", "inputs"), [(Branches, IMAGES), (Attention, TOKENS), (Tied, TOKENS)])
+def test_other_architectures_agree_too(kind: type[nn.Module], inputs: Tensor) -> None:
+    assert assert_agrees(made(kind), inputs, mixes=30).operations(inputs) is not None
+
+
+class Undecided(nn.Module):
+    """Asks its input what to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, CLASSES), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) if float(x.sum()) > 100 else self.two(x)
+
+
+class Changes(nn.Module):
+    """Changes a tensor that it goes on using under another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        other = x
+        other += 1.0
+        return relu(x)
+
+
+class OfTheBatch(nn.Module):
+    """Normalises by the statistics of whatever batch it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(4, CLASSES), nn.BatchNorm1d(CLASSES, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.fc(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(Undecided, "cannot be traced"), (Changes, "gives other outputs"), (OfTheBatch, "depend on the others")],
+)
+def test_a_model_that_cannot_be_taken_apart_is_evaluated_as_a_whole(
+    kind: type[nn.Module], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = batch((4,), N).float()
+    with caplog.at_level(logging.INFO):
+        models = assert_agrees(made(kind), inputs)
+    assert models.operations(inputs) is None
+    assert reason in caplog.text
+    assert kind.__name__ in caplog.text
+
+
+def test_a_module_that_cannot_be_traced_is_one_operation() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner = nn.Linear(4, 4), Undecided()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(relu(self.first(x)))
+
+    inputs = batch((4,), N).float()
+    operations = assert_agrees(made(Outer), inputs).operations(inputs)
+    assert operations is not None
+    assert [len(each.parts) for each in operations] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("normalisation", ["base", "recompute"])
+def test_policies_for_running_statistics(normalisation: Normalisation) -> None:
+    assert_agrees(made(Branches), IMAGES, mixes=12, normalisation=normalisation)
+    assert_agrees(build("mlp"), batch(ZOO["mlp"].shape, N), mixes=2, normalisation=normalisation)
+
+
+def test_recomputed_statistics_need_inputs() -> None:
+    model = made(Branches)
+    with pytest.raises(ValueError, match="needs calibration inputs"):
+        MixedModels(model, [model.state_dict()], normalisation="recompute")
+
+
+def all_pairs(model: nn.Module, states: int, ts: Sequence[float], models: MixedModels) -> list[Recipe]:
+    groups = {name: (name,) for name in Layers.of(model).names}
+    return [models.recipe(mix) for mix in list_mixes(groups, states, "pairs", ts)]
+
+
+@pytest.mark.parametrize("max_memory", [1, 20_000])
+def test_little_memory_changes_rounding_only(max_memory: int) -> None:
+    model, inputs = build("cnn"), batch(ZOO["cnn"].shape, 20)
+    states, targets = different_states(model, 3), targets_of(model, inputs)
+    much = MixedModels(model, states)
+    little = MixedModels(model, states, max_memory=max_memory)
+    recipes = all_pairs(model, 3, (0.5, 0.8), much)
+    expected, found = (each.evaluate(recipes, inputs, targets) for each in (much, little))
+    for recipe in recipes:
+        torch.testing.assert_close(found[recipe].losses, expected[recipe].losses, rtol=1e-5, atol=1e-6)
+    assert little.flops(recipes, inputs) > much.flops(recipes, inputs)
+
+
+def test_each_threads_numbers_are_the_same() -> None:
+    model, inputs = build("resnet20", "group"), batch(ZOO["resnet20"].shape, 70)
+    states, targets = different_states(model, 2), targets_of(model, inputs)
+    results = []
+    for threads in (1, 3):
+        models = MixedModels(model, states, threads=threads)
+        results.append(models.evaluate(all_pairs(model, 2, (0.5,), models), inputs, targets))
+    for recipe, one in results[0].items():
+        assert torch.equal(one.losses, results[1][recipe].losses)
+
+
+@pytest.mark.parametrize("ts", [(0.5,), (0.1, 0.5, 0.7)])
+def test_the_work_is_what_the_definition_leaves(ts: Sequence[float]) -> None:
+    # Layer k of one model is needed on its own inputs and, to be mixed, with every partner's weights: N^2 times;
+    # behind it, what follows is needed for each ordered pair and t, with the base's weights.
+    widths, states = (6, 5, 4, 3), 4
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
+        model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).eval()
+    inputs = torch.randn(7, widths[0], generator=torch.Generator().manual_seed(0))
+    models = MixedModels(model, different_states(model, states))
+    flops = [2 * a * b for a, b in pairwise(widths)]
+    pairs = states * (states - 1)
+    expected = 0
+    for k, own in enumerate(flops):
+        # The first layer sees the inputs of all models: their results are shared, and so are the mixes of two.
+        expected += (states if k == 0 else states**2) * own + pairs * len(ts) * sum(flops[k + 1 :])
+    own = [models.own(state) for state in range(states)]
+    assert models.flops([*own, *all_pairs(model, states, ts, models)], inputs) == expected
+
+
+def test_the_share_that_a_change_costs() -> None:
+    model, inputs = made(Branches), IMAGES
+    models = MixedModels(model, [model.state_dict()])
+    assert models.changed_share(["fc"]) == 1.0
+    models.evaluate([models.own(0)], inputs, targets_of(model, inputs))
+    pixels = 36
+    flops = {"stem": 2 * 9 * 4, "left": 2 * 4 * 4, "right": 2 * 9 * 16, "twice": 2 * 2 * 9 * 64}
+    total = pixels * sum(flops.values()) + 2 * 8 * CLASSES
+    assert models.changed_share(["fc"]) == pytest.approx(2 * 8 * CLASSES / total)
+    assert models.changed_share(["left"]) == pytest.approx(1 - pixels * (flops["stem"] + flops["right"]) / total)
+    assert models.changed_share(["stem", "fc"]) == 1.0
+    assert models.changed_share([]) == 0.0
+
+
+def test_sums_in_the_other_precision_and_the_models_mode_stay_as_they_are() -> None:
+    model = copy.deepcopy(made(Branches)).double().train()
+    before = copy.deepcopy(model.state_dict())
+    models = MixedModels(model, [model.state_dict()])
+    inputs = IMAGES.double()
+    found = models.evaluate([models.own(0)], inputs, torch.zeros(N, dtype=torch.int64))[models.own(0)]
+    expected = cross_entropy(copy.deepcopy(model).eval()(inputs), torch.zeros(N, dtype=torch.int64)).item()
+    assert found.loss == pytest.approx(expected, rel=1e-12)
+    assert model.training
+    assert model.activation.inplace
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
