@@ -263,23 +263,24 @@ def _run_all(operations: Sequence[Operation], root: nn.Module, weights: Params, 
 
 
 def count_flops(operations: Sequence[Operation], model: nn.Module, inputs: Tensor) -> list[float]:
-    """Return the floating-point operations per example of each operation."""
-    from torch.utils.flop_counter import FlopCounterMode  # takes a second, and not every measurement needs it
+    """Return the floating-point operations per example of each operation: two for each use of a weight in a product.
 
-    weights = dict(model.state_dict())
-    results, flops = [inputs], [0.0]
-    with torch.no_grad():
-        for each in operations[1:]:
-            own = {entry.name: weights[entry.key] for entry in each.entries}
-            arguments = [results[k] for k in each.inputs]
-            with FlopCounterMode(display=False) as counter:
-                results.append(each.run_with_tail(model, arguments, own))
-            counted = float(counter.get_total_flops())
-            module = model.get_submodule(str(each.node.target)) if each.node.op == "call_module" else None
-            if isinstance(module, nn.RNNBase):  # which torch does not count: each weight is used at each position
-                positions = arguments[0].numel() / module.input_size
-                counted = 2 * positions * sum(weight.numel() for weight in own.values())
-            flops.append(counted / len(inputs))
+    What has no weights is not counted, neither is the product of queries and keys.
+    """
+    results = _run_all(operations, model, dict(model.state_dict()), inputs)
+    flops = []
+    for each in operations:
+        module = model.get_submodule(str(each.node.target)) if each.node.op == "call_module" else None
+        weights = [] if module is None else [weight for weight in module.parameters() if weight.ndim > 1]
+        if not weights or isinstance(module, nn.Embedding):
+            flops.append(0.0)
+            continue
+        if each.affine:
+            uses = each.size * len(inputs) / weights[0].element_size() / len(weights[0])
+        else:  # an LSTM or attention: once at each position
+            first = next(results[k] for k in each.inputs if isinstance(results[k], Tensor))
+            uses = first.numel() / first.shape[-1]
+        flops.append(2.0 * uses * sum(weight.numel() for weight in weights) / len(inputs))
     return flops
 
 

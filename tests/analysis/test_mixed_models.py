@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.analysis.mixed_models import MixedModels
 from fedsim.analysis.mixes import Mix, Normalisation, Recipe, list_mixes
@@ -292,6 +293,15 @@ def test_the_work_is_what_the_definition_leaves(ts: Sequence[float]) -> None:
         expected += (states if k == 0 else states**2) * own + pairs * len(ts) * sum(flops[k + 1 :])
     own = [models.own(state) for state in range(states)]
     assert models.flops([*own, *all_pairs(model, states, ts, models)], inputs) == expected
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "lenet5", "vgg11", "resnet18", "resnet20", "mobilenet", "torchvision"])
+def test_the_work_of_one_model_is_what_torch_counts(name: str) -> None:
+    model, inputs = build(name), batch(ZOO[name].shape, 2)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(inputs)
+    models = MixedModels(model, [model.state_dict()])
+    assert models.flops([models.own(0)], inputs) == counter.get_total_flops() / 2
 
 
 def test_the_share_that_a_change_costs() -> None:
