@@ -9,9 +9,11 @@ from fedsim.config import Config
 from fedsim.heterogeneity import Heterogeneity
 from fedsim.records import RunFolder, read_rows
 from fedsim.report import read_result
-from fedsim.report.figures import barrier_table, format_bytes, save
+from fedsim.report.barriers import at_the_middle, barrier_table
+from fedsim.report.figures import format_bytes
 from fedsim.report.partition import partition
 from fedsim.report.results import compare, worst_mean
+from fedsim.report.style import save
 from fedsim.report.tables import comparison_table
 
 
@@ -70,13 +72,13 @@ def test_the_heat_map_is_the_mean_over_clients_with_the_full_model_first(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
     result = read_result(play(tiny(rounds=4)))
-    table = barrier_table(result, "loss_mean_ends")
+    table = barrier_table(at_the_middle(result.barriers, pairs=False), "loss_mean_ends")
     assert list(table.index) == ["full", "fc1", "fc2"]
     assert list(table.columns) == [2, 4]
     rows = result.barriers.query("group == 'fc2' and round == 4 and other == -1")
     assert len(rows) == 4
     assert table.loc["fc2", 4] == pytest.approx(rows["loss_mean_ends"].mean())
-    pairs = barrier_table(result, "loss_swap_ends", 0.5)
+    pairs = barrier_table(at_the_middle(result.barriers, pairs=True), "loss_swap_ends")
     # Two pairs, both directions; the head is the last linear layer, so its path is convex.
     assert len(result.barriers.query("group == 'fc2' and round == 4 and t == 0.5")) == 4
     assert (pairs.loc["fc2"] <= 1e-6).all()

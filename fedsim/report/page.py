@@ -3,19 +3,22 @@
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
+import pandas as pd
 
 from fedsim.heterogeneity import Heterogeneity
 from fedsim.records import write_whole
 from fedsim.report import figures
+from fedsim.report.analysis import BARRIER_TEXT, analysis_sections, examples
+from fedsim.report.barriers import compared_barriers
 from fedsim.report.figures import format_bytes
 from fedsim.report.partition import partition
 from fedsim.report.results import Result, compare, distinguishing_settings, worst_mean
+from fedsim.report.section import Section
+from fedsim.report.style import save
 from fedsim.report.tables import comparison_table
 
 TABLE_NOTE = (
@@ -24,27 +27,6 @@ TABLE_NOTE = (
     "model on the server's test data; traffic: bytes up and down over all rounds and clients; seconds: wall time "
     "of all rounds. With several seeds, each is the mean over the seeds."
 )
-BARRIER_TEXT = (
-    "Each cell is the {metric} of a client's uploaded model with that one layer replaced by the average over the "
-    "clients, minus a reference; mean over the clients. The first row, full, is the average of all layers. Red: "
-    "averaging the layer hurts. Blue: it helps, which is normal where clients with few classes are measured on all of "
-    "them. Measured on {n} of the server's test examples, the same in each round; the average weighs each client "
-    "by its training examples."
-)
-PAIRS_TEXT = (
-    " Below, the same for {pairs} pairs of clients, in both directions: the layer lies halfway between the two. The "
-    "path's ends are the model with its own layer and with the other's."
-)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A figure with a title and what it shows; ``name`` is its file name without the ending."""
-
-    name: str
-    title: str
-    text: str
-    figure: Figure
 
 
 def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
@@ -60,6 +42,9 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         ("traffic, up and down", format_bytes(result.bytes_total)),
         ("wall time of the rounds", f"{result.seconds_total:.0f} s"),
     ]
+    if analysis := result.seconds_of("barriers"):
+        share = analysis / result.seconds_total
+        numbers.append(("wall time of the analysis, share of the rounds'", f"{analysis:.3g} s, {share:.0%}"))
     faults = {"updates left out of an average": "left_out", "clients set back to a checkpoint": "restored_from"}
     numbers += [(text, f"{count}") for text, metric in faults.items() if (count := result.count(metric))]
     details = [
@@ -79,14 +64,13 @@ def write_partition(measured: Heterogeneity, title: str, path: Path) -> Path:
     """Write the figure of a partition as PDF and as PNG beside each other; return the latter's path."""
     figure = partition(measured, title)
     for kind in ("pdf", "png"):
-        write_whole(path.with_name(f"{path.name}.{kind}"), figures.save(figure, kind))
+        write_whole(path.with_name(f"{path.name}.{kind}"), save(figure, kind))
     return path.with_name(f"{path.name}.png")
 
 
 def write_comparison(results: Sequence[Result], out: Path, *, export: bool = False) -> Path:
     """Write the page that compares several runs into the folder ``out``; return its path."""
     labelled = _labels(results)
-    first = results[0].config
     sections = [
         Section(
             "accuracy",
@@ -108,8 +92,10 @@ def write_comparison(results: Sequence[Result], out: Path, *, export: bool = Fal
         ),
     ]
     if with_barriers := {name: result for name, result in labelled.items() if len(result.barriers)}:
-        text = BARRIER_TEXT.format(metric="loss", n=first.barriers.examples)
-        figure = figures.compared_barriers(with_barriers, "loss")
+        rows = pd.concat([result.barriers for result in with_barriers.values()])
+        measured_on = examples(rows, rows["data"].iloc[0])
+        text = BARRIER_TEXT.format(metric="loss", mean="mean over the clients", data=measured_on)
+        figure = compared_barriers(with_barriers, "loss")
         sections.append(Section("barriers", "Layer-wise barriers, minus the clients' mean loss", text, figure))
     content = {
         "title": f"{len(results)} runs on {', '.join(sorted({result.data for result in results}))}",
@@ -139,14 +125,7 @@ def _run_sections(result: Result) -> list[Section]:
             figures.clients(result),
         ),
     ]
-    if len(result.barriers):
-        for metric in ("loss", "error"):
-            settings = result.config.barriers
-            text = BARRIER_TEXT.format(metric=metric, n=settings.examples)
-            pairs = result.barriers[result.barriers["other"] >= 0]
-            text += PAIRS_TEXT.format(pairs=len(pairs[["base", "other"]].drop_duplicates()) // 2) if len(pairs) else ""
-            title = f"Layer-wise {metric} barriers"
-            sections.append(Section(f"barriers-{metric}", title, text, figures.barriers(result, metric)))
+    sections += analysis_sections(result)
     text = (
         f"What each client holds, train, validation and test together: {measured.sizes.min():,} to "
         f"{measured.sizes.max():,} examples, on average {measured.counts.effective_classes().mean():.1f} effective "
@@ -195,7 +174,7 @@ def _write(out: Path, content: Mapping[str, Any], sections: Sequence[Section], e
         {
             "title": section.title,
             "text": section.text,
-            "image": base64.b64encode(figures.save(section.figure, "svg")).decode(),
+            "image": base64.b64encode(save(section.figure, "svg")).decode(),
         }
         for section in sections
     ]
@@ -204,5 +183,5 @@ def _write(out: Path, content: Mapping[str, Any], sections: Sequence[Section], e
     if export:
         for section in sections:
             for kind in ("pdf", "png"):
-                write_whole(out / f"{section.name}.{kind}", figures.save(section.figure, kind))
+                write_whole(out / f"{section.name}.{kind}", save(section.figure, kind))
     return page

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsim.heterogeneity import Heterogeneity
-from fedsim.report.figures import COLOURS, STYLE, WIDTH
+from fedsim.report.style import COLOURS, STYLE, WIDTH
 
 MOST_CLIENTS, MOST_CLASSES = 60, 100  # beyond which bubbles can no longer be told apart
 LARGEST_BUBBLE = 0.85  # of the distance between two neighbours

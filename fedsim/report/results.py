@@ -18,6 +18,7 @@ from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.heterogeneity import Heterogeneity
 from fedsim.records import RunFolder, read_rows
+from fedsim.report.measured import read_measured
 
 WORST_SHARE = 0.1
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Result:
     timing
         Column ``round`` and one column of wall seconds per part of a round.
     barriers
-        The rows of `fedsim.analysis.barriers` with a column ``round``; empty if none were measured.
+        The rows of `fedsim.analysis.barriers` with columns ``round`` and ``data``; empty if none were measured.
     heterogeneity
         Sizes and labels of the clients.
     """
@@ -99,6 +100,22 @@ class Result:
         """Bytes up and down over all rounds and clients."""
         return int(self.communication[["up", "down"]].to_numpy().sum()) if len(self.communication) else 0
 
+    def measured(self, name: str) -> pd.DataFrame:
+        """Return another table of the analysis, such as ``distances``; empty if it was not measured.
+
+        Its columns are those of the function of that name in `fedsim.analysis`, and ``round`` and ``data``.
+
+        Raises
+        ------
+        ConfigError
+            If a file is damaged.
+        """
+        return read_measured(self.folder.path / name)
+
+    def seconds_of(self, part: str) -> float:
+        """Return the wall seconds of a part of all rounds, such as ``barriers``; 0 if there was none."""
+        return float(np.nansum(self.timing[part].to_numpy(dtype=float))) if part in self.timing else 0.0
+
     @property
     def seconds_total(self) -> float:
         """Wall seconds of all rounds, without starting up."""
@@ -124,7 +141,7 @@ def read_result(folder: RunFolder) -> Result:
             metrics=metrics,
             communication=read_rows(folder.communication),
             timing=read_rows(folder.timing),
-            barriers=folder.read_barriers(),
+            barriers=read_measured(folder.path / "barriers"),
             heterogeneity=Heterogeneity.from_json(json.loads(folder.partition.read_text())),
         )
     except ConfigError:

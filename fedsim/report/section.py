@@ -1,0 +1,21 @@
+"""A figure with a title and what it shows."""
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Parameters
+    ----------
+    name
+        Of the figure's files, without the ending.
+    """
+
+    name: str
+    title: str
+    text: str
+    figure: Figure

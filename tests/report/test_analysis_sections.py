@@ -1,0 +1,85 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedsim.config import Config
+from fedsim.errors import ConfigError
+from fedsim.records import RunFolder, read_rows
+from fedsim.report import read_result, write_run
+from fedsim.report.analysis import analysis_sections
+from fedsim.report.measured import read_measured
+from fedsim.report.style import save
+from tests.report import cases
+
+
+@pytest.fixture
+def run(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> RunFolder:
+    """Play a run in which nothing but one round's barriers is measured."""
+    return play(tiny(clients=2, rounds=1, barriers={"every": 1, "pairs": 0, "examples": 20, "measures": []}))
+
+
+def write(folder: RunFolder, name: str, number: int, table: pd.DataFrame) -> None:
+    path = folder.path / name / f"round-{number:05d}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    table.drop(columns="round", errors="ignore").to_parquet(path)
+
+
+def test_a_section_appears_only_if_it_was_measured(run: RunFolder) -> None:
+    names = [section.name for section in analysis_sections(read_result(run))]
+    assert names == ["barriers-loss", "barriers-error"]
+
+
+def test_everything_that_was_measured_is_drawn_by_the_data_it_was_measured_on(run: RunFolder) -> None:
+    paths = [(other, t) for other in (0, 1) for t in (0.0, 0.5, 1.0)]
+    groups = [*cases.GROUPS, "shallow:1", "deep:1", "random:1", "windows:2:conv1"]
+    for number in (1, 3):
+        server = cases.barriers([number], ends=[(-1, 1.0), *paths], groups=groups)
+        write(run, "barriers", number, pd.concat([server, cases.barriers([number], data="train")]))
+        for name, table in cases.companions(number).items():
+            write(run, name, number, table)
+    sections = {section.name: section for section in analysis_sections(read_result(run))}
+    both = ("barriers", "pairs", "cumulative", "windows", "paths", "robustness", "subspace")
+    single = ("robustness-rounds", "criticality", "interaction", "unexplained", "similarity", "distances", "cosines")
+    expected = {f"{name}-{metric}" for name in both for metric in ("loss", "error")}
+    assert set(sections) == expected | {"barriers-loss-train", "barriers-error-train", *single}
+    assert "50 of the union of the clients' training examples" in sections["barriers-loss-train"].text
+    assert "50 of the server's test examples" in sections["barriers-loss"].text
+    for name in ("paths-loss", "subspace-error", "similarity", "unexplained"):  # heat maps are drawn in their own tests
+        assert save(sections[name].figure, "svg").startswith(b"<?xml"), name
+
+
+def test_robustness_starts_at_the_model_itself_and_is_of_the_last_round(run: RunFolder) -> None:
+    for number in (1, 3):
+        table = cases.companions(number)["robustness"]
+        pairs = table.assign(other=1, loss_own_base=9.0)
+        write(run, "robustness", number, pd.concat([table, pairs]))
+    figure = next(each.figure for each in analysis_sections(read_result(run)) if each.name == "robustness-loss")
+    [average, *_] = figure.axes[0].lines
+    assert average.get_xdata() == pytest.approx([0.0, 0.5, 1.0])
+    assert average.get_ydata() == pytest.approx([0.0, 0.6, 0.6])
+
+
+def test_tables_have_their_round_and_the_data_of_the_server_where_they_name_none(tmp_path: Path) -> None:
+    for number, table in ((2, pd.DataFrame({"a": [1]})), (11, pd.DataFrame({"a": [2], "data": ["clients"]}))):
+        table.to_parquet(tmp_path / f"round-{number:05d}.parquet")
+    table = read_measured(tmp_path)
+    assert table.to_dict(orient="list") == {"a": [1, 2], "data": ["server", "clients"], "round": [2, 11]}
+    assert read_measured(tmp_path / "absent").empty
+
+
+def test_a_damaged_table_is_named(run: RunFolder) -> None:
+    path = run.path / "distances" / "round-00001.parquet"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(ConfigError, match=r"distances/round-00001\.parquet is damaged"):
+        analysis_sections(read_result(run))
+
+
+def test_the_page_says_what_the_analysis_cost(run: RunFolder, tmp_path: Path) -> None:
+    seconds = read_rows(run.timing)["barriers"].sum()
+    total = float(np.nansum(read_rows(run.timing).drop(columns="round").to_numpy()))
+    page = write_run(read_result(run), tmp_path / "out").read_text()
+    assert f"<strong>{seconds:.3g} s, {seconds / total:.0%}</strong>wall time of the analysis" in page
