@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
-from fedsim.analysis import count_evaluations
 from fedsim.config import Config
 from fedsim.experiment import prepare
 from fedsim.federation import Federation
-from fedsim.rounds import barrier_groups, barrier_pairs
+from fedsim.measurement_work import rounds_between, work_of
 from fedsim.strategy import Strategy, draw_participants
+
+# Without forward passes of mixed models.
+FREE = ("distances", "similarity")
 
 
 def describe_run(config: Config) -> str:
@@ -71,16 +73,18 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
 
 
 def _barriers(federation: Federation) -> Iterator[str]:
-    config = federation.config
-    if not config.barriers.every:
-        yield "none; set barriers.every to measure them"
+    config, every = federation.config, rounds_between(federation)
+    if not every:
+        why = "" if config.barriers.every == 0 else ", as one round of them would be more than a tenth of the training"
+        yield f"none{why}; set barriers.every to measure them"
         return
-    models = len(draw_participants(config.seed, 1, config.clients, config.participation))
-    model, groups = federation.model(), barrier_groups(config)
-    evaluations = count_evaluations(model, models, groups=groups, against="average")
-    if pairs := barrier_pairs(config, models):
-        evaluations += count_evaluations(model, models, groups=groups, against="pairs", pairs=pairs)
-    times = config.rounds // config.barriers.every
-    examples = config.barriers.examples
-    yield f"in {times} of {config.rounds} rounds, {evaluations} models on {examples} examples each: "
-    yield f"{times * evaluations * examples:,} forward passes of one example"
+    work, rounds = work_of(federation), config.rounds // every
+    yield f"in {rounds} of {config.rounds} rounds, {work.models} models on {work.examples} examples each: "
+    yield (
+        f"{rounds * work.passes:,.0f} forward passes of one example, instead of {rounds * work.passes_apart:,.0f} if "
+        "each model were evaluated by itself"
+    )
+    share = rounds * work.passes / (config.rounds * work.training_passes)
+    yield f"{share:.0%} of the work of the training, of {config.rounds * work.training_passes:,.0f} passes"
+    if others := [name for name in config.barriers.measures if name not in FREE]:
+        yield f"not counted: {', '.join(others)}"

@@ -12,7 +12,6 @@ from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
 
 from fedsim import catalog
-from fedsim.analysis.groups import named_groups
 from fedsim.checkpoints import Checkpoints
 from fedsim.client import app_of, client_app, cohort_size
 from fedsim.config import Config, EngineConfig
@@ -20,8 +19,9 @@ from fedsim.engines import make_engine
 from fedsim.environment import environment, now
 from fedsim.errors import ConfigError
 from fedsim.federation import Federation, federation_of
+from fedsim.measurements import MEASURES, check_groups
 from fedsim.records import RunFolder, keep_rounds, write_json, write_whole
-from fedsim.rounds import Rounds, RoundSummary, barrier_groups
+from fedsim.rounds import Rounds, RoundSummary
 from fedsim.strategy import Strategy, draw_participants
 from fedsim.training import cohort_problem
 
@@ -39,19 +39,10 @@ def prepare(config: Config) -> Parts:
     """
     federation = federation_of(config)
     strategy = catalog.make_strategy(config, federation.model())
-    try:
-        named_groups(federation.layers, barrier_groups(config))
-    except ValueError as error:
-        raise ConfigError(f"[barriers] groups: {error}") from error
+    check_groups(federation)
     wanted = config.engine.gpus_per_worker
     if config.engine.name == "ray" and config.engine.address is None and wanted and not torch.cuda.is_available():
         raise ConfigError(f"engine.gpus_per_worker = {wanted} but this machine has no GPU; use 0")
-    available = len(federation.data.dataset.test)
-    if config.barriers.every and config.barriers.examples > available:
-        raise ConfigError(
-            f"barriers.examples = {config.barriers.examples} is more than the {available} test examples of "
-            f"{federation.data.dataset.name!r}; use at most {available}"
-        )
     if isinstance(config.engine.cohort, int) and config.engine.cohort > 1:
         inputs, targets = federation.data.client(0).train
         if problem := cohort_problem(federation.model(), inputs, targets):
@@ -138,9 +129,10 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     for path in (folder.metrics, folder.communication, folder.timing):
         keep_rounds(path, done)
-    for server_round, path in folder.barrier_files().items():
-        if server_round > done:
-            path.unlink()
+    for name in MEASURES:
+        for server_round, path in folder.measured_files(name).items():
+            if server_round > done:
+                path.unlink()
     known = folder.read_env() if folder.env.exists() else {"started": []}
     # What was chosen by measuring stays, so that a run that goes on has the numbers of one that never stopped.
     chosen = known.get("cohort") if config.engine.cohort == "auto" else None

@@ -96,11 +96,11 @@ class FederatedData:
             test = test[torch.from_numpy(chosen).to(test.targets.device)]
         return self.dataset.normalise(test.inputs), test.targets
 
-    def train_sample(self, examples: int) -> Tensor:
-        """Return normalised inputs of a fixed stratified sample of what the clients train on: all if it has fewer."""
+    def train_sample(self, examples: int) -> InputsAndTargets:
+        """Return a fixed stratified sample of what the clients train on, normalised: all if it has fewer."""
         held = np.sort(self.split.train.indices)
         stream = rng(self.config.seed, "calibration sample")
-        return self._select(held[stratified(self.dataset.labels[held], min(examples, len(held)), stream)])[0]
+        return self._select(held[stratified(self.dataset.labels[held], min(examples, len(held)), stream)])
 
     def _part(self, client: int, part: str, *, skewed: bool) -> InputsAndTargets:
         inputs, targets = self._select(getattr(self.split, part)[client])

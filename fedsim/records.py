@@ -123,13 +123,13 @@ class RunFolder:
         """Written last: the run is complete."""
         return self.path / "DONE"
 
-    def barriers(self, server_round: int) -> Path:
-        """Return the file of the barriers measured in a round: one row per mixed model."""
-        return self.path / "barriers" / f"round-{server_round:05d}.parquet"
+    def measured(self, name: str, server_round: int) -> Path:
+        """Return the file of what was measured in a round under a name: ``barriers``, ``distances`` or others."""
+        return self.path / name / f"round-{server_round:05d}.parquet"
 
-    def barrier_files(self) -> dict[int, Path]:
-        """Return the barriers' files by round, in their order."""
-        files = sorted((self.path / "barriers").glob("round-*.parquet"))
+    def measured_files(self, name: str) -> dict[int, Path]:
+        """Return the files of one kind of measurement by round, in their order."""
+        files = sorted((self.path / name).glob("round-*.parquet"))
         return {int(path.stem.removeprefix("round-")): path for path in files}
 
     def remove_partial_files(self) -> None:
@@ -162,13 +162,6 @@ class RunFolder:
         for path in (self.config, self.env, self.partition, self.metrics, self.communication, self.timing):
             if not path.exists():
                 raise ConfigError(f"run folder {self.path} is done but has no {path.name}; remove it to run it again")
-
-    def read_barriers(self) -> "pd.DataFrame":
-        """Read all barriers, with a column ``round``; empty if there are none."""
-        import pandas as pd
-
-        frames = [pd.read_parquet(path).assign(round=number) for number, path in self.barrier_files().items()]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -7,34 +7,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import combinations
 from typing import Any
 
-import pandas as pd
 import torch
 from flwr.app import ConfigRecord, Message
 from torch import Tensor
 
 from fedsim import messages
-from fedsim.analysis import barriers
-from fedsim.analysis.mixes import Pair
 from fedsim.averaging import weighted_mean
 from fedsim.checkpoints import Checkpoints
 from fedsim.client import GLOBAL, PERSONALISED, UPLOADED, load_for_evaluation
-from fedsim.config import Config
 from fedsim.engines.grid import Engine, processors
 from fedsim.errors import RunError
 from fedsim.evaluation import EVALUATION_BATCH, Evaluation, evaluate
 from fedsim.federation import Federation
+from fedsim.measurement_work import rounds_between
+from fedsim.measurements import CALIBRATION_EXAMPLES, measure_updates, whole_models
 from fedsim.params import Params, combine
 from fedsim.records import RunFolder, append_rows, metric_row, write_parquet
-from fedsim.seeds import rng
 from fedsim.strategy import ClientUpdate, Received, Strategy
 from fedsim.traffic import Traffic
 
 AVERAGE = "average"  # of all layers of the uploaded models, whatever the strategy shares
-CALIBRATION_EXAMPLES = 1000
 logger = logging.getLogger(__name__)
 
 
@@ -46,22 +40,6 @@ class RoundSummary:
     personalised_accuracy: float | None = None
     global_accuracy: float | None = None
     left_out: int = 0
-
-
-def barrier_groups(config: Config) -> list[str | Mapping[str, str]]:
-    """Return ``[barriers] groups`` as `barriers` takes them: a layer expression is a group of that name."""
-    return [group if group in ("layers", "full") else {group: group} for group in config.barriers.groups]
-
-
-def barrier_pairs(config: Config, models: int) -> list[Pair]:
-    """Draw the pairs of a round as positions among its models, each in both directions.
-
-    Rounds with equally many models have the same pairs.
-    """
-    every = list(combinations(range(models), 2))
-    count = min(config.barriers.pairs, len(every))
-    chosen = sorted(rng(config.seed, "barrier pairs").choice(len(every), size=count, replace=False)) if count else []
-    return [pair for index in chosen for pair in (every[index], every[index][::-1])]
 
 
 class Rounds:
@@ -77,6 +55,7 @@ class Rounds:
         # Analysis runs in this process, which is idle while the clients' actors are.
         self._threads = engine.workers if self.config.engine.name == "local" else processors()
         self._test = federation.data.test()
+        self._measured_every = rounds_between(federation)
         self._changed: set[int] = set()
         self._seconds: dict[str, float] = {}
 
@@ -90,7 +69,7 @@ class Rounds:
         """
         self._seconds = {}
         last = server_round == self.config.rounds
-        probe = self._is_due(self.config.barriers.every, server_round)
+        probe = self._is_due(self._measured_every, server_round)
         rows: list[dict[str, Any]] = []
         with self._timed("train"):
             received = self._train(server_round, probe)
@@ -100,7 +79,7 @@ class Rounds:
             rows.append(metric_row(server_round, client, "train", UPLOADED, "left_out", 1.0, 0))
         if probe and (finite := [update for update in received.updates if update.is_finite()]):
             with self._timed("barriers"):
-                rows += self._measure_barriers(server_round, finite)
+                rows += self._measure(server_round, finite)
         with self._timed("aggregate"):
             self.strategy.step(server_round, received)
         if last or self._is_due(self.config.evaluate_every, server_round):
@@ -148,23 +127,14 @@ class Rounds:
             )
         return [metric_row(server_round, k, "train", UPLOADED, "restored_from", lost[k], 0) for k in sorted(lost)]
 
-    def _measure_barriers(self, server_round: int, updates: Sequence[ClientUpdate]) -> list[dict[str, Any]]:
-        """Write the barriers between the models as uploaded; return the metrics of their average."""
-        # Integer buffers travel in the probe; the order of the entries is the model's.
-        states = [combine(self.federation.initial, update.shared | update.probe) for update in updates]
-        weights = [update.num_examples for update in updates]
-        inputs, targets = self.federation.data.test(self.config.barriers.examples)
-        model, groups = self.federation.model(), barrier_groups(self.config)
-        measure = partial(barriers, model, states, inputs, targets, groups=groups, threads=self._threads)
-        frames = [measure(weights=weights)]
-        if pairs := barrier_pairs(self.config, len(states)):
-            frames.append(measure(against="pairs", pairs=pairs))
-        table = pd.concat(frames, ignore_index=True)
-        clients = {position: update.client for position, update in enumerate(updates)} | {-1: -1}
-        table["base"], table["other"] = table["base"].map(clients), table["other"].map(clients)
-        write_parquet(self.folder.barriers(server_round), table)
-        average = combine(states[0], weighted_mean(states, weights))
-        return self._server_rows(server_round, AVERAGE, average)
+    def _measure(self, server_round: int, updates: Sequence[ClientUpdate]) -> list[dict[str, Any]]:
+        """Write what is measured of the models as uploaded; return the metrics of their average."""
+        tables = measure_updates(self.federation, updates, self.strategy.global_model, self._threads)
+        for name, table in tables.items():
+            write_parquet(self.folder.measured(name, server_round), table)
+        states = whole_models(self.federation, updates)
+        average = weighted_mean(states, [update.num_examples for update in updates])
+        return self._server_rows(server_round, AVERAGE, combine(states[0], average))
 
     def _evaluate(self, server_round: int) -> list[dict[str, Any]]:
         """Evaluate personalised and global models on the clients' data, and the global model on the server's."""
@@ -204,7 +174,7 @@ class Rounds:
         ]
 
     def _calibration(self) -> Tensor:
-        return self.federation.data.train_sample(CALIBRATION_EXAMPLES)
+        return self.federation.data.train_sample(CALIBRATION_EXAMPLES)[0]
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

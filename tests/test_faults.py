@@ -106,7 +106,7 @@ def test_a_run_with_faults_has_the_numbers_of_one_without_these_updates(
     left_out = play_with("left out", dict.fromkeys(faults, "left out"), {"name": "local", "workers": 1})
     faulty = play_with("faulty", faults, {"name": name, "workers": 2, "deadline": DEADLINE})
     assert metrics(faulty) == metrics(left_out)
-    for round_file in left_out.barrier_files().values():
+    for round_file in left_out.measured_files("barriers").values():
         assert (faulty.path / "barriers" / round_file.name).read_bytes() == round_file.read_bytes()
     rows = read_rows(faulty.metrics).query("metric == 'left_out'")
     assert set(map(tuple, rows[["round", "client"]].to_numpy().tolist())) == set(faults)

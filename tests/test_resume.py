@@ -103,7 +103,7 @@ def test_a_kill_while_a_round_is_written_leaves_nothing_of_it(
             if '"round": 2' in line
         ]
         path.write_text(path.read_text() + "".join(later) + '{"round": 3, "cli')
-    shutil.copy(broken.barriers(2), broken.barriers(3))
+    shutil.copy(broken.measured("barriers", 2), broken.measured("barriers", 3))
     (broken.checkpoints / ".round-00003").mkdir()
     experiment.run(config, broken, lambda summary: None)
     assert run_files(broken) == run_files(whole)

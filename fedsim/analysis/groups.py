@@ -7,7 +7,13 @@ from fedsim.seeds import rng
 
 Groups = str | Mapping[str, str] | Sequence[str | Mapping[str, str]]
 
-KINDS = "layers, full, cumulative-shallow, cumulative-deep, cumulative-random, windows:k"
+KINDS = ("layers", "full", "cumulative-shallow", "cumulative-deep", "cumulative-random", "windows:k")
+
+
+def is_kind(group: str) -> bool:
+    """Tell whether this names a kind of groups; else it may be an expression of the layer language."""
+    kind, _, size = group.partition(":")
+    return group in KINDS[:-1] or (kind == "windows" and size.isdigit())
 
 
 def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tuple[str, ...]]:
@@ -58,9 +64,9 @@ def _expand(layers: Layers, item: str | Mapping[str, str], seed: int) -> dict[st
     if item == "cumulative-random":
         order = [names[position] for position in rng(seed, "cumulative random").permutation(len(names))]
         return {f"random:{k}": tuple(name for name in names if name in order[:k]) for k in counts}
-    if kind == "windows" and size.isdigit():
+    if is_kind(item):
         if not 1 <= int(size) <= len(names):
             raise ValueError(f"groups has {item!r}; a window must have from 1 to {len(names)} layers of this model")
         starts = range(len(names) - int(size) + 1)
         return {f"{item}:{names[start]}": names[start : start + int(size)] for start in starts}
-    raise ValueError(f"groups has {item!r}; it must be one of {KINDS}, or a dict such as {{'top': 'last:2'}}")
+    raise ValueError(f"groups has {item!r}; it must be one of {', '.join(KINDS)}, or a dict such as {{'top': 'last:2'}}")

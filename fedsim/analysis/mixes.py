@@ -80,8 +80,14 @@ def list_mixes(
     against: Against,
     ts: Sequence[float] | None = None,
     pairs: Sequence[Pair] | None = None,
+    bases: Sequence[int] | None = None,
 ) -> Iterator[Mix]:
     """List the mixed models of a measurement: for each group each base, partner and t.
+
+    Parameters
+    ----------
+    pairs, bases
+        Only these pairs, or only these states with the average; by default all.
 
     Raises
     ------
@@ -95,8 +101,9 @@ def list_mixes(
     ts = ((1.0,) if against == "average" else (0.0, 0.5, 1.0)) if ts is None else ts
     if any(not 0 <= t <= 1 for t in ts):
         raise ValueError(f"ts = {list(ts)}: each must be from 0 to 1")
-    ends = [(base, AVERAGE) for base in range(states)]
-    if against == "pairs":
+    if against == "average":
+        ends = [(base, AVERAGE) for base in (range(states) if bases is None else bases)]
+    else:
         ends = list(permutations(range(states), 2)) if pairs is None else list(pairs)
         if bad := [pair for pair in ends if not all(0 <= index < states for index in pair)]:
             raise ValueError(f"pair {bad[0]} names a model that is not there; there are {states}, counted from 0")

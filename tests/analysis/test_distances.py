@@ -1,8 +1,9 @@
+import importlib
+
 import numpy as np
 import pytest
 import torch
 
-from fedsim.analysis import distances as module
 from fedsim.analysis.distances import distances
 from fedsim.layers import Layers
 from fedsim.params import Params
@@ -23,7 +24,7 @@ def vector(state: Params, layers: set[str]) -> np.ndarray:
 
 @pytest.mark.parametrize("against", ["average", "pairs"])
 def test_every_column_agrees_with_a_slow_implementation(against: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK", 7)
+    monkeypatch.setattr(importlib.import_module("fedsim.analysis.distances"), "BLOCK", 7)
     model, states, _, _ = models(4, norm_net)
     *states, start = states
     groups = {"some": "0 | 1", "top": "head", "all": "all"}
