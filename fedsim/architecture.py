@@ -29,7 +29,7 @@ def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module
     """
     where = f"model.name = {config.model.name!r}"
     try:
-        model = CATALOGUES["models"].make(config.model, dataset.shape, len(dataset.classes))
+        model = draw_model(config, dataset)
     except ConfigError:
         raise
     except Exception as error:  # whatever a model of the user's own may raise
@@ -41,6 +41,11 @@ def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module
     _check_forward(copy.deepcopy(model).eval(), dataset, 2, where)
     _check_forward(copy.deepcopy(model).train(), dataset, n, f"{where}, trained on {n} examples,")
     return model
+
+
+def draw_model(config: Config, dataset: Dataset) -> nn.Module:
+    """Build the model unchecked, with weights from torch's global random state: `make_model` has checked one before."""
+    return CATALOGUES["models"].make(config.model, dataset.shape, len(dataset.classes))
 
 
 def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> None:

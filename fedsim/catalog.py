@@ -193,7 +193,9 @@ CATALOGUES: dict[Kind, Catalogue] = {
             "evaluate_clients",
         ),
     ),
-    "partitions": Catalogue(PARTITIONS, "partition", "scheme", ("labels", "clients", "rng", "ids")),
+    "partitions": Catalogue(
+        PARTITIONS, "partition", "scheme", ("labels", "clients", "rng", "ids", "validation", "test")
+    ),
     "features": Catalogue(FEATURES, "features", "skew", ("inputs", "client", "clients", "rng")),
     "models": Catalogue(MODELS, "model", "name", ("shape", "classes")),
     "data": Catalogue(DATA, "data", "name", ()),
@@ -257,9 +259,11 @@ def make_partition(
     config: Config, labels: np.ndarray, ids: Mapping[str, np.ndarray], rng: np.random.Generator
 ) -> Partition | Split:
     """Split examples with these labels, and ids by column, as ``[partition]`` says."""
-    catalogue = CATALOGUES["partitions"]
-    wants_ids = "ids" in inspect.signature(catalogue.find(config.partition.scheme)).parameters
-    return catalogue.make(config.partition, labels, config.clients, rng, **({"ids": ids} if wants_ids else {}))
+    catalogue, settings = CATALOGUES["partitions"], config.partition
+    wanted = inspect.signature(catalogue.find(settings.scheme)).parameters
+    given = {"ids": ids, "validation": settings.validation, "test": settings.test}
+    chosen = {name: value for name, value in given.items() if name in wanted}
+    return catalogue.make(settings, labels, config.clients, rng, **chosen)
 
 
 def skew_features(

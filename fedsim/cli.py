@@ -1,4 +1,4 @@
-"""The command line: ``fedsim run``, ``partition``, ``compare``, ``report`` and ``list``.
+"""The command line: ``fedsim run``, ``partition``, ``barriers``, ``compare``, ``report``, ``check`` and ``list``.
 
 Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or config.
 """
@@ -19,14 +19,18 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from fedsim import catalog, naming, report, sweep
+from fedsim.analysis.groups import KINDS
 from fedsim.catalog import CATALOGUES, Kind
+from fedsim.check import check
+from fedsim.checkpoint_barriers import compare_checkpoints, comparison_config, write_comparison
 from fedsim.config import Config, parse_assignment, read_toml, with_settings
 from fedsim.dry_run import describe_run
 from fedsim.errors import ConfigError, RunError
 from fedsim.federated_data import federated_data_of
 from fedsim.pfllib import write_pfllib
+from fedsim.report.checkpoints import barriers_table
 from fedsim.report.results import Result, compare
-from fedsim.report.tables import comparison_table
+from fedsim.report.tables import Table, comparison_table
 
 app = typer.Typer(
     help="Federated learning with partial layer aggregation, and a look inside the averaging.",
@@ -101,6 +105,59 @@ def partition_command(
         _write(partial(report.write_partition, measured, title, folder / name), folder, "figure")
 
 
+@app.command("barriers")
+def barriers_command(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Files of torch.save or safetensors, two or more.")
+    ],
+    model: Annotated[str, typer.Option(metavar="NAME", help="The checkpoints' model; see 'fedsim list models'.")],
+    data: Annotated[str, typer.Option(metavar="NAME", help="What it is measured on; see 'fedsim list data'.")],
+    settings: Settings = None,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GROUP", help=f"{', '.join(KINDS)}, or a layer expression; full and layers if not given."),
+    ] = None,
+    against: Annotated[
+        Literal["average", "pairs"], typer.Option(help="Whose layers each checkpoint gets.")
+    ] = "average",
+    ts: Annotated[
+        str | None, typer.Option(metavar="T,T,...", help="Where between its own layers (0) and the others' (1).")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="W,W,...", help="Of the checkpoints in the average; equal if not given.")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(metavar="N", help="Examples, each class with its share; up to 1000 if not given.")
+    ] = None,
+    part: Annotated[Literal["test", "train"], typer.Option(help="Part of the data.")] = "test",
+    normalisation: Annotated[
+        Literal["interpolate", "base", "recompute"],
+        typer.Option(help="What becomes of running statistics in a mixed layer."),
+    ] = "interpolate",
+    tolerance: Annotated[
+        float | None, typer.Option(metavar="NATS", help="Use only as many examples as this half-width of 95 % needs.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the sample and of random groups.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the tables and figures.")] = Path("barriers"),
+) -> None:
+    """Measure the layer-wise barriers between checkpoints from anywhere; no run is needed."""
+    changes = {("seed",): seed} | dict(parse_assignment(text) for text in settings or [])
+    compared = compare_checkpoints(
+        paths,
+        comparison_config(model, data, changes),
+        groups=groups or ("full", "layers"),
+        against=against,
+        ts=_numbers(ts, "--ts"),
+        weights=_numbers(weights, "--weights"),
+        examples=examples,
+        part=part,
+        normalisation=normalisation,
+        tolerance=tolerance,
+    )
+    _print_table(barriers_table(compared.barriers, compared.names))
+    _write(partial(write_comparison, compared, out), out, "tables and figures")
+
+
 @app.command("compare")
 def compare_command(
     paths: RunPaths,
@@ -132,6 +189,23 @@ def report_command(
     else:
         folder = out or _common_folder(results)
         _write(partial(report.write_comparison, results, folder, export=True), folder)
+
+
+@app.command("check")
+def check_command(
+    paths: RunPaths,
+    expect: Annotated[
+        Path | None,
+        typer.Option(metavar="EXPERIMENT.toml", help="Take what is expected from this file; else as the runs had it."),
+    ] = None,
+) -> None:
+    """Test whether runs show what their experiment expects; exit code 1 if they do not."""
+    results = report.read_results(report.find_runs(paths))
+    wanted = Config.parse(read_toml(expect), str(expect)).expect if expect else None
+    checks = list(check(results, wanted))
+    print("\n".join(map(str, checks)))
+    if not all(each.passed for each in checks):
+        raise typer.Exit(1)
 
 
 @app.command("list")
@@ -196,7 +270,10 @@ def _configs(
 
 
 def _print_comparison(results: Sequence[Result], metric: str, by: str | None) -> None:
-    text = comparison_table(compare(results, metric, by), metric)
+    _print_table(comparison_table(compare(results, metric, by), metric))
+
+
+def _print_table(text: Table) -> None:
     table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading, numeric in zip(text.headings, text.numeric, strict=True):
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=not numeric)
@@ -204,6 +281,14 @@ def _print_comparison(results: Sequence[Result], metric: str, by: str | None) ->
         table.add_row(*row)
     # Piped into a file, a table keeps its columns whatever the width of a terminal would be.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    """Read numbers with commas between them."""
+    try:
+        return None if text is None else [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} must be numbers with commas between them, such as 0,0.5,1") from None
 
 
 def _common_folder(results: Sequence[Result]) -> Path:

@@ -7,7 +7,6 @@ that state.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from fedsim.federated_data import InputsAndTargets
 from fedsim.federation import Federation, federation_of
 from fedsim.messages import Instructions
 from fedsim.params import Params, combine, flat_copy, is_finite, load_state_, state_of
-from fedsim.seeds import derive, rng
+from fedsim.seeds import rng
 from fedsim.strategy import draw_participants
 from fedsim.training import LocalPlan, LocalTask, Training, choose_cohort, recompute_buffers_, train_, train_cohort
 
@@ -137,8 +136,7 @@ def _trained(
         return train_cohort(model, tasks, instructions.plan, settings, augmentation)
     [task], [client] = tasks, clients
     load_state_(model, task.params)
-    # For what a model of the user's own may draw from the one stream of the whole process.
-    torch.manual_seed(derive(federation.config.seed, "dropout", instructions.server_round, client))
+    federation.seed_torch("dropout", instructions.server_round, client)
     training = train_(
         model,
         task.inputs,
@@ -262,8 +260,12 @@ def _client(context: Context) -> int:
 
 
 def _own(federation: Federation, context: Context) -> Params:
-    """Return the initial model with what the client has kept."""
-    return combine(federation.initial, _stored(context, MODEL))
+    """Return the client's initial model with what it has kept, which may be all of it."""
+    kept = _stored(context, MODEL)
+    initial = (
+        federation.initial if kept.keys() == federation.initial.keys() else federation.initial_of(_client(context))
+    )
+    return combine(initial, kept)
 
 
 def _stored(context: Context, name: str) -> Params:

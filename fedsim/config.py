@@ -18,6 +18,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedsim.errors import ConfigError
+from fedsim.expectation import Expectation
 from fedsim.training import SGD
 
 
@@ -77,9 +78,10 @@ class FeaturesConfig(Choice):
 
 
 class ModelConfig(Choice):
-    """``[model]``: the architecture."""
+    """``[model]``: the architecture; ``initial = "own"`` lets each client start from weights of its own."""
 
     name: str = "mlp"
+    initial: Literal["shared", "own"] = "shared"
 
 
 class LocalConfig(Table):
@@ -112,18 +114,37 @@ class StrategyConfig(Choice):
     precision: Literal["float64", "float32"] = "float64"
 
 
-class BarriersConfig(Table):
-    """``[barriers]``: the layer-wise barriers between the models as uploaded.
+Measure = Literal["distances", "robustness", "similarity", "criticality", "interaction"]
 
-    ``every`` is in rounds, 0 for never; ``pairs`` the number of client pairs; ``examples`` how many of the server's
-    test examples are used, the same in each round.
+
+class BarriersConfig(Table):
+    """``[barriers]``: the layer-wise barriers between the models as uploaded, and what is measured beside them.
+
+    ``every`` is in rounds, 0 for never, ``auto`` as often as takes a tenth of the training's work at most. ``groups``
+    are kinds of groups (`fedsim.analysis.groups.named_groups`) or layer expressions; ``pairs`` is the number of pairs
+    of clients beside the average, mixed at each of ``ts``. Models are measured ``on`` the server's test data, all
+    clients' ``train`` data, or each client's model on its own test data (``clients``): on ``examples`` of them at most,
+    the same in each round, or on fewer with a ``tolerance`` in nats. ``bands`` is a level of confidence, 0 for none.
     """
 
-    every: Annotated[int, Field(ge=0)] = 0
+    every: int | Literal["auto"] = "auto"
     groups: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("layers", "full")
     against: Literal["average"] = "average"
     pairs: Annotated[int, Field(ge=0)] = 0
+    ts: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False, min_length=1)] = (0.0, 0.5, 1.0)
+    on: Annotated[tuple[Literal["server", "train", "clients"], ...], Field(strict=False, min_length=1)] = ("server",)
     examples: Annotated[int, Field(ge=1)] = 500
+    normalisation: Literal["interpolate", "base", "recompute"] = "interpolate"
+    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    bands: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    measures: Annotated[tuple[Measure, ...], Field(strict=False)] = ("distances",)
+
+    @field_validator("every", mode="before")
+    @classmethod
+    def _rounds_or_auto(cls, value: object) -> object:
+        if value != "auto" and not (type(value) is int and value >= 0):
+            raise ValueError('must be "auto" or a whole number of at least 0')
+        return value
 
 
 class EngineConfig(Table):
@@ -154,7 +175,8 @@ class EngineConfig(Table):
 class Config(Table):
     """One run, or, with ``[sweep]``, a family of runs.
 
-    ``evaluate_clients`` is how many clients are evaluated, the same in each round; all without it.
+    ``evaluate_clients`` is how many clients are evaluated, the same in each round; all without it. ``[[expect]]`` says
+    what the runs should show, for ``fedsim check``.
     """
 
     rounds: Annotated[int, Field(ge=1)]
@@ -174,6 +196,7 @@ class Config(Table):
     barriers: BarriersConfig = BarriersConfig()
     engine: EngineConfig = EngineConfig()
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    expect: Annotated[tuple[Expectation, ...], Field(strict=False)] = ()
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any], source: str) -> Self:
@@ -212,7 +235,9 @@ class Config(Table):
 
     def to_toml(self) -> str:
         """Write all settings as TOML; those without a value are left out."""
-        return tomli_w.dumps(_without_none(self.model_dump(mode="json", exclude={"sweep"})))
+        settings = _without_none(self.model_dump(mode="json", exclude={"sweep", "expect"}))
+        expected = [each.model_dump(mode="json", exclude_unset=True) for each in self.expect]
+        return tomli_w.dumps(settings | ({"expect": expected} if expected else {}))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -312,8 +337,8 @@ def _explain(error: ValidationError) -> str:
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        table: type[BaseModel] = Config
-        for name in path[:-1]:
+        table: type[BaseModel] = Expectation if path[0] == "expect" else Config
+        for name in path[:-1] if table is Config else ():
             table = table.model_fields[name].annotation  # type: ignore[assignment]
         return f"unknown key {key!r}{suggest(path[-1], table.model_fields)}"
     if problem["type"] == "missing":

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from fedsim.architecture import make_model
+from fedsim.architecture import draw_model, make_model
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.federated_data import FederatedData, federated_data_of
 from fedsim.layers import Layers
 from fedsim.params import Params, flat_copy, state_of
-from fedsim.seeds import derive
+from fedsim.seeds import PathPart, derive
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Federation:
     Parameters
     ----------
     initial
-        All distinct entries of the initial model's state dict, the same for the server and every client.
+        All distinct entries of the state dict of the server's initial model.
     """
 
     config: Config
@@ -33,6 +33,22 @@ class Federation:
     device: torch.device
     _template: nn.Module
     _models: threading.local = field(default_factory=threading.local)
+    # Of torch's one random stream: initial weights are drawn from it, and a client's training sets it.
+    _stream: threading.Lock = field(default_factory=threading.Lock)
+
+    def initial_of(self, client: int) -> Params:
+        """Return a client's initial model: the server's, or one of its own from the seed where the config says so."""
+        if self.config.model.initial == "shared":
+            return self.initial
+        with self._stream, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self.config.seed, "initial model", client))
+            model = draw_model(self.config, self.data.dataset)
+        return flat_copy(state_of(model.to(self.device)))
+
+    def seed_torch(self, *path: PathPart) -> None:
+        """Set torch's one stream, for what a model of the user's own may draw from it while it trains."""
+        with self._stream:
+            torch.manual_seed(derive(self.config.seed, *path))
 
     def model(self) -> nn.Module:
         """Return this thread's model: its weights are whatever it was last used with."""

@@ -13,11 +13,12 @@ def changed_settings(config: Config) -> dict[str, Any]:
     """Return the settings that differ from their defaults, less those that do not change a run's numbers.
 
     A run is named by them, so that a new setting with a default never renames an old run. The seed is in the name by
-    itself; the engine, the checkpoints and the place of the data change nothing. What is the user's own, a module, data
-    or a partition, is named by its content and not by its path: once it is changed, it is another run.
+    itself; the engine, the checkpoints, what is expected and the place of the data change nothing. What is the user's
+    own, a module, data or a partition, is named by its content and not by its path: once it is changed, it is another
+    run.
     """
     changed = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"seed", "engine", "checkpoint_every", "sweep"}
+        mode="json", exclude_defaults=True, exclude={"seed", "engine", "checkpoint_every", "sweep", "expect"}
     )
     for catalogue in CATALOGUES.values():
         choice = getattr(config, catalogue.table)

@@ -63,6 +63,13 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
         shares = iid(dataset.labels[chosen[tested]], config.clients, rng(config.seed, "uniform test shares"))
         tests = Partition(tested[shares.indices], shares.offsets)
     partition = _partition(config, dataset, chosen[every])
+    if isinstance(partition, Split):
+        if tests is not None:
+            raise ConfigError(
+                f"partition.test_skew = 'uniform' does not go with scheme = {settings.scheme!r}, which says by itself "
+                "who is tested on what; remove it"
+            )
+        return partition.positions(chosen)
     partition = Partition(every[partition.indices], partition.offsets)
     stream = rng(config.seed, "split")
     try:
@@ -72,13 +79,13 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
     return split.positions(chosen)
 
 
-def _partition(config: Config, dataset: Dataset, chosen: np.ndarray) -> Partition:
+def _partition(config: Config, dataset: Dataset, chosen: np.ndarray) -> Partition | Split:
     ids = {column: values[chosen] for column, values in dataset.ids.items()}
     partition = catalog.make_partition(config, dataset.labels[chosen], ids, rng(config.seed, "partition"))
-    if not isinstance(partition, Partition) or len(partition) != config.clients:
+    if not isinstance(partition, Partition | Split) or len(partition) != config.clients:
         raise ConfigError(
-            f"partition.scheme = {config.partition.scheme!r} gives a {type(partition).__name__}, not a Partition of "
-            f"{config.clients} clients"
+            f"partition.scheme = {config.partition.scheme!r} gives a {type(partition).__name__}, not a Partition or "
+            f"Split of {config.clients} clients"
         )
     return partition
 

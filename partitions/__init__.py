@@ -2,13 +2,15 @@
 
 A scheme is a function ``scheme(labels, clients, rng, *, options) -> Partition`` that imports NumPy and the standard
 library only. One that needs the ids that the examples carry by nature, such as the writer of each, has a keyword
-parameter ``ids``: the run gives it, it is no option. `saved` returns a `Split`, which says what each client trains and
-tests on too; for the others `hold_out` makes it. `LabelCounts` tells how different the clients are.
+parameter ``ids``: the run gives it, it is no option. `saved` and `copies` return a `Split`, which says what each client
+trains and tests on too; for the others `hold_out` makes it. One that holds out by itself has keyword parameters
+``validation`` and ``test``, which the run gives too. `LabelCounts` tells how different the clients are.
 """
 
 from collections.abc import Callable
 
 from partitions.client_dirichlet import client_dirichlet
+from partitions.copies import copies
 from partitions.dirichlet import dirichlet
 from partitions.domain import domain
 from partitions.iid import iid
@@ -32,5 +34,6 @@ PARTITIONS: dict[str, Callable[..., Partition | Split]] = {
     "matrix": matrix,
     "natural": natural,
     "domain": domain,
+    "copies": copies,
     "saved": saved,
 }

@@ -3,22 +3,24 @@
 Adilova et al. 2024, Layer-wise linear mode connectivity, arXiv 2307.06966.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedsim.analysis.average import with_average
+from fedsim.analysis.bands import check_level, with_bands
 from fedsim.analysis.groups import Groups, named_groups
-from fedsim.analysis.mixed_models import MixedModels
-from fedsim.analysis.mixes import AVERAGE, Against, Mix, Normalisation, Pair, Recipe, list_mixes, parts_of, recipe_of
-from fedsim.averaging import weighted_mean
-from fedsim.evaluation import Criterion, Evaluation, cross_entropies
+from fedsim.analysis.measurement import REFERENCES, Comparisons, Measurement, tabulate
+from fedsim.analysis.mixed_models import MAX_MEMORY, MixedModels
+from fedsim.analysis.mixes import Against, Mix, Normalisation, Pair, Part, Recipe, list_mixes, parts_of, recipe_of
+from fedsim.analysis.tolerance import Estimates, estimate, strata_of
+from fedsim.evaluation import Criterion, cross_entropies
 from fedsim.layers import Layers
 from fedsim.params import Params
-
-REFERENCES = ("mean_ends", "swap_ends", "own_base", "chord")
 
 
 def barriers(
@@ -31,10 +33,16 @@ def barriers(
     against: Against = "average",
     ts: Sequence[float] | None = None,
     pairs: Sequence[Pair] | None = None,
+    bases: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
+    references: Sequence[str] = REFERENCES,
+    bands: float | None = None,
+    tolerance: float | None = None,
     normalisation: Normalisation = "interpolate",
+    calibration: Tensor | None = None,
     criterion: Criterion = cross_entropies,
     threads: int = 1,
+    max_memory: int = MAX_MEMORY,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measure the loss and error of mixed models, and the barriers against each reference.
@@ -59,23 +67,39 @@ def barriers(
         Interpolation coefficients in [0, 1] in place of those defaults.
     pairs
         Ordered pairs (base, other); by default all.
+    bases
+        The states that are mixed with the average; by default all.
     weights
         One positive number per state; by default all alike, as in the paper.
+    references
+        What the barriers are measured against; ``swap_ends`` needs models at t = 1 besides.
+    bands
+        A level such as 0.95 for confidence bands, which hold for all rows of a column together. Examples are drawn
+        anew within their classes, as if they had been drawn with the classes' shares given.
+    tolerance
+        Evaluate each mixed model on only so many examples that its mean loss over all of them is known to within this,
+        in nats, for at least 95 % of the rows; by default on all.
     normalisation
         What becomes of running statistics in a layer that is mixed: ``interpolate`` mixes them with it (the paper),
-        ``base`` keeps the base's. It is a column of the result.
+        ``base`` keeps the base's, ``recompute`` takes those of the mixed model on ``calibration``. It is a column of
+        the result.
+    calibration
+        Inputs for ``recompute``, shape [n, ...].
     criterion
         Maps outputs and targets of a batch to one loss per example.
     threads
         That work at a time; the numbers do not depend on it.
+    max_memory
+        Bytes of results that are kept at a time, as far as a few examples' fit.
     seed
-        Of the order of ``cumulative-random``.
+        Of the order of ``cumulative-random``, of the bootstrap, and of the examples that ``tolerance`` takes.
 
     Returns
     -------
     pandas.DataFrame
-        One row per mixed model: ``group, base, other, t, n, loss, error`` with means over the n examples, and for
-        ``loss`` and ``error`` the mixed model's mean minus each reference, with its paired standard error ``_se``:
+        One row per mixed model: ``group, base, other, t, n, loss, error`` with means over the examples, of which the
+        mixed model was evaluated on n, and for ``loss`` and ``error`` the mixed model's mean minus each reference, with
+        its paired standard error ``_se`` and the ends of its band, ``_low`` and ``_high``:
 
         - ``_mean_ends``: the mean of the models' own, weighted over all states for the average, plain over the two
           for a pair (the paper's definition);
@@ -87,64 +111,131 @@ def barriers(
     Raises
     ------
     ValueError
-        If there is no state, an argument is unknown or out of range, or a layer pattern matches nothing.
+        If there is no state or one does not fit the model, an argument is unknown or out of range, or a layer pattern
+        matches nothing.
     """
-    layers = Layers.of(model)
-    mixes = list(list_mixes(named_groups(layers, groups, seed), len(states), against, ts, pairs))
-    weights = [1.0] * len(states) if weights is None else weights
-    average = weighted_mean(states, weights)
-    models = MixedModels(
+    return measure(
         model,
-        [*states, average | {k: v for k, v in states[0].items() if k not in average}],
+        states,
+        inputs,
+        targets,
+        groups=groups,
+        against=against,
+        ts=ts,
+        pairs=pairs,
+        bases=bases,
+        weights=weights,
+        references=references,
+        bands=bands,
+        tolerance=tolerance,
         normalisation=normalisation,
+        calibration=calibration,
         criterion=criterion,
         threads=threads,
+        max_memory=max_memory,
+        seed=seed,
+    ).table
+
+
+def measure(
+    model: nn.Module,
+    states: Sequence[Params],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    groups: Groups = "layers",
+    against: Against = "average",
+    ts: Sequence[float] | None = None,
+    pairs: Sequence[Pair] | None = None,
+    bases: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    references: Sequence[str] = REFERENCES,
+    bands: float | None = None,
+    tolerance: float | None = None,
+    normalisation: Normalisation = "interpolate",
+    calibration: Tensor | None = None,
+    criterion: Criterion = cross_entropies,
+    threads: int = 1,
+    max_memory: int = MAX_MEMORY,
+    seed: int = 0,
+) -> Measurement:
+    """Measure what `barriers` returns, and keep the losses of each example, e.g. for `fedsim.analysis.bands.peaks`.
+
+    Parameters are those of `barriers`.
+
+    Raises
+    ------
+    ValueError
+        As from `barriers`.
+    """
+    _check(references, bands)
+    mixes = list(list_mixes(named_groups(Layers.of(model), groups, seed), len(states), against, ts, pairs, bases))
+    models = MixedModels(
+        model,
+        with_average(model, states, weights),
+        normalisation=normalisation,
+        calibration=calibration,
+        criterion=criterion,
+        threads=threads,
+        max_memory=max_memory,
     )
-    own = [models.own(base) for base in range(len(states))]
-    rows = [(models.recipe(mix), models.recipe(mix, 1.0)) for mix in mixes]
-    evaluated = models.evaluate([*own, *(recipe for row in rows for recipe in row)], inputs, targets)
-    ends = [evaluated[recipe] for recipe in own]
-    shares = np.asarray(weights, dtype=np.float64) / sum(weights)
-    return pd.DataFrame(
-        [
-            _row(mix, evaluated[mixed], evaluated[swapped], ends, shares)
-            for mix, (mixed, swapped) in zip(mixes, rows, strict=True)
-        ]
-    ).assign(normalisation=normalisation)
+    positions = _positions(mixes, models.parts, len(states), references)
+    if tolerance is None:
+        estimates = Estimates()
+        estimates.add_(models.evaluate(positions, inputs, targets), len(targets))
+    else:
+        estimates = estimate(models, positions, inputs, targets, tolerance=tolerance, seed=seed)
+    values = {
+        "loss": np.stack([estimates.evaluations[recipe].losses.numpy() for recipe in positions]),
+        "error": np.stack([estimates.evaluations[recipe].errors.numpy() for recipe in positions]),
+    }
+    comparisons = Comparisons(
+        mixes,
+        mixed=np.array([positions[recipe_of(mix, models.parts)] for mix in mixes], dtype=np.int64),
+        # Where no reference needs it, a swapped model may not have been evaluated.
+        swapped=np.array([positions.get(recipe_of(mix, models.parts, 1.0), 0) for mix in mixes], dtype=np.int64),
+        shares=_shares(weights, len(states)),
+    )
+    table = tabulate(comparisons, values, np.array([estimates.used[recipe] for recipe in positions]), references)
+    measurement = Measurement(table.assign(normalisation=normalisation), comparisons, values, strata_of(targets))
+    return measurement if bands is None else replace(measurement, table=with_bands(measurement, bands, seed=seed))
 
 
 def count_evaluations(
-    model: nn.Module, states: int, *, groups: Groups, against: Against, pairs: Sequence[Pair] | None = None
+    model: nn.Module,
+    states: int,
+    *,
+    groups: Groups,
+    against: Against,
+    ts: Sequence[float] | None = None,
+    pairs: Sequence[Pair] | None = None,
+    references: Sequence[str] = REFERENCES,
 ) -> int:
-    """Return how many models `barriers` would evaluate, each on all examples."""
+    """Return how many different models `barriers` evaluates, of which those with parts in common share work."""
     layers = Layers.of(model)
-    parts = parts_of(layers, "interpolate")
-    recipes: set[Recipe] = {(base,) * len(parts) for base in range(states)}
-    for mix in list_mixes(named_groups(layers, groups), states, against, None, pairs):
-        recipes |= {recipe_of(mix, parts), recipe_of(mix, parts, 1.0)}
-    return len(recipes)
+    mixes = list_mixes(named_groups(layers, groups), states, against, ts, pairs)
+    return len(_positions(mixes, parts_of(layers, "interpolate"), states, references))
 
 
-def _row(
-    mix: Mix, mixed: Evaluation, swapped: Evaluation, own: Sequence[Evaluation], shares: np.ndarray
-) -> dict[str, Any]:
-    """Compute one row; every difference is taken example by example, so that its standard error is paired."""
-    n, t = mixed.n, mix.t
-    row: dict[str, Any] = {"group": mix.group, "base": mix.base, "other": mix.other, "t": t, "n": n}
-    row |= {"loss": mixed.loss, "error": float(mixed.errors.mean())}
-    for metric, attribute in (("loss", "losses"), ("error", "errors")):
-        value, swap = getattr(mixed, attribute), getattr(swapped, attribute)
-        ends = [getattr(evaluation, attribute) for evaluation in own]
-        base = ends[mix.base]
-        if mix.other == AVERAGE:
-            mean_ends = sum(share * end for share, end in zip(shares, ends, strict=True))
-            chord = base * np.nan
-        else:
-            mean_ends = (base + ends[mix.other]) / 2
-            chord = (1 - t) * base + t * ends[mix.other]
-        references = (mean_ends, (1 - t) * base + t * swap, base, chord)
-        for name, reference in zip(REFERENCES, references, strict=True):
-            difference = (value - reference).numpy()
-            row[f"{metric}_{name}"] = float(difference.mean())
-            row[f"{metric}_{name}_se"] = float(difference.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan
-    return row
+def _positions(
+    mixes: Iterable[Mix], parts: Sequence[Part], states: int, references: Sequence[str]
+) -> dict[Recipe, int]:
+    """Return the distinct models that a measurement needs, those of the states first, each with its position."""
+    recipes: dict[Recipe, None] = dict.fromkeys((base,) * len(parts) for base in range(states))
+    for mix in mixes:
+        recipes[recipe_of(mix, parts)] = None
+        if "swap_ends" in references:
+            recipes[recipe_of(mix, parts, 1.0)] = None
+    return {recipe: position for position, recipe in enumerate(recipes)}
+
+
+def _shares(weights: Sequence[float] | None, states: int) -> NDArray[np.float64]:
+    shares = np.ones(states) if weights is None else np.asarray(weights, dtype=np.float64)
+    return shares / shares.sum()
+
+
+def _check(references: Sequence[str], bands: float | None) -> None:
+    if unknown := [name for name in references if name not in REFERENCES]:
+        raise ValueError(f"references has {unknown[0]!r}; it must be one of {', '.join(REFERENCES)}")
+    if bands is not None:
+        check_level(bands, "bands")

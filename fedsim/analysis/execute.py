@@ -2,20 +2,22 @@
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.analysis.mixes import Source
-from fedsim.analysis.plan import Plan, Results
+from fedsim.analysis.plan import Plan
+from fedsim.analysis.schedule import Blending, Pieces, Step, schedule
 from fedsim.analysis.trace import Operation
 from fedsim.params import Params
 
 # Bytes that go through an operation at a time: on a CPU, few enough to stay in its cache.
-CPU_BYTES, ACCELERATOR_BYTES = 2**22, 2**28
+CPU_BYTES, ACCELERATOR_BYTES = 2**21, 2**28
+# Rows of a matrix product.
+ROWS = 256
 
 
 class Execution:
@@ -27,8 +29,15 @@ class Execution:
         The module whose operations these are.
     states
         State dicts.
+    n
+        Examples of a run; the last may have fewer.
     kept_bytes
         How many bytes of mixed weights are kept from one run to the next.
+
+    Attributes
+    ----------
+    outputs
+        For each of the plan's recipes, which of the distinct outputs is its own.
     """
 
     def __init__(
@@ -37,87 +46,54 @@ class Execution:
         operations: Sequence[Operation],
         plan: Plan,
         states: Sequence[Params],
+        n: int,
         kept_bytes: int,
     ) -> None:
         self._model = model
         self._operations = operations
         self._plan = plan
         self._states = states
+        device = next(iter(states[0].values())).device
+        at_a_time = CPU_BYTES if device.type == "cpu" else ACCELERATOR_BYTES
+        self._steps, places = schedule(operations, plan, n, at_a_time, ROWS)
+        order = sorted(places)
+        self.outputs = [order.index(places[k]) for k in plan.outputs.tolist()]
         self._local = threading.local()
         self._weights: dict[tuple[int, tuple[int, ...]], Params] = {}
         self._kept_bytes = kept_bytes
         self._lock = threading.Lock()
 
-    def run(self, inputs: Tensor) -> list[Tensor]:
-        """Return the distinct outputs for the inputs; the plan tells which is whose."""
+    def run(self, inputs: Tensor) -> Tensor:
+        """Return the distinct outputs, those of one model after those of another."""
         if not hasattr(self._local, "root"):
             self._local.root = copy.deepcopy(self._model)
         kept: dict[int, list[Any]] = {0: [inputs]}
-        for i, results in enumerate(self._plan.results):
-            if i:
-                kept[i] = self._compute(i, results, kept, len(inputs))
-                for k in {*self._operations[i].inputs}:
-                    if self._plan.results[k].last_use == i:
-                        del kept[k]
-        return kept[len(self._operations) - 1]
+        for i, step in enumerate(self._steps, 1):
+            kept[i] = self._compute(i, step, kept, len(inputs))
+            for k in {*self._operations[i].inputs}:
+                if self._plan.results[k].last_use == i:
+                    del kept[k]
+        return torch.cat(kept[len(self._steps)])
 
-    def _compute(self, i: int, results: Results, kept: dict[int, list[Any]], n: int) -> list[Any]:
-        operation = self._operations[i]
-        direct: list[Any] = [None] * results.computed
-        before_tail: list[Any] = [None] * results.computed
-        ends = {end for blend in results.blends for end in (blend.first, blend.second)}
-        for rows in self._chunks(operation, results, n):
-            own = self._own_weights(i, tuple(results.sources[rows[0]].tolist()))
-            arguments = [
-                _joined([kept[k][results.inputs[row, column]] for row in rows], self._operations[k].per_example)
-                for column, k in enumerate(operation.inputs)
-            ]
-            value = operation.run(self._local.root, arguments, own)
-            if len(rows) == 1:
-                before_tail[rows[0]], direct[rows[0]] = value, operation.finish(self._local.root, value)
-                continue
-            if not ends.isdisjoint(rows):
-                for row, piece in zip(rows, value.split(n), strict=True):
-                    before_tail[row] = piece
-            for row, piece in zip(rows, operation.finish(self._local.root, value).split(n), strict=True):
-                direct[row] = piece
-        return direct + self._blended(operation, results, before_tail, n)
-
-    def _blended(self, operation: Operation, results: Results, ends: Sequence[Tensor], n: int) -> list[Tensor]:
-        root, blends, blended = self._local.root, results.blends, []
-        at_a_time = max(1, int(_bytes_at_a_time(self._device) // max(1.0, operation.size * n)))
-        for chunk in (blends[start : start + at_a_time] for start in range(0, len(blends), at_a_time)):
-            if len(chunk) == 1:
-                value = torch.lerp(ends[chunk[0].first], ends[chunk[0].second], chunk[0].t)
-                blended.append(operation.finish(root, value))
-                continue
-            firsts = torch.cat([ends[blend.first] for blend in chunk])
-            seconds = torch.cat([ends[blend.second] for blend in chunk])
-            ts = torch.tensor([blend.t for blend in chunk], dtype=firsts.dtype, device=firsts.device)
-            ts = ts.repeat_interleave(n).view(-1, *[1] * (firsts.ndim - 1))
-            blended += operation.finish(root, firsts.lerp_(seconds, ts)).split(n)
-        return blended
-
-    def _chunks(self, operation: Operation, results: Results, n: int) -> Iterator[list[int]]:
-        """Yield the results that are computed together: those with the same weights, as far as memory allows."""
-        if not operation.stackable:
-            yield from ([row] for row in range(results.computed))
-            return
-        single = [column for column, k in enumerate(operation.inputs) if not self._operations[k].per_example]
-        taken = [self._operations[k] for k in operation.inputs]
-        widest = max([operation.size, *(each.finished_size for each in taken)])
-        limit = max(1, int(_bytes_at_a_time(self._device) // max(1.0, widest * n)))
-
-        def weights(row: int) -> tuple[int, ...]:
-            return (*results.sources[row].tolist(), *results.inputs[row, single].tolist())
-
-        for _, group in groupby(sorted(range(results.computed), key=weights), key=weights):
-            rows = list(group)
-            yield from (rows[start : start + limit] for start in range(0, len(rows), limit))
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self._states[0].values())).device
+    def _compute(self, i: int, step: Step, kept: dict[int, list[Any]], n: int) -> list[Any]:
+        operation, root = self._operations[i], self._local.root
+        computed: list[Any] = []
+        before_tail: dict[int, Tensor] = {}
+        for number, batch in enumerate(step.batches):
+            if isinstance(batch, Blending):
+                value = _blended(batch, before_tail, n)
+                for done in batch.done_with:
+                    del before_tail[done]
+            else:
+                arguments = [
+                    _joined(kept[k], pieces, n) if self._operations[k].per_example else kept[k][pieces[0].batch]
+                    for k, pieces in zip(operation.inputs, batch.arguments, strict=True)
+                ]
+                value = operation.run(root, arguments, self._own_weights(i, batch.sources))
+                if number in step.kept_before_tail:
+                    before_tail[number] = value
+            computed.append(operation.finish(root, value))
+        return computed
 
     def _own_weights(self, i: int, codes: tuple[int, ...]) -> Params:
         key = (i, codes)
@@ -142,9 +118,15 @@ class Execution:
         return torch.lerp(self._entry(key, start), self._entry(key, end), t)
 
 
-def _joined(values: Sequence[Any], per_example: bool) -> Any:
-    return values[0] if len(values) == 1 or not per_example else torch.cat(list(values))
+def _joined(batches: Sequence[Tensor] | dict[int, Tensor], pieces: Pieces, n: int) -> Tensor:
+    """Return results of n examples each as one batch; nothing is copied if they lie next to each other."""
+    parts = [batches[piece.batch][piece.start * n : piece.stop * n] for piece in pieces]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _bytes_at_a_time(device: torch.device) -> int:
-    return CPU_BYTES if device.type == "cpu" else ACCELERATOR_BYTES
+def _blended(batch: Blending, ends: dict[int, Tensor], n: int) -> Tensor:
+    firsts, seconds = (_joined(ends, pieces, n) for pieces in (batch.firsts, batch.seconds))
+    if len(set(batch.ts)) == 1:
+        return torch.lerp(firsts, seconds, batch.ts[0])
+    ts = torch.tensor(batch.ts, dtype=firsts.dtype, device=firsts.device).repeat_interleave(n)
+    return torch.lerp(firsts, seconds, ts.view(-1, *[1] * (firsts.ndim - 1)))

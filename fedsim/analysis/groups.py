@@ -51,7 +51,6 @@ def _expand(layers: Layers, item: str | Mapping[str, str], seed: int) -> dict[st
     names = layers.names
     if isinstance(item, Mapping):
         return {name: layers.group(expression).layers for name, expression in item.items()}
-    kind, _, size = item.partition(":")
     counts = range(1, len(names) + 1)
     if item == "layers":
         return {name: (name,) for name in names}
@@ -65,8 +64,11 @@ def _expand(layers: Layers, item: str | Mapping[str, str], seed: int) -> dict[st
         order = [names[position] for position in rng(seed, "cumulative random").permutation(len(names))]
         return {f"random:{k}": tuple(name for name in names if name in order[:k]) for k in counts}
     if is_kind(item):
+        size = item.partition(":")[2]
         if not 1 <= int(size) <= len(names):
             raise ValueError(f"groups has {item!r}; a window must have from 1 to {len(names)} layers of this model")
         starts = range(len(names) - int(size) + 1)
         return {f"{item}:{names[start]}": names[start : start + int(size)] for start in starts}
-    raise ValueError(f"groups has {item!r}; it must be one of {', '.join(KINDS)}, or a dict such as {{'top': 'last:2'}}")
+    raise ValueError(
+        f"groups has {item!r}; it must be one of {', '.join(KINDS)}, or a dict such as {{'top': 'last:2'}}"
+    )

@@ -21,8 +21,10 @@ from fedsim.params import Params, lerp, load_state_
 from fedsim.training.buffers import recompute_buffers_
 
 # Examples at a time. On a CPU few, as many models are evaluated on them at once.
-CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 64, 1024, 8
+CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 32, 1024, 8
 MAX_MEMORY = 2**30
+# That fit into the memory together, if a few examples make one.
+TILES = 4
 CALIBRATION_BATCH = 125
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class MixedModels:
         self._max_memory = max_memory
         self._local = threading.local()
         self._operations: list[Operation] | None = None
-        self._is_traced = False
+        self._is_traced = self._channels_last = False
         self._counted: list[float] | None = None
         self.parts: tuple[Part, ...] = parts_of(Layers.of(model), normalisation)
 
@@ -108,10 +110,7 @@ class MixedModels:
             return self._evaluate_whole(distinct, inputs, targets)
         evaluated: dict[Recipe, Evaluation] = {}
         for some, plan in self._plans(operations, distinct):
-            losses, errors = self._execute(operations, plan, inputs, targets)
-            evaluated |= {
-                recipe: Evaluation(losses[k], errors[k]) for recipe, k in zip(some, plan.outputs.tolist(), strict=True)
-            }
+            evaluated |= dict(zip(some, self._execute(operations, plan, inputs, targets), strict=True))
         return evaluated
 
     def operations(self, inputs: Tensor) -> list[Operation] | None:
@@ -123,6 +122,8 @@ class MixedModels:
                     raise NotTraceableError("its statistics are recomputed")
                 self._probes = inputs[torch.arange(sum(PROBES), device=inputs.device) % len(inputs)]
                 self._operations = trace(self._model, self.parts, self._probes)
+                # Pooling is faster so by far, but torch's group normalisation on a CPU is ten times slower.
+                self._channels_last = not any(each.kind is nn.GroupNorm for each in self._operations)
                 self._states = [self._prepared(state) for state in self._states]
             except NotTraceableError as reason:
                 logger.info("barriers evaluate each mixed %s as a whole: %s", type(self._model).__name__, reason)
@@ -171,28 +172,30 @@ class MixedModels:
 
     def _execute(
         self, operations: Sequence[Operation], plan: Plan, inputs: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return losses and errors of the plan's distinct outputs, each of shape [outputs, n]."""
+    ) -> list[Evaluation]:
+        """Return the evaluation of each of the plan's recipes."""
         peak = max(1.0, plan.peak_size(operations))
         tile = CPU_TILE if inputs.device.type == "cpu" else ACCELERATOR_TILE
-        tile = min(tile, max(SMALLEST_TILE, int(self._max_memory / peak)))
+        # It does not depend on the threads, of which as many work as there is memory for.
+        tile = min(tile, max(SMALLEST_TILE, int(self._max_memory / peak / TILES)))
         threads = max(1, min(self._threads, int(self._max_memory / (peak * tile))))
-        execution = Execution(self._model, operations, plan, self._states, self._max_memory // 4)
-        losses, errors = torch.empty(2, int(plan.outputs.max()) + 1, len(inputs), dtype=torch.float64)
+        execution = Execution(self._model, operations, plan, self._states, tile, self._max_memory // 4)
+        distinct = max(execution.outputs) + 1
+        losses, errors = torch.empty(2, distinct, len(inputs), dtype=torch.float64)
 
         def run(start: int) -> None:
             part = slice(start, start + tile)
             expected = targets[part]
             with torch.inference_mode():
-                outputs = execution.run(_nhwc(inputs[part]))
-                every = expected.repeat(len(outputs), *[1] * (expected.ndim - 1))
-                measured = losses_and_errors(torch.cat(outputs), every, self._criterion)
+                outputs = execution.run(self._in_order(inputs[part]))
+                every = expected.repeat(distinct, *[1] * (expected.ndim - 1))
+                measured = losses_and_errors(outputs, every, self._criterion)
             for whole, values in zip((losses, errors), measured, strict=True):
-                whole[:, part] = values.view(len(outputs), -1).cpu()
+                whole[:, part] = values.view(distinct, -1).cpu()
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, range(0, len(inputs), tile)))
-        return losses, errors
+        return [Evaluation(losses[k], errors[k]) for k in execution.outputs]
 
     def _evaluate_whole(self, recipes: Sequence[Recipe], inputs: Tensor, targets: Tensor) -> dict[Recipe, Evaluation]:
         with ThreadPoolExecutor(self._threads) as pool:
@@ -218,14 +221,13 @@ class MixedModels:
         start, end, t = source
         return lerp(self._entries(keys, start), self._entries(keys, end), t)
 
-    @staticmethod
-    def _prepared(state: Params) -> Params:
+    def _prepared(self, state: Params) -> Params:
         """Return a state with the weights of convolutions in the order in which they are used fastest."""
-        return {
-            key: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
-            for key, value in state.items()
-        }
+        order = torch.channels_last if self._channels_last else torch.contiguous_format
+        return {key: v.contiguous(memory_format=order) if v.ndim == 4 else v for key, v in state.items()}
 
-
-def _nhwc(inputs: Tensor) -> Tensor:
-    return channels_last(inputs) if inputs.ndim == 4 else inputs
+    def _in_order(self, inputs: Tensor) -> Tensor:
+        """Return inputs in that order too."""
+        if inputs.ndim != 4:
+            return inputs
+        return channels_last(inputs) if self._channels_last else inputs.contiguous()

@@ -57,6 +57,8 @@ class Operation:
         Whether its result has one row per example.
     size
         Bytes of the result per example, before the tail.
+    kind
+        Type of its module, if it is one.
     tail
         What is done to the result before anything else takes it: operations of one input without weights.
     """
@@ -65,6 +67,7 @@ class Operation:
     inputs: tuple[int, ...]
     parts: tuple[int, ...]
     entries: tuple[Entry, ...]
+    kind: type[nn.Module] | None = None
     affine: bool = False
     stackable: bool = False
     per_example: bool = False
@@ -200,6 +203,7 @@ def _operations(graph: fx.Graph, model: nn.Module, parts: Sequence[Part]) -> lis
                 tuple(position[each] for each in node.all_input_nodes),
                 tuple(own_parts),
                 tuple(Entry(name, key, own_parts.index(part_of[key])) for name, key in keys.items()),
+                kind=None if module is None else type(module),
                 affine=type(module) in AFFINE and len(own_parts) == 1 and not getattr(module, "max_norm", None),
             )
         )

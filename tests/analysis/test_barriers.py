@@ -1,5 +1,5 @@
 import copy
-import importlib
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.analysis import barriers, count_evaluations
+from fedsim.analysis.barriers import measure
+from fedsim.analysis.mixed_models import MixedModels
 from fedsim.evaluation import evaluate
 from fedsim.layers import Layers
 from fedsim.models import MODELS
@@ -170,12 +172,14 @@ def test_the_last_linear_layer_never_has_a_positive_swap_ends_barrier() -> None:
 def plain_barriers(model, states, inputs, targets, layers: set[str], base: int, other: int, t: float, weights) -> dict:
     """The definition, slowly: copy, mix by hand, load, evaluate."""
 
-    def loss(state: dict) -> float:
+    def loss(state: dict) -> np.ndarray:
         net = copy.deepcopy(model)
         net.load_state_dict(state)
         net.eval()
         with torch.no_grad():
-            return nn.functional.cross_entropy(net(inputs), targets).item()
+            outputs = net(inputs)
+        cross_entropy = nn.functional.cross_entropy(outputs, targets).item()
+        return np.array([cross_entropy, (outputs.argmax(1) != targets).double().mean().item()])
 
     total = sum(weights)
     average = {key: sum(w * s[key].double() for w, s in zip(weights, states, strict=True)) / total for key in states[0]}
@@ -195,12 +199,15 @@ def plain_barriers(model, states, inputs, targets, layers: set[str], base: int, 
     else:
         mean_ends = (own[base] + own[other]) / 2
     value = loss(mixed(t))
-    return {
-        "loss": value,
-        "loss_mean_ends": value - mean_ends,
-        "loss_swap_ends": value - (1 - t) * own[base] - t * loss(mixed(1.0)),
-        "loss_own_base": value - own[base],
+    columns = {
+        "": value,
+        "_mean_ends": value - mean_ends,
+        "_swap_ends": value - (1 - t) * own[base] - t * loss(mixed(1.0)),
+        "_own_base": value - own[base],
     }
+    if other != -1:
+        columns["_chord"] = value - (1 - t) * own[base] - t * own[other]
+    return {f"{metric}{name}": pair[k] for name, pair in columns.items() for k, metric in enumerate(("loss", "error"))}
 
 
 def norm_net() -> nn.Module:
@@ -289,15 +296,149 @@ def test_residual_networks_with_normalisation_work() -> None:
 
 def test_counting_agrees_with_what_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     model, states, inputs, targets = models(3)
-    calls = []
-    module = importlib.import_module("fedsim.analysis.mixed_models")
-    monkeypatch.setattr(module, "evaluate", lambda *args: calls.append(1) or evaluate(*args))
+    asked, plain = [], MixedModels.evaluate
+    monkeypatch.setattr(MixedModels, "evaluate", lambda self, *args: asked.append(plain(self, *args)) or asked[-1])
     for against, pairs in (("average", None), ("pairs", [(0, 1), (1, 0)])):
-        calls.clear()
-        barriers(model, states, inputs, targets, groups=["full", "layers"], against=against, pairs=pairs)
-        assert len(calls) == count_evaluations(model, 3, groups=["full", "layers"], against=against, pairs=pairs)
+        for more in ({}, {"ts": [0.25]}, {"ts": [0.25], "references": ["own_base"]}):
+            options = {"groups": ["full", "layers"], "against": against, "pairs": pairs, **more}
+            asked.clear()
+            barriers(model, states, inputs, targets, **options)
+            assert [len(evaluated) for evaluated in asked] == [count_evaluations(model, 3, **options)]
     # 3 models, 1 full average and 3 layers of each with the average.
     assert count_evaluations(model, 3, groups=["full", "layers"], against="average") == 3 + 1 + 9
+
+
+def test_growing_groups_end_with_the_full_barrier_and_begin_with_one_layer() -> None:
+    model, states, inputs, targets = models(3)
+    kinds = ["full", "layers", "cumulative-shallow", "cumulative-deep", {"two": "first:2"}, {"last two": "last:2"}]
+    for options in ({"weights": [1.0, 2.0, 5.0]}, {"against": "pairs", "ts": [0.25]}):
+        table = barriers(model, states, inputs, targets, groups=kinds, **options)
+        rows = {name: path.drop(columns="group").reset_index(drop=True) for name, path in table.groupby("group")}
+        equal = {"shallow:3": "full", "deep:3": "full", "shallow:1": "0", "deep:1": "4", "shallow:2": "two"}
+        for growing, fixed in (equal | {"deep:2": "last two"}).items():
+            pd.testing.assert_frame_equal(rows[growing], rows[fixed], check_exact=True)
+        assert (rows["shallow:2"]["loss"] != rows["deep:2"]["loss"]).all()
+
+
+def test_moving_nothing_costs_nothing() -> None:
+    model, states, inputs, targets = models(2)
+    for options in ({}, {"against": "pairs", "ts": [0.25, 1.0]}):
+        table = barriers(model, states, inputs, targets, groups={"nothing": "none"}, **options)
+        assert (table[["loss_own_base", "error_own_base", "loss_own_base_se"]] == 0).all(axis=None)
+
+
+def test_all_weight_on_one_model_gives_that_model() -> None:
+    model, states, inputs, targets = models(3)
+    table = barriers(model, states, inputs, targets, groups=["full", "layers"], weights=[1e-30, 1.0, 1e-30])
+    # Moving a model towards itself costs nothing, whichever the layers.
+    for name in ("mean_ends", "own_base"):
+        assert table.query("base == 1")[f"loss_{name}"].abs().max() < 1e-12
+    assert table.query("group == 'full'")["loss_mean_ends"].abs().max() < 1e-12
+    assert table.query("base == 0 and group != 'full'")["loss_mean_ends"].abs().min() > 1e-4
+
+
+def test_adding_a_constant_to_all_outputs_changes_no_barrier() -> None:
+    model, states, inputs, targets = models(2)
+    shifted = [state | {"4.bias": state["4.bias"] + 3.0} for state in states]
+    options = {"groups": ["full", "layers"], "against": "pairs", "ts": [0.25, 1.0]}
+    before, after = (barriers(model, each, inputs, targets, **options) for each in (states, shifted))
+    pd.testing.assert_frame_equal(before, after, rtol=0, atol=1e-12)
+
+
+def test_references_choose_columns_and_what_is_evaluated() -> None:
+    model, states, inputs, targets = models(2)
+    options = {"groups": ["full", "layers"], "against": "pairs", "ts": [0.25]}
+    every = barriers(model, states, inputs, targets, **options)
+    some = measure(model, states, inputs, targets, **options, references=["chord", "own_base"])
+    assert not any("ends" in name for name in some.table)
+    pd.testing.assert_frame_equal(some.table, every[some.table.columns], rtol=1e-12)
+    # Two models, the full mix, which is another one from each end, and three layers of each; no swaps.
+    assert some.values["loss"].shape == (2 + 2 + 2 * 3, N)
+
+
+def test_a_measurement_keeps_the_losses_that_its_table_is_made_of() -> None:
+    model, states, inputs, targets = models(3)
+    measured = measure(model, states, inputs, targets, groups=["full", "layers"], against="pairs", ts=[0.25, 1.0])
+    for metric in ("loss", "error"):
+        for reference in ("mean_ends", "swap_ends", "own_base", "chord"):
+            differences = measured.comparisons.barriers(measured.values[metric], reference)
+            assert np.allclose(measured.table[f"{metric}_{reference}"], differences.mean(1), atol=1e-14)
+            expected = differences.std(1, ddof=1) / np.sqrt(N)
+            assert np.allclose(measured.table[f"{metric}_{reference}_se"], expected, atol=1e-14)
+    assert (measured.strata == targets.numpy()).all()
+
+
+def test_bands_stand_beside_each_barrier_and_change_nothing_else() -> None:
+    model, states, inputs, targets = models(2)
+    options = {"groups": ["full", "layers"], "references": ["own_base", "chord"]}
+    plain = barriers(model, states, inputs, targets, **options)
+    table = barriers(model, states, inputs, targets, **options, bands=0.95)
+    pd.testing.assert_frame_equal(table[plain.columns], plain, check_exact=True)
+    ends = [
+        f"{metric}_{name}_{end}"
+        for metric in ("loss", "error")
+        for name in ("own_base", "chord")
+        for end in ("low", "high")
+    ]
+    assert set(table.columns) - set(plain.columns) == set(ends)
+    assert (
+        (table["loss_own_base_low"] < table["loss_own_base"]) & (table["loss_own_base"] < table["loss_own_base_high"])
+    ).all()
+    assert table[["loss_chord_low", "loss_chord_high"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(table, barriers(model, states, inputs, targets, **options, bands=0.95))
+
+
+def test_a_single_example_has_no_standard_errors() -> None:
+    model, states, inputs, targets = models(2)
+    table = barriers(model, states, inputs[:1], targets[:1], bands=0.95)
+    assert table["loss_own_base"].notna().all()
+    assert table[["loss_own_base_se", "loss_own_base_low", "error_mean_ends_high"]].isna().all(axis=None)
+
+
+def test_a_model_that_overflows_spoils_no_other_row() -> None:
+    model, states, inputs, targets = models(3)
+    broken = [*states[:2], states[2] | {"4.weight": states[2]["4.weight"] * 1e308}]
+    options = {"groups": ["full", "layers"], "against": "pairs", "ts": [0.5]}
+    table = barriers(model, broken, inputs, targets, **options, bands=0.95).query("base != 2 and other != 2")
+    healthy = barriers(model, states[:2], inputs, targets, **options)
+    pd.testing.assert_frame_equal(table[healthy.columns].reset_index(drop=True), healthy, rtol=1e-9)
+    assert table["loss_chord_low"].notna().all()
+
+
+def trained(init: int, order: int, inputs: Tensor, targets: Tensor) -> tuple[nn.Module, dict]:
+    """Train an MLP with four layers on all examples for 20 epochs."""
+    widths = [inputs.shape[1], 128, 128, 128]
+    torch.manual_seed(init)
+    layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
+    net = nn.Sequential(*layers, nn.Linear(128, 10))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    torch.manual_seed(order)
+    for _ in range(20):
+        for batch in torch.randperm(len(targets)).split(100):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(inputs[batch]), targets[batch]).backward()
+            optimizer.step()
+    return net, net.state_dict()
+
+
+def test_models_of_different_initialisation_have_a_full_barrier_and_small_ones_of_layers() -> None:
+    # The expectations of METHODS.md, section A9.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        centres = torch.randn(10, 3, 20) * 1.2
+        targets = torch.arange(2000) % 10
+        inputs = centres[targets, torch.randint(3, (2000,))] + 0.6 * torch.randn(2000, 20)
+        model, first = trained(1, 1, inputs, targets)
+        _, reordered = trained(1, 2, inputs, targets)
+        _, other = trained(2, 1, inputs, targets)
+    options = {"groups": ["full", "layers"], "against": "pairs", "ts": [0.5]}
+    same = barriers(model, [first, reordered], inputs, targets, **options)
+    different = barriers(model, [first, other], inputs, targets, **options)
+    assert (different["error"] - different["error_own_base"]).max() < 0.01
+    full = different.query("group == 'full'")["loss_mean_ends"].min()
+    assert full > 0.5
+    assert different.query("group != 'full'")["loss_mean_ends"].max() < 0.5 * full
+    assert same["loss_mean_ends"].abs().max() < 0.02
 
 
 @pytest.mark.parametrize(
@@ -310,6 +451,8 @@ def test_counting_agrees_with_what_is_evaluated(monkeypatch: pytest.MonkeyPatch)
         ({"against": "pairs", "pairs": [(0, 2)]}, r"pair \(0, 2\)"),
         ({"weights": [1.0]}, "weights"),
         ({"weights": [1.0, -1.0]}, "must be positive"),
+        ({"references": ["cord"]}, "references has 'cord'"),
+        ({"bands": 95}, "bands = 95 must be between 0 and 1"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict, message: str) -> None:

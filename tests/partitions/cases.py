@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "natural": {"ids": IDS, "column": "writer"},
     "domain": {"ids": IDS, "column": "place"},
     "saved": {},
+    "copies": {"validation": 0.1, "test": 0.2},
 }
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((scheme, {}) for scheme in PARTITIONS),

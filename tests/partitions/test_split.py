@@ -157,7 +157,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         "gives client 0 no test example",
     ),
-    "overlap": (lambda path: rewrite(path, test_indices=split_of().train.indices[:80]), "in 2 sets"),
+    "overlap": (lambda path: rewrite(path, test_indices=split_of().train.indices[:80]), "in 2 parts"),
 }
 
 
