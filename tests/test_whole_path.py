@@ -53,7 +53,8 @@ def test_fedavg_learns_fashion_mnist(
     assert set(barriers["group"]) == {"full", "conv1", "conv2", "fc1", "fc2"}
     assert len(barriers) == 5 * 5
     page = write_run(result, tmp_path).read_text()
-    assert page.count("<img") == 5
+    # Curves, clients and partition; maps, pairs and paths in loss and error; distances and cosines.
+    assert page.count("<img") == 3 + 3 * 2 + 2
 
 
 @pytest.mark.usefixtures("_data")

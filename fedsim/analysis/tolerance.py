@@ -1,6 +1,5 @@
 """Evaluation of mixed models on only as many examples as a tolerance needs."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,10 +14,9 @@ from fedsim.analysis.mixes import Recipe, Source
 from fedsim.evaluation import Evaluation
 from fedsim.seeds import rng
 
-# Examples at the first look, and how many times as many there are at each further one: as many as the first model seems
-# to need that is not known well enough, within these limits.
+# Examples at the first look, and how many times as many there are at each further one.
 FIRST_LOOK = 125
-GROWTH = (1.1, 1.5)
+GROWTH = 1.5
 # 1.96 of a single look, and what several looks cost.
 DEVIATIONS = 2.2
 # Share of a forward pass up to which a model is evaluated on all examples: it costs little, and predicts others.
@@ -86,15 +84,15 @@ def estimate(
     known = dict(estimates.evaluations)
     left = [recipe for recipe in distinct if recipe not in known]
     seen: dict[Recipe, Evaluation] = {}
-    start, end = 0, min(FIRST_LOOK, len(targets))
-    while left:
+    start = 0
+    for end in _looks(len(targets)):
+        if not left:
+            break
         taken = torch.from_numpy(order[start:end]).to(targets.device)
         seen = _joined(seen, models.evaluate(left, inputs[taken], targets[taken]))
-        enough, needed = _known_enough(seen, known, strata, order[:end], tolerance)
-        estimates.add_(enough, end)
+        estimates.add_(_known_enough(seen, known, strata, order[:end], tolerance), end)
         left = [recipe for recipe in left if recipe not in estimates.used]
-        least, most = (math.ceil(end * growth) for growth in GROWTH)
-        start, end = end, min(max(least, min(needed, most)), len(targets))
+        start = end
     return estimates
 
 
@@ -131,6 +129,14 @@ def _share(models: MixedModels, recipe: Recipe) -> float:
     )
 
 
+def _looks(n: int) -> Iterator[int]:
+    size = FIRST_LOOK
+    while size < n:
+        yield size
+        size = int(size * GROWTH)
+    yield n
+
+
 def _joined(first: Mapping[Recipe, Evaluation], then: Mapping[Recipe, Evaluation]) -> dict[Recipe, Evaluation]:
     """Return the evaluations of the latter's models on the examples of both."""
     return {
@@ -147,18 +153,14 @@ def _known_enough(
     strata: NDArray[np.int64],
     sample: NDArray[np.int64],
     tolerance: float,
-) -> tuple[dict[Recipe, Evaluation], int]:
-    """Return the evaluations of those recipes of which enough examples were seen, and how many the next one needs."""
-    n = len(strata)
-    if len(sample) == n:
-        return {recipe: _in_order(evaluation, sample) for recipe, evaluation in seen.items()}, n
+) -> dict[Recipe, Evaluation]:
+    """Return the evaluations of those recipes of which enough examples were seen."""
+    if len(sample) == len(strata):
+        return {recipe: _in_order(evaluation, sample) for recipe, evaluation in seen.items()}
     enough: dict[Recipe, Evaluation] = {}
-    needed = n
     for alike, controls in _alike(list(seen), known):
-        done, next_needed = _within(alike, controls, seen, strata, sample, tolerance)
-        enough |= done
-        needed = min(needed, next_needed)
-    return enough, needed
+        enough |= _within(alike, controls, seen, strata, sample, tolerance)
+    return enough
 
 
 def _in_order(evaluation: Evaluation, order: NDArray[np.int64]) -> Evaluation:
@@ -198,31 +200,22 @@ def _within(
     strata: NDArray[np.int64],
     sample: NDArray[np.int64],
     tolerance: float,
-) -> tuple[dict[Recipe, Evaluation], int]:
-    """Return the estimates of those recipes that are known well enough, and how many examples the next one needs."""
+) -> dict[Recipe, Evaluation]:
+    """Return the estimates of those recipes that are known well enough."""
     finite = [recipe for recipe in recipes if seen[recipe].losses.isfinite().all()]
     if not finite:
-        return {}, len(strata)
+        return {}
     candidates, chosen, error = _regression(finite, controls, seen, strata, sample, "losses")
     closed = DEVIATIONS * error <= tolerance
-    needed = _needed(error[~closed], len(sample), len(strata), tolerance)
     done = [recipe for recipe, enough in zip(finite, closed, strict=True) if enough]
     if not done:
-        return {}, needed
+        return {}
     losses = _values(candidates, chosen[closed], error[closed], sample, _stack(done, seen, "losses"))
     errors = torch.full_like(losses, torch.nan)
     if controls[0][0].errors.isfinite().all():
         candidates, chosen, error = _regression(done, controls, seen, strata, sample, "errors")
         errors = _values(candidates, chosen, error, sample, _stack(done, seen, "errors"))
-    return {recipe: Evaluation(losses[k], errors[k]) for k, recipe in enumerate(done)}, needed
-
-
-def _needed(error: Matrix, m: int, n: int, tolerance: float) -> int:
-    """Return on how many examples the least of these errors, of m examples of n, would be as small as it must be."""
-    if not len(error) or not np.isfinite(error.min()):
-        return n
-    spread = error.min() ** 2 / (1 / m - 1 / n)
-    return math.ceil(1 / (1 / n + (tolerance / DEVIATIONS) ** 2 / spread))
+    return {recipe: Evaluation(losses[k], errors[k]) for k, recipe in enumerate(done)}
 
 
 def _regression(

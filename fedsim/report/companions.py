@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from fedsim.report.barriers import barrier_table, quantity
 from fedsim.report.heat_maps import Quantity, heat_maps
 from fedsim.report.small_multiples import Curve, small_multiples
-from fedsim.report.style import STYLE, WIDTH, draw_line, legend_outside
+from fedsim.report.style import STYLE, WIDTH, draw_line, legend_outside, round_axis
 
 # Labels and places of the directions: one that is absent does not change the others' colours.
 ROBUSTNESS = {"average": "averaging direction", "random": "random, equal norm (± std over draws)"}
@@ -86,7 +86,9 @@ def unexplained(rows: pd.DataFrame) -> Figure:
     whole = rows[rows["first"] == ""].groupby("round")[["loss_interaction", "loss_interaction_se"]].mean()
     value, half = whole["loss_interaction"], 1.96 * whole["loss_interaction_se"]
     points = pd.DataFrame({"value": value, "low": value - half, "high": value + half})
-    return small_multiples({"full": [Curve("full minus the single layers", points, 0)]}, "round", "loss (nats)")
+    figure = small_multiples({"full": [Curve("full minus the single layers", points, 0)]}, "", "loss (nats)")
+    round_axis(figure.axes[0])
+    return figure
 
 
 def similarity(rows: pd.DataFrame) -> Figure:
@@ -97,8 +99,8 @@ def similarity(rows: pd.DataFrame) -> Figure:
         texts = {"same_class": "same most likely class", "same_probability": "equal probabilities (to 1e-4)"}
         for number, (column, text) in enumerate(texts.items()):
             draw_line(axes, rows.groupby("round")[column].mean(), text, number)
-        axes.set(xlabel="round", ylim=(-0.02, 1.02))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_ylim(-0.02, 1.02)
+        round_axis(axes)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         legend_outside(figure, axes)
         return figure

@@ -7,10 +7,20 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from fedsim.report.results import Result
-from fedsim.report.style import COLOURS, SHORT_NAME, STYLE, WIDTH, draw_line, legend_outside, line_style, short
+from fedsim.report.style import (
+    COLOURS,
+    SHORT_NAME,
+    STYLE,
+    WIDTH,
+    draw_line,
+    legend_outside,
+    line_style,
+    round_axis,
+    short,
+)
 
 
 def curves(result: Result) -> Figure:
@@ -26,7 +36,7 @@ def curves(result: Result) -> Figure:
                 axes, result.of("global", metric).groupby("round")["value"].mean(), "global, clients' own test data", 1
             )
             draw_line(axes, result.on_server("global", metric), "global, server's test data", 2)
-            _round_axis(axes)
+            round_axis(axes)
             _metric_axis(axes, metric)
             axes.set_title(metric.capitalize())
         legend_outside(figure, axes)
@@ -65,7 +75,7 @@ def compared_curves(results: Mapping[str, Result]) -> Figure:
         titles = ("Personalised models, clients' own test data (mean)", "Global model, server's test data")
         for axes, title in zip(panels, titles, strict=True):
             axes.set_title(title)
-            _round_axis(axes)
+            round_axis(axes)
             _metric_axis(axes, "accuracy")
         legend_outside(figure, panels[0])
         return figure
@@ -131,11 +141,6 @@ def _cumulative_bytes(result: Result) -> pd.Series:
     rounds = range(1, result.evaluated + 1)
     per_round = result.communication.groupby("round")[["up", "down"]].sum().sum(axis=1)
     return per_round.reindex(rounds, fill_value=0).cumsum()
-
-
-def _round_axis(axes: Axes) -> None:
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _metric_axis(axes: Axes, metric: str) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette, told apart by all kinds of colour vision; line styles repeat the distinction in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -53,6 +54,12 @@ def draw_line(axes: Axes, series: pd.Series, label: str, number: int) -> None:
         markersize=4,
         label=label,
     )
+
+
+def round_axis(axes: Axes) -> None:
+    """Show whole rounds below a curve."""
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def short(name: str, length: int = SHORT_NAME) -> str:
