@@ -56,8 +56,8 @@ class Execution:
         device = next(iter(states[0].values())).device
         at_a_time = CPU_BYTES if device.type == "cpu" else ACCELERATOR_BYTES
         self._steps, places = schedule(operations, plan, n, at_a_time, ROWS)
-        order = sorted(places)
-        self.outputs = [order.index(places[k]) for k in plan.outputs.tolist()]
+        order = {place: k for k, place in enumerate(sorted(places))}
+        self.outputs = [order[places[k]] for k in plan.outputs.tolist()]
         self._local = threading.local()
         self._weights: dict[tuple[int, tuple[int, ...]], Params] = {}
         self._kept_bytes = kept_bytes

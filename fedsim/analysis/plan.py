@@ -153,7 +153,7 @@ def _linear(
         for row in rows:
             start, end, t = sources[own[row, 0]]
             ends[row] = ((numbers[start], taken), (numbers[end], taken), t)
-        missing = {key for start, end, _ in ends.values() for key in (start, end)} - computed.keys()
+        missing = {key for start, end, _ in ends.values() for key in (start, end) if key not in computed}
         if len(missing) > len(rows):
             for row in rows:
                 place[row] = computed.setdefault((int(own[row, 0]), taken), len(computed))

@@ -114,12 +114,15 @@ def _step(
     at_a_time: int,
 ) -> tuple[Step, list[Place]]:
     place = [Place(-1, -1)] * (results.computed + len(results.blends))
-    ends = {end for blend in results.blends for end in (blend.first, blend.second)}
+    made_of: dict[int, list[int]] = {}
+    for b, blend in enumerate(results.blends):
+        made_of.setdefault(blend.first, []).append(b)
+        made_of.setdefault(blend.second, []).append(b)
+    missing = [2] * len(results.blends)
     batches: list[Call | Blending] = []
     before_tail: set[int] = set()
-    left = list(range(len(results.blends)))
     for rows in _calls(operation, results, operations, places, at_a_time):
-        if not ends.isdisjoint(rows):
+        if not made_of.keys().isdisjoint(rows):
             before_tail.add(len(batches))
         arguments = (
             _pieces([places[k][results.inputs[row, column]] for row in rows], operations[k].per_example)
@@ -128,8 +131,11 @@ def _step(
         for position, row in enumerate(rows):
             place[row] = Place(len(batches), position)
         batches.append(Call(tuple(results.sources[rows[0]].tolist()), tuple(arguments)))
-        ready = [b for b in left if place[results.blends[b].first].batch >= 0 <= place[results.blends[b].second].batch]
-        left = [b for b in left if b not in set(ready)]
+        ready = []
+        for b in (b for row in rows for b in made_of.get(row, ())):
+            missing[b] -= 1
+            if not missing[b]:
+                ready.append(b)
         for some in (ready[start : start + at_a_time] for start in range(0, len(ready), at_a_time)):
             for position, b in enumerate(some):
                 place[results.computed + b] = Place(len(batches), position)

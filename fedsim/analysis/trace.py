@@ -138,10 +138,14 @@ def trace(model: nn.Module, parts: Sequence[Part], probes: Tensor) -> list[Opera
     Raises
     ------
     NotTraceableError
-        If the graph cannot be made, does not give the model's outputs, or mixes the examples of a batch.
+        If the graph cannot be made or checked, does not give the model's outputs, or mixes the examples of a batch.
     """
     with torch.inference_mode():
         expected = model(probes)
+    if not isinstance(expected, Tensor):
+        raise NotTraceableError("it does not map one input to one tensor")
+    if not expected.isfinite().all():
+        raise NotTraceableError("its outputs are not finite, so that its graph cannot be checked")
     for module in model.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
@@ -289,14 +293,13 @@ def count_flops(operations: Sequence[Operation], model: nn.Module, inputs: Tenso
 
 
 def _check_outputs(few: Any, more: Any, every: Any, expected: Tensor) -> None:
-    if not isinstance(every, Tensor) or every.shape != expected.shape:
-        raise NotTraceableError("its graph gives something else")
+    if not isinstance(every, Tensor) or every.shape != expected.shape or len(expected) != sum(PROBES):
+        raise NotTraceableError("its graph does not give a row for each example")
     # Rounding is relative to the largest of the numbers that are added up.
-    tolerance = 1e-4 * float(expected.abs().max().nan_to_num(0, 0, 0))
-    if not torch.allclose(every, expected, rtol=0, atol=tolerance, equal_nan=True):
+    tolerance = 1e-4 * float(expected.abs().max())
+    if not torch.allclose(every, expected, rtol=0, atol=tolerance):
         raise NotTraceableError("its graph gives other outputs")
-    apart = torch.cat([few, more]) if _rows(few, PROBES[0]) else expected + torch.inf
-    if not torch.allclose(apart, expected, rtol=0, atol=tolerance, equal_nan=True):
+    if not torch.allclose(torch.cat([few, more]), expected, rtol=0, atol=tolerance):
         raise NotTraceableError("the outputs for an example depend on the others of its batch")
 
 
