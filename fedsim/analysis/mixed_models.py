@@ -53,7 +53,7 @@ class MixedModels:
     threads
         That work at a time; the numbers do not depend on it.
     max_memory
-        Bytes of results that are kept at a time, all threads together, as far as a few examples' fit.
+        Bytes of results and mixed weights that are kept at a time, all threads together, as far as a few examples' fit.
 
     Raises
     ------
@@ -81,7 +81,7 @@ class MixedModels:
         self._states = states
         self._criterion = criterion
         self._threads = threads
-        self._max_memory = max_memory
+        self._memory, self._weights_memory = max_memory * 3 // 4, max_memory // 4
         self._local = threading.local()
         self._operations: list[Operation] | None = None
         self._is_traced = self._channels_last = False
@@ -161,7 +161,7 @@ class MixedModels:
     def _plans(self, operations: Sequence[Operation], recipes: list[Recipe]) -> Iterator[tuple[list[Recipe], Plan]]:
         """Yield recipes with their plan, in halves where the results of all are too many to be kept."""
         plan = make_plan(operations, recipes)
-        if len(recipes) == 1 or plan.peak_size(operations) * SMALLEST_TILE <= self._max_memory:
+        if len(recipes) == 1 or plan.peak_size(operations) * SMALLEST_TILE <= self._memory:
             yield recipes, plan
             return
         # Those that begin with the same layers stay together.
@@ -175,11 +175,12 @@ class MixedModels:
     ) -> list[Evaluation]:
         """Return the evaluation of each of the plan's recipes."""
         peak = max(1.0, plan.peak_size(operations))
-        tile = CPU_TILE if inputs.device.type == "cpu" else ACCELERATOR_TILE
+        on_cpu = inputs.device.type == "cpu"
+        tile = CPU_TILE if on_cpu else ACCELERATOR_TILE
         # It does not depend on the threads, of which as many work as there is memory for.
-        tile = min(tile, max(SMALLEST_TILE, int(self._max_memory / peak / TILES)))
-        threads = max(1, min(self._threads, int(self._max_memory / (peak * tile))))
-        execution = Execution(self._model, operations, plan, self._states, tile, self._max_memory // 4)
+        tile = min(tile, max(SMALLEST_TILE, int(self._memory / peak / TILES)))
+        threads = max(1, min(self._threads, int(self._memory / (peak * tile)))) if on_cpu else 1
+        execution = Execution(self._model, operations, plan, self._states, tile, self._weights_memory)
         distinct = max(execution.outputs) + 1
         losses, errors = torch.empty(2, distinct, len(inputs), dtype=torch.float64)
 
