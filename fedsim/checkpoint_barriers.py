@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,9 +148,19 @@ def _sample(dataset: Dataset, part: str, wanted: int | None, seed: int) -> Input
 
 
 def _names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return the files' names, or their whole paths where two have one name."""
+    """Return the files' names; where two have one name, what of their paths is not the same for all."""
     names = [path.name for path in paths]
-    return tuple(names if len(set(names)) == len(names) else map(str, paths))
+    if len(set(names)) == len(names):
+        return tuple(names)
+    before = _shared([path.parts for path in paths])
+    after = _shared([path.parts[before:][::-1] for path in paths])
+    between = ["/".join(path.parts[before : len(path.parts) - after]) for path in paths]
+    return tuple(between if all(between) and len(set(between)) == len(between) else map(str, paths))
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    """Return how many first parts are the same for all."""
+    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False)))
 
 
 def _with_names(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedsim import cli
-from fedsim.checkpoint_barriers import compare_checkpoints, comparison_config, write_comparison
+from fedsim.checkpoint_barriers import _names, compare_checkpoints, comparison_config, write_comparison
 from fedsim.checkpoint_files import read_checkpoint
 from fedsim.config import Config
 from fedsim.data import DATA
@@ -297,3 +297,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert re.search(message, err), err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
+    assert _names([Path("a/x.pt"), Path("b/y.pt")]) == ("x.pt", "y.pt")
+    assert _names([Path("runs/one/round-1/g.pt"), Path("runs/two/round-1/g.pt")]) == ("one", "two")
+    assert _names([Path("g.pt"), Path("two/g.pt")]) == ("g.pt", "two/g.pt")
+    assert _names([Path("same.pt"), Path("same.pt")]) == ("same.pt", "same.pt")

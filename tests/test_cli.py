@@ -249,8 +249,8 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(fedsim: Fedsim, study:
     # fc1 has 64 x 12 weights and 12 biases of 4 bytes, fc2 12 x 10 and 10.
     assert re.search(r"fc1 +linear +3,120 bytes", out)
     assert "4 clients send 3,640 bytes each: fc1, fc2" in out
-    # 4 own models, the average, and 4 times 2 layers; 40 examples; one round of two. Only 5 times is fc1 computed: of the
-    # 768 + 120 products of a pass that is 40 * (5 * 768 + 13 * 120) / 888.
+    # 4 own models, the average, and 4 times 2 layers; 40 examples; one round of two. fc1 is computed 5 times only, so
+    # that of the 768 + 120 products of a pass 5 * 768 + 13 * 120 are left: 40 * 5400 / 888.
     assert "243 forward passes of one example, instead of 520" in out
     assert re.search(r"client    3: +\d+ examples \| +\d+", out)
     assert re.search(r"total variation +0\.\d+", out)
