@@ -11,9 +11,8 @@ import pandas as pd
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.expectation import Expectation
+from fedsim.report.barriers import kind_of
 from fedsim.report.results import Result, distinguishing_settings
-
-KINDS = ("full", "shallow:*", "deep:*", "random:*", "windows:*")  # names of groups that are no single layer
 
 
 @dataclass(frozen=True)
@@ -175,6 +174,6 @@ def _barrier_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
 
 def _is_in(group: str, wanted: str, config: Config) -> bool:
     if wanted == "layers":
-        kinds = (*KINDS, *(set(config.barriers.groups) - {"layers"}))
-        return not any(fnmatchcase(group, kind) for kind in kinds)
+        named = {"full", *config.barriers.groups} - {"layers"}
+        return not kind_of(group) and group not in named
     return fnmatchcase(group, wanted)

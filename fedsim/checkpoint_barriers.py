@@ -13,7 +13,7 @@ import torch
 from fedsim import catalog
 from fedsim.analysis import barriers
 from fedsim.analysis.distances import distances
-from fedsim.analysis.groups import is_kind
+from fedsim.analysis.groups import groups_of_texts
 from fedsim.analysis.mixes import AVERAGE, Against
 from fedsim.checkpoint_files import read_checkpoint
 from fedsim.config import Config, with_settings
@@ -112,8 +112,12 @@ def compare_checkpoints(
     options = {name: value for name, value in options.items() if value is not None}
     if options.get("normalisation") == "recompute":
         options["calibration"] = _sample(federation.data.dataset, "train", None, config.seed)[0]
-    kinds = [text if is_kind(text) else {text: text} for text in groups]
-    measure: dict[str, Any] = {"groups": kinds, "against": against, "weights": weights, "seed": config.seed}
+    measure: dict[str, Any] = {
+        "groups": groups_of_texts(groups),
+        "against": against,
+        "weights": weights,
+        "seed": config.seed,
+    }
     try:
         apart = distances(model, states, **measure)
         measure |= {"ts": ts, "bands": BANDS, "threads": processors(), **options}

@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from fedsim.analysis.groups import named_groups
+from fedsim.analysis.groups import groups_of_texts, named_groups
 from fedsim.analysis.mixed_models import MixedModels
 from fedsim.analysis.mixes import Recipe, list_mixes
 from fedsim.federation import Federation
-from fedsim.measurements import groups_of, pairs_of
+from fedsim.measurements import pairs_of
 from fedsim.strategy import draw_participants
 
 # ``every = "auto"`` takes this share of the training's work at most, and holds so many bytes of models at most.
@@ -47,7 +47,7 @@ def work_of(federation: Federation) -> Work:
     probes = data.test(2)[0]
     models = MixedModels(federation.model(), [federation.initial] * (states + 1))
     recipes: dict[Recipe, None] = dict.fromkeys(models.own(state) for state in range(states))
-    named = named_groups(federation.layers, groups_of(config), config.seed)
+    named = named_groups(federation.layers, groups_of_texts(config.barriers.groups), config.seed)
     mixes = list(list_mixes(named, states, "average"))
     if pairs := pairs_of(config, states):
         mixes += list_mixes(named, states, "pairs", settings.ts, pairs)

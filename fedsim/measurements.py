@@ -1,6 +1,6 @@
 """What a run measures of the models that its clients upload: which mixes of them, and on which data."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple, get_args
 
@@ -8,7 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from fedsim.analysis import barriers, criticality, distances, interaction, robustness, similarity
-from fedsim.analysis.groups import is_kind, named_groups
+from fedsim.analysis.groups import groups_of_texts, named_groups
 from fedsim.analysis.mixes import AVERAGE, Pair
 from fedsim.config import Config, Measure
 from fedsim.errors import ConfigError
@@ -28,11 +28,6 @@ class View(NamedTuple):
     inputs: Tensor
     targets: Tensor
     base: int | None = None
-
-
-def groups_of(config: Config) -> list[str | Mapping[str, str]]:
-    """Return ``[barriers] groups`` as `barriers` takes them: a layer expression is a group of that name."""
-    return [group if is_kind(group) else {group: group} for group in config.barriers.groups]
 
 
 def pairs_of(config: Config, models: int) -> list[Pair]:
@@ -55,7 +50,7 @@ def check_groups(federation: Federation) -> None:
         If one matches nothing.
     """
     try:
-        named_groups(federation.layers, groups_of(federation.config))
+        named_groups(federation.layers, groups_of_texts(federation.config.barriers.groups))
     except ValueError as error:
         raise ConfigError(f"[barriers] groups: {error}") from error
 
@@ -106,7 +101,7 @@ class _Models:
         self.ends: list[dict[str, Any]] = [{"against": "average", "weights": [u.num_examples for u in updates]}]
         if pairs := pairs_of(config, len(updates)):
             self.ends.append({"against": "pairs", "pairs": pairs})
-        self.groups: dict[str, Any] = {"groups": groups_of(config), "seed": config.seed}
+        self.groups: dict[str, Any] = {"groups": groups_of_texts(config.barriers.groups), "seed": config.seed}
         self.evaluation: dict[str, Any] = {"normalisation": self.settings.normalisation, "threads": threads}
         if self.settings.normalisation == "recompute":
             self.evaluation["calibration"] = federation.data.train_sample(CALIBRATION_EXAMPLES)[0]

@@ -10,10 +10,14 @@ Groups = str | Mapping[str, str] | Sequence[str | Mapping[str, str]]
 KINDS = ("layers", "full", "cumulative-shallow", "cumulative-deep", "cumulative-random", "windows:k")
 
 
-def is_kind(group: str) -> bool:
-    """Tell whether this names a kind of groups; else it may be an expression of the layer language."""
-    kind, _, size = group.partition(":")
-    return group in KINDS[:-1] or (kind == "windows" and size.isdigit())
+def groups_of_texts(texts: Sequence[str]) -> list[str | Mapping[str, str]]:
+    """Return groups as `named_groups` takes them: what is no kind of groups is a layer expression of that name."""
+    return [text if _is_kind(text) else {text: text} for text in texts]
+
+
+def _is_kind(text: str) -> bool:
+    kind, _, size = text.partition(":")
+    return text in KINDS[:-1] or (kind == "windows" and size.isdigit())
 
 
 def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tuple[str, ...]]:
@@ -63,7 +67,7 @@ def _expand(layers: Layers, item: str | Mapping[str, str], seed: int) -> dict[st
     if item == "cumulative-random":
         order = [names[position] for position in rng(seed, "cumulative random").permutation(len(names))]
         return {f"random:{k}": tuple(name for name in names if name in order[:k]) for k in counts}
-    if is_kind(item):
+    if _is_kind(item):
         size = item.partition(":")[2]
         if not 1 <= int(size) <= len(names):
             raise ValueError(f"groups has {item!r}; a window must have from 1 to {len(names)} layers of this model")
