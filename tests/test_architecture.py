@@ -32,6 +32,7 @@ ORDER = [
     ["strategy"],
     ["traffic", "updates"],
     ["messages"],
+    ["alignment"],
     ["analysis"],
     ["early_stopping", "environment", "records"],
     ["config"],
@@ -90,6 +91,7 @@ def test_each_library_is_imported_where_it_belongs(path: Path) -> None:
     if own in (
         "training",
         "evaluation",
+        "alignment",
         "analysis",
         "data",
         "features",
@@ -109,7 +111,7 @@ def test_each_library_is_imported_where_it_belongs(path: Path) -> None:
         assert libraries <= {"numpy", "partitions"} | sys.stdlib_module_names
     if own == "strategies":
         modules = {module for module in imports(path) if module.startswith("fedsim")}
-        below = ("strategy", "averaging", "layers", "params", "seeds", "errors")
+        below = ("strategy", "alignment", "averaging", "layers", "params", "seeds", "errors")
         assert modules <= {f"fedsim.{name}" for name in below}
     if own not in ("catalog", "strategies", "partitions"):
         assert not libraries & {"strategies", "partitions"}
