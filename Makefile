@@ -10,7 +10,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/fedsim compare runs/quickstart
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
