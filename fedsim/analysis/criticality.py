@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import pandas as pd
 from torch import Tensor, nn
 
-from fedsim.analysis.average import fit, fit_all
 from fedsim.analysis.groups import Groups, named_groups
 from fedsim.analysis.mixed_models import MAX_MEMORY, MixedModels
 from fedsim.analysis.mixes import Mix, Normalisation
 from fedsim.analysis.paired import mean_and_error
 from fedsim.evaluation import Criterion, cross_entropies
 from fedsim.layers import Layers
-from fedsim.params import Params
+from fedsim.params import Params, fit, fit_all
 
 
 def criticality(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedsim.analysis.mixes import Source
 from fedsim.analysis.plan import Plan
 from fedsim.analysis.schedule import Blending, Pieces, Step, schedule
-from fedsim.analysis.trace import Operation
+from fedsim.graph import Operation
 from fedsim.params import Params
 
 # Bytes that go through an operation at a time: on a CPU, few enough to stay in its cache.

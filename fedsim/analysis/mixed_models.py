@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from fedsim.analysis.execute import Execution
 from fedsim.analysis.mixes import Mix, Normalisation, Part, Recipe, Source, parts_of, recipe_of
 from fedsim.analysis.plan import Plan, make_plan
-from fedsim.analysis.trace import PROBES, NotTraceableError, Operation, count_flops, trace
 from fedsim.data.dataset import channels_last
 from fedsim.evaluation import Criterion, Evaluation, cross_entropies, evaluate, losses_and_errors
+from fedsim.graph import PROBES, NotTraceableError, Operation, count_flops, trace
 from fedsim.layers import Layers
 from fedsim.params import Params, lerp, load_state_
 from fedsim.training.buffers import recompute_buffers_
@@ -121,7 +121,7 @@ class MixedModels:
                 if self._calibration is not None:
                     raise NotTraceableError("its statistics are recomputed")
                 self._probes = inputs[torch.arange(sum(PROBES), device=inputs.device) % len(inputs)]
-                self._operations = trace(self._model, self.parts, self._probes)
+                self._operations = trace(self._model, [part.keys for part in self.parts], self._probes)
                 # Pooling is faster so by far, but torch's group normalisation on a CPU is ten times slower.
                 self._channels_last = not any(each.kind is nn.GroupNorm for each in self._operations)
                 self._states = [self._prepared(state) for state in self._states]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedsim.analysis.mixes import Recipe, Source
-from fedsim.analysis.trace import Operation
+from fedsim.graph import Operation
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from fedsim.analysis.plan import Plan, Results
-from fedsim.analysis.trace import Operation
+from fedsim.graph import Operation
 
 
 class Place(NamedTuple):

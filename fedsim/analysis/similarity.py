@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.analysis.average import fit_all
 from fedsim.analysis.mixes import Pair, list_mixes
 from fedsim.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
-from fedsim.params import Params
+from fedsim.params import Params, fit_all
 
 # Up to which two probabilities are the same.
 SAME = 1e-4

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from fedsim.analysis.average import fit, with_average
+from fedsim.analysis.average import with_average
 from fedsim.analysis.directions import entries_of, means_of, over_draws, passes, vector_of
 from fedsim.analysis.groups import Groups, named_groups
 from fedsim.analysis.mixed_models import MAX_MEMORY, MixedModels
@@ -20,7 +20,7 @@ from fedsim.analysis.mixes import Mix
 from fedsim.analysis.training_space import TrainingSpace, Vectors
 from fedsim.evaluation import Criterion, cross_entropies
 from fedsim.layers import Layer, Layers
-from fedsim.params import Params
+from fedsim.params import Params, fit
 
 DIRECTIONS = ("training", "null", "average")
 

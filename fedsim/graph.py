@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.functional import embedding, linear
 
-from fedsim.analysis.mixes import Part
 from fedsim.params import Params, first_keys
 
 # On these the traced and the original model must agree, and a batch with its two pieces.
@@ -123,7 +122,7 @@ def _call(module: nn.Module, args: Any, kwargs: Any, weights: Params) -> Any:
     return functional_call(module, weights, args, kwargs)
 
 
-def trace(model: nn.Module, parts: Sequence[Part], probes: Tensor) -> list[Operation]:
+def trace(model: nn.Module, parts: Sequence[Sequence[str]], probes: Tensor) -> list[Operation]:
     """Return the operations of ``model``, in an order in which they can be run; the last one's result is the output.
 
     Parameters
@@ -131,7 +130,7 @@ def trace(model: nn.Module, parts: Sequence[Part], probes: Tensor) -> list[Opera
     model
         In eval mode. Modules that change their inputs in place are set not to.
     parts
-        What the model is made of.
+        What the model is made of: the state-dict keys of each part, a tied tensor under its first one only.
     probes
         Five inputs, on which the graph is tried.
 
@@ -173,7 +172,7 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 
-def _operations(graph: fx.Graph, model: nn.Module, parts: Sequence[Part]) -> list[Operation]:
+def _operations(graph: fx.Graph, model: nn.Module, parts: Sequence[Sequence[str]]) -> list[Operation]:
     """Return what the output depends on."""
     placeholders = [node for node in graph.nodes if node.op == "placeholder" and not node.args]
     output = next(node for node in graph.nodes if node.op == "output").args[0]
@@ -185,7 +184,7 @@ def _operations(graph: fx.Graph, model: nn.Module, parts: Sequence[Part]) -> lis
             if node not in needed:
                 needed.add(node)
                 waiting.append(node)
-    first, part_of = first_keys(model), {key: i for i, part in enumerate(parts) for key in part.keys}
+    first, part_of = first_keys(model), {key: i for i, part in enumerate(parts) for key in part}
     # A module that has several paths is traced under one of them.
     nodes = [node for node in graph.nodes if node in needed]
     nodes.remove(output)

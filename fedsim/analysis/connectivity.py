@@ -1,0 +1,217 @@
+"""Layer-wise linear feature connectivity: whether the features of a mixed model are the mixed features.
+
+Zhou et al. 2023, Going beyond linear mode connectivity: the layerwise linear feature connectivity, arXiv 2307.08286.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedsim.analysis.average import with_average
+from fedsim.analysis.commutativity import Commutativity
+from fedsim.analysis.features import Features
+from fedsim.analysis.linearity import Linearity
+from fedsim.analysis.mixes import AVERAGE, Against, Mix, Pair, Source, list_mixes, source_of
+from fedsim.analysis.moments import Moments, total
+from fedsim.analysis.sites import Site
+from fedsim.params import Params
+
+# In the paper.
+ADDITIVITY_TS = tuple(k / 20 for k in range(1, 20))
+
+
+def connectivity(
+    model: nn.Module,
+    states: Sequence[Params],
+    inputs: Tensor,
+    *,
+    against: Against = "average",
+    weights: Sequence[float] | None = None,
+    pairs: Sequence[Pair] | None = None,
+    ts: Sequence[float] = (0.5,),
+    additivity_ts: Sequence[float] = (0.5,),
+    threads: int = 1,
+) -> pd.DataFrame:
+    """Measure, layer by layer, how close the features of a mixed model are to the mix of its ends' features.
+
+    The mixed model is ``(1 - t) * base + t * other``, running statistics included. The features of a layer are what it
+    gives after what follows without weights, an activation or a pooling, as a vector; those of the last layer are the
+    outputs. Where branches are added up or concatenated there are features too, under the name of the block.
+
+    Parameters
+    ----------
+    model
+        Gives the architecture; it is not changed, and models are evaluated in eval mode.
+    states
+        State dicts; ``pairs`` needs at least two.
+    inputs
+        Inputs as the model takes them, shape [n, ...], on the model's device.
+    against
+        ``average``: each state with the weighted average of all; ``pairs``: states with each other.
+    weights
+        One positive number per state, of the average; by default all alike.
+    pairs
+        Pairs (base, other); by default all, each once.
+    ts
+        Interpolation coefficients in [0, 1].
+    additivity_ts
+        Those among which the largest distance counts as additivity; the paper's are `ADDITIVITY_TS`. Of one more costs
+        as much as the activations of a forward pass.
+    threads
+        That work at a time; the numbers do not depend on it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per layer, pair and t: ``layer, base, other, t, n`` and, as means over the n examples, some with their
+        standard deviation ``_std``:
+
+        - ``cosine``: between the features of the mixed model and the mix of the features of its ends; 1 where both are
+          0, and 0 where one is;
+        - ``cosine_ends``: between the features of the ends themselves, the baseline;
+        - ``ratio``: 1 minus the mean cosine over 1 minus the mean of the baseline; NaN where the ends' features agree;
+        - ``coefficient``: by what the mix of features must be multiplied to come closest to those of the mixed model;
+        - ``additivity``: the distance between the features of mixed values before an activation and the mix of
+          features; NaN where nothing follows that is not affine;
+        - ``commutativity``: the distance, over all examples together, between ``W_A H_A + W_B H_B`` and
+          ``W_A H_B + W_B H_A`` for weights W and inputs H of a linear or convolutional layer, with
+          ``weight_distance`` and ``feature_distance``, those between the weights and between the inputs, to compare it
+          with; NaN for other layers, and for those that take the model's inputs.
+
+        Distances are squared and over the product of the norms: 0 between zeros; examples where one of the two is 0
+        have none, as they have no coefficient where the mix of features is, and are left out of the mean.
+
+        With ``average`` there is, for each layer, also a row with base and other -1 and t 1: the average of all models
+        against the weighted average of all features, with the weighted mean over all pairs as a baseline; its last
+        three columns are NaN.
+
+    Raises
+    ------
+    ValueError
+        If there are too few states, one does not fit the model, or an argument is unknown or out of range.
+
+    Notes
+    -----
+    A pair costs two passes for its ends, which its other pairs share, one for each t, and one for commutativity, at
+    most. Of a model that `torch.fx` cannot trace, the features are what the modules of its layers give, and additivity
+    is NaN. The released code takes the absolute value of the inner product, so that features of opposite signs agree.
+
+    References
+    ----------
+    Equations 2 to 5 of arXiv 2307.08286.
+    """
+    compared = with_average(model, states, weights, against)
+    if against == "pairs" and pairs is None:
+        pairs = list(combinations(range(len(states)), 2))
+    mixes = list(list_mixes({"": ()}, len(states), against, ts, pairs))
+    if bad := [t for t in additivity_ts if not 0 <= t <= 1]:
+        raise ValueError(f"additivity_ts has {bad[0]}; each must be from 0 to 1")
+    shares = np.array([1.0] * len(states) if weights is None else weights, dtype=np.float64)
+    plan = _Plan(mixes, tuple(additivity_ts), tuple(shares / shares.sum()) if against == "average" else ())
+    features = Features(model, compared, inputs, plan.sources, threads)
+    commutativity = Commutativity(features.weights, plan.ends)
+    batches = features.map(lambda batch: _measure(features, batch, plan, commutativity))
+    tables = []
+    for site, parts in zip(features.sites, zip(*batches, strict=True), strict=True):
+        moments = total([part.moments for part in parts])
+        exchanged = commutativity.distances(site, np.sum([part.exchanged for part in parts], axis=0))
+        tables.append(_table(site, plan, moments, exchanged, len(inputs)))
+    return pd.concat(tables, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is measured; ``shares`` are those of the models in their average, none where this is not asked for."""
+
+    mixes: Sequence[Mix]
+    additivity_ts: Sequence[float]
+    shares: Sequence[float]
+
+    @cached_property
+    def ends(self) -> list[Pair]:
+        """Pairs of models, each once."""
+        return list(dict.fromkeys((mix.base, mix.other) for mix in self.mixes))
+
+    @cached_property
+    def own(self) -> list[int]:
+        """Models that are no mixes."""
+        every = range(len(self.shares)) if self.shares else ()
+        return list(dict.fromkeys([*every, *(state for pair in self.ends for state in pair)]))
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """All models, mixed ones last."""
+        mixed = (source_of(mix.base, mix.other, mix.t) for mix in self.mixes)
+        return list(dict.fromkeys([*self.own, *mixed]))
+
+
+class _Part(NamedTuple):
+    """What a batch says about a layer.
+
+    Parameters
+    ----------
+    moments
+        Of two quantities of each pair of models, then of two of each mixed model, then of four of the average.
+    exchanged
+        Sums for commutativity.
+    """
+
+    moments: Moments
+    exchanged: NDArray[np.float64]
+
+
+def _measure(features: Features, batch: Tensor, plan: _Plan, commutativity: Commutativity) -> list[_Part]:
+    parts = []
+    for site, values in features.walk(batch):
+        of = dict(zip(plan.sources, values, strict=True))
+        found = Linearity(features, site, of)
+        quantities = [q for pair in plan.ends for q in found.of_pair(*pair, plan.additivity_ts)]
+        quantities += [q for mix in plan.mixes for q in found.of_mix(mix)]
+        if plan.shares:
+            quantities += found.of_average(plan.shares)
+        own = {state: of[state] for state in plan.own}
+        stacked = torch.stack(quantities) if quantities else torch.empty(0, len(batch))
+        parts.append(_Part(Moments.of(stacked), commutativity.sums(site, own)))
+    return parts
+
+
+def _table(
+    site: Site, plan: _Plan, moments: Moments, exchanged: dict[str, NDArray[np.float64]], n: int
+) -> pd.DataFrame:
+    """Return the rows of a layer."""
+    place = {pair: number for number, pair in enumerate(plan.ends)}
+    pair_of = np.array([place[mix.base, mix.other] for mix in plan.mixes], dtype=np.int64)
+    gaps = 2 * pair_of
+    own = 2 * len(plan.ends) + 2 * np.arange(len(plan.mixes))
+    base, other = ([getattr(mix, name) for mix in plan.mixes] for name in ("base", "other"))
+    t = [mix.t for mix in plan.mixes]
+    # Positions of the angular gap, the coefficient, the baseline and additivity.
+    columns = np.array([own, own + 1, gaps, gaps + 1])
+    controls = {name: values[pair_of] for name, values in exchanged.items()}
+    if plan.shares:
+        last = len(moments.n) - 4 + np.arange(4)
+        columns = np.hstack([columns, last[:, None]])
+        base, other, t = [*base, AVERAGE], [*other, AVERAGE], [*t, 1.0]
+        controls = {name: np.append(values, np.nan) for name, values in controls.items()}
+    gap, factor, baseline, additivity = moments.means[columns]
+    gap_std, factor_std, baseline_std, _ = moments.deviations[columns]
+    ratio = np.divide(gap, baseline, out=np.full(len(gap), np.nan), where=baseline != 0)
+    measured = {
+        "cosine": 1 - gap,
+        "cosine_std": gap_std,
+        "cosine_ends": 1 - baseline,
+        "cosine_ends_std": baseline_std,
+        "ratio": ratio,
+        "coefficient": factor,
+        "coefficient_std": factor_std,
+        "additivity": additivity,
+    }
+    return pd.DataFrame({"layer": site.name, "base": base, "other": other, "t": t, "n": n} | measured | controls)

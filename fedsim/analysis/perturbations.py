@@ -1,0 +1,114 @@
+"""What models lose on inputs that are perturbed: against them, or at random."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsim.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH, Criterion, cross_entropies, losses_and_errors
+from fedsim.params import Params, fit_all
+from fedsim.seeds import rng
+
+
+def perturbations(
+    model: nn.Module,
+    states: Sequence[Params],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    fgsm: Sequence[float] = (),
+    noise: Sequence[float] = (),
+    criterion: Criterion = cross_entropies,
+    threads: int = 1,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure models on inputs that the fast gradient sign method, or Gaussian noise, has moved.
+
+    Parameters
+    ----------
+    model
+        Gives the architecture; it is not changed, and models are evaluated in eval mode.
+    states
+        State dicts of at least one model.
+    inputs, targets
+        Normalised inputs, shape [n, ...], and targets, shape [n, ...], on the model's device.
+    fgsm
+        How far each entry of an input moves, by the sign of the gradient of the model's own loss.
+    noise
+        Standard deviations of noise in each entry; its draw is the same for all models and sizes.
+    criterion
+        Maps outputs and targets of a batch to one loss per example.
+    threads
+        That work at a time; the numbers do not depend on it.
+    seed
+        Of the noise.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per state and perturbation: ``base, perturbation`` (``fgsm`` or ``noise``), ``size, n, loss, error``.
+        Sizes are in units of the normalised inputs; inputs are not clipped.
+
+    Raises
+    ------
+    ValueError
+        If there is no state, one does not fit the model, inputs are no floating-point numbers, or there is no size, or
+        one is negative.
+
+    References
+    ----------
+    Goodfellow et al. 2015, Explaining and harnessing adversarial examples, arXiv 1412.6572, section 4.
+    """
+    fitted = fit_all(model, states)
+    _check(inputs, {"fgsm": fgsm, "noise": noise})
+    size = EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH
+    kinds = [("fgsm", eps) for eps in fgsm] + [("noise", sigma) for sigma in noise]
+
+    def measure(state: Params) -> Tensor:
+        # Each thread's own: for a call, the parameters of the module itself are exchanged.
+        net = copy.deepcopy(model).eval().requires_grad_(False)
+        generator = rng(seed, "perturbations")
+        sums = torch.zeros(len(kinds), 2, dtype=torch.float64)
+        for batch, expected in zip(inputs.split(size), targets.split(size), strict=True):
+            drawn = torch.from_numpy(generator.standard_normal(batch.shape)).to(batch)
+            directions = {"noise": drawn}
+            if fgsm:
+                directions["fgsm"] = _ascent(net, state, batch, expected, criterion)
+            for number, (kind, far) in enumerate(kinds):
+                with torch.inference_mode():
+                    outputs = functional_call(net, state, (batch + far * directions[kind],))
+                    found = losses_and_errors(outputs, expected, criterion)
+                    sums[number] += torch.stack([values.double().sum().cpu() for values in found])
+        return sums / len(inputs)
+
+    with ThreadPoolExecutor(threads) as pool:
+        means = torch.stack(list(pool.map(measure, fitted))).tolist()
+    rows = [
+        {"base": base, "perturbation": kind, "size": far, "n": len(inputs), "loss": loss, "error": error}
+        for base, of_state in enumerate(means)
+        for (kind, far), (loss, error) in zip(kinds, of_state, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["base", "perturbation", "size", "n", "loss", "error"])
+
+
+def _ascent(net: nn.Module, state: Params, inputs: Tensor, targets: Tensor, criterion: Criterion) -> Tensor:
+    """Return the sign of the loss's gradient in the inputs."""
+    moving = inputs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        constants = {key: value.detach() for key, value in state.items()}
+        loss = criterion(functional_call(net, constants, (moving,)), targets).sum()
+        return torch.autograd.grad(loss, moving)[0].sign()
+
+
+def _check(inputs: Tensor, sizes: Mapping[str, Sequence[float]]) -> None:
+    if not inputs.is_floating_point():
+        raise ValueError(f"inputs are {inputs.dtype}; only floating-point inputs can be perturbed")
+    if not any(sizes.values()):
+        raise ValueError("fgsm and noise are both empty; give at least one size")
+    for name, values in sizes.items():
+        if bad := [size for size in values if not 0 <= size < float("inf")]:
+            raise ValueError(f"{name} has the size {bad[0]}; each must be at least 0 and finite")

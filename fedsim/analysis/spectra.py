@@ -1,0 +1,128 @@
+"""Spectra of weights: ranks and norms of each layer's matrix, and angles between the subspaces of two models."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import subspace_angles
+from torch import Tensor, nn
+
+from fedsim.analysis.mixes import Pair, list_mixes
+from fedsim.layers import Layers
+from fedsim.params import Params, fit_all
+
+
+def spectra(model: nn.Module, states: Sequence[Params]) -> pd.DataFrame:
+    """Measure the singular values of each layer's weights, written as a matrix [out, all else].
+
+    Parameters
+    ----------
+    model
+        What the states must fit.
+    states
+        State dicts of at least one model.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per matrix and state: ``layer``, the layer's name, or the state-dict key where it has several matrices;
+        ``base``, the state;
+
+        - ``stable_rank``: the squared Frobenius norm over the squared spectral norm;
+        - ``effective_rank``: the exponential of the entropy of the singular values over their sum;
+        - ``spectral_norm`` and ``frobenius_norm``;
+        - ``singular_values``: a list, from the largest to the smallest.
+
+        The ranks of a matrix of zeros are NaN.
+
+    Raises
+    ------
+    ValueError
+        If there is no state, or one does not fit the model.
+
+    References
+    ----------
+    Roy and Vetterli 2007, The effective rank: a measure of effective dimensionality, definition 1.
+    """
+    rows = []
+    fitted = fit_all(model, states)
+    for layer, key in _matrices(model):
+        for base, state in enumerate(fitted):
+            values = torch.linalg.svdvals(_matrix(state[key])).numpy()
+            rows.append({"layer": layer, "base": base} | _ranks(values) | {"singular_values": values.tolist()})
+    names = ["layer", "base", "stable_rank", "effective_rank", "spectral_norm", "frobenius_norm", "singular_values"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def principal_angles(
+    model: nn.Module, states: Sequence[Params], *, pairs: Sequence[Pair] | None = None, k: int = 10
+) -> pd.DataFrame:
+    """Measure the angles between the subspaces of two models' leading singular vectors.
+
+    Parameters
+    ----------
+    model, states
+        As in `spectra`, at least two states.
+    pairs
+        Pairs (base, other); by default all, each once.
+    k
+        Singular vectors that span a subspace, at most as many as the matrix has.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Two rows per matrix and pair: ``layer, base, other, k, side``; ``left`` for what the layer gives, ``right`` for
+        what it takes; ``largest`` and ``mean`` of the angles, and ``angles``, a list from the largest to the smallest,
+        in radians from 0 to pi / 2.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two states, one does not fit the model, a pair names a state that is not there, or
+        ``k`` is below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k = {k} must be at least 1")
+    fitted = fit_all(model, states, at_least=2)
+    wanted = list(combinations(range(len(states)), 2)) if pairs is None else pairs
+    ends = [(mix.base, mix.other) for mix in list_mixes({"": ()}, len(states), "pairs", (1.0,), wanted)]
+    rows = []
+    for layer, key in _matrices(model):
+        bases = {state: _bases(fitted[state][key], k) for state in dict.fromkeys(i for pair in ends for i in pair)}
+        for base, other in ends:
+            for side, first, second in zip(("left", "right"), bases[base], bases[other], strict=True):
+                angles = subspace_angles(first, second)
+                row = {"layer": layer, "base": base, "other": other, "k": first.shape[1], "side": side}
+                rows.append(row | {"largest": angles[0], "mean": angles.mean(), "angles": angles.tolist()})
+    return pd.DataFrame(rows, columns=["layer", "base", "other", "k", "side", "largest", "mean", "angles"])
+
+
+def _matrices(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the name and the state-dict key of each weight that is a matrix or more."""
+    shapes = {key: value.ndim for key, value in model.state_dict().items()}
+    for layer in Layers.of(model):
+        keys = [key for key in layer.parameters if shapes[key] > 1]
+        yield from ((layer.name if len(keys) == 1 else key, key) for key in keys)
+
+
+def _matrix(value: Tensor) -> Tensor:
+    return value.detach().flatten(1).to("cpu", torch.float64)
+
+
+def _ranks(values: NDArray[np.float64]) -> dict[str, float]:
+    square, largest = float(np.square(values).sum()), float(values.max(initial=0))
+    ranks = {"stable_rank": np.nan, "effective_rank": np.nan}
+    if largest > 0:
+        shares = values / values.sum()
+        shares = shares[shares > 0]
+        effective = float(np.exp(-(shares * np.log(shares)).sum()))
+        ranks = {"stable_rank": square / largest**2, "effective_rank": effective}
+    return ranks | {"spectral_norm": largest, "frobenius_norm": square**0.5}
+
+
+def _bases(value: Tensor, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    left, _, right = torch.linalg.svd(_matrix(value), full_matrices=False)
+    return left[:, :k].numpy(), right[:k].T.numpy()
