@@ -199,6 +199,7 @@ CATALOGUES: dict[Kind, Catalogue] = {
             "precision",
             "evaluate_clients",
             "unseen",
+            "inputs",
         ),
         {PREFIX + name: reason for name, reason in NO_RULES.items()},
     ),
@@ -295,8 +296,13 @@ def skew_features(
     return skewed
 
 
-def make_strategy(config: Config, model: nn.Module) -> Strategy:
+def make_strategy(config: Config, model: nn.Module, inputs: Tensor | None = None) -> Strategy:
     """Build the strategy that ``[strategy]`` chooses.
+
+    Parameters
+    ----------
+    inputs
+        Those that the server holds, normalised, shape [n, ...]; some strategies cannot do without.
 
     Raises
     ------
@@ -312,6 +318,7 @@ def make_strategy(config: Config, model: nn.Module) -> Strategy:
         precision=config.strategy.precision,
         evaluate_clients=config.evaluate_clients,
         unseen=config.unseen,
+        inputs=inputs,
         send_initial=False,
     )
     name = config.strategy.name

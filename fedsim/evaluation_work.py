@@ -46,6 +46,11 @@ def is_fine_tuned(config: Config, server_round: int) -> bool:
     return server_round == config.rounds or (every > 0 and server_round % every == 0)
 
 
+def _perturbed_passes(config: Config) -> int:
+    """Return how often an example is passed forward to measure a model on perturbed data, once for the gradient."""
+    return len(config.evaluation.perturbed) + bool(config.evaluation.sizes("fgsm"))
+
+
 def evaluation_work_of(federation: Federation) -> EvaluationWork:
     """Count what is evaluated in all rounds of a run that is not stopped early."""
     config, split, server = federation.config, federation.data.split, len(federation.data.dataset.test)
@@ -72,6 +77,6 @@ def evaluation_work_of(federation: Federation) -> EvaluationWork:
         rounds=len(rounds),
         fine_tuned_rounds=len(tuned),
         client_passes=passes,
-        server_passes=len(rounds) * server,
+        server_passes=len(rounds) * server * (1 + _perturbed_passes(config)),
         training_passes=len(tuned) * epochs * sum(int(split.train.sizes[k]) for k in measured),
     )

@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError
 from fedsim.federation import Federation, federation_of
 from fedsim.fine_tuning import fine_tuned_layers
 from fedsim.gate import check_gate
-from fedsim.measurements import MEASURES, check_groups
+from fedsim.measurements import MEASURES, check_groups, check_matching
 from fedsim.participants import draw_participants
 from fedsim.records import RunFolder, keep_rounds, write_json, write_whole
 from fedsim.rounds import Rounds, RoundSummary
@@ -41,8 +41,15 @@ def prepare(config: Config) -> Parts:
         If a part cannot be built, or a layer group of the config matches nothing.
     """
     federation = federation_of(config)
-    strategy = catalog.make_strategy(config, federation.model())
+    inputs = federation.calibration()
+    if config.evaluation.perturbed and not inputs.is_floating_point():
+        raise ConfigError(
+            f"evaluation.perturbed = {list(config.evaluation.perturbed)} moves inputs, and those of data.name = "
+            f"{config.data.name!r} are tokens, which cannot be moved a little; use []"
+        )
+    strategy = catalog.make_strategy(config, federation.model(), inputs)
     check_groups(federation)
+    check_matching(federation)
     check_gate(federation, strategy)
     if "fine-tuned" in config.evaluation.models:
         fine_tuned_layers(federation, strategy)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim import catalog
 from fedsim.architecture import draw_model, make_model
@@ -17,6 +17,8 @@ from fedsim.layers import Layers
 from fedsim.params import Params, flat_copy, state_of
 from fedsim.seeds import PathPart, derive
 from fedsim.training import ClientRule
+
+CALIBRATION_EXAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,11 @@ class Federation:
     @cached_property
     def client_rule(self) -> ClientRule:
         """What the strategy's clients do beyond its plan."""
-        return catalog.make_strategy(self.config, self._template).client_rule()
+        return catalog.make_strategy(self.config, self._template, self.calibration()).client_rule()
+
+    def calibration(self) -> Tensor:
+        """Return the inputs that the server holds, a sample of what the clients train on: normalised, [n, ...]."""
+        return self.data.train_sample(CALIBRATION_EXAMPLES)[0]
 
     def seed_torch(self, *path: PathPart) -> None:
         """Set torch's one stream, for what a model of the user's own may draw from it while it trains."""

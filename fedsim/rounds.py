@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Message
-from torch import Tensor
 
 from fedsim import messages
+from fedsim.analysis.perturbations import perturbations
 from fedsim.averaging import weighted_mean
 from fedsim.checkpoints import Checkpoints
 from fedsim.client_evaluation import load_for_evaluation
@@ -27,8 +27,8 @@ from fedsim.federation import Federation
 from fedsim.fine_tuning import fine_tuned_layers
 from fedsim.gate import gate_barriers, gate_traffic, mean_barriers
 from fedsim.measurement_work import rounds_between
-from fedsim.measurements import CALIBRATION_EXAMPLES, measure_updates, whole_models
-from fedsim.params import Params, combine
+from fedsim.measurements import measure_updates, whole_models
+from fedsim.params import Params, combine, state_of
 from fedsim.participants import draw_unseen
 from fedsim.records import RunFolder, append_rows, metric_row, read_rows, write_parquet
 from fedsim.strategy import ClientUpdate, Measurable, Received, Strategy
@@ -220,7 +220,7 @@ class Rounds:
         size = math.ceil(len(targets) / EVALUATION_BATCH / self._threads) * EVALUATION_BATCH
 
         def evaluate_part(start: int) -> Evaluation:
-            model = load_for_evaluation(self.federation, params, self._calibration)
+            model = load_for_evaluation(self.federation, params, self.federation.calibration)
             part = slice(start, start + size)
             return evaluate(model, inputs[part], targets[part])
 
@@ -228,12 +228,26 @@ class Rounds:
             parts = list(pool.map(evaluate_part, range(0, len(targets), size)))
         whole = Evaluation(torch.cat([part.losses for part in parts]), torch.cat([part.errors for part in parts]))
         measured = {"loss": whole.loss, "accuracy": whole.accuracy}
-        return [
+        rows = [
             metric_row(server_round, None, "test", name, metric, value, whole.n) for metric, value in measured.items()
         ]
+        return rows + self._perturbed_rows(server_round, name, params)
 
-    def _calibration(self) -> Tensor:
-        return self.federation.data.train_sample(CALIBRATION_EXAMPLES)[0]
+    def _perturbed_rows(self, server_round: int, name: str, params: Params) -> list[dict[str, Any]]:
+        """Evaluate a model on the server's test data after each perturbation, whose name takes the place of a split."""
+        config = self.config
+        if not config.evaluation.perturbed:
+            return []
+        fgsm, noise = config.evaluation.sizes("fgsm"), config.evaluation.sizes("noise")
+        names = {"fgsm": fgsm, "noise": noise}
+        model = load_for_evaluation(self.federation, params, self.federation.calibration)
+        states, (inputs, targets) = [state_of(model)], self._test
+        table = perturbations(model, states, inputs, targets, fgsm=list(fgsm), noise=list(noise), seed=config.seed)
+        return [
+            metric_row(server_round, None, names[row["perturbation"]][row["size"]], name, metric, value, row["n"])
+            for row in table.to_dict("records")
+            for metric, value in (("loss", row["loss"]), ("accuracy", 1.0 - row["error"]))
+        ]
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -22,7 +22,7 @@ from flwr.app import (
 )
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim import messages, params
 from fedsim.averaging import WeightedMean, weighted_mean
@@ -121,6 +121,9 @@ class Strategy(FlowerStrategy):
         How many clients are evaluated, the same in each round, and at most as many unseen ones: all by default.
     unseen
         Share of the clients that never train, in [0, 1), at least one if it is not 0; they are evaluated only.
+    inputs
+        Inputs that the server holds, shape [n, ...], as the model takes them: for strategies that trace the model or
+        measure it. The others need none.
 
     Attributes
     ----------
@@ -152,6 +155,7 @@ class Strategy(FlowerStrategy):
         precision: Precision = "float64",
         evaluate_clients: int | None = None,
         unseen: float = 0.0,
+        inputs: Tensor | None = None,
     ) -> None:
         if not 0 < participation <= 1:
             raise ValueError(f"participation = {participation} must be greater than 0 and at most 1")
@@ -168,6 +172,7 @@ class Strategy(FlowerStrategy):
         self.precision = torch.float64 if precision == "float64" else torch.float32
         self.evaluate_clients = evaluate_clients
         self.unseen = unseen
+        self.inputs = inputs
         self.global_model: Params = {}
         self.clients = 0
         self._averaged_in: dict[str, int] = {}

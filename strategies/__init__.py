@@ -30,6 +30,7 @@ from strategies.llmc import Llmc
 from strategies.local import Local
 from strategies.pfedla import HeurPFedLA, PFedLA
 from strategies.pfedme import PFedMe
+from strategies.rebasin import HierarchicalAverage, MatchedAverage
 from strategies.scaffold import Scaffold
 
 __all__ = [
@@ -61,10 +62,12 @@ __all__ = [
     "Floco",
     "Full",
     "HeurPFedLA",
+    "HierarchicalAverage",
     "LayerCycle",
     "LayerSet",
     "Llmc",
     "Local",
+    "MatchedAverage",
     "PFedLA",
     "PFedMe",
     "Scaffold",
@@ -104,5 +107,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "pfedla": PFedLA,
     "heurpfedla": HeurPFedLA,
     "fedma": FedMa,
+    "matched_average": MatchedAverage,
+    "hierarchical_average": HierarchicalAverage,
     "barrier_gated": BarrierGated,
 }

@@ -88,6 +88,10 @@ class MadeUpData:
     def test(self) -> Batch:
         return examples(len(self.clients), "test", 6)
 
+    def train_sample(self, examples: int) -> Batch:
+        inputs, targets = (torch.cat(parts) for parts in zip(*(each.train for each in self.clients), strict=True))
+        return inputs[:examples], targets[:examples]
+
 
 class Play:
     """A strategy and its clients, played round by round.
@@ -153,7 +157,8 @@ class Play:
             device=torch.device("cpu"),
             _template=copy.deepcopy(self.model),
         )
-        self.strategy = catalog.make_strategy(self.config, copy.deepcopy(self.model))
+        model, inputs = copy.deepcopy(self.model), self.federation.calibration()
+        self.strategy = catalog.make_strategy(self.config, model, inputs)
         self.strategy.set_global_model(self.federation.initial)
         self.engine = LocalEngine(lambda: client_app(self.federation, cohort), len(sizes), workers=1)
         weakref.finalize(self, self.engine.close)

@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "llmc": {"shared": "body", "epochs": 2, "rounds": 3, "warm_up": 1},
     "pfedme": {"inner_steps": 2},
     "barrier_gated": {"measure": "drift"},  # barriers are measured by a whole run
+    "hierarchical_average": {"shared": "body", "order": "nearest"},
 }
 ROUNDS, STOPPED = 4, 2
 every = pytest.mark.parametrize("name", STRATEGIES)
