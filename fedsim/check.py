@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.expectation import Expectation
-from fedsim.report.barriers import kind_of
+from fedsim.measured_rows import is_in, measured_rows, of_kind
 from fedsim.report.results import Result, distinguishing_settings
 
 
@@ -145,18 +144,23 @@ def reference_config(expectation: Expectation, config: Config, configs: Sequence
 
 def _measured(expectation: Expectation, result: Result) -> float:
     """Return one number of one run."""
-    rows = _metric_rows(expectation, result) if expectation.metric else _barrier_rows(expectation, result)
+    if expectation.metric:
+        rows = _metric_rows(expectation, result)
+    elif expectation.measure:
+        rows = measured_rows(expectation, result)
+    else:
+        rows = _barrier_rows(expectation, result)
     if expectation.round != "all" and len(rows):
         wanted = rows["round"].max() if expectation.round == "last" else expectation.round
         rows = rows[rows["round"] == wanted]
     if rows.empty:
         raise ConfigError(f"{result.folder.path} has no {expectation.what()}; measure it, or mend [[expect]]")
-    return float(rows[expectation.barrier or "value"].agg(expectation.reduce))
+    return float(rows[expectation.barrier or expectation.column or "value"].agg(expectation.reduce))
 
 
 def _metric_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
     assert expectation.metric is not None
-    return result.of(expectation.model, expectation.metric, server=expectation.server)
+    return result.of(expectation.model, expectation.metric, expectation.split, server=expectation.server)
 
 
 def _barrier_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
@@ -167,13 +171,5 @@ def _barrier_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
     to_average = expectation.against == "average"
     t = (1.0 if to_average else 0.5) if expectation.t is None else expectation.t
     chosen = ((table["other"] < 0) == to_average) & np.isclose(table["t"], t)
-    if "data" in table.columns:
-        chosen &= table["data"] == expectation.data
-    return table[chosen & table["group"].map(lambda group: _is_in(group, expectation.group, result.config))]
-
-
-def _is_in(group: str, wanted: str, config: Config) -> bool:
-    if wanted == "layers":
-        named = {"full", *config.barriers.groups} - {"layers"}
-        return not kind_of(group) and group not in named
-    return fnmatchcase(group, wanted)
+    chosen &= table["group"].map(lambda group: is_in(group, expectation.group, result.config))
+    return of_kind(table[chosen], expectation)

@@ -16,15 +16,18 @@ from fedsim.analysis.distances import distances
 from fedsim.analysis.groups import groups_of_texts
 from fedsim.analysis.mixes import AVERAGE, Against
 from fedsim.checkpoint_files import read_checkpoint
+from fedsim.checkpoint_measures import measure_features
 from fedsim.config import Config, with_settings
 from fedsim.data.dataset import Dataset, stratified
 from fedsim.engines.grid import processors
 from fedsim.errors import ConfigError
+from fedsim.expectation import MatchedBy
 from fedsim.federated_data import InputsAndTargets
 from fedsim.federation import federation_of
+from fedsim.matched_models import match_models
 from fedsim.params import Params
 from fedsim.records import write_parquet, write_whole
-from fedsim.report.checkpoints import checkpoint_figures
+from fedsim.report.checkpoints import checkpoint_figures, feature_figures
 from fedsim.report.style import save
 from fedsim.seeds import rng
 
@@ -43,11 +46,14 @@ class Comparison:
     barriers, distances
         The tables of `fedsim.analysis.barriers` and `fedsim.analysis.distances`, with columns ``base_name`` and
         ``other_name``.
+    others
+        The tables of what else was asked for, by its name, and ``matching``: which units changed places.
     """
 
     names: tuple[str, ...]
     barriers: pd.DataFrame
     distances: pd.DataFrame
+    others: dict[str, pd.DataFrame]
 
 
 def comparison_config(model: str, data: str, changes: Mapping[tuple[str, ...], Any]) -> Config:
@@ -77,6 +83,8 @@ def compare_checkpoints(
     weights: Sequence[float] | None = None,
     examples: int | None = None,
     part: Literal["test", "train"] = "test",
+    measures: Sequence[str] = (),
+    matching: MatchedBy = "none",
     **options: Any,
 ) -> Comparison:
     """Read checkpoints of one model and measure barriers and distances between them.
@@ -95,6 +103,10 @@ def compare_checkpoints(
         Of the data, the same for a seed, each class with its share; 1,000, or all if there are fewer, by default.
     part
         Of the data.
+    measures
+        What is measured beside barriers and distances: of `fedsim.checkpoint_measures.CHECKPOINT_MEASURES`.
+    matching
+        By what the units of all are put into the places that they have in the first, before anything is measured.
 
     Raises
     ------
@@ -112,28 +124,34 @@ def compare_checkpoints(
     options = {name: value for name, value in options.items() if value is not None}
     if options.get("normalisation") == "recompute":
         options["calibration"] = _sample(federation.data.dataset, "train", None, config.seed)[0]
-    measure: dict[str, Any] = {
-        "groups": groups_of_texts(groups),
-        "against": against,
-        "weights": weights,
-        "seed": config.seed,
-    }
+    ends: dict[str, Any] = {"against": against, "weights": weights}
+    grouped: dict[str, Any] = {"groups": groups_of_texts(groups), "seed": config.seed}
+    others: dict[str, pd.DataFrame] = {}
     try:
-        apart = distances(model, states, **measure)
-        measure |= {"ts": ts, "bands": BANDS, "threads": processors(), **options}
-        table = barriers(model, states, inputs, targets, **measure)
+        if matching != "none":
+            sample = federation.calibration()
+            drawn = rng(config.seed, "matching")
+            matched = match_models(model, states, matching, sample, weights=weights, rng=drawn)
+            states, others["matching"] = matched.states, matched.table()
+        apart = distances(model, states, **ends, **grouped)
+        ends |= {"ts": ts, "threads": processors()}
+        table = barriers(model, states, inputs, targets, bands=BANDS, **ends, **grouped, **options)
+        others |= measure_features(measures, model, states, inputs, targets, **ends)
     except ValueError as error:
         raise ConfigError(f"barriers: {error}") from error
     names = _names(paths)
-    return Comparison(names, _with_names(table, names), _with_names(apart, names))
+    named = {name: _with_names(each, names) for name, each in others.items()}
+    return Comparison(names, _with_names(table, names), _with_names(apart, names), named)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """Write the tables as parquet and the figures as PDF and PNG; return the folder."""
-    figures = checkpoint_figures(comparison.barriers, comparison.names)
+    figures = checkpoint_figures(comparison.barriers, comparison.names) | feature_figures(comparison.others)
     pictures = {f"{name}.{kind}": save(figure, kind) for name, figure in figures.items() for kind in ("pdf", "png")}
     write_parquet(folder / "barriers.parquet", comparison.barriers)
     write_parquet(folder / "distances.parquet", comparison.distances)
+    for name, table in comparison.others.items():
+        write_parquet(folder / f"{name}.parquet", table)
     for name, picture in pictures.items():
         write_whole(folder / name, picture)
     return folder
@@ -169,7 +187,8 @@ def _shared(parts: Sequence[Sequence[str]]) -> int:
 
 def _with_names(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     named = dict(enumerate(names)) | {AVERAGE: "average"}
-    return table.assign(base_name=table["base"].map(named), other_name=table["other"].map(named))
+    ends = [end for end in ("base", "other") if end in table]
+    return table.assign(**{f"{end}_name": table[end].map(named) for end in ends})
 
 
 def _to(device: torch.device, state: Params) -> Params:

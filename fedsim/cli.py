@@ -23,12 +23,13 @@ from fedsim.analysis.groups import KINDS
 from fedsim.catalog import CATALOGUES, Kind
 from fedsim.check import check
 from fedsim.checkpoint_barriers import compare_checkpoints, comparison_config, write_comparison
+from fedsim.checkpoint_measures import CHECKPOINT_MEASURES
 from fedsim.config import Config, parse_assignment, read_toml, with_settings
 from fedsim.dry_run import describe_run
 from fedsim.errors import ConfigError, RunError
 from fedsim.federated_data import federated_data_of
 from fedsim.pfllib import write_pfllib
-from fedsim.report.checkpoints import barriers_table
+from fedsim.report.checkpoints import barriers_table, features_table, matching_table
 from fedsim.report.comparison import compare
 from fedsim.report.export import as_csv, as_latex, as_markdown
 from fedsim.report.question import Question, read_budgets
@@ -150,6 +151,16 @@ def barriers_command(
     tolerance: Annotated[
         float | None, typer.Option(metavar="NATS", help="Use only as many examples as this half-width of 95 % needs.")
     ] = None,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            click_type=click.Choice(CHECKPOINT_MEASURES), help="Measure this of features or weights too; repeatable."
+        ),
+    ] = None,
+    matching: Annotated[
+        Literal["none", "weights", "activations"],
+        typer.Option(help="First put the units of all into the places that they have in the first checkpoint."),
+    ] = "none",
     seed: Annotated[int, typer.Option(metavar="N", help="Of the sample and of random groups.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the tables and figures.")] = Path("barriers"),
 ) -> None:
@@ -166,8 +177,14 @@ def barriers_command(
         part=part,
         normalisation=normalisation,
         tolerance=tolerance,
+        measures=measure or (),
+        matching=matching,
     )
     print_table(barriers_table(compared.barriers, compared.names))
+    if features := features_table(compared.others):
+        print_table(features)
+    if matching != "none":
+        print_table(matching_table(compared.others["matching"]))
     write_to(out, partial(write_comparison, compared, out), "tables and figures")
 
 

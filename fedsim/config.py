@@ -9,6 +9,8 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +20,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fedsim.errors import ConfigError
-from fedsim.expectation import Expectation
+from fedsim.expectation import Expectation, MatchedBy, Measure
 from fedsim.training import SGD
 
 
@@ -114,9 +116,6 @@ class StrategyConfig(Choice):
     precision: Literal["float64", "float32"] = "float64"
 
 
-Measure = Literal["distances", "robustness", "similarity", "criticality", "interaction"]
-
-
 class BarriersConfig(Table):
     """``[barriers]``: the layer-wise barriers between the models as uploaded, and what is measured beside them.
 
@@ -125,6 +124,9 @@ class BarriersConfig(Table):
     of clients beside the average, mixed at each of ``ts``. Models are measured ``on`` the server's test data, all
     clients' ``train`` data, or each client's model on its own test data (``clients``): on ``examples`` of them at most,
     the same in each round, or on fewer with a ``tolerance`` in nats. ``bands`` is a level of confidence, 0 for none.
+    With ``matching`` by ``weights`` or by ``activations`` the models are measured after their units have been put into
+    the same places, too if it also holds ``none``. Features between a pair are compared at those ``ts`` that are
+    neither 0 nor 1, or halfway if there are none.
     """
 
     every: int | Literal["auto"] = "auto"
@@ -138,6 +140,7 @@ class BarriersConfig(Table):
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     bands: Annotated[float, Field(ge=0, lt=1)] = 0.95
     measures: Annotated[tuple[Measure, ...], Field(strict=False)] = ("distances",)
+    matching: Annotated[tuple[MatchedBy, ...], Field(strict=False, min_length=1)] = ("none",)
 
     @field_validator("every", mode="before")
     @classmethod
@@ -146,7 +149,21 @@ class BarriersConfig(Table):
             raise ValueError('must be "auto" or a whole number of at least 0')
         return value
 
+    @field_validator("matching")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("must hold each of none, weights and activations once at most")
+        return value
 
+    @model_validator(mode="after")
+    def _enough_for_cka(self) -> Self:
+        if "cka" in self.measures and self.examples < 4:
+            raise ValueError(f"examples = {self.examples} must be at least 4 where measures hold cka")
+        return self
+
+
+PERTURBATION = re.compile(r"(fgsm|noise):((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)")
 EvaluatedModel = Literal["personalised", "global", "trained", "fine-tuned"]
 
 
@@ -157,7 +174,10 @@ class EvaluationConfig(Table):
     model right after local training (``trained``), and the personalised one after ``fine_tune_epochs`` more on its
     training data (``fine-tuned``), of which nothing stays. ``fine_tune_layers`` is a group, or, with ``auto``, the one
     that the strategy names. Clients fine-tune in each ``fine_tune_every``-th round, 0 for none, and in the last one.
-    With ``on = ["test", "server"]`` every client's models are measured on the server's test data too.
+    With ``on = ["test", "server"]`` every client's models are measured on the server's test data too. The server's
+    models are also measured on ``perturbed`` test data, such as ``["fgsm:0.1", "noise:0.2"]``: inputs moved by the size
+    along the sign of the loss's gradient, or by Gaussian noise of that standard deviation. Sizes are in units of the
+    normalised inputs.
     """
 
     models: Annotated[tuple[EvaluatedModel, ...], Field(strict=False)] = ("personalised", "global")
@@ -166,6 +186,7 @@ class EvaluationConfig(Table):
     fine_tune_layers: str = "auto"
     fine_tune_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     fine_tune_every: Annotated[int, Field(ge=0)] = 0
+    perturbed: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
     @field_validator("models")
     @classmethod
@@ -180,6 +201,27 @@ class EvaluationConfig(Table):
         if "test" not in value:
             raise ValueError('must hold "test", the client\'s own test data')
         return value
+
+    @field_validator("perturbed")
+    @classmethod
+    def _be_kinds_and_sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        found = []
+        for text in value:
+            match = PERTURBATION.fullmatch(text)
+            if not match or not 0 < float(match[2]) < math.inf:
+                raise ValueError(
+                    'must hold kinds and sizes greater than 0, such as "fgsm:0.1" and "noise:0.2"; '
+                    f"{shown(text)} is neither"
+                )
+            found.append((match[1], float(match[2])))
+        if len(set(found)) < len(found):
+            raise ValueError("must hold each perturbation once")
+        return value
+
+    def sizes(self, kind: Literal["fgsm", "noise"]) -> dict[float, str]:
+        """Return the sizes of the perturbations of a kind, each with the text that names it."""
+        parts = [text.partition(":") for text in self.perturbed]
+        return {float(size): f"{found}:{size}" for found, _, size in parts if found == kind}
 
 
 class StopConfig(Table):

@@ -12,7 +12,7 @@ from fedsim.participants import draw_participants, draw_unseen
 from fedsim.strategy import ClientRule, Phase, Strategy
 
 # Without forward passes of mixed models.
-FREE = ("distances", "similarity")
+FREE = ("distances", "similarity", "cka", "spectra")
 
 
 def describe_run(config: Config) -> str:
@@ -133,5 +133,7 @@ def _barriers(federation: Federation) -> Iterator[str]:
     )
     share = rounds * work.passes / (config.rounds * work.training_passes)
     yield f"{share:.0%} of the work of the training, of {config.rounds * work.training_passes:,.0f} passes"
-    if others := [name for name in config.barriers.measures if name not in FREE]:
+    others: list[str] = [name for name in config.barriers.measures if name not in FREE]
+    others += [f"matching by {way}" for way in config.barriers.matching if way != "none"]
+    if others:
         yield f"not counted: {', '.join(others)}"

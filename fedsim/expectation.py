@@ -5,7 +5,24 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # What says which value is measured; a key of ``of`` that is none of these is a setting of another run.
-MEASURES = ("barrier", "metric", "group", "against", "t", "data", "model", "server", "round", "reduce")
+MEASURES = (
+    *("barrier", "metric", "measure", "column", "group", "against", "t", "data", "matching", "model", "server"),
+    *("split", "round", "reduce"),
+)
+# What ``[barriers] measures`` may hold: a table each, beside that of the barriers.
+Measure = Literal[
+    "distances",
+    "robustness",
+    "similarity",
+    "criticality",
+    "interaction",
+    "connectivity",
+    "stitching",
+    "cka",
+    "spectra",
+]
+# How the units of models are put into the same places before they are measured.
+MatchedBy = Literal["none", "weights", "activations"]
 
 
 class Expectation(BaseModel):
@@ -16,13 +33,23 @@ class Expectation(BaseModel):
     barrier
         Column of the barriers' table, such as ``loss_mean_ends``; or else
     metric
-        ``accuracy`` or ``loss`` of a ``model`` on the clients' own test data, or with ``server`` on the server's.
+        ``accuracy`` or ``loss`` of a ``model`` on the clients' own test data, or with ``server`` on the server's; or
+        else
+    measure, column
+        A table of the analysis, such as ``connectivity``, and which of its columns, such as ``ratio``. Rows of the
+        average by itself count with ``model = "average"`` only, those of random directions never.
     group
-        Of the barrier: the name of a group or a pattern such as ``shallow:*``; ``layers`` is every single layer.
+        Of the barrier or the table: the name of a group or a pattern such as ``shallow:*``; ``layers`` is every single
+        layer. ``full`` if not given, or all of a table that has no such row.
     against, t
-        ``average`` or ``pairs``, and the interpolation coefficient: 1 and 1/2 if not given.
+        ``average`` or ``pairs``, and the interpolation coefficient: 1 and 1/2 if not given, of connectivity 1/2. What
+        is measured of pairs only, such as ``cka``, is that of pairs.
+    split
+        Of a metric: ``test``, ``validation``, or a perturbation of the server's test data, such as ``fgsm:0.1``.
     data
-        On which data the barrier is measured, where there are several: ``server``, ``train`` or ``clients``.
+        On which data it is measured, where there are several: ``server``, ``train`` or ``clients``.
+    matching
+        By what the models were matched before that: ``none``, ``weights`` or ``activations``.
     round
         A number, the ``last`` one measured, or ``all``.
     reduce
@@ -42,12 +69,16 @@ class Expectation(BaseModel):
 
     barrier: str | None = None
     metric: Literal["accuracy", "loss"] | None = None
+    measure: Literal[Measure, "matching"] | None = None
+    column: str | None = None
     group: str = "full"
     against: Literal["average", "pairs"] = "average"
     t: Annotated[float, Field(ge=0, le=1)] | None = None
     data: Literal["server", "train", "clients"] = "server"
+    matching: MatchedBy = "none"
     model: str = "personalised"
     server: bool = False
+    split: str = "test"
     round: Annotated[int, Field(ge=1)] | Literal["last", "all"] = "last"
     reduce: Literal["mean", "max", "min"] = "mean"
     above: float | None = None
@@ -59,8 +90,10 @@ class Expectation(BaseModel):
 
     @model_validator(mode="after")
     def _one_value_and_a_rule(self) -> Self:
-        if (self.barrier is None) == (self.metric is None):
-            raise ValueError("must have either barrier or metric, which is measured")
+        if sum(each is not None for each in (self.barrier, self.metric, self.measure)) != 1:
+            raise ValueError("must have either barrier or metric or measure, which is measured")
+        if (self.measure is None) != (self.column is None):
+            raise ValueError("measure and column go together: a table, and which of its columns")
         if self.above is None and self.below is None and self.within is None:
             raise ValueError("must have a rule: above, below or within")
         if self.compare == "ratio" and not self.of:
@@ -80,15 +113,26 @@ class Expectation(BaseModel):
         """The settings of the run in which the reference is measured; none if it is the same run."""
         return {key: value for key, value in self.of.items() if key not in MEASURES}
 
+    @property
+    def names_group(self) -> bool:
+        """Whether a group is given."""
+        return "group" in self.model_fields_set
+
     def what(self) -> str:
         """Return in words what is measured."""
         if self.metric:
-            text = f"{self.model} {self.metric}{' on the server' if self.server else ''}"
+            split = "" if self.split == "test" else f" on {self.split} data"
+            text = f"{self.model} {self.metric}{' on the server' if self.server else ''}{split}"
         else:
             t = "" if self.t is None else f" at t = {self.t:g}"
             data = "" if self.data == "server" else f" on {self.data} data"
             against = "" if self.against == "average" else " of pairs"
-            text = f"{self.barrier} of {self.group}{against}{t}{data}"
+            matched = "" if self.matching == "none" else f" after matching by {self.matching}"
+            if self.measure:
+                group = f", {self.group}" if self.names_group else ""
+                text = f"{self.column} of {self.measure}{group}{against}{t}{data}{matched}"
+            else:
+                text = f"{self.barrier} of {self.group}{against}{t}{data}{matched}"
         text = f"{self.reduce} {text}, round {self.round}"
         if not self.of:
             return text

@@ -23,7 +23,7 @@ class Work:
     Parameters
     ----------
     models
-        Different models that are evaluated.
+        Different models that are evaluated; for each of ``[barriers] matching`` others.
     examples
         On how many examples, of all kinds of data together.
     passes, passes_apart
@@ -64,11 +64,12 @@ def work_of(federation: Federation) -> Work:
     examples = {name: sum(min(settings.examples, size) for size in available[name]) for name in settings.on}
     mixed = sum(n / (states if name == "clients" else 1) for name, n in examples.items())
     trained = sum(int(data.split.train.sizes[client]) for client in participants)
+    ways = len(settings.matching)
     return Work(
-        models=len(recipes),
+        models=ways * len(recipes),
         examples=sum(examples.values()),
-        passes=share * mixed,
-        passes_apart=len(recipes) * mixed,
+        passes=ways * share * mixed,
+        passes_apart=ways * len(recipes) * mixed,
         training_passes=float(PASSES_TO_TRAIN * config.local.epochs * trained),
     )
 

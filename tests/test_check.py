@@ -105,6 +105,92 @@ def test_a_metric_is_a_mean_over_clients_or_the_servers(result: Callable[..., Re
     assert value_of([one], **accuracy, model="global", server=True) == 0.25
 
 
+@pytest.fixture
+def tables(result: Callable[..., Result], tmp_path: Path) -> Result:
+    """Write made-up tables of a run beside its barriers, which it has after matching too."""
+    run = result(str(tmp_path))
+    found = {
+        "connectivity": pd.DataFrame(
+            [
+                ("zeta", 0, -1, 0.5, 0.1, "none"),
+                ("fc", 0, -1, 0.5, 0.3, "none"),
+                ("fc", -1, -1, 1.0, 0.9, "none"),
+                ("fc", 0, 1, 0.5, 0.5, "none"),
+                ("fc", 0, 1, 0.25, 0.6, "none"),
+                ("fc", 0, -1, 0.5, 0.02, "weights"),
+            ],
+            columns=["layer", "base", "other", "t", "ratio", "matching"],
+        ),
+        "cka": pd.DataFrame({"layer": ["zeta", "fc"], "base": 0, "other": 1, "cka": [0.9, 0.5]}),
+        "spectra": pd.DataFrame(
+            {"layer": "fc", "base": [-1, 0, 1], "stable_rank": [2.0, 3.0, 5.0], "values": [[1.0]] * 3}
+        ),
+        "matching": pd.DataFrame({"order": "fc", "base": [0, 1], "moved": [0.0, 0.5], "matching": "weights"}),
+        "distances": pd.DataFrame({"group": ["full", "fc"], "base": 0, "other": -1, "distance": [7.0, 4.0]}),
+        "robustness": pd.DataFrame(
+            {"group": "full", "base": 0, "other": -1, "t": 1.0, "direction": ["average", "random"], "loss": [1.0, 9.0]}
+        ),
+        "interaction": pd.DataFrame(
+            {"first": ["zeta", ""], "second": ["fc", ""], "base": 0, "other": -1, "t": 1.0, "gap": [0.1, 0.4]}
+        ),
+    }
+    for name, table in found.items():
+        (run.folder.path / name).mkdir(parents=True)
+        table.to_parquet(run.folder.path / name / "round-00004.parquet")
+    run.barriers["matching"] = "none"
+    run.barriers.loc[run.barriers["base"] == 1, "matching"] = "weights"
+    return run
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"measure": "connectivity", "column": "ratio"}, 0.2),
+        ({"measure": "connectivity", "column": "ratio", "group": "layers", "reduce": "max"}, 0.3),
+        ({"measure": "connectivity", "column": "ratio", "group": "z*"}, 0.1),
+        ({"measure": "connectivity", "column": "ratio", "against": "pairs"}, 0.5),
+        ({"measure": "connectivity", "column": "ratio", "against": "pairs", "t": 0.25}, 0.6),
+        ({"measure": "connectivity", "column": "ratio", "model": "average"}, 0.9),
+        ({"measure": "connectivity", "column": "ratio", "matching": "weights"}, 0.02),
+        ({"measure": "connectivity", "column": "ratio", "group": "fc", "of": {"matching": "weights"}}, 0.28),
+        ({"measure": "cka", "column": "cka"}, 0.7),
+        ({"measure": "spectra", "column": "stable_rank"}, 4.0),
+        ({"measure": "spectra", "column": "stable_rank", "model": "average"}, 2.0),
+        ({"measure": "spectra", "column": "stable_rank", "of": {"model": "average"}, "compare": "ratio"}, 2.0),
+        ({"measure": "matching", "column": "moved", "matching": "weights", "reduce": "max"}, 0.5),
+        ({"measure": "distances", "column": "distance"}, 7.0),
+        ({"measure": "distances", "column": "distance", "group": "layers"}, 4.0),
+        ({"measure": "robustness", "column": "loss"}, 1.0),
+        ({"measure": "interaction", "column": "gap"}, 0.4),
+        ({"measure": "interaction", "column": "gap", "group": "layers"}, 0.1),
+        ({"barrier": "loss_mean_ends", "group": "fc1"}, 0.1),
+        ({"barrier": "loss_mean_ends", "group": "fc1", "matching": "weights"}, 0.3),
+        ({"barrier": "loss_mean_ends", "group": "fc1", "of": {"matching": "weights"}}, -0.2),
+    ],
+)
+def test_a_value_of_a_table_is_that_of_its_rows_by_hand(
+    tables: Result, settings: dict[str, Any], expected: float
+) -> None:
+    assert value_of([tables], **{"above": 0.0} | settings) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"column": "ratios"}, "the table 'connectivity' has no column 'ratios'; it has: ratio$"),
+        ({"column": "t"}, "the table 'connectivity' has no column 't'; it has: ratio$"),
+        ({"measure": "spectra", "column": "values"}, "has no column 'values'; it has: stable_rank$"),
+        ({"measure": "stitching"}, "the table 'stitching' has no rows; measure it"),
+        ({"group": "fc9"}, "has no mean ratio of connectivity, fc9, round last; measure it"),
+        ({"matching": "activations"}, "has no mean ratio of connectivity after matching by activations, round last"),
+    ],
+)
+def test_what_is_not_in_a_table_is_named(tables: Result, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        value_of([tables], **{"measure": "connectivity", "column": "ratio", "above": 0.0} | settings)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_mean_over_the_seeds_is_compared_and_ratios_are_of_means(result: Callable[..., Result]) -> None:
     seeds = [result(seed=0), result(scale=3.0, seed=1)]
     assert value_of(seeds, **FULL) == pytest.approx(1.6)
@@ -166,6 +252,11 @@ def test_what_is_expected_names_no_run_and_comes_back_from_its_folder(tiny: Call
     [
         ({"above": 1.0}, "must have either barrier or metric"),
         ({"barrier": "loss_chord", "metric": "loss", "above": 1.0}, "must have either barrier or metric"),
+        ({"barrier": "loss_chord", "measure": "cka", "column": "cka", "above": 1.0}, "must have either barrier or"),
+        ({"measure": "cka", "above": 1.0}, "measure and column go together"),
+        ({"metric": "loss", "column": "cka", "above": 1.0}, "measure and column go together"),
+        ({"measure": "ck", "column": "cka", "above": 1.0}, 'expect.0.measure = "ck"'),
+        (FULL | {"matching": "weight"}, "expect.0.matching = \"weight\": .*'weights'"),
         ({"metric": "loss"}, "must have a rule: above, below or within"),
         (FULL | {"compare": "ratio"}, "compare = 'ratio' needs of"),
         (FULL | {"abov": 1.0}, "unknown key 'expect.0.abov'; did you mean 'above'"),

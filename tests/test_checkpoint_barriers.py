@@ -13,14 +13,21 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedsim import cli
+from fedsim.analysis.cka import cka
+from fedsim.analysis.connectivity import connectivity
+from fedsim.analysis.spectra import spectra
+from fedsim.analysis.stitching import stitching
 from fedsim.checkpoint_barriers import _names, compare_checkpoints, comparison_config, write_comparison
 from fedsim.checkpoint_files import read_checkpoint
 from fedsim.config import Config
 from fedsim.data import DATA
+from fedsim.data.dataset import stratified
 from fedsim.errors import ConfigError
 from fedsim.models import MODELS
 from fedsim.params import Params, state_of
 from fedsim.records import RunFolder
+from fedsim.report.checkpoints import feature_figures, features_table, matching_table
+from fedsim.seeds import rng
 
 SMALL = {("model", "hidden"): [4]}
 
@@ -243,6 +250,68 @@ def test_pairs_have_their_paths_drawn(files: list[Path], tmp_path: Path) -> None
     assert drawn == {"barriers-loss.png", "barriers-error.png", "paths-loss.png", "paths-error.png"}
 
 
+def test_other_measures_are_those_of_the_analysis(files: list[Path]) -> None:
+    wanted = ["connectivity", "stitching", "cka", "spectra"]
+    settings: dict[str, Any] = {"against": "pairs", "ts": [0.0, 0.25, 1.0], "groups": ["full"], "examples": 40}
+    compared = compare_checkpoints(files, config(), measures=wanted, **settings)
+    dataset = DATA["digits"]()
+    chosen = torch.from_numpy(stratified(dataset.test.labels.numpy(), 40, rng(0, "evaluation sample")))
+    inputs, targets = dataset.normalise(dataset.test[chosen].inputs), dataset.test[chosen].targets
+    states = [small(1).state_dict(), small(2).state_dict()]
+    average = {key: (states[0][key] + states[1][key]) / 2 for key in states[0]}
+    expected = {
+        "connectivity": connectivity(small(0), states, inputs, against="pairs", ts=[0.25]),
+        "stitching": stitching(small(0), states, inputs, targets, against="pairs"),
+        "cka": cka(small(0), states, inputs),
+        "spectra": spectra(small(0), [average, *states]).assign(base=[-1, 0, 1] * 2),
+    }
+    assert list(compared.others) == wanted
+    for name, table in compared.others.items():
+        pd.testing.assert_frame_equal(table[expected[name].columns], expected[name], rtol=1e-6)
+        assert set(table["base_name"]) <= {"a.pt", "b.safetensors", "average"}
+    assert set(feature_figures(compared.others)) == {*wanted, "stable-rank"}
+
+
+@pytest.mark.parametrize("matching", ["none", "weights", "activations"])
+def test_matching_puts_a_permuted_checkpoint_in_the_places_of_the_first(matching: Any, tmp_path: Path) -> None:
+    state, order = small(1).state_dict(), torch.tensor([2, 0, 1, 3])
+    moved = {"fc1.weight": state["fc1.weight"][order], "fc1.bias": state["fc1.bias"][order]}
+    paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    torch.save(state, paths[0])
+    torch.save(state | moved | {"fc2.weight": state["fc2.weight"][:, order]}, paths[1])
+    compared = compare_checkpoints(paths, config(), matching=matching, groups=["full"], examples=100)
+    if matching == "none":
+        assert compared.others == {}
+        assert compared.distances["distance"].min() > 0.1
+        return
+    assert compared.distances["distance"].max() == pytest.approx(0.0, abs=1e-6)
+    assert compared.barriers["loss_mean_ends"].abs().max() == pytest.approx(0.0, abs=1e-6)
+    table = compared.others["matching"]
+    assert table["moved"].tolist() == [0.0, 0.75]
+    assert matching_table(table).rows == (("fc1", "b.pt", "4", "75.0"),)
+
+
+def test_the_printed_table_has_a_line_by_layer() -> None:
+    common = {"layer": ["fc2", "fc1"]}
+    tables = {
+        "connectivity": pd.DataFrame(
+            {"layer": ["fc2", "fc1", "fc2", "fc2"], "base": [0, 0, 1, -1], "t": [0.5, 0.5, 0.5, 1.0]}
+            | {"cosine": [0.9, 0.5, 0.7, 0.0], "cosine_ends": 0.2, "ratio": 0.25, "coefficient": 1.0}
+        ),
+        "spectra": pd.DataFrame({"layer": ["fc1", "fc1", "fc1"], "base": [-1, 0, 1], "stable_rank": [1.5, 2.0, 4.0]}),
+        "cka": pd.DataFrame(common | {"base": 0, "other": 1, "cka": [0.5, 0.25]}),
+        "stitching": pd.DataFrame(common | {"base": 0, "other": -1, "error": [0.5, 0.75], "error_ends": 0.125}),
+    }
+    table = features_table(tables)
+    assert table is not None
+    rows = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
+    assert [row["layer"] for row in rows] == ["fc2", "fc1"]
+    assert (rows[0]["1 - cosine"], rows[0]["of the models"], rows[0]["ratio"]) == ("0.2000", "0.8000", "0.2500")
+    assert (rows[1]["stitched error"], rows[1]["the models' error"], rows[1]["CKA"]) == ("0.7500", "0.1250", "0.2500")
+    assert (rows[1]["stable rank"], rows[1]["the average's"], rows[0]["stable rank"]) == ("3.0000", "1.5000", "-")
+    assert features_table({}) is None
+
+
 @pytest.fixture
 def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
@@ -267,17 +336,25 @@ def test_the_command_prints_a_table_and_writes_tables_and_heat_maps(
     )
     torch.save(small(1).state_dict(), tmp_path / "a.pt")
     settings = ["--data", "digits", "--examples", "40", "--groups", "full", "--groups", "layers", "--out", "out"]
-    code, out, err = fedsim("a.pt", ours, "--model", "my_net:net", *settings, "--ts", "0.25,1", "--weights", "1,2")
+    more = ["--measure", "cka", "--matching", "weights"]
+    code, out, err = fedsim(
+        *("a.pt", ours, "--model", "my_net:net", *settings, "--ts", "0.25,1", "--weights", "1,2"), *more
+    )
     assert code == 0, err
     assert "tables and figures: out" in err
-    lines = [line.split() for line in out.splitlines() if line.strip().startswith(("full", "fc"))]
+    *lines, first, second, units = [
+        line.split() for line in out.splitlines() if line.strip().startswith(("full", "fc"))
+    ]
     table = pd.read_parquet(tmp_path / "out" / "barriers.parquet")
+    alike = pd.read_parquet(tmp_path / "out" / "cka.parquet")
+    assert [float(first[1]), float(second[1])] == pytest.approx(list(alike["cka"]), abs=1e-4)
+    assert units[:3] == ["fc1", "global.safetensors", "4"]
     assert [line[0] for line in lines] == list(table["group"])
     assert len(lines) == 3 * 2 * 2
     assert float(lines[0][5]) == pytest.approx(table["loss_mean_ends"][0], abs=1e-4)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        f"{name}.{kind}" for name in ("barriers-loss", "barriers-error") for kind in ("pdf", "png")
-    } | {"barriers.parquet", "distances.parquet"}
+        f"{name}.{kind}" for name in ("barriers-loss", "barriers-error", "cka", "matching") for kind in ("pdf", "png")
+    } | {f"{name}.parquet" for name in ("barriers", "distances", "cka", "matching")}
 
 
 @pytest.mark.parametrize(
@@ -287,6 +364,8 @@ def test_the_command_prints_a_table_and_writes_tables_and_heat_maps(
         (["a.pt", "nope.pt", "--model", "mlp", "--set", "model.hidden=[4]"], "nope.pt is not there"),
         (["a.pt", "b.safetensors", "--model", "mpl"], "'mpl' is unknown; did you mean 'mlp'"),
         (["a.pt", "b.safetensors", "--model", "mlp", "--ts", "0,half"], "--ts '0,half' must be numbers"),
+        (["a.pt", "b.safetensors", "--model", "mlp", "--measure", "ck"], "'--measure': 'ck' is not one of 'connecti"),
+        (["a.pt", "b.safetensors", "--model", "mlp", "--matching", "units"], "'--matching': 'units' is not one of"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(

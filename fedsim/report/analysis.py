@@ -1,19 +1,23 @@
 """The part of a run's page that looks inside the averaging."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pandas as pd
 
 from fedsim.report import barriers, companions
 from fedsim.report.barriers import AVERAGE, has_paths, kind_of, rows_of_kind
+from fedsim.report.feature_sections import (
+    cka_sections,
+    connectivity_sections,
+    matching_sections,
+    spectra_sections,
+    stitching_sections,
+)
+from fedsim.report.measured import DATA, examples
 from fedsim.report.results import Result
 from fedsim.report.section import Section
 
-DATA = {
-    "server": "the server's test examples",
-    "train": "the union of the clients' training examples",
-    "clients": "each client's own test examples",
-}
 BARRIER_TEXT = (
     "Each cell is the {metric} of a client's uploaded model with that one layer replaced by the average over the "
     "clients, minus a reference; {mean}. The first row, full, is the average of all layers. Red: averaging the layer "
@@ -52,19 +56,20 @@ def analysis_sections(result: Result) -> list[Section]:
         ("criticality", _criticality_sections),
         ("interaction", _interaction_sections),
         ("similarity", _similarity_sections),
+        ("distances", _distance_sections),
     ):
-        for rows, data, suffix in _by_data(_against_average(result.measured(name))):
-            sections += [_suffixed(section, suffix, data) for section in build(rows, data)]
-    if len(rows := _against_average(result.measured("distances"))):
-        sections += _distance_sections(rows)
+        for view in _views(_against_average(result.measured(name))):
+            sections += [view.named(section) for section in build(view.rows, view.data)]
+    for name, build in (
+        ("connectivity", connectivity_sections),
+        ("stitching", stitching_sections),
+        ("cka", cka_sections),
+        ("spectra", spectra_sections),
+        ("matching", matching_sections),
+    ):
+        for view in _views(result.measured(name)):
+            sections += [view.named(section) for section in build(view.rows, view.data)]
     return sections
-
-
-def examples(rows: pd.DataFrame, data: str) -> str:
-    """Say how many examples of which data rows were measured on, such as ``500 of the server's test examples``."""
-    low, high = int(rows["n"].min()), int(rows["n"].max())
-    count = f"{high:,}" if low == high else f"{low:,} to {high:,}"
-    return f"{count} of {DATA.get(data, data)}"
 
 
 def _against_average(table: pd.DataFrame) -> pd.DataFrame:
@@ -74,23 +79,41 @@ def _against_average(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _by_data(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str, str]]:
-    """Yield the rows of each kind of data, its name, and what its files' names end in."""
+@dataclass(frozen=True)
+class _View:
+    """Rows of one kind of data and of models that were matched in one way.
+
+    Parameters
+    ----------
+    is_first
+        Whether the table begins with this kind of data, which titles then need not say.
+    """
+
+    rows: pd.DataFrame
+    data: str
+    matching: str
+    is_first: bool
+
+    def named(self, section: Section) -> Section:
+        """Return a section whose title and files' names say what it is of."""
+        name, title = section.name, section.title
+        if not self.is_first:
+            name, title = f"{name}-{self.data}", f"{title}, on {DATA.get(self.data, self.data)}"
+        if self.matching != "none":
+            name, title = f"{name}-{self.matching}", f"{title}, after matching by {self.matching}"
+        return Section(name, title, section.text, section.figure)
+
+
+def _views(table: pd.DataFrame) -> Iterator[_View]:
     if len(table):
-        for data, rows in table.groupby("data", sort=False):
-            yield rows, str(data), "" if data == table["data"].iloc[0] else f"-{data}"
-
-
-def _suffixed(section: Section, suffix: str, data: str) -> Section:
-    title = f"{section.title}, on {DATA.get(data, data)}" if suffix else section.title
-    return Section(section.name + suffix, title, section.text, section.figure)
+        for (data, matching), rows in table.groupby(["data", "matching"], sort=False):
+            yield _View(rows, str(data), str(matching), data == table["data"].iloc[0])
 
 
 def _barrier_sections(table: pd.DataFrame) -> Iterator[Section]:
-    for rows, data, suffix in _by_data(table):
+    for view in _views(table):
         for metric in ("loss", "error"):
-            for section in _sections_of_metric(rows, data, metric):
-                yield _suffixed(section, suffix, data)
+            yield from map(view.named, _sections_of_metric(view.rows, view.data, metric))
 
 
 def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str) -> Iterator[Section]:
@@ -164,7 +187,8 @@ def _similarity_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     yield Section("similarity", "Function similarity", text, companions.similarity(rows))
 
 
-def _distance_sections(rows: pd.DataFrame) -> Iterator[Section]:
+def _distance_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    rows = rows.dropna(axis="columns", how="all")  # matched models have no common start
     what = "the average" if (rows["other"] == AVERAGE).any() else "each other"
     text = f"How far the clients' uploaded layers are from {what}, mean over the clients."
     yield Section("distances", f"Distances of the clients from {what}", text, companions.distances(rows))

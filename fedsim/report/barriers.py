@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fedsim.report.heat_maps import Quantity, heat_maps
+from fedsim.report.measured import of_first_kind
 from fedsim.report.results import Result
 from fedsim.report.small_multiples import Curve, small_multiples
 
@@ -176,7 +177,7 @@ def compared_barriers(results: Mapping[str, Result], metric: str) -> Figure:
     """Draw the barriers of several runs, each client's with the average's layers, beside each other on one scale."""
     tables = {}
     for name, result in results.items():
-        rows = result.barriers[result.barriers["data"] == result.barriers["data"].iloc[0]]
+        rows = of_first_kind(result.barriers)
         column = f"{metric}_{first_reference(rows, metric)}"
         tables[name] = barrier_table(at_the_middle(rows_of_kind(rows, ""), pairs=False), column)
     return heat_maps(tables, quantity(metric), across=2)

@@ -6,11 +6,18 @@ import pandas as pd
 
 from fedsim.errors import ConfigError
 
+DATA = {
+    "server": "the server's test examples",
+    "train": "the union of the clients' training examples",
+    "clients": "each client's own test examples",
+}
+
 
 def read_measured(folder: Path) -> pd.DataFrame:
     """Read the tables of all rounds in a folder, with a column ``round``; empty if there are none.
 
-    The column ``data`` says on what rows were measured: ``server`` where a file does not say it.
+    The column ``data`` says on what rows were measured: ``server`` where a file does not say it; ``matching`` by what
+    the models had been matched: ``none`` where a file does not say it.
 
     Raises
     ------
@@ -24,7 +31,21 @@ def read_measured(folder: Path) -> pd.DataFrame:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{path} is damaged ({reason}); remove the run's folder and run it again") from error
-        if "data" not in frame:
-            frame["data"] = "server"
+        for column, value in (("data", "server"), ("matching", "none")):
+            if column not in frame:
+                frame[column] = value
         frames.append(frame.assign(round=int(path.stem.removeprefix("round-"))))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def examples(rows: pd.DataFrame, data: str) -> str:
+    """Say how many examples of which data rows were measured on, such as ``500 of the server's test examples``."""
+    low, high = int(rows["n"].min()), int(rows["n"].max())
+    count = f"{high:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{count} of {DATA.get(data, data)}"
+
+
+def of_first_kind(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows on the data, and of the models matched as, that a table begins with."""
+    kept = [column for column in ("data", "matching") if column in table]
+    return table[(table[kept] == table[kept].iloc[0]).all(axis=1)] if len(table) else table

@@ -14,12 +14,13 @@ from fedsim.early_stopping import reason_to_stop, validation_means
 from fedsim.heterogeneity import Heterogeneity
 from fedsim.records import write_whole
 from fedsim.report import compared, costs, figures
-from fedsim.report.analysis import BARRIER_TEXT, analysis_sections, examples
+from fedsim.report.analysis import BARRIER_TEXT, analysis_sections
 from fedsim.report.barriers import compared_barriers
 from fedsim.report.comparison import compare
 from fedsim.report.evaluation import evaluation_note, evaluation_sections, evaluation_table
 from fedsim.report.export import as_latex, as_markdown
 from fedsim.report.groups import Group, by_name, grouped
+from fedsim.report.measured import examples, of_first_kind
 from fedsim.report.partition import partition
 from fedsim.report.question import DEFAULT, Question
 from fedsim.report.results import Result
@@ -194,7 +195,7 @@ def _barriers_of(groups: Mapping[str, Group]) -> list[Section]:
     }
     if not measured:
         return []
-    rows = pd.concat([result.barriers for result in measured.values()])
+    rows = pd.concat([of_first_kind(result.barriers) for result in measured.values()])
     text = BARRIER_TEXT.format(
         metric="loss", mean="mean over the clients and seeds", data=examples(rows, rows["data"].iloc[0])
     )

@@ -1,5 +1,6 @@
 """Curves of many groups of layers, one small panel each."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedsim.report.style import COLOURS, MARKERS, SHORT_NAME, STYLE, WIDTH, legend_outside, line_style, short
+from fedsim.report.style import (
+    COLOURS,
+    MARKERS,
+    SHORT_NAME,
+    STYLE,
+    WIDTH,
+    legend_outside,
+    line_style,
+    log_values,
+    short,
+)
 
 ACROSS, MOST_PANELS = 4, 32
 HEIGHT = 1.45  # inches
@@ -34,7 +45,9 @@ class Curve:
     number: int
 
 
-def small_multiples(panels: Mapping[str, Sequence[Curve]], x: str, y: str, *, log: bool = False) -> Figure:
+def small_multiples(
+    panels: Mapping[str, Sequence[Curve]], x: str, y: str, *, log: bool = False, log_y: bool = False
+) -> Figure:
     """Draw the curves of each group; all panels but ``full`` have one scale.
 
     Of more than 32 groups, those are drawn whose curves go furthest from where they begin.
@@ -43,26 +56,29 @@ def small_multiples(panels: Mapping[str, Sequence[Curve]], x: str, y: str, *, lo
     ----------
     x, y
         What the axes are.
-    log
-        Whether positions are on a logarithmic scale.
+    log, log_y
+        Whether positions, and values, are on a logarithmic scale.
     """
     kept = _most_moving(panels)
     across = min(ACROSS, len(kept))
     lines = -(-len(kept) // across)
-    limits = _limits([curve for group, curves in kept.items() if group != "full" for curve in curves])
+    limits = _limits([curve for group, curves in kept.items() if group != "full" for curve in curves], log_y)
     with rc_context(STYLE | {"font.size": 8, "axes.titlesize": 8}):
         figure = Figure(figsize=(WIDTH, 0.7 + HEIGHT * lines + (0.6 if lines == 1 else 0)), layout="constrained")
         grid = figure.subplots(lines, across, squeeze=False, sharex=True).ravel()
         for axes, (group, curves) in zip(grid, kept.items(), strict=False):
             for curve in curves:
                 _draw(axes, curve)
-            axes.axhline(0, color="black", linewidth=0.6, zorder=1) if _crosses_zero(curves) else None
+            axes.axhline(0, color="black", linewidth=0.6, zorder=1) if not log_y and _crosses_zero(curves) else None
             axes.set_title(short(group, SHORT_NAME + 8), fontweight="bold" if group == "full" else "normal")
             if group != "full" and limits:
                 axes.set_ylim(*limits)
             if log:
                 axes.set_xscale("log")
-            axes.yaxis.set_major_locator(MaxNLocator(4))
+            if log_y:
+                log_values(axes)
+            else:
+                axes.yaxis.set_major_locator(MaxNLocator(4))
         for axes in grid[len(kept) :]:
             axes.set_visible(False)
         for column in range(across):  # a line's last panels may be missing, and ticks are shown at the bottom only
@@ -102,14 +118,16 @@ def _most_moving(panels: Mapping[str, Sequence[Curve]]) -> Mapping[str, Sequence
     return {group: curves for group, curves in panels.items() if group in chosen}
 
 
-def _limits(curves: Sequence[Curve]) -> tuple[float, float] | None:
+def _limits(curves: Sequence[Curve], log: bool) -> tuple[float, float] | None:
     """Return common limits of the values and their bands, with a margin."""
     values = np.concatenate([curve.points.to_numpy(dtype=float).ravel() for curve in curves] or [np.zeros(0)])
-    values = values[np.isfinite(values)]
+    values = values[np.isfinite(values) & ((values > 0) | (not log))]
     if not len(values) or values.min() == values.max():
         return None
+    values = np.log(values) if log else values
     margin = 0.06 * float(values.max() - values.min())
-    return float(values.min()) - margin, float(values.max()) + margin
+    low, high = float(values.min()) - margin, float(values.max()) + margin
+    return (math.exp(low), math.exp(high)) if log else (low, high)
 
 
 def _crosses_zero(curves: Sequence[Curve]) -> bool:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's palette, told apart by all kinds of colour vision; line styles repeat the distinction in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -59,6 +59,19 @@ def draw_line(axes: Axes, series: pd.Series, label: str, number: int) -> None:
         markersize=4,
         label=label,
     )
+
+
+def log_values(axes: Axes) -> None:
+    """Show values on a logarithmic scale within the present limits, with some numbers even if these are close."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high > 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(numticks=5))
+    else:
+        close = high < 5 * low
+        axes.yaxis.set_major_locator(MaxNLocator(4) if close else LogLocator(subs=(1.0, 2.0, 5.0), numticks=15))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def round_axis(axes: Axes) -> None:

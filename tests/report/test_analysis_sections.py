@@ -10,6 +10,7 @@ from fedsim.errors import ConfigError
 from fedsim.records import RunFolder, read_rows
 from fedsim.report import read_result, write_run
 from fedsim.report.analysis import analysis_sections
+from fedsim.report.barriers import compared_barriers
 from fedsim.report.measured import read_measured
 from fedsim.report.style import save
 from tests.report import cases
@@ -62,11 +63,15 @@ def test_robustness_starts_at_the_model_itself_and_is_of_the_last_round(run: Run
     assert average.get_ydata() == pytest.approx([0.0, 0.6, 0.6])
 
 
-def test_tables_have_their_round_and_the_data_of_the_server_where_they_name_none(tmp_path: Path) -> None:
-    for number, table in ((2, pd.DataFrame({"a": [1]})), (11, pd.DataFrame({"a": [2], "data": ["clients"]}))):
-        table.to_parquet(tmp_path / f"round-{number:05d}.parquet")
+def test_tables_have_their_round_and_are_of_unmatched_models_on_the_servers_data_unless_they_say_so(
+    tmp_path: Path,
+) -> None:
+    tables = (2, {"a": [1]}), (11, {"a": [2], "data": ["clients"], "matching": ["weights"]})
+    for number, table in tables:
+        pd.DataFrame(table).to_parquet(tmp_path / f"round-{number:05d}.parquet")
     table = read_measured(tmp_path)
-    assert table.to_dict(orient="list") == {"a": [1, 2], "data": ["server", "clients"], "round": [2, 11]}
+    expected = {"a": [1, 2], "data": ["server", "clients"], "matching": ["none", "weights"], "round": [2, 11]}
+    assert table.to_dict(orient="list") == expected
     assert read_measured(tmp_path / "absent").empty
 
 
@@ -76,6 +81,25 @@ def test_a_damaged_table_is_named(run: RunFolder) -> None:
     path.write_bytes(b"PAR1 and nothing else")
     with pytest.raises(ConfigError, match=r"distances/round-00001\.parquet is damaged"):
         analysis_sections(read_result(run))
+
+
+def test_matched_models_have_sections_of_their_own_and_no_angles_to_a_start(run: RunFolder) -> None:
+    table = cases.companions(1)["distances"]
+    write(run, "distances", 1, pd.concat([table.assign(matching="none"), table.assign(matching="weights")]))
+    path = run.path / "distances" / "round-00001.parquet"
+    read = pd.read_parquet(path)
+    read.loc[read["matching"] == "weights", "cosine_from_start"] = np.nan
+    read.to_parquet(path)
+    drawn = {each.name: len(each.figure.axes) for each in analysis_sections(read_result(run)) if "cosine" in each.name}
+    assert drawn == {"cosines": 3, "cosines-weights": 2}  # with the scale of colours
+
+
+def test_runs_are_compared_by_their_models_as_uploaded(run: RunFolder) -> None:
+    rows = pd.concat([cases.barriers([1]).assign(matching=way) for way in ("none", "weights")])
+    rows.loc[rows["matching"] == "weights", "loss_mean_ends"] = 0.0
+    write(run, "barriers", 1, rows)
+    figure = compared_barriers({"a": read_result(run)}, "loss")
+    assert figure.axes[0].images[0].get_array()[0] == pytest.approx(106.02)  # of bases 0 and 1
 
 
 def test_the_page_says_what_the_analysis_cost(run: RunFolder, tmp_path: Path) -> None:
