@@ -83,7 +83,8 @@ class Commutativity:
         key = (site.place, argument.shape[2:])
         if key not in self._uses:
             self._uses[key] = _uses(site.module, argument)
-        return float((torch.linalg.vector_norm(exact(argument), dim=1).double().square() * self._uses[key]).sum())
+        # torch's norm over a dimension that is not the last is 40 times as slow.
+        return float((exact(argument).square().sum(1).double() * self._uses[key]).sum())
 
 
 def _apply(module: Any, weight: Tensor, argument: Tensor) -> Tensor:
