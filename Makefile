@@ -17,13 +17,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# About 35 minutes on two idle cores, and 5 GB of downloads for the peers' environments the first time.
+# About 40 minutes on two idle cores, and 5 GB of downloads for the peers' environments the first time.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/partitions.py
 	$(BIN)/python benchmarks/aggregation.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/barriers.py
+	$(BIN)/python benchmarks/alignment.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

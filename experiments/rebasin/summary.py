@@ -1,0 +1,110 @@
+"""Tables and figures of the experiments. Call with a folder of runs and one for what is written.
+
+``python -m experiments.rebasin.summary runs/one_round experiments/results/rebasin``
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from fedsim.records import write_whole
+from fedsim.report import find_runs, read_results
+from fedsim.report.export import as_markdown
+from fedsim.report.results import Result, distinguishing_settings
+from fedsim.report.small_multiples import Curve, small_multiples
+from fedsim.report.statistics import interval
+from fedsim.report.style import save
+from fedsim.report.tables import Table
+
+BARRIER = "loss_mean_ends"
+
+
+def measured(result: Result) -> pd.DataFrame:
+    """Return by round what the server's model achieves, in percent, and the uploaded models' barriers, in nats."""
+    splits = ["test", *result.config.evaluation.perturbed]
+    accuracies = {
+        "accuracy" if split == "test" else split: 100
+        * result.of("global", "accuracy", split, server=True).set_index("round")["value"]
+        for split in splits
+    }
+    return pd.DataFrame(accuracies | dict(barriers(result)) | dict(weights(result)))
+
+
+def barriers(result: Result) -> Iterator[tuple[str, pd.Series]]:
+    """Yield by round the mean over clients of the barrier of all layers, and that of the largest single layer."""
+    table = result.barriers[result.barriers["other"] < 0]
+    for matching in result.config.barriers.matching:
+        rows = table[table["matching"] == matching] if "matching" in table else table
+        name = "barrier" if matching == "none" else "barrier, matched"
+        means = rows.groupby(["round", "group"])[BARRIER].mean().unstack()
+        yield name, means["full"]
+        if len(means.columns) > 1:
+            yield f"{name}, largest layer", means.drop(columns="full").max(axis=1)
+
+
+def weights(result: Result) -> Iterator[tuple[str, pd.Series]]:
+    """Yield the sum of the average's Frobenius norms, and the product of its spectral norms, if they were measured."""
+    rows = result.measured("spectra")
+    if len(rows):
+        by_round = rows[rows["base"] < 0].groupby("round")
+        yield "sum of norms", by_round["frobenius_norm"].sum()
+        yield "product of spectral norms", by_round["spectral_norm"].prod()
+
+
+def collected(results: Sequence[Result]) -> pd.DataFrame:
+    """Return a row for each run and round, with the settings that tell the runs apart."""
+    every = []
+    for result, settings in zip(results, distinguishing_settings(results), strict=True):
+        named = {key: value for key, value in settings.items() if value != "-"} | {"strategy": result.strategy}
+        every.append(measured(result).reset_index(names="round").assign(seed=result.config.seed, **named))
+    return pd.concat(every, ignore_index=True)
+
+
+def table_of(rows: pd.DataFrame, settings: Sequence[str], values: Sequence[str]) -> Table:
+    """Write means over the seeds with their 95 % intervals."""
+    lines = []
+    for key, group in rows.groupby(list(settings)):
+        cells = []
+        for value in values:
+            found = interval(group[value])
+            digits = 2 if "barrier" in value else 1
+            cells.append(f"{found.mean:.{digits}f}" + (f" ± {found.half_width:.{digits}f}" if found.has_width else ""))
+        lines.append((*map(str, key), str(group["seed"].nunique()), *cells))
+    numeric = (*[False] * len(settings), *[True] * (1 + len(values)))
+    return Table((*settings, "seeds", *values), numeric, tuple(lines))
+
+
+def curves(rows: pd.DataFrame, over: str, value: str) -> list[Curve]:
+    """Return a curve for each strategy: the mean over the seeds, and the least and the greatest as its band."""
+    drawn = []
+    for number, (strategy, group) in enumerate(rows.groupby("strategy")):
+        points = group.groupby(over)[value].agg(["mean", "min", "max"])
+        drawn.append(Curve(str(strategy), points.set_axis(["value", "low", "high"], axis=1), number))
+    return drawn
+
+
+def main(runs: Path, out: Path) -> None:
+    """Write every row as CSV, the first and the last round as Markdown, and curves over what changes, if it does."""
+    results = read_results(find_runs([runs]))
+    rows = collected(results)
+    settings = [key for key in rows.columns if key not in measured(results[0]) and key not in ("round", "seed")]
+    values = list(measured(results[0]))
+    write_whole(out / f"{runs.name}.csv", rows.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    ends = rows[rows["round"].isin([rows["round"].min(), rows["round"].max()])]
+    shown = (["round"] if ends["round"].nunique() > 1 else []) + settings
+    write_whole(out / f"{runs.name}.md", as_markdown(table_of(ends, shown, values)))
+    over = next((key for key in ("round", "clients") if rows.get(key, pd.Series([0])).nunique() > 1), None)
+    if over is None:
+        return
+    percent = [value for value in values if value == "accuracy" or ":" in value]
+    nats = [value for value in values if value.startswith("barrier")]
+    for name, chosen, unit in (("accuracy", percent, "accuracy (%)"), ("barriers", nats, "barrier (nats)")):
+        figure = small_multiples({value: curves(rows, over, value) for value in chosen}, over, unit)
+        for kind in ("png", "pdf"):
+            write_whole(out / f"{runs.name}-{name}.{kind}", save(figure, kind))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
