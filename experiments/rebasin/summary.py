@@ -57,7 +57,8 @@ def collected(results: Sequence[Result]) -> pd.DataFrame:
     """Return a row for each run and round, with the settings that tell the runs apart."""
     every = []
     for result, settings in zip(results, distinguishing_settings(results), strict=True):
-        named = {key: value for key, value in settings.items() if value != "-"} | {"strategy": result.strategy}
+        named = {key: value for key, value in settings.items() if key != "model.hidden"}  # the model's name says it
+        named["strategy"] = result.strategy
         every.append(measured(result).reset_index(names="round").assign(seed=result.config.seed, **named))
     return pd.concat(every, ignore_index=True)
 
