@@ -119,14 +119,15 @@ class StrategyConfig(Choice):
 class BarriersConfig(Table):
     """``[barriers]``: the layer-wise barriers between the models as uploaded, and what is measured beside them.
 
-    ``every`` is in rounds, 0 for never, ``auto`` as often as takes a tenth of the training's work at most. ``groups``
-    are kinds of groups (`fedsim.analysis.groups.named_groups`) or layer expressions; ``pairs`` is the number of pairs
-    of clients beside the average, mixed at each of ``ts``. Models are measured ``on`` the server's test data, all
-    clients' ``train`` data, or each client's model on its own test data (``clients``): on ``examples`` of them at most,
-    the same in each round, or on fewer with a ``tolerance`` in nats. ``bands`` is a level of confidence, 0 for none.
-    With ``matching`` by ``weights`` or by ``activations`` the models are measured after their units have been put into
-    the same places, too if it also holds ``none``. Features between a pair are compared at those ``ts`` that are
-    neither 0 nor 1, or halfway if there are none.
+    ``every`` is in rounds, 0 for never, ``auto`` as often as takes a tenth of the training's work at most; only
+    barriers, times the ways of ``matching``, are counted, not the matching itself or other ``measures``. ``groups`` are
+    kinds of groups (`fedsim.analysis.groups.named_groups`) or layer expressions; ``pairs`` is the number of pairs of
+    clients beside the average, mixed at each of ``ts``. Models are measured ``on`` the server's test data, all clients'
+    ``train`` data, or, barriers only, each client's model on its own test data (``clients``): on ``examples`` of them
+    at most, the same in each round, or on fewer with a ``tolerance`` in nats. ``bands`` is a level of confidence, 0 for
+    none. With ``matching`` by ``weights`` or by ``activations`` the models are measured after their
+    units have been put into the same places, too if it also holds ``none``. Features between a pair are compared at
+    those ``ts`` that are neither 0 nor 1, or halfway if there are none.
     """
 
     every: int | Literal["auto"] = "auto"
@@ -156,11 +157,18 @@ class BarriersConfig(Table):
             raise ValueError("must hold each of none, weights and activations once at most")
         return value
 
-    @model_validator(mode="after")
-    def _enough_for_cka(self) -> Self:
-        if "cka" in self.measures and self.examples < 4:
-            raise ValueError(f"examples = {self.examples} must be at least 4 where measures hold cka")
-        return self
+    @field_validator("measures")
+    @classmethod
+    def _measurable(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("must hold each once at most")
+        if "cka" in value and info.data.get("examples", 4) < 4:
+            raise ValueError(f"examples = {info.data['examples']} must be at least 4 where measures hold cka")
+        on_data = [name for name in value if name not in ("distances", "spectra")]
+        if on_data and set(info.data.get("on", ())) == {"clients"}:
+            names = ", ".join(on_data)
+            raise ValueError(f"on 'clients' only barriers are measured, not {names}; add 'server' to barriers.on")
+        return value
 
 
 PERTURBATION = re.compile(r"(fgsm|noise):((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)")

@@ -9,6 +9,12 @@ MEASURES = (
     *("barrier", "metric", "measure", "column", "group", "against", "t", "data", "matching", "model", "server"),
     *("split", "round", "reduce"),
 )
+# Of which kind of value each key says more.
+BELONGS = {
+    **dict.fromkeys(("group", "against", "t", "data", "matching"), ("barrier", "measure")),
+    **dict.fromkeys(("server", "split"), ("metric",)),
+    "model": ("metric", "measure"),
+}
 # What ``[barriers] measures`` may hold: a table each, beside that of the barriers.
 Measure = Literal[
     "distances",
@@ -37,7 +43,8 @@ class Expectation(BaseModel):
         else
     measure, column
         A table of the analysis, such as ``connectivity``, and which of its columns, such as ``ratio``. Rows of the
-        average by itself count with ``model = "average"`` only, those of random directions never.
+        average by itself count with ``model = "average"`` only, those of random directions never, and of ``matching``
+        none of the first model of a round, which never moves.
     group
         Of the barrier or the table: the name of a group or a pattern such as ``shallow:*``; ``layers`` is every single
         layer. ``full`` if not given, or all of a table that has no such row.
@@ -49,7 +56,9 @@ class Expectation(BaseModel):
     data
         On which data it is measured, where there are several: ``server``, ``train`` or ``clients``.
     matching
-        By what the models were matched before that: ``none``, ``weights`` or ``activations``.
+        By what the models were matched before that: ``none``, ``weights`` or ``activations``. It does not matter to
+        ``cka``, ``similarity`` and ``criticality``, nor to ``spectra`` but of the average, which do not depend on the
+        order of units.
     round
         A number, the ``last`` one measured, or ``all``.
     reduce
@@ -98,8 +107,23 @@ class Expectation(BaseModel):
             raise ValueError("must have a rule: above, below or within")
         if self.compare == "ratio" and not self.of:
             raise ValueError("compare = 'ratio' needs of, which the value is divided by")
+        if message := self._without_effect():
+            raise ValueError(message)
         _ = self.reference  # what it is compared with is measurable too
         return self
+
+    def _without_effect(self) -> str | None:
+        """Return what is wrong with a key that does not belong to what is measured, if one does not."""
+        kind = "barrier" if self.barrier else "metric" if self.metric else "measure"
+        for key, kinds in BELONGS.items():
+            value = getattr(self, key)
+            if kind not in kinds and value != type(self).model_fields[key].default:
+                return f"{key} = {value!r} has no effect on a {kind}, only on a {' or '.join(kinds)}; leave it out"
+        if self.measure and self.model not in ("average", type(self).model_fields["model"].default):
+            return f"model = {self.model!r} has no effect on a measure; use 'average' or leave it out"
+        if self.measure == "matching" and self.matching == "none":
+            return "measure = 'matching' needs matching = 'weights' or 'activations'"
+        return None
 
     @property
     def reference(self) -> Self | None:
@@ -130,7 +154,8 @@ class Expectation(BaseModel):
             matched = "" if self.matching == "none" else f" after matching by {self.matching}"
             if self.measure:
                 group = f", {self.group}" if self.names_group else ""
-                text = f"{self.column} of {self.measure}{group}{against}{t}{data}{matched}"
+                average = " of the average" if self.model == "average" else ""
+                text = f"{self.column} of {self.measure}{average}{group}{against}{t}{data}{matched}"
             else:
                 text = f"{self.barrier} of {self.group}{against}{t}{data}{matched}"
         text = f"{self.reduce} {text}, round {self.round}"

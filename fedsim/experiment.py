@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError
 from fedsim.federation import Federation, federation_of
 from fedsim.fine_tuning import fine_tuned_layers
 from fedsim.gate import check_gate
-from fedsim.measurements import MEASURES, check_groups, check_matching
+from fedsim.measurements import MEASURES, check_examples, check_groups, check_matching
 from fedsim.participants import draw_participants
 from fedsim.records import RunFolder, keep_rounds, write_json, write_whole
 from fedsim.rounds import Rounds, RoundSummary
@@ -50,6 +50,7 @@ def prepare(config: Config) -> Parts:
     strategy = catalog.make_strategy(config, federation.model(), inputs)
     check_groups(federation)
     check_matching(federation)
+    check_examples(federation)
     check_gate(federation, strategy)
     if "fine-tuned" in config.evaluation.models:
         fine_tuned_layers(federation, strategy)

@@ -24,6 +24,19 @@ PLAIN = {
 AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
+def probes_of(inputs: Tensor) -> Tensor:
+    """Return as many inputs as a trace takes, some several times where there are fewer.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if not len(inputs):
+        raise ValueError("there are no inputs; give at least one")
+    return inputs[torch.arange(sum(PROBES), device=inputs.device) % len(inputs)]
+
+
 class NotTraceableError(Exception):
     """A model that cannot be written as a graph of operations that take examples one by one."""
 

@@ -15,6 +15,7 @@ from fedsim.params import Params
 
 # Two rows tell the shapes of what a model computes.
 TRACED = 2
+WAYS = ("weights", "activations")
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,13 @@ def match_models(
     Raises
     ------
     ValueError
-        If the model's permutation symmetries cannot be found, or a state does not fit it.
+        If the model's permutation symmetries cannot be found, a state does not fit it or there is none, or ``by`` is
+        unknown.
     """
+    if by not in WAYS:
+        raise ValueError(f"by = {by!r} must be one of {', '.join(WAYS)}")
+    if not states:
+        raise ValueError("there are no states; give at least one model to match")
     derivation = symmetries_of(model, inputs)
     spec = derivation.spec
     if by == "weights":

@@ -16,6 +16,9 @@ from fedsim.report.results import Result
 NAMES = ("group", "layer", "order", "first")
 KEYS = (*NAMES, "second", "base", "other", "t", "n", "data", "matching", "round", "direction", "draws")
 
+# What does not depend on the order of a model's units is measured once, whatever the models were matched by.
+OF_ANY_ORDER = ("cka", "similarity", "criticality")
+
 
 def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
     """Return the rows of a table beside the barriers that an expectation is about.
@@ -31,6 +34,9 @@ def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
         has = f"no column {expectation.column!r}; it has: {', '.join(known)}" if known else "no rows; measure it"
         raise ConfigError(f"{result.folder.path}: the table {expectation.measure!r} has {has}")
     rows = of_kind(table, expectation)
+    if expectation.measure == "matching":
+        # The first model of a round stays as it is.
+        rows = rows[rows["base"] != rows.groupby("round")["base"].transform("first")]
     rows = _of_group(rows, expectation, result.config)
     if "direction" in rows:
         rows = rows[rows["direction"] == "average"]
@@ -39,8 +45,10 @@ def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
 
 def of_kind(table: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
     """Return the rows on the expectation's data, of models matched as it says."""
+    of_models = expectation.measure == "spectra" and expectation.model != "average"
+    of_any_order = expectation.measure in OF_ANY_ORDER or of_models
     for column, value in (("data", expectation.data), ("matching", expectation.matching)):
-        if column in table:
+        if column in table and not (column == "matching" and of_any_order):
             table = table[table[column] == value]
     return table
 

@@ -1,7 +1,7 @@
 """What a run measures of the models that its clients upload: which mixes of them, and on which data."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple, get_args
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from fedsim.analysis import barriers, criticality, distances, interaction, robustness, similarity
 from fedsim.analysis.average import with_average
-from fedsim.analysis.cka import cka
+from fedsim.analysis.cka import LEAST, cka
 from fedsim.analysis.connectivity import connectivity
 from fedsim.analysis.groups import groups_of_texts, named_groups
 from fedsim.analysis.mixes import AVERAGE, Pair
 from fedsim.analysis.spectra import spectra
 from fedsim.analysis.stitching import stitching
+from fedsim.analysis.walks import DifferentCallsError
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.expectation import MatchedBy, Measure
@@ -78,6 +79,24 @@ def check_matching(federation: Federation) -> None:
             raise ConfigError(f'[barriers] matching: {error}; use ["none"] with this model') from error
 
 
+def check_examples(federation: Federation) -> None:
+    """Check that there are enough examples for what ``[barriers] measures`` asks for.
+
+    Raises
+    ------
+    ConfigError
+        If CKA has too few.
+    """
+    data, settings = federation.data, federation.config.barriers
+    available = {"server": len(data.dataset.test), "train": len(data.trained_on)}
+    for name in settings.on:
+        if "cka" in settings.measures and available.get(name, LEAST) < LEAST:
+            raise ConfigError(
+                f'[barriers] measures: cka needs at least {LEAST} examples, and on = "{name}" has {available[name]}; '
+                "use more data, or leave out cka"
+            )
+
+
 def whole_models(federation: Federation, updates: Sequence[ClientUpdate]) -> list[Params]:
     """Return the models as uploaded, with what is not shared from the probe."""
     # Integer buffers travel in the probe; the order of the entries is the model's.
@@ -101,19 +120,22 @@ def measure_updates(
     dict
         A table for each kind of measurement, with clients for models, what was measured on in the column ``data``, and
         by what the models had been matched in ``matching`` unless none ever are. What does not depend on the order of
-        a model's units is measured once, and called as the first of ``[barriers] matching``.
+        a model's units is measured once, and called as the first of ``[barriers] matching`` that succeeds. What cannot
+        be measured of the model is left out, with a warning in the log.
     """
     clients = dict(enumerate(update.client for update in updates)) | {AVERAGE: AVERAGE}
     ways = federation.config.barriers.matching
     tables: dict[str, list[pd.DataFrame]] = {}
+    again = False
     for way in ways:
         try:
             models = _Models(federation, updates, start, threads, way)
         except ValueError as error:  # models that diverge have no finite activations
             logger.warning("the models are not measured after matching by %s: %s", way, error)
             continue
-        for name, table in models.tables([update.client for update in updates], again=way != ways[0]):
+        for name, table in models.tables([update.client for update in updates], again=again):
             tables.setdefault(name, []).append(table if ways == ("none",) else table.assign(matching=way))
+        again = True
     return {name: _with_clients(pd.concat(several, ignore_index=True), clients) for name, several in tables.items()}
 
 
@@ -207,7 +229,8 @@ class _Models:
         models, threads = (self.model, self.states), self.evaluation["threads"]
         for ends in self.ends:
             if "connectivity" in self.settings.measures:
-                yield "connectivity", connectivity(*models, view.inputs, threads=threads, **self._halfway(ends))
+                halfway = self._halfway(ends)
+                yield from _if_possible("connectivity", connectivity, *models, view.inputs, threads=threads, **halfway)
             if "stitching" in self.settings.measures:
                 yield "stitching", stitching(*models, view.inputs, view.targets, threads=threads, **ends)
 
@@ -228,7 +251,19 @@ class _Models:
         if "similarity" in measures and len(self.uploaded) > 1:
             yield "similarity", similarity(*models, view.inputs, threads=threads)
         if "cka" in measures and len(self.uploaded) > 1:
-            yield "cka", cka(*models, view.inputs, threads=threads)
+            yield from _if_possible("cka", cka, *models, view.inputs, threads=threads)
+
+
+def _if_possible(
+    name: str, measure: Callable[..., pd.DataFrame], *arguments: Any, **options: Any
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield a table, or none of a model whose features cannot be compared."""
+    try:
+        table = measure(*arguments, **options)
+    except DifferentCallsError as error:
+        logger.warning("%s is not measured: %s", name, error)
+    else:
+        yield name, table
 
 
 def _views(federation: Federation, clients: Sequence[int]) -> Iterator[View]:

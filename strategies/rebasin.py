@@ -11,13 +11,14 @@ from torch import nn
 from fedsim import seeds
 from fedsim.alignment.biases import scale_biases
 from fedsim.alignment.merging import merge_hierarchically, merge_many
-from fedsim.alignment.permutations import Axis, Permutation, permute, permute_entry
-from fedsim.alignment.repair import repair as repaired
-from fedsim.alignment.repair import reset_statistics
+from fedsim.alignment.permutations import Axis, Permutation, Spec, permute, permute_entry
+from fedsim.alignment.repairing import repair as repaired
+from fedsim.alignment.repairing import reset_statistics
+from fedsim.alignment.sites import traced
 from fedsim.alignment.spec import permutation_spec
 from fedsim.averaging import weighted_mean
 from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.params import Params, state_of
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Sets, Strategy
 
 Repair = Literal["none", "reset", "repair", "rescale", "reshift", "biases"]
@@ -56,8 +57,7 @@ class Rebasin(Strategy):
                 "more as the model takes them"
             )
         if matching != "none":
-            assert self.inputs is not None
-            self._spec = permutation_spec(model, self.inputs[:2])
+            self._spec = self._symmetries()
         self._check_repair()
         self._rule, self._followed = self._rule_and_orders()
         # By client: what its personal layers have to follow since the last merge in which it took part.
@@ -137,6 +137,16 @@ class Rebasin(Strategy):
         followed = {name for axes in own.values() for name in _orders(axes)}
         return Following(own) if own else ClientRule(), tuple(sorted(followed))
 
+    def _symmetries(self) -> Spec:
+        """Return which units can change places."""
+        assert self.inputs is not None
+        try:
+            return permutation_spec(self._model, self.inputs[:2])
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; use matched_average with matching = 'none' to average units as they are"
+            ) from error
+
     def _check_repair(self) -> None:
         if self._repair == "none":
             return
@@ -147,6 +157,12 @@ class Rebasin(Strategy):
             )
         if self._repair == "reset" and not any(layer.kind == "norm" and layer.buffers for layer in self.layers):
             raise ValueError("repair = 'reset' needs running statistics and the model has none; use 'repair' or 'none'")
+        if self._repair != "reset":
+            assert self.inputs is not None
+            try:
+                traced(self._model, state_of(self._model), self.inputs)
+            except ValueError as error:
+                raise ValueError(f"repair = {self._repair!r}: {error} with repair = 'none'") from error
 
     def _repaired(self, mean: Params, members: Sequence[Params], weights: Sequence[float]) -> Params:
         """Return the members' mean with the moments that they have in the mean."""

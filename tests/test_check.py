@@ -37,6 +37,7 @@ ROWS = [
     ("fc1", 0, 1, 0.5, 5.0),
 ]
 FULL = {"barrier": "loss_mean_ends", "above": 0.0}
+MOVED = {"measure": "matching", "column": "moved", "above": 0.0}
 
 
 @pytest.fixture
@@ -121,11 +122,17 @@ def tables(result: Callable[..., Result], tmp_path: Path) -> Result:
             ],
             columns=["layer", "base", "other", "t", "ratio", "matching"],
         ),
-        "cka": pd.DataFrame({"layer": ["zeta", "fc"], "base": 0, "other": 1, "cka": [0.9, 0.5]}),
+        "cka": pd.DataFrame({"layer": ["zeta", "fc"], "base": 0, "other": 1, "cka": [0.9, 0.5], "matching": "none"}),
         "spectra": pd.DataFrame(
-            {"layer": "fc", "base": [-1, 0, 1], "stable_rank": [2.0, 3.0, 5.0], "values": [[1.0]] * 3}
+            {
+                "layer": "fc",
+                "base": [-1, 0, 1],
+                "stable_rank": [2.0, 3.0, 5.0],
+                "values": [[1.0]] * 3,
+                "matching": "none",
+            }
         ),
-        "matching": pd.DataFrame({"order": "fc", "base": [0, 1], "moved": [0.0, 0.5], "matching": "weights"}),
+        "matching": pd.DataFrame({"order": "fc", "base": [3, 0], "moved": [0.0, 0.5], "matching": "weights"}),
         "distances": pd.DataFrame({"group": ["full", "fc"], "base": 0, "other": -1, "distance": [7.0, 4.0]}),
         "robustness": pd.DataFrame(
             {"group": "full", "base": 0, "other": -1, "t": 1.0, "direction": ["average", "random"], "loss": [1.0, 9.0]}
@@ -154,10 +161,12 @@ def tables(result: Callable[..., Result], tmp_path: Path) -> Result:
         ({"measure": "connectivity", "column": "ratio", "matching": "weights"}, 0.02),
         ({"measure": "connectivity", "column": "ratio", "group": "fc", "of": {"matching": "weights"}}, 0.28),
         ({"measure": "cka", "column": "cka"}, 0.7),
+        ({"measure": "cka", "column": "cka", "matching": "weights"}, 0.7),
         ({"measure": "spectra", "column": "stable_rank"}, 4.0),
+        ({"measure": "spectra", "column": "stable_rank", "matching": "weights"}, 4.0),
         ({"measure": "spectra", "column": "stable_rank", "model": "average"}, 2.0),
         ({"measure": "spectra", "column": "stable_rank", "of": {"model": "average"}, "compare": "ratio"}, 2.0),
-        ({"measure": "matching", "column": "moved", "matching": "weights", "reduce": "max"}, 0.5),
+        ({"measure": "matching", "column": "moved", "matching": "weights", "reduce": "min"}, 0.5),
         ({"measure": "distances", "column": "distance"}, 7.0),
         ({"measure": "distances", "column": "distance", "group": "layers"}, 4.0),
         ({"measure": "robustness", "column": "loss"}, 1.0),
@@ -183,6 +192,7 @@ def test_a_value_of_a_table_is_that_of_its_rows_by_hand(
         ({"measure": "stitching"}, "the table 'stitching' has no rows; measure it"),
         ({"group": "fc9"}, "has no mean ratio of connectivity, fc9, round last; measure it"),
         ({"matching": "activations"}, "has no mean ratio of connectivity after matching by activations, round last"),
+        ({"model": "average", "group": "fc9"}, "has no mean ratio of connectivity of the average, fc9, round last"),
     ],
 )
 def test_what_is_not_in_a_table_is_named(tables: Result, settings: dict[str, Any], message: str) -> None:
@@ -258,6 +268,15 @@ def test_what_is_expected_names_no_run_and_comes_back_from_its_folder(tiny: Call
         ({"measure": "ck", "column": "cka", "above": 1.0}, 'expect.0.measure = "ck"'),
         (FULL | {"matching": "weight"}, "expect.0.matching = \"weight\": .*'weights'"),
         ({"metric": "loss"}, "must have a rule: above, below or within"),
+        (FULL | {"model": "global"}, "model = 'global' has no effect on a barrier, only on a metric or measure; leave"),
+        (FULL | {"split": "fgsm:0.1"}, "split = 'fgsm:0.1' has no effect on a barrier, only on a metric; leave it out"),
+        ({"metric": "loss", "below": 1, "matching": "weights"}, "matching = 'weights' has no effect on a metric"),
+        ({"metric": "loss", "below": 1, "t": 0.5}, "t = 0.5 has no effect on a metric, only on a barrier or measure"),
+        (
+            MOVED | {"matching": "weights", "model": "global"},
+            "model = 'global' has no effect on a measure; use 'average'",
+        ),
+        (MOVED, "measure = 'matching' needs matching = 'weights' or 'activations'"),
         (FULL | {"compare": "ratio"}, "compare = 'ratio' needs of"),
         (FULL | {"abov": 1.0}, "unknown key 'expect.0.abov'; did you mean 'above'"),
         (FULL | {"round": "first"}, "expect.0.round"),

@@ -306,9 +306,17 @@ def test_the_printed_table_has_a_line_by_layer() -> None:
     assert table is not None
     rows = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
     assert [row["layer"] for row in rows] == ["fc2", "fc1"]
-    assert (rows[0]["1 - cosine"], rows[0]["of the models"], rows[0]["ratio"]) == ("0.2000", "0.8000", "0.2500")
-    assert (rows[1]["stitched error"], rows[1]["the models' error"], rows[1]["CKA"]) == ("0.7500", "0.1250", "0.2500")
-    assert (rows[1]["stable rank"], rows[1]["the average's"], rows[0]["stable rank"]) == ("3.0000", "1.5000", "-")
+    assert (rows[0]["1 - cosine"], rows[0]["the two models'"], rows[0]["ratio"]) == ("0.2000", "0.8000", "0.2500")
+    assert (rows[1]["stitched error (%)"], rows[1]["the models' error (%)"], rows[1]["CKA"]) == (
+        "75.0000",
+        "12.5000",
+        "0.2500",
+    )
+    assert (rows[1]["stable rank"], rows[1]["the average's stable rank"], rows[0]["stable rank"]) == (
+        "3.0000",
+        "1.5000",
+        "-",
+    )
     assert features_table({}) is None
 
 

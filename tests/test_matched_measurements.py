@@ -22,6 +22,7 @@ from fedsim.dry_run import describe_run
 from fedsim.errors import ConfigError
 from fedsim.experiment import prepare
 from fedsim.federation import Federation
+from fedsim.matched_models import match_models
 from fedsim.measurement_work import work_of
 from fedsim.measurements import MEASURES, measure_updates, whole_models
 from fedsim.params import combine
@@ -161,6 +162,20 @@ def test_models_that_diverged_are_measured_as_they_are_and_the_log_says_so(
     tables = measure_updates(federation, updates, federation.initial, threads=1)
     assert set(tables["barriers"]["matching"]) == {"none"}
     assert "not measured after matching by activations: " in caplog.text
+    ways = {"matching": ["activations", "none"], "measures": ["criticality"]}
+    federation, _ = prepare(tiny(barriers=settings | ways, model={"name": "mlp", "hidden": [4, 4]}))
+    tables = measure_updates(federation, updates, federation.initial, threads=1)
+    assert set(tables["criticality"]["matching"]) == {"none"}
+
+
+def test_models_are_matched_in_a_known_way_only(tiny: Tiny) -> None:
+    federation, _ = prepare(tiny())
+    model, inputs, drawn = federation.model(), federation.calibration(), rng(0, "matching")
+    for by in ("none", "names"):
+        with pytest.raises(ValueError, match=f"by = '{by}' must be one of weights, activations"):
+            match_models(model, [federation.initial], by, inputs, rng=drawn)
+    with pytest.raises(ValueError, match="there are no states"):
+        match_models(model, [], "weights", inputs, rng=drawn)
 
 
 def test_a_run_keeps_its_tables_and_shows_them_after_matching_too(tiny: Tiny, play: Callable[..., RunFolder]) -> None:
@@ -197,13 +212,45 @@ def test_each_way_to_match_is_counted_in_the_work(tiny: Tiny) -> None:
         ({"matching": ["weight"]}, "barriers.matching.0 = \"weight\".*'none', 'weights' or 'activations'"),
         ({"matching": ["weights", "weights"]}, "barriers.matching = .*once at most"),
         ({"measures": ["conectivity"]}, 'barriers.measures.0 = "conectivity"'),
-        ({"measures": ["cka"], "examples": 3}, "examples = 3 must be at least 4 where measures hold cka"),
+        ({"measures": ["cka", "cka"]}, "barriers.measures = .*must hold each once at most"),
+        (
+            {"measures": ["cka"], "examples": 3},
+            r'barriers.measures = \["cka"\]: examples = 3 must be at least 4 where measures hold cka',
+        ),
+        (
+            {"measures": ["distances", "cka", "stitching"], "on": ["clients"]},
+            r"barriers.measures = .*: on 'clients' only barriers are measured, not cka, stitching; add 'server' to",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_line(tiny: Tiny, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         tiny(barriers=settings)
     assert "\n" not in str(caught.value)
+
+
+def test_cka_of_too_few_examples_is_found_before_the_run(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r'cka needs at least 4 examples, and on = "server" has 3; .*leave out'):
+        prepare(tiny(data__test_examples=3, barriers={"measures": ["cka"]}))
+    prepare(tiny(data__test_examples=3, barriers={"measures": ["cka"], "on": ["train"]}))
+
+
+def test_what_cannot_be_measured_of_a_model_is_left_out_and_the_log_says_so(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "skipping.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n"
+        "    def __init__(self, shape, classes):\n        super().__init__()\n"
+        "        self.inner, self.fc = nn.Linear(64, 64), nn.Linear(64, classes)\n\n"
+        "    def forward(self, x):\n        x = x.flatten(1)\n"
+        "        return self.fc(self.inner(x) if len(x) < 6 else x)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = {"every": 1, "measures": ["connectivity", "stitching", "cka"], "examples": 20}
+    _, _, tables = measured(tiny(model={"name": "skipping:Net"}, barriers=settings))
+    assert tables.keys() == {"barriers", "stitching"}
+    for name in ("connectivity", "cka"):
+        assert f"{name} is not measured: the model does not call the same layers for every input" in caplog.text
 
 
 def test_a_model_whose_units_cannot_be_matched_is_found_before_the_run(

@@ -8,7 +8,7 @@ from fedsim.alignment.biases import scale_biases
 from fedsim.alignment.checks import check_spec
 from fedsim.alignment.merging import Merged, merge_hierarchically, merge_many, merge_to_universe
 from fedsim.alignment.permutations import Permutation, Spec, compose, identity, invert, permute, random_permutation
-from fedsim.alignment.repair import repair, reset_statistics
+from fedsim.alignment.repairing import repair, reset_statistics
 from fedsim.alignment.spec import derive, permutation_spec
 from fedsim.alignment.straight_through import match_straight_through
 from fedsim.alignment.weight_matching import match_weights

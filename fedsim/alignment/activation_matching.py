@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from fedsim.alignment.assignment import best_orders
 from fedsim.alignment.permutations import Permutation, Segment
 from fedsim.alignment.spec import Derivation
 from fedsim.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
-from fedsim.params import Params
+from fedsim.params import Params, fit
 
 Kind = Literal["pearson", "uncentred"]
 # Added to the product of two standard deviations, as in the code of REPAIR: units that never respond match nothing.
@@ -84,7 +84,7 @@ def match_activations(
     Raises
     ------
     ValueError
-        If there are no inputs, or a value is not finite.
+        If there are no inputs, the kind is unknown, an entry does not fit the model, or a value is not finite.
 
     References
     ----------
@@ -94,7 +94,10 @@ def match_activations(
     """
     if not len(inputs):
         raise ValueError("there are no inputs; activations need at least 1, better some hundreds")
-    products = _products(derivation, reference, params, inputs)
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind = {kind!r} must be one of {', '.join(get_args(Kind))}")
+    states = fit(derivation.model, reference, "the reference"), fit(derivation.model, params, "the other model")
+    products = _products(derivation, *states, inputs)
     permutation: Permutation = {}
     for symmetry in derivation.spec.symmetries:
         gains: dict[str, NDArray[np.float64]] = {}

@@ -45,8 +45,8 @@ def scale_biases(
     Raises
     ------
     ValueError
-        If the model is not a graph of operations on single examples, an entry does not fit it, or the weights do not
-        fit the members.
+        If there are no inputs, the model is not a graph of operations on single examples, an entry does not fit it, or
+        the weights do not fit the members.
 
     References
     ----------

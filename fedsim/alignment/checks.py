@@ -61,12 +61,14 @@ def _check_shapes(params: Params, spec: Spec) -> None:
 
 
 def _moving(spec: Spec, rng: np.random.Generator) -> Permutation:
-    """Draw a permutation in which some units of each order are not in their place."""
+    """Draw a permutation in which some units of each order are not in their place, unless it has a single one."""
     drawn: Permutation = {}
     for symmetry in spec.symmetries:
         alone = replace(spec, symmetries=(symmetry,))
-        while not all(moved(found := random_permutation(alone, rng)).values()):
-            pass
+        several = [name for name, size in alone.sizes.items() if size > 1]
+        found = random_permutation(alone, rng)
+        while not all(moved(found)[name] for name in several):
+            found = random_permutation(alone, rng)
         drawn |= found
     return drawn
 

@@ -50,7 +50,8 @@ def merge_many(
     Raises
     ------
     ValueError
-        If there is no member, members have different entries, a weight is not positive, or as from `match_weights`.
+        If there is no member or no sweep, members have different entries, a weight is not positive, or as from
+        `match_weights`.
 
     Notes
     -----
@@ -60,6 +61,7 @@ def merge_many(
     ----------
     Ainsworth et al. 2023, Git Re-Basin: merging models modulo permutation symmetries, arXiv 2209.04836, algorithm 3.
     """
+    _check_sweeps(sweeps)
     merge = Members(spec, members, weights, start)
     permutations = merge.matched(rng)
     total = merge.mean(permutations)
@@ -120,6 +122,7 @@ def merge_to_universe(
     ----------
     Crisostomi et al. 2024, C2M3: cycle-consistent multi-model merging, arXiv 2405.17897.
     """
+    _check_sweeps(sweeps)
     merge = Members(spec, members, weights, start)
     permutations = merge.matched(rng)
     universe = merge.mean(permutations)
@@ -237,3 +240,8 @@ PAIRINGS = {"given": _given, "nearest": _nearest, "random": _random}
 
 def _plus(params: Params, factor: float, others: Params) -> Params:
     return {key: value + factor * others[key] for key, value in params.items()}
+
+
+def _check_sweeps(sweeps: int) -> None:
+    if sweeps < 1:
+        raise ValueError(f"sweeps = {sweeps} must be at least 1; match each member by match_weights to match it once")

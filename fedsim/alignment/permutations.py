@@ -121,6 +121,19 @@ def compose(first: Permutation, then: Permutation) -> Permutation:
     return {name: order[then[name]] for name, order in first.items()}
 
 
+def axes_of(key: str, value: Tensor, spec: Spec) -> tuple[Axis, ...]:
+    """Return the axes of an entry; integer ones have none.
+
+    Raises
+    ------
+    ValueError
+        If ``spec`` does not have the entry.
+    """
+    if key not in spec.axes and value.is_floating_point():
+        raise ValueError(f"the spec has no entry {key!r}; pass those of fedsim.params.state_of, tied ones once")
+    return spec.axes.get(key, ())
+
+
 def permute(params: Params, spec: Spec, permutation: Permutation) -> Params:
     """Return a model, or a part of one, whose units have changed places; entries that do not move are not copied.
 
@@ -130,8 +143,13 @@ def permute(params: Params, spec: Spec, permutation: Permutation) -> Params:
         Entries of `fedsim.params.state_of`; integer ones stay as they are.
     permutation
         Orders that it does not have stay as they are.
+
+    Raises
+    ------
+    ValueError
+        If ``spec`` does not have an entry, or an order has more or fewer units than it says.
     """
-    return {key: permute_entry(value, spec.axes.get(key, ()), permutation) for key, value in params.items()}
+    return {key: permute_entry(value, axes_of(key, value, spec), permutation) for key, value in params.items()}
 
 
 def permute_entry(value: Tensor, axes: tuple[Axis, ...], permutation: Permutation, leave: int | None = None) -> Tensor:
@@ -148,6 +166,11 @@ def positions(axis: Axis, permutation: Permutation) -> Tensor:
     for segment in axis:
         if segment.order in permutation:
             units = permutation[segment.order].cpu()
+            if len(units) * segment.repeat != segment.size:
+                raise ValueError(
+                    f"the order {segment.order!r} has {len(units)} units and must have "
+                    f"{segment.size // segment.repeat}; take a permutation of the same architecture"
+                )
             inside = (units[:, None] * segment.repeat + torch.arange(segment.repeat)).flatten()
         else:
             inside = torch.arange(segment.size)

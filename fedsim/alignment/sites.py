@@ -5,11 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fedsim.graph import PROBES, NotTraceableError, Operation, trace
+from fedsim.graph import NotTraceableError, Operation, probes_of, trace
 from fedsim.params import Params, load_state_, state_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -18,7 +17,7 @@ SUMS = (nn.Linear, *CONVOLUTIONS)
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
-class Site(NamedTuple):
+class ChannelSite(NamedTuple):
     """An operation each channel of which has a scale of its own, and perhaps a bias.
 
     Parameters
@@ -43,27 +42,27 @@ def traced(model: nn.Module, params: Params, inputs: Tensor) -> tuple[list[Opera
     Raises
     ------
     ValueError
-        If the model is not a graph of operations on single examples.
+        If there are no inputs, or the model is not a graph of operations on single examples.
     """
     root = copy.deepcopy(model).eval()
     load_state_(root, params)
-    probes = inputs[torch.arange(sum(PROBES), device=inputs.device) % len(inputs)]
     try:
-        return trace(root, [tuple(state_of(root))], probes), root
+        return trace(root, [tuple(state_of(root))], probes_of(inputs)), root
     except NotTraceableError as reason:
+        why = [str(reason), *str(reason.__cause__ or "").splitlines()[:1]]
         raise ValueError(
-            f"{type(model).__name__} cannot be corrected layer by layer: {reason}; leave the correction out"
+            f"{type(model).__name__} cannot be corrected layer by layer: {': '.join(why)}; leave the correction out"
         ) from None
 
 
-def sites_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, Site]:
+def sites_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, ChannelSite]:
     """Return the sites by the positions of their operations.
 
     Sums before a normalisation and the last one, the classifier, are none.
     """
     uses = Counter(entry.key for each in operations for entry in each.entries)
     users = Counter(k for each in operations for k in each.inputs)
-    sites: dict[int, Site] = {}
+    sites: dict[int, ChannelSite] = {}
     for i, each in enumerate(operations):
         site = _site(each, root)
         if site is None or any(uses[key] > 1 for key in (site.weight, site.bias) if key):
@@ -78,19 +77,19 @@ def sites_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, Site
     return sites
 
 
-def _site(operation: Operation, root: nn.Module) -> Site | None:
+def _site(operation: Operation, root: nn.Module) -> ChannelSite | None:
     if operation.kind is None:
         return None
     module = root.get_submodule(str(operation.node.target))
     key = {entry.name: entry.key for entry in operation.entries}
     if operation.kind in SUMS:
         dimension = -1 if operation.kind is nn.Linear else 1
-        return Site(dimension, key["weight"], key.get("bias"))
+        return ChannelSite(dimension, key["weight"], key.get("bias"))
     weight, bias = key.get("weight"), key.get("bias")
     if isinstance(module, _NormBase):
-        return Site(1, weight, bias, module.running_mean is not None)
+        return ChannelSite(1, weight, bias, module.running_mean is not None)
     if operation.kind is nn.GroupNorm and weight:
-        return Site(1, weight, bias)
+        return ChannelSite(1, weight, bias)
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) and weight and len(module.normalized_shape) == 1:
-        return Site(-1, weight, bias) if operation.kind in (nn.LayerNorm, nn.RMSNorm) else None
+        return ChannelSite(-1, weight, bias) if operation.kind in (nn.LayerNorm, nn.RMSNorm) else None
     return None

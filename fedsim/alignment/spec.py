@@ -101,16 +101,19 @@ def derive(model: nn.Module, inputs: Tensor) -> Derivation:
     Raises
     ------
     ValueError
-        If the model cannot be traced, or does something else each time.
+        If there are fewer than two inputs or the model does not take them, or if it cannot be traced, or does something
+        else each time.
 
     References
     ----------
     Ainsworth et al. 2023, Git Re-Basin, arXiv 2209.04836, where each architecture's specification is written by hand.
     """
+    if len(inputs) < 2:
+        raise ValueError(f"len(inputs) = {len(inputs)} must be at least 2; pass more, as the model takes them")
     model = copy.deepcopy(model).eval()
     reader = Reader(model, graph_of(model))
     with torch.no_grad():
-        expected, found = model(inputs), reader.run(inputs)
+        expected, found = _outputs(model, inputs), reader.run(inputs)
     if not isinstance(found, Tensor) or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise ValueError(f"model = {type(model).__name__}: its torch.fx graph must compute the tensor that it computes")
     spec, names = _spec(reader.weights)
@@ -120,6 +123,17 @@ def derive(model: nn.Module, inputs: Tensor) -> Derivation:
         if isinstance(known, Layout) and None not in (axes := [independent(each) for each in known.dimensions])
     }
     return Derivation(spec, model, reader.graph, values, tuple(reader.unknown))
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Any:
+    try:
+        return model(inputs)
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"model = {type(model).__name__} does not take inputs of shape {tuple(inputs.shape)} and {inputs.dtype} "
+            f"({reason}); pass them as it takes them"
+        ) from error
 
 
 def _spec(weights: Weights) -> tuple[Spec, dict[Symbol, str]]:

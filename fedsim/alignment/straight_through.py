@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from fedsim.alignment.permutations import Permutation, Spec, permute
 from fedsim.alignment.weight_matching import match_weights
 from fedsim.evaluation import EVALUATION_BATCH, Criterion, cross_entropies
-from fedsim.params import Params, lerp
+from fedsim.params import Params, fit, lerp
 from fedsim.training.batches import cut_batches
 
 
@@ -55,7 +55,7 @@ def match_straight_through(
     Raises
     ------
     ValueError
-        If an entry does not fit the architecture, or the descent diverges.
+        If there is no example, epoch or batch, an entry does not fit the architecture, or the descent diverges.
 
     Notes
     -----
@@ -67,6 +67,10 @@ def match_straight_through(
     ----------
     Ainsworth et al. 2023, Git Re-Basin: merging models modulo permutation symmetries, arXiv 2209.04836.
     """
+    for name, number in (("epochs", epochs), ("batch_size", batch_size), ("examples", len(inputs))):
+        if number < 1:
+            raise ValueError(f"{name} = {number} must be at least 1; match_weights needs no training")
+    reference, params = fit(model, reference, "the reference"), fit(model, params, "the other model")
     middle = _Middle(model, spec, reference, params, criterion)
     permutation = match_weights(spec, reference, params, rng=rng).permutation
     best, lowest = permutation, middle.loss(permutation, inputs, targets)

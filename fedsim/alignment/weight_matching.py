@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from fedsim.alignment.assignment import best_orders
-from fedsim.alignment.permutations import Axis, Permutation, Spec, compose, identity, permute
+from fedsim.alignment.permutations import Axis, Permutation, Spec, axes_of, compose, identity, permute
 from fedsim.params import Params
 
 # A rise of the objective that is smaller, relative to the largest that two models could have, is rounding.
@@ -56,12 +56,13 @@ def match_weights(
         after the other, by those entries alone that follow no order that is not matched yet, the one that has most of
         them first.
     sweeps
-        At most that many; the search ends where no symmetry has a better assignment.
+        At most that many, 0 for where the search begins; it ends where no symmetry has a better assignment.
 
     Raises
     ------
     ValueError
-        If the shape of an entry is not that of the architecture, or an entry is not finite.
+        If the architecture does not have an entry or has it with another shape, an entry is not finite, or ``sweeps``
+        is negative.
 
     Notes
     -----
@@ -76,6 +77,8 @@ def match_weights(
     ----------
     Ainsworth et al. 2023, Git Re-Basin: merging models modulo permutation symmetries, arXiv 2209.04836.
     """
+    if sweeps < 0:
+        raise ValueError(f"sweeps = {sweeps} must be at least 0; with 0 the search ends where it begins")
     search = _Search(spec, counted(spec, reference, params), counted(spec, params, reference), start or {})
     if start is None:
         search.begin_()
@@ -93,12 +96,12 @@ def counted(spec: Spec, params: Params, keys: Container[str]) -> Params:
     Raises
     ------
     ValueError
-        If the shape of an entry is not that of the architecture, or an entry is not finite.
+        If the architecture does not have an entry or has it with another shape, or an entry is not finite.
     """
     kept = {}
     for key, value in params.items():
         if key in keys and key not in spec.statistics and value.is_floating_point():
-            shape = tuple(sum(segment.size for segment in axis) for axis in spec.axes[key])
+            shape = tuple(sum(segment.size for segment in axis) for axis in axes_of(key, value, spec))
             if tuple(value.shape) != shape:
                 raise ValueError(f"{key} has the shape {tuple(value.shape)}, that of the architecture is {shape}")
             if not value.isfinite().all():

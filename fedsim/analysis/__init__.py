@@ -3,7 +3,7 @@
 from fedsim.analysis.bands import peaks
 from fedsim.analysis.barriers import barriers, count_evaluations, measure
 from fedsim.analysis.cka import cka
-from fedsim.analysis.connectivity import connectivity
+from fedsim.analysis.connectivity import ADDITIVITY_TS, connectivity
 from fedsim.analysis.criticality import criticality
 from fedsim.analysis.distances import distances
 from fedsim.analysis.interaction import interaction
@@ -16,6 +16,7 @@ from fedsim.analysis.stitching import stitching
 from fedsim.analysis.subspace import subspace_robustness
 
 __all__ = [
+    "ADDITIVITY_TS",
     "Measurement",
     "barriers",
     "cka",

@@ -18,6 +18,9 @@ from fedsim.analysis.sites import Site
 from fedsim.analysis.sources import Sources
 from fedsim.analysis.walks import Values
 
+# A sum that is below so many rounding errors of what is added up counts as 0.
+ROUNDING = 32
+
 
 class Commutativity:
     """Sums over examples of ``W_A H_A + W_B H_B`` and ``W_A H_B + W_B H_A``, each layer's weights and inputs.
@@ -68,9 +71,13 @@ class Commutativity:
         if site.bias:
             bias = self._weights.entry(site.bias, base) + self._weights.entry(site.bias, other)
             own = own - (bias if isinstance(site.module, nn.Linear) else bias.view(-1, *[1] * (own.ndim - 2)))
-        moved = first.argument - second.argument
-        difference = _apply(site.module, self._weights.difference(site.weight, base, other), moved)
-        return [_square(difference), _square(own), _square(own - difference), self._input_square(site, moved)]
+        apart = first.argument - second.argument
+        difference = _apply(site.module, self._weights.difference(site.weight, base, other), apart)
+        sides = own, own - difference
+        # One that is 0 is computed from what is not.
+        rounding = (ROUNDING * torch.finfo(own.dtype).eps) ** 2 * max(_square(value) for value in (*sides, difference))
+        squares = [square if square > rounding else 0.0 for square in map(_square, sides)]
+        return [_square(difference), *squares, self._input_square(site, apart)]
 
     def _weight_norms(self, key: str, base: int, other: int) -> list[float]:
         first, second = (self._weights.entry(key, state).double() for state in (base, other))

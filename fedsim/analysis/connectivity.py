@@ -44,7 +44,8 @@ def connectivity(
 
     The mixed model is ``(1 - t) * base + t * other``, running statistics included. The features of a layer are what it
     gives after what follows without weights, an activation or a pooling, as a vector; those of the last layer are the
-    outputs. Where branches are added up or concatenated there are features too, under the name of the block.
+    outputs. Where branches are added up or concatenated there are features too, under the name of the block. Of several
+    in one layer or block, as where it is used again, the last has its name and those before are ``name:1``, ``name:2``.
 
     Parameters
     ----------
@@ -96,7 +97,8 @@ def connectivity(
     Raises
     ------
     ValueError
-        If there are too few states, one does not fit the model, or an argument is unknown or out of range.
+        If there are too few states, one does not fit the model, there are no inputs, an argument is unknown or out of
+        range, or a model that cannot be traced does not call the same layers for every input.
 
     Notes
     -----
@@ -108,6 +110,8 @@ def connectivity(
     ----------
     Equations 2 to 5 of arXiv 2307.08286.
     """
+    if not len(ts):
+        raise ValueError("ts is empty; give at least one coefficient from 0 to 1")
     compared = with_average(model, states, weights, against)
     if against == "pairs" and pairs is None:
         pairs = list(combinations(range(len(states)), 2))

@@ -15,7 +15,7 @@ from fedsim.analysis.sites import Site
 from fedsim.analysis.sources import Sources
 from fedsim.analysis.walks import ModuleWalk, OperationWalk, Values, Walk
 from fedsim.data.dataset import channels_last
-from fedsim.graph import PROBES, NotTraceableError
+from fedsim.graph import NotTraceableError, probes_of
 from fedsim.params import Params, load_state_
 
 # Examples at a time.
@@ -44,6 +44,11 @@ class Features:
         The models whose features are asked for.
     threads
         That work at a time.
+
+    Raises
+    ------
+    ValueError
+        If there are no inputs.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Features:
         load_state_(self._model, states[0])
         self._inputs, self._list, self._threads = inputs, list(sources), threads
         self._local = threading.local()
-        probes = inputs[torch.arange(sum(PROBES), device=inputs.device) % len(inputs)]
+        probes = probes_of(inputs)
         self._walk: Walk
         try:
             self._walk = OperationWalk(self._model, probes)
@@ -75,6 +80,11 @@ class Features:
         ----------
         inputs
             Some of the inputs.
+
+        Raises
+        ------
+        DifferentCallsError
+            If a model that cannot be traced does not call its layers as it did for the first inputs.
         """
         if not hasattr(self._local, "root"):
             self._local.root = copy.deepcopy(self._model)

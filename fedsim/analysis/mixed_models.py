@@ -12,10 +12,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedsim.analysis.execute import Execution
 from fedsim.analysis.mixes import Mix, Normalisation, Part, Recipe, Source, parts_of, recipe_of
+from fedsim.analysis.paired import check_paired
 from fedsim.analysis.plan import Plan, make_plan
 from fedsim.data.dataset import channels_last
 from fedsim.evaluation import Criterion, Evaluation, cross_entropies, evaluate, losses_and_errors
-from fedsim.graph import PROBES, NotTraceableError, Operation, count_flops, trace
+from fedsim.graph import NotTraceableError, Operation, count_flops, probes_of, trace
 from fedsim.layers import Layers
 from fedsim.params import Params, lerp, load_state_
 from fedsim.training.buffers import recompute_buffers_
@@ -103,7 +104,13 @@ class MixedModels:
         ----------
         inputs, targets
             Inputs as the model takes them, shape [n, ...], and targets, shape [n, ...], on the model's device.
+
+        Raises
+        ------
+        ValueError
+            If there are no inputs, or not as many targets.
         """
+        check_paired(inputs, targets)
         distinct = list(dict.fromkeys(recipes))
         operations = self.operations(inputs)
         if operations is None:
@@ -120,7 +127,7 @@ class MixedModels:
             try:
                 if self._calibration is not None:
                     raise NotTraceableError("its statistics are recomputed")
-                self._probes = inputs[torch.arange(sum(PROBES), device=inputs.device) % len(inputs)]
+                self._probes = probes_of(inputs)
                 self._operations = trace(self._model, [part.keys for part in self.parts], self._probes)
                 # Pooling is faster so by far, but torch's group normalisation on a CPU is ten times slower.
                 self._channels_last = not any(each.kind is nn.GroupNorm for each in self._operations)

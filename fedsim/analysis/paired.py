@@ -1,6 +1,20 @@
-"""Paired differences: what changes from one model to another, example by example."""
+"""What is paired, example by example: inputs with targets, and what one model gives with what another does."""
 
 from torch import Tensor
+
+
+def check_paired(inputs: Tensor, targets: Tensor) -> None:
+    """Check that there are examples.
+
+    Raises
+    ------
+    ValueError
+        If there are no inputs, or not as many targets.
+    """
+    if not len(inputs):
+        raise ValueError("there are no inputs; give at least one")
+    if len(targets) != len(inputs):
+        raise ValueError(f"there are {len(targets)} targets for {len(inputs)} inputs; give one for each")
 
 
 def mean_and_error(differences: Tensor) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedsim.analysis.paired import check_paired
 from fedsim.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH, Criterion, cross_entropies, losses_and_errors
 from fedsim.params import Params, fit_all
 from fedsim.seeds import rng
@@ -56,8 +57,8 @@ def perturbations(
     Raises
     ------
     ValueError
-        If there is no state, one does not fit the model, inputs are no floating-point numbers, or there is no size, or
-        one is negative.
+        If there is no state, one does not fit the model, inputs are no floating-point numbers, there are none or not as
+        many targets, or there is no size, or one is negative.
 
     References
     ----------
@@ -65,6 +66,7 @@ def perturbations(
     """
     fitted = fit_all(model, states)
     _check(inputs, {"fgsm": fgsm, "noise": noise})
+    check_paired(inputs, targets)
     size = EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH
     kinds = [("fgsm", eps) for eps in fgsm] + [("noise", sigma) for sigma in noise]
 

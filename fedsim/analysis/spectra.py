@@ -41,7 +41,7 @@ def spectra(model: nn.Module, states: Sequence[Params]) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If there is no state, or one does not fit the model.
+        If there is no state, one does not fit the model, or one has weights that are not finite.
 
     References
     ----------
@@ -51,7 +51,7 @@ def spectra(model: nn.Module, states: Sequence[Params]) -> pd.DataFrame:
     fitted = fit_all(model, states)
     for layer, key in _matrices(model):
         for base, state in enumerate(fitted):
-            values = torch.linalg.svdvals(_matrix(state[key])).numpy()
+            values = torch.linalg.svdvals(_matrix(state[key], f"state {base}", key)).numpy()
             rows.append({"layer": layer, "base": base} | _ranks(values) | {"singular_values": values.tolist()})
     names = ["layer", "base", "stable_rank", "effective_rank", "spectral_norm", "frobenius_norm", "singular_values"]
     return pd.DataFrame(rows, columns=names)
@@ -81,8 +81,8 @@ def principal_angles(
     Raises
     ------
     ValueError
-        If there are fewer than two states, one does not fit the model, a pair names a state that is not there, or
-        ``k`` is below 1.
+        If there are fewer than two states, one does not fit the model or has weights that are not finite, a pair names
+        a state that is not there, or ``k`` is below 1.
     """
     if k < 1:
         raise ValueError(f"k = {k} must be at least 1")
@@ -91,7 +91,8 @@ def principal_angles(
     ends = [(mix.base, mix.other) for mix in list_mixes({"": ()}, len(states), "pairs", (1.0,), wanted)]
     rows = []
     for layer, key in _matrices(model):
-        bases = {state: _bases(fitted[state][key], k) for state in dict.fromkeys(i for pair in ends for i in pair)}
+        used = dict.fromkeys(state for pair in ends for state in pair)
+        bases = {state: _bases(_matrix(fitted[state][key], f"state {state}", key), k) for state in used}
         for base, other in ends:
             for side, first, second in zip(("left", "right"), bases[base], bases[other], strict=True):
                 angles = subspace_angles(first, second)
@@ -108,7 +109,9 @@ def _matrices(model: nn.Module) -> Iterator[tuple[str, str]]:
         yield from ((layer.name if len(keys) == 1 else key, key) for key in keys)
 
 
-def _matrix(value: Tensor) -> Tensor:
+def _matrix(value: Tensor, state: str, key: str) -> Tensor:
+    if not value.isfinite().all():
+        raise ValueError(f"{state} has {key} with values that are not finite; its spectrum is not defined")
     return value.detach().flatten(1).to("cpu", torch.float64)
 
 
@@ -123,6 +126,6 @@ def _ranks(values: NDArray[np.float64]) -> dict[str, float]:
     return ranks | {"spectral_norm": largest, "frobenius_norm": square**0.5}
 
 
-def _bases(value: Tensor, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    left, _, right = torch.linalg.svd(_matrix(value), full_matrices=False)
+def _bases(matrix: Tensor, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     return left[:, :k].numpy(), right[:k].T.numpy()

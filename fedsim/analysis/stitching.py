@@ -48,7 +48,8 @@ def stitching(
     Raises
     ------
     ValueError
-        If there are too few states, one does not fit the model, or an argument is unknown or out of range.
+        If there are too few states, one does not fit the model, there are no inputs or not as many targets, or an
+        argument is unknown or out of range.
     """
     compared = with_average(model, states, weights, against)
     models = MixedModels(model, compared, criterion=criterion, threads=threads, max_memory=max_memory)

@@ -16,6 +16,10 @@ from fedsim.layers import Layers
 from fedsim.params import Params, first_keys
 
 
+class DifferentCallsError(ValueError):
+    """A model that calls its layers in another way for other inputs or weights."""
+
+
 class Values(NamedTuple):
     """What a model gives at a site.
 
@@ -149,6 +153,8 @@ class ModuleWalk:
         other = {key: value * 0.9 if value.is_floating_point() else value for key, value in state.items()}
         with torch.inference_mode():
             called, again = (self._called(model, probes, each) for each in (state, other))
+        self._expected = [each.name for each in called]
+        self._check(again)
         # Integers, tuples and what has no row for each example are no features.
         features = [k for k, each in enumerate(called) if _is_features(each.result, len(probes))]
         self.size = sum(2.0 * called[k].result.nbytes for k in features) / len(probes)
@@ -170,6 +176,8 @@ class ModuleWalk:
     ) -> Iterator[tuple[Site, list[Values]]]:
         """Yield what the modules give."""
         every = [self._called(root, inputs, weights.params(source)) for source in sources]
+        for called in every:
+            self._check(called)
         for site in self.sites:
             calls = [called[site.place] for called in every]
             yield site, [Values(call.result, call.result, call.argument) for call in calls]
@@ -177,6 +185,13 @@ class ModuleWalk:
     def finish(self, root: nn.Module, site: Site, value: Tensor) -> Tensor:
         """Return the value itself."""
         return value
+
+    def _check(self, called: Sequence["_Call"]) -> None:
+        """Check that the calls are those of the first inputs, by whose positions features are taken."""
+        if [each.name for each in called] != self._expected:
+            raise DifferentCallsError(
+                "the model does not call the same layers for every input; connectivity and cka cannot be measured of it"
+            )
 
     def _called(self, root: nn.Module, inputs: Tensor, params: Params) -> list["_Call"]:
         """Return the calls of the layers' modules in their order."""

@@ -89,18 +89,18 @@ def _columns(tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, pd.Serie
         rows = connectivity.halfway(tables["connectivity"])
         means = _means(rows[rows["base"] != AVERAGE])
         yield "1 - cosine", 1 - means["cosine"]
-        yield "of the models", 1 - means["cosine_ends"]
+        yield "the two models'", 1 - means["cosine_ends"]
         yield from ((name, means[name]) for name in ("ratio", "coefficient"))
     if "stitching" in tables:
         means = _means(tables["stitching"])
-        yield "stitched error", means["error"]
-        yield "the models' error", means["error_ends"]
+        yield "stitched error (%)", 100 * means["error"]
+        yield "the models' error (%)", 100 * means["error_ends"]
     if "cka" in tables:
         yield "CKA", _means(tables["cka"])["cka"]
     if "spectra" in tables:
         rows = tables["spectra"]
         yield "stable rank", _means(rows[rows["base"] != AVERAGE])["stable_rank"]
-        yield "the average's", _means(rows[rows["base"] == AVERAGE])["stable_rank"]
+        yield "the average's stable rank", _means(rows[rows["base"] == AVERAGE])["stable_rank"]
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:
@@ -109,7 +109,7 @@ def _means(rows: pd.DataFrame) -> pd.DataFrame:
 
 def matching_table(rows: pd.DataFrame) -> Table:
     """Write by order of units and checkpoint which share of them changed places, in percent."""
-    others = rows[rows["base"] != rows["base"].iloc[0]]
+    others = connectivity.without_first(rows)
     cells = tuple(
         (str(row["order"]), str(row["base_name"]), f"{row['units']:,}", f"{100 * row['moved']:.1f}")
         for row in others.to_dict(orient="records")

@@ -48,7 +48,7 @@ def connectivity(rows: pd.DataFrame) -> Figure:
         LayerPanel("commutativity: relative squared distances", list(_commutativity(each)), log=True),
         LayerPanel(
             "additivity of the nonlinearity behind: relative squared distance",
-            [Curve("halfway", spread(each, each["additivity"]), 0)],
+            list(_of_both(each, all_of_them, "additivity")),
             log=True,
         ),
     ]
@@ -60,6 +60,7 @@ def _angles(each: pd.DataFrame, all_of_them: pd.DataFrame) -> Iterator[Curve]:
     yield Curve("the two models", spread(each, 1 - each["cosine_ends"]), 1)
     if len(all_of_them):
         yield Curve("average of all\nand mix of all", spread(all_of_them, 1 - all_of_them["cosine"]), 2)
+        yield Curve("all pairs of models", spread(all_of_them, 1 - all_of_them["cosine_ends"]), 3)
 
 
 def _of_both(each: pd.DataFrame, all_of_them: pd.DataFrame, column: str) -> Iterator[Curve]:
@@ -113,7 +114,7 @@ def cka(rows: pd.DataFrame, over: str = "round") -> Figure:
 
 def stable_ranks(rows: pd.DataFrame, over: str = "round") -> Figure:
     """Draw by layer and round, or another column, of how many directions the weights consist."""
-    parts = dict(_models(rows)) if over == "round" else {"models and their average": rows}
+    parts = {text: part for text, part, _ in _models(rows)} if over == "round" else {"models and their average": rows}
     tables = {text: _table(part, "stable_rank", over) for text, part in parts.items()}
     return heat_maps(tables, Quantity("stable rank", signed=False), across=2, columns=over if over == "round" else "")
 
@@ -122,7 +123,7 @@ def spectra(rows: pd.DataFrame) -> Figure:
     """Draw by layer the singular values over the largest, by their number, in the last round."""
     rows = last_round(rows)
     panels: dict[str, list[Curve]] = {}
-    for number, (text, part) in enumerate(_models(rows)):
+    for text, part, number in _models(rows):
         for layer, of_layer in part.groupby("layer", sort=False):
             panels.setdefault(str(layer), []).append(Curve(text, _shares(of_layer), number))
     return small_multiples(panels, "number of the singular value", "share of the largest", log=True, log_y=True)
@@ -133,8 +134,7 @@ def matching(rows: pd.DataFrame, over: str = "round") -> Figure:
 
     The first model's stay where they are and are left out.
     """
-    rounds = rows["round"] if "round" in rows else pd.Series(0, rows.index)
-    matched = rows[rows["base"] != rows.groupby(rounds)["base"].transform("first")]
+    matched = without_first(rows)
     named = matched.assign(layer=matched["order"] + " (" + matched["units"].astype(str) + ")")
     return heat_maps(
         {"units in another place": _table(named, "moved", over)},
@@ -143,14 +143,19 @@ def matching(rows: pd.DataFrame, over: str = "round") -> Figure:
     )
 
 
-def _models(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield the rows of the models themselves and of their average, where there are some."""
-    for text, part in (
-        ("models, mean", rows[rows["base"] != AVERAGE]),
-        ("their average", rows[rows["base"] == AVERAGE]),
+def without_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return what matching did to the models of each round but the first, to which the others are matched."""
+    rounds = rows["round"] if "round" in rows else pd.Series(0, rows.index)
+    return rows[rows["base"] != rows.groupby(rounds)["base"].transform("first")]
+
+
+def _models(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, int]]:
+    """Yield the rows of the models themselves and of their average, where there are some, and their colour."""
+    for number, (text, part) in enumerate(
+        (("models, mean", rows[rows["base"] != AVERAGE]), ("their average", rows[rows["base"] == AVERAGE]))
     ):
         if len(part):
-            yield text, part
+            yield text, part, number
 
 
 def _shares(rows: pd.DataFrame) -> pd.DataFrame:

@@ -69,7 +69,14 @@ def evaluation_table(result: Result) -> Table:
     for model, data, of_server in _measured(result):
         values = [_values(result, model, data, server_round, of_server) for server_round in rounds.values()]
         count = UNKNOWN if of_server else str(max(map(len, values)))
-        rows.append((MODELS[model], DATA[data], count, *(cell for each in values for cell in _cells(each, of_server))))
+        rows.append(
+            (
+                MODELS[model],
+                DATA.get(data, f"server's test data, {data}"),
+                count,
+                *(cell for each in values for cell in _cells(each, of_server)),
+            )
+        )
     return Table(tuple(headings), (False, False, *[True] * (len(headings) - 2)), tuple(rows))
 
 
@@ -98,7 +105,7 @@ def _rounds(result: Result) -> Mapping[str, int]:
 
 
 def _measured(result: Result) -> Iterator[tuple[str, str, bool]]:
-    """Yield each model, what it was measured on, and whether by the server, for whom data ``test`` are its own."""
+    """Yield each model, what it was measured on, and whether by the server, perturbed or not."""
     accuracies = result.metrics[result.metrics["metric"] == "accuracy"]
     found = set(zip(accuracies["model"], accuracies["split"], accuracies["client"].isna(), strict=True))
     for model in MODELS:
@@ -107,10 +114,14 @@ def _measured(result: Result) -> Iterator[tuple[str, str, bool]]:
                 yield model, data, False
             elif data == "server" and (model, "test", True) in found:
                 yield model, data, True
+        yield from (
+            (model, split, True) for split in result.config.evaluation.perturbed if (model, split, True) in found
+        )
 
 
 def _values(result: Result, model: str, data: str, server_round: int, of_server: bool) -> pd.Series:
-    rows = result.of(model, split="test", server=True) if of_server else result.of(model, split=data)
+    split = "test" if of_server and data == "server" else data
+    rows = result.of(model, split=split, server=of_server)
     return rows[rows["round"] == server_round].set_index("client")["value"].astype(float).sort_index()
 
 

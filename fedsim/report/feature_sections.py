@@ -31,8 +31,8 @@ STITCHING_TEXT = (
 )
 CKA_TEXT = (
     "How alike the features of two clients' uploaded models are up to rotation and scale, whatever the order of their "
-    "units: 1 is alike, 0 is unrelated; mean over {pairs} pairs. The first layers of any two models that saw like data "
-    "are alike, so compare layers with layers and rounds with rounds. Measured on {data}."
+    "units: 1 is alike, 0 is unrelated; pairs of clients: {pairs}. The first layers of any two models that saw like "
+    "data are alike, so compare layers with layers and rounds with rounds. Measured on {data}."
 )
 RANK_TEXT = (
     "Of about how many directions a layer's weights consist: the sum of the squared singular values over the largest "
@@ -43,6 +43,7 @@ SPECTRA_TEXT = (
     "Singular values of each layer's weights over its largest one, after round {round}: steep lines are layers of few "
     "directions. Bands go from the least to the greatest of the clients; compare the average with them."
 )
+OF_AVERAGE = " Matching changes the average's only: those of the models themselves are as before it, and shown there."
 MATCHING_TEXT = (
     "Which share of a layer's units matching put into another place than the client had them, mean over the clients "
     "but the first, whose units stay. Those of clients that start from one model hardly move (near 0); between models "
@@ -81,14 +82,16 @@ def cka_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
 
 def spectra_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     """Yield the sections of the weights' singular values."""
-    yield Section("stable-rank", "Stable rank of weights", RANK_TEXT, connectivity.stable_ranks(rows))
-    text = SPECTRA_TEXT.format(round=rows["round"].max())
+    more = "" if (rows["base"] != AVERAGE).any() else OF_AVERAGE
+    yield Section("stable-rank", "Stable rank of weights", RANK_TEXT + more, connectivity.stable_ranks(rows))
+    text = SPECTRA_TEXT.format(round=rows["round"].max()) + more
     yield Section("spectra", "Singular values of weights", text, connectivity.spectra(rows))
 
 
 def matching_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
-    """Yield the section of units that changed places."""
-    yield Section("matching", "Units that changed places", MATCHING_TEXT, connectivity.matching(rows))
+    """Yield the section of units that changed places, if there was more than one model."""
+    if len(connectivity.without_first(rows)):
+        yield Section("matching", "Units that changed places", MATCHING_TEXT, connectivity.matching(rows))
 
 
 def _by_ends(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str, dict[str, object]]]:

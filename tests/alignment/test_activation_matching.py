@@ -146,6 +146,11 @@ def test_units_that_never_respond_match_nothing() -> None:
         assert set(order[3:].tolist()) == {3, 4}
     with pytest.raises(ValueError, match="there are no inputs"):
         match_activations(derivation, *states, inputs[:0])
+    with pytest.raises(ValueError, match=r"^kind = 'cosine' must be one of pearson, uncentred$"):
+        match_activations(derivation, *states, inputs, kind="cosine")  # type: ignore[arg-type]
+    part = {key: value for key, value in states[1].items() if key != "fc1.bias"}
+    with pytest.raises(ValueError, match=r"^the other model lacks the entry 'fc1\.bias'"):
+        match_activations(derivation, states[0], part, inputs)
 
 
 def _taken(model: nn.Module, params: Params, inputs: Tensor, readers: dict[str, list[str]]) -> dict[str, list[Any]]:

@@ -83,16 +83,17 @@ def test_a_merge_is_the_weighted_mean_of_the_permuted_members(merge, start: Para
 def test_the_distances_between_members_only_fall(merge) -> None:
     for weights in (None, [1.0, 5.0, 2.0, 1.0, 3.0, 1.0]):
         members = kin(6, apart=2.0)
-        merged = [merge(SPEC, members, weights=weights, rng=rng(), sweeps=sweeps) for sweeps in range(4)]
+        merged = [merge(SPEC, members, weights=weights, rng=rng(), sweeps=sweeps) for sweeps in range(1, 5)]
         shares = np.ones(6) / 6 if weights is None else np.array(weights) / sum(weights)
         distances = []
         for each in merged:
             moved = [permute(member, SPEC, found) for member, found in zip(members, each.permutations, strict=True)]
             pairs = combinations(range(6), 2)
             distances.append(sum(shares[a] * shares[b] * squared_distance(moved[a], moved[b]) for a, b in pairs))
-        np.testing.assert_allclose(distances[: len(merged[-1].spreads)], merged[-1].spreads, rtol=1e-10)
-        assert (np.diff(distances) <= 1e-9).all()
-        assert distances[-1] < distances[0]
+        before, *after = merged[-1].spreads
+        np.testing.assert_allclose(distances[: len(after)], after, rtol=1e-10)
+        assert (np.diff([before, *distances]) <= 1e-9).all()
+        assert distances[-1] < before
 
 
 def test_a_merge_of_many_ends_where_no_member_fits_the_mean_of_the_others_better() -> None:
@@ -228,6 +229,17 @@ def test_what_cannot_be_merged_is_refused(merge) -> None:
     for weights in ([1.0], [1.0, 0.0]):
         with pytest.raises(ValueError, match="positive"):
             merge(SPEC, members, weights=weights, rng=rng())
+    tied = [member | {"tied.weight": member["fc2.weight"]} for member in members]
+    with pytest.raises(
+        ValueError, match=r"^the spec has no entry 'tied\.weight'; pass those of fedsim\.params\.state_of"
+    ):
+        merge(SPEC, tied, rng=rng())
+
+
+@pytest.mark.parametrize("merge", [merge_many, merge_to_universe])
+def test_a_merge_without_sweeps_is_refused(merge) -> None:
+    with pytest.raises(ValueError, match=r"^sweeps = 0 must be at least 1; "):
+        merge(SPEC, kin(2), rng=rng(), sweeps=0)
 
 
 def test_an_unknown_order_is_refused() -> None:

@@ -150,3 +150,12 @@ def test_the_share_of_moved_units_is_counted_by_order() -> None:
 def assert_equal(first: Params, second: Params) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_what_does_not_belong_to_the_architecture_cannot_be_permuted() -> None:
+    params = draw()
+    with pytest.raises(ValueError, match=r"^the spec has no entry 'tied'; pass those of fedsim\.params\.state_of"):
+        permute({**params, "tied": params["fc.weight"]}, SPEC, {})
+    for units in (4, 6):
+        with pytest.raises(ValueError, match=f"^the order 'fc' has {units} units and must have 5; "):
+            permute(params, SPEC, {"fc": torch.arange(units)})

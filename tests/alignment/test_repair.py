@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from fedsim.alignment.biases import scale_biases
-from fedsim.alignment.repair import Kind, repair, reset_statistics
+from fedsim.alignment.repairing import Kind, repair, reset_statistics
 from fedsim.averaging import weighted_mean
 from fedsim.models import MODELS
 from fedsim.params import Params, load_state_, state_of
@@ -274,12 +274,18 @@ class Branching(nn.Module):
 
 def test_what_cannot_be_repaired_is_an_error_of_one_line() -> None:
     model, states, inputs = models(Branching)
-    with pytest.raises(ValueError, match=r"^Branching cannot be corrected layer by layer: [^\n]*; leave .* out$"):
+    with pytest.raises(
+        ValueError, match=r"^Branching cannot .* by layer: [^\n]*symbolically traced [^\n]*; leave .* out$"
+    ):
         repair(model, average(states), states, inputs)
     model, states, inputs = models(cnn)
     merged = average(states)
     with pytest.raises(ValueError, match="statistics need at least 2"):
         repair(model, merged, states, inputs[:1])
+    with pytest.raises(ValueError, match=r"^kind = 'all' must be one of repair, rescale, reshift$"):
+        repair(model, merged, states, inputs, kind="all")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^there are no inputs; "):
+        scale_biases(model, merged, states, inputs[:0])
     with pytest.raises(ValueError, match="for 3 members; give each one positive"):
         repair(model, merged, states, inputs, weights=(1.0, 0.0, 1.0))
     with pytest.raises(ValueError, match=r"state 1 lacks the entry .0\.bias."):

@@ -13,6 +13,7 @@ from fedsim.alignment.permutations import (
     Permutation,
     Segment,
     Spec,
+    Symmetry,
     invert,
     permute,
     permute_entry,
@@ -301,3 +302,20 @@ def test_the_spec_does_not_depend_on_the_number_of_inputs() -> None:
         case = zoo(name, None)
         inputs = torch.cat([case.inputs, case.inputs[:1]])
         assert permutation_spec(case.derivation.model, inputs) == case.spec
+
+
+def test_an_order_of_one_unit_is_checked_without_end_of_the_search() -> None:
+    model, unit = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 2)), (Segment(1, "unit"),)
+    axes = {"0.weight": (unit, (Segment(2),)), "0.bias": (unit,), "1.weight": ((Segment(2),), unit)}
+    spec = Spec((Symmetry(1, {"unit": 1}),), {**axes, "1.bias": ((Segment(2),),)})
+    check_spec(model, distinct(model), spec, torch.ones(2, 2), rng(0))
+
+
+def test_inputs_that_the_model_does_not_take_are_refused_in_one_line() -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"^len\(inputs\) = 1 must be at least 2; [^\n]+$"):
+        derive(model, torch.ones(1, 3))
+    with pytest.raises(
+        ValueError, match=r"^model = Linear does not take inputs of shape \(2, 4\) and torch\.float32 [^\n]+$"
+    ):
+        derive(model, torch.ones(2, 4))

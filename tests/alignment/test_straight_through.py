@@ -162,3 +162,15 @@ def test_a_search_that_diverges_is_an_error() -> None:
     model, spec, states, inputs, targets = models(mlp)
     with pytest.raises(ValueError, match="not finite"):
         match_straight_through(model, spec, *states, inputs, targets, rng=np.random.default_rng(0), lr=float("inf"))
+
+
+def test_a_search_without_training_is_an_error() -> None:
+    model, spec, states, inputs, targets = models(small)
+    for name in ("epochs", "batch_size"):
+        with pytest.raises(ValueError, match=f"^{name} = 0 must be at least 1; "):
+            match_straight_through(model, spec, *states, inputs, targets, rng=rng(0), **{name: 0})
+    with pytest.raises(ValueError, match=r"^examples = 0 must be at least 1; "):
+        match_straight_through(model, spec, *states, inputs[:0], targets[:0], rng=rng(0))
+    part = {key: value for key, value in states[0].items() if key != "0.bias"}
+    with pytest.raises(ValueError, match=r"^the reference lacks the entry '0\.bias'"):
+        match_straight_through(model, spec, part, states[1], inputs, targets, rng=rng(0))

@@ -115,6 +115,24 @@ def test_threads_change_nothing_and_the_model_stays_as_it_was() -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_a_model_that_skips_a_layer_for_some_inputs_has_no_features_to_compare() -> None:
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            inner = self.first(x)
+            return self.third(self.second(inner) if float(x.detach().abs().max()) < 1e3 else inner)
+
+    model, inputs = Skipping().double(), models(1)[2]
+    states = [model.state_dict()] * 2
+    assert list(cka(model, states, inputs)["layer"]) == ["first", "second", "third"]
+    inputs[-1] = 1e4
+    with pytest.raises(ValueError, match="does not call the same layers for every input; connectivity and cka cannot"):
+        cka(model, states, inputs)
+
+
 def test_wrong_arguments_are_named() -> None:
     model, states, inputs, _ = models(2, mlp)
     assert len(cka(model, states, inputs, pairs=[])) == 0

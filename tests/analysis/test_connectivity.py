@@ -541,6 +541,16 @@ def test_numbers_do_not_depend_on_what_else_is_asked_for() -> None:
     np.testing.assert_allclose(back, few.query("base == 1").drop(columns=KEYS), rtol=1e-9)
 
 
+def test_a_model_of_zeros_commutes_with_none() -> None:
+    model, states, inputs = made("mlp", 2)
+    zeros = {key: torch.zeros_like(value) for key, value in states[0].items()}
+    for dtype in (torch.float32, torch.float64):
+        pair = [{key: value.to(dtype) for key, value in state.items()} for state in (zeros, states[1])]
+        table = connectivity(model.to(dtype), pair, inputs.to(dtype), against="pairs")
+        # W_A H_B + W_B H_A is 0, computed from two terms that cancel.
+        assert np.isinf(table["commutativity"].dropna()).all()
+
+
 def test_no_pairs_are_no_rows() -> None:
     model, states, inputs = made("mlp", 2)
     every, none = (connectivity(model, states, inputs, against="pairs", pairs=pairs) for pairs in (None, []))
@@ -553,6 +563,7 @@ def test_wrong_arguments_are_named() -> None:
     for options, message in (
         ({"against": "pairs", "pairs": [(0, 5)]}, r"pair \(0, 5\)"),
         ({"ts": [2.0]}, "must be from 0 to 1"),
+        ({"ts": ()}, "ts is empty; give at least one"),
         ({"additivity_ts": [-1.0]}, "additivity_ts has -1.0"),
         ({"weights": [1.0]}, "1 weights for 2 members"),
         ({"against": "all"}, "against = 'all'"),
@@ -561,3 +572,5 @@ def test_wrong_arguments_are_named() -> None:
             connectivity(model, states, inputs, **options)
     with pytest.raises(ValueError, match="there is 1 state"):
         connectivity(model, states[:1], inputs, against="pairs")
+    with pytest.raises(ValueError, match="there are no inputs; give at least one"):
+        connectivity(model, states, inputs[:0])

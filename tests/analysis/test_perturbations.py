@@ -78,6 +78,8 @@ def test_wrong_arguments_are_named() -> None:
         ((states, inputs), {}, "fgsm and noise are both empty"),
         ((states, inputs), {"fgsm": [-0.1]}, "fgsm has the size -0.1"),
         (([], inputs), {"fgsm": [0.1]}, "there are no states"),
+        ((states, inputs[:0]), {"fgsm": [0.1]}, "there are no inputs"),
+        ((states, inputs[1:]), {"fgsm": [0.1]}, "there are 40 targets for 39 inputs"),
     ):
         with pytest.raises(ValueError, match=message):
             perturbations(model, *arguments, targets, **options)

@@ -71,6 +71,10 @@ def test_wrong_arguments_are_named() -> None:
     model, states, _, _ = models(2)
     with pytest.raises(ValueError, match="there are no states"):
         spectra(model, [])
+    broken = {key: torch.full_like(value, torch.nan) for key, value in states[0].items()}
+    for measure in (spectra, principal_angles):
+        with pytest.raises(ValueError, match=r"state 1 has 0\.weight with values that are not finite"):
+            measure(model, [states[0], broken])
     with pytest.raises(ValueError, match="k = 0 must be at least 1"):
         principal_angles(model, states, k=0)
     with pytest.raises(ValueError, match=r"pair \(0, 5\)"):

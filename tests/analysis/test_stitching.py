@@ -74,3 +74,7 @@ def test_wrong_arguments_are_named() -> None:
         stitching(model, states, inputs, targets, against="pairs", pairs=[(0, 5)])
     with pytest.raises(ValueError, match="there is 1 state"):
         stitching(model, states[:1], inputs, targets, against="pairs")
+    with pytest.raises(ValueError, match="there are no inputs"):
+        stitching(model, states, inputs[:0], targets[:0])
+    with pytest.raises(ValueError, match="there are 39 targets for 40 inputs"):
+        stitching(model, states, inputs, targets[1:])

@@ -198,3 +198,10 @@ def test_a_logarithmic_scale_has_some_numbers_and_none_for_minor_ticks(values: t
 def test_equal_models_have_nothing_on_a_logarithmic_scale() -> None:
     rows = features().assign(cosine=1.0, cosine_ends=1.0, ratio=np.nan)
     assert save(connectivity.connectivity(rows), "svg").startswith(b"<?xml")
+
+
+def test_a_single_model_is_matched_to_nothing_and_has_no_section() -> None:
+    rows = pd.DataFrame({"base": 0, "order": ["fc1", "fc2"], "units": 4, "moved": 0.0, "round": [1, 1]})
+    assert not list(matching_sections(rows, "server"))
+    two = pd.concat([rows, rows.assign(base=1, moved=0.5)])
+    assert [section.name for section in matching_sections(two, "server")] == ["matching"]

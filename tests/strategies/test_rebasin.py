@@ -322,3 +322,27 @@ def test_without_matching_no_inputs_are_needed() -> None:
     assert MatchedAverage(Mlp(), matching="none").inputs is None
     with pytest.raises(ValueError, match="HierarchicalAverage traces the model"):
         HierarchicalAverage(Mlp())
+
+
+class Branching(Mlp):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) * (2.0 if bool(inputs.sum() > 0) else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "problem"),
+    [
+        (MatchedAverage, {}, "model = Branching cannot be traced .* with matching = 'none'"),
+        (HierarchicalAverage, {}, "model = Branching cannot be traced .* matched_average with matching = 'none'"),
+        *(
+            (MatchedAverage, {"matching": "none", "repair": repair}, f"repair = '{repair}': .* with repair = 'none'$")
+            for repair in ("repair", "rescale", "reshift", "biases")
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_traced_is_refused_before_the_first_round(
+    strategy: Callable[..., Any], options: Mapping[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem) as error:
+        strategy(Branching().double(), inputs=PROBES, **options)
+    assert "\n" not in str(error.value)

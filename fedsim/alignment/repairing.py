@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedsim.alignment.moments import Moments, moments_of
 from fedsim.alignment.shares import shares_of
-from fedsim.alignment.sites import Site, sites_of, traced
+from fedsim.alignment.sites import ChannelSite, sites_of, traced
 from fedsim.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
 from fedsim.graph import Operation
 from fedsim.params import Params, fit, fit_all, load_state_, state_of
@@ -57,8 +57,8 @@ def repair(
     Raises
     ------
     ValueError
-        If there are fewer than two inputs, the model is not a graph of operations on single examples, an entry does
-        not fit it, or the weights do not fit the members.
+        If there are fewer than two inputs, the kind is unknown, the model is not a graph of operations on single
+        examples, an entry does not fit it, or the weights do not fit the members.
 
     Notes
     -----
@@ -70,6 +70,8 @@ def repair(
     ----------
     Jordan et al. 2023, REPAIR: REnormalizing Permuted Activations for Interpolation Repair, arXiv 2211.08403.
     """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind = {kind!r} must be one of {', '.join(get_args(Kind))}")
     shares = shares_of(members, weights)
     _check_inputs(inputs)
     fitted, params = fit_all(model, members, 1), fit(model, merged, "the merged model")
@@ -143,7 +145,7 @@ def _run(operation: Operation, root: nn.Module, arguments: Sequence[Any], params
 
 
 def _measured(
-    operations: Sequence[Operation], sites: Mapping[int, Site], root: nn.Module, params: Params, inputs: Tensor
+    operations: Sequence[Operation], sites: Mapping[int, ChannelSite], root: nn.Module, params: Params, inputs: Tensor
 ) -> dict[int, Moments]:
     """Return the moments of a model at each site."""
     measured: dict[int, Moments] = {}
@@ -160,7 +162,7 @@ def _measured(
 
 
 def _goals(
-    sites: Mapping[int, Site], measured: Sequence[Mapping[int, Moments]], shares: Sequence[float]
+    sites: Mapping[int, ChannelSite], measured: Sequence[Mapping[int, Moments]], shares: Sequence[float]
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Return the members' weighted mean and their weighted standard deviation at each site."""
     goals = {}
@@ -180,7 +182,7 @@ def _new_statistics(operation: Operation, root: nn.Module, params: Params, value
     return {entry.key: buffers[entry.name] for entry in operation.entries if entry.name in buffers}
 
 
-def _corrected(site: Site, params: Params, own: Moments, mean: Tensor, std: Tensor, kind: Kind) -> Params:
+def _corrected(site: ChannelSite, params: Params, own: Moments, mean: Tensor, std: Tensor, kind: Kind) -> Params:
     """Return the entries with which a site has the goal's moments, given its own."""
     if site.weight is None:
         return {}
