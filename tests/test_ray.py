@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.engines.grid import Engine
 from fedsim.engines.local import LocalEngine
+from fedsim.engines.queues import Call, Item, Queue
 from fedsim.engines.ray import RayEngine
 from fedsim.engines.states import state_file
 from fedsim.errors import ConfigError, RunError
@@ -191,6 +193,19 @@ def test_a_worker_that_dies_in_a_round_loses_nothing_of_that_round(
     assert sums(ask(engine, 2, kind=MessageType.EVALUATE)) == expected
     assert set(engine.restored) <= {0, 2, 4}
     assert set(engine.restored.values()) <= {1}
+
+
+def test_after_a_death_no_call_is_sent_before_the_result_of_another() -> None:
+    def queue(waiting: int, running: int) -> Queue:
+        """Return a queue of two messages that have died so often with their worker."""
+        first, second = (Item(Message(RecordDict(), 0, MessageType.TRAIN), 0, deaths) for deaths in (running, waiting))
+        return Queue(deque([second]), deque([Call(None, [first])]))
+
+    assert queue(0, 0).has_room(2)
+    assert not queue(0, 0).has_room(1)
+    assert not queue(1, 0).has_room(2)
+    assert not queue(0, 1).has_room(2)
+    assert Queue(deque([Item(Message(RecordDict(), 0, MessageType.TRAIN), 0, 1)])).has_room(2)
 
 
 def test_a_client_that_always_kills_its_worker_is_left_out_alone(

@@ -50,6 +50,15 @@ class Queue:
     waiting: deque[Item] = field(default_factory=deque)
     running: deque[Call] = field(default_factory=deque)
 
+    def has_room(self, ahead: int) -> bool:
+        """Tell whether the next call may be sent before the results of those that run are there, up to ``ahead``.
+
+        After a death none is: a worker that dies at the next call may take an answer with it that is not received yet,
+        and the one who gave it would be blamed.
+        """
+        suspected = self.waiting[0].deaths or any(item.deaths for call in self.running for item in call.items)
+        return len(self.running) < (1 if suspected else ahead)
+
     def take(self, count: int, journal: Journal) -> list[Item]:
         """Return the items of the next call; those that come after a death, and what they need first, go alone."""
         if message := journal.to_repeat(self.waiting[0].client):

@@ -217,7 +217,7 @@ class RayEngine(Engine):
 
     def _send(self, worker: _Worker) -> None:
         """Give a worker its next calls; with a deadline one client at a time, so that it is clear whose time runs."""
-        while worker.ready and worker.waiting and len(worker.running) < (1 if self.deadline else CALLS_AHEAD):
+        while worker.ready and worker.waiting and worker.has_room(1 if self.deadline else CALLS_AHEAD):
             size = 1 if self.deadline else self._costs.messages(worker.waiting[0].message, self._cohort)
             items = worker.take(size, self._journal)
             data, buffers = self._packer.pack([item.message for item in items])
