@@ -344,7 +344,8 @@ with engines.RayEngine(make, 4, 2, gpus_per_worker=0.5) as engine:
         engines.RayEngine(make, 4, 2, gpus_per_worker=0.75)
     except Exception as error:
         print(error)
-assert not session.exists() and not (session.parent / "session_latest").is_symlink()
+latest = session.parent / "session_latest"  # of another Ray, perhaps, that runs at the same time
+assert not session.exists() and (latest.exists() or not latest.is_symlink())
 assert {name: os.environ[name] for name in before} == before
 assert "PYTHONPATH" in before or "PYTHONPATH" not in os.environ
 assert engines.Node.start_monitor.__name__ == "start_monitor"
