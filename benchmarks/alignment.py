@@ -159,7 +159,7 @@ def main() -> None:
     repeats = 1 if quick else 3
     limits = {"gemm_gflop_per_s": gemm_limit() / 1e9, "assignment_512_seconds": assignment_seconds(512)}
     matched = match_two(16 if quick else 64, repeats)
-    show("Weight matching of two models, one thread for each product as torch likes", matched, list(matched[0]))
+    show("Weight matching of two models", matched, list(matched[0]))
     merged = merge(MEMBERS[:2] if quick else MEMBERS, (64, 64) if quick else (512, 512, 512))
     show("Merging many models", merged, list(merged[0]))
     torch.set_num_threads(1)
