@@ -241,8 +241,15 @@ class Rounds:
         fgsm, noise = config.evaluation.sizes("fgsm"), config.evaluation.sizes("noise")
         names = {"fgsm": fgsm, "noise": noise}
         model = load_for_evaluation(self.federation, params, self.federation.calibration)
-        states, (inputs, targets) = [state_of(model)], self._test
-        table = perturbations(model, states, inputs, targets, fgsm=list(fgsm), noise=list(noise), seed=config.seed)
+        table = perturbations(
+            model,
+            [state_of(model)],
+            *self._test,
+            fgsm=list(fgsm),
+            noise=list(noise),
+            threads=self._threads,
+            seed=config.seed,
+        )
         return [
             metric_row(server_round, None, names[row["perturbation"]][row["size"]], name, metric, value, row["n"])
             for row in table.to_dict("records")
