@@ -21,9 +21,9 @@ from benchmarks.machine import describe, memory_bandwidth
 from benchmarks.processes import PROC
 from benchmarks.results import save, show
 from benchmarks.timing import seconds_of, take_turns
-from fedsim.averaging import WeightedMean, weighted_mean
-from fedsim.models.resnet import resnet18
-from fedsim.params import Params, flat_copy, state_of
+from fedsim.models.architectures.resnet import resnet18
+from fedsim.models.averaging import WeightedMean, weighted_mean
+from fedsim.models.params import Params, flat_copy, state_of
 
 MEMBERS = (10, 100)
 REPEATS = 7

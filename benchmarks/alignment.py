@@ -22,14 +22,21 @@ from benchmarks.job import make_model
 from benchmarks.machine import describe, gemm_limit, processors
 from benchmarks.results import save, show
 from benchmarks.timing import least, seconds_of, take_turns
-from fedsim.alignment.merging import merge_hierarchically, merge_many
-from fedsim.alignment.permutations import Permutation, Spec, identity, permute, permute_entry, random_permutation
-from fedsim.alignment.spec import permutation_spec
-from fedsim.alignment.weight_matching import match_weights
+from fedsim.alignment.matching.weight_matching import match_weights
+from fedsim.alignment.merging.merging import merge_hierarchically, merge_many
+from fedsim.alignment.symmetries.permutations import (
+    Permutation,
+    Spec,
+    identity,
+    permute,
+    permute_entry,
+    random_permutation,
+)
+from fedsim.alignment.symmetries.spec import permutation_spec
 from fedsim.analysis import connectivity
-from fedsim.evaluation import evaluate
-from fedsim.models import MODELS
-from fedsim.params import Params, state_of
+from fedsim.models.architectures import MODELS
+from fedsim.models.params import Params, state_of
+from fedsim.training.evaluation import evaluate
 
 MEMBERS = (2, 4, 8, 16)
 EXAMPLES = {"cnn": 1000, "resnet18": 500}

@@ -26,14 +26,14 @@ from benchmarks.machine import describe, gemm_limit, processors
 from benchmarks.results import save, show
 from benchmarks.timing import seconds_of, take_turns
 from fedsim.analysis import barriers
-from fedsim.analysis.average import with_average
-from fedsim.analysis.groups import named_groups
-from fedsim.analysis.measurement import REFERENCES
-from fedsim.analysis.mixed_models import MixedModels
-from fedsim.analysis.mixes import Mix, list_mixes
+from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis.mixing.groups import named_groups
+from fedsim.analysis.mixing.mixed_models import MixedModels
+from fedsim.analysis.mixing.mixes import Mix, list_mixes
+from fedsim.analysis.samples.measurement import REFERENCES
 from fedsim.data import DATA
-from fedsim.layers import Layers
-from fedsim.params import Params
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params
 from fedsim.training import SGD, LocalPlan, train_
 from partitions import PARTITIONS
 

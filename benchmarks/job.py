@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
-from fedsim.models.cnn import cnn
-from fedsim.models.mlp import mlp
-from fedsim.models.resnet import resnet18
+from fedsim.models.architectures.cnn import cnn
+from fedsim.models.architectures.mlp import mlp
+from fedsim.models.architectures.resnet import resnet18
 
 CLIENTS, EXAMPLES, BATCH = 20, 600, 32
 LR, MOMENTUM = 0.05, 0.9

@@ -26,8 +26,8 @@ from benchmarks.child import Answers
 from benchmarks.job import Job
 from benchmarks.machine import processors
 from fedsim.config import EngineConfig
-from fedsim.models.resnet import resnet18
-from fedsim.params import Params, load_state_, state_of
+from fedsim.models.architectures.resnet import resnet18
+from fedsim.models.params import Params, load_state_, state_of
 from fedsim.training import SGD, LocalPlan, train_
 
 SETTINGS = SGD(batch_size=jobs.BATCH, lr=jobs.LR, momentum=jobs.MOMENTUM)
@@ -96,7 +96,7 @@ def in_loop(request: dict[str, Any], answers: Answers) -> None:
 
 def in_fedsim(request: dict[str, Any], answers: Answers) -> None:
     """Play rounds of fedsim's strategy ``full`` as a run does."""
-    from fedsim.engines import make_engine
+    from fedsim.federation.engines import make_engine
     from fedsim.strategy import Strategy
 
     model = make_payload(request["payload"])

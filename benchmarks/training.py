@@ -195,7 +195,7 @@ def in_process(job: Job, model_name: str, clients: int, device: str, sizes: Sequ
 
 def cohorts(job: Job, model_name: str, clients: int, device: str, sizes: Sequence[int]) -> dict[str, Call]:
     """Return fedsim's training of several clients as one computation, by the size of the cohort."""
-    from fedsim.params import state_of
+    from fedsim.models.params import state_of
     from fedsim.training import SGD, LocalPlan, LocalTask, train_cohort
 
     settings = SGD(batch_size=jobs.BATCH, lr=jobs.LR, momentum=jobs.MOMENTUM)

@@ -14,14 +14,14 @@ import torch
 from benchmarks.child import MARK, Answers
 from benchmarks.machine import processors
 from benchmarks.processes import cpu_seconds, marked, pss_bytes
-from fedsim import experiment
-from fedsim.catalog import resolve
 from fedsim.config import Config
-from fedsim.federated_data import federated_data_of
-from fedsim.federation import federation_of
-from fedsim.params import load_state_
-from fedsim.records import RunFolder, read_rows
-from fedsim.rounds import RoundSummary
+from fedsim.config.catalog import resolve
+from fedsim.experiment import run as experiment
+from fedsim.experiment.rounds import RoundSummary
+from fedsim.federation.data import federated_data_of
+from fedsim.federation.federation import federation_of
+from fedsim.models.params import load_state_
+from fedsim.results.folder import RunFolder, read_rows
 from fedsim.seeds import rng
 from fedsim.training import LocalPlan, train_
 

@@ -1,5 +1,5 @@
 """``python -m fedsim`` is the command line."""
 
-from fedsim.cli import main
+from fedsim.cli.commands import main
 
 main()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, Finished, Local, Step, Strategy
 
 # Of the square of the mixture's weight, halved, in its loss: the authors' code has it, the paper does not.

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fedsim.errors import RunError
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, Measurable, Strategy
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Node, Tracer
 
-from fedsim.layers import Layers
+from fedsim.models.layers import Layers
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # What does the same to each neuron or channel, whatever their order.

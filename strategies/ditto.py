@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, Finished, Local, LocalPlan, Phase, Strategy
 
 

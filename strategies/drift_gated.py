@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fedsim.averaging import mean_of_present
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.averaging import mean_of_present
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Strategy
 
 

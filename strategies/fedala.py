@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, Finished, Local, Strategy
 
 # A client's first weights are learnt until the losses of so many epochs hardly differ.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from fedsim.averaging import weighted_mean
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Strategy
 from strategies.parts import two_parts
 

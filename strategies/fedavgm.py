@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, Strategy
 
 

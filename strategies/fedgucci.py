@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Local, Sets, Step, Strategy
 
 

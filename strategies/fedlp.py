@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 
 from fedsim import seeds
-from fedsim.averaging import mean_of_present
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.averaging import mean_of_present
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, Strategy
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fedsim import seeds
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, Strategy
 
 

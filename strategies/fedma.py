@@ -10,9 +10,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from fedsim import seeds
-from fedsim.averaging import weighted_mean
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, LocalPlan, Phase, Sets, Strategy
 from strategies.chain import check_chain
 

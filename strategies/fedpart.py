@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from fedsim.layers import LayerGroup, Layers
+from fedsim.models.layers import LayerGroup, Layers
 from fedsim.strategy import LocalPlan, Phase, Strategy
 
 

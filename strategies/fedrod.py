@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, Finished, Local, Step, Strategy
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.averaging import weighted_mean
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, LocalPlan, Phase, Step, Strategy
 
 MASK, REFERENCE = "personal_mask", "reference"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import seeds
-from fedsim.averaging import weighted_mean
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Sets, Step, Strategy
 from strategies.parts import two_parts
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from fedsim.layers import LayerGroup
+from fedsim.models.layers import LayerGroup
 from fedsim.strategy import Strategy
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from fedsim.averaging import weighted_mean
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, LocalPlan, Phase, Strategy
 
 BATCHES = "batches"

@@ -1,6 +1,6 @@
 """Nothing is averaged."""
 
-from fedsim.layers import LayerGroup
+from fedsim.models.layers import LayerGroup
 from fedsim.strategy import Strategy
 
 

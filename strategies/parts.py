@@ -1,6 +1,6 @@
 """A model's layers in two parts, both of which can be trained."""
 
-from fedsim.layers import LayerGroup, Layers
+from fedsim.models.layers import LayerGroup, Layers
 
 
 def two_parts(layers: Layers, option: str, expression: str) -> tuple[LayerGroup, LayerGroup]:

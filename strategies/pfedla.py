@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fedsim import seeds
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, Strategy, draw_unseen
 
 MIXER_LAYERS = 3

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.averaging import weighted_mean
-from fedsim.params import Params
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Step, Strategy
 
 

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from fedsim import seeds
-from fedsim.alignment.biases import scale_biases
-from fedsim.alignment.merging import merge_hierarchically, merge_many
-from fedsim.alignment.permutations import Axis, Permutation, Spec, permute, permute_entry
-from fedsim.alignment.repairing import repair as repaired
-from fedsim.alignment.repairing import reset_statistics
-from fedsim.alignment.sites import traced
-from fedsim.alignment.spec import permutation_spec
-from fedsim.averaging import weighted_mean
-from fedsim.layers import LayerGroup
-from fedsim.params import Params, state_of
+from fedsim.alignment.merging.merging import merge_hierarchically, merge_many
+from fedsim.alignment.repair.biases import scale_biases
+from fedsim.alignment.repair.repairing import repair as repaired
+from fedsim.alignment.repair.repairing import reset_statistics
+from fedsim.alignment.repair.sites import traced
+from fedsim.alignment.symmetries.permutations import Axis, Permutation, Spec, permute, permute_entry
+from fedsim.alignment.symmetries.spec import permutation_spec
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params, state_of
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Sets, Strategy
 
 Repair = Literal["none", "reset", "repair", "rescale", "reshift", "biases"]

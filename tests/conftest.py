@@ -13,10 +13,10 @@ import pytest
 import ray
 import torch
 
-import fedsim.engines.ray  # noqa: F401 (sets what Ray reads when it is imported)
-from fedsim import catalog, experiment
-from fedsim.config import Config, with_settings
-from fedsim.records import RunFolder
+import fedsim.federation.engines.ray  # noqa: F401 (sets what Ray reads when it is imported)
+from fedsim.config import Config, catalog, with_settings
+from fedsim.experiment import run as experiment
+from fedsim.results.folder import RunFolder
 
 TINY: dict[str, Any] = {
     "rounds": 2,

@@ -1,125 +1,128 @@
-"""Arrows between modules point down only, and each library is imported where it belongs."""
+"""The laws of the house: rooms import what is below them, files import no circle, doors say what is inside."""
 
 import ast
+import statistics
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
-# From the top to the bottom; a module may import what is below it, or beside it in its own package.
-ORDER = [
-    ["cli"],
-    ["terminal", "tune"],
-    ["sweep"],
-    ["check", "checkpoint_barriers", "dry_run", "jobs", "pfllib", "processes", "progress", "tuning_grid"],
-    ["measured_rows"],
-    ["report"],
-    ["experiment"],
-    ["rounds"],
-    ["evaluation_work", "measurement_work"],
-    ["gate"],
-    ["measurements"],
-    ["checkpoints"],
-    ["engines"],
-    ["client"],
-    ["client_evaluation"],
-    ["client_state", "fine_tuning"],
-    ["federation"],
-    ["federated_data"],
-    ["architecture", "heterogeneity", "naming", "split"],
-    ["catalog"],
-    ["strategies", "flower_rule"],
-    ["strategy"],
-    ["traffic", "updates"],
-    ["messages"],
-    ["checkpoint_measures", "matched_models"],
-    ["alignment"],
-    ["analysis"],
-    ["early_stopping", "environment", "records"],
-    ["config"],
-    ["evaluation", "expectation"],
-    ["data", "features", "models"],
-    ["training"],
-    ["averaging", "checkpoint_files", "graph", "layers", "participants"],
-    ["params", "seeds", "errors"],
-    ["partitions"],
-]
-RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-SOURCES = [
-    path for package in ("fedsim", "strategies", "partitions") for path in sorted((ROOT / package).rglob("*.py"))
-]
+# From the top; a room imports only rooms below it.
+ROOMS = (
+    "cli",
+    "experiment",
+    "federation",
+    "results",
+    "config",
+    "strategies",
+    "strategy",
+    "analysis",
+    "alignment",
+    "data",
+    "training",
+    "models",
+    "partitions",
+    "seeds",
+    "errors",
+)
+TORCH_ONLY = ("analysis", "alignment", "data", "training", "models", "seeds", "errors")
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("fedsim", "strategies", "partitions")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
 
 
-def part_of(module: str) -> str:
+def room_of(module: str) -> str:
+    """Return the room of a module; the public face has none."""
     names = module.split(".")
-    return names[1] if names[0] == "fedsim" and len(names) > 1 else names[0]
+    return names[0] if names[0] != "fedsim" else (names[1] if len(names) > 1 else "")
 
 
-def imports(path: Path) -> set[str]:
-    """Return the dotted names of all modules that a file imports, wherever in it."""
+def imports(module: str) -> set[str]:
+    """Return all modules that a module imports, wherever in it: the file where there is one, else the package."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "fedsim":
-            found |= {f"fedsim.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else node.module for name in names}
     return found
 
 
-def own_part(path: Path) -> str:
-    names = path.relative_to(ROOT).with_suffix("").parts
-    return names[1] if names[0] == "fedsim" and len(names) > 1 else names[0]
+IMPORTS = {module: imports(module) for module in FILES}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_arrows_point_down_only(path: Path) -> None:
-    own = own_part(path)
-    if own in ("__init__", "__main__"):
-        return
-    for module in imports(path):
-        other = part_of(module)
-        if other in RANK and other != own:
-            assert RANK[other] > RANK[own], f"{path} imports {module}, which is not below it"
+def arrows() -> Iterator[tuple[str, str]]:
+    """Yield each import between two files of the house."""
+    for module, others in IMPORTS.items():
+        if room_of(module) not in ("", "__main__"):
+            yield from ((module, other) for other in others if other in FILES)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_each_library_is_imported_where_it_belongs(path: Path) -> None:
-    own, libraries = own_part(path), {module.split(".")[0] for module in imports(path)}
-    if path != ROOT / "fedsim/engines/ray.py":
-        assert "ray" not in libraries
-    if own in (
-        "training",
-        "evaluation",
-        "alignment",
-        "analysis",
-        "data",
-        "features",
-        "models",
-        "averaging",
-        "layers",
-        "params",
-        "seeds",
-        "config",
-        "records",
-        "report",
-    ):
-        assert "flwr" not in libraries
-    if own == "report":
-        assert not {part_of(module) for module in imports(path)} & {"federation", "client", "engines", "rounds"}
-    if own == "partitions":
-        assert libraries <= {"numpy", "partitions"} | sys.stdlib_module_names
-    if own == "strategies":
-        modules = {".".join(module.split(".")[:2]) for module in imports(path) if module.startswith("fedsim")}
-        below = ("strategy", "alignment", "averaging", "layers", "params", "seeds", "errors")
-        assert modules <= {f"fedsim.{name}" for name in below}
-    if own not in ("catalog", "strategies", "partitions"):
-        assert not libraries & {"strategies", "partitions"}
+def test_the_list_of_rooms_is_the_folder() -> None:
+    inside = {path.stem for path in (ROOT / "fedsim").iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert inside - {"__init__", "__main__", "__pycache__"} == set(ROOMS) - {"strategies", "partitions"}
 
 
-def test_every_source_file_is_in_a_package_that_is_installed() -> None:
-    pyproject = (ROOT / "pyproject.toml").read_text()
-    for package in {path.parent.relative_to(ROOT) for path in SOURCES}:
-        assert f'"{".".join(package.parts)}"' in pyproject
+def test_a_room_imports_only_rooms_below_it() -> None:
+    rank = {room: floor for floor, room in enumerate(ROOMS)}
+    up = [
+        f"{module} imports {other}"
+        for module, other in arrows()
+        if room_of(other) and room_of(module) != room_of(other) and rank[room_of(module)] > rank[room_of(other)]
+    ]
+    assert not up
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, other in arrows():
+        graph.setdefault(module, set()).add(other)
+    TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle
+
+
+def test_each_library_is_imported_where_it_belongs() -> None:
+    for module, others in IMPORTS.items():
+        libraries = {other.split(".")[0] for other in others}
+        room = room_of(module)
+        if not module.startswith("fedsim.federation.engines."):
+            assert "ray" not in libraries, module
+        if room in (*TORCH_ONLY, "config", "results"):
+            assert "flwr" not in libraries, module
+        if room == "partitions":
+            assert libraries <= {"numpy", "partitions"} | sys.stdlib_module_names, module
+        if room == "strategies":
+            used = {room_of(other) for other in others if other.startswith("fedsim")}
+            assert used <= {"strategy", "alignment", "training", "models", "seeds", "errors"}, module
+
+
+def test_nothing_private_is_imported_from_another_file() -> None:
+    private = [
+        f"{module} imports {name}"
+        for module, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        and node.module
+        and node.module.split(".")[0] in {m.split(".")[0] for m in FILES}
+        for name in (f"{node.module}.{alias.name}" for alias in node.names)
+        if any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+    ]
+    assert not private
+
+
+def test_each_door_says_what_is_inside() -> None:
+    for module, path in FILES.items():
+        if path.name == "__init__.py":
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            assert len(text.split()) >= 5, f"{module}: {text!r} does not say what is inside"
+
+
+def test_files_hold_one_idea() -> None:
+    lines = {module: len(path.read_text().splitlines()) for module, path in FILES.items()}
+    assert {module: n for module, n in lines.items() if n > 350} == {}
+    methods = {module: n for module, n in lines.items() if module.startswith("strategies.")}
+    assert {module: n for module, n in methods.items() if n > 180} == {}
+    assert statistics.median(methods.values()) <= 70

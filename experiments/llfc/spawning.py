@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fedsim.layers import LayerGroup
-from fedsim.params import Params
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, Strategy
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedsim.records import write_whole
-from fedsim.report import find_runs, read_results
-from fedsim.report.layer_curves import LayerPanel, layer_curves, spread
-from fedsim.report.results import Result
-from fedsim.report.small_multiples import Curve
-from fedsim.report.style import save
+from fedsim.results.folder import write_whole
+from fedsim.results.report import find_runs, read_results
+from fedsim.results.report.drawing.layer_curves import LayerPanel, layer_curves, spread
+from fedsim.results.report.drawing.small_multiples import Curve
+from fedsim.results.report.drawing.style import save
+from fedsim.results.result import Result
 
 WAYS = {"none": "independent", "weights": "matched by weights", "activations": "matched by activations"}
 COLUMNS = ("cosine", "cosine_ends", "ratio", "coefficient", "additivity", "commutativity", "feature_distance")

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedsim.records import write_whole
-from fedsim.report import find_runs, read_results
-from fedsim.report.comparison import Row, compare
-from fedsim.report.export import as_csv, as_latex, as_markdown
-from fedsim.report.heat_maps import Quantity, heat_maps
-from fedsim.report.statistics import Interval
-from fedsim.report.style import save
-from fedsim.report.tables import Table
+from fedsim.results.folder import write_whole
+from fedsim.results.report import find_runs, read_results
+from fedsim.results.report.comparing.comparison import Row, compare
+from fedsim.results.report.comparing.export import as_csv, as_latex, as_markdown
+from fedsim.results.report.comparing.statistics import Interval
+from fedsim.results.report.comparing.tables import Table
+from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
+from fedsim.results.report.drawing.style import save
 
 MEASURES = {"personalised": "as received", "fine_tuned": "after fine-tuning"}
 POINTS = Quantity("accuracy minus that of local training, points", 100)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedsim.records import write_whole
-from fedsim.report import find_runs, read_results
-from fedsim.report.export import as_markdown
-from fedsim.report.results import Result, distinguishing_settings
-from fedsim.report.small_multiples import Curve, small_multiples
-from fedsim.report.statistics import interval
-from fedsim.report.style import save
-from fedsim.report.tables import Table
+from fedsim.results.folder import write_whole
+from fedsim.results.report import find_runs, read_results
+from fedsim.results.report.comparing.export import as_markdown
+from fedsim.results.report.comparing.statistics import interval
+from fedsim.results.report.comparing.tables import Table
+from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
+from fedsim.results.report.drawing.style import save
+from fedsim.results.result import Result, distinguishing_settings
 
 BARRIER = "loss_mean_ends"
 

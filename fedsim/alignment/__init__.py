@@ -3,15 +3,23 @@
 Pure functions over models and tensors, without a federated run.
 """
 
-from fedsim.alignment.activation_matching import match_activations
-from fedsim.alignment.biases import scale_biases
-from fedsim.alignment.checks import check_spec
-from fedsim.alignment.merging import Merged, merge_hierarchically, merge_many, merge_to_universe
-from fedsim.alignment.permutations import Permutation, Spec, compose, identity, invert, permute, random_permutation
-from fedsim.alignment.repairing import repair, reset_statistics
-from fedsim.alignment.spec import derive, permutation_spec
-from fedsim.alignment.straight_through import match_straight_through
-from fedsim.alignment.weight_matching import match_weights
+from fedsim.alignment.matching.activation_matching import match_activations
+from fedsim.alignment.matching.straight_through import match_straight_through
+from fedsim.alignment.matching.weight_matching import match_weights
+from fedsim.alignment.merging.merging import Merged, merge_hierarchically, merge_many, merge_to_universe
+from fedsim.alignment.repair.biases import scale_biases
+from fedsim.alignment.repair.repairing import repair, reset_statistics
+from fedsim.alignment.symmetries.checks import check_spec
+from fedsim.alignment.symmetries.permutations import (
+    Permutation,
+    Spec,
+    compose,
+    identity,
+    invert,
+    permute,
+    random_permutation,
+)
+from fedsim.alignment.symmetries.spec import derive, permutation_spec
 
 __all__ = [
     "Merged",

@@ -11,16 +11,26 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedsim.analysis.average import with_average
-from fedsim.analysis.bands import check_level, with_bands
-from fedsim.analysis.groups import Groups, named_groups
-from fedsim.analysis.measurement import REFERENCES, Comparisons, Measurement, tabulate
-from fedsim.analysis.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixes import Against, Mix, Normalisation, Pair, Part, Recipe, list_mixes, parts_of, recipe_of
-from fedsim.analysis.tolerance import Estimates, estimate, strata_of
-from fedsim.evaluation import Criterion, cross_entropies
-from fedsim.layers import Layers
-from fedsim.params import Params
+from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis.mixing.groups import Groups, named_groups
+from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
+from fedsim.analysis.mixing.mixes import (
+    Against,
+    Mix,
+    Normalisation,
+    Pair,
+    Part,
+    Recipe,
+    list_mixes,
+    parts_of,
+    recipe_of,
+)
+from fedsim.analysis.samples.bands import check_level, with_bands
+from fedsim.analysis.samples.measurement import REFERENCES, Comparisons, Measurement, tabulate
+from fedsim.analysis.samples.tolerance import Estimates, estimate, strata_of
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params
+from fedsim.training.evaluation import Criterion, cross_entropies
 
 
 def barriers(
@@ -59,7 +69,7 @@ def barriers(
     inputs, targets
         Inputs as the model takes them, shape [n, ...], and class indices, shape [n], on the model's device.
     groups
-        Kinds of groups, named groups, or a list of both; see `fedsim.analysis.groups.named_groups`.
+        Kinds of groups, named groups, or a list of both; see `fedsim.analysis.mixing.groups.named_groups`.
     against
         ``average``: ``other`` is the weighted average of all states, written -1, with t = 1; ``pairs``: another
         state, with t = 0, 1/2, 1.
@@ -159,7 +169,7 @@ def measure(
     max_memory: int = MAX_MEMORY,
     seed: int = 0,
 ) -> Measurement:
-    """Measure what `barriers` returns, and keep the losses of each example, e.g. for `fedsim.analysis.bands.peaks`.
+    """Measure what `barriers` returns, and keep the losses of each example, e.g. for `peaks`.
 
     Parameters are those of `barriers`.
 

@@ -11,10 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedsim.analysis.features import Features
-from fedsim.analysis.gaps import as_rows, exact
-from fedsim.analysis.mixes import Pair, list_mixes
-from fedsim.params import Params, fit_all
+from fedsim.analysis.features.features import Features
+from fedsim.analysis.features.gaps import as_rows, exact
+from fedsim.analysis.mixing.mixes import Pair, list_mixes
+from fedsim.models.params import Params, fit_all
 
 # Examples of a batch: its matrices of inner products are compared.
 BATCH = 125

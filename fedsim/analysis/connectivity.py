@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedsim.analysis.average import with_average
-from fedsim.analysis.commutativity import Commutativity
-from fedsim.analysis.features import Features
-from fedsim.analysis.linearity import Linearity
-from fedsim.analysis.mixes import AVERAGE, Against, Mix, Pair, Source, list_mixes, source_of
-from fedsim.analysis.moments import Moments, total
-from fedsim.analysis.sites import Site
-from fedsim.params import Params
+from fedsim.analysis.features.commutativity import Commutativity
+from fedsim.analysis.features.features import Features
+from fedsim.analysis.features.linearity import Linearity
+from fedsim.analysis.features.moments import Moments, total
+from fedsim.analysis.features.sites import Site
+from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis.mixing.mixes import AVERAGE, Against, Mix, Pair, Source, list_mixes, source_of
+from fedsim.models.params import Params
 
 # In the paper.
 ADDITIVITY_TS = tuple(k / 20 for k in range(1, 20))

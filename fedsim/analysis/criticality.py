@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import pandas as pd
 from torch import Tensor, nn
 
-from fedsim.analysis.groups import Groups, named_groups
-from fedsim.analysis.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixes import Mix, Normalisation
-from fedsim.analysis.paired import mean_and_error
-from fedsim.evaluation import Criterion, cross_entropies
-from fedsim.layers import Layers
-from fedsim.params import Params, fit, fit_all
+from fedsim.analysis.mixing.groups import Groups, named_groups
+from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
+from fedsim.analysis.mixing.mixes import Mix, Normalisation
+from fedsim.analysis.mixing.paired import mean_and_error
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params, fit, fit_all
+from fedsim.training.evaluation import Criterion, cross_entropies
 
 
 def criticality(

@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fedsim.analysis.average import with_average
-from fedsim.analysis.groups import Groups, named_groups
-from fedsim.analysis.mixes import Against, Pair, list_mixes
-from fedsim.layers import Layer, Layers
-from fedsim.params import Params, fit
+from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis.mixing.groups import Groups, named_groups
+from fedsim.analysis.mixing.mixes import Against, Pair, list_mixes
+from fedsim.models.layers import Layer, Layers
+from fedsim.models.params import Params, fit
 
 # Entries at a time: few enough for those of some models to stay in a core's cache.
 BLOCK = 2**15

@@ -8,13 +8,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fedsim.analysis.average import with_average
-from fedsim.analysis.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixes import Against, Mix, Normalisation, Pair, Recipe, list_mixes
-from fedsim.analysis.paired import mean_and_error
-from fedsim.evaluation import Criterion, Evaluation, cross_entropies
-from fedsim.layers import Layers
-from fedsim.params import Params
+from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
+from fedsim.analysis.mixing.mixes import Against, Mix, Normalisation, Pair, Recipe, list_mixes
+from fedsim.analysis.mixing.paired import mean_and_error
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params
+from fedsim.training.evaluation import Criterion, Evaluation, cross_entropies
 
 
 def interaction(

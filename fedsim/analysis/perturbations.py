@@ -9,10 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.analysis.paired import check_paired
-from fedsim.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH, Criterion, cross_entropies, losses_and_errors
-from fedsim.params import Params, fit_all
+from fedsim.analysis.mixing.paired import check_paired
+from fedsim.models.params import Params, fit_all
 from fedsim.seeds import rng
+from fedsim.training.evaluation import (
+    ACCELERATOR_BATCH,
+    EVALUATION_BATCH,
+    Criterion,
+    cross_entropies,
+    losses_and_errors,
+)
 
 
 def perturbations(

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from fedsim.analysis.average import with_average
-from fedsim.analysis.directions import entries_of, gaussian, means_of, over_draws, passes, vector_of
-from fedsim.analysis.groups import Groups, named_groups
-from fedsim.analysis.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixes import Against, Mix, Normalisation, Pair, list_mixes
-from fedsim.evaluation import Criterion, cross_entropies
-from fedsim.layers import Layer, Layers
-from fedsim.params import Params
+from fedsim.analysis.directions.random_directions import entries_of, gaussian, means_of, over_draws, passes, vector_of
+from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis.mixing.groups import Groups, named_groups
+from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
+from fedsim.analysis.mixing.mixes import Against, Mix, Normalisation, Pair, list_mixes
+from fedsim.models.layers import Layer, Layers
+from fedsim.models.params import Params
+from fedsim.training.evaluation import Criterion, cross_entropies
 
 # What is evaluated beside the draws, which count from 0.
 TOWARDS, OWN = -1, -2

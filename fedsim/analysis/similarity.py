@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.analysis.mixes import Pair, list_mixes
-from fedsim.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
-from fedsim.params import Params, fit_all
+from fedsim.analysis.mixing.mixes import Pair, list_mixes
+from fedsim.models.params import Params, fit_all
+from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
 
 # Up to which two probabilities are the same.
 SAME = 1e-4

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
-from fedsim.analysis.mixes import Pair, list_mixes
-from fedsim.layers import Layers
-from fedsim.params import Params, fit_all
+from fedsim.analysis.mixing.mixes import Pair, list_mixes
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params, fit_all
 
 
 def spectra(model: nn.Module, states: Sequence[Params]) -> pd.DataFrame:

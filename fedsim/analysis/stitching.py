@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import pandas as pd
 from torch import Tensor, nn
 
-from fedsim.analysis.average import with_average
-from fedsim.analysis.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixes import Against, Pair, Recipe, list_mixes
-from fedsim.evaluation import Criterion, cross_entropies
-from fedsim.layers import Layers
-from fedsim.params import Params
+from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
+from fedsim.analysis.mixing.mixes import Against, Pair, Recipe, list_mixes
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params
+from fedsim.training.evaluation import Criterion, cross_entropies
 
 
 def stitching(

@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from fedsim.analysis.average import with_average
-from fedsim.analysis.directions import entries_of, means_of, over_draws, passes, vector_of
-from fedsim.analysis.groups import Groups, named_groups
-from fedsim.analysis.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixes import Mix
-from fedsim.analysis.training_space import TrainingSpace, Vectors
-from fedsim.evaluation import Criterion, cross_entropies
-from fedsim.layers import Layer, Layers
-from fedsim.params import Params, fit
+from fedsim.analysis.directions.random_directions import entries_of, means_of, over_draws, passes, vector_of
+from fedsim.analysis.directions.training_space import TrainingSpace, Vectors
+from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis.mixing.groups import Groups, named_groups
+from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
+from fedsim.analysis.mixing.mixes import Mix
+from fedsim.models.layers import Layer, Layers
+from fedsim.models.params import Params, fit
+from fedsim.training.evaluation import Criterion, cross_entropies
 
 DIRECTIONS = ("training", "null", "average")
 

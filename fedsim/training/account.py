@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.training.plan import Passes, Training
 
 

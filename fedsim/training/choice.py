@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.params import Params, load_state_, state_of
+from fedsim.models.params import Params, load_state_, state_of
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.cohort import LocalTask, train_cohort
 from fedsim.training.local import train_

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _NormBase
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member, cut_batches
 from fedsim.training.dropout import seeded_modules
@@ -28,7 +28,7 @@ class LocalTask:
     Parameters
     ----------
     params
-        Where training starts: all entries of `fedsim.params.state_of`.
+        Where training starts: all entries of `fedsim.models.params.state_of`.
     inputs, targets, rng, momentum
         As in `fedsim.training.train_`.
     ruled

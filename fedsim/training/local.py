@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.sgd import sgd
 
-from fedsim.layers import Layers
-from fedsim.params import Params, first_keys, flat_copy, load_state_
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params, first_keys, flat_copy, load_state_
 from fedsim.training.account import Account
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.nn.functional import cross_entropy
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.training.plan import SGD, Passes, Phase
 
 Sets = Mapping[str, Params]

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 
 
 def stack(members: Sequence[Params], device: torch.device) -> Params:

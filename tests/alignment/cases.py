@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, group_norm
 
-from fedsim.alignment.permutations import Axis, Segment, Spec, Symmetry
-from fedsim.params import Params
+from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry
+from fedsim.models.params import Params
 
 
 def fixed(size: int) -> Axis:

@@ -11,11 +11,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
-from fedsim.alignment.activation_matching import Kind, match_activations
-from fedsim.alignment.permutations import permute, random_permutation
-from fedsim.alignment.spec import Derivation, derive
-from fedsim.models import MODELS
-from fedsim.params import Params, load_state_, state_of
+from fedsim.alignment.matching.activation_matching import Kind, match_activations
+from fedsim.alignment.symmetries.permutations import permute, random_permutation
+from fedsim.alignment.symmetries.spec import Derivation, derive
+from fedsim.models.architectures import MODELS
+from fedsim.models.params import Params, load_state_, state_of
 from fedsim.seeds import rng
 
 IMAGE = (2, 8, 8)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.alignment.assignment import best_orders
-from fedsim.alignment.permutations import Symmetry
+from fedsim.alignment.matching.assignment import best_orders
+from fedsim.alignment.symmetries.permutations import Symmetry
 
 
 def total(gains: dict[str, np.ndarray], orders: dict[str, torch.Tensor]) -> float:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.alignment.merging import Merged, merge_hierarchically, merge_many, merge_to_universe
-from fedsim.alignment.permutations import Permutation, compose, permute, random_permutation
-from fedsim.alignment.weight_matching import match_weights
-from fedsim.averaging import weighted_mean
-from fedsim.params import Params
+from fedsim.alignment.matching.weight_matching import match_weights
+from fedsim.alignment.merging.merging import Merged, merge_hierarchically, merge_many, merge_to_universe
+from fedsim.alignment.symmetries.permutations import Permutation, compose, permute, random_permutation
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.params import Params
 from tests.alignment.cases import CASES, Case, chain, draw
 
 MERGES = {"many": merge_many, "universe": merge_to_universe, "hierarchical": merge_hierarchically}

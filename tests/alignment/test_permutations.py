@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.alignment.permutations import (
+from fedsim.alignment.symmetries.permutations import (
     Permutation,
     Segment,
     Spec,
@@ -17,7 +17,7 @@ from fedsim.alignment.permutations import (
     permute,
     random_permutation,
 )
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.seeds import rng
 
 # Plain units, channels in two groups, and heads with two orders; flattened, concatenated and padded axes.

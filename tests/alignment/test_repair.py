@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from fedsim.alignment.biases import scale_biases
-from fedsim.alignment.repairing import Kind, repair, reset_statistics
-from fedsim.averaging import weighted_mean
-from fedsim.models import MODELS
-from fedsim.params import Params, load_state_, state_of
+from fedsim.alignment.repair.biases import scale_biases
+from fedsim.alignment.repair.repairing import Kind, repair, reset_statistics
+from fedsim.models.architectures import MODELS
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.params import Params, load_state_, state_of
 
 WEIGHTS = (1.0, 2.0, 5.0)
 SHARES = (0.125, 0.25, 0.625)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models.vgg import cfgs
 
-from fedsim.alignment.checks import check_spec
-from fedsim.alignment.permutations import (
+from fedsim.alignment.symmetries.checks import check_spec
+from fedsim.alignment.symmetries.permutations import (
     Permutation,
     Segment,
     Spec,
@@ -20,12 +20,12 @@ from fedsim.alignment.permutations import (
     positions,
     random_permutation,
 )
-from fedsim.alignment.spec import Derivation, derive, permutation_spec
-from fedsim.models import MODELS
-from fedsim.params import Params, state_of
+from fedsim.alignment.symmetries.spec import Derivation, derive, permutation_spec
+from fedsim.models.architectures import MODELS
+from fedsim.models.params import Params, state_of
 from fedsim.seeds import rng
 from tests.alignment.architectures import ARCHITECTURES, Branching, inputs_of
-from tests.test_models import CASES, CLASSES, ZOO, batch
+from tests.models.test_architectures import CASES, CLASSES, ZOO, batch
 
 # The images of the samples, made as small as the models take them.
 SHAPES = {"lenet5": (1, 12, 12), "cnn": (1, 8, 8), "vit": (1, 8, 8)} | dict.fromkeys(

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.alignment.permutations import Permutation, Spec, permute, random_permutation
-from fedsim.alignment.spec import permutation_spec
-from fedsim.alignment.straight_through import match_straight_through
-from fedsim.alignment.weight_matching import match_weights
-from fedsim.params import Params, lerp, load_state_, state_of
+from fedsim.alignment.matching.straight_through import match_straight_through
+from fedsim.alignment.matching.weight_matching import match_weights
+from fedsim.alignment.symmetries.permutations import Permutation, Spec, permute, random_permutation
+from fedsim.alignment.symmetries.spec import permutation_spec
+from fedsim.models.params import Params, lerp, load_state_, state_of
 from fedsim.seeds import rng
 
 

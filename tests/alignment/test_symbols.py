@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.alignment.permutations import Permutation, Segment, Spec, Symmetry, positions, random_permutation
-from fedsim.alignment.symbols import (
+from fedsim.alignment.symmetries.permutations import Permutation, Segment, Spec, Symmetry, positions, random_permutation
+from fedsim.alignment.symmetries.symbols import (
     Pieces,
     Symbol,
     UnknownError,

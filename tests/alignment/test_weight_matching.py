@@ -9,14 +9,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.alignment.permutations import Permutation, Spec, identity, permute, random_permutation
-from fedsim.alignment.spec import permutation_spec
-from fedsim.alignment.weight_matching import match_weights
+from fedsim.alignment.matching.weight_matching import match_weights
+from fedsim.alignment.symmetries.permutations import Permutation, Spec, identity, permute, random_permutation
+from fedsim.alignment.symmetries.spec import permutation_spec
 from fedsim.analysis.barriers import barriers
-from fedsim.models.gpt import gpt
-from fedsim.models.mlp import mlp
-from fedsim.models.resnet import resnet18
-from fedsim.params import Params
+from fedsim.models.architectures.gpt import gpt
+from fedsim.models.architectures.mlp import mlp
+from fedsim.models.architectures.resnet import resnet18
+from fedsim.models.params import Params
 from tests.alignment.cases import CASES, chain, draw
 
 SHAPES = [(16, 64, 10), (16, 32, 32, 10), (10, 24, 24, 24, 5), (12, 48, 16, 4)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 
 N = 40
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.analysis.average import with_average
-from fedsim.analysis.paired import mean_and_error
-from fedsim.params import fit, state_of
+from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis.mixing.paired import mean_and_error
+from fedsim.models.params import fit, state_of
 from tests.analysis.cases import mean_of, models, norm_net
 
 

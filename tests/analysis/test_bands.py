@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedsim.analysis.bands import peaks, resampled_means, resampling_weights, simultaneous, with_bands
-from fedsim.analysis.measurement import Comparisons, Measurement, tabulate
-from fedsim.analysis.mixes import Mix
+from fedsim.analysis.mixing.mixes import Mix
+from fedsim.analysis.samples.bands import peaks, resampled_means, resampling_weights, simultaneous, with_bands
+from fedsim.analysis.samples.measurement import Comparisons, Measurement, tabulate
 from fedsim.seeds import rng
 
 TS = (0.0, 0.25, 0.5, 1.0)

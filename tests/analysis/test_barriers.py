@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fedsim.analysis import barriers, count_evaluations
 from fedsim.analysis.barriers import measure
-from fedsim.analysis.mixed_models import MixedModels
-from fedsim.evaluation import evaluate
-from fedsim.layers import Layers
-from fedsim.models import MODELS
+from fedsim.analysis.mixing.mixed_models import MixedModels
+from fedsim.models.architectures import MODELS
+from fedsim.models.layers import Layers
+from fedsim.training.evaluation import evaluate
 
 BARRIERS = [
     f"{metric}_{name}" for metric in ("loss", "error") for name in ("mean_ends", "swap_ends", "own_base", "chord")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.analysis.cka import centred_products, cka, hsic
-from fedsim.params import Params
+from fedsim.models.params import Params
 from tests.analysis.cases import mlp, models, norm_net
 
 

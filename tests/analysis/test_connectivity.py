@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import unfold
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedsim.analysis import features
 from fedsim.analysis.connectivity import ADDITIVITY_TS, connectivity
-from fedsim.analysis.features import Features
-from fedsim.models import MODELS
-from fedsim.params import Params
+from fedsim.analysis.features import features
+from fedsim.analysis.features.features import Features
+from fedsim.models.architectures import MODELS
+from fedsim.models.params import Params
 from tests.analysis.cases import mean_of, mlp, models, train_two
-from tests.test_models import ZOO, batch, build
+from tests.models.test_architectures import ZOO, batch, build
 
 KEYS = ["layer", "base", "other", "t"]
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fedsim.analysis.distances import distances
-from fedsim.layers import Layers
-from fedsim.params import Params
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params
 from tests.analysis.cases import Quadratic, mean_of, models, norm_net, points
 
 KINDS = ["layers", "full", "cumulative-shallow", "cumulative-deep", "cumulative-random", "windows:2"]

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedsim.analysis.mixed_models import MixedModels
-from fedsim.analysis.mixes import Mix, Normalisation, Recipe, list_mixes
-from fedsim.layers import Layers
-from fedsim.params import Params
+from fedsim.analysis.mixing.mixed_models import MixedModels
+from fedsim.analysis.mixing.mixes import Mix, Normalisation, Recipe, list_mixes
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params
 from fedsim.training.buffers import recompute_buffers_
-from tests.test_models import CLASSES, ZOO, batch, build, every_model
+from tests.models.test_architectures import CLASSES, ZOO, batch, build, every_model
 
 N = 9
 

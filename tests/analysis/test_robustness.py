@@ -3,9 +3,9 @@ import pandas as pd
 import pytest
 import torch
 
-from fedsim.analysis import directions
+from fedsim.analysis.directions import random_directions as directions
 from fedsim.analysis.robustness import robustness
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.seeds import rng
 from tests.analysis.cases import (
     Quadratic,

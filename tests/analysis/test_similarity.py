@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.analysis.similarity import similarity
-from fedsim.models import MODELS
+from fedsim.models.architectures import MODELS
 from tests.analysis.cases import models, norm_net
 
 

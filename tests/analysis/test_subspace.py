@@ -6,11 +6,11 @@ import pytest
 import torch
 from scipy.linalg import orth
 
-from fedsim.analysis import directions
+from fedsim.analysis.directions import random_directions as directions
+from fedsim.analysis.directions.training_space import TrainingSpace
 from fedsim.analysis.subspace import subspace_robustness
-from fedsim.analysis.training_space import TrainingSpace
-from fedsim.layers import Layers
-from fedsim.params import Params
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params
 from fedsim.seeds import rng
 from tests.analysis.cases import Quadratic, mean_of, models, norm_net, plain_losses, points, train_two, whole
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.analysis.barriers import barriers, measure
-from fedsim.analysis.controls import best_design, designs, estimated_values
-from fedsim.analysis.mixed_models import MixedModels
-from fedsim.analysis.tolerance import FIRST_LOOK, estimate, sources_of, strata_of, stratified_order
+from fedsim.analysis.mixing.mixed_models import MixedModels
+from fedsim.analysis.samples.controls import best_design, designs, estimated_values
+from fedsim.analysis.samples.tolerance import FIRST_LOOK, estimate, sources_of, strata_of, stratified_order
 from fedsim.data.toy import toy
-from fedsim.models import MODELS
-from fedsim.params import Params
+from fedsim.models.architectures import MODELS
+from fedsim.models.params import Params
 from fedsim.seeds import rng
 from partitions.dirichlet import dirichlet
 

@@ -5,7 +5,7 @@ import pytest
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
-from fedsim.federation import federation_of
+from fedsim.federation.federation import federation_of
 from partitions import PARTITIONS, Split, hold_out
 from partitions.partition import Partition
 from tests.partitions.cases import CLIENTS, LABELS, N

@@ -18,17 +18,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsim import catalog, messages
-from fedsim.checkpoints import Checkpoints
-from fedsim.client import client_app
-from fedsim.client_state import personalised_model
-from fedsim.config import Config
-from fedsim.engines.local import LocalEngine
-from fedsim.federation import Federation
-from fedsim.layers import Layers
-from fedsim.params import Params, flat_copy, load_state_, state_of
+from fedsim.config import Config, catalog
+from fedsim.experiment.checkpoints import Checkpoints
+from fedsim.federation.client.app import client_app
+from fedsim.federation.client.state import personalised_model
+from fedsim.federation.engines.local import LocalEngine
+from fedsim.federation.federation import Federation
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params, flat_copy, load_state_, state_of
 from fedsim.seeds import derive, rng
-from fedsim.strategy import Received
+from fedsim.strategy import Received, messages
 from fedsim.training import Augmentation
 
 FEATURES, CLASSES = 4, 3
@@ -67,7 +66,7 @@ def examples(client: int, part: str, n: int) -> Batch:
 
 @dataclass
 class MadeUpClient:
-    """A client's examples, as `fedsim.federated_data.ClientData` gives them."""
+    """A client's examples, as `fedsim.federation.data.ClientData` gives them."""
 
     train: Batch
     validation: Batch
@@ -76,7 +75,7 @@ class MadeUpClient:
 
 @dataclass
 class MadeUpData:
-    """Stands for `fedsim.federated_data.FederatedData`."""
+    """Stands for `fedsim.federation.data.FederatedData`."""
 
     clients: Sequence[MadeUpClient]
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
-from fedsim.messages import sets_of
-from fedsim.params import Params
+from fedsim.models.params import Params
+from fedsim.strategy.messages import sets_of
 from strategies import Apfl
 from tests.strategies.harness import Mlp, Play, assert_close, gradient, mean_of, norm_mlp
 

@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from fedsim import rounds
 from fedsim.config import Config
 from fedsim.errors import ConfigError, RunError
-from fedsim.evaluation import evaluate
-from fedsim.federated_data import ClientData
-from fedsim.federation import federation_of
-from fedsim.gate import gate_barriers, mean_barriers
-from fedsim.params import combine, load_state_
-from fedsim.records import RunFolder, read_rows
+from fedsim.experiment import rounds
+from fedsim.experiment.measuring.gate import gate_barriers, mean_barriers
+from fedsim.federation.data import ClientData
+from fedsim.federation.federation import federation_of
+from fedsim.models.params import combine, load_state_
+from fedsim.results.folder import RunFolder, read_rows
 from fedsim.strategy import ClientUpdate, Measurable
+from fedsim.training.evaluation import evaluate
 from strategies import BarrierGated
 from tests.conftest import run_files
 from tests.strategies.harness import Mlp, Play

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 from strategies import DriftGated
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.messages import sets_of
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.seeds import rng
+from fedsim.strategy.messages import sets_of
 from strategies import FedAla
 from tests.strategies.harness import Mlp, Play, assert_close, descend, gradient, mean_of, norm_mlp
 

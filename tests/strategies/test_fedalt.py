@@ -3,7 +3,7 @@
 import pytest
 
 from fedsim.errors import ConfigError
-from fedsim.params import Params
+from fedsim.models.params import Params
 from tests.strategies.harness import Play, assert_close, descend, mean_of
 
 PERSONAL, SHARED = ("fc1",), ("fc2", "fc3")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from fedsim.messages import sets_of
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.seeds import rng
+from fedsim.strategy.messages import sets_of
 from strategies import FedAs
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 

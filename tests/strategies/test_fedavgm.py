@@ -5,8 +5,8 @@ import torch
 from flwr.serverapp.strategy import FedAvgM as FlowerFedAvgM
 
 from fedsim.errors import ConfigError
-from fedsim.messages import decode, encode
 from fedsim.strategy import ClientUpdate
+from fedsim.strategy.messages import decode, encode
 from strategies import FedAvgM
 from tests.strategies.harness import Mlp, Play, assert_close, mean_of, norm_mlp
 

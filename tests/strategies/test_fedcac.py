@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsim.messages import sets_of
-from fedsim.params import Params
+from fedsim.models.params import Params
+from fedsim.strategy.messages import sets_of
 from strategies import FedCac
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 

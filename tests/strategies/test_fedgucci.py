@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from fedsim.messages import sets_of
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.seeds import rng
+from fedsim.strategy.messages import sets_of
 from strategies import FedGucci
 from tests.strategies.harness import Mlp, Play, assert_close, gradient, mean_of, norm_mlp
 

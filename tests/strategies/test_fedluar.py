@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedsim.errors import ConfigError
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.strategy import ClientUpdate
 from strategies import FedLuar

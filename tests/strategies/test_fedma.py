@@ -9,12 +9,12 @@ import torch
 from flwr.app import ConfigRecord
 from torch import Tensor, nn
 
-from fedsim.federation import Federation
-from fedsim.layers import Layers
-from fedsim.messages import sets_of
-from fedsim.models import MODELS
-from fedsim.params import Params
+from fedsim.federation.federation import Federation
+from fedsim.models.architectures import MODELS
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params
 from fedsim.seeds import rng
+from fedsim.strategy.messages import sets_of
 from strategies import FedMa
 from strategies.chain import check_chain
 from strategies.fedma import _matched

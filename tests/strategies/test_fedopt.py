@@ -7,9 +7,9 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedYogi
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.messages import decode
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate
+from fedsim.strategy.messages import decode
 from strategies import FedAdam as OwnFedAdam
 from tests.strategies.harness import Mlp, Play, assert_close, mean_of, norm_mlp
 

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from fedsim.errors import ConfigError
-from fedsim.models import MODELS
+from fedsim.models.architectures import MODELS
 from strategies import FedPart
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 

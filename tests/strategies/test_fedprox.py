@@ -8,8 +8,8 @@ from flwr.serverapp.strategy import FedProx as FlowerFedProx
 from torch.nn.functional import cross_entropy
 
 from fedsim.errors import ConfigError
-from fedsim.messages import decode
-from fedsim.params import Params, load_state_, state_of
+from fedsim.models.params import Params, load_state_, state_of
+from fedsim.strategy.messages import decode
 from tests.strategies.harness import Batch, Play, assert_close, mean_of
 
 BODY = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from fedsim.messages import sets_of
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.strategy import Phase, Step
+from fedsim.strategy.messages import sets_of
 from fedsim.training import Network
 from strategies import FedRod
 from strategies.fedrod import FedRodRule

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedsim.errors import ConfigError
-from fedsim.messages import sets_of
-from fedsim.params import Params
+from fedsim.models.params import Params
+from fedsim.strategy.messages import sets_of
 from strategies import FedSelect
 from tests.strategies.harness import Batch, Mlp, Play, assert_close, gradient, norm_mlp
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from fedsim.messages import sets_of
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.seeds import rng
+from fedsim.strategy.messages import sets_of
 from strategies import Floco
 from strategies.floco import _onto_simplex, _spread
 from tests.strategies.harness import Mlp, Play, assert_close, mean_of, norm_mlp

@@ -13,12 +13,12 @@ import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Strategy
 
-from fedsim import catalog
+from fedsim.config import catalog
+from fedsim.config.naming import changed_settings, run_name
 from fedsim.errors import ConfigError, RunError
-from fedsim.flower_rule import NO_RULES, FlowerRule, flower_rules
-from fedsim.messages import decode, encode
-from fedsim.naming import changed_settings, run_name
 from fedsim.strategy import ClientUpdate
+from fedsim.strategy.flower_rule import NO_RULES, FlowerRule, flower_rules
+from fedsim.strategy.messages import decode, encode
 from tests.strategies.harness import Mlp, Play, assert_close, mean_of, norm_mlp
 
 OPTIONS = {

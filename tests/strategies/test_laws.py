@@ -17,10 +17,9 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message
 
-from fedsim import messages
-from fedsim.params import Params
-from fedsim.strategy import Received, Strategy
-from fedsim.traffic import Traffic
+from fedsim.models.params import Params
+from fedsim.strategy import Received, Strategy, messages
+from fedsim.strategy.traffic import Traffic
 from strategies import STRATEGIES
 from tests.strategies.harness import Mlp, Play, assert_close, norm_mlp
 

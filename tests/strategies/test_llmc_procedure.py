@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedsim.errors import ConfigError
-from fedsim.params import state_of
+from fedsim.models.params import state_of
 from strategies import Llmc
 from tests.strategies.harness import Mlp, Play, assert_close
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.seeds import rng
 from strategies import HeurPFedLA, PFedLA
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp

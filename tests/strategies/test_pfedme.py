@@ -6,8 +6,8 @@ import pytest
 from torch import nn
 
 from fedsim.errors import ConfigError
-from fedsim.messages import sets_of
-from fedsim.params import Params
+from fedsim.models.params import Params
+from fedsim.strategy.messages import sets_of
 from strategies import PFedMe
 from tests.strategies.harness import Mlp, Play, assert_close, descend, gradient, mean_of, norm_mlp
 

@@ -12,14 +12,14 @@ from flwr.app import ConfigRecord
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.alignment.permutations import permute, random_permutation
-from fedsim.alignment.spec import permutation_spec
+from fedsim.alignment.symmetries.permutations import permute, random_permutation
+from fedsim.alignment.symmetries.spec import permutation_spec
 from fedsim.config import Config
-from fedsim.messages import sets_of
-from fedsim.params import Params
-from fedsim.records import RunFolder
-from fedsim.report import read_result
+from fedsim.models.params import Params
+from fedsim.results.folder import RunFolder
+from fedsim.results.report import read_result
 from fedsim.strategy import ClientUpdate, Received
+from fedsim.strategy.messages import sets_of
 from strategies import HierarchicalAverage, MatchedAverage
 from tests.strategies.harness import CLASSES, FEATURES, Mlp, Play, assert_close, mean_of, norm_mlp
 

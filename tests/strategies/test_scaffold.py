@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from fedsim.errors import ConfigError
-from fedsim.messages import sets_of
-from fedsim.params import Params
+from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate
+from fedsim.strategy.messages import sets_of
 from strategies import Scaffold
 from tests.strategies.harness import Mlp, Play, assert_close, descend, gradient, mean_of, norm_mlp
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from fedsim.models.gpt import gpt
-from fedsim.params import Params, load_state_, state_of
+from fedsim.models.architectures.gpt import gpt
+from fedsim.models.params import Params, load_state_, state_of
 from fedsim.training import (
     SGD,
     LocalPlan,
@@ -25,7 +25,7 @@ from fedsim.training import (
 )
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.dropout import seeded_dropout_
-from tests.test_models import CASES, CLASSES, ZOO, batch, build
+from tests.models.test_architectures import CASES, CLASSES, ZOO, batch, build
 
 WHOLE = LocalPlan()
 NESTEROV = SGD(epochs=2, batch_size=4, lr=0.01, momentum=0.9, weight_decay=1e-3, nesterov=True)

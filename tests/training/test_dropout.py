@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.layers import Layers
-from fedsim.models import MODELS
-from fedsim.models.gpt import CausalSelfAttention
-from fedsim.params import state_of
+from fedsim.models.architectures import MODELS
+from fedsim.models.architectures.gpt import CausalSelfAttention
+from fedsim.models.layers import Layers
+from fedsim.models.params import state_of
 from fedsim.training import SGD, LocalPlan, recompute_buffers_, train_
 from fedsim.training.dropout import SeededDropout, random_words, seeded_dropout_, seeded_modules, set_streams_, streams
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedsim.data import Augmentation
-from fedsim.evaluation import evaluate
 from fedsim.training import SGD, LocalPlan, Phase, recompute_buffers_, train_
+from fedsim.training.evaluation import evaluate
 
 
 def example(n: int = 23) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -123,7 +123,7 @@ def test_losses_count_in_the_last_epoch_and_in_all_of_a_phases_steps(phase: Phas
 def test_evaluation_takes_the_mean_over_examples_not_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs, targets = example()
     whole = cross_entropy(model(inputs), targets).item()
-    monkeypatch.setattr("fedsim.evaluation.EVALUATION_BATCH", 7)
+    monkeypatch.setattr("fedsim.training.evaluation.EVALUATION_BATCH", 7)
     result = evaluate(model, inputs, targets)
     assert result.loss == pytest.approx(whole, rel=1e-12)
     assert result.accuracy == pytest.approx((model(inputs).argmax(1) == targets).double().mean().item())

@@ -8,19 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.params import Params, load_state_, state_of
-from fedsim.training import (
-    SGD,
-    ClientRule,
-    LocalPlan,
-    LocalTask,
-    Phase,
-    Ruled,
-    Step,
-    Training,
-    train_,
-    train_cohort,
-)
+from fedsim.models.params import Params, load_state_, state_of
+from fedsim.training import SGD, ClientRule, LocalPlan, LocalTask, Phase, Ruled, Step, Training, train_, train_cohort
 from fedsim.training.dropout import seeded_dropout_
 
 SIZES = (7, 4, 9)

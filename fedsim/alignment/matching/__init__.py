@@ -1,0 +1,1 @@
+"""Which unit of one model belongs to which of another: by weights, by activations, by training through."""

@@ -1,0 +1,168 @@
+"""The permutation that brings the units of two models together that respond alike to the same inputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from fedsim.alignment.matching.assignment import best_orders
+from fedsim.alignment.symmetries.permutations import Permutation, Segment
+from fedsim.alignment.symmetries.spec import Derivation
+from fedsim.models.params import Params, fit
+from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
+
+Kind = Literal["pearson", "uncentred"]
+# Added to the product of two standard deviations, as in the code of REPAIR: units that never respond match nothing.
+EPSILON = 1e-4
+
+
+@dataclass(frozen=True)
+class View:
+    """Part of what an operation returns: the values of the units of an order."""
+
+    node: str
+    dimension: int
+    start: int
+    segment: Segment
+
+    def rows(self, value: Tensor) -> Tensor:
+        """Return the values of each unit, [rows, units] in float64; examples and positions are rows."""
+        part = value.narrow(self.dimension, self.start, self.segment.size).movedim(self.dimension, -1)
+        return part.unflatten(-1, (-1, self.segment.repeat)).mT.flatten(0, -2).double()
+
+
+class Products:
+    """Sums of the values of the units of two models, and of their products."""
+
+    def __init__(self) -> None:
+        self._rows, self._sums = 0, [torch.zeros(())] * 5
+
+    def add_(self, a: Tensor, b: Tensor) -> None:
+        """Take further rows, [rows, units]."""
+        new = (a.sum(0), b.sum(0), a.square().sum(0), b.square().sum(0), a.T @ b)
+        self._rows += len(a)
+        self._sums = [old.to(value) + value for old, value in zip(self._sums, new, strict=True)]
+
+    def uncentred(self) -> Tensor:
+        """Return the mean of the product of each unit of one model with each of the other, [units, units]."""
+        return self._sums[-1] / self._rows
+
+    def pearson(self) -> Tensor:
+        """Return the correlation of each unit of one model with each of the other, [units, units]."""
+        a, b, aa, bb, ab = (each / self._rows for each in self._sums)
+        stds = [(squares - mean**2).clamp_min(0).sqrt() for squares, mean in ((aa, a), (bb, b))]
+        return (ab - torch.outer(a, b)) / (torch.outer(*stds) + EPSILON)
+
+
+def match_activations(
+    derivation: Derivation, reference: Params, params: Params, inputs: Tensor, *, kind: Kind = "pearson"
+) -> Permutation:
+    """Return the permutation of a model whose units are as similar as possible to a reference's on the same inputs.
+
+    How similar two units are is measured where a linear layer, a convolution or another module with weights (but no
+    normalisation) takes their values, so after the non-linearity; positions of a convolution count like examples.
+    Where units are taken several times, as those of a residual stream, the similarities are added. Units that no such
+    module takes are compared wherever their values can be seen, as queries and keys that a linear layer returns; those
+    that cannot be seen at all, inside modules that hold several weights, stay in place, or go with their blocks.
+
+    Parameters
+    ----------
+    derivation
+        The symmetries of the model.
+    reference, params
+        All entries of two models; they work in eval mode.
+    inputs
+        Inputs as the model takes them, shape [n, ...]. They are taken once, in batches; all sums are in float64.
+    kind
+        ``pearson``: the correlation of two units, as in REPAIR; ``uncentred``: the mean of their product, as in Git
+        Re-Basin.
+
+    Raises
+    ------
+    ValueError
+        If there are no inputs, the kind is unknown, an entry does not fit the model, or a value is not finite.
+
+    References
+    ----------
+    Ainsworth et al. 2023, Git Re-Basin, arXiv 2209.04836, section 3.1.
+
+    Jordan et al. 2023, REPAIR: REnormalizing Permuted Activations for Interpolation Repair, arXiv 2211.08403.
+    """
+    if not len(inputs):
+        raise ValueError("there are no inputs; activations need at least 1, better some hundreds")
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind = {kind!r} must be one of {', '.join(get_args(Kind))}")
+    states = fit(derivation.model, reference, "the reference"), fit(derivation.model, params, "the other model")
+    products = _products(derivation, *states, inputs)
+    permutation: Permutation = {}
+    for symmetry in derivation.spec.symmetries:
+        gains: dict[str, NDArray[np.float64]] = {}
+        for order, width in symmetry.widths.items():
+            units = symmetry.blocks * width
+            similar = [getattr(each, kind)().cpu().numpy() for each in products.get(order, [])]
+            gains[order] = sum(similar, start=np.zeros((units, units)))
+        permutation |= best_orders(symmetry, gains)
+    return permutation
+
+
+def _products(derivation: Derivation, reference: Params, params: Params, inputs: Tensor) -> dict[str, list[Products]]:
+    """Return what the values of two models' units have in common, by the order and for each place they are seen at."""
+    views = _views(derivation)
+    found = {order: [Products() for _ in each] for order, each in views.items()}
+    needed = {view.node for each in views.values() for view in each}
+
+    def values(of: Params, batch: Tensor) -> Mapping[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+
+        def visit(node: fx.Node, value: Any) -> None:
+            if node.name in needed:
+                seen[node.name] = value
+
+        derivation.run(of, batch, visit)
+        return seen
+
+    for batch in inputs.split(EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH):
+        own, others = values(reference, batch), values(params, batch)
+        for order, each in views.items():
+            for view, products in zip(each, found[order], strict=True):
+                products.add_(view.rows(own[view.node]), view.rows(others[view.node]))
+    return found
+
+
+def _views(derivation: Derivation) -> dict[str, list[View]]:
+    """Return where the values of the units of each order are compared."""
+    taken = {
+        source.name
+        for node in derivation.graph.nodes
+        if node.op == "call_module" and _weighs(derivation.model.get_submodule(str(node.target)))
+        for source in node.all_input_nodes
+    }
+    inside, anywhere = (
+        [view for node in derivation.graph.nodes if node.name in names for view in _views_of(node.name, derivation)]
+        for names in (taken, derivation.values)
+    )
+    views: dict[str, list[View]] = {}
+    for order in derivation.spec.sizes:
+        views[order] = [view for view in inside if view.segment.order == order] or [
+            view for view in anywhere if view.segment.order == order
+        ]
+    return views
+
+
+def _weighs(module: nn.Module) -> bool:
+    return any(weight.ndim > 1 for weight in module.parameters())
+
+
+def _views_of(node: str, derivation: Derivation) -> list[View]:
+    views = []
+    for dimension, axis in enumerate(derivation.values.get(node, ())):
+        start = 0
+        for segment in axis:
+            if segment.order is not None:
+                views.append(View(node, dimension, start, segment))
+            start += segment.size
+    return views

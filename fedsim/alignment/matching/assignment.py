@@ -1,0 +1,61 @@
+"""Which unit takes which place: the assignment of units with the largest total gain."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from fedsim.alignment.symmetries.permutations import Symmetry
+
+
+def best_orders(symmetry: Symmetry, gains: Mapping[str, NDArray[np.float64]]) -> dict[str, Tensor]:
+    """Return the orders of a symmetry in which the gains of all its units sum to the most.
+
+    Parameters
+    ----------
+    gains
+        By the name of the order, shape [units, units]: what it brings to put old unit ``j`` at place ``i``.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        One order for each of the symmetry; where all gains are equal, units stay where they are.
+
+    Raises
+    ------
+    ValueError
+        If a gain is not finite.
+
+    Notes
+    -----
+    The assignment is exact: units are assigned within each pair of blocks, and then blocks by what their units gain.
+    """
+    values: NDArray[np.float64] = np.zeros((symmetry.blocks, symmetry.blocks))
+    units = {}
+    for name in symmetry.widths:
+        if not np.isfinite(gains[name]).all():
+            raise ValueError(f"a gain of order {name!r} is not finite; match models whose entries are all finite")
+        gained, units[name] = _within_blocks(gains[name], symmetry.blocks)
+        values = values + gained
+    places, blocks = linear_sum_assignment(values, maximize=True)
+    return {
+        name: torch.from_numpy((blocks[:, None] * width + units[name][places, blocks]).ravel())
+        for name, width in symmetry.widths.items()
+    }
+
+
+def _within_blocks(gains: NDArray[np.float64], blocks: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return, for each place of a block and each block, the largest gain of its units, and their order for it."""
+    width = len(gains) // blocks
+    order = np.zeros((blocks, blocks, width), dtype=np.int64)
+    if width == 1:
+        return gains, order
+    values = np.empty((blocks, blocks))
+    for place, block in np.ndindex(blocks, blocks):
+        own = gains[place * width : (place + 1) * width, block * width : (block + 1) * width]
+        rows, order[place, block] = linear_sum_assignment(own, maximize=True)
+        values[place, block] = own[rows, order[place, block]].sum()
+    return values, order

@@ -1,0 +1,128 @@
+"""The permutation under which the mean of two models has the lowest loss, searched for with gradients."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+
+from fedsim.alignment.matching.weight_matching import match_weights
+from fedsim.alignment.symmetries.permutations import Permutation, Spec, permute
+from fedsim.models.params import Params, fit, lerp
+from fedsim.training.batches import cut_batches
+from fedsim.training.evaluation import EVALUATION_BATCH, Criterion, cross_entropies
+
+
+def match_straight_through(
+    model: nn.Module,
+    spec: Spec,
+    reference: Params,
+    params: Params,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    rng: np.random.Generator,
+    epochs: int = 10,
+    lr: float = 0.01,
+    batch_size: int = 500,
+    momentum: float = 0.9,
+    criterion: Criterion = cross_entropies,
+) -> Permutation:
+    """Search for the permutation of a model with which its mean with a reference has the lowest loss on examples.
+
+    The search begins with weight matching. Of its permutations, that one and those at the ends of epochs, the one with
+    the lowest loss is returned, so never a worse one than weight matching.
+
+    Parameters
+    ----------
+    model
+        Gives the architecture; it is not changed, and works in eval mode, with batch normalisation by the statistics
+        of the batch.
+    reference, params
+        All entries of two models.
+    inputs, targets
+        Training examples: inputs as the model takes them, shape [n, ...], and targets, shape [n, ...].
+    rng
+        Draws the order of the examples, and what weight matching draws.
+    epochs, lr, batch_size, momentum
+        Of the gradient descent. There is one matching of weights per step.
+    criterion
+        Maps outputs and targets of a batch to one loss per example.
+
+    Raises
+    ------
+    ValueError
+        If there is no example, epoch or batch, an entry does not fit the architecture, or the descent diverges.
+
+    Notes
+    -----
+    The straight-through estimator of section 3.3: what is trained are latent parameters, at first the reference's. In
+    each step they are projected to the closest permutation of the model, and take the gradient that the loss of the
+    mean has with respect to the permuted model.
+
+    References
+    ----------
+    Ainsworth et al. 2023, Git Re-Basin: merging models modulo permutation symmetries, arXiv 2209.04836.
+    """
+    for name, number in (("epochs", epochs), ("batch_size", batch_size), ("examples", len(inputs))):
+        if number < 1:
+            raise ValueError(f"{name} = {number} must be at least 1; match_weights needs no training")
+    reference, params = fit(model, reference, "the reference"), fit(model, params, "the other model")
+    middle = _Middle(model, spec, reference, params, criterion)
+    permutation = match_weights(spec, reference, params, rng=rng).permutation
+    best, lowest = permutation, middle.loss(permutation, inputs, targets)
+    latent = {key: reference[key].detach().clone() for key, _ in model.named_parameters()}
+    velocity = {key: torch.zeros_like(value) for key, value in latent.items()}
+    for _ in range(epochs):
+        order = torch.from_numpy(rng.permutation(len(inputs))).to(inputs.device)
+        for batch in cut_batches(model, len(inputs), batch_size):
+            rows = order[batch]
+            for key, gradient in middle.gradient(permutation, inputs[rows], targets[rows]).items():
+                velocity[key].mul_(momentum).add_(gradient)
+                latent[key].sub_(velocity[key], alpha=lr)
+            permutation = match_weights(spec, latent, params, rng=rng, start=permutation).permutation
+        loss = middle.loss(permutation, inputs, targets)
+        if loss < lowest:
+            best, lowest = permutation, loss
+    return best
+
+
+class _Middle:
+    """The mean of a reference and a permuted model."""
+
+    def __init__(self, model: nn.Module, spec: Spec, reference: Params, params: Params, criterion: Criterion) -> None:
+        self._net = copy.deepcopy(model).eval()
+        for module in self._net.modules():
+            if isinstance(module, _NormBase):
+                # The mean of two models' statistics is not the statistics of their mean.
+                module.train()
+                module.track_running_stats = False
+        self._trained = [key for key, _ in model.named_parameters()]
+        self._spec, self._reference, self._params, self._criterion = spec, reference, params, criterion
+
+    def loss(self, permutation: Permutation, inputs: Tensor, targets: Tensor) -> float:
+        """Return the mean loss over all examples."""
+        total, mean = 0.0, self._of(permutation)
+        with torch.no_grad():
+            for batch in cut_batches(self._net, len(inputs), EVALUATION_BATCH):
+                total += float(self._losses(mean, inputs[batch], targets[batch]).double().sum())
+        return total / len(inputs)
+
+    def gradient(self, permutation: Permutation, inputs: Tensor, targets: Tensor) -> Params:
+        """Return the gradient of the batch's mean loss with respect to the permuted model."""
+        mean = self._of(permutation)
+        trained = [mean[key].requires_grad_() for key in self._trained]
+        loss = self._losses(mean, inputs, targets).mean()
+        gradients = torch.autograd.grad(loss, trained, materialize_grads=True)
+        return {key: gradient / 2 for key, gradient in zip(self._trained, gradients, strict=True)}
+
+    @torch.no_grad()
+    def _of(self, permutation: Permutation) -> Params:
+        return lerp(self._reference, permute(self._params, self._spec, permutation), 0.5)
+
+    def _losses(self, params: Params, inputs: Tensor, targets: Tensor) -> Tensor:
+        outputs: Any = functional_call(self._net, params, (inputs,))
+        return self._criterion(outputs, targets)

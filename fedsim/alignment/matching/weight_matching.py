@@ -1,0 +1,235 @@
+"""The permutation that brings one model closest to another, found from their parameters alone."""
+
+import math
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fedsim.alignment.matching.assignment import best_orders
+from fedsim.alignment.symmetries.permutations import Axis, Permutation, Spec, axes_of, compose, identity, permute
+from fedsim.models.params import Params
+
+# A rise of the objective that is smaller, relative to the largest that two models could have, is rounding.
+TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A permutation that was searched for, and how well it fits.
+
+    Parameters
+    ----------
+    permutation
+        All orders of the architecture.
+    objective
+        The sum of products of the reference's parameters with the permuted ones, at the start of the search and after
+        each change; it only rises.
+    """
+
+    permutation: Permutation
+    objective: list[float]
+
+
+def match_weights(
+    spec: Spec,
+    reference: Params,
+    params: Params,
+    *,
+    rng: np.random.Generator,
+    start: Permutation | None = None,
+    sweeps: int = 100,
+) -> Matching:
+    """Search for the permutation of a model with the smallest squared distance to a reference: weight matching.
+
+    Parameters
+    ----------
+    reference, params
+        Whole models or parts of them. Entries count that both have, without running statistics; orders that none of
+        them follows stay as they are.
+    rng
+        Draws the order in which symmetries are visited, anew in each sweep.
+    start
+        Where the search begins; orders that it does not have begin with every unit where it is. If it is not given, the
+        search begins with every unit where it is, or with a first guess if that is better: symmetries are matched one
+        after the other, by those entries alone that follow no order that is not matched yet, the one that has most of
+        them first.
+    sweeps
+        At most that many, 0 for where the search begins; it ends where no symmetry has a better assignment.
+
+    Raises
+    ------
+    ValueError
+        If the architecture does not have an entry or has it with another shape, an entry is not finite, or ``sweeps``
+        is negative.
+
+    Notes
+    -----
+    Algorithm 1 of the paper, in float64; with the `identity` as ``start`` it is just that. Without the guess a permuted
+    copy of a transformer is often not recovered: what is matched before the residual stream fits a wrong order of it,
+    and then holds it there. The assignment of a symmetry is the best for the current ones of all others, so the result
+    is a local optimum. Where a parameter follows one symmetry along two dimensions, as recurrent weights do, its
+    products are quadratic in the assignment: as in the authors' code, each dimension is assigned while the other stays;
+    what would not raise the objective is left, and the assignment by all other parameters is tried.
+
+    References
+    ----------
+    Ainsworth et al. 2023, Git Re-Basin: merging models modulo permutation symmetries, arXiv 2209.04836.
+    """
+    if sweeps < 0:
+        raise ValueError(f"sweeps = {sweeps} must be at least 0; with 0 the search ends where it begins")
+    search = _Search(spec, counted(spec, reference, params), counted(spec, params, reference), start or {})
+    if start is None:
+        search.begin_()
+    for _ in range(sweeps):
+        if not search.unsettled:
+            break
+        for symmetry in rng.permutation(len(spec.symmetries)):
+            search.visit_(int(symmetry))
+    return Matching(search.permutation, search.objective)
+
+
+def counted(spec: Spec, params: Params, keys: Container[str]) -> Params:
+    """Return in float64 those of some entries that say which units belong together.
+
+    Raises
+    ------
+    ValueError
+        If the architecture does not have an entry or has it with another shape, or an entry is not finite.
+    """
+    kept = {}
+    for key, value in params.items():
+        if key in keys and key not in spec.statistics and value.is_floating_point():
+            shape = tuple(sum(segment.size for segment in axis) for axis in axes_of(key, value, spec))
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{key} has the shape {tuple(value.shape)}, that of the architecture is {shape}")
+            if not value.isfinite().all():
+                raise ValueError(f"{key} has an entry that is not finite; match models that have not diverged")
+            kept[key] = value.detach().double()
+    return kept
+
+
+@dataclass(frozen=True)
+class _Use:
+    """Part of a parameter that follows an order."""
+
+    key: str
+    dimension: int
+    start: int
+    size: int
+    order: str
+    units: int
+
+    def part(self, params: Params) -> Tensor:
+        """Return the part."""
+        return params[self.key].narrow(self.dimension, self.start, self.size)
+
+    def rows(self, params: Params) -> Tensor:
+        """Return what belongs to each unit, shape [units, ...]."""
+        return self.part(params).movedim(self.dimension, 0).reshape(self.units, -1)
+
+    def beside(self, spec: Spec) -> set[str]:
+        """Return the orders that the rows' entries follow."""
+        return _orders(axis for place, axis in enumerate(spec.axes[self.key]) if place != self.dimension)
+
+
+class _Search:
+    """Coordinate ascent; the model is permuted as it goes, so that each visit finds a change to the current orders."""
+
+    def __init__(self, spec: Spec, reference: Params, params: Params, start: Permutation) -> None:
+        self._spec, self._reference = spec, reference
+        self.permutation = identity(spec) | start
+        self._params = permute(params, spec, self.permutation)
+        self._products = self._multiplied(self._params)
+        self.objective = [math.fsum(self._products.values())]
+        self._least = TOLERANCE * sum(float(value.norm() * params[key].norm()) for key, value in reference.items())
+        self._uses = [list(_uses(spec, symmetry.widths, reference)) for symmetry in spec.symmetries]
+        # Symmetries for which something has changed since they were last visited.
+        self.unsettled = {number for number, uses in enumerate(self._uses) if uses}
+
+    def begin_(self) -> None:
+        """Match all symmetries, each by what is sure when its turn comes, if that raises the objective."""
+        whole: Permutation = {}
+        params = self._params
+        unmatched = {number: uses for number, uses in enumerate(self._uses) if uses}
+        while unmatched:
+            sure = {
+                number: [use for use in uses if use.beside(self._spec) <= whole.keys()]
+                for number, uses in unmatched.items()
+            }
+            entries = {n: sum(use.part(params).numel() / use.units for use in uses) for n, uses in sure.items()}
+            surest = max(entries, key=entries.__getitem__)
+            change = self._best(surest, sure[surest], params)
+            params = params | permute(self._following(params, change), self._spec, change)
+            whole |= change
+            del unmatched[surest]
+        self._take_(whole)
+
+    def visit_(self, symmetry: int) -> None:
+        """Give a symmetry a better assignment, if there is one."""
+        if symmetry in self.unsettled:
+            self.unsettled.remove(symmetry)
+            if any(self._take_(change) for change in self._changes(symmetry)):
+                self.unsettled |= self._affected(symmetry)
+
+    def _changes(self, symmetry: int) -> Iterator[Permutation]:
+        """Yield the best change, unless products are quadratic in it; then one that could be better, and another."""
+        uses = self._uses[symmetry]
+        yield self._best(symmetry, uses, self._params)
+        quadratic = {use.key for use in uses if any(_meet(use, other) for other in uses)}
+        if quadratic:  # the other dimension of these may still mislead
+            yield self._best(symmetry, [use for use in uses if use.key not in quadratic], self._params)
+
+    def _best(self, symmetry: int, uses: Iterable[_Use], params: Params) -> Permutation:
+        sizes = self._spec.sizes
+        gains = {order: np.zeros((sizes[order],) * 2) for order in self._spec.symmetries[symmetry].widths}
+        for use in uses:
+            gains[use.order] += (use.rows(self._reference) @ use.rows(params).T).cpu().numpy()
+        return best_orders(self._spec.symmetries[symmetry], gains)
+
+    def _take_(self, change: Permutation) -> bool:
+        """Make a change if it raises the objective, and tell whether it did."""
+        params = permute(self._following(self._params, change), self._spec, change)
+        products = self._products | self._multiplied(params)
+        objective = math.fsum(products.values())
+        if objective - self.objective[-1] <= self._least:
+            return False
+        self._params, self._products = self._params | params, products
+        self.objective.append(objective)
+        self.permutation |= compose({order: self.permutation[order] for order in change}, change)
+        return True
+
+    def _following(self, params: Params, change: Permutation) -> Params:
+        axes = self._spec.axes
+        return {key: value for key, value in params.items() if _orders(axes[key]) & change.keys()}
+
+    def _multiplied(self, params: Params) -> dict[str, float]:
+        return {key: float(self._reference[key].flatten() @ value.flatten()) for key, value in params.items()}
+
+    def _affected(self, symmetry: int) -> set[int]:
+        """Return the symmetries, perhaps itself too, whose gains depend on the assignment of one."""
+        own = self._uses[symmetry]
+        return {
+            number for number, uses in enumerate(self._uses) if any(_meet(use, other) for use in uses for other in own)
+        }
+
+
+def _uses(spec: Spec, orders: Iterable[str], keys: Container[str]) -> Iterator[_Use]:
+    for order in orders:
+        for key, dimension in spec.uses(order):
+            if key in keys:
+                start = 0
+                for segment in spec.axes[key][dimension]:
+                    if segment.order == order:
+                        yield _Use(key, dimension, start, segment.size, order, segment.size // segment.repeat)
+                    start += segment.size
+
+
+def _orders(axes: Iterable[Axis]) -> set[str]:
+    return {segment.order for axis in axes for segment in axis if segment.order is not None}
+
+
+def _meet(use: _Use, other: _Use) -> bool:
+    """Tell whether two orders are followed along two dimensions of one parameter."""
+    return use.key == other.key and use.dimension != other.dimension

@@ -1,0 +1,1 @@
+"""Which units of a model can change places: its permutation symmetries, read from its graph."""

@@ -1,0 +1,184 @@
+"""Units that may change places: which entries of a model belong to which, and models whose units have changed places.
+
+A permutation is a dict of orders, ``{name: indices}``: unit ``i`` of the new model is unit ``indices[i]`` of the old.
+Orders are int64 tensors and travel like parameters.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.models.params import Params
+
+Permutation = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive entries along an axis of a parameter.
+
+    Parameters
+    ----------
+    size
+        Number of entries.
+    order
+        Name of the order that they follow; None if they stay where they are.
+    repeat
+        Consecutive entries that move as one unit: after flattening, all positions of a channel.
+    """
+
+    size: int
+    order: str | None = None
+    repeat: int = 1
+
+
+# One axis of a parameter: its segments, one after the other.
+Axis = tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """Units that can change places together without changing what the model computes.
+
+    ``blocks`` blocks change places with each other; with them go, in each order, ``width`` units that change places
+    within their block. Plain hidden units are blocks of one unit; groups of a group normalisation are blocks with one
+    order; heads of attention are blocks with two, of queries and keys and of values.
+
+    Parameters
+    ----------
+    blocks
+        Number of blocks.
+    widths
+        Units per block, by the name of the order.
+    """
+
+    blocks: int
+    widths: Mapping[str, int]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every unit can take any place."""
+        return len(self.widths) == 1 and 1 in (self.blocks, *self.widths.values())
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The permutation symmetries of an architecture.
+
+    Parameters
+    ----------
+    symmetries
+        In the order in which a forward pass meets them.
+    axes
+        For each floating-point entry of `fedsim.models.params.state_of`, one axis per dimension.
+    statistics
+        Running statistics: they move with their units and say nothing about which units belong together.
+    """
+
+    symmetries: tuple[Symmetry, ...]
+    axes: Mapping[str, tuple[Axis, ...]]
+    statistics: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of units of each order."""
+        return {name: each.blocks * width for each in self.symmetries for name, width in each.widths.items()}
+
+    def uses(self, order: str) -> Iterator[tuple[str, int]]:
+        """Yield the key and the dimension of each axis of a parameter that follows an order, without statistics."""
+        for key, axes in self.axes.items():
+            for dimension, axis in enumerate(axes):
+                if key not in self.statistics and any(segment.order == order for segment in axis):
+                    yield key, dimension
+
+
+def identity(spec: Spec) -> Permutation:
+    """Return the permutation in which every unit stays where it is."""
+    return {name: torch.arange(size) for name, size in spec.sizes.items()}
+
+
+def random_permutation(spec: Spec, rng: np.random.Generator) -> Permutation:
+    """Draw one of all permutations of an architecture, each with equal probability."""
+    drawn = {}
+    for symmetry in spec.symmetries:
+        blocks = rng.permutation(symmetry.blocks)
+        for name, width in symmetry.widths.items():
+            within = [rng.permutation(width) for _ in blocks]
+            drawn[name] = torch.from_numpy(np.concatenate([b * width + w for b, w in zip(blocks, within, strict=True)]))
+    return drawn
+
+
+def invert(permutation: Permutation) -> Permutation:
+    """Return the permutation that undoes another."""
+    return {name: order.argsort() for name, order in permutation.items()}
+
+
+def compose(first: Permutation, then: Permutation) -> Permutation:
+    """Return the permutation that does one after the other."""
+    return {name: order[then[name]] for name, order in first.items()}
+
+
+def axes_of(key: str, value: Tensor, spec: Spec) -> tuple[Axis, ...]:
+    """Return the axes of an entry; integer ones have none.
+
+    Raises
+    ------
+    ValueError
+        If ``spec`` does not have the entry.
+    """
+    if key not in spec.axes and value.is_floating_point():
+        raise ValueError(f"the spec has no entry {key!r}; pass those of fedsim.models.params.state_of, tied ones once")
+    return spec.axes.get(key, ())
+
+
+def permute(params: Params, spec: Spec, permutation: Permutation) -> Params:
+    """Return a model, or a part of one, whose units have changed places; entries that do not move are not copied.
+
+    Parameters
+    ----------
+    params
+        Entries of `fedsim.models.params.state_of`; integer ones stay as they are.
+    permutation
+        Orders that it does not have stay as they are.
+
+    Raises
+    ------
+    ValueError
+        If ``spec`` does not have an entry, or an order has more or fewer units than it says.
+    """
+    return {key: permute_entry(value, axes_of(key, value, spec), permutation) for key, value in params.items()}
+
+
+def permute_entry(value: Tensor, axes: tuple[Axis, ...], permutation: Permutation, leave: int | None = None) -> Tensor:
+    """Return one parameter whose units have changed places, along all axes but one if ``leave`` says so."""
+    for dimension, axis in enumerate(axes):
+        if dimension != leave and any(segment.order in permutation for segment in axis):
+            value = value.index_select(dimension, positions(axis, permutation).to(value.device))
+    return value
+
+
+def positions(axis: Axis, permutation: Permutation) -> Tensor:
+    """Return from where each entry along an axis comes, shape [entries], int64."""
+    parts, start = [], 0
+    for segment in axis:
+        if segment.order in permutation:
+            units = permutation[segment.order].cpu()
+            if len(units) * segment.repeat != segment.size:
+                raise ValueError(
+                    f"the order {segment.order!r} has {len(units)} units and must have "
+                    f"{segment.size // segment.repeat}; take a permutation of the same architecture"
+                )
+            inside = (units[:, None] * segment.repeat + torch.arange(segment.repeat)).flatten()
+        else:
+            inside = torch.arange(segment.size)
+        parts.append(start + inside)
+        start += segment.size
+    return torch.cat(parts)
+
+
+def moved(permutation: Permutation) -> dict[str, float]:
+    """Return the share of units that are not in their place, by order."""
+    return {name: float((order != torch.arange(len(order))).double().mean()) for name, order in permutation.items()}

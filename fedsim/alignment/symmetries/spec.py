@@ -1,0 +1,189 @@
+"""The permutation symmetries of a model, derived from the operations of which it consists."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from fedsim.alignment.symmetries.layouts import Layout, independent
+from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry
+from fedsim.alignment.symmetries.reader import Reader, Weights, graph_of
+from fedsim.alignment.symmetries.symbols import NEVER, Pieces, Symbol, resolve, root
+from fedsim.models.params import Params
+
+STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """The symmetries of a model, and where its units are in all that it computes.
+
+    Parameters
+    ----------
+    spec
+        The symmetries.
+    model
+        A copy of the model, in eval mode.
+    graph
+        Its operations.
+    values
+        For each operation that returns one tensor, by the name of its node, an axis for each dimension. Tensors in
+        which one dimension depends on another, such as the units of each head, are left out.
+    unknown
+        Names of the nodes of operations without a rule: what they take stays where it is.
+    """
+
+    spec: Spec
+    model: nn.Module
+    graph: fx.Graph
+    values: Mapping[str, tuple[Axis, ...]]
+    unknown: tuple[str, ...]
+
+    def run(self, params: Params, inputs: Tensor, visit: Callable[[fx.Node, Any], None]) -> Any:
+        """Run a model of this architecture; ``visit`` is called with each operation and what it returns.
+
+        The next operations may change in place what has been returned.
+
+        Parameters
+        ----------
+        params
+            Entries of `fedsim.models.params.state_of`; those that are missing are those of ``model``.
+        """
+        runner = _Runner(self.model, self.graph, visit)
+        with torch.no_grad():
+            return functional_call(runner, {f"model.{key}": value for key, value in params.items()}, (inputs,))
+
+
+class _Runner(nn.Module):
+    def __init__(self, model: nn.Module, graph: fx.Graph, visit: Callable[[fx.Node, Any], None]) -> None:
+        super().__init__()
+        self.model, self.graph, self.visit = model, graph, visit
+
+    def forward(self, inputs: Tensor) -> Any:
+        return _Visitor(self.model, self.graph, self.visit).run(inputs)
+
+
+class _Visitor(fx.Interpreter):
+    def __init__(self, model: nn.Module, graph: fx.Graph, visit: Callable[[fx.Node, Any], None]) -> None:
+        super().__init__(model, graph=graph)
+        self.visit = visit
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.visit(n, value)
+        return value
+
+
+def permutation_spec(model: nn.Module, inputs: Tensor) -> Spec:
+    """Return which units of a model can change places; as `derive`."""
+    return derive(model, inputs).spec
+
+
+def derive(model: nn.Module, inputs: Tensor) -> Derivation:
+    """Find out which units of a model can change places without changing what it computes.
+
+    Every operation of the model says which axes of its inputs, weights and outputs move together. Units that an
+    operation without a rule touches stay where they are, as do the model's inputs and outputs, so that the symmetries
+    that are found are true ones, if not always all.
+
+    Parameters
+    ----------
+    model
+        Is not changed.
+    inputs
+        Two or more, on the model's device.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two inputs or the model does not take them, or if it cannot be traced, or does something
+        else each time.
+
+    References
+    ----------
+    Ainsworth et al. 2023, Git Re-Basin, arXiv 2209.04836, where each architecture's specification is written by hand.
+    """
+    if len(inputs) < 2:
+        raise ValueError(f"len(inputs) = {len(inputs)} must be at least 2; pass more, as the model takes them")
+    model = copy.deepcopy(model).eval()
+    reader = Reader(model, graph_of(model))
+    with torch.no_grad():
+        expected, found = _outputs(model, inputs), reader.run(inputs)
+    if not isinstance(found, Tensor) or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise ValueError(f"model = {type(model).__name__}: its torch.fx graph must compute the tensor that it computes")
+    spec, names = _spec(reader.weights)
+    values = {
+        node.name: tuple(_axis(each, names) for each in axes)
+        for node, known in reader.known.items()
+        if isinstance(known, Layout) and None not in (axes := [independent(each) for each in known.dimensions])
+    }
+    return Derivation(spec, model, reader.graph, values, tuple(reader.unknown))
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Any:
+    try:
+        return model(inputs)
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"model = {type(model).__name__} does not take inputs of shape {tuple(inputs.shape)} and {inputs.dtype} "
+            f"({reason}); pass them as it takes them"
+        ) from error
+
+
+def _spec(weights: Weights) -> tuple[Spec, dict[Symbol, str]]:
+    axes = {key: weights.axes(key) for key, value in weights.state.items() if _is_own(key, value, weights)}
+    used: dict[Symbol, str] = {}
+    for key, own in axes.items():
+        for symbol in (piece.symbol for axis in own for piece in resolve(axis)):
+            if symbol is not None:
+                used.setdefault(symbol, key)
+    names = _names(used)
+    spec = Spec(
+        _symmetries(names),
+        {key: tuple(_axis(axis, names) for axis in own) for key, own in axes.items()},
+        frozenset(key for key in axes if key.rpartition(".")[2] in STATISTICS),
+    )
+    return spec, names
+
+
+def _is_own(key: str, value: Tensor, weights: Weights) -> bool:
+    return weights.first[key] == key and value.is_floating_point()
+
+
+def _names(used: Mapping[Symbol, str]) -> dict[Symbol, str]:
+    """Return the name of each order, in the order of a forward pass: that of the parameter that writes it first."""
+    ranked = sorted(used, key=lambda symbol: symbol.source or NEVER)
+    bases = {symbol: symbol.source[1] if symbol.source else used[symbol].removesuffix(".weight") for symbol in ranked}
+    alone, same = Counter(bases.values()), Counter((bases[symbol], symbol.role) for symbol in ranked)
+    numbers: Counter[tuple[str, str]] = Counter()
+    names = {}
+    for symbol, base in bases.items():
+        kind = (base, symbol.role)
+        number = str(numbers[kind]) if same[kind] > 1 or (alone[base] > 1 and not symbol.role) else ""
+        numbers[kind] += 1
+        suffix = symbol.role + number
+        names[symbol] = f"{base}:{suffix}" if suffix else base
+    return names
+
+
+def _symmetries(names: Mapping[Symbol, str]) -> tuple[Symmetry, ...]:
+    together: dict[Symbol, dict[str, int]] = {}
+    for symbol, name in names.items():
+        leader = symbol if symbol.blocks is None else root(symbol.blocks)
+        together.setdefault(leader, {})[name] = symbol.width
+    return tuple(Symmetry(leader.units, widths) for leader, widths in together.items())
+
+
+def _axis(axis: Pieces | None, names: Mapping[Symbol, str]) -> Axis:
+    return tuple(
+        Segment(each.length, names[each.symbol], each.repeat)
+        if each.symbol is not None and each.symbol in names
+        else Segment(each.length)
+        for each in resolve(axis or ())
+    )

@@ -1,0 +1,1 @@
+"""Directions in the space of parameters: random ones, and those that training took."""

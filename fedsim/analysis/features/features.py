@@ -1,0 +1,128 @@
+"""Features: what the layers of several models give for the same examples, in batches."""
+
+import copy
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.analysis.features.sites import Site
+from fedsim.analysis.features.sources import Sources
+from fedsim.analysis.features.walks import ModuleWalk, OperationWalk, Values, Walk
+from fedsim.analysis.mixing.mixes import Source
+from fedsim.data.dataset import channels_last
+from fedsim.models.graph import NotTraceableError, probes_of
+from fedsim.models.params import Params, load_state_
+
+# Examples at a time.
+CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 64, 1024, 4
+# Bytes of results that are kept at a time, all threads together, and of mixed weights.
+MAX_MEMORY, WEIGHTS_MEMORY = 2**29, 2**29
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class Features:
+    """The features of several models in eval mode, all models at one layer before any is at the next.
+
+    A model that `torch.fx` can trace is run operation by operation. Of any other the features are what its layers'
+    modules give, with a line in the log.
+
+    Parameters
+    ----------
+    model
+        Gives the architecture; it is not changed.
+    states
+        State dicts; sources are indices into them, -1 the last.
+    inputs
+        Inputs as the model takes them, shape [n, ...], on the model's device.
+    sources
+        The models whose features are asked for.
+    threads
+        That work at a time.
+
+    Raises
+    ------
+    ValueError
+        If there are no inputs.
+    """
+
+    def __init__(
+        self, model: nn.Module, states: Sequence[Params], inputs: Tensor, sources: Sequence[Source], threads: int = 1
+    ) -> None:
+        self._model = copy.deepcopy(model).eval()
+        load_state_(self._model, states[0])
+        self._inputs, self._list, self._threads = inputs, list(sources), threads
+        self._local = threading.local()
+        probes = probes_of(inputs)
+        self._walk: Walk
+        try:
+            self._walk = OperationWalk(self._model, probes)
+        except NotTraceableError as reason:
+            logger.info("features of %s are what its layers' modules give: %s", type(self._model).__name__, reason)
+            self._walk = ModuleWalk(self._model, probes)
+        self._channels_last = self._walk.prefers_channels_last
+        self.weights = Sources([self._prepared(state) for state in states], WEIGHTS_MEMORY)
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """Where features are taken, in forward order."""
+        return self._walk.sites
+
+    def walk(self, inputs: Tensor) -> Iterator[tuple[Site, list[Values]]]:
+        """Yield for each site the values of each source; they are freed when the next one is asked for.
+
+        Parameters
+        ----------
+        inputs
+            Some of the inputs.
+
+        Raises
+        ------
+        DifferentCallsError
+            If a model that cannot be traced does not call its layers as it did for the first inputs.
+        """
+        if not hasattr(self._local, "root"):
+            self._local.root = copy.deepcopy(self._model)
+        ordered = inputs
+        if inputs.ndim == 4:
+            ordered = channels_last(inputs) if self._channels_last else inputs.contiguous()
+        yield from self._walk.run(self._local.root, ordered, self.weights, self._list)
+
+    def finish(self, site: Site, value: Tensor) -> Tensor:
+        """Return the features for a value before what follows without weights."""
+        return self._walk.finish(self._local.root, site, value)
+
+    def map(self, function: Callable[[Tensor], T], size: int | None = None) -> list[T]:
+        """Return what a function gives for batches of the inputs, in their order.
+
+        Parameters
+        ----------
+        size
+            Examples of a batch, all about equally large; by default as many as fit into the memory.
+        """
+        on_cpu = self._inputs.device.type == "cpu"
+        each = max(1.0, self._walk.size * len(self._list))
+        # It does not depend on the threads, of which as many work as there is memory for.
+        fits = max(SMALLEST_TILE, int(MAX_MEMORY / each / 2))
+        size = size or min(CPU_TILE if on_cpu else ACCELERATOR_TILE, fits)
+        threads = max(1, min(self._threads, int(MAX_MEMORY / each / size))) if on_cpu else 1
+
+        def run(batch: Tensor) -> T:
+            with torch.inference_mode():
+                return function(batch)
+
+        batches = self._inputs.tensor_split(max(1, -(-len(self._inputs) // size)))
+        if threads == 1:
+            return list(map(run, batches))
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(run, batches))
+
+    def _prepared(self, state: Params) -> Params:
+        """Return a state with the weights of convolutions in the order in which they are used fastest."""
+        order = torch.channels_last if self._channels_last else torch.contiguous_format
+        return {key: v.contiguous(memory_format=order) if v.ndim == 4 else v for key, v in state.items()}

@@ -1,0 +1,1 @@
+"""Models with some layers of another model, evaluated with no operation done twice."""

@@ -1,0 +1,36 @@
+"""The models that a measurement compares: states that fit the model and, last, their weighted average."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from fedsim.analysis.mixing.mixes import Against
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.params import Params, fit_all
+
+
+def with_average(
+    model: nn.Module,
+    states: Sequence[Params],
+    weights: Sequence[float] | None = None,
+    against: Against = "average",
+) -> list[Params]:
+    """Return the states and, last, their weighted average, whose integer entries are those of the first.
+
+    Parameters
+    ----------
+    model
+        What the states must fit; a tensor that it has under several names stands once in the result.
+    weights
+        One positive number per state; by default all alike.
+    against
+        What the states are compared with; ``pairs`` needs two of them.
+
+    Raises
+    ------
+    ValueError
+        If there are too few states, one does not fit the model, or the weights do not fit the states.
+    """
+    fitted = fit_all(model, states, 2 if against == "pairs" else 1)
+    average = weighted_mean(fitted, [1.0] * len(fitted) if weights is None else weights)
+    return [*fitted, {key: average.get(key, value) for key, value in fitted[0].items()}]

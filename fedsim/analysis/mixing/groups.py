@@ -1,0 +1,78 @@
+"""Groups of layers whose barriers are measured: each layer, all of them, growing sets, windows, or any others."""
+
+from collections.abc import Mapping, Sequence
+
+from fedsim.models.layers import Layers
+from fedsim.seeds import rng
+
+Groups = str | Mapping[str, str] | Sequence[str | Mapping[str, str]]
+
+KINDS = ("layers", "full", "cumulative-shallow", "cumulative-deep", "cumulative-random", "windows:k")
+
+
+def groups_of_texts(texts: Sequence[str]) -> list[str | Mapping[str, str]]:
+    """Return groups as `named_groups` takes them: what is no kind of groups is a layer expression of that name."""
+    return [text if _is_kind(text) else {text: text} for text in texts]
+
+
+def _is_kind(text: str) -> bool:
+    kind, _, size = text.partition(":")
+    return text in KINDS[:-1] or (kind == "windows" and size.isdigit())
+
+
+def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tuple[str, ...]]:
+    """Return the layers of each group, by the name that it has in the result.
+
+    Parameters
+    ----------
+    groups
+        One of these, or a list of them:
+
+        - ``layers``: each layer by itself, named by its module path;
+        - ``full``: all layers together;
+        - ``cumulative-shallow``: the first k layers for each k, named ``shallow:k``;
+        - ``cumulative-deep``: the last k layers, ``deep:k``;
+        - ``cumulative-random``: the first k of a random order, ``random:k``;
+        - ``windows:k``: each k consecutive layers, named ``windows:k:`` and the first of them;
+        - a dict from names to expressions of the layer language.
+    seed
+        Of the random order.
+
+    Raises
+    ------
+    ValueError
+        If a group is none of these, matches nothing, or two different groups have one name.
+    """
+    named: dict[str, tuple[str, ...]] = {}
+    for item in [groups] if isinstance(groups, str | Mapping) else groups:
+        for name, members in _expand(layers, item, seed).items():
+            if set(named.setdefault(name, members)) != set(members):
+                raise ValueError(f"two groups are called {name!r} and have other layers; give one another name")
+    return named
+
+
+def _expand(layers: Layers, item: str | Mapping[str, str], seed: int) -> dict[str, tuple[str, ...]]:
+    names = layers.names
+    if isinstance(item, Mapping):
+        return {name: layers.group(expression).layers for name, expression in item.items()}
+    counts = range(1, len(names) + 1)
+    if item == "layers":
+        return {name: (name,) for name in names}
+    if item == "full":
+        return {"full": names}
+    if item == "cumulative-shallow":
+        return {f"shallow:{k}": names[:k] for k in counts}
+    if item == "cumulative-deep":
+        return {f"deep:{k}": names[-k:] for k in counts}
+    if item == "cumulative-random":
+        order = [names[position] for position in rng(seed, "cumulative random").permutation(len(names))]
+        return {f"random:{k}": tuple(name for name in names if name in order[:k]) for k in counts}
+    if _is_kind(item):
+        size = item.partition(":")[2]
+        if not 1 <= int(size) <= len(names):
+            raise ValueError(f"groups has {item!r}; a window must have from 1 to {len(names)} layers of this model")
+        starts = range(len(names) - int(size) + 1)
+        return {f"{item}:{names[start]}": names[start : start + int(size)] for start in starts}
+    raise ValueError(
+        f"groups has {item!r}; it must be one of {', '.join(KINDS)}, or a dict such as {{'top': 'last:2'}}"
+    )

@@ -1,0 +1,113 @@
+"""Mixed models, described: which layer comes from which model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
+
+from fedsim.models.layers import Layers
+
+# Where ``other`` is this, it is the weighted average of all states.
+AVERAGE = -1
+
+Against = Literal["average", "pairs"]
+Pair = tuple[int, int]
+Normalisation = Literal["interpolate", "base", "recompute"]
+# Where the entries of a part come from: a state's index, or (start, end, t) for a mix of two.
+Source = int | tuple[int, int, float]
+# The sources of all parts of a model, in its order.
+Recipe = tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Model ``base`` whose layers of a group are ``(1 - t) * base + t * other``; both are indices of states."""
+
+    group: str
+    layers: frozenset[str]
+    base: int
+    other: int
+    t: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """Entries of a model that have one source: a layer, or what of it moves and what stays.
+
+    Parameters
+    ----------
+    keys
+        State-dict keys; a tied tensor has its first one only.
+    moves
+        Whether they are mixed with the layer; if not, they are always the base's.
+    """
+
+    layer: str
+    keys: tuple[str, ...]
+    moves: bool = True
+
+
+def parts_of(layers: Layers, normalisation: Normalisation) -> tuple[Part, ...]:
+    """Return a model's parts: its layers, with running statistics apart where these stay the base's."""
+    parts = []
+    for layer in layers:
+        if normalisation == "base" and layer.buffers:
+            parts += [Part(layer.name, layer.parameters), Part(layer.name, layer.buffers, moves=False)]
+        else:
+            parts.append(Part(layer.name, layer.keys))
+    return tuple(part for part in parts if part.keys)
+
+
+def recipe_of(mix: Mix, parts: Sequence[Part], t: float | None = None) -> Recipe:
+    """Return the source of each part, at another ``t`` if given; equal models have equal recipes."""
+    mixed = source_of(mix.base, mix.other, mix.t if t is None else t)
+    return tuple(mixed if part.moves and part.layer in mix.layers else mix.base for part in parts)
+
+
+def source_of(base: int, other: int, t: float) -> Source:
+    """Return ``(1 - t) * base + t * other`` as a source, written in one way only."""
+    if t == 0 or base == other:
+        return base
+    if t == 1:
+        return other
+    # Rounded, so that 0.1 from one end is 0.9 from the other.
+    return (base, other, round(t, 12)) if base < other else (other, base, round(1 - t, 12))
+
+
+def list_mixes(
+    groups: Mapping[str, Sequence[str]],
+    states: int,
+    against: Against,
+    ts: Sequence[float] | None = None,
+    pairs: Sequence[Pair] | None = None,
+    bases: Sequence[int] | None = None,
+) -> Iterator[Mix]:
+    """List the mixed models of a measurement: for each group each base, partner and t.
+
+    Parameters
+    ----------
+    pairs, bases
+        Only these pairs, or only these states with the average; by default all.
+
+    Raises
+    ------
+    ValueError
+        If there is no state, or an argument is unknown or out of range.
+    """
+    if against not in ("average", "pairs"):
+        raise ValueError(f"against = {against!r} must be 'average' or 'pairs'")
+    if states < 1:
+        raise ValueError("there are no states; barriers need at least one model")
+    ts = ((1.0,) if against == "average" else (0.0, 0.5, 1.0)) if ts is None else ts
+    if any(not 0 <= t <= 1 for t in ts):
+        raise ValueError(f"ts = {list(ts)}: each must be from 0 to 1")
+    if against == "average":
+        ends = [(base, AVERAGE) for base in (range(states) if bases is None else bases)]
+    else:
+        ends = list(permutations(range(states), 2)) if pairs is None else list(pairs)
+        if bad := [pair for pair in ends if not all(0 <= index < states for index in pair)]:
+            raise ValueError(f"pair {bad[0]} names a model that is not there; there are {states}, counted from 0")
+    for group, layers in groups.items():
+        for base, other in ends:
+            for t in ts:
+                yield Mix(group, frozenset(layers), base, other, float(t))

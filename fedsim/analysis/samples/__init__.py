@@ -1,0 +1,1 @@
+"""Losses by example, their differences, and how sure a mean of them is."""

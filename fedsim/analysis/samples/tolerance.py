@@ -1,0 +1,255 @@
+"""Evaluation of mixed models on only as many examples as a tolerance needs."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.analysis.mixing.mixed_models import MixedModels
+from fedsim.analysis.mixing.mixes import Recipe, Source
+from fedsim.analysis.samples.controls import Matrix, best_design, designs, estimated_values
+from fedsim.seeds import rng
+from fedsim.training.evaluation import Evaluation
+
+# Examples at the first look, and how many times as many there are at each further one.
+FIRST_LOOK = 125
+GROWTH = 1.5
+# 1.96 of a single look, and what several looks cost.
+DEVIATIONS = 2.2
+# Share of a forward pass up to which a model is evaluated on all examples: it costs little, and predicts others.
+NEARLY_FREE = 0.05
+# Other models, known on all examples, that help to predict one.
+MOST_RELATED = 6
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Evaluations of models, some of them estimated from fewer examples.
+
+    Parameters
+    ----------
+    evaluations
+        With one value per example for each model. Where a model was not evaluated on all of them, these are values
+        whose mean estimates that over all examples and whose variance is that of the estimate.
+    used
+        On how many examples each model was evaluated.
+    """
+
+    evaluations: dict[Recipe, Evaluation] = field(default_factory=dict)
+    used: dict[Recipe, int] = field(default_factory=dict)
+
+    def add_(self, evaluations: Mapping[Recipe, Evaluation], used: int) -> None:
+        """Add models that were evaluated on as many examples."""
+        self.evaluations.update(evaluations)
+        self.used.update(dict.fromkeys(evaluations, used))
+
+
+def estimate(
+    models: MixedModels, recipes: Iterable[Recipe], inputs: Tensor, targets: Tensor, *, tolerance: float, seed: int = 0
+) -> Estimates:
+    """Evaluate each distinct recipe until its mean loss over all examples is known to within ``tolerance``.
+
+    Parameters
+    ----------
+    tolerance
+        In nats; kept by at least 95 % of the models.
+    seed
+        Of the order in which examples are taken.
+
+    Raises
+    ------
+    ValueError
+        If ``tolerance`` is not positive.
+
+    Notes
+    -----
+    The states themselves, and models that share almost all computation with one, are evaluated on all examples. The
+    losses of all others are regressed on these: for clients that are not i.i.d., the difference to the models at the
+    ends varies nearly as much as the loss itself, but class by class it can be predicted.
+    """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance = {tolerance} must be positive, in nats, such as 0.01")
+    distinct = list(dict.fromkeys(recipes))
+    ends = [models.own(state) for state in sorted({state for recipe in distinct for state in sources_of(recipe)})]
+    estimates = Estimates()
+    # The shares are those of the operations, so these must be known.
+    models.operations(inputs)
+    free = [recipe for recipe in distinct if _share(models, recipe) <= NEARLY_FREE]
+    estimates.add_(models.evaluate([*ends, *free], inputs, targets), len(targets))
+    strata = strata_of(targets)
+    order = stratified_order(strata, rng(seed, "tolerance"))
+    known = dict(estimates.evaluations)
+    left = [recipe for recipe in distinct if recipe not in known]
+    seen: dict[Recipe, Evaluation] = {}
+    start = 0
+    for end in _looks(len(targets)):
+        if not left:
+            break
+        taken = torch.from_numpy(order[start:end]).to(targets.device)
+        seen = _joined(seen, models.evaluate(left, inputs[taken], targets[taken]))
+        estimates.add_(_known_enough(seen, known, strata, order[:end], tolerance), end)
+        left = [recipe for recipe in left if recipe not in estimates.used]
+        start = end
+    return estimates
+
+
+def sources_of(recipe: Recipe) -> frozenset[int]:
+    """Return the states that a model is made of."""
+    return frozenset(state for source in recipe for state in _states(source))
+
+
+def strata_of(targets: Tensor) -> NDArray[np.int64]:
+    """Return the class of each example, counted from 0 without gaps; all 0 where targets are no classes."""
+    if targets.ndim > 1 or targets.is_floating_point():
+        return np.zeros(len(targets), dtype=np.int64)
+    return np.unique(targets.cpu().numpy(), return_inverse=True)[1].astype(np.int64)
+
+
+def stratified_order(strata: NDArray[np.int64], stream: np.random.Generator) -> NDArray[np.int64]:
+    """Return the examples in random order, such that each beginning has nearly the classes' shares of the whole."""
+    ranks = np.empty(len(strata))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        ranks[members] = (stream.permutation(len(members)) + stream.random(len(members))) / len(members)
+    return np.argsort(ranks, kind="stable")
+
+
+def _states(source: Source) -> tuple[int, ...]:
+    return (source,) if isinstance(source, int) else source[:2]
+
+
+def _share(models: MixedModels, recipe: Recipe) -> float:
+    """Return the share of a pass that a model needs beyond that of the state it is closest to."""
+    return min(
+        models.changed_share(part.layer for part, source in zip(models.parts, recipe, strict=True) if source != state)
+        for state in sources_of(recipe)
+    )
+
+
+def _looks(n: int) -> Iterator[int]:
+    size = FIRST_LOOK
+    while size < n:
+        yield size
+        size = int(size * GROWTH)
+    yield n
+
+
+def _joined(first: Mapping[Recipe, Evaluation], then: Mapping[Recipe, Evaluation]) -> dict[Recipe, Evaluation]:
+    """Return the evaluations of the latter's models on the examples of both."""
+    return {
+        recipe: Evaluation(torch.cat([first[recipe].losses, new.losses]), torch.cat([first[recipe].errors, new.errors]))
+        if recipe in first
+        else new
+        for recipe, new in then.items()
+    }
+
+
+def _known_enough(
+    seen: Mapping[Recipe, Evaluation],
+    known: Mapping[Recipe, Evaluation],
+    strata: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    tolerance: float,
+) -> dict[Recipe, Evaluation]:
+    """Return the evaluations of those recipes of which enough examples were seen."""
+    if len(sample) == len(strata):
+        return {recipe: _in_order(evaluation, sample) for recipe, evaluation in seen.items()}
+    enough: dict[Recipe, Evaluation] = {}
+    for alike, controls in _alike(list(seen), known):
+        enough |= _within(alike, controls, seen, strata, sample, tolerance)
+    return enough
+
+
+def _in_order(evaluation: Evaluation, order: NDArray[np.int64]) -> Evaluation:
+    """Return an evaluation on examples that were taken in an order as one in theirs."""
+    back = torch.from_numpy(np.argsort(order))
+    return Evaluation(evaluation.losses[back], evaluation.errors[back])
+
+
+def _alike(
+    recipes: Sequence[Recipe], known: Mapping[Recipe, Evaluation]
+) -> Iterator[tuple[list[Recipe], tuple[list[Evaluation], list[Evaluation]]]]:
+    """Yield recipes made of the same states, with the evaluations of these and of other models that are known.
+
+    Recipes of a state whose losses are not finite are left out: nothing can be predicted from them.
+    """
+    groups: dict[frozenset[int], list[Recipe]] = {}
+    for recipe in recipes:
+        groups.setdefault(sources_of(recipe), []).append(recipe)
+    by_sources: dict[frozenset[int], list[Evaluation]] = {}
+    for recipe, evaluation in known.items():
+        if evaluation.losses.isfinite().all():
+            by_sources.setdefault(sources_of(recipe), []).append(evaluation)
+    for states, alike in groups.items():
+        if any(frozenset({state}) not in by_sources for state in states):
+            continue
+        ends = [by_sources[frozenset({state})][0] for state in sorted(states)]
+        others = [each[0] for key, each in by_sources.items() if len(key) == 1 and not key <= states]
+        mixed = by_sources.get(states, [])
+        step = max(1, -(-len(mixed) // MOST_RELATED))
+        yield alike, (ends, [*mixed[::step], *others][:MOST_RELATED])
+
+
+def _within(
+    recipes: Sequence[Recipe],
+    controls: tuple[list[Evaluation], list[Evaluation]],
+    seen: Mapping[Recipe, Evaluation],
+    strata: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    tolerance: float,
+) -> dict[Recipe, Evaluation]:
+    """Return the estimates of those recipes that are known well enough."""
+    finite = [recipe for recipe in recipes if seen[recipe].losses.isfinite().all()]
+    if not finite:
+        return {}
+    candidates, chosen, error = _regression(finite, controls, seen, strata, sample, "losses")
+    closed = DEVIATIONS * error <= tolerance
+    done = [recipe for recipe, enough in zip(finite, closed, strict=True) if enough]
+    if not done:
+        return {}
+    losses = _values(candidates, chosen[closed], error[closed], sample, _stack(done, seen, "losses"))
+    errors = torch.full_like(losses, torch.nan)
+    if controls[0][0].errors.isfinite().all():
+        candidates, chosen, error = _regression(done, controls, seen, strata, sample, "errors")
+        errors = _values(candidates, chosen, error, sample, _stack(done, seen, "errors"))
+    return {recipe: Evaluation(losses[k], errors[k]) for k, recipe in enumerate(done)}
+
+
+def _regression(
+    recipes: Sequence[Recipe],
+    controls: tuple[list[Evaluation], list[Evaluation]],
+    seen: Mapping[Recipe, Evaluation],
+    strata: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    attribute: str,
+) -> tuple[list[Matrix], NDArray[np.int64], Matrix]:
+    """Return candidate regressors, which of them each recipe has, and the standard error that it leaves."""
+    ends, related = (
+        np.stack([getattr(each, attribute).numpy() for each in part], 1) if part else np.empty((len(strata), 0))
+        for part in controls
+    )
+    candidates = list(designs(ends, related, strata, sample))
+    unseen = 1.0 if attribute == "errors" else 0.0
+    return candidates, *best_design(candidates, sample, _stack(recipes, seen, attribute), unseen)
+
+
+def _stack(recipes: Sequence[Recipe], seen: Mapping[Recipe, Evaluation], attribute: str) -> Matrix:
+    return np.stack([getattr(seen[recipe], attribute).numpy() for recipe in recipes], 1)
+
+
+def _values(
+    candidates: Sequence[Matrix],
+    chosen: NDArray[np.int64],
+    error: Matrix,
+    sample: NDArray[np.int64],
+    outcomes: Matrix,
+) -> Tensor:
+    """Return estimated values, shape [outcomes, n]."""
+    values = np.empty((len(chosen), len(candidates[0])))
+    for number in np.unique(chosen):
+        mine = chosen == number
+        values[mine] = estimated_values(candidates[number], sample, outcomes[:, mine], error[mine]).T
+    return torch.from_numpy(values)

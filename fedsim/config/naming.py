@@ -1,0 +1,52 @@
+"""Names of runs and partitions, from the settings that differ from their defaults."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from fedsim.config import Config, short_hash
+from fedsim.config.catalog import CATALOGUES
+from fedsim.data.places import existing_path, fingerprint
+
+
+def changed_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, less those that do not change a run's numbers.
+
+    A run is named by them, so that a new setting with a default never renames an old run. The seed is in the name by
+    itself; the engine, the checkpoints, what is expected and the place of the data change nothing. What is the user's
+    own, a module, data or a partition, is named by its content and not by its path: once it is changed, it is another
+    run.
+    """
+    changed = config.model_dump(
+        mode="json", exclude_defaults=True, exclude={"seed", "engine", "checkpoint_every", "sweep", "tune", "expect"}
+    )
+    for catalogue in CATALOGUES.values():
+        choice = getattr(config, catalogue.table)
+        fixed = {
+            key: value for key, value in changed.pop(catalogue.table, {}).items() if key in type(choice).model_fields
+        }
+        table = fixed | catalogue.options(choice, exclude_defaults=True)
+        table.pop("data_dir", None)
+        name = getattr(choice, catalogue.key)
+        if name not in catalogue.entries:  # the user's own
+            source = inspect.getsourcefile(catalogue.find(name))
+            table["source"] = fingerprint(Path(source)) if source else None
+        if place := existing_path(table.get("path") or ""):
+            table["path"] = fingerprint(place)
+        if table:
+            changed[catalogue.table] = table
+    return changed
+
+
+def run_name(config: Config) -> str:
+    """Return the name of a run's folder: a hash of the changed settings, and the seed."""
+    return f"{short_hash(changed_settings(config))}-s{config.seed}"
+
+
+def partition_name(config: Config) -> str:
+    """Return the name of what a run's clients hold: equal for runs that differ in model, training or strategy only."""
+    changed = changed_settings(config)
+    settings = {key: value for key, value in changed.items() if key in ("clients", "data", "partition", "features")}
+    if "data" in settings:
+        settings["data"] = {key: value for key, value in settings["data"].items() if key not in ("flip", "crop")}
+    return f"partition-{short_hash(settings)}-s{config.seed}"

@@ -1,0 +1,101 @@
+"""How different the clients' data are, in numbers and as text."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from partitions import LabelCounts
+
+SHOWN_CLIENTS = 30
+SHOWN_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class Heterogeneity:
+    """Sizes and labels of all clients.
+
+    Parameters
+    ----------
+    sizes
+        Examples of each client, shape [clients].
+    counts
+        Labels of each client; of sequences, all their targets.
+    classes
+        Names of the classes.
+    """
+
+    sizes: np.ndarray
+    counts: LabelCounts
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def by_client(self) -> dict[str, np.ndarray]:
+        """What is measured of each client, by its name; each of shape [clients]."""
+        return {
+            "examples": self.sizes,
+            "effective number of classes": self.counts.effective_classes(),
+            "total variation": self.counts.total_variation(),
+            "Jensen-Shannon divergence, nats": self.counts.jensen_shannon(),
+        }
+
+    def summary(self) -> Iterator[str]:
+        """Yield one line per measure: its mean over the clients, smallest, median and largest value."""
+        notes = {
+            "effective number of classes": f"of {len(self.classes)}",
+            "total variation": "from the pooled labels, 0 to 1",
+            "Jensen-Shannon divergence, nats": "from the pooled labels, 0 to 0.693",
+        }
+        yield f"{'':31} {'mean':>9} {'smallest':>9} {'median':>9} {'largest':>9}"
+        for name, values in self.by_client.items():
+            four = (values.mean(), values.min(), np.median(values), values.max())
+            line = f"{name:31} " + " ".join(f"{value:>9.4g}" for value in four)
+            yield f"{line}  {notes[name]}" if name in notes else line
+
+    def table(self) -> Iterator[str]:
+        """Yield one line per client with its labels, the first ones where there are many."""
+        few = len(self.classes) <= SHOWN_CLASSES
+        for client in range(min(len(self), SHOWN_CLIENTS)):
+            row = slice(*self.counts.offsets[client : client + 2])
+            labels, counts = self.counts.labels[row], self.counts.counts[row]
+            if few:
+                full = np.zeros(len(self.classes), dtype=np.int64)
+                full[labels] = counts
+                text = " ".join(f"{count:>5}" for count in full)
+            else:
+                most = np.argsort(-counts, kind="stable")[:5]
+                text = f"{len(labels):>4} classes, most: " + ", ".join(
+                    f"{self.classes[labels[i]]} {counts[i]}" for i in most
+                )
+            yield f"client {client:>4}: {self.sizes[client]:>6} examples | {text}"
+        if len(self) > SHOWN_CLIENTS:
+            yield f"and {len(self) - SHOWN_CLIENTS:,} more clients"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return lists and numbers for a file; of the labels only those that a client has."""
+        rows = zip(self.counts.offsets[:-1], self.counts.offsets[1:], strict=True)
+        labels, counts = self.counts.labels.tolist(), self.counts.counts.tolist()
+        return {
+            "classes": list(self.classes),
+            "sizes": self.sizes.tolist(),
+            "label_counts": [
+                {str(label): count for label, count in zip(labels[start:end], counts[start:end], strict=True)}
+                for start, end in rows
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """Read what `to_json` returned."""
+        rows: Sequence[dict[str, int]] = content["label_counts"]
+        counts = LabelCounts(
+            offsets=np.concatenate([[0], np.cumsum([len(row) for row in rows])]),
+            labels=np.array([int(label) for row in rows for label in row], dtype=np.int64),
+            counts=np.array([count for row in rows for count in row.values()], dtype=np.int64),
+            classes=len(content["classes"]),
+        )
+        return cls(np.array(content["sizes"]), counts, tuple(content["classes"]))

@@ -1,0 +1,139 @@
+"""``fedsim run --dry-run``: what a run would do, without training anything."""
+
+from collections.abc import Iterator
+
+from fedsim.config import Config
+from fedsim.experiment.measuring.barrier_cost import rounds_between, work_of
+from fedsim.experiment.measuring.evaluation_cost import evaluation_work_of
+from fedsim.experiment.run import prepare
+from fedsim.federation.client.fine_tuning import fine_tuned_layers
+from fedsim.federation.federation import Federation
+from fedsim.strategy import ClientRule, Phase, Strategy
+from fedsim.strategy.participants import draw_participants, draw_unseen
+
+# Without forward passes of mixed models.
+FREE = ("distances", "similarity", "cka", "spectra")
+
+
+def describe_run(config: Config) -> str:
+    """Return the resolved config, layers, label counts, heterogeneity, bytes per round and the analysis' cost as text.
+
+    Raises
+    ------
+    ConfigError
+        If a part of the run cannot be built.
+    """
+    federation, strategy = prepare(config)
+    sections = {
+        "config": config.to_toml().splitlines(),
+        "layers": _layers(federation),
+        "clients: examples, and how many of each class": _clients(federation),
+        "training": _training(federation, strategy),
+        "traffic": _traffic(federation, strategy),
+        "evaluation": _evaluation(federation, strategy),
+        "barriers": _barriers(federation),
+    }
+    return "\n".join(f"# {title}\n" + "\n".join(lines) + "\n" for title, lines in sections.items())
+
+
+def _layers(federation: Federation) -> Iterator[str]:
+    width = max(map(len, federation.layers.names))
+    for layer in federation.layers:
+        yield f"{layer.name:{width}}  {layer.kind:6}  {layer.size:>12,} bytes"
+    yield f"{'all':{width}}  {'':6}  {sum(layer.size for layer in federation.layers):>12,} bytes"
+
+
+def _clients(federation: Federation) -> Iterator[str]:
+    measured = federation.data.heterogeneity()
+    yield from measured.table()
+    yield from measured.summary()
+
+
+def _training(federation: Federation, strategy: Strategy) -> Iterator[str]:
+    """Say what clients train in which order, each time that it changes."""
+    previous = None
+    for server_round in range(1, federation.config.rounds + 1):
+        plan = strategy.local_plan(server_round)
+        if plan != previous:
+            phases = [_phase(phase, federation.config.local.epochs) for phase in plan.phases]
+            yield f"from round {server_round}: {', then '.join(phases)}"
+        previous = plan
+
+
+def _phase(phase: Phase, epochs: int) -> str:
+    of = "" if phase.trains == "model" else f" of their set {phase.trains!r}"
+    count, unit = (phase.steps, "step") if phase.steps else (phase.epochs or epochs, "epoch")
+    more = [f"lr {phase.lr:g}"] if phase.lr else []
+    more += [f"proximal term {phase.proximal:g} towards the {phase.toward}"] if phase.proximal else []
+    return f"{phase.trainable!r}{of} for {count} {unit}{'' if count == 1 else 's'}" + "".join(
+        f", {each}" for each in more
+    )
+
+
+def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
+    """Count the bytes of all rounds, by the rule that a client takes what was averaged since it last took part."""
+    config, layers = federation.config, federation.layers
+    buffers = config.strategy.buffers == "shared"
+    size = {
+        name: sum(federation.initial[key].nbytes for key in layers.keys((name,), buffers=buffers))
+        for name in layers.names
+    }
+    averaged_in: dict[str, int] = {}
+    last_round: dict[int, int] = {}
+    previous, up, down = None, 0, 0
+    for server_round in range(1, config.rounds + 1):
+        group = strategy.shared(server_round)
+        participants = draw_participants(config.seed, server_round, config.clients, config.participation, config.unseen)
+        bytes_each = sum(size[name] for name in group)
+        up += bytes_each * len(participants)
+        for client in participants:
+            last = last_round.get(client, 0)
+            down += sum(size[name] for name, averaged in averaged_in.items() if averaged >= last)
+        averaged_in |= dict.fromkeys(group, server_round)
+        last_round |= dict.fromkeys(participants, server_round)
+        if group != previous:
+            names = ", ".join(group.layers) or "nothing"
+            yield f"from round {server_round}: {len(participants)} clients send {bytes_each:,} bytes each: {names}"
+        previous = group
+    yield f"in all rounds: {up:,} bytes up, {down:,} bytes down"
+    if type(strategy.client_rule()) is not ClientRule or type(strategy).sets_for is not Strategy.sets_for:
+        yield "beside these layers: the parameter sets that the method sends, if any, which the run counts"
+
+
+def _evaluation(federation: Federation, strategy: Strategy) -> Iterator[str]:
+    """Say who never trains, and what the evaluation costs."""
+    config, work = federation.config, evaluation_work_of(federation)
+    if unseen := draw_unseen(config.seed, config.clients, config.unseen):
+        yield f"{len(unseen)} of {config.clients} clients never train: {', '.join(map(str, unseen))}"
+    yield (
+        f"in {work.rounds} of {config.rounds} rounds, at most {work.client_passes:,} forward passes of one example by "
+        f"the clients and {work.server_passes:,} by the server"
+    )
+    if work.fine_tuned_rounds:
+        yield (
+            f"in {work.fine_tuned_rounds} of {config.rounds} rounds, clients fine-tune "
+            f"{fine_tuned_layers(federation, strategy)!r}: {work.training_passes:,} examples forward and backward"
+        )
+    if patience := config.stop.patience:
+        metric = config.stop.metric
+        yield f"stops once the clients' mean validation {metric} has not improved in {patience} evaluations in a row"
+
+
+def _barriers(federation: Federation) -> Iterator[str]:
+    config, every = federation.config, rounds_between(federation)
+    if not every:
+        why = "" if config.barriers.every == 0 else ", as one round of them would be more than a tenth of the training"
+        yield f"none{why}; set barriers.every to measure them"
+        return
+    work, rounds = work_of(federation), config.rounds // every
+    yield f"in {rounds} of {config.rounds} rounds, {work.models} models on {work.examples} examples each: "
+    yield (
+        f"{rounds * work.passes:,.0f} forward passes of one example, instead of {rounds * work.passes_apart:,.0f} if "
+        "each model were evaluated by itself"
+    )
+    share = rounds * work.passes / (config.rounds * work.training_passes)
+    yield f"{share:.0%} of the work of the training, of {config.rounds * work.training_passes:,.0f} passes"
+    others: list[str] = [name for name in config.barriers.measures if name not in FREE]
+    others += [f"matching by {way}" for way in config.barriers.matching if way != "none"]
+    if others:
+        yield f"not counted: {', '.join(others)}"

@@ -1,0 +1,91 @@
+"""What measuring costs, and how often it is worth that."""
+
+import math
+from dataclasses import dataclass
+
+from fedsim.analysis.mixing.groups import groups_of_texts, named_groups
+from fedsim.analysis.mixing.mixed_models import MixedModels
+from fedsim.analysis.mixing.mixes import Recipe, list_mixes
+from fedsim.experiment.measuring.measurements import pairs_of
+from fedsim.federation.federation import Federation
+from fedsim.strategy.participants import draw_participants
+
+# ``every = "auto"`` takes this share of the training's work at most, and holds so many bytes of models at most.
+AUTO_SHARE, AUTO_BYTES = 0.1, 2**30
+# A training step passes forward, and backward to activations and to weights.
+PASSES_TO_TRAIN = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one round's barriers cost, in forward passes of one example through the whole model.
+
+    Parameters
+    ----------
+    models
+        Different models that are evaluated; for each of ``[barriers] matching`` others.
+    examples
+        On how many examples, of all kinds of data together.
+    passes, passes_apart
+        As they are computed, and if each model were evaluated by itself.
+    training_passes
+        What the training of a round takes, forward and backward.
+    """
+
+    models: int
+    examples: int
+    passes: float
+    passes_apart: float
+    training_passes: float
+
+
+def work_of(federation: Federation) -> Work:
+    """Count what the barriers of the first round cost; others with as many participants cost the same."""
+    config, data = federation.config, federation.data
+    participants = draw_participants(config.seed, 1, config.clients, config.participation, config.unseen)
+    states, settings = len(participants), config.barriers
+    probes = data.test(2)[0]
+    models = MixedModels(federation.model(), [federation.initial] * (states + 1))
+    recipes: dict[Recipe, None] = dict.fromkeys(models.own(state) for state in range(states))
+    named = named_groups(federation.layers, groups_of_texts(config.barriers.groups), config.seed)
+    mixes = list(list_mixes(named, states, "average"))
+    if pairs := pairs_of(config, states):
+        mixes += list_mixes(named, states, "pairs", settings.ts, pairs)
+    for mix in mixes:
+        recipes |= {models.recipe(mix): None, models.recipe(mix, 1.0): None}
+    flops, whole = models.flops(recipes, probes), models.flops([models.own(0)], probes)
+    share = flops / whole if flops and whole else float(len(recipes))  # in passes through the whole model
+    available = {
+        "server": [len(data.dataset.test)],
+        "train": [len(data.trained_on)],
+        "clients": [int(data.split.test.sizes[client]) for client in participants],
+    }
+    # On its own data each client's model is mixed, the others are only evaluated.
+    examples = {name: sum(min(settings.examples, size) for size in available[name]) for name in settings.on}
+    mixed = sum(n / (states if name == "clients" else 1) for name, n in examples.items())
+    trained = sum(int(data.split.train.sizes[client]) for client in participants)
+    ways = len(settings.matching)
+    return Work(
+        models=ways * len(recipes),
+        examples=sum(examples.values()),
+        passes=ways * share * mixed,
+        passes_apart=ways * len(recipes) * mixed,
+        training_passes=float(PASSES_TO_TRAIN * config.local.epochs * trained),
+    )
+
+
+def rounds_between(federation: Federation) -> int:
+    """Return the number of rounds from one measurement to the next; 0 for none.
+
+    With ``every = "auto"`` the barriers take a tenth of the training's work at most; none are measured where even one
+    round of them would take more, or the models of a round take more than 1 GiB.
+    """
+    config = federation.config
+    if config.barriers.every != "auto":
+        return int(config.barriers.every)
+    participants = draw_participants(config.seed, 1, config.clients, config.participation, config.unseen)
+    if len(participants) * sum(value.nbytes for value in federation.initial.values()) > AUTO_BYTES:
+        return 0
+    work = work_of(federation)
+    every = max(1, math.ceil(work.passes / (AUTO_SHARE * work.training_passes)))
+    return every if every <= config.rounds else 0

@@ -1,0 +1,82 @@
+"""In which rounds models are evaluated and fine-tuned, and what that costs."""
+
+from dataclasses import dataclass
+
+from fedsim.config import Config
+from fedsim.federation.federation import Federation
+from fedsim.strategy.participants import draw_evaluated, draw_participants, draw_unseen
+
+
+@dataclass(frozen=True)
+class EvaluationWork:
+    """What the evaluation of a run that goes on to its last round costs.
+
+    Parameters
+    ----------
+    rounds, fine_tuned_rounds
+        Rounds with an evaluation, and rounds in which clients fine-tune.
+    client_passes
+        Forward passes of one example by the clients, at most: a client that takes the whole global model, and so has no
+        other of its own, passes fewer.
+    server_passes
+        Forward passes of one example by the server.
+    training_passes
+        Examples that fine-tuning passes forward and backward.
+    """
+
+    rounds: int
+    fine_tuned_rounds: int
+    client_passes: int
+    server_passes: int
+    training_passes: int
+
+
+def is_evaluated(config: Config, server_round: int) -> bool:
+    """Tell whether models are evaluated in a round, be it the last one or not."""
+    # A model after fine-tuning is compared with the one before.
+    due = server_round % config.evaluate_every == 0 or is_fine_tuned(config, server_round)
+    return due or server_round == config.rounds
+
+
+def is_fine_tuned(config: Config, server_round: int) -> bool:
+    """Tell whether clients fine-tune in a round, wherever ``[stop]`` may end the run before."""
+    if "fine-tuned" not in config.evaluation.models:
+        return False
+    every = config.evaluation.fine_tune_every
+    return server_round == config.rounds or (every > 0 and server_round % every == 0)
+
+
+def _perturbed_passes(config: Config) -> int:
+    """Return how often an example is passed forward to measure a model on perturbed data, once for the gradient."""
+    return len(config.evaluation.perturbed) + bool(config.evaluation.sizes("fgsm"))
+
+
+def evaluation_work_of(federation: Federation) -> EvaluationWork:
+    """Count what is evaluated in all rounds of a run that is not stopped early."""
+    config, split, server = federation.config, federation.data.split, len(federation.data.dataset.test)
+    unseen = set(draw_unseen(config.seed, config.clients, config.unseen))
+    measured = draw_evaluated(config.seed, config.clients, config.evaluate_clients, config.unseen)
+    seen = [client for client in measured if client not in unseen]
+    own = {
+        client: int(split.validation.sizes[client] + split.test.sizes[client])
+        + (server if "server" in config.evaluation.on else 0)
+        for client in range(config.clients)
+    }
+    own_all, test_all = sum(own[k] for k in seen), sum(int(split.test.sizes[k]) for k in measured)
+    unseen_test = sum(int(split.test.sizes[k]) for k in measured if k in unseen)
+    rounds = [r for r in range(1, config.rounds + 1) if is_evaluated(config, r)]
+    tuned = [r for r in rounds if is_fine_tuned(config, r)]
+    # The personalised model on everything, the global one on the own test data.
+    passes = len(rounds) * (own_all + unseen_test + test_all) + len(tuned) * (own_all + unseen_test)
+    if "trained" in config.evaluation.models:
+        for r in rounds:
+            trained = draw_participants(config.seed, r, config.clients, config.participation, config.unseen)
+            passes += sum(own[k] for k in trained)
+    epochs = config.evaluation.fine_tune_epochs
+    return EvaluationWork(
+        rounds=len(rounds),
+        fine_tuned_rounds=len(tuned),
+        client_passes=passes,
+        server_passes=len(rounds) * server * (1 + _perturbed_passes(config)),
+        training_passes=len(tuned) * epochs * sum(int(split.train.sizes[k]) for k in measured),
+    )

@@ -1,0 +1,96 @@
+"""The barriers that a strategy asks for before it aggregates, and what they cost the clients."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fedsim.analysis import barriers
+from fedsim.errors import ConfigError
+from fedsim.experiment.measuring.measurements import whole_models
+from fedsim.federation.data import InputsAndTargets
+from fedsim.federation.federation import Federation
+from fedsim.strategy import ClientUpdate, Measurable, Strategy
+
+LOSS_BYTES = 8
+COLUMNS = ["layer", "client", "barrier", "weight", "n"]
+
+
+def check_gate(federation: Federation, strategy: Strategy) -> None:
+    """Check that there is something to measure on, if the strategy asks for barriers in any round.
+
+    Raises
+    ------
+    ConfigError
+        If no client has validation data.
+    """
+    rounds = range(1, federation.config.rounds + 1)
+    if not len(federation.data.split.validation.indices) and any(map(strategy.measurable, rounds)):
+        raise ConfigError(
+            f"strategy.name = {federation.config.strategy.name!r} measures on validation data, and no client has any; "
+            "set partition.validation to more than 0"
+        )
+
+
+def gate_barriers(
+    federation: Federation, updates: Sequence[ClientUpdate], gate: Measurable, threads: int
+) -> pd.DataFrame:
+    """Measure the layers' barriers that a strategy asks for, on validation data.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per layer and client: ``layer, client, barrier`` in nats, ``weight`` by training examples, and ``n``,
+        the examples of the client's model. No row of a client without validation data.
+    """
+    data, states = federation.data, whole_models(federation, updates)
+    weights = [update.num_examples for update in updates]
+    views: list[tuple[list[int], InputsAndTargets]] = []
+    if gate.on == "server" and updates:
+        views.append((list(range(len(updates))), data.validation_sample(gate.examples)))
+    else:
+        for position, update in enumerate(updates):
+            inputs, targets = data.client(update.client).validation
+            if len(targets):
+                views.append(([position], (inputs[: gate.examples], targets[: gate.examples])))
+    tables = []
+    for bases, (inputs, targets) in views:
+        table = barriers(
+            federation.model(),
+            states,
+            inputs,
+            targets,
+            groups="layers",
+            weights=weights,
+            bases=bases,
+            references=["own_base"],
+            threads=threads,
+        )
+        tables.append(table[table["group"].isin(gate.layers)].assign(n=len(targets)))
+    if not tables:
+        return pd.DataFrame({name: [] for name in COLUMNS})
+    table = pd.concat(tables, ignore_index=True).rename(columns={"group": "layer", "loss_own_base": "barrier"})
+    clients = table["base"].map(dict(enumerate(update.client for update in updates)))
+    found = table.assign(client=clients, weight=table["base"].map(dict(enumerate(weights))))
+    return found[COLUMNS]
+
+
+def mean_barriers(table: pd.DataFrame, gate: Measurable) -> Mapping[str, float]:
+    """Return each layer's mean barrier over the clients, weighted by training examples; infinite without a client."""
+    means = dict.fromkeys(gate.layers, np.inf)
+    for name, rows in table.groupby("layer"):
+        means[str(name)] = float(np.average(rows["barrier"], weights=rows["weight"]))
+    return means
+
+
+def gate_traffic(federation: Federation, gate: Measurable, clients: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield what a measurement on the clients' own data sends: the average of each layer down, its loss up."""
+    layers, buffers = federation.layers, federation.config.strategy.buffers == "shared"
+    size = {
+        name: sum(federation.initial[key].nbytes for key in layers.keys((name,), buffers=buffers))
+        for name in gate.layers
+    }
+    for client in clients:
+        for name in gate.layers:
+            yield {"client": client, "set": "barriers", "layer": name, "down": size[name], "up": LOSS_BYTES}

@@ -1,0 +1,203 @@
+"""One run: built, continued after a stop, and played round by round."""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from filelock import FileLock, Timeout
+from flwr.clientapp import ClientApp
+from safetensors import SafetensorError
+
+from fedsim.config import Config, EngineConfig, catalog
+from fedsim.errors import ConfigError
+from fedsim.experiment.checkpoints import Checkpoints
+from fedsim.experiment.measuring.gate import check_gate
+from fedsim.experiment.measuring.measurements import MEASURES, check_examples, check_groups, check_matching
+from fedsim.experiment.rounds import Rounds, RoundSummary
+from fedsim.federation.client.app import app_of, client_app, cohort_size
+from fedsim.federation.client.fine_tuning import fine_tuned_layers
+from fedsim.federation.engines import make_engine
+from fedsim.federation.federation import Federation, federation_of
+from fedsim.results.environment import environment, now
+from fedsim.results.folder import RunFolder, keep_rounds, write_json, write_whole
+from fedsim.strategy import Strategy
+from fedsim.strategy.participants import draw_participants
+from fedsim.training import cohort_problem
+
+Parts = tuple[Federation, Strategy]
+logger = logging.getLogger(__name__)
+
+
+def prepare(config: Config) -> Parts:
+    """Build all parts of a run without writing anything.
+
+    Raises
+    ------
+    ConfigError
+        If a part cannot be built, or a layer group of the config matches nothing.
+    """
+    federation = federation_of(config)
+    inputs = federation.calibration()
+    if config.evaluation.perturbed and not inputs.is_floating_point():
+        raise ConfigError(
+            f"evaluation.perturbed = {list(config.evaluation.perturbed)} moves inputs, and those of data.name = "
+            f"{config.data.name!r} are tokens, which cannot be moved a little; use []"
+        )
+    strategy = catalog.make_strategy(config, federation.model(), inputs)
+    check_groups(federation)
+    check_matching(federation)
+    check_examples(federation)
+    check_gate(federation, strategy)
+    if "fine-tuned" in config.evaluation.models:
+        fine_tuned_layers(federation, strategy)
+    if config.stop.patience and not len(federation.data.split.validation.indices):
+        raise ConfigError(
+            f"stop.patience = {config.stop.patience} needs validation data, and no client has any; let "
+            "partition.validation be 0.1, or stop.patience 0"
+        )
+    wanted = config.engine.gpus_per_worker
+    if config.engine.name == "ray" and config.engine.address is None and wanted and not torch.cuda.is_available():
+        raise ConfigError(f"engine.gpus_per_worker = {wanted} but this machine has no GPU; use 0")
+    if isinstance(config.engine.cohort, int) and config.engine.cohort > 1:
+        inputs, targets = federation.data.client(0).train
+        if problem := cohort_problem(federation.model(), inputs, targets):
+            raise ConfigError(f"engine.cohort = {config.engine.cohort}: {problem}; use 1")
+    return federation, strategy
+
+
+def run(
+    config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], None], parts: Parts | None = None
+) -> None:
+    """Play all rounds that are not yet done, or until ``[stop]`` ends the run; each is on disk when it ends.
+
+    Parameters
+    ----------
+    config
+        Resolved, without a sweep.
+    on_round
+        Is called after each round.
+    parts
+        What `prepare` built for this run and no other run has used, perhaps with another engine; else it is built here.
+
+    Raises
+    ------
+    ConfigError
+        If a part cannot be built, or the folder cannot be written or is in use by another process.
+    RunError
+        If no client of a round gave a valid update, or a worker died.
+    """
+    federation, strategy = parts or prepare(config)
+    with _alone_in(folder), _log_to(folder):
+        done = _open(config, folder, federation)
+        make_app = _app_maker(federation, folder.read_env()["cohort"])
+        with make_engine(_engine_settings(federation), make_app, config.clients) as engine:
+            strategy.set_global_model(federation.initial)
+            rounds = Rounds(federation, strategy, engine, folder)
+            if done:
+                _restore(rounds, done)
+            logger.info("rounds %d to %d, engine %s", done + 1, config.rounds, config.engine)
+            for server_round in range(done + 1, config.rounds + 1):
+                if rounds.stopped:
+                    logger.info("stopped after round %d: %s", server_round - 1, rounds.stopped)
+                    break
+                summary = rounds.play(server_round)
+                logger.info("round %d done", server_round)
+                on_round(summary)
+        write_json(folder.env, folder.read_env() | {"stopped": now()})
+
+
+def _restore(rounds: Rounds, done: int) -> None:
+    folder = rounds.folder
+    try:
+        rounds.checkpoints.load(done, rounds.strategy, rounds.engine)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ConfigError(
+            f"{folder.checkpoints} is damaged ({error}); remove the folder {folder.path} to start the run anew"
+        ) from error
+
+
+def rounds_done(folder: RunFolder) -> int:
+    """Return the last round that a run would not have to play again."""
+    return Checkpoints(folder.checkpoints).newest()
+
+
+def _engine_settings(federation: Federation) -> EngineConfig:
+    """Return the config's engine; with dropout, threads would draw from one stream, so there is only one."""
+    settings = federation.config.engine
+    if settings.name == "local" and federation.draws_while_training():
+        logger.warning(
+            "the model has dropout, so clients train one after the other; engine.name = 'ray' uses all cores"
+        )
+        return settings.model_copy(update={"workers": 1})
+    return settings
+
+
+def _app_maker(federation: Federation, cohort: int) -> Callable[[], ClientApp]:
+    """Return what builds the clients' app: in this process from what is there, in another from the config."""
+    if federation.config.engine.name == "ray":
+        return partial(app_of, federation.config, cohort)
+    return partial(client_app, federation, cohort)
+
+
+def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
+    """Cut the folder back to its last checkpoint and write what is known at the start; return that round."""
+    folder.remove_partial_files()
+    done = rounds_done(folder)
+    if not done:
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    for path in (folder.metrics, folder.communication, folder.timing):
+        keep_rounds(path, done)
+    for name in MEASURES:
+        for server_round, path in folder.measured_files(name).items():
+            if server_round > done:
+                path.unlink()
+    known = folder.read_env() if folder.env.exists() else {"started": []}
+    # What was chosen by measuring stays, so that a run that goes on has the numbers of one that never stopped.
+    chosen = known.get("cohort") if config.engine.cohort == "auto" else None
+    cohort = chosen or cohort_size(federation)
+    write_json(folder.env, environment(federation.device) | {"cohort": cohort, "started": [*known["started"], now()]})
+    write_whole(folder.config, config.to_toml())
+    participants = [
+        draw_participants(config.seed, server_round, config.clients, config.participation, config.unseen)
+        for server_round in range(1, config.rounds + 1)
+    ]
+    write_json(folder.participants, participants)
+    write_json(folder.partition, federation.data.heterogeneity().to_json())
+    return done
+
+
+@contextmanager
+def _alone_in(folder: RunFolder) -> Iterator[None]:
+    """Create the folder and keep other processes out of it; the lock ends with this process, however that ends."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.lock, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"run folder {folder.path} is in use by another process; wait for its end, or give another with --out"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"run folder {folder.path} cannot be written ({error}); give another with --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _log_to(folder: RunFolder) -> Iterator[None]:
+    """Write what fedsim logs to the run's own file too."""
+    handler = logging.FileHandler(folder.log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("fedsim")
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,1 @@
+"""Barriers and features between checkpoint files from anywhere, without a run."""

@@ -1,0 +1,195 @@
+"""``fedsim barriers``: the layer-wise barriers between checkpoints from anywhere, without a federated run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+
+from fedsim.alignment.matched import match_models
+from fedsim.analysis import barriers
+from fedsim.analysis.distances import distances
+from fedsim.analysis.mixing.groups import groups_of_texts
+from fedsim.analysis.mixing.mixes import AVERAGE, Against
+from fedsim.config import Config, catalog, with_settings
+from fedsim.config.expectation import MatchedBy
+from fedsim.data.dataset import Dataset, stratified
+from fedsim.errors import ConfigError
+from fedsim.experiment.saved_models.measures import measure_features
+from fedsim.federation.data import InputsAndTargets
+from fedsim.federation.engines.grid import processors
+from fedsim.federation.federation import federation_of
+from fedsim.models.params import Params
+from fedsim.models.saved import read_checkpoint
+from fedsim.results.folder import write_parquet, write_whole
+from fedsim.results.report.drawing.checkpoints import checkpoint_figures, feature_figures
+from fedsim.results.report.drawing.style import save
+from fedsim.seeds import rng
+
+EXAMPLES, BANDS = 1000, 0.95
+SETTABLE = ("model", "data", "device", "seed")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured between checkpoints.
+
+    Parameters
+    ----------
+    names
+        Of the checkpoints, by their indices.
+    barriers, distances
+        The tables of `fedsim.analysis.barriers` and `fedsim.analysis.distances`, with columns ``base_name`` and
+        ``other_name``.
+    others
+        The tables of what else was asked for, by its name, and ``matching``: which units changed places.
+    """
+
+    names: tuple[str, ...]
+    barriers: pd.DataFrame
+    distances: pd.DataFrame
+    others: dict[str, pd.DataFrame]
+
+
+def comparison_config(model: str, data: str, changes: Mapping[tuple[str, ...], Any]) -> Config:
+    """Return the resolved settings of a comparison, of which ``changes`` may set those of model and data.
+
+    Raises
+    ------
+    ConfigError
+        If a name or an option is unknown, or a setting is of no use here.
+    """
+    if useless := [path for path in changes if path[0] not in SETTABLE]:
+        raise ConfigError(
+            f"--set {'.'.join(useless[0])} does not matter without a run; set {', '.join(SETTABLE)}, for instance "
+            "--set model.norm='\"none\"'"
+        )
+    base = {"rounds": 1, "clients": 1, "partition": {"scheme": "iid"}, "model": {"name": model}, "data": {"name": data}}
+    return catalog.resolve(Config.parse(with_settings(base, changes), "--set"))
+
+
+def compare_checkpoints(
+    paths: Sequence[Path],
+    config: Config,
+    *,
+    groups: Sequence[str] = ("full", "layers"),
+    against: Against = "average",
+    ts: Sequence[float] | None = None,
+    weights: Sequence[float] | None = None,
+    examples: int | None = None,
+    part: Literal["test", "train"] = "test",
+    measures: Sequence[str] = (),
+    matching: MatchedBy = "none",
+    **options: Any,
+) -> Comparison:
+    """Read checkpoints of one model and measure barriers and distances between them.
+
+    Parameters
+    ----------
+    paths
+        Files as `fedsim.models.saved.read_checkpoint` reads them, at least two.
+    config
+        Of which model, data, seed and device matter.
+    groups
+        Kinds of groups, and expressions of the layer language, which name a group each.
+    against, ts, weights, options
+        As in `fedsim.analysis.barriers`.
+    examples
+        Of the data, the same for a seed, each class with its share; 1,000, or all if there are fewer, by default.
+    part
+        Of the data.
+    measures
+        What is measured beside barriers and distances: of
+        `fedsim.experiment.saved_models.measures.CHECKPOINT_MEASURES`.
+    matching
+        By what the units of all are put into the places that they have in the first, before anything is measured.
+
+    Raises
+    ------
+    ConfigError
+        If a file cannot be read or does not fit the model, the data cannot be read, or an argument is wrong.
+    """
+    if len(paths) < 2:
+        raise ConfigError(f"{paths[0]} is one checkpoint; give at least two")
+    if weights is not None and (len(weights) != len(paths) or not all(0 < each < math.inf for each in weights)):
+        raise ConfigError(f"--weights has {list(weights)}; give a positive number for each of {len(paths)} checkpoints")
+    federation = federation_of(config)
+    model = federation.model()
+    states = [_to(federation.device, read_checkpoint(path, model, config.model.name)) for path in paths]
+    inputs, targets = _sample(federation.data.dataset, part, examples, config.seed)
+    options = {name: value for name, value in options.items() if value is not None}
+    if options.get("normalisation") == "recompute":
+        options["calibration"] = _sample(federation.data.dataset, "train", None, config.seed)[0]
+    ends: dict[str, Any] = {"against": against, "weights": weights}
+    grouped: dict[str, Any] = {"groups": groups_of_texts(groups), "seed": config.seed}
+    others: dict[str, pd.DataFrame] = {}
+    try:
+        if matching != "none":
+            sample = federation.calibration()
+            drawn = rng(config.seed, "matching")
+            matched = match_models(model, states, matching, sample, weights=weights, rng=drawn)
+            states, others["matching"] = matched.states, matched.table()
+        apart = distances(model, states, **ends, **grouped)
+        ends |= {"ts": ts, "threads": processors()}
+        table = barriers(model, states, inputs, targets, bands=BANDS, **ends, **grouped, **options)
+        others |= measure_features(measures, model, states, inputs, targets, **ends)
+    except ValueError as error:
+        raise ConfigError(f"barriers: {error}") from error
+    names = _names(paths)
+    named = {name: _with_names(each, names) for name, each in others.items()}
+    return Comparison(names, _with_names(table, names), _with_names(apart, names), named)
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> Path:
+    """Write the tables as parquet and the figures as PDF and PNG; return the folder."""
+    figures = checkpoint_figures(comparison.barriers, comparison.names) | feature_figures(comparison.others)
+    pictures = {f"{name}.{kind}": save(figure, kind) for name, figure in figures.items() for kind in ("pdf", "png")}
+    write_parquet(folder / "barriers.parquet", comparison.barriers)
+    write_parquet(folder / "distances.parquet", comparison.distances)
+    for name, table in comparison.others.items():
+        write_parquet(folder / f"{name}.parquet", table)
+    for name, picture in pictures.items():
+        write_whole(folder / name, picture)
+    return folder
+
+
+def _sample(dataset: Dataset, part: str, wanted: int | None, seed: int) -> InputsAndTargets:
+    examples = dataset.train if part == "train" else dataset.test
+    if wanted is not None and not 1 <= wanted <= len(examples):
+        raise ConfigError(
+            f"--examples {wanted}: {dataset.name!r} has {len(examples)} {part} examples; take from 1 to so many"
+        )
+    count = min(EXAMPLES, len(examples)) if wanted is None else wanted
+    chosen = stratified(examples.labels.cpu().numpy(), count, rng(seed, "evaluation sample"))
+    sample = examples[torch.from_numpy(chosen).to(examples.targets.device)]
+    return dataset.normalise(sample.inputs), sample.targets
+
+
+def _names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return the files' names; where two have one name, what of their paths is not the same for all."""
+    names = [path.name for path in paths]
+    if len(set(names)) == len(names):
+        return tuple(names)
+    before = _shared([path.parts for path in paths])
+    after = _shared([path.parts[before:][::-1] for path in paths])
+    between = ["/".join(path.parts[before : len(path.parts) - after]) for path in paths]
+    return tuple(between if all(between) and len(set(between)) == len(between) else map(str, paths))
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    """Return how many first parts are the same for all."""
+    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False)))
+
+
+def _with_names(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    named = dict(enumerate(names)) | {AVERAGE: "average"}
+    ends = [end for end in ("base", "other") if end in table]
+    return table.assign(**{f"{end}_name": table[end].map(named) for end in ends})
+
+
+def _to(device: torch.device, state: Params) -> Params:
+    return {key: value.to(device) for key, value in state.items()}

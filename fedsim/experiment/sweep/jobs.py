@@ -1,0 +1,98 @@
+"""How many runs of a sweep are played side by side, so that they fill the machine and no more."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsim.config import Config
+from fedsim.errors import ConfigError
+from fedsim.federation.federation import choose_device
+
+# Peak memory of a process that has played a run over that of one that has imported torch and flwr and read the data:
+# 1.3 for digits and Fashion-MNIST with an mlp, 1.5 with a cnn.
+PLAYED_OVER_PREPARED = 1.5
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """How many runs at a time, and why.
+
+    Parameters
+    ----------
+    workers
+        Of each run's engine; 0 for one per processor.
+    """
+
+    runs: int
+    count: int
+    workers: int
+    why: str
+
+    def __str__(self) -> str:
+        if self.count == 1:
+            return f"{self.runs} runs, one after the other ({self.why})"
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        return f"{self.runs} runs, {self.count} at a time with {workers} each ({self.why})"
+
+
+def choose_jobs(configs: Sequence[Config], asked: int | None, processors: int, fitting: int | None = None) -> Jobs:
+    """Choose how many runs are played at a time.
+
+    One run cannot fill many processors, as some of its parts have nothing to share out, so there are as many runs at a
+    time as there are processors for their workers.
+
+    Parameters
+    ----------
+    configs
+        Of the runs to be played, at least one; all have the same engine.
+    asked
+        What ``--jobs`` says, if it is given.
+    fitting
+        How many processes the free memory holds, if that is known.
+
+    Raises
+    ------
+    ConfigError
+        If more than one is asked for with the engine ``ray``, or a device is not on this machine.
+    """
+    runs, engine = len(configs), configs[0].engine
+    if engine.name == "ray":
+        if asked and asked > 1:
+            raise ConfigError(
+                f"--jobs {asked} must be 1 with engine.name = 'ray', as all runs would share one Ray; leave it out, or "
+                "use --engine local"
+            )
+        return Jobs(runs, 1, engine.workers, "each uses all of Ray")
+    if asked:
+        count, why = min(asked, runs), f"--jobs {asked}"
+    elif any(choose_device(config.device).type != "cpu" for config in configs):
+        count, why = 1, "they would share one GPU; --jobs changes it"
+    else:
+        count = min(runs, max(1, processors // (engine.workers or 1)))
+        why = "1 processor" if processors == 1 else f"{processors} processors"
+        if fitting is not None and fitting < count:
+            count = max(1, fitting)
+            why += f", memory for {count}"
+        why = f"{why}; --jobs changes it"
+    workers = engine.workers or (max(1, processors // count) if count > 1 else 0)
+    return Jobs(runs, count, workers, why)
+
+
+def processes_that_fit() -> int | None:
+    """Return how many processes the free memory holds if each needs what this one did to check the runs, and trains.
+
+    Returns
+    -------
+    count
+        None where the system does not tell: elsewhere than on Linux.
+    """
+    try:
+        needed = _kilobytes(Path("/proc/self/status"), "VmHWM") * PLAYED_OVER_PREPARED
+        return int(_kilobytes(Path("/proc/meminfo"), "MemAvailable") / needed)
+    except OSError:
+        return None
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    return int(lines[name].split()[0])

@@ -1,0 +1,85 @@
+"""What the user sees while runs go on: bars with an estimate on a terminal, else one line per round."""
+
+import logging
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from fedsim.experiment.rounds import RoundSummary
+
+
+class Progress:
+    """Shows the rounds of one or several runs on stderr: a bar for each that goes on, and one for all together.
+
+    Parameters
+    ----------
+    runs
+        Number of runs.
+    rounds
+        Rounds of all runs together that are still to be played.
+    """
+
+    def __init__(self, runs: int, rounds: int) -> None:
+        self._console = Console(stderr=True)
+        self._bars = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rounds"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._total = self._bars.add_task(f"{runs} runs", total=rounds, visible=runs > 1)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def log(self, name: str, level: int, message: str) -> None:
+        """Print what the run of that name logged above the bars."""
+        self.say(f"{logging.getLevelName(level)} {name}: {message}")
+
+    def start(self, name: str, rounds: int) -> None:
+        """Begin with the run of that name, which has so many rounds to play."""
+        self._tasks[name] = self._bars.add_task(name, total=rounds)
+
+    def advance(self, name: str, summary: RoundSummary) -> None:
+        """Count a round of a run and show what it achieved."""
+        shown = f"{name}  {_accuracy('personalised', summary.personalised_accuracy)}"
+        shown += f" {_accuracy('global', summary.global_accuracy)}"
+        if not self._console.is_terminal:
+            self.say(f"{shown}  round {summary.server_round}")
+        rounds = 1
+        if summary.stopped:
+            self.say(f"{name}: stopped after round {summary.server_round}: {summary.stopped}")
+            rounds += self._rounds_left(name) - 1
+        self._bars.update(self._tasks[name], advance=1, description=shown)
+        self._bars.update(self._total, advance=rounds)
+
+    def _rounds_left(self, name: str) -> int:
+        [task] = [task for task in self._bars.tasks if task.id == self._tasks[name]]
+        return int((task.total or 0) - task.completed)
+
+    def end(self, name: str) -> None:
+        """Take the bar of a run away."""
+        self._bars.remove_task(self._tasks.pop(name))
+
+
+def _accuracy(name: str, value: float | None) -> str:
+    return f"{name} {value:6.1%}" if value is not None else ""

@@ -1,0 +1,279 @@
+"""The runs of an experiment: checked before the first begins, then played one after the other or side by side."""
+
+import logging
+import os
+import signal
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedsim.config import Config, naming
+from fedsim.config.catalog import CATALOGUES
+from fedsim.errors import ConfigError, RunError
+from fedsim.experiment import run as experiment
+from fedsim.experiment.rounds import RoundSummary
+from fedsim.experiment.run import Parts
+from fedsim.experiment.sweep.jobs import Jobs, choose_jobs, processes_that_fit
+from fedsim.experiment.sweep.processes import Died, Emit, Ended, Started, side_by_side, start_server
+from fedsim.experiment.sweep.progress import Progress
+from fedsim.federation.engines.grid import processors
+from fedsim.results import report
+from fedsim.results.folder import RunFolder, write_whole
+
+AGAIN = "give the same command again to go on after the last complete round"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of an experiment.
+
+    Parameters
+    ----------
+    name
+        What the user sees; no two runs of an experiment have the same.
+    config
+        Resolved, without a sweep.
+    with_page
+        Whether a page about it is written.
+    """
+
+    name: str
+    config: Config
+    folder: RunFolder
+    with_page: bool = True
+
+    @property
+    def rounds_left(self) -> int:
+        """Rounds that are still to be played."""
+        return self.config.rounds - experiment.rounds_done(self.folder)
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A warning or an error that a run logged."""
+
+    level: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run could not go on, in one line.
+
+    Parameters
+    ----------
+    trace
+        The traceback of an error that is neither the user's nor the machine's, else empty.
+    """
+
+    message: str
+    wrong_config: bool = False
+    trace: str = ""
+
+
+def name_runs(configs: Sequence[Config], out: Path) -> list[Run]:
+    """Return the runs with these settings, in folders of their own below ``out``.
+
+    Raises
+    ------
+    ConfigError
+        If two of them are the same run.
+    """
+    folders = [RunFolder(out / naming.run_name(config)) for config in configs]
+    if len({folder.path for folder in folders}) < len(folders):
+        raise ConfigError(f"[sweep]: two of the {len(configs)} combinations are the same run; remove one of them")
+    names = [f"{CATALOGUES['strategies'].label(config.strategy)} seed {config.seed}" for config in configs]
+    alike = Counter(names)
+    return [
+        Run(f"{name} ({folder.path.name})" if alike[name] > 1 else name, config, folder)
+        for name, config, folder in zip(names, configs, folders, strict=True)
+    ]
+
+
+def play_all(runs: Sequence[Run], asked: int | None = None) -> dict[str, Failure]:
+    """Play all runs that are not done yet; one that fails does not stop the others.
+
+    Parameters
+    ----------
+    asked
+        How many at a time; chosen by the machine if not given.
+
+    Returns
+    -------
+    failures
+        By the name of the run.
+
+    Raises
+    ------
+    ConfigError
+        If a mistake is found before the first run begins; nothing is written then.
+    RunError
+        If it is interrupted.
+    """
+    try:
+        return _play_all(runs, asked)
+    except KeyboardInterrupt:
+        raise RunError(f"stopped; {AGAIN}") from None
+
+
+def _play_all(runs: Sequence[Run], asked: int | None) -> dict[str, Failure]:
+    done = [run for run in runs if run.folder.done.exists()]
+    todo = [run for run in runs if not run.folder.done.exists()]
+    for run in done:
+        run.folder.check_whole()
+    jobs, parts = _prepared(todo, asked) if todo else (None, None)
+    with Progress(len(todo), sum(run.rounds_left for run in todo)) as progress:
+        for run in done:
+            progress.say(f"{run.name}: done already, skipped: {run.folder.path}")
+        show = _Display(progress)
+        if jobs and len(todo) > 1:
+            progress.say(str(jobs))
+        if jobs and jobs.count > 1:
+            side_by_side(partial(play, workers=jobs.workers), todo, jobs.count, show)
+        else:
+            _one_after_the_other(todo, parts, show)
+        return show.failures
+
+
+def _prepared(runs: Sequence[Run], asked: int | None) -> tuple[Jobs, Parts | None]:
+    """Check the runs; return how many are played at a time, and the parts of the first if it is one."""
+    configs = [run.config for run in runs]
+    jobs = choose_jobs(configs, asked, processors())
+    if jobs.count > 1:
+        start_server([__name__])  # imports meanwhile what the runs' processes need
+    first = check(runs)
+    jobs = choose_jobs(configs, asked, processors(), processes_that_fit())
+    # With several, each process builds the parts of its own runs.
+    return jobs, first if jobs.count == 1 else None
+
+
+def check(runs: Sequence[Run]) -> Parts:
+    """Find every mistake before the first run writes anything; return the parts of the first.
+
+    Those of the others are not kept: together they may be larger than the memory.
+
+    Raises
+    ------
+    ConfigError
+        For the first mistake.
+    """
+    first = None
+    for run in runs:
+        path = run.folder.path
+        parts = experiment.prepare(run.config)
+        first = first or parts
+        existing = next(each for each in (path, *path.parents) if each.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise ConfigError(f"run folder {path} cannot be written: {existing} does not allow it; use --out")
+    assert first is not None
+    return first
+
+
+def play(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) -> Failure | None:
+    """Play a run to its end and write its report; return why it failed, if it did.
+
+    Parameters
+    ----------
+    emit
+        Is called with the summary of each round, and with each warning.
+    parts
+        What `experiment.prepare` built for this run, if that has been done already.
+    workers
+        Of the engine, instead of the config's, which says the same on disk whatever is played beside it.
+    """
+    try:
+        with _warnings_to(emit):
+            engine = run.config.engine.model_copy(update={"workers": workers or run.config.engine.workers})
+            parts = parts or experiment.prepare(run.config.model_copy(update={"engine": engine}))
+            experiment.run(run.config, run.folder, emit, parts)
+            if run.with_page:
+                report.write_run(report.read_result(run.folder), run.folder.path)
+            write_whole(run.folder.done, "")
+    except ConfigError as error:
+        return Failure(str(error), wrong_config=True)
+    except (RunError, OSError) as error:
+        return Failure(str(error))
+    except Exception as error:  # in a strategy, a model or another part of the user's own, most likely
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
+        reason = " ".join(str(error).split()) or "no reason given"
+        return Failure(f"{reason} ({where}); mend it and {AGAIN}", trace=traceback.format_exc())
+    return None
+
+
+def _one_after_the_other(runs: Sequence[Run], parts: Parts | None, show: Callable[[Run, Any], None]) -> None:
+    """Play runs in this process; the parts are those of the first."""
+    for run in runs:
+        show(run, Started())
+        failure = play(run, partial(show, run), parts)
+        parts = None
+        show(run, Ended(failure))
+
+
+class _Display:
+    """Shows the events of runs, and keeps why some failed."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.failures: dict[str, Failure] = {}
+        self._progress = progress
+
+    def __call__(self, run: Run, event: Any) -> None:
+        match event:
+            case Started():
+                self._start(run)
+            case RoundSummary():
+                self._progress.advance(run.name, event)
+            case Logged(level, message):
+                self._progress.log(run.name, level, message)
+            case Ended(failure):
+                self._end(run, failure)
+            case Died(exit_code):
+                self._end(run, Failure(_cause_of_death(exit_code)))
+
+    def _start(self, run: Run) -> None:
+        self._progress.start(run.name, run.rounds_left)
+        if done := experiment.rounds_done(run.folder):
+            self._progress.say(f"{run.name}: going on after round {done}")
+
+    def _end(self, run: Run, failure: Failure | None) -> None:
+        self._progress.end(run.name)
+        if failure is None:
+            self._progress.say(f"{run.name}: done: {run.folder.path}")
+            return
+        self.failures[run.name] = failure
+        if failure.trace:
+            self._progress.say(failure.trace.rstrip())
+
+
+def _cause_of_death(exit_code: int | None) -> str:
+    if exit_code is None or exit_code >= 0:
+        return f"its process ended with exit code {exit_code}; {AGAIN}"
+    name = signal.Signals(-exit_code).name
+    return f"its process was killed by {name}; {AGAIN}, with a smaller --jobs if memory ran out"
+
+
+@contextmanager
+def _warnings_to(emit: Emit) -> Iterator[None]:
+    """Hand what fedsim logs as a warning or worse to ``emit`` and to no one else."""
+    logger, handler = logging.getLogger("fedsim"), _Handler(emit)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+
+
+class _Handler(logging.Handler):
+    def __init__(self, emit: Emit) -> None:
+        super().__init__(logging.WARNING)
+        self._emit = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._emit(Logged(record.levelno, record.getMessage()))

@@ -1,0 +1,142 @@
+"""What ``[tune]`` asks for: which values of settings are tried with which combination of a sweep."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedsim.config import Config, catalog, naming, short_hash, shown, with_settings
+from fedsim.config.catalog import CATALOGUES
+from fedsim.errors import ConfigError
+from fedsim.results.result import flat
+
+# Other settings change what the clients hold or what is measured, and not how well a method does.
+TUNABLE = ("local", "model", "participation", "strategy", "data.flip", "data.crop")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One combination of values, and the run that judges it.
+
+    Parameters
+    ----------
+    config
+        Resolved.
+    stays
+        Whether it is a run of the experiment too, if its values are chosen.
+    """
+
+    values: Mapping[str, Any]
+    config: Config
+    stays: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A combination of the sweep without its seed.
+
+    Parameters
+    ----------
+    label
+        The strategy, and the other settings that are swept.
+    configs
+        Of its runs, one per seed, as the file has them.
+    candidates
+        In the order of the lists, at least one.
+    """
+
+    label: str
+    configs: Sequence[Config]
+    candidates: Sequence[Candidate]
+
+    @property
+    def key(self) -> str:
+        """A name that depends on the settings as the file has them, and on no seed."""
+        return short_hash(naming.changed_settings(catalog.resolve(self.configs[0])))
+
+    def chosen(self, values: Mapping[str, Any], source: str) -> list[Config]:
+        """Return the resolved configs of all seeds with these values."""
+        return [_with_values(config, values, source) for config in self.configs]
+
+
+def tunings_of(config: Config, source: str) -> list[Tuning]:
+    """Return what is to be tuned: an entry per combination of the sweep without its seed.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown, cannot be tuned or is swept too, a list holds a value twice, or there are no
+        validation data.
+    """
+    grid, where = config.tune.grid, f"{source} [tune]"
+    if not grid:
+        raise ConfigError(f'{where} has no setting to choose; give a list of values, such as "local.lr" = [0.01, 0.1]')
+    for key, values in grid.items():
+        if swept := [each for each in config.sweep if each == key or each.startswith(f"{key}.")]:
+            raise ConfigError(f"{where} {key!r}: {swept[0]!r} is in [sweep] too; remove it from one of them")
+        if len({shown(value) for value in values}) < len(values):
+            raise ConfigError(f"{where} {key!r} = {shown(values)} holds a value twice; remove one of them")
+    by_setting: dict[str, list[Config]] = {}
+    for each in config.runs(source):
+        by_setting.setdefault(short_hash(naming.changed_settings(catalog.resolve(each))), []).append(each)
+    tunings = [
+        Tuning(_label(configs[0], config.sweep), configs, _candidates(config, configs, where))
+        for configs in by_setting.values()
+    ]
+    for key in grid:  # after the candidates, which find what is no setting at all
+        if not any(key == each or key.startswith(f"{each}.") for each in TUNABLE):
+            raise ConfigError(
+                f"{where} {key!r} cannot be tuned: it changes what is measured and not how well a method does; what "
+                f"can be is in: {', '.join(TUNABLE)}"
+            )
+    if any(each.partition.validation == 0 for tuning in tunings for each in tuning.configs):
+        raise ConfigError(f"{where} chooses by validation data; partition.validation = 0 must be greater, such as 0.1")
+    return tunings
+
+
+def _label(config: Config, swept: Iterable[str]) -> str:
+    """Return the strategy with its options as the file has it, and what else tells a combination from the others."""
+    config = catalog.resolve(config)
+    settings = flat(config.model_dump(mode="json"))
+    others = [key for key in swept if key != "seed" and key.partition(".")[0] != "strategy"]
+    texts = [written({key: settings[key]}) for key in others if key in settings]
+    return ", ".join([CATALOGUES["strategies"].label(config.strategy), *texts])
+
+
+def _candidates(config: Config, configs: Sequence[Config], where: str) -> list[Candidate]:
+    """Return the runs to choose by; those that are none of the experiment's measure only what they choose by."""
+    tune, first = config.tune, configs[0]
+    seed = configs[0].seed if tune.seed is None else tune.seed
+    rounds = tune.rounds or first.rounds
+    changes: dict[str, Any] = {"seed": seed, "rounds": rounds}
+    stays = rounds == first.rounds and seed in [each.seed for each in configs]
+    if not stays:
+        changes |= {"barriers.every": 0, "evaluation.models": ["personalised", "global"]}
+    every = config.tune.combinations()
+    return [Candidate(values, _with_values(first, values | changes, where), stays) for values in every]
+
+
+def _with_values(config: Config, values: Mapping[str, Any], source: str) -> Config:
+    # A whole table goes before its own settings, so that neither undoes the other.
+    keys = sorted(values, key=lambda key: key.count("."))
+    changes = {tuple(key.split(".")): values[key] for key in keys}
+    settings = with_settings(config.model_dump(exclude_unset=True), changes)
+    return catalog.resolve(Config.parse(settings, source))
+
+
+def describe_tuning(tunings: Sequence[Tuning]) -> str:
+    """Return what would be played before the runs, as text."""
+    first = tunings[0].candidates[0].config
+    count = sum(len(tuning.candidates) for tuning in tunings)
+    lines = [
+        "# tuning",
+        f"{count} runs of {first.rounds} rounds with seed {first.seed} before the others, {len(tunings[0].candidates)} "
+        "for each combination of the sweep without its seed; the",
+        "values with the best mean validation accuracy of the personalised models, each at its best round, are played:",
+        *(written(candidate.values) for candidate in tunings[0].candidates),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def written(values: Mapping[str, Any]) -> str:
+    """Return values by setting as a text, such as ``local.lr = 0.1``."""
+    return ", ".join(f"{key} = {shown(value)}" for key, value in values.items())

@@ -1,0 +1,188 @@
+"""Settings chosen on validation data, for each combination of a sweep by itself, before its runs (``[tune]``)."""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedsim.config import Config, naming
+from fedsim.errors import ConfigError
+from fedsim.experiment import run as experiment
+from fedsim.experiment.sweep.sweep import Failure, Run, name_runs, play_all
+from fedsim.experiment.tuning.grid import Tuning, written
+from fedsim.results import report
+from fedsim.results.folder import RunFolder, write_json
+from fedsim.results.tuning import CHOICES, read_choices
+
+FOLDER = "tuning"  # of the runs that are played to choose, below the experiment's
+NOT_FINITE = "not finite"  # why a run ends in which all models diverged: no value of a setting could be worse
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a candidate did on the clients' validation data.
+
+    Parameters
+    ----------
+    accuracy
+        Mean over the clients of the personalised models, at its best round; NaN if the models diverged.
+    round
+        The first with that value; None if the models diverged.
+    """
+
+    accuracy: float
+    round: int | None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of it.
+
+    Parameters
+    ----------
+    configs
+        Resolved, of the runs to be played.
+    failures
+        Why nothing was chosen for some, by the name of the run that failed.
+    notes
+        What was chosen, a line each.
+    """
+
+    configs: Sequence[Config]
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def tune(tunings: Sequence[Tuning], out: Path, source: str, jobs: int | None = None) -> Tuned:
+    """Play all candidates that are not done yet and choose among them; what is chosen is in ``out/tuning.json``.
+
+    Raises
+    ------
+    ConfigError
+        If a mistake is found before the first run begins, or a run has no values on validation data.
+    RunError
+        If it is interrupted.
+    """
+    runs = _runs(tunings, out / FOLDER)
+    _check_partitions(tunings)
+    failures = play_all(list(runs.values()), jobs)
+    diverged = {name for name, failure in failures.items() if NOT_FINITE in failure.message}
+    configs: list[Config] = []
+    notes: list[str] = []
+    choices: list[dict[str, Any]] = []
+    for tuning in tunings:
+        own = [runs[naming.run_name(candidate.config)] for candidate in tuning.candidates]
+        if any(run.name in failures and run.name not in diverged for run in own):
+            continue
+        scores = [Score(math.nan, None) if run.name in diverged else _score(run.folder) for run in own]
+        best = best_of(scores)
+        choices.append(_record(tuning, own, scores, best))
+        notes += notes_of(tuning, scores, best)
+        if best is not None:
+            configs += tuning.chosen(tuning.candidates[best].values, source)
+    _write_choices(out / CHOICES, choices)
+    failed = {name: failure for name, failure in failures.items() if name not in diverged}
+    return Tuned(configs, failed | _hopeless(choices), notes)
+
+
+def best_of(scores: Sequence[Score]) -> int | None:
+    """Return the index of the best score, the first of equal ones; None if all diverged."""
+    known = [index for index, score in enumerate(scores) if not math.isnan(score.accuracy)]
+    return max(known, key=lambda index: (scores[index].accuracy, -index), default=None)
+
+
+def take_from_tuning(runs: Sequence[Run], out: Path) -> None:
+    """Copy runs that were played to choose and are runs of the experiment too, so that none is played twice."""
+    for run in runs:
+        played = RunFolder(out / FOLDER / run.folder.path.name)
+        if not played.done.exists() or run.folder.path.exists():
+            continue
+        # Made under another name, so that a kill leaves no half of a run.
+        with tempfile.TemporaryDirectory(dir=out, prefix=".copy-") as folder:
+            copy = shutil.copytree(played.path, Path(folder) / "run", ignore=shutil.ignore_patterns(".lock"))
+            Path(copy).replace(run.folder.path)
+
+
+def _runs(tunings: Sequence[Tuning], folder: Path) -> dict[str, Run]:
+    """Return the runs of all candidates by the names of their folders; those that do not stay have no page."""
+    candidates = [(tuning, candidate) for tuning in tunings for candidate in tuning.candidates]
+    runs = name_runs([candidate.config for _, candidate in candidates], folder)
+    return {
+        run.folder.path.name: Run(
+            f"tuning {tuning.label}, {written(candidate.values)}",
+            run.config,
+            run.folder,
+            with_page=candidate.stays,
+        )
+        for run, (tuning, candidate) in zip(runs, candidates, strict=True)
+    }
+
+
+def _check_partitions(tunings: Sequence[Tuning]) -> None:
+    """Find a mistake in the data of any seed before the first run begins."""
+    configs = [each for tuning in tunings for each in tuning.chosen(tuning.candidates[0].values, FOLDER)]
+    played = {naming.partition_name(candidate.config) for tuning in tunings for candidate in tuning.candidates}
+    others = {naming.partition_name(config): config for config in configs}
+    for name, config in others.items():
+        if name not in played:
+            experiment.prepare(config)
+
+
+def _score(folder: RunFolder) -> Score:
+    result = report.read_result(folder)
+    best = result.best_round("accuracy")
+    if best is None:
+        raise ConfigError(f"{folder.path} has no values on validation data, by which [tune] chooses")
+    return Score(float(result.mean_by_round("personalised", "accuracy", "validation").loc[best]), best)
+
+
+def _record(tuning: Tuning, runs: Sequence[Run], scores: Sequence[Score], best: int | None) -> dict[str, Any]:
+    config = tuning.candidates[0].config
+    return {
+        "key": tuning.key,
+        "runs": tuning.label,
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "chosen": None if best is None else dict(tuning.candidates[best].values),
+        "scores": [
+            {
+                "values": dict(candidate.values),
+                "validation_accuracy": None if math.isnan(score.accuracy) else score.accuracy,
+                "round": score.round,
+                "run": f"{FOLDER}/{run.folder.path.name}",
+            }
+            for candidate, run, score in zip(tuning.candidates, runs, scores, strict=True)
+        ],
+    }
+
+
+def _write_choices(path: Path, choices: Sequence[Mapping[str, Any]]) -> None:
+    """Write what was chosen; what another sweep of the same experiment chose stays."""
+    by_key = {choice["key"]: choice for choice in [*read_choices(path), *choices]}
+    write_json(path, {"choices": list(by_key.values())})
+
+
+def notes_of(tuning: Tuning, scores: Sequence[Score], best: int | None) -> Iterator[str]:
+    """Yield what the user should know: which values failed, which was chosen, and whether the grid is too narrow."""
+    for candidate, score in zip(tuning.candidates, scores, strict=True):
+        if math.isnan(score.accuracy):
+            yield f"tuning {tuning.label}: the models diverge with {written(candidate.values)}"
+    if best is None:
+        return
+    values = tuning.candidates[best].values
+    yield f"tuning {tuning.label}: {written(values)}, validation accuracy {scores[best].accuracy:.1%}"
+    for key, value in values.items():
+        tried = [candidate.values[key] for candidate in tuning.candidates]
+        numbers = sorted({each for each in tried if isinstance(each, int | float) and not isinstance(each, bool)})
+        if len(numbers) > 1 and value in (numbers[0], numbers[-1]):
+            grid = ", ".join(f"{number:g}" for number in numbers)
+            yield f"tuning {tuning.label}: {key} = {value:g} is at the edge of {grid}; a wider grid may be better"
+
+
+def _hopeless(choices: Sequence[Mapping[str, Any]]) -> dict[str, Failure]:
+    """Return a failure for each combination of which all candidates diverged."""
+    why = "the models diverge with all values of [tune]; try others, such as smaller learning rates"
+    return {f"tuning {choice['runs']}": Failure(why) for choice in choices if choice["chosen"] is None}

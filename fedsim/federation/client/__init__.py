@@ -1,0 +1,1 @@
+"""What one client does: trains, keeps its state, fine-tunes and is evaluated."""

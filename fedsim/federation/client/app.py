@@ -1,0 +1,219 @@
+"""The Flower ClientApp: takes the server's layers, trains by the local plan, sends the shared layers back.
+
+A client keeps in ``context.state`` what it will not take from the server again, so it works in any runtime that keeps
+that state.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedsim.config import Config
+from fedsim.federation.client.evaluation import evaluate_clients, evaluate_trained
+from fedsim.federation.client.state import UPLOADED, local_of, metric_name, stored
+from fedsim.federation.federation import Federation, federation_of
+from fedsim.models.params import Params, flat_copy, is_finite, load_state_, state_of
+from fedsim.seeds import rng
+from fedsim.strategy import messages
+from fedsim.strategy.messages import MODEL, MOMENTUM, Instructions
+from fedsim.strategy.participants import draw_participants
+from fedsim.training import Finished, Local, LocalPlan, LocalTask, Ruled, Training, choose_cohort, train_, train_cohort
+
+Request = tuple[Message, Context]
+
+
+class CohortApp(ClientApp):
+    """A ClientApp that can also answer for several clients at once.
+
+    Parameters
+    ----------
+    cohort
+        For how many at most.
+    together
+        Maps messages of one type, each with its client's context, to the contents of the replies.
+    """
+
+    def __init__(self, cohort: int, together: Callable[[Sequence[Request]], list[RecordDict]]) -> None:
+        super().__init__()
+        self.cohort = cohort
+        self._together = together
+
+    def together(self, requests: Sequence[Request]) -> list[Message]:
+        """Return the replies to messages of one type, each with its client's context."""
+        contents = self._together(requests)
+        return [Message(content, reply_to=request) for content, (request, _) in zip(contents, requests, strict=True)]
+
+
+def client_app(federation: Federation, cohort: int = 1) -> CohortApp:
+    """Return the app of a federation's clients; a node's ``partition-id`` says which client it is.
+
+    Parameters
+    ----------
+    cohort
+        Clients that train, or are evaluated, as one vectorised computation.
+    """
+    app = CohortApp(cohort, lambda requests: _answers(federation, requests))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(_train(federation, [(message, context)])[0], reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(evaluate_clients(federation, [(message, context)])[0], reply_to=message)
+
+    return app
+
+
+def cohort_size(federation: Federation) -> int:
+    """Return how many clients train at once: as ``[engine] cohort`` says, or what is faster on this device."""
+    config = federation.config
+    if config.engine.cohort != "auto" or federation.device.type == "cpu":
+        return 1 if config.engine.cohort == "auto" else config.engine.cohort
+    participants = draw_participants(config.seed, 1, config.clients, config.participation, config.unseen)
+    tasks = [
+        LocalTask(federation.initial, *federation.data.client(client).train, rng(config.seed, "trial", client))
+        for client in participants
+    ]
+    return choose_cohort(federation.model(), tasks, LocalPlan(), config.local.sgd(), federation.data.augmentation)
+
+
+def app_of(config: Config, cohort: int) -> CohortApp:
+    """Return the app of the clients of a run, in a process that knows nothing of it yet."""
+    return client_app(federation_of(config), cohort)
+
+
+def _answers(federation: Federation, requests: Sequence[Request]) -> list[RecordDict]:
+    is_training = requests[0][0].metadata.message_type == MessageType.TRAIN
+    return (_train if is_training else evaluate_clients)(federation, requests)
+
+
+def _train(federation: Federation, requests: Sequence[Request]) -> list[RecordDict]:
+    """Train one client, or a cohort, by the plan of the first message: it is the same for all."""
+    rule, instructions = federation.client_rule, [_instructions(message) for message, _ in requests]
+    started = [rule.start(local_of(federation, *request)) for request in requests]
+    momenta = [stored(context, MOMENTUM) for _, context in requests]
+    trained = _trained(federation, instructions[0], started, momenta)
+    finished = []
+    for local, (params, training) in zip(started, trained, strict=True):
+        finished.append(rule.finish(replace(local, params=params, sets=training.sets), local))
+    for local, asked, result in zip(started, instructions, finished, strict=True):
+        _check(local.client, asked, result)
+    replies = [
+        _reply(federation, asked, context, local, result, training)
+        for (_, context), asked, local, result, (_, training) in zip(
+            requests, instructions, started, finished, trained, strict=True
+        )
+    ]
+    if instructions[0].measure:
+        ended = [
+            replace(local, params=result.params, sets={**training.sets, **result.kept})
+            for local, result, (_, training) in zip(started, finished, trained, strict=True)
+        ]
+        # Once the replies are written: evaluation uses the model in which a single client's update was.
+        _measure_trained(federation, ended, replies)
+    return replies
+
+
+def _measure_trained(federation: Federation, ended: Sequence[Local], replies: Sequence[RecordDict]) -> None:
+    """Add to each client's reply what its own model achieves right after training."""
+    own = [federation.client_rule.personalised(local) for local in ended]
+    measured = evaluate_trained(federation, [local.client for local in ended], own)
+    for reply, values in zip(replies, measured, strict=True):
+        record = reply[messages.METRICS]
+        assert isinstance(record, MetricRecord)
+        for name, value in values.items():
+            record[name] = value
+
+
+def _trained(
+    federation: Federation, instructions: Instructions, started: Sequence[Local], momenta: Sequence[Params]
+) -> list[tuple[Params, Training]]:
+    """Return each client's model after training and what it reports; a single one's tensors are the thread's model."""
+    model, settings = federation.model(), federation.config.local.sgd()
+    seed, server_round, plan = federation.config.seed, instructions.server_round, instructions.plan
+    tasks = [
+        LocalTask(
+            params=local.params,
+            inputs=local.inputs,
+            targets=local.targets,
+            rng=rng(seed, "train", server_round, local.client),
+            momentum=momentum,
+            ruled=Ruled(federation.client_rule, local.sets, local.rng),
+        )
+        for local, momentum in zip(started, momenta, strict=True)
+    ]
+    if len(tasks) > 1:
+        return train_cohort(model, tasks, plan, settings, federation.data.augmentation)
+    [task] = tasks
+    load_state_(model, task.params)
+    federation.seed_torch("dropout", server_round, started[0].client)
+    training = train_(
+        model,
+        task.inputs,
+        task.targets,
+        plan=plan,
+        settings=settings,
+        rng=task.rng,
+        momentum=task.momentum,
+        augmentation=federation.data.augmentation,
+        ruled=task.ruled,
+    )
+    return [(state_of(model), training)]
+
+
+def _check(client: int, instructions: Instructions, finished: Finished) -> None:
+    """Check what a client would send before anything is kept: if it is of no use, the client goes on from before."""
+    upload = finished.params if finished.upload is None else finished.upload
+    if not is_finite({key: upload[key] for key in instructions.upload if key in upload}):
+        raise ValueError(f"client {client}'s update is not finite; a lower local.lr may help")
+    for names in (finished.kept, finished.sent):
+        if taken := set(names) & set(messages.RESERVED):
+            raise ValueError(f"a rule's set is called {min(taken)!r}, which messages use already; give it another name")
+
+
+def _reply(
+    federation: Federation,
+    instructions: Instructions,
+    context: Context,
+    local: Local,
+    finished: Finished,
+    training: Training,
+) -> RecordDict:
+    """Write what the client sends and keep what it keeps: copies, as the model is used for the next client."""
+    params, examples = finished.params, len(local.targets)
+    keep = {key for key, value in params.items() if key in instructions.keep or not value.is_floating_point()}
+    context.state[MODEL] = messages.encode(flat_copy({key: params[key] for key in params if key in keep}))
+    for name in messages.sets_of(context.state):
+        del context.state[name]
+    for name, entries in finished.kept.items():
+        context.state[name] = messages.encode(flat_copy(entries))
+    if federation.config.local.optimizer_state == "keep":
+        context.state[MOMENTUM] = messages.encode(flat_copy(training.momentum))
+    upload = params if finished.upload is None else finished.upload
+    shared = flat_copy({key: upload[key] for key in instructions.upload if key in upload})
+    passes = training.passes, local.network.passes
+    measured = {
+        "loss": training.loss,
+        "forward_examples": sum(each.forward for each in passes),
+        "backward_examples": sum(each.backward for each in passes),
+        "n": examples,
+    }
+    metrics = {messages.NUM_EXAMPLES: examples, **finished.metrics}
+    metrics |= {metric_name(UPLOADED, "train", name): value for name, value in measured.items()}
+    reply = RecordDict({messages.ARRAYS: messages.encode(shared), messages.METRICS: messages.measurements(metrics)})
+    for name, entries in finished.sent.items():
+        reply[name] = messages.encode(flat_copy(entries))
+    if instructions.probe:
+        # The analysis sees the client's whole model, also where it sends something else.
+        seen = shared if finished.upload is None else {}
+        reply[messages.PROBE] = messages.encode(
+            flat_copy({key: value for key, value in params.items() if key not in seen})
+        )
+    return reply
+
+
+def _instructions(message: Message) -> Instructions:
+    return Instructions.read(messages.settings_of(message.content))

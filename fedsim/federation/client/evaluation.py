@@ -1,0 +1,179 @@
+"""How clients evaluate models on data of their own."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Context, Message, RecordDict
+from torch import Tensor, nn
+
+from fedsim.federation.client.fine_tuning import fine_tune
+from fedsim.federation.client.state import (
+    FINE_TUNED,
+    GLOBAL,
+    PERSONALISED,
+    TRAINED,
+    client_of,
+    metric_name,
+    personalised_model,
+    taken_from,
+)
+from fedsim.federation.data import ClientData, InputsAndTargets
+from fedsim.federation.federation import Federation
+from fedsim.models.params import Params, load_state_
+from fedsim.strategy import messages
+from fedsim.training import recompute_buffers_
+from fedsim.training.evaluation import Evaluation, evaluate, evaluate_cohort
+
+# What is measured beside a model on the client's own test data, whose place ``unseen`` takes for a client that never
+# trains: models are selected on validation data, and only those of clients that train.
+SELECTED = (PERSONALISED, TRAINED, FINE_TUNED)
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """A model on one part of a client's data, or on the server's."""
+
+    model: str
+    split: str
+    params: Params
+    examples: InputsAndTargets
+    calibration: Callable[[], Tensor]
+
+    def metrics(self, result: Evaluation) -> dict[str, float]:
+        measured = {"loss": result.loss, "accuracy": result.accuracy, "n": result.n}
+        return {metric_name(self.model, self.split, metric): value for metric, value in measured.items()}
+
+
+def evaluate_clients(federation: Federation, requests: Sequence[tuple[Message, Context]]) -> list[RecordDict]:
+    """Measure the models of each client that its message asks for: on its own held-out examples, and the server's.
+
+    A message without such a wish asks for the personalised model and the global one.
+    """
+    server = _server_test(federation)
+    planned = [list(_measurements(federation, server, *request)) for request in requests]
+    replies = []
+    for (message, _), own in zip(requests, _measured(federation, planned), strict=True):
+        split = "unseen" if _is_unseen(message) else "test"
+        metrics = dict(own)
+        if GLOBAL in _models(message) and metric_name(GLOBAL, split, "n") not in metrics:
+            # The client takes the whole global model.
+            for metric in ("loss", "accuracy", "n"):
+                metrics[metric_name(GLOBAL, split, metric)] = own[metric_name(PERSONALISED, split, metric)]
+        metrics[messages.NUM_EXAMPLES] = next(value for name, value in own.items() if name.endswith(f"/{split}/n"))
+        replies.append(RecordDict({messages.METRICS: messages.measurements(metrics)}))
+    return replies
+
+
+def evaluate_trained(
+    federation: Federation, clients: Sequence[int], trained: Sequence[Params]
+) -> list[dict[str, float]]:
+    """Measure models right after local training; return each client's numbers.
+
+    Parameters
+    ----------
+    trained
+        All entries of each client's model.
+    """
+    server = _server_test(federation)
+    planned = [
+        list(_on_each_part(federation, TRAINED, params, federation.data.client(client), server, is_unseen=False))
+        for client, params in zip(clients, trained, strict=True)
+    ]
+    return _measured(federation, planned)
+
+
+def _server_test(federation: Federation) -> InputsAndTargets | None:
+    return federation.data.test() if "server" in federation.config.evaluation.on else None
+
+
+def _models(message: Message) -> Sequence[str]:
+    return messages.settings_of(message.content).get(messages.MODELS, [PERSONALISED, GLOBAL])
+
+
+def _is_unseen(message: Message) -> bool:
+    return messages.settings_of(message.content).get(messages.UNSEEN, False)
+
+
+def _measurements(
+    federation: Federation, server: InputsAndTargets | None, message: Message, context: Context
+) -> Iterator[_Measurement]:
+    client, models, is_unseen = client_of(context), _models(message), _is_unseen(message)
+    data = federation.data.client(client)
+    personalised = personalised_model(federation, message, context)
+    if PERSONALISED in models:
+        yield from _on_each_part(federation, PERSONALISED, personalised, data, server, is_unseen=is_unseen)
+    rest = messages.decode(messages.arrays_of(message.content, messages.GLOBAL))
+    takes_all = not any(value.is_floating_point() for value in rest.values())
+    if GLOBAL in models and not (takes_all and PERSONALISED in models and not federation.client_rule.personalises):
+        whole = taken_from(message) | rest
+        yield from _on_each_part(federation, GLOBAL, whole, data, server, is_unseen=is_unseen)
+    if FINE_TUNED in models:
+        settings = messages.settings_of(message.content)
+        server_round, layers = settings[messages.SERVER_ROUND], settings[messages.FINE_TUNE]
+        tuned = fine_tune(federation, personalised, data.train, server_round, client, layers)
+        yield from _on_each_part(federation, FINE_TUNED, tuned, data, server, is_unseen=is_unseen)
+
+
+def _on_each_part(
+    federation: Federation,
+    model: str,
+    params: Params,
+    data: ClientData,
+    server: InputsAndTargets | None,
+    *,
+    is_unseen: bool,
+) -> Iterator[_Measurement]:
+    """Yield what is measured of one model of a client."""
+
+    def calibration() -> Tensor:
+        return data.train[0]
+
+    if is_unseen:
+        yield _Measurement(model, "unseen", params, data.test, calibration)
+        return
+    if model in SELECTED and len(data.validation[1]):
+        yield _Measurement(model, "validation", params, data.validation, calibration)
+    yield _Measurement(model, "test", params, data.test, calibration)
+    if model in SELECTED and server is not None:
+        yield _Measurement(model, "server", params, server, calibration)
+
+
+def _measured(federation: Federation, planned: Sequence[Sequence[_Measurement]]) -> list[dict[str, float]]:
+    """Return the metrics of each client's measurements."""
+    every = [measurement for own in planned for measurement in own]
+    results = iter(_evaluated(federation, every, together=len(planned) > 1))
+    replies = []
+    for own in planned:
+        metrics: dict[str, float] = {}
+        for measurement in own:
+            metrics |= measurement.metrics(next(results))
+        replies.append(metrics)
+    return replies
+
+
+def _evaluated(federation: Federation, measurements: Sequence[_Measurement], *, together: bool) -> list[Evaluation]:
+    if together and federation.config.strategy.buffers != "recompute":
+        members = [(measurement.params, *measurement.examples) for measurement in measurements]
+        return evaluate_cohort(federation.model(), members)
+    results, loaded = [], None
+    for measurement in measurements:
+        if measurement.params is not loaded:
+            model = load_for_evaluation(federation, measurement.params, measurement.calibration)
+            loaded = measurement.params
+        results.append(evaluate(model, *measurement.examples))
+    return results
+
+
+def load_for_evaluation(federation: Federation, params: Params, calibration: Callable[[], Tensor]) -> nn.Module:
+    """Return this thread's model with ``params``; its running statistics are computed anew where the config says so.
+
+    Parameters
+    ----------
+    calibration
+        Returns normalised training inputs for the running statistics, shape [n, ...].
+    """
+    model = federation.model()
+    load_state_(model, params)
+    if federation.config.strategy.buffers == "recompute":
+        recompute_buffers_(model, calibration(), federation.config.local.batch_size)
+    return model

@@ -1,0 +1,61 @@
+"""Fine-tuning for evaluation: what a client's model becomes with a little more training that nobody keeps."""
+
+from fedsim.errors import ConfigError
+from fedsim.federation.data import InputsAndTargets
+from fedsim.federation.federation import Federation
+from fedsim.models.params import Params, flat_copy, load_state_, state_of
+from fedsim.seeds import rng
+from fedsim.strategy import Strategy
+from fedsim.training import LocalPlan, Phase, train_
+
+
+def fine_tuned_layers(federation: Federation, strategy: Strategy) -> str:
+    """Return the expression of the layers that clients fine-tune: the config's, or the strategy's.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, or holds no parameter.
+    """
+    chosen = federation.config.evaluation.fine_tune_layers
+    layers = strategy.fine_tuning() if chosen == "auto" else chosen
+    name = f"evaluation.fine_tune_layers = {chosen!r}" + (f", here {layers!r}," if layers != chosen else "")
+    try:
+        group = federation.layers.group(layers)
+    except ValueError as error:
+        raise ConfigError(f"{name} names no layers: {error}") from error
+    if not federation.layers.keys(group, buffers=False):
+        known = ", ".join(federation.layers.names)
+        raise ConfigError(f"{name} must hold a parameter to train; name other layers, of: {known}")
+    return layers
+
+
+def fine_tune(
+    federation: Federation, params: Params, train: InputsAndTargets, server_round: int, client: int, layers: str
+) -> Params:
+    """Return a client's model after training on its own data for as long as ``[evaluation]`` says.
+
+    It is SGD by the settings in ``[local]``; momentum begins at zero and is not kept.
+
+    Parameters
+    ----------
+    params
+        All entries of the client's personalised model.
+    train
+        The client's training examples.
+    layers
+        Expression of those that are trained; all others stay as they are.
+    """
+    config = federation.config
+    model, settings = federation.model(), config.evaluation
+    load_state_(model, params)
+    federation.seed_torch("fine-tune dropout", server_round, client)
+    train_(
+        model,
+        *train,
+        plan=LocalPlan((Phase(layers, epochs=settings.fine_tune_epochs, lr=settings.fine_tune_lr),)),
+        settings=config.local.sgd(),
+        rng=rng(config.seed, "fine-tune", server_round, client),
+        augmentation=federation.data.augmentation,
+    )
+    return flat_copy(state_of(model))

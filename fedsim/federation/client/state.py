@@ -1,0 +1,78 @@
+"""What a client has: its own model and whatever else it keeps between messages, and what a message brings it."""
+
+from flwr.app import Context, Message
+
+from fedsim.federation.federation import Federation
+from fedsim.models.params import Params, combine
+from fedsim.seeds import rng
+from fedsim.strategy import messages
+from fedsim.strategy.messages import MODEL
+from fedsim.training import Local, Network
+
+UPLOADED, PERSONALISED, GLOBAL = "uploaded", "personalised", "global"
+TRAINED, FINE_TUNED = "trained", "fine-tuned"
+
+
+def client_of(context: Context) -> int:
+    """Return the client's index."""
+    return int(context.node_config["partition-id"])
+
+
+def stored(context: Context, name: str) -> Params:
+    """Return what the client keeps under a name; nothing if there is no such record."""
+    return messages.decode(messages.arrays_of(context.state, name))
+
+
+def own_model(federation: Federation, context: Context) -> Params:
+    """Return the client's initial model with what it has kept, which may be all of it."""
+    kept = stored(context, MODEL)
+    initial = (
+        federation.initial if kept.keys() == federation.initial.keys() else federation.initial_of(client_of(context))
+    )
+    return combine(initial, kept)
+
+
+def taken_from(message: Message) -> Params:
+    """Return what a message brings from the server."""
+    return messages.decode(messages.arrays_of(message.content, messages.ARRAYS))
+
+
+def local_of(federation: Federation, message: Message, context: Context, ahead: int = 0) -> Local:
+    """Return a client with what the message brings, as its rule sees it so many rounds ahead of the message."""
+    client, config = client_of(context), federation.config
+    server_round = int(messages.settings_of(message.content)[messages.SERVER_ROUND]) + ahead
+    kept, brought = (messages.sets_of(content) for content in (context.state, message.content))
+    own, taken = own_model(federation, context), taken_from(message)
+    sets = {name: messages.decode(record) for name, record in (kept | brought).items()}
+    inputs, targets = federation.data.client(client).train
+    return Local(
+        server_round=server_round,
+        client=client,
+        params=_on(federation, combine(own, taken)),
+        sets={name: _on(federation, entries) for name, entries in sets.items()},
+        own=_on(federation, own),
+        inputs=inputs,
+        targets=targets,
+        settings=config.local.sgd(),
+        rng=rng(config.seed, "rule", server_round, client),
+        network=Network(federation.model()),
+    )
+
+
+def _on(federation: Federation, params: Params) -> Params:
+    """Return parameters on the run's device, where they are not after a message from elsewhere or a checkpoint."""
+    return {key: value.to(federation.device) for key, value in params.items()}
+
+
+def personalised_model(federation: Federation, message: Message, context: Context) -> Params:
+    """Return the client's own model with what the message brings, as the strategy's rule makes it of them."""
+    rule = federation.client_rule
+    if not rule.personalises:
+        return combine(own_model(federation, context), taken_from(message))
+    # As the client would begin the next round.
+    return rule.personalised(rule.start(local_of(federation, message, context, ahead=1)))
+
+
+def metric_name(model: str, split: str, metric: str) -> str:
+    """Return the key of a client's measurement, e.g. ``personalised/test/loss``."""
+    return f"{model}/{split}/{metric}"

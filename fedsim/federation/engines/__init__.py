@@ -1,0 +1,33 @@
+"""Where the clients run: implementations of Flower's Grid. ``ray`` is imported only when it is asked for."""
+
+from collections.abc import Callable
+
+from flwr.clientapp import ClientApp
+
+from fedsim.config import EngineConfig
+from fedsim.federation.engines.grid import Engine
+
+
+def make_engine(settings: EngineConfig, make_app: Callable[[], ClientApp], clients: int) -> Engine:
+    """Start the engine that ``[engine]`` chooses.
+
+    Parameters
+    ----------
+    make_app
+        Builds the clients' app, here or in a worker; it must be picklable for ``ray``.
+    """
+    if settings.name == "ray":
+        from fedsim.federation.engines.ray import RayEngine
+
+        return RayEngine(
+            make_app,
+            clients,
+            settings.workers,
+            settings.address,
+            settings.gpus_per_worker,
+            settings.deadline,
+            settings.cache_bytes,
+        )
+    from fedsim.federation.engines.local import LocalEngine
+
+    return LocalEngine(make_app, clients, settings.workers, settings.deadline, settings.cache_bytes)

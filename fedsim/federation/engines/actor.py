@@ -1,0 +1,93 @@
+"""What runs in a worker process of its own."""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from flwr.clientapp import ClientApp
+
+from fedsim.federation.engines.clients import Clients
+from fedsim.federation.engines.packing import Buffer, Packer, unpack
+
+
+class Actor:
+    """The clients of one worker process, answering packed messages.
+
+    Parameters
+    ----------
+    scratch
+        Where to put states that do not fit in memory; None for the system's temporary folder.
+    """
+
+    _clients: Clients
+
+    def __init__(self, scratch: str | None) -> None:
+        torch.set_num_threads(1)
+        # What a worker that is killed leaves on disk goes away with Ray's own files.
+        tempfile.tempdir = scratch
+
+    def placed(self) -> None:
+        """Return as soon as the actor has a process."""
+
+    def start(self, make_app: Callable[[], ClientApp], count: int, cache_bytes: int) -> int:
+        """Build the app, and return how many clients it answers for at a time."""
+        self._clients = Clients(make_app(), count, cache_bytes)
+        return self._clients.cohort
+
+    def answer(
+        self, data: bytes, places: list[int], own: list[Buffer], common: list[Buffer]
+    ) -> tuple[bytes, list[Buffer], float]:
+        """Answer packed messages.
+
+        Parameters
+        ----------
+        places
+            Of each buffer in ``common``; -1 for the next of ``own``.
+
+        Returns
+        -------
+        tuple
+            The packed replies, and the seconds that they took.
+        """
+        began, rest = time.perf_counter(), iter(own)
+        messages = unpack(data, [common[place] if place >= 0 else next(rest) for place in places])
+        replies = Packer().pack(self._clients.answer_all(messages))
+        return *replies, time.perf_counter() - began
+
+    def save(self, folder: Path, clients: list[int], server_round: int) -> None:
+        """Write the state of these clients."""
+        self._clients.save(folder, clients, server_round)
+
+    def load(self, folder: Path, rounds: dict[int, int]) -> None:
+        """Take the state of these clients from their files."""
+        self._clients.load(folder, rounds)
+
+    def end(self) -> None:
+        """Remove what the clients have on disk."""
+        del self._clients
+
+
+def variables() -> dict[str, str]:
+    """Return what a worker process must have in its environment: it imports and reads data from where this one does."""
+    places = {name: os.environ[name] for name in ("FEDSIM_DATA", "XDG_CACHE_HOME") if name in os.environ}
+    return {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **places}
+
+
+@contextmanager
+def inherited(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process for a while: the processes that are started meanwhile keep them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

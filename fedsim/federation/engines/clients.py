@@ -1,0 +1,107 @@
+"""The clients of one worker: how they answer messages, and what becomes of their states."""
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedsim.federation.client.app import CohortApp
+from fedsim.federation.engines.grid import RUN, error_reply
+from fedsim.federation.engines.states import States
+
+CACHE_BYTES = 2**30
+logger = logging.getLogger(__name__)
+
+
+class Clients:
+    """Answers messages with the clients' app, each client with the state that it left behind.
+
+    A client that fails keeps the state that it had: it is as if the message had never come.
+
+    Parameters
+    ----------
+    count
+        Number of all clients of the run, of which this worker may see only some.
+    cache_bytes
+        Of the states that are held in memory; the others are on disk.
+    """
+
+    def __init__(self, app: ClientApp, count: int, cache_bytes: int = CACHE_BYTES) -> None:
+        self._app = app
+        self._count = count
+        self._states = States(cache_bytes)
+        self._abandoned: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def cohort(self) -> int:
+        """How many clients the app answers for at a time."""
+        return self._app.cohort if isinstance(self._app, CohortApp) else 1
+
+    def answer(self, message: Message) -> Message:
+        """Return the client's reply; if it raises or returns nothing, an error reply with the reason."""
+        client = message.metadata.dst_node_id
+        abandoned = self._abandoned.get(client, 0)
+        try:
+            context = self._context(client)
+            reply = self._app(message, context)
+            self._keep(client, reply, context, abandoned)
+        except Exception as error:
+            # The traceback is for the log; who waits for the reply says what it means for the run.
+            logger.info("client %d failed in %s", client, message.metadata.message_type, exc_info=True)
+            return error_reply(message, f"{type(error).__name__}: {error}")
+        return reply
+
+    def answer_all(self, messages: list[Message]) -> list[Message]:
+        """Return the reply of each message's client, in order; as many clients at once as the app can answer for."""
+        replies: list[Message] = []
+        for start in range(0, len(messages), self.cohort):
+            replies += self._answer_cohort(messages[start : start + self.cohort])
+        return replies
+
+    def abandon(self, client: int) -> None:
+        """Let the state that a client will leave behind after what it is doing now count for nothing."""
+        with self._lock:
+            self._abandoned[client] = self._abandoned.get(client, 0) + 1
+
+    def save(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
+        """Write the state of each client that has one to its own file."""
+        self._states.save(folder, clients, server_round)
+
+    def load(self, folder: Path, rounds: Mapping[int, int]) -> None:
+        """Take each client's state as of the round given for it."""
+        self._states.load(folder, rounds)
+
+    def _answer_cohort(self, messages: list[Message]) -> list[Message]:
+        if len(messages) == 1 or not isinstance(self._app, CohortApp):
+            return [self.answer(message) for message in messages]
+        clients = [message.metadata.dst_node_id for message in messages]
+        abandoned = [self._abandoned.get(client, 0) for client in clients]
+        try:
+            contexts = [self._context(client) for client in clients]
+            replies = self._app.together(list(zip(messages, contexts, strict=True)))
+        except Exception:
+            logger.info("clients %s failed together; each is tried alone", clients, exc_info=True)
+            return [self.answer(message) for message in messages]
+        for client, reply, context, before in zip(clients, replies, contexts, abandoned, strict=True):
+            self._keep(client, reply, context, before)
+        return replies
+
+    def _context(self, client: int) -> Context:
+        return Context(
+            run_id=RUN,
+            node_id=client,
+            node_config={"partition-id": client, "num-partitions": self._count},
+            state=self._states[client],
+            run_config={},
+        )
+
+    def _keep(self, client: int, reply: Message, context: Context, abandoned: int) -> None:
+        if not isinstance(reply, Message):
+            raise TypeError(f"the client returned a {type(reply).__name__}; it must return a Message")
+        with self._lock:
+            if self._abandoned.get(client, 0) == abandoned and not reply.has_error():
+                self._states[client] = context.state

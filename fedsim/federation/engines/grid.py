@@ -1,0 +1,135 @@
+"""What the engines have in common: Flower's Grid over clients that live in the simulator."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Self
+from uuid import uuid4
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+# Flower's Message constructor asks this class who is sending; its own runtimes set it, and so must a Grid of ours.
+from flwr.supercore.task_identity import TaskIdentity
+
+SERVER_NODE = -1
+RUN = 1
+CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def error_reply(message: Message, reason: str) -> Message:
+    """Return the reply of a client that has none of its own, with the reason in one line."""
+    return Message(Error(CLIENT_RAISED, " ".join(reason.split())), reply_to=message)
+
+
+class Engine(Grid):
+    """A Grid whose nodes are the clients: node ``k`` is client ``k``.
+
+    Use it as a context manager, so that its workers end with the run.
+
+    Parameters
+    ----------
+    clients
+        Number of clients.
+    workers
+        Threads or actors; 0 for one per processor that this process may use.
+    deadline
+        Seconds that a client has for its reply once a worker has begun with it; without one, as long as it takes.
+
+    Attributes
+    ----------
+    restored
+        The clients whose worker died, with the round of the state that they were set back to, 0 for their initial one.
+        Who reads it clears it.
+    """
+
+    def __init__(self, clients: int, workers: int, deadline: float | None = None) -> None:
+        self.clients = clients
+        self.workers = workers or processors()
+        self.deadline = deadline
+        self.restored: dict[int, int] = {}
+        self._run = Run.create_empty(RUN)
+        self._replies: dict[str, Message] = {}
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, SERVER_NODE, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def handle(self, messages: list[Message]) -> Iterator[Message]:
+        """Let each message's client answer it, and yield the replies in the order of the messages.
+
+        A client that raises, gives no reply or outlives the deadline answers with an error.
+        """
+
+    @abstractmethod
+    def save_clients(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
+        """Write the state of these clients into ``folder``, as `fedsim.federation.engines.states.state_file` names it.
+
+        A client without a state has no file.
+        """
+
+    @abstractmethod
+    def load_clients(self, folder: Path, rounds: Mapping[int, int]) -> None:
+        """Read the state of each client as it was saved after the round given for it, when it is first needed."""
+
+    def close(self) -> None:
+        """End the workers."""
+
+    def overdue(self, message: Message) -> Message:
+        """Return the reply of a client that outlived the deadline."""
+        return error_reply(message, f"it outlived its deadline of {self.deadline:g} s")
+
+    # Flower's Grid.
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that this grid works for."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that this grid works for."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message; Flower recommends its constructor instead."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the clients."""
+        return range(self.clients)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Run the messages' clients, and return the ids by which `pull_messages` gives their replies."""
+        pushed = list(messages)
+        self._replies |= {reply.metadata.reply_to_message_id: reply for reply in self.send_and_receive(pushed)}
+        return [message.metadata.message_id for message in pushed]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to these messages, each once."""
+        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Run the messages' clients and yield their replies in the order of the messages.
+
+        A reply that has been yielded is not held, so that who lets it go frees its memory. The clients run to their
+        end, whatever the timeout; ``deadline`` is what limits them.
+        """
+        sent = list(messages)
+        for message in sent:
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+        return self.handle(sent)

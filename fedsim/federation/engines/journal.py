@@ -1,0 +1,101 @@
+"""Which state of each client is on disk, and what it takes to bring it back when the worker that held it dies."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from flwr.app import Message, MessageType
+
+from fedsim.federation.engines.states import state_file
+
+
+class Journal:
+    """Remembers, for each client, its last checkpoint and the message that has changed its state since.
+
+    A message is kept only until the next training begins, as it holds the model of its round. So a client that has
+    trained once since its checkpoint can be brought to where it was, and one that has trained more often cannot.
+    What a client does in an evaluation is taken to leave its state alone.
+    """
+
+    def __init__(self) -> None:
+        self._saved: dict[int, tuple[Path, int]] = {}
+        self._changed: dict[int, Message | None] = {}
+        self._again: dict[int, Message] = {}
+
+    def begin(self, messages: Iterable[Message]) -> None:
+        """Note that clients are about to get these messages."""
+        if any(_changes_state(message) for message in messages):
+            self._changed = {client: self._again.get(client) for client in self._changed}
+
+    def answered(self, message: Message) -> None:
+        """Note that a client has answered a message without an error."""
+        if _changes_state(message):
+            client = message.metadata.dst_node_id
+            self._changed[client] = None if client in self._changed else message
+
+    def saved(self, folder: Path, rounds: Mapping[int, int]) -> None:
+        """Note that each of these clients has the state that ``folder`` holds of its round, if any."""
+        for client, server_round in rounds.items():
+            self._saved[client] = folder, server_round
+            self._changed.pop(client, None)
+            self._again.pop(client, None)
+
+    def known(self) -> set[int]:
+        """Return the clients that may have a state."""
+        return self._saved.keys() | self._changed.keys()
+
+    def set_back(self, clients: Iterable[int]) -> tuple[dict[Path, dict[int, int]], dict[int, int]]:
+        """Note that the worker of these clients is gone.
+
+        Returns
+        -------
+        files
+            The round of each client's file to read, by folder.
+        restored
+            The round of the state that each client now has, 0 for its initial one. A client that can answer its last
+            message again is not in it.
+        """
+        files: dict[Path, dict[int, int]] = {}
+        restored: dict[int, int] = {}
+        for client in sorted(self.known() & set(clients)):
+            if (file := self._file(client)) is not None:
+                files.setdefault(file[0], {})[client] = file[1]
+            if (message := self._changed.get(client)) is not None:
+                self._again[client] = message
+            else:
+                restored |= self.give_up(client)
+        return files, restored
+
+    def waiting(self, clients: Iterable[int]) -> list[Message]:
+        """Return what each of these clients must answer again before anything else."""
+        return [self._again[client] for client in clients if client in self._again]
+
+    def to_repeat(self, client: int) -> Message | None:
+        """Return what the client must answer again, if anything, and take it as done."""
+        return self._again.pop(client, None)
+
+    def give_up(self, client: int) -> dict[int, int]:
+        """Note that a client stays at its last checkpoint; return it with the round of that."""
+        self._changed.pop(client, None)
+        self._again.pop(client, None)
+        file = self._file(client)
+        return {client: file[1] if file else 0}
+
+    def _file(self, client: int) -> tuple[Path, int] | None:
+        folder, server_round = self._saved.get(client, (Path(), 0))
+        return (folder, server_round) if server_round and state_file(folder, client, server_round).exists() else None
+
+
+def _changes_state(message: Message) -> bool:
+    return message.metadata.message_type.split(".")[0] != MessageType.EVALUATE
+
+
+def in_words(restored: Mapping[int, int]) -> str:
+    """Say which clients are back at which state."""
+    by_round: dict[int, list[int]] = {}
+    for client, server_round in sorted(restored.items()):
+        by_round.setdefault(server_round, []).append(client)
+    return "; ".join(
+        f"clients {', '.join(map(str, clients[:10]))}{', ...' if len(clients) > 10 else ''} are back at their "
+        + (f"state after round {server_round}" if server_round else "initial state")
+        for server_round, clients in by_round.items()
+    )

@@ -1,0 +1,161 @@
+"""All clients in this process, one per thread: the reference that other engines are tested against."""
+
+import contextlib
+import ctypes
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from fedsim.federation.engines.clients import CACHE_BYTES, Clients
+from fedsim.federation.engines.grid import Engine
+
+STOP_SECONDS = 5.0
+Job = tuple[int, list[Message]]  # a number of its own, and the messages of a cohort; also for the replies
+
+
+class _Stopped(BaseException):
+    """Raised in a worker whose clients have no more time."""
+
+
+class _Worker(threading.Thread):
+    """Answers jobs until it gets None or is stopped.
+
+    Attributes
+    ----------
+    job, began
+        What it is working on, and since when in seconds of `time.monotonic`.
+    """
+
+    def __init__(self, clients: Clients, jobs: "queue.SimpleQueue[Job | None]", done: "queue.SimpleQueue[Job]") -> None:
+        super().__init__(daemon=True)
+        self._clients, self._jobs, self._done = clients, jobs, done
+        self._lock = threading.Lock()
+        self.job: Job | None = None
+        self.began = 0.0
+
+    def run(self) -> None:
+        torch.set_num_threads(1)
+        try:
+            while (job := self._jobs.get()) is not None:
+                with self._lock:
+                    self.began, self.job = time.monotonic(), job
+                replies = self._clients.answer_all(job[1])
+                with self._lock:
+                    self.job = None
+                self._done.put((job[0], replies))
+        except _Stopped:
+            pass
+
+    def stop(self) -> None:
+        """Raise `_Stopped` in the thread once it is in Python code again; a call of C code first comes to its end."""
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(_Stopped))
+
+    def stop_overdue(self, deadline: float) -> Job | None:
+        """Stop the thread if it has worked on its job for longer; return that job."""
+        # The lock keeps it from finishing meanwhile, and so from losing the job that it would take next.
+        with self._lock:
+            if self.job is None or time.monotonic() - self.began <= deadline:
+                return None
+            self.stop()
+            return self.job
+
+
+class LocalEngine(Engine):
+    """Runs each client, or each cohort of clients, in a thread, as many at a time as there are workers.
+
+    torch spends its time outside Python's lock, so two clients on two threads beat one client on both. Each uses
+    one intra-op thread, so that no number depends on how many there are.
+
+    Parameters
+    ----------
+    cache_bytes
+        Of the clients' states that are held in memory; the others are on disk.
+    """
+
+    def __init__(
+        self,
+        make_app: Callable[[], ClientApp],
+        clients: int,
+        workers: int = 0,
+        deadline: float | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        super().__init__(clients, workers, deadline)
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self._clients = Clients(make_app(), clients, cache_bytes)
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._numbers = itertools.count()
+        self._workers = [self._worker() for _ in range(self.workers)]
+
+    def handle(self, messages: list[Message]) -> Iterator[Message]:
+        """Answer the messages, one cohort per thread."""
+        size = self._clients.cohort
+        jobs = [(next(self._numbers), messages[k : k + size]) for k in range(0, len(messages), size)]
+        for job in jobs:
+            self._jobs.put(job)
+        done: dict[int, list[Message]] = {}
+        for number, _ in jobs:
+            while number not in done:
+                done |= self._next()
+            yield from done.pop(number)
+
+    def save_clients(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
+        """Write the state of these clients."""
+        self._clients.save(folder, clients, server_round)
+
+    def load_clients(self, folder: Path, rounds: Mapping[int, int]) -> None:
+        """Read the state of these clients."""
+        self._clients.load(folder, rounds)
+
+    def close(self) -> None:
+        """End the threads, also in the middle of a client's work."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._jobs.get_nowait()
+        for worker in self._workers:
+            self._jobs.put(None)
+            worker.stop()
+        until = time.monotonic() + STOP_SECONDS
+        for worker in self._workers:
+            worker.join(max(0.0, until - time.monotonic()))
+        torch.set_num_threads(self._threads_before)
+
+    def _worker(self) -> _Worker:
+        worker = _Worker(self._clients, self._jobs, self._done)
+        worker.start()
+        return worker
+
+    def _next(self) -> dict[int, list[Message]]:
+        """Wait for the next replies, or for clients that are overdue: another worker takes their worker's place."""
+        while True:
+            try:
+                return dict([self._done.get(timeout=self._seconds_left())])
+            except queue.Empty:
+                if overdue := self._replace_overdue():
+                    return overdue
+
+    def _seconds_left(self) -> float | None:
+        """Return the time until the first client is overdue; None without a deadline."""
+        if self.deadline is None:
+            return None
+        busy = [worker.began for worker in self._workers if worker.job]
+        return max(0.001, min(busy, default=time.monotonic()) + self.deadline - time.monotonic())
+
+    def _replace_overdue(self) -> dict[int, list[Message]]:
+        replies = {}
+        for place, worker in enumerate(self._workers):
+            if self.deadline is not None and (job := worker.stop_overdue(self.deadline)):
+                for message in job[1]:
+                    self._clients.abandon(message.metadata.dst_node_id)
+                self._workers[place] = self._worker()
+                replies[job[0]] = [self.overdue(message) for message in job[1]]
+        return replies

@@ -1,0 +1,152 @@
+"""What the clients remember between messages: those used last in memory, the others on disk."""
+
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, RecordDict
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+
+from fedsim.results.folder import write_whole
+from fedsim.strategy import messages
+
+
+def state_file(folder: Path, client: int, server_round: int) -> Path:
+    """Return the file of a client's state after a round in which it took part."""
+    return folder / f"{client:06d}-round-{server_round:05d}.safetensors"
+
+
+class States:
+    """The states of the clients that have one; memory does not grow with the number of clients.
+
+    Only parameters (array records) can go to disk. A state that holds anything else stays in memory.
+
+    Parameters
+    ----------
+    cache_bytes
+        Of the states that are held in memory: the ones that were used last. The newest is held whatever its size.
+    """
+
+    def __init__(self, cache_bytes: int) -> None:
+        self._cache_bytes = cache_bytes
+        self._cached: OrderedDict[int, RecordDict] = OrderedDict()
+        self._held_bytes = 0
+        # Where the state of a client lies that has not changed since it was written.
+        self._files: dict[int, Path] = {}
+        self._spill: tempfile.TemporaryDirectory[str] | None = None
+        self._lock = threading.RLock()
+
+    def __getitem__(self, client: int) -> RecordDict:
+        """Return a client's state, empty if it has none; its records may be replaced without changing what is held."""
+        with self._lock:
+            if client in self._cached:
+                self._cached.move_to_end(client)
+            elif client in self._files:
+                self._hold(client, _read(self._files[client]))
+            else:
+                return RecordDict()
+            return RecordDict({name: _copy(record) for name, record in self._cached[client].items()})
+
+    def __setitem__(self, client: int, state: RecordDict) -> None:
+        with self._lock:
+            if client in self._cached and _same(self._cached[client], state):
+                return
+            self.discard(client)
+            if state:
+                self._hold(client, state)
+
+    def discard(self, client: int) -> None:
+        """Forget a client's state."""
+        with self._lock:
+            self._files.pop(client, None)
+            if (old := self._cached.pop(client, None)) is not None:
+                self._held_bytes -= _size(old)
+
+    def save(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
+        """Write the state of each client to a file of its own; a client without a state has none."""
+        for client in clients:
+            with self._lock:
+                if client in self._cached or client in self._files:
+                    target = state_file(folder, client, server_round)
+                    held = self._cached.get(client)
+                    write_whole(target, self._files[client].read_bytes() if held is None else _encoded(held))
+                    self._files[client] = target
+
+    def load(self, folder: Path, rounds: Mapping[int, int]) -> None:
+        """Take the state of each client from the file of the round given for it, and forget what it had.
+
+        Raises
+        ------
+        OSError, safetensors.SafetensorError
+            If a file is missing or damaged; its content is read when the client next takes part.
+        """
+        for client, server_round in rounds.items():
+            path = state_file(folder, client, server_round)
+            with safe_open(path, "pt"):
+                self.discard(client)
+                self._files[client] = path
+
+    def _hold(self, client: int, state: RecordDict) -> None:
+        """Hold a state in memory, and write those that were not used for longest to disk if there are too many."""
+        self._cached[client] = state
+        self._held_bytes += _size(state)
+        excess, leaving = self._held_bytes - self._cache_bytes, []
+        for oldest, held in self._cached.items():
+            if excess <= 0 or oldest == client:
+                break
+            if all(isinstance(record, ArrayRecord) for record in held.values()):
+                leaving.append(oldest)
+                excess -= _size(held)
+        for oldest in leaving:
+            if oldest not in self._files:
+                self._spill = self._spill or tempfile.TemporaryDirectory(prefix="fedsim-states-")
+                self._files[oldest] = Path(self._spill.name) / f"{oldest}.safetensors"
+                self._files[oldest].write_bytes(_encoded(self._cached[oldest]))
+            self._held_bytes -= _size(self._cached.pop(oldest))
+
+
+def _size(state: RecordDict) -> int:
+    records = [record for record in state.values() if isinstance(record, ArrayRecord)]
+    return sum(messages.size_bytes(array) for record in records for array in record.values())
+
+
+def _same(one: RecordDict, other: RecordDict) -> bool:
+    """Tell whether two states hold the very same arrays and equal values."""
+    return one.keys() == other.keys() and all(
+        record.keys() == other[name].keys()
+        and all(
+            value is other[name][key] or (not isinstance(value, Array) and value == other[name][key])
+            for key, value in record.items()
+        )
+        for name, record in one.items()
+    )
+
+
+def _copy(record: Any) -> Any:
+    """Return a record that can be changed without changing the other."""
+    copied = type(record)()
+    for key, value in record.items():
+        copied[key] = value
+    return copied
+
+
+def _encoded(state: RecordDict) -> bytes:
+    return save(
+        {
+            f"{name}/{key}": value.cpu().contiguous()
+            for name in state
+            for key, value in messages.decode(messages.arrays_of(state, name)).items()
+        }
+    )
+
+
+def _read(path: Path) -> RecordDict:
+    records: dict[str, dict] = {}
+    for name, value in load_file(path).items():
+        record, _, key = name.partition("/")
+        records.setdefault(record, {})[key] = value
+    return RecordDict({name: messages.encode(params) for name, params in records.items()})

@@ -1,0 +1,123 @@
+"""The parts of a run that every process builds alike from the config: data, partition and initial model."""
+
+import copy
+import threading
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.config import Config, catalog
+from fedsim.errors import ConfigError
+from fedsim.federation.data import FederatedData, federated_data_of
+from fedsim.federation.model import draw_model, make_model
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params, flat_copy, state_of
+from fedsim.seeds import PathPart, derive
+from fedsim.training import ClientRule
+
+CALIBRATION_EXAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Data, partition and initial model of a run.
+
+    Parameters
+    ----------
+    initial
+        All distinct entries of the state dict of the server's initial model.
+    """
+
+    config: Config
+    data: FederatedData
+    layers: Layers
+    initial: Params
+    device: torch.device
+    _template: nn.Module
+    _models: threading.local = field(default_factory=threading.local)
+    # Of torch's one random stream: initial weights are drawn from it, and a client's training sets it.
+    _stream: threading.Lock = field(default_factory=threading.Lock)
+
+    def initial_of(self, client: int) -> Params:
+        """Return a client's initial model: the server's, or one of its own from the seed where the config says so."""
+        if self.config.model.initial == "shared":
+            return self.initial
+        with self._stream, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self.config.seed, "initial model", client))
+            model = draw_model(self.config, self.data.dataset)
+        return flat_copy(state_of(model.to(self.device)))
+
+    @cached_property
+    def client_rule(self) -> ClientRule:
+        """What the strategy's clients do beyond its plan."""
+        return catalog.make_strategy(self.config, self._template, self.calibration()).client_rule()
+
+    def calibration(self) -> Tensor:
+        """Return the inputs that the server holds, a sample of what the clients train on: normalised, [n, ...]."""
+        return self.data.train_sample(CALIBRATION_EXAMPLES)[0]
+
+    def seed_torch(self, *path: PathPart) -> None:
+        """Set torch's one stream, for what a model of the user's own may draw from it while it trains."""
+        with self._stream:
+            torch.manual_seed(derive(self.config.seed, *path))
+
+    def model(self) -> nn.Module:
+        """Return this thread's model: its weights are whatever it was last used with."""
+        if not hasattr(self._models, "model"):
+            self._models.model = copy.deepcopy(self._template)
+        return self._models.model
+
+    def draws_while_training(self) -> bool:
+        """Tell whether the model draws random numbers as it trains: torch then has one stream for all threads."""
+        dataset = self.data.dataset
+        model = copy.deepcopy(self._template).cpu().train()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            before = torch.get_rng_state()
+            model(dataset.normalise(dataset.train.inputs[:2].cpu()))
+            return not torch.equal(before, torch.get_rng_state())
+
+
+def federation_of(config: Config) -> Federation:
+    """Build the parts of a run from a resolved config; the data are read once per process.
+
+    Raises
+    ------
+    ConfigError
+        If the data are missing or damaged, or the model or the partition is impossible.
+    """
+    data = federated_data_of(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "initial model"))
+        model = make_model(config, data.dataset, int(data.split.train.sizes.min())).eval()
+    device = choose_device(config.device)
+    return Federation(
+        config=config,
+        data=replace(data, dataset=data.dataset.to(device)),
+        layers=Layers.of(model),
+        initial=flat_copy(state_of(model.to(device))),
+        device=device,
+        _template=model,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; ``auto`` is the first GPU, or the CPU where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If this machine does not have the device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    available = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available[device.type]:
+        raise ConfigError(f"device = {name!r} is not on this machine; use 'auto' or 'cpu'")
+    return device

@@ -1,0 +1,102 @@
+"""Which examples of the training set each client trains, validates and tests on."""
+
+import numpy as np
+
+from fedsim.config import Config, catalog
+from fedsim.data import Dataset
+from fedsim.data.dataset import stratified
+from fedsim.errors import ConfigError
+from fedsim.seeds import rng
+from partitions import Partition, Split, hold_out
+from partitions.iid import iid
+
+
+def split_of(config: Config, dataset: Dataset) -> Split:
+    """Split the training set over the clients as ``[data]`` and ``[partition]`` say; positions are those of the set.
+
+    Raises
+    ------
+    ConfigError
+        If there are too few examples, or the partition is impossible.
+    """
+    if config.partition.scheme == "saved":
+        return _saved(config, dataset)
+    chosen = sample_positions(config, dataset.labels, config.data.train_examples, "train", dataset.name)
+    if config.clients > len(chosen):
+        raise ConfigError(
+            f"clients = {config.clients} is more than the {len(chosen)} training examples of {dataset.name!r}; "
+            "use fewer clients"
+        )
+    return _split(config, dataset, chosen)
+
+
+def sample_positions(config: Config, labels: np.ndarray, wanted: int | None, part: str, name: str) -> np.ndarray:
+    """Return the positions of as many examples as are wanted, each class with its share: all by default.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer.
+    """
+    if wanted is None:
+        return np.arange(len(labels))
+    if wanted > len(labels):
+        raise ConfigError(
+            f"data.{part}_examples = {wanted} is more than the {len(labels)} examples of {name!r}; use at most so many"
+        )
+    return stratified(labels, wanted, rng(config.seed, f"{part} examples"))
+
+
+def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
+    settings, tests = config.partition, None
+    every = np.arange(len(chosen))
+    if settings.test_skew == "uniform":
+        # Every client is tested on a like share of all examples; only what is left is skewed.
+        shuffled = rng(config.seed, "uniform test").permutation(every)
+        n_test = max(config.clients, round(settings.test * len(chosen)))
+        if len(chosen) - n_test < config.clients:
+            raise ConfigError(
+                f"partition.test_skew = 'uniform' sets {n_test} of {len(chosen)} examples aside for tests, and what is "
+                f"left does not fill {config.clients} clients; use fewer clients or a smaller partition.test"
+            )
+        tested, every = np.sort(shuffled[:n_test]), np.sort(shuffled[n_test:])
+        shares = iid(dataset.labels[chosen[tested]], config.clients, rng(config.seed, "uniform test shares"))
+        tests = Partition(tested[shares.indices], shares.offsets)
+    partition = _partition(config, dataset, chosen[every])
+    if isinstance(partition, Split):
+        if tests is not None:
+            raise ConfigError(
+                f"partition.test_skew = 'uniform' does not go with scheme = {settings.scheme!r}, which says by itself "
+                "who is tested on what; remove it"
+            )
+        return partition.positions(chosen)
+    partition = Partition(every[partition.indices], partition.offsets)
+    stream = rng(config.seed, "split")
+    try:
+        split = hold_out(partition, stream, validation=settings.validation, test=settings.test, tests=tests)
+    except ValueError as error:
+        raise ConfigError(f"[partition] {error}") from error
+    return split.positions(chosen)
+
+
+def _partition(config: Config, dataset: Dataset, chosen: np.ndarray) -> Partition | Split:
+    ids = {column: values[chosen] for column, values in dataset.ids.items()}
+    partition = catalog.make_partition(config, dataset.labels[chosen], ids, rng(config.seed, "partition"))
+    if not isinstance(partition, Partition | Split) or len(partition) != config.clients:
+        raise ConfigError(
+            f"partition.scheme = {config.partition.scheme!r} gives a {type(partition).__name__}, not a Partition or "
+            f"Split of {config.clients} clients"
+        )
+    return partition
+
+
+def _saved(config: Config, dataset: Dataset) -> Split:
+    given = {"data.train_examples": config.data.train_examples is not None}
+    for name in ("validation", "test"):
+        default = type(config.partition).model_fields[name].default
+        given[f"partition.{name}"] = getattr(config.partition, name) != default
+    if useless := next((name for name, is_given in given.items() if is_given), None):
+        raise ConfigError(f"partition.scheme = 'saved' says who trains and tests on what; remove {useless}")
+    split = catalog.make_partition(config, dataset.labels, dataset.ids, rng(config.seed, "partition"))
+    assert isinstance(split, Split)
+    return split

@@ -1,0 +1,225 @@
+"""The weighted mean of models, block by block, so that each model is read from memory once.
+
+Both forms compute the running mean ``mean += w_i / (w_1 + ... + w_i) * (x_i - mean)`` in the order given: equal models
+are a fixed point in every precision, and the result does not depend on blocks, groups or threads.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fedsim.models.params import Params, as_flat, empty_flat
+
+# What is accumulated of a block stays in a core's cache, while the block is worth its dispatch.
+BLOCK_BYTES = 2**20
+# A GPU is to be busy for longer than a launch takes.
+GPU_BLOCK_BYTES = 2**25
+# Two cores take all that memory gives; for fewer elements than this a thread costs more than it brings.
+THREADS = 2
+THREADS_FROM = 2**20
+GROUP = 8
+
+# What to do with a block of one model and that block of others, given room for two blocks to accumulate in.
+BlockFunction = Callable[[Tensor, Sequence[Tensor], Tensor], None]
+
+
+def weighted_mean(members: Sequence[Params], weights: Sequence[float], dtype: torch.dtype = torch.float64) -> Params:
+    """Return the weighted mean of the floating-point entries, accumulated in the order given.
+
+    Parameters
+    ----------
+    members
+        At least one, all with the same keys, shapes and dtypes; fastest if all are flat
+        (`fedsim.models.params.flat_copy`). Integer entries never enter an average: they are left out of the result.
+    weights
+        One positive number per member; they need not sum to 1.
+    dtype
+        float64, or float32 to be faster; what to accumulate in, where an entry is no wider itself.
+
+    Returns
+    -------
+    Params
+        A flat model in the dtypes of the members.
+
+    Raises
+    ------
+    ValueError
+        If there is no member, the weights do not fit the members, or a shape differs from the first member's.
+    """
+    if not members or len(members) != len(weights):
+        raise ValueError(f"{len(weights)} weights for {len(members)} members; both must be the same and positive")
+    total, fractions = 0.0, []
+    for weight in weights:
+        _check_weight(weight)
+        total += weight
+        fractions.append(weight / total)
+    mean = empty_flat(_floating(members[0]))
+    entries = [_entries(member, mean) for member in members]
+    _for_each_block(partial(_average_, fractions=fractions), dtype, [mean, *entries])
+    return mean
+
+
+def mean_of_present(members: Sequence[Params], weights: Sequence[float], dtype: torch.dtype = torch.float64) -> Params:
+    """Return the weighted mean of each floating-point entry over those members that have it.
+
+    Parameters
+    ----------
+    members
+        At least one; an entry that none of them has is not in the result.
+    weights, dtype
+        As in `weighted_mean`.
+
+    Returns
+    -------
+    Params
+        Entries in the order in which the members have them, the first member's first.
+
+    Raises
+    ------
+    ValueError
+        As `weighted_mean` does.
+    """
+    if not members or len(members) != len(weights):
+        raise ValueError(f"{len(weights)} weights for {len(members)} members; both must be the same and positive")
+    keys = list(dict.fromkeys(key for member in members for key in member))
+    together: dict[tuple[int, ...], list[str]] = {}
+    for key in keys:
+        together.setdefault(tuple(place for place, member in enumerate(members) if key in member), []).append(key)
+    means: Params = {}
+    for places, part in together.items():
+        parts = [{key: members[place][key] for key in part} for place in places]
+        means |= weighted_mean(parts, [weights[place] for place in places], dtype)
+    return {key: means[key] for key in keys if key in means}
+
+
+class WeightedMean:
+    """The same mean, bit by bit, of members that come one after the other.
+
+    Its memory is an accumulator, the result, and at most 8 members that wait to be folded into it.
+
+    Parameters
+    ----------
+    dtype
+        As in `weighted_mean`.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        self._dtype = dtype
+        self._total = 0.0
+        self._dtypes: Mapping[str, torch.dtype] = {}
+        self._accumulator: Params = {}
+        self._group: list[Params] = []
+        self._fractions: list[float] = []
+
+    def add(self, member: Params, weight: float) -> None:
+        """Take a member into the mean; it must not change afterwards, since it may wait for others.
+
+        Raises
+        ------
+        ValueError
+            If the weight is not positive, or a shape differs from the first member's.
+        """
+        _check_weight(weight)
+        if not self._total:
+            self._dtypes = {key: value.dtype for key, value in _floating(member).items()}
+            wide = {key: torch.promote_types(dtype, self._dtype) for key, dtype in self._dtypes.items()}
+            self._accumulator = empty_flat(_floating(member), wide)
+        self._group.append(_entries(member, self._accumulator))
+        self._total += weight
+        self._fractions.append(weight / self._total)
+        if len(self._group) == GROUP:
+            self._fold()
+
+    def result(self) -> Params:
+        """Return the mean of all members so far; more may follow.
+
+        Raises
+        ------
+        ValueError
+            If there is no member.
+        """
+        if not self._total:
+            raise ValueError("there is no member to average; add one before you ask for the result")
+        self._fold()
+        mean = empty_flat(self._accumulator, self._dtypes)
+        _for_each_block(partial(_fold_, fractions=[1.0]), self._dtype, [mean, self._accumulator])
+        return mean
+
+    def _fold(self) -> None:
+        if self._group:
+            fold = partial(_fold_, fractions=self._fractions)
+            _for_each_block(fold, self._dtype, [self._accumulator, *self._group])
+            self._group, self._fractions = [], []
+
+
+def _fold_(mean: Tensor, members: Sequence[Tensor], workspace: Tensor, fractions: Sequence[float]) -> None:
+    """Move a running mean towards each member, by its fraction of all weights up to its own."""
+    converted = workspace[1, : mean.numel()].view(mean.shape)
+    for member, fraction in zip(members, fractions, strict=True):
+        if fraction == 1:  # the first: there is no mean before it
+            mean.copy_(member)
+        else:
+            mean.lerp_(member if member.dtype == mean.dtype else converted.copy_(member), fraction)
+
+
+def _average_(mean: Tensor, members: Sequence[Tensor], workspace: Tensor, fractions: Sequence[float]) -> None:
+    if torch.promote_types(mean.dtype, workspace.dtype) == mean.dtype:
+        _fold_(mean, members, workspace, fractions)
+    else:
+        accumulator = workspace[0, : mean.numel()].view(mean.shape)
+        _fold_(accumulator, members, workspace, fractions)
+        mean.copy_(accumulator)
+
+
+def _for_each_block(function: BlockFunction, dtype: torch.dtype, models: Sequence[Params]) -> None:
+    """Cut models into the same blocks and call a function with each; on threads if that is worth it."""
+    blocks = list(_blocks(models, dtype))
+    elements = sum(first.numel() * (1 + len(others)) for first, others in blocks)
+    if elements < THREADS_FROM or blocks[0][0].is_cuda:
+        _work(function, dtype, blocks)
+    else:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(partial(_work, function, dtype), [blocks[thread::THREADS] for thread in range(THREADS)]))
+
+
+@torch.no_grad()
+def _work(function: BlockFunction, dtype: torch.dtype, blocks: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> None:
+    if blocks:
+        largest = max(first.numel() for first, _ in blocks)
+        workspace = torch.empty(2, largest, dtype=dtype, device=blocks[0][0].device)
+        for first, others in blocks:
+            function(first, others, workspace)
+
+
+def _blocks(models: Sequence[Params], dtype: torch.dtype) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+    """Yield parts of the models' buffers if all are flat, else rows of their tensors."""
+    buffers = [buffer for buffer in map(as_flat, models) if buffer is not None]
+    columns = [buffers] if len(buffers) == len(models) else zip(*(model.values() for model in models), strict=True)
+    for column in columns:
+        tensors = torch.atleast_1d(*column)
+        rows, elements = len(tensors[0]), tensors[0].numel()
+        size = (GPU_BLOCK_BYTES if tensors[0].is_cuda else BLOCK_BYTES) // dtype.itemsize
+        step = max(1, size * rows // max(1, elements))
+        for first, *others in zip(*(tensor.split(step) for tensor in tensors), strict=True):
+            yield first, others
+
+
+def _floating(member: Params) -> Params:
+    return {key: value for key, value in member.items() if value.is_floating_point()}
+
+
+def _entries(member: Params, like: Params) -> Params:
+    """Return the entries that another model has too, in its order."""
+    for key, value in like.items():
+        if member[key].shape != value.shape:
+            shapes = f"{tuple(member[key].shape)}, the first member's {tuple(value.shape)}"
+            raise ValueError(f"{key} of a member has the shape {shapes}; all must have the same")
+    return {key: member[key] for key in like}
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 < weight < float("inf"):
+        raise ValueError(f"one of the weights is {weight}; each must be positive and finite")

@@ -1,0 +1,1 @@
+"""Whether runs show what their experiment expects."""

@@ -1,0 +1,175 @@
+"""``fedsim check``: whether runs show what their experiment says that they should."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fedsim.config import Config
+from fedsim.config.expectation import Expectation
+from fedsim.errors import ConfigError
+from fedsim.results.check.rows import is_in, measured_rows, of_kind
+from fedsim.results.result import Result, distinguishing_settings
+
+
+@dataclass(frozen=True)
+class Check:
+    """An expectation of the runs that differ in their seed only, and what they showed.
+
+    Parameters
+    ----------
+    runs
+        What tells these runs from the others; empty if there are no others.
+    value
+        The mean over the seeds, compared as the expectation says.
+    """
+
+    expectation: Expectation
+    runs: str
+    seeds: int
+    value: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value keeps the expectation's rule."""
+        return self.expectation.holds(self.value)
+
+    def __str__(self) -> str:
+        runs = f"{self.runs}: " if self.runs else ""
+        seeds = "" if self.seeds == 1 else f" ({self.seeds} seeds)"
+        verdict = "ok" if self.passed else "FAILED"
+        return f"{verdict:6}  {self.value:8.4f}  {self.expectation.rule()}: {runs}{self.expectation.what()}{seeds}"
+
+
+def check(results: Sequence[Result], expectations: Sequence[Expectation] | None = None) -> Iterator[Check]:
+    """Yield a check for each expectation and setting that it is about, in the order of the expectations.
+
+    Parameters
+    ----------
+    results
+        Runs that are complete.
+    expectations
+        In place of those that each run's own config has.
+
+    Raises
+    ------
+    ConfigError
+        If a run is not complete, nothing is expected of any, or what is expected was not measured.
+    """
+    for result in results:
+        if result.evaluated < result.config.rounds:
+            raise ConfigError(f"{result.folder.path} is not done; let 'fedsim run' go on first")
+    named = dict(zip([result.folder for result in results], _names(results), strict=True))
+    settings: dict[str, list[Result]] = {}
+    for result in results:
+        settings.setdefault(result.setting, []).append(result)
+
+    def expected_of(config: Config) -> dict[str, Expectation]:
+        known = config.expect if expectations is None else expectations
+        return {each.model_dump_json(): each for each in known if matches(config, each.where)}
+
+    expected = {setting: expected_of(members[0].config) for setting, members in settings.items()}
+    for key in dict.fromkeys(key for each in expected.values() for key in each):
+        for setting, members in settings.items():
+            if expectation := expected[setting].get(key):
+                value = _compared(expectation, members, results)
+                yield Check(expectation, named[members[0].folder], len(members), value)
+    if not any(expected.values()):
+        raise ConfigError(
+            "nothing is expected of these runs; give the experiment's file with --expect, or write [[expect]] in it "
+            "and run it"
+        )
+
+
+def _names(results: Sequence[Result]) -> list[str]:
+    """Return what tells each run from the others, but for the seed; empty if nothing does."""
+    strategies = {result.strategy for result in results}
+    names = []
+    for result, settings in zip(results, distinguishing_settings(results), strict=True):
+        parts = [result.strategy] if len(strategies) > 1 else []
+        parts += [f"{key}={value}" for key, value in settings.items() if value != "-"]
+        names.append(", ".join(parts))
+    return names
+
+
+def matches(config: Config, wanted: Mapping[str, Any]) -> bool:
+    """Tell whether a config has these values of settings; a list stands for any of its values."""
+    settings = config.model_dump(mode="json")
+    return all(
+        _setting(settings, key) in (value if isinstance(value, list) else [value]) for key, value in wanted.items()
+    )
+
+
+def _setting(settings: Mapping[str, Any], key: str) -> Any:
+    value: Any = settings
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _compared(expectation: Expectation, members: Sequence[Result], results: Sequence[Result]) -> float:
+    """Return the mean over the seeds of what is measured, compared with that of the reference."""
+    value = float(np.mean([_measured(expectation, result) for result in members]))
+    if expectation.reference is None:
+        return value
+    others = [_other(expectation, result, results) for result in members]
+    reference = float(np.mean([_measured(expectation.reference, result) for result in others]))
+    if expectation.compare == "ratio":
+        return value / reference if reference else float("nan")
+    return value - reference
+
+
+def _other(expectation: Expectation, result: Result, results: Sequence[Result]) -> Result:
+    """Return the run that a run is compared with."""
+    if not expectation.other_settings:
+        return result
+    config = reference_config(expectation, result.config, [other.config for other in results])
+    if config is None:
+        raise ConfigError(
+            f"{result.folder.path} is to be compared with a run that has {expectation.other_settings} and the same "
+            "other settings; run that too, and give both"
+        )
+    return next(other for other in results if other.config is config)
+
+
+def reference_config(expectation: Expectation, config: Config, configs: Sequence[Config]) -> Config | None:
+    """Return the config, if there is one, of the run that a run of this config is compared with."""
+    wanted = expectation.other_settings
+    free = {key.partition(".")[0] for key in wanted} | {"engine", "expect", "checkpoint_every"}
+    same = config.model_dump(exclude=free)
+    return next((each for each in configs if each.model_dump(exclude=free) == same and matches(each, wanted)), None)
+
+
+def _measured(expectation: Expectation, result: Result) -> float:
+    """Return one number of one run."""
+    if expectation.metric:
+        rows = _metric_rows(expectation, result)
+    elif expectation.measure:
+        rows = measured_rows(expectation, result)
+    else:
+        rows = _barrier_rows(expectation, result)
+    if expectation.round != "all" and len(rows):
+        wanted = rows["round"].max() if expectation.round == "last" else expectation.round
+        rows = rows[rows["round"] == wanted]
+    if rows.empty:
+        raise ConfigError(f"{result.folder.path} has no {expectation.what()}; measure it, or mend [[expect]]")
+    return float(rows[expectation.barrier or expectation.column or "value"].agg(expectation.reduce))
+
+
+def _metric_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
+    assert expectation.metric is not None
+    return result.of(expectation.model, expectation.metric, expectation.split, server=expectation.server)
+
+
+def _barrier_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
+    table = result.barriers
+    if expectation.barrier not in table.columns:
+        known = ", ".join(name for name in table.columns if name.startswith(("loss", "error"))) or "none"
+        raise ConfigError(f"{result.folder.path} has no barrier {expectation.barrier!r}; it has: {known}")
+    to_average = expectation.against == "average"
+    t = (1.0 if to_average else 0.5) if expectation.t is None else expectation.t
+    chosen = ((table["other"] < 0) == to_average) & np.isclose(table["t"], t)
+    chosen &= table["group"].map(lambda group: is_in(group, expectation.group, result.config))
+    return of_kind(table[chosen], expectation)

@@ -1,0 +1,86 @@
+"""Which rows of the analysis an expectation is about."""
+
+from fnmatch import fnmatchcase
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from fedsim.config import Config
+from fedsim.config.expectation import Expectation
+from fedsim.errors import ConfigError
+from fedsim.results.report.drawing.barriers import AVERAGE, kind_of
+from fedsim.results.result import Result
+
+# Columns that say what a row is about: the first of these names it, the others are chosen by.
+NAMES = ("group", "layer", "order", "first")
+KEYS = (*NAMES, "second", "base", "other", "t", "n", "data", "matching", "round", "direction", "draws")
+
+# What does not depend on the order of a model's units is measured once, whatever the models were matched by.
+OF_ANY_ORDER = ("cka", "similarity", "criticality")
+
+
+def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
+    """Return the rows of a table beside the barriers that an expectation is about.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such table or column.
+    """
+    table = result.measured(str(expectation.measure))
+    known = [str(name) for name in table if name not in KEYS and is_numeric_dtype(table[name])]
+    if expectation.column not in known:
+        has = f"no column {expectation.column!r}; it has: {', '.join(known)}" if known else "no rows; measure it"
+        raise ConfigError(f"{result.folder.path}: the table {expectation.measure!r} has {has}")
+    rows = of_kind(table, expectation)
+    if expectation.measure == "matching":
+        # The first model of a round stays as it is.
+        rows = rows[rows["base"] != rows.groupby("round")["base"].transform("first")]
+    rows = _of_group(rows, expectation, result.config)
+    if "direction" in rows:
+        rows = rows[rows["direction"] == "average"]
+    return _between(rows, expectation)
+
+
+def of_kind(table: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
+    """Return the rows on the expectation's data, of models matched as it says."""
+    of_models = expectation.measure == "spectra" and expectation.model != "average"
+    of_any_order = expectation.measure in OF_ANY_ORDER or of_models
+    for column, value in (("data", expectation.data), ("matching", expectation.matching)):
+        if column in table and not (column == "matching" and of_any_order):
+            table = table[table[column] == value]
+    return table
+
+
+def is_in(group: str, wanted: str, config: Config) -> bool:
+    """Tell whether a group has a name, fits a pattern or, for ``layers``, is a single layer."""
+    if wanted == "layers":
+        named = {"full", *config.barriers.groups} - {"layers"}
+        return not kind_of(group) and group not in named
+    return fnmatchcase(group, wanted)
+
+
+def _of_group(rows: pd.DataFrame, expectation: Expectation, config: Config) -> pd.DataFrame:
+    column = next((name for name in NAMES if name in rows), None)
+    if column is None:
+        return rows
+    names = rows[column].replace("", "full")  # the whole, beside its pairs of layers
+    if not expectation.names_group and "full" not in set(names):
+        return rows
+    return rows[names.map(lambda name: is_in(name, expectation.group, config)).astype(bool)]
+
+
+def _between(rows: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
+    """Return the rows of models with the average or with each other, at the expectation's t."""
+    of_average = expectation.model == "average"
+    if "base" in rows:
+        rows = rows[(rows["base"] == AVERAGE) == of_average]
+    if "other" in rows:
+        to_average = expectation.against == "average" and bool((rows["other"] == AVERAGE).any())
+        rows = rows[(rows["other"] == AVERAGE) == to_average]
+        if "t" in rows and not of_average:
+            halfway = expectation.measure == "connectivity" or not to_average
+            t = expectation.t if expectation.t is not None else 0.5 if halfway else 1.0
+            rows = rows[np.isclose(rows["t"], t)]
+    return rows

@@ -1,0 +1,1 @@
+"""One table of many runs: grouped, paired, with intervals, costs and gains."""

@@ -1,0 +1,95 @@
+"""Tables as files that other programs read: CSV with full precision, Markdown and LaTeX as shown."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+
+from fedsim.results.report.comparing.columns import Column
+from fedsim.results.report.comparing.comparison import Comparison
+from fedsim.results.report.comparing.statistics import Interval
+from fedsim.results.report.comparing.tables import Table
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "…": r"\ldots{}",
+}
+
+
+def as_csv(comparison: Comparison, columns: Sequence[Column]) -> str:
+    """Return one line per setting with the full precision of each mean and of its interval's half-width.
+
+    Accuracies and shares are in [0, 1], amounts in bytes, examples and seconds; a cell is empty where nothing is known.
+    """
+    settings = tuple(comparison.rows[0].group.settings)
+    names = [name for column in columns for name in (column.key, f"{column.key}_half_width")]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["strategy", *settings, "metric", "at", "seeds", *names])
+    for row in comparison.rows:
+        numbers = [text for column in columns for text in _numbers(row.values[column.key])]
+        question = comparison.question
+        own = [row.group.settings[key] for key in settings]
+        writer.writerow([row.group.label, *own, question.metric, question.at, row.group.seeds, *numbers])
+    return buffer.getvalue()
+
+
+def _numbers(value: Interval) -> tuple[str, str]:
+    return (
+        repr(value.mean) if value.is_known else "",
+        repr(value.half_width) if value.has_width else "",
+    )
+
+
+def as_markdown(table: Table) -> str:
+    """Return a table as Markdown of GitHub's kind."""
+    lines = [table.headings, tuple("---:" if numeric else "---" for numeric in table.numeric), *table.rows]
+    escaped = [[re.sub(r"([\\|*_<`])", r"\\\1", cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
+    aligned = [
+        [
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(line, widths, table.numeric, strict=True)
+        ]
+        for line in escaped
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in aligned)
+
+
+def as_latex(table: Table) -> str:
+    """Return a table as a LaTeX ``tabular`` of the package booktabs."""
+    body = [" & ".join(map(escape_latex, line)) + r" \\" for line in (table.headings, *table.rows)]
+    alignment = "".join("r" if numeric else "l" for numeric in table.numeric)
+    lines = [
+        r"% Needs \usepackage{booktabs}. What follows a $\pm$ is the half-width of the 95 % interval over seeds.",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        body[0],
+        r"\midrule",
+        *body[1:],
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    """Return text as LaTeX prints it, also at the start of a line of a table, where a bracket would be an option."""
+    escaped = "".join(LATEX.get(character, character) for character in text)
+    if re.match(r"-\d", escaped):
+        return f"$-${escaped[1:]}"
+    return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped

@@ -1,0 +1,76 @@
+"""Runs that differ in their seed only."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedsim.errors import ConfigError
+from fedsim.results.report.comparing.statistics import Interval, interval
+from fedsim.results.result import Result, distinguishing_settings, flat
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one line: those that differ in their seed only, or that have one value of a setting.
+
+    Parameters
+    ----------
+    settings
+        What tells this line from the others, besides the label.
+    """
+
+    label: str
+    settings: Mapping[str, Any]
+    members: Sequence[Result]
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds there are."""
+        return len({result.config.seed for result in self.members})
+
+    @property
+    def name(self) -> str:
+        """The label with the settings."""
+        return ", ".join([self.label, *(f"{key}={value}" for key, value in self.settings.items())])
+
+    def mean(self, of: Callable[[Result], float]) -> Interval:
+        """Return the mean over the seeds; runs of one seed count as one. NaN if the value of a run is."""
+        by_seed: dict[int, list[float]] = {}
+        for result in self.members:
+            by_seed.setdefault(result.config.seed, []).append(of(result))
+        return interval([float(np.mean(values)) for values in by_seed.values()])
+
+
+def grouped(results: Sequence[Result], by: str | None = None) -> list[Group]:
+    """Return the runs by all their settings but the seed, or by one of them, in the order of their first runs.
+
+    Raises
+    ------
+    ConfigError
+        If no run has the setting ``by``.
+    """
+    members: dict[str, list[Result]] = {}
+    for result in results:
+        members.setdefault(_setting(result, by) if by else result.setting, []).append(result)
+    if by and set(members) == {f"{by}=-"}:
+        raise ConfigError(f"--by {by!r} is not a setting of these runs; for instance strategy.name or partition.alpha")
+    if by:
+        return [Group(name, {}, runs) for name, runs in members.items()]
+    settings = distinguishing_settings([runs[0] for runs in members.values()])
+    return [Group(runs[0].strategy, each, runs) for runs, each in zip(members.values(), settings, strict=True)]
+
+
+def by_name(groups: Iterable[Group]) -> dict[str, Group]:
+    """Return groups by names that tell them apart: with their folder's where label and settings do not."""
+    groups = list(groups)
+    names = [group.name for group in groups]
+    return {
+        name if names.count(name) == 1 else f"{name} {group.members[0].setting}": group
+        for name, group in zip(names, groups, strict=True)
+    }
+
+
+def _setting(result: Result, key: str) -> str:
+    return f"{key}={flat(result.config.model_dump(mode='json')).get(key, '-')}"

@@ -1,0 +1,161 @@
+"""Runs beside those of a baseline with the same partition and the same seed, client by client."""
+
+import json
+import logging
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fedsim.config import suggest
+from fedsim.errors import ConfigError
+from fedsim.results.report.comparing.statistics import Interval, interval
+from fedsim.results.result import Result, flat
+from fedsim.results.tuning import tuned_settings
+
+Values = Callable[[Result], pd.Series]  # of the clients, by their index
+logger = logging.getLogger(__name__)
+
+
+class AmbiguousError(ConfigError):
+    """Two runs of a baseline could both be paired with another run."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What runs have over those that they are paired with.
+
+    Parameters
+    ----------
+    difference
+        Of the clients' means, theirs minus the baseline's, over the seeds.
+    share
+        Of the clients that are better off than under the baseline, all seeds together; equal is not better.
+    seeds
+        Of how many seeds there is a pair.
+    """
+
+    difference: Interval
+    share: float
+    seeds: int
+
+
+NO_GAIN = Gain(Interval(float("nan")), float("nan"), 0)
+
+
+class Baseline:
+    """The runs that others are compared with.
+
+    Parameters
+    ----------
+    name
+        A strategy's label or name, or ``SETTING=VALUE``.
+    results
+        All runs that are compared.
+
+    Raises
+    ------
+    ConfigError
+        If none of them is such a run, or one could be paired with two that are.
+    """
+
+    def __init__(self, name: str, results: Sequence[Result]) -> None:
+        self.name = name
+        labels = {result.strategy for result in results}
+        names = {result.config.strategy.name for result in results}
+        setting = name.partition("=")[0] if "=" in name and name not in labels else None
+        runs = [result for result in results if _is_chosen(result, name, setting, by_label=name in labels)]
+        if not runs:
+            known = suggest(name, sorted(labels | names))
+            raise ConfigError(f"--baseline {name!r} is none of these runs; give a strategy or SETTING=VALUE{known}")
+        # A strategy is compared with others; runs of one value of a setting with those of the same strategy.
+        self._own = "strategy" if setting is None or setting.startswith("strategy.") else setting
+        self._free = {self._own, *tuned_settings(results)}
+        by_key: dict[str, list[Result]] = {}
+        for run in runs:
+            by_key.setdefault(_key(run, self._free), []).append(run)
+        self._partners = {id(each): self._partner(each, by_key.get(_key(each, self._free), [])) for each in results}
+        others = [each for each in results if not any(each is run for run in runs)]
+        if others and all(self.partner(each) is None for each in others):
+            logger.warning("no run has the partition, seed and other settings of a run of the baseline %s", name)
+
+    def partner(self, result: Result) -> Result | None:
+        """Return the run of the baseline with the same partition, seed and other settings; None if there is none."""
+        return self._partners[id(result)]
+
+    def gain(self, members: Iterable[Result], values: Values, *, higher_is_better: bool = True) -> Gain:
+        """Compare runs with their partners, client by client; runs of the baseline itself have no gain.
+
+        Parameters
+        ----------
+        members
+            Runs of one setting, among the results.
+        """
+        gained: dict[int, list[np.ndarray]] = {}
+        for result in members:
+            partner = self.partner(result)
+            if partner is None or partner is result:
+                continue
+            differences = (values(result) - values(partner)).dropna()  # of the clients that both have
+            if len(differences):
+                gained.setdefault(result.config.seed, []).append(differences.to_numpy())
+        if not gained:
+            return NO_GAIN
+        means = [float(np.mean([each.mean() for each in of_seed])) for of_seed in gained.values()]
+        pooled = np.concatenate([each for of_seed in gained.values() for each in of_seed])
+        better = pooled > 0 if higher_is_better else pooled < 0
+        return Gain(interval(means), float(better.mean()), len(gained))
+
+    def _partner(self, result: Result, candidates: Sequence[Result]) -> Result | None:
+        """Return the one candidate, or, of several, that with the result's own value of every tuned setting."""
+        if any(result is each for each in candidates):
+            return result
+        if len(candidates) > 1:
+            own = _key(result, {self._own})
+            candidates = [each for each in candidates if _key(each, {self._own}) == own] or candidates
+        if len(candidates) > 1:
+            first, second = (each.folder.path.name for each in candidates[:2])
+            raise AmbiguousError(
+                f"--baseline {self.name!r} stands for both {first} and {second} beside {result.folder.path.name}; name "
+                "one of them by its whole label or by SETTING=VALUE, or compare fewer runs"
+            )
+        return candidates[0] if candidates else None
+
+
+def reference(name: str, results: Sequence[Result]) -> Baseline | None:
+    """Return the runs of a strategy with its defaults as a baseline, if they are among those compared."""
+    if not any(result.strategy == name for result in results):
+        return None
+    try:
+        return Baseline(name, results)
+    except AmbiguousError as error:
+        logger.warning("no gain over %s is shown: %s", name, error)
+        return None
+
+
+def _key(result: Result, free: set[str]) -> str:
+    """Return what paired runs have in common: the partition with its seed, and all settings but those left free."""
+    kept = {
+        key: value
+        for key, value in result.changed_settings.items()
+        if not any(key == each or key.startswith(f"{each}.") for each in free)
+    }
+    return json.dumps([result.partition_name, kept], sort_keys=True)
+
+
+def _is_chosen(result: Result, name: str, setting: str | None, *, by_label: bool) -> bool:
+    if setting is None:
+        return name == (result.strategy if by_label else result.config.strategy.name)
+    value = flat(result.config.model_dump(mode="json")).get(setting)
+    return value is not None and _is_written(value, name.partition("=")[2])
+
+
+def _is_written(value: Any, text: str) -> bool:
+    """Tell whether a text means this value, as TOML or as it stands."""
+    try:
+        return bool(tomllib.loads(f"value = {text}")["value"] == value)
+    except tomllib.TOMLDecodeError:
+        return str(value) == text

@@ -1,0 +1,106 @@
+"""The comparison as a table, for the terminal, a page and files."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedsim.config import suggest
+from fedsim.errors import ConfigError
+from fedsim.results.report.comparing.columns import Column, Kind
+from fedsim.results.report.comparing.comparison import Comparison
+from fedsim.results.report.comparing.question import Question
+from fedsim.results.report.comparing.statistics import Interval
+from fedsim.results.report.comparing.units import format_bytes, format_count
+
+UNKNOWN = "-"
+ALL = "all"
+# Amounts are shown without their interval; a file of values has it.
+WITH_INTERVAL: tuple[Kind, ...] = ("score", "difference", "index")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and cells as text; ``numeric`` says which columns are aligned to the right."""
+
+    headings: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def chosen_columns(comparison: Comparison, wanted: str | None = None) -> list[Column]:
+    """Return the columns of that names, with commas between them, ``all``, or the compact ones if not given.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such column.
+    """
+    if wanted is None:
+        return [column for column in comparison.columns if column.compact]
+    if wanted == ALL:
+        return list(comparison.columns)
+    known = {column.key: column for column in comparison.columns}
+    names = [name.strip() for name in wanted.split(",")]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--columns: {name!r} is no column of this table{suggest(name, [*known, ALL])}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def comparison_table(comparison: Comparison, columns: Sequence[Column] | None = None) -> Table:
+    """Write a comparison as text: shares and accuracies in percent, losses in nats per example.
+
+    A mean over several seeds has the half-width of its 95 % interval behind it.
+    """
+    columns = chosen_columns(comparison) if columns is None else columns
+    settings = tuple(comparison.rows[0].group.settings)
+    cells = tuple(
+        (
+            row.group.label,
+            *(str(row.group.settings[key]) for key in settings),
+            str(row.group.seeds),
+            *(_cell(row.values[column.key], column.kind, comparison.question) for column in columns),
+        )
+        for row in comparison.rows
+    )
+    headings = ("strategy", *settings, "seeds", *(column.heading for column in columns))
+    return Table(headings, (*[False] * (1 + len(settings)), *[True] * (1 + len(columns))), cells)
+
+
+def _cell(value: Interval, kind: Kind, question: Question) -> str:
+    if not value.is_known:
+        return UNKNOWN
+    write = _writer(kind, question)
+    text = write(value.mean)
+    if kind == "difference" and not text.startswith("-"):
+        text = f"+{text}"
+    if kind in WITH_INTERVAL and value.has_width:
+        text += f" ± {write(value.half_width)}"
+    return text
+
+
+def _writer(kind: Kind, question: Question) -> Callable[[float], str]:
+    match kind:
+        case "score" | "difference":
+            return _percent if question.metric == "accuracy" else _thousandths
+        case "share":
+            return _percent
+        case "index":
+            return _thousandths
+        case "bytes":
+            return format_bytes
+        case "count":
+            return format_count
+        case "seconds":
+            return _tenths
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _thousandths(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _tenths(value: float) -> str:
+    return f"{value:.1f}"

@@ -1,0 +1,1 @@
+"""Figures of runs, their barriers and their comparisons."""

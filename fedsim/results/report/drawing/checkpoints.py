@@ -1,0 +1,154 @@
+"""Figures and tables of the barriers between checkpoints and of their features, without a run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fedsim.results.report.comparing.tables import Table
+from fedsim.results.report.drawing import connectivity
+from fedsim.results.report.drawing.barriers import (
+    AVERAGE,
+    at_the_middle,
+    barrier_table,
+    has_paths,
+    kind_of,
+    paths,
+    quantity,
+)
+from fedsim.results.report.drawing.heat_maps import heat_maps
+
+MOST_ENDS = 8  # whose barriers by t fit on a page
+ORDERED = ("connectivity", "stitching", "cka", "spectra")  # tables with a row by layer
+
+
+def checkpoint_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Figure]:
+    """Return the figures of barriers between checkpoints, by the names of their files.
+
+    Parameters
+    ----------
+    rows
+        Of `fedsim.analysis.barriers`.
+    names
+        Of the checkpoints, by their indices.
+    """
+    figures = {}
+    for metric in ("loss", "error"):
+        figures[f"barriers-{metric}"] = heat_map(rows, names, metric)
+        if has_paths(rows[rows["group"].map(kind_of) == ""]):
+            figures[f"paths-{metric}"] = paths(rows, metric, lambda index: _name(index, names))
+    return figures
+
+
+def heat_map(rows: pd.DataFrame, names: Sequence[str], metric: str) -> Figure:
+    """Draw barriers, minus the models' mean, by group and model, or by group and t for each direction."""
+    labelled = rows.assign(end=_ends(rows, names))
+    ends, column = list(dict.fromkeys(labelled["end"])), f"{metric}_mean_ends"
+    if rows["t"].nunique() > 1 and len(ends) <= MOST_ENDS:
+        tables = {end: barrier_table(labelled[labelled["end"] == end], column, "t") for end in ends}
+        return heat_maps(tables, quantity(metric), across=2, columns="t")
+    middle = at_the_middle(labelled, pairs=bool((rows["other"] != AVERAGE).any()))
+    title = f"t = {middle['t'].iloc[0]:g}, minus the models' mean {metric}"
+    return heat_maps({title: barrier_table(middle, column, "end")[ends]}, quantity(metric), columns="")
+
+
+def feature_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+    """Return the figures of what else was measured of checkpoints, by the names of their files.
+
+    Parameters
+    ----------
+    tables
+        Of `fedsim.analysis` by their names, and ``matching``; models have their names in ``base_name`` and
+        ``other_name``.
+    """
+    figures = {}
+    if "connectivity" in tables:
+        figures["connectivity"] = connectivity.connectivity(connectivity.halfway(tables["connectivity"]))
+    if "stitching" in tables:
+        figures["stitching"] = connectivity.stitching(tables["stitching"])
+    if "cka" in tables:
+        rows = tables["cka"]
+        figures["cka"] = connectivity.cka(rows.assign(ends=rows["base_name"] + ", " + rows["other_name"]), "ends")
+    if "spectra" in tables:
+        figures["stable-rank"] = connectivity.stable_ranks(tables["spectra"], "base_name")
+        figures["spectra"] = connectivity.spectra(tables["spectra"])
+    if "matching" in tables:
+        figures["matching"] = connectivity.matching(tables["matching"], "base_name")
+    return figures
+
+
+def features_table(tables: Mapping[str, pd.DataFrame]) -> Table | None:
+    """Write what else was measured by layer, means over models or pairs; None if nothing was."""
+    columns = pd.DataFrame(dict(_columns(tables)))
+    if columns.empty:
+        return None
+    order = list(dict.fromkeys(layer for name in ORDERED if name in tables for layer in tables[name]["layer"]))
+    cells = tuple(
+        (str(layer), *("-" if np.isnan(value) else f"{value:.4f}" for value in values))
+        for layer, values in zip(order, columns.loc[order].to_numpy(dtype=float), strict=True)
+    )
+    return Table(("layer", *columns), (False, *[True] * len(columns.columns)), cells)
+
+
+def _columns(tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, pd.Series]]:
+    """Yield headings, and means by layer."""
+    if "connectivity" in tables:
+        rows = connectivity.halfway(tables["connectivity"])
+        means = _means(rows[rows["base"] != AVERAGE])
+        yield "1 - cosine", 1 - means["cosine"]
+        yield "the two models'", 1 - means["cosine_ends"]
+        yield from ((name, means[name]) for name in ("ratio", "coefficient"))
+    if "stitching" in tables:
+        means = _means(tables["stitching"])
+        yield "stitched error (%)", 100 * means["error"]
+        yield "the models' error (%)", 100 * means["error_ends"]
+    if "cka" in tables:
+        yield "CKA", _means(tables["cka"])["cka"]
+    if "spectra" in tables:
+        rows = tables["spectra"]
+        yield "stable rank", _means(rows[rows["base"] != AVERAGE])["stable_rank"]
+        yield "the average's stable rank", _means(rows[rows["base"] == AVERAGE])["stable_rank"]
+
+
+def _means(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.groupby("layer", sort=False).mean(numeric_only=True)
+
+
+def matching_table(rows: pd.DataFrame) -> Table:
+    """Write by order of units and checkpoint which share of them changed places, in percent."""
+    others = connectivity.without_first(rows)
+    cells = tuple(
+        (str(row["order"]), str(row["base_name"]), f"{row['units']:,}", f"{100 * row['moved']:.1f}")
+        for row in others.to_dict(orient="records")
+    )
+    return Table(("units", "checkpoint", "number", "moved (%)"), (False, False, True, True), cells)
+
+
+def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
+    """Write the barriers, minus the models' mean, as text: in nats and in percentage points, ± 1.96 standard errors."""
+    headings = ("group", "base", "other", "t", "loss barrier", "error barrier", "loss", "error", "examples")
+    cells = tuple(
+        (
+            str(row["group"]),
+            _name(int(row["base"]), names),
+            _name(int(row["other"]), names),
+            f"{row['t']:g}",
+            f"{row['loss_mean_ends']:+.4f} ± {1.96 * row['loss_mean_ends_se']:.4f}",
+            f"{100 * row['error_mean_ends']:+.2f} ± {196 * row['error_mean_ends_se']:.2f}",
+            f"{row['loss']:.4f}",
+            f"{100 * row['error']:.2f}",
+            f"{int(row['n']):,}",
+        )
+        for row in rows.to_dict(orient="records")
+    )
+    return Table(headings, (False, False, False, *[True] * 6), cells)
+
+
+def _ends(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    ends = zip(rows["base"], rows["other"], strict=True)
+    return [names[a] if b == AVERAGE else f"{names[b]} into {names[a]}" for a, b in ends]
+
+
+def _name(index: int, names: Sequence[str]) -> str:
+    return "the average" if index == AVERAGE else names[index]

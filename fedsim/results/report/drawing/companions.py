@@ -1,0 +1,138 @@
+"""Figures of what is measured beside barriers: robustness, distances, criticality, interaction and similarity."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from fedsim.results.report.drawing.barriers import barrier_table, quantity
+from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
+from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
+from fedsim.results.report.drawing.style import STYLE, WIDTH, draw_line, legend_outside, round_axis
+
+# Labels and places of the directions: one that is absent does not change the others' colours.
+ROBUSTNESS = {"average": "averaging direction", "random": "random, equal norm (± std over draws)"}
+SUBSPACE = {"average": "averaging direction", "training": "training subspace", "null": "its null space"}
+
+
+def robustness(rows: pd.DataFrame, metric: str) -> Figure:
+    """Draw by group what moving towards the average costs, and what random directions of equal norm cost.
+
+    Parameters
+    ----------
+    rows
+        Of `fedsim.analysis.robustness`, with a column ``round``, of which the last is shown.
+    """
+    rows = rows[rows["round"] == rows["round"].max()]
+    panels = {
+        group: [Curve(each.label, _from_zero(each.points), each.number) for each in curves]
+        for group, curves in _by_group(rows, ROBUSTNESS, "t", f"{metric}_own_base", metric).items()
+    }
+    return small_multiples(panels, "t: share of the distance", _more(metric))
+
+
+def robustness_map(rows: pd.DataFrame, metric: str) -> Figure:
+    """Draw by group and round how much more the way to the average costs than a random one of equal norm."""
+    rows = rows[rows["t"] == rows["t"].max()]
+    column = f"{metric}_own_base"
+    average, random = (barrier_table(rows[rows["direction"] == each], column) for each in ("average", "random"))
+    tables = {"averaging direction": average, "averaging direction,\nminus random directions": average - random}
+    return heat_maps(tables, quantity(metric, "minus its own"), across=2)
+
+
+def subspace_robustness(rows: pd.DataFrame, metric: str) -> Figure:
+    """Draw by group what noise of growing norm costs in the training subspace, outside it, and towards the average."""
+    rows = rows[rows["round"] == rows["round"].max()] if "round" in rows else rows
+    panels = _by_group(rows, SUBSPACE, "sigma", metric, metric)
+    unit = "cross-entropy (nats)" if metric == "loss" else "error (%)"
+    return small_multiples(panels, "norm of the noise", unit, log=True)
+
+
+def distances(rows: pd.DataFrame) -> Figure:
+    """Draw by group and round how far clients are from what they are compared with, relative to the layer's norm."""
+    return heat_maps(
+        {"L2 distance over the norm of the client's own layer": barrier_table(rows, "distance_relative")},
+        Quantity("relative distance", signed=False),
+    )
+
+
+def cosines(rows: pd.DataFrame) -> Figure:
+    """Draw by group and round the cosines between two models' weights, and between their ways from the start."""
+    texts = {"cosine": "weights", "cosine_from_start": "displacements from the round's start"}
+    tables = {text: barrier_table(rows, column) for column, text in texts.items() if column in rows}
+    return heat_maps(tables, Quantity("cosine"), across=2)
+
+
+def criticality(rows: pd.DataFrame) -> Figure:
+    """Draw by group and round what it costs a client to have a layer as it was at the round's start."""
+    table = barrier_table(rows, "loss_own_base")
+    return heat_maps({"layer as at the round's start, minus its own loss": table}, quantity("loss", "difference"))
+
+
+def interaction(rows: pd.DataFrame) -> Figure:
+    """Draw the interaction of each two layers in the last round."""
+    pairs = rows[(rows["first"] != "") & (rows["round"] == rows["round"].max())]
+    names = list(dict.fromkeys([*pairs["first"], *pairs["second"]]))
+    half = pairs.pivot_table(index="first", columns="second", values="loss_interaction", sort=False)
+    half = half.reindex(index=names, columns=names)
+    both = half.combine_first(half.T).loc[names, names]
+    return heat_maps({"both layers minus each by itself": both}, quantity("loss", "interaction"), columns="")
+
+
+def unexplained(rows: pd.DataFrame) -> Figure:
+    """Draw over the rounds the full barrier minus the sum of the single ones."""
+    whole = rows[rows["first"] == ""].groupby("round")[["loss_interaction", "loss_interaction_se"]].mean()
+    value, half = whole["loss_interaction"], 1.96 * whole["loss_interaction_se"]
+    points = pd.DataFrame({"value": value, "low": value - half, "high": value + half})
+    figure = small_multiples({"full": [Curve("full minus the single layers", points, 0)]}, "", "loss (nats)")
+    round_axis(figure.axes[0])
+    return figure
+
+
+def similarity(rows: pd.DataFrame) -> Figure:
+    """Draw over the rounds how often two clients' models agree."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+        axes = figure.subplots()
+        texts = {"same_class": "same most likely class", "same_probability": "equal probabilities (to 1e-4)"}
+        for number, (column, text) in enumerate(texts.items()):
+            draw_line(axes, rows.groupby("round")[column].mean(), text, number)
+        axes.set_ylim(-0.02, 1.02)
+        round_axis(axes)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        legend_outside(figure, axes)
+        return figure
+
+
+def _by_group(
+    rows: pd.DataFrame, texts: Mapping[str, str], over: str, column: str, metric: str
+) -> dict[str, list[Curve]]:
+    """Return the curves of each group, ``full`` first."""
+    groups = sorted(rows["group"].unique(), key=lambda group: group != "full")
+    return {group: _curves(rows[rows["group"] == group], texts, over, column, metric) for group in groups}
+
+
+def _curves(rows: pd.DataFrame, texts: Mapping[str, str], over: str, column: str, metric: str) -> list[Curve]:
+    """Return a curve for each direction: the mean over bases, and the mean spread over draws as its band."""
+    factor = 1.0 if metric == "loss" else 100.0
+    curves = []
+    for number, (direction, text) in enumerate(texts.items()):
+        means = rows[rows["direction"] == direction].groupby(over)[[column, f"{metric}_spread"]].mean()
+        if len(means):
+            value, spread = factor * means[column], factor * means[f"{metric}_spread"]
+            points = pd.DataFrame({"value": value, "low": value - spread, "high": value + spread})
+            curves.append(Curve(text, points, number))
+    return curves
+
+
+def _from_zero(points: pd.DataFrame) -> pd.DataFrame:
+    """Begin where a model is itself."""
+    if 0.0 in points.index:
+        return points
+    return pd.concat([pd.DataFrame(0.0, index=[0.0], columns=points.columns), points])
+
+
+def _more(metric: str) -> str:
+    return "loss minus its own (nats)" if metric == "loss" else "error minus its own (percentage points)"

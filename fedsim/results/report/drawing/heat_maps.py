@@ -1,0 +1,146 @@
+"""Heat maps beside and below each other on one colour scale."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from fedsim.results.report.drawing.style import STYLE, WIDTH, short
+
+ROW = 0.2  # inches
+NUMBER = 0.31  # inches that a number in a cell takes
+LETTER, LINE = 0.075, 0.15  # inches of a name's letter, and of its height
+MOST_NUMBERS, MOST_COLUMNS, MOST_NAMES = 500, 60, 14
+NOT_MEASURED = "#E4E4E4"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What the cells of a heat map show.
+
+    Parameters
+    ----------
+    factor
+        From the table's unit to the shown one.
+    signed
+        Whether 0 is the middle of the colours; otherwise it is their end.
+    """
+
+    label: str
+    factor: float = 1.0
+    signed: bool = True
+
+
+def heat_maps(
+    tables: Mapping[str, pd.DataFrame], quantity: Quantity, *, across: int = 1, columns: str = "round", rows: str = ""
+) -> Figure:
+    """Draw tables by their titles, on one colour scale.
+
+    Where cells are wide enough they hold their numbers; otherwise negative ones bear a minus, so that they can be told
+    from positive ones in grey. What was not measured is grey. A row ``full`` is set apart from the others.
+
+    Parameters
+    ----------
+    tables
+        Any index and columns; those of a line of panels should have one index.
+    across
+        Panels in a line.
+    columns, rows
+        What the columns and rows are.
+    """
+    across = min(across, len(tables))
+    lines = [list(tables.items())[start : start + across] for start in range(0, len(tables), across)]
+    heights = [0.9 + ROW * max(len(table) for _, table in line) for line in lines]
+    limit, is_clipped = colour_limit([table.to_numpy(dtype=float) for table in tables.values()])
+    norm = Normalize(-limit * quantity.factor if quantity.signed else 0.0, limit * quantity.factor)
+    names = [short(str(name)) for table in tables.values() for name in table.index]
+    width = (WIDTH - 1.0 - LETTER * max(map(len, names), default=0)) / across
+    with_numbers = sum(table.size for table in tables.values()) <= MOST_NUMBERS
+    with rc_context(STYLE | {"axes.grid": False, "axes.facecolor": NOT_MEASURED, "font.size": 9, "axes.titlesize": 9}):
+        figure = Figure(figsize=(WIDTH, max(2.2, sum(heights))), layout="constrained")
+        panels = figure.subplots(len(lines), across, squeeze=False, height_ratios=heights)
+        for line, beside in zip(lines, panels, strict=True):
+            for place, axes in enumerate(beside):
+                axes.set_visible(place < len(line))
+            for place, (title, table) in enumerate(line):
+                axes = beside[place]
+                values = table.to_numpy(dtype=float) * quantity.factor
+                _draw_cells(axes, values, norm, quantity.signed, width, with_numbers)
+                _name_rows(axes, table, named=place == 0 or not table.index.equals(line[0][1].index))
+                _name_columns(axes, table, width / max(1, values.shape[1]))
+                axes.set(xlabel=columns, ylabel=rows if place == 0 else "")
+                axes.set_title("\n".join(short(part, int(width / 0.065)) for part in title.splitlines()))
+        ends = ("both" if quantity.signed else "max") if is_clipped else "neither"
+        image = panels[0, 0].images[0]
+        figure.colorbar(image, ax=panels.ravel().tolist(), label=quantity.label, pad=0.01, aspect=30, extend=ends)
+        return figure
+
+
+def colour_limit(tables: Sequence[np.ndarray]) -> tuple[float, bool]:
+    """Return the absolute value at which colours end, and whether some cells are beyond it.
+
+    The largest value decides, unless it is more than twice as large as all but the largest hundredth of the cells, at
+    least one: a single outlier must not take the colour from all others.
+    """
+    values = np.abs(np.concatenate([table.ravel() for table in tables]))
+    values = np.sort(values[np.isfinite(values)])
+    if not len(values) or values[-1] == 0:
+        return 1.0, False
+    rest = values[: -max(1, len(values) // 100)]
+    if len(values) >= 10 and 0 < rest[-1] < values[-1] / 2:
+        return float(rest[-1]), True
+    return float(values[-1]), False
+
+
+def _draw_cells(
+    axes: Axes, values: np.ndarray, norm: Normalize, signed: bool, width: float, with_numbers: bool
+) -> None:
+    """Draw coloured cells in a panel of some inches, with numbers or minuses where these fit."""
+    cmap, limit, columns = "RdBu_r" if signed else "Blues", float(norm.vmax or 1.0), values.shape[1]
+    axes.imshow(values, cmap=cmap, norm=norm, aspect="auto", interpolation="nearest")
+    if with_numbers and width / max(1, columns) >= NUMBER:
+        _write_numbers(axes, values, limit)
+    elif signed and columns <= MOST_COLUMNS:
+        _mark_negative(axes, values, limit, width / columns)
+
+
+def _write_numbers(axes: Axes, values: np.ndarray, limit: float) -> None:
+    decimals = 1 if limit >= 10 else 2 if limit >= 0.1 else 4 if limit < 0.01 else 3
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            text = f"{round(value, decimals) + 0.0:.{decimals}f}"  # adding zero takes the minus from a zero
+            axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=_ink(value, limit))
+
+
+def _mark_negative(axes: Axes, values: np.ndarray, limit: float, cell: float) -> None:
+    """Write a minus into cells that are clearly negative, as wide as these are."""
+    row, column = np.nonzero(np.nan_to_num(values) < -0.05 * limit)
+    colours = [_ink(value, limit) for value in values[row, column]]
+    axes.scatter(column, row, marker="_", s=min(30.0, (40 * cell) ** 2), color=colours, linewidths=0.7)
+
+
+def _ink(value: float, limit: float) -> str:
+    """Return what can be read on the colour of a value."""
+    return "white" if abs(value) > 0.6 * limit else "black"
+
+
+def _name_rows(axes: Axes, table: pd.DataFrame, *, named: bool) -> None:
+    axes.set_yticks(range(len(table)) if named else [])
+    if named:
+        axes.set_yticklabels([short(str(name)) for name in table.index], fontsize=8)
+    if "full" in table.index:
+        axes.axhline(list(table.index).index("full") + 0.5, color="black", linewidth=1)
+
+
+def _name_columns(axes: Axes, table: pd.DataFrame, cell: float) -> None:
+    """Name every column, or each n-th, upright where the names are too long."""
+    names = [short(str(name)) for name in table.columns]
+    step = -(-len(names) // MOST_NAMES)
+    upright = LETTER * max(map(len, names)) > step * cell
+    step = max(1, int(LINE / cell)) if upright else step
+    axes.set_xticks(range(0, len(names), step), names[::step], rotation=90 if upright else 0)

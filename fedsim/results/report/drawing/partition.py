@@ -1,0 +1,68 @@
+"""The figure of a partition: which client holds what."""
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedsim.data.heterogeneity import Heterogeneity
+from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH
+
+MOST_CLIENTS, MOST_CLASSES = 60, 100  # beyond which bubbles can no longer be told apart
+LARGEST_BUBBLE = 0.85  # of the distance between two neighbours
+
+
+def partition(measured: Heterogeneity, title: str = "") -> Figure:
+    """Draw each client's labels as bubbles under its size; of many clients or classes, how the clients are spread."""
+    with rc_context(STYLE):
+        few = len(measured) <= MOST_CLIENTS and len(measured.classes) <= MOST_CLASSES
+        figure = _bubbles(measured) if few else _histograms(measured)
+        figure.suptitle(title, fontsize=11)
+        return figure
+
+
+def _bubbles(measured: Heterogeneity) -> Figure:
+    clients, classes = len(measured), len(measured.classes)
+    height = np.clip(0.32 * classes, 1.6, 9.0)
+    figure = Figure(figsize=(WIDTH, height + 1.9), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.1, height))
+    above.bar(range(clients), measured.sizes, color=COLOURS[0], width=0.7 if clients > 3 else 0.3)
+    above.set_ylabel("examples")
+    above.grid(axis="x", visible=False)
+    below.grid(axis="y", visible=False)
+    counts = measured.counts
+    owners = np.repeat(np.arange(clients), np.diff(counts.offsets))
+    # Points of 1/72 inch; the area of a bubble is in proportion to its count.
+    distance = 72 * min((WIDTH - 1.8) / max(clients, 2), height / classes)
+    area = (LARGEST_BUBBLE * distance) ** 2 * counts.counts / counts.counts.max()
+    below.scatter(owners, counts.labels, s=area, color=COLOURS[0], linewidths=0)
+    below.set(xlabel="client", ylabel="class", xlim=(-0.7, clients - 0.3), ylim=(classes - 0.4, -0.6))
+    below.set_yticks(range(classes), measured.classes, fontsize=10 if classes <= 26 else 6)
+    below.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=25, min_n_ticks=1))
+    below.set_title(f"largest bubble: {counts.counts.max():,} of one class", fontsize=9, loc="right")
+    return figure
+
+
+def _histograms(measured: Heterogeneity) -> Figure:
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    for axes, (name, values) in zip(figure.subplots(2, 2).flat, measured.by_client.items(), strict=True):
+        _histogram(axes, name, values)
+    return figure
+
+
+def _histogram(axes: Axes, name: str, values: np.ndarray) -> None:
+    low, high = float(values.min()), float(values.max())
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    if low == high:
+        axes.bar([low], [len(values)], width=0.1, color=COLOURS[0])
+        axes.set(xlim=(low - 1, low + 1), xticks=[low])
+    elif high > 50 * max(low, 1):
+        axes.hist(values, bins=np.geomspace(max(low, 1), high, 31).tolist(), color=COLOURS[0])
+        axes.set_xscale("log")
+    else:
+        axes.hist(values, bins=np.linspace(low, high, 31).tolist(), color=COLOURS[0])
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.axvline(values.mean(), color=COLOURS[1], linestyle="--", linewidth=1.2)
+    axes.set(xlabel=name, ylabel="clients")
+    axes.set_title(f"mean {values.mean():.4g}", fontsize=9, loc="right")

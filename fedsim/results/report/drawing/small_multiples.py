@@ -1,0 +1,135 @@
+"""Curves of many groups of layers, one small panel each."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedsim.results.report.drawing.style import (
+    COLOURS,
+    MARKERS,
+    SHORT_NAME,
+    STYLE,
+    WIDTH,
+    legend_outside,
+    line_style,
+    log_values,
+    short,
+)
+
+ACROSS, MOST_PANELS = 4, 32
+HEIGHT = 1.45  # inches
+MANY_POINTS = 12
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line with a band.
+
+    Parameters
+    ----------
+    points
+        Columns ``value, low, high`` over the positions, in their order; NaN bounds draw no band.
+    number
+        Of its colour and line style; curves of one label have one.
+    """
+
+    label: str
+    points: pd.DataFrame
+    number: int
+
+
+def small_multiples(
+    panels: Mapping[str, Sequence[Curve]], x: str, y: str, *, log: bool = False, log_y: bool = False
+) -> Figure:
+    """Draw the curves of each group; all panels but ``full`` have one scale.
+
+    Of more than 32 groups, those are drawn whose curves go furthest from where they begin.
+
+    Parameters
+    ----------
+    x, y
+        What the axes are.
+    log, log_y
+        Whether positions, and values, are on a logarithmic scale.
+    """
+    kept = _most_moving(panels)
+    across = min(ACROSS, len(kept))
+    lines = -(-len(kept) // across)
+    limits = _limits([curve for group, curves in kept.items() if group != "full" for curve in curves], log_y)
+    with rc_context(STYLE | {"font.size": 8, "axes.titlesize": 8}):
+        figure = Figure(figsize=(WIDTH, 0.7 + HEIGHT * lines + (0.6 if lines == 1 else 0)), layout="constrained")
+        grid = figure.subplots(lines, across, squeeze=False, sharex=True).ravel()
+        for axes, (group, curves) in zip(grid, kept.items(), strict=False):
+            for curve in curves:
+                _draw(axes, curve)
+            axes.axhline(0, color="black", linewidth=0.6, zorder=1) if not log_y and _crosses_zero(curves) else None
+            axes.set_title(short(group, SHORT_NAME + 8), fontweight="bold" if group == "full" else "normal")
+            if group != "full" and limits:
+                axes.set_ylim(*limits)
+            if log:
+                axes.set_xscale("log")
+            if log_y:
+                log_values(axes)
+            else:
+                axes.yaxis.set_major_locator(MaxNLocator(4))
+        for axes in grid[len(kept) :]:
+            axes.set_visible(False)
+        for column in range(across):  # a line's last panels may be missing, and ticks are shown at the bottom only
+            lowest = grid[: len(kept)][column::across][-1]
+            lowest.tick_params(labelbottom=True)
+        figure.supxlabel(x, fontsize=9)
+        figure.supylabel(y, fontsize=9)
+        legend_outside(figure, grid[0], above=True)
+        return figure
+
+
+def _draw(axes: Axes, curve: Curve) -> None:
+    points = curve.points
+    axes.fill_between(
+        points.index, points["low"], points["high"], color=COLOURS[curve.number % len(COLOURS)], alpha=0.2, linewidth=0
+    )
+    marker = MARKERS[curve.number % len(MARKERS)] if len(points) <= MANY_POINTS else ""
+    axes.plot(
+        points.index,
+        points["value"],
+        **line_style(curve.number),
+        marker=marker,
+        markersize=3,
+        linewidth=1.2,
+        label=curve.label,
+    )
+
+
+def _most_moving(panels: Mapping[str, Sequence[Curve]]) -> Mapping[str, Sequence[Curve]]:
+    if len(panels) <= MOST_PANELS:
+        return panels
+    reach = {
+        group: max(float((curve.points["value"] - curve.points["value"].iloc[0]).abs().max()) for curve in curves)
+        for group, curves in panels.items()
+    }
+    chosen = set(sorted(panels, key=lambda group: (group != "full", -np.nan_to_num(reach[group])))[:MOST_PANELS])
+    return {group: curves for group, curves in panels.items() if group in chosen}
+
+
+def _limits(curves: Sequence[Curve], log: bool) -> tuple[float, float] | None:
+    """Return common limits of the values and their bands, with a margin."""
+    values = np.concatenate([curve.points.to_numpy(dtype=float).ravel() for curve in curves] or [np.zeros(0)])
+    values = values[np.isfinite(values) & ((values > 0) | (not log))]
+    if not len(values) or values.min() == values.max():
+        return None
+    values = np.log(values) if log else values
+    margin = 0.06 * float(values.max() - values.min())
+    low, high = float(values.min()) - margin, float(values.max()) + margin
+    return (math.exp(low), math.exp(high)) if log else (low, high)
+
+
+def _crosses_zero(curves: Sequence[Curve]) -> bool:
+    values = np.concatenate([curve.points["value"].to_numpy(dtype=float) for curve in curves])
+    return bool(np.nanmin(values) <= 0 <= np.nanmax(values))

@@ -1,0 +1,1 @@
+"""HTML pages about one run or several, each a single file."""

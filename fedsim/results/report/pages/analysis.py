@@ -1,0 +1,200 @@
+"""The part of a run's page that looks inside the averaging."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fedsim.results.measured import DATA, examples
+from fedsim.results.report.drawing import barriers, companions
+from fedsim.results.report.drawing.barriers import AVERAGE, has_paths, kind_of, rows_of_kind
+from fedsim.results.report.pages.feature_sections import (
+    cka_sections,
+    connectivity_sections,
+    matching_sections,
+    spectra_sections,
+    stitching_sections,
+)
+from fedsim.results.report.pages.section import Section
+from fedsim.results.result import Result
+
+BARRIER_TEXT = (
+    "Each cell is the {metric} of a client's uploaded model with that one layer replaced by the average over the "
+    "clients, minus a reference; {mean}. The first row, full, is the average of all layers. Red: averaging the layer "
+    "hurts. Blue, or with a minus: it helps, which is normal where clients with few classes are measured on all of "
+    "them. Measured on {data}, the same in each round; the average weighs each client by its training examples."
+)
+PAIRS_TEXT = (
+    "As above, but between {pairs} pairs of clients, in both directions: the layer lies at t = {t:g} of the way from "
+    "the one client's to the other's. The path's ends are the model with its own layer and with the other's."
+)
+GROWING_TEXT = (
+    "Several layers at a time: the first k, the last k, and k in a random order. Each cell is the {metric} of the "
+    "mixed model minus the models' mean {metric}, {mean}; measured on {data}."
+)
+WINDOWS_TEXT = (
+    "Equally many consecutive layers at a time, so that a group's size does not matter. Each cell is the {metric} of "
+    "the mixed model minus the models' mean {metric}, {mean}; measured on {data}."
+)
+PATHS_TEXT = (
+    "The {metric} of models whose layer is (1 - t) of their own and t of the other's, after round {round}, {mean}; "
+    "bands of 95 %. The panel of all layers (full) has a scale of its own. Measured on {data}."
+)
+ROBUSTNESS_TEXT = (
+    "After round {round}: moving one layer towards the average, and as far into random directions. Where both cost the "
+    "same, it is distance that matters; where the average costs more, its direction does. Mean over the clients, "
+    "measured on {data}; the panel of all layers (full) has a scale of its own."
+)
+
+
+def analysis_sections(result: Result) -> list[Section]:
+    """Return the sections of all that was measured inside the averaging, by the data it was measured on."""
+    sections = [*_barrier_sections(result.barriers)]
+    for name, build in (
+        ("robustness", _robustness_sections),
+        ("subspace", _subspace_sections),
+        ("criticality", _criticality_sections),
+        ("interaction", _interaction_sections),
+        ("similarity", _similarity_sections),
+        ("distances", _distance_sections),
+    ):
+        for view in _views(_against_average(result.measured(name))):
+            sections += [view.named(section) for section in build(view.rows, view.data)]
+    for name, build in (
+        ("connectivity", connectivity_sections),
+        ("stitching", stitching_sections),
+        ("cka", cka_sections),
+        ("spectra", spectra_sections),
+        ("matching", matching_sections),
+    ):
+        for view in _views(result.measured(name)):
+            sections += [view.named(section) for section in build(view.rows, view.data)]
+    return sections
+
+
+def _against_average(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of models with their average, where there are some: all pairs would not fit on a page."""
+    if "other" in table and (table["other"] == AVERAGE).any():
+        return table[table["other"] == AVERAGE]
+    return table
+
+
+@dataclass(frozen=True)
+class _View:
+    """Rows of one kind of data and of models that were matched in one way.
+
+    Parameters
+    ----------
+    is_first
+        Whether the table begins with this kind of data, which titles then need not say.
+    """
+
+    rows: pd.DataFrame
+    data: str
+    matching: str
+    is_first: bool
+
+    def named(self, section: Section) -> Section:
+        """Return a section whose title and files' names say what it is of."""
+        name, title = section.name, section.title
+        if not self.is_first:
+            name, title = f"{name}-{self.data}", f"{title}, on {DATA.get(self.data, self.data)}"
+        if self.matching != "none":
+            name, title = f"{name}-{self.matching}", f"{title}, after matching by {self.matching}"
+        return Section(name, title, section.text, section.figure)
+
+
+def _views(table: pd.DataFrame) -> Iterator[_View]:
+    if len(table):
+        for (data, matching), rows in table.groupby(["data", "matching"], sort=False):
+            yield _View(rows, str(data), str(matching), data == table["data"].iloc[0])
+
+
+def _barrier_sections(table: pd.DataFrame) -> Iterator[Section]:
+    for view in _views(table):
+        for metric in ("loss", "error"):
+            yield from map(view.named, _sections_of_metric(view.rows, view.data, metric))
+
+
+def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str) -> Iterator[Section]:
+    mean = "both clients apart" if rows["base"].nunique() == 2 else "mean over the clients"
+    words = {"metric": metric, "mean": mean, "data": examples(rows, data), "round": rows["round"].max()}
+    single, pairs = rows_of_kind(rows, ""), rows[rows["other"] != AVERAGE]
+    if (single["other"] == AVERAGE).any():
+        text = BARRIER_TEXT.format(**words)
+        figure = barriers.maps(rows, metric, pairs=False)
+        yield Section(f"barriers-{metric}", f"Layer-wise {metric} barriers", text, figure)
+    if (single["other"] != AVERAGE).any():
+        count = len({frozenset(pair) for pair in zip(pairs["base"], pairs["other"], strict=True)})
+        text = PAIRS_TEXT.format(pairs=count, t=barriers.at_the_middle(pairs, pairs=True)["t"].iloc[0])
+        figure = barriers.maps(rows, metric, pairs=True)
+        yield Section(f"pairs-{metric}", f"Layer-wise {metric} barriers between clients", text, figure)
+    kinds = set(rows["group"].map(kind_of))
+    if kinds & set(barriers.GROWING):
+        text, figure = GROWING_TEXT.format(**words), barriers.growing_maps(rows, metric)
+        yield Section(f"cumulative-{metric}", f"Cumulative {metric} barriers", text, figure)
+    if any(kind.startswith("windows") for kind in kinds):
+        text, figure = WINDOWS_TEXT.format(**words), barriers.window_maps(rows, metric)
+        yield Section(f"windows-{metric}", f"{metric.capitalize()} barriers of consecutive layers", text, figure)
+    if len(single) and has_paths(single):
+        text, figure = PATHS_TEXT.format(**words), barriers.paths(rows, metric)
+        yield Section(f"paths-{metric}", f"{metric.capitalize()} along the path", text, figure)
+
+
+def _robustness_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    text = ROBUSTNESS_TEXT.format(data=examples(rows, data), round=rows["round"].max())
+    for metric in ("loss", "error"):
+        title = f"Robustness of the {metric} to changes of one layer"
+        yield Section(f"robustness-{metric}", title, text, companions.robustness(rows, metric))
+    if rows["round"].nunique() > 1 and set(companions.ROBUSTNESS) <= set(rows["direction"]):
+        text = "The same at the largest t, by round. Red in the last map: the average's direction is the harmful one."
+        figure = companions.robustness_map(rows, "loss")
+        yield Section("robustness-rounds", "Robustness over the rounds", text, figure)
+
+
+def _subspace_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    text = (
+        "Noise of growing norm in the space that the checkpoints of training span, in the space orthogonal to it, and "
+        f"towards the average; bands are one standard deviation over draws. Measured on {examples(rows, data)}."
+    )
+    for metric in ("loss", "error"):
+        title = f"Robustness of the {metric} inside and outside the training subspace"
+        yield Section(f"subspace-{metric}", title, text, companions.subspace_robustness(rows, metric))
+
+
+def _criticality_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    text = (
+        "Each cell is the loss of a client's uploaded model with that one layer as it was at the round's start, minus "
+        f"its own; mean over the clients. Red: what the layer learned matters. Measured on {examples(rows, data)}."
+    )
+    yield Section("criticality", "Criticality of layers", text, companions.criticality(rows))
+
+
+def _interaction_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    where = f"mean over the clients. Measured on {examples(rows, data)}."
+    if (rows["first"] != "").any():
+        text = (
+            f"What mixing two layers at once costs beyond what each costs by itself after round {rows['round'].max()}; "
+        )
+        yield Section("interaction", "Interaction of layers", text + where, companions.interaction(rows))
+    if (rows["first"] == "").any():
+        text = "The full barrier minus the sum of the layers' own: what no layer by itself explains; "
+        yield Section("unexplained", "What single layers do not explain", text + where, companions.unexplained(rows))
+
+
+def _similarity_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    text = f"How often two clients' uploaded models agree; mean over the pairs. Measured on {examples(rows, data)}."
+    yield Section("similarity", "Function similarity", text, companions.similarity(rows))
+
+
+def _distance_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    rows = rows.dropna(axis="columns", how="all")  # matched models have no common start
+    what = "the average" if (rows["other"] == AVERAGE).any() else "each other"
+    text = f"How far the clients' uploaded layers are from {what}, mean over the clients."
+    yield Section("distances", f"Distances of the clients from {what}", text, companions.distances(rows))
+    if {"cosine", "cosine_from_start"} & set(rows):
+        text = (
+            f"Between the clients' uploaded layers and {what}, mean over the clients: of the weights themselves, and "
+            "of what was added to them since the round's start where that was measured."
+        )
+        yield Section("cosines", "Cosines of weights and of their changes", text, companions.cosines(rows))

@@ -1,0 +1,171 @@
+"""What each client gets out of a run: every model that was measured, on everything that it was measured on."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from fedsim.results.report.comparing.statistics import jain, worst_mean
+from fedsim.results.report.comparing.tables import UNKNOWN, Table
+from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH, legend_outside
+from fedsim.results.report.pages.section import Section
+from fedsim.results.result import Result
+
+MODELS = {
+    "global": "global",
+    "personalised": "as received",
+    "trained": "after local training",
+    "fine-tuned": "after fine-tuning",
+}
+DATA = {"test": "own test data", "server": "server's test data", "unseen": "own test data of unseen clients"}
+TITLES = {"test": "Own test data", "server": "Server's test data", "unseen": "Unseen clients"}
+NOTE = (
+    "Accuracies in percent. As received: each client's own model with what it next takes from the server; after local "
+    "training: before the server averages it, of the round's participants; after fine-tuning: of what is received, and "
+    "nobody keeps it. Mean ± standard deviation over the clients; worst 10 %: mean over the worst tenth of them, at "
+    "least one; Jain: Jain's fairness index, 1 if all clients have the same. -: not measured in that round, or no mean."
+)
+# Of a model in the figure: marker, colour, that of its inside, and size. What is received is a ring around the others.
+POINTS = {
+    "global": ("_", "#555555", "#555555", 7),
+    "personalised": ("o", COLOURS[0], "white", 9),
+    "trained": ("^", COLOURS[2], COLOURS[2], 5),
+    "fine-tuned": ("o", COLOURS[1], COLOURS[1], 5),
+}
+MANY_CLIENTS = 40  # have no number below each
+
+
+def evaluation_sections(result: Result) -> list[Section]:
+    """Return the figure of what training gives each client; none if it was not measured."""
+    if not _panels(result):
+        return []
+    text = (
+        f"Each client after round {result.evaluated}, sorted by what it receives. A grey line leads from there to its "
+        "model after training on its own data."
+    )
+    return [Section("evaluation", "Before and after training at each client", text, before_and_after(result))]
+
+
+def evaluation_note(result: Result) -> str:
+    """Say what the numbers of `evaluation_table` mean."""
+    best = result.best_round()
+    if best is None:
+        return f"{NOTE} Without validation data, no round can be called the best."
+    also = ", and the last one" if best == result.evaluated else ""
+    return f"{NOTE} Best round: {best}{also}, by the mean accuracy on the clients' validation data."
+
+
+def evaluation_table(result: Result) -> Table:
+    """Write accuracy by model and data, for the best round by validation data and the last one."""
+    rounds = _rounds(result)
+    headings = ["model", "on", "clients"]
+    for name, server_round in rounds.items():
+        headings += [f"{name} round ({server_round})", "worst 10 %", "Jain"]
+    rows = []
+    for model, data, of_server in _measured(result):
+        values = [_values(result, model, data, server_round, of_server) for server_round in rounds.values()]
+        count = UNKNOWN if of_server else str(max(map(len, values)))
+        rows.append(
+            (
+                MODELS[model],
+                DATA.get(data, f"server's test data, {data}"),
+                count,
+                *(cell for each in values for cell in _cells(each, of_server)),
+            )
+        )
+    return Table(tuple(headings), (False, False, *[True] * (len(headings) - 2)), tuple(rows))
+
+
+def before_and_after(result: Result) -> Figure:
+    """Draw each client's accuracy with the models that it gets, before and after training on its own data."""
+    panels = _panels(result)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        # A panel with few clients keeps room for its title.
+        widths = [max(len(values), 0.35 * max(map(len, panels.values()))) for values in panels.values()]
+        every = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
+        for axes, (data, values) in zip(every, panels.items(), strict=True):
+            _draw_points(axes, values)
+            axes.set_title(TITLES[data])
+        every[0].set_ylabel("accuracy")
+        every[0].set_ylim(-0.04, 1.04)
+        every[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+        legend_outside(figure, every[0])
+        return figure
+
+
+def _rounds(result: Result) -> Mapping[str, int]:
+    """Return the rounds that are shown by their names."""
+    best, last = result.best_round(), result.evaluated
+    return {"last": last} if best in (None, last) else {"best": int(best or 0), "last": last}
+
+
+def _measured(result: Result) -> Iterator[tuple[str, str, bool]]:
+    """Yield each model, what it was measured on, and whether by the server, perturbed or not."""
+    accuracies = result.metrics[result.metrics["metric"] == "accuracy"]
+    found = set(zip(accuracies["model"], accuracies["split"], accuracies["client"].isna(), strict=True))
+    for model in MODELS:
+        for data in DATA:
+            if (model, data, False) in found:
+                yield model, data, False
+            elif data == "server" and (model, "test", True) in found:
+                yield model, data, True
+        yield from (
+            (model, split, True) for split in result.config.evaluation.perturbed if (model, split, True) in found
+        )
+
+
+def _values(result: Result, model: str, data: str, server_round: int, of_server: bool) -> pd.Series:
+    split = "test" if of_server and data == "server" else data
+    rows = result.of(model, split=split, server=of_server)
+    return rows[rows["round"] == server_round].set_index("client")["value"].astype(float).sort_index()
+
+
+def _cells(values: pd.Series, of_server: bool) -> tuple[str, str, str]:
+    """Write mean and spread, the worst tenth, and fairness; a client whose model diverged leaves none of them."""
+    if values.empty or values.isna().any():
+        return UNKNOWN, UNKNOWN, UNKNOWN
+    numbers = values.to_numpy()
+    if of_server:
+        return f"{100 * numbers[0]:.1f}", UNKNOWN, UNKNOWN
+    fairness = jain(numbers)
+    return (
+        f"{100 * numbers.mean():.1f} ± {100 * numbers.std():.1f}",
+        f"{100 * worst_mean(numbers):.1f}",
+        UNKNOWN if np.isnan(fairness) else f"{fairness:.3f}",
+    )
+
+
+def _panels(result: Result) -> dict[str, pd.DataFrame]:
+    """Return accuracy by client (rows) and model (columns) for all data on which more was measured than by default."""
+    panels = {}
+    for data in DATA:
+        columns = {model: _values(result, model, data, result.evaluated, of_server=False) for model in MODELS}
+        values = pd.DataFrame({model: column for model, column in columns.items() if len(column)})
+        if "personalised" in values and (data == "unseen" or {"trained", "fine-tuned"} & set(values)):
+            panels[data] = values.sort_values("personalised", kind="stable")
+    return panels if any({"trained", "fine-tuned"} & set(values) for values in panels.values()) else {}
+
+
+def _draw_points(axes: Axes, values: pd.DataFrame) -> None:
+    """Draw a column of points for each client, with a line from what it receives to what it makes of it."""
+    places = np.arange(len(values))
+    end = "fine-tuned" if "fine-tuned" in values else "trained"
+    if end in values:
+        low, high = values["personalised"], values[end]
+        axes.vlines(places, low, high, color="#BBBBBB", linewidth=1.5, zorder=1)
+    for model in values:
+        marker, colour, inside, size = POINTS[str(model)]
+        label = MODELS[str(model)]
+        # The global model's dash lies on the ring where a client receives just that.
+        order = 3 if model == "global" else 2
+        axes.plot(places, values[model], marker, c=colour, mfc=inside, ms=size, label=label, zorder=order)
+    few = len(values) <= MANY_CLIENTS
+    axes.set_xticks(places if few else [], [str(int(client)) for client in values.index] if few else [])
+    axes.set_xlim(-0.6, len(values) - 0.4)
+    axes.grid(axis="x", visible=False)
+    axes.set_xlabel("client")

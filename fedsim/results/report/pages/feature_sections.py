@@ -1,0 +1,125 @@
+"""The parts of a run's page about features and units: connectivity, stitching, CKA, spectra and matching."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from fedsim.results.measured import examples
+from fedsim.results.report.drawing import connectivity
+from fedsim.results.report.drawing.barriers import AVERAGE
+from fedsim.results.report.pages.section import Section
+
+CONNECTIVITY_TEXT = (
+    "Whether the features of mixed models are the mix of features, by layer, after round {round}: {who}, at t = "
+    "{t:g}{also}. "
+    "Read the ratio: 1 - cosine by itself is small in the first layers of any two models. Far below 1, the layer is "
+    "linearly connected; towards 1, the mixed model's features are as far from the mix as the two models' are from "
+    "each other. With a coefficient of 1 they are as long as the mix, too. Why: a layer is connected where its weights "
+    "commute (exchanging them between the two models' inputs changes far less than weights and inputs differ) and the "
+    "nonlinearity behind it is additive (near 0). Lines are means over {mean}, bands go from the least to the "
+    "greatest; what is 0 up to rounding is not on a logarithmic scale. Measured on {data}."
+)
+RATIOS_TEXT = (
+    "The ratio by round, mean over {mean}. 0: the layer is linearly connected; 1: the mixed model's features are as "
+    "far from the mix as the two models' are from each other."
+)
+STITCHING_TEXT = (
+    "Models that are one client's from the first layer up to this one, and {other} behind it, after round {round}. "
+    "Compare with the two models by themselves: where stitching costs nothing beyond that, what is behind the layer "
+    "can read the features of either. Lines are means over {mean}, bands go from the least to the greatest. Measured "
+    "on {data}."
+)
+CKA_TEXT = (
+    "How alike the features of two clients' uploaded models are up to rotation and scale, whatever the order of their "
+    "units: 1 is alike, 0 is unrelated; pairs of clients: {pairs}. The first layers of any two models that saw like "
+    "data are alike, so compare layers with layers and rounds with rounds. Measured on {data}."
+)
+RANK_TEXT = (
+    "Of about how many directions a layer's weights consist: the sum of the squared singular values over the largest "
+    "one squared, of the clients' uploaded models and of their average. Directions that the clients do not share "
+    "shrink in the average; compare its rank with theirs."
+)
+SPECTRA_TEXT = (
+    "Singular values of each layer's weights over its largest one, after round {round}: steep lines are layers of few "
+    "directions. Bands go from the least to the greatest of the clients; compare the average with them."
+)
+OF_AVERAGE = " Matching changes the average's only: those of the models themselves are as before it, and shown there."
+MATCHING_TEXT = (
+    "Which share of a layer's units matching put into another place than the client had them, mean over the clients "
+    "but the first, whose units stay. Those of clients that start from one model hardly move (near 0); between models "
+    "with initial weights of their own nearly all do."
+)
+
+
+def connectivity_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    """Yield the sections of the clients with their average, and between clients."""
+    for every_t, suffix, words in _by_ends(rows):
+        part = connectivity.halfway(every_t)
+        own = part[part["base"] != AVERAGE]
+        words |= {"data": examples(part, data), "round": part["round"].max(), "t": own["t"].iloc[0]}
+        title = f"Feature connectivity {words['title']}"
+        text = CONNECTIVITY_TEXT.format(**words)
+        yield Section(f"connectivity{suffix}", title, text, connectivity.connectivity(part))
+        if part["round"].nunique() > 1:
+            figure = connectivity.ratios(part)
+            name, title = f"connectivity-rounds{suffix}", f"{title}, over the rounds"
+            yield Section(name, title, RATIOS_TEXT.format(**words), figure)
+
+
+def stitching_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    """Yield the sections of clients stitched to their average, and to each other."""
+    for part, suffix, words in _by_ends(rows):
+        text = STITCHING_TEXT.format(**words, data=examples(part, data), round=part["round"].max())
+        yield Section(f"stitching{suffix}", f"Stitching {words['stitched']}", text, connectivity.stitching(part))
+
+
+def cka_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    """Yield the section of features that are alike."""
+    pairs = len({frozenset(pair) for pair in zip(rows["base"], rows["other"], strict=True)})
+    text = CKA_TEXT.format(pairs=pairs, data=examples(rows, data))
+    yield Section("cka", "Similarity of features (CKA)", text, connectivity.cka(rows))
+
+
+def spectra_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    """Yield the sections of the weights' singular values."""
+    more = "" if (rows["base"] != AVERAGE).any() else OF_AVERAGE
+    yield Section("stable-rank", "Stable rank of weights", RANK_TEXT + more, connectivity.stable_ranks(rows))
+    text = SPECTRA_TEXT.format(round=rows["round"].max()) + more
+    yield Section("spectra", "Singular values of weights", text, connectivity.spectra(rows))
+
+
+def matching_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    """Yield the section of units that changed places, if there was more than one model."""
+    if len(connectivity.without_first(rows)):
+        yield Section("matching", "Units that changed places", MATCHING_TEXT, connectivity.matching(rows))
+
+
+def _by_ends(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str, dict[str, object]]]:
+    """Yield the rows of models with their average, and with each other, with what they are called."""
+    if len(average := rows[rows["other"] == AVERAGE]):
+        yield (
+            average,
+            "",
+            {
+                "title": "of the clients with their average",
+                "stitched": "of clients and their average",
+                "who": "each client with the average of all",
+                "also": "; and the average against the mean of all clients' features, over the mean of their pairs",
+                "other": "the average's",
+                "mean": "the clients",
+            },
+        )
+    if len(pairs := rows[rows["other"] != AVERAGE]):
+        count = len({frozenset(pair) for pair in zip(pairs["base"], pairs["other"], strict=True)})
+        yield (
+            pairs,
+            "-pairs",
+            {
+                "title": "between clients",
+                "stitched": "of two clients",
+                "who": f"{count} pair{'' if count == 1 else 's'} of clients",
+                "also": "",
+                "other": "another client's",
+                "mean": "the pairs",
+            },
+        )

@@ -1,0 +1,273 @@
+"""Self-contained HTML pages: one per run, and one for a comparison. Their figures also as PDF and PNG."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from fedsim.data.heterogeneity import Heterogeneity
+from fedsim.results.best_round import reason_to_stop, validation_means
+from fedsim.results.folder import write_whole
+from fedsim.results.measured import examples, of_first_kind
+from fedsim.results.report.comparing import costs
+from fedsim.results.report.comparing.comparison import compare
+from fedsim.results.report.comparing.export import as_latex, as_markdown
+from fedsim.results.report.comparing.groups import Group, by_name, grouped
+from fedsim.results.report.comparing.question import DEFAULT, Question
+from fedsim.results.report.comparing.statistics import worst_mean
+from fedsim.results.report.comparing.tables import comparison_table
+from fedsim.results.report.comparing.units import format_bytes
+from fedsim.results.report.drawing import compared, figures
+from fedsim.results.report.drawing.barriers import compared_barriers
+from fedsim.results.report.drawing.partition import partition
+from fedsim.results.report.drawing.style import save
+from fedsim.results.report.pages.analysis import BARRIER_TEXT, analysis_sections
+from fedsim.results.report.pages.evaluation import evaluation_note, evaluation_sections, evaluation_table
+from fedsim.results.report.pages.schedule import schedule_sections
+from fedsim.results.report.pages.section import Section
+from fedsim.results.result import Result
+
+TABLE_NOTE = (
+    "Accuracies and shares of clients in percent, losses in nats per example. A value is the mean over the seeds, of "
+    "which each line says how many there are; behind ± is the half-width of its 95 % interval by Student's t "
+    "distribution, which one seed does not have. Personalised: each client's own model on its own test data, mean over "
+    "the clients; std: standard deviation over the clients; worst 10 %: mean over the worst tenth of the clients, at "
+    "least one; Jain: Jain's fairness index, 1 if all clients have the same; global: the server's model on the "
+    "server's test data; global, clients: on the clients'; fine-tuned: personalised models after further training at "
+    "each client; unseen: clients that never take part in training; > local, > full: share of the clients whose "
+    "personalised model is better than with local training only, or with plain averaging of all layers, with the same "
+    "partition and seed, all seeds together; up, down: bytes of all clients until the round shown; passes: a third of "
+    "the examples passed forward plus two thirds of those passed backward in local training, which for plain training "
+    "is the number of examples trained on; seconds: wall time until the round shown. -: not measured, or never reached."
+)
+BASELINE_NOTE = (
+    " > {name} and vs {name}: share of the clients that gain, and mean difference, against the runs of {name} with the "
+    "same partition, seed and other settings; pairs: of how many seeds there are such runs."
+)
+BEST_NOTE = (
+    "As above, after the round in which the personalised models are best on the clients' validation data, by their "
+    "mean; test data do not choose it."
+)
+COSTS_NOTE = (
+    "Mean over the clients of the personalised models on their own test data, in the last evaluated round that the "
+    "budget pays for{least}; and what is spent when it first reaches the target, by round. -: the budget does not pay "
+    "for the first evaluated round, or a seed never reaches the target."
+)
+
+
+def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
+    """Write the page about one run into the folder ``out``; return its path.
+
+    Parameters
+    ----------
+    export
+        Write its figures and its table as files too.
+    """
+    table = evaluation_table(result)
+    details = [
+        ("Configuration", result.folder.config.read_text()),
+        ("Environment", json.dumps(result.folder.read_env(), indent=1)),
+    ]
+    content = {
+        "title": f"{result.strategy} on {result.data}",
+        "subtitle": _subtitle(result),
+        "numbers": _headline(result),
+        "tables": [{"title": "What each client gets", "table": table, "note": evaluation_note(result)}],
+        "details": details,
+    }
+    if export:
+        for kind, written in (("md", as_markdown(table)), ("tex", as_latex(table))):
+            write_whole(out / f"evaluation.{kind}", written)
+    return _write(out, content, _run_sections(result), export)
+
+
+def _headline(result: Result) -> list[tuple[str, str]]:
+    """Return the numbers at the top of a run's page, each with what it is."""
+    personalised = result.by_client("personalised")
+    numbers = [
+        (
+            "personalised accuracy, mean ± std over clients",
+            f"{personalised.mean():.1%} ± {personalised.std(ddof=0):.1%}",
+        ),
+        ("personalised accuracy, worst 10 % of clients", f"{worst_mean(personalised.to_numpy()):.1%}"),
+        ("global accuracy, server's test data", f"{result.on_server('global').loc[result.evaluated]:.1%}"),
+        ("traffic, up and down", format_bytes(result.bytes_total)),
+        ("wall time of the rounds", f"{result.seconds_total:.0f} s"),
+    ]
+    if analysis := result.seconds_of("barriers"):
+        share = analysis / result.seconds_total
+        numbers.append(("wall time of the analysis, share of the rounds'", f"{analysis:.3g} s, {share:.0%}"))
+    faults = {"updates left out of an average": "left_out", "clients set back to a checkpoint": "restored_from"}
+    numbers += [(text, f"{count}") for text, metric in faults.items() if (count := result.count(metric))]
+    return numbers
+
+
+def write_partition(measured: Heterogeneity, title: str, path: Path) -> Path:
+    """Write the figure of a partition as PDF and as PNG beside each other; return the latter's path."""
+    figure = partition(measured, title)
+    for kind in ("pdf", "png"):
+        write_whole(path.with_name(f"{path.name}.{kind}"), save(figure, kind))
+    return path.with_name(f"{path.name}.png")
+
+
+def write_comparison(
+    results: Sequence[Result], out: Path, question: Question = DEFAULT, *, export: bool = False
+) -> Path:
+    """Write the page that compares several runs into the folder ``out``; return its path.
+
+    Raises
+    ------
+    ConfigError
+        If the question cannot be answered with these runs.
+    """
+    groups = by_name(grouped(results, question.by))
+    sections = [
+        Section(
+            "accuracy",
+            "Accuracy over the rounds",
+            "Left: what each client gets out of it. Right: what the server's own model can do. Means over the seeds; "
+            "bands, where there are few lines, from the lowest to the highest seed.",
+            compared.compared_curves(groups),
+        ),
+        Section(
+            "clients",
+            "Personalised accuracy of each client",
+            "Each point is a client of a seed after the last round; the box spans the quartiles; its line is the "
+            "median.",
+            compared.compared_clients(groups),
+        ),
+        Section(
+            "traffic",
+            "Accuracy for the bytes it costs",
+            "Layers that a strategy shares travel, and what else it sends and gathers; all of it counts.",
+            compared.compared_costs(groups, costs.BYTES),
+        ),
+    ]
+    if any(costs.spent(result, costs.PASSES).notna().all() for result in results):
+        text = (
+            "A third of the examples passed forward plus two thirds of those passed backward in local training. A "
+            "method that trains twice as much in a round goes twice as far to the right."
+        )
+        figure = compared.compared_costs(groups, costs.PASSES)
+        sections.append(Section("compute", "Accuracy for the training it costs", text, figure))
+    sections += _barriers_of(groups)
+    content = {
+        "title": f"{len(results)} runs on {', '.join(sorted({result.data for result in results}))}",
+        "subtitle": ", ".join(str(result.folder.path) for result in results),
+        "tables": _tables(results, question),
+        "details": [
+            (f"Configuration of {name}", group.members[0].folder.config.read_text()) for name, group in groups.items()
+        ],
+    }
+    return _write(out, content, sections, export)
+
+
+def _tables(results: Sequence[Result], question: Question) -> list[dict[str, Any]]:
+    """Return the tables at the last round, at the best one where there are validation data, and at equal costs."""
+    note = TABLE_NOTE + (BASELINE_NOTE.format(name=question.baseline) if question.baseline else "")
+    last = compare(results, replace(question, at="last"))
+    at_cost = [column for column in last.columns if column.key.startswith("at_") or column.key.endswith("_to_target")]
+    others = [column for column in last.columns if column not in at_cost]
+    tables = [{"title": "Last round", "table": comparison_table(last, others), "note": note}]
+    if all(result.best_round(question.metric) is not None for result in results):
+        best = compare(results, replace(question, at="best"))
+        keys = {column.key for column in others}
+        shown = comparison_table(best, [column for column in best.columns if column.key in keys])
+        tables.append({"title": "Best round on validation data", "table": shown, "note": BEST_NOTE})
+    if at_cost:
+        defaults = not all(question.budgets.get(what) for what in costs.COSTS)
+        least = ", if none is given the least that one of these runs spends" if defaults else ""
+        shown = comparison_table(last, at_cost)
+        tables.append({"title": "At equal cost", "table": shown, "note": COSTS_NOTE.format(least=least)})
+    return tables
+
+
+def _barriers_of(groups: Mapping[str, Group]) -> list[Section]:
+    """Return the section of the barriers, means over clients and seeds, where they were measured."""
+    measured = {
+        name: replace(members[0], barriers=pd.concat([result.barriers for result in members]))
+        for name, group in groups.items()
+        if (members := [result for result in group.members if len(result.barriers)])
+    }
+    if not measured:
+        return []
+    rows = pd.concat([of_first_kind(result.barriers) for result in measured.values()])
+    text = BARRIER_TEXT.format(
+        metric="loss", mean="mean over the clients and seeds", data=examples(rows, rows["data"].iloc[0])
+    )
+    figure = compared_barriers(measured, "loss")
+    return [Section("barriers", "Layer-wise barriers, minus the clients' mean loss", text, figure)]
+
+
+def _run_sections(result: Result) -> list[Section]:
+    measured = result.heterogeneity
+    sections = [
+        Section(
+            "curves",
+            "Accuracy and loss over the rounds",
+            "Personalised: each client's own model right after the server's layers reached it. Global: the server's.",
+            figures.curves(result),
+        ),
+        Section(
+            "clients",
+            "Personalised accuracy per client",
+            f"After round {result.evaluated}, on each client's own test data; clients sorted.",
+            figures.clients(result),
+        ),
+        *evaluation_sections(result),
+        *schedule_sections(result),
+    ]
+    sections += analysis_sections(result)
+    text = (
+        f"What each client holds, train, validation and test together: {measured.sizes.min():,} to "
+        f"{measured.sizes.max():,} examples, on average {measured.counts.effective_classes().mean():.1f} effective "
+        f"classes of {len(measured.classes)}, mean total variation from the pooled labels "
+        f"{measured.counts.total_variation().mean():.2f} (0: all alike, towards 1: no class in common), mean "
+        f"Jensen-Shannon divergence {measured.counts.jensen_shannon().mean():.2f} nats (at most 0.69)."
+    )
+    return [*sections, Section("partition", "Partition", text, partition(measured))]
+
+
+def _subtitle(result: Result) -> str:
+    config = result.config
+    options = ", ".join(f"{key} = {value}" for key, value in config.partition.options.items())
+    scheme = config.partition.scheme + (f" ({options})" if options else "")
+    parts = [
+        f"{config.clients} clients, {scheme}",
+        f"model {config.model.name}",
+        f"{result.evaluated} of {config.rounds} rounds",
+        f"participation {config.participation:g}",
+        f"local training: epochs {config.local.epochs}, batches of {config.local.batch_size}, lr {config.local.lr:g}",
+        f"seed {config.seed}",
+    ]
+    if config.stop.patience:
+        means = validation_means(result.metrics.to_dict("records"), config.stop.metric)
+        reason = reason_to_stop(means, config.stop) if result.evaluated < config.rounds else None
+        parts += [f"stopped early: {reason}"] if reason else []
+    return "; ".join(parts)
+
+
+def _write(out: Path, content: Mapping[str, Any], sections: Sequence[Section], export: bool) -> Path:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fedsim.results.report", "."), autoescape=True, trim_blocks=True
+    )
+    shown = [
+        {
+            "title": section.title,
+            "text": section.text,
+            "image": base64.b64encode(save(section.figure, "svg")).decode(),
+        }
+        for section in sections
+    ]
+    page = out / "report.html"
+    write_whole(page, environment.get_template("page.html").render(**content, sections=shown))
+    if export:
+        for section in sections:
+            for kind in ("pdf", "png"):
+                write_whole(out / f"{section.name}.{kind}", save(section.figure, kind))
+    return page

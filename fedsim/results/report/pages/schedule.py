@@ -1,0 +1,47 @@
+"""Which layers travelled when, where that changes, and what was measured to decide it."""
+
+import pandas as pd
+
+from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
+from fedsim.results.report.pages.section import Section
+from fedsim.results.result import Result
+
+
+def schedule_sections(result: Result) -> list[Section]:
+    """Return the figure of the layers that clients sent in each round, if not all rounds are alike; and of a gate."""
+    sections = []
+    sent = sent_layers(result)
+    if (sent.nunique(axis=1) > 1).any():
+        text = (
+            "Share of a round's clients that sent the layer. Rounds in which a gate measures hold all layers that it "
+            "needs, whether they are averaged or not."
+        )
+        share = Quantity("share of the clients, %", 100, signed=False)
+        sections.append(Section("schedule", "Layers that clients sent", text, heat_maps({"": sent}, share)))
+    if len(gate := result.measured("gate")):
+        weighted = gate.assign(barrier=gate["barrier"] * gate["weight"])
+        sums = weighted.groupby(["layer", "round"])[["barrier", "weight"]].sum()
+        means = (sums["barrier"] / sums["weight"]).unstack().reindex(list(dict.fromkeys(gate["layer"])))
+        text = (
+            "By how many nats a client's loss on validation data rises if it gets the layer of the clients' average, "
+            "mean over the clients weighted by training examples. Layers above the strategy's threshold are not "
+            "averaged until the next measurement."
+        )
+        barrier = Quantity("barrier, nats")
+        sections.append(
+            Section("gate", "Barriers that decided what is averaged", text, heat_maps({"": means}, barrier))
+        )
+    return sections
+
+
+def sent_layers(result: Result) -> pd.DataFrame:
+    """Return the share of each round's senders, or of its trained clients, that sent each layer: layers by rounds."""
+    rows = result.communication
+    if rows.empty:
+        return pd.DataFrame()
+    rows = rows[(rows.get("set", "model") == "model") & (rows["up"] > 0)]
+    trained = result.of("uploaded", "loss", "train").groupby("round")["client"].nunique()
+    counts = rows.groupby(["layer", "round"])["client"].nunique().unstack()
+    # A round's rows are in the order of the layers; a client that sends only some does not change that.
+    order = {name: place for place, name in enumerate(rows["layer"].unique())}
+    return (counts / trained).reindex(columns=trained.index).fillna(0.0).sort_index(key=lambda names: names.map(order))

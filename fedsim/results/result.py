@@ -1,0 +1,236 @@
+"""What a run achieved, read from its folder."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fedsim.config import Config, catalog, naming
+from fedsim.data.heterogeneity import Heterogeneity
+from fedsim.errors import ConfigError
+from fedsim.results.best_round import best_round, validation_means
+from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.measured import read_measured
+
+logger = logging.getLogger(__name__)
+
+
+class NotEvaluatedError(ConfigError):
+    """A run of which there is nothing to show yet."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run with its records.
+
+    Parameters
+    ----------
+    metrics
+        Columns ``round, client, split, model, metric, value, n``; client is NaN for the server.
+    communication
+        Columns ``round, client, layer, down, up`` in bytes; in newer runs also ``set``, of which parameters.
+    timing
+        Column ``round`` and one column of wall seconds per part of a round.
+    barriers
+        The rows of `fedsim.analysis.barriers` with columns ``round``, ``data`` and ``matching``; empty if none were
+        measured.
+    heterogeneity
+        Sizes and labels of the clients.
+    """
+
+    folder: RunFolder
+    config: Config
+    metrics: pd.DataFrame
+    communication: pd.DataFrame
+    timing: pd.DataFrame
+    barriers: pd.DataFrame
+    heterogeneity: Heterogeneity
+
+    @property
+    def strategy(self) -> str:
+        """The strategy with the options that differ from their defaults."""
+        return catalog.CATALOGUES["strategies"].label(self.config.strategy)
+
+    @property
+    def data(self) -> str:
+        """The data set's name, and the file or folder of a user's own data."""
+        path = self.config.data.options.get("path")
+        return f"{self.config.data.name} {Path(path).name}" if path else self.config.data.name
+
+    @property
+    def setting(self) -> str:
+        """What the run has in common with those of other seeds: its folder's name without the seed."""
+        named = re.fullmatch(r"([0-9a-f]{8})-s\d+", self.folder.path.resolve().name)
+        return named[1] if named else naming.run_name(self.config).partition("-")[0]
+
+    @cached_property
+    def changed_settings(self) -> dict[str, Any]:
+        """The settings that differ from their defaults, with dotted keys."""
+        return flat(naming.changed_settings(self.config))
+
+    @cached_property
+    def partition_name(self) -> str:
+        """What runs have in common whose clients hold the same."""
+        return naming.partition_name(self.config)
+
+    @cached_property
+    def evaluated(self) -> int:
+        """The last round with an evaluation."""
+        return int(self.of("personalised")["round"].max())
+
+    def of(self, model: str, metric: str = "accuracy", split: str = "test", *, server: bool = False) -> pd.DataFrame:
+        """Return the rows of one metric of one model, of the clients or of the server."""
+        return self._rows.get((model, metric, split, server), self.metrics.iloc[:0])
+
+    @cached_property
+    def _rows(self) -> dict[Any, pd.DataFrame]:
+        """The metrics by model, metric, split and whether they are the server's; searched often."""
+        table = self.metrics
+        keys = [table["model"], table["metric"], table["split"], table["client"].isna()]
+        return dict(iter(table.groupby(keys, observed=True, sort=False)))
+
+    def by_client(
+        self, model: str, metric: str = "accuracy", *, split: str = "test", server_round: int | None = None
+    ) -> pd.Series:
+        """Return a metric on each client's own data in a round, the last evaluated one if not given, by client."""
+        rows = self.of(model, metric, split)
+        return rows[rows["round"] == (server_round or self.evaluated)].set_index("client")["value"].sort_index()
+
+    def mean_by_round(self, model: str = "personalised", metric: str = "accuracy", split: str = "test") -> pd.Series:
+        """Return the mean over the clients by round; NaN where one client's value is not finite."""
+        values = self.of(model, metric, split).groupby("round")["value"]
+        return values.mean().where(values.count() == values.size())
+
+    def best_round(self, metric: str = "accuracy") -> int | None:
+        """Return the first round with the best mean over the clients' validation data; None if there is none."""
+        table = self.of("personalised", metric, "validation")
+        rows = ({str(key): value for key, value in row.items()} for row in table.to_dict("records"))
+        return best_round(validation_means(rows, metric), metric)
+
+    def count(self, metric: str) -> int:
+        """Return how many clients' trainings have a metric, such as ``left_out``."""
+        return int(((self.metrics["metric"] == metric) & (self.metrics["split"] == "train")).sum())
+
+    def on_server(self, model: str, metric: str = "accuracy") -> pd.Series:
+        """Return a metric on the server's test data by round."""
+        return self.of(model, metric, server=True).set_index("round")["value"]
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes up and down over all rounds and clients."""
+        return int(self.communication[["up", "down"]].to_numpy().sum()) if len(self.communication) else 0
+
+    def measured(self, name: str) -> pd.DataFrame:
+        """Return another table of the analysis, such as ``distances``; empty if it was not measured.
+
+        Its columns are those of the function of that name in `fedsim.analysis`, and ``round``, ``data`` and
+        ``matching``.
+
+        Raises
+        ------
+        ConfigError
+            If a file is damaged.
+        """
+        return read_measured(self.folder.path / name)
+
+    def seconds_of(self, part: str) -> float:
+        """Return the wall seconds of a part of all rounds, such as ``barriers``; 0 if there was none."""
+        return float(np.nansum(self.timing[part].to_numpy(dtype=float))) if part in self.timing else 0.0
+
+    @property
+    def seconds_total(self) -> float:
+        """Wall seconds of all rounds, without starting up."""
+        return float(self.timing.drop(columns="round", errors="ignore").to_numpy(na_value=0.0).sum())
+
+
+def read_result(folder: RunFolder) -> Result:
+    """Read a run's records.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is not a whole run, or nothing was evaluated in it yet.
+    """
+    try:
+        config = catalog.resolve(folder.read_config())
+        metrics = read_rows(folder.metrics)
+        if metrics.empty or "personalised" not in set(metrics["model"]):
+            raise NotEvaluatedError(f"{folder.path} has no evaluated round yet; let 'fedsim run' go on first")
+        return Result(
+            folder=folder,
+            config=config,
+            metrics=metrics,
+            communication=read_rows(folder.communication),
+            timing=read_rows(folder.timing),
+            barriers=read_measured(folder.path / "barriers"),
+            heterogeneity=Heterogeneity.from_json(json.loads(folder.partition.read_text())),
+        )
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"run folder {folder.path} is damaged ({reason}); remove it and run it again") from error
+
+
+def read_results(folders: Sequence[RunFolder]) -> list[Result]:
+    """Read several runs; those without an evaluated round are left out with a warning.
+
+    Raises
+    ------
+    ConfigError
+        If none has one.
+    """
+    results: list[Result] = []
+    for folder in folders:
+        try:
+            results.append(read_result(folder))
+        except NotEvaluatedError as error:
+            if len(folders) == 1:
+                raise
+            logger.warning("left out: %s", error)
+    if not results:
+        raise ConfigError(f"none of {len(folders)} runs has an evaluated round yet; let 'fedsim run' go on first")
+    return results
+
+
+def find_runs(paths: Iterable[Path]) -> list[RunFolder]:
+    """Return the runs at these paths, run folders or folders of experiments, in the order in which they were started.
+
+    Raises
+    ------
+    ConfigError
+        If a path holds no run.
+    """
+    found: list[RunFolder] = []
+    for path in paths:
+        inside = [path] if (path / "config.toml").is_file() else sorted(p.parent for p in path.glob("*/config.toml"))
+        if not inside:
+            raise ConfigError(
+                f"{path} holds no run; give run folders, or an experiment's folder such as runs/quickstart"
+            )
+        found += [RunFolder(run) for run in inside]
+    return sorted(dict.fromkeys(found), key=lambda run: (run.started, run.path))
+
+
+def distinguishing_settings(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return, for each run, the settings in which these runs differ, besides strategy and seed."""
+    changed = [result.changed_settings for result in results]
+    keys = dict.fromkeys(key for each in changed for key in each if not key.startswith("strategy."))
+    resolved = [flat(result.config.model_dump(mode="json")) for result in results]
+    varying = [key for key in keys if len({str(each.get(key)) for each in changed}) > 1]
+    return [{key: each.get(key, "-") for key in varying} for each in resolved]
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

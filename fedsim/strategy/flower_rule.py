@@ -1,0 +1,212 @@
+"""Flower's own strategies as the rule by which the shared layers of any group are averaged."""
+
+import copy
+import gc
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, get_type_hints
+
+import flwr.serverapp.strategy
+import numpy as np
+import torch
+from flwr.app import DEFAULT_TTL, ConfigRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+from flwr.serverapp.strategy import FedAvg
+from torch import nn
+
+from fedsim.errors import RunError
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
+from fedsim.strategy import ClientUpdate, Strategy, messages
+
+PREFIX = "flwr:"
+# What a Flower strategy holds of the global model; those that do step from it.
+CURRENT = "current_arrays"
+# Parameters that choose clients or name records, or are the clients' step size, which is ``local.lr``.
+NO_OPTIONS = inspect.signature(FedAvg).parameters.keys() | {"eta_l"}
+NO_RULES = {
+    "FedProx": "its term is in the clients' loss; use 'fedprox', which has it",
+    "QFedAvg": "it needs each client's loss of the model as it came, which clients do not send; use another rule",
+    "FedXgbBagging": "it adds trees, which have no layers; use another rule",
+    "FedXgbCyclic": "it passes trees on, which have no layers; use another rule",
+    "DifferentialPrivacyClientSideAdaptiveClipping": "it wraps another strategy; use a rule that stands by itself",
+    "DifferentialPrivacyClientSideFixedClipping": "it wraps another strategy; use a rule that stands by itself",
+    "DifferentialPrivacyServerSideAdaptiveClipping": "it wraps another strategy; use a rule that stands by itself",
+    "DifferentialPrivacyServerSideFixedClipping": "it wraps another strategy; use a rule that stands by itself",
+}
+Containers = dict[str, dict[str, np.ndarray] | list[np.ndarray]]
+
+
+class FlowerRule(Strategy):
+    """Average one layer group by a strategy of Flower.
+
+    Parameters
+    ----------
+    rule
+        One that turns the clients' arrays into new ones, such as Flower's FedTrimmedAvg; it is copied.
+    shared
+        The layer group, in the layer language.
+
+    Raises
+    ------
+    TypeError
+        If the rule is no Flower strategy that averages arrays.
+    ValueError
+        If the group cannot be read.
+
+    Notes
+    -----
+    The rule sees the updates sorted by client, and the entries that are shared, as arrays of their own dtype. One that
+    steps from the global model, such as FedAdam, sees no running statistics, which are averaged: a step could make a
+    variance negative.
+    """
+
+    def __init__(self, model: nn.Module, rule: FedAvg, shared: str = "all", **settings: Any) -> None:
+        super().__init__(model, **settings)
+        if not isinstance(rule, FedAvg):
+            raise TypeError(
+                f"a {type(rule).__name__} is no Flower strategy that averages arrays; give one, or its name"
+            )
+        self._rule = copy.copy(rule)
+        self._rule.fraction_train = 0.0  # to be told about a round, it needs no clients to choose from
+        self._shared = self.layers.group(shared)
+
+    def shared(self, server_round: int) -> LayerGroup:
+        """Share the same group in each round."""
+        return self._shared
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        """Return what the rule makes of the updates.
+
+        Raises
+        ------
+        RunError
+            If it makes nothing of them, as some rules do of too few.
+        """
+        steps = hasattr(self._rule, CURRENT)
+        mean = super().aggregate(server_round, updates) if steps else {}
+        parameters = self.layers.keys(self.layers.names, buffers=False)
+        keys = [key for key in updates[0].shared if not steps or key in parameters]
+        if not keys:
+            return mean
+        replies = [_reply(server_round, update, keys, self._rule.weighted_by_key) for update in updates]
+        before = messages.encode({key: self.global_model[key] for key in keys})
+        try:
+            with _undisturbed():
+                if steps:
+                    setattr(self._rule, CURRENT, None)
+                self._rule.configure_train(server_round, before, ConfigRecord(), _NO_GRID)
+                arrays, _ = self._rule.aggregate_train(server_round, replies)
+        except AggregationError as error:
+            raise RunError(f"{self._failure(server_round, updates)}: {error}") from error
+        if arrays is None:
+            raise RunError(f"{self._failure(server_round, updates)}; it may need more of them")
+        # Some rules make float64 of float32, and all of them work on the CPU.
+        made = {key: value.to(updates[0].shared[key]) for key, value in messages.decode(arrays).items()}
+        return mean | made
+
+    def state(self) -> Params:
+        """Return the arrays that the rule remembers."""
+        return {
+            f"{name}/{type(held).__name__}/{key}": torch.from_numpy(np.array(value))
+            for name, held in _remembered(self._rule).items()
+            for key, value in (held.items() if isinstance(held, dict) else enumerate(held))
+        }
+
+    def load_state(self, state: Params) -> None:
+        """Give the rule its arrays back."""
+        held: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        for path, value in state.items():
+            name, kind, key = path.split("/", 2)
+            held.setdefault((name, kind), {})[key] = value.numpy().copy()
+        for (name, kind), arrays in held.items():
+            setattr(self._rule, name, arrays if kind == "dict" else [arrays[str(k)] for k in range(len(arrays))])
+
+    def _failure(self, server_round: int, updates: Sequence[ClientUpdate]) -> str:
+        return f"round {server_round}: Flower's {type(self._rule).__name__} made nothing of {len(updates)} updates"
+
+
+# Flower's strategies take their clients from it, and this one's are there already.
+_NO_GRID: Grid = None  # type: ignore[assignment]
+
+
+def flower_rules() -> dict[str, Callable[..., FlowerRule]]:
+    """Return what builds a strategy around each of Flower's that averages arrays, by names such as ``flwr:Krum``."""
+    found = {name: getattr(flwr.serverapp.strategy, name) for name in flwr.serverapp.strategy.__all__}
+    return {
+        PREFIX + name: _maker(flower)
+        for name, flower in found.items()
+        if inspect.isclass(flower) and issubclass(flower, FedAvg) and name not in NO_RULES
+    }
+
+
+def _maker(flower: type[FedAvg]) -> Callable[..., FlowerRule]:
+    """Return a function whose signature shows the options of a Flower strategy, and its docstring where it is from."""
+    hints = get_type_hints(flower.__init__)
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(flower).parameters.items()
+        if name not in NO_OPTIONS and hints[name] in (int, float, bool, str)
+    ]
+
+    def make(model: nn.Module, shared: str = "all", **settings: Any) -> FlowerRule:
+        options = {each.name: settings.pop(each.name) for each in parameters if each.name in settings}
+        return FlowerRule(model, flower(**options), shared, **settings)
+
+    own = [
+        each for each in inspect.signature(make).parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    make.__name__ = flower.__name__
+    make.__doc__ = _docstring(flower)
+    make.__annotations__ = {"model": nn.Module, "shared": str} | {each.name: hints[each.name] for each in parameters}
+    make.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
+    return make
+
+
+def _docstring(flower: type[FedAvg]) -> str:
+    text = inspect.getdoc(flower) or ""
+    paper = re.search(r"arxiv\.org/\w+/(\d+\.\d+)", text)
+    source = f"arXiv {paper[1]}, as in Flower" if paper else "Flower"
+    return f"Average one layer group by Flower's {text.partition(chr(10))[0]}\n\nReferences\n----------\n{source}."
+
+
+def _reply(server_round: int, update: ClientUpdate, keys: Sequence[str], weight: str) -> Message:
+    """Write an update as the message that Flower's strategies read."""
+    arrays = messages.encode({key: update.shared[key] for key in keys})
+    content = RecordDict({messages.ARRAYS: arrays, messages.METRICS: MetricRecord({weight: update.num_examples})})
+    metadata = Metadata(0, "", update.client, 0, "", str(server_round), 0.0, DEFAULT_TTL, MessageType.TRAIN)
+    # Otherwise a reply would need the message that it answers.
+    return Message(content=content, metadata=metadata)  # type: ignore[call-overload]
+
+
+def _remembered(rule: FedAvg) -> Containers:
+    """Return the dicts and lists of arrays among a rule's attributes, but for the global model."""
+    arrays = (np.ndarray, np.generic)
+    return {
+        name: held
+        for name, held in vars(rule).items()
+        if isinstance(held, (dict, list)) and held and name != CURRENT
+        if all(isinstance(value, arrays) for value in (held.values() if isinstance(held, dict) else held))
+    }
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep Flower's strategies from writing how many replies there are, and from waiting for Python's memory."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    # Bulyan has all objects searched for cycles once for each array of each client.
+    freeze = not gc.get_freeze_count()
+    if freeze:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if freeze:
+            gc.unfreeze()
+        logger.setLevel(level)

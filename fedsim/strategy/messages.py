@@ -1,0 +1,177 @@
+"""What travels in Flower messages between the strategy and the clients, and how it is written.
+
+Names of records and keys follow Flower's own strategies, so that an ordinary Flower ``ClientApp`` can answer:
+
+========== ============ =============================================================================
+direction  record       meaning
+========== ============ =============================================================================
+to client  ``arrays``   the layers that the client takes from the server
+to client  ``config``   ``server-round``; for training ``upload``, the keys to send back, ``keep``, the keys whose
+                        values the client keeps, ``plan``, the local plan as JSON, ``probe``, whether the analysis
+                        wants the rest of the model too, and ``measure``, whether the client evaluates its model
+                        right after training; for evaluation ``models``, what is measured, ``fine-tune``, the layers
+                        that are fine-tuned, and ``unseen``, for a client that never trains
+to client  ``global``   for evaluation: the entries of the global model that differ from what was taken
+to server  ``arrays``   the shared layers after training
+to server  ``metrics``  ``num-examples`` and whatever the client measured
+to server  ``probe``    where asked for: the entries that are not in ``arrays``; not counted as traffic
+both       others       named parameter sets of the method, such as control variates
+========== ============ =============================================================================
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedsim.models.params import Params
+from fedsim.training import LocalPlan, Phase
+
+ARRAYS, CONFIG, GLOBAL, METRICS, PROBE = "arrays", "config", "global", "metrics", "probe"
+# Of a client's state.
+MODEL, MOMENTUM = "model", "momentum"
+RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MODEL, MOMENTUM)
+SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
+MODELS, FINE_TUNE, UNSEEN, MEASURE = "models", "fine-tune", "unseen", "measure"
+
+
+class TensorArray(Array):
+    """A Flower array that holds a tensor, which is written as bytes only where it leaves fedsim's own engines.
+
+    Parameters
+    ----------
+    tensor
+        Is shared, not copied: whoever sends it must not change it any more.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+        self.dtype = str(tensor.dtype).removeprefix("torch.")
+        self.shape = tuple(tensor.shape)
+        self.stype = "numpy.ndarray"
+
+    @cached_property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The tensor in NumPy's file format, written when it is first asked for."""
+        return Array(self.tensor).data
+
+    def numpy(self) -> np.ndarray:
+        """Return a copy, as Flower's own arrays do: a client may change it."""
+        return self.tensor.cpu().numpy().copy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TensorArray._of_numpy, (self.tensor.cpu().numpy(),)
+
+    @staticmethod
+    def _of_numpy(values: np.ndarray) -> "TensorArray":
+        return TensorArray(torch.from_numpy(values))
+
+
+def encode(params: Params) -> ArrayRecord:
+    """Return parameters as a Flower record with the same keys, which shares their memory."""
+    return record_of({key: TensorArray(value) for key, value in params.items()})
+
+
+def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """Return arrays as a record; Flower's constructor would write each of them as bytes."""
+    record = ArrayRecord()
+    for key, array in arrays.items():
+        record[key] = array
+    return record
+
+
+def decode(record: Mapping[str, Array]) -> Params:
+    """Read parameters from a Flower record; they may share its memory, so they must not be changed in place."""
+    return {
+        key: array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())
+        for key, array in record.items()
+    }
+
+
+def arrays_of(content: RecordDict, name: str) -> Mapping[str, Array]:
+    """Return the arrays of a record; none if there is no such record.
+
+    Notes
+    -----
+    Flower's ``content.array_records`` shows the same, through an object that keeps all of it alive until Python looks
+    for cycles.
+    """
+    record = content.get(name)
+    return record if isinstance(record, ArrayRecord) else {}
+
+
+def sets_of(content: RecordDict) -> dict[str, Mapping[str, Array]]:
+    """Return the named parameter sets that a message or a client's state holds beside the records with other uses."""
+    return {
+        name: record for name, record in content.items() if isinstance(record, ArrayRecord) and name not in RESERVED
+    }
+
+
+def settings_of(content: RecordDict) -> Mapping[str, Any]:
+    """Return the settings of a message to a client."""
+    settings = content[CONFIG]
+    assert isinstance(settings, ConfigRecord)
+    return settings
+
+
+def size_bytes(array: Array) -> int:
+    """Return the bytes of an array's values, without any framing."""
+    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
+
+
+def measurements(values: Mapping[str, float]) -> MetricRecord:
+    """Write measurements as a Flower record."""
+    record = MetricRecord()
+    for name, value in values.items():
+        record[name] = value
+    return record
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """What the server asks of a client for training.
+
+    Parameters
+    ----------
+    upload
+        State-dict keys to send back.
+    keep
+        State-dict keys whose values the client keeps; all others it takes from the server when it takes part again.
+    probe
+        Whether the analysis wants the other entries too.
+    measure
+        Whether the client evaluates its model right after training.
+    """
+
+    server_round: int
+    upload: tuple[str, ...]
+    keep: tuple[str, ...]
+    plan: LocalPlan
+    probe: bool = False
+    measure: bool = False
+
+    def write(self) -> dict[str, int | bool | str | list[str]]:
+        """Return the settings for a Flower config."""
+        return {
+            SERVER_ROUND: self.server_round,
+            UPLOAD: list(self.upload),
+            KEEP: list(self.keep),
+            PLAN: json.dumps([asdict(phase) for phase in self.plan.phases]),
+            PROBE: self.probe,
+            MEASURE: self.measure,
+        }
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Self:
+        """Read the settings that `write` returned."""
+        values: dict[str, Any] = dict(config)
+        plan = LocalPlan(tuple(Phase(**phase) for phase in json.loads(values[PLAN])))
+        upload, keep = tuple(values[UPLOAD]), tuple(values[KEEP])
+        return cls(values[SERVER_ROUND], upload, keep, plan, values[PROBE], values[MEASURE])

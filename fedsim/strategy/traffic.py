@@ -1,0 +1,59 @@
+"""The bytes that travel in a round, counted in the messages themselves, by client and layer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import Array, Message
+
+from fedsim.models.layers import Layers
+from fedsim.strategy import messages
+
+Arrays = Mapping[str, Array]
+OUTSIDE = "-"  # what a set holds that is no entry of a layer
+
+
+class Traffic:
+    """Counts what messages of one round carry; a probe and what evaluation needs do not count."""
+
+    def __init__(self, layers: Layers) -> None:
+        self._layers = layers
+        self._bytes: dict[tuple[int, str, str], dict[str, int]] = {}
+        # Clients that take the same layers share one record, which is measured once. It is held, so that no other
+        # record can have its identity.
+        self._measured: dict[int, tuple[Arrays, dict[str, int]]] = {}
+
+    def count(self, client: int, direction: str, message: Message) -> None:
+        """Add what a message to or from a client carries: layers of the model, and sets of the method."""
+        records = {messages.MODEL: messages.arrays_of(message.content, messages.ARRAYS)}
+        for name, record in (records | messages.sets_of(message.content)).items():
+            sizes = self._shared_sizes(record) if direction == "down" else self._sizes(record)
+            for layer, size in sizes.items():
+                self._bytes.setdefault((client, name, layer), {"down": 0, "up": 0})[direction] += size
+
+    def rows(self, server_round: int) -> list[dict[str, Any]]:
+        """Return one row per client, set and layer, in the order of the layers; what is in no layer comes last.
+
+        The layers of the model are in the set ``model``; the layer of what a set holds beside them is ``-``.
+        """
+        order = {name: position for position, name in enumerate(self._layers.names)}
+
+        def place(counted: tuple[tuple[int, str, str], dict[str, int]]) -> tuple[int, bool, str, int]:
+            client, name, layer = counted[0]
+            return client, name != messages.MODEL, name, order.get(layer, len(order))
+
+        return [
+            {"round": server_round, "client": client, "set": name, "layer": layer, **entry}
+            for (client, name, layer), entry in sorted(self._bytes.items(), key=place)
+        ]
+
+    def _shared_sizes(self, record: Arrays) -> dict[str, int]:
+        if id(record) not in self._measured:
+            self._measured[id(record)] = record, self._sizes(record)
+        return self._measured[id(record)][1]
+
+    def _sizes(self, record: Arrays) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for key, array in record.items():
+            layer = self._layers.find(key) or OUTSIDE
+            sizes[layer] = sizes.get(layer, 0) + messages.size_bytes(array)
+        return sizes

@@ -1,0 +1,166 @@
+"""Evaluation of one model, or of many as one vectorised computation, example by example."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from fedsim.models.params import Params
+from fedsim.training.stack import forward_of, stack
+
+# Examples at a time: on a CPU, few enough for what a layer computes to stay in the cache.
+EVALUATION_BATCH, ACCELERATOR_BATCH = 125, 4000
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy in nats of each example, shape [n]: of a sequence, the mean over its positions.
+
+    Parameters
+    ----------
+    logits, targets
+        Shapes [n, classes] and [n], or [n, classes, length] and [n, length].
+    """
+    return _per_example(cross_entropy(logits, targets, reduction="none"))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of a model, example by example.
+
+    Parameters
+    ----------
+    losses
+        Shape [n], float64; in nats for cross-entropy.
+    errors
+        1 where the most likely class is not the target, else 0; of a sequence, the share of such positions. NaN where
+        targets are not class indices. Shape [n], float64.
+    """
+
+    losses: Tensor
+    errors: Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.losses)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per example."""
+        return float(self.losses.mean())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the examples whose most likely class is the target."""
+        return 1.0 - float(self.errors.mean())
+
+
+def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Criterion = cross_entropies) -> Evaluation:
+    """Evaluate ``model`` in eval mode, and restore its mode.
+
+    Parameters
+    ----------
+    inputs, targets
+        Normalised inputs, shape [n, ...], and targets, shape [n, ...]: class indices unless ``criterion`` takes others.
+    criterion
+        Maps outputs and targets of a batch to one loss per example.
+    """
+    was_training = model.training
+    model.eval()
+    size = _examples_at_a_time(inputs)
+    losses, errors = [], []
+    with torch.inference_mode():
+        for batch, expected in zip(inputs.split(size), targets.split(size), strict=True):
+            loss, error = losses_and_errors(model(batch), expected, criterion)
+            losses.append(loss)
+            errors.append(error)
+    model.train(was_training)
+    return Evaluation(torch.cat(losses).cpu().double(), torch.cat(errors).cpu().double())
+
+
+def losses_and_errors(outputs: Tensor, targets: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
+    """Return the loss and the error of each example, as in `Evaluation`, for a model's outputs."""
+    losses = criterion(outputs, targets)
+    is_class = not targets.is_floating_point()
+    return losses, _errors(outputs, targets) if is_class else torch.full_like(losses, torch.nan)
+
+
+def evaluate_cohort(model: nn.Module, members: Sequence[tuple[Params, Tensor, Tensor]]) -> list[Evaluation]:
+    """Evaluate many models, each on its own examples; the results are those of `evaluate`, to float tolerance.
+
+    Parameters
+    ----------
+    model
+        Gives the architecture; its own weights do not matter.
+    members
+        Parameters, all entries of `fedsim.models.params.state_of`; normalised inputs, shape [n, ...]; and class
+        indices, shape [n] or [n, length].
+
+    Raises
+    ------
+    RuntimeError
+        If torch cannot vectorise the model (`fedsim.training.cohort.cohort_problem`).
+    """
+    was_training = model.training
+    model.eval()
+    forward = forward_of(model)
+    results: dict[int, Evaluation] = {}
+    with torch.no_grad():
+        for bucket in _buckets([len(targets) for _, _, targets in members]):
+            evaluated = _evaluate_bucket(forward, [members[k] for k in bucket])
+            results |= dict(zip(bucket, evaluated, strict=True))
+    model.train(was_training)
+    return [results[k] for k in range(len(members))]
+
+
+def _buckets(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the positions of sizes, the largest first, in buckets whose largest is at most twice its smallest."""
+    bucket: list[int] = []
+    for k in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
+        if bucket and 2 * sizes[k] < sizes[bucket[0]]:
+            yield bucket
+            bucket = []
+        bucket.append(k)
+    if bucket:
+        yield bucket
+
+
+def _evaluate_bucket(
+    forward: Callable[[Params, Tensor], Tensor], members: Sequence[tuple[Params, Tensor, Tensor]]
+) -> list[Evaluation]:
+    """Evaluate members, the one with the most examples first."""
+    inputs, targets = [member[1] for member in members], [member[2] for member in members]
+    sizes = torch.tensor([len(each) for each in targets])
+    params = stack([member[0] for member in members], targets[0].device)
+    losses, errors = torch.zeros(2, len(members), int(sizes[0]), dtype=torch.float64)
+    rows = max(1, _examples_at_a_time(inputs[0]) // len(members))
+    for start in range(0, int(sizes[0]), rows):
+        active = int((sizes > start).sum())
+        batch, expected = (
+            # What fills up the shorter ones is computed in vain: in evaluation mode, rows do not see each other.
+            pad_sequence([value[start : start + rows] for value in part[:active]], batch_first=True)
+            for part in (inputs, targets)
+        )
+        outputs = forward({key: value[:active] for key, value in params.items()}, batch).flatten(0, 1)
+        flat, width = expected.flatten(0, 1), expected.shape[1]
+        for whole, part in ((losses, cross_entropies(outputs, flat)), (errors, _errors(outputs, flat))):
+            whole[:active, start : start + width] = part.view(active, width).cpu()
+    return [Evaluation(loss[:n], error[:n]) for loss, error, n in zip(losses, errors, sizes.tolist(), strict=True)]
+
+
+def _examples_at_a_time(inputs: Tensor) -> int:
+    return EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH
+
+
+def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    return _per_example((outputs.argmax(1) != targets).double())
+
+
+def _per_example(values: Tensor) -> Tensor:
+    """Return the mean over all dimensions but the first."""
+    return values.flatten(1).mean(1) if values.ndim > 1 else values

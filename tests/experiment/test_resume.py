@@ -1,0 +1,149 @@
+"""A run that is killed goes on from its last complete round, with the same bytes as one that never stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedsim.config import Config
+from fedsim.errors import ConfigError
+from fedsim.experiment import run as experiment
+from fedsim.results.folder import RunFolder, read_rows
+from tests.conftest import run_files
+
+EXPERIMENT = """
+rounds = 6
+clients = 4
+participation = 0.75
+checkpoint_every = {checkpoint_every}
+[data]
+train_examples = 400
+flip = true
+crop = 1
+[features]
+skew = "noise"
+[partition]
+alpha = 0.5
+[model]
+name = "cnn"
+[local]
+epochs = 2
+momentum = 0.9
+optimizer_state = "keep"
+[strategy]
+name = "layer_cycle"
+[barriers]
+every = 2
+pairs = 1
+examples = 100
+[engine]
+workers = 1
+"""
+
+
+def start(experiment_file: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "fedsim", "run", str(experiment_file), "--out", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def run_folder(out: Path) -> RunFolder | None:
+    return next((RunFolder(path.parent) for path in out.glob("*/*/config.toml")), None)
+
+
+def kill_in_round(experiment_file: Path, out: Path, after_round: int) -> None:
+    """Start the run and kill it in the middle of a later round."""
+    process = start(experiment_file, out)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        folder = run_folder(out)
+        # Timing is the last line that a round writes, so the next round is under way.
+        if folder and folder.timing.exists() and len(read_rows(folder.timing)) >= after_round:
+            break
+        time.sleep(0.005)
+    time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 2])
+def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(tmp_path: Path, checkpoint_every: int) -> None:
+    experiment_file = tmp_path / "study.toml"
+    experiment_file.write_text(EXPERIMENT.format(checkpoint_every=checkpoint_every))
+    assert start(experiment_file, tmp_path / "unbroken").wait() == 0
+    for after_round in (1, 3):
+        kill_in_round(experiment_file, tmp_path / "killed", after_round)
+        killed = run_folder(tmp_path / "killed")
+        assert killed is not None
+        assert not killed.done.exists()
+    assert start(experiment_file, tmp_path / "killed").wait() == 0
+    unbroken, resumed = run_folder(tmp_path / "unbroken"), run_folder(tmp_path / "killed")
+    assert unbroken is not None
+    assert resumed is not None
+    assert len(resumed.read_env()["started"]) == 3
+    assert run_files(resumed) == run_files(unbroken)
+
+
+def test_a_kill_while_a_round_is_written_leaves_nothing_of_it(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    """A round's rows without its checkpoint, and half a line, are dropped and written anew."""
+    config = tiny(rounds=3)
+    whole = play(config, "whole")
+    broken = play(tiny(rounds=2), "broken")
+    for path in (broken.metrics, broken.communication):
+        later = [
+            line.replace('"round": 2', '"round": 3')
+            for line in path.read_text().splitlines(True)
+            if '"round": 2' in line
+        ]
+        path.write_text(path.read_text() + "".join(later) + '{"round": 3, "cli')
+    shutil.copy(broken.measured("barriers", 2), broken.measured("barriers", 3))
+    (broken.checkpoints / ".round-00003").mkdir()
+    experiment.run(config, broken, lambda summary: None)
+    assert run_files(broken) == run_files(whole)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_can_go_on_with_another_engine(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    whole = play(tiny(rounds=3), "whole")
+    first = play(tiny(rounds=2), "first")
+    config = tiny(rounds=3, engine={"name": "ray", "workers": 2})
+    experiment.run(config, first, lambda summary: None)
+    assert run_files(first) == run_files(whole)
+
+
+def test_a_run_that_goes_on_keeps_the_cohort_that_was_chosen_unless_it_is_told_another(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    folder = play(tiny(rounds=1, engine={"cohort": 2}))
+    for rounds, cohort, expected in ((2, "auto", 2), (3, 3, 3), (4, 1, 1)):
+        experiment.run(tiny(rounds=rounds, engine={"cohort": cohort}), folder, lambda summary: None)
+        assert folder.read_env()["cohort"] == expected
+
+
+def test_a_second_process_is_kept_out_of_a_run_that_goes_on(
+    tiny: Callable[..., Config], tmp_path: Path, play: Callable[..., RunFolder]
+) -> None:
+    config, folder = tiny(), RunFolder(tmp_path / "busy")
+
+    def second(summary: object) -> None:
+        with pytest.raises(ConfigError, match="busy is in use by another process"):
+            experiment.run(config, folder, lambda summary: None)
+
+    experiment.run(config, folder, second)
+    assert run_files(folder) == run_files(play(config, "alone"))
+
+
+def test_a_run_that_is_done_plays_no_round_again(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> None:
+    folder = play(tiny())
+    before = run_files(folder)
+    experiment.run(tiny(), folder, lambda summary: pytest.fail("a round was played"))
+    assert run_files(folder) == before

@@ -1,0 +1,201 @@
+"""Who holds what, and how it looks to a client: sampling, splits, uniform tests, feature skew, saved sets, PFLlib."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.config import Config, naming
+from fedsim.errors import ConfigError
+from fedsim.federation.data import federated_data_of
+from fedsim.federation.pfllib import write_pfllib
+from fedsim.seeds import rng
+
+TOY = {"name": "toy", "examples": 400, "classes": 4}
+
+
+@pytest.fixture
+def toy(tiny: Callable[..., Config]) -> Callable[..., Config]:
+    return lambda **changes: tiny(**({"data": TOY, "partition": {"scheme": "dirichlet", "alpha": 0.2}} | changes))
+
+
+def test_the_sets_of_all_clients_are_disjoint_parts_of_the_sample(toy: Callable[..., Config]) -> None:
+    data = federated_data_of(toy(data=TOY | {"train_examples": 300}))
+    held = np.concatenate([part.indices for part in data.split.parts])
+    assert len(set(held.tolist())) == len(held) == 300
+    assert held.max() > 300  # positions are those of the whole training set
+    inputs, targets = data.client(1).validation
+    expected = data.dataset.train[torch.from_numpy(data.split.validation[1])]
+    assert torch.equal(inputs, data.dataset.normalise(expected.inputs))
+    assert torch.equal(targets, expected.targets)
+
+
+def test_with_uniform_tests_each_client_is_tested_on_like_shares_of_all_classes(toy: Callable[..., Config]) -> None:
+    settings = {"scheme": "shards", "classes_per_client": 1, "test": 0.25, "test_skew": "uniform"}
+    data = federated_data_of(toy(partition=settings, clients=4))
+    assert set(data.split.test.sizes) == {25}
+    held = np.concatenate([part.indices for part in data.split.parts])
+    assert sorted(held.tolist()) == list(range(400))
+    for client in range(4):
+        train, _, test = (np.unique(data.dataset.labels[indices]) for indices in data.split.client(client))
+        assert (len(train), len(test)) == (1, 4)
+
+
+def test_tests_that_are_alike_have_the_clients_own_classes(toy: Callable[..., Config]) -> None:
+    data = federated_data_of(toy(partition={"scheme": "shards", "classes_per_client": 1}, clients=4))
+    for client in range(4):
+        train, _, test = (set(data.dataset.labels[indices]) for indices in data.split.client(client))
+        assert train == test
+
+
+def test_a_feature_skew_reaches_all_of_a_clients_sets_but_uniform_tests(toy: Callable[..., Config]) -> None:
+    settings = {"skew": "rotation", "degrees": [0.0, 90.0]}
+    plain, skewed = federated_data_of(toy()), federated_data_of(toy(features=settings))
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(plain.client(0), part)[0], getattr(skewed.client(0), part)[0])
+        assert torch.equal(
+            torch.rot90(getattr(plain.client(1), part)[0], 1, (2, 3)), getattr(skewed.client(1), part)[0]
+        )
+    assert torch.equal(plain.test()[0], skewed.test()[0])
+    uniform = {"scheme": "iid", "test_skew": "uniform"}
+    plain, skewed = (federated_data_of(toy(partition=uniform, features=f)) for f in ({"skew": "none"}, settings))
+    assert torch.equal(plain.client(1).test[0], skewed.client(1).test[0])
+    assert not torch.equal(plain.client(1).train[0], skewed.client(1).train[0])
+
+
+def test_an_example_has_the_same_noise_each_time_and_parts_have_their_own(toy: Callable[..., Config]) -> None:
+    data = federated_data_of(toy(features={"skew": "noise", "variance": 0.5}))
+    plain = federated_data_of(toy())
+    first, again = data.client(2), data.client(2)
+    assert torch.equal(first.train[0], again.train[0])
+    noises = [getattr(first, part)[0][0] - getattr(plain.client(2), part)[0][0] for part in ("train", "test")]
+    assert not torch.allclose(noises[0], noises[1])
+
+
+def test_saved_sets_are_those_that_a_run_with_them_uses(toy: Callable[..., Config], tmp_path: Path) -> None:
+    data = federated_data_of(toy(data=TOY | {"train_examples": 300}, seed=3))
+    path = data.save_split(tmp_path / "split.npz")
+    saved = {"scheme": "saved", "path": str(path)}
+    again = federated_data_of(toy(partition=saved, seed=8))
+    for part, other in zip(data.split.parts, again.split.parts, strict=True):
+        assert np.array_equal(part.indices, other.indices)
+        assert np.array_equal(part.offsets, other.offsets)
+    with pytest.raises(ConfigError, match=r"remove data.train_examples"):
+        federated_data_of(toy(data=TOY | {"train_examples": 300}, partition=saved))
+    for held_out in ({"test": 0.5}, {"validation": 0.0}):
+        with pytest.raises(ConfigError, match=rf"remove partition.{next(iter(held_out))}"):
+            federated_data_of(toy(partition=saved | held_out))
+    with pytest.raises(ConfigError, match=r"split.npz holds 4 clients and the run has 5"):
+        federated_data_of(toy(partition=saved, clients=5))
+    with pytest.raises(ConfigError, match=r"\[partition\] .*split.npz"):
+        federated_data_of(toy(data=TOY | {"seed": 1}, partition=saved))
+
+
+def test_a_run_is_named_by_what_a_file_of_a_partition_holds(toy: Callable[..., Config], tmp_path: Path) -> None:
+    def name(path: Path) -> str:
+        return naming.run_name(toy(partition={"scheme": "saved", "path": str(path)}))
+
+    first = federated_data_of(toy()).save_split(tmp_path / "a.npz")
+    second = federated_data_of(toy(seed=1)).save_split(tmp_path / "b.npz")
+    assert name(first) != name(second)
+    copy = tmp_path / "copy.npz"
+    copy.write_bytes(first.read_bytes())
+    assert name(copy) == name(first)
+
+
+def test_a_run_is_named_by_what_is_in_the_data_and_not_by_their_path(
+    tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    def write(path: Path, last: int) -> Path:
+        inputs, targets = np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20) % 2
+        inputs[-1, -1] = last
+        np.savez(path, train_inputs=inputs, train_targets=targets, test_inputs=inputs, test_targets=targets)
+        return path
+
+    def name(path: Path) -> str:
+        return naming.run_name(tiny(data={"name": "arrays", "path": str(path)}))
+
+    first = name(write(tmp_path / "a.npz", 5))
+    assert name(write(tmp_path / "b.npz", 5)) == first
+    assert name(write(tmp_path / "a.npz", 6)) != first
+
+
+def test_each_client_has_noise_of_its_own(toy: Callable[..., Config]) -> None:
+    skewed, plain = (federated_data_of(toy(features={"skew": skew})) for skew in ("noise", "none"))
+    noises = [skewed.client(k).train[0][0] - plain.client(k).train[0][0] for k in (0, 1)]
+    assert not torch.allclose(noises[0] * 2**0.5, noises[1], atol=1e-4)
+
+
+def test_pfllibs_folder_holds_no_client_of_an_earlier_partition(toy: Callable[..., Config], tmp_path: Path) -> None:
+    for clients in (4, 2):
+        write_pfllib(federated_data_of(toy(clients=clients)), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["0.npz", "1.npz"]
+
+
+def test_natural_clients_are_the_ids_of_the_data(tiny: Callable[..., Config]) -> None:
+    config = tiny(data={"name": "toy-text", "speakers": 6}, partition={"scheme": "natural"}, clients=4)
+    data = federated_data_of(config)
+    speakers = [set(data.dataset.ids["speaker"][indices]) for indices in data.split.whole]
+    assert [len(each) for each in speakers] == [1] * 4
+    assert len(set.union(*speakers)) == 4
+
+
+def test_pfllib_reads_what_is_written_for_it(toy: Callable[..., Config], tmp_path: Path) -> None:
+    data = federated_data_of(toy(features={"skew": "rotation"}))
+    write_pfllib(data, tmp_path)
+    for client in range(4):
+        for part in ("train", "test"):
+            # As PFLlib's read_data and read_client_data do.
+            with (tmp_path / part / f"{client}.npz").open("rb") as file:
+                content = np.load(file, allow_pickle=True)["data"].tolist()
+            inputs, targets = getattr(data.client(client), part)
+            assert torch.equal(torch.Tensor(content["x"]).type(torch.float32), inputs)
+            assert torch.equal(torch.Tensor(content["y"]).type(torch.int64), targets)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["num_clients"], config["num_classes"], config["alpha"]) == (4, 4, 0.2)
+    held = data.dataset.labels[data.split.whole[2]]
+    assert config["Size of samples for labels in clients"][2] == [
+        [label, int((held == label).sum())] for label in np.unique(held).tolist()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clients": 401}, "clients = 401 is more than the 400 training examples"),
+        ({"clients": 300, "partition": {"scheme": "iid"}}, r"\[partition\] .*needs at least 2"),
+        ({"data": TOY | {"train_examples": 401}}, "data.train_examples = 401 is more than the 400 examples"),
+        ({"data": TOY | {"crop": 8}}, "data.crop = 8 must be less than the 8 pixels"),
+        (
+            {
+                "clients": 40,
+                "data": TOY | {"train_examples": 40},
+                "partition": {"scheme": "iid", "test_skew": "uniform"},
+            },
+            "partition.test_skew = 'uniform' sets 40 of 40 examples aside",
+        ),
+        ({"data": {"name": "toy-text", "flip": True}}, "data.flip and data.crop are for images"),
+        ({"features": {"skew": "rotate"}}, "features.skew = 'rotate' is unknown; did you mean 'rotation'"),
+        ({"partition": {"scheme": "natural", "column": "writer"}}, r"\[partition\] .*writer.*domain"),
+        ({"data": {"name": "digits"}, "partition": {"scheme": "natural"}}, r"\[partition\] .*ids"),
+        (
+            {"data": {"name": "toy-text"}, "features": {"skew": "noise"}, "partition": {"scheme": "iid"}},
+            r"\[features\] noise needs inputs that are numbers",
+        ),
+    ],
+)
+def test_impossible_requests_are_one_line(toy: Callable[..., Config], changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        federated_data_of(toy(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_the_black_that_pads_a_crop_is_the_images_own(toy: Callable[..., Config]) -> None:
+    data = federated_data_of(toy(data=TOY | {"crop": 2}))
+    black = data.dataset.normalise(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    assert data.augmentation.fill == pytest.approx([float(black[0, 0, 0, 0])])
+    images = data.augmentation.apply(black.repeat(5, 1, 1, 1), rng(0))
+    assert torch.allclose(images, black.expand_as(images))

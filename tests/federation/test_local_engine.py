@@ -1,0 +1,139 @@
+"""What the local engine does with clients that fail, hang or are no longer wanted."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedsim.federation.client.app import CohortApp
+from fedsim.federation.engines.clients import Clients
+from fedsim.federation.engines.local import LocalEngine
+from fedsim.results.folder import RunFolder
+from fedsim.strategy import messages
+from tests.conftest import heed_interrupts
+
+
+def app_of(answer: Callable[[int, RecordDict], object]) -> ClientApp:
+    """Return an app whose clients count their messages and then do what ``answer`` does."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        stored = messages.decode(context.state.array_records["count"]) if context.state else {}
+        count = stored.get("n", torch.zeros(())) + 1
+        context.state["count"] = messages.encode({"n": count})
+        if answer(context.node_id, message.content) == "nothing":
+            return None  # type: ignore[return-value]
+        return Message(RecordDict({"metrics": MetricRecord({"count": count.item()})}), reply_to=message)
+
+    return app
+
+
+def ask(engine: LocalEngine, clients: range) -> list[float | str]:
+    """Return what each client has counted, or why it has not answered, in the order of the clients."""
+    replies = list(engine.send_and_receive([Message(RecordDict(), k, MessageType.TRAIN) for k in clients]))
+    assert [reply.metadata.src_node_id for reply in replies] == list(clients)
+    return [r.error.reason if r.has_error() else r.content["metrics"]["count"] for r in replies]
+
+
+def test_a_client_that_outlives_its_deadline_is_left_behind_and_keeps_its_state() -> None:
+    hanging = {3}
+
+    def answer(client: int, content: RecordDict) -> None:
+        while client in hanging:
+            time.sleep(0.01)
+
+    with LocalEngine(partial(app_of, answer), 6, workers=2, deadline=0.5) as engine:
+        late = "it outlived its deadline of 0.5 s"
+        assert ask(engine, range(6)) == [1, 1, 1, late, 1, 1]
+        assert ask(engine, range(6)) == [2, 2, 2, late, 2, 2]
+        hanging.clear()
+        assert ask(engine, range(6)) == [3, 3, 3, 1, 3, 3]
+
+
+def test_the_clock_of_a_client_starts_when_a_worker_begins_with_it() -> None:
+    with LocalEngine(partial(app_of, lambda client, content: time.sleep(0.1)), 8, workers=1, deadline=0.6) as engine:
+        assert ask(engine, range(8)) == [1] * 8
+
+
+def test_what_a_client_does_after_it_was_abandoned_counts_for_nothing() -> None:
+    def answer(client: int, content: RecordDict) -> None:
+        if client == 1:
+            clients.abandon(1)
+
+    clients = Clients(app_of(answer), 2)
+    for client in (0, 1, 0, 1):
+        clients.answer(Message(RecordDict(), client, MessageType.TRAIN))
+    assert bool(clients._states[0])
+    assert not clients._states[1]
+
+
+def test_a_client_that_returns_nothing_answers_with_an_error_and_keeps_its_state() -> None:
+    silent = {1}
+    with LocalEngine(
+        partial(app_of, lambda client, content: "nothing" if client in silent else ""), 3, workers=2
+    ) as engine:
+        nothing = "TypeError: the client returned a NoneType; it must return a Message"
+        assert ask(engine, range(3)) == [1, nothing, 1]
+        silent.clear()
+        assert ask(engine, range(3)) == [2, 1, 2]
+
+
+def test_a_cohort_that_fails_is_tried_client_by_client() -> None:
+    """Client 2 spoils every cohort that it is in."""
+    tried = []
+
+    def together(requests: list[tuple[Message, Context]]) -> list[RecordDict]:
+        tried.append([context.node_id for _, context in requests])
+        if 2 in tried[-1]:
+            raise ValueError("client 2 has no luck")
+        return [RecordDict({"metrics": MetricRecord({"count": 10.0})}) for _ in requests]
+
+    def make() -> CohortApp:
+        app = CohortApp(3, together)
+
+        @app.train()
+        def train(message: Message, context: Context) -> Message:
+            return Message(together([(message, context)])[0], reply_to=message)
+
+        return app
+
+    with LocalEngine(make, 7, workers=1) as engine:
+        assert ask(engine, range(7)) == [10, 10, "ValueError: client 2 has no luck", 10, 10, 10, 10]
+    assert tried == [[0, 1, 2], [0], [1], [2], [3, 4, 5], [6]]
+
+
+EXPERIMENT = """
+rounds = 1000
+clients = 4
+[partition]
+scheme = "iid"
+[model]
+name = "cnn"
+[local]
+epochs = 3
+"""
+
+
+def test_an_interrupt_ends_a_run_within_seconds_and_keeps_its_rounds(tmp_path: Path) -> None:
+    (tmp_path / "long.toml").write_text(EXPERIMENT)
+    command = [sys.executable, "-m", "fedsim", "run", str(tmp_path / "long.toml"), "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("long/*/checkpoints/round-00002")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert "give the same command again to go on after the last complete round" in said
+    [folder] = [RunFolder(path) for path in tmp_path.glob("long/*")]
+    assert len(list(folder.checkpoints.glob("round-*"))) == 1
+    assert not folder.done.exists()

@@ -1,0 +1,109 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedsim.config import Config
+from fedsim.errors import ConfigError
+from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.measured import read_measured
+from fedsim.results.report import read_result, write_run
+from fedsim.results.report.drawing.barriers import compared_barriers
+from fedsim.results.report.drawing.style import save
+from fedsim.results.report.pages.analysis import analysis_sections
+from tests.results.report import cases
+
+
+@pytest.fixture
+def run(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> RunFolder:
+    """Play a run in which nothing but one round's barriers is measured."""
+    return play(tiny(clients=2, rounds=1, barriers={"every": 1, "pairs": 0, "examples": 20, "measures": []}))
+
+
+def write(folder: RunFolder, name: str, number: int, table: pd.DataFrame) -> None:
+    path = folder.path / name / f"round-{number:05d}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    table.drop(columns="round", errors="ignore").to_parquet(path)
+
+
+def test_a_section_appears_only_if_it_was_measured(run: RunFolder) -> None:
+    names = [section.name for section in analysis_sections(read_result(run))]
+    assert names == ["barriers-loss", "barriers-error"]
+
+
+def test_everything_that_was_measured_is_drawn_by_the_data_it_was_measured_on(run: RunFolder) -> None:
+    paths = [(other, t) for other in (0, 1) for t in (0.0, 0.5, 1.0)]
+    groups = [*cases.GROUPS, "shallow:1", "deep:1", "random:1", "windows:2:conv1"]
+    for number in (1, 3):
+        server = cases.barriers([number], ends=[(-1, 1.0), *paths], groups=groups)
+        write(run, "barriers", number, pd.concat([server, cases.barriers([number], data="train")]))
+        for name, table in cases.companions(number).items():
+            write(run, name, number, table)
+    sections = {section.name: section for section in analysis_sections(read_result(run))}
+    both = ("barriers", "pairs", "cumulative", "windows", "paths", "robustness", "subspace")
+    single = ("robustness-rounds", "criticality", "interaction", "unexplained", "similarity", "distances", "cosines")
+    expected = {f"{name}-{metric}" for name in both for metric in ("loss", "error")}
+    assert set(sections) == expected | {"barriers-loss-train", "barriers-error-train", *single}
+    assert "50 of the union of the clients' training examples" in sections["barriers-loss-train"].text
+    assert "50 of the server's test examples" in sections["barriers-loss"].text
+    for name in ("paths-loss", "subspace-error", "similarity", "unexplained"):  # heat maps are drawn in their own tests
+        assert save(sections[name].figure, "svg").startswith(b"<?xml"), name
+
+
+def test_robustness_starts_at_the_model_itself_and_is_of_the_last_round(run: RunFolder) -> None:
+    for number in (1, 3):
+        table = cases.companions(number)["robustness"]
+        pairs = table.assign(other=1, loss_own_base=9.0)
+        write(run, "robustness", number, pd.concat([table, pairs]))
+    figure = next(each.figure for each in analysis_sections(read_result(run)) if each.name == "robustness-loss")
+    [average, *_] = figure.axes[0].lines
+    assert average.get_xdata() == pytest.approx([0.0, 0.5, 1.0])
+    assert average.get_ydata() == pytest.approx([0.0, 0.6, 0.6])
+
+
+def test_tables_have_their_round_and_are_of_unmatched_models_on_the_servers_data_unless_they_say_so(
+    tmp_path: Path,
+) -> None:
+    tables = (2, {"a": [1]}), (11, {"a": [2], "data": ["clients"], "matching": ["weights"]})
+    for number, table in tables:
+        pd.DataFrame(table).to_parquet(tmp_path / f"round-{number:05d}.parquet")
+    table = read_measured(tmp_path)
+    expected = {"a": [1, 2], "data": ["server", "clients"], "matching": ["none", "weights"], "round": [2, 11]}
+    assert table.to_dict(orient="list") == expected
+    assert read_measured(tmp_path / "absent").empty
+
+
+def test_a_damaged_table_is_named(run: RunFolder) -> None:
+    path = run.path / "distances" / "round-00001.parquet"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(ConfigError, match=r"distances/round-00001\.parquet is damaged"):
+        analysis_sections(read_result(run))
+
+
+def test_matched_models_have_sections_of_their_own_and_no_angles_to_a_start(run: RunFolder) -> None:
+    table = cases.companions(1)["distances"]
+    write(run, "distances", 1, pd.concat([table.assign(matching="none"), table.assign(matching="weights")]))
+    path = run.path / "distances" / "round-00001.parquet"
+    read = pd.read_parquet(path)
+    read.loc[read["matching"] == "weights", "cosine_from_start"] = np.nan
+    read.to_parquet(path)
+    drawn = {each.name: len(each.figure.axes) for each in analysis_sections(read_result(run)) if "cosine" in each.name}
+    assert drawn == {"cosines": 3, "cosines-weights": 2}  # with the scale of colours
+
+
+def test_runs_are_compared_by_their_models_as_uploaded(run: RunFolder) -> None:
+    rows = pd.concat([cases.barriers([1]).assign(matching=way) for way in ("none", "weights")])
+    rows.loc[rows["matching"] == "weights", "loss_mean_ends"] = 0.0
+    write(run, "barriers", 1, rows)
+    figure = compared_barriers({"a": read_result(run)}, "loss")
+    assert figure.axes[0].images[0].get_array()[0] == pytest.approx(106.02)  # of bases 0 and 1
+
+
+def test_the_page_says_what_the_analysis_cost(run: RunFolder, tmp_path: Path) -> None:
+    seconds = read_rows(run.timing)["barriers"].sum()
+    total = float(np.nansum(read_rows(run.timing).drop(columns="round").to_numpy()))
+    page = write_run(read_result(run), tmp_path / "out").read_text()
+    assert f"<strong>{seconds:.3g} s, {seconds / total:.0%}</strong>wall time of the analysis" in page

@@ -1,0 +1,95 @@
+"""Figures of many settings beside each other stay legible."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from fedsim.config import Config
+from fedsim.results.report.comparing.groups import Group
+from fedsim.results.report.drawing.compared import compared_clients, compared_costs, compared_curves
+from fedsim.results.report.drawing.style import COLOURS, STYLES
+from tests.results.report import cases
+
+MANY = 30
+
+
+@pytest.fixture
+def groups(tiny: Callable[..., Config]) -> Callable[..., dict[str, Group]]:
+    """Build settings with two seeds each; the first sends nothing."""
+
+    configs = [tiny(seed=seed) for seed in (0, 1)]
+
+    def build(count: int) -> dict[str, Group]:
+        found = {}
+        for number in range(count):
+            accuracy = np.linspace(0.2, 0.5 + 0.4 * number / count, 3)
+            members = [
+                cases.result(
+                    config,
+                    np.stack([accuracy + 0.1 * seed, accuracy], axis=1),
+                    up=[1000.0 * number] * 3 if number else None,
+                    examples=([100 + number] * 3, [100 + number] * 3),
+                )
+                for seed, config in enumerate(configs)
+            ]
+            name = f"method_{number:02d}(with_an_option={number})"
+            found[name] = Group(name, {}, members)
+        return found
+
+    return build
+
+
+def laid_out(figure: Figure) -> Figure:
+    figure.draw_without_rendering()
+    return figure
+
+
+def test_as_many_lines_as_there_are_methods_differ_in_colour_and_dashes() -> None:
+    assert np.gcd(len(COLOURS), len(STYLES)) == 1
+    assert len(COLOURS) * len(STYLES) >= MANY
+
+
+@pytest.mark.parametrize("count", [1, MANY])
+def test_the_legend_names_every_line_and_hides_none(count: int, groups: Callable[..., dict[str, Group]]) -> None:
+    every = groups(count)
+    figures = [compared_curves(every), compared_costs(every, "bytes"), compared_costs(every, "passes")]
+    for figure in map(laid_out, figures):
+        legend = figure.legends[0]
+        names = [text.get_text() for text in legend.get_texts()]
+        assert [name.partition(",")[0] for name in names] == list(every)
+        box = legend.get_window_extent()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert all(box.y1 <= axes.get_tightbbox().y0 for axes in figure.axes)
+        assert min(axes.get_window_extent().height for axes in figure.axes) >= 1.5 * figure.dpi
+
+
+def test_what_sends_nothing_is_a_level_line_and_says_so(groups: Callable[..., dict[str, Group]]) -> None:
+    figure = compared_costs(groups(2), "bytes")
+    silent, other = figure.axes[0].lines
+    assert silent.get_label() == "method_00(with_an_option=0), sends nothing"
+    assert np.asarray(silent.get_ydata()) == pytest.approx([0.525, 0.525])
+    assert np.asarray(other.get_xdata()).tolist() == [2000, 4000, 6000]
+    assert figure.axes[0].get_xscale() == "log"
+
+
+def test_lines_are_means_over_the_seeds_and_bands_their_range(groups: Callable[..., dict[str, Group]]) -> None:
+    axes = compared_curves(groups(1)).axes[0]
+    # Of the second seed, one of two clients is 0.1 better.
+    assert np.asarray(axes.lines[0].get_ydata()) == pytest.approx([0.225, 0.375, 0.525])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (pytest.approx(0.2), pytest.approx(0.55))
+    assert not compared_curves(groups(MANY)).axes[0].collections
+
+
+def test_every_client_of_every_seed_is_a_point(groups: Callable[..., dict[str, Group]]) -> None:
+    figure = laid_out(compared_clients(groups(MANY)))
+    axes = figure.axes[0]
+    points = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [len(line.get_xdata()) for line in points] == [4] * MANY
+    labels = [text.get_window_extent() for text in axes.get_yticklabels()]
+    assert all(upper.y0 >= lower.y1 for upper, lower in pairwise(labels))

@@ -1,0 +1,156 @@
+"""Runs are compared with those of the same partition and seed, client by client."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from fedsim.config import Config
+from fedsim.errors import ConfigError
+from fedsim.results.report.comparing.pairs import Baseline, reference
+from fedsim.results.result import Result
+from tests.results.report import cases
+
+Build = Callable[..., Result]
+FULL, LOCAL = {"name": "full"}, {"name": "local"}
+BODY, HEAD = ({"name": "layer_set", "shared": group} for group in ("body", "head"))
+# Of three seeds, the clients' accuracies under a method and under the baseline.
+OURS = [[0.5, 0.7, 0.9, 0.4], [0.6, 0.6, 0.8, 0.3], [0.9, 0.9, 0.9, 0.2]]
+THEIRS = [[0.4, 0.7, 0.8, 0.5], [0.5, 0.5, 0.5, 0.5], [0.9, 0.8, 0.9, 0.1]]
+
+
+@pytest.fixture
+def build(tiny: Callable[..., Config], tmp_path: Path) -> Build:
+    def result(accuracy: Sequence[float], **changes: Any) -> Result:
+        return cases.result(tiny(**changes), [accuracy], experiment=tmp_path)
+
+    return result
+
+
+@pytest.fixture
+def paired(build: Build) -> tuple[list[Result], list[Result]]:
+    """Return the runs of a method and those of the baseline, three seeds each."""
+    ours, theirs = (
+        [build(values, strategy=strategy, seed=seed) for seed, values in enumerate(table)]
+        for strategy, table in ((BODY, OURS), (FULL, THEIRS))
+    )
+    return ours, theirs
+
+
+def accuracy(result: Result) -> pd.Series:
+    return result.by_client("personalised")
+
+
+def test_the_difference_is_that_of_a_paired_t_test_over_the_seeds(paired: tuple[list[Result], list[Result]]) -> None:
+    ours, theirs = paired
+    # Given in any order: what is paired is a question of the seed.
+    gain = Baseline("full", [*theirs[::-1], *ours]).gain(ours, accuracy)
+    test = stats.ttest_rel(np.mean(OURS, axis=1), np.mean(THEIRS, axis=1)).confidence_interval(0.95)
+    low, high = (gain.difference.mean + side * gain.difference.half_width for side in (-1, 1))
+    assert (low, high) == pytest.approx((test.low, test.high), abs=1e-12)
+    assert gain.seeds == 3
+
+
+def test_the_share_is_that_of_all_clients_of_all_seeds_and_a_tie_is_no_gain(
+    paired: tuple[list[Result], list[Result]],
+) -> None:
+    ours, theirs = paired
+    # Per seed, the clients that gain: 0 and 2; 0, 1 and 2; 1 and 3.
+    assert Baseline("full", [*ours, *theirs]).gain(ours, accuracy).share == 7 / 12
+    # Backwards, those that lose: 3; 3; none.
+    assert Baseline("layer_set", [*ours, *theirs]).gain(theirs, accuracy).share == 2 / 12
+
+
+def test_of_a_loss_less_is_more(paired: tuple[list[Result], list[Result]]) -> None:
+    ours, theirs = paired
+    gain = Baseline("full", [*ours, *theirs]).gain(
+        ours, lambda result: result.by_client("personalised", "loss"), higher_is_better=False
+    )
+    assert gain.share == 7 / 12
+    assert gain.difference.mean == pytest.approx(np.mean(THEIRS) - np.mean(OURS))
+
+
+def test_clients_are_paired_by_their_index_and_those_that_one_run_lacks_are_left_out(build: Build) -> None:
+    ours = build([np.nan, 0.5, 0.5], strategy=BODY)
+    theirs = build([0.9, 0.4, 0.6], strategy=FULL)
+    gain = Baseline("full", [ours, theirs]).gain([ours], accuracy)
+    assert (gain.share, gain.difference.mean) == (0.5, pytest.approx(0))
+
+
+def test_the_baseline_itself_has_no_gain(paired: tuple[list[Result], list[Result]]) -> None:
+    ours, theirs = paired
+    gain = Baseline("full", [*ours, *theirs]).gain(theirs, accuracy)
+    assert gain.seeds == 0
+    assert np.isnan(gain.share)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"partition": {"scheme": "dirichlet", "alpha": 5.0}},
+        {"partition__validation": 0.2},
+        {"local__epochs": 2},
+        {"rounds": 3},
+        {"clients": 5},
+    ],
+)
+def test_runs_that_differ_in_more_than_their_strategy_are_no_pair(build: Build, changes: dict[str, Any]) -> None:
+    full, other = build([0.5], strategy=FULL), build([0.5], strategy=BODY, **changes)
+    assert Baseline("full", [full, other]).partner(other) is None
+
+
+def test_runs_that_differ_in_their_strategy_and_in_what_changes_nothing_are_a_pair(build: Build) -> None:
+    full = build([0.5], strategy=FULL, engine__workers=3, checkpoint_every=7)
+    other = build([0.5], strategy={**BODY, "precision": "float32"})
+    assert Baseline("full", [full, other]).partner(other) is full
+
+
+def test_a_setting_and_its_value_are_a_baseline_for_runs_of_the_same_strategy(build: Build) -> None:
+    runs = [build([0.5], strategy=each, local__lr=lr) for each in (FULL, BODY) for lr in (0.1, 0.2)]
+    baseline = Baseline("local.lr=0.2", runs)
+    assert [runs.index(baseline.partner(run)) for run in runs] == [1, 1, 3, 3]
+    with pytest.raises(ConfigError, match=r"stands for both .* name one of them"):
+        Baseline("strategy.name=layer_set", [*runs, build([0.5], strategy=HEAD, local__lr=0.1)])
+
+
+def test_a_setting_that_was_tuned_may_differ_in_a_pair(build: Build, tmp_path: Path) -> None:
+    full, other = build([0.5], strategy=FULL, local__lr=0.2), build([0.5], strategy=BODY, local__lr=0.4)
+    assert Baseline("full", [full, other]).partner(other) is None
+    (tmp_path / "tuning.json").write_text(json.dumps({"choices": [{"chosen": {"local.lr": 0.2}}, {"chosen": None}]}))
+    assert Baseline("full", [full, other]).partner(other) is full
+    # Where a run with the same value is there too, it is the partner.
+    same = build([0.5], strategy=FULL, local__lr=0.4)
+    assert Baseline("full", [full, other, same]).partner(other) is same
+
+
+def test_a_damaged_record_of_tuning_is_named(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "tuning.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"tuning\.json is damaged"):
+        Baseline("full", [build([0.5], strategy=FULL)])
+
+
+def test_what_is_no_run_is_no_baseline(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+    runs = [build([0.5], strategy=FULL), build([0.5], strategy=LOCAL)]
+    with pytest.raises(ConfigError, match=r"'fill' is none of these runs; .*did you mean 'full'"):
+        Baseline("fill", runs)
+    with pytest.raises(ConfigError, match=r"'local.lr=0.3' is none of these runs"):
+        Baseline("local.lr=0.3", runs)
+    assert reference("layer_set", runs) is None
+    assert not caplog.text
+    Baseline("full", [runs[0], build([0.5], strategy=LOCAL, rounds=5)])
+    assert "no run has the partition, seed and other settings" in caplog.text
+
+
+def test_a_reference_that_stands_for_two_runs_is_said_and_not_shown(
+    build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tuning.json").write_text(json.dumps({"choices": [{"chosen": {"local.lr": 0.2}}]}))
+    runs = [build([0.5], strategy=FULL, local__lr=lr) for lr in (0.2, 0.3)]
+    assert reference("full", [*runs, build([0.5], strategy=LOCAL, local__lr=0.4)]) is None
+    assert "no gain over full is shown" in caplog.text

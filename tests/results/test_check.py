@@ -1,0 +1,344 @@
+"""What an experiment expects is measured from its runs' records and tested."""
+
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tomli_w
+from pydantic import ValidationError
+
+from fedsim.cli import commands as cli
+from fedsim.config import Config, read_toml
+from fedsim.config.expectation import Expectation
+from fedsim.config.naming import run_name
+from fedsim.data.heterogeneity import Heterogeneity
+from fedsim.errors import ConfigError
+from fedsim.results.check.check import check
+from fedsim.results.folder import RunFolder
+from fedsim.results.result import Result
+from partitions import LabelCounts
+from tests.conftest import TINY
+
+# Rows of one round: group, base, other, t, loss_mean_ends.
+ROWS = [
+    ("fc1", 0, -1, 1.0, 0.1),
+    ("fc1", 1, -1, 1.0, 0.3),
+    ("fc2", 0, -1, 1.0, -0.2),
+    ("full", 0, -1, 1.0, 0.8),
+    ("full", 1, -1, 1.0, 0.8),
+    ("shallow:1", 0, -1, 1.0, 0.5),
+    ("full", 0, 1, 0.5, 2.0),
+    ("full", 0, 1, 0.25, 1.0),
+    ("fc1", 0, 1, 0.5, 5.0),
+]
+FULL = {"barrier": "loss_mean_ends", "above": 0.0}
+MOVED = {"measure": "matching", "column": "moved", "above": 0.0}
+
+
+@pytest.fixture
+def result(tiny: Callable[..., Config]) -> Callable[..., Result]:
+    """Build a result with made-up barriers and client accuracies; ``scale`` multiplies the barriers."""
+    nothing = pd.DataFrame()
+    nobody = Heterogeneity(np.zeros(0), LabelCounts(np.zeros(1), np.zeros(0), np.zeros(0), 2), ("a", "b"))
+
+    def build(name: str = "a", scale: float = 1.0, accuracy: tuple[float, ...] = (0.5,), **changes: Any) -> Result:
+        table = pd.DataFrame(ROWS, columns=["group", "base", "other", "t", "loss_mean_ends"])
+        rounds = [table.assign(round=1, loss_mean_ends=9.0), table.assign(round=2)]
+        barriers = pd.concat(rounds, ignore_index=True)
+        barriers["loss_mean_ends"] *= scale
+        columns = ["round", "client", "split", "model", "metric", "value", "n"]
+        metrics = pd.DataFrame(
+            [
+                *((2, client, "test", "personalised", "accuracy", value, 10) for client, value in enumerate(accuracy)),
+                (2, None, "test", "global", "accuracy", 0.25, 10),
+                (2, 0, "test", "global", "accuracy", 0.75, 10),
+            ],
+            columns=columns,
+        )
+        config = tiny(**changes)
+        folder = RunFolder(Path(name) / run_name(config))
+        return Result(folder, config, metrics, nothing, nothing, barriers, nobody)
+
+    return build
+
+
+def value_of(results: list[Result], **settings: Any) -> float:
+    [checked] = check(results, [Expectation.model_validate(settings)])
+    return checked.value
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 0.8),
+        ({"group": "layers"}, 0.2 / 3),
+        ({"group": "layers", "reduce": "max"}, 0.3),
+        ({"group": "fc*", "reduce": "min"}, -0.2),
+        ({"group": "shallow:*"}, 0.5),
+        ({"against": "pairs"}, 2.0),
+        ({"against": "pairs", "t": 0.25}, 1.0),
+        ({"round": 1}, 9.0),
+        ({"round": "all", "reduce": "max"}, 9.0),
+        ({"round": "all", "reduce": "min"}, 0.8),
+        ({"group": "layers", "reduce": "max", "of": {"group": "full"}}, -0.5),
+        ({"group": "layers", "reduce": "max", "of": {"group": "full"}, "compare": "ratio"}, 0.3 / 0.8),
+        ({"of": {"against": "pairs", "t": 0.25}}, -0.2),
+        ({"of": {"round": 1}}, 0.8 - 9.0),
+    ],
+)
+def test_a_barrier_is_that_of_its_rows_by_hand(
+    result: Callable[..., Result], settings: dict[str, Any], expected: float
+) -> None:
+    assert value_of([result()], **FULL | settings) == pytest.approx(expected)
+
+
+def test_a_metric_is_a_mean_over_clients_or_the_servers(result: Callable[..., Result]) -> None:
+    one = result(accuracy=(0.1, 0.2, 0.6))
+    accuracy = {"metric": "accuracy", "above": 0.0}
+    assert value_of([one], **accuracy) == pytest.approx(0.3)
+    assert value_of([one], **accuracy, reduce="min") == 0.1
+    assert value_of([one], **accuracy, model="global") == 0.75
+    assert value_of([one], **accuracy, model="global", server=True) == 0.25
+
+
+@pytest.fixture
+def tables(result: Callable[..., Result], tmp_path: Path) -> Result:
+    """Write made-up tables of a run beside its barriers, which it has after matching too."""
+    run = result(str(tmp_path))
+    found = {
+        "connectivity": pd.DataFrame(
+            [
+                ("zeta", 0, -1, 0.5, 0.1, "none"),
+                ("fc", 0, -1, 0.5, 0.3, "none"),
+                ("fc", -1, -1, 1.0, 0.9, "none"),
+                ("fc", 0, 1, 0.5, 0.5, "none"),
+                ("fc", 0, 1, 0.25, 0.6, "none"),
+                ("fc", 0, -1, 0.5, 0.02, "weights"),
+            ],
+            columns=["layer", "base", "other", "t", "ratio", "matching"],
+        ),
+        "cka": pd.DataFrame({"layer": ["zeta", "fc"], "base": 0, "other": 1, "cka": [0.9, 0.5], "matching": "none"}),
+        "spectra": pd.DataFrame(
+            {
+                "layer": "fc",
+                "base": [-1, 0, 1],
+                "stable_rank": [2.0, 3.0, 5.0],
+                "values": [[1.0]] * 3,
+                "matching": "none",
+            }
+        ),
+        "matching": pd.DataFrame({"order": "fc", "base": [3, 0], "moved": [0.0, 0.5], "matching": "weights"}),
+        "distances": pd.DataFrame({"group": ["full", "fc"], "base": 0, "other": -1, "distance": [7.0, 4.0]}),
+        "robustness": pd.DataFrame(
+            {"group": "full", "base": 0, "other": -1, "t": 1.0, "direction": ["average", "random"], "loss": [1.0, 9.0]}
+        ),
+        "interaction": pd.DataFrame(
+            {"first": ["zeta", ""], "second": ["fc", ""], "base": 0, "other": -1, "t": 1.0, "gap": [0.1, 0.4]}
+        ),
+    }
+    for name, table in found.items():
+        (run.folder.path / name).mkdir(parents=True)
+        table.to_parquet(run.folder.path / name / "round-00004.parquet")
+    run.barriers["matching"] = "none"
+    run.barriers.loc[run.barriers["base"] == 1, "matching"] = "weights"
+    return run
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"measure": "connectivity", "column": "ratio"}, 0.2),
+        ({"measure": "connectivity", "column": "ratio", "group": "layers", "reduce": "max"}, 0.3),
+        ({"measure": "connectivity", "column": "ratio", "group": "z*"}, 0.1),
+        ({"measure": "connectivity", "column": "ratio", "against": "pairs"}, 0.5),
+        ({"measure": "connectivity", "column": "ratio", "against": "pairs", "t": 0.25}, 0.6),
+        ({"measure": "connectivity", "column": "ratio", "model": "average"}, 0.9),
+        ({"measure": "connectivity", "column": "ratio", "matching": "weights"}, 0.02),
+        ({"measure": "connectivity", "column": "ratio", "group": "fc", "of": {"matching": "weights"}}, 0.28),
+        ({"measure": "cka", "column": "cka"}, 0.7),
+        ({"measure": "cka", "column": "cka", "matching": "weights"}, 0.7),
+        ({"measure": "spectra", "column": "stable_rank"}, 4.0),
+        ({"measure": "spectra", "column": "stable_rank", "matching": "weights"}, 4.0),
+        ({"measure": "spectra", "column": "stable_rank", "model": "average"}, 2.0),
+        ({"measure": "spectra", "column": "stable_rank", "of": {"model": "average"}, "compare": "ratio"}, 2.0),
+        ({"measure": "matching", "column": "moved", "matching": "weights", "reduce": "min"}, 0.5),
+        ({"measure": "distances", "column": "distance"}, 7.0),
+        ({"measure": "distances", "column": "distance", "group": "layers"}, 4.0),
+        ({"measure": "robustness", "column": "loss"}, 1.0),
+        ({"measure": "interaction", "column": "gap"}, 0.4),
+        ({"measure": "interaction", "column": "gap", "group": "layers"}, 0.1),
+        ({"barrier": "loss_mean_ends", "group": "fc1"}, 0.1),
+        ({"barrier": "loss_mean_ends", "group": "fc1", "matching": "weights"}, 0.3),
+        ({"barrier": "loss_mean_ends", "group": "fc1", "of": {"matching": "weights"}}, -0.2),
+    ],
+)
+def test_a_value_of_a_table_is_that_of_its_rows_by_hand(
+    tables: Result, settings: dict[str, Any], expected: float
+) -> None:
+    assert value_of([tables], **{"above": 0.0} | settings) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"column": "ratios"}, "the table 'connectivity' has no column 'ratios'; it has: ratio$"),
+        ({"column": "t"}, "the table 'connectivity' has no column 't'; it has: ratio$"),
+        ({"measure": "spectra", "column": "values"}, "has no column 'values'; it has: stable_rank$"),
+        ({"measure": "stitching"}, "the table 'stitching' has no rows; measure it"),
+        ({"group": "fc9"}, "has no mean ratio of connectivity, fc9, round last; measure it"),
+        ({"matching": "activations"}, "has no mean ratio of connectivity after matching by activations, round last"),
+        ({"model": "average", "group": "fc9"}, "has no mean ratio of connectivity of the average, fc9, round last"),
+    ],
+)
+def test_what_is_not_in_a_table_is_named(tables: Result, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        value_of([tables], **{"measure": "connectivity", "column": "ratio", "above": 0.0} | settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_mean_over_the_seeds_is_compared_and_ratios_are_of_means(result: Callable[..., Result]) -> None:
+    seeds = [result(seed=0), result(scale=3.0, seed=1)]
+    assert value_of(seeds, **FULL) == pytest.approx(1.6)
+    settings = {"group": "fc1", "against": "pairs", "of": {"group": "full"}, "compare": "ratio"}
+    assert value_of(seeds, **FULL | settings) == pytest.approx(2.5)
+
+
+def test_a_run_is_compared_with_the_one_that_has_all_else_and_the_seed(result: Callable[..., Result]) -> None:
+    body, full = {"name": "layer_set", "shared": "body"}, {"name": "full"}
+    accuracies = {("body", 0, 0.1): 0.7, ("body", 1, 0.1): 0.6, ("body", 0, 0.2): 0.9}
+    accuracies |= {("full", 0, 0.1): 0.5, ("full", 1, 0.1): 0.3, ("full", 0, 0.2): 0.8}
+    results = [
+        result(accuracy=(value,), strategy=body if name == "body" else full, seed=seed, local__lr=lr)
+        for (name, seed, lr), value in accuracies.items()
+    ]
+    expectation = Expectation.model_validate(
+        {
+            "metric": "accuracy",
+            "where": {"strategy.name": ["layer_set", "layer_cycle"]},
+            "of": {"strategy.name": "full"},
+            "within": 0.15,
+        }
+    )
+    checks = list(check(results, [expectation]))
+    assert [(each.seeds, round(each.value, 6), each.passed) for each in checks] == [(2, 0.25, False), (1, 0.1, True)]
+    assert [each.runs for each in checks] == [f"layer_set(shared=body), local.lr={lr}" for lr in (0.1, 0.2)]
+    with pytest.raises(ConfigError, match=r"is to be compared with a run that has \{'strategy.name': 'full'\}"):
+        list(check([each for each in results if each.config.seed == 1][:1], [expectation]))
+
+
+@pytest.mark.parametrize(
+    ("rule", "holding", "breaking"),
+    [
+        ({"above": 0.5}, (0.5, 2.0), (0.49, -1.0)),
+        ({"below": 0.5}, (0.5, -9.0), (0.51,)),
+        ({"within": 0.5}, (-0.5, 0.5), (-0.6, 0.6)),
+        ({"above": 0.1, "below": 0.2}, (0.1, 0.2), (0.05, 0.3)),
+    ],
+)
+def test_a_rule_holds_up_to_its_bounds_and_never_for_nan(
+    rule: dict[str, float], holding: tuple[float, ...], breaking: tuple[float, ...]
+) -> None:
+    expectation = Expectation.model_validate({"metric": "loss"} | rule)
+    assert all(expectation.holds(value) for value in holding)
+    assert not any(expectation.holds(value) for value in (*breaking, np.nan))
+
+
+def test_what_is_expected_names_no_run_and_comes_back_from_its_folder(tiny: Callable[..., Config]) -> None:
+    expected = [FULL | {"of": {"strategy.name": "full", "group": "layers"}, "t": 0.5}, {"metric": "loss", "below": 1}]
+    config = tiny(expect=expected)
+    assert run_name(config) == run_name(tiny())
+    assert Config.parse(tomllib.loads(config.to_toml()), "config.toml").expect == config.expect
+    assert len(config.expect) == 2
+    assert "expect" not in tiny().to_toml()
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        ({"above": 1.0}, "must have either barrier or metric"),
+        ({"barrier": "loss_chord", "metric": "loss", "above": 1.0}, "must have either barrier or metric"),
+        ({"barrier": "loss_chord", "measure": "cka", "column": "cka", "above": 1.0}, "must have either barrier or"),
+        ({"measure": "cka", "above": 1.0}, "measure and column go together"),
+        ({"metric": "loss", "column": "cka", "above": 1.0}, "measure and column go together"),
+        ({"measure": "ck", "column": "cka", "above": 1.0}, 'expect.0.measure = "ck"'),
+        (FULL | {"matching": "weight"}, "expect.0.matching = \"weight\": .*'weights'"),
+        ({"metric": "loss"}, "must have a rule: above, below or within"),
+        (FULL | {"model": "global"}, "model = 'global' has no effect on a barrier, only on a metric or measure; leave"),
+        (FULL | {"split": "fgsm:0.1"}, "split = 'fgsm:0.1' has no effect on a barrier, only on a metric; leave it out"),
+        ({"metric": "loss", "below": 1, "matching": "weights"}, "matching = 'weights' has no effect on a metric"),
+        ({"metric": "loss", "below": 1, "t": 0.5}, "t = 0.5 has no effect on a metric, only on a barrier or measure"),
+        (
+            MOVED | {"matching": "weights", "model": "global"},
+            "model = 'global' has no effect on a measure; use 'average'",
+        ),
+        (MOVED, "measure = 'matching' needs matching = 'weights' or 'activations'"),
+        (FULL | {"compare": "ratio"}, "compare = 'ratio' needs of"),
+        (FULL | {"abov": 1.0}, "unknown key 'expect.0.abov'; did you mean 'above'"),
+        (FULL | {"round": "first"}, "expect.0.round"),
+        (FULL | {"within": -1.0}, "expect.0.within = -1.0: .*greater than 0"),
+    ],
+)
+def test_an_expectation_that_says_nothing_is_a_mistake(expected: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        Config.parse(TINY | {"expect": [expected]}, "tiny")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_that_cannot_be_measured_is_found_when_it_is_read() -> None:
+    with pytest.raises(ValidationError, match="reduce"):
+        Expectation.model_validate(FULL | {"of": {"reduce": "median"}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"group": "fc3"}, "has no mean loss_mean_ends of fc3, round last; measure it"),
+        ({"round": 3}, "round 3; measure it"),
+        ({"barrier": "loss_chord"}, "has no barrier 'loss_chord'; it has: loss_mean_ends"),
+        ({"where": {"local.lr": 7.0}}, "nothing is expected of these runs"),
+    ],
+)
+def test_what_was_not_measured_is_named(result: Callable[..., Result], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        value_of([result()], **FULL | settings)
+
+
+def test_a_run_that_is_not_done_is_not_checked(result: Callable[..., Result]) -> None:
+    with pytest.raises(ConfigError, match="is not done; let 'fedsim run' go on first"):
+        value_of([result(rounds=3)], **FULL)
+
+
+def test_the_command_prints_a_line_each_and_exits_with_1_where_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fedsim(*arguments: str) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), (out + err).splitlines()
+
+    monkeypatch.chdir(tmp_path)
+    accuracy = {"metric": "accuracy", "above": 0.0}
+    expected = [accuracy, FULL | {"above": -9.0, "group": "fc1"}]
+    for name, more in (("good", []), ("bad", [accuracy | {"above": 2.0}])):
+        Path(f"{name}.toml").write_text(tomli_w.dumps(TINY | {"expect": expected + more}))
+    assert read_toml(Path("good.toml"))["expect"] == expected
+    assert fedsim("run", "good.toml")[0] == 0
+    code, lines = fedsim("check", "runs/good")
+    assert code == 0
+    assert [line[:6].strip() for line in lines] == ["ok", "ok"]
+    assert lines[1].endswith("above -9: mean loss_mean_ends of fc1, round last")
+    code, lines = fedsim("check", "runs/good", "--expect", "bad.toml")
+    assert code == 1
+    assert [line[:6].strip() for line in lines] == ["ok", "ok", "FAILED"]
+    Path("none.toml").write_text(tomli_w.dumps(TINY))
+    code, lines = fedsim("check", "runs/good", "--expect", "none.toml")
+    assert code == 2
+    assert "nothing is expected of these runs" in lines[0]

@@ -1,0 +1,64 @@
+import json
+from collections.abc import Callable
+
+import pytest
+
+from fedsim.config import Config, naming
+from fedsim.data.heterogeneity import Heterogeneity
+from fedsim.results.folder import RunFolder
+from fedsim.results.report import read_result
+from fedsim.results.report.drawing.barriers import at_the_middle, barrier_table
+from fedsim.results.report.drawing.partition import partition
+from fedsim.results.report.drawing.style import save
+
+
+def test_the_heat_map_is_the_mean_over_clients_with_the_full_model_first(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    result = read_result(play(tiny(rounds=4)))
+    table = barrier_table(at_the_middle(result.barriers, pairs=False), "loss_mean_ends")
+    assert list(table.index) == ["full", "fc1", "fc2"]
+    assert list(table.columns) == [2, 4]
+    rows = result.barriers.query("group == 'fc2' and round == 4 and other == -1")
+    assert len(rows) == 4
+    assert table.loc["fc2", 4] == pytest.approx(rows["loss_mean_ends"].mean())
+    pairs = barrier_table(at_the_middle(result.barriers, pairs=True), "loss_swap_ends")
+    # Two pairs, both directions; the head is the last linear layer, so its path is convex.
+    assert len(result.barriers.query("group == 'fc2' and round == 4 and t == 0.5")) == 4
+    assert (pairs.loc["fc2"] <= 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", ["svg", "pdf", "png"])
+def test_figures_are_written_in_every_format(kind: str) -> None:
+    start = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG"}[kind]
+    assert save(partition(clients_with([[0, 3], [2, 1], [0, 0]])), kind).startswith(start)
+
+
+def clients_with(counts: list[list[int]]) -> Heterogeneity:
+    rows = [{str(label): count for label, count in enumerate(row) if count} | {"2": 1} for row in counts]
+    content = {"classes": ["a", "b", "c"], "sizes": [sum(row.values()) for row in rows], "label_counts": rows}
+    return Heterogeneity.from_json(content)
+
+
+def test_the_clients_labels_survive_the_file() -> None:
+    measured = clients_with([[0, 3], [2, 1], [0, 0]])
+    again = Heterogeneity.from_json(json.loads(json.dumps(measured.to_json())))
+    assert again.counts.dense().tolist() == [[0, 3, 1], [2, 1, 1], [0, 0, 1]]
+    assert again.sizes.tolist() == [4, 4, 1]
+
+
+@pytest.mark.parametrize("clients", [1, 61, 500])
+def test_a_partition_of_any_size_is_drawn(clients: int) -> None:
+    assert save(partition(clients_with([[k % 7, 1] for k in range(clients)])), "png")
+    assert save(partition(clients_with([[2, 1]] * clients)), "png")
+
+
+def test_a_setting_with_a_default_does_not_rename_a_run(tiny: Callable[..., Config]) -> None:
+    plain = tiny()
+    written_out = tiny(
+        participation=1.0, local__momentum=0.0, partition={"scheme": "dirichlet", "alpha": 0.5, "min_size": 10}
+    )
+    assert naming.run_name(plain) == naming.run_name(written_out)
+    assert naming.run_name(tiny(engine={"name": "ray", "workers": 3})) == naming.run_name(plain)
+    assert naming.run_name(tiny(local__momentum=0.5)) != naming.run_name(plain)
+    assert naming.run_name(tiny(seed=3)) == naming.run_name(plain).replace("-s0", "-s3")

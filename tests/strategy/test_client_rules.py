@@ -1,0 +1,142 @@
+"""What a method does on a client, through a whole run: what is kept, what travels, what it costs, what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from fedsim.config import Config
+from fedsim.errors import ConfigError, RunError
+from fedsim.experiment import run as experiment
+from fedsim.results.folder import RunFolder, read_rows
+
+SOURCE = """
+import torch
+from fedsim.strategy import ClientRule, Finished, LocalPlan, Phase, Strategy
+
+
+class Sends(ClientRule):
+    trained = ("offset",)
+
+    def __init__(self, name, value, upload):
+        self.name, self.value, self.upload = name, value, upload
+
+    def start(self, local):
+        sets = {"offset": {"shift": torch.zeros(10)}, **local.sets}
+        return type(local)(**vars(local) | {"sets": sets})
+
+    def loss(self, step):
+        return step.cross_entropy(step.logits(step.params) + step.sets["offset"]["shift"])
+
+    def finish(self, local, started):
+        offset = local.sets["offset"]
+        upload = {key: value for key, value in local.params.items() if key.startswith(self.upload)}
+        sent = {self.name: {"shift": offset["shift"] * self.value, "fc2.bias": local.params["fc2.bias"]}}
+        return Finished(local.params, upload, kept={"offset": offset}, sent=sent)
+
+
+class Own(Strategy):
+    def __init__(self, model, set_name="told", value=1.0, upload="", trains="all", **settings):
+        super().__init__(model, **settings)
+        self.rule, self.trains = Sends(set_name, value, upload), trains
+
+    def client_rule(self):
+        return self.rule
+
+    def local_plan(self, server_round):
+        return LocalPlan((Phase(self.trains),))
+
+    def sets_for(self, server_round, client):
+        return {"hint": {"number": torch.ones(3)}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_rule.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def own(tiny: Callable[..., Config], **options: object) -> Config:
+    return tiny(strategy={"name": "own_rule:Own", **options}, barriers={"every": 0})
+
+
+def test_sets_are_kept_trained_sent_and_counted(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> None:
+    folder = play(own(tiny))
+    states = [load_file(path) for path in (folder.checkpoints / "clients").iterdir()]
+    assert len(states) == 4
+    assert all(set(state) == {"offset/shift"} and state["offset/shift"].abs().max() > 0 for state in states)
+    traffic = read_rows(folder.communication)
+    sizes = traffic[traffic["set"] != "model"].groupby(["set", "layer"])[["down", "up"]].max()
+    # What is an entry of a layer counts there: ten floats each. The server's hint has three.
+    assert sizes.to_dict("index") == {
+        ("hint", "-"): {"down": 12, "up": 0},
+        ("told", "-"): {"down": 0, "up": 40},
+        ("told", "fc2"): {"down": 0, "up": 40},
+    }
+
+
+def test_passes_forward_and_back_are_counted_by_client(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    rows = read_rows(play(tiny(strategy={"name": "ditto"}, barriers={"every": 0})).metrics).query("split == 'train'")
+    counts = rows.pivot_table(index=["round", "client"], columns="metric", values="value")
+    n = rows.groupby(["round", "client"])["n"].first()
+    assert (counts["forward_examples"] == 2 * n).all()
+    assert (counts["backward_examples"] == 2 * n).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"value": 1e300}, "its told has values that are not finite"),
+        ({"upload": "fc2"}, r"it sent the entries \['fc2.bias', 'fc2.weight'\], not"),
+        ({"set_name": "probe"}, "a rule's set is called 'probe', which messages use already"),
+    ],
+)
+def test_what_a_client_must_not_send_leaves_it_out(
+    options: dict, reason: str, tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    with pytest.raises(RunError, match=reason):
+        play(own(tiny, **options))
+
+
+def test_a_phase_that_trains_nothing_is_refused_before_anything_is_written(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    for trains, message in (
+        ("none", "'none', which holds no parameter; name a group"),
+        ("fc9", "'fc9' matches nothing"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            play(own(tiny, trains=trains))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", ["momentum", "weight_decay"])
+def test_a_method_for_plain_sgd_refuses_anything_else(setting: str, tiny: Callable[..., Config]) -> None:
+    config = tiny(strategy={"name": "scaffold"}, local={"lr": 0.1, setting: 0.1})
+    with pytest.raises(ConfigError, match=f"'scaffold' is defined for plain SGD.*{setting} = 0.1.*set both to 0"):
+        experiment.prepare(config)
+
+
+def test_options_that_do_not_exist_are_named_with_those_that_do(tiny: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"'strategy.lamda' for 'ditto'.*known are: .*proximal"):
+        tiny(strategy={"name": "ditto", "lamda": 1.0})
+    with pytest.raises(ConfigError, match=r"proximal = -1.0 must not be negative"):
+        experiment.prepare(tiny(strategy={"name": "ditto", "proximal": -1.0}))
+
+
+def test_a_head_that_cannot_be_determined_is_asked_for_by_name(
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "headless.py").write_text(
+        "from torch import nn\n"
+        "def make(shape, classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, classes, 6), nn.Flatten())\n"
+    )
+    for name in ("fedrep", "fedbabu", "fedrod", "fedalt", "fedas", "floco"):
+        with pytest.raises(ConfigError, match="needs a linear layer and there is none; layers are: 0, 2"):
+            experiment.prepare(tiny(strategy={"name": name}, model={"name": "headless:make"}))
+    experiment.prepare(tiny(strategy={"name": "fedrep", "head": "2"}, model={"name": "headless:make"}))

@@ -1,0 +1,516 @@
+"""The base class: what travels, what is averaged, and what Flower's own strategies say about it."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
+from torch import nn
+
+from fedsim.errors import RunError
+from fedsim.federation.engines.grid import Engine
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
+from fedsim.strategy import ClientUpdate, LocalPlan, Phase, Precision, Received, Strategy
+from fedsim.strategy.messages import Instructions, decode, encode
+from fedsim.strategy.participants import draw_participants
+from strategies import STRATEGIES, Full, LayerCycle, LayerSet, Local
+
+
+class Nodes(Engine):
+    """A grid that only knows its nodes; tests answer the messages by hand."""
+
+    def handle(self, messages):
+        raise NotImplementedError
+
+    def save_clients(self, folder, clients, server_round):
+        raise NotImplementedError
+
+    def load_clients(self, folder, rounds):
+        raise NotImplementedError
+
+
+def net() -> nn.Module:
+    """Two layers of one weight each, ``0`` and ``1``, with the values 0."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    return model
+
+
+def configure(strategy: Strategy, grid: Engine, server_round: int, **config: bool) -> dict[int, Message]:
+    arrays = strategy.arrays if strategy.global_model else ArrayRecord(net().state_dict())
+    sent = strategy.configure_train(server_round, arrays, ConfigRecord(config), grid)
+    return {message.metadata.dst_node_id: message for message in sent}
+
+
+def reply(message: Message, params: Params, weight: float = 1.0) -> Message:
+    content = {"arrays": encode(params), "metrics": MetricRecord({"num-examples": weight})}
+    return Message(RecordDict(content), reply_to=message)
+
+
+def values(params: Params) -> dict[str, float]:
+    return {key.partition(".")[0]: value.item() for key, value in params.items()}
+
+
+def test_three_clients_two_layers_three_rounds_by_hand() -> None:
+    """Layer 0 is shared in rounds 1 and 3, layer 1 in round 2; client 2 sleeps in round 2.
+
+    Training adds client + 1 to every weight that the client holds.
+    """
+
+    class Alternate(Strategy):
+        def shared(self, server_round: int) -> LayerGroup:
+            return self.layers.group("0" if server_round % 2 else "1")
+
+    strategy, grid = Alternate(net(), send_initial=False), Nodes(3, 1)
+    own = {client: {"0": 0.0, "1": 0.0} for client in range(3)}
+
+    def play(server_round: int, awake: Iterable[int], weights: dict[int, float]) -> dict[int, dict[str, float]]:
+        taken, replies = {}, []
+        for client, message in configure(strategy, grid, server_round).items():
+            if client not in awake:
+                continue
+            taken[client] = values(decode(message.content["arrays"]))
+            own[client] |= taken[client]
+            own[client] = {layer: value + client + 1 for layer, value in own[client].items()}
+            upload = Instructions.read(message.content["config"]).upload
+            params = {key: torch.tensor([[own[client][key.partition(".")[0]]]]) for key in upload}
+            replies.append(reply(message, params, weights[client]))
+        strategy.aggregate_train(server_round, replies)
+        return taken
+
+    # Round 1: nothing was averaged yet, so nobody takes anything. 0 becomes (1*1 + 2*2 + 1*3) / 4 = 2.
+    assert play(1, (0, 1, 2), {0: 1, 1: 2, 2: 1}) == {0: {}, 1: {}, 2: {}}
+    assert values(strategy.global_model) == {"0": 2, "1": 0}
+    assert own == {0: {"0": 1, "1": 1}, 1: {"0": 2, "1": 2}, 2: {"0": 3, "1": 3}}
+
+    # Round 2: both take layer 0. Then 1 becomes (1*2 + 3*4) / 4 = 3.5 of clients 0 (2) and 1 (4).
+    assert play(2, (0, 1), {0: 1, 1: 3}) == {0: {"0": 2}, 1: {"0": 2}}
+    assert values(strategy.global_model) == {"0": 2, "1": 3.5}
+    assert own == {0: {"0": 3, "1": 2}, 1: {"0": 4, "1": 4}, 2: {"0": 3, "1": 3}}
+
+    # Round 3: 0 and 1 take layer 1 only: their layer 0 is newer than the average of round 1. Client 2 last took part
+    # in round 1, so it takes that round's layer 0 and layer 1.
+    assert play(3, (0, 1, 2), {0: 1, 1: 1, 2: 1}) == {0: {"1": 3.5}, 1: {"1": 3.5}, 2: {"0": 2, "1": 3.5}}
+    assert own == {0: {"0": 4, "1": 4.5}, 1: {"0": 6, "1": 5.5}, 2: {"0": 5, "1": 6.5}}
+    assert values(strategy.global_model) == {"0": 5, "1": 3.5}
+
+
+def model_with_buffers() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def random_updates(model: nn.Module, clients: int, seed: int = 0) -> list[Params]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            key: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+            for key, value in model.state_dict().items()
+        }
+        for _ in range(clients)
+    ]
+
+
+def aggregate(strategy: Strategy, model: nn.Module, updates: list[Params], weights: list[float]) -> Params:
+    """Play one round of a strategy through Flower's interface; replies come in the wrong order."""
+    grid = Nodes(len(updates), 1)
+    sent = strategy.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), grid)
+    replies = []
+    for message in sent:
+        client = message.metadata.dst_node_id
+        upload = Instructions.read(message.content["config"]).upload
+        replies.append(reply(message, {key: updates[client][key] for key in upload}, weights[client]))
+    arrays, _ = strategy.aggregate_train(1, reversed(replies))
+    assert arrays is not None
+    return decode(arrays)
+
+
+def test_one_round_of_full_equals_flowers_fedavg() -> None:
+    model, weights = model_with_buffers(), [3.0, 10.0, 1.0, 7.0]
+    updates = random_updates(model, 4)
+    ours = aggregate(Full(model), model, updates, weights)
+    flower = FedAvg(min_available_nodes=4, min_train_nodes=4)
+    sent = flower.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), Nodes(4, 1))
+    replies = [reply(m, updates[m.metadata.dst_node_id], weights[m.metadata.dst_node_id]) for m in sent]
+    arrays, _ = flower.aggregate_train(1, replies)
+    theirs = arrays.to_torch_state_dict()
+    for key, value in ours.items():
+        if value.is_floating_point():
+            assert torch.allclose(value, theirs[key], rtol=1e-6, atol=1e-7), key
+    # Flower averages the counter of batches into a float; ours stays the server's own integer.
+    assert ours["1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_all_layers_as_a_set_are_full_and_no_layers_are_local() -> None:
+    model, weights = model_with_buffers(), [3.0, 10.0, 1.0]
+    updates = random_updates(model, 3)
+    full, everything = (aggregate(s, model, updates, weights) for s in (Full(model), LayerSet(model, "all")))
+    assert all(torch.equal(full[key], everything[key]) for key in full)
+    local, nothing = (aggregate(s, model, updates, weights) for s in (Local(model), LayerSet(model, "none")))
+    start = model.state_dict()
+    assert all(torch.equal(start[key], local[key]) and torch.equal(start[key], nothing[key]) for key in start)
+
+
+def test_only_the_shared_layers_change_and_travel() -> None:
+    model = model_with_buffers()
+    updates = random_updates(model, 2)
+    body = aggregate(LayerSet(model, "body"), model, updates, [1.0, 3.0])
+    start = model.state_dict()
+    assert torch.equal(body["3.weight"], start["3.weight"])
+    expected = (updates[0]["0.weight"].double() + 3 * updates[1]["0.weight"].double()) / 4
+    assert torch.equal(body["0.weight"], expected.float())
+    assert not torch.equal(body["1.running_mean"], start["1.running_mean"])
+
+
+def test_fedbn_keeps_running_statistics_personal() -> None:
+    model = model_with_buffers()
+    after = aggregate(LayerSet(model, "!norm"), model, random_updates(model, 2), [1.0, 1.0])
+    start = model.state_dict()
+    assert {key for key in start if not torch.equal(after[key], start[key])} == {
+        "0.weight",
+        "0.bias",
+        "3.weight",
+        "3.bias",
+    }
+
+
+@pytest.mark.parametrize("buffers", ["personal", "recompute"])
+def test_personal_buffers_do_not_travel(buffers: str) -> None:
+    model = model_with_buffers()
+    after = aggregate(Full(model, buffers=buffers), model, random_updates(model, 2), [1.0, 1.0])
+    assert torch.equal(after["1.running_mean"], model.state_dict()["1.running_mean"])
+    assert not torch.equal(after["1.weight"], model.state_dict()["1.weight"])
+
+
+def test_layer_cycle_gives_each_layer_its_turn_and_begins_again() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
+
+    def turns(**options: object) -> str:
+        strategy = LayerCycle(model, **options)
+        return " ".join(strategy.shared(server_round).layers[0] for server_round in range(1, 8))
+
+    assert turns() == "0 1 2 0 1 2 0"
+    assert turns(order="deep-first") == "2 1 0 2 1 0 2"
+    assert turns(rounds_each=2) == "0 0 1 1 2 2 0"
+    with pytest.raises(ValueError, match="rounds_each = 0"):
+        LayerCycle(model, rounds_each=0)
+
+
+# Hooks of the methods that need nothing from clients but their layers; the laws over the whole table are in
+# tests/strategies/test_laws.py.
+LAYERS_ONLY = ("full", "local", "layer_set", "layer_cycle")
+
+
+@pytest.mark.parametrize("name", LAYERS_ONLY)
+def test_the_shared_group_is_made_of_layers_and_repeats(name: str) -> None:
+    strategy = STRATEGIES[name](model_with_buffers())
+    for server_round in range(1, 8):
+        group = strategy.shared(server_round)
+        assert set(group) <= set(strategy.layers.names)
+        assert strategy.shared(server_round) == group
+
+
+@pytest.mark.parametrize("name", LAYERS_ONLY)
+def test_identical_updates_come_back_unchanged(name: str) -> None:
+    model = model_with_buffers()
+    update = random_updates(model, 1)[0]
+    after = aggregate(STRATEGIES[name](model), model, [update] * 3, [1.0, 2.0, 3.0])
+    strategy = STRATEGIES[name](model)
+    for key in strategy.layers.keys(strategy.shared(1)):
+        assert torch.allclose(after[key], update[key], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LAYERS_ONLY)
+def test_the_order_of_the_replies_does_not_matter(name: str) -> None:
+    model, weights = model_with_buffers(), [3.0, 1.0, 7.0]
+    updates = random_updates(model, 3)
+    results = []
+    for order in ((0, 1, 2), (2, 0, 1)):
+        strategy = STRATEGIES[name](model)
+        sent = list(strategy.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), Nodes(3, 1)))
+        upload = Instructions.read(sent[0].content["config"]).upload
+        replies = [reply(sent[k], {key: updates[k][key] for key in upload}, weights[k]) for k in order]
+        results.append(decode(strategy.aggregate_train(1, replies)[0]))
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+def test_updates_are_sorted_by_client_whatever_the_order_of_the_replies() -> None:
+    strategy = Full(net())
+    sent = configure(strategy, Nodes(4, 1), 1)
+    replies = [reply(sent[client], strategy.global_model) for client in (2, 0, 3, 1)]
+    received = strategy.receive(1, replies)
+    assert [update.client for update in received.updates] == [0, 1, 2, 3]
+    assert received.left_out == {}
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_averaging_replies_as_they_come_gives_the_bits_of_averaging_them_together(precision: Precision) -> None:
+    model = model_with_buffers()
+    updates = random_updates(model, 11)
+    results = []
+    for in_order in (False, True):
+        strategy = Full(model, precision=precision)
+        sent = list(strategy.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), Nodes(11, 1)))
+        upload = Instructions.read(sent[0].content["config"]).upload
+        replies = (reply(sent[k], {key: updates[k][key] for key in upload}, 1.0 + k) for k in range(11) if k != 5)
+        received = strategy.receive(1, replies, in_order=in_order)
+        assert [update.client for update in received.updates] == [k for k in range(11) if k != 5]
+        assert received.left_out == {5: "it did not reply"}
+        assert all(bool(update.shared) != in_order for update in received.updates)
+        strategy.step(1, received)
+        results.append(strategy.global_model)
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+class Clipped(Full):
+    """A strategy with a rule of its own, which needs all updates at once."""
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        largest = max(updates, key=lambda update: update.num_examples)
+        return {key: value for key, value in largest.shared.items() if key != "1.weight"}
+
+
+def test_a_rule_of_ones_own_gets_all_updates_whatever_the_order() -> None:
+    strategy = Clipped(net(), send_initial=False)
+    sent = configure(strategy, Nodes(2, 1), 1)
+    received = strategy.receive(1, [reply(sent[k], strategy.global_model) for k in (0, 1)], in_order=True)
+    assert received.average is None
+    assert all(update.shared for update in received.updates)
+
+
+def test_a_rule_that_leaves_out_what_clients_do_not_keep_is_an_error() -> None:
+    strategy = Clipped(net(), send_initial=False)
+    sent = configure(strategy, Nodes(1, 1), 1)
+    received = strategy.receive(1, [reply(sent[0], strategy.global_model)])
+    with pytest.raises(RunError, match=r"Clipped.aggregate returns no value for '1.weight', .* Clipped.kept"):
+        strategy.step(1, received)
+
+
+@pytest.mark.parametrize("name", LAYERS_ONLY)
+def test_a_client_keeps_what_it_does_not_share(name: str) -> None:
+    model = model_with_buffers()
+    strategy = STRATEGIES[name](model, send_initial=False)
+    strategy.set_global_model(model.state_dict())
+    for server_round in (1, 2):
+        sent = next(iter(strategy.configure_train(server_round, strategy.arrays, ConfigRecord(), Nodes(2, 1))))
+        instructions = Instructions.read(sent.content["config"])
+        assert not set(instructions.upload) & set(instructions.keep)
+        assert set(instructions.upload) | set(instructions.keep) == set(strategy.global_model)
+
+
+def test_a_fixed_sample_of_the_clients_is_evaluated_if_so_many_are_asked_for() -> None:
+    strategy = Full(net(), evaluate_clients=3)
+    strategy.set_global_model(net().state_dict())
+    chosen = [
+        [
+            message.metadata.dst_node_id
+            for message in strategy.configure_evaluate(r, strategy.arrays, ConfigRecord(), Nodes(9, 1))
+        ]
+        for r in (1, 2)
+    ]
+    assert chosen[0] == chosen[1] == sorted(set(chosen[0]))
+    assert len(chosen[0]) == 3
+
+
+@pytest.mark.parametrize("name", LAYERS_ONLY)
+def test_a_strategy_goes_on_from_its_state(name: str) -> None:
+    model = model_with_buffers()
+    strategy = STRATEGIES[name](model, send_initial=False, participation=0.5)
+    strategy.set_global_model(model.state_dict())
+    for server_round in range(1, 4):
+        shared = strategy.layers.keys(strategy.shared(server_round))
+        updates = [
+            ClientUpdate(client, {key: params[key] for key in shared}, 1.0)
+            for client, params in enumerate(random_updates(model, 4, server_round))
+            if (client + server_round) % 2
+        ]
+        strategy.step(server_round, Received(updates))
+    again = STRATEGIES[name](model, send_initial=False, participation=0.5)
+    again.set_global_model(strategy.global_model)
+    again.load_progress(strategy.progress())
+    again.load_state({key: value.clone() for key, value in strategy.state().items()})
+    for client in range(5):
+        expected, got = strategy.for_client(4, client), again.for_client(4, client)
+        assert expected.keys() == got.keys()
+        assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+# What is not a valid update.
+
+
+def spoil(message: Message, params: Params, how: str) -> Message | None:
+    if how == "error":
+        return Message(Error(2, "Traceback\nValueError: no luck"), reply_to=message)
+    if how == "missing entry":
+        return reply(message, dict(list(params.items())[1:]))
+    if how == "wrong shape":
+        return reply(message, params | {"0.weight": torch.zeros(2, 2)})
+    if how == "not finite":
+        return reply(message, params | {"0.weight": torch.tensor([[float("nan")]])})
+    if how == "no weight":
+        return reply(message, params, weight=0.0)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("error", "ValueError: no luck"),
+        ("missing entry", "it sent the entries"),
+        ("wrong shape", r"0.weight has shape \(2, 2\), not \(1, 1\)"),
+        ("not finite", "0.weight has values that are not finite"),
+        ("no weight", "num-examples is 0.0"),
+        ("silence", "it did not reply"),
+    ],
+)
+def test_an_update_that_is_not_valid_is_left_out_with_its_reason(
+    how: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy = Full(net())
+    sent = configure(strategy, Nodes(3, 1), 1)
+    params = {client: {key: torch.tensor([[float(client)]]) for key in strategy.global_model} for client in sent}
+    replies = [reply(sent[0], params[0]), spoil(sent[1], params[1], how), reply(sent[2], params[2])]
+    strategy.aggregate_train(1, [each for each in replies if each is not None])
+    assert values(strategy.global_model) == {"0": 1.0, "1": 1.0}
+    assert caplog.messages[0].startswith("round 1: client 1 is left out of the average: ")
+    assert re.search(reason, caplog.messages[0])
+
+
+def test_a_client_that_failed_takes_again_what_it_missed() -> None:
+    strategy, grid = Full(net(), send_initial=False), Nodes(2, 1)
+    ones = {"0.weight": torch.ones(1, 1), "1.weight": torch.ones(1, 1)}
+    strategy.aggregate_train(1, [reply(m, ones) for m in configure(strategy, grid, 1).values()])
+    sent = configure(strategy, grid, 2)
+    strategy.aggregate_train(2, [reply(sent[0], ones), Message(Error(2, "x"), reply_to=sent[1])])
+    assert set(configure(strategy, grid, 3)[1].content["arrays"]) == {"0.weight", "1.weight"}
+
+
+def test_a_round_without_a_valid_update_leaves_the_model_as_it_is() -> None:
+    strategy = Full(net())
+    sent = configure(strategy, Nodes(2, 1), 1)
+    assert strategy.aggregate_train(1, [Message(Error(2, "x"), reply_to=m) for m in sent.values()]) == (None, None)
+
+
+def test_the_first_message_holds_the_initial_model_where_clients_cannot_build_it() -> None:
+    strategy, grid = LayerSet(net(), "head"), Nodes(2, 1)
+    sent = configure(strategy, grid, 1)
+    assert set(sent[0].content["arrays"]) == {"0.weight", "1.weight"}
+    strategy.aggregate_train(1, [reply(m, {"1.weight": torch.ones(1, 1)}) for m in sent.values()])
+    assert set(configure(strategy, grid, 2)[0].content["arrays"]) == {"1.weight"}
+
+
+def test_the_local_plan_and_the_probe_reach_the_client() -> None:
+    plan = LocalPlan((Phase("head", epochs=2), Phase("body", steps=3, proximal=0.5)))
+
+    class Planned(Strategy):
+        def local_plan(self, server_round: int) -> LocalPlan:
+            return plan
+
+    sent = configure(Planned(net()), Nodes(1, 1), 5, probe=True)
+    instructions = Instructions.read(sent[0].content["config"])
+    assert instructions == Instructions(5, ("0.weight", "1.weight"), (), plan, probe=True)
+
+
+def test_evaluation_sends_what_is_taken_and_the_rest_of_the_global_model() -> None:
+    strategy, grid = LayerSet(net(), "head", send_initial=False), Nodes(2, 1)
+    sent = configure(strategy, grid, 1)
+    strategy.aggregate_train(1, [reply(m, {"1.weight": torch.ones(1, 1)}) for m in sent.values()])
+    for message in strategy.configure_evaluate(1, strategy.arrays, ConfigRecord(), grid):
+        assert set(message.content["arrays"]) == {"1.weight"}
+        assert set(message.content["global"]) == {"0.weight"}
+
+
+def test_evaluation_metrics_are_weighted_by_examples() -> None:
+    strategy, grid = Full(net()), Nodes(2, 1)
+    configure(strategy, grid, 1)
+    replies = []
+    for message, (weight, accuracy) in zip(
+        strategy.configure_evaluate(1, strategy.arrays, ConfigRecord(), grid), [(1, 1.0), (3, 0.2)], strict=True
+    ):
+        metrics = MetricRecord({"num-examples": weight, "accuracy": accuracy})
+        replies.append(Message(RecordDict({"metrics": metrics}), reply_to=message))
+    assert dict(strategy.aggregate_evaluate(1, replies)) == pytest.approx({"accuracy": 0.4})
+
+
+def test_a_node_stays_the_same_client_when_others_appear() -> None:
+    class Growing(Nodes):
+        nodes = (50, 70)
+
+        def get_node_ids(self) -> Iterable[int]:
+            return self.nodes
+
+    strategy, grid = Full(net(), min_available_nodes=2), Growing(2, 1)
+    assert list(configure(strategy, grid, 1)) == [50, 70]
+    grid.nodes = (10, 50, 70)
+    assert list(configure(strategy, grid, 2)) == [50, 70, 10]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"participation": 0.0}, "participation = 0.0"),
+        ({"participation": 1.1}, "1.1"),
+        ({"min_available_nodes": 0}, "0"),
+    ],
+)
+def test_options_out_of_range_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Full(net(), **options)
+
+
+# Participation.
+
+
+@pytest.mark.parametrize(
+    ("clients", "participation", "count"), [(100, 0.29, 29), (10, 0.01, 1), (7, 0.5, 4), (3, 1.0, 3)]
+)
+def test_the_number_of_participants_is_rounded_not_cut(clients: int, participation: float, count: int) -> None:
+    chosen = draw_participants(0, 1, clients, participation)
+    assert len(chosen) == count
+    assert chosen == sorted(set(chosen))
+    assert set(chosen) <= set(range(clients))
+
+
+def test_participants_are_a_function_of_seed_and_round() -> None:
+    draws = [draw_participants(0, server_round, 100, 0.1) for server_round in (1, 2, 1)]
+    assert draws[0] == draws[2] != draws[1]
+    assert draws[0] != draw_participants(1, 1, 100, 0.1)
+
+
+def test_every_client_takes_part_equally_often() -> None:
+    counts = torch.zeros(20)
+    for server_round in range(2000):
+        counts[draw_participants(0, server_round, 20, 0.25)] += 1
+    # Binomial: mean 500, standard deviation 19.4.
+    assert (counts - 500).abs().max() < 4 * 19.4
+
+
+def test_an_array_that_did_not_change_is_not_encoded_again() -> None:
+    strategy = LayerSet(net(), "head")
+    configure(strategy, Nodes(1, 1), 1)
+    before: dict[str, Array] = dict(strategy.arrays)
+    strategy.step(1, Received([ClientUpdate(0, {"1.weight": torch.ones(1, 1)}, 1.0)]))
+    assert strategy.arrays["0.weight"] is before["0.weight"]
+    assert strategy.arrays["0.weight"].data is before["0.weight"].data
+    assert strategy.arrays["1.weight"] is not before["1.weight"]
+
+
+def test_a_plain_flower_client_may_change_what_it_gets() -> None:
+    strategy = Full(net())
+    sent = configure(strategy, Nodes(2, 1), 1)
+    for value in sent[0].content["arrays"].to_torch_state_dict().values():
+        value.fill_(7)
+    assert values(strategy.global_model) == {"0": 0.0, "1": 0.0}
+    assert values(decode(sent[1].content["arrays"])) == {"0": 0.0, "1": 0.0}
+
+
+def test_a_tied_tensor_in_a_plain_flower_app_travels_under_its_first_name_only() -> None:
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.Linear(3, 5))
+    model[2].weight = model[0].weight
+    strategy = Strategy(model)
+    sent = list(strategy.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), Nodes(1, 1)))
+    assert list(sent[0].content["arrays"]) == ["0.weight", "1.weight", "1.bias", "2.bias"]
+    assert "2.weight" not in strategy.arrays
