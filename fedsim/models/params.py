@@ -1,12 +1,15 @@
 """Named parameters: a model, or a part of one, as a dict from state-dict keys to tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 Params = dict[str, Tensor]
+# Tensors by name, or by client, in as many levels as there are ideas in it.
+Tree = Mapping[Any, "Tensor | Tree"]
 
 
 def state_of(model: nn.Module) -> Params:
@@ -89,6 +92,50 @@ def combine(base: Params, part: Params) -> Params:
     return {key: part.get(key, value) for key, value in base.items()}
 
 
+def flatten(tree: Tree, separator: str = "/") -> Params:
+    """Return the tensors of a tree by their paths, such as ``models/3/conv.weight``, in the tree's order.
+
+    Raises
+    ------
+    ValueError
+        If two tensors have the same path.
+    """
+    flat: Params = {}
+    for path, value in _entries(tree, separator):
+        if path in flat:
+            raise ValueError(f"two entries have the path {path!r}; keys must differ as text, without {separator!r}")
+        flat[path] = value
+    return flat
+
+
+def unflatten(params: Params, separator: str = "/", levels: int | None = None) -> dict[str, Any]:
+    """Return the tree of which `flatten` made paths; its keys are text, and it has no empty branches.
+
+    Parameters
+    ----------
+    levels
+        Number of separators, counted from the left, at which a path is split: 1 for a tree of models whose own keys
+        may contain a separator. All if not given.
+
+    Raises
+    ------
+    ValueError
+        If a path leads to a tensor and is the beginning of another.
+    """
+    tree: dict[str, Any] = {}
+    for path, value in params.items():
+        *branches, last = path.split(separator, -1 if levels is None else levels)
+        branch = tree
+        for name in branches:
+            branch = branch.setdefault(name, {})
+            if not isinstance(branch, dict):
+                raise ValueError(f"a beginning of the path {path!r} leads to a tensor; it must lead to a branch")
+        if last in branch:
+            raise ValueError(f"the path {path!r} leads to a tensor and to a branch; it must lead to one of them")
+        branch[last] = value
+    return tree
+
+
 def lerp(start: Params, end: Params, t: float) -> Params:
     """Return ``(1 - t) * start + t * end``; exact at 0 and at 1; integer entries stay the start's."""
     return {key: (1 - t) * value + t * end[key] if value.is_floating_point() else value for key, value in start.items()}
@@ -154,6 +201,14 @@ def is_finite(params: Params) -> bool:
     if buffer is not None and _is_finite(buffer):
         return True
     return all(map(_is_finite, floating.values()))
+
+
+def _entries(tree: Tree, separator: str) -> Iterator[tuple[str, Tensor]]:
+    for key, value in tree.items():
+        if isinstance(value, Tensor):
+            yield str(key), value
+        else:
+            yield from ((f"{key}{separator}{path}", entry) for path, entry in _entries(value, separator))
 
 
 def _is_finite(values: Tensor) -> bool:

@@ -3,7 +3,19 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.models.params import Params, as_flat, combine, empty_flat, flat_copy, is_finite, lerp, load_state_, state_of
+from fedsim.models.params import (
+    Params,
+    as_flat,
+    combine,
+    empty_flat,
+    flat_copy,
+    flatten,
+    is_finite,
+    lerp,
+    load_state_,
+    state_of,
+    unflatten,
+)
 
 
 def test_combine_replaces_entries_and_keeps_the_order_of_the_base() -> None:
@@ -18,6 +30,44 @@ def test_combine_replaces_entries_and_keeps_the_order_of_the_base() -> None:
 def test_combine_rejects_an_entry_that_the_model_lacks() -> None:
     with pytest.raises(KeyError, match="'x'"):
         combine({"a": torch.ones(1)}, {"x": torch.ones(1)})
+
+
+@pytest.mark.parametrize("separator", ["/", "::"])
+def test_unflattening_a_flat_tree_gives_the_tree_back(separator: str) -> None:
+    tree = {"models": {"3": {"a.weight": torch.ones(2)}, "1": {"a.weight": torch.zeros(2)}}, "known": torch.tensor(4)}
+    flat = flatten(tree, separator)
+    assert list(flat) == [
+        separator.join(path) for path in (("models", "3", "a.weight"), ("models", "1", "a.weight"))
+    ] + ["known"]
+    assert unflatten(flat, separator) == tree
+    assert unflatten(flat, separator)["models"]["1"]["a.weight"] is tree["models"]["1"]["a.weight"]
+
+
+def test_numbers_become_text_and_empty_branches_disappear() -> None:
+    tree = {"models": {3: {"a": torch.ones(1)}, 4: {}}, "masks": {}}
+    assert unflatten(flatten(tree)) == {"models": {"3": {"a": torch.ones(1)}}}
+    assert flatten({}) == unflatten({}) == {}
+
+
+def test_a_path_is_split_at_as_many_separators_as_asked_for() -> None:
+    value = torch.ones(1)
+    assert unflatten({"own/block/w": value}, levels=1) == {"own": {"block/w": value}}
+    assert unflatten({"own/block/w": value}, levels=0) == {"own/block/w": value}
+    assert unflatten({"own/block/w": value}, levels=5) == {"own": {"block": {"w": value}}}
+
+
+@pytest.mark.parametrize(
+    "tree", [{"a": {"b": torch.ones(1)}, "a/b": torch.ones(1)}, {1: torch.ones(1), "1": torch.ones(1)}]
+)
+def test_two_tensors_with_the_same_path_are_an_error(tree: dict) -> None:
+    with pytest.raises(ValueError, match=r"two entries have the path '(a/b|1)'"):
+        flatten(tree)
+
+
+@pytest.mark.parametrize("paths", [("a", "a/b"), ("a/b", "a"), ("a/b/c", "a/b")])
+def test_a_path_to_a_tensor_and_to_a_branch_is_an_error(paths: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="leads to a tensor"):
+        unflatten(dict.fromkeys(paths, torch.ones(1)))
 
 
 def test_lerp_is_exact_at_the_ends_and_leaves_integers() -> None:

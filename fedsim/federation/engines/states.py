@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from fedsim.models.params import flatten, unflatten
 from fedsim.results.folder import write_whole
 from fedsim.strategy import messages
 
@@ -135,18 +136,10 @@ def _copy(record: Any) -> Any:
 
 
 def _encoded(state: RecordDict) -> bytes:
-    return save(
-        {
-            f"{name}/{key}": value.cpu().contiguous()
-            for name in state
-            for key, value in messages.decode(messages.arrays_of(state, name)).items()
-        }
-    )
+    held = flatten({name: messages.decode(messages.arrays_of(state, name)) for name in state})
+    return save({path: value.cpu().contiguous() for path, value in held.items()})
 
 
 def _read(path: Path) -> RecordDict:
-    records: dict[str, dict] = {}
-    for name, value in load_file(path).items():
-        record, _, key = name.partition("/")
-        records.setdefault(record, {})[key] = value
+    records = unflatten(load_file(path), levels=1)
     return RecordDict({name: messages.encode(params) for name, params in records.items()})
