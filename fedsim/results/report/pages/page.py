@@ -254,7 +254,7 @@ def _subtitle(result: Result) -> str:
 
 def _write(out: Path, content: Mapping[str, Any], sections: Sequence[Section], export: bool) -> Path:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fedsim.results.report", "."), autoescape=True, trim_blocks=True
+        loader=jinja2.PackageLoader("fedsim.results.report.pages", "."), autoescape=True, trim_blocks=True
     )
     shown = [
         {
