@@ -15,7 +15,7 @@ from benchmarks.child import MARK, Answers
 from benchmarks.machine import processors
 from benchmarks.processes import cpu_seconds, marked, pss_bytes
 from fedsim.config import Config
-from fedsim.config.catalog import resolve
+from fedsim.config.choices import resolve
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.federation.data import federated_data_of
@@ -37,7 +37,7 @@ class BareLoop:
         federation = federation_of(config)
         data = federated_data_of(config)
         self._data = [data.client(client).train for client in range(config.clients)]
-        self._initial, self._settings = federation.initial, config.local.sgd()
+        self._initial, self._settings = federation.initial, config.local
         self._federation = federation
         self._own = threading.local()
 

@@ -14,7 +14,7 @@ import ray
 import torch
 
 import fedsim.federation.engines.ray  # noqa: F401 (sets what Ray reads when it is imported)
-from fedsim.config import Config, catalog, with_settings
+from fedsim.config import Config, choices, with_settings
 from fedsim.experiment import run as experiment
 from fedsim.results.folder import RunFolder
 
@@ -54,7 +54,7 @@ def tiny() -> Callable[..., Config]:
 
     def build(**changes: Any) -> Config:
         settings = with_settings(TINY, {tuple(key.split("__")): value for key, value in changes.items()})
-        return catalog.resolve(Config.parse(settings, "tiny"))
+        return choices.resolve(Config.parse(settings, "tiny"))
 
     return build
 

@@ -23,10 +23,11 @@ ROOMS = (
     "training",
     "models",
     "partitions",
+    "options",
     "seeds",
     "errors",
 )
-TORCH_ONLY = ("analysis", "alignment", "data", "training", "models", "seeds", "errors")
+TORCH_ONLY = ("analysis", "alignment", "data", "training", "models", "options", "seeds", "errors")
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("fedsim", "strategies", "partitions")

@@ -20,8 +20,9 @@ from rich.table import Table as RichTable
 
 from fedsim.analysis.mixing.groups import KINDS
 from fedsim.cli.terminal import print_error, print_failures, print_table, say, write_text, write_to
-from fedsim.config import Config, catalog, naming, parse_assignment, read_toml, with_settings
-from fedsim.config.catalog import CATALOGUES, Kind
+from fedsim.config import Config, choices, naming, parse_assignment, read_toml, with_settings
+from fedsim.config.catalogue import describe
+from fedsim.config.choices import CATALOGUES, Kind
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.dry_run import describe_run
 from fedsim.experiment.saved_models.comparison import compare_checkpoints, comparison_config, write_comparison
@@ -287,7 +288,7 @@ def list_command(
     for heading in ("name", "what it does", "source"):
         table.add_column(heading, overflow="fold")
     for name, entry in CATALOGUES[kind].entries.items():
-        text, source = catalog.describe(entry)
+        text, source = describe(entry)
         options = CATALOGUES[kind].signature(name)
         table.add_row(name, f"{text}\n[dim]{escape('options: ' + options)}[/dim]" if options else text, source)
     Console().print(table)
@@ -332,7 +333,7 @@ def _experiment(
 
 def _configs(config: Config, path: Path) -> list[Config]:
     """Resolve each combination of an experiment's sweep."""
-    return [catalog.resolve(each) for each in config.runs(str(path))]
+    return [choices.resolve(each) for each in config.runs(str(path))]
 
 
 def _numbers(text: str | None, option: str) -> list[float] | None:

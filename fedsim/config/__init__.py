@@ -1,20 +1,9 @@
 """What an experiment's file says, and everything that can be chosen by name."""
 
-from fedsim.config.tables import (
-    Choice,
-    Config,
-    DataConfig,
-    EngineConfig,
-    FeaturesConfig,
-    StopConfig,
-    explain_rule,
-    parse_assignment,
-    read_toml,
-    short_hash,
-    shown,
-    suggest,
-    with_settings,
-)
+from fedsim.config.config import Config
+from fedsim.config.tables import Choice, DataConfig, EngineConfig, FeaturesConfig, StopConfig
+from fedsim.config.toml import parse_assignment, read_toml, short_hash, with_settings
+from fedsim.options import explain_rule, shown, suggest
 
 __all__ = [
     "Choice",

@@ -4,8 +4,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from fedsim.config import Config, short_hash
-from fedsim.config.catalog import CATALOGUES
+from fedsim.config.choices import CATALOGUES
+from fedsim.config.config import Config
+from fedsim.config.toml import short_hash
 from fedsim.data.places import existing_path, fingerprint
 
 

@@ -1,27 +1,20 @@
-"""An experiment's settings: typed, frozen records read from TOML.
+"""The tables of an experiment's settings: typed, frozen records.
 
 The tables that choose something by name (``[data]``, ``[partition]``, ``[model]``, ``[strategy]``) also hold the
-options of what they choose; `fedsim.config.catalog.resolve` checks those and writes out their defaults.
+options of what they choose; `fedsim.config.choices.resolve` checks those and writes out their defaults.
 """
 
-import copy
-import difflib
-import hashlib
 import itertools
-import json
 import math
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from fedsim.config.expectation import Expectation, MatchedBy, Measure
-from fedsim.errors import ConfigError
-from fedsim.training import SGD
+from fedsim.config.expectation import MatchedBy, Measure
+from fedsim.options import shown
+from fedsim.training.sgd import SGD
 
 
 class Table(BaseModel):
@@ -86,26 +79,19 @@ class ModelConfig(Choice):
     initial: Literal["shared", "own"] = "shared"
 
 
-class LocalConfig(Table):
-    """``[local]``: the clients' training; see `fedsim.training.SGD`."""
+@dataclass(frozen=True)
+class LocalConfig(SGD):
+    """``[local]``: the clients' training, and the ranges of its settings; see `fedsim.training.SGD`."""
 
-    epochs: Annotated[int, Field(ge=1)] = 1
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    nesterov: bool = False
-    optimizer_state: Literal["reset", "keep"] = "reset"
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov = true needs a momentum greater than 0")
-        return self
-
-    def sgd(self) -> SGD:
-        """Return the settings as `training` takes them."""
-        return SGD(**self.model_dump())
+    # A strict table would take no dict in place of a dataclass, so each setting is strict by itself.
+    epochs: Annotated[int, Field(strict=True, ge=1)] = SGD.epochs
+    batch_size: Annotated[int, Field(strict=True, ge=1)] = SGD.batch_size
+    lr: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = SGD.lr
+    momentum: Annotated[float, Field(strict=True, ge=0, lt=1)] = SGD.momentum
+    weight_decay: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = SGD.weight_decay
+    nesterov: Annotated[bool, Field(strict=True)] = SGD.nesterov
 
 
 class StrategyConfig(Choice):
@@ -294,220 +280,3 @@ class TuneConfig(BaseModel):
     def combinations(self) -> list[dict[str, Any]]:
         """Return each combination of values by setting, in the order of the lists; the last setting changes first."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
-
-
-class Config(Table):
-    """One run, or, with ``[sweep]``, a family of runs.
-
-    ``unseen`` is the share of the clients that never take part in training, at least one of them if it is not 0;
-    ``participation`` is a share of the others. ``evaluate_clients`` is how many clients are evaluated, the same in each
-    round, and at most as many unseen ones; all without it. ``[[expect]]`` says what the runs should show, for ``fedsim
-    check``.
-    """
-
-    rounds: Annotated[int, Field(ge=1)]
-    clients: Annotated[int, Field(ge=1)]
-    unseen: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: Annotated[int, Field(ge=0)] = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
-    evaluate_every: Annotated[int, Field(ge=1)] = 1
-    evaluate_clients: Annotated[int, Field(ge=1)] | None = None
-    checkpoint_every: Annotated[int, Field(ge=1)] = 1
-    data: DataConfig = DataConfig()
-    partition: PartitionConfig
-    features: FeaturesConfig = FeaturesConfig()
-    model: ModelConfig = ModelConfig()
-    local: LocalConfig = LocalConfig()
-    strategy: StrategyConfig = StrategyConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    stop: StopConfig = StopConfig()
-    barriers: BarriersConfig = BarriersConfig()
-    engine: EngineConfig = EngineConfig()
-    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    tune: TuneConfig = TuneConfig()
-    expect: Annotated[tuple[Expectation, ...], Field(strict=False)] = ()
-
-    @field_validator("unseen")
-    @classmethod
-    def _leave_a_client_to_train(cls, value: float, info: ValidationInfo) -> float:
-        clients = info.data.get("clients")  # None if that is wrong itself
-        if value and clients and max(1, round(value * clients)) >= clients:
-            raise ValueError(f"must leave a client to train, of clients = {clients}; use a smaller share")
-        return value
-
-    @classmethod
-    def parse(cls, settings: Mapping[str, Any], source: str) -> Self:
-        """Check settings as read from TOML.
-
-        Raises
-        ------
-        ConfigError
-            For the first unknown key, wrong type or value out of range; the message begins with ``source``.
-        """
-        try:
-            return cls.model_validate(settings)
-        except ValidationError as error:
-            raise ConfigError(f"{source}: {_explain(error)}") from None
-
-    def runs(self, source: str) -> list[Self]:
-        """Return one config per combination of the sweep's settings, each without a sweep and with nothing to tune.
-
-        Raises
-        ------
-        ConfigError
-            If a combination is not a valid config.
-        """
-        if nested := [key for key in self.sweep if key.split(".")[0] in ("sweep", "tune", "engine")]:
-            raise ConfigError(f"{source}: [sweep] {nested[0]!r} cannot be swept; it does not change a run's numbers")
-        # A whole table goes before its own settings, so that neither undoes the other.
-        keys = sorted(self.sweep, key=lambda key: key.count("."))
-        base = self.model_dump(exclude={"sweep", "tune"}, exclude_unset=True)
-        configs = []
-        for values in itertools.product(*(self.sweep[key] for key in self.sweep)):
-            chosen = dict(zip(self.sweep, values, strict=True))
-            changes = {tuple(key.split(".")): chosen[key] for key in keys}
-            where = f"{source} [sweep]" if changes else source
-            configs.append(self.parse(with_settings(base, changes), where))
-        return configs
-
-    def to_toml(self) -> str:
-        """Write all settings as TOML; those without a value are left out."""
-        settings = _without_none(self.model_dump(mode="json", exclude={"sweep", "tune", "expect"}))
-        expected = [each.model_dump(mode="json", exclude_unset=True) for each in self.expect]
-        return tomli_w.dumps(settings | ({"expect": expected} if expected else {}))
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be read or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}; give the path of an experiment's TOML file"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-
-
-def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
-    """Read ``key.of.setting=value`` as on the command line; key and value are TOML.
-
-    Returns
-    -------
-    path, value
-        The tables and the key, and what it is set to.
-
-    Raises
-    ------
-    ConfigError
-        If there is no key, or the value is not TOML.
-    """
-    key, equals, value = text.partition("=")
-    path = _read_key(key)
-    if not equals or not path:
-        raise ConfigError(f"--set {text!r} must be KEY=VALUE, for instance --set local.lr=0.01")
-    try:
-        return path, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        raise ConfigError(
-            f"--set {text!r}: {value!r} is not a TOML value; a string needs quotes of its own, "
-            f"for instance --set '{key.strip()}=\"{value.strip()}\"'"
-        ) from None
-
-
-def _read_key(key: str) -> tuple[str, ...]:
-    """Return the parts of a TOML key, which may be dotted and quoted; none if it is not a key."""
-    try:
-        table: Any = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
-        return ()
-    path = []
-    while isinstance(table, dict):
-        [(name, table)] = table.items()
-        path.append(name)
-    return tuple(path)
-
-
-def with_settings(settings: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Return nested settings with those at the given paths set anew; neither argument is changed.
-
-    Raises
-    ------
-    ConfigError
-        If a path goes through something that is not a table.
-    """
-    result = copy.deepcopy(dict(settings))
-    for path, value in changes.items():
-        *tables, last = path
-        table = result
-        for name in tables:
-            table = table.setdefault(name, {})
-            if not isinstance(table, dict):
-                raise ConfigError(f"{'.'.join(path)!r} cannot be set: {name!r} is not a table")
-        table[last] = value
-    return result
-
-
-def short_hash(settings: Mapping[str, Any]) -> str:
-    """Return eight hexadecimal digits that depend on the settings and not on their order."""
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'? known are: a, b`` for an unknown name."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    guess = f"did you mean {close[0]!r}? " if close else ""
-    return f"; {guess}known are: {', '.join(names)}"
-
-
-def _explain(error: ValidationError) -> str:
-    """Say in one line what the first problem is and how to mend it."""
-    problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        table: type[BaseModel] = Expectation if path[0] == "expect" else Config
-        for name in path[:-1] if table is Config else ():
-            table = table.model_fields[name].annotation  # type: ignore[assignment]
-        return f"unknown key {key!r}{suggest(path[-1], table.model_fields)}"
-    if problem["type"] == "missing":
-        return f"{key!r} is missing; every experiment must set it"
-    if path[0] in ("sweep", "tune") and problem["type"] == "list_type":
-        example = f'"{path[-1]}.lr"' if isinstance(problem["input"], dict) else shown(path[-1])
-        rule = f"must be a list of values; a dotted key needs quotes, as in {example} = [...]"
-        return f"{key} = {shown(problem['input'])}: {rule}"
-    return f"{key} = {shown(problem['input'])}: {explain_rule(problem)}"
-
-
-def explain_rule(problem: Mapping[str, Any]) -> str:
-    """Return the rule that a value broke, from one of pydantic's errors."""
-    rules = {
-        "model_type": 'must be a table, as in [strategy] with name = "full"',
-        "string_pattern_mismatch": "must be 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'",
-        "too_short": "must have at least one value",
-        "tuple_type": "must be a list, such as [1, 2]",
-        "missing": "must have more values",
-    }
-    return rules.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-
-
-def shown(value: Any) -> str:
-    """Write a value as TOML would, for a message."""
-    return json.dumps(value, default=str)
-
-
-def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_none(value) if isinstance(value, Mapping) else value
-        for key, value in settings.items()
-        if value is not None
-    }

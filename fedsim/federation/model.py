@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.config import Config
-from fedsim.config.catalog import CATALOGUES
+from fedsim.config.choices import CATALOGUES
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.training.dropout import seeded_dropout_

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedsim.config import Config, catalog, naming
+from fedsim.config import Config, choices, naming
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.errors import ConfigError
 from fedsim.results.best_round import best_round, validation_means
@@ -56,7 +56,7 @@ class Result:
     @property
     def strategy(self) -> str:
         """The strategy with the options that differ from their defaults."""
-        return catalog.CATALOGUES["strategies"].label(self.config.strategy)
+        return choices.CATALOGUES["strategies"].label(self.config.strategy)
 
     @property
     def data(self) -> str:
@@ -159,7 +159,7 @@ def read_result(folder: RunFolder) -> Result:
         If the folder is not a whole run, or nothing was evaluated in it yet.
     """
     try:
-        config = catalog.resolve(folder.read_config())
+        config = choices.resolve(folder.read_config())
         metrics = read_rows(folder.metrics)
         if metrics.empty or "personalised" not in set(metrics["model"]):
             raise NotEvaluatedError(f"{folder.path} has no evaluated round yet; let 'fedsim run' go on first")

@@ -8,8 +8,9 @@ from fedsim.training.buffers import recompute_buffers_
 from fedsim.training.choice import choose_cohort, cohort_problem
 from fedsim.training.cohort import LocalTask, train_cohort
 from fedsim.training.local import train_
-from fedsim.training.plan import SGD, LocalPlan, Passes, Phase, Training
+from fedsim.training.plan import LocalPlan, Passes, Phase, Training
 from fedsim.training.rule import ClientRule, Finished, Local, Network, Ruled, Sets, Step
+from fedsim.training.sgd import SGD
 
 __all__ = [
     "SGD",

@@ -15,7 +15,8 @@ from fedsim.models.params import Params, load_state_, state_of
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.cohort import LocalTask, train_cohort
 from fedsim.training.local import train_
-from fedsim.training.plan import SGD, LocalPlan, Phase
+from fedsim.training.plan import LocalPlan, Phase
+from fedsim.training.sgd import SGD
 
 MEASURED_STEPS = 3
 

@@ -16,8 +16,9 @@ from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member, cut_batches
 from fedsim.training.dropout import seeded_modules
 from fedsim.training.local import follow_plan, no_such_set, trained_entries
-from fedsim.training.plan import SGD, LocalPlan, Passes, Training
+from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.rule import Network, Position, Ruled, Step
+from fedsim.training.sgd import SGD
 from fedsim.training.stack import forward_of, member_of, over_members, stack
 
 

@@ -17,8 +17,9 @@ from fedsim.training.account import Account
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member
 from fedsim.training.dropout import seeded_modules, set_streams_
-from fedsim.training.plan import SGD, LocalPlan, Passes, Phase, Training
+from fedsim.training.plan import LocalPlan, Passes, Phase, Training
 from fedsim.training.rule import Network, Position, Ruled, Sets, Step
+from fedsim.training.sgd import SGD
 
 
 def train_(

@@ -1,8 +1,7 @@
-"""What a client does in one round: the phases of its training, its optimiser, and what it reports."""
+"""What a client does in one round: the phases of its training, and what it reports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from fedsim.models.params import Params
 
@@ -60,31 +59,6 @@ class LocalPlan:
     """What a client does in one round: phases, one after the other."""
 
     phases: tuple[Phase, ...] = (Phase(),)
-
-
-@dataclass(frozen=True)
-class SGD:
-    """Settings of the local optimiser.
-
-    Parameters
-    ----------
-    epochs
-        Passes over the client's training examples in a phase that does not say otherwise.
-    batch_size
-        Examples in a mini-batch; the last one of an epoch may be smaller, none is dropped.
-    lr, momentum, weight_decay, nesterov
-        As in `torch.optim.SGD`.
-    optimizer_state
-        ``reset`` starts the momentum at zero each round, ``keep`` takes it from the client's last one.
-    """
-
-    epochs: int = 1
-    batch_size: int = 32
-    lr: float = 0.05
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    nesterov: bool = False
-    optimizer_state: Literal["reset", "keep"] = "reset"
 
 
 @dataclass

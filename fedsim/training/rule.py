@@ -10,7 +10,8 @@ from torch.func import functional_call, grad_and_value
 from torch.nn.functional import cross_entropy
 
 from fedsim.models.params import Params
-from fedsim.training.plan import SGD, Passes, Phase
+from fedsim.training.plan import Passes, Phase
+from fedsim.training.sgd import SGD
 
 Sets = Mapping[str, Params]
 

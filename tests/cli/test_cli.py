@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.cli import commands as cli
-from fedsim.config.catalog import CATALOGUES
+from fedsim.config.choices import CATALOGUES
 from fedsim.data import DATA
 from fedsim.data.skews import FEATURES
 from fedsim.models.architectures import MODELS

@@ -140,8 +140,8 @@ def test_means_of_reports_leave_unseen_clients_out(tiny: Callable[..., Config], 
     [
         ({"unseen": 0.9}, "unseen = 0.9: must leave a client to train, of clients = 4; use a smaller share"),
         ({"clients": 1, "unseen": 0.1}, "unseen = 0.1: must leave a client to train, of clients = 1"),
-        ({"unseen": 1.0}, "unseen = 1.0: should be less than 1"),
-        ({"unseen": -0.1}, "unseen = -0.1: should be greater than or equal to 0"),
+        ({"unseen": 1.0}, "unseen = 1.0: must be less than 1"),
+        ({"unseen": -0.1}, "unseen = -0.1: must be greater than or equal to 0"),
     ],
 )
 def test_a_share_that_leaves_nobody_to_train_is_named(

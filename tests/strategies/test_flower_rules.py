@@ -13,7 +13,8 @@ import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Strategy
 
-from fedsim.config import catalog
+from fedsim.config import choices
+from fedsim.config.catalogue import describe
 from fedsim.config.naming import changed_settings, run_name
 from fedsim.errors import ConfigError, RunError
 from fedsim.strategy import ClientUpdate
@@ -106,7 +107,7 @@ def test_integer_buffers_stay_and_variances_stay_positive(name: str) -> None:
 
 @every
 def test_a_float32_model_stays_one(name: str) -> None:
-    strategy = catalog.flower_rules()[f"flwr:{name}"](Mlp())
+    strategy = choices.flower_rules()[f"flwr:{name}"](Mlp())
     strategy.set_global_model(dict(Mlp().state_dict()))
     updates = [ClientUpdate(client, dict(Mlp().state_dict()), 1.0 + client) for client in range(5)]
     averaged = strategy.aggregate(1, updates)
@@ -115,7 +116,7 @@ def test_a_float32_model_stays_one(name: str) -> None:
 
 
 def test_many_arrays_keep_their_order_in_a_checkpoint() -> None:
-    rule = catalog.flower_rules()["flwr:FedAvgM"](Mlp(), server_momentum=0.5)
+    rule = choices.flower_rules()["flwr:FedAvgM"](Mlp(), server_momentum=0.5)
     rule.load_state({f"momentum_vector/list/{k}": torch.tensor(float(k)) for k in (10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)})
     assert [float(value) for value in rule._rule.momentum_vector] == list(range(11))
     assert list(rule.state()) == [f"momentum_vector/list/{k}" for k in range(11)]
@@ -137,7 +138,7 @@ def test_a_rule_of_ones_own_is_used_as_it_is_given_and_not_changed() -> None:
 
 
 def test_a_rule_steps_from_the_global_model_whatever_it_made_before() -> None:
-    strategy = catalog.flower_rules()["flwr:FedAvgM"](Mlp().double(), server_learning_rate=0.5)
+    strategy = choices.flower_rules()["flwr:FedAvgM"](Mlp().double(), server_learning_rate=0.5)
     for value in (0.0, 8.0):  # as after a restart from elsewhere
         strategy.set_global_model({key: torch.full_like(v, value) for key, v in Mlp().double().state_dict().items()})
         update = ClientUpdate(0, {key: v + 2 for key, v in strategy.global_model.items()}, 1.0)
@@ -213,8 +214,8 @@ def test_runs_are_named_by_the_options_that_differ_from_flowers_defaults() -> No
     assert len({name_of(), name_of(beta=0.3), name_of(shared="body")}) == 3
     changed = changed_settings(Play("flwr:FedTrimmedAvg", {"beta": 0.3}).config)["strategy"]
     assert changed == {"name": "flwr:FedTrimmedAvg", "beta": 0.3}
-    assert catalog.CATALOGUES["strategies"].signature("flwr:FedTrimmedAvg") == 'shared = "all", beta = 0.2'
-    text, source = catalog.describe(catalog.CATALOGUES["strategies"].find("flwr:FedMedian"))
+    assert choices.CATALOGUES["strategies"].signature("flwr:FedTrimmedAvg") == 'shared = "all", beta = 0.2'
+    text, source = describe(choices.CATALOGUES["strategies"].find("flwr:FedMedian"))
     assert text == "Average one layer group by Flower's Federated Median (FedMedian) strategy."
     assert source == "arXiv 1803.01498, as in Flower."
 

@@ -306,7 +306,10 @@ class Block:
 
 
 sys.meta_path.insert(0, Block())
-import fedsim.training, fedsim.evaluation
+import importlib, pkgutil, fedsim.training
+
+for module in pkgutil.iter_modules(fedsim.training.__path__):
+    importlib.import_module(f"fedsim.training.{module.name}")
 
 try:
     import flwr

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedsim.config import Config, catalog, read_toml
+from fedsim.config import Config, choices, read_toml
 from fedsim.config.expectation import Expectation
 from fedsim.results.check.check import check, matches, reference_config
 from fedsim.results.folder import RunFolder
@@ -36,7 +36,7 @@ def test_it_begins_with_its_question_and_what_is_expected(path: Path) -> None:
 
 @names
 def test_each_expectation_is_about_a_run_of_the_sweep_that_measures_it(path: Path) -> None:
-    configs = [catalog.resolve(each) for each in Config.parse(read_toml(path), str(path)).runs(str(path))]
+    configs = [choices.resolve(each) for each in Config.parse(read_toml(path), str(path)).runs(str(path))]
     assert configs[0].expect
     for expectation in configs[0].expect:
         about = [config for config in configs if matches(config, expectation.where)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.cli import commands as cli
-from fedsim.config.catalog import CATALOGUES
+from fedsim.config.choices import CATALOGUES
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 FILES = {

@@ -15,7 +15,7 @@ from fedsim.analysis import barriers
 from fedsim.analysis.distances import distances
 from fedsim.analysis.mixing.groups import groups_of_texts
 from fedsim.analysis.mixing.mixes import AVERAGE, Against
-from fedsim.config import Config, catalog, with_settings
+from fedsim.config import Config, choices, with_settings
 from fedsim.config.expectation import MatchedBy
 from fedsim.data.dataset import Dataset, stratified
 from fedsim.errors import ConfigError
@@ -69,7 +69,7 @@ def comparison_config(model: str, data: str, changes: Mapping[tuple[str, ...], A
             "--set model.norm='\"none\"'"
         )
     base = {"rounds": 1, "clients": 1, "partition": {"scheme": "iid"}, "model": {"name": model}, "data": {"name": data}}
-    return catalog.resolve(Config.parse(with_settings(base, changes), "--set"))
+    return choices.resolve(Config.parse(with_settings(base, changes), "--set"))
 
 
 def compare_checkpoints(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.config import Config, naming
-from fedsim.config.catalog import CATALOGUES
+from fedsim.config.choices import CATALOGUES
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedsim.config import Config, catalog, naming, short_hash, shown, with_settings
-from fedsim.config.catalog import CATALOGUES
+from fedsim.config import Config, choices, naming, short_hash, shown, with_settings
+from fedsim.config.choices import CATALOGUES
 from fedsim.errors import ConfigError
 from fedsim.results.result import flat
 
@@ -51,7 +51,7 @@ class Tuning:
     @property
     def key(self) -> str:
         """A name that depends on the settings as the file has them, and on no seed."""
-        return short_hash(naming.changed_settings(catalog.resolve(self.configs[0])))
+        return short_hash(naming.changed_settings(choices.resolve(self.configs[0])))
 
     def chosen(self, values: Mapping[str, Any], source: str) -> list[Config]:
         """Return the resolved configs of all seeds with these values."""
@@ -77,7 +77,7 @@ def tunings_of(config: Config, source: str) -> list[Tuning]:
             raise ConfigError(f"{where} {key!r} = {shown(values)} holds a value twice; remove one of them")
     by_setting: dict[str, list[Config]] = {}
     for each in config.runs(source):
-        by_setting.setdefault(short_hash(naming.changed_settings(catalog.resolve(each))), []).append(each)
+        by_setting.setdefault(short_hash(naming.changed_settings(choices.resolve(each))), []).append(each)
     tunings = [
         Tuning(_label(configs[0], config.sweep), configs, _candidates(config, configs, where))
         for configs in by_setting.values()
@@ -95,7 +95,7 @@ def tunings_of(config: Config, source: str) -> list[Tuning]:
 
 def _label(config: Config, swept: Iterable[str]) -> str:
     """Return the strategy with its options as the file has it, and what else tells a combination from the others."""
-    config = catalog.resolve(config)
+    config = choices.resolve(config)
     settings = flat(config.model_dump(mode="json"))
     others = [key for key in swept if key != "seed" and key.partition(".")[0] != "strategy"]
     texts = [written({key: settings[key]}) for key in others if key in settings]
@@ -120,7 +120,7 @@ def _with_values(config: Config, values: Mapping[str, Any], source: str) -> Conf
     keys = sorted(values, key=lambda key: key.count("."))
     changes = {tuple(key.split(".")): values[key] for key in keys}
     settings = with_settings(config.model_dump(exclude_unset=True), changes)
-    return catalog.resolve(Config.parse(settings, source))
+    return choices.resolve(Config.parse(settings, source))
 
 
 def describe_tuning(tunings: Sequence[Tuning]) -> str:

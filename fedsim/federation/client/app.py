@@ -77,7 +77,7 @@ def cohort_size(federation: Federation) -> int:
         LocalTask(federation.initial, *federation.data.client(client).train, rng(config.seed, "trial", client))
         for client in participants
     ]
-    return choose_cohort(federation.model(), tasks, LocalPlan(), config.local.sgd(), federation.data.augmentation)
+    return choose_cohort(federation.model(), tasks, LocalPlan(), config.local, federation.data.augmentation)
 
 
 def app_of(config: Config, cohort: int) -> CohortApp:
@@ -132,7 +132,7 @@ def _trained(
     federation: Federation, instructions: Instructions, started: Sequence[Local], momenta: Sequence[Params]
 ) -> list[tuple[Params, Training]]:
     """Return each client's model after training and what it reports; a single one's tensors are the thread's model."""
-    model, settings = federation.model(), federation.config.local.sgd()
+    model, settings = federation.model(), federation.config.local
     seed, server_round, plan = federation.config.seed, instructions.server_round, instructions.plan
     tasks = [
         LocalTask(

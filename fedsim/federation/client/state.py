@@ -53,7 +53,7 @@ def local_of(federation: Federation, message: Message, context: Context, ahead: 
         own=_on(federation, own),
         inputs=inputs,
         targets=targets,
-        settings=config.local.sgd(),
+        settings=config.local,
         rng=rng(config.seed, "rule", server_round, client),
         network=Network(federation.model()),
     )

@@ -1,0 +1,146 @@
+"""An experiment's settings as one record, checked, and the runs that its sweep asks for."""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+
+from fedsim.config.expectation import Expectation
+from fedsim.config.tables import (
+    BarriersConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    FeaturesConfig,
+    LocalConfig,
+    ModelConfig,
+    PartitionConfig,
+    StopConfig,
+    StrategyConfig,
+    Table,
+    TuneConfig,
+)
+from fedsim.config.toml import with_settings, write_toml
+from fedsim.errors import ConfigError
+from fedsim.options import explain_rule, shown, suggest
+
+
+class Config(Table):
+    """One run, or, with ``[sweep]``, a family of runs.
+
+    ``unseen`` is the share of the clients that never take part in training, at least one of them if it is not 0;
+    ``participation`` is a share of the others. ``evaluate_clients`` is how many clients are evaluated, the same in each
+    round, and at most as many unseen ones; all without it. ``[[expect]]`` says what the runs should show, for ``fedsim
+    check``.
+    """
+
+    rounds: Annotated[int, Field(ge=1)]
+    clients: Annotated[int, Field(ge=1)]
+    unseen: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    evaluate_clients: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig
+    features: FeaturesConfig = FeaturesConfig()
+    model: ModelConfig = ModelConfig()
+    local: LocalConfig = LocalConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    stop: StopConfig = StopConfig()
+    barriers: BarriersConfig = BarriersConfig()
+    engine: EngineConfig = EngineConfig()
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})
+    tune: TuneConfig = TuneConfig()
+    expect: Annotated[tuple[Expectation, ...], Field(strict=False)] = ()
+
+    @field_validator("device")
+    @classmethod
+    def _be_a_known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", value):
+            raise ValueError("must be 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
+        return value
+
+    @field_validator("unseen")
+    @classmethod
+    def _leave_a_client_to_train(cls, value: float, info: ValidationInfo) -> float:
+        clients = info.data.get("clients")  # None if that is wrong itself
+        if value and clients and max(1, round(value * clients)) >= clients:
+            raise ValueError(f"must leave a client to train, of clients = {clients}; use a smaller share")
+        return value
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any], source: str) -> Self:
+        """Check settings as read from TOML.
+
+        Raises
+        ------
+        ConfigError
+            For the first unknown key, wrong type or value out of range; the message begins with ``source``.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {_explain(error)}") from None
+
+    def runs(self, source: str) -> list[Self]:
+        """Return one config per combination of the sweep's settings, each without a sweep and with nothing to tune.
+
+        Raises
+        ------
+        ConfigError
+            If a combination is not a valid config.
+        """
+        if nested := [key for key in self.sweep if key.split(".")[0] in ("sweep", "tune", "engine")]:
+            raise ConfigError(f"{source}: [sweep] {nested[0]!r} cannot be swept; it does not change a run's numbers")
+        # A whole table goes before its own settings, so that neither undoes the other.
+        keys = sorted(self.sweep, key=lambda key: key.count("."))
+        base = self.model_dump(exclude={"sweep", "tune"}, exclude_unset=True)
+        configs = []
+        for values in itertools.product(*(self.sweep[key] for key in self.sweep)):
+            chosen = dict(zip(self.sweep, values, strict=True))
+            changes = {tuple(key.split(".")): chosen[key] for key in keys}
+            where = f"{source} [sweep]" if changes else source
+            configs.append(self.parse(with_settings(base, changes), where))
+        return configs
+
+    def to_toml(self) -> str:
+        """Write all settings as TOML; those without a value are left out."""
+        settings = self.model_dump(mode="json", exclude={"sweep", "tune", "expect"})
+        expected = [each.model_dump(mode="json", exclude_unset=True) for each in self.expect]
+        return write_toml(settings | ({"expect": expected} if expected else {}))
+
+
+def _explain(error: ValidationError) -> str:
+    """Say in one line what the first problem is and how to fix it."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {key!r}{suggest(path[-1], _settings(path[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{key!r} is missing; every experiment must set it"
+    rule = explain_rule(problem)
+    if path[0] in ("sweep", "tune") and problem["type"] == "list_type":
+        example = f'"{path[-1]}.lr"' if isinstance(problem["input"], dict) else shown(path[-1])
+        rule = f"must be a list of values; a dotted key needs quotes, as in {example} = [...]"
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        # What several settings break together names them itself, and the whole table would hide it.
+        return f"{key}.{rule}" if re.match(r"\w+ = ", rule) else f"{key}: {rule}"
+    return f"{key} = {shown(problem['input'])}: {rule}"
+
+
+def _settings(path: list[str]) -> list[str]:
+    """Return the names of the settings in the table at a path."""
+    if path and path[0] == "expect":
+        return list(Expectation.model_fields)
+    table: Any = Config
+    for name in path:
+        table = table.model_fields[name].annotation
+    return [field.name for field in fields(table)] if is_dataclass(table) else list(table.model_fields)

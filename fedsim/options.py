@@ -1,0 +1,51 @@
+"""Options read from a signature, and the words for one that is wrong."""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any, get_origin, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+
+@cache  # a client's data ask for it each time
+def schema_of(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
+    """Return a record of an entry's options: its parameters, less those that the run gives."""
+    constructor = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
+    hints = get_type_hints(constructor, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(entry).parameters.items():
+        if name not in given and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            hint = hints.get(name, Any)
+            # TOML has lists only, so a tuple is the one type that is not taken strictly.
+            fields[name] = (hint, Field(default, strict=False) if get_origin(hint) is tuple else Field(default))
+    return create_model("Options", __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **fields)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'? known are: a, b`` for an unknown name."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    return f"; {guess}known are: {', '.join(names)}"
+
+
+def explain_rule(problem: Mapping[str, Any]) -> str:
+    """Return the rule that a value broke, from one of pydantic's errors, such as ``must be greater than 0``."""
+    rules = {
+        "model_type": 'must be a table, as in [strategy] with name = "full"',
+        "dataclass_type": "must be a table, as in [local] with lr = 0.1",
+        "too_short": "must have at least one value",
+        "tuple_type": "must be a list, such as [1, 2]",
+        "missing": "must have more values",
+    }
+    text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return rules.get(problem["type"]) or text.replace("should ", "must ", 1)
+
+
+def shown(value: Any) -> str:
+    """Write a value as TOML would, for a message."""
+    return json.dumps(value, default=str)
