@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README and the pages of docs/ show works as it stands there."""
 
 import re
 import sys
@@ -9,11 +9,19 @@ import pytest
 from fedsim.cli import commands as cli
 from fedsim.config.choices import CATALOGUES
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+TEXT = "\n".join(PAGES.values())
 FILES = {
     match[1]: match[0]
-    for block in re.findall(r"```(?:python|toml)\n(.*?)```", README, flags=re.DOTALL)
+    for block in re.findall(r"```(?:python|toml)\n(.*?)```", TEXT, flags=re.DOTALL)
     if (match := re.match(r"# (\w+\.\w+).*", block, flags=re.DOTALL))
+}
+# Others that people follow from page to page.
+LINKED = PAGES | {
+    path: path.read_text()
+    for path in (ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "experiments").glob("*/README.md")))
 }
 
 
@@ -44,20 +52,51 @@ def test_its_experiment_runs_with_each_of_its_own_parts(
     assert len(list(tmp_path.glob("runs/my_experiment/*/DONE"))) == 2
 
 
+def test_the_readme_takes_at_most_150_lines() -> None:
+    assert len(README.splitlines()) <= 150
+
+
 def test_a_strategy_of_ones_own_takes_at_most_40_lines() -> None:
     assert len(FILES["my_strategy.py"].splitlines()) <= 40
 
 
-def test_it_names_everything_that_can_be_chosen() -> None:
+def test_they_name_everything_that_can_be_chosen() -> None:
     for catalogue in CATALOGUES.values():
         for name in catalogue.entries:
-            assert f"`{name}`" in README, name
+            assert f"`{name}`" in TEXT, name
 
 
-def test_its_commands_and_files_exist() -> None:
-    root = Path(__file__).parents[2]
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (root / target).exists(), target
-    makefile = (root / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+def test_their_commands_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", TEXT, flags=re.MULTILINE):
         assert f"\n{target}:" in makefile
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_anchors_are_those_of_github() -> None:
+    assert anchors("# A row of `barriers/`\n```\n# no heading\n```\n## One round, exactly\n") == {
+        "a-row-of-barriers",
+        "one-round-exactly",
+    }
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_all_relative_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)\s]+)\)", LINKED[page]):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        if anchor:
+            assert anchor in anchors(target.read_text()), link
+
+
+def test_each_page_is_linked_from_the_first_one() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert page.name == "index.md" or f"({page.name})" in PAGES[ROOT / "docs" / "index.md"], page.name
