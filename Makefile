@@ -3,14 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test quick lint bench clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/fedsim run experiments/quickstart.toml
 	$(BIN)/fedsim compare runs/quickstart
 
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# Everything that starts no Ray and takes no more than a moment: under a minute on two cores.
+quick: $(INSTALLED)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not ray and not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

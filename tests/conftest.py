@@ -37,10 +37,17 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """Start Ray once for all tests that need it; an engine uses what is already there."""
+    """Start Ray once for all tests of this process; an engine uses what is already there."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _ray_where_it_is_marked(request: pytest.FixtureRequest) -> None:
+    marker = request.node.get_closest_marker("ray")
+    if marker and not marker.kwargs.get("alone"):
+        request.getfixturevalue("ray_session")
 
 
 def heed_interrupts() -> None:

@@ -231,7 +231,7 @@ def test_what_cannot_be_merged_is_refused(merge) -> None:
             merge(SPEC, members, weights=weights, rng=rng())
     tied = [member | {"tied.weight": member["fc2.weight"]} for member in members]
     with pytest.raises(
-        ValueError, match=r"^the spec has no entry 'tied\.weight'; pass those of fedsim\.params\.state_of"
+        ValueError, match=r"^the spec has no entry 'tied\.weight'; pass those of fedsim\.models\.params\.state_of"
     ):
         merge(SPEC, tied, rng=rng())
 

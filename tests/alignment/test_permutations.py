@@ -154,7 +154,9 @@ def assert_equal(first: Params, second: Params) -> None:
 
 def test_what_does_not_belong_to_the_architecture_cannot_be_permuted() -> None:
     params = draw()
-    with pytest.raises(ValueError, match=r"^the spec has no entry 'tied'; pass those of fedsim\.params\.state_of"):
+    with pytest.raises(
+        ValueError, match=r"^the spec has no entry 'tied'; pass those of fedsim\.models\.params\.state_of"
+    ):
         permute({**params, "tied": params["fc.weight"]}, SPEC, {})
     for units in (4, 6):
         with pytest.raises(ValueError, match=f"^the order 'fc' has {units} units and must have 5; "):

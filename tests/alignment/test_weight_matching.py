@@ -254,7 +254,7 @@ def test_entries_that_do_not_fit_or_are_not_finite_are_refused() -> None:
         match_weights(spec, params | {"fc2.bias": torch.tensor([0.0, torch.inf, 0.0])}, params, rng=rng())
     tied = params | {"tied.weight": params["fc2.weight"]}
     with pytest.raises(
-        ValueError, match=r"^the spec has no entry 'tied\.weight'; pass those of fedsim\.params\.state_of"
+        ValueError, match=r"^the spec has no entry 'tied\.weight'; pass those of fedsim\.models\.params\.state_of"
     ):
         match_weights(spec, tied, tied, rng=rng())
     with pytest.raises(ValueError, match=r"^sweeps = -1 must be at least 0; "):

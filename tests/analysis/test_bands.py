@@ -32,6 +32,7 @@ def draw(stream: np.random.Generator, heights: NDArray[np.float64]) -> NDArray[n
     return np.vstack([common, 1.5 * common, mixed])
 
 
+@pytest.mark.slow
 def test_bands_hold_for_all_rows_at_once_as_often_as_they_say() -> None:
     stream = np.random.default_rng(0)
     heights = stream.normal(size=2 * GROUPS)

@@ -263,6 +263,7 @@ def test_little_memory_changes_rounding_only(max_memory: int) -> None:
     assert little.flops(recipes, inputs) > much.flops(recipes, inputs)
 
 
+@pytest.mark.slow
 def test_each_threads_numbers_are_the_same() -> None:
     model, inputs = build("resnet20", "group"), batch(ZOO["resnet20"].shape, 70)
     states, targets = different_states(model, 2), targets_of(model, inputs)

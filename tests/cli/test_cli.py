@@ -198,6 +198,7 @@ def test_a_folder_without_runs_is_named(fedsim: Fedsim, command: str) -> None:
     assert ". holds no run" in err
 
 
+@pytest.mark.slow
 def test_run_compare_and_report_a_sweep(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     sweep = 'sweep.strategy=[{name="full"}, {name="layer_set", shared="head"}]'
     code, out, err = fedsim("run", str(study), "--set", sweep, "--set", "sweep.seed=[0, 1]")
@@ -385,6 +386,8 @@ def test_a_strategy_of_ones_own_is_one_file_in_this_folder(fedsim: Fedsim, study
     assert "did you mean 'depth'" in err
 
 
+@pytest.mark.ray(alone=True)
+@pytest.mark.slow
 def test_the_ray_engine_starts_by_itself_from_the_command_line(study: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fedsim", "run", str(study), "--engine", "ray", "--out", str(tmp_path / "out")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -507,6 +510,7 @@ def test_a_mistake_in_a_part_of_ones_own_is_one_line(
     assert (tmp_path / "runs").exists() == (code == 1)
 
 
+@pytest.mark.slow
 def test_a_changed_strategy_of_ones_own_is_another_run(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     path = tmp_path / "changing.py"
     for depth in ("first:1", "first:2"):
@@ -515,6 +519,7 @@ def test_a_changed_strategy_of_ones_own_is_another_run(fedsim: Fedsim, study: Pa
     assert len(list(tmp_path.glob("runs/study/*/DONE"))) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_table_and_one_of_its_settings_plays_every_combination(
     fedsim: Fedsim, study: Path, tmp_path: Path
 ) -> None:
@@ -525,12 +530,14 @@ def test_a_sweep_over_a_table_and_one_of_its_settings_plays_every_combination(
     assert len(list(tmp_path.glob("runs/study/*/DONE"))) == 4
 
 
+@pytest.mark.slow
 def test_a_setting_on_the_command_line_overrules_the_sweep(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     study.write_text(study.read_text() + "\n[sweep]\nseed = [0, 1]\n")
     assert fedsim("run", str(study), "--set", "seed=5")[0] == 0
     assert [path.parent.name[-3:] for path in tmp_path.glob("runs/study/*/DONE")] == ["-s5"]
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_named_and_an_unfinished_one_left_out(
     fedsim: Fedsim, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

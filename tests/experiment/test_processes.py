@@ -92,7 +92,7 @@ def test_an_interrupt_ends_all_processes() -> None:
 
 
 PARENT = """
-from fedsim.processes import side_by_side
+from fedsim.experiment.sweep.processes import side_by_side
 from test_processes import sleep
 
 if __name__ == "__main__":

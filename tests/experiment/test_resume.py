@@ -71,6 +71,7 @@ def kill_in_round(experiment_file: Path, out: Path, after_round: int) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint_every", [1, 2])
 def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(tmp_path: Path, checkpoint_every: int) -> None:
     experiment_file = tmp_path / "study.toml"
@@ -109,7 +110,8 @@ def test_a_kill_while_a_round_is_written_leaves_nothing_of_it(
     assert run_files(broken) == run_files(whole)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_can_go_on_with_another_engine(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def files(runs: list[Run]) -> list[dict[str, bytes]]:
     return [run_files(run.folder) | {"config": run.folder.config.read_bytes()} for run in runs]
 
 
+@pytest.mark.slow
 def test_side_by_side_a_sweep_leaves_the_bytes_of_one_run_after_the_other(
     tiny: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +161,7 @@ def of_session(leader: int) -> list[str]:
     return [line for line in lines if not line.startswith("Z")]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_runs_of_a_sweep_and_keeps_their_rounds(tiny: Callable[..., Config], tmp_path: Path) -> None:
     study = tmp_path / "study.toml"
     study.write_text(tomli_w.dumps(TINY | {"rounds": 100_000, "sweep": {"seed": [0, 1, 2]}}))

@@ -190,7 +190,8 @@ def test_fine_tuning_is_due_after_the_last_round_and_every_so_many(tiny: Tiny, p
     }
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.ray
+@pytest.mark.slow
 def test_the_grid_does_not_depend_on_the_engine(tiny: Tiny, play: Play) -> None:
     engines = {"one": {"workers": 1}, "two": {"workers": 2}, "ray": {"name": "ray", "workers": 1}}
     folders = [run_files(play(tiny(**GRID, engine=engine), name)) for name, engine in engines.items()]

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,10 +45,14 @@ def counting_app(step: int) -> ClientApp:
     return app
 
 
-ENGINES = [partial(LocalEngine, workers=1), partial(LocalEngine, workers=3), partial(RayEngine, workers=2)]
+ENGINES = [
+    pytest.param(partial(LocalEngine, workers=1), id="local-1"),
+    pytest.param(partial(LocalEngine, workers=3), id="local-3"),
+    pytest.param(partial(RayEngine, workers=2), id="ray-2", marks=pytest.mark.ray),
+]
 
 
-@pytest.fixture(params=ENGINES, ids=["local-1", "local-3", "ray-2"])
+@pytest.fixture(params=ENGINES)
 def make(request: pytest.FixtureRequest) -> Callable[[], Engine]:
     return lambda: request.param(partial(counting_app, 2), 5)
 
@@ -62,7 +67,6 @@ def sums(replies: list[Message]) -> dict[int, float]:
     return {record["client"]: record["sum"] for record in records}
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_clients_keep_their_state_and_a_failure_stays_with_its_client(
     make: Callable[[], Engine], tmp_path: Path
 ) -> None:
@@ -134,7 +138,8 @@ CONFIGS = {
 }
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_all_engines_give_the_same_files_byte_for_byte(
     name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder]
@@ -150,17 +155,23 @@ def test_all_engines_give_the_same_files_byte_for_byte(
         assert other == runs[0]
 
 
-@pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("name", CONFIGS)
+# An engine of Ray takes seconds to start, so one config is enough for it.
+@pytest.mark.parametrize(
+    ("name", "engines"),
+    [
+        pytest.param(name, [{"cohort": 3}, {"cohort": 2, "name": "ray", "workers": 2}], marks=pytest.mark.ray)
+        if name == next(iter(CONFIGS))
+        else (name, [{"cohort": 3}])
+        for name in CONFIGS
+    ],
+    ids=list(CONFIGS),
+)
 def test_cohorts_give_the_numbers_of_one_after_the_other_to_float_tolerance(
-    name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder]
+    name: str, engines: list[dict[str, Any]], tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
-    settings = [{"cohort": 1}, {"cohort": 3}]
-    if name == next(iter(CONFIGS)):  # an engine takes seconds to start
-        settings.append({"cohort": 2, "name": "ray", "workers": 2})
     alone, *together = (
         play(tiny(**CONFIGS[name], engine={"workers": 1} | each), f"run{number}")
-        for number, each in enumerate(settings)
+        for number, each in enumerate([{"cohort": 1}, *engines])
     )
     expected = read_rows(alone.metrics)
     # Statistics over a few examples multiply rounding, so that later rounds of such a run have numbers of their own.
@@ -184,6 +195,7 @@ def test_only_the_newest_checkpoint_and_its_clients_are_kept(
     assert {int(path.name[:6]) for path in (folder.checkpoints / "clients").iterdir()} == took_part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "expected"), [({}, "0 0"), ({"FLWR_TELEMETRY_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "1"}, "1 1")]
 )

@@ -99,8 +99,8 @@ def metrics(folder: RunFolder) -> list[dict[str, Any]]:
     return [row for row in rows if row["metric"] != "restored_from"]
 
 
-@pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("name", ["local", "ray"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=pytest.mark.ray)])
 def test_a_run_with_faults_has_the_numbers_of_one_without_these_updates(
     name: str, play_with: Callable[..., RunFolder], caplog: pytest.LogCaptureFixture
 ) -> None:

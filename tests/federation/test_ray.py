@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from flwr.clientapp import ClientApp
 from fedsim.errors import ConfigError, RunError
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.local import LocalEngine
-from fedsim.federation.engines.queues import Call, Item, Queue
 from fedsim.federation.engines.ray import RayEngine
 from fedsim.federation.engines.states import state_file
 from fedsim.strategy.messages import TensorArray
 
 # Workers cannot import the tests.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+pytestmark = pytest.mark.ray
 
 CLIENTS = 6  # of two workers: 0, 2, 4 and 1, 3, 5
 
@@ -195,19 +195,6 @@ def test_a_worker_that_dies_in_a_round_loses_nothing_of_that_round(
     assert set(engine.restored.values()) <= {1}
 
 
-def test_after_a_death_no_call_is_sent_before_the_result_of_another() -> None:
-    def queue(waiting: int, running: int) -> Queue:
-        """Return a queue of two messages that have died so often with their worker."""
-        first, second = (Item(Message(RecordDict(), 0, MessageType.TRAIN), 0, deaths) for deaths in (running, waiting))
-        return Queue(deque([second]), deque([Call(None, [first])]))
-
-    assert queue(0, 0).has_room(2)
-    assert not queue(0, 0).has_room(1)
-    assert not queue(1, 0).has_room(2)
-    assert not queue(0, 1).has_room(2)
-    assert Queue(deque([Item(Message(RecordDict(), 0, MessageType.TRAIN), 0, 1)])).has_room(2)
-
-
 def test_a_client_that_always_kills_its_worker_is_left_out_alone(
     engine: RayEngine, local: LocalEngine, tmp_path: Path
 ) -> None:
@@ -259,7 +246,7 @@ def test_a_state_that_was_loaded_is_what_a_dead_worker_is_set_back_to(engine: Ra
 
 
 def test_without_room_for_a_new_worker_the_others_take_over(
-    ray_session: None, local: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with RayEngine(obedient_app, CLIENTS, 2) as engine:
         assert sums(ask(engine, 1)) == sums(ask(local, 1))
@@ -276,9 +263,7 @@ def test_without_room_for_a_new_worker_the_others_take_over(
             ask(engine, 3)
 
 
-def test_a_client_that_outlives_its_deadline_is_left_out_alone(
-    ray_session: None, local: LocalEngine, tmp_path: Path
-) -> None:
+def test_a_client_that_outlives_its_deadline_is_left_out_alone(local: LocalEngine, tmp_path: Path) -> None:
     with RayEngine(obedient_app, CLIENTS, 2, deadline=3.0) as engine:
         for one in (engine, local):
             ask(one, 1)
@@ -290,7 +275,7 @@ def test_a_client_that_outlives_its_deadline_is_left_out_alone(
         assert sums(ask(engine, 3)) == sums(ask(local, 3))
 
 
-def test_an_engine_ends_while_its_clients_work(ray_session: None) -> None:
+def test_an_engine_ends_while_its_clients_work() -> None:
     engine = RayEngine(obedient_app, CLIENTS, 2)
     sent = [
         Message(RecordDict({"arrays": record_of(torch.zeros(3)), "config": ConfigRecord({"do": do})}), client, "train")
@@ -303,7 +288,7 @@ def test_an_engine_ends_while_its_clients_work(ray_session: None) -> None:
         wait_for_the_end_of(actor)
 
 
-def test_an_app_that_cannot_be_built_is_the_error_of_the_run(ray_session: None) -> None:
+def test_an_app_that_cannot_be_built_is_the_error_of_the_run() -> None:
     def broken() -> ClientApp:
         raise ConfigError("the data are not on this node")
 
@@ -317,7 +302,7 @@ def test_an_app_that_cannot_be_built_is_the_error_of_the_run(ray_session: None) 
 ALONE = """
 import functools, os, ray
 from pathlib import Path
-import fedsim.engines.ray as engines
+import fedsim.federation.engines.ray as engines
 from flwr.app import Message, RecordDict, MetricRecord
 from flwr.clientapp import ClientApp
 
@@ -352,6 +337,8 @@ assert engines.Node.start_monitor.__name__ == "start_monitor"
 """
 
 
+@pytest.mark.ray(alone=True)
+@pytest.mark.slow
 def test_ray_alone_cleans_up_and_workers_share_a_gpu(tmp_path: Path) -> None:
     script = tmp_path / "alone.py"
     script.write_text(ALONE)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 # Read when it is imported: nothing here needs the network.
@@ -28,6 +29,11 @@ UNLIKELY = 0.01
 
 @pytest.fixture(scope="module")
 def dataset() -> Any:
+    return made_dataset()
+
+
+@cache
+def made_dataset() -> Any:
     return datasets.Dataset.from_dict({"label": LABELS, "writer": WRITERS})
 
 
@@ -53,7 +59,8 @@ def compared(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> dict[s
     }
 
 
-def dirichlet_of_peer(dataset: Any, alpha: float, balanced: bool) -> list[np.ndarray]:
+@cache
+def dirichlet_of_peer(alpha: float, balanced: bool) -> list[np.ndarray]:
     return [
         counts_of_peer(
             peers.DirichletPartitioner(
@@ -64,7 +71,7 @@ def dirichlet_of_peer(dataset: Any, alpha: float, balanced: bool) -> list[np.nda
                 self_balancing=balanced,
                 seed=seed,
             ),
-            dataset,
+            made_dataset(),
             [0],
         )
         for seed in range(SEEDS)
@@ -75,19 +82,22 @@ def dirichlet_of_ours(alpha: float, balanced: bool) -> list[np.ndarray]:
     return [counts_of_ours("dirichlet", seed, alpha=alpha, min_size=0, balanced=balanced) for seed in range(SEEDS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("alpha", [0.3, 2.0])
-def test_dirichlet_counts_and_sizes_are_distributed_as_flowers(dataset: Any, alpha: float, balanced: bool) -> None:
-    values = compared(dirichlet_of_ours(alpha, balanced), dirichlet_of_peer(dataset, alpha, balanced))
+def test_dirichlet_counts_and_sizes_are_distributed_as_flowers(alpha: float, balanced: bool) -> None:
+    values = compared(dirichlet_of_ours(alpha, balanced), dirichlet_of_peer(alpha, balanced))
     assert min(values.values()) > UNLIKELY, values
 
 
-def test_the_comparison_tells_another_alpha_and_balancing_from_theirs(dataset: Any) -> None:
-    theirs = dirichlet_of_peer(dataset, 0.3, False)
+@pytest.mark.slow
+def test_the_comparison_tells_another_alpha_and_balancing_from_theirs() -> None:
+    theirs = dirichlet_of_peer(0.3, False)
     assert compared(dirichlet_of_ours(0.6, False), theirs)["class"] < UNLIKELY / 10
     assert compared(dirichlet_of_ours(0.3, True), theirs)["size"] < UNLIKELY / 10
 
 
+@pytest.mark.slow
 def test_client_dirichlet_counts_are_distributed_as_flowers_inner_dirichlet(dataset: Any) -> None:
     # Theirs has a concentration for each class, ours one for the whole vector. Many small clients: few are filled when
     # classes are used up, where theirs adds to a random client each time and ours completes one after the other.

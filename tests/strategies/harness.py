@@ -239,7 +239,7 @@ class Play:
 
     def kept(self, client: int) -> dict[str, Params]:
         """Return the parameter sets that a client keeps for itself, by the names of their records."""
-        state = self.engine._clients._states[client]
+        state = self.engine.context_of(client).state
         return {name: messages.decode(messages.arrays_of(state, name)) for name in state}
 
     def uploaded(self, client: int) -> Params:
@@ -252,8 +252,7 @@ class Play:
 
     def personalised(self, client: int) -> Params:
         """Return a client's own model as it would be evaluated now."""
-        context = self.engine._clients._context(client)
-        return personalised_model(self.federation, self._evaluations()[client], context)
+        return personalised_model(self.federation, self._evaluations()[client], self.engine.context_of(client))
 
     def evaluate(self) -> dict[int, dict[str, float]]:
         """Return what the clients measure of their models now, by client: ``personalised/test/loss`` and others."""

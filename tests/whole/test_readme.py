@@ -25,6 +25,7 @@ LINKED = PAGES | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

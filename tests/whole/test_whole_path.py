@@ -39,6 +39,7 @@ def _data() -> None:
         pytest.skip("Debian's package dataset-fashion-mnist is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_data")
 def test_fedavg_learns_fashion_mnist(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
@@ -58,6 +59,7 @@ def test_fedavg_learns_fashion_mnist(
     assert page.count("<img") == 3 + 3 * 2 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_data")
 def test_under_strong_skew_a_personal_head_beats_the_global_model_on_the_clients_data(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]

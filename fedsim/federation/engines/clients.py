@@ -46,7 +46,7 @@ class Clients:
         client = message.metadata.dst_node_id
         abandoned = self._abandoned.get(client, 0)
         try:
-            context = self._context(client)
+            context = self.context_of(client)
             reply = self._app(message, context)
             self._keep(client, reply, context, abandoned)
         except Exception as error:
@@ -61,6 +61,16 @@ class Clients:
         for start in range(0, len(messages), self.cohort):
             replies += self._answer_cohort(messages[start : start + self.cohort])
         return replies
+
+    def context_of(self, client: int) -> Context:
+        """Return what a client's app gets with a message: its number, and a copy of its state."""
+        return Context(
+            run_id=RUN,
+            node_id=client,
+            node_config={"partition-id": client, "num-partitions": self._count},
+            state=self._states[client],
+            run_config={},
+        )
 
     def abandon(self, client: int) -> None:
         """Let the state that a client will leave behind after what it is doing now count for nothing."""
@@ -81,7 +91,7 @@ class Clients:
         clients = [message.metadata.dst_node_id for message in messages]
         abandoned = [self._abandoned.get(client, 0) for client in clients]
         try:
-            contexts = [self._context(client) for client in clients]
+            contexts = [self.context_of(client) for client in clients]
             replies = self._app.together(list(zip(messages, contexts, strict=True)))
         except Exception:
             logger.info("clients %s failed together; each is tried alone", clients, exc_info=True)
@@ -89,15 +99,6 @@ class Clients:
         for client, reply, context, before in zip(clients, replies, contexts, abandoned, strict=True):
             self._keep(client, reply, context, before)
         return replies
-
-    def _context(self, client: int) -> Context:
-        return Context(
-            run_id=RUN,
-            node_id=client,
-            node_config={"partition-id": client, "num-partitions": self._count},
-            state=self._states[client],
-            run_config={},
-        )
 
     def _keep(self, client: int, reply: Message, context: Context, abandoned: int) -> None:
         if not isinstance(reply, Message):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from flwr.app import Message
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsim.federation.engines.clients import CACHE_BYTES, Clients
@@ -30,12 +30,18 @@ class _Worker(threading.Thread):
     Attributes
     ----------
     job, began
-        What it is working on, and since when in seconds of `time.monotonic`.
+        What it is working on, and since when in seconds of ``clock``.
     """
 
-    def __init__(self, clients: Clients, jobs: "queue.SimpleQueue[Job | None]", done: "queue.SimpleQueue[Job]") -> None:
+    def __init__(
+        self,
+        clients: Clients,
+        jobs: "queue.SimpleQueue[Job | None]",
+        done: "queue.SimpleQueue[Job]",
+        clock: Callable[[], float],
+    ) -> None:
         super().__init__(daemon=True)
-        self._clients, self._jobs, self._done = clients, jobs, done
+        self._clients, self._jobs, self._done, self._clock = clients, jobs, done, clock
         self._lock = threading.Lock()
         self.job: Job | None = None
         self.began = 0.0
@@ -45,7 +51,7 @@ class _Worker(threading.Thread):
         try:
             while (job := self._jobs.get()) is not None:
                 with self._lock:
-                    self.began, self.job = time.monotonic(), job
+                    self.began, self.job = self._clock(), job
                 replies = self._clients.answer_all(job[1])
                 with self._lock:
                     self.job = None
@@ -61,7 +67,7 @@ class _Worker(threading.Thread):
         """Stop the thread if it has worked on its job for longer; return that job."""
         # The lock keeps it from finishing meanwhile, and so from losing the job that it would take next.
         with self._lock:
-            if self.job is None or time.monotonic() - self.began <= deadline:
+            if self.job is None or self._clock() - self.began <= deadline:
                 return None
             self.stop()
             return self.job
@@ -77,6 +83,8 @@ class LocalEngine(Engine):
     ----------
     cache_bytes
         Of the clients' states that are held in memory; the others are on disk.
+    clock
+        Returns the time in seconds, by which deadlines are kept.
     """
 
     def __init__(
@@ -86,8 +94,10 @@ class LocalEngine(Engine):
         workers: int = 0,
         deadline: float | None = None,
         cache_bytes: int = CACHE_BYTES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(clients, workers, deadline)
+        self._clock = clock
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
         self._clients = Clients(make_app(), clients, cache_bytes)
@@ -107,6 +117,10 @@ class LocalEngine(Engine):
             while number not in done:
                 done |= self._next()
             yield from done.pop(number)
+
+    def context_of(self, client: int) -> Context:
+        """Return a client's number, and a copy of what it remembers."""
+        return self._clients.context_of(client)
 
     def save_clients(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
         """Write the state of these clients."""
@@ -130,7 +144,7 @@ class LocalEngine(Engine):
         torch.set_num_threads(self._threads_before)
 
     def _worker(self) -> _Worker:
-        worker = _Worker(self._clients, self._jobs, self._done)
+        worker = _Worker(self._clients, self._jobs, self._done, self._clock)
         worker.start()
         return worker
 
@@ -148,7 +162,7 @@ class LocalEngine(Engine):
         if self.deadline is None:
             return None
         busy = [worker.began for worker in self._workers if worker.job]
-        return max(0.001, min(busy, default=time.monotonic()) + self.deadline - time.monotonic())
+        return max(0.001, min(busy, default=self._clock()) + self.deadline - self._clock())
 
     def _replace_overdue(self) -> dict[int, list[Message]]:
         replies = {}
