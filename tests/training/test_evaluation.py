@@ -60,4 +60,6 @@ def test_buckets_hold_every_member_once_and_waste_less_than_half() -> None:
 def test_the_result_of_one_model_can_be_changed_like_any_tensor() -> None:
     model, inputs = build("lenet5"), batch(ZOO["lenet5"].shape, 3)
     result = evaluate(model, inputs, torch.tensor([0, 1, 2]), criterion=cross_entropies)
+    before = result.losses.clone()
     result.losses.add_(1.0)
+    assert torch.equal(result.losses, before + 1.0)
