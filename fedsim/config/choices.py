@@ -3,28 +3,19 @@
 This is the only module that reaches the packages `strategies` and `partitions`.
 """
 
-import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
-
-import numpy as np
-from torch import Tensor, nn
 
 import partitions
 import strategies
 from fedsim.config.catalogue import Catalogue
 from fedsim.config.config import Config
-from fedsim.config.tables import DataConfig, FeaturesConfig
-from fedsim.data import DATA, Dataset, check_dataset
+from fedsim.data import DATA
 from fedsim.data.skews import FEATURES
-from fedsim.errors import ConfigError
 from fedsim.models.architectures import MODELS
-from fedsim.models.layers import LayerGroup
-from fedsim.strategy import Phase, Strategy
-from fedsim.strategy.flower_rule import NO_RULES, PREFIX, flower_rules
-from partitions import PARTITIONS, Partition, Split
+from fedsim.strategy.flower_table import FLOWER_RULES, NO_RULES, PREFIX
+from partitions import PARTITIONS
 from strategies import STRATEGIES
 
 Kind = Literal["strategies", "partitions", "features", "models", "data"]
@@ -52,7 +43,7 @@ for _package in (strategies, partitions):
 
 CATALOGUES: dict[Kind, Catalogue] = {
     "strategies": Catalogue(
-        STRATEGIES | flower_rules(),
+        STRATEGIES | FLOWER_RULES,
         "strategy",
         "name",
         (
@@ -93,122 +84,3 @@ def resolve(config: Config) -> Config:
             for catalogue, choice in choices.items()
         }
     )
-
-
-def make_dataset(data: DataConfig) -> Dataset:
-    """Read the data set that ``[data]`` chooses.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be read, or its parts do not fit each other.
-    """
-    dataset = CATALOGUES["data"].make(data)
-    if not isinstance(dataset, Dataset):
-        raise ConfigError(
-            f"data.name = {data.name!r} gives a {type(dataset).__name__}; it must be a fedsim.data.Dataset"
-        )
-    try:
-        check_dataset(dataset)
-    except ValueError as error:
-        raise ConfigError(f"[data] {error}") from error
-    if (data.flip or data.crop) and len(dataset.shape) != 3:
-        raise ConfigError(
-            f"data.flip and data.crop are for images, and the inputs of {dataset.name!r} have shape {dataset.shape}; "
-            "remove them"
-        )
-    if data.crop and data.crop >= min(dataset.shape[1:]):
-        raise ConfigError(
-            f"data.crop = {data.crop} must be less than the {min(dataset.shape[1:])} pixels of an image's shorter side"
-        )
-    return dataset
-
-
-def make_partition(
-    config: Config, labels: np.ndarray, ids: Mapping[str, np.ndarray], rng: np.random.Generator
-) -> Partition | Split:
-    """Split examples with these labels, and ids by column, as ``[partition]`` says."""
-    catalogue, settings = CATALOGUES["partitions"], config.partition
-    wanted = inspect.signature(catalogue.find(settings.scheme)).parameters
-    given = {"ids": ids, "validation": settings.validation, "test": settings.test}
-    chosen = {name: value for name, value in given.items() if name in wanted}
-    return catalogue.make(settings, labels, config.clients, rng, **chosen)
-
-
-def skew_features(
-    features: FeaturesConfig, inputs: Tensor, client: int, clients: int, rng: np.random.Generator
-) -> Tensor:
-    """Change a client's normalised inputs as ``[features]`` says.
-
-    Raises
-    ------
-    ConfigError
-        If the skew does not fit the inputs, or gives something of another shape or type.
-    """
-    skewed = CATALOGUES["features"].make(features, inputs, client, clients, rng)
-    if not isinstance(skewed, Tensor) or skewed.shape != inputs.shape or skewed.dtype != inputs.dtype:
-        found = f"{skewed.dtype} {tuple(skewed.shape)}" if isinstance(skewed, Tensor) else type(skewed).__name__
-        raise ConfigError(
-            f"features.skew = {features.skew!r} turns inputs {inputs.dtype} {tuple(inputs.shape)} into {found}; it "
-            "must keep type and shape"
-        )
-    return skewed
-
-
-def make_strategy(config: Config, model: nn.Module, inputs: Tensor | None = None) -> Strategy:
-    """Build the strategy that ``[strategy]`` chooses.
-
-    Parameters
-    ----------
-    inputs
-        Those that the server holds, normalised, shape [n, ...]; some strategies cannot do without.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be built, is not a strategy, or shares something that is no layer of the model.
-    """
-    strategy = CATALOGUES["strategies"].make(
-        config.strategy,
-        model,
-        participation=config.participation,
-        seed=config.seed,
-        buffers=config.strategy.buffers,
-        precision=config.strategy.precision,
-        evaluate_clients=config.evaluate_clients,
-        unseen=config.unseen,
-        inputs=inputs,
-        send_initial=False,
-    )
-    name = config.strategy.name
-    if not isinstance(strategy, Strategy):
-        raise ConfigError(
-            f"strategy.name = {name!r} gives a {type(strategy).__name__}; it must be a fedsim.strategy.Strategy"
-        )
-    for server_round in range(1, config.rounds + 1):
-        group = strategy.shared(server_round)
-        if not isinstance(group, LayerGroup) or not set(group) <= set(strategy.layers.names):
-            raise ConfigError(
-                f"strategy.name = {name!r}: shared({server_round}) returns {group!r}; it must be a group of the "
-                f"model's layers, as self.layers.group('body') gives; layers are: {', '.join(strategy.layers.names)}"
-            )
-        for phase in strategy.local_plan(server_round).phases:
-            _check_phase(strategy, phase, f"strategy.name = {name!r}, round {server_round}")
-    if strategy.client_rule().plain_sgd and (config.local.momentum or config.local.weight_decay):
-        raise ConfigError(
-            f"strategy.name = {name!r} is defined for plain SGD, and local.momentum = {config.local.momentum}, "
-            f"local.weight_decay = {config.local.weight_decay}; set both to 0"
-        )
-    return strategy
-
-
-def _check_phase(strategy: Strategy, phase: Phase, where: str) -> None:
-    try:
-        group = strategy.layers.group(phase.trainable)
-    except ValueError as error:
-        raise ConfigError(f"{where}: a phase trains {phase.trainable!r}: {error}") from error
-    if not strategy.layers.keys(group, buffers=False):
-        raise ConfigError(
-            f"{where}: a phase trains {phase.trainable!r}, which holds no parameter; name a group that has some of: "
-            f"{', '.join(strategy.layers.names)}"
-        )

@@ -4,38 +4,30 @@ A data set is a function ``data_set(*, options) -> Dataset`` that reads everythi
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from fedsim.data.arrays import arrays
-from fedsim.data.cifar import cifar10, cifar100
-from fedsim.data.dataset import Dataset, Examples, channel_statistics, check_dataset, image_dataset
-from fedsim.data.digits import digits
-from fedsim.data.emnist import emnist
-from fedsim.data.fashion_mnist import fashion_mnist
-from fedsim.data.image_folder import image_folder
-from fedsim.data.kmnist import kmnist
-from fedsim.data.leaf import femnist, leaf
-from fedsim.data.mnist import mnist
-from fedsim.data.shakespeare import shakespeare
-from fedsim.data.svhn import svhn
-from fedsim.data.toy import toy, toy_text
-from fedsim.training.augmentation import Augmentation
+from fedsim import lazy
 
-__all__ = ["DATA", "Augmentation", "Dataset", "Examples", "channel_statistics", "check_dataset", "image_dataset"]
+if TYPE_CHECKING:
+    from fedsim.data.dataset import Dataset
 
-DATA: dict[str, Callable[..., Dataset]] = {
-    "digits": digits,
-    "mnist": mnist,
-    "fashion-mnist": fashion_mnist,
-    "emnist": emnist,
-    "kmnist": kmnist,
-    "svhn": svhn,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "image-folder": image_folder,
-    "arrays": arrays,
-    "shakespeare": shakespeare,
-    "femnist": femnist,
-    "leaf": leaf,
-    "toy": toy,
-    "toy-text": toy_text,
-}
+DATA: "lazy.LazyTable[Callable[..., Dataset]]" = lazy.LazyTable(
+    {
+        "digits": "fedsim.data.digits:digits",
+        "mnist": "fedsim.data.mnist:mnist",
+        "fashion-mnist": "fedsim.data.fashion_mnist:fashion_mnist",
+        "emnist": "fedsim.data.emnist:emnist",
+        "kmnist": "fedsim.data.kmnist:kmnist",
+        "svhn": "fedsim.data.svhn:svhn",
+        "cifar10": "fedsim.data.cifar:cifar10",
+        "cifar100": "fedsim.data.cifar:cifar100",
+        "image-folder": "fedsim.data.image_folder:image_folder",
+        "arrays": "fedsim.data.arrays:arrays",
+        "shakespeare": "fedsim.data.shakespeare:shakespeare",
+        "femnist": "fedsim.data.leaf:femnist",
+        "leaf": "fedsim.data.leaf:leaf",
+        "toy": "fedsim.data.toy:toy",
+        "toy-text": "fedsim.data.toy:toy_text",
+    }
+)
+__getattr__, __all__ = lazy.attach(__name__, __file__)

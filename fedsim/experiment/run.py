@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
 
-from fedsim.config import Config, EngineConfig, choices
+from fedsim.config import Config, EngineConfig, making
 from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.measuring.gate import check_gate
@@ -46,7 +46,7 @@ def prepare(config: Config) -> Parts:
             f"evaluation.perturbed = {list(config.evaluation.perturbed)} moves inputs, and those of data.name = "
             f"{config.data.name!r} are tokens, which cannot be moved a little; use []"
         )
-    strategy = choices.make_strategy(config, federation.model(), inputs)
+    strategy = making.make_strategy(config, federation.model(), inputs)
     check_groups(federation)
     check_matching(federation)
     check_examples(federation)

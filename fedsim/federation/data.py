@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.config import Config, DataConfig, choices
+from fedsim.config import Config, DataConfig, making
 from fedsim.data import Augmentation, Dataset
 from fedsim.data.dataset import stratified
 from fedsim.data.heterogeneity import Heterogeneity
@@ -124,7 +124,7 @@ class FederatedData:
         if not skewed:
             return inputs, targets
         stream = rng(self.config.seed, "features", client, part)
-        return choices.skew_features(self.config.features, inputs, client, self.config.clients, stream), targets
+        return making.skew_features(self.config.features, inputs, client, self.config.clients, stream), targets
 
     def _select(self, indices: np.ndarray) -> InputsAndTargets:
         train = self.dataset.train
@@ -163,4 +163,4 @@ def _split(settings: str) -> Split:
 
 @lru_cache(maxsize=2)
 def _read(data: str) -> Dataset:
-    return choices.make_dataset(DataConfig.model_validate_json(data))
+    return making.make_dataset(DataConfig.model_validate_json(data))

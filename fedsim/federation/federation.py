@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from fedsim.config import Config, choices
+from fedsim.config import Config, making
 from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, federated_data_of
 from fedsim.federation.model import draw_model, make_model
@@ -52,7 +52,7 @@ class Federation:
     @cached_property
     def client_rule(self) -> ClientRule:
         """What the strategy's clients do beyond its plan."""
-        return choices.make_strategy(self.config, self._template, self.calibration()).client_rule()
+        return making.make_strategy(self.config, self._template, self.calibration()).client_rule()
 
     def calibration(self) -> Tensor:
         """Return the inputs that the server holds, a sample of what the clients train on: normalised, [n, ...]."""

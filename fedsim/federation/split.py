@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedsim.config import Config, choices
+from fedsim.config import Config, making
 from fedsim.data import Dataset
 from fedsim.data.dataset import stratified
 from fedsim.errors import ConfigError
@@ -81,7 +81,7 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
 
 def _partition(config: Config, dataset: Dataset, chosen: np.ndarray) -> Partition | Split:
     ids = {column: values[chosen] for column, values in dataset.ids.items()}
-    partition = choices.make_partition(config, dataset.labels[chosen], ids, rng(config.seed, "partition"))
+    partition = making.make_partition(config, dataset.labels[chosen], ids, rng(config.seed, "partition"))
     if not isinstance(partition, Partition | Split) or len(partition) != config.clients:
         raise ConfigError(
             f"partition.scheme = {config.partition.scheme!r} gives a {type(partition).__name__}, not a Partition or "
@@ -97,6 +97,6 @@ def _saved(config: Config, dataset: Dataset) -> Split:
         given[f"partition.{name}"] = getattr(config.partition, name) != default
     if useless := next((name for name, is_given in given.items() if is_given), None):
         raise ConfigError(f"partition.scheme = 'saved' says who trains and tests on what; remove {useless}")
-    split = choices.make_partition(config, dataset.labels, dataset.ids, rng(config.seed, "partition"))
+    split = making.make_partition(config, dataset.labels, dataset.ids, rng(config.seed, "partition"))
     assert isinstance(split, Split)
     return split

@@ -4,12 +4,10 @@ import copy
 import gc
 import inspect
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, get_type_hints
 
-import flwr.serverapp.strategy
 import numpy as np
 import torch
 from flwr.app import DEFAULT_TTL, ConfigRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
@@ -23,21 +21,10 @@ from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, Strategy, messages
 
-PREFIX = "flwr:"
 # What a Flower strategy holds of the global model; those that do step from it.
 CURRENT = "current_arrays"
 # Parameters that choose clients or name records, or are the clients' step size, which is ``local.lr``.
 NO_OPTIONS = inspect.signature(FedAvg).parameters.keys() | {"eta_l"}
-NO_RULES = {
-    "FedProx": "its term is in the clients' loss; use 'fedprox', which has it",
-    "QFedAvg": "it needs each client's loss of the model as it came, which clients do not send; use another rule",
-    "FedXgbBagging": "it adds trees, which have no layers; use another rule",
-    "FedXgbCyclic": "it passes trees on, which have no layers; use another rule",
-    "DifferentialPrivacyClientSideAdaptiveClipping": "it wraps another strategy; use a rule that stands by itself",
-    "DifferentialPrivacyClientSideFixedClipping": "it wraps another strategy; use a rule that stands by itself",
-    "DifferentialPrivacyServerSideAdaptiveClipping": "it wraps another strategy; use a rule that stands by itself",
-    "DifferentialPrivacyServerSideFixedClipping": "it wraps another strategy; use a rule that stands by itself",
-}
 Containers = dict[str, dict[str, np.ndarray] | list[np.ndarray]]
 
 
@@ -134,18 +121,8 @@ class FlowerRule(Strategy):
 _NO_GRID: Grid = None  # type: ignore[assignment]
 
 
-def flower_rules() -> dict[str, Callable[..., FlowerRule]]:
-    """Return what builds a strategy around each of Flower's that averages arrays, by names such as ``flwr:Krum``."""
-    found = {name: getattr(flwr.serverapp.strategy, name) for name in flwr.serverapp.strategy.__all__}
-    return {
-        PREFIX + name: _maker(flower)
-        for name, flower in found.items()
-        if inspect.isclass(flower) and issubclass(flower, FedAvg) and name not in NO_RULES
-    }
-
-
-def _maker(flower: type[FedAvg]) -> Callable[..., FlowerRule]:
-    """Return a function whose signature shows the options of a Flower strategy, and its docstring where it is from."""
+def maker(flower: type[FedAvg], docstring: str) -> Callable[..., FlowerRule]:
+    """Return what builds a strategy around one of Flower's that averages arrays; its signature shows the options."""
     hints = get_type_hints(flower.__init__)
     parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -161,17 +138,10 @@ def _maker(flower: type[FedAvg]) -> Callable[..., FlowerRule]:
         each for each in inspect.signature(make).parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     make.__name__ = flower.__name__
-    make.__doc__ = _docstring(flower)
+    make.__doc__ = docstring
     make.__annotations__ = {"model": nn.Module, "shared": str} | {each.name: hints[each.name] for each in parameters}
     make.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
     return make
-
-
-def _docstring(flower: type[FedAvg]) -> str:
-    text = inspect.getdoc(flower) or ""
-    paper = re.search(r"arxiv\.org/\w+/(\d+\.\d+)", text)
-    source = f"arXiv {paper[1]}, as in Flower" if paper else "Flower"
-    return f"Average one layer group by Flower's {text.partition(chr(10))[0]}\n\nReferences\n----------\n{source}."
 
 
 def _reply(server_round: int, update: ClientUpdate, keys: Sequence[str], weight: str) -> Message:

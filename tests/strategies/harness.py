@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.config import Config, choices
+from fedsim.config import Config, choices, making
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.federation.client.app import client_app
 from fedsim.federation.client.state import personalised_model
@@ -157,7 +157,7 @@ class Play:
             _template=copy.deepcopy(self.model),
         )
         model, inputs = copy.deepcopy(self.model), self.federation.calibration()
-        self.strategy = choices.make_strategy(self.config, model, inputs)
+        self.strategy = making.make_strategy(self.config, model, inputs)
         self.strategy.set_global_model(self.federation.initial)
         self.engine = LocalEngine(lambda: client_app(self.federation, cohort), len(sizes), workers=1)
         weakref.finalize(self, self.engine.close)

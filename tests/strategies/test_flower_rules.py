@@ -18,7 +18,8 @@ from fedsim.config.catalogue import describe
 from fedsim.config.naming import changed_settings, run_name
 from fedsim.errors import ConfigError, RunError
 from fedsim.strategy import ClientUpdate
-from fedsim.strategy.flower_rule import NO_RULES, FlowerRule, flower_rules
+from fedsim.strategy.flower_rule import FlowerRule
+from fedsim.strategy.flower_table import FLOWER_RULES, NO_RULES
 from fedsim.strategy.messages import decode, encode
 from tests.strategies.harness import Mlp, Play, assert_close, mean_of, norm_mlp
 
@@ -49,7 +50,7 @@ def test_every_strategy_of_flower_is_a_rule_or_has_a_reason_why_not() -> None:
         for name, each in found.items()
         if inspect.isclass(each) and issubclass(each, Strategy) and each != Strategy
     }
-    assert {name.removeprefix("flwr:") for name in flower_rules()} == set(OPTIONS)
+    assert {name.removeprefix("flwr:") for name in FLOWER_RULES} == set(OPTIONS)
     assert set(OPTIONS) | set(NO_RULES) == strategies
 
 
@@ -107,7 +108,7 @@ def test_integer_buffers_stay_and_variances_stay_positive(name: str) -> None:
 
 @every
 def test_a_float32_model_stays_one(name: str) -> None:
-    strategy = choices.flower_rules()[f"flwr:{name}"](Mlp())
+    strategy = FLOWER_RULES[f"flwr:{name}"](Mlp())
     strategy.set_global_model(dict(Mlp().state_dict()))
     updates = [ClientUpdate(client, dict(Mlp().state_dict()), 1.0 + client) for client in range(5)]
     averaged = strategy.aggregate(1, updates)
@@ -116,7 +117,7 @@ def test_a_float32_model_stays_one(name: str) -> None:
 
 
 def test_many_arrays_keep_their_order_in_a_checkpoint() -> None:
-    rule = choices.flower_rules()["flwr:FedAvgM"](Mlp(), server_momentum=0.5)
+    rule = FLOWER_RULES["flwr:FedAvgM"](Mlp(), server_momentum=0.5)
     rule.load_state({f"momentum_vector/list/{k}": torch.tensor(float(k)) for k in (10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)})
     assert [float(value) for value in rule._rule.momentum_vector] == list(range(11))
     assert list(rule.state()) == [f"momentum_vector/list/{k}" for k in range(11)]
@@ -138,7 +139,7 @@ def test_a_rule_of_ones_own_is_used_as_it_is_given_and_not_changed() -> None:
 
 
 def test_a_rule_steps_from_the_global_model_whatever_it_made_before() -> None:
-    strategy = choices.flower_rules()["flwr:FedAvgM"](Mlp().double(), server_learning_rate=0.5)
+    strategy = FLOWER_RULES["flwr:FedAvgM"](Mlp().double(), server_learning_rate=0.5)
     for value in (0.0, 8.0):  # as after a restart from elsewhere
         strategy.set_global_model({key: torch.full_like(v, value) for key, v in Mlp().double().state_dict().items()})
         update = ClientUpdate(0, {key: v + 2 for key, v in strategy.global_model.items()}, 1.0)

@@ -5,11 +5,17 @@ The stream ``rng`` is the same whenever the same examples of a client are asked 
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from fedsim.lazy import LazyTable
 
-from fedsim.data.skews.noise import noise
-from fedsim.data.skews.none import none
-from fedsim.data.skews.rotation import rotation
+if TYPE_CHECKING:
+    from torch import Tensor
 
-FEATURES: dict[str, Callable[..., Tensor]] = {"none": none, "rotation": rotation, "noise": noise}
+FEATURES: "LazyTable[Callable[..., Tensor]]" = LazyTable(
+    {
+        "none": "fedsim.data.skews.none:none",
+        "rotation": "fedsim.data.skews.rotation:rotation",
+        "noise": "fedsim.data.skews.noise:noise",
+    }
+)

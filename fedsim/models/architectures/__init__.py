@@ -15,32 +15,26 @@ Weights are drawn from torch's global random state.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from torch import nn
+from fedsim.lazy import LazyTable
 
-from fedsim.models.architectures.char_lstm import char_lstm
-from fedsim.models.architectures.cnn import cnn
-from fedsim.models.architectures.gpt import gpt
-from fedsim.models.architectures.lenet import lenet5
-from fedsim.models.architectures.mlp import mlp
-from fedsim.models.architectures.mobilenet import mobilenet
-from fedsim.models.architectures.resnet import resnet18
-from fedsim.models.architectures.resnet20 import resnet20
-from fedsim.models.architectures.torchvision import torchvision
-from fedsim.models.architectures.vgg import vgg11, vgg16
-from fedsim.models.architectures.vit import vit
+if TYPE_CHECKING:
+    from torch import nn
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": mlp,
-    "lenet5": lenet5,
-    "cnn": cnn,
-    "vgg11": vgg11,
-    "vgg16": vgg16,
-    "resnet18": resnet18,
-    "resnet20": resnet20,
-    "mobilenet": mobilenet,
-    "vit": vit,
-    "char-lstm": char_lstm,
-    "gpt": gpt,
-    "torchvision": torchvision,
-}
+MODELS: "LazyTable[Callable[..., nn.Module]]" = LazyTable(
+    {
+        "mlp": "fedsim.models.architectures.mlp:mlp",
+        "lenet5": "fedsim.models.architectures.lenet:lenet5",
+        "cnn": "fedsim.models.architectures.cnn:cnn",
+        "vgg11": "fedsim.models.architectures.vgg:vgg11",
+        "vgg16": "fedsim.models.architectures.vgg:vgg16",
+        "resnet18": "fedsim.models.architectures.resnet:resnet18",
+        "resnet20": "fedsim.models.architectures.resnet20:resnet20",
+        "mobilenet": "fedsim.models.architectures.mobilenet:mobilenet",
+        "vit": "fedsim.models.architectures.vit:vit",
+        "char-lstm": "fedsim.models.architectures.char_lstm:char_lstm",
+        "gpt": "fedsim.models.architectures.gpt:gpt",
+        "torchvision": "fedsim.models.architectures.torchvision:torchvision",
+    }
+)

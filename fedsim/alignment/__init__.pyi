@@ -1,0 +1,40 @@
+from .matching.activation_matching import match_activations
+from .matching.straight_through import match_straight_through
+from .matching.weight_matching import match_weights
+from .merging.merging import Merged, merge_hierarchically, merge_many, merge_to_universe
+from .repair.biases import scale_biases
+from .repair.repairing import repair, reset_statistics
+from .symmetries.checks import check_spec
+from .symmetries.permutations import (
+    Permutation,
+    Spec,
+    compose,
+    identity,
+    invert,
+    permute,
+    random_permutation,
+)
+from .symmetries.spec import derive, permutation_spec
+
+__all__ = [
+    "Merged",
+    "Permutation",
+    "Spec",
+    "check_spec",
+    "compose",
+    "derive",
+    "identity",
+    "invert",
+    "match_activations",
+    "match_straight_through",
+    "match_weights",
+    "merge_hierarchically",
+    "merge_many",
+    "merge_to_universe",
+    "permutation_spec",
+    "permute",
+    "random_permutation",
+    "repair",
+    "reset_statistics",
+    "scale_biases",
+]

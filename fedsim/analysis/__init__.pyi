@@ -1,0 +1,35 @@
+from .barriers import barriers, count_evaluations, measure
+from .cka import cka
+from .connectivity import ADDITIVITY_TS, connectivity
+from .criticality import criticality
+from .distances import distances
+from .interaction import interaction
+from .perturbations import perturbations
+from .robustness import robustness
+from .samples.bands import peaks
+from .samples.measurement import Measurement
+from .similarity import similarity
+from .spectra import principal_angles, spectra
+from .stitching import stitching
+from .subspace import subspace_robustness
+
+__all__ = [
+    "ADDITIVITY_TS",
+    "Measurement",
+    "barriers",
+    "cka",
+    "connectivity",
+    "count_evaluations",
+    "criticality",
+    "distances",
+    "interaction",
+    "measure",
+    "peaks",
+    "perturbations",
+    "principal_angles",
+    "robustness",
+    "similarity",
+    "spectra",
+    "stitching",
+    "subspace_robustness",
+]

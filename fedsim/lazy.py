@@ -1,0 +1,124 @@
+"""What is imported when it is first used: entries of a table by name, and what a room shows at its door."""
+
+import ast
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is defined."""
+
+    module: str
+    name: str
+
+    def load(self) -> Any:
+        """Import it."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+    def docstring(self) -> str:
+        """Return its docstring, read from the source where it is written there: nothing is imported then."""
+        for node in _parse(self.module):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == self.name:
+                return ast.get_docstring(node) or ""
+        return inspect.getdoc(self.load()) or ""
+
+
+class LazyTable(Mapping[str, T], Generic[T]):
+    """Names and what they stand for, imported when it is taken.
+
+    Parameters
+    ----------
+    places
+        By name: where it is defined, as ``module:attribute`` or a `Place`.
+    """
+
+    def __init__(self, places: Mapping[str, str | Place]) -> None:
+        self.places = {
+            name: Place(*place.split(":")) if isinstance(place, str) else place for name, place in places.items()
+        }
+
+    def __getitem__(self, name: str) -> T:
+        found: T = self.places[name].load()
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __or__(self, other: "LazyTable[Any]") -> "LazyTable[Any]":
+        return LazyTable(self.places | other.places)
+
+    def attribute(self, name: str) -> T:
+        """Return the entry that is defined under a name, for a module's ``__getattr__``.
+
+        Raises
+        ------
+        AttributeError
+            If there is none.
+        """
+        for place in self.places.values():
+            if place.name == name:
+                found: T = place.load()
+                return found
+        raise AttributeError(f"no entry is defined as {name!r}")
+
+
+class _Door(ModuleType):
+    """A package whose names are imported when they are first used."""
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.__all__})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # The import system binds each submodule to its package: a function of the same name stays in view.
+        if not (isinstance(value, ModuleType) and name in self.__all__):
+            super().__setattr__(name, value)
+
+
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], list[str]]:
+    """Return ``__getattr__`` and ``__all__`` of a package, by what its ``__init__.pyi`` imports for type checkers."""
+    sys.modules[package].__class__ = _Door
+    places: dict[str, Place] = {}
+    everything: list[str] = []
+    for node in ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            module = f"{package}.{node.module}" if node.level else str(node.module)
+            places |= {alias.name: Place(module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            everything = ast.literal_eval(node.value)
+
+    def load(name: str) -> Any:
+        if name not in everything or name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        found = vars(sys.modules[package])[name] = places[name].load()
+        return found
+
+    return load, everything
+
+
+@cache
+def _parse(module: str) -> list[ast.stmt]:
+    """Return the statements of a module, without importing it or its packages; none if it has no source."""
+    path: list[str] | None = None
+    *packages, last = module.split(".")
+    for package in packages:
+        spec = PathFinder.find_spec(package, path)
+        path = list(spec.submodule_search_locations or ()) if spec else []
+    spec = PathFinder.find_spec(last, path)
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body if spec and spec.origin else []

@@ -1,0 +1,31 @@
+from .strategy import (
+    ClientRule,
+    ClientUpdate,
+    Finished,
+    Local,
+    LocalPlan,
+    Measurable,
+    Phase,
+    Precision,
+    Received,
+    Sets,
+    Step,
+    Strategy,
+    draw_unseen,
+)
+
+__all__ = [
+    "ClientRule",
+    "ClientUpdate",
+    "Finished",
+    "Local",
+    "LocalPlan",
+    "Measurable",
+    "Phase",
+    "Precision",
+    "Received",
+    "Sets",
+    "Step",
+    "Strategy",
+    "draw_unseen",
+]

@@ -1,0 +1,30 @@
+from .augmentation import Augmentation
+from .buffers import recompute_buffers_
+from .choice import choose_cohort, cohort_problem
+from .cohort import LocalTask, train_cohort
+from .local import train_
+from .plan import LocalPlan, Passes, Phase, Training
+from .rule import ClientRule, Finished, Local, Network, Ruled, Sets, Step
+from .sgd import SGD
+
+__all__ = [
+    "SGD",
+    "Augmentation",
+    "ClientRule",
+    "Finished",
+    "Local",
+    "LocalPlan",
+    "LocalTask",
+    "Network",
+    "Passes",
+    "Phase",
+    "Ruled",
+    "Sets",
+    "Step",
+    "Training",
+    "choose_cohort",
+    "cohort_problem",
+    "recompute_buffers_",
+    "train_",
+    "train_cohort",
+]
