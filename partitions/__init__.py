@@ -1,10 +1,10 @@
 """Ways to split a data set over clients: ``PARTITIONS`` maps a scheme's name to its function.
 
 A scheme is a function ``scheme(labels, clients, rng, *, options) -> Partition`` that imports NumPy and the standard
-library only. One that needs the ids that the examples carry by nature, such as the writer of each, has a keyword
-parameter ``ids``: the run gives it, it is no option. `saved` and `copies` return a `Split`, which says what each client
-trains and tests on too; for the others `hold_out` makes it. One that holds out by itself has keyword parameters
-``validation`` and ``test``, which the run gives too. `LabelCounts` tells how different the clients are.
+library only. One that needs the ids that come with the examples, such as the writer of each, has a keyword parameter
+``ids``, which the run passes; it is not an option. `saved` and `copies` return a `Split`, which also says what each
+client trains and tests on; for the others, `hold_out` makes it. One that holds out by itself has keyword parameters
+``validation`` and ``test``, which the run passes too. `LabelCounts` measures how different the clients are.
 """
 
 from collections.abc import Callable

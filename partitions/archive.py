@@ -21,12 +21,12 @@ def fingerprint(labels: NDArray[np.int64]) -> str:
 
 
 def write_archive(path: Path, arrays: Mapping[str, NDArray[np.int64]], labels: NDArray[np.int64]) -> None:
-    """Write the file whole or not at all.
+    """Write the file completely or not at all.
 
     Parameters
     ----------
     arrays
-        One for each key but the fingerprint's.
+        One array for each key except the fingerprint's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -42,26 +42,26 @@ def write_archive(path: Path, arrays: Mapping[str, NDArray[np.int64]], labels: N
 
 
 def read_archive(path: Path, labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Read a file and check all that it holds.
+    """Read a file and check all of its content.
 
     Raises
     ------
     ValueError
         If the file is damaged, its sets are not valid or overlap, or it belongs to other labels.
     OSError
-        If it is not there.
+        If the file does not exist.
     """
     content = _content(path)
     if set(content) != set(KEYS):
         raise ValueError(
-            f"{path} holds {', '.join(sorted(content)) or 'nothing'} and must hold {', '.join(KEYS)}; save it anew"
+            f"{path} holds {', '.join(sorted(content)) or 'nothing'} and must hold {', '.join(KEYS)}; save it again"
         )
     arrays = {key: content[key] for key in KEYS[:-1]}
     for key, array in arrays.items():
         if array.dtype != np.int64 or array.ndim != 1:
             raise ValueError(
                 f"{path}: {key} has type {array.dtype} and {array.ndim} dimensions and must have int64 and 1; save it "
-                "anew"
+                "again"
             )
     if str(content["labels_sha256"]) != fingerprint(labels):
         raise ValueError(
@@ -75,41 +75,41 @@ def _content(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"path = '{path}' is not a file; fedsim partition --save writes one")
     try:
-        # NumPy leaves a file that it cannot read open if it opened it itself.
+        # np.load leaves a file that it opened and cannot read open.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return dict(file.items())
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a whole .npz file of plain arrays ({reason}); save it anew") from error
+        raise ValueError(f"{path} is not a complete .npz file of plain arrays ({reason}); save it again") from error
 
 
 def _check_sets(path: Path, arrays: Mapping[str, NDArray[np.int64]], n: int) -> None:
     lengths = {part: len(arrays[f"{part}_offsets"]) for part in PARTS}
     if len(set(lengths.values())) > 1 or lengths["train"] < 2:
         raise ValueError(
-            f"{path} has offsets of lengths {lengths}; they must be the same, the clients plus one; save it anew"
+            f"{path} has offsets of lengths {lengths}; they must be equal, one more than clients; save it again"
         )
     for part in PARTS:
         indices, offsets = arrays[f"{part}_indices"], arrays[f"{part}_offsets"]
         if offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] != len(indices):
             raise ValueError(
-                f"{path}: {part}_offsets must rise from 0 to {len(indices)}, the number of {part}_indices; save it anew"
+                f"{path}: {part}_offsets must rise from 0 to {len(indices)}, the size of {part}_indices; save it again"
             )
         if len(indices) and not (indices.min() >= 0 and indices.max() < n):
             raise ValueError(
                 f"{path}: {part}_indices are from {indices.min()} to {indices.max()} and must be from 0 to {n - 1}; "
-                "save it anew"
+                "save it again"
             )
     for part in ("train", "test"):
         sizes = np.diff(arrays[f"{part}_offsets"])
         if not sizes.all():
             raise ValueError(
-                f"{path} gives client {sizes.argmin()} no {part} example; each must have one; save it anew"
+                f"{path} gives client {sizes.argmin()} no {part} example; each must have one; save it again"
             )
     # Several clients may hold the same example, but none is tested on what another trains on.
     uses = np.bincount(np.concatenate([np.unique(arrays[f"{part}_indices"]) for part in PARTS]), minlength=n)
     if uses.max() > 1:
         raise ValueError(
             f"{path} has example {uses.argmax()} in {uses.max()} parts; train, validation and test must not overlap; "
-            "save it anew"
+            "save it again"
         )

@@ -1,4 +1,4 @@
-"""Label skew drawn from a Dirichlet distribution, client by client, with sizes that are fixed first."""
+"""Label skew drawn from a Dirichlet distribution, client by client, after fixing the sizes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ def client_dirichlet(
     size_sigma
         Standard deviation of the logarithm of the clients' sizes; 0 makes them equal to within one.
     min_size
-        Every client first gets this many examples; the sizes share out the rest.
+        Number of examples that every client gets first; the rest is distributed by the sizes.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def client_dirichlet(
 def _draw_classes(
     class_sizes: NDArray[np.int64], sizes: NDArray[np.int64], alpha: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return the class of each example that the clients draw, client after client; all examples are drawn."""
+    """Return the class of each drawn example, client after client; all examples are drawn."""
     concentration = min(alpha, 1e100) * (class_sizes / class_sizes.sum())
     left = class_sizes.copy()
     drawn = np.empty(class_sizes.sum(), dtype=np.int64)
@@ -83,7 +83,7 @@ def _draw_counts(
 ) -> NDArray[np.int64]:
     """Return how many of the available examples of each class one client draws.
 
-    Draws of a class that is used up by then are thrown away and drawn again: the same law as one by one.
+    Draws of a class that is used up are rejected and repeated, which gives the same distribution as one by one.
     """
     logs = log_gammas(concentration, rng)
     counts = np.zeros_like(available)
@@ -91,7 +91,7 @@ def _draw_counts(
     while missing:
         cumulative = np.cumsum(weights_of(logs))
         picks = np.searchsorted(cumulative, rng.random(missing) * cumulative[-1], side="right")
-        # A product that rounds up to the sum itself points behind the last class.
+        # A product that rounds up to the sum would point behind the last class.
         picked = np.bincount(np.minimum(picks, len(logs) - 1), minlength=len(logs))
         counts = np.minimum(counts + picked, available)
         logs[counts == available] = -np.inf

@@ -1,4 +1,4 @@
-"""The ids that examples carry by nature: who wrote, spoke or recorded them, and where."""
+"""The ids that come with examples: who wrote, spoke or recorded them, and where."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def find_column(ids: Mapping[str, NDArray[np.int64]], column: str) -> tuple[str, NDArray[np.int64]]:
-    """Return the name and the ids of a column; without a name, of the only one.
+    """Return the name and the ids of a column; the only one if no name is given.
 
     Raises
     ------
@@ -16,9 +16,9 @@ def find_column(ids: Mapping[str, NDArray[np.int64]], column: str) -> tuple[str,
     """
     listed = ", ".join(ids)
     if not ids:
-        raise ValueError("the data have no ids of who or where each example is from; use other data or another scheme")
+        raise ValueError("the data have no ids for the origin of each example; use other data or another scheme")
     if column and column not in ids:
-        raise ValueError(f"column = {column!r} is none of the data's id columns; columns are: {listed}")
+        raise ValueError(f"column = {column!r} is not an id column of the data; columns are: {listed}")
     if not column and len(ids) > 1:
         raise ValueError(f"column = '' must name one of the data's {len(ids)} id columns; columns are: {listed}")
     name = column or listed

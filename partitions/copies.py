@@ -10,12 +10,12 @@ from partitions.split import Split, hold_out
 def copies(
     labels: NDArray[np.int64], clients: int, rng: np.random.Generator, *, validation: float, test: float
 ) -> Split:
-    """Give every client all examples, and hold the same ones of them out for all.
+    """Give every client all examples, and hold out the same ones for all.
 
     Parameters
     ----------
     validation, test
-        Shares that are held out, as in `partitions.split.hold_out`. The run gives them.
+        Shares that are held out, as in `partitions.split.hold_out`; passed by the run.
 
     Raises
     ------

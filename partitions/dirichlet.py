@@ -28,13 +28,12 @@ def dirichlet(
     alpha
         Concentration: 0.1 gives most clients two or three classes, 10 is close to i.i.d.
     min_size
-        Smallest number of examples of a client. The whole partition is drawn anew until it holds.
+        Smallest number of examples of a client; the whole partition is redrawn until it is reached.
     max_draws
-        How often it is drawn at most. Where each of the first 20 draws leaves more than 20 clients short, no more are
-        tried.
+        Largest number of draws. If each of the first 20 draws leaves more than 20 clients short, no more are tried.
     balanced
-        Give a client that already holds its even share of all examples nothing of the later classes. The classes come
-        in random order, so that none is always dealt last, to the few clients that are left.
+        Whether a client that already holds an equal share of all examples gets nothing of the later classes. The
+        classes are dealt in random order, so that none is always last, with few clients left.
 
     Raises
     ------
@@ -43,10 +42,10 @@ def dirichlet(
 
     Notes
     -----
-    Given its shares, each example of a class goes to a client on its own, so that the numbers are exactly
-    Dirichlet-multinomial. Cutting the class at floor(C n), C the cumulative shares, as is often done, hands every
-    remainder to the last client. Time and memory depend on the examples and hardly on the clients; ``balanced`` adds
-    one pass over the clients for each class.
+    Given the shares, each example of a class is assigned independently, so that the numbers are exactly
+    Dirichlet-multinomial. The common cut of the class at floor(C n), C the cumulative shares, gives every remainder
+    to the last client. Time and memory depend on the number of examples and hardly on that of clients; ``balanced``
+    adds one pass over the clients for each class.
 
     References
     ----------

@@ -23,14 +23,14 @@ def domain(
     Parameters
     ----------
     ids
-        Id columns of the data by name: the id of each example, shape [examples], from 0. The run gives them.
+        Id columns of the data by name: the id of each example, shape [examples], from 0; passed by the run.
     column
-        Which of them holds the domain; may be left out where there is only one.
+        Name of the column with the domain; optional if there is only one.
 
     Raises
     ------
     ValueError
-        If there is no such column, fewer clients than domains, or a domain with fewer examples than clients.
+        If there is no such column, there are fewer clients than domains, or a domain has fewer examples than clients.
 
     Notes
     -----

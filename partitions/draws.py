@@ -17,14 +17,14 @@ def check_alpha(alpha: float) -> None:
 
 
 def log_gammas(shapes: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return the logarithms of gamma variables: scaled to sum 1, the variables are a Dirichlet draw.
+    """Return the logarithms of gamma variables, which are a Dirichlet draw when scaled to sum 1.
 
     Notes
     -----
-    A gamma variable of shape a is one of shape a + 1 times U^(1/a) with U uniform. For small a that is 0 in
-    floating point, and its logarithm is not, so that any subset of the shares can be scaled to sum 1.
+    A gamma variable of shape a is one of shape a + 1 times U^(1/a) with U uniform. For small a it underflows to 0 but
+    its logarithm does not, so that any subset of the shares can be scaled to sum 1.
     """
-    # Below this the quotient overflows; the largest share is 1 long before.
+    # Below this the quotient overflows; the largest share is 1 well before.
     shapes = np.maximum(shapes, 1e-300)
     return np.log(rng.standard_gamma(shapes + 1)) - rng.standard_exponential(len(shapes)) / shapes
 
@@ -40,18 +40,18 @@ def polya_urns(sizes: NDArray[np.int64], clients: int, alpha: float, rng: np.ran
     Parameters
     ----------
     sizes
-        Examples of each group; the groups are independent.
+        Number of examples of each group; the groups are independent.
 
     Returns
     -------
-    Client of each example, shape [sum of sizes], group by group. In a group every order is equally likely.
+    Client of each example, shape [sum of sizes], group by group. Within a group every order is equally likely.
 
     Notes
     -----
     The urn of Blackwell and MacQueen 1973: example t of a group, from 0, takes a new client with probability
-    K alpha / (K alpha + t), uniformly among K clients, and otherwise the client of one of the t before it. Who
-    follows whom is drawn for all at once and then resolved in a logarithmic number of steps, in each of which all
-    move on to whom their predecessor follows.
+    K alpha / (K alpha + t), uniformly among K clients, and otherwise the client of one of the t before it. The
+    predecessors are drawn for all examples at once and then resolved by pointer jumping, in a logarithmic number of
+    steps.
     """
     n = int(sizes.sum())
     positions = np.arange(n)

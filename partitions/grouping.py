@@ -1,4 +1,4 @@
-"""Examples grouped by a number that each of them has: its class, its domain, its owner."""
+"""Examples grouped by a number: their class, domain or owner."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,9 @@ def grouped(values: NDArray[np.int64], groups: int | None = None) -> Partition:
     Parameters
     ----------
     values
-        Shape [n], from 0 to ``groups - 1``.
+        Group of each example, shape [n], from 0 to ``groups - 1``.
     groups
-        How many values there can be; without it the largest that occurs, plus one.
+        Number of groups (default: the largest value plus one).
 
     Raises
     ------
@@ -26,21 +26,21 @@ def grouped(values: NDArray[np.int64], groups: int | None = None) -> Partition:
         groups = high + 1
     if low < 0 or high >= groups:
         raise ValueError(
-            f"class indices and ids from {low} to {high} must be from 0 to {groups - 1}; number them from 0 without "
-            "a marker for missing ones"
+            f"class indices and ids from {low} to {high} must be from 0 to {groups - 1}; number them from 0, "
+            "without a marker for missing ones"
         )
     return Partition.from_owners(values, groups)
 
 
 def shuffled(values: NDArray[np.int64], rng: np.random.Generator, groups: int | None = None) -> Partition:
-    """Return the positions of each value in random order; otherwise as `grouped`."""
+    """Return the positions of each value as `grouped` does, but in random order."""
     order = rng.permutation(len(values))
     rows = grouped(values[order], groups)
     return Partition(order[rows.indices], rows.offsets)
 
 
 def ranks(rows: Partition) -> NDArray[np.int64]:
-    """Return the place of each index within its group, from 0, shape [indices]."""
+    """Return the position of each index within its group, from 0, shape [indices]."""
     return np.arange(len(rows.indices)) - np.repeat(rows.offsets[:-1], rows.sizes)
 
 
@@ -50,7 +50,7 @@ def deal(rows: Partition, holders: Partition) -> NDArray[np.int64]:
     Parameters
     ----------
     rows
-        Examples of each group, together each example of the data set once.
+        Examples of each group; each example of the data set is in one of them.
     holders
         Holders of each group; at least one for a group with examples.
     """

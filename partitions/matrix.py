@@ -1,4 +1,4 @@
-"""Label distributions that the user gives as a matrix."""
+"""Label distributions given as a matrix."""
 
 from pathlib import Path
 
@@ -18,28 +18,28 @@ def matrix(
     matrix: list[list[float]] | None = None,
     path: str = "",
 ) -> Partition:
-    """Share out each class in proportion to its column of a given matrix.
+    """Distribute each class in proportion to its column of a given matrix.
 
     Parameters
     ----------
     matrix
-        One row per client, one column per class: shares, counts or any other weights that are not negative. A matrix
-        of counts that adds up to the examples of each class is reproduced exactly.
+        Non-negative weights, such as shares or counts, with one row per client and one column per class. Counts that
+        add up to the examples of each class are reproduced exactly.
     path
-        A file to read it from instead: ``.csv`` with commas, ``.txt`` with spaces, both of numbers without a header,
-        or ``.npy``.
+        File with the matrix instead: ``.csv`` with commas, ``.txt`` with spaces, both of numbers without a header, or
+        ``.npy``.
 
     Raises
     ------
     ValueError
         If neither or both are given, the file cannot be read, the shape or an entry is wrong, or a class that has
-        examples goes to nobody.
+        examples has no client.
     OSError
-        If the file is not there.
+        If the file does not exist.
 
     Notes
     -----
-    Each example is used once. Numbers that are not whole are rounded by largest remainders, ties at random.
+    Each example is used once. Fractional numbers are rounded by largest remainders, ties at random.
 
     References
     ----------
@@ -100,6 +100,6 @@ def _check(weights: NDArray[np.float64], source: str, clients: int, class_sizes:
     lost = np.flatnonzero((weights[:, : len(class_sizes)].max(axis=0) == 0) & (class_sizes > 0))
     if len(lost):
         raise ValueError(
-            f"{source} gives class {lost[0]} with its {class_sizes[lost[0]]} examples to nobody; its column must have "
+            f"{source} gives class {lost[0]} with its {class_sizes[lost[0]]} examples to no client; its column needs "
             "an entry above 0"
         )

@@ -1,4 +1,4 @@
-"""Clients as they are in the data: one writer, speaker or device each."""
+"""Natural clients: one writer, speaker or device each."""
 
 from collections.abc import Mapping
 
@@ -24,11 +24,11 @@ def natural(
     Parameters
     ----------
     ids
-        Id columns of the data by name: the id of each example, shape [examples], from 0. The run gives them.
+        Id columns of the data by name: the id of each example, shape [examples], from 0; passed by the run.
     column
-        Which of them; may be left out where there is only one.
+        Name of the column to use; optional if there is only one.
     min_size
-        Ids with fewer examples are left out.
+        Smallest number of examples of an id; ids with fewer are not used.
 
     Raises
     ------
@@ -37,15 +37,15 @@ def natural(
 
     Notes
     -----
-    Of more ids than clients as many are drawn at random, each equally likely, and the examples of the others are
-    not used. Clients are in the order of their ids.
+    If there are more ids than clients, a uniform random sample of them is used, without the examples of the others.
+    Clients are in the order of their ids.
 
     References
     ----------
     Caldas et al. 2018, LEAF: a benchmark for federated settings, arXiv 1812.01097.
     """
     if min_size < 1:
-        raise ValueError(f"min_size = {min_size} must be at least 1; an id without examples is no client")
+        raise ValueError(f"min_size = {min_size} must be at least 1, as a client needs examples")
     name, column_ids = find_column(ids, column)
     examples = grouped(column_ids)
     large = np.flatnonzero(examples.sizes >= min_size)

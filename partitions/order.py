@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 
 def stable_order(keys: NDArray[np.int64], bound: int) -> NDArray[np.int64]:
-    """Return the positions of the keys from the smallest key to the largest, equal keys in their order.
+    """Return the positions of the keys from the smallest key to the largest, equal keys in their original order.
 
     Parameters
     ----------
     keys
-        Shape [n], from 0 to ``bound - 1``.
+        Keys to sort, shape [n], from 0 to ``bound - 1``.
     bound
-        At most 2**32.
+        Upper bound of the keys, at most 2**32.
 
     Notes
     -----

@@ -17,9 +17,10 @@ class Partition:
     Parameters
     ----------
     indices
-        Shape [examples], integer: positions in the data set, grouped by client.
+        Positions in the data set, grouped by client: integers, shape [examples].
     offsets
-        Shape [clients + 1], integer: client ``k`` holds ``indices[offsets[k]:offsets[k + 1]]``.
+        Boundaries of the clients, integers, shape [clients + 1]: client ``k`` holds
+        ``indices[offsets[k]:offsets[k + 1]]``.
     """
 
     indices: NDArray[np.int64]
@@ -36,7 +37,7 @@ class Partition:
 
     def __getitem__(self, client: int) -> NDArray[np.int64]:
         if not 0 <= client < len(self):
-            raise IndexError(f"client {client} of {len(self)}; clients count from 0")
+            raise IndexError(f"client {client} of {len(self)} does not exist; clients are numbered from 0")
         return self.indices[self.offsets[client] : self.offsets[client + 1]]
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:

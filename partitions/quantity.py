@@ -25,13 +25,13 @@ def quantity(
     Parameters
     ----------
     sizes
-        Distribution of the clients' shares of what is left after ``min_size``.
+        Distribution of the clients' shares of the examples that remain after ``min_size``.
     alpha
-        Concentration of the shares, for ``sizes = "dirichlet"`` only; the smaller, the more unequal.
+        Concentration of the shares, for ``sizes = "dirichlet"`` only; smaller is more unequal.
     sigma
         Standard deviation of the logarithm of the shares, for ``sizes = "lognormal"`` only; 0 makes them equal.
     min_size
-        Every client first gets this many examples.
+        Number of examples that every client gets first.
 
     Raises
     ------
@@ -49,8 +49,8 @@ def quantity(
     options = {"alpha": alpha, "sigma": sigma}
     if options[needed] is None or options[other] is not None:
         raise ValueError(
-            f"sizes = {sizes!r} needs {needed} and has no {other} (alpha = {alpha}, sigma = {sigma}); "
-            f"set {needed} and leave {other} out"
+            f"sizes = {sizes!r} needs {needed} and takes no {other} (alpha = {alpha}, sigma = {sigma}); "
+            f"set {needed} and remove {other}"
         )
     check_sizes(len(labels), clients, min_size)
     weights = _weights(clients, rng, alpha, sigma)

@@ -1,4 +1,4 @@
-"""Index sets that were saved before."""
+"""Index sets from a file."""
 
 from pathlib import Path
 
@@ -9,22 +9,22 @@ from partitions.split import Split
 
 
 def saved(labels: NDArray[np.int64], clients: int, rng: np.random.Generator, *, path: str) -> Split:
-    """Read the clients' train, validation and test sets from a file that `Split.save` has written.
+    """Read the clients' train, validation and test sets from a file that `Split.save` wrote.
 
-    The run's shares for validation and test do not apply; its ``test_skew`` says only whether a feature skew reaches
-    the test sets.
+    The run's shares for validation and test do not apply; its ``test_skew`` only decides whether a feature skew
+    applies to the test sets.
 
     Parameters
     ----------
     path
-        The ``.npz`` file.
+        Path of the ``.npz`` file.
 
     Raises
     ------
     ValueError
         If the file is damaged, belongs to other labels, or has another number of clients.
     OSError
-        If it is not there.
+        If the file does not exist.
     """
     split = Split.load(Path(path), labels)
     if len(split) != clients:

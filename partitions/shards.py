@@ -10,12 +10,12 @@ from partitions.partition import Partition
 def shards(
     labels: NDArray[np.int64], clients: int, rng: np.random.Generator, *, classes_per_client: int = 2
 ) -> Partition:
-    """Give each client exactly k classes; the clients of a class share its examples evenly.
+    """Give each client exactly k classes; the clients with a class share its examples evenly.
 
     Parameters
     ----------
     classes_per_client
-        k, from 1 to the number of classes.
+        Number of classes of each client, k, from 1 to the number of classes.
 
     Raises
     ------
@@ -25,8 +25,8 @@ def shards(
 
     Notes
     -----
-    McMahan et al. cut the examples sorted by label into equal shards, so that a shard can hold two classes. Here
-    a shard is of one class, and each class goes to as many clients as any other, to within one.
+    McMahan et al. cut the examples, sorted by label, into equal shards, so that a shard can hold two classes. Here a
+    shard has one class, and all classes go to the same number of clients, to within one.
 
     References
     ----------
@@ -56,8 +56,8 @@ def shards(
 def _deal_classes(classes: int, hands: int, per_hand: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return the classes of one hand after the other, those dealt least first, ties at random; none twice in a hand.
 
-    Whole shuffled decks of classes are dealt. A hand that one deck begins and the next one completes takes from the
-    next what it does not hold yet; the rest of that deck is shuffled again.
+    Whole shuffled decks of classes are dealt. A hand that starts with one deck and is completed from the next takes
+    only classes that it does not hold yet; the rest of that deck is shuffled again.
     """
     dealt = np.empty(hands * per_hand, dtype=np.int64)
     position = 0

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 
 def check_sizes(examples: int, clients: int, min_size: int) -> None:
-    """Check that there are examples enough.
+    """Check that there are enough examples.
 
     Raises
     ------
@@ -22,17 +22,17 @@ def check_sizes(examples: int, clients: int, min_size: int) -> None:
 
 
 def share_out(total: int, weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return whole numbers in proportion to the weights that add up to ``total``, shape [weights].
+    """Return integers in proportion to the weights that add up to ``total``, shape [weights].
 
     Parameters
     ----------
     weights
-        Not negative, not all 0.
+        Non-negative weights, not all 0.
 
     Notes
     -----
-    Largest remainders: everyone gets its share rounded down, and what is left goes to the largest fractions, among
-    equal ones at random.
+    Largest remainders: all shares are rounded down, and the remaining units go to the largest fractions, ties at
+    random.
     """
     scaled = weights / weights.max()
     shares = scaled * (total / scaled.sum())

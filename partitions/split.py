@@ -19,7 +19,7 @@ class Split:
     Parameters
     ----------
     train, validation, test
-        Positions in the training set; no example is in two of them.
+        Positions in the training set; no example is in two of the partitions.
     """
 
     train: Partition
@@ -40,7 +40,7 @@ class Split:
 
     @property
     def whole(self) -> Partition:
-        """All that each client holds: its train, validation and test examples, in this order."""
+        """All examples of each client: train, validation and test, in this order."""
         owners = np.concatenate([np.repeat(np.arange(len(self)), part.sizes) for part in self.parts])
         joined = Partition.from_owners(owners, len(self))
         return Partition(np.concatenate([part.indices for part in self.parts])[joined.indices], joined.offsets)
@@ -51,17 +51,17 @@ class Split:
         Parameters
         ----------
         mapping
-            Shape [examples]: the position in the whole data set of each example of the subset that was split.
+            Position in the whole data set of each example of the subset that was split, shape [examples].
         """
         return type(self)(*(Partition(mapping[part.indices], part.offsets) for part in self.parts))
 
     def save(self, path: Path, labels: NDArray[np.int64]) -> None:
-        """Write the index sets to an ``.npz`` file, whole or not at all, with a fingerprint of the labels.
+        """Write the index sets to an ``.npz`` file, completely or not at all, with a fingerprint of the labels.
 
         Parameters
         ----------
         labels
-            Labels of the training set that the positions are in.
+            Labels of the training set that the positions refer to.
         """
         arrays = {}
         for name, part in zip(PARTS, self.parts, strict=True):
@@ -78,7 +78,7 @@ class Split:
         ValueError
             If the file is damaged, its sets are not valid or overlap, or it belongs to other labels.
         OSError
-            If it is not there.
+            If the file does not exist.
         """
         arrays = read_archive(path, labels)
         return cls(*(Partition(arrays[f"{part}_indices"], arrays[f"{part}_offsets"]) for part in PARTS))
@@ -101,20 +101,22 @@ def hold_out(
         ``min(max(1, round(test * n)), n - 1)`` are for test, and, unless the share is 0, of the others
         ``min(max(1, round(validation * n)), rest - 1)`` for validation.
     tests
-        Test sets that were set aside before; then ``test`` is not used, n counts them too, and only validation
-        examples are held out.
+        Test sets that were already set aside; ``test`` is then not used, n includes them, and only validation examples
+        are held out.
 
     Raises
     ------
     ValueError
-        If a share is out of range, ``tests`` has other clients, or a client has fewer than 2 examples, or with
-        ``tests`` none.
+        If a share is out of range, ``tests`` has another number of clients, or a client has fewer than 2 examples (with
+        ``tests``, none).
     """
     for name, share in (("validation", validation), ("test", test)):
         if not 0 <= share < 1:
             raise ValueError(f"{name} = {share} must be at least 0 and less than 1, a share of a client's examples")
     if tests is not None and len(tests) != len(partition):
-        raise ValueError(f"tests has {len(tests)} clients and the partition {len(partition)}; they must be the same")
+        raise ValueError(
+            f"tests has {len(tests)} clients and the partition {len(partition)}; the numbers must be equal"
+        )
     _check_fill(partition.sizes, 2 if tests is None else 1)
     sizes = partition.sizes
     tested = np.minimum(_at_least_one(test, sizes), sizes - 1) if tests is None else np.zeros_like(sizes)

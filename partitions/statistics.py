@@ -1,4 +1,4 @@
-"""How far the clients' labels are from the pooled labels."""
+"""Distances of the clients' labels from the pooled labels."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -16,9 +16,10 @@ class LabelCounts:
     Parameters
     ----------
     offsets
-        Shape [clients + 1]: client ``k`` has the entries from ``offsets[k]`` to ``offsets[k + 1]``.
+        Boundaries of the clients, shape [clients + 1]: client ``k`` has the entries from ``offsets[k]`` to
+        ``offsets[k + 1]``.
     labels, counts
-        Shape [entries]: a class and how many examples of it the client holds, in the order of the classes.
+        Classes and the client's number of examples of each, in the order of the classes, shape [entries].
     classes
         Number of classes.
     """
@@ -35,8 +36,8 @@ class LabelCounts:
         Parameters
         ----------
         labels
-            Class of each example of the data set, shape [n], or of its several targets, shape [n, targets], which
-            then count one each.
+            Class of each example of the data set, shape [n], or of each of its targets, shape [n, targets], which
+            then count separately.
 
         Raises
         ------
@@ -56,15 +57,9 @@ class LabelCounts:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def dense(self) -> NDArray[np.int64]:
-        """Return all counts, shape [clients, classes]."""
-        table = np.zeros((len(self), self.classes), dtype=np.int64)
-        table[self._rows, self.labels] = self.counts
-        return table
-
     @property
     def totals(self) -> NDArray[np.int64]:
-        """Labels of each client, shape [clients]."""
+        """Number of labels of each client, shape [clients]."""
         return np.diff(np.concatenate([[0], np.cumsum(self.counts)])[self.offsets])
 
     @property
@@ -75,7 +70,7 @@ class LabelCounts:
     def effective_classes(self) -> NDArray[np.float64]:
         """Return the exponential of the entropy of each client's labels, shape [clients].
 
-        1 for a client with one class, k for one with k classes in equal parts.
+        The value is 1 for a client with one class and k for one with k classes in equal parts.
 
         Raises
         ------
@@ -99,7 +94,7 @@ class LabelCounts:
     def jensen_shannon(self) -> NDArray[np.float64]:
         """Return the Jensen-Shannon divergence of each client's labels from the pooled labels, nats, shape [clients].
 
-        0 where they are the same, ln 2 where they have no class in common.
+        The value is 0 where they are the same and ln 2 where they have no class in common.
 
         Raises
         ------
@@ -120,7 +115,7 @@ class LabelCounts:
         totals = self.totals
         if not totals.all():
             raise ValueError(
-                f"client {totals.argmin()} has no labels, so their distribution is not defined; give each client an "
+                f"client {totals.argmin()} has no labels, so their distribution is undefined; give each client an "
                 "example"
             )
         return self.counts / totals[self._rows]

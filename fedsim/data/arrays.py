@@ -1,4 +1,4 @@
-"""Arrays of the user's own, from an npz or safetensors file."""
+"""Your own arrays, from an npz or safetensors file."""
 
 import zipfile
 import zlib
@@ -19,24 +19,24 @@ LARGEST = 10**6  # number of classes or tokens
 
 
 def arrays(*, path: str, channels: Literal["first", "last"] = "first", classes: tuple[str, ...] = ()) -> Dataset:
-    """Read arrays of one's own from a .npz or .safetensors file.
+    """Read your own arrays from a .npz or .safetensors file.
 
     Parameters
     ----------
     path
         The file, as it stands or below ``$FEDSIM_DATA``. It holds ``train_inputs``, ``train_targets``, ``test_inputs``
-        and ``test_targets``, and may hold ``train_id_<column>``, who each training example is from. Inputs: bytes
+        and ``test_targets``, and may hold ``train_id_<column>``, the origin of each training example. Inputs: bytes
         [n, channels, height, width] or [n, height, width] are images; floats [n, ...] are normalised per channel or
         feature; other integers [n, length] are tokens. Targets: integers [n], or [n, length] for sequences.
     channels
-        Where the channels of images with four dimensions are: ``last`` for [n, height, width, channels].
+        Position of the channels in images with four dimensions: ``last`` for [n, height, width, channels].
     classes
-        Names of the classes; without them the labels' numbers, from 0 to the largest.
+        Names of the classes (default: the labels' numbers, from 0 to the largest).
 
     Raises
     ------
     FileNotFoundError
-        If the file is not there.
+        If the file does not exist.
     ValueError
         If it is damaged, an array is missing or has a wrong type or shape, or a label without a name has no example.
     """
@@ -56,7 +56,9 @@ def arrays(*, path: str, channels: Literal["first", "last"] = "first", classes: 
     for part, examples in (("train", train), ("test", test)):
         if not examples.inputs.numel() or not examples.targets.numel():
             shapes = f"{tuple(examples.inputs.shape)} and {tuple(examples.targets.shape)}"
-            raise ValueError(f"{place} has {part} inputs and targets of shapes {shapes}; there must be some of each")
+            raise ValueError(
+                f"{place} has {part} inputs and targets of shapes {shapes}; it needs at least one example of each"
+            )
     ids = {name.removeprefix(IDS): numbered(values) for name, values in content.items() if name.startswith(IDS)}
     scale = 255.0 if train.inputs.dtype == torch.uint8 else 1.0
     is_tokens = train.inputs.dtype == torch.int64
@@ -72,14 +74,14 @@ def _load(place: Path) -> dict[str, np.ndarray]:
             with np.load(place, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
     except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile, SafetensorError) as error:
-        raise ValueError(f"{place} is damaged or holds objects that are no arrays ({error}); write it anew") from error
+        raise ValueError(f"{place} is damaged or holds objects other than arrays ({error}); save it again") from error
     raise ValueError(f"{place} ends in {place.suffix!r}; give a file that ends in .npz or .safetensors")
 
 
 def _inputs(values: np.ndarray, channels: str, where: str) -> torch.Tensor:
     if values.ndim < 2:
         raise ValueError(
-            f"{where} has shape {values.shape}; the first dimension counts examples, and there must be more"
+            f"{where} has shape {values.shape}; it must have a dimension for the examples and at least one more"
         )
     if values.dtype == np.uint8:
         if values.ndim == 3:

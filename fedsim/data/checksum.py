@@ -1,10 +1,10 @@
-"""Checksums of files that were fetched from somewhere."""
+"""Checksums of downloaded files."""
 
 from pathlib import Path
 
 
 def check_md5(path: Path, md5: str) -> None:
-    """Check that a file is there and is the one that was published.
+    """Check that a file exists and is the published one.
 
     Raises
     ------
@@ -15,4 +15,4 @@ def check_md5(path: Path, md5: str) -> None:
 
     if not check_integrity(path, md5):
         problem = f"does not have the checksum {md5}" if path.exists() else "is missing"
-        raise ValueError(f"{path} {problem}; fetch the file again")
+        raise ValueError(f"{path} {problem}; download the file again")

@@ -21,13 +21,13 @@ def cifar10(*, data_dir: str | None = None) -> Dataset:
     Parameters
     ----------
     data_dir
-        The folder ``cifar-10-batches-py``, or one that has it or the archive ``cifar-10-python.tar.gz``. Without it:
-        these in ``$FEDSIM_DATA``, else torchvision's download.
+        The folder ``cifar-10-batches-py``, or one that contains it or the archive ``cifar-10-python.tar.gz``.
+        Default: the same in ``$FEDSIM_DATA``, else torchvision's download.
 
     Raises
     ------
     FileNotFoundError
-        If the files are nowhere; the message says where they may lie.
+        If the files are not found; the message says where to put them.
     ValueError
         If the archive or one of its files does not have its checksum.
 
@@ -46,13 +46,13 @@ def cifar100(*, data_dir: str | None = None) -> Dataset:
     Parameters
     ----------
     data_dir
-        The folder ``cifar-100-python``, or one that has it or the archive ``cifar-100-python.tar.gz``. Without it:
-        these in ``$FEDSIM_DATA``, else torchvision's download.
+        The folder ``cifar-100-python``, or one that contains it or the archive ``cifar-100-python.tar.gz``.
+        Default: the same in ``$FEDSIM_DATA``, else torchvision's download.
 
     Raises
     ------
     FileNotFoundError
-        If the files are nowhere; the message says where they may lie.
+        If the files are not found; the message says where to put them.
     ValueError
         If the archive or one of its files does not have its checksum.
 
@@ -87,7 +87,7 @@ def _read(name: str, loader: Any, data_dir: str | None) -> Dataset:
 
 
 def _unpack(archive: Path, loader: Any) -> Path:
-    """Return the folder with the archive's files, which are unpacked once."""
+    """Return the folder with the archive's files, unpacking them only once."""
     from torchvision.datasets.utils import check_integrity, extract_archive
 
     folder = cache_folder() / loader.base_folder

@@ -15,7 +15,7 @@ STATISTICS_CHUNK = 4096
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs and targets side by side.
+    """Inputs and their targets.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class Examples:
         Shape [n, ...]: images as uint8 or float [n, channels, height, width], vectors as float [n, features],
         sequences of tokens as int64 [n, length].
     targets
-        int64 class indices, shape [n], or [n, length] where each position of a sequence has its own.
+        int64 class indices, shape [n], or [n, length] with one for each position of a sequence.
     """
 
     inputs: Tensor
@@ -37,7 +37,7 @@ class Examples:
 
     @property
     def labels(self) -> Tensor:
-        """The class of each example, shape [n]: of a sequence, its last target."""
+        """The class of each example, shape [n]; for a sequence, its last target."""
         return self.targets if self.targets.ndim == 1 else self.targets[:, -1]
 
     def to(self, device: torch.device) -> Self:
@@ -52,16 +52,16 @@ class Dataset:
     Parameters
     ----------
     train, test
-        The test set is the server's; the training set is what the clients share.
+        Training set, which is split over the clients, and test set, which is the server's.
     classes
-        Names, in the order of the class indices. For sequences, the vocabulary.
+        Names in the order of the class indices; for sequences, the vocabulary.
     scale
-        The largest value of an input: 255 for bytes.
+        Largest possible value of an input: 255 for bytes.
     mean, std
-        Per channel or feature, of the training inputs divided by ``scale``. Tokens have neither.
+        Mean and standard deviation of each channel or feature, over the training inputs divided by ``scale``;
+        empty for tokens.
     ids
-        Who or where each training example comes from, by column (``writer``, ``speaker``, ...): indices from 0,
-        shape [n].
+        Origin of each training example, by column (``writer``, ``speaker``, ...): indices from 0, shape [n].
     """
 
     name: str
@@ -84,7 +84,7 @@ class Dataset:
         return self.train.labels.cpu().numpy()
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """Return inputs as float32 with about zero mean and unit variance, on their own device; tokens as they are."""
+        """Return inputs as float32 with about zero mean and unit variance, on their device; tokens unchanged."""
         if not self.mean:
             return inputs
         shape = (1, -1) + (1,) * (inputs.ndim - 2)
@@ -104,8 +104,8 @@ def check_dataset(dataset: Dataset) -> None:
     Raises
     ------
     ValueError
-        If inputs and targets do not fit each other, a part has no example, a target is not the index of a class,
-        or the numbers of the normalisation or of an id column do not fit.
+        If the numbers of inputs, targets, means, deviations or ids do not match, a part has no example, or a target is
+        not the index of a class.
     """
     classes = len(dataset.classes)
     for part, examples in (("training", dataset.train), ("test", dataset.test)):
@@ -113,7 +113,7 @@ def check_dataset(dataset: Dataset) -> None:
         inputs, targets = examples.inputs, examples.targets
         if not 0 < len(targets) == len(inputs):
             raise ValueError(
-                f"{where} has {len(inputs)} inputs and {len(targets)} targets; they must be as many, not 0"
+                f"{where} has {len(inputs)} inputs and {len(targets)} targets; the numbers must be equal and positive"
             )
         if inputs.shape[1:] != dataset.train.inputs.shape[1:]:
             raise ValueError(
@@ -134,7 +134,7 @@ def check_dataset(dataset: Dataset) -> None:
                 f"{tuple(dataset.train.targets.shape[1:])} as in training"
             )
         if inputs.numel() == 0:
-            raise ValueError(f"{where} has inputs of shape {dataset.shape}; each must hold a number")
+            raise ValueError(f"{where} has inputs of shape {dataset.shape}; each input must have at least one number")
         if inputs.dtype == torch.int64 and not 0 <= int(inputs.min()) <= int(inputs.max()) < classes:
             found = f"tokens from {int(inputs.min())} to {int(inputs.max())}"
             raise ValueError(f"{where} has {found}; they must be from 0 to {classes - 1}")
@@ -143,8 +143,8 @@ def check_dataset(dataset: Dataset) -> None:
     channels = dataset.shape[0] if dataset.shape else 0
     if not len(dataset.mean) == len(dataset.std) or len(dataset.mean) not in (0, 1, channels):
         raise ValueError(
-            f"{dataset.name!r} has {len(dataset.mean)} means and {len(dataset.std)} standard deviations; there must be "
-            f"one of each for every channel, of which there are {channels}"
+            f"{dataset.name!r} has {len(dataset.mean)} means and {len(dataset.std)} standard deviations for "
+            f"{channels} channels; give one of each per channel"
         )
     for column, ids in dataset.ids.items():
         if ids.shape != (len(dataset.train),):
@@ -152,7 +152,7 @@ def check_dataset(dataset: Dataset) -> None:
                 f"{dataset.name!r} has {len(ids)} ids {column!r} for {len(dataset.train)} training examples"
             )
         if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0:
-            raise ValueError(f"{dataset.name!r} has ids {column!r} of {ids.dtype}; they must be whole numbers from 0")
+            raise ValueError(f"{dataset.name!r} has ids {column!r} of {ids.dtype}; they must be non-negative integers")
 
 
 def image_dataset(
@@ -164,7 +164,7 @@ def image_dataset(
 
 
 def numbered(values: ArrayLike) -> np.ndarray:
-    """Return the place of each value among the distinct ones in their order, int64, shape [n]: ids for `Dataset`."""
+    """Return the rank of each value among the distinct ones, int64, shape [n]: ids for `Dataset`."""
     return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
@@ -185,7 +185,7 @@ def channel_statistics(inputs: Tensor, scale: float) -> tuple[tuple[float, ...],
     count = inputs.numel() / channels
     mean, square = sums[0] / (count * scale), sums[1] / (count * scale**2)
     std = (square - mean.square()).clamp(min=0).sqrt()
-    # What rounding leaves of a constant channel's variance is no scale to divide by.
+    # Rounding can leave a constant channel a tiny variance, which must not be divided by.
     std = torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0)
     return tuple(mean.tolist()), tuple(std.tolist())
 
@@ -194,7 +194,7 @@ def channels_last(images: Tensor) -> Tensor:
     """Return images, shape [n, channels, height, width], with the channels next to each other in memory.
 
     Convolutions and poolings are faster on them. torch's own conversion leaves images with one channel as they are,
-    and its convolutions then take the slow way.
+    and its convolutions are then slow.
     """
     _, channels, height, width = images.shape
     strides = (channels * height * width, 1, width * channels, channels)
@@ -202,7 +202,7 @@ def channels_last(images: Tensor) -> Tensor:
 
 
 def stratified(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the sorted positions of ``n`` examples in which each class has its share, to within one.
+    """Return the sorted positions of ``n`` examples in which each class keeps its share, to within one.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ def stratified(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarr
     classes, counts = np.unique(labels, return_counts=True)
     exact = counts * (n / len(labels))
     quota = np.floor(exact).astype(int)
-    # The classes with the largest remainders get one more each.
+    # The classes with the largest remainders get one more.
     quota[np.argsort(quota - exact, kind="stable")[: n - quota.sum()]] += 1
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, quota, strict=True)]
     return np.sort(np.concatenate(chosen))

@@ -33,19 +33,19 @@ def emnist(
         ones, ``letters`` 26, ``digits`` and ``mnist`` 10.
     data_dir
         Folder with the split's four IDX files, plain or gzipped, or with a folder ``emnist`` or torchvision's
-        ``EMNIST/raw`` that has them. Without it: these folders in ``$FEDSIM_DATA``, else torchvision's download.
+        ``EMNIST/raw`` that has them. Default: these folders in ``$FEDSIM_DATA``, else torchvision's download.
 
     Raises
     ------
     FileNotFoundError
-        If the files are nowhere; the message says where they may lie.
+        If the files are not found; the message says where to put them.
     ValueError
         If a file is truncated, corrupt or not what its name says.
 
     Notes
     -----
-    The files hold the images on their side and torchvision leaves them so; here they stand upright. ``letters``
-    counts its labels from 1 in the files; here every split counts from 0.
+    The files hold the images transposed and torchvision leaves them so; here they are upright. In the files the
+    labels of ``letters`` start at 1; here those of every split start at 0.
 
     References
     ----------

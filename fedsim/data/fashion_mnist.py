@@ -27,13 +27,13 @@ def fashion_mnist(*, data_dir: str | None = None) -> Dataset:
     ----------
     data_dir
         Folder with the four IDX files, plain or gzipped, or with a folder ``fashion-mnist`` or torchvision's
-        ``FashionMNIST/raw`` that has them. Without it: these folders in ``$FEDSIM_DATA``, those of an earlier
-        download, the folder of Debian's package dataset-fashion-mnist, torchvision's download, in this order.
+        ``FashionMNIST/raw`` that has them. Default, in this order: these folders in ``$FEDSIM_DATA``, those of an
+        earlier download, the folder of Debian's package dataset-fashion-mnist, torchvision's download.
 
     Raises
     ------
     FileNotFoundError
-        If the files are nowhere; the message says where they may lie.
+        If the files are not found; the message says where to put them.
     ValueError
         If a file is truncated, corrupt or not what its name says.
 

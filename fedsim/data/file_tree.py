@@ -1,4 +1,4 @@
-"""Files below a folder or in a zip archive, read alike."""
+"""One interface for the files of a folder and of a zip archive."""
 
 import zipfile
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ class FileTree:
     Parameters
     ----------
     names
-        Of all files, and of all folders with a slash at the end, sorted.
+        Sorted names of all files, and of all folders with a trailing slash.
     read
-        Returns a file's content.
+        Function from a file's name to its content.
     version
-        Returns numbers that change when a file does.
+        Function from a file's name to numbers that change when the file does.
     """
 
     names: list[str]
@@ -41,7 +41,7 @@ def open_tree(place: Path) -> Iterator[FileTree]:
     try:
         archive = zipfile.ZipFile(place)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{place} is not a whole zip archive ({error}); fetch it again") from error
+        raise ValueError(f"{place} is not a complete zip archive ({error}); download it again") from error
     with archive:
         infos = {info.filename: info for info in archive.infolist()}
         yield FileTree(sorted(infos), archive.read, lambda name: [infos[name].file_size, infos[name].CRC])

@@ -21,7 +21,7 @@ class Heterogeneity:
     sizes
         Examples of each client, shape [clients].
     counts
-        Labels of each client; of sequences, all their targets.
+        Labels of each client; for sequences, all their targets.
     classes
         Names of the classes.
     """
@@ -35,7 +35,7 @@ class Heterogeneity:
 
     @property
     def by_client(self) -> dict[str, np.ndarray]:
-        """What is measured of each client, by its name; each of shape [clients]."""
+        """Measures of each client by name; each of shape [clients]."""
         return {
             "examples": self.sizes,
             "effective number of classes": self.counts.effective_classes(),
@@ -44,7 +44,7 @@ class Heterogeneity:
         }
 
     def summary(self) -> Iterator[str]:
-        """Yield one line per measure: its mean over the clients, smallest, median and largest value."""
+        """Yield one line per measure: mean over the clients, smallest, median and largest value."""
         notes = {
             "effective number of classes": f"of {len(self.classes)}",
             "total variation": "from the pooled labels, 0 to 1",
@@ -57,7 +57,7 @@ class Heterogeneity:
             yield f"{line}  {notes[name]}" if name in notes else line
 
     def table(self) -> Iterator[str]:
-        """Yield one line per client with its labels, the first ones where there are many."""
+        """Yield one line per client with its labels; where there are many clients, only the first ones."""
         few = len(self.classes) <= SHOWN_CLASSES
         for client in range(min(len(self), SHOWN_CLIENTS)):
             row = slice(*self.counts.offsets[client : client + 2])
@@ -76,7 +76,7 @@ class Heterogeneity:
             yield f"and {len(self) - SHOWN_CLIENTS:,} more clients"
 
     def to_json(self) -> dict[str, Any]:
-        """Return lists and numbers for a file; of the labels only those that a client has."""
+        """Return lists and numbers for a file, with only those labels that a client has."""
         rows = zip(self.counts.offsets[:-1], self.counts.offsets[1:], strict=True)
         labels, counts = self.counts.labels.tolist(), self.counts.counts.tolist()
         return {

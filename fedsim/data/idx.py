@@ -22,14 +22,14 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     Parameters
     ----------
     path
-        The file; gzipped if its name ends in ``.gz``.
+        Path of the file; gzipped if its name ends in ``.gz``.
     dimensions
-        How many it must have: 3 for images, 1 for labels.
+        Number of dimensions that it must have: 3 for images, 1 for labels.
 
     Raises
     ------
     ValueError
-        If the file is truncated, too long, corrupt, or not of the kind that its name says.
+        If the file is truncated, too long, corrupt, or of another kind than its name says.
 
     References
     ----------
@@ -38,24 +38,24 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be unpacked ({error}); fetch the file again") from error
+        raise ValueError(f"{path} cannot be unpacked ({error}); download the file again") from error
     header = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
         raise ValueError(
             f"{path} starts with bytes {list(content[:4])}, but its name promises an IDX file with header "
-            f"{[0, 0, 8, dimensions]}; check that the file has its right name, or fetch it again"
+            f"{[0, 0, 8, dimensions]}; check the file's name, or download it again"
         )
     shape = tuple(int(length) for length in np.frombuffer(content[4:header], dtype=">u4"))
     if len(content) != header + math.prod(shape):
         raise ValueError(
             f"{path} holds {len(content) - header} bytes of data, but its header promises {math.prod(shape)} "
-            f"for shape {shape}; fetch the file again"
+            f"for shape {shape}; download the file again"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
-    """Return the file ``name`` in ``folder``, plain or gzipped, if it is there."""
+    """Return the file ``name`` in ``folder``, plain or gzipped, if it exists."""
     candidates = (folder / name, folder / f"{name}.gz")
     return next((path for path in candidates if path.is_file()), None)
 
@@ -79,18 +79,18 @@ def idx_dataset(
     data_dir, more_places
         As in `fedsim.data.places.find_or_download`.
     loader, loader_options
-        Name of torchvision's class that downloads the files, and what it needs to be told.
+        Name of torchvision's class that downloads the files, and its arguments.
     prefixes
-        How the names of the training and of the test files begin.
+        Beginnings of the names of the training and of the test files.
     first_label
-        The label of the first class in the files.
+        Label of the first class in the files.
     transposed
-        Whether the images lie on their side in the files.
+        Whether the files hold the images transposed.
 
     Raises
     ------
     FileNotFoundError
-        If a file is nowhere and cannot be downloaded.
+        If a file is not found and cannot be downloaded.
     ValueError
         If a file is truncated, corrupt or not what its name says.
     """
@@ -117,7 +117,7 @@ def idx_dataset(
 
 
 def read_split(folder: Path, prefix: str, classes: int, first_label: int = 0) -> Examples:
-    """Read the images and labels whose files' names begin with ``prefix``, and check them against each other.
+    """Read the images and labels whose file names begin with ``prefix``, and check that they match.
 
     Raises
     ------
@@ -130,7 +130,9 @@ def read_split(folder: Path, prefix: str, classes: int, first_label: int = 0) ->
     for suffix in SUFFIXES:
         path = find_idx(folder, prefix + suffix)
         if path is None:
-            raise FileNotFoundError(f"{folder} has no {prefix}{suffix} or {prefix}{suffix}.gz; it must hold all four")
+            raise FileNotFoundError(
+                f"{folder} has no {prefix}{suffix} or {prefix}{suffix}.gz; it must hold all four files"
+            )
         paths.append(path)
     images_path, labels_path = paths
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1).astype(np.int64) - first_label

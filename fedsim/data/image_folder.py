@@ -25,7 +25,7 @@ from fedsim.data.places import cache_folder, user_path
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Mode = Literal["RGB", "L"]
 LARGEST_SIZE = 4096
-# What Pillow and zipfile raise for damaged, encrypted or far too large files.
+# Errors of Pillow and zipfile for damaged, encrypted or far too large files.
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -42,26 +42,26 @@ logger = logging.getLogger(__name__)
 def image_folder(
     *, path: str, train: str = "train", test: str = "test", mode: Mode = "RGB", size: int | None = None
 ) -> Dataset:
-    """Read images of one's own from a tree split/class/file, in a folder or a zip archive.
+    """Read your own images from a tree split/class/file, in a folder or a zip archive.
 
-    They are decoded once, into a memory-mapped cache that all processes share; it is made anew when a file changes.
+    They are decoded once, into a memory-mapped cache that all processes share; it is rebuilt when a file changes.
 
     Parameters
     ----------
     path
-        Folder or zip archive that holds the two splits, at its top or in a single folder there. As it stands, or below
-        ``$FEDSIM_DATA``.
+        Folder or zip archive that holds the two splits, at its top or in a single folder there; as given, or relative
+        to ``$FEDSIM_DATA``.
     train, test
         Names of the splits' folders.
     mode
-        ``RGB`` for three channels, ``L`` for one.
+        Colour mode: ``RGB`` for three channels, ``L`` for one.
     size
-        Height and width to which images are resized; without it all must have the same size.
+        Height and width to which images are resized; if not given, all images must have the same size.
 
     Raises
     ------
     FileNotFoundError
-        If the path or one of the splits is not there.
+        If the path or one of the splits does not exist.
     ValueError
         If the archive is damaged, a file cannot be decoded, images differ in size, or a class has no training image.
 
@@ -81,13 +81,15 @@ def image_folder(
         cache.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache.with_suffix(".lock")):  # one process decodes, the others wait
             if not cache.is_dir():
-                logger.warning("decoding %d images of %s, once, into %s", len(versions), place, cache)
+                logger.warning(
+                    "decoding %s images of %s into the cache %s (only once)", f"{len(versions):,}", place, cache
+                )
                 _fill(cache, files, classes, lambda name: _decode(tree, place, name, mode, size))
     return _read(cache, classes)
 
 
 def _label(name: str, split: str, *, is_folder: bool) -> str | None:
-    """Return the folder right below a split's, which is at the top or one below; None for what is not in one."""
+    """Return the folder directly below a split's, which is at the top or one level down, or None outside of a split."""
     parts = PurePosixPath(name).parts
     depth = next((i for i, part in enumerate(parts[:2]) if part == split), len(parts))
     return parts[depth + 1] if len(parts) > depth + (1 if is_folder else 2) else None
@@ -126,7 +128,7 @@ def _decode(tree: FileTree, place: Path, name: str, mode: Mode, size: int | None
                 converted = converted.resize((size, size), Image.Resampling.BILINEAR)
             pixels = np.asarray(converted)
     except UNREADABLE as error:
-        reason = "no image, or cut short" if isinstance(error, UnidentifiedImageError) else error
+        reason = "not an image, or truncated" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"{place}: {name} cannot be decoded ({reason}); replace or remove the file") from error
     return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
 
@@ -137,9 +139,9 @@ def _fill(
     classes: tuple[str, ...],
     decode: Callable[[str], np.ndarray],
 ) -> None:
-    """Write the cache's folder, whole or not at all."""
+    """Write the cache's folder, completely or not at all."""
     folder = cache.with_suffix(".partial")
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
     folder.mkdir()
     try:
         first = next(iter(files["train"]))

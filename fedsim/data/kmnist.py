@@ -13,12 +13,12 @@ def kmnist(*, data_dir: str | None = None) -> Dataset:
     ----------
     data_dir
         Folder with the four IDX files, plain or gzipped, or with a folder ``kmnist`` or torchvision's ``KMNIST/raw``
-        that has them. Without it: these folders in ``$FEDSIM_DATA``, else torchvision's download.
+        that has them. Default: these folders in ``$FEDSIM_DATA``, else torchvision's download.
 
     Raises
     ------
     FileNotFoundError
-        If the files are nowhere; the message says where they may lie.
+        If the files are not found; the message says where to put them.
     ValueError
         If a file is truncated, corrupt or not what its name says.
 

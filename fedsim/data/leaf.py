@@ -27,7 +27,7 @@ def femnist(*, path: str) -> Dataset:
     Parameters
     ----------
     path
-        Folder with ``train`` and ``test``, each with JSON files; as it stands or below ``$FEDSIM_DATA``.
+        Folder with ``train`` and ``test``, each with JSON files; as given, or relative to ``$FEDSIM_DATA``.
 
     Raises
     ------
@@ -51,11 +51,11 @@ def leaf(*, path: str, shape: tuple[int, ...] = (), classes: tuple[str, ...] = (
     Parameters
     ----------
     path
-        Folder with ``train`` and ``test``, each with JSON files; as it stands or below ``$FEDSIM_DATA``.
+        Folder with ``train`` and ``test``, each with JSON files; as given, or relative to ``$FEDSIM_DATA``.
     shape
-        Shape of one input, such as [1, 28, 28]; by default that of the file.
+        Shape of one input, such as [1, 28, 28] (default: as in the file).
     classes
-        Names of the classes; by default the labels' numbers. Texts have their characters.
+        Names of the classes (default: the labels' numbers); those of texts are their characters.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def leaf(*, path: str, shape: tuple[int, ...] = (), classes: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class _Part:
-    """A split: the user of each example, and each user's inputs and targets, one block a user."""
+    """A split: the user of each example, and each user's inputs and targets, one block per user."""
 
     users: list[str]
     inputs: list[Any]
@@ -99,7 +99,7 @@ def _read(name: str, path: str, shape: tuple[int, ...], classes: tuple[str, ...]
 
 
 def _part(folder: Path) -> _Part:
-    """Read the JSON files of a split; numbers become arrays user by user, as Python's take ten times the memory."""
+    """Read the JSON files of a split; numbers become arrays user by user, as Python lists take ten times the memory."""
     if not (paths := sorted(folder.glob("*.json"))):
         raise FileNotFoundError(f"{folder} has no JSON file; LEAF's preprocessing writes train/*.json and test/*.json")
     part = _Part([], [], [])
@@ -117,7 +117,7 @@ def _part(folder: Path) -> _Part:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(
-                f"{path} is damaged or not in LEAF's format ({reason}); fetch or write it again"
+                f"{path} is damaged or not in LEAF's format ({reason}); download or write it again"
             ) from error
     if not part.users:
         raise ValueError(f"the files of {folder} hold no example; check LEAF's preprocessing")
@@ -125,7 +125,7 @@ def _part(folder: Path) -> _Part:
 
 
 def _block(user: str, x: list, y: list) -> Any:
-    """Return a user's inputs: strings as they are, numbers as an array [n, ...]."""
+    """Return a user's inputs: strings unchanged, numbers as an array [n, ...]."""
     if all(isinstance(text, str) for text in x) and all(isinstance(character, str) for character in y):
         return x
     if not all(type(label) is int and 0 <= label < LARGEST for label in y):
@@ -133,7 +133,7 @@ def _block(user: str, x: list, y: list) -> Any:
     try:
         block = np.array(x, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"inputs of user {user!r} are not numbers of one length each") from error
+        raise ValueError(f"inputs of user {user!r} must be numbers, in the same shape for every example") from error
     if block.ndim < 2 or not block.size:
         raise ValueError(f"inputs of user {user!r} have shape {block.shape[1:]}; each must be a list of numbers")
     return block
@@ -142,7 +142,7 @@ def _block(user: str, x: list, y: list) -> Any:
 def _numbers(part: _Part, shape: tuple[int, ...], folder: Path) -> Examples:
     shapes = sorted({block.shape[1:] for block in part.inputs if not isinstance(block, list)})
     if len(shapes) > 1 or any(isinstance(block, list) for block in part.inputs):
-        raise ValueError(f"{folder}: inputs are of different kinds or shapes ({shapes[:3]}); they must be alike")
+        raise ValueError(f"{folder}: inputs have different types or shapes ({shapes[:3]}); they must be the same")
     if shape and math.prod(shape) != math.prod(shapes[0]):
         raise ValueError(
             f"{folder}: inputs of {math.prod(shapes[0])} numbers cannot have shape = {list(shape)}; use data.name = "
@@ -156,10 +156,12 @@ def _text(name: str, train: _Part, test: _Part) -> Dataset:
     parts = [(list(chain(*part.inputs)), list(chain(*part.targets))) for part in (train, test)]
     every = [text for texts, characters in parts for text in (*texts, *characters)]
     if not all(isinstance(text, str) for text in every):
-        raise ValueError("some inputs or targets are texts and others are not; they must be alike")
+        raise ValueError("some inputs or targets are texts and others are not; make all of them texts, or none")
     lengths = {len(text) for texts, _ in parts for text in texts}
     if len(lengths) > 1 or any(len(character) != 1 for _, characters in parts for character in characters):
-        raise ValueError(f"texts have lengths {sorted(lengths)[:5]}; they must have one, and each target one character")
+        raise ValueError(
+            f"texts have lengths {sorted(lengths)[:5]}; all must have the same length, and each target one character"
+        )
     classes = vocabulary(every)
     index = {character: position for position, character in enumerate(classes)}
     examples = [

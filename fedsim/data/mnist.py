@@ -11,12 +11,12 @@ def mnist(*, data_dir: str | None = None) -> Dataset:
     ----------
     data_dir
         Folder with the four IDX files, plain or gzipped, or with a folder ``mnist`` or torchvision's ``MNIST/raw`` that
-        has them. Without it: these folders in ``$FEDSIM_DATA``, else torchvision's download.
+        has them. Default: these folders in ``$FEDSIM_DATA``, else torchvision's download.
 
     Raises
     ------
     FileNotFoundError
-        If the files are nowhere; the message says where they may lie.
+        If the files are not found; the message says where to put them.
     ValueError
         If a file is truncated, corrupt or not what its name says.
 

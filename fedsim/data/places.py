@@ -1,4 +1,4 @@
-"""Where data lie on this machine, and where what was made of them is kept."""
+"""Where data are found on this machine, and where downloads and caches are kept."""
 
 import json
 import os
@@ -23,26 +23,26 @@ def find_or_download(
     needs: str,
     more_places: Sequence[Path] = (),
 ) -> Path:
-    """Return the folder of a known data set: the first in which ``has_files`` sees it, or else the downloaded one.
+    """Return the folder of a known data set: the first one that ``has_files`` accepts, else the downloaded one.
 
     Parameters
     ----------
     data_dir
-        The folder, or one that has one of ``folders``; if given, no other is looked at and nothing is downloaded.
-        Else one of ``folders`` below ``$FEDSIM_DATA`` or below the folder of downloads.
+        The data set's folder, or one that contains one of ``folders``; if given, no other is searched and nothing is
+        downloaded. Default: one of ``folders`` in ``$FEDSIM_DATA`` or in the folder of downloads.
     download
-        Puts the data below the folder that it is given, into one of ``folders``.
+        Function that puts the data into one of ``folders`` in the folder that it is given.
     needs
-        What has to lie there, for the message.
+        Description of the files needed, for the message.
     more_places
-        Further folders to look into before a download.
+        Further folders to search before a download.
 
     Raises
     ------
     FileNotFoundError
-        If the data are nowhere and cannot be downloaded; the message says where they may lie.
+        If the data are not found and cannot be downloaded; the message says where to put them.
     """
-    remedy = f"give the folder with {needs} as [data] data_dir, or have it as {folders[0]} in $FEDSIM_DATA"
+    remedy = f"give the folder with {needs} as [data] data_dir, or put it into $FEDSIM_DATA as {folders[0]}"
     if more_places:
         remedy += f", or fill {', '.join(map(str, more_places))}"
     if data_dir is not None:
@@ -61,27 +61,29 @@ def find_or_download(
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileNotFoundError(
-            f"{name} was not found and the download failed ({reason}); {remedy}, or let it be downloaded with a network"
+            f"{name} was not found and the download failed ({reason}); {remedy}, or connect to a network"
         ) from error
     return next(place for folder in folders if has_files(place := cache_folder() / folder))
 
 
 def user_path(path: str) -> Path:
-    """Return a file or folder of the user's own: as it stands, else below ``$FEDSIM_DATA``.
+    """Return a user's file or folder: as given, else relative to ``$FEDSIM_DATA``.
 
     Raises
     ------
     FileNotFoundError
-        If it is in neither place.
+        If it does not exist in either place.
     """
     if found := existing_path(path):
         return found
     looked = " and ".join(str(place.absolute()) for place in _user_places(path))
-    raise FileNotFoundError(f"path = {path!r} is not there (looked at {looked}); give its path, or set $FEDSIM_DATA")
+    raise FileNotFoundError(
+        f"path = {path!r} does not exist (looked at {looked}); correct the path, or set $FEDSIM_DATA"
+    )
 
 
 def existing_path(path: str) -> Path | None:
-    """Return what `user_path` returns, or None if it is not there."""
+    """Return what `user_path` returns, or None if it does not exist."""
     return next((place for place in _user_places(path) if place.exists()), None) if path else None
 
 
@@ -92,7 +94,7 @@ def _user_places(path: str) -> list[Path]:
 
 
 def fingerprint(place: Path) -> str:
-    """Return eight hexadecimal digits: of a file's content, or of a folder's files, their sizes and times of change."""
+    """Return eight hexadecimal digits: a hash of a file, or of the names, sizes and times of a folder."""
     if place.is_file():
         status = place.stat()
         return _of_content(place, status.st_size, status.st_mtime_ns)
@@ -105,6 +107,6 @@ def fingerprint(place: Path) -> str:
 
 @lru_cache
 def _of_content(path: Path, size: int, changed: int) -> str:
-    """Read a file once for all runs of a sweep, unless its size or time of change is another."""
+    """Read a file once for all runs of a sweep, unless its size or modification time changes."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()[:8]

@@ -15,7 +15,7 @@ FILE = "tinyshakespeare.txt"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 MD5 = "6fb458f1232090904fb40fe944165e91"
 TEST_SHARE = 10
-# A speech: a line that ends in a colon after an empty one, and what follows up to the next empty line.
+# A speech: after an empty line, a line that ends in a colon, and all that follows up to the next empty line.
 SPEECH = re.compile(r"(?:\A|\n\n)\s*([^\n:]+):\n(.*?)(?=\n\n|\Z)", flags=re.DOTALL)
 
 
@@ -27,24 +27,24 @@ def shakespeare(*, path: str = "", data_dir: str | None = None, length: int = 80
     Parameters
     ----------
     path
-        A text of one's own in the same form: speeches apart by an empty line, each under its speaker and a colon.
+        Your own text in the same format: speeches separated by an empty line, each below its speaker and a colon.
     data_dir
-        Folder with ``tinyshakespeare.txt``. Without it: ``$FEDSIM_DATA``, else a download. Not used with ``path``.
+        Folder with ``tinyshakespeare.txt`` (default: ``$FEDSIM_DATA``, else a download). Not used with ``path``.
     length
-        Characters in an example. Each is followed by a target, the next character.
+        Number of characters in an example; the target of each is the next character.
 
     Raises
     ------
     FileNotFoundError
-        If the text is nowhere; the message says where it may lie.
+        If the text is not found; the message says where to put it.
     ValueError
         If it is not the published text (where no ``path`` was given), has no speeches, or ``length`` is too large.
 
     Notes
     -----
-    There is no official split: of each speaker, in the order of the plays, the last tenth of the examples is the
-    server's test set. A speaker's speeches are joined and cut without overlap, so speakers with no more than ``length``
-    characters have no example; what is left over at the end is dropped.
+    There is no official split: the last tenth of each speaker's examples, in the order of the plays, is the server's
+    test set. A speaker's speeches are joined and cut without overlap, so speakers with at most ``length`` characters
+    have no example; the remainder is dropped.
 
     References
     ----------
@@ -57,13 +57,13 @@ def shakespeare(*, path: str = "", data_dir: str | None = None, length: int = 80
     try:
         text = place.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not a text in UTF-8 ({error}); convert it") from error
+        raise ValueError(f"{place} is not UTF-8 text ({error}); convert it") from error
     speeches: dict[str, list[str]] = {}
     for speaker, speech in SPEECH.findall(text):
         speeches.setdefault(speaker.strip(), []).append(speech.rstrip("\n") + "\n")
     if not speeches:
         raise ValueError(
-            f"{place} has no speech: a line with a speaker and a colon, then what is said, then an empty line"
+            f"{place} has no speech: a line with a speaker and a colon, then the words, then an empty line"
         )
     spoken = {speaker: "".join(parts) for speaker, parts in speeches.items()}
     classes = vocabulary(list(spoken.values()))
@@ -71,7 +71,7 @@ def shakespeare(*, path: str = "", data_dir: str | None = None, length: int = 80
     cut = [windows(tokens(said, index), length) for said in spoken.values()]
     cut = [part for part in cut if len(part[0])]
     if sum(len(inputs) for inputs, _ in cut) < TEST_SHARE or not any(len(inputs) >= TEST_SHARE for inputs, _ in cut):
-        raise ValueError(f"length = {length} leaves no speaker {TEST_SHARE} examples of {place}; use a smaller one")
+        raise ValueError(f"length = {length} leaves no speaker of {place} {TEST_SHARE} examples; use a smaller length")
     splits = [len(inputs) - len(inputs) // TEST_SHARE for inputs, _ in cut]
     train, test = (
         Examples(*(torch.cat([part[side][chosen(n)] for part, n in zip(cut, splits, strict=True)]) for side in (0, 1)))

@@ -13,18 +13,18 @@ SPLITS = ("train", "test")
 
 
 def svhn(*, data_dir: str | None = None) -> Dataset:
-    """Read the 99,289 32x32 colour images of digits of house numbers.
+    """Read the 99,289 32x32 colour images of digits in house numbers.
 
     Parameters
     ----------
     data_dir
-        Folder with ``train_32x32.mat`` and ``test_32x32.mat``, or with a folder ``svhn`` that has them. Without it:
+        Folder with ``train_32x32.mat`` and ``test_32x32.mat``, or with a folder ``svhn`` that has them. Default:
         ``svhn`` in ``$FEDSIM_DATA``, else torchvision's download.
 
     Raises
     ------
     FileNotFoundError
-        If the files are nowhere; the message says where they may lie.
+        If the files are not found; the message says where to put them.
     ValueError
         If a file does not have its checksum.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def vocabulary(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return all characters that occur, sorted."""
+    """Return all characters that occur in the texts, sorted."""
     return tuple(sorted(set().union(*texts)))
 
 
@@ -18,7 +18,7 @@ def tokens(text: str, index: Mapping[str, int]) -> np.ndarray:
 
 
 def windows(sequence: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-    """Cut a sequence of tokens into inputs and the tokens that follow each of theirs; what is left over is dropped.
+    """Cut a sequence of tokens into inputs and targets, the tokens that follow; the remainder is dropped.
 
     Returns
     -------

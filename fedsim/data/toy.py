@@ -1,4 +1,4 @@
-"""Small made-up data for tests and first steps."""
+"""Small generated data for tests and first steps."""
 
 import numpy as np
 import torch
@@ -17,18 +17,18 @@ def toy(
 ) -> Dataset:
     """Generate images: one random pattern per class, under Gaussian noise. For tests.
 
-    Its id column ``domain`` tells four backgrounds of different brightness apart.
+    Its id column ``domain`` distinguishes four backgrounds of different brightness.
 
     Parameters
     ----------
     examples
-        Of the training set; the test set has a quarter as many.
+        Size of the training set; the test set is a quarter as large.
     shape
         Channels, height and width.
     noise
-        Standard deviation, where the patterns' values are from 0 to 1.
+        Standard deviation of the noise, where the patterns' values are from 0 to 1.
     seed
-        Of patterns and noise; it does not depend on the run's.
+        Seed of the patterns and the noise, independent of the run's.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def toy(
             f"classes = {classes} must be at least 2 and examples = {examples} at least four times as many"
         )
     if len(shape) != 3 or min(shape) < 1 or noise < 0:
-        raise ValueError(f"shape = {list(shape)} must be three positive numbers and noise = {noise} not negative")
+        raise ValueError(f"shape = {list(shape)} must be three positive numbers and noise = {noise} at least 0")
     stream = rng(seed, "toy")
     patterns = stream.random((classes, *shape))
     parts, domains = [], []
@@ -56,20 +56,20 @@ def toy(
 
 
 def toy_text(*, examples: int = 400, classes: int = 6, length: int = 12, speakers: int = 8, seed: int = 0) -> Dataset:
-    """Generate sequences of tokens: each speaker has a favourite step from a token to the next. For tests.
+    """Generate sequences of tokens: each speaker prefers one step from a token to the next. For tests.
 
     Its id column is ``speaker``.
 
     Parameters
     ----------
     examples
-        Of the training set; the test set has a quarter as many.
+        Size of the training set; the test set is a quarter as large.
     classes
-        Tokens of the vocabulary.
+        Number of tokens in the vocabulary.
     length
-        Tokens in an example.
+        Number of tokens in an example.
     seed
-        It does not depend on the run's.
+        Seed of the sequences, independent of the run's.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def toy_text(*, examples: int = 400, classes: int = 6, length: int = 12, speaker
     if min(classes, length, speakers) < 2 or examples < max(4, speakers):
         raise ValueError(
             f"classes = {classes}, length = {length} and speakers = {speakers} must be at least 2, and examples = "
-            f"{examples} at least 4 and as many as speakers"
+            f"{examples} at least 4 and at least the number of speakers"
         )
     stream = rng(seed, "toy text")
     parts, ids = [], []

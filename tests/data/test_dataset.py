@@ -96,8 +96,8 @@ def tokens(token: int) -> Examples:
         ({"mean": (0.0,) * 3, "std": (1.0,) * 3}, "3 means"),
         ({"mean": (0.0,) * 2}, "2 means and 0 standard deviations"),
         ({"ids": {"writer": np.zeros(5)}}, "5 ids 'writer' for 6"),
-        ({"ids": {"writer": np.array(list("abcdef"))}}, "ids 'writer' of <U1; they must be whole numbers"),
-        ({"ids": {"writer": np.array([0, 1, 2, 3, 4, -1])}}, "they must be whole numbers from 0"),
+        ({"ids": {"writer": np.array(list("abcdef"))}}, "ids 'writer' of <U1; they must be non-negative integers"),
+        ({"ids": {"writer": np.array([0, 1, 2, 3, 4, -1])}}, "they must be non-negative integers"),
         (
             {"test": Examples(examples().inputs, torch.zeros(6, 2).long())},
             r"targets of shape \(2,\) per example",

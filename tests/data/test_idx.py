@@ -164,7 +164,7 @@ def test_without_data_the_error_names_all_four_ways(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "DEBIAN_FOLDER", tmp_path / "debian")
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", no_network)
-    with pytest.raises(FileNotFoundError, match=r"no network.*data_dir.*\$FEDSIM_DATA.*debian.*with a network"):
+    with pytest.raises(FileNotFoundError, match=r"no network.*data_dir.*\$FEDSIM_DATA.*debian.*connect to a network"):
         fashion_mnist()
     with pytest.raises(FileNotFoundError, match=r"data_dir = .*does not hold fashion-mnist"):
         fashion_mnist(data_dir=str(tmp_path))

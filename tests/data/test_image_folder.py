@@ -83,7 +83,7 @@ def test_writing_to_the_images_does_not_reach_the_cache(tree: Path) -> None:
 def test_the_path_may_lie_in_the_environments_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSIM_DATA", str(tree.parent))
     assert len(image_folder(path="images").train) == 5
-    with pytest.raises(FileNotFoundError, match=r"path = 'image' is not there .*FEDSIM_DATA"):
+    with pytest.raises(FileNotFoundError, match=r"path = 'image' does not exist .*FEDSIM_DATA"):
         image_folder(path="image")
 
 
@@ -125,7 +125,7 @@ def image_beside_the_classes(tree: Path) -> None:
 DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (mixed_sizes, r"differ in size: train/cat/0.png has 4x5 pixels and train/dog/1.png 5x5; set \[data\] size"),
     (cut_short, r"images: train/dog/1.png cannot be decoded"),
-    (no_image_at_all, r"test/cat/0.png cannot be decoded \(no image, or cut short\)"),
+    (no_image_at_all, r"test/cat/0.png cannot be decoded \(not an image, or truncated\)"),
     (empty_class, r"class 'emu' has no training image"),
     (class_in_test_only, r"class 'emu' has no training image"),
     (sixteen_bits, r"train/dog/1.png cannot be decoded \(its pixels have more than 8 bits"),
@@ -149,7 +149,7 @@ def test_a_truncated_archive_and_one_with_a_wrong_checksum_are_named(tree: Path)
     archive = zipped(tree)
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"images.zip is not a whole zip archive"):
+    with pytest.raises(ValueError, match=r"images.zip is not a complete zip archive"):
         image_folder(path=str(archive))
     start = whole.index(b"\x89PNG") + 50
     archive.write_bytes(whole[:start] + bytes([whole[start] ^ 255]) + whole[start + 1 :])

@@ -42,9 +42,9 @@ def test_the_noises_variance_grows_in_proportion_to_the_client() -> None:
 @pytest.mark.parametrize(
     ("name", "inputs", "options", "message"),
     [
-        ("rotation", torch.zeros(2, 5), {}, r"rotation needs images and the inputs have shape \(5,\)"),
-        ("rotation", IMAGES, {"degrees": ()}, "at least one angle"),
-        ("rotation", IMAGES, {"degrees": (0.0, float("nan"))}, "finite ones"),
+        ("rotation", torch.zeros(2, 5), {}, r"rotation needs images, not inputs of shape \(5,\)"),
+        ("rotation", IMAGES, {"degrees": ()}, r"degrees = \[\] must be one or more finite angles"),
+        ("rotation", IMAGES, {"degrees": (0.0, float("nan"))}, r"nan\] must be one or more finite angles"),
         ("noise", torch.zeros(2, 5).long(), {}, "these are tokens"),
         ("noise", IMAGES, {"variance": -1.0}, "variance = -1.0"),
     ],

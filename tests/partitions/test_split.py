@@ -127,17 +127,17 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "empty": (lambda path: path.write_bytes(b""), "not a whole .npz"),
-    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-200]), "not a whole .npz"),
+    "empty": (lambda path: path.write_bytes(b""), "not a complete .npz"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-200]), "not a complete .npz"),
     "flipped": (
         lambda path: path.write_bytes(path.read_bytes().replace(path.read_bytes()[300:308], b"\0damage\0")),
-        "not a whole .npz",
+        "not a complete .npz",
     ),
-    "pickle": (lambda path: path.write_bytes(pickle.dumps([1, 2])), "not a whole .npz"),
-    "pickled array": (lambda path: rewrite(path, train_indices=np.array([{}], dtype=object)), "not a whole .npz"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps([1, 2])), "not a complete .npz"),
+    "pickled array": (lambda path: rewrite(path, train_indices=np.array([{}], dtype=object)), "not a complete .npz"),
     "array": (
         lambda path: (np.save(path.with_suffix(".npy"), LABELS), path.with_suffix(".npy").replace(path)),
-        "not a whole .npz",
+        "not a complete .npz",
     ),
     "more keys": (lambda path: rewrite(path, more=np.zeros(1)), "must hold train_indices"),
     "float": (lambda path: rewrite(path, test_indices=np.zeros(3)), "test_indices has type float64"),

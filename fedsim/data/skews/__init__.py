@@ -1,7 +1,7 @@
-"""Feature skew: ``FEATURES`` maps a name to a function that makes a client's inputs unlike the others'.
+"""Feature skew: ``FEATURES`` maps a name to a function that makes each client's inputs different.
 
 A skew is a function ``skew(inputs, client, clients, rng, *, options) -> Tensor`` of normalised inputs, shape [n, ...].
-The stream ``rng`` is the same whenever the same examples of a client are asked for.
+The stream ``rng`` is the same each time that the same examples of a client are requested.
 """
 
 from collections.abc import Callable

@@ -13,12 +13,12 @@ def rotation(
     *,
     degrees: tuple[float, ...] = (0.0, 90.0, 180.0, 270.0),
 ) -> Tensor:
-    """Turn all images of client k by the k-th of the angles, which repeat.
+    """Rotate all images of client k by the k-th angle; the angles repeat.
 
     Parameters
     ----------
     degrees
-        Counter-clockwise. Quarter turns are exact; others are bilinear, with the mean colour where nothing was.
+        Angles, counter-clockwise. Quarter turns are exact; others are bilinear, with the mean colour in the corners.
 
     Raises
     ------
@@ -30,9 +30,9 @@ def rotation(
     Rotated clients as in Ghosh et al. 2020, An efficient framework for clustered federated learning, arXiv 2006.04088.
     """
     if not degrees or not np.isfinite(degrees).all():
-        raise ValueError(f"degrees = {list(degrees)} must have at least one angle, and finite ones")
+        raise ValueError(f"degrees = {list(degrees)} must be one or more finite angles")
     if inputs.ndim != 4:
-        raise ValueError(f"rotation needs images and the inputs have shape {tuple(inputs.shape[1:])}; use another skew")
+        raise ValueError(f"rotation needs images, not inputs of shape {tuple(inputs.shape[1:])}; use another skew")
     angle = degrees[client % len(degrees)] % 360
     square = inputs.shape[2] == inputs.shape[3]
     if angle % 180 == 0 or (angle % 90 == 0 and square):
