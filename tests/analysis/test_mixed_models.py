@@ -95,6 +95,7 @@ def assert_agrees(
     return models
 
 
+@pytest.mark.slow
 @every_model
 def test_every_model_agrees_with_loading_and_evaluating_each_mix(name: str, norm: str | None) -> None:
     models = assert_agrees(build(name, norm), batch(ZOO[name].shape, N))

@@ -266,6 +266,7 @@ class Raises(Strategy):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "code"), [("config", 2), ("run", 1)])
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_failed_runs_are_listed_below_the_table_of_those_that_are_done(
@@ -313,6 +314,7 @@ def test_partition_prints_and_draws_who_holds_what_and_trains_nothing(
     assert all(name in err for name in figures if name.endswith("png"))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_saved_partition_is_that_run_again(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     code, _, err = fedsim("partition", str(study), "--save", "sets/split.npz", "--pfllib", "pfllib")
     assert code == 0

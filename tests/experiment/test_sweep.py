@@ -103,6 +103,7 @@ def test_no_part_of_a_single_run_is_built_twice(
     assert prepared == [3, 4, 5, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_that_fails_does_not_stop_the_others(
     failing: Callable[..., dict[str, Run]], capsys: pytest.CaptureFixture[str], jobs: int
@@ -187,6 +188,7 @@ def test_ctrl_c_ends_all_runs_of_a_sweep_and_keeps_their_rounds(tiny: Callable[.
     assert [experiment.rounds_done(run.folder) >= 2 for run in runs] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_without_jobs_as_many_runs_are_played_as_there_are_processors(
     tiny: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def best_validation(folder: Path) -> tuple[float, int]:
     return max((value, -at) for at, value in means.items())
 
 
+@pytest.mark.slow
 def test_each_strategy_is_played_with_the_value_that_is_best_on_its_validation_data(
     fedsim: Fedsim, tmp_path: Path, tiny: Callable[..., Config]
 ) -> None:
@@ -103,6 +104,7 @@ def test_each_strategy_is_played_with_the_value_that_is_best_on_its_validation_d
     assert (study / "tuning.json").read_bytes() == record
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_while_it_was_judged_goes_on_and_gives_the_same_choice(
     fedsim: Fedsim, tmp_path: Path
 ) -> None:
@@ -123,6 +125,7 @@ def test_a_run_that_was_killed_while_it_was_judged_goes_on_and_gives_the_same_ch
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_value_with_which_the_models_diverge_is_not_chosen(fedsim: Fedsim, tmp_path: Path) -> None:
     record = tmp_path / "runs/study/tuning.json"
     record.parent.mkdir(parents=True)
@@ -155,6 +158,7 @@ class Raises(Strategy):
 """
 
 
+@pytest.mark.slow
 def test_a_strategy_whose_runs_fail_leaves_the_others_to_be_tuned(fedsim: Fedsim, tmp_path: Path) -> None:
     (tmp_path / "raises.py").write_text(RAISES)
     sys.modules.pop("raises", None)

@@ -156,6 +156,7 @@ def test_parts_of_the_same_memory_are_told_apart() -> None:
         assert torch.equal(tensor_of(received, name=name), view)
 
 
+@pytest.mark.slow
 def test_nobody_is_warned_that_arrays_are_read_only() -> None:
     script = (
         "import warnings, numpy, torch, fedsim.federation.engines.packing\n"

@@ -368,6 +368,7 @@ ONE_PER_FAMILY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ONE_PER_FAMILY)
 def test_torchvisions_architectures_take_any_number_of_channels(architecture: str) -> None:
     with torch.device("meta"):
@@ -392,6 +393,7 @@ def test_a_vision_transformer_of_torchvision_has_the_images_size() -> None:
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, CLASSES)
 
 
+@pytest.mark.slow
 def test_the_table_of_models_does_not_import_torchvision() -> None:
     code = "import sys, fedsim.models.architectures; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

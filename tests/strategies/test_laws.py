@@ -185,6 +185,7 @@ def test_equal_models_are_their_own_average(name: str) -> None:
         assert_close({key: after[key] for key in one.shared}, one.shared, tolerance=1e-9)
 
 
+@pytest.mark.slow
 @every
 def test_nothing_personal_leaves_a_client(name: str) -> None:
     # Without running statistics, which are equal where data are, and biases before them, which never change.

@@ -119,6 +119,7 @@ VECTORISED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), VECTORISED)
 def test_every_model_trains_in_a_cohort_as_alone(name: str, norm: str | None) -> None:
     model, sample = copy.deepcopy(build(name, norm)).double(), ZOO[name]

@@ -318,6 +318,7 @@ except ModuleNotFoundError:
 """
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_need_torch_and_numpy_only() -> None:
     done = subprocess.run([sys.executable, "-c", ONLY_TORCH], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("blocked\n", 0), done.stderr

@@ -67,6 +67,7 @@ def copies(tiny: Callable[..., Config], **changes: Any) -> Config:
     return tiny(**settings | changes)
 
 
+@pytest.mark.slow
 def test_models_of_different_initialisation_have_a_barrier_and_those_of_one_have_none(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
@@ -80,6 +81,7 @@ def test_models_of_different_initialisation_have_a_barrier_and_those_of_one_have
     assert all(each.passed for each in checks), "\n".join(map(str, checks))
 
 
+@pytest.mark.slow
 def test_features_average_after_spawning_and_after_matching_and_not_between_independent_runs(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
@@ -115,6 +117,7 @@ def test_spawned_models_are_one_model_until_they_part(
     assert (trained[0] != trained[1]).all()
 
 
+@pytest.mark.slow
 def test_a_matched_average_survives_initialisations_of_their_own_and_a_plain_one_does_not(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:

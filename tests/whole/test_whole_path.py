@@ -46,7 +46,7 @@ def test_fedavg_learns_fashion_mnist(
 ) -> None:
     folder = play(tiny(**FASHION, partition={"scheme": "dirichlet", "alpha": 10.0}))
     result = read_result(folder)
-    # Chance is 0.1. 600 examples a client, 4 rounds of one epoch.
+    # Chance is 0.1. 600 examples a client, 4 rounds of two epochs.
     assert result.on_server("global").loc[4] > 0.6
     assert result.by_client("personalised").mean() > 0.6
     losses = result.of("global", "loss", server=True)["value"].to_numpy()
@@ -64,11 +64,9 @@ def test_fedavg_learns_fashion_mnist(
 def test_under_strong_skew_a_personal_head_beats_the_global_model_on_the_clients_data(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
-    partition = {"scheme": "dirichlet", "alpha": 0.1}
+    settings = FASHION | {"partition": {"scheme": "dirichlet", "alpha": 0.1}, "barriers": {"every": 0}}
     results = {
-        shared: read_result(
-            play(tiny(**FASHION, partition=partition, strategy={"name": "layer_set", "shared": shared}), shared)
-        )
+        shared: read_result(play(tiny(**settings, strategy={"name": "layer_set", "shared": shared}), shared))
         for shared in ("all", "body")
     }
     personalised = {shared: result.by_client("personalised").mean() for shared, result in results.items()}
