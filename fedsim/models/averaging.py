@@ -4,26 +4,26 @@ Both forms compute the running mean ``mean += w_i / (w_1 + ... + w_i) * (x_i - m
 are a fixed point in every precision, and the result does not depend on blocks, groups or threads.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from fedsim.models.params import Params, as_flat, empty_flat
+from fedsim.models.blocks import for_each_block
+from fedsim.models.params import Params, empty_flat
 
-# What is accumulated of a block stays in a core's cache, while the block is worth its dispatch.
-BLOCK_BYTES = 2**20
-# A GPU is to be busy for longer than a launch takes.
-GPU_BLOCK_BYTES = 2**25
-# Two cores take all that memory gives; for fewer elements than this a thread costs more than it brings.
-THREADS = 2
-THREADS_FROM = 2**20
-GROUP = 8
+GROUP = 8  # members that `WeightedMean` waits for before it folds them into the mean
 
-# What to do with a block of one model and that block of others, given room for two blocks to accumulate in.
-BlockFunction = Callable[[Tensor, Sequence[Tensor], Tensor], None]
+
+def _fold_(mean: Tensor, members: Sequence[Tensor], workspace: Tensor, fractions: Sequence[float]) -> None:
+    """Move a running mean towards each member, by its fraction of all weights up to its own."""
+    converted = workspace[1, : mean.numel()].view(mean.shape)
+    for member, fraction in zip(members, fractions, strict=True):
+        if fraction == 1:  # the first: there is no mean before it
+            mean.copy_(member)
+        else:
+            mean.lerp_(member if member.dtype == mean.dtype else converted.copy_(member), fraction)
 
 
 def weighted_mean(members: Sequence[Params], weights: Sequence[float], dtype: torch.dtype = torch.float64) -> Params:
@@ -58,7 +58,7 @@ def weighted_mean(members: Sequence[Params], weights: Sequence[float], dtype: to
         fractions.append(weight / total)
     mean = empty_flat(_floating(members[0]))
     entries = [_entries(member, mean) for member in members]
-    _for_each_block(partial(_average_, fractions=fractions), dtype, [mean, *entries])
+    for_each_block(partial(_average_, fractions=fractions), dtype, [mean, *entries])
     return mean
 
 
@@ -145,24 +145,14 @@ class WeightedMean:
             raise ValueError("there is no member to average; add one before you ask for the result")
         self._fold()
         mean = empty_flat(self._accumulator, self._dtypes)
-        _for_each_block(partial(_fold_, fractions=[1.0]), self._dtype, [mean, self._accumulator])
+        for_each_block(partial(_fold_, fractions=[1.0]), self._dtype, [mean, self._accumulator])
         return mean
 
     def _fold(self) -> None:
         if self._group:
             fold = partial(_fold_, fractions=self._fractions)
-            _for_each_block(fold, self._dtype, [self._accumulator, *self._group])
+            for_each_block(fold, self._dtype, [self._accumulator, *self._group])
             self._group, self._fractions = [], []
-
-
-def _fold_(mean: Tensor, members: Sequence[Tensor], workspace: Tensor, fractions: Sequence[float]) -> None:
-    """Move a running mean towards each member, by its fraction of all weights up to its own."""
-    converted = workspace[1, : mean.numel()].view(mean.shape)
-    for member, fraction in zip(members, fractions, strict=True):
-        if fraction == 1:  # the first: there is no mean before it
-            mean.copy_(member)
-        else:
-            mean.lerp_(member if member.dtype == mean.dtype else converted.copy_(member), fraction)
 
 
 def _average_(mean: Tensor, members: Sequence[Tensor], workspace: Tensor, fractions: Sequence[float]) -> None:
@@ -172,39 +162,6 @@ def _average_(mean: Tensor, members: Sequence[Tensor], workspace: Tensor, fracti
         accumulator = workspace[0, : mean.numel()].view(mean.shape)
         _fold_(accumulator, members, workspace, fractions)
         mean.copy_(accumulator)
-
-
-def _for_each_block(function: BlockFunction, dtype: torch.dtype, models: Sequence[Params]) -> None:
-    """Cut models into the same blocks and call a function with each; on threads if that is worth it."""
-    blocks = list(_blocks(models, dtype))
-    elements = sum(first.numel() * (1 + len(others)) for first, others in blocks)
-    if elements < THREADS_FROM or blocks[0][0].is_cuda:
-        _work(function, dtype, blocks)
-    else:
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(partial(_work, function, dtype), [blocks[thread::THREADS] for thread in range(THREADS)]))
-
-
-@torch.no_grad()
-def _work(function: BlockFunction, dtype: torch.dtype, blocks: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> None:
-    if blocks:
-        largest = max(first.numel() for first, _ in blocks)
-        workspace = torch.empty(2, largest, dtype=dtype, device=blocks[0][0].device)
-        for first, others in blocks:
-            function(first, others, workspace)
-
-
-def _blocks(models: Sequence[Params], dtype: torch.dtype) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
-    """Yield parts of the models' buffers if all are flat, else rows of their tensors."""
-    buffers = [buffer for buffer in map(as_flat, models) if buffer is not None]
-    columns = [buffers] if len(buffers) == len(models) else zip(*(model.values() for model in models), strict=True)
-    for column in columns:
-        tensors = torch.atleast_1d(*column)
-        rows, elements = len(tensors[0]), tensors[0].numel()
-        size = (GPU_BLOCK_BYTES if tensors[0].is_cuda else BLOCK_BYTES) // dtype.itemsize
-        step = max(1, size * rows // max(1, elements))
-        for first, *others in zip(*(tensor.split(step) for tensor in tensors), strict=True):
-            yield first, others
 
 
 def _floating(member: Params) -> Params:

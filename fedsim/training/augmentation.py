@@ -1,4 +1,4 @@
-"""Random flips and crops of a client's training images, a whole epoch's numbers drawn at once."""
+"""Random flips and crops of a client's training images; the numbers of a whole epoch are drawn at once."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to each training image, anew in each epoch; evaluation sees the images as they are.
+    """Random changes of each training image, drawn for each epoch; evaluation sees the images unchanged.
+
+    The numbers come from a stream of NumPy, so that they are the same on every device.
 
     Parameters
     ----------
     flip
-        Whether half of the images are mirrored left to right.
+        Whether each image is mirrored left to right with probability 1/2.
     crop
-        Pixels of padding on each side, out of which a window of the image's own size is cut at random.
+        Pixels of padding on each side, from which a window of the image's size is cut at random.
     fill
-        Value of the padding in a normalised image, per channel or for all, such as that of black; 0, the mean, by
-        default.
+        Value of the padding in a normalised image, such as that of black, one per channel or one for all (default: 0,
+        the mean).
+
+    References
+    ----------
+    He et al. 2016, Deep residual learning for image recognition, arXiv 1512.03385, section 4.2.
     """
 
     flip: bool = False
@@ -28,17 +34,6 @@ class Augmentation:
 
     def __bool__(self) -> bool:
         return self.flip or self.crop > 0
-
-    def apply(self, images: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return images, shape [n, channels, height, width], flipped and cropped, each by numbers of its own.
-
-        The numbers come from ``rng``, so that they are the same on every device.
-
-        References
-        ----------
-        He et al. 2016, Deep residual learning for image recognition, arXiv 1512.03385, section 4.2.
-        """
-        return self.move(images, *self.draw(len(images), rng))
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return what `move` does to each of ``n`` images: whether it is mirrored, [n], and its window, [2, n]."""

@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from fedsim.models.params import Params
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member, cut_batches
+from fedsim.training.descent import follow_plan
 from fedsim.training.dropout import seeded_modules
-from fedsim.training.local import follow_plan, no_such_set, trained_entries
+from fedsim.training.learner import no_such_set, trained_entries
 from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.rule import Network, Position, Ruled, Step
 from fedsim.training.sgd import SGD
@@ -97,7 +98,7 @@ def _stacked_momentum(members: Sequence[Params], device: torch.device) -> Params
 
 
 class _Stack:
-    """The stacked parameters and buffers of all members, as `fedsim.training.local.follow_plan` trains them."""
+    """The stacked parameters and buffers of all members, as `fedsim.training.descent.follow_plan` trains them."""
 
     def __init__(self, model: nn.Module, tasks: Sequence[LocalTask]) -> None:
         device = tasks[0].targets.device

@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from itertools import product
 
@@ -131,16 +132,20 @@ def test_a_spec_says_how_many_units_each_order_has_and_where_it_is_used_but_for_
 
 
 @pytest.mark.parametrize(
-    ("symmetry", "is_plain"),
+    ("symmetry", "permutations"),
     [
-        (Symmetry(5, {"a": 1}), True),
-        (Symmetry(1, {"a": 5}), True),
-        (Symmetry(2, {"a": 3}), False),
-        (Symmetry(5, {"a": 1, "b": 1}), False),
+        (Symmetry(5, {"a": 1}), math.factorial(5)),
+        (Symmetry(1, {"a": 5}), math.factorial(5)),
+        (Symmetry(2, {"a": 3}), math.factorial(2) * math.factorial(3) ** 2),
+        (Symmetry(5, {"a": 1, "b": 1}), math.factorial(5)),
     ],
 )
-def test_only_units_that_can_take_any_place_are_plain(symmetry: Symmetry, is_plain: bool) -> None:
-    assert symmetry.is_plain is is_plain
+def test_units_in_single_blocks_or_in_one_can_take_any_place_and_others_cannot(
+    symmetry: Symmetry, permutations: int
+) -> None:
+    spec, generator = Spec((symmetry,), {}), rng(6)
+    drawn = (random_permutation(spec, generator) for _ in range(20 * permutations))
+    assert len({tuple(torch.cat(list(orders.values())).tolist()) for orders in drawn}) == permutations
 
 
 def test_the_share_of_moved_units_is_counted_by_order() -> None:

@@ -183,7 +183,7 @@ def test_pfllib_reads_what_is_written_for_it(toy: Callable[..., Config], tmp_pat
         ({"data": {"name": "digits"}, "partition": {"scheme": "natural"}}, r"\[partition\] .*ids"),
         (
             {"data": {"name": "toy-text"}, "features": {"skew": "noise"}, "partition": {"scheme": "iid"}},
-            r"\[features\] noise needs inputs that are numbers",
+            r"\[features\] noise needs numeric inputs",
         ),
     ],
 )
@@ -197,5 +197,5 @@ def test_the_black_that_pads_a_crop_is_the_images_own(toy: Callable[..., Config]
     data = federated_data_of(toy(data=TOY | {"crop": 2}))
     black = data.dataset.normalise(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
     assert data.augmentation.fill == pytest.approx([float(black[0, 0, 0, 0])])
-    images = data.augmentation.apply(black.repeat(5, 1, 1, 1), rng(0))
+    images = data.augmentation.move(black.repeat(5, 1, 1, 1), *data.augmentation.draw(5, rng(0)))
     assert torch.allclose(images, black.expand_as(images))

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from fedsim.models import averaging
+from fedsim.models import averaging, blocks
 from fedsim.models.averaging import WeightedMean, mean_of_present, weighted_mean
 from fedsim.models.params import Params, as_flat, flat_copy
 
@@ -111,9 +111,9 @@ def test_blocks_buffers_and_threads_change_no_bit(
 ) -> None:
     members, weights = models(10), weights_of(10)
     expected = weighted_mean(members, weights, accumulated)
-    monkeypatch.setattr(averaging, "BLOCK_BYTES", 72)
-    monkeypatch.setattr(averaging, "THREADS_FROM", 0)
-    monkeypatch.setattr(averaging, "THREADS", threads)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 72)
+    monkeypatch.setattr(blocks, "THREADS_FROM", 0)
+    monkeypatch.setattr(blocks, "THREADS", threads)
     members = [flat_copy(member) for member in members] if flat else members
     assert_same_bits(mean_of(members, weights, accumulated), expected)
 

@@ -233,7 +233,7 @@ def test_augmented_training_is_training_on_the_images_that_the_augmentation_give
     plain, stream = fresh(), np.random.default_rng(5)
     for _ in range(2):
         order = torch.from_numpy(stream.permutation(10))
-        epoch = augmentation.apply(images[order], stream)
+        epoch = augmentation.move(images[order], *augmentation.draw(10, stream))
         for start in (0, 4, 8):
             loss = torch.nn.functional.cross_entropy(plain(epoch[start : start + 4]), targets[order][start : start + 4])
             gradients = torch.autograd.grad(loss, list(plain.parameters()))

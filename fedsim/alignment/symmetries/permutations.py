@@ -58,11 +58,6 @@ class Symmetry:
     blocks: int
     widths: Mapping[str, int]
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether every unit can take any place."""
-        return len(self.widths) == 1 and 1 in (self.blocks, *self.widths.values())
-
 
 @dataclass(frozen=True)
 class Spec:

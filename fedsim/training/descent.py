@@ -1,0 +1,123 @@
+"""A plan's phases, step by step: the SGD that one model and a cohort share."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.sgd import sgd
+
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params
+from fedsim.training.account import Account
+from fedsim.training.batches import Batches
+from fedsim.training.learner import Learner
+from fedsim.training.plan import LocalPlan, Phase
+from fedsim.training.rule import Position
+from fedsim.training.sgd import SGD
+
+
+def follow_plan(
+    model: nn.Module, learner: Learner, batches: Batches, plan: LocalPlan, settings: SGD, momentum: Params
+) -> Account:
+    """Train all members through the plan's phases; return what they have passed through.
+
+    Parameters
+    ----------
+    model
+        Has the layers that phases name, and the mode that they train in; in the end it is in evaluation mode.
+    momentum
+        Buffers by parameter name, changed in place.
+
+    Raises
+    ------
+    ValueError
+        If a phase's layer group cannot be read or holds no parameter, or it names a set that there is not.
+    """
+    layers = Layers.of(model)
+    account = Account(len(batches))
+    for phase in plan.phases:
+        group = layers.group(phase.trainable)
+        if not (trainable := set(layers.keys(group, buffers=False))):
+            raise ValueError(f"a phase trains {phase.trainable!r}, which holds no parameter")
+        model.train()
+        for name, module in model.named_modules():
+            if isinstance(module, _NormBase) and name not in group:
+                module.eval()  # a frozen layer's running statistics stay as they are
+        learner.select(phase.trains)
+        _run_phase(learner, batches, phase, settings, trainable, momentum, account)
+    learner.select("model")
+    model.eval()
+    return account
+
+
+def _run_phase(
+    learner: Learner,
+    batches: Batches,
+    phase: Phase,
+    settings: SGD,
+    trainable: Collection[str],
+    momentum: Params,
+    account: Account,
+) -> None:
+    """Run one phase; update ``momentum`` and ``account`` in place."""
+    if phase.steps is None:
+        steps = (settings.epochs if phase.epochs is None else phase.epochs) * batches.lengths
+        counted_from = steps - batches.lengths  # the last epoch
+    else:
+        steps, counted_from = np.full(len(batches), phase.steps), np.zeros(len(batches), dtype=np.int64)
+    account.begin(counted_from)
+    settings = settings if phase.lr is None else replace(settings, lr=phase.lr)
+    of = "" if phase.trains == "model" else f"{phase.trains}/"  # each model has a momentum of its own
+    active = 0
+    start: Params = {}
+    for step in range(steps.max()):
+        if active == 0 or steps[active - 1] == step:
+            # Members with fewer batches come last, so those that go on are always the first ones.
+            active = int((steps > step).sum())
+            leaves = learner.leaves(trainable, active)
+            if step == 0:
+                start = _origin(learner, phase, leaves, trainable, active)
+                if settings.momentum:
+                    missing = {
+                        of + name: torch.zeros_like(leaf) for name, leaf in leaves.items() if of + name not in momentum
+                    }
+                    momentum.update(missing)
+            velocity = {name: learner.first(momentum[of + name], active) for name in leaves if of + name in momentum}
+            origin = {name: learner.first(value, active) for name, value in start.items()}
+        batch = batches.take(step, active)
+        for leaf in leaves.values():
+            leaf.grad = None
+        account.add(step, learner.backward(batch, Position(phase, step, settings.lr)), batch.counts, learner.passes)
+        with torch.no_grad():
+            for name, value in origin.items():
+                if (gradient := leaves[name].grad) is not None:
+                    gradient.add_(leaves[name] - value, alpha=phase.proximal)
+            _descend_(leaves, velocity, settings)
+
+
+def _origin(learner: Learner, phase: Phase, leaves: Params, trainable: Collection[str], active: int) -> Params:
+    """Return what the phase's proximal term pulls towards; nothing if it has none."""
+    if not phase.proximal:
+        return {}
+    values = leaves if phase.toward == "start" else learner.value_of(phase.toward, active)
+    return {name: values[name].detach().clone() for name in leaves if name in trainable}
+
+
+def _descend_(leaves: Params, velocity: Params, settings: SGD) -> None:
+    """Take a step of SGD with the leaves' gradients, as `torch.optim.SGD` does."""
+    names = [name for name, leaf in leaves.items() if leaf.grad is not None]
+    sgd(
+        [leaves[name] for name in names],
+        [leaves[name].grad for name in names],  # type: ignore[misc]
+        [velocity.get(name) for name in names],
+        fused=True,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        dampening=0.0,
+        nesterov=settings.nesterov,
+        maximize=False,
+    )
