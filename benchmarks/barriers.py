@@ -25,7 +25,7 @@ from benchmarks.job import make_model
 from benchmarks.machine import describe, gemm_limit, processors
 from benchmarks.results import save, show
 from benchmarks.timing import seconds_of, take_turns
-from fedsim.analysis import barriers
+from fedsim.analysis import Data, Models, barriers
 from fedsim.analysis.mixing.average import with_average
 from fedsim.analysis.mixing.groups import named_groups
 from fedsim.analysis.mixing.mixed_models import MixedModels
@@ -174,16 +174,12 @@ def measure(case: Case, repeats: int, limit: float, device: str) -> dict[str, An
 def table_of(case: Case, model: nn.Module, states: list[Params], inputs: Tensor, targets: Tensor) -> pd.DataFrame:
     """Measure a case with fedsim."""
     return barriers(
-        model,
-        states,
-        inputs,
-        targets,
+        Models(model, states, threads=processors()),
+        Data(inputs, targets, tolerance=case.tolerance),
         groups=list(case.groups),
         against="pairs",
         ts=case.ts,
         references=REFERENCES if case.swaps else NO_SWAPS,
-        tolerance=case.tolerance,
-        threads=processors(),
     )
 
 

@@ -8,52 +8,29 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis.calls import of_models
+from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.groups import Groups, named_groups
-from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixing.mixes import (
-    Against,
-    Mix,
-    Normalisation,
-    Pair,
-    Part,
-    Recipe,
-    list_mixes,
-    parts_of,
-    recipe_of,
-)
+from fedsim.analysis.mixing.mixes import Against, Mix, Part, Recipe, list_mixes, parts_of, recipe_of
+from fedsim.analysis.models import Models
 from fedsim.analysis.samples.bands import check_level, with_bands
 from fedsim.analysis.samples.measurement import REFERENCES, Comparisons, Measurement, tabulate
 from fedsim.analysis.samples.tolerance import Estimates, estimate, strata_of
 from fedsim.models.layers import Layers
-from fedsim.models.params import Params
-from fedsim.training.evaluation import Criterion, cross_entropies
 
 
+@of_models
 def barriers(
-    model: nn.Module,
-    states: Sequence[Params],
-    inputs: Tensor,
-    targets: Tensor,
+    models: Models,
+    data: Data,
     *,
     groups: Groups = "layers",
     against: Against = "average",
     ts: Sequence[float] | None = None,
-    pairs: Sequence[Pair] | None = None,
-    bases: Sequence[int] | None = None,
-    weights: Sequence[float] | None = None,
     references: Sequence[str] = REFERENCES,
     bands: float | None = None,
-    tolerance: float | None = None,
-    normalisation: Normalisation = "interpolate",
-    calibration: Tensor | None = None,
-    criterion: Criterion = cross_entropies,
-    threads: int = 1,
-    max_memory: int = MAX_MEMORY,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Measure the loss and error of mixed models, and the barriers against each reference.
 
@@ -62,47 +39,18 @@ def barriers(
 
     Parameters
     ----------
-    model
-        A module of the states' architecture; it is not changed.
-    states
-        State dicts of at least one model.
-    inputs, targets
-        Inputs as the model takes them, shape [n, ...], and class indices, shape [n], on the model's device.
     groups
         Kinds of groups, named groups, or a list of both; see `fedsim.analysis.mixing.groups.named_groups`.
     against
         ``average``: ``other`` is the weighted average of all states, written -1, with t = 1; ``pairs``: another
-        state, with t = 0, 1/2, 1.
+        state, in all ordered pairs, with t = 0, 1/2, 1; or a list of pairs (base, other) of these.
     ts
-        Interpolation coefficients in [0, 1] in place of those defaults.
-    pairs
-        Ordered pairs (base, other); by default all.
-    bases
-        The states that are mixed with the average; by default all.
-    weights
-        One positive number per state; by default all alike, as in the paper.
+        Interpolation coefficients in [0, 1], instead of those defaults.
     references
-        What the barriers are measured against; ``swap_ends`` needs models at t = 1 besides.
+        What the barriers are measured against; ``swap_ends`` also needs models at t = 1.
     bands
-        A level such as 0.95 for confidence bands, which hold for all rows of a column together. Examples are drawn
-        anew within their classes, as if they had been drawn with the classes' shares given.
-    tolerance
-        Evaluate each mixed model on only so many examples that its mean loss over all of them is known to within this,
-        in nats, for at least 95 % of the rows; by default on all.
-    normalisation
-        What becomes of running statistics in a layer that is mixed: ``interpolate`` mixes them with it (the paper),
-        ``base`` keeps the base's, ``recompute`` takes those of the mixed model on ``calibration``. It is a column of
-        the result.
-    calibration
-        Inputs for ``recompute``, shape [n, ...].
-    criterion
-        Maps outputs and targets of a batch to one loss per example.
-    threads
-        That work at a time; the numbers do not depend on it.
-    max_memory
-        Bytes of results that are kept at a time, as far as a few examples' fit.
-    seed
-        Of the order of ``cumulative-random``, of the bootstrap, and of the examples that ``tolerance`` takes.
+        A level such as 0.95 for confidence bands, which hold for all rows of a column together. Examples are resampled
+        within their classes, as if they had been drawn with the classes' shares given.
 
     Returns
     -------
@@ -124,54 +72,23 @@ def barriers(
         If there is no state or one does not fit the model, an argument is unknown or out of range, or a layer pattern
         matches nothing.
     """
-    return measure(
-        model,
-        states,
-        inputs,
-        targets,
-        groups=groups,
-        against=against,
-        ts=ts,
-        pairs=pairs,
-        bases=bases,
-        weights=weights,
-        references=references,
-        bands=bands,
-        tolerance=tolerance,
-        normalisation=normalisation,
-        calibration=calibration,
-        criterion=criterion,
-        threads=threads,
-        max_memory=max_memory,
-        seed=seed,
-    ).table
+    return measure(models, data, groups=groups, against=against, ts=ts, references=references, bands=bands).table
 
 
+@of_models
 def measure(
-    model: nn.Module,
-    states: Sequence[Params],
-    inputs: Tensor,
-    targets: Tensor,
+    models: Models,
+    data: Data,
     *,
     groups: Groups = "layers",
     against: Against = "average",
     ts: Sequence[float] | None = None,
-    pairs: Sequence[Pair] | None = None,
-    bases: Sequence[int] | None = None,
-    weights: Sequence[float] | None = None,
     references: Sequence[str] = REFERENCES,
     bands: float | None = None,
-    tolerance: float | None = None,
-    normalisation: Normalisation = "interpolate",
-    calibration: Tensor | None = None,
-    criterion: Criterion = cross_entropies,
-    threads: int = 1,
-    max_memory: int = MAX_MEMORY,
-    seed: int = 0,
 ) -> Measurement:
     """Measure what `barriers` returns, and keep the losses of each example, e.g. for `peaks`.
 
-    Parameters are those of `barriers`.
+    The parameters are those of `barriers`.
 
     Raises
     ------
@@ -179,36 +96,33 @@ def measure(
         As from `barriers`.
     """
     _check(references, bands)
-    mixes = list(list_mixes(named_groups(Layers.of(model), groups, seed), len(states), against, ts, pairs, bases))
-    models = MixedModels(
-        model,
-        with_average(model, states, weights),
-        normalisation=normalisation,
-        calibration=calibration,
-        criterion=criterion,
-        threads=threads,
-        max_memory=max_memory,
-    )
-    positions = _positions(mixes, models.parts, len(states), references)
-    if tolerance is None:
+    named = named_groups(models.layers, groups, models.seed)
+    mixes = list(list_mixes(named, len(models), against, ts))
+    models.compared(against)
+    mixed = models.mixed
+    positions = _positions(mixes, mixed.parts, len(models), references)
+    if data.tolerance is None:
         estimates = Estimates()
-        estimates.add_(models.evaluate(positions, inputs, targets), len(targets))
+        estimates.add_(mixed.evaluate(positions, data), len(data))
     else:
-        estimates = estimate(models, positions, inputs, targets, tolerance=tolerance, seed=seed)
+        estimates = estimate(mixed, positions, data, tolerance=data.tolerance, seed=models.seed)
     values = {
         "loss": np.stack([estimates.evaluations[recipe].losses.numpy() for recipe in positions]),
         "error": np.stack([estimates.evaluations[recipe].errors.numpy() for recipe in positions]),
     }
     comparisons = Comparisons(
         mixes,
-        mixed=np.array([positions[recipe_of(mix, models.parts)] for mix in mixes], dtype=np.int64),
+        mixed=np.array([positions[recipe_of(mix, mixed.parts)] for mix in mixes], dtype=np.int64),
         # Where no reference needs it, a swapped model may not have been evaluated.
-        swapped=np.array([positions.get(recipe_of(mix, models.parts, 1.0), 0) for mix in mixes], dtype=np.int64),
-        shares=_shares(weights, len(states)),
+        swapped=np.array([positions.get(recipe_of(mix, mixed.parts, 1.0), 0) for mix in mixes], dtype=np.int64),
+        shares=models.shares,
     )
-    table = tabulate(comparisons, values, np.array([estimates.used[recipe] for recipe in positions]), references)
-    measurement = Measurement(table.assign(normalisation=normalisation), comparisons, values, strata_of(targets))
-    return measurement if bands is None else replace(measurement, table=with_bands(measurement, bands, seed=seed))
+    used = np.array([estimates.used[recipe] for recipe in positions])
+    table = tabulate(comparisons, values, used, references).assign(normalisation=models.normalisation)
+    measurement = Measurement(table, comparisons, values, strata_of(data.targets))
+    return (
+        measurement if bands is None else replace(measurement, table=with_bands(measurement, bands, seed=models.seed))
+    )
 
 
 def count_evaluations(
@@ -218,12 +132,11 @@ def count_evaluations(
     groups: Groups,
     against: Against,
     ts: Sequence[float] | None = None,
-    pairs: Sequence[Pair] | None = None,
     references: Sequence[str] = REFERENCES,
 ) -> int:
     """Return how many different models `barriers` evaluates, of which those with parts in common share work."""
     layers = Layers.of(model)
-    mixes = list_mixes(named_groups(layers, groups), states, against, ts, pairs)
+    mixes = list_mixes(named_groups(layers, groups), states, against, ts)
     return len(_positions(mixes, parts_of(layers, "interpolate"), states, references))
 
 
@@ -237,11 +150,6 @@ def _positions(
         if "swap_ends" in references:
             recipes[recipe_of(mix, parts, 1.0)] = None
     return {recipe: position for position, recipe in enumerate(recipes)}
-
-
-def _shares(weights: Sequence[float] | None, states: int) -> NDArray[np.float64]:
-    shares = np.ones(states) if weights is None else np.asarray(weights, dtype=np.float64)
-    return shares / shares.sum()
 
 
 def _check(references: Sequence[str], bands: float | None) -> None:

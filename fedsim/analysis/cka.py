@@ -4,17 +4,16 @@ Nguyen et al. 2021, Do wide and deep networks learn the same things?, arXiv 2010
 """
 
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedsim.analysis.features.features import Features
+from fedsim.analysis.calls import of_models
 from fedsim.analysis.features.gaps import as_rows, exact
-from fedsim.analysis.mixing.mixes import Pair, list_mixes
-from fedsim.models.params import Params, fit_all
+from fedsim.analysis.mixing.mixes import Pair, pairs_once
+from fedsim.analysis.models import Models
 
 # Examples of a batch: its matrices of inner products are compared.
 BATCH = 125
@@ -22,28 +21,23 @@ BATCH = 125
 LEAST = 4
 
 
+@of_models
 def cka(
-    model: nn.Module,
-    states: Sequence[Params],
-    inputs: Tensor,
-    *,
-    pairs: Sequence[Pair] | None = None,
-    batch_size: int = BATCH,
-    threads: int = 1,
+    models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None = None, batch_size: int = BATCH
 ) -> pd.DataFrame:
     """Measure linear CKA between the features that two models have in the same layer.
 
     Parameters
     ----------
-    model, states, inputs
-        As in `fedsim.analysis.connectivity.connectivity`, which says what features are; at least two states.
+    models
+        At least two; `fedsim.analysis.connectivity.connectivity` says what their features are.
+    inputs
+        Inputs as the model takes them, shape [n, ...], on the model's device.
     pairs
         Pairs (base, other); by default all, each once.
     batch_size
         Largest number of examples that are compared with each other; the inputs are cut into batches of about equal
         size.
-    threads
-        That work at a time; the numbers do not depend on it.
 
     Returns
     -------
@@ -69,15 +63,14 @@ def cka(
     Equations 2 and 3 of arXiv 2010.15327; the estimator is that of Song et al. 2012, Feature selection via dependence
     maximization.
     """
-    fitted = fit_all(model, states, at_least=2)
-    wanted = list(combinations(range(len(states)), 2)) if pairs is None else pairs
-    ends = [(mix.base, mix.other) for mix in list_mixes({"": ()}, len(states), "pairs", (1.0,), wanted)]
+    models.at_least(2)
+    ends = pairs_once(pairs, len(models))
     if batch_size < 2 * LEAST:
         raise ValueError(f"batch_size = {batch_size} must be at least {2 * LEAST}")
     if len(inputs) < LEAST:
         raise ValueError(f"there are {len(inputs)} inputs; the unbiased estimate needs at least {LEAST}")
     own = list(dict.fromkeys(state for pair in ends for state in pair))
-    features = Features(model, fitted, inputs, own, threads)
+    features = models.features(inputs, own)
 
     def measure(batch: Tensor) -> NDArray[np.float64]:
         sums = []

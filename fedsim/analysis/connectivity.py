@@ -6,39 +6,44 @@ Zhou et al. 2023, Going beyond linear mode connectivity: the layerwise linear fe
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from fedsim.analysis.calls import of_models
 from fedsim.analysis.features.commutativity import Commutativity
 from fedsim.analysis.features.features import Features
 from fedsim.analysis.features.linearity import Linearity
 from fedsim.analysis.features.moments import Moments, total
 from fedsim.analysis.features.sites import Site
-from fedsim.analysis.mixing.average import with_average
-from fedsim.analysis.mixing.mixes import AVERAGE, Against, Mix, Pair, Source, list_mixes, source_of
-from fedsim.models.params import Params
+from fedsim.analysis.mixing.mixes import (
+    AVERAGE,
+    Against,
+    Mix,
+    Pair,
+    Source,
+    list_mixes,
+    pairs_once,
+    source_of,
+)
+from fedsim.analysis.models import Models
 
 # In the paper.
 ADDITIVITY_TS = tuple(k / 20 for k in range(1, 20))
 
 
+@of_models
 def connectivity(
-    model: nn.Module,
-    states: Sequence[Params],
+    models: Models,
     inputs: Tensor,
     *,
     against: Against = "average",
-    weights: Sequence[float] | None = None,
-    pairs: Sequence[Pair] | None = None,
     ts: Sequence[float] = (0.5,),
     additivity_ts: Sequence[float] = (0.5,),
-    threads: int = 1,
 ) -> pd.DataFrame:
     """Measure, layer by layer, how close the features of a mixed model are to the mix of its ends' features.
 
@@ -49,25 +54,16 @@ def connectivity(
 
     Parameters
     ----------
-    model
-        Gives the architecture; it is not changed, and models are evaluated in eval mode.
-    states
-        State dicts; ``pairs`` needs at least two.
     inputs
         Inputs as the model takes them, shape [n, ...], on the model's device.
     against
-        ``average``: each state with the weighted average of all; ``pairs``: states with each other.
-    weights
-        One positive number per state, of the average; by default all alike.
-    pairs
-        Pairs (base, other); by default all, each once.
+        ``average``: each state with the weighted average of all; ``pairs``: states with each other, each pair once; or
+        a list of pairs (base, other).
     ts
         Interpolation coefficients in [0, 1].
     additivity_ts
-        Those among which the largest distance counts as additivity; the paper's are `ADDITIVITY_TS`. Of one more costs
+        Coefficients among which the largest distance counts as additivity; the paper's are `ADDITIVITY_TS`. Each costs
         as much as the activations of a forward pass.
-    threads
-        That work at a time; the numbers do not depend on it.
 
     Returns
     -------
@@ -112,15 +108,13 @@ def connectivity(
     """
     if not len(ts):
         raise ValueError("ts is empty; give at least one coefficient from 0 to 1")
-    compared = with_average(model, states, weights, against)
-    if against == "pairs" and pairs is None:
-        pairs = list(combinations(range(len(states)), 2))
-    mixes = list(list_mixes({"": ()}, len(states), against, ts, pairs))
+    models.compared(against)
+    ends = pairs_once(None, len(models)) if against == "pairs" else against
+    mixes = list(list_mixes({"": ()}, len(models), ends, ts))
     if bad := [t for t in additivity_ts if not 0 <= t <= 1]:
         raise ValueError(f"additivity_ts has {bad[0]}; each must be from 0 to 1")
-    shares = np.array([1.0] * len(states) if weights is None else weights, dtype=np.float64)
-    plan = _Plan(mixes, tuple(additivity_ts), tuple(shares / shares.sum()) if against == "average" else ())
-    features = Features(model, compared, inputs, plan.sources, threads)
+    plan = _Plan(mixes, tuple(additivity_ts), tuple(models.shares) if against == "average" else ())
+    features = models.features(inputs, plan.sources)
     commutativity = Commutativity(features.weights, plan.ends)
     batches = features.map(lambda batch: _measure(features, batch, plan, commutativity))
     tables = []

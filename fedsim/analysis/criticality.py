@@ -3,46 +3,30 @@
 Zhang, Bengio and Singer 2022, Are all layers created equal?, arXiv 1902.01996.
 """
 
-from collections.abc import Sequence
-
 import pandas as pd
-from torch import Tensor, nn
 
+from fedsim.analysis.calls import of_models
+from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.groups import Groups, named_groups
-from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixing.mixes import Mix, Normalisation
+from fedsim.analysis.mixing.mixes import Mix
 from fedsim.analysis.mixing.paired import mean_and_error
-from fedsim.models.layers import Layers
-from fedsim.models.params import Params, fit, fit_all
-from fedsim.training.evaluation import Criterion, cross_entropies
+from fedsim.analysis.models import Models
+from fedsim.models.params import Params, fit
 
 
-def criticality(
-    model: nn.Module,
-    states: Sequence[Params],
-    start: Params,
-    inputs: Tensor,
-    targets: Tensor,
-    *,
-    groups: Groups = "layers",
-    normalisation: Normalisation = "interpolate",
-    calibration: Tensor | None = None,
-    criterion: Criterion = cross_entropies,
-    threads: int = 1,
-    max_memory: int = MAX_MEMORY,
-    seed: int = 0,
-) -> pd.DataFrame:
+@of_models
+def criticality(models: Models, start: Params, data: Data, *, groups: Groups = "layers") -> pd.DataFrame:
     """Measure each model with one group of its layers put back to what it was at the start.
 
     Parameters
     ----------
-    model, states, inputs, targets, groups, calibration, criterion, threads, max_memory, seed
-        As in `fedsim.analysis.barriers.barriers`.
+    models
+        With ``normalisation`` ``interpolate``, running statistics are put back with their layer; with ``base`` they
+        stay; with ``recompute`` they are those on ``calibration``.
     start
         State dict that the models started from, such as a round's.
-    normalisation
-        ``interpolate`` puts running statistics back with their layer, ``base`` keeps them, ``recompute`` takes those
-        on ``calibration``.
+    groups
+        As in `fedsim.analysis.barriers.barriers`.
 
     Returns
     -------
@@ -55,25 +39,17 @@ def criticality(
     ValueError
         If there is no state, a state or the start does not fit the model, or a layer pattern matches nothing.
     """
-    named = named_groups(Layers.of(model), groups, seed)
-    fitted = [*fit_all(model, states), fit(model, start, "start")]
-    models = MixedModels(
-        model,
-        fitted,
-        normalisation=normalisation,
-        calibration=calibration,
-        criterion=criterion,
-        threads=threads,
-        max_memory=max_memory,
-    )
+    named = named_groups(models.layers, groups, models.seed)
+    states = [*models.fitted, fit(models.model, start, "start")]
+    mixed = models.mixed.of(states)
     mixes = [
-        Mix(group, frozenset(members), base, len(states), 1.0)
+        Mix(group, frozenset(members), base, len(models), 1.0)
         for group, members in named.items()
-        for base in range(len(states))
+        for base in range(len(models))
     ]
-    recipes = {mix: models.recipe(mix) for mix in mixes}
-    own = [models.own(base) for base in range(len(states))]
-    evaluated = models.evaluate([*own, *recipes.values()], inputs, targets)
+    recipes = {mix: mixed.recipe(mix) for mix in mixes}
+    own = [mixed.own(base) for base in range(len(models))]
+    evaluated = mixed.evaluate([*own, *recipes.values()], data)
     rows = []
     for mix in mixes:
         reset, before = evaluated[recipes[mix]], evaluated[own[mix.base]]

@@ -7,34 +7,28 @@ from typing import Self
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis.calls import of_models
 from fedsim.analysis.mixing.groups import Groups, named_groups
-from fedsim.analysis.mixing.mixes import Against, Pair, list_mixes
-from fedsim.models.layers import Layer, Layers
+from fedsim.analysis.mixing.mixes import Against, ends_of
+from fedsim.analysis.models import Models
+from fedsim.models.layers import Layer
 from fedsim.models.params import Params, fit
 
 # Entries at a time: few enough for those of some models to stay in a core's cache.
 BLOCK = 2**15
 
 
+@of_models
 def distances(
-    model: nn.Module,
-    states: Sequence[Params],
-    *,
-    groups: Groups = "layers",
-    against: Against = "average",
-    pairs: Sequence[Pair] | None = None,
-    weights: Sequence[float] | None = None,
-    start: Params | None = None,
-    seed: int = 0,
+    models: Models, *, groups: Groups = "layers", against: Against = "average", start: Params | None = None
 ) -> pd.DataFrame:
     """Measure distances and angles between models, over the parameters of each group; buffers do not count.
 
     Parameters
     ----------
-    model, states, groups, against, pairs, weights, seed
+    groups, against
         As in `fedsim.analysis.barriers.barriers`.
     start
         State dict that the models started from.
@@ -59,15 +53,14 @@ def distances(
         If there are too few states, one does not fit the model, an argument is unknown or out of range, or a layer
         pattern matches nothing.
     """
-    layers = Layers.of(model)
-    named = named_groups(layers, groups, seed)
-    compared = with_average(model, states, weights, against)
-    ends = [(mix.base, mix.other) for mix in list_mixes({"": ()}, len(states), against, (1.0,), pairs)]
+    named = named_groups(models.layers, groups, models.seed)
+    compared = models.compared(against)
+    ends = ends_of(against, len(models))
     # Modulo, since the average is no longer the last where the start is.
     positions = np.array(ends).reshape(-1, 2) % len(compared)
-    started = [] if start is None else [fit(model, start, "start")]
+    started = [] if start is None else [fit(models.model, start, "start")]
     moving = {name for members in named.values() for name in members}
-    sums = {name: _sums(layers[name], compared + started, positions) for name in moving}
+    sums = {name: _sums(models.layers[name], compared + started, positions) for name in moving}
     none = _Sums.zero(len(ends), len(compared + started))
     tables = []
     for group, members in named.items():

@@ -1,38 +1,24 @@
 """Interaction of layers: what moving some together costs beyond the sum of what each costs by itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedsim.analysis.mixing.average import with_average
-from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixing.mixes import Against, Mix, Normalisation, Pair, Recipe, list_mixes
+from fedsim.analysis.calls import of_models
+from fedsim.analysis.data import Data
+from fedsim.analysis.mixing.mixes import Against, Mix, Recipe, ends_of, is_average, list_mixes
 from fedsim.analysis.mixing.paired import mean_and_error
-from fedsim.models.layers import Layers
-from fedsim.models.params import Params
-from fedsim.training.evaluation import Criterion, Evaluation, cross_entropies
+from fedsim.analysis.models import Models
+from fedsim.training.evaluation import Evaluation
 
 
+@of_models
 def interaction(
-    model: nn.Module,
-    states: Sequence[Params],
-    inputs: Tensor,
-    targets: Tensor,
-    *,
-    against: Against = "average",
-    pairs: Sequence[Pair] | None = None,
-    weights: Sequence[float] | None = None,
-    t: float | None = None,
-    pairwise: bool = False,
-    normalisation: Normalisation = "interpolate",
-    calibration: Tensor | None = None,
-    criterion: Criterion = cross_entropies,
-    threads: int = 1,
-    max_memory: int = MAX_MEMORY,
+    models: Models, data: Data, *, against: Against = "average", t: float | None = None, pairwise: bool = False
 ) -> pd.DataFrame:
     """Measure how barriers of single layers fail to add up to the barrier of them together.
 
@@ -42,7 +28,7 @@ def interaction(
 
     Parameters
     ----------
-    model, states, inputs, targets, against, pairs, weights, normalisation, calibration, criterion, threads, max_memory
+    against
         As in `fedsim.analysis.barriers.barriers`.
     t
         How far layers move towards the other; by default 1 for the average, 1/2 for pairs.
@@ -66,27 +52,20 @@ def interaction(
     For a quadratic loss the interaction of two layers is the displacement of one, times the Hessian's block of the two,
     times the displacement of the other, and that of all layers is the sum over all two.
     """
-    names = Layers.of(model).names
-    compared = with_average(model, states, weights, against)
-    t = (1.0 if against == "average" else 0.5) if t is None else t
-    together = list(list_mixes({"": names}, len(states), against, (t,), pairs))
-    models = MixedModels(
-        model,
-        compared,
-        normalisation=normalisation,
-        calibration=calibration,
-        criterion=criterion,
-        threads=threads,
-        max_memory=max_memory,
-    )
+    names = models.layers.names
+    models.compared(against)
+    ends = ends_of(against, len(models))
+    t = (1.0 if all(map(is_average, ends)) else 0.5) if t is None else t
+    together = list(list_mixes({"": names}, len(models), against, (t,)))
+    mixed = models.mixed
     layers = [(name,) for name in names]
     terms = {("", ""): names} | ({pair: pair for pair in combinations(names, 2)} if pairwise else {})
     recipes = {
-        (mix, moved): models.recipe(replace(mix, layers=frozenset(moved)))
+        (mix, moved): mixed.recipe(replace(mix, layers=frozenset(moved)))
         for mix in together
         for moved in [(), *layers, *terms.values()]
     }
-    evaluated = models.evaluate(recipes.values(), inputs, targets)
+    evaluated = mixed.evaluate(recipes.values(), data)
     rows = []
     for mix in together:
         changes = {moved: _change(evaluated, recipes, mix, moved) for moved in [*layers, *terms.values()]}

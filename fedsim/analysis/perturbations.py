@@ -9,50 +9,34 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedsim.analysis.calls import of_models
+from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.paired import check_paired
-from fedsim.models.params import Params, fit_all
+from fedsim.analysis.models import Models
+from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.training.evaluation import (
     ACCELERATOR_BATCH,
     EVALUATION_BATCH,
     Criterion,
-    cross_entropies,
     losses_and_errors,
 )
 
 
+@of_models
 def perturbations(
-    model: nn.Module,
-    states: Sequence[Params],
-    inputs: Tensor,
-    targets: Tensor,
-    *,
-    fgsm: Sequence[float] = (),
-    noise: Sequence[float] = (),
-    criterion: Criterion = cross_entropies,
-    threads: int = 1,
-    seed: int = 0,
+    models: Models, data: Data, *, fgsm: Sequence[float] = (), noise: Sequence[float] = ()
 ) -> pd.DataFrame:
     """Measure models on inputs that the fast gradient sign method, or Gaussian noise, has moved.
 
     Parameters
     ----------
-    model
-        Gives the architecture; it is not changed, and models are evaluated in eval mode.
-    states
-        State dicts of at least one model.
-    inputs, targets
-        Normalised inputs, shape [n, ...], and targets, shape [n, ...], on the model's device.
+    data
+        Normalised inputs, of floating point, and targets.
     fgsm
         How far each entry of an input moves, by the sign of the gradient of the model's own loss.
     noise
-        Standard deviations of noise in each entry; its draw is the same for all models and sizes.
-    criterion
-        Maps outputs and targets of a batch to one loss per example.
-    threads
-        That work at a time; the numbers do not depend on it.
-    seed
-        Of the noise.
+        Standard deviations of the noise in each entry; its draw is the same for all models and sizes.
 
     Returns
     -------
@@ -70,7 +54,7 @@ def perturbations(
     ----------
     Goodfellow et al. 2015, Explaining and harnessing adversarial examples, arXiv 1412.6572, section 4.
     """
-    fitted = fit_all(model, states)
+    fitted, inputs, targets, criterion = models.fitted, data.inputs, data.targets, data.criterion
     _check(inputs, {"fgsm": fgsm, "noise": noise})
     check_paired(inputs, targets)
     size = EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH
@@ -78,8 +62,8 @@ def perturbations(
 
     def measure(state: Params) -> Tensor:
         # Each thread's own: for a call, the parameters of the module itself are exchanged.
-        net = copy.deepcopy(model).eval().requires_grad_(False)
-        generator = rng(seed, "perturbations")
+        net = copy.deepcopy(models.model).eval().requires_grad_(False)
+        generator = rng(models.seed, "perturbations")
         sums = torch.zeros(len(kinds), 2, dtype=torch.float64)
         for batch, expected in zip(inputs.split(size), targets.split(size), strict=True):
             drawn = torch.from_numpy(generator.standard_normal(batch.shape)).to(batch)
@@ -93,7 +77,7 @@ def perturbations(
                     sums[number] += torch.stack([values.double().sum().cpu() for values in found])
         return sums / len(inputs)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(models.threads) as pool:
         means = torch.stack(list(pool.map(measure, fitted))).tolist()
     rows = [
         {"base": base, "perturbation": kind, "size": far, "n": len(inputs), "loss": loss, "error": error}

@@ -9,39 +9,34 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
-from torch import Tensor, nn
 
+from fedsim.analysis.calls import of_models
+from fedsim.analysis.data import Data
 from fedsim.analysis.directions.random_directions import entries_of, gaussian, means_of, over_draws, passes, vector_of
-from fedsim.analysis.mixing.average import with_average
 from fedsim.analysis.mixing.groups import Groups, named_groups
-from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixing.mixes import Against, Mix, Normalisation, Pair, list_mixes
-from fedsim.models.layers import Layer, Layers
+from fedsim.analysis.mixing.mixes import (
+    Against,
+    Mix,
+    Pair,
+    list_mixes,
+)
+from fedsim.analysis.models import Models
+from fedsim.models.layers import Layer
 from fedsim.models.params import Params
-from fedsim.training.evaluation import Criterion, cross_entropies
 
 # What is evaluated beside the draws, which count from 0.
 TOWARDS, OWN = -1, -2
 
 
+@of_models
 def robustness(
-    model: nn.Module,
-    states: Sequence[Params],
-    inputs: Tensor,
-    targets: Tensor,
+    models: Models,
+    data: Data,
     *,
     groups: Groups = "layers",
     against: Against = "average",
-    pairs: Sequence[Pair] | None = None,
-    weights: Sequence[float] | None = None,
     ts: Sequence[float] = (0.5, 1.0),
     draws: int = 5,
-    normalisation: Normalisation = "interpolate",
-    calibration: Tensor | None = None,
-    criterion: Criterion = cross_entropies,
-    threads: int = 1,
-    max_memory: int = MAX_MEMORY,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Measure models that move towards another, and as far in random directions.
 
@@ -51,16 +46,12 @@ def robustness(
 
     Parameters
     ----------
-    model, states, inputs, targets, groups, against, pairs, weights
-        As in `fedsim.analysis.barriers.barriers`.
-    normalisation, calibration, criterion, threads, max_memory
+    groups, against
         As in `fedsim.analysis.barriers.barriers`.
     ts
         How far to move, in [0, 1].
     draws
-        Random directions.
-    seed
-        Of the directions, and of the order of ``cumulative-random``.
+        Number of random directions.
 
     Returns
     -------
@@ -81,34 +72,25 @@ def robustness(
     The released code draws a new direction for each t of its vision transformers; here a draw is a line. The perturbed
     models of all draws are in memory together up to half a GiB, beyond it in several passes.
     """
-    layers = Layers.of(model)
-    named = named_groups(layers, groups, seed)
-    compared = with_average(model, states, weights, against)
-    mixes = list(list_mixes(named, len(states), against, ts, pairs))
+    named = named_groups(models.layers, groups, models.seed)
+    *states, average = models.compared(against)
+    mixes = list(list_mixes(named, len(states), against, ts))
     ends = list(dict.fromkeys((mix.base, mix.other) for mix in mixes))
-    moving = [layer for layer in layers if any(layer.name in members for members in named.values())]
+    moving = [layer for layer in models.layers if any(layer.name in members for members in named.values())]
     means: dict[tuple[Mix, int], np.ndarray] = {}
     for batch in passes(draws, len(ends) * sum(layer.size for layer in moving)):
-        noisy = [state for draw in batch for state in _perturbed(compared, ends, moving, seed, draw)]
+        noisy = [state for draw in batch for state in _perturbed([*states, average], ends, moving, models.seed, draw)]
         place = {key: len(states) + number for number, key in enumerate(product(batch, ends))}
-        models = MixedModels(
-            model,
-            [*compared[:-1], *noisy, compared[-1]],
-            normalisation=normalisation,
-            calibration=calibration,
-            criterion=criterion,
-            threads=threads,
-            max_memory=max_memory,
-        )
+        mixed = models.mixed.of([*states, *noisy, average])
         recipes = {
-            (mix, draw): models.recipe(replace(mix, other=place[draw, (mix.base, mix.other)]))
+            (mix, draw): mixed.recipe(replace(mix, other=place[draw, (mix.base, mix.other)]))
             for mix in mixes
             for draw in batch
         }
         if batch.start == 0:
-            recipes |= {(mix, TOWARDS): models.recipe(mix) for mix in mixes}
-            recipes |= {(mix, OWN): models.own(mix.base) for mix in mixes}
-        evaluated = models.evaluate(recipes.values(), inputs, targets)
+            recipes |= {(mix, TOWARDS): mixed.recipe(mix) for mix in mixes}
+            recipes |= {(mix, OWN): mixed.own(mix.base) for mix in mixes}
+        evaluated = mixed.evaluate(recipes.values(), data)
         means |= {key: means_of(evaluated[recipe]) for key, recipe in recipes.items()}
     rows = []
     for mix in mixes:
@@ -117,7 +99,7 @@ def robustness(
         for direction, chosen in (("average", [TOWARDS]), ("random", range(draws))):
             found = over_draws([means[mix, draw] for draw in chosen])
             above = {"loss_own_base": found["loss"] - loss, "error_own_base": found["error"] - error}
-            rows.append(ends_of | {"direction": direction, "draws": len(chosen), "n": len(targets)} | found | above)
+            rows.append(ends_of | {"direction": direction, "draws": len(chosen), "n": len(data)} | found | above)
     return pd.DataFrame(rows)
 
 

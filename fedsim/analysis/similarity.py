@@ -3,43 +3,34 @@
 import copy
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.analysis.mixing.mixes import Pair, list_mixes
-from fedsim.models.params import Params, fit_all
+from fedsim.analysis.calls import of_models
+from fedsim.analysis.mixing.mixes import Pair, pairs_once
+from fedsim.analysis.models import Models
+from fedsim.models.params import Params
 from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
 
 # Up to which two probabilities are the same.
 SAME = 1e-4
 
 
-def similarity(
-    model: nn.Module,
-    states: Sequence[Params],
-    inputs: Tensor,
-    *,
-    pairs: Sequence[Pair] | None = None,
-    threads: int = 1,
-) -> pd.DataFrame:
+@of_models
+def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None = None) -> pd.DataFrame:
     """Measure how much of what two models predict is the same, without targets.
 
     Parameters
     ----------
-    model
-        Gives the architecture; it is not changed, and models are evaluated in eval mode.
-    states
-        State dicts of at least two models.
+    models
+        At least two.
     inputs
         Inputs as the model takes them, shape [n, ...], on the model's device.
     pairs
         Pairs (base, other); by default all, each once.
-    threads
-        That work at a time; the numbers do not depend on it.
 
     Returns
     -------
@@ -57,13 +48,12 @@ def similarity(
     ----------
     ``outputs_sim`` and ``softmax_sim`` in the released code of arXiv 2307.06966.
     """
-    fitted = fit_all(model, states, at_least=2)
-    wanted = list(combinations(range(len(states)), 2)) if pairs is None else pairs
-    ends = [(mix.base, mix.other) for mix in list_mixes({"": ()}, len(states), "pairs", (1.0,), wanted)]
+    states, ends = models.at_least(2), pairs_once(pairs, len(models))
+    threads = models.threads
     batches = inputs.split(EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH)
     with ThreadPoolExecutor(threads) as pool:
         shares = [batches[number::threads] for number in range(threads)]
-        same, of = torch.stack(list(pool.map(lambda share: _count(model, fitted, share, ends), shares))).sum(0)
+        same, of = torch.stack(list(pool.map(lambda share: _count(models.model, states, share, ends), shares))).sum(0)
     values = (same.double() / of).T.tolist()
     columns = {"base": [base for base, _ in ends], "other": [other for _, other in ends], "n": len(inputs)}
     return pd.DataFrame(columns | dict(zip(("same_class", "same_probability"), values, strict=True)))

@@ -1,7 +1,6 @@
 """Spectra of weights: ranks and norms of each layer's matrix, and angles between the subspaces of two models."""
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -10,20 +9,20 @@ from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
-from fedsim.analysis.mixing.mixes import Pair, list_mixes
+from fedsim.analysis.calls import of_models
+from fedsim.analysis.mixing.mixes import AVERAGE, Pair, pairs_once
+from fedsim.analysis.models import Models
 from fedsim.models.layers import Layers
-from fedsim.models.params import Params, fit_all
 
 
-def spectra(model: nn.Module, states: Sequence[Params]) -> pd.DataFrame:
+@of_models
+def spectra(models: Models, *, bases: Sequence[int] | None = None) -> pd.DataFrame:
     """Measure the singular values of each layer's weights, written as a matrix [out, all else].
 
     Parameters
     ----------
-    model
-        What the states must fit.
-    states
-        State dicts of at least one model.
+    bases
+        The states to measure, -1 for their average; by default all states without it.
 
     Returns
     -------
@@ -48,24 +47,24 @@ def spectra(model: nn.Module, states: Sequence[Params]) -> pd.DataFrame:
     Roy and Vetterli 2007, The effective rank: a measure of effective dimensionality, definition 1.
     """
     rows = []
-    fitted = fit_all(model, states)
-    for layer, key in _matrices(model):
-        for base, state in enumerate(fitted):
-            values = torch.linalg.svdvals(_matrix(state[key], f"state {base}", key)).numpy()
+    measured = {base: models.average if base == AVERAGE else models.fitted[base] for base in _checked(bases, models)}
+    for layer, key in _matrices(models.model):
+        for base, state in measured.items():
+            name = "the average" if base == AVERAGE else f"state {base}"
+            values = torch.linalg.svdvals(_matrix(state[key], name, key)).numpy()
             rows.append({"layer": layer, "base": base} | _ranks(values) | {"singular_values": values.tolist()})
     names = ["layer", "base", "stable_rank", "effective_rank", "spectral_norm", "frobenius_norm", "singular_values"]
     return pd.DataFrame(rows, columns=names)
 
 
-def principal_angles(
-    model: nn.Module, states: Sequence[Params], *, pairs: Sequence[Pair] | None = None, k: int = 10
-) -> pd.DataFrame:
+@of_models
+def principal_angles(models: Models, *, pairs: Sequence[Pair] | None = None, k: int = 10) -> pd.DataFrame:
     """Measure the angles between the subspaces of two models' leading singular vectors.
 
     Parameters
     ----------
-    model, states
-        As in `spectra`, at least two states.
+    models
+        At least two.
     pairs
         Pairs (base, other); by default all, each once.
     k
@@ -86,11 +85,9 @@ def principal_angles(
     """
     if k < 1:
         raise ValueError(f"k = {k} must be at least 1")
-    fitted = fit_all(model, states, at_least=2)
-    wanted = list(combinations(range(len(states)), 2)) if pairs is None else pairs
-    ends = [(mix.base, mix.other) for mix in list_mixes({"": ()}, len(states), "pairs", (1.0,), wanted)]
+    fitted, ends = models.at_least(2), pairs_once(pairs, len(models))
     rows = []
-    for layer, key in _matrices(model):
+    for layer, key in _matrices(models.model):
         used = dict.fromkeys(state for pair in ends for state in pair)
         bases = {state: _bases(_matrix(fitted[state][key], f"state {state}", key), k) for state in used}
         for base, other in ends:
@@ -99,6 +96,12 @@ def principal_angles(
                 row = {"layer": layer, "base": base, "other": other, "k": first.shape[1], "side": side}
                 rows.append(row | {"largest": angles[0], "mean": angles.mean(), "angles": angles.tolist()})
     return pd.DataFrame(rows, columns=["layer", "base", "other", "k", "side", "largest", "mean", "angles"])
+
+
+def _checked(bases: Sequence[int] | None, models: Models) -> Sequence[int]:
+    if bad := [base for base in bases or () if not AVERAGE <= base < len(models)]:
+        raise ValueError(f"base = {bad[0]} is no model; there are {len(models)}, counted from 0, and -1, their average")
+    return range(len(models.fitted)) if bases is None else bases
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, str]]:

@@ -6,36 +6,22 @@ Zhou et al. 2023, Going beyond linear mode connectivity, arXiv 2307.08286, secti
 from collections.abc import Sequence
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedsim.analysis.mixing.average import with_average
-from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixing.mixes import Against, Pair, Recipe, list_mixes
-from fedsim.models.layers import Layers
-from fedsim.models.params import Params
-from fedsim.training.evaluation import Criterion, cross_entropies
+from fedsim.analysis.calls import of_models
+from fedsim.analysis.data import Data
+from fedsim.analysis.mixing.mixed_models import MixedModels
+from fedsim.analysis.mixing.mixes import Against, Pair, Recipe, ends_of
+from fedsim.analysis.models import Models
 
 
-def stitching(
-    model: nn.Module,
-    states: Sequence[Params],
-    inputs: Tensor,
-    targets: Tensor,
-    *,
-    against: Against = "average",
-    weights: Sequence[float] | None = None,
-    pairs: Sequence[Pair] | None = None,
-    criterion: Criterion = cross_entropies,
-    threads: int = 1,
-    max_memory: int = MAX_MEMORY,
-) -> pd.DataFrame:
+@of_models
+def stitching(models: Models, data: Data, *, against: Against = "average") -> pd.DataFrame:
     """Measure models whose layers up to one come from ``base`` and all later ones from ``other``.
 
     Parameters
     ----------
-    model, states, inputs, targets, against, weights, pairs
-        As in `fedsim.analysis.barriers.barriers`; pairs are all in both directions by default.
-    criterion, threads, max_memory
+    against
         As in `fedsim.analysis.barriers.barriers`.
 
     Returns
@@ -51,15 +37,15 @@ def stitching(
         If there are too few states, one does not fit the model, there are no inputs or not as many targets, or an
         argument is unknown or out of range.
     """
-    compared = with_average(model, states, weights, against)
-    models = MixedModels(model, compared, criterion=criterion, threads=threads, max_memory=max_memory)
-    ends = [(mix.base, mix.other) for mix in list_mixes({"": ()}, len(states), against, (1.0,), pairs)]
-    order = _order(models, inputs, Layers.of(model).names)
+    models.compared(against)
+    mixed = models.interpolated
+    ends = ends_of(against, len(models))
+    order = _order(mixed, data.inputs, models.layers.names)
     recipes = {
-        (layer, pair): _stitched(models, set(order[:i]), pair) for i, layer in enumerate(order[:-1], 1) for pair in ends
+        (layer, pair): _stitched(mixed, set(order[:i]), pair) for i, layer in enumerate(order[:-1], 1) for pair in ends
     }
-    own = {state: models.own(state) for pair in ends for state in pair}
-    evaluated = models.evaluate([*recipes.values(), *own.values()], inputs, targets)
+    own = {state: mixed.own(state) for pair in ends for state in pair}
+    evaluated = mixed.evaluate([*recipes.values(), *own.values()], data)
     rows = []
     for (layer, (base, other)), recipe in recipes.items():
         found, first, second = (evaluated[each] for each in (recipe, own[base], own[other]))

@@ -10,36 +10,31 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 
+from fedsim.analysis.calls import of_models
+from fedsim.analysis.data import Data
 from fedsim.analysis.directions.random_directions import entries_of, means_of, over_draws, passes, vector_of
 from fedsim.analysis.directions.training_space import TrainingSpace, Vectors
-from fedsim.analysis.mixing.average import with_average
 from fedsim.analysis.mixing.groups import Groups, named_groups
-from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
 from fedsim.analysis.mixing.mixes import Mix
-from fedsim.models.layers import Layer, Layers
+from fedsim.analysis.models import Models
+from fedsim.models.layers import Layer
 from fedsim.models.params import Params, fit
-from fedsim.training.evaluation import Criterion, cross_entropies
 
 DIRECTIONS = ("training", "null", "average")
 
 
+@of_models
 def subspace_robustness(
-    model: nn.Module,
-    trajectories: Sequence[Sequence[Params]],
-    inputs: Tensor,
-    targets: Tensor,
+    models: Models,
+    data: Data,
     *,
+    trajectories: Sequence[Sequence[Params]],
     groups: Groups = "layers",
     sigmas: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0),
     draws: int = 5,
     base: int = 0,
-    weights: Sequence[float] | None = None,
-    criterion: Criterion = cross_entropies,
-    threads: int = 1,
-    max_memory: int = MAX_MEMORY,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Measure a model with noise of a given norm within its training space, outside of it, and towards the average.
 
@@ -48,20 +43,16 @@ def subspace_robustness(
 
     Parameters
     ----------
-    model, inputs, targets, groups, criterion, threads, max_memory
-        As in `fedsim.analysis.barriers.barriers`.
     trajectories
-        For each of two or more models its checkpoints, state dicts that do not share memory; the last is the model.
+        For each of the models, two or more, its checkpoints up to itself: state dicts that do not share memory.
+    groups
+        As in `fedsim.analysis.barriers.barriers`.
     sigmas
         L2 norms of the noise over a group's parameters.
     draws
-        Directions of noise, isotropic in their space; each is one line for all sigmas.
+        Number of directions of noise, isotropic in their space; each is one line for all sigmas.
     base
-        The model that is measured, an index of ``trajectories``.
-    weights
-        One positive number per model, of the average; by default all alike.
-    seed
-        Of the noise, and of the order of ``cumulative-random``.
+        Index of the model that is measured.
 
     Returns
     -------
@@ -82,24 +73,23 @@ def subspace_robustness(
     A basis is never built: noise in all parameters is projected, which needs inner products of checkpoints only.
     """
     _check(sigmas, base, len(trajectories))
-    checkpoints = _checkpoints(model, trajectories)
-    layers = Layers.of(model)
-    named = {group: [layers[name] for name in names] for group, names in named_groups(layers, groups, seed).items()}
-    *models, average = with_average(model, [own[-1] for own in trajectories], weights)
+    checkpoints = _checkpoints(models.model, trajectories)
+    layers = models.layers
+    grouped = named_groups(layers, groups, models.seed)
+    named = {group: [layers[name] for name in names] for group, names in grouped.items()}
+    origin, average = models.fitted[base], models.average
     moving = dict.fromkeys(layer for members in named.values() for layer in members)
     batches = list(passes(draws, 2 * sum(layer.size for members in named.values() for layer in members)))
-    space = TrainingSpace(checkpoints, models[base], moving, draws=draws, seed=seed)
+    space = TrainingSpace(checkpoints, origin, moving, draws=draws, seed=models.seed)
     means: dict[tuple[str, str, float], list[np.ndarray]] = defaultdict(list)
     for batch in batches:
         moved = {
             (group, direction, draw): state
             for group, members in named.items()
-            for direction, draw, vectors in _directions(space, members, batch, models[base], average)
-            if (state := _moved(models[base], vectors, max(sigmas))) is not None
+            for direction, draw, vectors in _directions(space, members, batch, origin, average)
+            if (state := _moved(origin, vectors, max(sigmas))) is not None
         }
-        mixed = MixedModels(
-            model, [models[base], *moved.values()], criterion=criterion, threads=threads, max_memory=max_memory
-        )
+        mixed = models.interpolated.of([origin, *moved.values()])
         recipes = {
             (group, direction, draw, sigma): mixed.recipe(
                 Mix(group, frozenset(layer.name for layer in named[group]), 0, place, sigma / max(sigmas))
@@ -107,12 +97,12 @@ def subspace_robustness(
             for place, (group, direction, draw) in enumerate(moved, 1)
             for sigma in sigmas
         }
-        evaluated = mixed.evaluate(recipes.values(), inputs, targets)
+        evaluated = mixed.evaluate(recipes.values(), data)
         for (group, direction, _, sigma), recipe in recipes.items():
             means[group, direction, sigma].append(means_of(evaluated[recipe]))
     return pd.DataFrame(
         [
-            {"group": group, "direction": direction, "sigma": sigma, "draws": len(found), "n": len(targets)}
+            {"group": group, "direction": direction, "sigma": sigma, "draws": len(found), "n": len(data)}
             | over_draws(found)
             for group in named
             for direction in DIRECTIONS

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from fedsim.analysis.mixing.groups import KINDS
+from fedsim.analysis.suite import BY_LAYER
 from fedsim.cli.terminal import print_error, print_failures, print_table, say, write_text, write_to
 from fedsim.config import Config, choices, naming, parse_assignment, read_toml, with_settings
 from fedsim.config.catalogue import describe
@@ -26,7 +27,6 @@ from fedsim.config.choices import CATALOGUES, Kind
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.dry_run import describe_run
 from fedsim.experiment.saved_models.comparison import compare_checkpoints, comparison_config, write_comparison
-from fedsim.experiment.saved_models.measures import CHECKPOINT_MEASURES
 from fedsim.experiment.sweep import sweep
 from fedsim.experiment.tuning import tune
 from fedsim.experiment.tuning.grid import describe_tuning, tunings_of
@@ -156,9 +156,7 @@ def barriers_command(
     ] = None,
     measure: Annotated[
         list[str] | None,
-        typer.Option(
-            click_type=click.Choice(CHECKPOINT_MEASURES), help="Measure this of features or weights too; repeatable."
-        ),
+        typer.Option(click_type=click.Choice(BY_LAYER), help="Measure this of features or weights too; repeatable."),
     ] = None,
     matching: Annotated[
         Literal["none", "weights", "activations"],

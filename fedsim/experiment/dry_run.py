@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
 from fedsim.experiment.measuring.barrier_cost import rounds_between, work_of
 from fedsim.experiment.measuring.evaluation_cost import evaluation_work_of
@@ -10,9 +11,6 @@ from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.federation import Federation
 from fedsim.strategy import ClientRule, Phase, Strategy
 from fedsim.strategy.participants import draw_participants, draw_unseen
-
-# Without forward passes of mixed models.
-FREE = ("distances", "similarity", "cka", "spectra")
 
 
 def describe_run(config: Config) -> str:
@@ -133,7 +131,7 @@ def _barriers(federation: Federation) -> Iterator[str]:
     )
     share = rounds * work.passes / (config.rounds * work.training_passes)
     yield f"{share:.0%} of the work of the training, of {config.rounds * work.training_passes:,.0f} passes"
-    others: list[str] = [name for name in config.barriers.measures if name not in FREE]
+    others: list[str] = [name for name in config.barriers.measures if MEASURES[name].mixes]
     others += [f"matching by {way}" for way in config.barriers.matching if way != "none"]
     if others:
         yield f"not counted: {', '.join(others)}"

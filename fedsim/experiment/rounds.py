@@ -12,20 +12,21 @@ from typing import Any
 import torch
 from flwr.app import ConfigRecord, Message
 
+from fedsim.analysis.data import Data
+from fedsim.analysis.models import Models
 from fedsim.analysis.perturbations import perturbations
 from fedsim.errors import RunError
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.measuring.barrier_cost import rounds_between
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
 from fedsim.experiment.measuring.gate import gate_barriers, gate_traffic, mean_barriers
-from fedsim.experiment.measuring.measurements import measure_updates, whole_models
+from fedsim.experiment.measuring.uploads import measure_updates
 from fedsim.federation.client.evaluation import load_for_evaluation
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRAINED, UPLOADED, metric_name
 from fedsim.federation.engines.grid import Engine, processors
 from fedsim.federation.federation import Federation
-from fedsim.models.averaging import weighted_mean
-from fedsim.models.params import Params, combine, state_of
+from fedsim.models.params import Params, state_of
 from fedsim.results.best_round import reason_to_stop, validation_means
 from fedsim.results.folder import RunFolder, append_rows, metric_row, read_rows, write_parquet
 from fedsim.strategy import ClientUpdate, Measurable, Received, Strategy, messages
@@ -167,12 +168,10 @@ class Rounds:
 
     def _measure(self, server_round: int, updates: Sequence[ClientUpdate]) -> list[dict[str, Any]]:
         """Write what is measured of the models as uploaded; return the metrics of their average."""
-        tables = measure_updates(self.federation, updates, self.strategy.global_model, self._threads)
-        for name, table in tables.items():
+        measured = measure_updates(self.federation, updates, self.strategy.global_model, self._threads)
+        for name, table in measured.tables.items():
             write_parquet(self.folder.measured(name, server_round), table)
-        states = whole_models(self.federation, updates)
-        average = weighted_mean(states, [update.num_examples for update in updates])
-        return self._server_rows(server_round, AVERAGE, combine(states[0], average))
+        return self._server_rows(server_round, AVERAGE, measured.average)
 
     def _evaluate(self, server_round: int) -> list[dict[str, Any]]:
         """Evaluate all that is due in a round; by the validation data, this may turn out to be the last one."""
@@ -240,15 +239,8 @@ class Rounds:
         fgsm, noise = config.evaluation.sizes("fgsm"), config.evaluation.sizes("noise")
         names = {"fgsm": fgsm, "noise": noise}
         model = load_for_evaluation(self.federation, params, self.federation.calibration)
-        table = perturbations(
-            model,
-            [state_of(model)],
-            *self._test,
-            fgsm=list(fgsm),
-            noise=list(noise),
-            threads=self._threads,
-            seed=config.seed,
-        )
+        models = Models(model, [state_of(model)], threads=self._threads, seed=config.seed)
+        table = perturbations(models, Data(*self._test), fgsm=list(fgsm), noise=list(noise))
         return [
             metric_row(server_round, None, names[row["perturbation"]][row["size"]], name, metric, value, row["n"])
             for row in table.to_dict("records")

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from fedsim.config import Config, EngineConfig, making
 from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
+from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
 from fedsim.experiment.measuring.gate import check_gate
-from fedsim.experiment.measuring.measurements import MEASURES, check_examples, check_groups, check_matching
 from fedsim.experiment.rounds import Rounds, RoundSummary
 from fedsim.federation.client.app import app_of, client_app, cohort_size
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
@@ -23,6 +23,7 @@ from fedsim.federation.engines import make_engine
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.results.environment import environment, now
 from fedsim.results.folder import RunFolder, keep_rounds, write_json, write_whole
+from fedsim.results.measured import TABLES
 from fedsim.strategy import Strategy
 from fedsim.strategy.participants import draw_participants
 from fedsim.training import cohort_problem
@@ -150,7 +151,7 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     for path in (folder.metrics, folder.communication, folder.timing):
         keep_rounds(path, done)
-    for name in MEASURES:
+    for name in TABLES:
         for server_round, path in folder.measured_files(name).items():
             if server_round > done:
                 path.unlink()

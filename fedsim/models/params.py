@@ -42,10 +42,21 @@ def fit_all(model: nn.Module, states: Sequence[Params], at_least: int = 1) -> li
     ValueError
         If there are too few states, or one does not fit the model.
     """
+    check_number(states, at_least)
+    return [fit(model, state, f"state {number}") for number, state in enumerate(states)]
+
+
+def check_number(states: Sequence[Params], at_least: int) -> None:
+    """Check that there are enough states.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer.
+    """
     if len(states) < at_least:
         number = "is 1 state" if len(states) else "are no states"
         raise ValueError(f"there {number}; this needs at least {at_least}")
-    return [fit(model, state, f"state {number}") for number, state in enumerate(states)]
 
 
 def fit(model: nn.Module, params: Params, name: str) -> Params:

@@ -1,11 +1,16 @@
 """Tables of the analysis, a file for each round in which it was made."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from fedsim.analysis.suite import MEASURES
 from fedsim.errors import ConfigError
 
+UNMATCHED = "none"
+# The kinds of tables: barriers, those that decide what a strategy averages, and all other measures.
+TABLES = ("barriers", "gate", "matching", *MEASURES)
 DATA = {
     "server": "the server's test examples",
     "train": "the union of the clients' training examples",
@@ -13,11 +18,16 @@ DATA = {
 }
 
 
+def with_matching(table: pd.DataFrame, way: str, ways: Sequence[str]) -> pd.DataFrame:
+    """Return a table as it is written: with the column ``matching``, unless models are never matched."""
+    return table if tuple(ways) == (UNMATCHED,) else table.assign(matching=way)
+
+
 def read_measured(folder: Path) -> pd.DataFrame:
     """Read the tables of all rounds in a folder, with a column ``round``; empty if there are none.
 
-    The column ``data`` says on what rows were measured: ``server`` where a file does not say it; ``matching`` by what
-    the models had been matched: ``none`` where a file does not say it.
+    The column ``data`` names the data of a row, by default ``server``; ``matching`` is what the models had been matched
+    by, ``none`` in files without that column (`with_matching`).
 
     Raises
     ------
@@ -31,7 +41,7 @@ def read_measured(folder: Path) -> pd.DataFrame:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{path} is damaged ({reason}); remove the run's folder and run it again") from error
-        for column, value in (("data", "server"), ("matching", "none")):
+        for column, value in (("data", "server"), ("matching", UNMATCHED)):
             if column not in frame:
                 frame[column] = value
         frames.append(frame.assign(round=int(path.stem.removeprefix("round-"))))

@@ -279,7 +279,7 @@ def test_the_number_of_threads_changes_nothing_and_the_model_stays_as_it_was() -
 
 def test_pairs_are_ordered_and_only_those_given_are_measured() -> None:
     model, states, inputs, targets = models(3)
-    table = barriers(model, states, inputs, targets, groups="full", against="pairs", pairs=[(2, 0)])
+    table = barriers(model, states, inputs, targets, groups="full", against=[(2, 0)])
     assert table[["base", "other", "t"]].to_numpy().tolist() == [[2, 0, 0.0], [2, 0, 0.5], [2, 0, 1.0]]
     assert table["loss_own_base"][0] == 0
 
@@ -298,9 +298,9 @@ def test_counting_agrees_with_what_is_evaluated(monkeypatch: pytest.MonkeyPatch)
     model, states, inputs, targets = models(3)
     asked, plain = [], MixedModels.evaluate
     monkeypatch.setattr(MixedModels, "evaluate", lambda self, *args: asked.append(plain(self, *args)) or asked[-1])
-    for against, pairs in (("average", None), ("pairs", [(0, 1), (1, 0)])):
+    for against in ("average", [(0, 1), (1, 0)]):
         for more in ({}, {"ts": [0.25]}, {"ts": [0.25], "references": ["own_base"]}):
-            options = {"groups": ["full", "layers"], "against": against, "pairs": pairs, **more}
+            options = {"groups": ["full", "layers"], "against": against, **more}
             asked.clear()
             barriers(model, states, inputs, targets, **options)
             assert [len(evaluated) for evaluated in asked] == [count_evaluations(model, 3, **options)]
@@ -448,7 +448,7 @@ def test_models_of_different_initialisation_have_a_full_barrier_and_small_ones_o
         ({"groups": "layer"}, "groups has 'layer'"),
         ({"groups": {"x": "hed"}}, "'hed' matches nothing"),
         ({"ts": [1.5]}, "each must be from 0 to 1"),
-        ({"against": "pairs", "pairs": [(0, 2)]}, r"pair \(0, 2\)"),
+        ({"against": [(0, 2)]}, r"pair \(0, 2\)"),
         ({"weights": [1.0]}, "weights"),
         ({"weights": [1.0, -1.0]}, "must be positive"),
         ({"references": ["cord"]}, "references has 'cord'"),

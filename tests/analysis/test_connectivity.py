@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.analysis.connectivity import ADDITIVITY_TS, connectivity
 from fedsim.analysis.features import features
-from fedsim.analysis.features.features import Features
+from fedsim.analysis.models import Models
 from fedsim.models.architectures import MODELS
 from fedsim.models.params import Params
 from tests.analysis.cases import mean_of, mlp, models, train_two
@@ -241,7 +241,7 @@ def test_every_column_agrees_with_a_slow_implementation(name: str) -> None:
     grid = (0.2, 0.7)
     tables = [
         connectivity(model, states, inputs, weights=[1.0, 2.0, 5.0], ts=(0.3,), additivity_ts=grid),
-        connectivity(model, states, inputs, against="pairs", pairs=[(2, 0)], ts=(0.3,), additivity_ts=grid),
+        connectivity(model, states, inputs, against=[(2, 0)], ts=(0.3,), additivity_ts=grid),
     ]
     compared = [*states, mean_of(states, [1.0, 2.0, 5.0])]
     checked = 0
@@ -364,7 +364,7 @@ def test_features_of_a_linear_layer_miss_by_what_does_not_commute() -> None:
 def test_mixed_outputs_err_only_where_one_of_the_models_does() -> None:
     # Lemma 1 with the features themselves.
     trained = train_two(same_start=False)
-    taken = Features(trained.model, trained.finals, trained.inputs, [0, 1])
+    taken = Models(trained.model, trained.finals).features(trained.inputs, [0, 1])
     logits = [
         torch.cat(each)
         for each in zip(*taken.map(lambda x: [v.features for v in list(taken.walk(x))[-1][1]]), strict=True)
@@ -483,7 +483,7 @@ def test_a_model_that_cannot_be_traced_has_the_features_of_its_modules(caplog: p
 @pytest.mark.parametrize("name", ["vit", "gpt", "char-lstm", "mobilenet"])
 def test_networks_of_other_kinds_have_features(name: str) -> None:
     model, inputs = build(name), batch(ZOO[name].shape, 7)
-    taken = Features(model, [model.state_dict()], inputs, [0])
+    taken = Models(model, [model.state_dict()]).features(inputs, [0])
     names = [site.name for site in taken.sites]
     assert len(set(names)) == len(names)
     assert {"vit": "encoder.layers.encoder_layer_1", "gpt": "h.1", "char-lstm": "lstm.1", "mobilenet": "features.18.0"}[
@@ -532,12 +532,12 @@ def test_numbers_do_not_depend_on_what_else_is_asked_for() -> None:
     model, states, inputs = made("mlp", 3)
     every = connectivity(model, states, inputs, against="pairs", ts=(0.0, 0.3, 1.0))
     assert every.groupby("layer")[["base", "other"]].size().eq(9).all()
-    few = connectivity(model, states, inputs, against="pairs", pairs=[(1, 2), (0, 2)], ts=(0.3,))
+    few = connectivity(model, states, inputs, against=[(1, 2), (0, 2)], ts=(0.3,))
     same = every.merge(few[KEYS], on=KEYS)
     assert len(same) == len(few) == 6
     pd.testing.assert_frame_equal(same, few.sort_values(["layer", "base"]).reset_index(drop=True))
     # From the other end.
-    back = connectivity(model, states, inputs, against="pairs", pairs=[(2, 1)], ts=(0.7,)).drop(columns=KEYS)
+    back = connectivity(model, states, inputs, against=[(2, 1)], ts=(0.7,)).drop(columns=KEYS)
     np.testing.assert_allclose(back, few.query("base == 1").drop(columns=KEYS), rtol=1e-9)
 
 
@@ -553,7 +553,7 @@ def test_a_model_of_zeros_commutes_with_none() -> None:
 
 def test_no_pairs_are_no_rows() -> None:
     model, states, inputs = made("mlp", 2)
-    every, none = (connectivity(model, states, inputs, against="pairs", pairs=pairs) for pairs in (None, []))
+    every, none = (connectivity(model, states, inputs, against=against) for against in ("pairs", []))
     assert len(none) == 0
     assert list(none.columns) == list(every.columns)
 
@@ -561,7 +561,7 @@ def test_no_pairs_are_no_rows() -> None:
 def test_wrong_arguments_are_named() -> None:
     model, states, inputs = made("mlp", 2)
     for options, message in (
-        ({"against": "pairs", "pairs": [(0, 5)]}, r"pair \(0, 5\)"),
+        ({"against": [(0, 5)]}, r"pair \(0, 5\)"),
         ({"ts": [2.0]}, "must be from 0 to 1"),
         ({"ts": ()}, "ts is empty; give at least one"),
         ({"additivity_ts": [-1.0]}, "additivity_ts has -1.0"),

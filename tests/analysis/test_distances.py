@@ -98,10 +98,10 @@ def test_half_precision_is_summed_in_float64() -> None:
 
 def test_pairs_are_ordered_and_only_those_given_are_measured() -> None:
     model, states, _, _ = models(3)
-    table = distances(model, states, groups="full", against="pairs", pairs=[(2, 0)])
+    table = distances(model, states, groups="full", against=[(2, 0)])
     assert table[["base", "other"]].to_numpy().tolist() == [[2, 0]]
     assert "base_from_start" not in table
-    both = distances(model, states, groups="full", against="pairs", pairs=[(2, 0), (0, 2)])
+    both = distances(model, states, groups="full", against=[(2, 0), (0, 2)])
     assert both["distance"].nunique() == 1
     assert both["distance_relative"].nunique() == 2
 
@@ -119,6 +119,6 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="there is 1 state"):
         distances(model, states[:1], against="pairs")
     with pytest.raises(ValueError, match=r"pair \(0, 2\)"):
-        distances(model, states, against="pairs", pairs=[(0, 2)])
+        distances(model, states, against=[(0, 2)])
     with pytest.raises(ValueError, match="against = 'avrage'"):
         distances(model, states, against="avrage")

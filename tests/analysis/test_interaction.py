@@ -60,7 +60,7 @@ def test_a_quadratic_loss_gives_the_closed_form(against: str, t: float) -> None:
 
 def test_every_column_agrees_with_a_slow_implementation() -> None:
     model, states, inputs, targets = models(3, norm_net)
-    table = interaction(model, states, inputs, targets, against="pairs", pairs=[(2, 0)], pairwise=True)
+    table = interaction(model, states, inputs, targets, against=[(2, 0)], pairwise=True)
     assert (table["t"] == 0.5).all()
 
     def change(*layers: str) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Mix, Normalisation, Recipe, list_mixes
 from fedsim.models.layers import Layers
@@ -87,7 +88,7 @@ def assert_agrees(
     states = different_states(model, 3)
     models = MixedModels(model, states, normalisation=normalisation, calibration=inputs, **options)
     asked = some_mixes(model, len(states), mixes)
-    evaluated = models.evaluate([models.recipe(mix) for mix in asked], inputs, targets)
+    evaluated = models.evaluate([models.recipe(mix) for mix in asked], Data(inputs, targets))
     for mix in asked:
         found, (loss, error) = evaluated[models.recipe(mix)], slowly(model, states, mix, inputs, targets, normalisation)
         assert found.loss == pytest.approx(loss, rel=1e-5, abs=1e-5)
@@ -258,7 +259,7 @@ def test_little_memory_changes_rounding_only(max_memory: int) -> None:
     much = MixedModels(model, states)
     little = MixedModels(model, states, max_memory=max_memory)
     recipes = all_pairs(model, 3, (0.5, 0.8), much)
-    expected, found = (each.evaluate(recipes, inputs, targets) for each in (much, little))
+    expected, found = (each.evaluate(recipes, Data(inputs, targets)) for each in (much, little))
     for recipe in recipes:
         torch.testing.assert_close(found[recipe].losses, expected[recipe].losses, rtol=1e-5, atol=1e-6)
     assert little.flops(recipes, inputs) > much.flops(recipes, inputs)
@@ -271,7 +272,7 @@ def test_each_threads_numbers_are_the_same() -> None:
     results = []
     for threads in (1, 3):
         models = MixedModels(model, states, threads=threads)
-        results.append(models.evaluate(all_pairs(model, 2, (0.5,), models), inputs, targets))
+        results.append(models.evaluate(all_pairs(model, 2, (0.5,), models), Data(inputs, targets)))
     for recipe, one in results[0].items():
         assert torch.equal(one.losses, results[1][recipe].losses)
 
@@ -310,7 +311,7 @@ def test_the_share_that_a_change_costs() -> None:
     model, inputs = made(Branches), IMAGES
     models = MixedModels(model, [model.state_dict()])
     assert models.changed_share(["fc"]) == 1.0
-    models.evaluate([models.own(0)], inputs, targets_of(model, inputs))
+    models.evaluate([models.own(0)], Data(inputs, targets_of(model, inputs)))
     pixels = 36
     flops = {"stem": 2 * 9 * 4, "left": 2 * 4 * 4, "right": 2 * 9 * 16, "twice": 2 * 2 * 9 * 64}
     total = pixels * sum(flops.values()) + 2 * 8 * CLASSES
@@ -325,7 +326,7 @@ def test_sums_in_the_other_precision_and_the_models_mode_stay_as_they_are() -> N
     before = copy.deepcopy(model.state_dict())
     models = MixedModels(model, [model.state_dict()])
     inputs = IMAGES.double()
-    found = models.evaluate([models.own(0)], inputs, torch.zeros(N, dtype=torch.int64))[models.own(0)]
+    found = models.evaluate([models.own(0)], Data(inputs, torch.zeros(N, dtype=torch.int64)))[models.own(0)]
     expected = cross_entropy(copy.deepcopy(model).eval()(inputs), torch.zeros(N, dtype=torch.int64)).item()
     assert found.loss == pytest.approx(expected, rel=1e-12)
     assert model.training

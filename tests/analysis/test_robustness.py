@@ -84,8 +84,7 @@ def test_where_all_directions_are_alike_random_ones_cost_what_the_average_does()
         torch.zeros(1, 1),
         whole(states[0]).expand(1, -1),
         groups=["layers", "full"],
-        against="pairs",
-        pairs=[(0, 2)],
+        against=[(0, 2)],
         criterion=squared,
     )
     for _, row in table.iterrows():
@@ -99,7 +98,7 @@ def test_numbers_do_not_depend_on_what_else_is_asked_for() -> None:
     model, states, inputs, targets = models(3)
     options = {"against": "pairs", "draws": 2}
     every = robustness(model, states, inputs, targets, groups=["layers", "full"], ts=(0.3, 1.0), **options)
-    few = robustness(model, states, inputs, targets, groups={"2": "2"}, ts=(1.0,), pairs=[(2, 1)], **options)
+    few = robustness(model, states, inputs, targets, groups={"2": "2"}, ts=(1.0,), **options | {"against": [(2, 1)]})
     same = every.merge(few[KEYS], on=KEYS)
     assert len(same) == 2
     pd.testing.assert_frame_equal(same, few)

@@ -38,7 +38,7 @@ class Backwards(nn.Module):
 
 def test_layers_are_in_the_order_of_their_use() -> None:
     model, states, inputs, targets = models(2, Backwards)
-    table = stitching(model, states, inputs, targets, against="pairs", pairs=[(1, 0)])
+    table = stitching(model, states, inputs, targets, against=[(1, 0)])
     assert list(table["layer"]) == ["stem", "body"]
     stem = {key: states[1 if key.startswith("stem") else 0][key] for key in states[0]}
     assert table["loss"][0] == pytest.approx(float(plain_losses(model, stem, inputs, targets)[0].mean()), abs=1e-12)
@@ -71,7 +71,7 @@ def test_threads_change_nothing() -> None:
 def test_wrong_arguments_are_named() -> None:
     model, states, inputs, targets = models(2)
     with pytest.raises(ValueError, match=r"pair \(0, 5\)"):
-        stitching(model, states, inputs, targets, against="pairs", pairs=[(0, 5)])
+        stitching(model, states, inputs, targets, against=[(0, 5)])
     with pytest.raises(ValueError, match="there is 1 state"):
         stitching(model, states[:1], inputs, targets, against="pairs")
     with pytest.raises(ValueError, match="there are no inputs"):

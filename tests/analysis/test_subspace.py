@@ -17,6 +17,12 @@ from tests.analysis.cases import Quadratic, mean_of, models, norm_net, plain_los
 LAYERS = Layers.of(Quadratic())
 
 
+def robustness_of(model, trajectories, inputs, targets, **options):
+    """Measure the last models of trajectories."""
+    finals = [own[-1] if own else {} for own in trajectories]
+    return subspace_robustness(model, finals, inputs, targets, trajectories=trajectories, **options)
+
+
 def squared(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return (outputs - targets).square().sum(1)
 
@@ -63,7 +69,7 @@ def test_rounding_of_checkpoints_is_no_direction_of_training() -> None:
 
 def test_every_direction_has_the_norm_that_is_asked_for() -> None:
     first, second = points(3), points(2, seed=1)
-    table = subspace_robustness(
+    table = robustness_of(
         Quadratic(),
         [first, second],
         torch.zeros(1, 1),
@@ -84,7 +90,7 @@ def test_every_direction_has_the_norm_that_is_asked_for() -> None:
 def test_noise_outside_of_the_training_space_keeps_what_depends_on_that_space_only() -> None:
     first, second = points(2), points(2, seed=1)
     away = torch.stack([whole(state) - whole(first[-1]) for state in (first[0], *second)])
-    table = subspace_robustness(
+    table = robustness_of(
         Quadratic(),
         [first, second],
         torch.zeros(1, 1),
@@ -104,7 +110,7 @@ def test_as_far_as_the_average_towards_the_average_is_the_average(base: int) -> 
     average = mean_of(states, [1, 2, 5])
     keys = [key for key in average if key.rpartition(".")[2] in ("weight", "bias")]
     away = sum(float((average[key] - states[base][key]).square().sum()) for key in keys) ** 0.5
-    table = subspace_robustness(
+    table = robustness_of(
         model,
         [[state] for state in states],
         inputs,
@@ -124,21 +130,21 @@ def test_numbers_depend_neither_on_what_else_is_asked_for_nor_on_passes(monkeypa
     model, states, inputs, targets = models(4)
     trajectories = [states[:2], states[2:]]
     options = {"sigmas": (1.0, 2.0), "draws": 3}
-    every = subspace_robustness(model, trajectories, inputs, targets, groups=["layers", "full"], **options)
+    every = robustness_of(model, trajectories, inputs, targets, groups=["layers", "full"], **options)
     monkeypatch.setattr(directions, "PASS_BYTES", 1)
-    few = subspace_robustness(model, trajectories, inputs, targets, groups={"2": "2"}, threads=2, **options)
+    few = robustness_of(model, trajectories, inputs, targets, groups={"2": "2"}, threads=2, **options)
     pd.testing.assert_frame_equal(every.query("group == '2'").reset_index(drop=True), few)
 
 
 def test_models_that_never_moved_have_no_direction() -> None:
     model, states, inputs, targets = models(1)
-    table = subspace_robustness(model, [states, copy.deepcopy(states)], inputs, targets, sigmas=(1.0,), groups="full")
+    table = robustness_of(model, [states, copy.deepcopy(states)], inputs, targets, sigmas=(1.0,), groups="full")
     assert table.set_index("direction")["draws"].to_dict() == {"training": 0, "null": 5, "average": 0}
 
 
 def test_noise_within_the_training_space_harms_and_noise_outside_does_not() -> None:
     trained = train_two(same_start=True)
-    table = subspace_robustness(
+    table = robustness_of(
         trained.model,
         trained.trajectories,
         trained.inputs,
@@ -168,4 +174,4 @@ def test_wrong_arguments_are_named() -> None:
         (good, {"base": 2}, "base = 2 is no model"),
     ):
         with pytest.raises(ValueError, match=message):
-            subspace_robustness(model, trajectories, inputs, targets, **options)
+            robustness_of(model, trajectories, inputs, targets, **options)

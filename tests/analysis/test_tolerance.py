@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.analysis.barriers import barriers, measure
+from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.samples.controls import best_design, designs, estimated_values
 from fedsim.analysis.samples.tolerance import FIRST_LOOK, estimate, sources_of, strata_of, stratified_order
@@ -107,16 +108,16 @@ def test_each_example_is_evaluated_at_most_once_per_model(monkeypatch: pytest.Mo
     counts: dict = {}
     plain = MixedModels.evaluate
 
-    def counting(self, recipes, some, expected):
+    def counting(self, recipes, data):
         recipes = list(recipes)
         for recipe in set(recipes):
-            counts[recipe] = counts.get(recipe, 0) + len(expected)
-        return plain(self, recipes, some, expected)
+            counts[recipe] = counts.get(recipe, 0) + len(data)
+        return plain(self, recipes, data)
 
     monkeypatch.setattr(MixedModels, "evaluate", counting)
     models = MixedModels(model, states)
     recipes = [(0, (0, 1, 0.5), 0), (2, 0, 0), (1, 1, 2), models.own(1)]
-    used = estimate(models, recipes, inputs, targets, tolerance=TOLERANCE).used
+    used = estimate(models, recipes, Data(inputs, targets), tolerance=TOLERANCE).used
     assert used == counts
     assert set(recipes) < set(used)
     assert used[models.own(0)] == used[1, 1, 2] == len(targets) > used[0, (0, 1, 0.5), 0]

@@ -21,12 +21,13 @@ from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.experiment.dry_run import describe_run
 from fedsim.experiment.measuring.barrier_cost import work_of
-from fedsim.experiment.measuring.measurements import MEASURES, measure_updates, whole_models
+from fedsim.experiment.measuring.uploads import measure_updates, whole_models
 from fedsim.experiment.run import prepare
 from fedsim.federation.federation import Federation
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.params import combine
 from fedsim.results.folder import RunFolder
+from fedsim.results.measured import TABLES
 from fedsim.results.report import read_result
 from fedsim.results.report.pages.analysis import analysis_sections
 from fedsim.seeds import rng
@@ -107,7 +108,7 @@ def test_matched_models_are_measured_in_the_same_ways(tiny: Tiny, way: str) -> N
         expected = distances(model, models, weights=WEIGHTS, groups=["layers", "full"], start=start)
         assert_equal_rows(of_kind["distances"], expected, NAMES)
         assert of_kind["distances"]["cosine_from_start"].isna().all() == (kind == way)  # units of the start stay
-    assert tables.keys() <= set(MEASURES)  # whose files a run that goes on removes
+    assert tables.keys() <= set(TABLES)  # whose files a run that goes on removes
     shares = tables["matching"].pivot(index="base", columns="order", values="moved")
     for client, permutation in zip((3, 0, 2), permutations, strict=True):
         assert shares.loc[client].to_dict() == moved(permutation)
@@ -132,7 +133,7 @@ def test_matching_permuted_clients_makes_their_barriers_vanish_and_tells_who_mov
     ways = ["none", "weights", "activations"]
     federation, _ = prepare(tiny(barriers={"every": 1, "matching": ways, "measures": ["connectivity", "distances"]}))
     updates, orders = permuted_updates(federation)
-    tables = measure_updates(federation, updates, federation.initial, threads=1)
+    tables = measure_updates(federation, updates, federation.initial, threads=1).tables
     full = tables["barriers"].query("group == 'full'")
     heights = full["loss_mean_ends"].abs().groupby(full["matching"]).max()
     assert heights["none"] > 0.1
@@ -159,12 +160,12 @@ def test_models_that_diverged_are_measured_as_they_are_and_the_log_says_so(
         ClientUpdate(update.client, {key: 1e30 * value for key, value in (update.shared | update.probe).items()}, 1.0)
         for update in updates_of(federation)
     ]
-    tables = measure_updates(federation, updates, federation.initial, threads=1)
+    tables = measure_updates(federation, updates, federation.initial, threads=1).tables
     assert set(tables["barriers"]["matching"]) == {"none"}
     assert "not measured after matching by activations: " in caplog.text
     ways = {"matching": ["activations", "none"], "measures": ["criticality"]}
     federation, _ = prepare(tiny(barriers=settings | ways, model={"name": "mlp", "hidden": [4, 4]}))
-    tables = measure_updates(federation, updates, federation.initial, threads=1)
+    tables = measure_updates(federation, updates, federation.initial, threads=1).tables
     assert set(tables["criticality"]["matching"]) == {"none"}
 
 

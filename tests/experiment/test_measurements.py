@@ -10,7 +10,7 @@ from fedsim.analysis import barriers, criticality, distances, interaction, robus
 from fedsim.config import Config
 from fedsim.experiment.dry_run import describe_run
 from fedsim.experiment.measuring.barrier_cost import AUTO_SHARE, rounds_between, work_of
-from fedsim.experiment.measuring.measurements import measure_updates, whole_models
+from fedsim.experiment.measuring.uploads import measure_updates, whole_models
 from fedsim.experiment.run import prepare
 from fedsim.federation.federation import Federation
 from fedsim.results.folder import RunFolder
@@ -34,7 +34,7 @@ def updates_of(federation: Federation, clients: tuple[int, ...] = (3, 0, 2)) -> 
 def measured(config: Config) -> tuple[Federation, list[ClientUpdate], dict[str, pd.DataFrame]]:
     federation, _ = prepare(config)
     updates = updates_of(federation)
-    return federation, updates, measure_updates(federation, updates, federation.initial, threads=2)
+    return federation, updates, measure_updates(federation, updates, federation.initial, threads=2).tables
 
 
 def assert_equal_rows(found: pd.DataFrame, expected: pd.DataFrame, names: dict[int, int]) -> None:
@@ -79,10 +79,10 @@ def test_each_clients_model_is_measured_on_its_own_test_data(tiny: Tiny) -> None
         options: dict[str, Any] = {"groups": ["layers", "full"], "seed": config.seed}
         own = tables["barriers"].query(f"base == {update.client}")
         assert set(own["n"]) == {len(data[1])}
-        expected = barriers(model, states, *data, weights=[13.0, 10.0, 12.0], bases=[position], **options)
+        expected = barriers(model, states, *data, weights=[13.0, 10.0, 12.0], against=[(position, -1)], **options)
         np.testing.assert_array_equal(own.query("other == -1")["loss_mean_ends"], expected["loss_mean_ends"])
         pairs = [(position, other) for other in range(3) if other != position]
-        expected = barriers(model, states, *data, against="pairs", pairs=pairs, ts=[0.25], **options)
+        expected = barriers(model, states, *data, against=pairs, ts=[0.25], **options)
         found = own.query("other != -1").sort_values(["group", "loss"])
         np.testing.assert_array_equal(found["loss"], expected.sort_values(["group", "loss"])["loss"])
 

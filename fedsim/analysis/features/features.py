@@ -8,15 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.analysis.features.sites import Site
 from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.features.walks import ModuleWalk, OperationWalk, Values, Walk
+from fedsim.analysis.mixing.mixed_models import prepared
 from fedsim.analysis.mixing.mixes import Source
+from fedsim.analysis.mixing.traced import Tracer
 from fedsim.data.dataset import channels_last
 from fedsim.models.graph import NotTraceableError, probes_of
-from fedsim.models.params import Params, load_state_
+from fedsim.models.params import Params
 
 # Examples at a time.
 CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 64, 1024, 4
@@ -26,16 +28,46 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
+class Walks:
+    """Finds how to go through a model, once for each shape of its inputs.
+
+    A model that `torch.fx` can trace is run operation by operation. The features of any other model are what its
+    layers' modules give, with a line in the log.
+    """
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._found: dict[tuple[torch.Size, torch.dtype, torch.device], Walk] = {}
+
+    def of(self, inputs: Tensor) -> Walk:
+        """Return the walk for inputs of this shape.
+
+        Raises
+        ------
+        ValueError
+            If there are no inputs.
+        """
+        kind = (inputs.shape[1:], inputs.dtype, inputs.device)
+        if kind not in self._found:
+            self._found[kind] = self._find(inputs)
+        return self._found[kind]
+
+    def _find(self, inputs: Tensor) -> Walk:
+        try:
+            return OperationWalk(self._tracer.traced(inputs))
+        except NotTraceableError as reason:
+            model = copy.deepcopy(self._tracer.model)
+            logger.info("features of %s are what its layers' modules give: %s", type(model).__name__, reason)
+            return ModuleWalk(model, probes_of(inputs))
+
+
 class Features:
     """The features of several models in eval mode, all models at one layer before any is at the next.
 
-    A model that `torch.fx` can trace is run operation by operation. Of any other the features are what its layers'
-    modules give, with a line in the log.
-
     Parameters
     ----------
-    model
-        Gives the architecture; it is not changed.
+    walks
+        Of the models' architecture.
     states
         State dicts; sources are indices into them, -1 the last.
     inputs
@@ -43,7 +75,7 @@ class Features:
     sources
         The models whose features are asked for.
     threads
-        That work at a time.
+        Number of threads.
 
     Raises
     ------
@@ -52,21 +84,13 @@ class Features:
     """
 
     def __init__(
-        self, model: nn.Module, states: Sequence[Params], inputs: Tensor, sources: Sequence[Source], threads: int = 1
+        self, walks: Walks, states: Sequence[Params], inputs: Tensor, sources: Sequence[Source], threads: int = 1
     ) -> None:
-        self._model = copy.deepcopy(model).eval()
-        load_state_(self._model, states[0])
+        self._walk = walks.of(inputs)
         self._inputs, self._list, self._threads = inputs, list(sources), threads
         self._local = threading.local()
-        probes = probes_of(inputs)
-        self._walk: Walk
-        try:
-            self._walk = OperationWalk(self._model, probes)
-        except NotTraceableError as reason:
-            logger.info("features of %s are what its layers' modules give: %s", type(self._model).__name__, reason)
-            self._walk = ModuleWalk(self._model, probes)
         self._channels_last = self._walk.prefers_channels_last
-        self.weights = Sources([self._prepared(state) for state in states], WEIGHTS_MEMORY)
+        self.weights = Sources([prepared(state, self._channels_last) for state in states], WEIGHTS_MEMORY)
 
     @property
     def sites(self) -> Sequence[Site]:
@@ -87,7 +111,7 @@ class Features:
             If a model that cannot be traced does not call its layers as it did for the first inputs.
         """
         if not hasattr(self._local, "root"):
-            self._local.root = copy.deepcopy(self._model)
+            self._local.root = copy.deepcopy(self._walk.model)
         ordered = inputs
         if inputs.ndim == 4:
             ordered = channels_last(inputs) if self._channels_last else inputs.contiguous()
@@ -121,8 +145,3 @@ class Features:
             return list(map(run, batches))
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(run, batches))
-
-    def _prepared(self, state: Params) -> Params:
-        """Return a state with the weights of convolutions in the order in which they are used fastest."""
-        order = torch.channels_last if self._channels_last else torch.contiguous_format
-        return {key: v.contiguous(memory_format=order) if v.ndim == 4 else v for key, v in state.items()}

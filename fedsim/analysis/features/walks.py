@@ -10,8 +10,8 @@ from torch.utils.hooks import RemovableHandle
 
 from fedsim.analysis.features.sites import LINEAR, Site, fixed_operations, sites_of, with_unique_names
 from fedsim.analysis.features.sources import Sources
-from fedsim.analysis.mixing.mixes import Source, parts_of
-from fedsim.models.graph import trace
+from fedsim.analysis.mixing.mixes import Source
+from fedsim.analysis.mixing.traced import Traced
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, first_keys
 
@@ -39,8 +39,21 @@ class Values(NamedTuple):
 
 
 class Walk(Protocol):
-    """A way to run a model; ``size`` is what is kept of an example at a time, in bytes."""
+    """A way to run a model.
 
+    Attributes
+    ----------
+    model
+        The model, of which each thread takes a copy.
+    sites
+        Where features are taken, in forward order.
+    size
+        Bytes that are kept of an example at a time.
+    prefers_channels_last
+        Whether images are stored with their channels last.
+    """
+
+    model: nn.Module
     sites: list[Site]
     size: float
     prefers_channels_last: bool
@@ -65,16 +78,17 @@ class Walk(Protocol):
 class OperationWalk:
     """Operation by operation: what no later one takes is freed."""
 
-    def __init__(self, model: nn.Module, probes: Tensor) -> None:
-        self._operations = trace(model, [part.keys for part in parts_of(Layers.of(model), "interpolate")], probes)
+    def __init__(self, traced: Traced) -> None:
+        self.model, probes = traced.model, traced.probes
+        self._operations = traced.operations
         self._fixed = fixed_operations(self._operations)
         self._last_use = {k: i for i, each in enumerate(self._operations) for k in each.inputs}
-        self.prefers_channels_last = not any(each.kind is nn.GroupNorm for each in self._operations)
+        self.prefers_channels_last = traced.is_channels_last
         self.size = self._peak()
-        weights = Sources([dict(model.state_dict())], 0)
+        weights = Sources([dict(self.model.state_dict())], 0)
         with torch.inference_mode():
-            results = [before for before, _ in self._results(model, probes, weights, [0])]
-        self.sites = sites_of(self._operations, model, [probes, *(each[0] for each in results)])
+            results = [before for before, _ in self._results(self.model, probes, weights, [0])]
+        self.sites = sites_of(self._operations, self.model, [probes, *(each[0] for each in results)])
 
     def run(
         self, root: nn.Module, inputs: Tensor, weights: Sources, sources: Sequence[Source]
@@ -145,6 +159,7 @@ class ModuleWalk:
     prefers_channels_last = False
 
     def __init__(self, model: nn.Module, probes: Tensor) -> None:
+        self.model = model
         self._names = [layer.name for layer in Layers.of(model) if layer.name in dict(model.named_modules())]
         for module in model.modules():
             if getattr(module, "inplace", False) is True:

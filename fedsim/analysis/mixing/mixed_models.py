@@ -5,21 +5,24 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.execute import Execution
 from fedsim.analysis.mixing.mixes import Mix, Normalisation, Part, Recipe, Source, parts_of, recipe_of
 from fedsim.analysis.mixing.paired import check_paired
 from fedsim.analysis.mixing.plan import Plan, make_plan
+from fedsim.analysis.mixing.traced import Traced, Tracer
 from fedsim.data.dataset import channels_last
-from fedsim.models.graph import NotTraceableError, Operation, count_flops, probes_of, trace
+from fedsim.models.graph import NotTraceableError, Operation
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, lerp, load_state_
 from fedsim.training.buffers import recompute_buffers_
-from fedsim.training.evaluation import Criterion, Evaluation, cross_entropies, evaluate, losses_and_errors
+from fedsim.training.evaluation import Evaluation, evaluate, losses_and_errors
 
 # Examples at a time. On a CPU few, as many models are evaluated on them at once.
 CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 32, 1024, 8
@@ -49,17 +52,23 @@ class MixedModels:
         keeps the base's, ``recompute`` takes those of the mixed model on ``calibration`` instead.
     calibration
         Inputs, shape [n, ...].
-    criterion
-        Maps outputs and targets of a batch to one loss per example.
     threads
-        That work at a time; the numbers do not depend on it.
+        Number of threads; the numbers do not depend on it.
     max_memory
-        Bytes of results and mixed weights that are kept at a time, all threads together, as far as a few examples' fit.
+        Bytes of results and mixed weights that are kept at a time, by all threads together; at least those of a few
+        examples are kept.
 
     Raises
     ------
     ValueError
         If ``recompute`` has no ``calibration``.
+
+    Attributes
+    ----------
+    parts
+        The parts of the model that each have one source.
+    tracer
+        Traces the model, once.
     """
 
     def __init__(
@@ -69,25 +78,28 @@ class MixedModels:
         *,
         normalisation: Normalisation = "interpolate",
         calibration: Tensor | None = None,
-        criterion: Criterion = cross_entropies,
         threads: int = 1,
         max_memory: int = MAX_MEMORY,
     ) -> None:
-        self._model = copy.deepcopy(model).eval()
-        load_state_(self._model, states[0])
         has_statistics = any(isinstance(m, _NormBase) and m.running_mean is not None for m in model.modules())
         self._calibration = calibration if normalisation == "recompute" and has_statistics else None
         if normalisation == "recompute" and calibration is None:
             raise ValueError("normalisation = 'recompute' needs calibration inputs; give some of the training inputs")
         self._states = states
-        self._criterion = criterion
         self._threads = threads
         self._memory, self._weights_memory = max_memory * 3 // 4, max_memory // 4
         self._local = threading.local()
-        self._operations: list[Operation] | None = None
-        self._is_traced = self._channels_last = False
-        self._counted: list[float] | None = None
         self.parts: tuple[Part, ...] = parts_of(Layers.of(model), normalisation)
+        self.tracer = Tracer(model, states[0], self.parts)
+        self._known: Traced | None = None
+        self._is_whole = False
+        self._prepared: list[Params] | None = None
+
+    def of(self, states: Sequence[Params]) -> Self:
+        """Return mixes of other states of the same model, which is not traced again."""
+        other = copy.copy(self)
+        other._states, other._prepared = states, None
+        return other
 
     def recipe(self, mix: Mix, t: float | None = None) -> Recipe:
         """Return what a mixed model is made of, at another ``t`` if given; equal models have equal recipes."""
@@ -97,73 +109,63 @@ class MixedModels:
         """Return the recipe of a state itself."""
         return (state,) * len(self.parts)
 
-    def evaluate(self, recipes: Iterable[Recipe], inputs: Tensor, targets: Tensor) -> dict[Recipe, Evaluation]:
+    def evaluate(self, recipes: Iterable[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         """Evaluate each distinct recipe on all examples.
-
-        Parameters
-        ----------
-        inputs, targets
-            Inputs as the model takes them, shape [n, ...], and targets, shape [n, ...], on the model's device.
 
         Raises
         ------
         ValueError
             If there are no inputs, or not as many targets.
         """
-        check_paired(inputs, targets)
+        check_paired(data.inputs, data.targets)
         distinct = list(dict.fromkeys(recipes))
-        operations = self.operations(inputs)
-        if operations is None:
-            return self._evaluate_whole(distinct, inputs, targets)
+        traced = self._traced(data.inputs)
+        if traced is None:
+            return self._evaluate_whole(distinct, data)
         evaluated: dict[Recipe, Evaluation] = {}
-        for some, plan in self._plans(operations, distinct):
-            evaluated |= dict(zip(some, self._execute(operations, plan, inputs, targets), strict=True))
+        for some, plan in self._plans(traced.operations, distinct):
+            evaluated |= dict(zip(some, self._execute(traced, plan, data), strict=True))
         return evaluated
 
-    def operations(self, inputs: Tensor) -> list[Operation] | None:
+    def operations(self, inputs: Tensor) -> Sequence[Operation] | None:
         """Return the model's operations, or None if it can only be evaluated as a whole."""
-        if not self._is_traced:
-            self._is_traced = True
-            try:
-                if self._calibration is not None:
-                    raise NotTraceableError("its statistics are recomputed")
-                self._probes = probes_of(inputs)
-                self._operations = trace(self._model, [part.keys for part in self.parts], self._probes)
-                # Pooling is faster so by far, but torch's group normalisation on a CPU is ten times slower.
-                self._channels_last = not any(each.kind is nn.GroupNorm for each in self._operations)
-                self._states = [self._prepared(state) for state in self._states]
-            except NotTraceableError as reason:
-                logger.info("barriers evaluate each mixed %s as a whole: %s", type(self._model).__name__, reason)
-        return self._operations
+        traced = self._traced(inputs)
+        return None if traced is None else traced.operations
 
     def flops(self, recipes: Iterable[Recipe], inputs: Tensor) -> float | None:
         """Return the floating-point operations per example that `evaluate` needs; None if it evaluates whole models."""
-        operations = self.operations(inputs)
-        if operations is None:
+        traced = self._traced(inputs)
+        if traced is None:
             return None
-        plans = self._plans(operations, list(dict.fromkeys(recipes)))
-        return sum(plan.total(self._flops(operations)) for _, plan in plans)
+        plans = self._plans(traced.operations, list(dict.fromkeys(recipes)))
+        return sum(plan.total(traced.flops) for _, plan in plans)
 
     def changed_share(self, layers: Iterable[str]) -> float:
-        """Return which share of a forward pass is computed anew when these layers change: all of it at first.
+        """Return which share of a forward pass must be repeated when these layers change: at first, all of it.
 
-        The model is known once it has been evaluated.
+        The share is known once the model has been evaluated.
         """
-        changed, operations = set(layers), self._operations
-        if not changed or operations is None:
+        changed, traced = set(layers), self._known
+        if not changed or traced is None:
             return 1.0 if changed else 0.0
         parts = {i for i, part in enumerate(self.parts) if part.layer in changed}
         dirty: set[int] = set()
-        for i, each in enumerate(operations):
+        for i, each in enumerate(traced.operations):
             if not parts.isdisjoint(each.parts) or not dirty.isdisjoint(each.inputs):
                 dirty.add(i)
-        flops = self._flops(operations)
-        return sum(flops[i] for i in dirty) / sum(flops) if sum(flops) else 1.0
+        return sum(traced.flops[i] for i in dirty) / sum(traced.flops) if sum(traced.flops) else 1.0
 
-    def _flops(self, operations: Sequence[Operation]) -> list[float]:
-        if self._counted is None:
-            self._counted = count_flops(operations, self._model, self._probes)
-        return self._counted
+    def _traced(self, inputs: Tensor) -> Traced | None:
+        try:
+            if self._calibration is not None:
+                raise NotTraceableError("its statistics are recomputed")
+            self._known = self.tracer.traced(inputs)
+        except NotTraceableError as reason:
+            if not self._is_whole:
+                name = type(self.tracer.model).__name__
+                logger.info("barriers evaluate each mixed %s as a whole: %s", name, reason)
+            self._known, self._is_whole = None, True
+        return self._known
 
     def _plans(self, operations: Sequence[Operation], recipes: list[Recipe]) -> Iterator[tuple[list[Recipe], Plan]]:
         """Yield recipes with their plan, in halves where the results of all are too many to be kept."""
@@ -177,43 +179,45 @@ class MixedModels:
         yield from self._plans(operations, ordered[:middle])
         yield from self._plans(operations, ordered[middle:])
 
-    def _execute(
-        self, operations: Sequence[Operation], plan: Plan, inputs: Tensor, targets: Tensor
-    ) -> list[Evaluation]:
+    def _execute(self, traced: Traced, plan: Plan, data: Data) -> list[Evaluation]:
         """Return the evaluation of each of the plan's recipes."""
+        operations = traced.operations
         peak = max(1.0, plan.peak_size(operations))
-        on_cpu = inputs.device.type == "cpu"
+        on_cpu = data.inputs.device.type == "cpu"
         tile = CPU_TILE if on_cpu else ACCELERATOR_TILE
         # It does not depend on the threads, of which as many work as there is memory for.
         tile = min(tile, max(SMALLEST_TILE, int(self._memory / peak / TILES)))
         threads = max(1, min(self._threads, int(self._memory / (peak * tile)))) if on_cpu else 1
-        execution = Execution(self._model, operations, plan, self._states, tile, self._weights_memory)
+        states = self._prepared_states(traced.is_channels_last)
+        execution = Execution(self.tracer.model, operations, plan, states, tile, self._weights_memory)
         distinct = max(execution.outputs) + 1
-        losses, errors = torch.empty(2, distinct, len(inputs), dtype=torch.float64)
+        losses, errors = torch.empty(2, distinct, len(data), dtype=torch.float64)
 
         def run(start: int) -> None:
             part = slice(start, start + tile)
-            expected = targets[part]
+            expected = data.targets[part]
             with torch.inference_mode():
-                outputs = execution.run(self._in_order(inputs[part]))
+                outputs = execution.run(_in_order(data.inputs[part], traced.is_channels_last))
                 every = expected.repeat(distinct, *[1] * (expected.ndim - 1))
-                measured = losses_and_errors(outputs, every, self._criterion)
+                measured = losses_and_errors(outputs, every, data.criterion)
             for whole, values in zip((losses, errors), measured, strict=True):
                 whole[:, part] = values.view(distinct, -1).cpu()
 
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, range(0, len(inputs), tile)))
+            list(pool.map(run, range(0, len(data), tile)))
         return [Evaluation(losses[k], errors[k]) for k in execution.outputs]
 
-    def _evaluate_whole(self, recipes: Sequence[Recipe], inputs: Tensor, targets: Tensor) -> dict[Recipe, Evaluation]:
+    def _evaluate_whole(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
+        def measured(recipe: Recipe) -> Evaluation:
+            return evaluate(self._build(recipe), data.inputs, data.targets, data.criterion)
+
         with ThreadPoolExecutor(self._threads) as pool:
-            results = pool.map(lambda recipe: evaluate(self._build(recipe), inputs, targets, self._criterion), recipes)
-            return dict(zip(recipes, results, strict=True))
+            return dict(zip(recipes, pool.map(measured, recipes), strict=True))
 
     def _build(self, recipe: Recipe) -> nn.Module:
         """Return this thread's model with the weights of a recipe."""
         if not hasattr(self._local, "model"):
-            self._local.model = copy.deepcopy(self._model)
+            self._local.model = copy.deepcopy(self.tracer.model)
         # Integer entries are in no layer and do not matter in eval mode.
         params = dict(self._states[0])
         for part, source in zip(self.parts, recipe, strict=True):
@@ -229,13 +233,20 @@ class MixedModels:
         start, end, t = source
         return lerp(self._entries(keys, start), self._entries(keys, end), t)
 
-    def _prepared(self, state: Params) -> Params:
-        """Return a state with the weights of convolutions in the order in which they are used fastest."""
-        order = torch.channels_last if self._channels_last else torch.contiguous_format
-        return {key: v.contiguous(memory_format=order) if v.ndim == 4 else v for key, v in state.items()}
+    def _prepared_states(self, is_channels_last: bool) -> list[Params]:
+        if self._prepared is None:
+            self._prepared = [prepared(state, is_channels_last) for state in self._states]
+        return self._prepared
 
-    def _in_order(self, inputs: Tensor) -> Tensor:
-        """Return inputs in that order too."""
-        if inputs.ndim != 4:
-            return inputs
-        return channels_last(inputs) if self._channels_last else inputs.contiguous()
+
+def prepared(state: Params, is_channels_last: bool) -> Params:
+    """Return a state with the weights of convolutions in the order in which they are used fastest."""
+    order = torch.channels_last if is_channels_last else torch.contiguous_format
+    return {key: v.contiguous(memory_format=order) if v.ndim == 4 else v for key, v in state.items()}
+
+
+def _in_order(inputs: Tensor, is_channels_last: bool) -> Tensor:
+    """Return inputs in that order too."""
+    if inputs.ndim != 4:
+        return inputs
+    return channels_last(inputs) if is_channels_last else inputs.contiguous()

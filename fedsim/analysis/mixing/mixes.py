@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Literal
 
 from fedsim.models.layers import Layers
@@ -10,8 +10,9 @@ from fedsim.models.layers import Layers
 # Where ``other`` is this, it is the weighted average of all states.
 AVERAGE = -1
 
-Against = Literal["average", "pairs"]
 Pair = tuple[int, int]
+# What models are compared with: their average, one another, or these pairs (base, other), where other may be AVERAGE.
+Against = Literal["average", "pairs"] | Sequence[Pair]
 Normalisation = Literal["interpolate", "base", "recompute"]
 # Where the entries of a part come from: a state's index, or (start, end, t) for a mix of two.
 Source = int | tuple[int, int, float]
@@ -75,39 +76,78 @@ def source_of(base: int, other: int, t: float) -> Source:
 
 
 def list_mixes(
-    groups: Mapping[str, Sequence[str]],
-    states: int,
-    against: Against,
-    ts: Sequence[float] | None = None,
-    pairs: Sequence[Pair] | None = None,
-    bases: Sequence[int] | None = None,
+    groups: Mapping[str, Sequence[str]], states: int, against: Against, ts: Sequence[float] | None = None
 ) -> Iterator[Mix]:
     """List the mixed models of a measurement: for each group each base, partner and t.
 
     Parameters
     ----------
-    pairs, bases
-        Only these pairs, or only these states with the average; by default all.
+    ts
+        By default 1 where models are only mixed with the average, else 0, 1/2 and 1.
 
     Raises
     ------
     ValueError
         If there is no state, or an argument is unknown or out of range.
     """
-    if against not in ("average", "pairs"):
-        raise ValueError(f"against = {against!r} must be 'average' or 'pairs'")
-    if states < 1:
-        raise ValueError("there are no states; barriers need at least one model")
-    ts = ((1.0,) if against == "average" else (0.0, 0.5, 1.0)) if ts is None else ts
+    ends = ends_of(against, states)
+    if ts is None:
+        ts = (1.0,) if ends and all(map(is_average, ends)) else (0.0, 0.5, 1.0)
     if any(not 0 <= t <= 1 for t in ts):
         raise ValueError(f"ts = {list(ts)}: each must be from 0 to 1")
-    if against == "average":
-        ends = [(base, AVERAGE) for base in (range(states) if bases is None else bases)]
-    else:
-        ends = list(permutations(range(states), 2)) if pairs is None else list(pairs)
-        if bad := [pair for pair in ends if not all(0 <= index < states for index in pair)]:
-            raise ValueError(f"pair {bad[0]} names a model that is not there; there are {states}, counted from 0")
     for group, layers in groups.items():
         for base, other in ends:
             for t in ts:
                 yield Mix(group, frozenset(layers), base, other, float(t))
+
+
+def ends_of(against: Against, states: int) -> list[Pair]:
+    """Return the pairs (base, other) that are compared.
+
+    Raises
+    ------
+    ValueError
+        If there is no state, or ``against`` is unknown or names a state that is not there.
+    """
+    if isinstance(against, str) and against not in ("average", "pairs"):
+        raise ValueError(f"against = {against!r} must be 'average' or 'pairs'")
+    if states < 1:
+        raise ValueError("there are no states; barriers need at least one model")
+    if against == "average":
+        return [(base, AVERAGE) for base in range(states)]
+    if isinstance(against, str):
+        return list(permutations(range(states), 2))
+    _check_pairs(against, states, allowed=AVERAGE)
+    return list(against)
+
+
+def pairs_once(pairs: Sequence[Pair] | None, states: int) -> list[Pair]:
+    """Return pairs of states, by default all, each once.
+
+    Raises
+    ------
+    ValueError
+        If a pair names a state that is not there.
+    """
+    if pairs is None:
+        return list(combinations(range(states), 2))
+    _check_pairs(pairs, states)
+    return list(pairs)
+
+
+def is_average(pair: Pair) -> bool:
+    """Tell whether a pair is a state and the average."""
+    return pair[1] == AVERAGE
+
+
+def halfway(ts: Sequence[float] | None) -> tuple[float, ...]:
+    """Return those coefficients at which a model is neither of its ends: 1/2 if there are none."""
+    return tuple(t for t in ts or () if 0 < t < 1) or (0.5,)
+
+
+def _check_pairs(pairs: Sequence[Pair], states: int, allowed: int = 0) -> None:
+    for base, other in pairs:
+        if not 0 <= base < states or not (0 <= other < states or other == allowed):
+            raise ValueError(
+                f"pair {(base, other)} names a model that is not there; there are {states}, counted from 0"
+            )

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Recipe, Source
 from fedsim.analysis.samples.controls import Matrix, best_design, designs, estimated_values
@@ -48,7 +49,7 @@ class Estimates:
 
 
 def estimate(
-    models: MixedModels, recipes: Iterable[Recipe], inputs: Tensor, targets: Tensor, *, tolerance: float, seed: int = 0
+    models: MixedModels, recipes: Iterable[Recipe], data: Data, *, tolerance: float, seed: int = 0
 ) -> Estimates:
     """Evaluate each distinct recipe until its mean loss over all examples is known to within ``tolerance``.
 
@@ -76,20 +77,20 @@ def estimate(
     ends = [models.own(state) for state in sorted({state for recipe in distinct for state in sources_of(recipe)})]
     estimates = Estimates()
     # The shares are those of the operations, so these must be known.
-    models.operations(inputs)
+    models.operations(data.inputs)
     free = [recipe for recipe in distinct if _share(models, recipe) <= NEARLY_FREE]
-    estimates.add_(models.evaluate([*ends, *free], inputs, targets), len(targets))
-    strata = strata_of(targets)
+    estimates.add_(models.evaluate([*ends, *free], data), len(data))
+    strata = strata_of(data.targets)
     order = stratified_order(strata, rng(seed, "tolerance"))
     known = dict(estimates.evaluations)
     left = [recipe for recipe in distinct if recipe not in known]
     seen: dict[Recipe, Evaluation] = {}
     start = 0
-    for end in _looks(len(targets)):
+    for end in _looks(len(data)):
         if not left:
             break
-        taken = torch.from_numpy(order[start:end]).to(targets.device)
-        seen = _joined(seen, models.evaluate(left, inputs[taken], targets[taken]))
+        taken = torch.from_numpy(order[start:end]).to(data.targets.device)
+        seen = _joined(seen, models.evaluate(left, data[taken]))
         estimates.add_(_known_enough(seen, known, strata, order[:end], tolerance), end)
         left = [recipe for recipe in left if recipe not in estimates.used]
         start = end

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fedsim.analysis.mixing.groups import groups_of_texts, named_groups
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Recipe, list_mixes
-from fedsim.experiment.measuring.measurements import pairs_of
+from fedsim.experiment.measuring.uploads import pairs_of
 from fedsim.federation.federation import Federation
 from fedsim.strategy.participants import draw_participants
 
@@ -50,7 +50,7 @@ def work_of(federation: Federation) -> Work:
     named = named_groups(federation.layers, groups_of_texts(config.barriers.groups), config.seed)
     mixes = list(list_mixes(named, states, "average"))
     if pairs := pairs_of(config, states):
-        mixes += list_mixes(named, states, "pairs", settings.ts, pairs)
+        mixes += list_mixes(named, states, pairs, settings.ts)
     for mix in mixes:
         recipes |= {models.recipe(mix): None, models.recipe(mix, 1.0): None}
     flops, whole = models.flops(recipes, probes), models.flops([models.own(0)], probes)

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 
 from fedsim.analysis import barriers
+from fedsim.analysis.data import Data
+from fedsim.analysis.mixing.mixes import AVERAGE
+from fedsim.analysis.models import Models
 from fedsim.errors import ConfigError
-from fedsim.experiment.measuring.measurements import whole_models
-from fedsim.federation.data import InputsAndTargets
+from fedsim.experiment.measuring.uploads import whole_models
 from fedsim.federation.federation import Federation
 from fedsim.strategy import ClientUpdate, Measurable, Strategy
 
@@ -44,30 +46,21 @@ def gate_barriers(
         One row per layer and client: ``layer, client, barrier`` in nats, ``weight`` by training examples, and ``n``,
         the examples of the client's model. No row of a client without validation data.
     """
-    data, states = federation.data, whole_models(federation, updates)
-    weights = [update.num_examples for update in updates]
-    views: list[tuple[list[int], InputsAndTargets]] = []
+    data, weights = federation.data, [update.num_examples for update in updates]
+    views: list[tuple[list[int], Data]] = []
     if gate.on == "server" and updates:
-        views.append((list(range(len(updates))), data.validation_sample(gate.examples)))
+        views.append((list(range(len(updates))), Data(*data.validation_sample(gate.examples))))
     else:
         for position, update in enumerate(updates):
             inputs, targets = data.client(update.client).validation
             if len(targets):
-                views.append(([position], (inputs[: gate.examples], targets[: gate.examples])))
+                views.append(([position], Data(inputs[: gate.examples], targets[: gate.examples])))
+    models = Models(federation.model(), whole_models(federation, updates), weights=weights, threads=threads)
     tables = []
-    for bases, (inputs, targets) in views:
-        table = barriers(
-            federation.model(),
-            states,
-            inputs,
-            targets,
-            groups="layers",
-            weights=weights,
-            bases=bases,
-            references=["own_base"],
-            threads=threads,
-        )
-        tables.append(table[table["group"].isin(gate.layers)].assign(n=len(targets)))
+    for bases, sample in views:
+        ends = [(base, AVERAGE) for base in bases]
+        table = barriers(models, sample, groups="layers", against=ends, references=["own_base"])
+        tables.append(table[table["group"].isin(gate.layers)].assign(n=len(sample)))
     if not tables:
         return pd.DataFrame({name: [] for name in COLUMNS})
     table = pd.concat(tables, ignore_index=True).rename(columns={"group": "layer", "loss_own_base": "barrier"})

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -12,14 +12,16 @@ import torch
 
 from fedsim.alignment.matched import match_models
 from fedsim.analysis import barriers
-from fedsim.analysis.distances import distances
+from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.groups import groups_of_texts
-from fedsim.analysis.mixing.mixes import AVERAGE, Against
+from fedsim.analysis.mixing.mixes import AVERAGE, Normalisation
+from fedsim.analysis.models import Models
+from fedsim.analysis.settings import Settings
+from fedsim.analysis.suite import BY_LAYER, MEASURES
 from fedsim.config import Config, choices, with_settings
 from fedsim.config.expectation import MatchedBy
 from fedsim.data.dataset import Dataset, stratified
 from fedsim.errors import ConfigError
-from fedsim.experiment.saved_models.measures import measure_features
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.grid import processors
 from fedsim.federation.federation import federation_of
@@ -77,14 +79,15 @@ def compare_checkpoints(
     config: Config,
     *,
     groups: Sequence[str] = ("full", "layers"),
-    against: Against = "average",
+    against: Literal["average", "pairs"] = "average",
     ts: Sequence[float] | None = None,
     weights: Sequence[float] | None = None,
     examples: int | None = None,
     part: Literal["test", "train"] = "test",
     measures: Sequence[str] = (),
     matching: MatchedBy = "none",
-    **options: Any,
+    normalisation: Normalisation = "interpolate",
+    tolerance: float | None = None,
 ) -> Comparison:
     """Read checkpoints of one model and measure barriers and distances between them.
 
@@ -96,17 +99,20 @@ def compare_checkpoints(
         Of which model, data, seed and device matter.
     groups
         Kinds of groups, and expressions of the layer language, which name a group each.
-    against, ts, weights, options
+    against, ts
         As in `fedsim.analysis.barriers`.
+    weights, normalisation
+        As in `fedsim.analysis.models.Models`.
     examples
-        Of the data, the same for a seed, each class with its share; 1,000, or all if there are fewer, by default.
+        Number of examples, stratified by class, the same for a seed; by default 1,000, or all if there are fewer.
     part
-        Of the data.
+        The part of the data that they are from.
     measures
-        What is measured beside barriers and distances: of
-        `fedsim.experiment.saved_models.measures.CHECKPOINT_MEASURES`.
+        What to measure besides barriers and distances: names of `fedsim.analysis.suite.BY_LAYER`.
     matching
-        By what the units of all are put into the places that they have in the first, before anything is measured.
+        How the units of all checkpoints are aligned to the first one before anything is measured.
+    tolerance
+        As in `fedsim.analysis.data.Data`.
 
     Raises
     ------
@@ -117,26 +123,32 @@ def compare_checkpoints(
         raise ConfigError(f"{paths[0]} is one checkpoint; give at least two")
     if weights is not None and (len(weights) != len(paths) or not all(0 < each < math.inf for each in weights)):
         raise ConfigError(f"--weights has {list(weights)}; give a positive number for each of {len(paths)} checkpoints")
+    if unknown := set(measures) - set(BY_LAYER):
+        raise ConfigError(f"measure {min(unknown)!r} must be one of {', '.join(BY_LAYER)}")
     federation = federation_of(config)
     model = federation.model()
-    states = [_to(federation.device, read_checkpoint(path, model, config.model.name)) for path in paths]
-    inputs, targets = _sample(federation.data.dataset, part, examples, config.seed)
-    options = {name: value for name, value in options.items() if value is not None}
-    if options.get("normalisation") == "recompute":
-        options["calibration"] = _sample(federation.data.dataset, "train", None, config.seed)[0]
-    ends: dict[str, Any] = {"against": against, "weights": weights}
-    grouped: dict[str, Any] = {"groups": groups_of_texts(groups), "seed": config.seed}
+    dataset = federation.data.dataset
+    models = Models(
+        model,
+        [_to(federation.device, read_checkpoint(path, model, config.model.name)) for path in paths],
+        weights,
+        normalisation=normalisation,
+        calibration=_sample(dataset, "train", None, config.seed)[0] if normalisation == "recompute" else None,
+        threads=processors(),
+        seed=config.seed,
+    )
+    data = Data(*_sample(dataset, part, examples, config.seed), tolerance=tolerance)
+    bases = [AVERAGE, *range(len(models))]
+    settings = Settings(data, groups=groups_of_texts(groups), against=against, ts=ts, bases=bases)
     others: dict[str, pd.DataFrame] = {}
     try:
         if matching != "none":
-            sample = federation.calibration()
-            drawn = rng(config.seed, "matching")
-            matched = match_models(model, states, matching, sample, weights=weights, rng=drawn)
-            states, others["matching"] = matched.states, matched.table()
-        apart = distances(model, states, **ends, **grouped)
-        ends |= {"ts": ts, "threads": processors()}
-        table = barriers(model, states, inputs, targets, bands=BANDS, **ends, **grouped, **options)
-        others |= measure_features(measures, model, states, inputs, targets, **ends)
+            sample, drawn = federation.calibration(), rng(config.seed, "matching")
+            matched = match_models(model, models.states, matching, sample, weights=weights, rng=drawn)
+            models, others["matching"] = replace(models, states=matched.states), matched.table()
+        apart = MEASURES["distances"].table(models, settings)
+        table = barriers(models, data, groups=settings.groups, against=against, ts=ts, bands=BANDS)
+        others |= {name: MEASURES[name].table(models, settings) for name in BY_LAYER if name in measures}
     except ValueError as error:
         raise ConfigError(f"barriers: {error}") from error
     names = _names(paths)

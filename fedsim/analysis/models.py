@@ -1,0 +1,151 @@
+"""Models that are fitted, averaged and traced once, and then measured as often as wanted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedsim.analysis.features.features import Features, Walks
+from fedsim.analysis.mixing.average import average_of
+from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
+from fedsim.analysis.mixing.mixes import Against, Normalisation, Source, ends_of, is_average
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params, check_number, fit_all
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """Models of one architecture, prepared once for any number of measurements.
+
+    They are checked when they are first measured, averaged when the average is first needed, and traced with the first
+    inputs of each shape.
+
+    Parameters
+    ----------
+    model
+        A module of the states' architecture; it is not changed.
+    states
+        State dicts of at least one model.
+    weights
+        One positive number per state, for the average; by default all alike, as in the paper.
+    normalisation
+        How to treat the running statistics of a mixed layer: ``interpolate`` mixes them with it (the paper), ``base``
+        keeps those of the base, ``recompute`` takes those of the mixed model on ``calibration``.
+    calibration
+        Inputs for ``recompute``, shape [n, ...].
+    threads
+        Number of threads; the numbers do not depend on it.
+    max_memory
+        Bytes of results that are kept at a time; at least those of a few examples are kept.
+    seed
+        Seed of all that is drawn: the order of ``cumulative-random``, random directions, noise, resampled examples.
+    """
+
+    model: nn.Module
+    states: Sequence[Params]
+    weights: Sequence[float] | None = None
+    normalisation: Normalisation = "interpolate"
+    calibration: Tensor | None = None
+    threads: int = 1
+    max_memory: int = MAX_MEMORY
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @cached_property
+    def layers(self) -> Layers:
+        """The layers of the model."""
+        return Layers.of(self.model)
+
+    @cached_property
+    def fitted(self) -> list[Params]:
+        """The states, checked, with each tensor once.
+
+        Raises
+        ------
+        ValueError
+            If there is no state, or one does not fit the model.
+        """
+        return fit_all(self.model, self.states)
+
+    def at_least(self, number: int) -> list[Params]:
+        """Return the states, checked.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than ``number``, or one does not fit the model.
+        """
+        check_number(self.states, number)
+        return self.fitted
+
+    @cached_property
+    def average(self) -> Params:
+        """The weighted average of the states, whose integer entries are those of the first.
+
+        Raises
+        ------
+        ValueError
+            If there is no state, one does not fit the model, or the weights do not fit the states.
+        """
+        return average_of(self.fitted, self.weights)
+
+    def compared(self, against: Against = "average") -> list[Params]:
+        """Return the states and, last, their average.
+
+        Raises
+        ------
+        ValueError
+            If there are too few states to compare, one does not fit the model, or the weights do not fit the states.
+        """
+        averaged = against == "average" or (against != "pairs" and all(map(is_average, ends_of(against, len(self)))))
+        return [*self.at_least(1 if averaged else 2), self.average]
+
+    @cached_property
+    def shares(self) -> NDArray[np.float64]:
+        """Share of each state in the average."""
+        weights = np.ones(len(self)) if self.weights is None else np.asarray(self.weights, dtype=np.float64)
+        return weights / weights.sum()
+
+    @cached_property
+    def mixed(self) -> MixedModels:
+        """Mixes of the states and, last, their average.
+
+        Raises
+        ------
+        ValueError
+            If a state does not fit the model, or ``recompute`` has no ``calibration``.
+        """
+        return MixedModels(
+            self.model,
+            self.compared(),
+            normalisation=self.normalisation,
+            calibration=self.calibration,
+            threads=self.threads,
+            max_memory=self.max_memory,
+        )
+
+    @cached_property
+    def interpolated(self) -> MixedModels:
+        """The same, with running statistics interpolated whatever ``normalisation`` says."""
+        if self.normalisation == "interpolate":
+            return self.mixed
+        return MixedModels(self.model, self.compared(), threads=self.threads, max_memory=self.max_memory)
+
+    @cached_property
+    def _walks(self) -> Walks:
+        return Walks(self.interpolated.tracer)
+
+    def features(self, inputs: Tensor, sources: Sequence[Source]) -> Features:
+        """Return what the layers of states, -1 for their average, or of mixes of two give for inputs.
+
+        Raises
+        ------
+        ValueError
+            If a state does not fit the model, or there are no inputs.
+        """
+        return Features(self._walks, self.compared(), inputs, sources, self.threads)

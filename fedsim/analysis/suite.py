@@ -1,0 +1,81 @@
+"""What can be measured of models besides their barriers, and what each measure needs: the one table of measures.
+
+Settings are checked with it, so that nothing heavy is imported here: a measure's function is imported when it is used.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fedsim.analysis.models import Models
+    from fedsim.analysis.settings import Settings
+
+Name = Literal[
+    "distances",
+    "robustness",
+    "similarity",
+    "criticality",
+    "interaction",
+    "connectivity",
+    "stitching",
+    "cka",
+    "spectra",
+]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measurement besides the barriers, with a table of its own.
+
+    Parameters
+    ----------
+    on_data
+        Whether it needs examples.
+    mixes
+        Whether mixed models are evaluated, which costs forward passes as barriers do.
+    compares
+        Whether models are compared with their average, and chosen pairs with each other.
+    any_order
+        Whether it does not depend on the order of the units of any model, so that matching them changes nothing.
+    by_layer
+        Whether its table has a row for each layer and takes nothing but models and data, so that it can be measured of
+        checkpoints from anywhere.
+    least_models, least_examples
+        The least numbers that it can be measured of.
+    """
+
+    name: Name
+    on_data: bool = True
+    mixes: bool = True
+    compares: bool = False
+    any_order: bool = False
+    by_layer: bool = False
+    least_models: int = 1
+    least_examples: int = 1
+
+    def table(self, models: "Models", settings: "Settings") -> "pd.DataFrame":
+        """Measure models."""
+        function: Callable[[Models, Settings], pd.DataFrame]
+        function = getattr(import_module("fedsim.analysis.settings"), f"measure_{self.name}")
+        return function(models, settings)
+
+
+MEASURES: dict[str, Measure] = {
+    each.name: each
+    for each in (
+        Measure("distances", on_data=False, mixes=False, compares=True),
+        Measure("robustness", compares=True),
+        Measure("similarity", mixes=False, any_order=True, least_models=2),
+        Measure("criticality", any_order=True),
+        Measure("interaction", compares=True),
+        Measure("connectivity", compares=True, by_layer=True),
+        Measure("stitching", compares=True, by_layer=True),
+        Measure("cka", mixes=False, any_order=True, by_layer=True, least_models=2, least_examples=4),
+        Measure("spectra", on_data=False, mixes=False, by_layer=True),
+    )
+}
+BY_LAYER = tuple(each.name for each in MEASURES.values() if each.by_layer)
