@@ -10,11 +10,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from fedsim import seeds
+from fedsim.alignment.symmetries.chain import check_chain
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, LocalPlan, Phase, Sets, Strategy
-from strategies.chain import check_chain
 
 PERMUTATION, CLASS_COUNTS = "permutation", "class_counts"
 

@@ -10,17 +10,14 @@ from fedsim.alignment.symmetries.symbols import (
     Pieces,
     Symbol,
     UnknownError,
-    block,
-    cut,
-    fix,
     fixed,
     fresh,
     length,
     resolve,
     root,
-    unify,
-    write,
+    write_,
 )
+from fedsim.alignment.symmetries.unification import block_, cut_, fix_, unify_
 from fedsim.seeds import rng
 
 LENGTH = 24
@@ -39,7 +36,7 @@ def draw_axis(generator: np.random.Generator, known: list[Pieces]) -> Pieces:
         else:
             known.append(pieces := fresh(units))
         axis += [piece._replace(repeat=piece.repeat * repeat) for piece in pieces]
-    return cut(axis, LENGTH)[0]
+    return cut_(axis, LENGTH)[0]
 
 
 def drawn(axes: list[Pieces], generator: np.random.Generator) -> tuple[Permutation, dict[Symbol, str]]:
@@ -73,13 +70,13 @@ def test_axes_move_as_they_have_been_asked_to(seed: int) -> None:
         first, second = (int(i) for i in generator.integers(len(axes), size=2))
         if generator.random() < 0.5:
             blocks.append((axes[first], fresh(int(generator.choice([2, 3, 4, 6, 12])))))
-            block(*blocks[-1])
+            block_(*blocks[-1])
         else:
             pairs.append((first, second))
-            unify(axes[first], axes[second])
-    still = cut(axes[0], 5)[0]
+            unify_(axes[first], axes[second])
+    still = cut_(axes[0], 5)[0]
     if generator.random() < 0.3:
-        fix(still)
+        fix_(still)
     for _ in range(3):
         permutation, names = drawn([*axes, *(each for _, each in blocks)], generator)
         found = [origin(axis, permutation, names) for axis in axes]
@@ -94,8 +91,8 @@ def test_axes_move_as_they_have_been_asked_to(seed: int) -> None:
 
 def test_what_is_fixed_stays() -> None:
     axis, other = fresh(6), [*fresh(2), *fresh(4)]
-    unify(axis, other)
-    fix(cut(axis, 3)[0])
+    unify_(axis, other)
+    fix_(cut_(axis, 3)[0])
     permutation, names = drawn([axis], rng(0))
     assert list(names.values()) == ["0"]
     assert origin(axis, permutation, names)[:3].tolist() == [0, 1, 2]
@@ -104,13 +101,13 @@ def test_what_is_fixed_stays() -> None:
 
 def test_axes_of_different_lengths_are_refused() -> None:
     with pytest.raises(UnknownError):
-        unify(fresh(3), fresh(4))
+        unify_(fresh(3), fresh(4))
 
 
 def test_an_order_belongs_to_the_parameter_that_wrote_it_first() -> None:
     first, second, third = fresh(3), fresh(3), fresh(6)
-    write(first, "first")
-    write(third, "third")
-    unify([*second, *first], third)
+    write_(first, 0, "first")
+    write_(third, 1, "third")
+    unify_([*second, *first], third)
     sources = [piece.symbol.source for piece in resolve(third) if piece.symbol and piece.symbol.source]
     assert [(name, before) for _, name, before in sources] == [("third", 0), ("first", 0)]

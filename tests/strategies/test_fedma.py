@@ -9,6 +9,7 @@ import torch
 from flwr.app import ConfigRecord
 from torch import Tensor, nn
 
+from fedsim.alignment.symmetries.chain import check_chain
 from fedsim.federation.federation import Federation
 from fedsim.models.architectures import MODELS
 from fedsim.models.layers import Layers
@@ -16,7 +17,6 @@ from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.strategy.messages import sets_of
 from strategies import FedMa
-from strategies.chain import check_chain
 from strategies.fedma import _matched
 from tests.strategies.harness import CLASSES, FEATURES, Mlp, Play, assert_close, descend
 

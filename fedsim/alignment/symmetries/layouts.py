@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from fedsim.alignment.symmetries.symbols import Pieces, block, cut, fix, fixed, fresh, length, resolve, unify
+from fedsim.alignment.symmetries.symbols import Pieces, fixed, fresh, length, resolve
+from fedsim.alignment.symmetries.unification import block_, cut_, fix_, unify_
 
 
 @dataclass(eq=False)
@@ -19,17 +20,17 @@ class Split:
     sizes: tuple[int, ...]
     outer: Pieces | None = None
 
-    def heads(self) -> Pieces:
+    def heads_(self) -> Pieces:
         """Return the axis of the first dimension: its entries change places, with all that lies within them."""
         if self.outer is None:
             self.outer = fresh(self.sizes[0])
-            block(self.axis, self.outer)
+            block_(self.axis, self.outer)
         return self.outer
 
-    def tied(self) -> list[Pieces]:
+    def tied_(self) -> list[Pieces]:
         """Return an axis for each dimension: entries of the last move in the same way, whatever the others are."""
         inner = fresh(self.sizes[-1])
-        unify(self.axis, list(inner) * prod(self.sizes[:-1]))
+        unify_(self.axis, list(inner) * prod(self.sizes[:-1]))
         return [*map(fixed, self.sizes[:-1]), inner]
 
 
@@ -69,7 +70,7 @@ def plain(dimension: Dimension) -> Pieces:
     if not isinstance(dimension, Part):
         return dimension
     found = independent(dimension)
-    return dimension.split.tied()[dimension.place] if found is None else found
+    return dimension.split.tied_()[dimension.place] if found is None else found
 
 
 def independent(dimension: Dimension) -> Pieces | None:
@@ -80,28 +81,28 @@ def independent(dimension: Dimension) -> Pieces | None:
     return None if isinstance(known, Part) else known
 
 
-def stay(dimension: Dimension) -> None:
+def stay_(dimension: Dimension) -> None:
     """Leave the entries along a dimension in place."""
     if isinstance(dimension, Part) and dimension.place > 0:
         inner = prod(dimension.split.sizes[1:])
-        unify(dimension.split.axis, [piece._replace(repeat=inner) for piece in dimension.split.heads()])
-    fix(plain(dimension))
+        unify_(dimension.split.axis, [piece._replace(repeat=inner) for piece in dimension.split.heads_()])
+    fix_(plain(dimension))
 
 
-def fix_all(layout: Layout) -> None:
+def fix_all_(layout: Layout) -> None:
     """Leave all entries of a tensor in place."""
     for dimension in layout.dimensions:
-        fix(dimension.split.axis if isinstance(dimension, Part) else dimension)
+        fix_(dimension.split.axis if isinstance(dimension, Part) else dimension)
 
 
-def join(first: Dimension, second: Dimension) -> Dimension:
+def join_(first: Dimension, second: Dimension) -> Dimension:
     """Let two dimensions of the same size move in the same way, and return what they are now."""
     if isinstance(second, Part) and not isinstance(first, Part):
         first, second = second, first
     if isinstance(first, Part) and isinstance(second, Part) and _agree(first, second):
-        unify(first.split.axis, second.split.axis)
+        unify_(first.split.axis, second.split.axis)
         return first
-    unify(alone(first), alone(second))
+    unify_(alone(first), alone(second))
     return first
 
 
@@ -114,10 +115,10 @@ def alone(dimension: Dimension) -> Pieces:
 
     Whole heads can then change places, with all that lies within them.
     """
-    return dimension.split.heads() if isinstance(dimension, Part) and dimension.place == 0 else plain(dimension)
+    return dimension.split.heads_() if isinstance(dimension, Part) and dimension.place == 0 else plain(dimension)
 
 
-def broadcast(layouts: Sequence[Layout]) -> Layout:
+def broadcast_(layouts: Sequence[Layout]) -> Layout:
     """Let the dimensions of tensors that are combined entry by entry move in the same way."""
     n = max(len(each.dimensions) for each in layouts)
     found: list[Dimension] = [fixed(1)] * n
@@ -126,7 +127,7 @@ def broadcast(layouts: Sequence[Layout]) -> Layout:
             if size_of(found[i]) == 1:
                 found[i] = dimension
             elif size_of(dimension) != 1:
-                found[i] = join(found[i], dimension)
+                found[i] = join_(found[i], dimension)
     return Layout(tuple(found))
 
 
@@ -138,7 +139,7 @@ def complete(layout: Layout) -> Layout:
             split = dimension.split
             present = [each.place for each in layout.dimensions if isinstance(each, Part) and each.split is split]
             if present == [0]:
-                dimensions[i] = split.heads()
+                dimensions[i] = split.heads_()
             elif sorted(present) != list(range(len(split.sizes))):
                 dimensions[i] = plain(dimension)
     return Layout(tuple(dimensions))
@@ -179,7 +180,7 @@ def merge(dimensions: Sequence[Dimension]) -> Pieces:
 
 def _product(outer: Pieces, inner: Pieces) -> Pieces:
     if any(piece.symbol is not None for piece in resolve(inner)):
-        fix(outer)
+        fix_(outer)
         return resolve(inner) * length(outer)
     return [piece._replace(repeat=piece.repeat * length(inner)) for piece in resolve(outer)]
 
@@ -209,10 +210,10 @@ def narrow(layout: Layout, dimension: int, start: int, stop: int) -> Layout:
     if stop - start == size_of(chosen):
         return layout
     if not isinstance(chosen, Part):
-        dimensions[dimension] = cut(cut(chosen, stop)[0], start)[1]
+        dimensions[dimension] = cut_(cut_(chosen, stop)[0], start)[1]
     elif chosen.place == 0 and chosen.split.outer is None:
         width = prod(chosen.split.sizes[1:])
-        axis = cut(cut(chosen.split.axis, stop * width)[0], start * width)[1]
+        axis = cut_(cut_(chosen.split.axis, stop * width)[0], start * width)[1]
         sizes = (stop - start, *chosen.split.sizes[1:])
         parts = split(axis, [size for size in sizes if size != 1])
         if sizes[0] == 1:
@@ -221,5 +222,5 @@ def narrow(layout: Layout, dimension: int, start: int, stop: int) -> Layout:
             if isinstance(each, Part) and each.split is chosen.split:
                 dimensions[i] = parts[each.place]
     else:
-        dimensions[dimension] = cut(cut(plain(chosen), stop)[0], start)[1]
+        dimensions[dimension] = cut_(cut_(plain(chosen), stop)[0], start)[1]
     return Layout(tuple(dimensions))

@@ -1,14 +1,16 @@
 """A model's graph, read operation by operation: where its units are in each value, and in each of its weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from fedsim.alignment.symmetries import rules_attention, rules_shapes, rules_weights
-from fedsim.alignment.symmetries.layouts import Layout, complete, fix_all, plain, still
+from fedsim.alignment.symmetries.layouts import Layout, complete, fix_all_, plain, still
 from fedsim.alignment.symmetries.rules import METHODS, Call, Rule, layouts_in, rule_of_function, rule_of_module
-from fedsim.alignment.symmetries.symbols import Pieces, UnknownError, fresh, write
+from fedsim.alignment.symmetries.symbols import Pieces, UnknownError, fresh, write_
 from fedsim.models.params import first_keys
 
 # Importing them registers their rules.
@@ -84,11 +86,11 @@ class Weights:
         known = self.layouts.get(key) or still(self.state[key].shape)
         return [plain(dimension) for dimension in known.dimensions]
 
-    def fix(self, path: str) -> None:
+    def fix_(self, path: str) -> None:
         """Leave everything of a module in place."""
         for key in self.first:
             if key == path or key.startswith(f"{path}."):
-                fix_all(self.layout(key))
+                fix_all_(self.layout(key))
 
 
 class Reader(fx.Interpreter):
@@ -105,6 +107,7 @@ class Reader(fx.Interpreter):
         self.weights = Weights(model)
         self.known: dict[fx.Node, Any] = {}
         self.unknown: list[str] = []
+        self.ranks = count()
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of a node, as the class it is derived from."""
@@ -118,25 +121,25 @@ class Reader(fx.Interpreter):
             return _still(result)
         if node.op == "output":
             for layout in layouts_in([fx.map_arg(node.args[0], self.known.__getitem__)]):
-                fix_all(layout)
+                fix_all_(layout)
             return None
         if node.op == "get_attr":
             return self._attribute(str(node.target), result)
         known = self.known.__getitem__
-        call = Call(fx.map_arg(node.args, known), fx.map_arg(node.kwargs, known), result)
+        call = Call(fx.map_arg(node.args, known), fx.map_arg(node.kwargs, known), result, ranks=self.ranks)
         rule: Rule | None = None
         if node.op == "call_module":
             path = str(node.target)
             module = self.module.get_submodule(path)
-            call = Call(call.args, call.kwargs, result, path, module, self.weights.of(module, path))
+            call = replace(call, name=path, module=module, weights=self.weights.of(module, path))
             rule = rule_of_module(module)
         elif node.op == "call_function":
             target: Any = node.target
-            call = Call(call.args, call.kwargs, result, run=lambda first: target(first, *args[1:], **kwargs))
+            call = replace(call, run=lambda first: target(first, *args[1:], **kwargs))
             rule = rule_of_function(target)
         elif node.op == "call_method":
             name = str(node.target)
-            call = Call(call.args, call.kwargs, result, run=lambda first: getattr(first, name)(*args[1:], **kwargs))
+            call = replace(call, run=lambda first: getattr(first, name)(*args[1:], **kwargs))
             rule = METHODS.get(name)
         if call.module is None and not call.layouts and rule is not rules_shapes.constant:
             return _still(result)
@@ -147,9 +150,9 @@ class Reader(fx.Interpreter):
         except UnknownError:
             self.unknown.append(node.name)
             for layout in call.layouts:
-                fix_all(layout)
+                fix_all_(layout)
             if call.module is not None:
-                self.weights.fix(call.name)
+                self.weights.fix_(call.name)
             return _still(result)
 
     def _attribute(self, target: str, result: Any) -> Any:
@@ -157,7 +160,7 @@ class Reader(fx.Interpreter):
             return _still(result)
         layout = self.weights.layout(target)
         for dimension in layout.dimensions:
-            write(plain(dimension), target.removesuffix(".weight"))
+            write_(plain(dimension), next(self.ranks), target.removesuffix(".weight"))
         return layout
 
 

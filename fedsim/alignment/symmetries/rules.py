@@ -2,15 +2,16 @@
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsim.alignment.symmetries.layouts import Layout, Part, broadcast, plain, stay
-from fedsim.alignment.symmetries.symbols import UnknownError, fixed
+from fedsim.alignment.symmetries.layouts import Layout, Part, broadcast_, plain, stay_
+from fedsim.alignment.symmetries.symbols import Pieces, UnknownError, fixed, write_
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Call:
         Layouts of the module's own tensors, by name.
     run
         Does the same to another tensor than the first argument.
+    ranks
+        Numbers of the axes that parameters write, counted over the whole forward pass.
     """
 
     args: tuple[Any, ...]
@@ -40,6 +43,7 @@ class Call:
     module: Any = None
     weights: Callable[[str], Layout | None] = lambda name: None
     run: Callable[[Tensor], Any] = lambda first: first
+    ranks: Iterator[int] = field(default_factory=count)
 
     def get(self, place: int, name: str, default: Any = None) -> Any:
         """Return an argument, by its place or its name."""
@@ -57,8 +61,15 @@ class Call:
         rule = rule_of_module(module)
         if rule is None:
             raise UnknownError
-        call = Call(args, {}, None, f"{self.name}.{path}", module, lambda name: self.weights(f"{path}.{name}"))
-        return rule(call)
+
+        def weights(name: str) -> Layout | None:
+            return self.weights(f"{path}.{name}")
+
+        return rule(Call(args, {}, None, f"{self.name}.{path}", module, weights, ranks=self.ranks))
+
+    def write_(self, axis: Pieces, role: str = "", name: str = "") -> None:
+        """Note that the module, or the one of that name within it, writes an axis."""
+        write_(axis, next(self.ranks), f"{self.name}.{name}" if name else self.name, role)
 
     @property
     def layout(self) -> Layout:
@@ -171,7 +182,7 @@ ACTIVATIONS = (
 )
 def entrywise(call: Call) -> Layout:
     """Each entry of the result depends on the entries at the same place only."""
-    return broadcast(call.layouts)
+    return broadcast_(call.layouts)
 
 
 @function_rule("clone", "contiguous", "detach", "to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu")
@@ -216,10 +227,10 @@ def choice(call: Call) -> Any:
     """Entries along a dimension become one, and the places of the chosen ones are known too."""
     other = call.get(1, "dim", call.kwargs.get("other"))
     if isinstance(other, Layout):
-        return broadcast(call.layouts)
+        return broadcast_(call.layouts)
     if other is None:
         return _without(call.layout, None, call.result)
-    stay(call.layout.dimensions[other])
+    stay_(call.layout.dimensions[other])
     return (_without(call.layout, other, call.result[0]),) * 2
 
 
@@ -237,7 +248,7 @@ def _pooling(rank: int) -> Rule:
         """Each channel stays one; entries next to each other in the last dimensions become one."""
         dimensions = call.layout.dimensions
         for dimension in dimensions[-rank:]:
-            stay(dimension)
+            stay_(dimension)
         first = call.result[0] if isinstance(call.result, tuple) else call.result
         layout = Layout((*dimensions[:-rank], *map(fixed, first.shape[-rank:])))
         return (layout,) * len(call.result) if isinstance(call.result, tuple) else layout
@@ -245,9 +256,10 @@ def _pooling(rank: int) -> Rule:
     return pooling
 
 
-for _rank in (1, 2, 3):
+POOLINGS = {rank: _pooling(rank) for rank in (1, 2, 3)}
+for _rank, _rule in POOLINGS.items():
     for _kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp"):
-        function_rule(f"{_kind}_pool{_rank}d")(_pooling(_rank))
+        function_rule(f"{_kind}_pool{_rank}d")(_rule)
     for _kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "LP", "ZeroPad"):
         _name = f"{_kind}{_rank}d" if _kind == "ZeroPad" else f"{_kind}Pool{_rank}d"
-        module_rule(getattr(nn, _name))(_pooling(_rank))
+        module_rule(getattr(nn, _name))(_rule)

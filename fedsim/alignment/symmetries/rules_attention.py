@@ -10,12 +10,12 @@ from fedsim.alignment.symmetries.layouts import (
     Layout,
     Part,
     alone,
-    broadcast,
-    fix_all,
-    join,
+    broadcast_,
+    fix_all_,
+    join_,
     plain,
     split,
-    stay,
+    stay_,
     still,
 )
 from fedsim.alignment.symmetries.rules import (
@@ -26,19 +26,8 @@ from fedsim.alignment.symmetries.rules import (
     rule_of_function,
     rule_of_module,
 )
-from fedsim.alignment.symmetries.symbols import (
-    Piece,
-    Pieces,
-    UnknownError,
-    block,
-    fix,
-    fixed,
-    fresh,
-    length,
-    name_role,
-    unify,
-    write,
-)
+from fedsim.alignment.symmetries.symbols import Piece, Pieces, UnknownError, fixed, fresh, length, name_role_
+from fedsim.alignment.symmetries.unification import block_, fix_, unify_
 
 
 @function_rule("matmul", "bmm", "mm")
@@ -56,14 +45,14 @@ def matrix_product(a: Layout, b: Layout) -> Layout:
         raise UnknownError
     (*batch, rows, inner), (*others, inner_too, columns) = a.dimensions, b.dimensions
     if _are_heads(inner, batch) and _are_heads(inner_too, others):
-        name_role(inner.split.axis, "qk")  # type: ignore[union-attr]
-        name_role(inner_too.split.axis, "qk")  # type: ignore[union-attr]
-        join(inner, inner_too)
+        name_role_(inner.split.axis, "qk")  # type: ignore[union-attr]
+        name_role_(inner_too.split.axis, "qk")  # type: ignore[union-attr]
+        join_(inner, inner_too)
     else:
-        unify(plain(inner), plain(inner_too))
+        unify_(plain(inner), plain(inner_too))
     if _are_heads(columns, others):
-        name_role(columns.split.axis, "vo")  # type: ignore[union-attr]
-    stack = broadcast([Layout(tuple(map(alone, batch))), Layout(tuple(others))])
+        name_role_(columns.split.axis, "vo")  # type: ignore[union-attr]
+    stack = broadcast_([Layout(tuple(map(alone, batch))), Layout(tuple(others))])
     return Layout((*stack.dimensions, rows, columns))
 
 
@@ -80,11 +69,11 @@ def attention(call: Call) -> Layout:
     if call.kwargs.get("enable_gqa"):
         raise UnknownError
     for each in (query, key, value):
-        stay(each.dimensions[-2])
+        stay_(each.dimensions[-2])
     *batch, rows, inner = key.dimensions
     scores = matrix_product(query, Layout((*batch, inner, rows)))
     if mask is not None:
-        scores = broadcast([scores, required(mask)])
+        scores = broadcast_([scores, required(mask)])
     return matrix_product(scores, value)
 
 
@@ -97,23 +86,23 @@ def multihead_attention(call: Call) -> Any:
     if module.bias_k is not None or module.add_zero_attn or any(len(each.dimensions) != 3 for each in inputs):
         raise UnknownError
     for each in (Layout(x.dimensions[:2]) for x in inputs):
-        fix_all(each)
+        fix_all_(each)
     width, heads = module.embed_dim, fresh(module.num_heads)
     qk, vo = fresh(width), fresh(width)
     for axis, role in ((qk, "qk"), (vo, "vo")):
-        block(axis, heads)
-        write(axis, call.name, role)
+        block_(axis, heads)
+        call.write_(axis, role)
     _bind_projections(call, [plain(each.dimensions[2]) for each in inputs], [qk, qk, vo])
     rows, columns = map(plain, required(call.weights("out_proj.weight")).dimensions)
-    unify(columns, vo)
-    write(rows, f"{call.name}.out_proj")
+    unify_(columns, vo)
+    call.write_(rows, name="out_proj")
     if module.out_proj.bias is not None:
-        unify(plain(required(call.weights("out_proj.bias")).dimensions[0]), rows)
+        unify_(plain(required(call.weights("out_proj.bias")).dimensions[0]), rows)
     for mask in masks:
-        fix_all(mask)
+        fix_all_(mask)
     # What is given or returned for each head knows the heads by their places.
     if any(len(mask.dimensions) > 2 for mask in masks) or not call.get(6, "average_attn_weights", True):
-        fix(heads)
+        fix_(heads)
     scores = None if call.result is None else call.result[1]
     return Layout((*inputs[0].dimensions[:2], rows)), scores if scores is None else still(scores.shape)
 
@@ -122,17 +111,17 @@ def _bind_projections(call: Call, inputs: Sequence[Pieces], outputs: Sequence[Pi
     """Bind the maps to queries, keys and values, which are in one tensor if their inputs are equally wide."""
     if call.module.in_proj_weight is not None:
         rows, columns = map(plain, required(call.weights("in_proj_weight")).dimensions)
-        unify(rows, [piece for axis in outputs for piece in axis])
+        unify_(rows, [piece for axis in outputs for piece in axis])
         for axis in inputs:
-            unify(columns, axis)
+            unify_(columns, axis)
     else:
         for name, axis, output in zip("qkv", inputs, outputs, strict=True):
             rows, columns = map(plain, required(call.weights(f"{name}_proj_weight")).dimensions)
-            unify(rows, output)
-            unify(columns, axis)
+            unify_(rows, output)
+            unify_(columns, axis)
     if call.module.in_proj_bias is not None:
         bias = plain(required(call.weights("in_proj_bias")).dimensions[0])
-        unify(bias, [piece for axis in outputs for piece in axis])
+        unify_(bias, [piece for axis in outputs for piece in axis])
 
 
 @module_rule(nn.TransformerEncoderLayer)
@@ -143,10 +132,10 @@ def encoder_layer(call: Call) -> Layout:
     if known is None or any(len(mask.dimensions) > 2 for mask in call.layouts[1:]):
         raise UnknownError
     for mask in call.layouts[1:]:
-        fix_all(mask)
+        fix_all_(mask)
     attended, _ = call.inside("self_attn", x, x, x)
-    x = call.inside("norm1", broadcast([x, attended]))
-    return call.inside("norm2", broadcast([x, call.inside("linear2", call.inside("linear1", x))]))
+    x = call.inside("norm1", broadcast_([x, attended]))
+    return call.inside("norm2", broadcast_([x, call.inside("linear2", call.inside("linear1", x))]))
 
 
 @module_rule(nn.TransformerEncoder)
@@ -165,7 +154,7 @@ def recurrent(call: Call) -> Any:
     if module.proj_size or len(call.layouts) != 1 or len(call.layout.dimensions) != 3:
         raise UnknownError
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-    fix_all(Layout(call.layout.dimensions[:2]))
+    fix_all_(Layout(call.layout.dimensions[:2]))
     axis, states = plain(call.layout.dimensions[2]), list[Piece]()
     for layer in range(module.num_layers):
         ends = ("", "_reverse") if module.bidirectional else ("",)
@@ -183,11 +172,11 @@ def _recurrent(call: Call, inputs: Pieces, gates: int, suffix: str) -> Pieces:
     """Return the axis of the hidden units of one layer in one direction."""
     hidden = fresh(call.module.hidden_size)
     several = call.module.num_layers * (1 + call.module.bidirectional) > 1
-    write(hidden, call.name, suffix if several else "")
+    call.write_(hidden, suffix if several else "")
     for kind, columns in (("ih", inputs), ("hh", hidden)):
         weight = required(call.weights(f"weight_{kind}_{suffix}"))
-        unify(plain(weight.dimensions[0]), list(hidden) * gates)
-        unify(plain(weight.dimensions[1]), columns)
+        unify_(plain(weight.dimensions[0]), list(hidden) * gates)
+        unify_(plain(weight.dimensions[1]), columns)
         if call.module.bias:
-            unify(plain(required(call.weights(f"bias_{kind}_{suffix}")).dimensions[0]), list(hidden) * gates)
+            unify_(plain(required(call.weights(f"bias_{kind}_{suffix}")).dimensions[0]), list(hidden) * gates)
     return hidden

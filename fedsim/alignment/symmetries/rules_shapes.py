@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.alignment.symmetries.layouts import Dimension, Layout, join, narrow, plain, reshape, size_of, stay
+from fedsim.alignment.symmetries.layouts import Dimension, Layout, join_, narrow, plain, reshape, size_of, stay_
 from fedsim.alignment.symmetries.rules import FUNCTIONS, Call, function_rule, module_rule
-from fedsim.alignment.symmetries.symbols import UnknownError, fix, fixed, fresh, resolve
+from fedsim.alignment.symmetries.symbols import UnknownError, fixed, fresh, resolve
+from fedsim.alignment.symmetries.unification import fix_
 
 
 @module_rule(nn.Flatten, nn.Unflatten)
@@ -68,7 +69,7 @@ def _moved(layout: Layout, grids: list[Tensor], result: Tensor) -> Layout:
         if line.tolist() == list(range(start, stop)):
             layout = narrow(layout, i, start, stop)
         else:
-            stay(layout.dimensions[i])
+            stay_(layout.dimensions[i])
         if varies:
             origin[varies[0]] = i
     for j, i in origin.items():
@@ -88,7 +89,7 @@ def joined(call: Call) -> Layout:
     first = list(layouts[0].dimensions)
     chosen %= len(first)
     for other in layouts[1:]:
-        first = [each if i == chosen else join(each, other.dimensions[i]) for i, each in enumerate(first)]
+        first = [each if i == chosen else join_(each, other.dimensions[i]) for i, each in enumerate(first)]
     first[chosen] = [piece for each in layouts for piece in plain(each.dimensions[chosen])]
     return Layout(tuple(first))
 
@@ -99,7 +100,7 @@ def stacked(call: Call) -> Layout:
     layouts, place = call.get(0, "tensors"), call.get(1, "dim", 0) % call.result.ndim
     first = list(layouts[0].dimensions)
     for other in layouts[1:]:
-        first = [join(each, again) for each, again in zip(first, other.dimensions, strict=True)]
+        first = [join_(each, again) for each, again in zip(first, other.dimensions, strict=True)]
     return Layout((*first[:place], fixed(len(layouts)), *first[place:]))
 
 
@@ -113,7 +114,7 @@ def padded(call: Call) -> Layout:
             continue
         axis = plain(dimensions[-1 - i])
         if call.get(2, "mode", "constant") != "constant" or min(before, after) < 0:
-            fix(axis)
+            fix_(axis)
             dimensions[-1 - i] = fixed(call.result.shape[-1 - i])
         else:
             dimensions[-1 - i] = [*fresh(before), *axis, *fresh(after)]
@@ -133,7 +134,7 @@ def gated(call: Call) -> Layout:
     chosen = call.module.dim if call.module else call.get(1, "dim", -1)
     half = call.layout.shape[chosen] // 2
     left, right = (narrow(call.layout, chosen, start, start + half) for start in (0, half))
-    return Layout(tuple(join(a, b) for a, b in zip(left.dimensions, right.dimensions, strict=True)))
+    return Layout(tuple(join_(a, b) for a, b in zip(left.dimensions, right.dimensions, strict=True)))
 
 
 @module_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
@@ -142,5 +143,5 @@ def resized(call: Call) -> Layout:
     """Each channel stays one; its other dimensions get another size."""
     first, second, *others = call.layout.dimensions
     for dimension in others:
-        stay(dimension)
+        stay_(dimension)
     return Layout((first, second, *map(fixed, call.result.shape[2:])))

@@ -5,27 +5,17 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn import functional
 
-from fedsim.alignment.symmetries.layouts import Dimension, Layout, fix_all, join, plain, stay
+from fedsim.alignment.symmetries.layouts import Dimension, Layout, fix_all_, join_, plain, stay_
 from fedsim.alignment.symmetries.rules import FUNCTIONS, Call, function_rule, module_rule, required
-from fedsim.alignment.symmetries.symbols import (
-    Pieces,
-    UnknownError,
-    block,
-    fix,
-    fixed,
-    fresh,
-    length,
-    resolve,
-    unify,
-    write,
-)
+from fedsim.alignment.symmetries.symbols import Pieces, UnknownError, fixed, fresh, length, resolve
+from fedsim.alignment.symmetries.unification import block_, fix_, unify_
 
 
 def _bind(axis: Pieces, *layouts: Layout | None) -> None:
     """Let one-dimensional tensors move like an axis."""
     for each in layouts:
         if each is not None:
-            unify(axis, plain(each.dimensions[0]))
+            unify_(axis, plain(each.dimensions[0]))
 
 
 def _with(layout: Layout, place: int, dimension: Dimension) -> Layout:
@@ -37,7 +27,7 @@ def _with(layout: Layout, place: int, dimension: Dimension) -> Layout:
 def linear(x: Layout, weight: Layout, bias: Layout | None) -> Layout:
     """Map the last dimension by a matrix."""
     out, inputs = map(plain, weight.dimensions)
-    unify(plain(x.dimensions[-1]), inputs)
+    unify_(plain(x.dimensions[-1]), inputs)
     _bind(out, bias)
     return _with(x, -1, out)
 
@@ -46,19 +36,19 @@ def convolution(x: Layout, weight: Layout, bias: Layout | None, groups: int, sha
     """Map the channels at each place and around it; ``shape`` is that of the result."""
     out, inputs, *kernel = map(plain, weight.dimensions)
     for dimension in [*kernel, *x.dimensions[-len(kernel) :]]:
-        stay(dimension)
+        stay_(dimension)
     place = -1 - len(kernel)
     channels = plain(x.dimensions[place])
     if groups == 1:
-        unify(channels, inputs)
+        unify_(channels, inputs)
     elif length(inputs) == 1:
         copies = length(out) // groups
-        unify([piece._replace(repeat=piece.repeat * copies) for piece in resolve(channels)], out)
+        unify_([piece._replace(repeat=piece.repeat * copies) for piece in resolve(channels)], out)
     else:
-        fix(inputs)
+        fix_(inputs)
         blocks = fresh(groups)
-        unify(channels, [piece._replace(repeat=length(inputs)) for piece in blocks])
-        block(out, blocks)
+        unify_(channels, [piece._replace(repeat=length(inputs)) for piece in blocks])
+        block_(out, blocks)
     _bind(out, bias)
     return Layout((*x.dimensions[:place], out, *map(fixed, shape[place + 1 :])))
 
@@ -73,9 +63,9 @@ def transposed_convolution(x: Layout, weight: Layout, bias: Layout | None, group
 
 def embedding(tokens: Layout, weight: Layout) -> Layout:
     """Look up a row for each token."""
-    fix_all(tokens)
+    fix_all_(tokens)
     rows, columns = map(plain, weight.dimensions)
-    fix(rows)
+    fix_(rows)
     return Layout((*tokens.dimensions, columns))
 
 
@@ -88,7 +78,7 @@ def channel_norm(x: Layout, *tensors: Layout | None) -> Layout:
 def group_norm(x: Layout, groups: int, *tensors: Layout | None) -> Layout:
     """Treat groups of channels on their own."""
     if groups > 1:
-        block(plain(x.dimensions[1]), fresh(groups))
+        block_(plain(x.dimensions[1]), fresh(groups))
     return channel_norm(x, *tensors)
 
 
@@ -97,14 +87,14 @@ def layer_norm(x: Layout, rank: int, *tensors: Layout | None) -> Layout:
     for tensor in tensors:
         if tensor is not None:
             for a, b in zip(x.dimensions[-rank:], tensor.dimensions, strict=True):
-                join(list(plain(a)), b)
+                join_(list(plain(a)), b)
     return Layout((*x.dimensions[:-rank], *map(plain, x.dimensions[-rank:])))
 
 
 def _written(call: Call, dimension: int) -> tuple[Layout, Layout | None]:
     """Return a module's weight and bias; the former's axis along one dimension is written by it."""
     weight = required(call.weights("weight"))
-    write(plain(weight.dimensions[dimension]), call.name)
+    call.write_(plain(weight.dimensions[dimension]))
     return weight, call.weights("bias") if hasattr(call.module, "bias") else None
 
 

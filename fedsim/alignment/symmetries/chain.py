@@ -4,27 +4,13 @@ from itertools import pairwise
 from typing import Any
 
 from torch import nn
-from torch.fx import Node, Tracer
+from torch.fx import Node
 
+from fedsim.alignment.symmetries.reader import graph_of
+from fedsim.alignment.symmetries.rules import METHODS, POOLINGS, entrywise, rule_of_function, rule_of_module
 from fedsim.models.layers import Layers
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# What does the same to each neuron or channel, whatever their order.
-ACTIVATIONS = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign),
-    *(nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Identity),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-)
-POOLINGS = (
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-)
-FUNCTIONS = (
-    *("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign"),
-    *("tanh", "sigmoid", "dropout"),
-)
-POOLING_FUNCTIONS = [f"{kind}_pool{d}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for d in (1, 2, 3)]
 
 
 def check_chain(model: nn.Module, layers: Layers, method: str) -> None:
@@ -33,12 +19,12 @@ def check_chain(model: nn.Module, layers: Layers, method: str) -> None:
     Parameters
     ----------
     method
-        Its name, for the message.
+        Name of the method, for the message.
 
     Raises
     ------
     ValueError
-        If it is not.
+        If the model is not such a chain.
     """
     if problem := _problem(model, layers):
         raise ValueError(
@@ -58,14 +44,14 @@ def _problem(model: nn.Module, layers: Layers) -> str:
     if layers.aliases:
         return f"{min(layers.aliases)!r} is tied to another tensor"
     try:
-        nodes = list(_Tracer().trace(model).nodes)
-    except Exception as error:  # whatever a model's own code raises when it is traced
-        return f"the model cannot be traced: {str(error).splitlines()[0]}"
+        nodes = list(graph_of(model).nodes)
+    except ValueError as error:
+        return str(error)
     return _broken_at(nodes, modules, layers)
 
 
 def _broken_at(nodes: list[Node], modules: dict[str, nn.Module], layers: Layers) -> str:
-    """Return where the nodes of a trace are no chain of all layers; nothing if they are one."""
+    """Return why the nodes of a trace are not a chain of all layers, or an empty text."""
     previous: Any = None
     flat, seen = True, []
     for before, node in pairwise(nodes):
@@ -98,19 +84,13 @@ def _is_flatten(node: Node, module: nn.Module | None) -> bool:
 
 
 def _commutes(node: Node, module: nn.Module | None, *, flat: bool) -> bool:
-    """Tell whether an operation does the same to each neuron; poolings do to each channel."""
+    """Whether an operation treats all neurons alike; poolings treat all channels alike."""
     if module is not None:
-        return isinstance(module, ACTIVATIONS) or (isinstance(module, POOLINGS) and not flat)
-    return _name(node) in FUNCTIONS or (_name(node) in POOLING_FUNCTIONS and not flat)
+        rule = rule_of_module(module)
+    else:
+        rule = METHODS.get(node.target) if isinstance(node.target, str) else rule_of_function(node.target)
+    return rule is entrywise or (rule in POOLINGS.values() and not flat)
 
 
 def _name(node: Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
-class _Tracer(Tracer):
-    """Does not look into modules that are known."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known: tuple[Any, ...] = (nn.Linear, nn.Flatten, *CONVOLUTIONS, *ACTIVATIONS, *POOLINGS)
-        return isinstance(m, known) or super().is_leaf_module(m, module_qualified_name)
