@@ -21,7 +21,8 @@ from fedsim.experiment.rounds import RoundSummary
 from fedsim.federation.data import federated_data_of
 from fedsim.federation.federation import federation_of
 from fedsim.models.params import load_state_
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.seeds import rng
 from fedsim.training import LocalPlan, train_
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedsim.results.folder import write_whole
+from fedsim.results.files import write_whole
 from fedsim.results.report import find_runs, read_results
 from fedsim.results.report.comparing.comparison import Row, compare
 from fedsim.results.report.comparing.export import as_csv, as_latex, as_markdown

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedsim.results.folder import write_whole
+from fedsim.results.files import write_whole
 from fedsim.results.report import find_runs, read_results
 from fedsim.results.report.comparing.export import as_markdown
 from fedsim.results.report.comparing.statistics import interval

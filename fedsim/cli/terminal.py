@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 
 from fedsim.errors import ConfigError
 from fedsim.experiment.sweep.sweep import Failure
-from fedsim.results.folder import write_whole
+from fedsim.results.files import write_whole
 from fedsim.results.report.comparing.tables import Table
 
 PIPED_WIDTH = 400  # letters, which no table has

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from fedsim.federation.engines.grid import Engine
-from fedsim.federation.engines.states import state_file
+from fedsim.federation.engines.state_files import StateFiles
 from fedsim.models.params import Params
-from fedsim.results.folder import write_whole
+from fedsim.results.files import write_whole
 from fedsim.strategy import Strategy
 
 
@@ -32,6 +32,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._clients = StateFiles(folder / "clients")
         # By client: the round of its file, 0 without one.
         self._client_rounds = np.zeros(0, dtype=np.int64)
 
@@ -43,7 +44,7 @@ class Checkpoints:
     def save(self, server_round: int, strategy: Strategy, engine: Engine, changed: Iterable[int]) -> None:
         """Save everything after a round; ``changed`` are the clients that took part since the last checkpoint."""
         clients = sorted(changed)
-        engine.save_clients(self._clients, clients, server_round)
+        engine.save_clients(self._clients.folder, clients, server_round)
         before, self._client_rounds = self._client_rounds, self._with(clients, server_round)
         partial = self.folder / f".round-{server_round:05d}"
         shutil.rmtree(partial, ignore_errors=True)
@@ -55,7 +56,7 @@ class Checkpoints:
         self._remove_older(server_round)
         for client in clients:  # whose files before are no longer needed
             if client < len(before) and before[client] not in (0, server_round):
-                state_file(self._clients, client, before[client]).unlink(missing_ok=True)
+                self._clients.remove(client, before[client])
 
     def load(self, server_round: int, strategy: Strategy, engine: Engine) -> None:
         """Bring strategy and clients to where they were after a round."""
@@ -64,20 +65,14 @@ class Checkpoints:
         strategy.load_state(load_file(self._round(server_round) / "strategy.safetensors"))
         self._client_rounds = load_file(self._round(server_round) / "clients.safetensors")["rounds"].numpy().copy()
         rounds = {int(client): int(self._client_rounds[client]) for client in np.flatnonzero(self._client_rounds)}
-        engine.load_clients(self._clients, rounds)
+        engine.load_clients(self._clients.folder, rounds)
         # What a kill left behind.
         self._remove_older(server_round)
-        current = {state_file(self._clients, client, saved) for client, saved in rounds.items()}
-        for path in set(self._clients.glob("*")) - current:
-            path.unlink()
+        self._clients.keep(rounds)
 
     def global_model(self, server_round: int) -> Params:
         """Read the global model after a round."""
         return load_file(self._round(server_round) / "global.safetensors")
-
-    @property
-    def _clients(self) -> Path:
-        return self.folder / "clients"
 
     def _round(self, server_round: int) -> Path:
         return self.folder / f"round-{server_round:05d}"
@@ -86,7 +81,7 @@ class Checkpoints:
         """Return the round of each client's file, now that those of some clients have changed."""
         rounds = np.pad(self._client_rounds, (0, max(0, changed[-1] + 1 - len(self._client_rounds)) if changed else 0))
         for client in changed:
-            rounds[client] = server_round if state_file(self._clients, client, server_round).exists() else 0
+            rounds[client] = server_round if self._clients.has(client, server_round) else 0
         return rounds
 
     def _remove_older(self, server_round: int) -> None:

@@ -22,7 +22,8 @@ from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.engines import make_engine
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.results.environment import environment, now
-from fedsim.results.folder import RunFolder, keep_rounds, write_json, write_whole
+from fedsim.results.files import keep_rounds, write_json, write_whole
+from fedsim.results.folder import RunFolder
 from fedsim.results.measured import TABLES
 from fedsim.strategy import Strategy
 from fedsim.strategy.participants import draw_participants
@@ -88,7 +89,7 @@ def run(
     ConfigError
         If a part cannot be built, or the folder cannot be written or is in use by another process.
     RunError
-        If no client of a round gave a valid update, or a worker died.
+        If no client of a round sent a valid update, or a worker died.
     """
     federation, strategy = parts or prepare(config)
     with _alone_in(folder), _log_to(folder):
@@ -104,7 +105,7 @@ def run(
                 if rounds.stopped:
                     logger.info("stopped after round %d: %s", server_round - 1, rounds.stopped)
                     break
-                summary = rounds.play(server_round)
+                summary = rounds.run_round(server_round)
                 logger.info("round %d done", server_round)
                 on_round(summary)
         write_json(folder.env, folder.read_env() | {"stopped": now()})
@@ -149,7 +150,7 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
     done = rounds_done(folder)
     if not done:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    for path in (folder.metrics, folder.communication, folder.timing):
+    for path in (folder.metrics, folder.communication, folder.timing, folder.faults):
         keep_rounds(path, done)
     for name in TABLES:
         for server_round, path in folder.measured_files(name).items():

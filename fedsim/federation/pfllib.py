@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.federation.data import FederatedData, InputsAndTargets
-from fedsim.results.folder import write_whole
+from fedsim.results.files import write_whole
 
 
 def write_pfllib(data: FederatedData, folder: Path) -> Path:

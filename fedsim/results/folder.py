@@ -1,35 +1,13 @@
-"""A run on disk: its files, each of which appears whole or not at all."""
+"""The folder of a run: which files it has, and what their lines look like."""
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedsim.config import Config, read_toml
 from fedsim.errors import ConfigError
-
-if TYPE_CHECKING:  # a worker that reads no table need not wait for pandas
-    import pandas as pd
-
-
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a run that was killed, sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def metric_row(
@@ -57,71 +35,35 @@ def metric_row(
     }
 
 
+class _File:
+    """The path of a file, or of a folder, in a run folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: "RunFolder", owner: type) -> Path:
+        return folder.path / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run, in ``<experiment>/<hash8>-s<seed>/``."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The resolved config, every default written out."""
-        return self.path / "config.toml"
-
-    @property
-    def env(self) -> Path:
-        """Versions, device, start and stop."""
-        return self.path / "env.json"
-
-    @property
-    def participants(self) -> Path:
-        """The participants of each round."""
-        return self.path / "participants.json"
-
-    @property
-    def partition(self) -> Path:
-        """Names of the classes, and how many examples of each class each client holds."""
-        return self.path / "partition.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One line per round, client, split, model and metric."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def communication(self) -> Path:
-        """One line per round, client and layer: bytes up and down."""
-        return self.path / "communication.jsonl"
-
-    @property
-    def timing(self) -> Path:
-        """One line per round: wall seconds by part. Apart from the metrics, which are equal in equal runs."""
-        return self.path / "timing.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def log(self) -> Path:
-        """What the run said."""
-        return self.path / "log.txt"
-
-    @property
-    def report(self) -> Path:
-        """The page about this run."""
-        return self.path / "report.html"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that plays the run."""
-        return self.path / ".lock"
-
-    @property
-    def done(self) -> Path:
-        """Written last: the run is complete."""
-        return self.path / "DONE"
+    config = _File("config.toml")  # resolved, every default written out
+    env = _File("env.json")  # versions, device, start and stop
+    participants = _File("participants.json")  # of each round
+    partition = _File("partition.json")  # names of the classes, and how many examples of each class each client holds
+    metrics = _File("metrics.jsonl")  # one line per round, client, split, model and metric
+    communication = _File("communication.jsonl")  # one line per round, client and layer: bytes up and down
+    faults = _File("faults.jsonl")  # one line per client that failed in a round; absent in a run without faults
+    timing = _File("timing.jsonl")  # one line per round: wall seconds by part; equal runs differ in it alone
+    checkpoints = _File("checkpoints")
+    log = _File("log.txt")
+    report = _File("report.html")
+    lock = _File(".lock")  # held by the process that runs it
+    done = _File("DONE")  # written last: the run is complete
 
     def measured(self, name: str, server_round: int) -> Path:
         """Return the file of what was measured in a round under a name: ``barriers``, ``distances`` or others."""
@@ -162,43 +104,3 @@ class RunFolder:
         for path in (self.config, self.env, self.partition, self.metrics, self.communication, self.timing):
             if not path.exists():
                 raise ConfigError(f"run folder {self.path} is done but has no {path.name}; remove it to run it again")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_whole(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_parquet(path: Path, table: "pd.DataFrame") -> None:
-    """Write a table as parquet, whole or not at all."""
-    write_whole(path, table.to_parquet(index=False))
-
-
-def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a file of JSON lines, all in one write."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    with path.open("a") as file:
-        file.write(text)
-
-
-def read_rows(path: Path) -> "pd.DataFrame":
-    """Read a file of JSON lines; a last line that a kill cut short is left out."""
-    import pandas as pd
-
-    return pd.DataFrame(_rows(path))
-
-
-def keep_rounds(path: Path, last_round: int) -> None:
-    """Drop the rows of rounds after ``last_round`` from a file of JSON lines, and a last line that was cut short."""
-    if path.exists():
-        kept = [row for row in _rows(path) if row["round"] <= last_round]
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    with path.open() as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)

@@ -16,7 +16,9 @@ from fedsim.config import Config, choices, naming
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.errors import ConfigError
 from fedsim.results.best_round import best_round, validation_means
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.faults import read_faults
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.results.measured import read_measured
 
 logger = logging.getLogger(__name__)
@@ -114,9 +116,10 @@ class Result:
         rows = ({str(key): value for key, value in row.items()} for row in table.to_dict("records"))
         return best_round(validation_means(rows, metric), metric)
 
-    def count(self, metric: str) -> int:
-        """Return how many clients' trainings have a metric, such as ``left_out``."""
-        return int(((self.metrics["metric"] == metric) & (self.metrics["split"] == "train")).sum())
+    @cached_property
+    def faults(self) -> pd.DataFrame:
+        """Clients that failed, with columns ``round, client, stage, reason, restored_from``."""
+        return read_faults(self.folder, self.metrics)
 
     def on_server(self, model: str, metric: str = "accuracy") -> pd.Series:
         """Return a metric on the server's test data by round."""

@@ -18,7 +18,8 @@ from fedsim.experiment.run import prepare
 from fedsim.federation.federation import federation_of
 from fedsim.models.params import load_state_
 from fedsim.results.check.check import check
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result
 from fedsim.results.report.pages.evaluation import evaluation_table
 from tests.conftest import run_files

@@ -14,7 +14,8 @@ import pytest
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from tests.conftest import run_files
 
 EXPERIMENT = """

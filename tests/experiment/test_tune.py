@@ -16,7 +16,8 @@ from fedsim.config.naming import run_name
 from fedsim.experiment import run as experiment
 from fedsim.experiment.tuning.grid import Tuning, describe_tuning, tunings_of
 from fedsim.experiment.tuning.tune import Score, best_of, notes_of
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from tests.conftest import TINY, run_files
 
 Fedsim = Callable[..., tuple[int, str, str]]

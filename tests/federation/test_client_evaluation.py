@@ -17,10 +17,11 @@ from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.dry_run import describe_run
 from fedsim.federation.client.fine_tuning import fine_tune
 from fedsim.federation.data import InputsAndTargets
-from fedsim.federation.engines.states import state_file
+from fedsim.federation.engines.state_files import StateFiles
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.models.params import Params, flat_copy, load_state_, state_of
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.seeds import rng
 from fedsim.strategy.participants import draw_unseen
 from tests.conftest import run_files
@@ -56,7 +57,7 @@ def by_hand(federation: Federation, params: Params, data: InputsAndTargets) -> t
 
 def kept(folder: RunFolder, federation: Federation, client: int) -> Params:
     """Return a client's model after the last round: what it keeps, the server's layer, and initial values."""
-    path = state_file(folder.checkpoints / "clients", client, federation.config.rounds)
+    path = StateFiles(folder.checkpoints / "clients").path(client, federation.config.rounds)
     own = {key.removeprefix("model/"): value for key, value in load_file(path).items()} if path.exists() else {}
     shared = Checkpoints(folder.checkpoints).global_model(federation.config.rounds)
     return federation.initial | own | {key: value for key, value in shared.items() if key.startswith("fc1")}

@@ -20,7 +20,8 @@ from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.engines.ray import RayEngine
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.strategy import messages
 from tests.conftest import run_files
 

@@ -20,7 +20,7 @@ from fedsim.experiment import run as experiment
 from fedsim.federation.client.app import client_app
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.results import report
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.strategy import messages
 
 # Workers cannot import the tests.
@@ -95,8 +95,11 @@ def play_with(
 
 
 def metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    return [row for row in rows if row["metric"] != "restored_from"]
+    return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+
+
+def faults_of(folder: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in folder.faults.read_text().splitlines()]
 
 
 @pytest.mark.slow
@@ -110,20 +113,25 @@ def test_a_run_with_faults_has_the_numbers_of_one_without_these_updates(
     assert metrics(faulty) == metrics(left_out)
     for round_file in left_out.measured_files("barriers").values():
         assert (faulty.path / "barriers" / round_file.name).read_bytes() == round_file.read_bytes()
-    rows = read_rows(faulty.metrics).query("metric == 'left_out'")
-    assert set(map(tuple, rows[["round", "client"]].to_numpy().tolist())) == set(faults)
+    recorded = {(row["round"], row["client"]): row["reason"] for row in faults_of(faulty) if row["stage"] == "train"}
+    assert recorded.keys() == faults.keys()
     reasons = {
         "raise": "ValueError: no luck",
         "nan": "update is not finite",
         "nothing": "returned a NoneType",
-        "slow": "outlived its deadline of 5 s",
-        "die": "died twice",
+        "slow": "timed out after 5 s",
+        "die": "crashed twice",
     }
     for (server_round, client), fault in faults.items():
         said = [line for line in caplog.messages if line.startswith(f"round {server_round}: client {client} is left")]
         assert any(reasons[fault] in line for line in said)
         assert reasons[fault] in faulty.log.read_text()
-    assert report.read_result(faulty).count("left_out") == len(faults)
+        assert reasons[fault] in recorded[server_round, client]
+    stages = report.read_result(faulty).faults["stage"].value_counts()
+    assert stages["train"] == len(faults)
+    restored = [row for row in faults_of(faulty) if row["stage"] == "worker"]
+    assert bool(restored) == (name == "ray")
+    assert all(row["restored_from"] < row["round"] and row["reason"] for row in restored)
     page = report.write_run(report.read_result(faulty), faulty.path).read_text()
     assert "updates left out of an average" in page
 
@@ -136,9 +144,17 @@ def test_a_client_that_cannot_be_evaluated_is_left_out_of_that_evaluation_only(
     missing = [row for row in metrics(whole) if row not in metrics(partial_run)]
     assert {(row["round"], row["client"]) for row in missing} == {(2, 1)}
     assert {row["model"] for row in missing} == {"personalised", "global"}
-    [added] = [row for row in metrics(partial_run) if row not in metrics(whole)]
-    assert (added["round"], added["client"], added["split"], added["metric"]) == (2, 1, "test", "left_out")
+    assert all(row in metrics(whole) for row in metrics(partial_run))
+    assert not whole.faults.exists()
+    reason = "ValueError: no eyes"
+    assert faults_of(partial_run) == [
+        {"round": 2, "client": 1, "stage": "evaluate", "reason": reason, "restored_from": None}
+    ]
+    page = report.write_run(report.read_result(partial_run), partial_run.path).read_text()
+    assert "evaluations of a client that failed" in page
     assert "round 2: client 1 is not evaluated: ValueError: no eyes" in caplog.text
     nobody = {(1, client): "not evaluated" for client in range(4)}
-    with pytest.raises(RunError, match="round 1: no client could be evaluated; the first was left out as ValueError"):
+    with pytest.raises(
+        RunError, match="round 1: no client could be evaluated; the first was left out because of ValueError"
+    ):
         play_with("nobody", nobody, engine)

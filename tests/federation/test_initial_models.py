@@ -11,7 +11,8 @@ from fedsim.experiment import run as experiment
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.models.params import Params, state_of
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result
 from fedsim.seeds import rng
 from fedsim.training import LocalPlan, train_

@@ -71,7 +71,7 @@ def test_a_client_that_outlives_its_deadline_is_left_behind_and_keeps_its_state(
     # The eight clients after client 3 take longer than its deadline, and those that run at the same time as another
     # have time for three more.
     with LocalEngine(partial(app_of, answer), 12, workers=2, deadline=10.0, clock=clock) as engine:
-        late = "it outlived its deadline of 10 s"
+        late = "it timed out after 10 s"
         assert ask(engine, range(12)) == [*[1] * 3, late, *[1] * 8]
         assert ask(engine, range(12)) == [*[2] * 3, late, *[2] * 8]
         hanging.clear()

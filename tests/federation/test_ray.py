@@ -15,10 +15,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, M
 from flwr.clientapp import ClientApp
 
 from fedsim.errors import ConfigError, RunError
+from fedsim.federation.engines import workers as workers_module
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.engines.ray import RayEngine
-from fedsim.federation.engines.states import state_file
+from fedsim.federation.engines.state_files import StateFiles
 from fedsim.strategy.messages import TensorArray
 
 # Workers cannot import the tests.
@@ -98,13 +99,20 @@ def sums(replies: list[Message]) -> list[Any]:
     ]
 
 
+def restored_by(engine: RayEngine) -> dict[int, int]:
+    """Return the round of the state that each client was set back to."""
+    restored = engine.take_restored()
+    assert all(lost.reason for lost in restored.values())
+    return {client: lost.server_round for client, lost in restored.items()}
+
+
 def workers(replies: list[Message]) -> list[int]:
     return [reply.content["metrics"]["worker"] for reply in replies]
 
 
 def kill(engine: RayEngine, worker: int) -> None:
     """End a worker's process from outside, and wait until it is gone."""
-    actor = engine._workers[worker].actor
+    actor = engine.actors[worker]
     ray.kill(actor)
     wait_for_the_end_of(actor)
 
@@ -128,7 +136,7 @@ def engine(one_engine: RayEngine, tmp_path: Path) -> RayEngine:
     """Return the engine of all tests, its clients in their initial state."""
     ask(one_engine, 1, dict.fromkeys(range(CLIENTS), "reset"))
     one_engine.save_clients(tmp_path / "nothing", range(CLIENTS), 0)
-    one_engine.restored = {}
+    one_engine.take_restored()
     return one_engine
 
 
@@ -173,9 +181,9 @@ def test_a_worker_killed_between_rounds_loses_nothing_that_was_saved(
         ask(one, 1)
     engine.save_clients(tmp_path, range(CLIENTS), 1)
     kill(engine, 1)
-    with caplog.at_level(logging.WARNING, "fedsim.federation.engines.ray"):
+    with caplog.at_level(logging.WARNING, "fedsim.federation.engines.workers"):
         assert sums(ask(engine, 2)) == sums(ask(local, 2))
-    assert engine.restored == {1: 1, 3: 1, 5: 1}
+    assert restored_by(engine) == {1: 1, 3: 1, 5: 1}
     assert "worker 1 died" in caplog.text
     assert "clients 1, 3, 5 are back at their state after round 1" in caplog.text
     assert sums(ask(engine, 3)) == sums(ask(local, 3))
@@ -191,8 +199,9 @@ def test_a_worker_that_dies_in_a_round_loses_nothing_of_that_round(
     assert sums(ask(engine, 2, {4: "die once"}, mark=tmp_path / "mark")) == expected
     # The clients before it were answered when they died: they have answered again, for their state.
     assert sums(ask(engine, 2, kind=MessageType.EVALUATE)) == expected
-    assert set(engine.restored) <= {0, 2, 4}
-    assert set(engine.restored.values()) <= {1}
+    restored = restored_by(engine)
+    assert set(restored) <= {0, 2, 4}
+    assert set(restored.values()) <= {1}
 
 
 def test_a_client_that_always_kills_its_worker_is_left_out_alone(
@@ -202,7 +211,7 @@ def test_a_client_that_always_kills_its_worker_is_left_out_alone(
         ask(one, 1)
     engine.save_clients(tmp_path, range(CLIENTS), 1)
     ours, theirs = sums(ask(engine, 2, {2: "die"}, mark=tmp_path / "mark")), sums(ask(local, 2, {2: "raise"}))
-    assert ours == [*theirs[:2], "its worker died twice at its turn", *theirs[3:]]
+    assert ours == [*theirs[:2], "its worker crashed twice while running it", *theirs[3:]]
     engine.save_clients(tmp_path, range(CLIENTS), 2)
     assert sums(ask(engine, 3)) == sums(ask(local, 3))
 
@@ -216,9 +225,9 @@ def test_a_worker_that_dies_before_a_checkpoint_leaves_whole_files(
             kill(engine, 0)
         one.save_clients(tmp_path / name, range(CLIENTS), 1)
     for client in range(CLIENTS):
-        ours, theirs = (state_file(tmp_path / name, client, 1).read_bytes() for name in ("ours", "theirs"))
+        ours, theirs = (StateFiles(tmp_path / name).path(client, 1).read_bytes() for name in ("ours", "theirs"))
         assert ours == theirs
-    assert engine.restored == {}
+    assert restored_by(engine) == {}
 
 
 def test_clients_that_trained_more_than_once_since_their_checkpoint_are_set_back_to_it(
@@ -232,7 +241,7 @@ def test_clients_that_trained_more_than_once_since_their_checkpoint_are_set_back
     after = sums(ask(engine, 3, kind=MessageType.EVALUATE))
     assert after[0] == first[0]
     assert after[2] is None
-    assert engine.restored == {0: 1, 2: 0, 4: 0}
+    assert restored_by(engine) == {0: 1, 2: 0, 4: 0}
 
 
 def test_a_state_that_was_loaded_is_what_a_dead_worker_is_set_back_to(engine: RayEngine, tmp_path: Path) -> None:
@@ -242,7 +251,7 @@ def test_a_state_that_was_loaded_is_what_a_dead_worker_is_set_back_to(engine: Ra
     engine.load_clients(tmp_path, dict.fromkeys(range(CLIENTS), 7))
     kill(engine, 1)
     assert sums(ask(engine, 3, kind=MessageType.EVALUATE)) == first
-    assert engine.restored == {1: 7, 3: 7, 5: 7}
+    assert restored_by(engine) == {1: 7, 3: 7, 5: 7}
 
 
 def test_without_room_for_a_new_worker_the_others_take_over(
@@ -252,13 +261,13 @@ def test_without_room_for_a_new_worker_the_others_take_over(
         assert sums(ask(engine, 1)) == sums(ask(local, 1))
         engine.save_clients(tmp_path, range(CLIENTS), 1)
         kill(engine, 0)
-        monkeypatch.setattr(engine, "_room", lambda: 1)
+        monkeypatch.setattr(workers_module, "room", lambda needs: 1)
         replies = ask(engine, 2)
         assert sums(replies) == sums(ask(local, 2))
         assert len(set(workers(replies))) == 1
-        assert engine.restored == {0: 1, 2: 1, 4: 1}
+        assert restored_by(engine) == {0: 1, 2: 1, 4: 1}
         kill(engine, 0)
-        monkeypatch.setattr(engine, "_room", lambda: 0)
+        monkeypatch.setattr(workers_module, "room", lambda needs: 0)
         with pytest.raises(RunError, match="no Ray worker is left"):
             ask(engine, 3)
 
@@ -269,9 +278,9 @@ def test_a_client_that_outlives_its_deadline_is_left_out_alone(local: LocalEngin
             ask(one, 1)
         engine.save_clients(tmp_path, range(CLIENTS), 1)
         ours, theirs = sums(ask(engine, 2, {2: "sleep"})), sums(ask(local, 2, {2: "raise"}))
-        assert ours == [*theirs[:2], "it outlived its deadline of 3 s", *theirs[3:]]
+        assert ours == [*theirs[:2], "it timed out after 3 s", *theirs[3:]]
         # Client 0 had answered before: it answers again, so that only who had no answer yet is set back.
-        assert engine.restored == {2: 1, 4: 1}
+        assert restored_by(engine) == {2: 1, 4: 1}
         assert sums(ask(engine, 3)) == sums(ask(local, 3))
 
 
@@ -282,7 +291,7 @@ def test_an_engine_ends_while_its_clients_work() -> None:
         for client, do in enumerate(["add", "sleep"])
     ]
     assert next(iter(engine.send_and_receive(sent))).has_content()
-    actors = [worker.actor for worker in engine._workers]
+    actors = engine.actors
     engine.close()
     for actor in actors:
         wait_for_the_end_of(actor)
@@ -302,7 +311,7 @@ def test_an_app_that_cannot_be_built_is_the_error_of_the_run() -> None:
 ALONE = """
 import functools, os, ray
 from pathlib import Path
-import fedsim.federation.engines.ray as engines
+from fedsim.federation.engines import ray as engines, starting
 from flwr.app import Message, RecordDict, MetricRecord
 from flwr.clientapp import ClientApp
 
@@ -321,7 +330,7 @@ def ask(engine):
 before = dict(os.environ)
 ray.init = functools.partial(ray.init, num_gpus=1)
 with engines.RayEngine(make, 4, 2, gpus_per_worker=0.5) as engine:
-    session = Path(engine._session)
+    session = Path(engine.session)
     assert session.exists()
     answers = ask(engine)
     assert [answer["gpus"] for answer in answers] == [0.0] * 4 and len({answer["worker"] for answer in answers}) == 2
@@ -333,7 +342,7 @@ latest = session.parent / "session_latest"  # of another Ray, perhaps, that runs
 assert not session.exists() and (latest.exists() or not latest.is_symlink())
 assert {name: os.environ[name] for name in before} == before
 assert "PYTHONPATH" in before or "PYTHONPATH" not in os.environ
-assert engines.Node.start_monitor.__name__ == "start_monitor"
+assert starting.Node.start_monitor.__name__ == "start_monitor"
 """
 
 

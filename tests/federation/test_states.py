@@ -7,7 +7,8 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from safetensors import SafetensorError
 
-from fedsim.federation.engines.states import States, state_file
+from fedsim.federation.engines.state_files import StateFiles
+from fedsim.federation.engines.states import States
 from fedsim.strategy.messages import decode, encode
 
 
@@ -71,7 +72,7 @@ def test_a_checkpoint_holds_each_state_of_its_round(tmp_path: Path, cache_bytes:
     states.save(tmp_path, [0, 1, 2, 9], 4)
     states[1] = state(10)
     states.save(tmp_path, [1], 5)
-    names = [state_file(tmp_path, client, saved).name for client, saved in ((0, 4), (1, 4), (1, 5), (2, 4))]
+    names = [StateFiles(tmp_path).path(client, saved).name for client, saved in ((0, 4), (1, 4), (1, 5), (2, 4))]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     again = States(cache_bytes)
     again[2] = state(30)
@@ -88,7 +89,7 @@ def test_a_state_that_was_read_from_a_checkpoint_is_not_written_a_second_time(tm
     states[0] = states[0]  # as a client that changed nothing leaves it
     states[1], states[2] = state(2), state(3)
     assert value_of(states, 0) == 1
-    assert states._files[0] == state_file(tmp_path, 0, 1)
+    assert states._files[0] == StateFiles(tmp_path).path(0, 1)
 
 
 def test_a_damaged_or_missing_file_is_found_when_it_is_loaded(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_a_damaged_or_missing_file_is_found_when_it_is_loaded(tmp_path: Path) ->
     states.save(tmp_path, [0], 1)
     with pytest.raises(OSError, match="No such file"):
         states.load(tmp_path, {0: 2})
-    path = state_file(tmp_path, 0, 1)
+    path = StateFiles(tmp_path).path(0, 1)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SafetensorError):
         states.load(tmp_path, {0: 1})

@@ -15,7 +15,8 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.federation.federation import federation_of
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result
 from fedsim.seeds import rng
 from fedsim.strategy.messages import decode

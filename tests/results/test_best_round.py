@@ -16,7 +16,8 @@ from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.sweep.progress import Progress
 from fedsim.experiment.sweep.sweep import Run, play_all
 from fedsim.results.best_round import best_round, reason_to_stop, validation_means
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from partitions import Partition, Split
 from tests.conftest import run_files
 

@@ -16,7 +16,8 @@ from fedsim.experiment.measuring.gate import gate_barriers, mean_barriers
 from fedsim.federation.data import ClientData
 from fedsim.federation.federation import federation_of
 from fedsim.models.params import combine, load_state_
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.strategy import ClientUpdate, Measurable
 from fedsim.training.evaluation import evaluate
 from strategies import BarrierGated

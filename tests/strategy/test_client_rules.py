@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from fedsim.config import Config
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import run as experiment
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 
 SOURCE = """
 import torch

@@ -19,7 +19,8 @@ import pytest
 
 from fedsim.config import Config, choices, with_settings
 from fedsim.experiment import run as experiment
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from tests.conftest import TINY
 
 STRATEGIES: dict[str, dict[str, Any]] = {

@@ -13,7 +13,8 @@ from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.federation.client import app as client_module
 from fedsim.federation.federation import federation_of
 from fedsim.models.params import load_state_
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result, write_run
 from fedsim.seeds import rng
 from fedsim.strategy import LocalPlan
@@ -307,8 +308,9 @@ def test_a_client_that_raises_is_left_out_and_the_run_says_so(
 
     monkeypatch.setattr(client_module, "train_", fail)
     folder = play(config)
-    left_out = read_rows(folder.metrics).query("metric == 'left_out'")
-    assert left_out[["round", "client"]].to_numpy().tolist() == [[1, 2], [2, 2]]
+    faults = read_rows(folder.faults)
+    assert faults[["round", "client"]].to_numpy().tolist() == [[1, 2], [2, 2]]
+    assert set(faults["reason"]) == {"ValueError: no luck"}
     assert "round 1: client 2 is left out of the average: ValueError: no luck" in caplog.text
     assert "Traceback" in folder.log.read_text()
     assert set(read_rows(folder.communication)["client"]) == {0, 1, 2, 3}

@@ -27,7 +27,7 @@ from fedsim.federation.engines.grid import processors
 from fedsim.federation.federation import federation_of
 from fedsim.models.params import Params
 from fedsim.models.saved import read_checkpoint
-from fedsim.results.folder import write_parquet, write_whole
+from fedsim.results.files import write_parquet, write_whole
 from fedsim.results.report.drawing.checkpoints import checkpoint_figures, feature_figures
 from fedsim.results.report.drawing.style import save
 from fedsim.seeds import rng

@@ -63,6 +63,8 @@ class Progress:
         """Count a round of a run and show what it achieved."""
         shown = f"{name}  {_accuracy('personalised', summary.personalised_accuracy)}"
         shown += f" {_accuracy('global', summary.global_accuracy)}"
+        if summary.faults:
+            shown += f" {summary.faults} {'fault' if summary.faults == 1 else 'faults'}"
         if not self._console.is_terminal:
             self.say(f"{shown}  round {summary.server_round}")
         rounds = 1

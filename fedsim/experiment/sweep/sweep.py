@@ -23,7 +23,8 @@ from fedsim.experiment.sweep.processes import Died, Emit, Ended, Started, side_b
 from fedsim.experiment.sweep.progress import Progress
 from fedsim.federation.engines.grid import processors
 from fedsim.results import report
-from fedsim.results.folder import RunFolder, write_whole
+from fedsim.results.files import write_whole
+from fedsim.results.folder import RunFolder
 
 AGAIN = "give the same command again to go on after the last complete round"
 

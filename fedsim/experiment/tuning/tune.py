@@ -14,7 +14,8 @@ from fedsim.experiment import run as experiment
 from fedsim.experiment.sweep.sweep import Failure, Run, name_runs, play_all
 from fedsim.experiment.tuning.grid import Tuning, written
 from fedsim.results import report
-from fedsim.results.folder import RunFolder, write_json
+from fedsim.results.files import write_json
+from fedsim.results.folder import RunFolder
 from fedsim.results.tuning import CHOICES, read_choices
 
 FOLDER = "tuning"  # of the runs that are played to choose, below the experiment's

@@ -1,11 +1,17 @@
-"""Where the clients run: implementations of Flower's Grid. ``ray`` is imported only when it is asked for."""
+"""Where the clients run: implementations of Flower's Grid. ``ray`` is imported only when it is asked for, only here."""
 
+import os
 from collections.abc import Callable
 
 from flwr.clientapp import ClientApp
 
 from fedsim.config import EngineConfig
 from fedsim.federation.engines.grid import Engine
+
+# Both are read when ray is imported. Its workers give way to every other process unless this is set.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# A worker without a share of a GPU may still use it, which is also what Ray will do by default.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def make_engine(settings: EngineConfig, make_app: Callable[[], ClientApp], clients: int) -> Engine:

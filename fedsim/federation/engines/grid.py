@@ -3,6 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
@@ -31,6 +32,22 @@ def error_reply(message: Message, reason: str) -> Message:
     return Message(Error(CLIENT_RAISED, " ".join(reason.split())), reply_to=message)
 
 
+@dataclass(frozen=True)
+class Restored:
+    """What a client lost when its worker died.
+
+    Parameters
+    ----------
+    server_round
+        Round of the state that the client was set back to, 0 for its initial one.
+    reason
+        Why the worker died, or why the client could not repeat what it had done since.
+    """
+
+    server_round: int
+    reason: str
+
+
 class Engine(Grid):
     """A Grid whose nodes are the clients: node ``k`` is client ``k``.
 
@@ -44,19 +61,12 @@ class Engine(Grid):
         Threads or actors; 0 for one per processor that this process may use.
     deadline
         Seconds that a client has for its reply once a worker has begun with it; without one, as long as it takes.
-
-    Attributes
-    ----------
-    restored
-        The clients whose worker died, with the round of the state that they were set back to, 0 for their initial one.
-        Who reads it clears it.
     """
 
     def __init__(self, clients: int, workers: int, deadline: float | None = None) -> None:
         self.clients = clients
         self.workers = workers or processors()
         self.deadline = deadline
-        self.restored: dict[int, int] = {}
         self._run = Run.create_empty(RUN)
         self._replies: dict[str, Message] = {}
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, SERVER_NODE, 0
@@ -67,18 +77,22 @@ class Engine(Grid):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def take_restored(self) -> dict[int, Restored]:
+        """Return the clients whose worker died, and that were set back to an earlier state, since the last call."""
+        return {}
+
     @abstractmethod
     def handle(self, messages: list[Message]) -> Iterator[Message]:
         """Let each message's client answer it, and yield the replies in the order of the messages.
 
-        A client that raises, gives no reply or outlives the deadline answers with an error.
+        A client that raises, gives no reply or takes longer than the deadline answers with an error.
         """
 
     @abstractmethod
     def save_clients(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
-        """Write the state of these clients into ``folder``, as `fedsim.federation.engines.states.state_file` names it.
+        """Write the state of these clients into ``folder``; a client without a state has no file.
 
-        A client without a state has no file.
+        `fedsim.federation.engines.state_files.StateFiles` names the files.
         """
 
     @abstractmethod
@@ -89,8 +103,8 @@ class Engine(Grid):
         """End the workers."""
 
     def overdue(self, message: Message) -> Message:
-        """Return the reply of a client that outlived the deadline."""
-        return error_reply(message, f"it outlived its deadline of {self.deadline:g} s")
+        """Return the reply of a client that took longer than the deadline."""
+        return error_reply(message, f"it timed out after {self.deadline:g} s")
 
     # Flower's Grid.
 

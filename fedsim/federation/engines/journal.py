@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flwr.app import Message, MessageType
 
-from fedsim.federation.engines.states import state_file
+from fedsim.federation.engines.state_files import StateFiles
 
 
 class Journal:
@@ -82,14 +82,14 @@ class Journal:
 
     def _file(self, client: int) -> tuple[Path, int] | None:
         folder, server_round = self._saved.get(client, (Path(), 0))
-        return (folder, server_round) if server_round and state_file(folder, client, server_round).exists() else None
+        return (folder, server_round) if StateFiles(folder).has(client, server_round) else None
 
 
 def _changes_state(message: Message) -> bool:
     return message.metadata.message_type.split(".")[0] != MessageType.EVALUATE
 
 
-def in_words(restored: Mapping[int, int]) -> str:
+def describe(restored: Mapping[int, int]) -> str:
     """Say which clients are back at which state."""
     by_round: dict[int, list[int]] = {}
     for client, server_round in sorted(restored.items()):

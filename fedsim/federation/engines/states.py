@@ -11,14 +11,10 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from fedsim.federation.engines.state_files import StateFiles
 from fedsim.models.params import flatten, unflatten
-from fedsim.results.folder import write_whole
+from fedsim.results.files import write_whole
 from fedsim.strategy import messages
-
-
-def state_file(folder: Path, client: int, server_round: int) -> Path:
-    """Return the file of a client's state after a round in which it took part."""
-    return folder / f"{client:06d}-round-{server_round:05d}.safetensors"
 
 
 class States:
@@ -69,10 +65,11 @@ class States:
 
     def save(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
         """Write the state of each client to a file of its own; a client without a state has none."""
+        files = StateFiles(folder)
         for client in clients:
             with self._lock:
                 if client in self._cached or client in self._files:
-                    target = state_file(folder, client, server_round)
+                    target = files.path(client, server_round)
                     held = self._cached.get(client)
                     write_whole(target, self._files[client].read_bytes() if held is None else _encoded(held))
                     self._files[client] = target
@@ -86,7 +83,7 @@ class States:
             If a file is missing or damaged; its content is read when the client next takes part.
         """
         for client, server_round in rounds.items():
-            path = state_file(folder, client, server_round)
+            path = StateFiles(folder).path(client, server_round)
             with safe_open(path, "pt"):
                 self.discard(client)
                 self._files[client] = path

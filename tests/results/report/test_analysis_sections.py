@@ -7,7 +7,8 @@ import pytest
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.results.measured import read_measured
 from fedsim.results.report import read_result, write_run
 from fedsim.results.report.drawing.barriers import compared_barriers

@@ -10,7 +10,8 @@ from scipy import stats
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
-from fedsim.results.folder import RunFolder, read_rows
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result
 from fedsim.results.report.comparing.comparison import Comparison, compare
 from fedsim.results.report.comparing.groups import by_name, grouped

@@ -12,7 +12,7 @@ import pandas as pd
 
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.best_round import reason_to_stop, validation_means
-from fedsim.results.folder import write_whole
+from fedsim.results.files import write_whole
 from fedsim.results.measured import examples, of_first_kind
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.comparison import compare
@@ -86,6 +86,14 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
     return _write(out, content, _run_sections(result), export)
 
 
+# What the headline calls the faults of each stage.
+FAULTS = {
+    "train": "updates left out of an average",
+    "evaluate": "evaluations of a client that failed",
+    "worker": "clients set back to a checkpoint",
+}
+
+
 def _headline(result: Result) -> list[tuple[str, str]]:
     """Return the numbers at the top of a run's page, each with what it is."""
     personalised = result.by_client("personalised")
@@ -102,8 +110,8 @@ def _headline(result: Result) -> list[tuple[str, str]]:
     if analysis := result.seconds_of("barriers"):
         share = analysis / result.seconds_total
         numbers.append(("wall time of the analysis, share of the rounds'", f"{analysis:.3g} s, {share:.0%}"))
-    faults = {"updates left out of an average": "left_out", "clients set back to a checkpoint": "restored_from"}
-    numbers += [(text, f"{count}") for text, metric in faults.items() if (count := result.count(metric))]
+    counts = result.faults["stage"].value_counts()
+    numbers += [(text, f"{counts[stage]}") for stage, text in FAULTS.items() if stage in counts]
     return numbers
 
 

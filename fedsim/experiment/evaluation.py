@@ -1,0 +1,135 @@
+"""Evaluation of a round's models, on the clients and on the server, as rows of ``metrics.jsonl``."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord
+
+from fedsim.analysis.data import Data
+from fedsim.analysis.models import Models
+from fedsim.analysis.perturbations import perturbations
+from fedsim.errors import RunError
+from fedsim.federation.client.evaluation import load_for_evaluation
+from fedsim.federation.data import InputsAndTargets
+from fedsim.federation.engines.grid import Engine
+from fedsim.federation.federation import Federation
+from fedsim.models.params import Params, state_of
+from fedsim.results.faults import fault_row
+from fedsim.results.folder import metric_row
+from fedsim.strategy import Strategy, messages
+from fedsim.training.evaluation import EVALUATION_BATCH, Evaluation, evaluate
+
+Row = dict[str, Any]
+logger = logging.getLogger(__name__)
+
+
+def client_rows(server_round: int, client: int, metrics: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield the rows of what a client measured under the names ``model/split/metric``."""
+    for name, value in metrics.items():
+        model, split, metric = name.split("/") if "/" in name else ("", "", "")
+        if metric and metric != "n":
+            yield metric_row(server_round, client, split, model, metric, value, metrics[f"{model}/{split}/n"])
+
+
+def evaluate_on_clients(
+    server_round: int, strategy: Strategy, engine: Engine, wanted: ConfigRecord
+) -> tuple[list[Row], list[Row]]:
+    """Let the clients evaluate models on their data.
+
+    Parameters
+    ----------
+    wanted
+        Settings for the clients: which models to evaluate, and how.
+
+    Returns
+    -------
+    rows, faults
+        Metrics of the clients, and faults of those that failed.
+
+    Raises
+    ------
+    RunError
+        If no client can be evaluated.
+    """
+    sent = strategy.configure_evaluate(server_round, strategy.arrays, wanted, engine)
+    replies = sorted(engine.send_and_receive(sent), key=lambda reply: reply.metadata.src_node_id)
+    rows: list[Row] = []
+    faults: list[Row] = []
+    for reply in replies:
+        client = reply.metadata.src_node_id
+        if reply.has_error():
+            logger.warning("round %d: client %d is not evaluated: %s", server_round, client, reply.error.reason)
+            faults.append(fault_row(server_round, client, "evaluate", str(reply.error.reason)))
+        else:
+            rows += client_rows(server_round, client, dict(reply.content[messages.METRICS]))
+    if faults and len(faults) == len(replies):
+        reason = faults[0]["reason"]
+        raise RunError(
+            f"round {server_round}: no client could be evaluated; the first was left out because of {reason}"
+        )
+    return rows, faults
+
+
+@dataclass(frozen=True)
+class ServerEvaluation:
+    """Evaluates models on the server's test data.
+
+    Parameters
+    ----------
+    test
+        Normalised test data of the server.
+    threads
+        Number of threads, which share the data.
+    """
+
+    federation: Federation
+    test: InputsAndTargets
+    threads: int
+
+    def rows(self, server_round: int, name: str, params: Params) -> list[Row]:
+        """Return the metrics of a model, also on perturbed data where the config asks for that.
+
+        Parameters
+        ----------
+        name
+            Name of the model in the rows.
+        """
+        whole = self._evaluate(params)
+        measured = {"loss": whole.loss, "accuracy": whole.accuracy}
+        rows = [metric_row(server_round, None, "test", name, key, value, whole.n) for key, value in measured.items()]
+        return rows + self._perturbed_rows(server_round, name, params)
+
+    def _evaluate(self, params: Params) -> Evaluation:
+        inputs, targets = self.test
+        # Cut where evaluation would cut, so that the number of threads changes no batch.
+        size = math.ceil(len(targets) / EVALUATION_BATCH / self.threads) * EVALUATION_BATCH
+
+        def evaluate_part(start: int) -> Evaluation:
+            model = load_for_evaluation(self.federation, params, self.federation.calibration)
+            part = slice(start, start + size)
+            return evaluate(model, inputs[part], targets[part])
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            parts = list(pool.map(evaluate_part, range(0, len(targets), size)))
+        return Evaluation(torch.cat([part.losses for part in parts]), torch.cat([part.errors for part in parts]))
+
+    def _perturbed_rows(self, server_round: int, name: str, params: Params) -> list[Row]:
+        """Return the metrics of a model after each perturbation, whose name takes the place of a split."""
+        config = self.federation.config
+        if not config.evaluation.perturbed:
+            return []
+        fgsm, noise = config.evaluation.sizes("fgsm"), config.evaluation.sizes("noise")
+        names = {"fgsm": fgsm, "noise": noise}
+        model = load_for_evaluation(self.federation, params, self.federation.calibration)
+        models = Models(model, [state_of(model)], threads=self.threads, seed=config.seed)
+        table = perturbations(models, Data(*self.test), fgsm=list(fgsm), noise=list(noise))
+        return [
+            metric_row(server_round, None, names[row["perturbation"]][row["size"]], name, metric, value, row["n"])
+            for row in table.to_dict("records")
+            for metric, value in (("loss", row["loss"]), ("accuracy", 1.0 - row["error"]))
+        ]

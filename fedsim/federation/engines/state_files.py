@@ -1,0 +1,30 @@
+"""Files of the clients' states, one per client, named by the round after which it was written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StateFiles:
+    """The state files in a folder. A client that keeps nothing for itself has none."""
+
+    folder: Path
+
+    def path(self, client: int, server_round: int) -> Path:
+        """Return the file of a client's state after a round in which it took part."""
+        return self.folder / f"{client:06d}-round-{server_round:05d}.safetensors"
+
+    def has(self, client: int, server_round: int) -> bool:
+        """Return whether the client left a state in this round; round 0 stands for none."""
+        return server_round > 0 and self.path(client, server_round).exists()
+
+    def remove(self, client: int, server_round: int) -> None:
+        """Remove the file of a client's state, if there is one."""
+        self.path(client, server_round).unlink(missing_ok=True)
+
+    def keep(self, rounds: Mapping[int, int]) -> None:
+        """Remove all files except the one of each client's round."""
+        current = {self.path(client, server_round) for client, server_round in rounds.items()}
+        for path in set(self.folder.glob("*")) - current:
+            path.unlink()

@@ -1,0 +1,73 @@
+"""Files that appear whole or not at all, and files of JSON lines."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a worker that reads no table need not wait for pandas
+    import pandas as pd
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader, or a run that was killed, sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_parquet(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table as parquet, whole or not at all."""
+    write_whole(path, table.to_parquet(index=False))
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a file of JSON lines, all in one write."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with path.open("a") as file:
+        file.write(text)
+
+
+def read_rows(path: Path) -> "pd.DataFrame":
+    """Read a file of JSON lines; a last line that a kill cut short is left out."""
+    import pandas as pd
+
+    return pd.DataFrame(_rows(path))
+
+
+def keep_rounds(path: Path, last_round: int) -> None:
+    """Drop the rows of rounds after ``last_round`` from a file of JSON lines, and a last line that was cut short.
+
+    A file that is left without a row is removed, as a run has some of its files only where there is a row for them.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return
+    if kept := [row for row in _rows(path) if row["round"] <= last_round]:
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+    else:
+        path.unlink()
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
