@@ -2,8 +2,10 @@ from .barriers import barriers, count_evaluations, measure
 from .cka import cka
 from .connectivity import ADDITIVITY_TS, connectivity
 from .criticality import criticality
+from .data import Data
 from .distances import distances
 from .interaction import interaction
+from .models import Models
 from .perturbations import perturbations
 from .robustness import robustness
 from .samples.bands import peaks
@@ -15,7 +17,9 @@ from .subspace import subspace_robustness
 
 __all__ = [
     "ADDITIVITY_TS",
+    "Data",
     "Measurement",
+    "Models",
     "barriers",
     "cka",
     "connectivity",

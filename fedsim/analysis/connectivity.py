@@ -20,16 +20,8 @@ from fedsim.analysis.features.features import Features
 from fedsim.analysis.features.linearity import Linearity
 from fedsim.analysis.features.moments import Moments, total
 from fedsim.analysis.features.sites import Site
-from fedsim.analysis.mixing.mixes import (
-    AVERAGE,
-    Against,
-    Mix,
-    Pair,
-    Source,
-    list_mixes,
-    pairs_once,
-    source_of,
-)
+from fedsim.analysis.mixing.mixes import Against, Mix, Pair, Source, list_mixes, pairs_once, source_of
+from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
 
 # In the paper.

@@ -10,7 +10,8 @@ from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
 from fedsim.analysis.calls import of_models
-from fedsim.analysis.mixing.mixes import AVERAGE, Pair, pairs_once
+from fedsim.analysis.mixing.mixes import Pair, pairs_once
+from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
 from fedsim.models.layers import Layers
 

@@ -5,8 +5,9 @@ Settings are checked with it, so that nothing heavy is imported here: a measure'
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Literal
+
+from fedsim.lazy import Place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from fedsim.analysis.models import Models
     from fedsim.analysis.settings import Settings
 
-Name = Literal[
+MeasureName = Literal[
     "distances",
     "robustness",
     "similarity",
@@ -48,7 +49,7 @@ class Measure:
         The least numbers that it can be measured of.
     """
 
-    name: Name
+    name: MeasureName
     on_data: bool = True
     mixes: bool = True
     compares: bool = False
@@ -60,7 +61,7 @@ class Measure:
     def table(self, models: "Models", settings: "Settings") -> "pd.DataFrame":
         """Measure models."""
         function: Callable[[Models, Settings], pd.DataFrame]
-        function = getattr(import_module("fedsim.analysis.settings"), f"measure_{self.name}")
+        function = Place("fedsim.analysis.settings", f"measure_{self.name}").load()
         return function(models, settings)
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from fedsim.analysis.mixing.groups import KINDS
+from fedsim.analysis.mixing.names import KINDS
 from fedsim.analysis.suite import BY_LAYER
 from fedsim.cli.terminal import print_error, print_failures, print_table, say, write_text, write_to
 from fedsim.config import Config, choices, naming, parse_assignment, read_toml, with_settings

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedsim.analysis.suite import MeasureName
+
 # What says which value is measured; a key of ``of`` that is none of these is a setting of another run.
 MEASURES = (
     *("barrier", "metric", "measure", "column", "group", "against", "t", "data", "matching", "model", "server"),
@@ -15,18 +17,6 @@ BELONGS = {
     **dict.fromkeys(("server", "split"), ("metric",)),
     "model": ("metric", "measure"),
 }
-# What ``[barriers] measures`` may hold: a table each, beside that of the barriers.
-Measure = Literal[
-    "distances",
-    "robustness",
-    "similarity",
-    "criticality",
-    "interaction",
-    "connectivity",
-    "stitching",
-    "cka",
-    "spectra",
-]
 # How the units of models are put into the same places before they are measured.
 MatchedBy = Literal["none", "weights", "activations"]
 
@@ -78,7 +68,7 @@ class Expectation(BaseModel):
 
     barrier: str | None = None
     metric: Literal["accuracy", "loss"] | None = None
-    measure: Literal[Measure, "matching"] | None = None
+    measure: Literal[MeasureName, "matching"] | None = None
     column: str | None = None
     group: str = "full"
     against: Literal["average", "pairs"] = "average"

@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from fedsim.config.expectation import MatchedBy, Measure
+from fedsim.analysis.suite import MEASURES, MeasureName
+from fedsim.config.expectation import MatchedBy
 from fedsim.options import shown
 from fedsim.training.sgd import SGD
 
@@ -126,7 +127,7 @@ class BarriersConfig(Table):
     normalisation: Literal["interpolate", "base", "recompute"] = "interpolate"
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     bands: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    measures: Annotated[tuple[Measure, ...], Field(strict=False)] = ("distances",)
+    measures: Annotated[tuple[MeasureName, ...], Field(strict=False)] = ("distances",)
     matching: Annotated[tuple[MatchedBy, ...], Field(strict=False, min_length=1)] = ("none",)
 
     @field_validator("every", mode="before")
@@ -148,9 +149,12 @@ class BarriersConfig(Table):
     def _measurable(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if len(set(value)) < len(value):
             raise ValueError("must hold each once at most")
-        if "cka" in value and info.data.get("examples", 4) < 4:
-            raise ValueError(f"examples = {info.data['examples']} must be at least 4 where measures hold cka")
-        on_data = [name for name in value if name not in ("distances", "spectra")]
+        for name in value:
+            if info.data.get("examples", least := MEASURES[name].least_examples) < least:
+                raise ValueError(
+                    f"examples = {info.data['examples']} must be at least {least} where measures hold {name}"
+                )
+        on_data = [name for name in value if MEASURES[name].on_data]
         if on_data and set(info.data.get("on", ())) == {"clients"}:
             names = ", ".join(on_data)
             raise ValueError(f"on 'clients' only barriers are measured, not {names}; add 'server' to barriers.on")

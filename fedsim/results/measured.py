@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fedsim.analysis.suite import MEASURES
@@ -59,3 +61,18 @@ def of_first_kind(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows on the data, and of the models matched as, that a table begins with."""
     kept = [column for column in ("data", "matching") if column in table]
     return table[(table[kept] == table[kept].iloc[0]).all(axis=1)] if len(table) else table
+
+
+def mean_gate_barriers(gate: pd.DataFrame, by: Sequence[str]) -> dict[tuple[Any, ...], float]:
+    """Return the barriers that a strategy measured, as means over the clients, weighted by training examples.
+
+    Parameters
+    ----------
+    gate
+        Columns ``barrier`` and ``weight``, and those that are grouped ``by``, whose values are the keys of the result.
+    """
+    return {
+        key: float(np.average(rows["barrier"], weights=rows["weight"]))
+        for key, rows in gate.groupby(list(by))
+        if isinstance(key, tuple)
+    }

@@ -9,7 +9,8 @@ from fedsim.analysis.features.features import Features
 from fedsim.analysis.features.gaps import angular_gap, as_rows, coefficient, norms, relative_distance
 from fedsim.analysis.features.sites import Site
 from fedsim.analysis.features.walks import Values
-from fedsim.analysis.mixing.mixes import AVERAGE, Mix, Source, source_of
+from fedsim.analysis.mixing.mixes import Mix, Source, source_of
+from fedsim.analysis.mixing.names import AVERAGE
 
 
 class Linearity:

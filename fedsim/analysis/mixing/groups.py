@@ -2,22 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 
+from fedsim.analysis.mixing.names import KINDS, growing_name, is_kind, window_name
 from fedsim.models.layers import Layers
 from fedsim.seeds import rng
 
 Groups = str | Mapping[str, str] | Sequence[str | Mapping[str, str]]
 
-KINDS = ("layers", "full", "cumulative-shallow", "cumulative-deep", "cumulative-random", "windows:k")
-
 
 def groups_of_texts(texts: Sequence[str]) -> list[str | Mapping[str, str]]:
     """Return groups as `named_groups` takes them: what is no kind of groups is a layer expression of that name."""
-    return [text if _is_kind(text) else {text: text} for text in texts]
-
-
-def _is_kind(text: str) -> bool:
-    kind, _, size = text.partition(":")
-    return text in KINDS[:-1] or (kind == "windows" and size.isdigit())
+    return [text if is_kind(text) else {text: text} for text in texts]
 
 
 def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tuple[str, ...]]:
@@ -61,18 +55,18 @@ def _expand(layers: Layers, item: str | Mapping[str, str], seed: int) -> dict[st
     if item == "full":
         return {"full": names}
     if item == "cumulative-shallow":
-        return {f"shallow:{k}": names[:k] for k in counts}
+        return {growing_name("shallow", k): names[:k] for k in counts}
     if item == "cumulative-deep":
-        return {f"deep:{k}": names[-k:] for k in counts}
+        return {growing_name("deep", k): names[-k:] for k in counts}
     if item == "cumulative-random":
         order = [names[position] for position in rng(seed, "cumulative random").permutation(len(names))]
-        return {f"random:{k}": tuple(name for name in names if name in order[:k]) for k in counts}
-    if _is_kind(item):
-        size = item.partition(":")[2]
-        if not 1 <= int(size) <= len(names):
+        return {growing_name("random", k): tuple(name for name in names if name in order[:k]) for k in counts}
+    if is_kind(item):
+        size = int(item.partition(":")[2])
+        if not 1 <= size <= len(names):
             raise ValueError(f"groups has {item!r}; a window must have from 1 to {len(names)} layers of this model")
-        starts = range(len(names) - int(size) + 1)
-        return {f"{item}:{names[start]}": names[start : start + int(size)] for start in starts}
+        starts = range(len(names) - size + 1)
+        return {window_name(size, names[start]): names[start : start + size] for start in starts}
     raise ValueError(
         f"groups has {item!r}; it must be one of {', '.join(KINDS)}, or a dict such as {{'top': 'last:2'}}"
     )

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Literal
 
+from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.models.layers import Layers
-
-# Where ``other`` is this, it is the weighted average of all states.
-AVERAGE = -1
 
 Pair = tuple[int, int]
 # What models are compared with: their average, one another, or these pairs (base, other), where other may be AVERAGE.

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fedsim.analysis.mixing.mixes import AVERAGE, Mix
+from fedsim.analysis.mixing.mixes import Mix
+from fedsim.analysis.mixing.names import AVERAGE
 
 METRICS = ("loss", "error")
 REFERENCES = ("mean_ends", "swap_ends", "own_base", "chord")

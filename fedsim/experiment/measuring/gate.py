@@ -8,11 +8,12 @@ import pandas as pd
 
 from fedsim.analysis import barriers
 from fedsim.analysis.data import Data
-from fedsim.analysis.mixing.mixes import AVERAGE
+from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
 from fedsim.errors import ConfigError
 from fedsim.experiment.measuring.uploads import whole_models
 from fedsim.federation.federation import Federation
+from fedsim.results.measured import mean_gate_barriers
 from fedsim.strategy import ClientUpdate, Measurable, Strategy
 
 LOSS_BYTES = 8
@@ -71,10 +72,8 @@ def gate_barriers(
 
 def mean_barriers(table: pd.DataFrame, gate: Measurable) -> Mapping[str, float]:
     """Return each layer's mean barrier over the clients, weighted by training examples; infinite without a client."""
-    means = dict.fromkeys(gate.layers, np.inf)
-    for name, rows in table.groupby("layer"):
-        means[str(name)] = float(np.average(rows["barrier"], weights=rows["weight"]))
-    return means
+    means = {str(name): mean for (name,), mean in mean_gate_barriers(table, ["layer"]).items()}
+    return dict.fromkeys(gate.layers, np.inf) | means
 
 
 def gate_traffic(federation: Federation, gate: Measurable, clients: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,8 @@ from fedsim.analysis import barriers
 from fedsim.analysis.data import Data
 from fedsim.analysis.features.walks import DifferentCallsError
 from fedsim.analysis.mixing.groups import groups_of_texts
-from fedsim.analysis.mixing.mixes import AVERAGE, Against, Pair
+from fedsim.analysis.mixing.mixes import Against, Pair
+from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
 from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import MEASURES, Measure

@@ -14,7 +14,8 @@ from fedsim.alignment.matched import match_models
 from fedsim.analysis import barriers
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.groups import groups_of_texts
-from fedsim.analysis.mixing.mixes import AVERAGE, Normalisation
+from fedsim.analysis.mixing.mixes import Normalisation
+from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
 from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import BY_LAYER, MEASURES

@@ -10,7 +10,7 @@ import pandas as pd
 from fedsim.config import Config
 from fedsim.config.expectation import Expectation
 from fedsim.errors import ConfigError
-from fedsim.results.check.rows import is_in, measured_rows, of_kind
+from fedsim.results.check.selection import is_in, measured_rows, of_kind
 from fedsim.results.result import Result, distinguishing_settings
 
 

@@ -55,11 +55,6 @@ def companions(number: int) -> dict[str, pd.DataFrame]:
             for group, t in at
             for direction, each in (("average", dict.fromkeys(spread, np.nan)), ("random", spread))
         ),
-        "subspace": pd.DataFrame(
-            common | spread | {"group": group, "direction": direction, "sigma": 10.0 * t, "draws": 5}
-            for group, t in at
-            for direction in ("training", "null", "average")
-        ),
         "distances": pd.DataFrame(
             {
                 "group": group,

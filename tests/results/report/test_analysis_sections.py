@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.results.files import read_rows
@@ -13,7 +14,7 @@ from fedsim.results.measured import read_measured
 from fedsim.results.report import read_result, write_run
 from fedsim.results.report.drawing.barriers import compared_barriers
 from fedsim.results.report.drawing.style import save
-from fedsim.results.report.pages.analysis import analysis_sections
+from fedsim.results.report.pages.analysis import SECTIONS, analysis_sections
 from tests.results.report import cases
 
 
@@ -43,14 +44,23 @@ def test_everything_that_was_measured_is_drawn_by_the_data_it_was_measured_on(ru
         for name, table in cases.companions(number).items():
             write(run, name, number, table)
     sections = {section.name: section for section in analysis_sections(read_result(run))}
-    both = ("barriers", "pairs", "cumulative", "windows", "paths", "robustness", "subspace")
+    both = ("barriers", "pairs", "cumulative", "windows", "paths", "robustness")
     single = ("robustness-rounds", "criticality", "interaction", "unexplained", "similarity", "distances", "cosines")
     expected = {f"{name}-{metric}" for name in both for metric in ("loss", "error")}
     assert set(sections) == expected | {"barriers-loss-train", "barriers-error-train", *single}
     assert "50 of the union of the clients' training examples" in sections["barriers-loss-train"].text
     assert "50 of the server's test examples" in sections["barriers-loss"].text
-    for name in ("paths-loss", "subspace-error", "similarity", "unexplained"):  # heat maps are drawn in their own tests
+    for name in (
+        "paths-loss",
+        "robustness-error",
+        "similarity",
+        "unexplained",
+    ):  # heat maps are drawn in their own tests
         assert save(sections[name].figure, "svg").startswith(b"<?xml"), name
+
+
+def test_the_page_has_a_section_for_each_measure() -> None:
+    assert set(SECTIONS) == {*MEASURES, "matching"}
 
 
 def test_robustness_starts_at_the_model_itself_and_is_of_the_last_round(run: RunFolder) -> None:

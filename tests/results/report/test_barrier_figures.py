@@ -3,15 +3,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from fedsim.results.report.drawing.barriers import (
-    at_the_middle,
-    growing_maps,
-    has_paths,
-    kind_of,
-    maps,
-    paths,
-    window_maps,
-)
+from fedsim.analysis.mixing.names import kind_of
+from fedsim.results.report.drawing.barriers import at_the_middle, growing_maps, has_paths, maps, paths, window_maps
 from fedsim.results.report.drawing.small_multiples import MOST_PANELS, Curve, small_multiples
 from tests.results.report import cases
 

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fedsim.analysis.mixing.names import AVERAGE, kind_of
 from fedsim.results.measured import of_first_kind
 from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
 from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
 from fedsim.results.result import Result
 
-AVERAGE = -1  # as ``other``: the weighted average of all models
-GROWING = {"shallow": "first k layers", "deep": "last k layers", "random": "k layers in random order"}
+GROWING_TEXTS = {"shallow": "first k layers", "deep": "last k layers", "random": "k layers in random order"}
 REFERENCES = {
     "mean_ends": "the models' mean",
     "own_base": "its own",
@@ -35,15 +35,6 @@ def quantity(metric: str, what: str = "barrier") -> Quantity:
     if metric == "loss":
         return Quantity(f"loss {what}\n(nats)")
     return Quantity(f"error {what}\n(percentage points)", 100.0)
-
-
-def kind_of(group: str) -> str:
-    """Return ``shallow``, ``deep``, ``random``, or ``windows:k``, or nothing for any other group."""
-    kind, _, rest = group.partition(":")
-    size, _, first = rest.partition(":")
-    if kind in GROWING and rest.isdigit():
-        return kind
-    return f"windows:{size}" if kind == "windows" and size.isdigit() and first else ""
 
 
 def rows_of_kind(rows: pd.DataFrame, *kinds: str) -> pd.DataFrame:
@@ -102,7 +93,7 @@ def maps(rows: pd.DataFrame, metric: str, *, pairs: bool) -> Figure:
 
 def growing_maps(rows: pd.DataFrame, metric: str) -> Figure:
     """Draw the barriers of the first, last and random k layers by k and round."""
-    return _maps_by_kind(rows, metric, GROWING, "k", int)
+    return _maps_by_kind(rows, metric, GROWING_TEXTS, "k", int)
 
 
 def window_maps(rows: pd.DataFrame, metric: str) -> Figure:

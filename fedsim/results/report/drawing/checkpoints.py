@@ -6,21 +6,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fedsim.analysis.mixing.names import AVERAGE, kind_of
+from fedsim.analysis.suite import BY_LAYER
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.drawing import connectivity
-from fedsim.results.report.drawing.barriers import (
-    AVERAGE,
-    at_the_middle,
-    barrier_table,
-    has_paths,
-    kind_of,
-    paths,
-    quantity,
-)
+from fedsim.results.report.drawing.barriers import at_the_middle, barrier_table, has_paths, paths, quantity
 from fedsim.results.report.drawing.heat_maps import heat_maps
 
 MOST_ENDS = 8  # whose barriers by t fit on a page
-ORDERED = ("connectivity", "stitching", "cka", "spectra")  # tables with a row by layer
 
 
 def checkpoint_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Figure]:
@@ -83,7 +76,7 @@ def features_table(tables: Mapping[str, pd.DataFrame]) -> Table | None:
     columns = pd.DataFrame(dict(_columns(tables)))
     if columns.empty:
         return None
-    order = list(dict.fromkeys(layer for name in ORDERED if name in tables for layer in tables[name]["layer"]))
+    order = list(dict.fromkeys(layer for name in BY_LAYER if name in tables for layer in tables[name]["layer"]))
     cells = tuple(
         (str(layer), *("-" if np.isnan(value) else f"{value:.4f}" for value in values))
         for layer, values in zip(order, columns.loc[order].to_numpy(dtype=float), strict=True)

@@ -14,7 +14,6 @@ from fedsim.results.report.drawing.style import STYLE, WIDTH, draw_line, legend_
 
 # Labels and places of the directions: one that is absent does not change the others' colours.
 ROBUSTNESS = {"average": "averaging direction", "random": "random, equal norm (± std over draws)"}
-SUBSPACE = {"average": "averaging direction", "training": "training subspace", "null": "its null space"}
 
 
 def robustness(rows: pd.DataFrame, metric: str) -> Figure:
@@ -40,14 +39,6 @@ def robustness_map(rows: pd.DataFrame, metric: str) -> Figure:
     average, random = (barrier_table(rows[rows["direction"] == each], column) for each in ("average", "random"))
     tables = {"averaging direction": average, "averaging direction,\nminus random directions": average - random}
     return heat_maps(tables, quantity(metric, "minus its own"), across=2)
-
-
-def subspace_robustness(rows: pd.DataFrame, metric: str) -> Figure:
-    """Draw by group what noise of growing norm costs in the training subspace, outside it, and towards the average."""
-    rows = rows[rows["round"] == rows["round"].max()] if "round" in rows else rows
-    panels = _by_group(rows, SUBSPACE, "sigma", metric, metric)
-    unit = "cross-entropy (nats)" if metric == "loss" else "error (%)"
-    return small_multiples(panels, "norm of the noise", unit, log=True)
 
 
 def distances(rows: pd.DataFrame) -> Figure:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fedsim.results.report.drawing.barriers import AVERAGE, barrier_table
+from fedsim.analysis.mixing.names import AVERAGE
+from fedsim.results.report.drawing.barriers import barrier_table
 from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
 from fedsim.results.report.drawing.layer_curves import LayerPanel, layer_curves, spread
 from fedsim.results.report.drawing.small_multiples import Curve, small_multiples

@@ -1,13 +1,14 @@
 """The part of a run's page that looks inside the averaging."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 
+from fedsim.analysis.mixing.names import AVERAGE, GROWING, kind_of
 from fedsim.results.measured import DATA, examples
 from fedsim.results.report.drawing import barriers, companions
-from fedsim.results.report.drawing.barriers import AVERAGE, has_paths, kind_of, rows_of_kind
+from fedsim.results.report.drawing.barriers import has_paths, rows_of_kind
 from fedsim.results.report.pages.feature_sections import (
     cka_sections,
     connectivity_sections,
@@ -18,6 +19,7 @@ from fedsim.results.report.pages.feature_sections import (
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
 
+Build = Callable[[pd.DataFrame, str], Iterator[Section]]
 BARRIER_TEXT = (
     "Each cell is the {metric} of a client's uploaded model with that one layer replaced by the average over the "
     "clients, minus a reference; {mean}. The first row, full, is the average of all layers. Red: averaging the layer "
@@ -50,33 +52,10 @@ ROBUSTNESS_TEXT = (
 def analysis_sections(result: Result) -> list[Section]:
     """Return the sections of all that was measured inside the averaging, by the data it was measured on."""
     sections = [*_barrier_sections(result.barriers)]
-    for name, build in (
-        ("robustness", _robustness_sections),
-        ("subspace", _subspace_sections),
-        ("criticality", _criticality_sections),
-        ("interaction", _interaction_sections),
-        ("similarity", _similarity_sections),
-        ("distances", _distance_sections),
-    ):
-        for view in _views(_against_average(result.measured(name))):
-            sections += [view.named(section) for section in build(view.rows, view.data)]
-    for name, build in (
-        ("connectivity", connectivity_sections),
-        ("stitching", stitching_sections),
-        ("cka", cka_sections),
-        ("spectra", spectra_sections),
-        ("matching", matching_sections),
-    ):
+    for name, build in SECTIONS.items():
         for view in _views(result.measured(name)):
             sections += [view.named(section) for section in build(view.rows, view.data)]
     return sections
-
-
-def _against_average(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of models with their average, where there are some: all pairs would not fit on a page."""
-    if "other" in table and (table["other"] == AVERAGE).any():
-        return table[table["other"] == AVERAGE]
-    return table
 
 
 @dataclass(frozen=True)
@@ -130,7 +109,7 @@ def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str) -> Iterator[
         figure = barriers.maps(rows, metric, pairs=True)
         yield Section(f"pairs-{metric}", f"Layer-wise {metric} barriers between clients", text, figure)
     kinds = set(rows["group"].map(kind_of))
-    if kinds & set(barriers.GROWING):
+    if kinds & set(GROWING):
         text, figure = GROWING_TEXT.format(**words), barriers.growing_maps(rows, metric)
         yield Section(f"cumulative-{metric}", f"Cumulative {metric} barriers", text, figure)
     if any(kind.startswith("windows") for kind in kinds):
@@ -150,16 +129,6 @@ def _robustness_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
         text = "The same at the largest t, by round. Red in the last map: the average's direction is the harmful one."
         figure = companions.robustness_map(rows, "loss")
         yield Section("robustness-rounds", "Robustness over the rounds", text, figure)
-
-
-def _subspace_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
-    text = (
-        "Noise of growing norm in the space that the checkpoints of training span, in the space orthogonal to it, and "
-        f"towards the average; bands are one standard deviation over draws. Measured on {examples(rows, data)}."
-    )
-    for metric in ("loss", "error"):
-        title = f"Robustness of the {metric} inside and outside the training subspace"
-        yield Section(f"subspace-{metric}", title, text, companions.subspace_robustness(rows, metric))
 
 
 def _criticality_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
@@ -198,3 +167,30 @@ def _distance_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
             "of what was added to them since the round's start where that was measured."
         )
         yield Section("cosines", "Cosines of weights and of their changes", text, companions.cosines(rows))
+
+
+def _against_average(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of models with their average, where there are some: all pairs would not fit on a page."""
+    if "other" in table and (table["other"] == AVERAGE).any():
+        return table[table["other"] == AVERAGE]
+    return table
+
+
+def _mainly(build: Build) -> Build:
+    """Return the sections of the rows of models with their average, where there are some."""
+    return lambda rows, data: build(_against_average(rows), data)
+
+
+# In the order of the page.
+SECTIONS: dict[str, Build] = {
+    "robustness": _mainly(_robustness_sections),
+    "criticality": _criticality_sections,
+    "interaction": _mainly(_interaction_sections),
+    "similarity": _similarity_sections,
+    "distances": _mainly(_distance_sections),
+    "connectivity": connectivity_sections,
+    "stitching": stitching_sections,
+    "cka": cka_sections,
+    "spectra": spectra_sections,
+    "matching": matching_sections,
+}

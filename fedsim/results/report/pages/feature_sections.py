@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.results.measured import examples
 from fedsim.results.report.drawing import connectivity
-from fedsim.results.report.drawing.barriers import AVERAGE
 from fedsim.results.report.pages.section import Section
 
 CONNECTIVITY_TEXT = (

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from fedsim.results.measured import mean_gate_barriers
 from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
@@ -19,9 +20,8 @@ def schedule_sections(result: Result) -> list[Section]:
         share = Quantity("share of the clients, %", 100, signed=False)
         sections.append(Section("schedule", "Layers that clients sent", text, heat_maps({"": sent}, share)))
     if len(gate := result.measured("gate")):
-        weighted = gate.assign(barrier=gate["barrier"] * gate["weight"])
-        sums = weighted.groupby(["layer", "round"])[["barrier", "weight"]].sum()
-        means = (sums["barrier"] / sums["weight"]).unstack().reindex(list(dict.fromkeys(gate["layer"])))
+        means = pd.Series(mean_gate_barriers(gate, ["layer", "round"])).unstack()
+        means = means.reindex(list(dict.fromkeys(gate["layer"]))).rename_axis(columns="round")
         text = (
             "By how many nats a client's loss on validation data rises if it gets the layer of the clients' average, "
             "mean over the clients weighted by training examples. Layers above the strategy's threshold are not "

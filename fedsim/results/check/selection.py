@@ -6,18 +6,16 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from fedsim.analysis.mixing.names import AVERAGE, kind_of
+from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
 from fedsim.config.expectation import Expectation
 from fedsim.errors import ConfigError
-from fedsim.results.report.drawing.barriers import AVERAGE, kind_of
 from fedsim.results.result import Result
 
 # Columns that say what a row is about: the first of these names it, the others are chosen by.
 NAMES = ("group", "layer", "order", "first")
 KEYS = (*NAMES, "second", "base", "other", "t", "n", "data", "matching", "round", "direction", "draws")
-
-# What does not depend on the order of a model's units is measured once, whatever the models were matched by.
-OF_ANY_ORDER = ("cka", "similarity", "criticality")
 
 
 def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
@@ -46,7 +44,8 @@ def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
 def of_kind(table: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
     """Return the rows on the expectation's data, of models matched as it says."""
     of_models = expectation.measure == "spectra" and expectation.model != "average"
-    of_any_order = expectation.measure in OF_ANY_ORDER or of_models
+    # What does not depend on the order of a model's units is measured once, whatever the models were matched by.
+    of_any_order = of_models or expectation.measure in [each.name for each in MEASURES.values() if each.any_order]
     for column, value in (("data", expectation.data), ("matching", expectation.matching)):
         if column in table and not (column == "matching" and of_any_order):
             table = table[table[column] == value]

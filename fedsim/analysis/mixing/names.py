@@ -1,0 +1,33 @@
+"""How the average and the groups of layers are named in tables; nothing heavy is imported here."""
+
+# Where ``base`` or ``other`` is this, it is the weighted average of all states.
+AVERAGE = -1
+# Groups of the first, the last and random k layers, which are named ``shallow:k`` and so on.
+GROWING = ("shallow", "deep", "random")
+# What `fedsim.analysis.mixing.groups.named_groups` takes besides expressions of the layer language.
+KINDS = ("layers", "full", *(f"cumulative-{kind}" for kind in GROWING), "windows:k")
+
+
+def is_kind(text: str) -> bool:
+    """Tell whether a text is one of `KINDS`, with a number for k."""
+    kind, _, size = text.partition(":")
+    return text in KINDS[:-1] or (kind == "windows" and size.isdigit())
+
+
+def growing_name(kind: str, k: int) -> str:
+    """Return the name of the k layers of one of `GROWING`."""
+    return f"{kind}:{k}"
+
+
+def window_name(k: int, first: str) -> str:
+    """Return the name of k consecutive layers."""
+    return f"windows:{k}:{first}"
+
+
+def kind_of(group: str) -> str:
+    """Return ``shallow``, ``deep``, ``random``, or ``windows:k``, or nothing for any other group."""
+    kind, _, rest = group.partition(":")
+    size, _, first = rest.partition(":")
+    if kind in GROWING and rest.isdigit():
+        return kind
+    return f"windows:{size}" if kind == "windows" and size.isdigit() and first else ""
