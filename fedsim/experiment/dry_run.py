@@ -9,8 +9,8 @@ from fedsim.experiment.measuring.evaluation_cost import evaluation_work_of
 from fedsim.experiment.run import prepare
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.federation import Federation
+from fedsim.federation.participants import participants, unseen
 from fedsim.strategy import ClientRule, Phase, Strategy
-from fedsim.strategy.participants import draw_participants, draw_unseen
 
 
 def describe_run(config: Config) -> str:
@@ -81,17 +81,17 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
     previous, up, down = None, 0, 0
     for server_round in range(1, config.rounds + 1):
         group = strategy.shared(server_round)
-        participants = draw_participants(config.seed, server_round, config.clients, config.participation, config.unseen)
+        training = participants(config, server_round)
         bytes_each = sum(size[name] for name in group)
-        up += bytes_each * len(participants)
-        for client in participants:
+        up += bytes_each * len(training)
+        for client in training:
             last = last_round.get(client, 0)
             down += sum(size[name] for name, averaged in averaged_in.items() if averaged >= last)
         averaged_in |= dict.fromkeys(group, server_round)
-        last_round |= dict.fromkeys(participants, server_round)
+        last_round |= dict.fromkeys(training, server_round)
         if group != previous:
             names = ", ".join(group.layers) or "nothing"
-            yield f"from round {server_round}: {len(participants)} clients send {bytes_each:,} bytes each: {names}"
+            yield f"from round {server_round}: {len(training)} clients send {bytes_each:,} bytes each: {names}"
         previous = group
     yield f"in all rounds: {up:,} bytes up, {down:,} bytes down"
     if type(strategy.client_rule()) is not ClientRule or type(strategy).sets_for is not Strategy.sets_for:
@@ -101,8 +101,8 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
 def _evaluation(federation: Federation, strategy: Strategy) -> Iterator[str]:
     """Say who never trains, and what the evaluation costs."""
     config, work = federation.config, evaluation_work_of(federation)
-    if unseen := draw_unseen(config.seed, config.clients, config.unseen):
-        yield f"{len(unseen)} of {config.clients} clients never train: {', '.join(map(str, unseen))}"
+    if never := unseen(config):
+        yield f"{len(never)} of {config.clients} clients never train: {', '.join(map(str, never))}"
     yield (
         f"in {work.rounds} of {config.rounds} rounds, at most {work.client_passes:,} forward passes of one example by "
         f"the clients and {work.server_passes:,} by the server"

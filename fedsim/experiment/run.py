@@ -21,12 +21,12 @@ from fedsim.federation.client.app import app_of, client_app, cohort_size
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.engines import make_engine
 from fedsim.federation.federation import Federation, federation_of
+from fedsim.federation.participants import participants
 from fedsim.results.environment import environment, now
 from fedsim.results.files import keep_rounds, write_json, write_whole
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import TABLES
 from fedsim.strategy import Strategy
-from fedsim.strategy.participants import draw_participants
 from fedsim.training import cohort_problem
 
 Parts = tuple[Federation, Strategy]
@@ -162,11 +162,7 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
     cohort = chosen or cohort_size(federation)
     write_json(folder.env, environment(federation.device) | {"cohort": cohort, "started": [*known["started"], now()]})
     write_whole(folder.config, config.to_toml())
-    participants = [
-        draw_participants(config.seed, server_round, config.clients, config.participation, config.unseen)
-        for server_round in range(1, config.rounds + 1)
-    ]
-    write_json(folder.participants, participants)
+    write_json(folder.participants, [participants(config, each) for each in range(1, config.rounds + 1)])
     write_json(folder.partition, federation.data.heterogeneity().to_json())
     return done
 

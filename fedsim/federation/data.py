@@ -1,25 +1,28 @@
 """The data of a run: who holds which examples, and what they look like to a model."""
 
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.config import Config, DataConfig, making
+from fedsim.config import Config, making
 from fedsim.data import Augmentation, Dataset
 from fedsim.data.dataset import stratified
 from fedsim.data.heterogeneity import Heterogeneity
+from fedsim.federation.participants import unseen
 from fedsim.federation.split import sample_positions, split_of
 from fedsim.seeds import rng
-from fedsim.strategy.participants import draw_unseen
 from partitions import LabelCounts, Split
 
 InputsAndTargets = tuple[Tensor, Tensor]
-# What a split depends on; a config cannot be read without its rounds.
-SPLIT_BY = {"rounds", "clients", "seed", "data", "partition"}
+SPLIT_BY = {"clients", "seed", "data", "partition"}  # what a split depends on
+# Clients' examples that are held normalised, so that they need not be made in each round: a small part of what a
+# process with torch takes.
+HELD_BYTES = 2**26
 
 
 class ClientData:
@@ -85,8 +88,15 @@ class FederatedData:
         return Augmentation(self.config.data.flip, self.config.data.crop, black)
 
     def client(self, client: int) -> ClientData:
-        """Return a client's examples, normalised and skewed as the config says."""
-        return ClientData(self, client)
+        """Return a client's examples, normalised and skewed as the config says; those used last are held in memory."""
+        return self._clients(client)
+
+    @cached_property
+    def _clients(self) -> Callable[[int], ClientData]:
+        inputs = self.dataset.train.inputs
+        normalised = self.dataset.normalise(inputs[:1])
+        mean_bytes = normalised.nbytes * len(inputs) / self.config.clients
+        return lru_cache(maxsize=int(HELD_BYTES // max(mean_bytes, 1)))(partial(ClientData, self))
 
     def test(self, examples: int | None = None) -> InputsAndTargets:
         """Return the server's test examples, normalised, or a fixed stratified sample of them."""
@@ -110,10 +120,11 @@ class FederatedData:
         return self._seen("train")
 
     def _seen(self, part: str) -> np.ndarray:
-        config, positions = self.config, getattr(self.split, part)
-        if not (unseen := set(draw_unseen(config.seed, config.clients, config.unseen))):
+        positions, never = getattr(self.split, part), set(unseen(self.config))
+        if not never:
             return np.sort(positions.indices)
-        return np.sort(np.concatenate([positions[client] for client in range(config.clients) if client not in unseen]))
+        seen = [client for client in range(self.config.clients) if client not in never]
+        return np.sort(np.concatenate([positions[client] for client in seen]))
 
     def _sample(self, held: np.ndarray, examples: int, name: str) -> InputsAndTargets:
         stream = rng(self.config.seed, name)
@@ -145,22 +156,35 @@ def federated_data_of(config: Config) -> FederatedData:
     tested = sample_positions(config, labels, config.data.test_examples, "test", dataset.name)
     if len(tested) < len(labels):
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
-    data = FederatedData(config, dataset, _split(config.model_dump_json(include=SPLIT_BY)))
+    data = FederatedData(config, dataset, _split(_Part(config.model_dump_json(include=SPLIT_BY), config)))
     _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
     return data
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A config that stands for all configs with the same values in a part of it.
+
+    Parameters
+    ----------
+    settings
+        That part as JSON, in which 1 and true differ.
+    """
+
+    settings: str
+    config: Config = field(compare=False)
+
+
 def _dataset(config: Config) -> Dataset:
-    return _read(config.data.model_dump_json(exclude={"train_examples", "test_examples"}))
+    return _read(_Part(config.data.model_dump_json(exclude={"train_examples", "test_examples"}), config))
 
 
-# A run is checked before it is played, and those of a sweep often share a partition.
+# A run is checked before it starts, and those of a sweep often share a partition.
 @lru_cache(maxsize=4)
-def _split(settings: str) -> Split:
-    config = Config.model_validate_json(settings)
-    return split_of(config, _dataset(config))
+def _split(part: _Part) -> Split:
+    return split_of(part.config, _dataset(part.config))
 
 
 @lru_cache(maxsize=2)
-def _read(data: str) -> Dataset:
-    return making.make_dataset(DataConfig.model_validate_json(data))
+def _read(part: _Part) -> Dataset:
+    return making.make_dataset(part.config.data)

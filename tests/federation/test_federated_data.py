@@ -199,3 +199,19 @@ def test_the_black_that_pads_a_crop_is_the_images_own(toy: Callable[..., Config]
     assert data.augmentation.fill == pytest.approx([float(black[0, 0, 0, 0])])
     images = data.augmentation.move(black.repeat(5, 1, 1, 1), *data.augmentation.draw(5, rng(0)))
     assert torch.allclose(images, black.expand_as(images))
+
+
+def test_a_clients_examples_are_made_once_as_long_as_there_is_memory_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = federated_data_of(toy(features={"skew": "noise"}))
+    first = data.client(3).train[0]
+    assert data.client(3).train[0] is first
+    monkeypatch.setattr("fedsim.federation.data.HELD_BYTES", 0)
+    without_memory = federated_data_of(toy(features={"skew": "noise"}))
+    assert without_memory.client(3).train[0] is not without_memory.client(3).train[0]
+    assert torch.equal(without_memory.client(3).train[0], first)
+
+
+def test_runs_with_the_same_data_and_partition_share_a_split() -> None:
+    splits = [federated_data_of(toy(**changes)).split for changes in ({}, {"rounds": 9}, {"seed": 1}, {"clients": 3})]
+    assert splits[0] is splits[1]
+    assert len({id(split) for split in splits}) == 3

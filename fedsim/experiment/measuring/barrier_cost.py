@@ -8,7 +8,7 @@ from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Recipe, list_mixes
 from fedsim.experiment.measuring.uploads import pairs_of
 from fedsim.federation.federation import Federation
-from fedsim.strategy.participants import draw_participants
+from fedsim.federation.participants import participants
 
 # ``every = "auto"`` takes this share of the training's work at most, and holds so many bytes of models at most.
 AUTO_SHARE, AUTO_BYTES = 0.1, 2**30
@@ -42,8 +42,8 @@ class Work:
 def work_of(federation: Federation) -> Work:
     """Count what the barriers of the first round cost; others with as many participants cost the same."""
     config, data = federation.config, federation.data
-    participants = draw_participants(config.seed, 1, config.clients, config.participation, config.unseen)
-    states, settings = len(participants), config.barriers
+    training = participants(config, 1)
+    states, settings = len(training), config.barriers
     probes = data.test(2)[0]
     models = MixedModels(federation.model(), [federation.initial] * (states + 1))
     recipes: dict[Recipe, None] = dict.fromkeys(models.own(state) for state in range(states))
@@ -58,12 +58,12 @@ def work_of(federation: Federation) -> Work:
     available = {
         "server": [len(data.dataset.test)],
         "train": [len(data.trained_on)],
-        "clients": [int(data.split.test.sizes[client]) for client in participants],
+        "clients": [int(data.split.test.sizes[client]) for client in training],
     }
     # On its own data each client's model is mixed, the others are only evaluated.
     examples = {name: sum(min(settings.examples, size) for size in available[name]) for name in settings.on}
     mixed = sum(n / (states if name == "clients" else 1) for name, n in examples.items())
-    trained = sum(int(data.split.train.sizes[client]) for client in participants)
+    trained = sum(int(data.split.train.sizes[client]) for client in training)
     ways = len(settings.matching)
     return Work(
         models=ways * len(recipes),
@@ -83,8 +83,7 @@ def rounds_between(federation: Federation) -> int:
     config = federation.config
     if config.barriers.every != "auto":
         return int(config.barriers.every)
-    participants = draw_participants(config.seed, 1, config.clients, config.participation, config.unseen)
-    if len(participants) * sum(value.nbytes for value in federation.initial.values()) > AUTO_BYTES:
+    if len(participants(config, 1)) * sum(value.nbytes for value in federation.initial.values()) > AUTO_BYTES:
         return 0
     work = work_of(federation)
     every = max(1, math.ceil(work.passes / (AUTO_SHARE * work.training_passes)))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fedsim.config import Config
 from fedsim.federation.federation import Federation
-from fedsim.strategy.participants import draw_evaluated, draw_participants, draw_unseen
+from fedsim.federation.participants import evaluated, participants, unseen
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,22 @@ def _perturbed_passes(config: Config) -> int:
 def evaluation_work_of(federation: Federation) -> EvaluationWork:
     """Count what is evaluated in all rounds of a run that is not stopped early."""
     config, split, server = federation.config, federation.data.split, len(federation.data.dataset.test)
-    unseen = set(draw_unseen(config.seed, config.clients, config.unseen))
-    measured = draw_evaluated(config.seed, config.clients, config.evaluate_clients, config.unseen)
-    seen = [client for client in measured if client not in unseen]
+    never, measured = set(unseen(config)), evaluated(config)
+    seen = [client for client in measured if client not in never]
     own = {
         client: int(split.validation.sizes[client] + split.test.sizes[client])
         + (server if "server" in config.evaluation.on else 0)
         for client in range(config.clients)
     }
     own_all, test_all = sum(own[k] for k in seen), sum(int(split.test.sizes[k]) for k in measured)
-    unseen_test = sum(int(split.test.sizes[k]) for k in measured if k in unseen)
+    unseen_test = sum(int(split.test.sizes[k]) for k in measured if k in never)
     rounds = [r for r in range(1, config.rounds + 1) if is_evaluated(config, r)]
     tuned = [r for r in rounds if is_fine_tuned(config, r)]
     # The personalised model on everything, the global one on the own test data.
     passes = len(rounds) * (own_all + unseen_test + test_all) + len(tuned) * (own_all + unseen_test)
     if "trained" in config.evaluation.models:
         for r in rounds:
-            trained = draw_participants(config.seed, r, config.clients, config.participation, config.unseen)
-            passes += sum(own[k] for k in trained)
+            passes += sum(own[k] for k in participants(config, r))
     epochs = config.evaluation.fine_tune_epochs
     return EvaluationWork(
         rounds=len(rounds),

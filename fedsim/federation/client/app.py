@@ -14,11 +14,11 @@ from fedsim.config import Config
 from fedsim.federation.client.evaluation import evaluate_clients, evaluate_trained
 from fedsim.federation.client.state import UPLOADED, local_of, metric_name, stored
 from fedsim.federation.federation import Federation, federation_of
+from fedsim.federation.participants import participants
 from fedsim.models.params import Params, flat_copy, is_finite, load_state_, state_of
 from fedsim.seeds import rng
 from fedsim.strategy import messages
 from fedsim.strategy.messages import MODEL, MOMENTUM, Instructions
-from fedsim.strategy.participants import draw_participants
 from fedsim.training import Finished, Local, LocalPlan, LocalTask, Ruled, Training, choose_cohort, train_, train_cohort
 
 Request = tuple[Message, Context]
@@ -72,10 +72,9 @@ def cohort_size(federation: Federation) -> int:
     config = federation.config
     if config.engine.cohort != "auto" or federation.device.type == "cpu":
         return 1 if config.engine.cohort == "auto" else config.engine.cohort
-    participants = draw_participants(config.seed, 1, config.clients, config.participation, config.unseen)
     tasks = [
         LocalTask(federation.initial, *federation.data.client(client).train, rng(config.seed, "trial", client))
-        for client in participants
+        for client in participants(config, 1)
     ]
     return choose_cohort(federation.model(), tasks, LocalPlan(), config.local, federation.data.augmentation)
 
