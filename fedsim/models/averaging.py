@@ -20,7 +20,7 @@ def _fold_(mean: Tensor, members: Sequence[Tensor], workspace: Tensor, fractions
     """Move a running mean towards each member, by its fraction of all weights up to its own."""
     converted = workspace[1, : mean.numel()].view(mean.shape)
     for member, fraction in zip(members, fractions, strict=True):
-        if fraction == 1:  # the first: there is no mean before it
+        if fraction == 1:  # the first one: there is no mean yet
             mean.copy_(member)
         else:
             mean.lerp_(member if member.dtype == mean.dtype else converted.copy_(member), fraction)
@@ -32,12 +32,12 @@ def weighted_mean(members: Sequence[Params], weights: Sequence[float], dtype: to
     Parameters
     ----------
     members
-        At least one, all with the same keys, shapes and dtypes; fastest if all are flat
+        At least one model, all with the same keys, shapes and dtypes; fastest if all are flat
         (`fedsim.models.params.flat_copy`). Integer entries never enter an average: they are left out of the result.
     weights
         One positive number per member; they need not sum to 1.
     dtype
-        float64, or float32 to be faster; what to accumulate in, where an entry is no wider itself.
+        Type to accumulate in, unless an entry's own is wider: float64, or float32 to be faster.
 
     Returns
     -------
@@ -47,10 +47,12 @@ def weighted_mean(members: Sequence[Params], weights: Sequence[float], dtype: to
     Raises
     ------
     ValueError
-        If there is no member, the weights do not fit the members, or a shape differs from the first member's.
+        If there is no member, the weights do not match the members, or a shape differs from the first member's.
     """
     if not members or len(members) != len(weights):
-        raise ValueError(f"{len(weights)} weights for {len(members)} members; both must be the same and positive")
+        raise ValueError(
+            f"{len(weights)} weights for {len(members)} members; give one weight per member, and at least one member"
+        )
     total, fractions = 0.0, []
     for weight in weights:
         _check_weight(weight)
@@ -63,19 +65,19 @@ def weighted_mean(members: Sequence[Params], weights: Sequence[float], dtype: to
 
 
 def mean_of_present(members: Sequence[Params], weights: Sequence[float], dtype: torch.dtype = torch.float64) -> Params:
-    """Return the weighted mean of each floating-point entry over those members that have it.
+    """Return the weighted mean of each floating-point entry over the members that have it.
 
     Parameters
     ----------
     members
-        At least one; an entry that none of them has is not in the result.
+        At least one model, or part of one.
     weights, dtype
         As in `weighted_mean`.
 
     Returns
     -------
     Params
-        Entries in the order in which the members have them, the first member's first.
+        Entries in the members' order, starting with the first member's.
 
     Raises
     ------
@@ -83,7 +85,9 @@ def mean_of_present(members: Sequence[Params], weights: Sequence[float], dtype: 
         As `weighted_mean` does.
     """
     if not members or len(members) != len(weights):
-        raise ValueError(f"{len(weights)} weights for {len(members)} members; both must be the same and positive")
+        raise ValueError(
+            f"{len(weights)} weights for {len(members)} members; give one weight per member, and at least one member"
+        )
     keys = list(dict.fromkeys(key for member in members for key in member))
     together: dict[tuple[int, ...], list[str]] = {}
     for key in keys:
@@ -96,9 +100,9 @@ def mean_of_present(members: Sequence[Params], weights: Sequence[float], dtype: 
 
 
 class WeightedMean:
-    """The same mean, bit by bit, of members that come one after the other.
+    """The same mean, bit by bit, of members that arrive one after the other.
 
-    Its memory is an accumulator, the result, and at most 8 members that wait to be folded into it.
+    It holds an accumulator, the result, and at most 8 members that wait to be folded into the mean.
 
     Parameters
     ----------
@@ -115,7 +119,7 @@ class WeightedMean:
         self._fractions: list[float] = []
 
     def add(self, member: Params, weight: float) -> None:
-        """Take a member into the mean; it must not change afterwards, since it may wait for others.
+        """Include a member in the mean; it must not change afterwards, since it may wait for others.
 
         Raises
         ------
@@ -142,7 +146,7 @@ class WeightedMean:
             If there is no member.
         """
         if not self._total:
-            raise ValueError("there is no member to average; add one before you ask for the result")
+            raise ValueError("there is no member to average; add one before asking for the result")
         self._fold()
         mean = empty_flat(self._accumulator, self._dtypes)
         for_each_block(partial(_fold_, fractions=[1.0]), self._dtype, [mean, self._accumulator])
@@ -169,11 +173,11 @@ def _floating(member: Params) -> Params:
 
 
 def _entries(member: Params, like: Params) -> Params:
-    """Return the entries that another model has too, in its order."""
+    """Return the entries that another model also has, in its order."""
     for key, value in like.items():
         if member[key].shape != value.shape:
             shapes = f"{tuple(member[key].shape)}, the first member's {tuple(value.shape)}"
-            raise ValueError(f"{key} of a member has the shape {shapes}; all must have the same")
+            raise ValueError(f"{key} of a member has the shape {shapes}; all shapes must be equal")
     return {key: member[key] for key in like}
 
 

@@ -9,20 +9,20 @@ from torch import Tensor
 
 from fedsim.models.params import Params, as_flat
 
-# What is accumulated of a block stays in a core's cache, while the block is worth its dispatch.
+# Small enough for the accumulator to stay in a core's cache, large enough to be worth the dispatch.
 BLOCK_BYTES = 2**20
-# A GPU is to be busy for longer than a launch takes.
+# Large enough to keep a GPU busy for longer than a launch takes.
 GPU_BLOCK_BYTES = 2**25
-# Two cores take all that memory gives; for fewer elements than this a thread costs more than it brings.
+# Two cores saturate the memory; below this number of elements a thread costs more than it saves.
 THREADS = 2
 THREADS_FROM = 2**20
 
-# What to do with a block of one model and that block of others, given room for two blocks to accumulate in.
+# A function of a block of one model, the same block of others, and a workspace of two blocks.
 BlockFunction = Callable[[Tensor, Sequence[Tensor], Tensor], None]
 
 
 def for_each_block(function: BlockFunction, dtype: torch.dtype, models: Sequence[Params]) -> None:
-    """Cut models into the same blocks and call a function with each; on threads if that is worth it."""
+    """Cut models into the same blocks and call a function with each, on threads if that is worth it."""
     blocks = list(_blocks(models, dtype))
     elements = sum(first.numel() * (1 + len(others)) for first, others in blocks)
     if elements < THREADS_FROM or blocks[0][0].is_cuda:

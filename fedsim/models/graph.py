@@ -30,11 +30,11 @@ def trace(model: nn.Module, parts: Sequence[Sequence[str]], probes: Tensor) -> l
     Parameters
     ----------
     model
-        In eval mode. Modules that change their inputs in place are set not to.
+        Model in eval mode. Modules that change their inputs in place are set not to.
     parts
-        What the model is made of: the state-dict keys of each part, a tied tensor under its first one only.
+        State-dict keys of each part of the model, with a tied tensor under its first key only.
     probes
-        Five inputs, on which the graph is tried.
+        Five inputs, on which the graph is tested.
 
     Raises
     ------
@@ -52,14 +52,14 @@ def trace(model: nn.Module, parts: Sequence[Sequence[str]], probes: Tensor) -> l
             module.inplace = False  # type: ignore[assignment]
     try:
         graph = _Tracer().trace(model)
-    except Exception as error:  # whatever a model's own code raises when it is given what is not a tensor
+    except Exception as error:  # a model's code may raise anything on a proxy instead of a tensor
         raise NotTraceableError(f"it cannot be traced ({type(error).__name__})") from error
     operations = _operations(graph, model, parts)
     return _fused(measured(operations, model, probes, expected))
 
 
 class _Tracer(fx.Tracer):
-    """Goes into modules down to those that hold weights; what cannot be traced is one operation."""
+    """Descends to the modules that hold weights; a module that cannot be traced is one operation."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         owns = bool(m._parameters or m._buffers)
@@ -75,7 +75,7 @@ class _Tracer(fx.Tracer):
 
 
 def _operations(graph: fx.Graph, model: nn.Module, parts: Sequence[Sequence[str]]) -> list[Operation]:
-    """Return what the output depends on."""
+    """Return the operations that the output depends on."""
     placeholders = [node for node in graph.nodes if node.op == "placeholder" and not node.args]
     output = next(node for node in graph.nodes if node.op == "output").args[0]
     if len(placeholders) != 1 or not isinstance(output, fx.Node):
@@ -125,7 +125,7 @@ def _set_not_in_place_(node: fx.Node) -> None:
 
 
 def _fused(operations: Sequence[Operation]) -> list[Operation]:
-    """Join what is only done to one operation's result, without weights, to that operation."""
+    """Append operations without weights that take only one operation's result to that operation."""
     users = Counter(k for each in operations for k in each.inputs)
     place: dict[int, int] = {}
     fused: list[Operation] = []

@@ -24,8 +24,8 @@ class Layer:
     name
         The module's path, e.g. ``layer1.0.conv1``; for an entry of the model itself, the entry's name.
     parameters, buffers
-        State-dict keys, in the model's order; a tied tensor has its first one only. Integer buffers are not among
-        them: they are never averaged, sent or counted.
+        State-dict keys, in the model's order; a tied tensor has its first one only. Integer buffers are not included:
+        they are never averaged, sent or counted.
     size
         Bytes of all parameters and buffers.
     """
@@ -127,11 +127,11 @@ class Layers:
         return tuple(self._layers)
 
     def of_key(self, key: str) -> str:
-        """Return the name of the layer that holds the state-dict entry ``key``, be it an alias or not."""
+        """Return the name of the layer that holds the state-dict entry ``key``, which may be an alias."""
         return self._of_key[key]
 
     def find(self, key: str) -> str | None:
-        """Return what `of_key` does, and None for what is no entry of a layer."""
+        """Return what `of_key` does, or None for a key that no layer holds."""
         return self._of_key.get(key)
 
     def keys(self, group: Iterable[str], *, buffers: bool = True) -> tuple[str, ...]:
@@ -152,21 +152,21 @@ class Layers:
         Raises
         ------
         ValueError
-            If the expression cannot be read, or one of its patterns matches nothing.
+            If the expression cannot be parsed, or one of its patterns matches nothing.
         """
-        if expression not in self._groups:  # asked for once per client and round
+        if expression not in self._groups:  # requested once per client and round
             chosen = _Parser(self, expression).parse()
             self._groups[expression] = LayerGroup(expression, tuple(name for name in self._layers if name in chosen))
         return self._groups[expression]
 
     def pattern(self, pattern: str) -> set[str]:
-        """Return the layers that a single pattern, without operators, names."""
+        """Return the layers that match a single pattern, without operators."""
         names = self.names
         if pattern in ("all", "none"):
             return set(names if pattern == "all" else ())
         if pattern in ("head", "body"):
             if self._head is None:
-                raise ValueError(f"{pattern!r} needs a linear layer and there is none; {self._remedy()}")
+                raise ValueError(f"{pattern!r} needs a linear layer, and the model has none; {self._remedy()}")
             return {self._head} if pattern == "head" else set(names) - {self._head}
         if pattern == "norm":
             matched = {layer.name for layer in self if layer.kind == "norm"}
@@ -193,7 +193,7 @@ def _owner(key: str) -> str:
 def _kind(module: nn.Module | None) -> Kind:
     if isinstance(module, nn.Linear):
         return "linear"
-    # torchvision's and detectron2's frozen batch normalisation are classes of their own, which cost a second to import.
+    # torchvision's and detectron2's frozen batch normalisation are other classes, which take a second to import.
     if isinstance(module, NORM_TYPES) or type(module).__name__.startswith("FrozenBatchNorm"):
         return "norm"
     return "other"
@@ -212,7 +212,7 @@ def _layer(name: str, entries: Mapping[str, Tensor], kind: Kind, parameter_keys:
 class _Parser:
     """Recursive descent over ``sum := term (("|" | "-") term)*``, ``term := "!" term | "(" sum ")" | pattern``."""
 
-    # A minus is an operator only between blanks: module names may contain one.
+    # A minus is an operator only between spaces: module names may contain one.
     TOKEN = re.compile(r"\s*(?:(?P<op>[()|!]|(?<=\s)-(?=\s))|(?P<pattern>[^\s()|!]+))")
 
     def __init__(self, layers: Layers, expression: str) -> None:

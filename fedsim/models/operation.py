@@ -1,4 +1,4 @@
-"""One operation of a model: what it takes, which weights are its own, and how it is run."""
+"""One operation of a model: its inputs, its weights, and how it is run."""
 
 import operator
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of a model; its own weights are given anew each time.
+    """One operation of a model; its weights are passed to each run.
 
     Parameters
     ----------
     inputs
-        Positions of the operations whose results it takes; 0 is the model's input.
+        Positions of the operations whose results it takes, with 0 for the model's input.
     parts
         Positions of the model's parts that hold its weights.
     entries
@@ -47,7 +47,7 @@ class Operation:
     kind
         Type of its module, if it is one.
     tail
-        What is done to the result before anything else takes it: operations of one input without weights.
+        Operations of one input without weights, applied to the result before any other operation takes it.
     """
 
     node: fx.Node
@@ -69,7 +69,7 @@ class Operation:
         root
             A copy of the model that no other thread uses.
         weights
-            Its own entries, by the name that they have in its module.
+            Entries of the operation, by their names in its module.
         """
         values = dict(zip(self.node.all_input_nodes, arguments, strict=True))
         args = fx.map_arg(self.node.args, values.__getitem__)
@@ -84,18 +84,18 @@ class Operation:
         return target(*args, **kwargs)
 
     def run_with_tail(self, root: nn.Module, arguments: Sequence[Any], weights: Params) -> Any:
-        """Return the result as others take it."""
+        """Return the result after the tail, as other operations take it."""
         return self.finish(root, self.run(root, arguments, weights))
 
     def finish(self, root: nn.Module, value: Any) -> Any:
-        """Return what the tail makes of the result."""
+        """Apply the tail to a result."""
         for each in self.tail:
             value = each.run(root, [value], {})
         return value
 
     @property
     def finished_size(self) -> float:
-        """Bytes of the result per example as others take it."""
+        """Bytes of the result per example after the tail."""
         return self.tail[-1].size if self.tail else self.size
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 Params = dict[str, Tensor]
-# Tensors by name, or by client, in as many levels as there are ideas in it.
+# Tensors by name, client, ..., in any number of levels.
 Tree = Mapping[Any, "Tensor | Tree"]
 
 
 def state_of(model: nn.Module) -> Params:
-    """Return a model's state dict in which a tensor with several names stands once, under its first.
+    """Return a model's state dict, with a tensor that has several names only under its first.
 
     The tensors are those of the model, not copies.
     """
@@ -22,25 +22,25 @@ def state_of(model: nn.Module) -> Params:
 
 
 def load_state_(model: nn.Module, params: Params) -> None:
-    """Put all entries of `state_of`, or of a whole state dict, into ``model``.
+    """Load all entries of `state_of`, or of a whole state dict, into ``model``.
 
     Raises
     ------
     KeyError
         If an entry is missing.
     RuntimeError
-        If a shape does not fit.
+        If a shape does not match.
     """
     model.load_state_dict({key: params[first] for key, first in first_keys(model).items()})
 
 
 def fit_all(model: nn.Module, states: Sequence[Params], at_least: int = 1) -> list[Params]:
-    """Return states as `fit` does.
+    """Apply `fit` to several states.
 
     Raises
     ------
     ValueError
-        If there are too few states, or one does not fit the model.
+        If there are too few states, or one does not match the model.
     """
     check_number(states, at_least)
     return [fit(model, state, f"state {number}") for number, state in enumerate(states)]
@@ -65,7 +65,7 @@ def fit(model: nn.Module, params: Params, name: str) -> Params:
     Parameters
     ----------
     name
-        What the error calls it.
+        Name of the state in errors.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def first_keys(model: nn.Module) -> dict[str, str]:
 
 
 def combine(base: Params, part: Params) -> Params:
-    """Return ``base`` with the entries of ``part`` put in the place of its own.
+    """Return ``base`` with the entries of ``part`` in place of its own.
 
     Raises
     ------
@@ -161,12 +161,12 @@ def flat_copy(params: Params) -> Params:
 
 
 def empty_flat(like: Params, dtypes: Mapping[str, torch.dtype] | None = None) -> Params:
-    """Return a flat model with keys, shapes and devices of another and any values.
+    """Return a flat model with the keys, shapes and devices of another, uninitialised.
 
     Parameters
     ----------
     dtypes
-        Of each entry; the other model's if not given.
+        Type of each entry (default: as in the other model).
     """
     dtypes = {key: value.dtype for key, value in like.items()} if dtypes is None else dtypes
     kinds = {key: (dtypes[key], value.device) for key, value in like.items()}
@@ -185,7 +185,7 @@ def empty_flat(like: Params, dtypes: Mapping[str, torch.dtype] | None = None) ->
 def as_flat(params: Params) -> Tensor | None:
     """Return the buffer of a flat model with one dtype, from its first entry to its last, or None if it is not flat.
 
-    Entries that follow each other in a flat model are a flat model too. Between entries there may be padding.
+    Consecutive entries of a flat model are a flat model too. There may be padding between entries.
     """
     entries = [value for value in params.values() if value.numel()]
     if not entries:
@@ -198,17 +198,17 @@ def as_flat(params: Params) -> Tensor | None:
         length += _padded(value.numel())
     length += entries[-1].numel() - _padded(entries[-1].numel())
     start = first.storage_offset()
-    # What has the right addresses by chance lies in a storage of its own.
+    # Tensors that have the right addresses by chance have different storages.
     if (start + length) * first.element_size() > first.untyped_storage().nbytes():
         return None
     return first.as_strided((length,), (1,), start)
 
 
 def is_finite(params: Params) -> bool:
-    """Tell whether all floating-point values are finite."""
+    """Whether all floating-point values are finite."""
     floating = {key: value for key, value in params.items() if value.is_floating_point()}
     buffer = as_flat(floating)
-    # Padding of a buffer may hold anything, so that only the entries themselves prove a model not to be finite.
+    # The padding of a buffer may hold anything, so only the entries themselves show that a model is not finite.
     if buffer is not None and _is_finite(buffer):
         return True
     return all(map(_is_finite, floating.values()))
@@ -223,14 +223,14 @@ def _entries(tree: Tree, separator: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_finite(values: Tensor) -> bool:
-    # A finite sum has finite terms, and needs no memory; a sum of finite terms that overflows is rare.
+    # A finite sum has finite terms and needs no memory; an overflow of finite terms is rare.
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def _empty(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.empty(elements, dtype=dtype, device=device)
-    # NumPy asks for huge pages, torch does not: the first touch of a large buffer is four times as fast.
+    # NumPy requests huge pages and torch does not: the first access to a large buffer is four times as fast.
     size = elements * dtype.itemsize
     memory = torch.from_numpy(np.empty(size + 64, dtype=np.uint8))
     start = -memory.data_ptr() % 64
@@ -238,5 +238,5 @@ def _empty(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _padded(elements: int) -> int:
-    """Round up to 16 elements: entries start at 64 bytes, and at the same element whatever the dtype."""
+    """Round up to 16 elements: entries are aligned to 64 bytes, and start at the same element for every dtype."""
     return -(-elements // 16) * 16

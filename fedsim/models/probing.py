@@ -1,4 +1,4 @@
-"""What a few probes say about a model's operations: whether they are right, what size they have, and their work."""
+"""A traced model checked and measured on a few inputs: correctness, sizes and work of its operations."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,12 +15,12 @@ PROBES = (2, 3)
 
 
 def probes_of(inputs: Tensor) -> Tensor:
-    """Return as many inputs as a trace takes, some several times where there are fewer.
+    """Return the number of inputs that a trace takes, with repetitions if there are fewer.
 
     Raises
     ------
     ValueError
-        If there are none.
+        If there are no inputs.
     """
     if not len(inputs):
         raise ValueError("there are no inputs; give at least one")
@@ -28,7 +28,7 @@ def probes_of(inputs: Tensor) -> Tensor:
 
 
 def measured(operations: Sequence[Operation], model: nn.Module, probes: Tensor, expected: Tensor) -> list[Operation]:
-    """Return the operations with what the probes say about them."""
+    """Return the operations with the properties that the probes show."""
     weights = dict(model.state_dict())
     few, more, every = (_run_all(operations, model, weights, piece) for piece in (*probes.split(PROBES), probes))
     _check_outputs(few[-1], more[-1], every[-1], expected)
@@ -49,7 +49,7 @@ def measured(operations: Sequence[Operation], model: nn.Module, probes: Tensor, 
 def count_flops(operations: Sequence[Operation], model: nn.Module, inputs: Tensor) -> list[float]:
     """Return the floating-point operations per example of each operation: two for each use of a weight in a product.
 
-    What has no weights is not counted, neither is the product of queries and keys.
+    Operations without weights and the product of queries and keys are not counted.
     """
     results = _run_all(operations, model, dict(model.state_dict()), inputs)
     flops = []
@@ -81,7 +81,7 @@ def _run_all(operations: Sequence[Operation], root: nn.Module, weights: Params, 
 def _check_outputs(few: Any, more: Any, every: Any, expected: Tensor) -> None:
     if not isinstance(every, Tensor) or every.shape != expected.shape or len(expected) != sum(PROBES):
         raise NotTraceableError("its graph does not give a row for each example")
-    # Rounding is relative to the largest of the numbers that are added up.
+    # Rounding is relative to the largest of the summands.
     tolerance = 1e-4 * float(expected.abs().max())
     if not torch.allclose(every, expected, rtol=0, atol=tolerance):
         raise NotTraceableError("its graph gives other outputs")

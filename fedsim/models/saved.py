@@ -1,4 +1,4 @@
-"""Model checkpoints from anywhere: torch and safetensors files, and how they fit a model. Nothing is unpickled."""
+"""Model checkpoints from anywhere: torch and safetensors files, matched to a model. Nothing is unpickled."""
 
 import warnings
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsim.errors import ConfigError
 from fedsim.models.params import Params, first_keys
 
-# Where training scripts keep the state dict among other things, and what wrappers put before its keys.
+# Keys under which training scripts store the state dict, and prefixes that wrappers add to its keys.
 WITHIN = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
 
@@ -25,13 +25,13 @@ def read_checkpoint(path: Path, model: nn.Module, name: str) -> Params:
     Parameters
     ----------
     path
-        A ``.safetensors`` file, or any other as `torch.save` writes them: a state dict, or a dict that has one under
-        ``state_dict``, ``model_state_dict`` or ``model``. Keys may begin with ``module.`` or ``_orig_mod.``, as
+        Path of a ``.safetensors`` file, or of any other that `torch.save` wrote: a state dict, or a dict that has one
+        under ``state_dict``, ``model_state_dict`` or ``model``. Keys may begin with ``module.`` or ``_orig_mod.``, as
         DataParallel and `torch.compile` write them.
     model
-        Gives keys, shapes and types; it is not changed.
+        Model with the keys, shapes and types; it is not changed.
     name
-        Of the model, for messages.
+        Name of the model, for messages.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def read_checkpoint(path: Path, model: nn.Module, name: str) -> Params:
     Raises
     ------
     ConfigError
-        If the file is not there, is damaged, holds code or no state dict, or does not fit the model.
+        If the file does not exist, is damaged, holds code or no state dict, or does not match the model.
     """
     state = _without_prefixes(_read(path), model)
     return _fit(state, model, f"{path} does not fit the model {name!r}", path)
@@ -49,13 +49,13 @@ def read_checkpoint(path: Path, model: nn.Module, name: str) -> Params:
 
 def _read(path: Path) -> Params:
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
+        what = "is a folder" if path.is_dir() else "does not exist"
         raise ConfigError(f"{path} {what}; give a checkpoint as torch.save or safetensors write it")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{path} is damaged or no safetensors file ({_line(error)}); save it anew") from error
+            raise ConfigError(f"{path} is damaged or not a safetensors file ({_line(error)}); save it again") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old file formats
@@ -63,10 +63,10 @@ def _read(path: Path) -> Params:
     except UnpicklingError as error:
         raise ConfigError(
             f"{path} holds more than tensors, or is damaged, and code in a file is never run; "
-            "save model.state_dict() by itself"
+            "save model.state_dict() alone"
         ) from error
-    except Exception as error:  # a file from anywhere may raise whatever it likes
-        raise ConfigError(f"{path} is damaged or no torch file ({_line(error)}); save it anew") from error
+    except Exception as error:  # an arbitrary file may raise anything
+        raise ConfigError(f"{path} is damaged or not a torch file ({_line(error)}); save it again") from error
     return _state_dict_in(content, path)
 
 
@@ -81,7 +81,7 @@ def _state_dict_in(content: Any, path: Path) -> Params:
     found = f"a {type(content).__name__}"
     if isinstance(content, Mapping):
         found = f"a dict with {', '.join(map(repr, list(content)[:5]))}" if content else "an empty dict"
-    raise ConfigError(f"{path} holds {found} and no state dict; save model.state_dict(), also below 'state_dict'")
+    raise ConfigError(f"{path} holds {found} and no state dict; save model.state_dict(), alone or under 'state_dict'")
 
 
 def _without_prefixes(state: Params, model: nn.Module) -> Params:
@@ -94,7 +94,7 @@ def _without_prefixes(state: Params, model: nn.Module) -> Params:
 
 
 def _fit(state: Params, model: nn.Module, problem: str, path: Path) -> Params:
-    """Return the model's distinct entries from a state dict that may have any of the names of a tied one."""
+    """Return the model's distinct entries from a state dict that may use any of the names of a tied tensor."""
     first, own = first_keys(model), model.state_dict()
     if unexpected := [key for key in state if key not in first]:
         raise ConfigError(f"{problem}: {_some(unexpected)} is not in the model, which has {_some(list(own))}; {REMEDY}")
@@ -112,10 +112,12 @@ def _fit(state: Params, model: nn.Module, problem: str, path: Path) -> Params:
             )
         value = value.detach().to("cpu", expected.dtype).contiguous()
         if not bool(value.isfinite().all()):
-            raise ConfigError(f"{path}: {key!r} has values that are not finite; training has diverged, take another")
+            raise ConfigError(
+                f"{path}: {key!r} has values that are not finite; training has diverged, use another checkpoint"
+            )
         if not torch.equal(fitted.setdefault(first[key], value), value):
             raise ConfigError(f"{problem}: {key!r} is tied to {first[key]!r} and has other values; {REMEDY}")
-    # torch itself did not always write how many batches a normalisation has seen, and it changes no output.
+    # Old versions of torch did not save the number of batches of a normalisation, which affects no output.
     fitted |= {key: own[key].cpu() for key in own.keys() - fitted.keys() if key.endswith("num_batches_tracked")}
     if missing := [key for key in own if first[key] not in fitted]:
         raise ConfigError(f"{problem}: it lacks {_some(missing)}; {REMEDY}")
@@ -130,6 +132,6 @@ def _some(keys: list[str]) -> str:
 
 
 def _line(error: Exception) -> str:
-    """Return the first sentence of an error after its kind."""
+    """Return the type of an error and its first sentence."""
     text = " ".join(str(error).partition("\n")[0].partition(". ")[0].split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,6 +1,6 @@
 """Local training of one client, or of many at once: pure functions of models, data and random streams.
 
-Imports torch and NumPy only, so that it also runs where neither Flower nor Ray is.
+Imports torch and NumPy only, so that it also works without Flower and Ray.
 """
 
 from fedsim import lazy

@@ -1,4 +1,4 @@
-"""What training has cost and what its losses were, for each of several members."""
+"""Cost and losses of training, for each of several members."""
 
 from functools import cached_property
 
@@ -11,12 +11,12 @@ from fedsim.training.plan import Passes, Training
 
 
 class Account:
-    """Adds up what each member passes through, and its losses at the end, so that no step waits for the device.
+    """Sums of each member's passes, and of its losses at the end, so that no step waits for the device.
 
     Parameters
     ----------
     members
-        How many.
+        Number of members.
     """
 
     def __init__(self, members: int) -> None:
@@ -25,10 +25,10 @@ class Account:
         self.begin(np.zeros(members, dtype=np.int64))
 
     def begin(self, counted_from: np.ndarray) -> None:
-        """Begin a phase, whose losses count from each member's step ``counted_from`` on."""
+        """Begin a phase, in which losses count from each member's step ``counted_from``."""
         self._from = counted_from
         self._losses: list[Tensor] = []
-        self._counts: list[np.ndarray] = []  # examples of each active member; 0 where its loss does not count
+        self._counts: list[np.ndarray] = []  # examples of each active member, or 0 where its loss does not count
 
     def add(self, step: int, losses: Tensor, counts: np.ndarray, passes: Passes) -> None:
         """Add a step of the active members, with their losses, numbers of examples and passes of the mini-batch."""
@@ -39,13 +39,13 @@ class Account:
             self._counts.append(counts)
 
     def training(self, member: int, momentum: Params, sets: dict[str, Params]) -> Training:
-        """Return a member's report with what training has left behind."""
+        """Return a member's report, with its momentum and sets after training."""
         seen, forward, backward = self._passed[:, member].tolist()
         return Training(self._means[member], int(seen), momentum, Passes(forward, backward), sets)
 
     @cached_property
     def _passed(self) -> np.ndarray:
-        """Examples of each member: in mini-batches, forward and back; shape [3, members]."""
+        """Examples of each member in mini-batches, forward passes and backward passes, shape [3, members]."""
         passed = np.zeros((3, self._members))
         for counts, forward, backward in self._steps:
             passed[:, : len(counts)] += np.array([[1.0], [forward], [backward]]) * counts

@@ -36,13 +36,13 @@ class Augmentation:
         return self.flip or self.crop > 0
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return what `move` does to each of ``n`` images: whether it is mirrored, [n], and its window, [2, n]."""
+        """Draw whether each of ``n`` images is mirrored, [n], and its window, [2, n], for `move`."""
         mirrored = rng.random(n) < 0.5 if self.flip else np.zeros(n, dtype=bool)
         window = rng.integers(0, 2 * self.crop + 1, size=(2, n)) if self.crop else np.zeros((2, n), dtype=np.int64)
         return mirrored, window
 
     def move(self, images: Tensor, mirrored: np.ndarray, window: np.ndarray) -> Tensor:
-        """Return the images mirrored and cut out of their padding as `draw` says."""
+        """Return the images, shape [n, channels, height, width], mirrored and cropped by numbers from `draw`."""
         n, channels, height, width = images.shape
         columns = torch.arange(width).repeat(n, 1)
         columns = torch.where(torch.from_numpy(mirrored)[:, None], columns.flip(1), columns)
@@ -58,4 +58,4 @@ class Augmentation:
         device = images.device
         example = torch.arange(n, device=device)[:, None, None]
         picked = images[example, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
-        return picked.permute(0, 3, 1, 2)  # the channels are next to each other in memory
+        return picked.permute(0, 3, 1, 2)  # the channels of a pixel are adjacent in memory

@@ -1,4 +1,4 @@
-"""Mini-batches of one client, or of several that train side by side."""
+"""Mini-batches of one client, or of several that train together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fedsim.training.dropout import streams
 
 @dataclass(frozen=True)
 class Member:
-    """One client's training examples, and the stream that draws their order and all else that is random."""
+    """One client's training examples, and the stream for their order and everything else that is random."""
 
     inputs: Tensor
     targets: Tensor
@@ -23,17 +23,17 @@ class Member:
 
 @dataclass(frozen=True)
 class Batch:
-    """What each member that is still active takes its next step on.
+    """The mini-batch of each member that is still active.
 
     Parameters
     ----------
     inputs, targets
-        Of a single member, shape [n, ...]; of several, [active, n, ...] with as many rows as the largest has. Further
-        rows of a smaller one repeat its own and count for nothing.
+        Examples of a single member, shape [n, ...]; of several members, [active, n, ...], where n is that of the
+        largest. The additional rows of a smaller one repeat its own and do not count.
     counts
-        Examples of each active member.
+        Number of examples of each active member.
     real
-        Which rows count, [active, n]; None where all do.
+        Rows that count, [active, n]; None if all do.
     streams
         Numbers of the dropout modules' streams, [active, modules].
     """
@@ -48,7 +48,8 @@ class Batch:
 def cut_batches(model: nn.Module, n: int, size: int) -> list[slice]:
     """Cut n examples into batches; none is dropped.
 
-    Batch normalisation has no statistics over a single example, so with it a last batch of one joins the one before.
+    Batch normalisation has no statistics over a single example, so with it a last batch of one is added to the one
+    before.
     """
     starts = list(range(0, n, size))
     if len(starts) > 1 and n - starts[-1] == 1 and any(isinstance(m, _NormBase) for m in model.modules()):
@@ -57,16 +58,16 @@ def cut_batches(model: nn.Module, n: int, size: int) -> list[slice]:
 
 
 class Batches:
-    """Mini-batches of members that train side by side, each in its own order, drawn anew for each epoch.
+    """Mini-batches of members that train together, each in its own order, drawn again for each epoch.
 
     Parameters
     ----------
     members
-        In the order of their numbers of batches, the largest first, on one device.
+        Members by their number of batches, the largest first, on one device.
     model, size
-        What the batches are for, and examples in one.
+        Model that is trained, and number of examples in a batch.
     modules
-        Dropout modules that need a stream for each step.
+        Number of dropout modules that need a stream for each step.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Batches:
         return Batch(self._epoch_inputs[rows], self._epoch_targets[rows], counts, real, numbers)
 
     def _begin_epoch(self, members: np.ndarray) -> None:
-        """Draw the order of these members' examples, and what else an epoch needs, and put them into it."""
+        """Draw the order of these members' examples and the other random numbers of an epoch, and apply them."""
         orders, draws = [], []
         for member in members:
             stream, low, high = self._rngs[member], self._bounds[member], self._bounds[member + 1]

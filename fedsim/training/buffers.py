@@ -1,4 +1,4 @@
-"""Running statistics, computed anew from data."""
+"""Running statistics, recomputed from data."""
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from fedsim.training.dropout import seeded_modules, set_streams_, streams
 def recompute_buffers_(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
     """Set batch normalisation's running statistics to the mean over batches of ``inputs``, in place.
 
-    The weights stay as they are. Models without running statistics are left alone. Dropout is that of training, by the
-    same numbers each time.
+    The weights do not change, and models without running statistics are left alone. Dropout is active as in training,
+    with the same numbers each time.
     """
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
     if not norms:

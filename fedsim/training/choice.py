@@ -1,4 +1,4 @@
-"""How many clients train side by side: what a model allows, and what is faster on its device."""
+"""How many clients train together: what a model allows, and what is faster on its device."""
 
 import copy
 import math
@@ -24,12 +24,12 @@ MEASURED_STEPS = 3
 def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor) -> str | None:
     """Return why a model cannot be trained as a cohort, or None.
 
-    It is tried on a step of two clients, of two and of three examples, which must have the same effect as alone.
+    It is tested by a step of two clients, with two and three examples, which must have the same effect as alone.
 
     Parameters
     ----------
     inputs, targets
-        A few examples, as for training, on the model's device; the model itself stays as it is.
+        A few training examples, on the model's device; the model itself does not change.
     """
     model = copy.deepcopy(model)
     plan, settings = LocalPlan((Phase(steps=1),)), SGD(batch_size=3)
@@ -41,10 +41,10 @@ def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor) -> str | N
         for client, result in zip(clients, together, strict=True):
             load_state_(model, params)
             train_(model, *client, plan, settings, np.random.default_rng(0))
-            # Not closer, because statistics over two examples can multiply rounding.
+            # No tighter, because statistics over two examples can amplify rounding.
             if _distance(result, state_of(model)) > 0.05 * _distance(params, state_of(model)):
-                return "a step of it in a cohort has another effect than alone"
-    except Exception as error:  # whatever a model may raise that does not expect the tensors of many clients
+                return "a step in a cohort has another effect than alone"
+    except Exception as error:  # a model that does not expect the tensors of many clients may raise anything
         return " ".join(str(error).split()) or type(error).__name__
     return None
 
@@ -55,16 +55,16 @@ def _distance(one: Params, other: Params) -> float:
 
 
 class Gauge(Protocol):
-    """Measures what work takes of a device."""
+    """Measures the time and memory that work takes on a device."""
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Return how long the work takes."""
+        """Return the time that the work takes."""
 
     def used_bytes(self, work: Callable[[], object]) -> int:
-        """Return the most memory that the work needs at a time."""
+        """Return the peak memory of the work."""
 
     def free_bytes(self) -> int:
-        """Return the memory that is free."""
+        """Return the free memory."""
 
 
 def choose_cohort(
@@ -75,18 +75,18 @@ def choose_cohort(
     augmentation: Augmentation | None = None,
     gauge: Gauge | None = None,
 ) -> int:
-    """Return how many clients should train side by side: 1 unless steps of as many as fit are measured to be faster.
+    """Return how many clients should train together: 1 unless steps of as many as fit are measured to be faster.
 
     On a CPU it is 1: one client's parameters stay in the cache and those of a cohort do not.
 
     Parameters
     ----------
     model
-        Ends with weights that do not matter.
+        Model to train; its weights are arbitrary afterwards.
     tasks
-        Clients as in training; their random streams are not touched.
+        Clients as in training; their random streams are not used.
     gauge
-        What measures; by default, only a GPU is measured.
+        Gauge to measure with (default: only a GPU is measured).
     """
     device = tasks[0].targets.device
     if gauge is None:
@@ -109,7 +109,7 @@ def choose_cohort(
         return lambda: train_cohort(model, trials[:clients], short, settings, augmentation)
 
     try:
-        together(2)()  # what libraries allocate once is not the clients'
+        together(2)()  # so that one-time allocations of libraries do not count
         each = max(1, gauge.used_bytes(together(2)) // 2)
         clients = min(len(tasks), gauge.free_bytes() // 2 // each)
         if clients < 2:

@@ -30,11 +30,11 @@ class LocalTask:
     Parameters
     ----------
     params
-        Where training starts: all entries of `fedsim.models.params.state_of`.
+        Parameters that training starts from: all entries of `fedsim.models.params.state_of`.
     inputs, targets, rng, momentum
         As in `fedsim.training.train_`.
     ruled
-        Its rule, the same for all, with its own sets, of which all have the same.
+        The client's rule, the same for all clients, with its sets, which have the same names for all.
     """
 
     params: Params
@@ -52,27 +52,27 @@ def train_cohort(
     settings: SGD,
     augmentation: Augmentation | None = None,
 ) -> list[tuple[Params, Training]]:
-    """Train many clients side by side; each result is that of `train_` alone, to float tolerance.
+    """Train many clients together; each result is that of `train_` alone, to float tolerance.
 
-    Clients may have different numbers of examples: each takes the batches and the number of steps that it takes alone.
+    Clients may have different numbers of examples: each takes the same batches and steps as alone.
 
     Parameters
     ----------
     model
-        Gives the architecture and the device; its own weights do not matter, and may change.
+        Model with the architecture and the device; its weights are not used, and may change.
 
     Returns
     -------
     list of (Params, Training)
-        In the order of ``tasks``: all entries after training, and what `train_` reports. Tensors are views of those of
+        All entries after training and the report of `train_`, in the order of ``tasks``. Tensors are views of those of
         the whole cohort.
 
     Raises
     ------
     ValueError
-        If a phase's layer group cannot be read or holds no parameter, or it names a set that the rule does not have.
+        If a phase's layer group cannot be parsed or holds no parameter, or it names a set that the rule does not have.
     RuntimeError
-        If the model cannot be trained as a cohort; `cohort_problem` says so beforehand.
+        If the model cannot be trained as a cohort; `cohort_problem` tests this in advance.
     """
     steps = [len(cut_batches(model, len(task.targets), settings.batch_size)) for task in tasks]
     order = sorted(range(len(tasks)), key=lambda i: -steps[i])
@@ -91,7 +91,7 @@ def train_cohort(
 
 
 def _stacked_momentum(members: Sequence[Params], device: torch.device) -> Params:
-    """Return all buffers that any member has, with zeros for those that have none."""
+    """Return all buffers that any member has, with zeros for the members without."""
     zeros = {name: torch.zeros_like(value) for member in members for name, value in member.items()}
     filled = [zeros | member for member in members]
     return stack([{name: value.to(device) for name, value in member.items()} for member in filled], device)
@@ -193,9 +193,9 @@ class _Stack:
         return torch.where(real, losses, 0).sum(1) / real.sum(1)
 
     def _over_members(self, hook: Callable[[Step, Params], Any], position: Position, members: "_Members") -> Any:
-        """Return what a hook of the rule makes of each member's step and gradients."""
+        """Apply a hook of the rule to each member's step and gradients."""
         self._begin_masks()
-        # Parts of the members take the same passes side by side; the gradient's come on top of the loss's.
+        # Parts of the cohort take the same passes in parallel; those of the gradient come on top of those of the loss.
         passes = replace(self._before)
 
         def of_one(member: _Members) -> Any:
@@ -223,11 +223,11 @@ class _Stack:
             module.calls = 0
 
     def _rows_mix(self) -> bool:
-        """Tell whether an example's output depends on the other examples of its batch."""
+        """Whether an example's output depends on the other examples of its batch."""
         return any(isinstance(module, _NormBase) and module.training for module in self._model.modules())
 
     def _by_size(self, members: "_Members", batch: Batch, function: Callable[["_Members"], Any]) -> Any:
-        """Return a function of all members: those with equally many examples together, where padding would matter."""
+        """Apply a function to all members, or, where padding matters, to those with equally many examples at a time."""
         if members.real is None or not self._rows_mix():
             return function(members)
         results, places = [], []
@@ -237,7 +237,7 @@ class _Stack:
             results.append(function(part))
             places.append(chosen)
             with torch.no_grad():
-                # Statistics that the forward pass has changed, of the model or of a set that went through it.
+                # Statistics that the forward pass has changed, of the model or of a set.
                 for whole, own in [(members.params, part.params)] + [
                     (members.sets[k], part.sets[k]) for k in members.sets
                 ]:
@@ -249,7 +249,7 @@ class _Stack:
 
 @dataclass(frozen=True)
 class _Members:
-    """What several members take a step with; each tensor has a first dimension of members."""
+    """Data for a step of several members; each tensor has a first dimension of members."""
 
     params: Params
     sets: dict[str, Params]
@@ -261,7 +261,7 @@ class _Members:
     gradients: Params = field(default_factory=dict)
 
     def of(self, chosen: Tensor, size: int) -> "_Members":
-        """Return some of the members, with ``size`` rows each, all of which count."""
+        """Return some of the members, with ``size`` rows each, which all count."""
         return _Members(
             params=_picked(self.params, chosen),
             sets=_picked(self.sets, chosen),

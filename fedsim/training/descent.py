@@ -1,4 +1,4 @@
-"""A plan's phases, step by step: the SGD that one model and a cohort share."""
+"""The phases of a plan, step by step: SGD for one model and for a cohort."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -22,19 +22,19 @@ from fedsim.training.sgd import SGD
 def follow_plan(
     model: nn.Module, learner: Learner, batches: Batches, plan: LocalPlan, settings: SGD, momentum: Params
 ) -> Account:
-    """Train all members through the plan's phases; return what they have passed through.
+    """Train all members through the plan's phases, and return their account.
 
     Parameters
     ----------
     model
-        Has the layers that phases name, and the mode that they train in; in the end it is in evaluation mode.
+        Model with the layers that phases name and the training mode; it ends in evaluation mode.
     momentum
-        Buffers by parameter name, changed in place.
+        Momentum buffers by parameter name, changed in place.
 
     Raises
     ------
     ValueError
-        If a phase's layer group cannot be read or holds no parameter, or it names a set that there is not.
+        If a phase's layer group cannot be parsed or holds no parameter, or it names an unknown set.
     """
     layers = Layers.of(model)
     account = Account(len(batches))
@@ -45,7 +45,7 @@ def follow_plan(
         model.train()
         for name, module in model.named_modules():
             if isinstance(module, _NormBase) and name not in group:
-                module.eval()  # a frozen layer's running statistics stay as they are
+                module.eval()  # a frozen layer's running statistics do not change
         learner.select(phase.trains)
         _run_phase(learner, batches, phase, settings, trainable, momentum, account)
     learner.select("model")
@@ -70,12 +70,12 @@ def _run_phase(
         steps, counted_from = np.full(len(batches), phase.steps), np.zeros(len(batches), dtype=np.int64)
     account.begin(counted_from)
     settings = settings if phase.lr is None else replace(settings, lr=phase.lr)
-    of = "" if phase.trains == "model" else f"{phase.trains}/"  # each model has a momentum of its own
+    of = "" if phase.trains == "model" else f"{phase.trains}/"  # each model has its own momentum
     active = 0
     start: Params = {}
     for step in range(steps.max()):
         if active == 0 or steps[active - 1] == step:
-            # Members with fewer batches come last, so those that go on are always the first ones.
+            # Members with fewer batches come last, so those that continue are always the first ones.
             active = int((steps > step).sum())
             leaves = learner.leaves(trainable, active)
             if step == 0:
@@ -99,7 +99,7 @@ def _run_phase(
 
 
 def _origin(learner: Learner, phase: Phase, leaves: Params, trainable: Collection[str], active: int) -> Params:
-    """Return what the phase's proximal term pulls towards; nothing if it has none."""
+    """Return the values that the phase's proximal term pulls towards; none if it has no such term."""
     if not phase.proximal:
         return {}
     values = leaves if phase.toward == "start" else learner.value_of(phase.toward, active)

@@ -1,4 +1,4 @@
-"""Dropout whose masks are a function of a number, the same on every device, in every thread and in a cohort."""
+"""Dropout with masks that are a function of a number, the same on every device, in every thread and in a cohort."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Dimensions that a dropped channel has beside its own; without: each element is dropped for itself.
+# Number of dimensions within a channel that is dropped as a whole; None: elements are dropped independently.
 SPATIAL: dict[type[nn.Module], int | None] = {
     nn.Dropout: None,
     nn.Dropout1d: 1,
@@ -22,14 +22,14 @@ class SeededDropout(nn.Dropout):
     Parameters
     ----------
     spatial
-        Dimensions of a channel that is dropped as a whole, as in `torch.nn.Dropout2d`; without, elements are dropped.
+        Dimensions of a channel that is dropped as a whole, as in `torch.nn.Dropout2d`; None drops single elements.
 
     Attributes
     ----------
     stream
-        Number of the stream, a non-negative int64 scalar. It is no part of the state dict.
+        Number of the stream, a non-negative int64 scalar that is not in the state dict.
     calls
-        Uses of the module since the stream was set; each has a mask of its own.
+        Number of uses of the module since the stream was set; each has its own mask.
     """
 
     stream: Tensor
@@ -47,7 +47,7 @@ class SeededDropout(nn.Dropout):
             return x * 0
         shape = x.shape
         if self.spatial is not None:
-            # As torch: a single example has no batch dimension, but Dropout2d takes [n, channels, length] too.
+            # As in torch: a single example has no batch dimension, but Dropout2d also takes [n, channels, length].
             single = x.ndim == self.spatial + 1 and self.spatial != 2
             leading = 1 if single else 2
             shape = shape[:leading] + (1,) * (x.ndim - leading)
@@ -57,12 +57,12 @@ class SeededDropout(nn.Dropout):
 
 
 def random_words(stream: Tensor, call: int, shape: Sequence[int]) -> Tensor:
-    """Return numbers of 32 bits, as int32, each a function of the stream, the call and the position in the tensor.
+    """Return 32-bit numbers as int32, each a function of the stream, the call and the position in the tensor.
 
     Notes
     -----
-    The position, keyed with one half of the stream's number, goes through a finaliser of 32 bits, is keyed with the
-    other half and goes through it again.
+    The position is keyed with one half of the stream's number, passed through a 32-bit finaliser, keyed with the other
+    half and passed through it again.
 
     References
     ----------
@@ -74,7 +74,7 @@ def random_words(stream: Tensor, call: int, shape: Sequence[int]) -> Tensor:
 
 
 def _scramble_(words: Tensor) -> Tensor:
-    # Products wrap around; a shift of a negative number brings in ones, which the masks take out.
+    # Products wrap around; shifting a negative number brings in ones, which the masks remove.
     words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
     words.bitwise_xor_((words >> 15).bitwise_and_(0x1FFFF)).mul_(0x846CA68B - 2**32)
     return words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF))
@@ -86,15 +86,15 @@ def _low_word(number: Tensor) -> Tensor:
 
 
 def seeded_dropout_(model: nn.Module) -> None:
-    """Replace torch's dropout modules in ``model`` by seeded ones; its state dict and its layers stay as they are.
+    """Replace torch's dropout modules in ``model`` by seeded ones; its state dict and its layers do not change.
 
-    Subclasses of torch's modules, and dropout that a model calls as a function, are left alone.
+    Subclasses of torch's modules, and dropout that a model calls as a function, are not replaced.
     """
     replacements: dict[int, SeededDropout] = {}
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if path and type(module) in SPATIAL:
             assert isinstance(module, nn.modules.dropout._DropoutNd)
-            if id(module) not in replacements:  # a module that is used in several places stays one
+            if id(module) not in replacements:  # a module that is used in several places remains one
                 replacements[id(module)] = SeededDropout(module.p, SPATIAL[type(module)])
                 replacements[id(module)].train(module.training)
             model.set_submodule(path, replacements[id(module)])
@@ -113,7 +113,7 @@ def streams(epochs: np.ndarray, steps: np.ndarray, modules: int) -> np.ndarray:
     Parameters
     ----------
     epochs, steps
-        Numbers that were drawn for epochs, 63 bits each, and places in them, from 0; shape [pairs].
+        Random numbers of the epochs, 63 bits each, and positions in them, from 0; shape [pairs].
 
     References
     ----------

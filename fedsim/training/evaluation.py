@@ -11,19 +11,19 @@ from torch.nn.utils.rnn import pad_sequence
 from fedsim.models.params import Params
 from fedsim.training.stack import forward_of, stack
 
-# Examples at a time: on a CPU, few enough for what a layer computes to stay in the cache.
+# Examples per batch: on a CPU, few enough for a layer's results to stay in the cache.
 EVALUATION_BATCH, ACCELERATOR_BATCH = 125, 4000
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy in nats of each example, shape [n]: of a sequence, the mean over its positions.
+    """Return the cross-entropy in nats of each example, shape [n]; for a sequence, the mean over its positions.
 
     Parameters
     ----------
     logits, targets
-        Shapes [n, classes] and [n], or [n, classes, length] and [n, length].
+        Logits and class indices, shapes [n, classes] and [n], or [n, classes, length] and [n, length].
     """
     return _per_example(cross_entropy(logits, targets, reduction="none"))
 
@@ -35,10 +35,10 @@ class Evaluation:
     Parameters
     ----------
     losses
-        Shape [n], float64; in nats for cross-entropy.
+        Loss of each example, shape [n], float64; in nats for cross-entropy.
     errors
-        1 where the most likely class is not the target, else 0; of a sequence, the share of such positions. NaN where
-        targets are not class indices. Shape [n], float64.
+        Error of each example, shape [n], float64: 1 where the most likely class is not the target, else 0; for a
+        sequence, the share of such positions. NaN if targets are not class indices.
     """
 
     losses: Tensor
@@ -66,9 +66,9 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Crite
     Parameters
     ----------
     inputs, targets
-        Normalised inputs, shape [n, ...], and targets, shape [n, ...]: class indices unless ``criterion`` takes others.
+        Normalised inputs, shape [n, ...], and targets, shape [n, ...]: class indices, or whatever ``criterion`` takes.
     criterion
-        Maps outputs and targets of a batch to one loss per example.
+        Function from the outputs and targets of a batch to one loss per example.
     """
     was_training = model.training
     model.eval()
@@ -96,7 +96,7 @@ def evaluate_cohort(model: nn.Module, members: Sequence[tuple[Params, Tensor, Te
     Parameters
     ----------
     model
-        Gives the architecture; its own weights do not matter.
+        Model with the architecture; its weights are not used.
     members
         Parameters, all entries of `fedsim.models.params.state_of`; normalised inputs, shape [n, ...]; and class
         indices, shape [n] or [n, length].
@@ -119,7 +119,7 @@ def evaluate_cohort(model: nn.Module, members: Sequence[tuple[Params, Tensor, Te
 
 
 def _buckets(sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the positions of sizes, the largest first, in buckets whose largest is at most twice its smallest."""
+    """Yield the positions of sizes, the largest first, in buckets whose largest size is at most twice the smallest."""
     bucket: list[int] = []
     for k in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
         if bucket and 2 * sizes[k] < sizes[bucket[0]]:
@@ -142,7 +142,7 @@ def _evaluate_bucket(
     for start in range(0, int(sizes[0]), rows):
         active = int((sizes > start).sum())
         batch, expected = (
-            # What fills up the shorter ones is computed in vain: in evaluation mode, rows do not see each other.
+            # The padding of shorter members does no harm: in evaluation mode, rows are independent.
             pad_sequence([value[start : start + rows] for value in part[:active]], batch_first=True)
             for part in (inputs, targets)
         )

@@ -1,4 +1,4 @@
-"""What a plan trains: one model, or the stacked parameters of a cohort, behind one interface."""
+"""The interface of what a plan trains: one model, or the stacked parameters of a cohort."""
 
 from collections.abc import Collection
 from typing import Protocol
@@ -12,37 +12,37 @@ from fedsim.training.rule import Position, Ruled, Sets
 
 
 class Learner(Protocol):
-    """What is trained: one model, or the stacked parameters of several members.
+    """One model, or the stacked parameters of several members, in training.
 
     Attributes
     ----------
     passes
-        Of the mini-batch in the last step.
+        Passes of the mini-batch in the last step.
     """
 
     passes: Passes
 
     def select(self, name: str) -> None:
-        """Train from now on the ``model``, or the set of that name, which holds all entries of one."""
+        """Train the ``model`` from now on, or the set of that name, which holds all entries of a model."""
 
     def leaves(self, names: Collection[str], active: int) -> Params:
-        """Return the parameters of these names, and those of trained sets, of the first ``active`` members.
+        """Return the parameters of these names and of trained sets, for the first ``active`` members.
 
         They are leaves that take gradients.
         """
 
     def value_of(self, name: str, active: int) -> Params:
-        """Return the entries of the model or of a set as they are, of the first ``active`` members."""
+        """Return the current entries of the model or of a set, for the first ``active`` members."""
 
     def first(self, value: Tensor, active: int) -> Tensor:
-        """Return what belongs to the first ``active`` members of a tensor that is shaped like a parameter."""
+        """Return the part of a tensor shaped like a parameter that belongs to the first ``active`` members."""
 
     def backward(self, batch: Batch, position: Position) -> Tensor:
-        """Put gradients of each member's mean loss into the leaves; return these losses, detached."""
+        """Write the gradients of each member's mean loss into the leaves; return these losses, detached."""
 
 
 def trained_entries(ruled: Ruled, sets: Sets, names: Collection[str], model: Collection[str]) -> list[tuple[str, str]]:
-    """Return the entries of trained sets that a phase trains: of those that the model has too, the trainable ones."""
+    """Return the entries of trained sets that a phase trains: where the model has them too, only the trainable ones."""
     return [
         (name, key)
         for name in ruled.rule.trained
@@ -52,5 +52,5 @@ def trained_entries(ruled: Ruled, sets: Sets, names: Collection[str], model: Col
 
 
 def no_such_set(name: str, sets: Sets) -> ValueError:
-    """Return the error of a phase that names a set which the client does not have."""
+    """Return the error for a phase that names a set that the client does not have."""
     return ValueError(f"a phase names the set {name!r}, and the client has: {', '.join(['model', *sets])}")

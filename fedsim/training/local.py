@@ -29,7 +29,7 @@ def train_(
     augmentation: Augmentation | None = None,
     ruled: Ruled | None = None,
 ) -> Training:
-    """Train ``model`` in place by mini-batch SGD on cross-entropy, or what the client's rule descends instead.
+    """Train ``model`` in place by mini-batch SGD on cross-entropy, or on the loss of the client's rule.
 
     Parameters
     ----------
@@ -37,20 +37,20 @@ def train_(
         Normalised inputs, shape [n, ...], and class indices, shape [n] or [n, length], on the model's device. n is at
         least 1.
     plan
-        What is trained; layers that a phase does not train stay as they are, running statistics included.
+        Phases of training; layers that a phase does not train do not change, including their running statistics.
     rng
-        Draws the order of the examples, and the numbers of their augmentation, anew for each epoch.
+        Stream for the order of the examples and the numbers of their augmentation, in each epoch.
     momentum
-        Buffers to start from; zeros without.
+        Momentum buffers to start from (default: zeros).
     augmentation
-        Of images; none without.
+        Augmentation of images (default: none).
     ruled
         The client's rule with its sets, which are copied.
 
     Raises
     ------
     ValueError
-        If a phase's layer group cannot be read or holds no parameter, or it names a set that the rule does not have.
+        If a phase's layer group cannot be parsed or holds no parameter, or it names a set that the rule does not have.
     """
     ruled = ruled or Ruled()
     learner = _Single(model, ruled)
@@ -87,7 +87,7 @@ class _Single:
         self._selected = name
 
     def sets_after(self) -> dict[str, Params]:
-        """Return the sets as training has left them; the model is in its place again."""
+        """Return the sets after training; the model is selected again."""
         self.select("model")
         return {name: {key: value.detach() for key, value in entries.items()} for name, entries in self._sets.items()}
 

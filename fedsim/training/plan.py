@@ -1,4 +1,4 @@
-"""What a client does in one round: the phases of its training, and what it reports."""
+"""A client's training in one round: its phases, and what it reports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,25 +8,25 @@ from fedsim.models.params import Params
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of local training.
+    """One phase of local training.
 
     Parameters
     ----------
     trainable
-        Layer group that is trained; all other layers are frozen.
+        Layer group to train; all other layers are frozen.
     epochs, steps
-        Passes over the client's examples, or mini-batches; at most one of them. Without either: the epochs of
+        Number of passes over the client's examples, or of mini-batches; at most one of the two. Default: the epochs of
         the run's ``[local]`` settings.
     proximal
         Weight mu of (mu / 2) ||w - w_0||^2 over the trained layers, added to the loss (FedProx, arXiv 1812.06127).
     lr
-        Step size; that of the run's ``[local]`` settings if not given.
+        Step size (default: that of the run's ``[local]`` settings).
     trains
-        What is trained: the client's ``model``, or a set of its rule that holds all entries of one.
+        Parameters to train: the client's ``model``, or a set of its rule that holds all entries of a model.
     toward
-        Where w_0 comes from, as it is when the phase begins: what is trained (``start``), the ``model``, or a set.
+        Source of w_0 at the beginning of the phase: the trained parameters (``start``), the ``model``, or a set.
     label
-        What the client's rule calls the phase, where it does something else in each.
+        Name of the phase for the client's rule, if it treats phases differently.
 
     Raises
     ------
@@ -56,14 +56,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class LocalPlan:
-    """What a client does in one round: phases, one after the other."""
+    """A client's training in one round: phases, one after the other."""
 
     phases: tuple[Phase, ...] = (Phase(),)
 
 
 @dataclass
 class Passes:
-    """Counts examples that pass through a model, forward, and back for gradients."""
+    """Counts of examples passed through a model, forward, and backward for gradients."""
 
     forward: float = 0.0
     backward: float = 0.0
@@ -71,19 +71,19 @@ class Passes:
 
 @dataclass(frozen=True)
 class Training:
-    """What local training reports.
+    """The report of local training.
 
     Parameters
     ----------
     loss
-        Mean of what was descended over the examples of the last epoch (or the last phase's steps), each taken before
-        the step that it led to: cross-entropy in nats, or what the client's rule has in its place.
+        Mean loss over the examples of the last epoch (or the last phase's steps), each before the step that it led to:
+        cross-entropy in nats, or the loss of the client's rule.
     examples_seen
-        Examples in all mini-batches.
+        Number of examples in all mini-batches.
     momentum
         Momentum buffers by parameter name; empty without momentum.
     passes
-        Examples passed forward and back, more than ``examples_seen`` where a rule takes several passes in a step.
+        Examples passed forward and backward, more than ``examples_seen`` if a rule takes several passes in a step.
     sets
         The rule's named parameter sets after training.
     """

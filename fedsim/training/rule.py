@@ -23,7 +23,7 @@ class Network:
     Parameters
     ----------
     numbers
-        Entries of the model beside its parameters, such as the streams of its dropout.
+        Entries of the model besides its parameters, such as the streams of its dropout.
     """
 
     model: nn.Module
@@ -62,7 +62,7 @@ class Local:
     inputs, targets
         Its training examples, shape [n, ...] and [n] or [n, length].
     rng
-        Of the rule alone; training draws from another stream.
+        Stream of the rule alone; training draws from another one.
     network
         To evaluate and differentiate the model; it is in evaluation mode.
     """
@@ -113,9 +113,9 @@ class Step:
     real
         Which rows count, [n]; None where all do.
     number
-        Of the step in its phase, from 0.
+        Number of the step in its phase, from 0.
     lr
-        Of the phase.
+        Step size of the phase.
     """
 
     params: Params
@@ -221,7 +221,7 @@ class ClientRule:
         Parameters
         ----------
         gradients
-            Of the trained parameters, by their key, those of a set by ``set/key``. The proximal term is added later.
+            Gradients of the trained parameters by key, those of a set by ``set/key``. The proximal term is added later.
         """
         return gradients
 

@@ -11,9 +11,9 @@ class SGD:
     Parameters
     ----------
     epochs
-        Passes over the client's training examples in a phase that does not say otherwise.
+        Passes over the client's training examples, in a phase without its own number.
     batch_size
-        Examples in a mini-batch; the last one of an epoch may be smaller, none is dropped.
+        Number of examples in a mini-batch; the last one of an epoch may be smaller, none is dropped.
     lr, momentum, weight_decay, nesterov
         As in `torch.optim.SGD`.
     optimizer_state

@@ -20,7 +20,7 @@ def stack(members: Sequence[Params], device: torch.device) -> Params:
 
 def _stacked(values: Sequence[Tensor], device: torch.device) -> Tensor:
     first = values[0].detach()
-    if all(value is values[0] for value in values):  # what all members took from the server travels once
+    if all(value is values[0] for value in values):  # members that share a tensor from the server copy it once
         return first.to(device).expand(len(values), *first.shape).clone(memory_format=torch.contiguous_format)
     return torch.stack([value.detach() for value in values]).to(device)
 
@@ -33,7 +33,7 @@ def member_of(stacked: Params, member: int) -> Params:
 def forward_of(model: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """Return a function of stacked parameters and inputs, [members, n, ...], to the outputs, [members, n, ...].
 
-    Buffers that the model changes are changed in the stack. To draw from torch's global random state is an error.
+    Buffers that the model changes are changed in the stack. Drawing from torch's global random state is an error.
     """
     return over_members(lambda params, inputs: functional_call(model, params, (inputs,)))
 
@@ -41,7 +41,7 @@ def forward_of(model: nn.Module) -> Callable[[Params, Tensor], Tensor]:
 def over_members(function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:
     """Return a function of one member as a function of many, whose tensors are stacked along a first dimension.
 
-    To draw from torch's global random state is an error.
+    Drawing from torch's global random state is an error.
     """
     vectorised = torch.vmap(function, in_dims=in_dims, randomness="error")
 
@@ -53,14 +53,14 @@ def over_members(function: Callable[..., Any], in_dims: Any = 0) -> Callable[...
 
 
 class _PlainAttention(TorchFunctionMode):
-    """Computes attention on a CPU step by step: vmap runs torch's kernel there member by member, with a warning."""
+    """Computes attention on a CPU step by step, as vmap would run torch's kernel member by member, with a warning."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if args and isinstance(args[0], Tensor) and args[0].device.type != "cpu":
             return func(*args, **kwargs)
         if func is multi_head_attention_forward and not kwargs.get("need_weights", True):
-            return func(*args, **kwargs | {"need_weights": True})[0], None  # what uses no kernel
+            return func(*args, **kwargs | {"need_weights": True})[0], None  # a path without the kernel
         if func is scaled_dot_product_attention and not kwargs.get("dropout_p") and not kwargs.get("enable_gqa"):
             return _attention(*args, **kwargs)
         return func(*args, **kwargs)
@@ -76,7 +76,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Return what torch's function of these parameters does without dropout and with as many keys as queries' heads."""
+    """Return the result of torch's function of these parameters, without dropout and grouped queries."""
     scores = (query @ key.transpose(-2, -1)) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()

@@ -108,15 +108,15 @@ def changed(**values: Tensor | None) -> Params:
 
 
 MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: None, "is not there; give a checkpoint"),
+    "missing": (lambda path: None, "does not exist; give a checkpoint"),
     "folder": (Path.mkdir, "is a folder; give a checkpoint"),
     "code": (
         lambda path: torch.save({"a": Flag(path.parent / "flag")}, path),
         "more than tensors.*never run; save model",
     ),
     "whole model": (lambda path: torch.save(Tied(), path), "never run; save model.state_dict"),
-    "empty": (Path.touch, r"is damaged or no torch file \(EOFError\)"),
-    "text": (lambda path: path.write_text("hello"), "is damaged or no torch file"),
+    "empty": (Path.touch, r"is damaged or not a torch file \(EOFError\)"),
+    "text": (lambda path: path.write_text("hello"), "is damaged or not a torch file"),
     "list": (lambda path: torch.save([torch.zeros(1)], path), "holds a list and no state dict"),
     "no state dict": (lambda path: torch.save({"epoch": 3}, path), "a dict with 'epoch' and no state dict"),
     "unexpected": (
@@ -370,7 +370,7 @@ def test_the_command_prints_a_table_and_writes_tables_and_heat_maps(
     ("arguments", "message"),
     [
         (["a.pt", "b.safetensors", "--model", "mlp"], r"'fc1.weight' has shape \(4, 64\) and must be \(200, 64\)"),
-        (["a.pt", "nope.pt", "--model", "mlp", "--set", "model.hidden=[4]"], "nope.pt is not there"),
+        (["a.pt", "nope.pt", "--model", "mlp", "--set", "model.hidden=[4]"], "nope.pt does not exist"),
         (["a.pt", "b.safetensors", "--model", "mpl"], "'mpl' is unknown; did you mean 'mlp'"),
         (["a.pt", "b.safetensors", "--model", "mlp", "--ts", "0,half"], "--ts '0,half' must be numbers"),
         (["a.pt", "b.safetensors", "--model", "mlp", "--measure", "ck"], "'--measure': 'ck' is not one of 'connecti"),

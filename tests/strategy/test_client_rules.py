@@ -138,6 +138,6 @@ def test_a_head_that_cannot_be_determined_is_asked_for_by_name(
         "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, classes, 6), nn.Flatten())\n"
     )
     for name in ("fedrep", "fedbabu", "fedrod", "fedalt", "fedas", "floco"):
-        with pytest.raises(ConfigError, match="needs a linear layer and there is none; layers are: 0, 2"):
+        with pytest.raises(ConfigError, match="needs a linear layer, and the model has none; layers are: 0, 2"):
             experiment.prepare(tiny(strategy={"name": name}, model={"name": "headless:make"}))
     experiment.prepare(tiny(strategy={"name": "fedrep", "head": "2"}, model={"name": "headless:make"}))

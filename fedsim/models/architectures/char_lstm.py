@@ -9,7 +9,7 @@ from fedsim.models.architectures.predict import Predict, next_token_logits
 class CharLSTM(nn.Module):
     """An embedding, LSTM layers and a classifier.
 
-    Each LSTM layer is a module of its own, so that it is a layer of its own in the layer language too.
+    Each LSTM layer is a separate module, so that it is a separate layer in the layer language too.
     """
 
     def __init__(self, classes: int, embedding: int, hidden: int, depth: int, predict: Predict) -> None:
@@ -46,14 +46,14 @@ def char_lstm(
     embedding
         Width of a token's embedding.
     hidden, depth
-        Width of each LSTM layer, and their number.
+        Width and number of the LSTM layers.
     predict
-        The next token at ``each`` position, or only after the ``last`` (as in LEAF, arXiv 1812.01097).
+        Prediction of the next token at ``each`` position, or only after the ``last`` (as in LEAF, arXiv 1812.01097).
 
     Raises
     ------
     ValueError
-        If the inputs are no token sequences, or a size is not positive.
+        If the inputs are not token sequences, or a size is not positive.
 
     References
     ----------

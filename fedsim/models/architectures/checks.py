@@ -1,4 +1,4 @@
-"""Checks of what a model is given: the shape of an input, and its sizes."""
+"""Checks of a model's arguments: the shape of an input, and sizes."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ def image_shape(model: str, shape: Sequence[int], smallest: int = 1) -> tuple[in
     model
         Name of the model, for the message.
     smallest
-        Pixels that each side of an image must have at least.
+        Smallest side of an image in pixels.
 
     Raises
     ------
     ValueError
-        If it is no shape of an image, or a side is too short.
+        If it is not the shape of an image, or a side is too short.
     """
     if len(shape) != 3:
         raise ValueError(
@@ -38,7 +38,7 @@ def sequence_length(model: str, shape: Sequence[int]) -> int:
     Raises
     ------
     ValueError
-        If it is no shape of a sequence.
+        If it is not the shape of a sequence.
     """
     if len(shape) != 1 or shape[0] < 1:
         raise ValueError(
@@ -54,7 +54,7 @@ def positive(**sizes: int | float) -> None:
     Raises
     ------
     ValueError
-        For the first that is not.
+        For the first one that is not.
     """
     for name, size in sizes.items():
         if size <= 0:
@@ -67,7 +67,7 @@ def probability(**shares: float) -> None:
     Raises
     ------
     ValueError
-        For the first that is not.
+        For the first one that is not.
     """
     for name, share in shares.items():
         if not 0 <= share < 1:

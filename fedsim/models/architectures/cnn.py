@@ -22,7 +22,7 @@ class CNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, shape [n, classes]."""
-        # ReLU is monotone, so it commutes with the maximum; after pooling it costs a quarter.
+        # ReLU is monotonic, so it commutes with the maximum; after pooling it costs a quarter.
         x = relu(max_pool2d(self.conv1(x), 2))
         x = relu(max_pool2d(self.conv2(x), 2))
         return self.fc2(relu(self.fc1(x.flatten(1))))
@@ -34,7 +34,7 @@ def cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
     Raises
     ------
     ValueError
-        If the inputs are no images, or smaller than 4x4.
+        If the inputs are not images, or smaller than 4x4.
 
     References
     ----------

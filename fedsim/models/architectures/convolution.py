@@ -1,4 +1,4 @@
-"""What the convolutional models do to their convolutions: He initialisation, and another number of input channels."""
+"""Changes of a model's convolutions: He initialisation, and another number of input channels."""
 
 from torch import nn
 
@@ -18,9 +18,9 @@ def initialise_convolutions_(model: nn.Module) -> None:
 
 
 def set_input_channels_(model: nn.Module, channels: int) -> None:
-    """Put a convolution of ``channels`` inputs, with torch's default weights, in the place of the model's first.
+    """Replace the model's first convolution by one with ``channels`` inputs and torch's default weights.
 
-    All else about it stays as it is; a model that already has as many channels is left alone.
+    Nothing else about it changes; a model that already has this number of channels is left alone.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A small GPT-2: a causal transformer of token sequences."""
+"""A small GPT-2: a causal transformer for token sequences."""
 
 import math
 from collections import OrderedDict
@@ -106,18 +106,18 @@ def gpt(
     Parameters
     ----------
     depth, heads
-        Number of blocks, and of attention heads in each.
+        Number of blocks, and of attention heads in each block.
     width
         Width of a token.
     dropout
-        Share that is dropped in training of embeddings, attention weights and what blocks add.
+        Share of the embeddings, attention weights and outputs of the blocks' branches that is dropped in training.
     predict
-        The next token at ``each`` position, or only after the ``last``.
+        Prediction of the next token at ``each`` position, or only after the ``last``.
 
     Raises
     ------
     ValueError
-        If the inputs are no token sequences, a size is not positive, ``heads`` does not divide ``width``, or the
+        If the inputs are not token sequences, a size is not positive, ``heads`` does not divide ``width``, or the
         dropout is not in [0, 1).
 
     References

@@ -11,13 +11,13 @@ def lenet5(shape: tuple[int, ...], classes: int) -> nn.Module:
     """Build LeNet-5, two 5x5 convolutions and three linear layers: ``conv1``, ``conv2``, ``fc1``, ``fc2``, ``fc3``.
 
     Images with a side shorter than 32 get a border of two pixels, as the 28x28 digits of the paper. Differences from
-    the paper, as in most codes today: ReLU for tanh, max pooling for trained subsampling, every map of ``conv2`` sees
-    all maps before it, and a linear classifier for radial basis functions.
+    the paper, as in most implementations today: ReLU for tanh, max pooling for trained subsampling, every map of
+    ``conv2`` connected to all maps before it, and a linear classifier for radial basis functions.
 
     Raises
     ------
     ValueError
-        If the inputs are no images, or smaller than 12x12.
+        If the inputs are not images, or smaller than 12x12.
 
     References
     ----------

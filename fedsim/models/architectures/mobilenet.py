@@ -5,7 +5,7 @@ from torch import nn
 from fedsim.models.architectures.checks import image_shape, positive, probability
 from fedsim.models.architectures.norm import NORMS, Norm
 
-# Expansion, channels, blocks and stride of each stage: torchvision's, but for the second, which has stride 2 there.
+# Expansion, channels, blocks and stride of each stage: torchvision's, except the second, which has stride 2 there.
 STAGES = [
     [1, 16, 1, 1],
     [6, 24, 2, 1],
@@ -27,16 +27,17 @@ def mobilenet(
     Parameters
     ----------
     norm
-        ``none``, ``batch`` (as in the paper), ``group`` (2 groups), ``layer`` (one group) or ``frozen-batch``.
+        Kind of normalisation: ``none``, ``batch`` (as in the paper), ``group`` (2 groups), ``layer`` (one group) or
+        ``frozen-batch``.
     width
-        Multiplies all numbers of channels, which are then rounded to multiples of 8.
+        Factor for all numbers of channels, which are then rounded to multiples of 8.
     dropout
         Share of the classifier's inputs that is dropped in training.
 
     Raises
     ------
     ValueError
-        If the inputs are no images, the width is not positive, or the dropout is not in [0, 1).
+        If the inputs are not images, the width is not positive, or the dropout is not in [0, 1).
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""What a model of token sequences predicts."""
+"""The predictions of a model of token sequences."""
 
 from typing import Literal
 
@@ -13,14 +13,14 @@ def next_token_logits(features: Tensor, classifier: nn.Module, predict: Predict)
     Parameters
     ----------
     features
-        Shape [n, length, width].
+        Features of each position, shape [n, length, width].
     classifier
-        Maps the last dimension to one logit per token of the vocabulary.
+        Module that maps the last dimension to one logit per token of the vocabulary.
 
     Returns
     -------
     Tensor
-        Shape [n, classes, length] for ``each``, [n, classes] for ``last``.
+        Logits, shape [n, classes, length] for ``each``, [n, classes] for ``last``.
     """
     if predict == "last":
         return classifier(features[:, -1])

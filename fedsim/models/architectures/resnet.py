@@ -13,15 +13,15 @@ def resnet18(shape: tuple[int, ...], classes: int, *, norm: Norm = "group", widt
     Parameters
     ----------
     norm
-        ``none`` (as in the layer-wise connectivity paper), ``group`` (2 groups, Reddi et al. 2021,
-        arXiv 2003.00295), ``batch``, ``layer`` (one group) or ``frozen-batch``.
+        Kind of normalisation: ``none`` (as in the layer-wise connectivity paper), ``group`` (2 groups, Reddi et al.
+        2021, arXiv 2003.00295), ``batch``, ``layer`` (one group) or ``frozen-batch``.
     width
-        Channels of the first stage; the later ones have 2, 4 and 8 times as many. Even with group normalisation.
+        Channels of the first stage; the others have 2, 4 and 8 times as many. Must be even with group normalisation.
 
     Raises
     ------
     ValueError
-        If the inputs are no images, or the width is not positive, or odd with group normalisation.
+        If the inputs are not images, or the width is not positive, or odd with group normalisation.
 
     References
     ----------
@@ -32,7 +32,7 @@ def resnet18(shape: tuple[int, ...], classes: int, *, norm: Norm = "group", widt
         raise ValueError(f"width = {width} must be at least 1, and even with norm = 'group'")
     from torchvision.models.resnet import BasicBlock, ResNet  # takes a second, and not every model needs it
 
-    # ResNet's constructor fixes the stem and a width of 64, so both are put in place afterwards.
+    # ResNet's constructor fixes the stem and a width of 64, so both are replaced afterwards.
     model = ResNet(BasicBlock, [1, 1, 1, 1], classes, norm_layer=NORMS[norm])
     model.inplanes = width
     model.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)

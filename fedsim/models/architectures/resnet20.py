@@ -13,20 +13,21 @@ def resnet20(shape: tuple[int, ...], classes: int, *, norm: Norm = "group", widt
     """Build the ResNet-20 for CIFAR: ``conv1``, three stages ``layer1`` to ``layer3`` of three blocks each, ``fc``.
 
     The shortcut of a stage's first block is a strided 1x1 convolution with normalisation (the paper's option B), as
-    in torchvision's ResNets. The paper's CIFAR networks have option A, zeros for the new channels, which has 2,752
-    parameters less.
+    in torchvision's ResNets. The paper's CIFAR networks have option A, zeros for the new channels, with 2,752 fewer
+    parameters.
 
     Parameters
     ----------
     norm
-        ``none``, ``batch`` (as in the paper), ``group`` (2 groups), ``layer`` (one group) or ``frozen-batch``.
+        Kind of normalisation: ``none``, ``batch`` (as in the paper), ``group`` (2 groups), ``layer`` (one group) or
+        ``frozen-batch``.
     width
-        Multiplies the stages' 16, 32 and 64 channels.
+        Factor for the stages' 16, 32 and 64 channels.
 
     Raises
     ------
     ValueError
-        If the inputs are no images, or the width is not positive.
+        If the inputs are not images, or the width is not positive.
 
     References
     ----------

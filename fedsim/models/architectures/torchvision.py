@@ -1,4 +1,4 @@
-"""Any classification model of torchvision, by its name."""
+"""Any classification model of torchvision, by name."""
 
 import difflib
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 from fedsim.models.architectures.checks import image_shape
 from fedsim.models.architectures.convolution import set_input_channels_
 
-# GoogLeNet warns where it is not told to initialise its weights; it and Inception return a tuple with auxiliary logits.
+# GoogLeNet warns unless init_weights is given; it and Inception return a tuple with auxiliary logits.
 SETTINGS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -18,19 +18,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def torchvision(shape: tuple[int, ...], classes: int, *, architecture: str) -> nn.Module:
     """Build any classification model of torchvision, without pretrained weights, with torchvision's layer names.
 
-    Most are made for images of 224x224 and shrink small ones to a single pixel; the other models of this table are
-    for these. Where the images have not 3 channels, the first convolution is replaced. SqueezeNet classifies by a
-    convolution, so it has no layer group ``head``.
+    Most are made for images of 224x224 and shrink small ones to a single pixel; use the other models for these. If the
+    images do not have 3 channels, the first convolution is replaced. SqueezeNet classifies by a convolution, so it has
+    no layer group ``head``.
 
     Parameters
     ----------
     architecture
-        A name of `torchvision.models.list_models`, such as ``resnet50`` or ``efficientnet_b0``.
+        Name from `torchvision.models.list_models`, such as ``resnet50`` or ``efficientnet_b0``.
 
     Raises
     ------
     ValueError
-        If the inputs are no images, the architecture is unknown, or it does not take images of this size.
+        If the inputs are not images, the architecture is unknown, or it does not take images of this size.
 
     References
     ----------

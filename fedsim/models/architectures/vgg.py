@@ -13,21 +13,21 @@ from fedsim.models.architectures.norm import NORMS, Norm
 def vgg11(shape: tuple[int, ...], classes: int, *, norm: Norm = "none", hidden: tuple[int, ...] = ()) -> nn.Module:
     """Build torchvision's VGG-11 for small images: ``features.*``, then ``classifier.*``.
 
-    Poolings that would leave less than one pixel are left out (``features`` keeps their places), so that smaller
-    images than 32x32 work. The classifier is one linear layer on the mean over positions.
+    Poolings that would leave less than one pixel are omitted (``features`` keeps its numbering), so that images smaller
+    than 32x32 work. The classifier is one linear layer on the mean over positions.
 
     Parameters
     ----------
     norm
-        Between convolution and ReLU: ``none`` (as in the paper), ``batch`` (torchvision's ``vgg11_bn``), ``group``,
-        ``layer`` or ``frozen-batch``.
+        Normalisation between convolution and ReLU: ``none`` (as in the paper), ``batch`` (torchvision's ``vgg11_bn``),
+        ``group``, ``layer`` or ``frozen-batch``.
     hidden
-        Width of each hidden layer of the classifier; (4096, 4096) in the paper, which also has dropout there.
+        Width of each hidden layer of the classifier; the paper has (4096, 4096), with dropout.
 
     Raises
     ------
     ValueError
-        If the inputs are no images, or a width is not positive.
+        If the inputs are not images, or a width is not positive.
 
     References
     ----------
@@ -39,7 +39,7 @@ def vgg11(shape: tuple[int, ...], classes: int, *, norm: Norm = "none", hidden: 
 def vgg16(shape: tuple[int, ...], classes: int, *, norm: Norm = "none", hidden: tuple[int, ...] = ()) -> nn.Module:
     """Build torchvision's VGG-16 for small images: ``features.*``, then ``classifier.*``.
 
-    All else is as in `vgg11`.
+    Everything else is as in `vgg11`.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def vgg16(shape: tuple[int, ...], classes: int, *, norm: Norm = "none", hidden: 
     Raises
     ------
     ValueError
-        If the inputs are no images, or a width is not positive.
+        If the inputs are not images, or a width is not positive.
 
     References
     ----------

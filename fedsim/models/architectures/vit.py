@@ -25,14 +25,14 @@ def vit(
     patch
         Side of a patch in pixels.
     depth, heads
-        Number of encoder blocks, and of attention heads in each.
+        Number of encoder blocks, and of attention heads in each block.
     width, mlp
         Width of a token, and of the hidden layer in each block.
 
     Raises
     ------
     ValueError
-        If the inputs are no square images, ``patch`` does not divide their side, a size is not positive, or ``heads``
+        If the inputs are not square images, ``patch`` does not divide their side, a size is not positive, or ``heads``
         does not divide ``width``.
 
     References
