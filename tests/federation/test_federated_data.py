@@ -201,7 +201,9 @@ def test_the_black_that_pads_a_crop_is_the_images_own(toy: Callable[..., Config]
     assert torch.allclose(images, black.expand_as(images))
 
 
-def test_a_clients_examples_are_made_once_as_long_as_there_is_memory_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clients_examples_are_made_once_as_long_as_there_is_memory_for_them(
+    toy: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = federated_data_of(toy(features={"skew": "noise"}))
     first = data.client(3).train[0]
     assert data.client(3).train[0] is first
@@ -211,7 +213,7 @@ def test_a_clients_examples_are_made_once_as_long_as_there_is_memory_for_them(mo
     assert torch.equal(without_memory.client(3).train[0], first)
 
 
-def test_runs_with_the_same_data_and_partition_share_a_split() -> None:
+def test_runs_with_the_same_data_and_partition_share_a_split(toy: Callable[..., Config]) -> None:
     splits = [federated_data_of(toy(**changes)).split for changes in ({}, {"rounds": 9}, {"seed": 1}, {"clients": 3})]
     assert splits[0] is splits[1]
     assert len({id(split) for split in splits}) == 3
