@@ -11,6 +11,7 @@ from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants, unseen
 from fedsim.strategy import ClientRule, Phase, Strategy
+from fedsim.strategy.exchange import Exchange
 
 
 def describe_run(config: Config) -> str:
@@ -76,19 +77,15 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
         name: sum(federation.initial[key].nbytes for key in layers.keys((name,), buffers=buffers))
         for name in layers.names
     }
-    averaged_in: dict[str, int] = {}
-    last_round: dict[int, int] = {}
+    exchange = Exchange(layers.names)
     previous, up, down = None, 0, 0
     for server_round in range(1, config.rounds + 1):
         group = strategy.shared(server_round)
         training = participants(config, server_round)
         bytes_each = sum(size[name] for name in group)
         up += bytes_each * len(training)
-        for client in training:
-            last = last_round.get(client, 0)
-            down += sum(size[name] for name, averaged in averaged_in.items() if averaged >= last)
-        averaged_in |= dict.fromkeys(group, server_round)
-        last_round |= dict.fromkeys(training, server_round)
+        down += sum(size[name] for client in training for name in exchange.taken_by(client))
+        exchange.note(server_round, group, training)
         if group != previous:
             names = ", ".join(group.layers) or "nothing"
             yield f"from round {server_round}: {len(training)} clients send {bytes_each:,} bytes each: {names}"
