@@ -1,6 +1,11 @@
-"""Federated learning simulator with partial layer aggregation and layer-wise barriers."""
+"""Federated learning simulator with partial layer aggregation and layer-wise barriers.
+
+``import fedsim`` is cheap: each of its names is imported when it is first used.
+"""
 
 import os
+
+from fedsim import lazy, packages
 
 # Flower and Ray read these switches when they are imported, so they are set before anything else.
 # A value that the user has set stands.
@@ -9,3 +14,6 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 __version__ = "0.1.0"
+
+packages.claim()
+__getattr__, __all__ = lazy.attach(__name__, __file__)

@@ -1,4 +1,4 @@
-"""The two errors that the command line prints as one line, without a traceback."""
+"""The errors that the command line prints as one line, and how those of the system are told from mistakes in code."""
 
 
 class ConfigError(ValueError):
@@ -6,4 +6,12 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that could not go on, for a reason outside its code; the same command continues it."""
+    """A run that could not be completed, for a reason outside its code; the same command resumes it."""
+
+
+def is_of_the_system(error: OSError) -> bool:
+    """Tell whether a file or the disk is the reason: libraries raise OSError for other reasons too, without a number.
+
+    jinja2's TemplateNotFound is one, for example.
+    """
+    return error.errno is not None

@@ -17,14 +17,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Place:
-    """Where something is defined."""
+    """Where something is defined; without a name, the module itself."""
 
     module: str
-    name: str
+    name: str = ""
 
     def load(self) -> Any:
         """Import it."""
-        return getattr(importlib.import_module(self.module), self.name)
+        module = importlib.import_module(self.module)
+        return getattr(module, self.name) if self.name else module
 
     def docstring(self) -> str:
         """Return its docstring, read from the source where it is written there: nothing is imported then."""
@@ -98,8 +99,12 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], list[str]]:
     everything: list[str] = []
     for node in ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom):
-            module = f"{package}.{node.module}" if node.level else str(node.module)
-            places |= {alias.name: Place(module, alias.name) for alias in node.names}
+            inside = ".".join(filter(None, (package if node.level else "", node.module)))
+            rooms = node.module is None
+            places |= {
+                alias.name: Place(f"{inside}.{alias.name}") if rooms else Place(inside, alias.name)
+                for alias in node.names
+            }
         elif isinstance(node, ast.Assign):
             everything = ast.literal_eval(node.value)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, get_origin, get_type_hints
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 
@@ -44,6 +45,19 @@ def explain_rule(problem: Mapping[str, Any]) -> str:
     }
     text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return rules.get(problem["type"]) or text.replace("should ", "must ", 1)
+
+
+def range_of(metadata: Iterable[object]) -> str:
+    """Return the bounds of an annotated type as a rule, such as ``must be at least 0 and less than 1``."""
+    words = {Gt: ("gt", "greater than"), Ge: ("ge", "at least"), Lt: ("lt", "less than"), Le: ("le", "at most")}
+    known = list(metadata)
+    bounds = [
+        f"{text} {getattr(bound, attribute)}"
+        for kind, (attribute, text) in words.items()
+        for bound in known
+        if isinstance(bound, kind)
+    ]
+    return "must be " + " and ".join(bounds) if bounds else ""
 
 
 def shown(value: Any) -> str:

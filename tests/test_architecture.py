@@ -24,11 +24,12 @@ ROOMS = (
     "models",
     "partitions",
     "options",
+    "packages",
     "lazy",
     "seeds",
     "errors",
 )
-TORCH_ONLY = ("analysis", "alignment", "data", "training", "models", "options", "lazy", "seeds", "errors")
+TORCH_ONLY = ("analysis", "alignment", "data", "training", "models", "options", "packages", "lazy", "seeds", "errors")
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("fedsim", "strategies", "partitions")

@@ -1,56 +1,70 @@
 """The command line: ``fedsim run``, ``partition``, ``barriers``, ``compare``, ``report``, ``check`` and ``list``.
 
-Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or config.
+Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or config. This module reads the
+arguments and settings; what a command does is imported once they are right, so that help and mistakes take no time.
 """
 
 import logging
-import os
 import sys
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import click
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as RichTable
 
+from fedsim import __version__
 from fedsim.analysis.mixing.names import KINDS
 from fedsim.analysis.suite import BY_LAYER
-from fedsim.cli.terminal import print_error, print_failures, print_table, say, write_text, write_to
-from fedsim.config import Config, choices, naming, parse_assignment, read_toml, with_settings
-from fedsim.config.catalogue import describe
+from fedsim.cli.terminal import print_error
 from fedsim.config.choices import CATALOGUES, Kind
-from fedsim.errors import ConfigError, RunError
-from fedsim.experiment.dry_run import describe_run
-from fedsim.experiment.saved_models.comparison import compare_checkpoints, comparison_config, write_comparison
-from fedsim.experiment.sweep import sweep
-from fedsim.experiment.tuning import tune
-from fedsim.experiment.tuning.grid import describe_tuning, tunings_of
-from fedsim.federation.data import federated_data_of
-from fedsim.federation.pfllib import write_pfllib
-from fedsim.results import report
-from fedsim.results.check.check import check
-from fedsim.results.report.comparing.comparison import compare
-from fedsim.results.report.comparing.export import as_csv, as_latex, as_markdown
-from fedsim.results.report.comparing.question import Question, read_budgets
-from fedsim.results.report.comparing.tables import chosen_columns, comparison_table
-from fedsim.results.report.drawing.checkpoints import barriers_table, features_table, matching_table
-from fedsim.results.result import Result
+from fedsim.config.config import Config
+from fedsim.config.experiment_file import Experiment, read_experiment
+from fedsim.config.toml import parse_assignment, read_toml
+from fedsim.errors import ConfigError, RunError, is_of_the_system
+from fedsim.lazy import LazyTable
+
+ACTIONS: LazyTable[Callable[..., Any]] = LazyTable(
+    {
+        "run": "fedsim.cli.actions.running:run",
+        "dry run": "fedsim.cli.actions.running:show",
+        "partition": "fedsim.cli.actions.partitioning:partition",
+        "barriers": "fedsim.cli.actions.measuring:barriers",
+        "compare": "fedsim.cli.actions.reporting:compare",
+        "report": "fedsim.cli.actions.reporting:write_report",
+        "check": "fedsim.cli.actions.reporting:check",
+        "list": "fedsim.cli.actions.listing:list_all",
+        "list one": "fedsim.cli.actions.listing:list_one",
+    }
+)
 
 app = typer.Typer(
-    help="Federated learning with partial layer aggregation, and a look inside the averaging.",
-    add_completion=False,
+    help="Simulate federated learning with partial layer aggregation, and measure what averaging does to each layer.",
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-ExperimentPath = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment's settings.")]
+ExperimentPath = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="File with the experiment's settings.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; the value is TOML.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; the value is TOML. Can be repeated."),
 ]
-RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or an experiment's folder.")]
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs or of experiments.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedsim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def fedsim(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Simulate federated learning with partial layer aggregation, and measure what averaging does to each layer."""
 
 
 @app.command("run")
@@ -58,122 +72,125 @@ def run_command(
     path: ExperimentPath,
     settings: Settings = None,
     engine: Annotated[Literal["local", "ray"] | None, typer.Option(help="Where the clients run.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of all experiments' runs.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory; the runs go into a subdirectory.")] = Path(
+        "runs"
+    ),
     jobs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Runs at a time; as the machine allows if not given.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Number of runs in parallel (default: as many as the machine can handle)."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, without running it.")] = False,
 ) -> None:
-    """Run an experiment, or go on where it was stopped; runs that are done are skipped."""
-    config = _experiment(path, settings, {} if engine is None else {("engine", "name"): engine})
-    tunings = tunings_of(config, str(path)) if config.tune.is_wanted else []
+    """Run an experiment. Resumes interrupted runs and skips finished ones."""
+    more = [] if engine is None else [f'engine.name="{engine}"']
+    experiment = _experiment(path, settings, more)
     if dry_run:
-        for text in [describe_tuning(tunings)] if tunings else []:
-            print(text)
-        for each in _configs(config, path):
-            print(describe_run(each))
-        return
-    tuned = tune.tune(tunings, out / path.stem, str(path), jobs) if tunings else tune.Tuned(_configs(config, path))
-    for note in tuned.notes:
-        say(note)
-    runs = sweep.name_runs(tuned.configs, out / path.stem)
-    tune.take_from_tuning(runs, out / path.stem)
-    failures = dict(tuned.failures) | sweep.play_all(runs, jobs)
-    if done := [run.folder for run in runs if run.folder.done.exists()]:
-        print_table(comparison_table(compare(report.read_results(done))))
-    say(f"runs: {out / path.stem}")
-    if failures:
-        print_failures(failures, len(runs) + len(tuned.failures))
-        raise typer.Exit(2 if all(failure.wrong_config for failure in failures.values()) else 1)
+        ACTIONS["dry run"](experiment)
+    else:
+        raise typer.Exit(ACTIONS["run"](experiment, out, jobs))
 
 
 @app.command("partition")
 def partition_command(
     path: ExperimentPath,
     settings: Settings = None,
-    out: Annotated[Path, typer.Option(help="Folder of all experiments; the figure goes below it.")] = Path("runs"),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Output directory; the figure goes into a subdirectory.")
+    ] = Path("runs"),
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Save the index sets, for [partition] scheme = 'saved'.")
+        Path | None,
+        typer.Option(metavar="FILE.npz", help='Save the index sets for reuse with [partition] scheme = "saved".'),
     ] = None,
     pfllib: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each client's data as PFLlib reads them.")
+        Path | None, typer.Option(metavar="DIR", help="Write each client's data in PFLlib's format.")
     ] = None,
 ) -> None:
-    """Print and draw which client holds what, without training; save it, also for other tools."""
-    every = _configs(_experiment(path, settings), path)
-    configs = {naming.partition_name(config): config for config in every}
-    if len(configs) > 1 and (save or pfllib):
-        raise ConfigError(f"{path} [sweep] has {len(configs)} partitions and a file holds one; choose with --set")
+    """Show how the data are split across clients, without training. Can also export the split."""
     if save and save.suffix != ".npz":
         raise ConfigError(f"--save {save}: the file's name must end in .npz")
-    # Every mistake is found before the first figure is written.
-    prepared = {name: federated_data_of(config) for name, config in configs.items()}
-    for name, data in prepared.items():
-        config, measured = data.config, data.heterogeneity()
-        scheme = CATALOGUES["partitions"].label(config.partition)
-        title = f"{config.data.name}, {scheme}, {config.clients} clients, seed {config.seed}"
-        print(f"# {title}")
-        print("\n".join([*measured.table(), "", *measured.summary(), ""]))
-        folder = out / path.stem
-        if save:
-            write_to(save.parent, partial(data.save_split, save), "index sets", "--save")
-        if pfllib:
-            write_to(pfllib, partial(write_pfllib, data, pfllib), "PFLlib's data", "--pfllib")
-        write_to(folder, partial(report.write_partition, measured, title, folder / name), "figure")
+    ACTIONS["partition"](_experiment(path, settings), out, save, pfllib)
 
 
 @app.command("barriers")
 def barriers_command(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Files of torch.save or safetensors, two or more.")
+        list[Path],
+        typer.Argument(metavar="CHECKPOINT...", help="Two or more checkpoint files (torch.save or safetensors)."),
     ],
-    model: Annotated[str, typer.Option(metavar="NAME", help="The checkpoints' model; see 'fedsim list models'.")],
-    data: Annotated[str, typer.Option(metavar="NAME", help="What it is measured on; see 'fedsim list data'.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="Model of the checkpoints; see 'fedsim list models'.")],
+    data: Annotated[str, typer.Option(metavar="NAME", help="Data set to evaluate on; see 'fedsim list data'.")],
     settings: Settings = None,
     groups: Annotated[
         list[str] | None,
-        typer.Option(metavar="GROUP", help=f"{', '.join(KINDS)}, or a layer expression; full and layers if not given."),
+        typer.Option(
+            metavar="GROUP",
+            help=f"Kind of layer groups ({', '.join(KINDS)}) or a layer expression (default: full and layers). "
+            "Can be repeated.",
+        ),
     ] = None,
     against: Annotated[
-        Literal["average", "pairs"], typer.Option(help="Whose layers each checkpoint gets.")
+        Literal["average", "pairs"],
+        typer.Option(
+            help="Where replacement layers come from: the average of all checkpoints, or each other checkpoint."
+        ),
     ] = "average",
     ts: Annotated[
-        str | None, typer.Option(metavar="T,T,...", help="Where between its own layers (0) and the others' (1).")
+        str | None,
+        typer.Option(
+            metavar="T,T,...", help="Interpolation coefficients, from 0 (own layers) to 1 (the other model's)."
+        ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="W,W,...", help="Of the checkpoints in the average; equal if not given.")
+        str | None,
+        typer.Option(metavar="W,W,...", help="Weights of the checkpoints in the average (default: equal)."),
     ] = None,
     examples: Annotated[
-        int | None, typer.Option(metavar="N", help="Examples, each class with its share; up to 1000 if not given.")
+        int | None,
+        typer.Option(metavar="N", help="Number of examples, stratified by class (default: up to 1000)."),
     ] = None,
-    part: Annotated[Literal["test", "train"], typer.Option(help="Part of the data.")] = "test",
+    part: Annotated[Literal["test", "train"], typer.Option(help="Part of the data set to evaluate on.")] = "test",
     normalisation: Annotated[
         Literal["interpolate", "base", "recompute"],
-        typer.Option(help="What becomes of running statistics in a mixed layer."),
+        typer.Option(help="How to treat the running statistics of a mixed layer."),
     ] = "interpolate",
     tolerance: Annotated[
-        float | None, typer.Option(metavar="NATS", help="Use only as many examples as this half-width of 95 % needs.")
+        float | None,
+        typer.Option(
+            metavar="NATS", help="Stop once the 95 % confidence interval of the loss is within plus or minus NATS."
+        ),
     ] = None,
     measure: Annotated[
         list[str] | None,
-        typer.Option(click_type=click.Choice(BY_LAYER), help="Measure this of features or weights too; repeatable."),
+        typer.Option(
+            click_type=click.Choice(BY_LAYER),
+            help="Further measure of features or weights. Can be repeated.",
+        ),
     ] = None,
     matching: Annotated[
         Literal["none", "weights", "activations"],
-        typer.Option(help="First put the units of all into the places that they have in the first checkpoint."),
+        typer.Option(help="Align the units of all checkpoints to the first one before measuring."),
     ] = "none",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the sample and of random groups.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the tables and figures.")] = Path("barriers"),
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sample and of random groups.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory of tables and figures.")] = Path(
+        "barriers"
+    ),
 ) -> None:
-    """Measure the layer-wise barriers between checkpoints from anywhere; no run is needed."""
+    """Measure the layer-wise barriers between checkpoints from anywhere, without a federated run."""
     changes = {("seed",): seed} | dict(parse_assignment(text) for text in settings or [])
-    compared = compare_checkpoints(
+    numbers = {"ts": _numbers(ts, "--ts"), "weights": _numbers(weights, "--weights")}
+    CATALOGUES["models"].check_name(model)
+    CATALOGUES["data"].check_name(data)
+    ACTIONS["barriers"](
         paths,
-        comparison_config(model, data, changes),
+        model,
+        data,
+        changes,
+        out,
+        **numbers,
         groups=groups or ("full", "layers"),
         against=against,
-        ts=_numbers(ts, "--ts"),
-        weights=_numbers(weights, "--weights"),
         examples=examples,
         part=part,
         normalisation=normalisation,
@@ -181,83 +198,78 @@ def barriers_command(
         measures=measure or (),
         matching=matching,
     )
-    print_table(barriers_table(compared.barriers, compared.names))
-    if features := features_table(compared.others):
-        print_table(features)
-    if matching != "none":
-        print_table(matching_table(compared.others["matching"]))
-    write_to(out, partial(write_comparison, compared, out), "tables and figures")
 
 
 @app.command("compare")
 def compare_command(
     paths: RunPaths,
-    metric: Annotated[Literal["accuracy", "loss"], typer.Option(help="What is compared.")] = "accuracy",
+    metric: Annotated[Literal["accuracy", "loss"], typer.Option(help="Metric to compare.")] = "accuracy",
     by: Annotated[
-        str | None, typer.Option(metavar="SETTING", help="Group by this setting, e.g. strategy.name.")
+        str | None,
+        typer.Option(
+            metavar="SETTING",
+            help="Setting to group by, such as strategy.name (default: all settings except the seed).",
+        ),
     ] = None,
     at: Annotated[
-        Literal["last", "best"], typer.Option(help="Round: the last, or the best on the clients' validation data.")
+        Literal["last", "best"],
+        typer.Option(help="Round to compare: the last, or the best on the clients' validation data."),
     ] = "last",
     baseline: Annotated[
         str | None,
-        typer.Option(
-            metavar="STRATEGY|SETTING=VALUE", help="Gains over these runs, with the same partition and the same seed."
-        ),
+        typer.Option(metavar="STRATEGY|SETTING=VALUE", help="Baseline runs; gains are paired by partition and seed."),
     ] = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="bytes[=50MB]|passes[=1M]", help="Accuracy at this cost; alone: the least that a run spends."
+            metavar="bytes[=50MB]|passes[=1M]",
+            help="Compare accuracy at this budget (default amount: the smallest total of any run).",
         ),
     ] = None,
     target: Annotated[
         float | None,
-        typer.Option(metavar="VALUE", help="Bytes and passes until the mean personalised value, e.g. 0.9."),
+        typer.Option(
+            metavar="VALUE",
+            help="Report bytes and passes needed to reach this mean personalised accuracy, such as 0.9.",
+        ),
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(metavar="all|NAME,NAME,...", help="Columns of the table, by their names in the CSV.")
+        str | None,
+        typer.Option(metavar="all|NAME,NAME,...", help="Columns of the table, by their names in the CSV."),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table with full precision.")
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV with full precision.")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
     latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as LaTeX (booktabs).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; the runs' common folder if not given.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Output directory of the page (default: the runs' common folder)."),
+    ] = None,
 ) -> None:
-    """Print one table of several runs, seeds together, and write the page that compares them."""
-    question = Question(metric, by, at, baseline, read_budgets(budget or []), target)
-    results = report.read_results(report.find_runs(paths))
-    comparison = compare(results, question)
-    shown = chosen_columns(comparison, columns)
-    table = comparison_table(comparison, shown)
-    print_table(table)
-    for option, path, text in (
-        ("--csv", csv, as_csv(comparison, shown)),
-        ("--markdown", markdown, as_markdown(table)),
-        ("--latex", latex, as_latex(table)),
-    ):
-        if path is not None:
-            write_to(path.parent, partial(write_text, path, text), "table", option)
-    folder = out or _common_folder(results)
-    write_to(folder, partial(report.write_comparison, results, folder, question))
+    """Compare runs in one table, seeds together, and write a page about them."""
+    question = {
+        "metric": metric,
+        "by": by,
+        "at": at,
+        "baseline": baseline,
+        "budget": budget or (),
+        "target": target,
+        "columns": columns,
+    }
+    ACTIONS["compare"](paths, question, {"--csv": csv, "--markdown": markdown, "--latex": latex}, out)
 
 
 @app.command("report")
 def report_command(
     paths: RunPaths,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the page and figures; the run's own if not given.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Output directory of the page and figures (default: the run's folder)."),
     ] = None,
 ) -> None:
-    """Write a page about a run, or about several, with every figure as PDF and PNG beside it."""
-    results = report.read_results(report.find_runs(paths))
-    if len(results) == 1:
-        folder = out or results[0].folder.path
-        write_to(folder, partial(report.write_run, results[0], folder, export=True))
-    else:
-        folder = out or _common_folder(results)
-        write_to(folder, partial(report.write_comparison, results, folder, export=True))
+    """Write a page about a run, or about several, with every figure as PDF and PNG."""
+    ACTIONS["report"](paths, out)
 
 
 @app.command("check")
@@ -265,37 +277,32 @@ def check_command(
     paths: RunPaths,
     expect: Annotated[
         Path | None,
-        typer.Option(metavar="EXPERIMENT.toml", help="Take what is expected from this file; else as the runs had it."),
+        typer.Option(
+            metavar="EXPERIMENT.toml", help="Read expectations from this file instead of the runs' own config."
+        ),
     ] = None,
 ) -> None:
-    """Test whether runs show what their experiment expects; exit code 1 if they do not."""
-    results = report.read_results(report.find_runs(paths))
+    """Test whether runs show what their experiment expects; the exit code is 1 if they do not."""
     wanted = Config.parse(read_toml(expect), str(expect)).expect if expect else None
-    checks = list(check(results, wanted))
-    print("\n".join(map(str, checks)))
-    if not all(each.passed for each in checks):
+    if not ACTIONS["check"](paths, wanted):
         raise typer.Exit(1)
 
 
 @app.command("list")
 def list_command(
-    kind: Annotated[Kind, typer.Argument(metavar="strategies|partitions|features|models|data", help="What to list.")],
+    kind: Annotated[Kind, typer.Argument(metavar="KIND", help="strategies, partitions, features, models or data.")],
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the options of this one.")] = None,
 ) -> None:
-    """List what there is, with options and their defaults, and its source."""
-    table = RichTable(box=box.SIMPLE)
-    for heading in ("name", "what it does", "source"):
-        table.add_column(heading, overflow="fold")
-    for name, entry in CATALOGUES[kind].entries.items():
-        text, source = describe(entry)
-        options = CATALOGUES[kind].signature(name)
-        table.add_row(name, f"{text}\n[dim]{escape('options: ' + options)}[/dim]" if options else text, source)
-    Console().print(table)
+    """List what is available, with references; with a name, its options and their defaults."""
+    if name is None:
+        ACTIONS["list"](kind)
+    else:
+        CATALOGUES[kind].check_name(name)
+        ACTIONS["list one"](kind, name)
 
 
 def main() -> None:
     """Run the command line; a mistake of the user is one line and exit code 2."""
-    # A strategy, partition, model or data set of one's own is found from the folder where the command is given.
-    sys.path.append(str(Path.cwd()))
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     logging.basicConfig(format="fedsim: %(message)s", level=logging.WARNING)
@@ -306,7 +313,11 @@ def main() -> None:
         _fail(" ".join(message.split()), 2)
     except (click.Abort, KeyboardInterrupt):
         _fail("stopped", 1)
-    except (RunError, OSError) as error:
+    except RunError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        if not is_of_the_system(error):
+            raise
         _fail(str(error), 1)
 
 
@@ -315,23 +326,9 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _experiment(
-    path: Path, settings: Sequence[str] | None, more: Mapping[tuple[str, ...], Any] | None = None
-) -> Config:
+def _experiment(path: Path, settings: Sequence[str] | None, more: Sequence[str] = ()) -> Experiment:
     """Read an experiment's settings, changed as the command line says."""
-    changes = dict(parse_assignment(text) for text in settings or []) | dict(more or {})
-    experiment_settings = read_toml(path)
-    for key in map(".".join, changes):  # the command line has the last word
-        experiment_settings.get("sweep", {}).pop(key, None)
-        tuned = experiment_settings.get("tune", {})
-        if tuned.pop(key, None) is not None and not set(tuned) - {"rounds", "seed"}:
-            del experiment_settings["tune"]
-    return Config.parse(with_settings(experiment_settings, changes), str(path))
-
-
-def _configs(config: Config, path: Path) -> list[Config]:
-    """Resolve each combination of an experiment's sweep."""
-    return [choices.resolve(each) for each in config.runs(str(path))]
+    return read_experiment(path, dict(parse_assignment(text) for text in [*(settings or []), *more]))
 
 
 def _numbers(text: str | None, option: str) -> list[float] | None:
@@ -340,7 +337,3 @@ def _numbers(text: str | None, option: str) -> list[float] | None:
         return None if text is None else [float(number) for number in text.split(",")]
     except ValueError:
         raise ConfigError(f"{option} {text!r} must be numbers with commas between them, such as 0,0.5,1") from None
-
-
-def _common_folder(results: Sequence[Result]) -> Path:
-    return Path(os.path.commonpath([result.folder.path.parent for result in results]))

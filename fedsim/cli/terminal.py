@@ -1,17 +1,19 @@
 """What the command line prints: tables to stdout, all else to stderr."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from fedsim.errors import ConfigError
-from fedsim.experiment.sweep.sweep import Failure
+from fedsim.errors import ConfigError, is_of_the_system
 from fedsim.results.files import write_whole
-from fedsim.results.report.comparing.tables import Table
+
+if TYPE_CHECKING:
+    from fedsim.results.report.comparing.tables import Table
 
 PIPED_WIDTH = 400  # letters, which no table has
 
@@ -26,15 +28,7 @@ def print_error(message: str) -> None:
     say(f"fedsim: error: {message}")
 
 
-def print_failures(failures: Mapping[str, Failure], runs: int) -> None:
-    """Print why some of an experiment's runs failed."""
-    if runs > 1:
-        print_error(f"{len(failures)} of {runs} runs failed; the same command plays them again")
-    for name, failure in failures.items():
-        print_error(f"{name}: {failure.message}" if runs > 1 else failure.message)
-
-
-def print_table(text: Table) -> None:
+def print_table(text: "Table") -> None:
     """Print a table with the columns' widths that its cells need."""
     table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading, numeric in zip(text.headings, text.numeric, strict=True):
@@ -62,5 +56,7 @@ def write_to(folder: Path, write: Callable[[], Path], what: str = "report", opti
     try:
         written = write()
     except OSError as error:
+        if not is_of_the_system(error):
+            raise
         raise ConfigError(f"folder {folder} cannot be written ({error}); give another with {option}") from error
     say(f"{what}: {written}")

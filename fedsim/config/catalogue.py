@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import re
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +12,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fedsim.config.names import canonical, meant
 from fedsim.config.tables import Choice
 from fedsim.errors import ConfigError
-from fedsim.options import explain_rule, schema_of, shown, suggest
+from fedsim.lazy import LazyTable
+from fedsim.options import explain_rule, range_of, schema_of, shown, suggest
+
+
+@dataclass(frozen=True)
+class OptionText:
+    """An option as a row of text."""
+
+    name: str
+    default: str
+    range: str
+    text: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,29 +50,52 @@ class Catalogue:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, name: str) -> Callable[..., Any]:
-        """Return the entry ``name``, or the user's own as ``module:attribute``.
+        """Return the entry ``name``, or a custom one given as ``module:attribute``.
 
         Raises
         ------
         ConfigError
             If there is no such entry, or the module or its attribute cannot be imported.
         """
-        if name in self.entries:
-            return self.entries[name]
+        self.check_name(name)
+        name = self.canonical(name)
+        return self.entries[name] if name in self.entries else self._custom(name)
+
+    def canonical(self, name: str) -> str:
+        """Return the name of the entry that is meant: case does not matter, and ``-`` is ``_``."""
+        return canonical(name, self.entries)
+
+    def check_name(self, name: str) -> None:
+        """Check that there is an entry of that name, or that it can be a custom one; nothing is imported.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such entry.
+        """
+        if self.canonical(name) in self.entries:
+            return
         where = f"{self.table}.{self.key} = {name!r}"
-        if name in self.refused:
-            raise ConfigError(f"{where} cannot be used: {self.refused[name]}")
-        module, colon, attribute = name.partition(":")
+        if reason := self.refused.get(canonical(name, self.refused)):
+            raise ConfigError(f"{where} cannot be used: {reason}")
+        module, colon, _ = name.partition(":")
         alike = [known for known in self.entries if known.startswith(f"{module}:")]
-        if colon and not alike:
-            try:
-                entry = getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError, ValueError) as error:
-                raise ConfigError(f"{where} cannot be imported from {Path.cwd()}: {error}") from error
-            if not callable(entry):
-                raise ConfigError(f"{where} must be a function or a class, and is a {type(entry).__name__}")
-            return entry
-        raise ConfigError(f"{where} is unknown{suggest(name, alike or self.entries)}")
+        if alike or not colon:
+            names = alike or list(self.entries)
+            guess = f"did you mean {found!r}? " if (found := meant(name, names)) else ""
+            raise ConfigError(f"{where} is unknown; {guess}known are: {', '.join(names)}")
+
+    def _custom(self, name: str) -> Callable[..., Any]:
+        where, (module, _, attribute) = f"{self.table}.{self.key} = {name!r}", name.partition(":")
+        if (folder := str(Path.cwd())) not in sys.path:
+            sys.path.append(folder)
+        try:
+            entry = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"{where} cannot be imported from {folder}: {error}") from error
+        if not callable(entry):
+            raise ConfigError(f"{where} must be a function or a class, and is a {type(entry).__name__}")
+        return entry
 
     def options(self, choice: Choice, *, exclude_defaults: bool = False) -> dict[str, Any]:
         """Check the options of a choice and return them, with or without those that are left at their defaults.
@@ -78,10 +115,42 @@ class Catalogue:
         option = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             settings = [*type(choice).model_fields, *schema.model_fields]
-            raise ConfigError(f"unknown key '{self.table}.{option}' for {name!r}{suggest(option, settings)}")
+            hint = suggest(option, settings) + self._who_has(option)
+            raise ConfigError(f"unknown key '{self.table}.{option}' for {name!r}{hint}")
         if problem["type"] == "missing" and len(problem["loc"]) == 1:
             raise ConfigError(f"'{self.table}.{option}' is missing; {name!r} needs it")
         raise ConfigError(f"{self.table}.{option} = {shown(problem['input'])}: {explain_rule(problem)}")
+
+    def _who_has(self, option: str) -> str:
+        """Say which entries have an option."""
+        own = [name for name in self.entries if ":" not in name]
+        found = [repr(name) for name in own if option in schema_of(self.entries[name], self.given).model_fields]
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        return f"; {', '.join(found[:3])}{more} {'has' if len(found) == 1 else 'have'} it" if found else ""
+
+    def describe(self, name: str) -> tuple[str, str]:
+        """Return the first sentence of an entry's docstring and its references; an entry of fedsim's is not imported.
+
+        What has no references is fedsim's own.
+        """
+        entries = self.entries
+        if isinstance(entries, LazyTable) and name in entries.places:
+            return _describe(entries.places[name].docstring())
+        return _describe(inspect.getdoc(self.find(name)) or "")
+
+    def described_options(self, name: str) -> list[OptionText]:
+        """Return an entry's options as texts for a table."""
+        entry = self.find(name)
+        texts = _parameter_texts(entry)
+        return [
+            OptionText(
+                option,
+                "required" if info.is_required() else "unset" if info.default is None else shown(info.default),
+                range_of(info.metadata).removeprefix("must be "),
+                info.description or texts.get(option, ""),
+            )
+            for option, info in schema_of(entry, self.given).model_fields.items()
+        ]
 
     def signature(self, name: str) -> str:
         """Return an entry's options with their defaults, such as ``alpha, min_size = 10``."""
@@ -118,8 +187,16 @@ class Catalogue:
             raise ConfigError(f"[{self.table}] {entry.__name__} cannot be called with {names}: {error}") from error
 
 
-def describe(entry: Callable[..., Any]) -> tuple[str, str]:
-    """Return the first sentence of an entry's docstring and its references; what has none is fedsim's own."""
-    docstring = (inspect.getdoc(entry) or "").replace("`", "")
+def _describe(docstring: str) -> tuple[str, str]:
+    docstring = docstring.replace("`", "")
     _, _, references = docstring.partition("References\n----------\n")
     return docstring.partition("\n")[0], references.partition("\n\n")[0].replace("\n", " ") or "fedsim"
+
+
+def _parameter_texts(entry: Callable[..., Any]) -> dict[str, str]:
+    """Return the texts of the parameters in a docstring by their names, which may share one."""
+    _, _, section = (inspect.getdoc(entry) or "").partition("Parameters\n----------\n")
+    texts: dict[str, str] = {}
+    for names, text in re.findall(r"^(\w[\w, ]*)\n((?: +.*\n?|\n(?= ))+)", section, re.MULTILINE):
+        texts |= dict.fromkeys(names.split(", "), " ".join(text.replace("`", "").split()))
+    return texts

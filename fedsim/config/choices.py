@@ -3,12 +3,8 @@
 This is the only module that reaches the packages `strategies` and `partitions`.
 """
 
-from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
-import partitions
-import strategies
 from fedsim.config.catalogue import Catalogue
 from fedsim.config.config import Config
 from fedsim.data import DATA
@@ -19,26 +15,6 @@ from partitions import PARTITIONS
 from strategies import STRATEGIES
 
 Kind = Literal["strategies", "partitions", "features", "models", "data"]
-
-
-def check_ours(package: ModuleType) -> None:
-    """Check that a package lies beside this one: PyPI has others of the same name.
-
-    Raises
-    ------
-    ImportError
-        If it does not; the message names the file that was imported.
-    """
-    found = Path(package.__file__ or "").resolve().parent
-    if found.parent != Path(__file__).resolve().parent.parent.parent:
-        raise ImportError(
-            f"the package {package.__name__!r} was imported from {found}, which is not fedsim's; "
-            "uninstall the other distribution, or run from another folder"
-        )
-
-
-for _package in (strategies, partitions):
-    check_ours(_package)
 
 
 CATALOGUES: dict[Kind, Catalogue] = {
@@ -80,7 +56,9 @@ def resolve(config: Config) -> Config:
     choices = {catalogue: getattr(config, catalogue.table) for catalogue in CATALOGUES.values()}
     return config.model_copy(
         update={
-            catalogue.table: choice.model_copy(update=catalogue.options(choice))
+            catalogue.table: choice.model_copy(
+                update={catalogue.key: catalogue.canonical(getattr(choice, catalogue.key)), **catalogue.options(choice)}
+            )
             for catalogue, choice in choices.items()
         }
     )

@@ -12,6 +12,8 @@ import tomli_w
 
 from fedsim.errors import ConfigError
 
+Changes = Mapping[tuple[str, ...], Any]
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
@@ -45,7 +47,7 @@ def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
         If there is no key, or the value is not TOML.
     """
     key, equals, value = text.partition("=")
-    path = _read_key(key)
+    path = read_key(key)
     if not equals or not path:
         raise ConfigError(f"--set {text!r} must be KEY=VALUE, for instance --set local.lr=0.01")
     try:
@@ -57,7 +59,7 @@ def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
         ) from None
 
 
-def _read_key(key: str) -> tuple[str, ...]:
+def read_key(key: str) -> tuple[str, ...]:
     """Return the parts of a TOML key, which may be dotted and quoted; none if it is not a key."""
     try:
         table: Any = tomllib.loads(f"{key} = 0")
@@ -70,8 +72,21 @@ def _read_key(key: str) -> tuple[str, ...]:
     return tuple(path)
 
 
-def with_settings(settings: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Return nested settings with those at the given paths set anew; neither argument is changed.
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings from Python as TOML would have them: paths are texts, tuples are lists."""
+    return {str(key): _plain(value) for key, value in settings.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return plain_settings(value)
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def with_settings(settings: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
+    """Return nested settings with new values at the given paths; neither argument is changed.
 
     Raises
     ------

@@ -59,16 +59,22 @@ class Checkpoints:
                 self._clients.remove(client, before[client])
 
     def load(self, server_round: int, strategy: Strategy, engine: Engine) -> None:
-        """Bring strategy and clients to where they were after a round."""
+        """Bring strategy and clients to where they were after a round, and remove what a kill left behind."""
+        self.read(server_round, strategy, engine)
+        self._remove_older(server_round)
+        self._clients.keep(self._saved_clients())
+
+    def read(self, server_round: int, strategy: Strategy, engine: Engine) -> None:
+        """Bring strategy and clients to where they were after a round; no file is changed."""
         strategy.set_global_model(self.global_model(server_round))
         strategy.load_progress(load_file(self._round(server_round) / "progress.safetensors"))
         strategy.load_state(load_file(self._round(server_round) / "strategy.safetensors"))
         self._client_rounds = load_file(self._round(server_round) / "clients.safetensors")["rounds"].numpy().copy()
-        rounds = {int(client): int(self._client_rounds[client]) for client in np.flatnonzero(self._client_rounds)}
-        engine.load_clients(self._clients.folder, rounds)
-        # What a kill left behind.
-        self._remove_older(server_round)
-        self._clients.keep(rounds)
+        engine.load_clients(self._clients.folder, self._saved_clients())
+
+    def _saved_clients(self) -> dict[int, int]:
+        """Return the round of each client's file, of those that have one."""
+        return {int(client): int(self._client_rounds[client]) for client in np.flatnonzero(self._client_rounds)}
 
     def global_model(self, server_round: int) -> Params:
         """Read the global model after a round."""

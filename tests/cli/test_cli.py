@@ -74,7 +74,7 @@ MISTAKES = {
     "unknown strategy": (["--set", 'strategy.name="fulll"'], "strategy.name = 'fulll' is unknown; did you mean 'full'"),
     "unknown partition": (["--set", 'partition.scheme="dirichelt"'], "did you mean 'dirichlet'"),
     "unknown model": (["--set", 'model={name="resnet81"}'], "did you mean 'resnet18'"),
-    "unknown data": (["--set", 'data.name="fashion_mnist"'], "did you mean 'fashion-mnist'"),
+    "unknown data": (["--set", 'data.name="fashion-mnits"'], "did you mean 'fashion-mnist'"),
     "own strategy that is not there": (["--set", 'strategy.name="nowhere:Mine"'], "'nowhere:Mine' cannot be imported"),
     "layer pattern": (
         ["--set", 'strategy={name="layer_set", shared="hed*"}'],
@@ -280,7 +280,7 @@ def test_failed_runs_are_listed_below_the_table_of_those_that_are_done(
     message = {"config": "mend me", "run": "came to nothing"}[error]
     assert err.splitlines()[-3:] == [
         "runs: runs/study",
-        "fedsim: error: 1 of 2 runs failed; the same command plays them again",
+        "fedsim: error: 1 of 2 runs failed; rerun the same command to retry",
         f"fedsim: error: raises:Raises(error={error}) seed 0: {message}",
     ]
 

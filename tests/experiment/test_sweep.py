@@ -16,7 +16,7 @@ from fedsim.config import Config
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.sweep import sweep
-from fedsim.experiment.sweep.sweep import Failure, Run, name_runs, play_all
+from fedsim.experiment.sweep.sweep import Failure, Run, name_runs, run_all
 from tests.conftest import TINY, heed_interrupts, run_files
 
 OWN = """
@@ -71,9 +71,9 @@ def test_side_by_side_a_sweep_leaves_the_bytes_of_one_run_after_the_other(
     one, both = (name_runs(configs, tmp_path / name) for name in ("one", "both"))
     for runs in (one, both):  # the first goes on after a round
         experiment.run(tiny(seed=0, rounds=1), runs[0].folder, lambda summary: None)
-    assert play_all(one, 1) == {}
+    assert run_all(one, 1) == {}
     one_err = capsys.readouterr().err
-    assert play_all(both, 2) == {}
+    assert run_all(both, 2) == {}
     both_err = capsys.readouterr().err
     assert files(both) == files(one)
     assert all(run.folder.report.exists() and run.folder.done.exists() for run in both)
@@ -96,10 +96,10 @@ def test_no_part_of_a_single_run_is_built_twice(
         return prepare(config)
 
     monkeypatch.setattr(experiment, "prepare", counting)
-    assert play_all(name_runs([tiny(seed=3, barriers__every=0)], tmp_path)) == {}
+    assert run_all(name_runs([tiny(seed=3, barriers__every=0)], tmp_path)) == {}
     assert prepared == [3]
     # Those of several are not kept, except the first's; and what is done is not built at all.
-    assert play_all(name_runs([tiny(seed=seed, barriers__every=0) for seed in (3, 4, 5)], tmp_path), 1) == {}
+    assert run_all(name_runs([tiny(seed=seed, barriers__every=0) for seed in (3, 4, 5)], tmp_path), 1) == {}
     assert prepared == [3, 4, 5, 5]
 
 
@@ -109,7 +109,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
     failing: Callable[..., dict[str, Run]], capsys: pytest.CaptureFixture[str], jobs: int
 ) -> None:
     runs = failing("bug", "config", "run", *(["killed"] if jobs > 1 else []), "warns")
-    failures = play_all(list(runs.values()), jobs)
+    failures = run_all(list(runs.values()), jobs)
     by_way = {how: failures[run.name] for how, run in runs.items() if how != "warns"}
     again = "give the same command again to go on after the last complete round"
     assert by_way["config"] == Failure("mend me", wrong_config=True)
@@ -129,7 +129,7 @@ def test_an_interrupt_between_runs_of_one_process_is_one_line(failing: Callable[
     with pytest.raises(
         RunError, match=r"^stopped; give the same command again to go on after the last complete round$"
     ):
-        play_all(list(runs.values()), 1)
+        run_all(list(runs.values()), 1)
     assert [how for how, run in runs.items() if run.folder.path.exists()] == ["warns", "interrupted"]
 
 
@@ -151,7 +151,7 @@ def test_a_mistake_in_the_last_run_is_found_before_the_first_begins(
 ) -> None:
     runs = name_runs([tiny(), tiny(clients=50)], tmp_path / "out")
     with pytest.raises(ConfigError, match="50 clients with at least 10 examples each"):
-        play_all(runs, 2)
+        run_all(runs, 2)
     assert not (tmp_path / "out").exists()
 
 
@@ -194,5 +194,5 @@ def test_without_jobs_as_many_runs_are_played_as_there_are_processors(
 ) -> None:
     monkeypatch.setattr(sweep, "processors", lambda: 2)
     runs = name_runs([tiny(seed=seed, rounds=1, barriers__every=0) for seed in range(3)], tmp_path)
-    assert play_all(runs) == {}
+    assert run_all(runs) == {}
     assert "3 runs, 2 at a time with 1 worker each (2 processors; --jobs changes it)\n" in capsys.readouterr().err

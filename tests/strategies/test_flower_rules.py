@@ -14,7 +14,6 @@ from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Strategy
 
 from fedsim.config import choices
-from fedsim.config.catalogue import describe
 from fedsim.config.naming import changed_settings, run_name
 from fedsim.errors import ConfigError, RunError
 from fedsim.strategy import ClientUpdate
@@ -216,7 +215,7 @@ def test_runs_are_named_by_the_options_that_differ_from_flowers_defaults() -> No
     changed = changed_settings(Play("flwr:FedTrimmedAvg", {"beta": 0.3}).config)["strategy"]
     assert changed == {"name": "flwr:FedTrimmedAvg", "beta": 0.3}
     assert choices.CATALOGUES["strategies"].signature("flwr:FedTrimmedAvg") == 'shared = "all", beta = 0.2'
-    text, source = describe(choices.CATALOGUES["strategies"].find("flwr:FedMedian"))
+    text, source = choices.CATALOGUES["strategies"].describe("flwr:FedMedian")
     assert text == "Average one layer group by Flower's Federated Median (FedMedian) strategy."
     assert source == "arXiv 1803.01498, as in Flower."
 

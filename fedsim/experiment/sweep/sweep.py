@@ -54,6 +54,9 @@ class Run:
         return self.config.rounds - experiment.rounds_done(self.folder)
 
 
+OnRound = Callable[[Run, RoundSummary], None]
+
+
 @dataclass(frozen=True)
 class Logged:
     """A warning or an error that a run logged."""
@@ -96,13 +99,15 @@ def name_runs(configs: Sequence[Config], out: Path) -> list[Run]:
     ]
 
 
-def play_all(runs: Sequence[Run], asked: int | None = None) -> dict[str, Failure]:
-    """Play all runs that are not done yet; one that fails does not stop the others.
+def run_all(runs: Sequence[Run], asked: int | None = None, on_round: OnRound | None = None) -> dict[str, Failure]:
+    """Run all runs that are not done yet; one that fails does not stop the others.
 
     Parameters
     ----------
     asked
-        How many at a time; chosen by the machine if not given.
+        Number of runs in parallel; by default as many as the machine can handle.
+    on_round
+        Function that is called in this process after each round of a run.
 
     Returns
     -------
@@ -117,12 +122,12 @@ def play_all(runs: Sequence[Run], asked: int | None = None) -> dict[str, Failure
         If it is interrupted.
     """
     try:
-        return _play_all(runs, asked)
+        return _run_all(runs, asked, on_round)
     except KeyboardInterrupt:
         raise RunError(f"stopped; {AGAIN}") from None
 
 
-def _play_all(runs: Sequence[Run], asked: int | None) -> dict[str, Failure]:
+def _run_all(runs: Sequence[Run], asked: int | None, on_round: OnRound | None) -> dict[str, Failure]:
     done = [run for run in runs if run.folder.done.exists()]
     todo = [run for run in runs if not run.folder.done.exists()]
     for run in done:
@@ -131,11 +136,11 @@ def _play_all(runs: Sequence[Run], asked: int | None) -> dict[str, Failure]:
     with Progress(len(todo), sum(run.rounds_left for run in todo)) as progress:
         for run in done:
             progress.say(f"{run.name}: done already, skipped: {run.folder.path}")
-        show = _Display(progress)
+        show = _Display(progress, on_round)
         if jobs and len(todo) > 1:
             progress.say(str(jobs))
         if jobs and jobs.count > 1:
-            side_by_side(partial(play, workers=jobs.workers), todo, jobs.count, show)
+            side_by_side(partial(run_one, workers=jobs.workers), todo, jobs.count, show)
         else:
             _one_after_the_other(todo, parts, show)
         return show.failures
@@ -175,7 +180,7 @@ def check(runs: Sequence[Run]) -> Parts:
     return first
 
 
-def play(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) -> Failure | None:
+def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) -> Failure | None:
     """Play a run to its end and write its report; return why it failed, if it did.
 
     Parameters
@@ -211,7 +216,7 @@ def _one_after_the_other(runs: Sequence[Run], parts: Parts | None, show: Callabl
     """Play runs in this process; the parts are those of the first."""
     for run in runs:
         show(run, Started())
-        failure = play(run, partial(show, run), parts)
+        failure = run_one(run, partial(show, run), parts)
         parts = None
         show(run, Ended(failure))
 
@@ -219,9 +224,10 @@ def _one_after_the_other(runs: Sequence[Run], parts: Parts | None, show: Callabl
 class _Display:
     """Shows the events of runs, and keeps why some failed."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, on_round: OnRound | None) -> None:
         self.failures: dict[str, Failure] = {}
         self._progress = progress
+        self._on_round = on_round
 
     def __call__(self, run: Run, event: Any) -> None:
         match event:
@@ -229,6 +235,8 @@ class _Display:
                 self._start(run)
             case RoundSummary():
                 self._progress.advance(run.name, event)
+                if self._on_round:
+                    self._on_round(run, event)
             case Logged(level, message):
                 self._progress.log(run.name, level, message)
             case Ended(failure):

@@ -11,7 +11,7 @@ from typing import Any
 from fedsim.config import Config, naming
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
-from fedsim.experiment.sweep.sweep import Failure, Run, name_runs, play_all
+from fedsim.experiment.sweep.sweep import Failure, Run, name_runs, run_all
 from fedsim.experiment.tuning.grid import Tuning, written
 from fedsim.results import report
 from fedsim.results.files import write_json
@@ -69,7 +69,7 @@ def tune(tunings: Sequence[Tuning], out: Path, source: str, jobs: int | None = N
     """
     runs = _runs(tunings, out / FOLDER)
     _check_partitions(tunings)
-    failures = play_all(list(runs.values()), jobs)
+    failures = run_all(list(runs.values()), jobs)
     diverged = {name for name, failure in failures.items() if NOT_FINITE in failure.message}
     configs: list[Config] = []
     notes: list[str] = []

@@ -1,0 +1,40 @@
+from . import alignment, analysis, data, models, strategy, training
+from .data import Dataset, Examples
+from .errors import ConfigError, RunError
+from .experiment.api import barriers, compare, load, partition, run
+from .experiment.finished import Comparison, FinishedRun, Partition, Round, Runs
+from .models.layers import LayerGroup
+from .models.params import lerp
+from .strategy import ClientRule, ClientUpdate, Phase, Strategy
+
+__all__ = [
+    "ClientRule",
+    "ClientUpdate",
+    "Comparison",
+    "ConfigError",
+    "Dataset",
+    "Examples",
+    "FinishedRun",
+    "LayerGroup",
+    "Partition",
+    "Phase",
+    "Round",
+    "RunError",
+    "Runs",
+    "Strategy",
+    "__version__",
+    "alignment",
+    "analysis",
+    "barriers",
+    "compare",
+    "data",
+    "lerp",
+    "load",
+    "models",
+    "partition",
+    "run",
+    "strategy",
+    "training",
+]
+
+__version__: str

@@ -1,0 +1,23 @@
+"""``fedsim barriers``: barriers between checkpoints."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedsim.cli.terminal import print_table, write_to
+from fedsim.experiment.saved_models.comparison import compare_checkpoints, comparison_config, write_comparison
+from fedsim.results.report.drawing.checkpoints import barriers_table, features_table, matching_table
+
+
+def barriers(
+    paths: Sequence[Path], model: str, data: str, changes: Mapping[tuple[str, ...], Any], out: Path, **options: Any
+) -> None:
+    """Measure, print and write the barriers between checkpoints."""
+    compared = compare_checkpoints(paths, comparison_config(model, data, changes), **options)
+    print_table(barriers_table(compared.barriers, compared.names))
+    if features := features_table(compared.others):
+        print_table(features)
+    if "matching" in compared.others:
+        print_table(matching_table(compared.others["matching"]))
+    write_to(out, partial(write_comparison, compared, out), "tables and figures")

@@ -1,0 +1,56 @@
+"""``fedsim compare``, ``report`` and ``check``: what runs have shown."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedsim.cli.terminal import print_table, write_text, write_to
+from fedsim.config.expectation import Expectation
+from fedsim.experiment import api
+from fedsim.results import report
+from fedsim.results.check.check import check as check_runs
+from fedsim.results.report.comparing.export import as_latex, as_markdown
+from fedsim.results.result import Result
+
+
+def compare(
+    paths: Sequence[Path], question: Mapping[str, Any], files: Mapping[str, Path | None], out: Path | None
+) -> None:
+    """Print one table of several runs, and write the page and files."""
+    results = api.load(paths)
+    compared = api.compare(results, **question)
+    print_table(compared.text)
+    texts = {
+        "--csv": lambda: compared.csv,
+        "--markdown": lambda: as_markdown(compared.text),
+        "--latex": lambda: as_latex(compared.text),
+    }
+    for option, path in files.items():
+        if path is not None:
+            write_to(path.parent, partial(write_text, path, texts[option]()), "table", option)
+    folder = out or _common_folder(results)
+    write_to(folder, partial(report.write_comparison, results, folder, compared.question))
+
+
+def write_report(paths: Sequence[Path], out: Path | None) -> None:
+    """Write a page about a run, or about several."""
+    results = api.load(paths)
+    if len(results) == 1:
+        folder = out or results[0].path
+        write_to(folder, partial(report.write_run, results[0], folder, export=True))
+    else:
+        folder = out or _common_folder(results)
+        write_to(folder, partial(report.write_comparison, results, folder, export=True))
+
+
+def check(paths: Sequence[Path], wanted: Sequence[Expectation] | None) -> bool:
+    """Print what runs show of what is expected of them; return whether they show all of it."""
+    checks = list(check_runs(api.load(paths), wanted))
+    print("\n".join(map(str, checks)))
+    return all(each.passed for each in checks)
+
+
+def _common_folder(results: Sequence[Result]) -> Path:
+    return Path(os.path.commonpath([result.folder.path.parent for result in results]))

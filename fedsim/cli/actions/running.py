@@ -1,0 +1,38 @@
+"""``fedsim run``: runs an experiment, or shows what would be run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedsim.cli.terminal import print_error, print_table, say
+from fedsim.config.experiment_file import Experiment
+from fedsim.experiment import api
+from fedsim.experiment.dry_run import describe_run
+from fedsim.experiment.sweep.sweep import Failure
+from fedsim.experiment.tuning.grid import describe_tuning, tunings_of
+
+
+def run(experiment: Experiment, out: Path, jobs: int | None) -> int:
+    """Run an experiment and print its table; return the exit code."""
+    outcome = api.run_experiment(experiment, out, jobs)
+    if outcome.done:
+        print_table(api.compare([folder.path for folder in outcome.done]).text)
+    say(f"runs: {out / experiment.name}")
+    _print_failures(outcome.failures, outcome.runs)
+    if not outcome.failures:
+        return 0
+    return 2 if all(failure.wrong_config for failure in outcome.failures.values()) else 1
+
+
+def show(experiment: Experiment) -> None:
+    """Print what would be run."""
+    if experiment.config.tune.is_wanted:
+        print(describe_tuning(tunings_of(experiment.config, experiment.source)))
+    for config in experiment.configs():
+        print(describe_run(config))
+
+
+def _print_failures(failures: Mapping[str, Failure], runs: int) -> None:
+    if failures and runs > 1:
+        print_error(f"{len(failures)} of {runs} runs failed; rerun the same command to retry")
+    for name, failure in failures.items():
+        print_error(f"{name}: {failure.message}" if runs > 1 else failure.message)

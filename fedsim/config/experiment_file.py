@@ -1,0 +1,95 @@
+"""An experiment as a user gives it: a file or settings, and changes; what is wrong is found before torch is needed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.config.choices import CATALOGUES, resolve
+from fedsim.config.config import Config
+from fedsim.config.toml import Changes, plain_settings, read_key, read_toml, with_settings
+from fedsim.errors import ConfigError
+
+NAME = "experiment"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Settings of one run or several.
+
+    Parameters
+    ----------
+    config
+        All settings, with their sweep.
+    name
+        Name of the folder of its runs.
+    source
+        Where the settings come from, for messages.
+    """
+
+    config: Config
+    name: str
+    source: str
+
+    def configs(self) -> list[Config]:
+        """Return the resolved settings of each run of the sweep."""
+        return [resolve(each) for each in self.config.runs(self.source)]
+
+
+def read_experiment(
+    settings: str | Path | Mapping[str, Any], changes: Changes | None = None, name: str | None = None
+) -> Experiment:
+    """Read and check an experiment.
+
+    Parameters
+    ----------
+    settings
+        Path of a TOML file, or the settings themselves.
+    changes
+        Values by path; they have the last word over the file, its sweep and its tuning.
+    name
+        Name of the folder of its runs: by default that of the file, or ``experiment``.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or a setting is unknown or wrong.
+    """
+    if isinstance(settings, Mapping):
+        source, found = name or NAME, plain_settings(settings)
+    else:
+        path = Path(settings)
+        source, name, found = str(path), name or path.stem, read_toml(path)
+    changes = changes or {}
+    for key in map(".".join, changes):
+        _table(found, "sweep").pop(key, None)
+        tuned = _table(found, "tune")
+        if tuned.pop(key, None) is not None and not set(tuned) - {"rounds", "seed"}:
+            del found["tune"]
+    config = Config.parse(with_settings(found, changes), source)
+    for each in config.runs(source):
+        for catalogue in CATALOGUES.values():
+            catalogue.check_name(getattr(getattr(each, catalogue.table), catalogue.key))
+    return Experiment(config, name or NAME, source)
+
+
+def read_overrides(overrides: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Return changes by path from values by dotted settings, such as ``{"strategy.shared": "head"}``.
+
+    Raises
+    ------
+    ConfigError
+        If a key is none.
+    """
+    changes = {}
+    for key, value in plain_settings(overrides).items():
+        if not (path := read_key(key)):
+            raise ConfigError(f"{key!r} is no setting; give a dotted one, such as 'local.lr'")
+        changes[path] = value
+    return changes
+
+
+def _table(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a table, or nothing where it is none: the check of all settings says so."""
+    table = settings.get(name)
+    return table if isinstance(table, dict) else {}

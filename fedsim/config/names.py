@@ -1,0 +1,57 @@
+"""Names that a user types: which entry is meant, and which misspelling is one beyond doubt."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+# What many methods begin with, so that it says nothing about which one is meant.
+COMMON = ("flwr:", "fed")
+
+
+def canonical(name: str, known: Iterable[str]) -> str:
+    """Return the known name that differs in case, or in ``-`` for ``_``, only; else the name as it is."""
+    return {_folded(each): each for each in known}.get(_folded(name), name)
+
+
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a name misspells, if it can hardly be the name of something else.
+
+    Names of methods and models are short and close to each other: fedavgm is not fedavg, vgg13 is not vgg11. So the
+    digits must be the same, a letter more at either end is another name unless it is typed twice, and the shorter a
+    name is, the fewer letters may differ.
+    """
+    close = [each for each in known if _misspells(_folded(name), _folded(each))]
+    return close[0] if len(close) == 1 else None
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _misspells(name: str, known: str) -> bool:
+    if Counter(filter(str.isdigit, name)) != Counter(filter(str.isdigit, known)):
+        return False
+    for start in COMMON:
+        if name.startswith(start) and known.startswith(start):
+            name, known = name.removeprefix(start), known.removeprefix(start)
+    shorter, longer = sorted((name, known), key=len)
+    if not shorter or shorter[0] != longer[0]:  # emnist is not kmnist
+        return False
+    if len(longer) < 8 and (longer.startswith(shorter) or longer.endswith(shorter)):
+        return len(longer) == len(shorter) + 1 and longer in (shorter + shorter[-1:], shorter[:1] + shorter)
+    swapped = sorted(name) == sorted(known)
+    allowed = 2 if len(longer) >= 7 else 1 if len(longer) >= 4 or swapped else 0
+    return _distance(name, known) <= allowed
+
+
+def _distance(one: str, other: str) -> int:
+    """Return the number of letters to insert, remove or replace, or of neighbours to swap."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, start=1):
+        before, above, row = row, before, [i]
+        for j, theirs in enumerate(other, start=1):
+            least = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != theirs))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == theirs:
+                least = min(least, above[j - 2] + 1)
+            row.append(least)
+    return row[-1]

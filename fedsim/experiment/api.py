@@ -1,0 +1,251 @@
+"""What Python users and the command line call: run, load and compare experiments, measure barriers, split data."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from fedsim import analysis
+from fedsim.config import naming
+from fedsim.config.config import Config
+from fedsim.config.experiment_file import Experiment, read_experiment, read_overrides
+from fedsim.errors import ConfigError, RunError
+from fedsim.experiment.finished import Comparison, FinishedRun, Partition, Round, Runs
+from fedsim.experiment.sweep import sweep
+from fedsim.experiment.tuning import tune
+from fedsim.experiment.tuning.grid import tunings_of
+from fedsim.federation.data import federated_data_of
+from fedsim.models.params import Params
+from fedsim.models.saved import read_checkpoint
+from fedsim.results.folder import RunFolder
+from fedsim.results.report.comparing import comparison as comparing
+from fedsim.results.report.comparing.question import Question, read_budgets
+from fedsim.results.report.comparing.tables import chosen_columns
+from fedsim.results.result import find_runs, read_results
+
+Settings = str | Path | Mapping[str, Any]
+Paths = str | Path | Iterable[str | Path]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an experiment's runs.
+
+    Parameters
+    ----------
+    done
+        Folders of the runs that are complete.
+    failures
+        Why others failed, by name.
+    runs
+        Number of all runs.
+    """
+
+    done: Sequence[RunFolder]
+    failures: Mapping[str, sweep.Failure]
+    runs: int
+
+
+def run(
+    settings: Settings,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    on_round: Callable[[Round], None] | None = None,
+    out: str | Path = "runs",
+    jobs: int | None = None,
+    engine: Literal["local", "ray"] | None = None,
+    name: str | None = None,
+) -> Runs:
+    """Run an experiment, resume it where it was interrupted, and read the results of all its runs.
+
+    Parameters
+    ----------
+    settings
+        Path of a TOML file, or a dict of the same settings.
+    overrides
+        Values by dotted setting, such as ``{"strategy.shared": "head", "rounds": 5}``; they have the last word.
+    on_round
+        Function that is called in this process after each round of each run.
+    out
+        Output directory; the runs go into a subdirectory.
+    jobs
+        Number of runs in parallel, each in a process; by default as many as the machine can handle.
+    engine
+        Where the clients run.
+    name
+        Name of the subdirectory: by default that of the file, or ``experiment``.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is wrong, before anything is written.
+    RunError
+        If a run failed; the others are done, and the same call resumes it.
+    """
+    changes = read_overrides(overrides or {}) | ({} if engine is None else {("engine", "name"): engine})
+    experiment = read_experiment(settings, changes, name)
+    outcome = run_experiment(experiment, Path(out), jobs, on_round)
+    if outcome.failures:
+        listed = "; ".join(f"{name}: {failure.message}" for name, failure in outcome.failures.items())
+        kind = ConfigError if all(each.wrong_config for each in outcome.failures.values()) else RunError
+        raise kind(f"{len(outcome.failures)} of {outcome.runs} runs failed: {listed}")
+    return Runs(map(FinishedRun.from_result, read_results(outcome.done)))
+
+
+def run_experiment(
+    experiment: Experiment,
+    out: Path,
+    jobs: int | None = None,
+    on_round: Callable[[Round], None] | None = None,
+) -> Outcome:
+    """Tune what is to be tuned, then run all runs of an experiment that are not done; one that fails stops no other.
+
+    What tuning chose is printed to stderr.
+
+    Raises
+    ------
+    ConfigError
+        If a mistake is found before the first run begins.
+    RunError
+        If it is interrupted.
+    """
+    config, source, folder = experiment.config, experiment.source, out / experiment.name
+    tunings = tunings_of(config, source) if config.tune.is_wanted else []
+    tuned = tune.tune(tunings, folder, source, jobs) if tunings else tune.Tuned(experiment.configs())
+    for note in tuned.notes:
+        print(note, file=sys.stderr)
+    runs = sweep.name_runs(tuned.configs, folder)
+    tune.take_from_tuning(runs, folder)
+    failures = dict(tuned.failures) | sweep.run_all(runs, jobs, on_round=on_round and _with_name(on_round))
+    done = [run.folder for run in runs if run.folder.done.exists()]
+    return Outcome(done, failures, len(runs) + len(tuned.failures))
+
+
+def load(paths: Paths) -> Runs:
+    """Read the results of runs.
+
+    Parameters
+    ----------
+    paths
+        Folders of runs or of experiments: one, or several.
+
+    Raises
+    ------
+    ConfigError
+        If a path holds no run, or none has an evaluated round yet.
+    """
+    return Runs(map(FinishedRun.from_result, read_results(find_runs(_paths(paths)))))
+
+
+def compare(
+    runs: Runs | Iterable[FinishedRun] | Paths,
+    *,
+    metric: Literal["accuracy", "loss"] = "accuracy",
+    by: str | None = None,
+    at: Literal["last", "best"] = "last",
+    baseline: str | None = None,
+    budget: str | Iterable[str] = (),
+    target: float | None = None,
+    columns: str | None = None,
+) -> Comparison:
+    """Compare runs in one table, seeds together.
+
+    Parameters
+    ----------
+    runs
+        Results, or paths as `load` takes them.
+    metric
+        What is compared.
+    by
+        Dotted setting to group by, such as ``strategy.name``: by default all settings except the seed.
+    at
+        The last round, or the best one on the clients' validation data.
+    baseline
+        Baseline runs, a strategy or ``SETTING=VALUE``; gains are paired by partition and seed.
+    budget
+        Amounts at which values are compared, such as ``bytes=50MB`` or ``passes=1M``.
+    target
+        Mean personalised value; the bytes and passes needed to reach it are reported.
+    columns
+        Names of columns with commas between them, or ``all``; by default the compact ones.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such run, setting, baseline or column.
+    """
+    results = load(runs) if isinstance(runs, str | Path) else _results(runs)
+    budgets = read_budgets([budget] if isinstance(budget, str) else budget)
+    compared = comparing.compare(results, Question(metric, by, at, baseline, budgets, target))
+    return Comparison.of(compared, chosen_columns(compared, columns))
+
+
+def barriers(model: Any, states: Any, *arguments: Any, **options: Any) -> Any:
+    """Measure the layer-wise barriers between models; see `fedsim.analysis.barriers`, which gets all arguments.
+
+    Parameters
+    ----------
+    model
+        A torch module.
+    states
+        Its weights, at least two: state dicts, or paths of checkpoints.
+    """
+    if isinstance(model, nn.Module):
+        states = [_state(each, model) for each in states]
+    return analysis.barriers(model, states, *arguments, **options)
+
+
+def partition(settings: Settings, overrides: Mapping[str, Any] | None = None) -> Partition:
+    """Split an experiment's data across its clients, without training.
+
+    Parameters
+    ----------
+    settings, overrides
+        As in `run`; of a sweep, all runs must have the same partition.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is wrong, the data are missing, or runs have several partitions.
+    """
+    experiment = read_experiment(settings, read_overrides(overrides or {}))
+    configs = list(partitions_of(experiment).values())
+    if len(configs) > 1:
+        raise ConfigError(f"{experiment.source} [sweep] has {len(configs)} partitions; choose one with overrides")
+    return Partition(federated_data_of(configs[0]))
+
+
+def partitions_of(experiment: Experiment) -> dict[str, Config]:
+    """Return a config for each partition of an experiment's runs, by the partition's name."""
+    return {naming.partition_name(config): config for config in experiment.configs()}
+
+
+def _with_name(on_round: Callable[[Round], None]) -> sweep.OnRound:
+    def call(run: sweep.Run, summary: sweep.RoundSummary) -> None:
+        accuracies = summary.personalised_accuracy, summary.global_accuracy
+        on_round(Round(run.name, summary.server_round, *accuracies))
+
+    return call
+
+
+def _paths(paths: Paths) -> list[Path]:
+    return [Path(paths)] if isinstance(paths, str | Path) else [Path(each) for each in paths]
+
+
+def _results(runs: Iterable[Any]) -> Sequence[FinishedRun]:
+    """Return results as they are, and those of paths read."""
+    given = list(runs)
+    if not given:
+        raise ConfigError("there are no runs to compare; give results or paths")
+    return [result for each in given for result in ([each] if isinstance(each, FinishedRun) else load(each))]
+
+
+def _state(state: str | Path | Params, model: nn.Module) -> Mapping[str, Tensor]:
+    if not isinstance(state, str | Path):
+        return state
+    device = next(model.parameters()).device
+    read = read_checkpoint(Path(state), model, type(model).__name__)
+    return {key: value.to(device) for key, value in read.items()}

@@ -1,0 +1,202 @@
+"""Runs, comparisons and partitions as Python and notebooks show them."""
+
+import html
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Self, get_args, overload
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from fedsim.config.expectation import Measure
+from fedsim.experiment.personalised import restored_model
+from fedsim.federation.data import FederatedData
+from fedsim.results.report.comparing import comparison as comparing
+from fedsim.results.report.comparing.columns import Column
+from fedsim.results.report.comparing.export import as_csv
+from fedsim.results.report.comparing.question import Question
+from fedsim.results.report.comparing.tables import Table, comparison_table
+from fedsim.results.result import Result
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of a run that has just ended; accuracies are None where it has no evaluation.
+
+    Parameters
+    ----------
+    run
+        Name of the run: its strategy and seed.
+    """
+
+    run: str
+    round: int
+    personalised_accuracy: float | None = None
+    global_accuracy: float | None = None
+
+
+class FinishedRun(Result):
+    """A run with its records as DataFrames, and its models.
+
+    Besides `metrics`, `communication`, `timing`, `barriers`, `participants` and `faults`, each table of the analysis
+    that the run has is there under its name, such as ``distances``.
+    """
+
+    @classmethod
+    def from_result(cls, result: Result) -> Self:
+        """Return what was read of a run."""
+        return cls(**{field.name: getattr(result, field.name) for field in fields(Result)})
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.folder.path
+
+    @cached_property
+    def participants(self) -> pd.DataFrame:
+        """The clients that take part in each round; columns ``round, client``."""
+        rounds = enumerate(json.loads(self.folder.participants.read_text()), start=1)
+        rows = [(server_round, client) for server_round, clients in rounds for client in clients]
+        return pd.DataFrame(rows, columns=["round", "client"])
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        """Read a table of the analysis, which is empty if the run did not measure it."""
+        if name not in get_args(Measure) and name != "matching":
+            raise AttributeError(f"a run has no {name!r}; tables of its analysis are: {', '.join(get_args(Measure))}")
+        return self.measured(name)
+
+    def model(self, client: int | None = None) -> nn.Module:
+        """Return the global model after the last checkpoint, or the personalised one of a client, in eval mode.
+
+        Raises
+        ------
+        ConfigError
+            If there is no checkpoint or no such client, or the data or the custom parts of the run are not there.
+        """
+        return restored_model(self.folder, client)
+
+    def __repr__(self) -> str:
+        accuracy = self.by_client("personalised").mean()
+        return (
+            f"<run {self.strategy}, seed {self.config.seed}, {self.data}, {self.config.clients} clients: personalised "
+            f"accuracy {accuracy:.1%} after round {self.evaluated} of {self.config.rounds}, {self.path}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(str(self.path))}</p>{_html(_table([self]))}"
+
+
+class Runs(Sequence[FinishedRun]):
+    """Runs, in the order in which they were started."""
+
+    def __init__(self, runs: Iterable[FinishedRun]) -> None:
+        self._runs = tuple(runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    @overload
+    def __getitem__(self, index: int) -> FinishedRun: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Runs": ...
+
+    def __getitem__(self, index: int | slice) -> "FinishedRun | Runs":
+        return Runs(self._runs[index]) if isinstance(index, slice) else self._runs[index]
+
+    def __repr__(self) -> str:
+        return f"{len(self)} runs\n{_text(_table(self))}" if self else "no runs"
+
+    def _repr_html_(self) -> str:
+        return _html(_table(self)) if self else "no runs"
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Runs next to each other, seeds together.
+
+    Parameters
+    ----------
+    question
+        What they were asked.
+    text
+        The table as the command line prints it.
+    csv
+        The same with full precision: accuracies and shares in [0, 1], amounts in bytes, examples and seconds.
+    """
+
+    question: Question
+    text: Table
+    csv: str
+
+    @classmethod
+    def of(cls, compared: comparing.Comparison, columns: Sequence[Column]) -> Self:
+        """Return a comparison with some of its columns."""
+        return cls(compared.question, comparison_table(compared, columns), as_csv(compared, columns))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The values with full precision, and the half-widths of their 95 % intervals."""
+        return pd.read_csv(io.StringIO(self.csv), float_precision="round_trip")
+
+    def __repr__(self) -> str:
+        return _text(self.text)
+
+    def _repr_html_(self) -> str:
+        return _html(self.text)
+
+
+@dataclass(frozen=True, repr=False)
+class Partition:
+    """How a data set is split across clients.
+
+    Parameters
+    ----------
+    data
+        The data set and, as ``data.split``, the positions that each client trains, validates and tests on.
+    """
+
+    data: FederatedData
+
+    @property
+    def label_counts(self) -> pd.DataFrame:
+        """How many examples of each class each client holds: a row per client, a column per class."""
+        counts = self.data.heterogeneity().counts
+        table = np.zeros((len(counts.offsets) - 1, counts.classes), dtype=np.int64)
+        clients = np.repeat(np.arange(len(table)), np.diff(counts.offsets))
+        table[clients, counts.labels] = counts.counts
+        return pd.DataFrame(table, columns=list(self.data.dataset.classes)).rename_axis("client")
+
+    @property
+    def heterogeneity(self) -> pd.DataFrame:
+        """How different the clients' labels are: a row per client, a column per measure."""
+        return pd.DataFrame(self.data.heterogeneity().by_client).rename_axis("client")
+
+    def __repr__(self) -> str:
+        config = self.data.config
+        head = f"{config.data.name}, {config.partition.scheme}, {config.clients} clients, seed {config.seed}"
+        return "\n".join([head, *self.data.heterogeneity().summary()])
+
+    def _repr_html_(self) -> str:
+        return self.heterogeneity.describe().to_html()
+
+
+def _table(runs: Sequence[Result]) -> Table:
+    return comparison_table(comparing.compare(runs))
+
+
+def _frame_of(table: Table) -> pd.DataFrame:
+    return pd.DataFrame(list(table.rows), columns=list(table.headings))
+
+
+def _text(table: Table) -> str:
+    return _frame_of(table).to_string(index=False)
+
+
+def _html(table: Table) -> str:
+    return _frame_of(table).to_html(index=False)
