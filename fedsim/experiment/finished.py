@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Self, get_args, overload
+from typing import Self, overload
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
-from fedsim.config.expectation import Measure
+from fedsim.analysis.suite import MEASURES
 from fedsim.experiment.personalised import restored_model
 from fedsim.federation.data import FederatedData
 from fedsim.results.report.comparing import comparison as comparing
@@ -66,8 +66,8 @@ class FinishedRun(Result):
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         """Read a table of the analysis, which is empty if the run did not measure it."""
-        if name not in get_args(Measure) and name != "matching":
-            raise AttributeError(f"a run has no {name!r}; tables of its analysis are: {', '.join(get_args(Measure))}")
+        if name not in MEASURES and name != "matching":
+            raise AttributeError(f"a run has no {name!r}; tables of its analysis are: {', '.join(MEASURES)}")
         return self.measured(name)
 
     def model(self, client: int | None = None) -> nn.Module:
