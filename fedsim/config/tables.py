@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from fedsim.analysis.mixing.names import PAIR_TS
 from fedsim.analysis.suite import MEASURES, MeasureName
 from fedsim.config.expectation import MatchedBy
 from fedsim.options import shown
@@ -121,7 +122,7 @@ class BarriersConfig(Table):
     groups: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("layers", "full")
     against: Literal["average"] = "average"
     pairs: Annotated[int, Field(ge=0)] = 0
-    ts: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False, min_length=1)] = (0.0, 0.5, 1.0)
+    ts: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False, min_length=1)] = PAIR_TS
     on: Annotated[tuple[Literal["server", "train", "clients"], ...], Field(strict=False, min_length=1)] = ("server",)
     examples: Annotated[int, Field(ge=1)] = 500
     normalisation: Literal["interpolate", "base", "recompute"] = "interpolate"

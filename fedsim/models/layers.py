@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from fedsim.models.norms import NORM_TYPES
 from fedsim.models.params import first_keys
 
 Kind = Literal["linear", "norm", "other"]
-NORM_TYPES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from fedsim.models.norms import StatisticsNorm
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.dropout import streams
 
@@ -52,7 +52,7 @@ def cut_batches(model: nn.Module, n: int, size: int) -> list[slice]:
     before.
     """
     starts = list(range(0, n, size))
-    if len(starts) > 1 and n - starts[-1] == 1 and any(isinstance(m, _NormBase) for m in model.modules()):
+    if len(starts) > 1 and n - starts[-1] == 1 and any(isinstance(m, StatisticsNorm) for m in model.modules()):
         starts.pop()
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], n], strict=True)]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from fedsim.models.norms import StatisticsNorm
 from fedsim.training.batches import cut_batches
 from fedsim.training.dropout import seeded_modules, set_streams_, streams
 
@@ -15,7 +15,7 @@ def recompute_buffers_(model: nn.Module, inputs: Tensor, batch_size: int) -> Non
     The weights do not change, and models without running statistics are left alone. Dropout is active as in training,
     with the same numbers each time.
     """
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+    norms = [m for m in model.modules() if isinstance(m, StatisticsNorm) and m.running_mean is not None]
     if not norms:
         return
     momenta = [module.momentum for module in norms]

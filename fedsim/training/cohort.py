@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _NormBase
 
+from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member, cut_batches
@@ -224,7 +224,7 @@ class _Stack:
 
     def _rows_mix(self) -> bool:
         """Whether an example's output depends on the other examples of its batch."""
-        return any(isinstance(module, _NormBase) and module.training for module in self._model.modules())
+        return any(isinstance(module, StatisticsNorm) and module.training for module in self._model.modules())
 
     def _by_size(self, members: "_Members", batch: Batch, function: Callable[["_Members"], Any]) -> Any:
         """Apply a function to all members, or, where padding matters, to those with equally many examples at a time."""

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.sgd import sgd
 
 from fedsim.models.layers import Layers
+from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params
 from fedsim.training.account import Account
 from fedsim.training.batches import Batches
@@ -44,7 +44,7 @@ def follow_plan(
             raise ValueError(f"a phase trains {phase.trainable!r}, which holds no parameter")
         model.train()
         for name, module in model.named_modules():
-            if isinstance(module, _NormBase) and name not in group:
+            if isinstance(module, StatisticsNorm) and name not in group:
                 module.eval()  # a frozen layer's running statistics do not change
         learner.select(phase.trains)
         _run_phase(learner, batches, phase, settings, trainable, momentum, account)

@@ -13,22 +13,11 @@ from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.models.architectures import MODELS
 from fedsim.models.layers import Layers
 from fedsim.training.evaluation import evaluate
+from tests.analysis.cases import N, models
 
 BARRIERS = [
     f"{metric}_{name}" for metric in ("loss", "error") for name in ("mean_ends", "swap_ends", "own_base", "chord")
 ]
-N = 40
-
-
-def models(
-    count: int, make=lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-):
-    """Different random models in float64, with data."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = [make().double() for _ in range(count)]
-        inputs, targets = torch.randn(N, 5).double(), torch.randint(0, 3, (N,))
-    return made[0], [copy.deepcopy(model.state_dict()) for model in made], inputs, targets
 
 
 def squared(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from fedsim.results.report.drawing.barriers import at_the_middle, barrier_table
 from fedsim.results.report.drawing.partition import partition
 from fedsim.results.report.drawing.style import save
 from tests.partitions.test_statistics import dense_of
+from tests.results.report.cases import assert_drawn
 
 
 def test_the_heat_map_is_the_mean_over_clients_with_the_full_model_first(
@@ -50,8 +51,8 @@ def test_the_clients_labels_survive_the_file() -> None:
 
 @pytest.mark.parametrize("clients", [1, 61, 500])
 def test_a_partition_of_any_size_is_drawn(clients: int) -> None:
-    assert save(partition(clients_with([[k % 7, 1] for k in range(clients)])), "png")
-    assert save(partition(clients_with([[2, 1]] * clients)), "png")
+    assert_drawn(partition(clients_with([[k % 7, 1] for k in range(clients)])))
+    assert_drawn(partition(clients_with([[2, 1]] * clients)))
 
 
 def test_a_setting_with_a_default_does_not_rename_a_run(tiny: Callable[..., Config]) -> None:

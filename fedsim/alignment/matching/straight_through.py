@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
 
 from fedsim.alignment.matching.weight_matching import match_weights
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, permute
+from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params, fit, lerp
 from fedsim.training.batches import cut_batches
 from fedsim.training.evaluation import EVALUATION_BATCH, Criterion, cross_entropies
@@ -96,7 +96,7 @@ class _Middle:
     def __init__(self, model: nn.Module, spec: Spec, reference: Params, params: Params, criterion: Criterion) -> None:
         self._net = copy.deepcopy(model).eval()
         for module in self._net.modules():
-            if isinstance(module, _NormBase):
+            if isinstance(module, StatisticsNorm):
                 # The mean of two models' statistics is not the statistics of their mean.
                 module.train()
                 module.track_running_stats = False

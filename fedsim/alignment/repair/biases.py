@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.alignment.merging.shares import shares_of
-from fedsim.alignment.repair.sites import NORMS, SUMS, traced
+from fedsim.alignment.repair.sites import SUMS, traced
 from fedsim.models.graph import Operation
+from fedsim.models.norms import NORM_TYPES
 from fedsim.models.params import Params, fit, fit_all
 
 
@@ -73,7 +74,7 @@ def depths_of(operations: Sequence[Operation], root: nn.Module) -> list[int]:
     for each in operations:
         depth = max((depths[k] for k in each.inputs), default=0)
         for step in (each, *each.tail):
-            if step.kind is not None and isinstance(root.get_submodule(str(step.node.target)), NORMS):
+            if step.kind is not None and isinstance(root.get_submodule(str(step.node.target)), NORM_TYPES):
                 depth = 0
             depth += bool(step.entries)
         depths.append(depth)

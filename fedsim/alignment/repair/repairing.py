@@ -6,12 +6,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from fedsim.alignment.merging.shares import shares_of
 from fedsim.alignment.repair.moments import Moments, moments_of
 from fedsim.alignment.repair.sites import ChannelSite, sites_of, traced
 from fedsim.models.graph import Operation
+from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params, fit, fit_all, load_state_, state_of
 from fedsim.training.buffers import recompute_buffers_
 from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
@@ -112,7 +112,7 @@ def reset_statistics(model: nn.Module, params: Params, inputs: Tensor) -> Params
     """
     _check_inputs(inputs)
     fitted = fit(model, params, "the model")
-    if not any(isinstance(module, _NormBase) for module in model.modules()):
+    if not any(isinstance(module, StatisticsNorm) for module in model.modules()):
         return fitted
     root = copy.deepcopy(model)
     load_state_(root, fitted)

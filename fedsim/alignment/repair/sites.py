@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from fedsim.models.graph import NotTraceableError, Operation, probes_of, trace
+from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params, load_state_, state_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Weighted sums of the inputs, one per channel. A subclass may compute anything.
 SUMS = (nn.Linear, *CONVOLUTIONS)
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 class ChannelSite(NamedTuple):
@@ -86,7 +85,7 @@ def _site(operation: Operation, root: nn.Module) -> ChannelSite | None:
         dimension = -1 if operation.kind is nn.Linear else 1
         return ChannelSite(dimension, key["weight"], key.get("bias"))
     weight, bias = key.get("weight"), key.get("bias")
-    if isinstance(module, _NormBase):
+    if isinstance(module, StatisticsNorm):
         return ChannelSite(1, weight, bias, module.running_mean is not None)
     if operation.kind is nn.GroupNorm and weight:
         return ChannelSite(1, weight, bias)

@@ -9,7 +9,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.execute import Execution
@@ -20,6 +19,7 @@ from fedsim.analysis.mixing.traced import Traced, Tracer
 from fedsim.data.dataset import channels_last
 from fedsim.models.graph import NotTraceableError, Operation
 from fedsim.models.layers import Layers
+from fedsim.models.norms import has_statistics
 from fedsim.models.params import Params, lerp, load_state_
 from fedsim.training.buffers import recompute_buffers_
 from fedsim.training.evaluation import Evaluation, evaluate, losses_and_errors
@@ -81,8 +81,7 @@ class MixedModels:
         threads: int = 1,
         max_memory: int = MAX_MEMORY,
     ) -> None:
-        has_statistics = any(isinstance(m, _NormBase) and m.running_mean is not None for m in model.modules())
-        self._calibration = calibration if normalisation == "recompute" and has_statistics else None
+        self._calibration = calibration if normalisation == "recompute" and has_statistics(model) else None
         if normalisation == "recompute" and calibration is None:
             raise ValueError("normalisation = 'recompute' needs calibration inputs; give some of the training inputs")
         self._states = states

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Literal
 
-from fedsim.analysis.mixing.names import AVERAGE
+from fedsim.analysis.mixing.names import AVERAGE, PAIR_TS
 from fedsim.models.layers import Layers
 
 Pair = tuple[int, int]
@@ -90,7 +90,7 @@ def list_mixes(
     """
     ends = ends_of(against, states)
     if ts is None:
-        ts = (1.0,) if ends and all(map(is_average, ends)) else (0.0, 0.5, 1.0)
+        ts = (1.0,) if ends and all(map(is_average, ends)) else PAIR_TS
     if any(not 0 <= t <= 1 for t in ts):
         raise ValueError(f"ts = {list(ts)}: each must be from 0 to 1")
     for group, layers in groups.items():

@@ -2,6 +2,8 @@
 
 # Where ``base`` or ``other`` is this, it is the weighted average of all states.
 AVERAGE = -1
+# Where two models are mixed with each other, unless other places are asked for.
+PAIR_TS = (0.0, 0.5, 1.0)
 # Groups of the first, the last and random k layers, which are named ``shallow:k`` and so on.
 GROWING = ("shallow", "deep", "random")
 # What `fedsim.analysis.mixing.groups.named_groups` takes besides expressions of the layer language.

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from fedsim.config import Config
 from fedsim.config.naming import run_name
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.folder import RunFolder
+from fedsim.results.report.drawing.style import save
 from fedsim.results.result import Result
 from partitions import LabelCounts
 
@@ -41,6 +43,17 @@ def barriers(
                         row |= {f"error_{name}": -value / 1e4, f"error_{name}_se": 0.01}
                     rows.append(row)
     return pd.DataFrame(rows)
+
+
+def assert_drawn(figure: Figure) -> None:
+    """Check that a figure can be written, and that each of its panels has room within it."""
+    assert save(figure, "png").startswith(b"\x89PNG")
+    for axes in figure.axes:
+        box = axes.get_position()
+        assert box.width > 0
+        assert box.height > 0
+        assert 0 <= box.x0 < box.x1 <= 1
+        assert 0 <= box.y0 < box.y1 <= 1
 
 
 def companions(number: int) -> dict[str, pd.DataFrame]:

@@ -5,7 +5,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from fedsim.results.report.drawing.heat_maps import NOT_MEASURED, Quantity, colour_limit, heat_maps
-from fedsim.results.report.drawing.style import save
+from tests.results.report.cases import assert_drawn
 
 LOSS = Quantity("loss barrier (nats)")
 
@@ -66,4 +66,4 @@ def test_a_table_of_any_size_is_drawn_with_names_of_any_length(rows: int, column
     wide = table(np.random.default_rng(0).normal(size=(rows, columns)))
     wide.index = [f"transformer.encoder.layers.{row}.self_attention.out_proj" for row in range(rows)]
     wide.columns = [f"checkpoint-{column:05d}.safetensors" for column in range(columns)]
-    assert save(heat_maps({"first": wide, "second": wide}, LOSS, across=2), "png")
+    assert_drawn(heat_maps({"first": wide, "second": wide}, LOSS, across=2))
