@@ -27,13 +27,13 @@ class Checkpoints:
     Parameters
     ----------
     folder
-        Of the checkpoints.
+        Folder of the checkpoints.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._clients = StateFiles(folder / "clients")
-        # By client: the round of its file, 0 without one.
+        # By client: round of its file, 0 without one.
         self._client_rounds = np.zeros(0, dtype=np.int64)
 
     def newest(self) -> int:
@@ -54,18 +54,18 @@ class Checkpoints:
         write_whole(partial / "clients.safetensors", _contiguous({"rounds": torch.from_numpy(self._client_rounds)}))
         partial.replace(self._round(server_round))
         self._remove_older(server_round)
-        for client in clients:  # whose files before are no longer needed
+        for client in clients:  # whose earlier files are no longer needed
             if client < len(before) and before[client] not in (0, server_round):
                 self._clients.remove(client, before[client])
 
     def load(self, server_round: int, strategy: Strategy, engine: Engine) -> None:
-        """Bring strategy and clients to where they were after a round, and remove what a kill left behind."""
+        """Restore strategy and clients to where they were after a round, and remove what a kill left."""
         self.read(server_round, strategy, engine)
         self._remove_older(server_round)
         self._clients.keep(self._saved_clients())
 
     def read(self, server_round: int, strategy: Strategy, engine: Engine) -> None:
-        """Bring strategy and clients to where they were after a round; no file is changed."""
+        """Restore strategy and clients to where they were after a round; no file is changed."""
         strategy.set_global_model(self.global_model(server_round))
         strategy.load_progress(load_file(self._round(server_round) / "progress.safetensors"))
         strategy.load_state(load_file(self._round(server_round) / "strategy.safetensors"))
@@ -84,7 +84,7 @@ class Checkpoints:
         return self.folder / f"round-{server_round:05d}"
 
     def _with(self, changed: Sequence[int], server_round: int) -> np.ndarray:
-        """Return the round of each client's file, now that those of some clients have changed."""
+        """Return the round of each client's file, after those of some clients have changed."""
         rounds = np.pad(self._client_rounds, (0, max(0, changed[-1] + 1 - len(self._client_rounds)) if changed else 0))
         for client in changed:
             rounds[client] = server_round if self._clients.has(client, server_round) else 0

@@ -49,7 +49,7 @@ def _clients(federation: Federation) -> Iterator[str]:
 
 
 def _training(federation: Federation, strategy: Strategy) -> Iterator[str]:
-    """Say what clients train in which order, each time that it changes."""
+    """Describe what clients train in which order, each time that it changes."""
     previous = None
     for server_round in range(1, federation.config.rounds + 1):
         plan = strategy.local_plan(server_round)
@@ -92,11 +92,11 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
         previous = group
     yield f"in all rounds: {up:,} bytes up, {down:,} bytes down"
     if type(strategy.client_rule()) is not ClientRule or type(strategy).sets_for is not Strategy.sets_for:
-        yield "beside these layers: the parameter sets that the method sends, if any, which the run counts"
+        yield "not counted: parameter sets that the method sends in addition to these layers, if any"
 
 
 def _evaluation(federation: Federation, strategy: Strategy) -> Iterator[str]:
-    """Say who never trains, and what the evaluation costs."""
+    """Describe who never trains, and what the evaluation costs."""
     config, work = federation.config, evaluation_work_of(federation)
     if never := unseen(config):
         yield f"{len(never)} of {config.clients} clients never train: {', '.join(map(str, never))}"
@@ -117,17 +117,17 @@ def _evaluation(federation: Federation, strategy: Strategy) -> Iterator[str]:
 def _barriers(federation: Federation) -> Iterator[str]:
     config, every = federation.config, rounds_between(federation)
     if not every:
-        why = "" if config.barriers.every == 0 else ", as one round of them would be more than a tenth of the training"
-        yield f"none{why}; set barriers.every to measure them"
+        why = "" if config.barriers.every == 0 else ": a round of barriers would cost more than 10 % of training"
+        yield f"none{why}; set barriers.every to measure them{' anyway' if why else ''}"
         return
     work, rounds = work_of(federation), config.rounds // every
     yield f"in {rounds} of {config.rounds} rounds, {work.models} models on {work.examples} examples each: "
     yield (
         f"{rounds * work.passes:,.0f} forward passes of one example, instead of {rounds * work.passes_apart:,.0f} if "
-        "each model were evaluated by itself"
+        "each model were evaluated separately"
     )
     share = rounds * work.passes / (config.rounds * work.training_passes)
-    yield f"{share:.0%} of the work of the training, of {config.rounds * work.training_passes:,.0f} passes"
+    yield f"{share:.0%} of the {config.rounds * work.training_passes:,.0f} passes of the training"
     others: list[str] = [name for name in config.barriers.measures if MEASURES[name].mixes]
     others += [f"matching by {way}" for way in config.barriers.matching if way != "none"]
     if others:

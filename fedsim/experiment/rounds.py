@@ -1,4 +1,4 @@
-"""One round: training, barriers, averaging, evaluation, and what is written about each."""
+"""One round: training, barriers, averaging, evaluation, and the records of each."""
 
 import logging
 import time
@@ -62,7 +62,7 @@ class Rounds:
         self.engine = engine
         self.folder = folder
         self.checkpoints = Checkpoints(folder.checkpoints)
-        # Analysis runs in this process, which is idle while the clients' actors are.
+        # Analysis runs in this process while the clients' actors are idle.
         self._threads = engine.workers if self.config.engine.name == "local" else processors()
         self._on_server = ServerEvaluation(federation, federation.data.test(), self._threads)
         self._measured_every = rounds_between(federation)
@@ -78,7 +78,7 @@ class Rounds:
         return reason_to_stop(self._validation_means, self.config.stop)
 
     def run_round(self, server_round: int) -> RoundSummary:
-        """Run a round and write everything about it; its checkpoint comes last.
+        """Run a round and write its records; the checkpoint comes last.
 
         Raises
         ------
@@ -143,7 +143,7 @@ class Rounds:
         return received
 
     def _gate(self, server_round: int, gate: Measurable, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
-        """Give the strategy the barriers that it asks for; return the updates with what that costs their clients."""
+        """Give the strategy the barriers that it asks for; return the updates with the cost of measuring them."""
         finite = [update for update in updates if update.is_finite()]
         table = gate_barriers(self.federation, finite, gate, self._threads)
         if len(table):

@@ -1,4 +1,4 @@
-"""One run: built, continued after a stop, and played round by round."""
+"""One run: built, resumed after a stop, and run round by round."""
 
 import logging
 import shutil
@@ -45,8 +45,8 @@ def prepare(config: Config) -> Parts:
     inputs = federation.calibration()
     if config.evaluation.perturbed and not inputs.is_floating_point():
         raise ConfigError(
-            f"evaluation.perturbed = {list(config.evaluation.perturbed)} moves inputs, and those of data.name = "
-            f"{config.data.name!r} are tokens, which cannot be moved a little; use []"
+            f"evaluation.perturbed = {list(config.evaluation.perturbed)} perturbs inputs, and those of data.name = "
+            f"{config.data.name!r} are tokens, which have no small perturbations; use []"
         )
     strategy = making.make_strategy(config, federation.model(), inputs)
     check_groups(federation)
@@ -73,16 +73,16 @@ def prepare(config: Config) -> Parts:
 def run(
     config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], None], parts: Parts | None = None
 ) -> None:
-    """Play all rounds that are not yet done, or until ``[stop]`` ends the run; each is on disk when it ends.
+    """Run all rounds that are not yet done, or until ``[stop]`` ends the run; each is on disk when it ends.
 
     Parameters
     ----------
     config
-        Resolved, without a sweep.
+        Resolved config, without a sweep.
     on_round
-        Is called after each round.
+        Function that is called after each round.
     parts
-        What `prepare` built for this run and no other run has used, perhaps with another engine; else it is built here.
+        What `prepare` built for this run, perhaps with another engine, and no other run has used; built if not given.
 
     Raises
     ------
@@ -117,12 +117,12 @@ def _restore(rounds: Rounds, done: int) -> None:
         rounds.checkpoints.load(done, rounds.strategy, rounds.engine)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(
-            f"{folder.checkpoints} is damaged ({error}); remove the folder {folder.path} to start the run anew"
+            f"{folder.checkpoints} is damaged ({error}); remove the folder {folder.path} to start the run again"
         ) from error
 
 
 def rounds_done(folder: RunFolder) -> int:
-    """Return the last round that a run would not have to play again."""
+    """Return the last round that a resumed run would not run again."""
     return Checkpoints(folder.checkpoints).newest()
 
 
@@ -138,7 +138,7 @@ def _engine_settings(federation: Federation) -> EngineConfig:
 
 
 def _app_maker(federation: Federation, cohort: int) -> Callable[[], ClientApp]:
-    """Return what builds the clients' app: in this process from what is there, in another from the config."""
+    """Return a function that builds the clients' app: here from the federation, in another process from the config."""
     if federation.config.engine.name == "ray":
         return partial(app_of, federation.config, cohort)
     return partial(client_app, federation, cohort)
@@ -157,7 +157,7 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
             if server_round > done:
                 path.unlink()
     known = folder.read_env() if folder.env.exists() else {"started": []}
-    # What was chosen by measuring stays, so that a run that goes on has the numbers of one that never stopped.
+    # What was chosen by measuring stays, so that a resumed run has the numbers of one that never stopped.
     chosen = known.get("cohort") if config.engine.cohort == "auto" else None
     cohort = chosen or cohort_size(federation)
     write_json(folder.env, environment(federation.device) | {"cohort": cohort, "started": [*known["started"], now()]})
@@ -169,17 +169,17 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
 
 @contextmanager
 def _alone_in(folder: RunFolder) -> Iterator[None]:
-    """Create the folder and keep other processes out of it; the lock ends with this process, however that ends."""
+    """Create the folder and lock it; the lock ends with this process, however that ends."""
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.lock, timeout=0)
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"run folder {folder.path} is in use by another process; wait for its end, or give another with --out"
+            f"run folder {folder.path} is in use by another process; wait until it ends, or choose another with --out"
         ) from None
     except OSError as error:
-        raise ConfigError(f"run folder {folder.path} cannot be written ({error}); give another with --out") from error
+        raise ConfigError(f"run folder {folder.path} cannot be written ({error}); choose another with --out") from error
     try:
         yield
     finally:
@@ -188,7 +188,7 @@ def _alone_in(folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def _log_to(folder: RunFolder) -> Iterator[None]:
-    """Write what fedsim logs to the run's own file too."""
+    """Also write fedsim's log to the file of the run."""
     handler = logging.FileHandler(folder.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger("fedsim")

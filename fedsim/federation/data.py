@@ -1,4 +1,4 @@
-"""The data of a run: who holds which examples, and what they look like to a model."""
+"""The data of a run: which client holds which examples, as a model sees them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ HELD_BYTES = 2**26
 
 
 class ClientData:
-    """A client's share of the training set, in three parts, each made when it is first asked for.
+    """A client's share of the training set, in three parts, each made when it is first used.
 
     A part is normalised inputs, shape [n, ...], skewed as the config says, and targets, shape [n] or [n, length].
     Training and test have at least one example; validation may be empty.
@@ -38,30 +38,30 @@ class ClientData:
 
     @cached_property
     def train(self) -> InputsAndTargets:
-        """What the client trains on."""
+        """Training examples."""
         return self._data._part(self._client, "train", skewed=True)
 
     @cached_property
     def validation(self) -> InputsAndTargets:
-        """What models are selected on."""
+        """Validation examples, for the selection of models."""
         return self._data._part(self._client, "validation", skewed=True)
 
     @cached_property
     def test(self) -> InputsAndTargets:
-        """What the client's models are measured on."""
+        """Test examples."""
         return self._data._part(self._client, "test", skewed=self._data.config.partition.test_skew == "alike")
 
 
 @dataclass(frozen=True)
 class FederatedData:
-    """A data set shared out over the clients.
+    """A data set, split across the clients.
 
     Parameters
     ----------
     dataset
         On the run's device; its test set is the sample that the config asks for.
     split
-        What each client trains, validates and tests on: positions in the training set.
+        Positions in the training set that each client trains, validates and tests on.
     """
 
     config: Config
@@ -69,7 +69,7 @@ class FederatedData:
     split: Split
 
     def heterogeneity(self) -> Heterogeneity:
-        """Return how many examples of each class each client holds; of sequences, how many targets."""
+        """Return the number of examples of each class that each client holds; for sequences, the number of targets."""
         whole = self.split.whole
         targets = self.dataset.train.targets.cpu().numpy()
         counts = LabelCounts.of(whole, targets, len(self.dataset.classes))
@@ -83,12 +83,12 @@ class FederatedData:
 
     @cached_property
     def augmentation(self) -> Augmentation:
-        """What is done to the training images; the padding of a crop is black."""
+        """Augmentation of the training images; crops are padded with black."""
         black = tuple(-mean / std for mean, std in zip(self.dataset.mean, self.dataset.std, strict=True))
         return Augmentation(self.config.data.flip, self.config.data.crop, black)
 
     def client(self, client: int) -> ClientData:
-        """Return a client's examples, normalised and skewed as the config says; those used last are held in memory."""
+        """Return a client's examples, normalised and skewed as configured; recently used ones are held in memory."""
         return self._clients(client)
 
     @cached_property
@@ -116,7 +116,7 @@ class FederatedData:
 
     @cached_property
     def trained_on(self) -> np.ndarray:
-        """Positions in the training set of what the clients train on, in ascending order, without unseen clients'."""
+        """Positions in the training set that the clients train on, in ascending order, without unseen clients'."""
         return self._seen("train")
 
     def _seen(self, part: str) -> np.ndarray:
@@ -144,7 +144,7 @@ class FederatedData:
 
 
 def federated_data_of(config: Config) -> FederatedData:
-    """Read the data of a resolved config, once per process, and share them out.
+    """Read the data of a resolved config, once per process, and split them across the clients.
 
     Raises
     ------

@@ -31,7 +31,7 @@ def split_of(config: Config, dataset: Dataset) -> Split:
 
 
 def sample_positions(config: Config, labels: np.ndarray, wanted: int | None, part: str, name: str) -> np.ndarray:
-    """Return the positions of as many examples as are wanted, each class with its share: all by default.
+    """Return the positions of the wanted number of examples, stratified by class: all by default.
 
     Raises
     ------
@@ -42,7 +42,8 @@ def sample_positions(config: Config, labels: np.ndarray, wanted: int | None, par
         return np.arange(len(labels))
     if wanted > len(labels):
         raise ConfigError(
-            f"data.{part}_examples = {wanted} is more than the {len(labels)} examples of {name!r}; use at most so many"
+            f"data.{part}_examples = {wanted} is more than the {len(labels)} examples of {name!r}; use at most "
+            "that many"
         )
     return stratified(labels, wanted, rng(config.seed, f"{part} examples"))
 
@@ -51,7 +52,7 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
     settings, tests = config.partition, None
     every = np.arange(len(chosen))
     if settings.test_skew == "uniform":
-        # Every client is tested on a like share of all examples; only what is left is skewed.
+        # Every client is tested on an IID share of all examples; only the rest is skewed.
         shuffled = rng(config.seed, "uniform test").permutation(every)
         n_test = max(config.clients, round(settings.test * len(chosen)))
         if len(chosen) - n_test < config.clients:
@@ -66,7 +67,7 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
     if isinstance(partition, Split):
         if tests is not None:
             raise ConfigError(
-                f"partition.test_skew = 'uniform' does not go with scheme = {settings.scheme!r}, which says by itself "
+                f"partition.test_skew = 'uniform' does not go with scheme = {settings.scheme!r}, which itself decides "
                 "who is tested on what; remove it"
             )
         return partition.positions(chosen)
@@ -96,7 +97,7 @@ def _saved(config: Config, dataset: Dataset) -> Split:
         default = type(config.partition).model_fields[name].default
         given[f"partition.{name}"] = getattr(config.partition, name) != default
     if useless := next((name for name, is_given in given.items() if is_given), None):
-        raise ConfigError(f"partition.scheme = 'saved' says who trains and tests on what; remove {useless}")
+        raise ConfigError(f"partition.scheme = 'saved' already decides who trains and tests on what; remove {useless}")
     split = making.make_partition(config, dataset.labels, dataset.ids, rng(config.seed, "partition"))
     assert isinstance(split, Split)
     return split

@@ -1,4 +1,4 @@
-"""When a run ends before its last round, and which of its rounds is the best: by validation data, never test data."""
+"""Early stopping, and the best round: by validation data, never by test data."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,12 +13,12 @@ def validation_means(rows: Iterable[Mapping[Any, Any]], metric: str) -> dict[int
     Parameters
     ----------
     rows
-        Of ``metrics.jsonl``, in its order.
+        Rows of ``metrics.jsonl``, in their order.
 
     Returns
     -------
     means
-        NaN where a client's value is not finite. Each client counts alike.
+        Means by round, NaN where a client's value is not finite. All clients have the same weight.
     """
     values: dict[int, list[float]] = {}
     for row in rows:
@@ -36,12 +36,12 @@ def best_round(means: Mapping[int, float], metric: str) -> int | None:
 
 
 def reason_to_stop(means: Mapping[int, float], settings: StopConfig) -> str | None:
-    """Return why a run should end after the last of these rounds, or None if it should go on.
+    """Return why a run should end after the last of these rounds, or None if it should continue.
 
     Parameters
     ----------
     means
-        By round, of all evaluations so far.
+        Means of all evaluations so far, by round.
     """
     if not settings.patience or not means:
         return None

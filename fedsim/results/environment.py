@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine and source."""
+"""The environment of a run: versions, machine and source."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and files of JSON lines."""
+"""Files that are written whole or not at all, and files of JSON lines."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a worker that reads no table need not wait for pandas
+if TYPE_CHECKING:  # a worker that reads no table does not wait for pandas
     import pandas as pd
 
 
@@ -54,7 +54,7 @@ def read_rows(path: Path) -> "pd.DataFrame":
 def keep_rounds(path: Path, last_round: int) -> None:
     """Drop the rows of rounds after ``last_round`` from a file of JSON lines, and a last line that was cut short.
 
-    A file that is left without a row is removed, as a run has some of its files only where there is a row for them.
+    A file that is left without rows is removed, as a run has some of its files only if there are rows for them.
     """
     if not path.exists() or not path.stat().st_size:
         return

@@ -1,4 +1,4 @@
-"""Who takes part: functions of the seed, so that no strategy and no history can disturb them."""
+"""Who takes part: functions of the seed, which no strategy and no history can change."""
 
 from collections.abc import Collection, Sequence
 
@@ -48,7 +48,7 @@ def draw_participants(
 
 
 def draw_evaluated(seed: int, clients: int, limit: int | None, unseen: float = 0.0) -> list[int]:
-    """Return the clients that are evaluated, in ascending order: all, or so many, and at most as many unseen ones."""
+    """Return the clients that are evaluated, in ascending order: all, or ``limit`` seen and ``limit`` unseen ones."""
     never = draw_unseen(seed, clients, unseen)
     chosen: list[int] = []
     for stream, group in (("evaluated clients", _others(clients, never)), ("evaluated unseen clients", never)):

@@ -1,4 +1,4 @@
-"""The bytes that travel in a round, counted in the messages themselves, by client and layer."""
+"""The bytes that travel in a round, counted in the messages, by client and layer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,21 +9,21 @@ from fedsim.models.layers import Layers
 from fedsim.strategy import messages
 
 Arrays = Mapping[str, Array]
-OUTSIDE = "-"  # what a set holds that is no entry of a layer
+OUTSIDE = "-"  # entries of a set that belong to no layer
 
 
 class Traffic:
-    """Counts what messages of one round carry; a probe and what evaluation needs do not count."""
+    """Bytes of the messages of one round; probes, and messages for evaluation, do not count."""
 
     def __init__(self, layers: Layers) -> None:
         self._layers = layers
         self._bytes: dict[tuple[int, str, str], dict[str, int]] = {}
-        # Clients that take the same layers share one record, which is measured once. It is held, so that no other
+        # Clients that take the same layers share one record, which is measured once. It is held so that no other
         # record can have its identity.
         self._measured: dict[int, tuple[Arrays, dict[str, int]]] = {}
 
     def count(self, client: int, direction: str, message: Message) -> None:
-        """Add what a message to or from a client carries: layers of the model, and sets of the method."""
+        """Add the bytes of a message to or from a client: layers of the model, and sets of the method."""
         records = {messages.MODEL: messages.arrays_of(message.content, messages.ARRAYS)}
         for name, record in (records | messages.sets_of(message.content)).items():
             sizes = self._shared_sizes(record) if direction == "down" else self._sizes(record)
@@ -31,9 +31,9 @@ class Traffic:
                 self._bytes.setdefault((client, name, layer), {"down": 0, "up": 0})[direction] += size
 
     def rows(self, server_round: int) -> list[dict[str, Any]]:
-        """Return one row per client, set and layer, in the order of the layers; what is in no layer comes last.
+        """Return one row per client, set and layer, in the order of the layers; entries in no layer come last.
 
-        The layers of the model are in the set ``model``; the layer of what a set holds beside them is ``-``.
+        The layers of the model are in the set ``model``; the layer of other entries of a set is ``-``.
         """
         order = {name: position for position, name in enumerate(self._layers.names)}
 

@@ -149,9 +149,9 @@ def test_by_default_barriers_take_a_tenth_of_the_trainings_work(tiny: Tiny) -> N
 def test_a_dry_run_says_what_the_analysis_costs(tiny: Tiny) -> None:
     text = describe_run(tiny(rounds=100, barriers={"measures": ALL}))
     assert "of 100 rounds, 13 models on 60 examples each" in text
-    assert "% of the work of the training" in text
+    assert "passes of the training" in text
     assert "not counted: robustness, criticality, interaction" in text
-    assert "none, as one round of them" in describe_run(tiny(barriers={}))
+    assert "none: a round of barriers would cost more than 10 % of training" in describe_run(tiny(barriers={}))
     assert "none; set barriers.every" in describe_run(tiny(barriers={"every": 0}))
 
 

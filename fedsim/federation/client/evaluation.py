@@ -1,4 +1,4 @@
-"""How clients evaluate models on data of their own."""
+"""How clients evaluate models on their own data."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ from fedsim.strategy import messages
 from fedsim.training import recompute_buffers_
 from fedsim.training.evaluation import Evaluation, evaluate, evaluate_cohort
 
-# What is measured beside a model on the client's own test data, whose place ``unseen`` takes for a client that never
-# trains: models are selected on validation data, and only those of clients that train.
+# Models that are also measured on validation data and on the server's test data. They are those of clients that train;
+# a client that never trains has the split ``unseen`` instead.
 SELECTED = (PERSONALISED, TRAINED, FINE_TUNED)
 
 
@@ -45,9 +45,9 @@ class _Measurement:
 
 
 def evaluate_clients(federation: Federation, requests: Sequence[tuple[Message, Context]]) -> list[RecordDict]:
-    """Measure the models of each client that its message asks for: on its own held-out examples, and the server's.
+    """Measure the models of each client that its message names, on its own held-out examples and the server's.
 
-    A message without such a wish asks for the personalised model and the global one.
+    A message that names none asks for the personalised and the global model.
     """
     server = _server_test(federation)
     planned = [list(_measurements(federation, server, *request)) for request in requests]
@@ -67,12 +67,12 @@ def evaluate_clients(federation: Federation, requests: Sequence[tuple[Message, C
 def evaluate_trained(
     federation: Federation, clients: Sequence[int], trained: Sequence[Params]
 ) -> list[dict[str, float]]:
-    """Measure models right after local training; return each client's numbers.
+    """Measure models right after local training; return each client's metrics.
 
     Parameters
     ----------
     trained
-        All entries of each client's model.
+        Model of each client, all entries.
     """
     server = _server_test(federation)
     planned = [
@@ -123,7 +123,7 @@ def _on_each_part(
     *,
     is_unseen: bool,
 ) -> Iterator[_Measurement]:
-    """Yield what is measured of one model of a client."""
+    """Yield the measurements of one model of a client."""
 
     def calibration() -> Tensor:
         return data.train[0]
@@ -165,12 +165,12 @@ def _evaluated(federation: Federation, measurements: Sequence[_Measurement], *, 
 
 
 def load_for_evaluation(federation: Federation, params: Params, calibration: Callable[[], Tensor]) -> nn.Module:
-    """Return this thread's model with ``params``; its running statistics are computed anew where the config says so.
+    """Return this thread's model with ``params``; running statistics are recomputed where the config asks for it.
 
     Parameters
     ----------
     calibration
-        Returns normalised training inputs for the running statistics, shape [n, ...].
+        Function that returns normalised training inputs for the running statistics, shape [n, ...].
     """
     model = federation.model()
     load_state_(model, params)

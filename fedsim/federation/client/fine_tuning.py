@@ -1,4 +1,4 @@
-"""Fine-tuning for evaluation: what a client's model becomes with a little more training that nobody keeps."""
+"""Fine-tuning for evaluation: a little more training of a client's model, which is then discarded."""
 
 from fedsim.errors import ConfigError
 from fedsim.federation.data import InputsAndTargets
@@ -35,16 +35,16 @@ def fine_tune(
 ) -> Params:
     """Return a client's model after training on its own data for as long as ``[evaluation]`` says.
 
-    It is SGD by the settings in ``[local]``; momentum begins at zero and is not kept.
+    It is SGD with the settings of ``[local]``; momentum begins at zero and is not kept.
 
     Parameters
     ----------
     params
-        All entries of the client's personalised model.
+        Personalised model of the client, all entries.
     train
-        The client's training examples.
+        Training examples of the client.
     layers
-        Expression of those that are trained; all others stay as they are.
+        Expression for the layers to train; all others stay as they are.
     """
     config = federation.config
     model, settings = federation.model(), config.evaluation

@@ -1,4 +1,4 @@
-"""Where the clients run: implementations of Flower's Grid. ``ray`` is imported only when it is asked for, only here."""
+"""Where the clients run: implementations of Flower's Grid. ``ray`` is imported here alone, and only when it is used."""
 
 import os
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from flwr.clientapp import ClientApp
 from fedsim.config import EngineConfig
 from fedsim.federation.engines.grid import Engine
 
-# Both are read when ray is imported. Its workers give way to every other process unless this is set.
+# Both are read when ray is imported. Without the first, its workers yield to every other process.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# A worker without a share of a GPU may still use it, which is also what Ray will do by default.
+# A worker without a share of a GPU may still use it, which will be the default of Ray.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def make_engine(settings: EngineConfig, make_app: Callable[[], ClientApp], clients: int) -> Engine:
-    """Start the engine that ``[engine]`` chooses.
+    """Start the engine that ``[engine]`` names.
 
     Parameters
     ----------

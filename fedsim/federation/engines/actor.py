@@ -1,4 +1,4 @@
-"""What runs in a worker process of its own."""
+"""What runs in a worker process."""
 
 import os
 import sys
@@ -21,21 +21,21 @@ class Actor:
     Parameters
     ----------
     scratch
-        Where to put states that do not fit in memory; None for the system's temporary folder.
+        Folder for states that do not fit in memory; None for the system's temporary folder.
     """
 
     _clients: Clients
 
     def __init__(self, scratch: str | None) -> None:
         torch.set_num_threads(1)
-        # What a worker that is killed leaves on disk goes away with Ray's own files.
+        # What a killed worker leaves on disk is removed with Ray's own files.
         tempfile.tempdir = scratch
 
     def placed(self) -> None:
         """Return as soon as the actor has a process."""
 
     def start(self, make_app: Callable[[], ClientApp], count: int, cache_bytes: int) -> int:
-        """Build the app, and return how many clients it answers for at a time."""
+        """Build the app, and return the number of clients that it answers for at a time."""
         self._clients = Clients(make_app(), count, cache_bytes)
         return self._clients.cohort
 
@@ -47,12 +47,12 @@ class Actor:
         Parameters
         ----------
         places
-            Of each buffer in ``common``; -1 for the next of ``own``.
+            Place of each buffer in ``common``; -1 for the next one of ``own``.
 
         Returns
         -------
         tuple
-            The packed replies, and the seconds that they took.
+            Packed replies, and the seconds that they took.
         """
         began, rest = time.perf_counter(), iter(own)
         messages = unpack(data, [common[place] if place >= 0 else next(rest) for place in places])
@@ -64,7 +64,7 @@ class Actor:
         self._clients.save(folder, clients, server_round)
 
     def load(self, folder: Path, rounds: dict[int, int]) -> None:
-        """Take the state of these clients from their files."""
+        """Load the state of these clients."""
         self._clients.load(folder, rounds)
 
     def end(self) -> None:
@@ -73,14 +73,14 @@ class Actor:
 
 
 def variables() -> dict[str, str]:
-    """Return what a worker process must have in its environment: it imports and reads data from where this one does."""
+    """Return environment variables with which a worker process imports and reads data from where this one does."""
     places = {name: os.environ[name] for name in ("FEDSIM_DATA", "XDG_CACHE_HOME") if name in os.environ}
     return {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **places}
 
 
 @contextmanager
 def inherited(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of this process for a while: the processes that are started meanwhile keep them."""
+    """Set variables of this process, so that processes started meanwhile inherit them."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -1,4 +1,4 @@
-"""The clients of one worker: how they answer messages, and what becomes of their states."""
+"""The clients of one worker: their replies to messages, and the states that they leave."""
 
 import logging
 import threading
@@ -17,16 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 class Clients:
-    """Answers messages with the clients' app, each client with the state that it left behind.
+    """Answers messages with the clients' app, each client with the state that it left after its last message.
 
-    A client that fails keeps the state that it had: it is as if the message had never come.
+    A client that fails keeps the state that it had, as if the message had never come.
 
     Parameters
     ----------
     count
-        Number of all clients of the run, of which this worker may see only some.
+        Number of clients of the run; this worker may see only some of them.
     cache_bytes
-        Of the states that are held in memory; the others are on disk.
+        Size of the states that are held in memory; the others are on disk.
     """
 
     def __init__(self, app: ClientApp, count: int, cache_bytes: int = CACHE_BYTES) -> None:
@@ -38,7 +38,7 @@ class Clients:
 
     @property
     def cohort(self) -> int:
-        """How many clients the app answers for at a time."""
+        """Number of clients that the app answers for at a time."""
         return self._app.cohort if isinstance(self._app, CohortApp) else 1
 
     def answer(self, message: Message) -> Message:
@@ -50,13 +50,13 @@ class Clients:
             reply = self._app(message, context)
             self._keep(client, reply, context, abandoned)
         except Exception as error:
-            # The traceback is for the log; who waits for the reply says what it means for the run.
+            # The traceback is for the log; the caller decides what the error means for the run.
             logger.info("client %d failed in %s", client, message.metadata.message_type, exc_info=True)
             return error_reply(message, f"{type(error).__name__}: {error}")
         return reply
 
     def answer_all(self, messages: list[Message]) -> list[Message]:
-        """Return the reply of each message's client, in order; as many clients at once as the app can answer for."""
+        """Return the replies to messages, in order; the app answers for as many clients at a time as it can."""
         replies: list[Message] = []
         for start in range(0, len(messages), self.cohort):
             replies += self._answer_cohort(messages[start : start + self.cohort])
@@ -73,16 +73,16 @@ class Clients:
         )
 
     def abandon(self, client: int) -> None:
-        """Let the state that a client will leave behind after what it is doing now count for nothing."""
+        """Discard the state that a client will leave after what it is doing now."""
         with self._lock:
             self._abandoned[client] = self._abandoned.get(client, 0) + 1
 
     def save(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
-        """Write the state of each client that has one to its own file."""
+        """Write the state of each client that has one to a file."""
         self._states.save(folder, clients, server_round)
 
     def load(self, folder: Path, rounds: Mapping[int, int]) -> None:
-        """Take each client's state as of the round given for it."""
+        """Load each client's state after the round given for it."""
         self._states.load(folder, rounds)
 
     def _answer_cohort(self, messages: list[Message]) -> list[Message]:
@@ -94,7 +94,7 @@ class Clients:
             contexts = [self.context_of(client) for client in clients]
             replies = self._app.together(list(zip(messages, contexts, strict=True)))
         except Exception:
-            logger.info("clients %s failed together; each is tried alone", clients, exc_info=True)
+            logger.info("clients %s failed as a cohort; each is tried alone", clients, exc_info=True)
             return [self.answer(message) for message in messages]
         for client, reply, context, before in zip(clients, replies, contexts, abandoned, strict=True):
             self._keep(client, reply, context, before)

@@ -12,7 +12,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-# Flower's Message constructor asks this class who is sending; its own runtimes set it, and so must a Grid of ours.
+# Flower's Message constructor asks this class for the sender; its own runtimes set it, and so must this Grid.
 from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE = -1
@@ -28,7 +28,7 @@ def processors() -> int:
 
 
 def error_reply(message: Message, reason: str) -> Message:
-    """Return the reply of a client that has none of its own, with the reason in one line."""
+    """Return an error in place of a client's reply, with the reason in one line."""
     return Message(Error(CLIENT_RAISED, " ".join(reason.split())), reply_to=message)
 
 
@@ -51,16 +51,16 @@ class Restored:
 class Engine(Grid):
     """A Grid whose nodes are the clients: node ``k`` is client ``k``.
 
-    Use it as a context manager, so that its workers end with the run.
+    As a context manager, it ends its workers with the run.
 
     Parameters
     ----------
     clients
         Number of clients.
     workers
-        Threads or actors; 0 for one per processor that this process may use.
+        Number of threads or actors; 0 for one per processor that this process may use.
     deadline
-        Seconds that a client has for its reply once a worker has begun with it; without one, as long as it takes.
+        Seconds that a client has for its reply once a worker has begun with it; unlimited if not given.
     """
 
     def __init__(self, clients: int, workers: int, deadline: float | None = None) -> None:
@@ -140,8 +140,8 @@ class Engine(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Run the messages' clients and yield their replies in the order of the messages.
 
-        A reply that has been yielded is not held, so that who lets it go frees its memory. The clients run to their
-        end, whatever the timeout; ``deadline`` is what limits them.
+        The engine keeps no reply that it has yielded, so the caller can free it. The timeout is ignored; ``deadline``
+        limits the clients.
         """
         sent = list(messages)
         for message in sent:

@@ -1,4 +1,4 @@
-"""Which state of each client is on disk, and what it takes to bring it back when the worker that held it dies."""
+"""Which state of each client is on disk, and how to restore it when the worker that held it dies."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,8 +12,8 @@ class Journal:
     """Remembers, for each client, its last checkpoint and the message that has changed its state since.
 
     A message is kept only until the next training begins, as it holds the model of its round. So a client that has
-    trained once since its checkpoint can be brought to where it was, and one that has trained more often cannot.
-    What a client does in an evaluation is taken to leave its state alone.
+    trained once since its checkpoint can be restored to where it was; one that has trained more often cannot.
+    Evaluation is assumed to leave a client's state unchanged.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Journal:
         self._again: dict[int, Message] = {}
 
     def begin(self, messages: Iterable[Message]) -> None:
-        """Note that clients are about to get these messages."""
+        """Note that these messages are about to be sent."""
         if any(_changes_state(message) for message in messages):
             self._changed = {client: self._again.get(client) for client in self._changed}
 
@@ -33,7 +33,7 @@ class Journal:
             self._changed[client] = None if client in self._changed else message
 
     def saved(self, folder: Path, rounds: Mapping[int, int]) -> None:
-        """Note that each of these clients has the state that ``folder`` holds of its round, if any."""
+        """Note that the state of each of these clients is the one that ``folder`` has for its round, if any."""
         for client, server_round in rounds.items():
             self._saved[client] = folder, server_round
             self._changed.pop(client, None)
@@ -44,15 +44,15 @@ class Journal:
         return self._saved.keys() | self._changed.keys()
 
     def set_back(self, clients: Iterable[int]) -> tuple[dict[Path, dict[int, int]], dict[int, int]]:
-        """Note that the worker of these clients is gone.
+        """Note that the worker of these clients is dead.
 
         Returns
         -------
         files
-            The round of each client's file to read, by folder.
+            Round of each client's file to read, by folder.
         restored
-            The round of the state that each client now has, 0 for its initial one. A client that can answer its last
-            message again is not in it.
+            Round of the state that each client now has, 0 for its initial one, except clients that can answer their
+            last message again.
         """
         files: dict[Path, dict[int, int]] = {}
         restored: dict[int, int] = {}
@@ -66,15 +66,15 @@ class Journal:
         return files, restored
 
     def waiting(self, clients: Iterable[int]) -> list[Message]:
-        """Return what each of these clients must answer again before anything else."""
+        """Return the messages that these clients must answer again before anything else."""
         return [self._again[client] for client in clients if client in self._again]
 
     def to_repeat(self, client: int) -> Message | None:
-        """Return what the client must answer again, if anything, and take it as done."""
+        """Return the message that the client must answer again, if any, and forget it."""
         return self._again.pop(client, None)
 
     def give_up(self, client: int) -> dict[int, int]:
-        """Note that a client stays at its last checkpoint; return it with the round of that."""
+        """Note that a client stays at its last checkpoint; return the client with the round of that."""
         self._changed.pop(client, None)
         self._again.pop(client, None)
         file = self._file(client)
@@ -90,7 +90,7 @@ def _changes_state(message: Message) -> bool:
 
 
 def describe(restored: Mapping[int, int]) -> str:
-    """Say which clients are back at which state."""
+    """Return in words which clients are back at which state."""
     by_round: dict[int, list[int]] = {}
     for client, server_round in sorted(restored.items()):
         by_round.setdefault(server_round, []).append(client)

@@ -1,4 +1,4 @@
-"""All clients in this process, one per thread: the reference that other engines are tested against."""
+"""All clients in this process, one per thread: the reference for other engines."""
 
 import contextlib
 import ctypes
@@ -17,11 +17,11 @@ from fedsim.federation.engines.clients import CACHE_BYTES, Clients
 from fedsim.federation.engines.grid import Engine
 
 STOP_SECONDS = 5.0
-Job = tuple[int, list[Message]]  # a number of its own, and the messages of a cohort; also for the replies
+Job = tuple[int, list[Message]]  # its number, and the messages of a cohort, or the replies to them
 
 
 class _Stopped(BaseException):
-    """Raised in a worker whose clients have no more time."""
+    """Raised in a worker whose clients ran out of time."""
 
 
 class _Worker(threading.Thread):
@@ -30,7 +30,7 @@ class _Worker(threading.Thread):
     Attributes
     ----------
     job, began
-        What it is working on, and since when in seconds of ``clock``.
+        What it is running, and since when in seconds of ``clock``.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class _Worker(threading.Thread):
             pass
 
     def stop(self) -> None:
-        """Raise `_Stopped` in the thread once it is in Python code again; a call of C code first comes to its end."""
+        """Raise `_Stopped` in the thread as soon as it runs Python code; a call of C code is finished first."""
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(_Stopped))
 
     def stop_overdue(self, deadline: float) -> Job | None:
-        """Stop the thread if it has worked on its job for longer; return that job."""
-        # The lock keeps it from finishing meanwhile, and so from losing the job that it would take next.
+        """Stop the thread if its job has run for longer; return that job."""
+        # The lock keeps it from finishing meanwhile and losing the job that it would take next.
         with self._lock:
             if self.job is None or self._clock() - self.began <= deadline:
                 return None
@@ -74,17 +74,17 @@ class _Worker(threading.Thread):
 
 
 class LocalEngine(Engine):
-    """Runs each client, or each cohort of clients, in a thread, as many at a time as there are workers.
+    """Runs each client, or each cohort of clients, in a thread; one at a time per worker.
 
-    torch spends its time outside Python's lock, so two clients on two threads beat one client on both. Each uses
-    one intra-op thread, so that no number depends on how many there are.
+    torch spends its time outside Python's lock, so two clients on two threads are faster than one client on both. Each
+    uses one intra-op thread, so that no result depends on the number of workers.
 
     Parameters
     ----------
     cache_bytes
-        Of the clients' states that are held in memory; the others are on disk.
+        Size of the clients' states that are held in memory; the others are on disk.
     clock
-        Returns the time in seconds, by which deadlines are kept.
+        Function that returns the time in seconds, for the deadline.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class LocalEngine(Engine):
             yield from done.pop(number)
 
     def context_of(self, client: int) -> Context:
-        """Return a client's number, and a copy of what it remembers."""
+        """Return a client's number, and a copy of its state."""
         return self._clients.context_of(client)
 
     def save_clients(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
@@ -127,11 +127,11 @@ class LocalEngine(Engine):
         self._clients.save(folder, clients, server_round)
 
     def load_clients(self, folder: Path, rounds: Mapping[int, int]) -> None:
-        """Read the state of these clients."""
+        """Load the state of these clients."""
         self._clients.load(folder, rounds)
 
     def close(self) -> None:
-        """End the threads, also in the middle of a client's work."""
+        """End the threads, even while clients run."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._jobs.get_nowait()
@@ -149,7 +149,7 @@ class LocalEngine(Engine):
         return worker
 
     def _next(self) -> dict[int, list[Message]]:
-        """Wait for the next replies, or for clients that are overdue: another worker takes their worker's place."""
+        """Wait for the next replies, or for overdue clients, whose worker is replaced."""
         while True:
             try:
                 return dict([self._done.get(timeout=self._seconds_left())])

@@ -1,7 +1,7 @@
-"""How messages travel between processes: as few bytes, with the arrays beside them and each only once.
+"""How messages travel between processes: as few bytes, next to the buffers of their arrays, each only once.
 
-A message is pickled, as Flower and Ray do too; it never leaves the machines of the run. The memory of its arrays is not
-copied into the bytes: who sends them decides how each buffer travels, and who reads them uses the memory as it is.
+A message is pickled, as in Flower and Ray; it never leaves the machines of the run. The memory of its arrays is not
+copied into the bytes: the sender decides how each buffer travels, and the reader uses the memory as it is.
 """
 
 import copyreg
@@ -23,7 +23,7 @@ Buffer = np.ndarray  # bytes of one array, shape [size], uint8
 Strides = tuple[int, ...]
 
 with warnings.catch_warnings():
-    # Arrays out of Ray's object store are read-only, of which torch warns once per process; nobody writes to them.
+    # Arrays out of Ray's object store are read-only, of which torch warns once per process; no code writes to them.
     warnings.simplefilter("ignore")
     torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
 
@@ -35,7 +35,7 @@ class Packer:
     """
 
     def __init__(self) -> None:
-        # By the memory that they were made of, which is held here so that its address stays taken.
+        # Keyed by the memory that they were made of, which is held here so that its address is not reused.
         self._tensors: dict[tuple[Any, ...], tuple[Tensor, Buffer, Strides]] = {}
         self._bytes: dict[int, tuple[bytes, Buffer]] = {}
 
@@ -70,16 +70,16 @@ class Packer:
     def _reducers(
         self, buffers: list[Buffer]
     ) -> dict[type, Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]]:
-        def beside(buffer: Buffer) -> pickle.PickleBuffer:
+        def apart(buffer: Buffer) -> pickle.PickleBuffer:
             buffers.append(buffer)
             return pickle.PickleBuffer(buffer.data)
 
         def reduce_tensor(array: TensorArray) -> tuple[Callable[..., Any], tuple[Any, ...]]:
             buffer, strides = self._of_tensor(array.tensor)
-            return _tensor_array, (beside(buffer), array.tensor.dtype, array.shape, strides)
+            return _tensor_array, (apart(buffer), array.tensor.dtype, array.shape, strides)
 
         def reduce_array(array: Array) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-            return _array, (array.dtype, array.shape, array.stype, beside(self._of_bytes(array.data)))
+            return _array, (array.dtype, array.shape, array.stype, apart(self._of_bytes(array.data)))
 
         return {TensorArray: reduce_tensor, Array: reduce_array}
 

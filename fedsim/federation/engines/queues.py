@@ -1,4 +1,4 @@
-"""What one worker is to do: the messages that wait for it, and the calls that it is working on."""
+"""The work of one worker: messages that wait for it, and calls that it is running."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from flwr.app import Message
 
 from fedsim.federation.engines.journal import Journal
 
-# A call is as long as is worth its cost of about a millisecond, and short enough for replies to flow.
+# Long enough to be worth a call, which costs about a millisecond, and short enough for replies to flow.
 CALL_MESSAGES, CALL_BYTES, CALL_SECONDS = 64, 2**25, 1.0
 
 
@@ -19,10 +19,10 @@ class Item:
     Parameters
     ----------
     number
-        Under which its reply is waited for; None if it was answered before, by a worker that died, and only the state
-        that it leaves behind is wanted.
+        Number under which its reply is awaited; None if a worker that died has answered it before, and only the state
+        that it leaves is needed.
     deaths
-        How often a worker died when it was its turn.
+        How often a worker died while running it.
     """
 
     message: Message
@@ -31,13 +31,13 @@ class Item:
 
     @property
     def client(self) -> int:
-        """The client that is to answer."""
+        """The client that must answer."""
         return self.message.metadata.dst_node_id
 
 
 @dataclass(eq=False)
 class Call:
-    """Items that were sent together, none for a call that is no question, and what will be their result."""
+    """Items that were sent together (none for a call without messages), and the future of their result."""
 
     result: Any
     items: list[Item]
@@ -45,22 +45,22 @@ class Call:
 
 @dataclass(eq=False)
 class Queue:
-    """What waits for one worker and what runs there, each in order."""
+    """Items that wait for a worker, and calls that run there, each in order."""
 
     waiting: deque[Item] = field(default_factory=deque)
     running: deque[Call] = field(default_factory=deque)
 
     def has_room(self, ahead: int) -> bool:
-        """Tell whether the next call may be sent before the results of those that run are there, up to ``ahead``.
+        """Return whether another call may be sent while others run, up to ``ahead`` calls in total.
 
-        After a death none is: a worker that dies at the next call may take an answer with it that is not received yet,
-        and the one who gave it would be blamed.
+        After a death there is only one: a worker that dies at the next call could take an unreceived reply with it,
+        and the client that gave it would be blamed.
         """
         suspected = self.waiting[0].deaths or any(item.deaths for call in self.running for item in call.items)
         return len(self.running) < (1 if suspected else ahead)
 
     def take(self, count: int, journal: Journal) -> list[Item]:
-        """Return the items of the next call; those that come after a death, and what they need first, go alone."""
+        """Return the items of the next call; items that follow a death, or must be repeated, go alone."""
         if message := journal.to_repeat(self.waiting[0].client):
             return [Item(message, None)]
         items = [self.waiting.popleft()]
@@ -71,10 +71,10 @@ class Queue:
         return items
 
     def put_back(self) -> list[Item]:
-        """Let everything wait again that ran when the worker died; return what is not to be tried any more.
+        """Queue again what ran when the worker died; return the items that are not tried again.
 
-        The suspects are those that the worker had begun with. What it answered only for the state is dropped, as the
-        journal knows about it.
+        Suspects are the items that the worker had begun. Items that were repeated only for their state are dropped, as
+        the journal knows about them.
         """
         suspects = self.running.popleft().items if self.running else []
         for item in suspects:
@@ -86,7 +86,7 @@ class Queue:
         return [item for item in suspects if item.deaths > 1 or item.number is None]
 
     def add(self, items: deque[Item]) -> None:
-        """Let the items of another queue wait here, in the order in which their replies are needed."""
+        """Queue the items of another worker, in the order in which their replies are needed."""
         self.waiting = deque(sorted([*self.waiting, *items], key=lambda item: item.number or 0))
 
 
@@ -97,7 +97,7 @@ class _Cost:
 
 
 class Costs:
-    """How many messages go in one call, from what their replies have cost so far."""
+    """Number of messages per call, from the cost of the replies so far."""
 
     def __init__(self) -> None:
         self._costs: dict[str, _Cost] = {}
@@ -108,7 +108,7 @@ class Costs:
         cost.largest_bytes, cost.seconds = max(cost.largest_bytes, size), seconds
 
     def messages(self, message: Message, cohort: int) -> int:
-        """Return how many messages like this one go in a call: whole cohorts, so that no number depends on it."""
+        """Return the number of messages like this one in a call: whole cohorts, so that no result depends on it."""
         if (cost := self._costs.get(message.metadata.message_type)) is None:
             return cohort
         count = min(CALL_MESSAGES, CALL_BYTES / max(cost.largest_bytes, 1), CALL_SECONDS / max(cost.seconds, 1e-9))

@@ -22,27 +22,27 @@ from fedsim.federation.engines.packing import Buffer, Packer, unpack
 from fedsim.federation.engines.queues import Call, Costs, Item
 from fedsim.federation.engines.workers import Worker, Workers, check_resources
 
-CALLS_AHEAD = 2  # per worker, so that it need not wait for the next
-HELD_BYTES = 2**30  # of replies that wait for one before them
+CALLS_AHEAD = 2  # per worker, so that it is never idle between calls
+HELD_BYTES = 2**30  # of replies that wait for an earlier one
 CHECKPOINT_DEATHS = 3
 
 
 class RayEngine(Engine):
     """Runs the clients in actors; a client stays with its actor, so its data and its state do not travel.
 
-    The arrays that several clients get are sent once to each node. An actor that dies is replaced, its clients are
-    set back to their last checkpoint, and those that it had not answered for are asked again, one by one: whoever
-    makes the second one die too is left out.
+    Arrays that several clients receive are sent once to each node. An actor that dies is replaced, its clients are set
+    back to their last checkpoint, and those that it had not answered for are asked again, one by one: a client that
+    crashes the second actor too is left out.
 
     Parameters
     ----------
     address
-        Of an existing cluster (``auto`` finds it); without one, Ray is started on this machine. Checkpoints need a
-        file system that all of its nodes share.
+        Address of an existing cluster (``auto`` finds it); without one, Ray is started on this machine. Checkpoints
+        need a file system that all nodes share.
     gpus_per_worker
-        May be a fraction.
+        Number of GPUs per worker, which may be a fraction.
     cache_bytes
-        Of the clients' states that each worker holds in memory; the others are on disk.
+        Size of the clients' states that each worker holds in memory; the others are on disk.
 
     Raises
     ------
@@ -132,7 +132,7 @@ class RayEngine(Engine):
     # Sending and receiving.
 
     def _forget(self) -> None:
-        """Let go of a round's messages and replies."""
+        """Release a round's messages and replies."""
         self._packer = Packer()
         self._common: Any = []
         self._places: dict[int, int] = {}
@@ -142,7 +142,7 @@ class RayEngine(Engine):
             worker.waiting.clear()
 
     def _share(self, messages: list[Message]) -> list[int]:
-        """Queue messages at their clients' workers, and put what they have in common where each node reads it once."""
+        """Queue messages at their clients' workers, and put their common arrays where each node reads them once."""
         if common := self._packer.common(messages):
             self._common = ray.put(common)
             self._places = {id(buffer): place for place, buffer in enumerate(common)}
@@ -152,12 +152,12 @@ class RayEngine(Engine):
         return numbers
 
     def _advance(self, needed: Worker | None = None) -> None:
-        """Send what can be sent, and take in what comes first: a result, a death, or the end of somebody's time.
+        """Send what can be sent, and wait for what comes first: a result, a death, or the end of a deadline.
 
         Parameters
         ----------
         needed
-            The worker whose reply is waited for, which goes on however much is held.
+            Worker whose reply is awaited; it continues however much is held.
         """
         for worker in self._workers:
             if worker is needed or self._held < HELD_BYTES:
@@ -174,7 +174,7 @@ class RayEngine(Engine):
         self._check_clocks()
 
     def _send(self, worker: Worker) -> None:
-        """Give a worker its next calls; with a deadline one client at a time, so that it is clear whose time runs."""
+        """Send a worker its next calls; with a deadline, one client at a time, to know which one is late."""
         while worker.ready and worker.waiting and worker.has_room(1 if self.deadline else CALLS_AHEAD):
             size = 1 if self.deadline else self._costs.messages(worker.waiting[0].message, self._cohort)
             items = worker.take(size, self._journal)
@@ -214,15 +214,15 @@ class RayEngine(Engine):
             self._done[item.number] = reply, size
             self._held += size
 
-    # Time.
+    # Deadlines.
 
     def _seconds_left(self) -> float | None:
-        """Return the time until `_check_clocks` may find something; None if it cannot."""
+        """Return the seconds until `_check_clocks` may find something; None if it cannot."""
         ends = [end for worker in self._workers if (end := self._end(worker)) is not None]
         return max(0.001, min(ends) - time.monotonic()) if ends else None
 
     def _end(self, worker: Worker) -> float | None:
-        """Return when to look after a worker that has not replied."""
+        """Return when to check on a worker that has not replied."""
         if not worker.ready:
             return worker.look if worker.placed else None
         return worker.since + self.deadline if self.deadline and worker.running and worker.running[0].items else None
@@ -252,7 +252,7 @@ class RayEngine(Engine):
     # Checkpoints.
 
     def _at_homes(self, clients: Iterable[int], call: Callable[[Any, list[int]], Any]) -> None:
-        """Call every actor with those of the clients that are there, also those that take a dead one's place."""
+        """Call every actor with those of the clients that it has, also actors that replace dead ones."""
         left = list(clients)
         for _ in range(CHECKPOINT_DEATHS):
             self._repeat(left)
@@ -262,7 +262,7 @@ class RayEngine(Engine):
         raise RunError(f"Ray's workers died {CHECKPOINT_DEATHS} times at a checkpoint; use fewer engine.workers")
 
     def _call(self, clients: list[int], call: Callable[[Any, list[int]], Any]) -> list[int]:
-        """Call every actor with those of the clients that are there; return the clients of those that died."""
+        """Call every actor with those of the clients that it has; return the clients of actors that died."""
         batches: dict[Worker, list[int]] = {}
         for client in clients:
             batches.setdefault(self._workers.home(client), []).append(client)
@@ -279,7 +279,7 @@ class RayEngine(Engine):
         return left
 
     def _repeat(self, clients: list[int]) -> None:
-        """Let clients answer again what a worker that died had answered: it leaves the state that was lost."""
+        """Let clients answer again what a dead worker had answered, which restores the state that was lost."""
         self._settle()
         while messages := self._journal.waiting(clients):
             for message in messages:
@@ -289,7 +289,7 @@ class RayEngine(Engine):
             self._settle()
 
     def _settle(self) -> None:
-        """Wait until every worker has started and has nothing to do."""
+        """Wait until every worker has started and is idle."""
         while any(not worker.ready or worker.running or worker.waiting for worker in self._workers):
             self._advance()
 

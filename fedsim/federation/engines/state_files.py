@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class StateFiles:
-    """The state files in a folder. A client that keeps nothing for itself has none."""
+    """State files in a folder; a client that keeps nothing for itself has none."""
 
     folder: Path
 

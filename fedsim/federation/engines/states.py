@@ -1,4 +1,4 @@
-"""What the clients remember between messages: those used last in memory, the others on disk."""
+"""States of the clients between messages: recently used ones in memory, the others on disk."""
 
 import tempfile
 import threading
@@ -18,21 +18,21 @@ from fedsim.strategy import messages
 
 
 class States:
-    """The states of the clients that have one; memory does not grow with the number of clients.
+    """The states of the clients, in bounded memory.
 
-    Only parameters (array records) can go to disk. A state that holds anything else stays in memory.
+    Only parameters (array records) can be moved to disk. A state that holds anything else stays in memory.
 
     Parameters
     ----------
     cache_bytes
-        Of the states that are held in memory: the ones that were used last. The newest is held whatever its size.
+        Size of the states that are held in memory, the most recently used ones; the newest is held whatever its size.
     """
 
     def __init__(self, cache_bytes: int) -> None:
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[int, RecordDict] = OrderedDict()
         self._held_bytes = 0
-        # Where the state of a client lies that has not changed since it was written.
+        # Files of the clients whose state has not changed since it was written.
         self._files: dict[int, Path] = {}
         self._spill: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.RLock()
@@ -64,7 +64,7 @@ class States:
                 self._held_bytes -= _size(old)
 
     def save(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
-        """Write the state of each client to a file of its own; a client without a state has none."""
+        """Write each client's state to its file; a client without a state has none."""
         files = StateFiles(folder)
         for client in clients:
             with self._lock:
@@ -75,12 +75,12 @@ class States:
                     self._files[client] = target
 
     def load(self, folder: Path, rounds: Mapping[int, int]) -> None:
-        """Take the state of each client from the file of the round given for it, and forget what it had.
+        """Replace each client's state by the file of the round given for it.
 
         Raises
         ------
         OSError, safetensors.SafetensorError
-            If a file is missing or damaged; its content is read when the client next takes part.
+            If a file is missing or damaged. Its content is read when the client next takes part.
         """
         for client, server_round in rounds.items():
             path = StateFiles(folder).path(client, server_round)
@@ -89,7 +89,7 @@ class States:
                 self._files[client] = path
 
     def _hold(self, client: int, state: RecordDict) -> None:
-        """Hold a state in memory, and write those that were not used for longest to disk if there are too many."""
+        """Hold a state in memory, and move the least recently used ones to disk if there are too many."""
         self._cached[client] = state
         self._held_bytes += _size(state)
         excess, leaving = self._held_bytes - self._cache_bytes, []
@@ -113,7 +113,7 @@ def _size(state: RecordDict) -> int:
 
 
 def _same(one: RecordDict, other: RecordDict) -> bool:
-    """Tell whether two states hold the very same arrays and equal values."""
+    """Return whether two states hold identical arrays and equal values."""
     return one.keys() == other.keys() and all(
         record.keys() == other[name].keys()
         and all(
@@ -125,7 +125,7 @@ def _same(one: RecordDict, other: RecordDict) -> bool:
 
 
 def _copy(record: Any) -> Any:
-    """Return a record that can be changed without changing the other."""
+    """Return a copy that can be changed without changing the record."""
     copied = type(record)()
     for key, value in record.items():
         copied[key] = value

@@ -1,4 +1,4 @@
-"""Workers of the ray engine: actors that start, die, and are replaced, and the clients that each is home to."""
+"""Workers of the ray engine: actors that start, die and are replaced, and the clients that each one has."""
 
 import logging
 import time
@@ -48,14 +48,14 @@ class Worker(Queue):
 
 
 class Workers:
-    """The workers of an engine. A client stays with its worker until that one is gone.
+    """The workers of an engine; a client stays with its worker as long as that one lives.
 
     Parameters
     ----------
     session
         Folder of Ray's own files, if Ray was started here.
     journal
-        Remembers what it takes to bring back the clients of a worker that died.
+        Journal from which the clients of a dead worker are restored.
     """
 
     def __init__(self, count: int, app: App, needs: Needs, session: str | None, journal: Journal) -> None:
@@ -118,14 +118,14 @@ class Workers:
         return []
 
     def give_up(self, items: Iterable[Item], reason: str) -> list[Item]:
-        """Return the items whose replies are waited for; the clients of the others stay at their last checkpoint."""
-        waited_for = []
+        """Return the items whose replies are awaited; the clients of the others stay at their last checkpoint."""
+        awaited = []
         for item in items:
             if item.number is None:
                 self._note(self._journal.give_up(item.client), reason)
             else:
-                waited_for.append(item)
-        return waited_for
+                awaited.append(item)
+        return awaited
 
     def take_restored(self) -> dict[int, Restored]:
         """Return the clients that were set back since the last call."""
@@ -177,7 +177,7 @@ class Workers:
 
 
 def check_resources(needs: Needs, workers: int) -> None:
-    """Refuse what Ray would wait for without end.
+    """Refuse what Ray would wait for forever.
 
     Raises
     ------
