@@ -178,7 +178,7 @@ def test_pfllib_reads_what_is_written_for_it(toy: Callable[..., Config], tmp_pat
             "partition.test_skew = 'uniform' sets 40 of 40 examples aside",
         ),
         ({"data": {"name": "toy-text", "flip": True}}, "data.flip and data.crop are for images"),
-        ({"features": {"skew": "rotate"}}, "features.skew = 'rotate' is unknown; did you mean 'rotation'"),
+        ({"features": {"skew": "rotate"}}, "features.skew = 'rotate' is unknown; known are: none, rotation, noise"),
         ({"partition": {"scheme": "natural", "column": "writer"}}, r"\[partition\] .*writer.*domain"),
         ({"data": {"name": "digits"}, "partition": {"scheme": "natural"}}, r"\[partition\] .*ids"),
         (
