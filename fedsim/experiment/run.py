@@ -94,7 +94,7 @@ def run(
     federation, strategy = parts or prepare(config)
     with _alone_in(folder), _log_to(folder):
         done = _open(config, folder, federation)
-        make_app = _app_maker(federation, folder.read_env()["cohort"])
+        make_app = app_maker(federation, folder.read_env()["cohort"])
         with make_engine(_engine_settings(federation), make_app, config.clients) as engine:
             strategy.set_global_model(federation.initial)
             rounds = Rounds(federation, strategy, engine, folder)
@@ -137,7 +137,7 @@ def _engine_settings(federation: Federation) -> EngineConfig:
     return settings
 
 
-def _app_maker(federation: Federation, cohort: int) -> Callable[[], ClientApp]:
+def app_maker(federation: Federation, cohort: int) -> Callable[[], ClientApp]:
     """Return a function that builds the clients' app: here from the federation, in another process from the config."""
     if federation.config.engine.name == "ray":
         return partial(app_of, federation.config, cohort)

@@ -1,4 +1,4 @@
-"""The model that a config chooses, built and tried before anything is trained."""
+"""The model that a config names, built and tried before training."""
 
 import copy
 import traceback
@@ -20,7 +20,7 @@ def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module
     Parameters
     ----------
     smallest
-        Examples that the client with the fewest trains on.
+        Number of training examples of the smallest client.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module
         model = draw_model(config, dataset)
     except ConfigError:
         raise
-    except Exception as error:  # whatever a model of the user's own may raise
+    except Exception as error:  # a custom model may raise anything
         raise ConfigError(f"{where} cannot be built for inputs of shape {dataset.shape}: {_reason(error)}") from error
     if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
         raise ConfigError(f"{where} gives a {type(model).__name__}; it must be a torch.nn.Module with parameters")
@@ -44,7 +44,7 @@ def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module
 
 
 def draw_model(config: Config, dataset: Dataset) -> nn.Module:
-    """Build the model unchecked, with weights from torch's global random state: `make_model` has checked one before."""
+    """Build the model without checks, with weights from torch's global random state; `make_model` has checked one."""
     return CATALOGUES["models"].make(config.model, dataset.shape, len(dataset.classes))
 
 

@@ -15,15 +15,15 @@ from fedsim.results.files import write_whole
 def write_pfllib(data: FederatedData, folder: Path) -> Path:
     """Write ``train/<client>.npz``, ``test/<client>.npz`` and, last, ``config.json``; return the folder.
 
-    Inputs are normalised and skewed as the clients see them. PFLlib knows no validation examples, so those are in no
-    file; set ``partition.validation = 0`` to have them in ``train``.
+    Inputs are normalised and skewed as the clients see them. PFLlib has no validation examples, so these are not
+    written; set ``partition.validation = 0`` to have them in ``train``.
 
     References
     ----------
     Zhang et al. 2023, PFLlib: personalized federated learning algorithm library, arXiv 2312.04992; its
     ``dataset/utils/dataset_utils.py``.
     """
-    (folder / "config.json").unlink(missing_ok=True)  # what is half-written is not taken for a data set
+    (folder / "config.json").unlink(missing_ok=True)  # so that a partial export is not taken for a data set
     for old in [*folder.glob("train/*.npz"), *folder.glob("test/*.npz")]:
         if old.stem.isdigit():  # a client of an earlier partition
             old.unlink()

@@ -88,7 +88,7 @@ def play_with(
         def app_maker(federation: Federation, cohort: int) -> Callable[[], ClientApp]:
             return partial(faulty_app, config, faults)
 
-        monkeypatch.setattr(experiment, "_app_maker", app_maker)
+        monkeypatch.setattr(experiment, "app_maker", app_maker)
         return play(config, name)
 
     return run

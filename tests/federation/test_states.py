@@ -37,11 +37,11 @@ def test_memory_holds_the_states_that_were_used_last_and_no_more_than_its_bytes(
     states = States(2 * 24)  # a state has four and two float32 numbers
     for client in (0, 1, 2):
         states[client] = state(client)
-    assert list(states._cached) == [1, 2]
+    assert states.held == [1, 2]
     assert value_of(states, 1) == 1
     assert value_of(states, 0) == 0
-    assert list(states._cached) == [1, 0]
-    assert states._held_bytes == 2 * 24
+    assert states.held == [1, 0]
+    assert states.held_bytes == 2 * 24
 
 
 def test_a_state_with_other_than_arrays_is_never_put_on_disk() -> None:
@@ -89,7 +89,7 @@ def test_a_state_that_was_read_from_a_checkpoint_is_not_written_a_second_time(tm
     states[0] = states[0]  # as a client that changed nothing leaves it
     states[1], states[2] = state(2), state(3)
     assert value_of(states, 0) == 1
-    assert states._files[0] == StateFiles(tmp_path).path(0, 1)
+    assert states.file_of(0) == StateFiles(tmp_path).path(0, 1)
 
 
 def test_a_damaged_or_missing_file_is_found_when_it_is_loaded(tmp_path: Path) -> None:

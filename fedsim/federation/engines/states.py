@@ -26,16 +26,30 @@ class States:
     ----------
     cache_bytes
         Size of the states that are held in memory, the most recently used ones; the newest is held whatever its size.
+
+    Attributes
+    ----------
+    held_bytes
+        Size of the states that are held in memory now.
     """
 
     def __init__(self, cache_bytes: int) -> None:
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[int, RecordDict] = OrderedDict()
-        self._held_bytes = 0
+        self.held_bytes = 0
         # Files of the clients whose state has not changed since it was written.
         self._files: dict[int, Path] = {}
         self._spill: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.RLock()
+
+    @property
+    def held(self) -> list[int]:
+        """Clients whose states are in memory, the most recently used last."""
+        return list(self._cached)
+
+    def file_of(self, client: int) -> Path | None:
+        """Return the file that holds a client's current state, if there is one."""
+        return self._files.get(client)
 
     def __getitem__(self, client: int) -> RecordDict:
         """Return a client's state, empty if it has none; its records may be replaced without changing what is held."""
@@ -61,7 +75,7 @@ class States:
         with self._lock:
             self._files.pop(client, None)
             if (old := self._cached.pop(client, None)) is not None:
-                self._held_bytes -= _size(old)
+                self.held_bytes -= _size(old)
 
     def save(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
         """Write each client's state to its file; a client without a state has none."""
@@ -91,8 +105,8 @@ class States:
     def _hold(self, client: int, state: RecordDict) -> None:
         """Hold a state in memory, and move the least recently used ones to disk if there are too many."""
         self._cached[client] = state
-        self._held_bytes += _size(state)
-        excess, leaving = self._held_bytes - self._cache_bytes, []
+        self.held_bytes += _size(state)
+        excess, leaving = self.held_bytes - self._cache_bytes, []
         for oldest, held in self._cached.items():
             if excess <= 0 or oldest == client:
                 break
@@ -104,7 +118,7 @@ class States:
                 self._spill = self._spill or tempfile.TemporaryDirectory(prefix="fedsim-states-")
                 self._files[oldest] = Path(self._spill.name) / f"{oldest}.safetensors"
                 self._files[oldest].write_bytes(_encoded(self._cached[oldest]))
-            self._held_bytes -= _size(self._cached.pop(oldest))
+            self.held_bytes -= _size(self._cached.pop(oldest))
 
 
 def _size(state: RecordDict) -> int:
