@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+import scipy  # its parts are imported when they are used
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
 from fedsim.analysis.calls import of_models
@@ -93,7 +93,7 @@ def principal_angles(models: Models, *, pairs: Sequence[Pair] | None = None, k: 
         bases = {state: _bases(_matrix(fitted[state][key], f"state {state}", key), k) for state in used}
         for base, other in ends:
             for side, first, second in zip(("left", "right"), bases[base], bases[other], strict=True):
-                angles = subspace_angles(first, second)
+                angles = scipy.linalg.subspace_angles(first, second)
                 row = {"layer": layer, "base": base, "other": other, "k": first.shape[1], "side": side}
                 rows.append(row | {"largest": angles[0], "mean": angles.mean(), "angles": angles.tolist()})
     return pd.DataFrame(rows, columns=["layer", "base", "other", "k", "side", "largest", "mean", "angles"])

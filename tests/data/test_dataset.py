@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from fedsim.data import DATA, Dataset, Examples, channel_statistics, check_dataset
 from fedsim.data.dataset import stratified
@@ -17,6 +18,16 @@ def test_digits_are_scikit_learns_and_split_the_same_way_always() -> None:
     assert abs(float(inputs.mean())) < 1e-3
     assert abs(float(inputs.std()) - 1) < 1e-3
     assert torch.bincount(data.test.targets).min() >= 34
+
+
+def test_digits_are_what_scikit_learn_reads() -> None:
+    raw, data = load_digits(), digits()
+    images = torch.from_numpy(raw.images).to(torch.uint8).unsqueeze(1)
+    test = [position for label in range(10) for position in np.flatnonzero(raw.target == label)[4::5]]
+    train = sorted(set(range(len(images))) - set(test))
+    for part, positions in ((data.train, train), (data.test, sorted(test))):
+        assert torch.equal(part.inputs, images[positions])
+        assert part.targets.tolist() == raw.target[positions].tolist()
 
 
 def test_a_stratified_sample_keeps_each_class_share_to_within_one() -> None:

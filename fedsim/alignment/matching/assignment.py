@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fedsim.alignment.symmetries.permutations import Symmetry
@@ -40,7 +40,7 @@ def best_orders(symmetry: Symmetry, gains: Mapping[str, NDArray[np.float64]]) ->
             raise ValueError(f"a gain of order {name!r} is not finite; match models whose entries are all finite")
         gained, units[name] = _within_blocks(gains[name], symmetry.blocks)
         values = values + gained
-    places, blocks = linear_sum_assignment(values, maximize=True)
+    places, blocks = scipy.optimize.linear_sum_assignment(values, maximize=True)
     return {
         name: torch.from_numpy((blocks[:, None] * width + units[name][places, blocks]).ravel())
         for name, width in symmetry.widths.items()
@@ -56,6 +56,6 @@ def _within_blocks(gains: NDArray[np.float64], blocks: int) -> tuple[NDArray[np.
     values = np.empty((blocks, blocks))
     for place, block in np.ndindex(blocks, blocks):
         own = gains[place * width : (place + 1) * width, block * width : (block + 1) * width]
-        rows, order[place, block] = linear_sum_assignment(own, maximize=True)
+        rows, order[place, block] = scipy.optimize.linear_sum_assignment(own, maximize=True)
         values[place, block] = own[rows, order[place, block]].sum()
     return values, order

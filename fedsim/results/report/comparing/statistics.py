@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 WORST_SHARE = 0.1
@@ -43,7 +43,7 @@ def interval(values: ArrayLike) -> Interval:
     if len(numbers) < 2:
         return Interval(float(numbers.mean()) if len(numbers) else float("nan"))
     standard_error = float(numbers.std(ddof=1)) / np.sqrt(len(numbers))
-    quantile = float(stdtrit(len(numbers) - 1, (1 + CONFIDENCE) / 2))
+    quantile = float(scipy.special.stdtrit(len(numbers) - 1, (1 + CONFIDENCE) / 2))
     return Interval(float(numbers.mean()), float(quantile * standard_error))
 
 
