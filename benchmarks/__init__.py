@@ -1,1 +1,1 @@
-"""Measured figures of fedsim beside what the machine allows and what other code takes."""
+"""Measurements of fedsim against the limits of the machine and against other code."""

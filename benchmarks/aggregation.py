@@ -1,4 +1,4 @@
-"""Averaging of 10 and 100 ResNet-18 models: how near to the memory's bandwidth, in how much memory, beside Flower's.
+"""Averaging of 10 and 100 ResNet-18 models: time against the memory's bandwidth and Flower, and peak memory.
 
 Run with ``python benchmarks/aggregation.py``; it holds 100 models of 45 MB once. ``--quick`` averages 10 only.
 """
@@ -42,9 +42,9 @@ OURS = "fedsim, float64"
 
 
 def uploads(count: int) -> tuple[list[Params], Tensor]:
-    """Return flat models, as they are after an upload, and the matrix whose rows they are, for kernels that need one.
+    """Return flat models, as after an upload, and the matrix whose rows they are, for kernels that need one.
 
-    Entries begin at 64 bytes; between them the matrix holds zeros.
+    Entries are aligned to 64 bytes; the padding of the matrix holds zeros.
     """
     template = flat_copy(state_of(resnet18((3, 32, 32), 10, norm="group")))
     start = next(iter(template.values())).data_ptr()
@@ -91,13 +91,13 @@ def variants_of(members: list[Params], weights: list[float], rows: Tensor) -> di
 
 
 def flower_call(members: list[Params], weights: list[float]) -> Callable[[], Any] | None:
-    """Return Flower's averaging of the same models as they arrive: as bytes; None where Flower is not installed."""
+    """Return Flower's averaging of the same models, which arrive as bytes, or None if Flower is not installed."""
     try:
         from flwr.app import ArrayRecord, MetricRecord, RecordDict
         from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
     except ImportError:
         return None
-    # Each record holds its own bytes; more than ten would only repeat the same work in twice the memory.
+    # Each record holds its own bytes; more than ten would repeat the same work in twice the memory.
     if len(members) > MEMBERS[0]:
         return None
     records = [
@@ -108,17 +108,17 @@ def flower_call(members: list[Params], weights: list[float]) -> Callable[[], Any
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """Return the most memory that a call holds beyond what is there before it, its result included."""
+    """Return the peak memory of a call beyond the memory in use before it, including its result."""
     gc.collect()
     if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again, unseen
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory would be reused unnoticed
     clear = PROC / "self" / "clear_refs"
     if not clear.exists():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         call()
         return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     before = _status("VmRSS")
-    clear.write_text("5")  # sets the peak back to what is held now
+    clear.write_text("5")  # resets the peak to the memory in use now
     result = call()
     peak = _status("VmHWM")
     del result

@@ -1,4 +1,4 @@
-"""Matching units and measuring features: how fast beside the paper's algorithm as it stands, and in forward passes.
+"""Matching units and measuring features: time against the paper's algorithm as published, and in forward passes.
 
 Run with ``python benchmarks/alignment.py``; it takes about three minutes. ``--quick`` takes small models and writes
 nothing.
@@ -43,7 +43,7 @@ EXAMPLES = {"cnn": 1000, "resnet18": 500}
 
 
 def plain_matching(spec: Spec, reference: Params, params: Params, rng: np.random.Generator) -> tuple[Permutation, int]:
-    """Match weights as algorithm 1 of arXiv 2209.04836 says: each visit permutes the original parameters anew."""
+    """Match weights by algorithm 1 of arXiv 2209.04836 as published: each visit permutes the original parameters."""
     found, sweeps, rising = identity(spec), 0, True
     while rising:
         rising, sweeps = False, sweeps + 1
@@ -71,7 +71,7 @@ def objective(spec: Spec, reference: Params, params: Params, permutation: Permut
 
 
 def drawn(make: Callable[[], nn.Module], members: int) -> tuple[nn.Module, list[Params]]:
-    """Return models of different initialisation."""
+    """Return models with different initialisations."""
     states = []
     for member in range(members):
         torch.manual_seed(member)
@@ -177,7 +177,7 @@ def main() -> None:
 
 
 def assignment_seconds(n: int) -> float:
-    """Return the least wall time of one assignment of ``n`` units, by scipy."""
+    """Return the shortest wall time of one assignment of ``n`` units, by scipy."""
     gain = np.random.default_rng(0).normal(size=(n, n))
     return least(lambda: linear_sum_assignment(gain, maximize=True), 5)
 

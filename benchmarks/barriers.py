@@ -1,4 +1,4 @@
-"""Layer-wise barriers: how fast beside one state-dict load and one pass for each mixed model, as in the paper's code.
+"""Layer-wise barriers: time against one state-dict load and one pass for each mixed model, as in the paper's code.
 
 Run with ``python benchmarks/barriers.py``; ``--quick`` takes few examples and writes nothing. The plain way is timed on
 some of the mixed models, which all cost the same, and scaled to their number.
@@ -38,10 +38,10 @@ from fedsim.training import SGD, LocalPlan, train_
 from partitions import PARTITIONS
 
 PLAIN_BATCH = 256
-PLAIN_MODELS = 6  # of the mixed models, on which the plain way is timed
+PLAIN_MODELS = 6  # number of mixed models on which the plain way is timed
 TOLERANCE = 0.01
 FULL_SET = ("layers", "full", "cumulative-shallow", "cumulative-deep")
-# Without the reference that needs the models at t = 1, which the plain way would evaluate too.
+# Without the reference that needs the models at t = 1, which the plain way would also evaluate.
 NO_SWAPS = tuple(name for name in REFERENCES if name != "swap_ends")
 COLUMNS = (
     "case",
@@ -76,7 +76,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """What the table says."""
+        """Name of the case in the table."""
         return f"{self.model}, {self.clients} clients: {self.name}"
 
 
@@ -202,7 +202,7 @@ def work(
     limit: float,
     asked: int,
 ) -> dict[str, Any]:
-    """Return how the work done compares with the least that the definition leaves, and its speed with the limit."""
+    """Return the work done relative to the minimum by the definition, and its speed relative to the limit."""
     sources = with_average(model, states)
     executed, least = (MixedModels(model, sources, max_memory=memory) for memory in (2**30, 2**62))
     recipes = [executed.own(k) for k in range(len(states))] + [executed.recipe(mix) for mix in mixes]

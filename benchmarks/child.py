@@ -1,4 +1,4 @@
-"""A process of its own that plays a round whenever it is told to: one for each simulator, so that they take turns."""
+"""A child process that runs a round on request: one for each simulator, so that they can alternate."""
 
 import json
 import os
@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 ROOT = Path(__file__).parent.parent
-MARK = "FEDSIM_BENCHMARK_CHILD"  # is in the environment of a child and of all processes that it starts
+MARK = "FEDSIM_BENCHMARK_CHILD"  # a variable in the environment of a child and of all processes that it starts
 
 
 def own_mark() -> str:
-    """Return what the environment of every child of this process holds."""
+    """Return the mark in the environment of every child of this process."""
     return f"{MARK}={os.getpid()}-"
 
 
-Play = Callable[[dict[str, Any]], dict[str, Any]]
+RunRound = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Answers:
-    """The child's side: requests come in on stdin; whatever else prints to stdout goes to stderr."""
+    """The child's side: requests arrive on stdin; everything else that is printed to stdout goes to stderr."""
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w")
@@ -33,12 +33,12 @@ class Answers:
         """Send an answer."""
         print(json.dumps(answer), file=self._out, flush=True)
 
-    def serve(self, play: Play) -> None:
-        """Say that the child is ready, then play and time a round for each request, until stdin ends."""
+    def serve(self, run_round: RunRound) -> None:
+        """Announce that the child is ready, then run and time a round for each request, until stdin ends."""
         self.give({})
         for line in sys.stdin:
             start = time.perf_counter()
-            answer = play(json.loads(line))
+            answer = run_round(json.loads(line))
             self.give({"seconds": time.perf_counter() - start} | answer)
 
 
@@ -48,7 +48,7 @@ class Child:
     Parameters
     ----------
     command
-        What to run; its log goes to ``log``.
+        Command to run; its log goes to ``log``.
     """
 
     def __init__(self, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
@@ -74,12 +74,12 @@ class Child:
         self.close()
 
     def ready(self) -> float:
-        """Wait until the child can play; return the seconds since it was started."""
+        """Wait until the child is ready; return the seconds since it was started."""
         self._read()
         return time.perf_counter() - self._started
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Let the child play a round; return its answer."""
+        """Let the child run a round; return its answer."""
         stdin: IO[str] = self._process.stdin  # type: ignore[assignment]
         stdin.write(json.dumps(request) + "\n")
         stdin.flush()

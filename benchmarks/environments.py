@@ -1,4 +1,4 @@
-"""The peers' virtual environments, made when they are first needed."""
+"""The peers' virtual environments, created when they are first needed."""
 
 import shutil
 import subprocess
@@ -13,15 +13,15 @@ INSTALL_SECONDS = 1200
 
 @dataclass(frozen=True)
 class Peer:
-    """A simulator from the registry.
+    """A simulator from the package index.
 
     Parameters
     ----------
     requirements
-        What pip installs.
+        Requirements for pip.
     python
-        The version that the peer needs, or None for this one's: then packages that this environment has already are
-        taken from it, torch among them, as far as the peer's requirements allow.
+        Python version that the peer needs, or None for the current one; packages of this environment, including torch,
+        are then reused where the peer's requirements allow.
     """
 
     requirements: tuple[str, ...]
@@ -37,12 +37,12 @@ PEERS = {
 
 
 def environment(name: str) -> Path:
-    """Return the Python of a peer's environment; make it if it is not there.
+    """Return the Python of a peer's environment, creating it if it does not exist.
 
     Raises
     ------
     RuntimeError
-        If it cannot be made; the message is the reason.
+        If it cannot be created; the message is the reason.
     """
     peer, folder = PEERS[name], FOLDER / name
     python, done = folder / "bin" / "python", folder / "installed"
@@ -61,7 +61,7 @@ def environment(name: str) -> Path:
 
 
 def _interpreter(name: str) -> str:
-    """Return a Python of that version which runs; a version manager's stub may not."""
+    """Return a working Python of this version; a version manager's stub may not work."""
     stubs = [shutil.which(name), *map(str, sorted(Path.home().glob(f".pyenv/versions/{name[6:]}*/bin/python")))]
     for path in filter(None, stubs):
         if subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:

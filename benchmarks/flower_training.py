@@ -47,7 +47,7 @@ def strategy_of(clients: int) -> FedAvg:
 
 @server_app.main()
 def serve(grid: Grid, context: Context) -> None:
-    """Play a round with Flower's own strategy for each request."""
+    """Run a round with Flower's own strategy for each request."""
     answers = Answers()
     answers.give({})
     for server_round, line in enumerate(sys.stdin, 1):

@@ -1,4 +1,4 @@
-"""The training job that all simulators get: 20 clients x 600 Fashion-MNIST examples x 1 epoch x batch 32.
+"""The training job of all simulators: 20 clients x 600 Fashion-MNIST examples x 1 epoch x batch 32.
 
 It needs torch, torchvision and NumPy only, as it is imported in the peers' environments too.
 """
@@ -23,8 +23,8 @@ from fedsim.models.architectures.resnet import resnet18
 CLIENTS, EXAMPLES, BATCH = 20, 600, 32
 LR, MOMENTUM = 0.05, 0.9
 SHAPE, CLASSES = (1, 28, 28), 10
-MEAN, STD = 0.2860, 0.3530  # of Fashion-MNIST's training images
-WHERE = "FEDSIM_BENCHMARK_JOB"  # names the file of the images in the environment of a child process
+MEAN, STD = 0.2860, 0.3530  # statistics of Fashion-MNIST's training images
+WHERE = "FEDSIM_BENCHMARK_JOB"  # a variable with the file of the images in the environment of a child process
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": partial(mlp, SHAPE, CLASSES),
@@ -32,7 +32,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "cnn": partial(cnn, SHAPE, CLASSES),
     "resnet18": partial(resnet18, SHAPE, CLASSES, width=16, norm="group"),
 }
-# Fewer clients where each takes seconds on two cores.
+# Fewer clients if each takes seconds on two cores.
 CLIENTS_OF = {"resnet18": 4}
 
 
@@ -52,13 +52,13 @@ class Job:
 
     @classmethod
     def random(cls, clients: int) -> Self:
-        """Make up bytes of the shape of Fashion-MNIST."""
+        """Generate bytes in the shape of Fashion-MNIST."""
         rng, n = np.random.default_rng(0), clients * EXAMPLES
         return cls(rng.integers(256, size=(n, 28, 28), dtype=np.uint8), rng.integers(CLASSES, size=n))
 
     @classmethod
     def read(cls, clients: int) -> tuple[Self, str]:
-        """Return the real images and ``Fashion-MNIST``, or made-up ones and why, where fedsim cannot read them."""
+        """Return the real images and ``Fashion-MNIST``, or random ones and the reason if fedsim cannot read them."""
         try:
             from fedsim.data import DATA
 
@@ -71,7 +71,7 @@ class Job:
         return cls(train.inputs.numpy()[order, 0], train.targets.numpy()[order]), "Fashion-MNIST"
 
     def share(self, path: Path) -> None:
-        """Write the job for child processes and tell them through the environment."""
+        """Write the job for child processes, which find it through the environment."""
         np.savez(path, images=self.images, labels=self.labels)
         os.environ[WHERE] = str(path)
 
@@ -82,7 +82,7 @@ class Job:
             return cls(arrays["images"], arrays["labels"])
 
     def part(self, client: int) -> slice:
-        """Return where a client's examples are."""
+        """Return the positions of a client's examples."""
         return slice(client * EXAMPLES, (client + 1) * EXAMPLES)
 
     def tensors(self, client: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -91,11 +91,11 @@ class Job:
         return (images.unsqueeze(1) - MEAN) / STD, torch.from_numpy(self.labels[self.part(client)]).to(device)
 
     def channels_last(self, client: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-        """Return the same with the channels next to each other in memory, as fedsim's data sets are."""
+        """Return the same with channels adjacent in memory, as in fedsim's data sets."""
         inputs, targets = self.tensors(client, device)
         channels, height, width = inputs.shape[1:]
         strides = (channels * height * width, 1, width * channels, channels)
-        # torch's own conversion leaves images with one channel as they are, which convolutions take the slow way.
+        # torch's own conversion leaves images with one channel as they are, and convolutions are then slow.
         return torch.empty_strided(inputs.shape, strides, device=device).copy_(inputs), targets
 
     def loader(self, client: int, generator: torch.Generator | None = None) -> DataLoader[Any]:
@@ -131,7 +131,7 @@ def usual_loop_(model: nn.Module, loader: DataLoader[Any], device: str = "cpu") 
 
 
 def plain_loop_(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-    """Train for an epoch on tensors that are in memory."""
+    """Train for an epoch on tensors in memory."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
     model.train()
     for batch in torch.randperm(len(targets), device=targets.device).split(BATCH):

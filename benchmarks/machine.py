@@ -1,4 +1,4 @@
-"""What the machine is and what it can do at most: the limits that the other benchmarks are measured against."""
+"""A description of the machine and its limits, which the other benchmarks are measured against."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.timing import least, synchronise
 
-GEMM = {"cpu": 2048, "cuda": 8192}  # a GPU is not full at 2048
+GEMM = {"cpu": 2048, "cuda": 8192}  # 2048 does not fill a GPU
 BANDWIDTH_FLOATS = {"cpu": 1 << 26, "cuda": 1 << 30}  # well beyond any cache
 
 
@@ -22,7 +22,7 @@ def processors() -> int:
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
-    """Return what a reader needs to know to compare figures."""
+    """Return what a reader needs in order to compare figures."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _cpu_name(),
@@ -45,7 +45,7 @@ def gemm_limit(device: str = "cpu") -> float:
 
 
 def memory_bandwidth(device: str = "cpu") -> float:
-    """Return the most bytes per second of a sum (read), a copy and a triad (read and written)."""
+    """Return the highest bytes per second of a sum (read), a copy and a triad (read and written)."""
     n = BANDWIDTH_FLOATS[device]
     a, b, c = (torch.ones(n, device=device) for _ in range(3))
     kernels: list[tuple[int, Callable[[], Any]]] = [
@@ -57,7 +57,7 @@ def memory_bandwidth(device: str = "cpu") -> float:
 
 
 def release(device: str) -> None:
-    """Give freed memory of a GPU back, so that the next measurement starts clean."""
+    """Release freed memory of a GPU, so that the next measurement starts clean."""
     synchronise(device)
     if device == "cuda":
         torch.cuda.empty_cache()

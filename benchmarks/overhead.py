@@ -1,6 +1,6 @@
-"""What simulating costs beyond the clients' own work: seconds, processor time and memory of a round, and start-up.
+"""The overhead of simulation beyond the clients' own work: seconds, processor time and memory of a round, and start-up.
 
-Run with ``python benchmarks/overhead.py``; see ``--help``. Every engine runs in processes of its own.
+Run with ``python benchmarks/overhead.py``; see ``--help``. Every engine runs in its own processes.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.results import save, show
 
 PARTS = ("messages", "training", "run", "scale")
 ROUNDS, MEMORY_ROUNDS = 5, 2
-# Clients registered, clients that take part, payload, engines.
+# Registered clients, clients that take part, payload, engines.
 ROUNDS_OF_NOTHING = (
     (10, 10, "tiny", ("local", "ray", "flower")),
     (100, 100, "tiny", ("local", "ray", "flower")),
@@ -45,7 +45,7 @@ COLUMNS = (
     "note",
 )
 QUIET_ENV = {
-    # Ray's workers would give way to every other process.
+    # Otherwise Ray's workers would yield to every other process.
     "RAY_worker_niceness": "0",
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -61,7 +61,7 @@ CNN_RUN: dict[str, Any] = {
     "model": {"name": "cnn"},
     "local": {"momentum": 0.9},
 }
-# Ten examples for each client, whatever their number; the data set is the same.
+# Ten examples per client, whatever their number; the data set is the same.
 TOY_RUN: dict[str, Any] = {
     "evaluate_every": 10**6,
     "checkpoint_every": 10**6,
@@ -75,7 +75,7 @@ TOY_EXAMPLES = 1_000_000
 
 
 class Lab:
-    """Where children are started and their logs are kept."""
+    """Starts children and keeps their logs."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -119,7 +119,7 @@ class Lab:
 
 
 def tried(row: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a row with what was measured, or with the reason why nothing was."""
+    """Return a row with the measurement, or with the reason why it failed."""
     try:
         row = row | measure()
     except (RuntimeError, OSError) as error:
@@ -129,19 +129,19 @@ def tried(row: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[st
 
 
 def messages(lab: Lab, quick: bool) -> list[dict[str, Any]]:
-    """Measure rounds of clients that send back what they got."""
+    """Measure rounds of clients that send back what they received."""
     rows = []
     for clients, taking_part, payload, engines in ROUNDS_OF_NOTHING[: 2 if quick else None]:
         for engine in engines:
             request = {"engine": engine, "clients": clients, "taking_part": taking_part, "payload": payload}
             request["work"] = "nothing"
             rows.append(tried(request, lambda: lab.rounds(request)))  # noqa: B023 (called at once)
-    show("clients that send back what they got", rows, COLUMNS)
+    show("clients that send back what they received", rows, COLUMNS)
     return rows
 
 
 def training(lab: Lab, quick: bool) -> list[dict[str, Any]]:
-    """Measure rounds of the training job beside a bare loop over the same clients, all with fedsim's training."""
+    """Measure rounds of the training job against a bare loop over the same clients, all with fedsim's training."""
     rows = []
     for payload in ("mlp",) if quick else ("mlp", "cnn"):
         now = []
@@ -159,7 +159,7 @@ def training(lab: Lab, quick: bool) -> list[dict[str, Any]]:
 
 
 def whole_runs(lab: Lab, quick: bool) -> list[dict[str, Any]]:
-    """Measure whole runs, each round beside a bare loop of the same clients' training."""
+    """Measure whole runs, each round against a bare loop of the same clients' training."""
     rows = []
     strategies: dict[str, dict[str, Any]] = {"full": {"name": "full"}, "body": {"name": "layer_set", "shared": "body"}}
     for engine in ("local",) if quick else ("local", "ray"):
@@ -168,7 +168,7 @@ def whole_runs(lab: Lab, quick: bool) -> list[dict[str, Any]]:
             row = {"engine": engine, "clients": CLIENTS, "payload": "cnn", "strategy": name}
             rows.append(tried(row, lambda: _whole_run(lab, settings, 2 if quick else 5)))  # noqa: B023
     columns = ("seconds", "bare_seconds", "wall_overhead", "cpu_overhead", "train", "aggregate", "rest", "note")
-    show("whole runs beside the bare loop", rows, ("engine", "strategy", "clients", *columns))
+    show("whole runs against the bare loop", rows, ("engine", "strategy", "clients", *columns))
     return rows
 
 
@@ -177,7 +177,7 @@ def _whole_run(lab: Lab, settings: dict[str, Any], rounds: int) -> dict[str, Any
         child.ready()
         answer = child.ask(settings=settings, rounds=rounds, bare=True)
     figures, parts = answer["figures"], answer["parts"]
-    # The first round warms both up.
+    # The first round is a warm-up for both.
     wall, bare = figures["round"][1:], figures["bare"][1:]
     cpu, bare_cpu = figures["round_cpu"][1:], figures["bare_cpu"][1:]
     of_parts = {name: statistics.median(seconds[1:]) for name, seconds in parts.items()}
@@ -193,7 +193,7 @@ def _whole_run(lab: Lab, settings: dict[str, Any], rounds: int) -> dict[str, Any
 
 
 def scale(lab: Lab, quick: bool) -> list[dict[str, Any]]:
-    """Measure runs of 100 participants among few and many clients, with personal heads."""
+    """Measure runs with 100 participants among few and many clients, with personal heads."""
     rows = []
     examples = TOY_EXAMPLES // 10 if quick else TOY_EXAMPLES
     for clients in (1_000, examples // 10):
@@ -226,7 +226,7 @@ def _scale_run(lab: Lab, settings: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--quick", action="store_true", help="the smallest of each part, nothing is written")
+    parser.add_argument("--quick", action="store_true", help="only the smallest case of each part; write nothing")
     options = parser.parse_args()
     measures = {"messages": messages, "training": training, "run": whole_runs, "scale": scale}
     rows = []

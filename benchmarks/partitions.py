@@ -1,4 +1,4 @@
-"""Time and memory of partitioning, against what the hardware allows and against the usual code.
+"""Time and memory of partitioning, against the limits of the hardware and against the usual code.
 
 Run with ``python benchmarks/partitions.py``; it takes about two minutes.
 """
@@ -20,7 +20,7 @@ from partitions import PARTITIONS, LabelCounts, hold_out
 
 EXAMPLES, CLASSES = 1_280_000, 1000
 CLIENTS = (10, 1_000, 10_000, 100_000)
-# What a partition must read or write at least: a label, an owner and an index for each example.
+# The minimum that a partition reads and writes: a label, an owner and an index for each example.
 BYTES_PER_EXAMPLE = 24
 OPTIONS: dict[str, dict[str, Any]] = {
     "iid": {},
@@ -58,7 +58,7 @@ def list_of_lists_loop(labels: np.ndarray, clients: int) -> list[list[int]]:
 
 
 def measured(call: Callable[[], Any], repeats: int = 1) -> float:
-    """Return the least wall time in seconds."""
+    """Return the shortest wall time in seconds."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -68,7 +68,7 @@ def measured(call: Callable[[], Any], repeats: int = 1) -> float:
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """Return the most memory that the call holds at once, its result included."""
+    """Return the peak memory of the call, including its result."""
     tracemalloc.start()
     try:
         result = call()  # noqa: F841 (held until the peak is read)
@@ -78,14 +78,14 @@ def peak_bytes(call: Callable[[], Any]) -> int:
 
 
 def bandwidth() -> float:
-    """Return the bytes per second of a copy, read and written."""
+    """Return the bytes per second of a copy, counting reads and writes."""
     source = np.ones(1 << 25)
     target = np.empty_like(source)
     return 2 * source.nbytes / measured(lambda: np.copyto(target, source), 5)
 
 
 def schemes(labels: np.ndarray, clients: int) -> dict[str, Callable[[], Any]]:
-    """Return a call of each scheme that there is for this number of clients, by name."""
+    """Return a call of each scheme that applies to this number of clients, by name."""
     rng = np.random.default_rng(0)
     options = OPTIONS | {
         "natural": {"ids": {"writer": rng.permutation(EXAMPLES) % clients}},
@@ -94,7 +94,7 @@ def schemes(labels: np.ndarray, clients: int) -> dict[str, Callable[[], Any]]:
     if clients * OPTIONS["shards"]["classes_per_client"] < CLASSES:
         del options["shards"]
     if clients * CLASSES <= EXAMPLES:
-        # Lists of floats are for tables that fit a config or a file.
+        # Lists of floats are only for tables that fit into a config or a file.
         options["matrix"] = {"matrix": rng.random((clients, CLASSES)).tolist()}
 
     def call(name: str, settings: dict[str, Any]) -> Callable[[], Any]:
@@ -105,7 +105,7 @@ def schemes(labels: np.ndarray, clients: int) -> dict[str, Callable[[], Any]]:
 
 
 def afterwards(labels: np.ndarray, clients: int) -> dict[str, Callable[[], Any]]:
-    """Return a call of what is done with a partition, by name."""
+    """Return the calls that follow a partition, by name."""
     partition = PARTITIONS["iid"](labels, clients, np.random.default_rng(0))
 
     def statistics() -> None:
@@ -144,7 +144,7 @@ def main() -> None:
     for clients in CLIENTS:
         for name, call in (schemes(labels, clients) | afterwards(labels, clients)).items():
             seconds = measured(call)
-            # A call of a moment is timed again, so that the first use of its memory does not count.
+            # A short call is timed again, so that the first use of its memory does not count.
             seconds = measured(call, 3) if seconds < 1 else seconds
             report(name, clients, seconds, peak_bytes(call))
             if name == "dirichlet":
@@ -152,7 +152,7 @@ def main() -> None:
     print("\npeers: the same Dirichlet partition by the usual code")
     for clients in CLIENTS[:3]:
         for peer in (per_class_loop, list_of_lists_loop):
-            tracing = clients < CLIENTS[2]  # it slows millions of small objects down
+            tracing = clients < CLIENTS[2]  # tracing slows down with millions of small objects
             seconds = measured(lambda: peer(labels, clients))  # noqa: B023 (called at once)
             peak = peak_bytes(lambda: peer(labels, clients)) if tracing else None  # noqa: B023
             report(peer.__name__, clients, seconds, peak)

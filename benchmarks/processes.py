@@ -1,4 +1,4 @@
-"""What processes use: processor time and memory of a child with all that it started, and of everybody else."""
+"""Processor time and memory of a child with all processes that it started, and of all other processes."""
 
 import os
 import time
@@ -32,7 +32,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def pss_bytes(pids: list[int]) -> int:
-    """Return the memory of processes; what several of them share counts once."""
+    """Return the memory of processes; memory that several of them share counts once."""
     total = 0
     for pid in pids:
         with suppress(OSError):
@@ -42,14 +42,14 @@ def pss_bytes(pids: list[int]) -> int:
 
 
 class PeakMemory:
-    """The most that processes held while they were watched."""
+    """The peak memory of processes while they were watched."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
     @contextmanager
     def of(self, mark: str) -> Iterator[None]:
-        """Watch the processes with this mark; it slows them down, so do not time them meanwhile."""
+        """Watch the processes with this mark; this slows them down, so do not time them meanwhile."""
         done = Event()
 
         def watch() -> None:
@@ -68,12 +68,12 @@ class PeakMemory:
 
 
 class Others:
-    """How much of the machine other processes took since this was made.
+    """The share of the machine that other processes took since this object was created.
 
     Parameters
     ----------
     mark
-        Of the processes that are ours, besides this one.
+        Mark of our own processes, besides this one.
     """
 
     def __init__(self, mark: str) -> None:
@@ -81,7 +81,7 @@ class Others:
         self._before = self._now()
 
     def share(self) -> float:
-        """Return it as a share of all processors, from 0 to 1."""
+        """Return the share of all processors, from 0 to 1."""
         wall, busy, own = (now - before for now, before in zip(self._now(), self._before, strict=True))
         return max(0.0, (busy - own) / (wall * (os.cpu_count() or 1)))
 
@@ -89,5 +89,5 @@ class Others:
         if not (PROC / "stat").exists():
             return time.perf_counter(), 0.0, 0.0
         fields = [int(value) for value in (PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]]
-        busy = (sum(fields) - fields[3] - fields[4]) / TICKS  # all but idle and waiting
+        busy = (sum(fields) - fields[3] - fields[4]) / TICKS  # all states except idle and waiting
         return time.perf_counter(), busy, time.process_time() + cpu_seconds(marked(self._mark))

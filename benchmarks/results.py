@@ -1,4 +1,4 @@
-"""How a benchmark shows and keeps its figures: a table, and a JSON file in ``benchmarks/results``."""
+"""Figures of a benchmark as a table, and as a JSON file in ``benchmarks/results``."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 
 
 def show(title: str, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Print rows as a table; numbers are set to three digits, missing values left empty."""
+    """Print rows as a table, with three significant digits and missing values left empty."""
     cells = [[column.replace("_", " ") for column in columns]]
     cells += [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -38,8 +38,8 @@ def save(
     Parameters
     ----------
     stands
-        Whether a row of the file that is there stands, because it was not measured anew; all are dropped if they are
-        of another machine.
+        Whether a row of the existing file remains, because it was not measured again; all rows are dropped if they are
+        from another machine.
     """
     path = FOLDER / f"{name}.json"
     before = json.loads(path.read_text()) if path.exists() else {"machine": None}

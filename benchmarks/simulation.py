@@ -41,7 +41,7 @@ def make_payload(name: str) -> nn.Module:
 
 
 def make_app(payload: str, work: str) -> ClientApp:
-    """Return clients that send back what they got, or train it first."""
+    """Return clients that send back what they received, perhaps after training it."""
     app = ClientApp()
 
     @app.train()
@@ -81,7 +81,7 @@ def train_one(model: nn.Module, client: int) -> None:
 
 
 def in_loop(request: dict[str, Any], answers: Answers) -> None:
-    """Train client after client on as many threads as there are processors, and nothing else."""
+    """Train one client after the other on one thread per processor, and nothing else."""
     initial = state_of(make_payload(request["payload"]))
     torch.set_num_threads(1)
 
@@ -95,7 +95,7 @@ def in_loop(request: dict[str, Any], answers: Answers) -> None:
 
 
 def in_fedsim(request: dict[str, Any], answers: Answers) -> None:
-    """Play rounds of fedsim's strategy ``full`` as a run does."""
+    """Run rounds of fedsim's strategy ``full`` as a run does."""
     from fedsim.federation.engines import make_engine
     from fedsim.strategy import Strategy
 
@@ -107,18 +107,18 @@ def in_fedsim(request: dict[str, Any], answers: Answers) -> None:
         strategy.set_global_model(initial)
         rounds = iter(range(1, 10**9))
 
-        def play(_: dict[str, Any]) -> dict[str, Any]:
+        def run_round(_: dict[str, Any]) -> dict[str, Any]:
             server_round = next(rounds)
             sent = list(strategy.configure_train(server_round, strategy.arrays, ConfigRecord(), engine))
             received = strategy.receive(server_round, engine.send_and_receive(sent), in_order=True)
             strategy.step(server_round, received)
             return {"clients": len(received.updates)}
 
-        answers.serve(play)
+        answers.serve(run_round)
 
 
 def in_flower(request: dict[str, Any], answers: Answers) -> None:
-    """Play rounds of Flower's own FedAvg in its own simulation, with one actor per processor."""
+    """Run rounds of Flower's own FedAvg in its own simulation, with one actor per processor."""
     from flwr.simulation import run_simulation
 
     clients, taking_part = request["clients"], request["taking_part"]
@@ -130,14 +130,14 @@ def in_flower(request: dict[str, Any], answers: Answers) -> None:
         state = {"arrays": ArrayRecord(make_payload(request["payload"]).state_dict())}
         rounds = iter(range(1, 10**9))
 
-        def play(_: dict[str, Any]) -> dict[str, Any]:
+        def run_round(_: dict[str, Any]) -> dict[str, Any]:
             server_round = next(rounds)
             sent = strategy.configure_train(server_round, state["arrays"], ConfigRecord(), grid)
             replies = list(grid.send_and_receive(sent))
             state["arrays"], _ = strategy.aggregate_train(server_round, replies)
             return {"clients": sum(not reply.has_error() for reply in replies)}
 
-        answers.serve(play)
+        answers.serve(run_round)
 
     run_simulation(
         server,
@@ -155,7 +155,7 @@ def _client_app_of(request: dict[str, Any]) -> ClientApp:
 
 
 def main() -> None:
-    """Be the engine that the argument asks for."""
+    """Serve the engine that the argument names."""
     request = json.loads(sys.argv[1])
     warnings.simplefilter("ignore")
     engines: dict[str, Callable[[dict[str, Any], Answers], None]] = {

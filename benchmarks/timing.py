@@ -1,4 +1,4 @@
-"""Wall times of variants that take turns, so that whatever else the machine does falls on all of them."""
+"""Wall times of alternating variants, so that other load on the machine affects all of them."""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ import torch
 from benchmarks.child import own_mark
 from benchmarks.processes import Others
 
-QUIET = 0.1  # share of the machine that others may take from a sample that counts
+QUIET = 0.1  # largest share of the machine that others may take during a sample that counts
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Samples:
     Parameters
     ----------
     seconds, others
-        Of each call, and the share of the machine that other processes took meanwhile.
+        Wall time of each call, and the share of the machine that other processes took meanwhile.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -29,12 +29,12 @@ class Samples:
 
     @property
     def quiet(self) -> list[float]:
-        """The calls that others hardly disturbed; all of them if there is none."""
+        """The calls that other processes hardly disturbed, or all calls if there is none."""
         calm = [s for s, share in zip(self.seconds, self.others, strict=True) if share <= QUIET]
         return calm or self.seconds
 
     def figures(self) -> dict[str, float]:
-        """Return the least and the median of the quiet calls, and how much others took from the least."""
+        """Return the shortest and the median of the quiet calls, and the share that others took during the shortest."""
         least_at = self.seconds.index(min(self.quiet))
         return {
             "seconds": self.seconds[least_at],
@@ -44,7 +44,7 @@ class Samples:
 
 
 def synchronise(device: str) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until a GPU has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -59,7 +59,7 @@ def seconds_of(call: Callable[[], Any], device: str = "cpu") -> float:
 
 
 def least(call: Callable[[], Any], repeats: int, device: str = "cpu") -> float:
-    """Return the least wall time of several calls in seconds."""
+    """Return the shortest wall time of several calls in seconds."""
     return min(seconds_of(call, device) for _ in range(repeats))
 
 
@@ -69,16 +69,16 @@ def take_turns(
     between: Callable[[], Any] = lambda: None,
     failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, Samples]:
-    """Run every variant once to warm it up, then all in turn, ``repeats`` times.
+    """Run every variant once as a warm-up, then all in turn, ``repeats`` times.
 
     Parameters
     ----------
     variants
         Calls that return their own seconds.
     between
-        Is called before each turn.
+        Function to call before each turn.
     failed
-        Is told of a variant that raises, which is then left out.
+        Function to call with a variant that raises, which is then left out.
     """
     samples = {name: Samples() for name in variants}
     for repeat in range(repeats + 1):

@@ -1,7 +1,7 @@
-"""Local training: how near to the machine's limit, and how fast beside the usual loops and other simulators.
+"""Local training: time against the machine's limit, the usual loops and other simulators.
 
 Run with ``python benchmarks/training.py``; see ``--help``. It needs torch, torchvision and NumPy only; Flower and the
-peers take part where they can be had.
+peers take part if they can be installed.
 """
 
 import argparse
@@ -48,7 +48,7 @@ Call = Callable[[], float]
 
 
 def fedsim_threads(job: Job, model_name: str, clients: int) -> Call:
-    """Return fedsim's training as its engine ``local`` does it: a client per thread, one intra-op thread each."""
+    """Return fedsim's training as in its engine ``local``: a client per thread, with one intra-op thread each."""
     from fedsim.training import SGD, LocalPlan, train_
 
     settings = SGD(batch_size=jobs.BATCH, lr=jobs.LR, momentum=jobs.MOMENTUM)
@@ -64,7 +64,7 @@ def fedsim_threads(job: Job, model_name: str, clients: int) -> Call:
         train_(model, inputs, targets, LocalPlan(), settings, np.random.default_rng(client))
         free.append(model)
 
-    def play() -> float:
+    def run_round() -> float:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -73,7 +73,7 @@ def fedsim_threads(job: Job, model_name: str, clients: int) -> Call:
         finally:
             torch.set_num_threads(before)
 
-    return play
+    return run_round
 
 
 def fedsim_sequential(job: Job, model_name: str, clients: int, device: str) -> Call:
@@ -94,7 +94,7 @@ def fedsim_sequential(job: Job, model_name: str, clients: int, device: str) -> C
 
 
 def plain_loop(job: Job, model_name: str, clients: int, device: str) -> Call:
-    """Return the loop of a plain script over tensors in memory, one client after the other, torch's own threads."""
+    """Return the loop of a plain script over tensors in memory, one client after the other, with torch's threads."""
     model = jobs.make_model(model_name).to(device)
     initial = {key: value.clone() for key, value in model.state_dict().items()}
     data = [job.tensors(client, device) for client in range(clients)]
@@ -108,7 +108,7 @@ def plain_loop(job: Job, model_name: str, clients: int, device: str) -> Call:
 
 
 def usual_loop(job: Job, model_name: str, clients: int, device: str) -> Call:
-    """Return the usual loop over a DataLoader, one client after the other, torch's own threads."""
+    """Return the usual loop over a DataLoader, one client after the other, with torch's threads."""
     model = jobs.make_model(model_name).to(device)
     initial = {key: value.clone() for key, value in model.state_dict().items()}
 
@@ -123,7 +123,7 @@ def usual_loop(job: Job, model_name: str, clients: int, device: str) -> Call:
 def on_one_thread(call: Call) -> Call:
     """Return the same variant with one intra-op thread."""
 
-    def play() -> float:
+    def run_round() -> float:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -131,11 +131,11 @@ def on_one_thread(call: Call) -> Call:
         finally:
             torch.set_num_threads(before)
 
-    return play
+    return run_round
 
 
 class Peers:
-    """Other simulators, each in a process of its own that is started once and plays a round when it is its turn."""
+    """Other simulators, each in its own process, which is started once and runs a round when it is its turn."""
 
     def __init__(self, names: Sequence[str], logs: Path, stack: ExitStack) -> None:
         self.missing: dict[str, str] = {}
@@ -170,7 +170,7 @@ class Peers:
 
     @staticmethod
     def _env(name: str) -> dict[str, str]:
-        # Ray's workers would give way to every other process, which is no property of Flower's.
+        # Otherwise Ray's workers would yield to every other process, which is not a property of Flower.
         return {"RAY_worker_niceness": "0", "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -188,7 +188,7 @@ def in_process(job: Job, model_name: str, clients: int, device: str, sizes: Sequ
     variants["plain loop"] = plain_loop(job, model_name, clients, device)
     variants["DataLoader loop"] = usual_loop(job, model_name, clients, device)
     if device == "cpu":
-        # torch's own threads wait for each other, which costs much where others use the machine; one waits for none.
+        # torch's threads wait for each other, which is expensive if others use the machine; a single one does not.
         variants |= {f"{name}, one thread": on_one_thread(variants[name]) for name in ("plain loop", "DataLoader loop")}
     return variants
 
@@ -250,13 +250,13 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    # Other simulators are measured on the CPU, which all of them take.
+    # Other simulators are measured on the CPU, which all of them support.
     names = [] if options.quick or options.device != "cpu" else options.peers
     repeats = 1 if options.quick else options.repeats
     clients = GPU_CLIENTS if options.device == "cuda" else jobs.CLIENTS
     sizes = COHORTS[options.device] if options.cohorts is None else options.cohorts
     job, data = Job.read(clients)
-    # The limit is the best of all moments, as the variants are.
+    # The limit is the best of all samples, as for the variants.
     gemm, bandwidth = [gemm_limit(options.device)], memory_bandwidth(options.device)
     print(f"{data}, {jobs.EXAMPLES} examples per client, one epoch of batches of {jobs.BATCH}, SGD with momentum")
     rows: list[dict[str, Any]] = []
@@ -275,7 +275,7 @@ def main() -> None:
             now = rows_of(model_name, count, samples, missing, max(gemm))
             show(f"{model_name}; limit: {max(gemm) / 1e9:,.0f} GFLOP/s", now, COLUMNS)
             if max((row.get("others_took", 0.0) for row in now), default=0.0) > QUIET:
-                print("other processes were at work: loops with several threads look slower than they are")
+                print("other processes were active: loops with several threads look slower than they are")
             sys.stdout.flush()
             rows += now
     limits = {"gemm_gflop_per_s": max(gemm) / 1e9, "memory_gb_per_s": bandwidth / 1e9}

@@ -1,4 +1,4 @@
-"""A whole run as `fedsim run` plays it, round by round beside a bare loop: a child process of `benchmarks.overhead`."""
+"""A whole run as by `fedsim run`, round by round against a bare loop: a child process of `benchmarks.overhead`."""
 
 import os
 import tempfile
@@ -32,7 +32,7 @@ class _EnoughError(Exception):
 
 
 class BareLoop:
-    """Local training of all clients on as many threads as there are processors, and nothing else."""
+    """Local training of all clients on one thread per processor, and nothing else."""
 
     def __init__(self, config: Config) -> None:
         federation = federation_of(config)
@@ -42,7 +42,7 @@ class BareLoop:
         self._federation = federation
         self._own = threading.local()
 
-    def play(self) -> None:
+    def run_round(self) -> None:
         """Train every client once."""
         with ThreadPoolExecutor(processors(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(self._train, range(len(self._data))))
@@ -54,7 +54,7 @@ class BareLoop:
 
 
 class Watch:
-    """What each round took, and the bare loop after it."""
+    """The cost of each round, and of the bare loop after it."""
 
     def __init__(self, rounds: int, bare: BareLoop | None) -> None:
         self._left, self._bare = rounds, bare
@@ -63,12 +63,12 @@ class Watch:
         self._since = (time.perf_counter(), self._cpu())
 
     def round_done(self, _: RoundSummary) -> None:
-        """Note the round; run the bare loop."""
+        """Record the round and run the bare loop."""
         self._note("round")
         self.figures["memory"].append(pss_bytes([os.getpid()]))
         if self._bare:
             self._since = (time.perf_counter(), self._cpu())
-            self._bare.play()
+            self._bare.run_round()
             self._note("bare")
         self._left -= 1
         if not self._left:
@@ -84,8 +84,8 @@ class Watch:
         return time.process_time() + cpu_seconds(others)
 
 
-def play(request: dict[str, Any]) -> dict[str, Any]:
-    """Play the rounds of a run; return the figures of each, and its own record of its parts."""
+def run_rounds(request: dict[str, Any]) -> dict[str, Any]:
+    """Run the rounds of a run; return the figures of each, and its own timing of its parts."""
     rounds = request["rounds"]
     config = resolve(Config.parse(request["settings"] | {"rounds": rounds + 1}, "benchmark"))
     watch = Watch(rounds, BareLoop(config) if request["bare"] else None)
@@ -98,5 +98,5 @@ def play(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Play a run for each request."""
-    Answers().serve(play)
+    """Serve requests, each by a run."""
+    Answers().serve(run_rounds)

@@ -17,7 +17,7 @@ from benchmarks.machine import processors
 
 
 class Models:
-    """What BlazeFL asks for models."""
+    """BlazeFL's interface for models."""
 
     def select_model(self, model_name: str) -> torch.nn.Module:
         """Return a model by its name."""
@@ -25,7 +25,7 @@ class Models:
 
 
 class Data:
-    """What BlazeFL asks for data."""
+    """BlazeFL's interface for data."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -35,7 +35,7 @@ class Data:
         return self.job.loader(cid, generator)
 
     def set_dataset(self, type_: str, cid: int, dataset: Any) -> None:
-        """Keep what the client has changed, which is nothing."""
+        """Keep the client's changes, of which there are none."""
 
 
 @cache
@@ -51,7 +51,7 @@ def parts(mode: str, model_name: str, clients: int) -> tuple[Any, Any]:
     return server, FedAvgProcessPoolClientTrainer(**settings)
 
 
-def play(mode: str, request: dict[str, Any]) -> dict[str, Any]:
+def run_round(mode: str, request: dict[str, Any]) -> dict[str, Any]:
     server, trainer = parts(mode, request["model"], request["clients"])
     trainer.local_process(server.downlink_package(), server.sample_clients())
     for package in trainer.uplink_package():
@@ -59,9 +59,9 @@ def play(mode: str, request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-# BlazeFL's own loop has no setting for it; the processes that it starts import this file too.
+# BlazeFL's own loop has no setting for momentum; the processes that it starts also import this file.
 torch.optim.SGD = partial(torch.optim.SGD, momentum=MOMENTUM)  # type: ignore[misc, assignment]
 
 if __name__ == "__main__":
     torch.multiprocessing.set_start_method("spawn")
-    Answers().serve(partial(play, sys.argv[1]))
+    Answers().serve(partial(run_round, sys.argv[1]))

@@ -13,7 +13,7 @@ from benchmarks.job import BATCH, LR, MOMENTUM, Job, make_model
 
 
 class Data:
-    """What FedLab asks for data."""
+    """FedLab's interface for data."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -34,7 +34,7 @@ def parts(model_name: str, clients: int) -> tuple[SyncServerHandler, SGDSerialCl
     return server, trainer
 
 
-def play(request: dict[str, Any]) -> dict[str, Any]:
+def run_round(request: dict[str, Any]) -> dict[str, Any]:
     server, trainer = parts(request["model"], request["clients"])
     trainer.local_process(server.downlink_package, server.sample_clients())
     for package in trainer.uplink_package:
@@ -44,4 +44,4 @@ def play(request: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     logging.disable(logging.INFO)
-    Answers().serve(play)
+    Answers().serve(run_round)

@@ -29,7 +29,7 @@ def parts(model_name: str, clients: int) -> Server:
     return server
 
 
-def play(request: dict[str, Any]) -> dict[str, Any]:
+def run_round(request: dict[str, Any]) -> dict[str, Any]:
     server = parts(request["model"], request["clients"])
     chosen = server.get_eligible_clients(1.0)
     server.broadcast_model(chosen)
@@ -40,4 +40,4 @@ def play(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    Answers().serve(play)
+    Answers().serve(run_round)

@@ -1,4 +1,4 @@
-"""The spawning method: one model, trained for a while, whose copies then go on with data in different orders."""
+"""The spawning method: one model, trained for a while, whose copies then continue with data in different orders."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ from fedsim.strategy import ClientUpdate, Strategy
 
 
 class Spawning(Strategy):
-    """Train the first client's model for some rounds, give it to all, and let each go on by itself.
+    """Train the first client's model for some rounds, give it to all, and let each continue alone.
 
     Parameters
     ----------
     spawn_round
-        All clients take the first one's model after this round, and never share again; with 0 they do not at all.
+        Round after which all clients take the first one's model, and never share again; with 0 they never share.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Table and figure: features by layer and way. Call with a folder of runs and one for what is written.
+"""Table and figure: features by layer and way. Call with a folder of runs and an output folder.
 
 The folder's name names the files: ``python -m experiments.llfc.summary runs/mlp experiments/results/llfc``.
 """
@@ -21,7 +21,7 @@ COLUMNS = ("cosine", "cosine_ends", "ratio", "coefficient", "additivity", "commu
 
 
 def way_of(result: Result, matching: str) -> str | None:
-    """Name how two models came about; None for spawned ones that are matched too."""
+    """Name the origin of two models; None for spawned ones that are matched too."""
     spawned = result.config.model.initial == "shared" or "spawn_round" in result.config.strategy.options
     if spawned:
         return "spawned" if matching == "none" else None
@@ -29,7 +29,7 @@ def way_of(result: Result, matching: str) -> str | None:
 
 
 def measured(results: Sequence[Result], name: str) -> pd.DataFrame:
-    """Return what was measured between the two models in the last round of all runs, with the way and the seed."""
+    """Return the measurements between the two models in the last round of all runs, with the way and the seed."""
     tables = []
     for result in results:
         rows = result.measured(name)
@@ -40,7 +40,7 @@ def measured(results: Sequence[Result], name: str) -> pd.DataFrame:
 
 
 def curves(rows: pd.DataFrame, values: pd.Series) -> list[Curve]:
-    """Return a curve over layers for each way, with the least and the greatest over seeds as its band."""
+    """Return a curve over layers for each way, with the range over seeds as its band."""
     ways = ["spawned", *WAYS.values()]
     return [Curve(way, spread(rows[rows["way"] == way], values[rows["way"] == way]), k) for k, way in enumerate(ways)]
 

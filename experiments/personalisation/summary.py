@@ -1,4 +1,4 @@
-"""Table and figures of the study: methods by heterogeneity. Call with the runs' folder and one for what is written."""
+"""Table and figures of the study: methods by heterogeneity. Call with the runs' folder and an output folder."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,9 +48,9 @@ def table_of(values: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str],
 
 
 def gains(values: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str], order: Sequence[str]) -> pd.DataFrame:
-    """Return by how much each strategy is better than local training that is measured in the same way."""
+    """Return the gain of each strategy over local training measured in the same way."""
     rows = {name: {kind: values[name][kind].mean - values["local"][kind].mean for kind in kinds} for name in order}
-    # A row that is called full is the sum of all others in other heat maps.
+    # A row called full is the sum of all others in other heat maps.
     return pd.DataFrame.from_dict(rows, orient="index").rename(index={"full": "full (FedAvg)"})
 
 
@@ -66,7 +66,7 @@ def main(runs: Path, out: Path) -> None:
         table = table_of(values, kinds, comparison.rows[0].group.seeds)
         write_whole(out / f"{measure}.md", as_markdown(table))
         write_whole(out / f"{measure}.tex", as_latex(table))
-        order = order or [row[0] for row in table.rows]  # both halves of the figure have one
+        order = order or [row[0] for row in table.rows]  # the same for both halves of the figure
         maps[title] = gains(values, kinds, order)
     figure = heat_maps(maps, POINTS, across=2, columns="clients' data", rows="")
     for kind in ("png", "pdf"):

@@ -1,4 +1,4 @@
-"""The models of the published tables that fedsim does not have by name."""
+"""Models of the published tables that fedsim does not have by name."""
 
 from torch import nn
 

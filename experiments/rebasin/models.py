@@ -1,4 +1,4 @@
-"""A network of which batch normalisation makes the average fail, however well units are matched."""
+"""A network whose average fails through batch normalisation, however well units are matched."""
 
 from torch import nn
 

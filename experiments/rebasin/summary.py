@@ -1,4 +1,4 @@
-"""Tables and figures of the experiments. Call with a folder of runs and one for what is written.
+"""Tables and figures of the experiments. Call with a folder of runs and an output folder.
 
 ``python -m experiments.rebasin.summary runs/one_round experiments/results/rebasin``
 """
@@ -22,7 +22,7 @@ BARRIER = "loss_mean_ends"
 
 
 def measured(result: Result) -> pd.DataFrame:
-    """Return by round what the server's model achieves, in percent, and the uploaded models' barriers, in nats."""
+    """Return the accuracy of the server's model, in percent, and the uploaded models' barriers, in nats, by round."""
     splits = ["test", *result.config.evaluation.perturbed]
     accuracies = {
         "accuracy" if split == "test" else split: 100
@@ -33,7 +33,7 @@ def measured(result: Result) -> pd.DataFrame:
 
 
 def barriers(result: Result) -> Iterator[tuple[str, pd.Series]]:
-    """Yield by round the mean over clients of the barrier of all layers, and that of the largest single layer."""
+    """Yield the mean over clients of the barrier of all layers, and that of the largest single layer, by round."""
     table = result.barriers[result.barriers["other"] < 0]
     for matching in result.config.barriers.matching:
         rows = table[table["matching"] == matching] if "matching" in table else table
@@ -54,7 +54,7 @@ def weights(result: Result) -> Iterator[tuple[str, pd.Series]]:
 
 
 def collected(results: Sequence[Result]) -> pd.DataFrame:
-    """Return a row for each run and round, with the settings that tell the runs apart."""
+    """Return a row for each run and round, with the settings that differ between runs."""
     every = []
     for result, settings in zip(results, distinguishing_settings(results), strict=True):
         named = {key: value for key, value in settings.items() if key != "model.hidden"}  # the model's name says it
@@ -78,7 +78,7 @@ def table_of(rows: pd.DataFrame, settings: Sequence[str], values: Sequence[str])
 
 
 def curves(rows: pd.DataFrame, over: str, value: str) -> list[Curve]:
-    """Return a curve for each strategy: the mean over the seeds, and the least and the greatest as its band."""
+    """Return a curve for each strategy: the mean over the seeds, with their range as its band."""
     drawn = []
     for number, (strategy, group) in enumerate(rows.groupby("strategy")):
         points = group.groupby(over)[value].agg(["mean", "min", "max"])
@@ -87,7 +87,7 @@ def curves(rows: pd.DataFrame, over: str, value: str) -> list[Curve]:
 
 
 def main(runs: Path, out: Path) -> None:
-    """Write every row as CSV, the first and the last round as Markdown, and curves over what changes, if it does."""
+    """Write every row as CSV, the first and the last round as Markdown, and curves over what varies, if anything."""
     results = read_results(find_runs([runs]))
     rows = collected(results)
     settings = [key for key in rows.columns if key not in measured(results[0]) and key not in ("round", "seed")]

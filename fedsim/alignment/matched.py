@@ -1,4 +1,4 @@
-"""Models whose units have been put into the same places, so that they can be measured as such."""
+"""Models whose units have been aligned, for measuring them after matching."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fedsim.alignment.symmetries.permutations import Permutation, identity, move
 from fedsim.alignment.symmetries.spec import Derivation, derive
 from fedsim.models.params import Params
 
-# Two rows tell the shapes of what a model computes.
+# Two rows determine the shapes of what a model computes.
 TRACED = 2
 WAYS = ("weights", "activations")
 
@@ -25,16 +25,16 @@ class MatchedModels:
     Parameters
     ----------
     states
-        Each computes what it did before.
+        Aligned states; each computes the same function as before.
     permutations
-        What brought its units to their places, one per model.
+        One permutation per model, which brought its units to their places.
     """
 
     states: list[Params]
     permutations: list[Permutation]
 
     def table(self) -> pd.DataFrame:
-        """Return a row per model and order of units: ``base, order, units`` and ``moved``, the share of them that were.
+        """Return a row per model and order: ``base, order, units`` and ``moved``, the share of the units that moved.
 
         ``moved`` is 0 for each order of the first model.
         """
@@ -47,12 +47,12 @@ class MatchedModels:
 
 
 def symmetries_of(model: nn.Module, inputs: Tensor) -> Derivation:
-    """Return which units of a model can change places.
+    """Return the permutation symmetries of a model.
 
     Raises
     ------
     ValueError
-        If what the model computes does not say it.
+        If they cannot be derived from what the model computes.
     """
     return derive(model, inputs[:TRACED])
 
@@ -66,27 +66,27 @@ def match_models(
     weights: Sequence[float] | None = None,
     rng: np.random.Generator,
 ) -> MatchedModels:
-    """Put the units of models into the places that they have in the first of them.
+    """Align the units of models to those of the first one.
 
     Parameters
     ----------
     model
-        Gives the architecture; it is not changed.
+        Model with the architecture; it is not changed.
     by
-        ``weights``: all are matched to one another by `fedsim.alignment.merging.merging.merge_many`; ``activations``:
-        each to the first by `fedsim.alignment.matching.activation_matching.match_activations`.
+        Way of matching: ``weights`` matches all to one another by `fedsim.alignment.merging.merging.merge_many`,
+        ``activations`` each to the first by `fedsim.alignment.matching.activation_matching.match_activations`.
     inputs
-        Inputs as the model takes them, on the model's device, of which activations are taken; ``weights`` needs two.
+        Inputs for the activations, as the model takes them, on its device; ``weights`` needs two.
     weights
-        Of the models where they are matched to one another; all alike if not given.
+        Weights of the models if they are matched to one another (default: equal).
     rng
-        Draws the order in which models and symmetries are visited.
+        Stream for the order in which models and symmetries are visited.
 
     Raises
     ------
     ValueError
-        If the model's permutation symmetries cannot be found, a state does not fit it or there is none, or ``by`` is
-        unknown.
+        If the model's permutation symmetries cannot be found, a state does not match it, there is no state, or ``by``
+        is unknown.
     """
     if by not in WAYS:
         raise ValueError(f"by = {by!r} must be one of {', '.join(WAYS)}")

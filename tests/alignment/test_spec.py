@@ -279,7 +279,7 @@ def test_a_wrong_spec_is_refused_with_the_name_of_the_order() -> None:
     with pytest.raises(ValueError, match=r"^the order 'layer2\.0\.conv1' changes the outputs by .* of the largest"):
         check_spec(case.derivation.model, case.params, wrong, case.inputs, rng(0))
     missing = Spec(case.spec.symmetries, {k: a for k, a in case.spec.axes.items() if k != key})
-    with pytest.raises(ValueError, match=r"^the spec says nothing of 'layer2\.0\.conv1\.weight', which has the shape"):
+    with pytest.raises(ValueError, match=r"^the spec has nothing for 'layer2\.0\.conv1\.weight', which has the shape"):
         check_spec(case.derivation.model, case.params, missing, case.inputs, rng(0))
 
 

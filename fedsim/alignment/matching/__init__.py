@@ -1,1 +1,1 @@
-"""Which unit of one model belongs to which of another: by weights, by activations, by training through."""
+"""Which unit of one model corresponds to which of another: by weights, by activations, by gradients."""

@@ -1,4 +1,4 @@
-"""The permutation that brings the units of two models together that respond alike to the same inputs."""
+"""The permutation that aligns units of two models that respond alike to the same inputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class View:
-    """Part of what an operation returns: the values of the units of an order."""
+    """Part of the result of an operation: the values of the units of an order."""
 
     node: str
     dimension: int
@@ -42,17 +42,17 @@ class Products:
         self._rows, self._sums = 0, [torch.zeros(())] * 5
 
     def add_(self, a: Tensor, b: Tensor) -> None:
-        """Take further rows, [rows, units]."""
+        """Add further rows, [rows, units]."""
         new = (a.sum(0), b.sum(0), a.square().sum(0), b.square().sum(0), a.T @ b)
         self._rows += len(a)
         self._sums = [old.to(value) + value for old, value in zip(self._sums, new, strict=True)]
 
     def uncentred(self) -> Tensor:
-        """Return the mean of the product of each unit of one model with each of the other, [units, units]."""
+        """Return the mean product of each unit of one model with each unit of the other, [units, units]."""
         return self._sums[-1] / self._rows
 
     def pearson(self) -> Tensor:
-        """Return the correlation of each unit of one model with each of the other, [units, units]."""
+        """Return the correlation of each unit of one model with each unit of the other, [units, units]."""
         a, b, aa, bb, ab = (each / self._rows for each in self._sums)
         stds = [(squares - mean**2).clamp_min(0).sqrt() for squares, mean in ((aa, a), (bb, b))]
         return (ab - torch.outer(a, b)) / (torch.outer(*stds) + EPSILON)
@@ -63,28 +63,28 @@ def match_activations(
 ) -> Permutation:
     """Return the permutation of a model whose units are as similar as possible to a reference's on the same inputs.
 
-    How similar two units are is measured where a linear layer, a convolution or another module with weights (but no
-    normalisation) takes their values, so after the non-linearity; positions of a convolution count like examples.
-    Where units are taken several times, as those of a residual stream, the similarities are added. Units that no such
-    module takes are compared wherever their values can be seen, as queries and keys that a linear layer returns; those
-    that cannot be seen at all, inside modules that hold several weights, stay in place, or go with their blocks.
+    Similarity is measured where a linear layer, a convolution or another module with weights (except normalisations)
+    takes the units' values, that is, after the non-linearity; positions of a convolution count like examples. If units
+    are taken several times, as those of a residual stream, the similarities are added. Units that no such module takes
+    are compared wherever their values are visible, as queries and keys that a linear layer returns; those that are
+    never visible, inside modules that hold several weights, stay in place, or move with their blocks.
 
     Parameters
     ----------
     derivation
-        The symmetries of the model.
+        Symmetries of the model.
     reference, params
-        All entries of two models; they work in eval mode.
+        All entries of two models, which are run in eval mode.
     inputs
-        Inputs as the model takes them, shape [n, ...]. They are taken once, in batches; all sums are in float64.
+        Inputs as the model takes them, shape [n, ...]. They are used once, in batches; all sums are in float64.
     kind
-        ``pearson``: the correlation of two units, as in REPAIR; ``uncentred``: the mean of their product, as in Git
-        Re-Basin.
+        Similarity of two units: ``pearson``, their correlation, as in REPAIR, or ``uncentred``, their mean product, as
+        in Git Re-Basin.
 
     Raises
     ------
     ValueError
-        If there are no inputs, the kind is unknown, an entry does not fit the model, or a value is not finite.
+        If there are no inputs, the kind is unknown, an entry does not match the model, or a value is not finite.
 
     References
     ----------
@@ -93,7 +93,7 @@ def match_activations(
     Jordan et al. 2023, REPAIR: REnormalizing Permuted Activations for Interpolation Repair, arXiv 2211.08403.
     """
     if not len(inputs):
-        raise ValueError("there are no inputs; activations need at least 1, better some hundreds")
+        raise ValueError("there are no inputs; activations need at least 1, preferably some hundreds")
     if kind not in get_args(Kind):
         raise ValueError(f"kind = {kind!r} must be one of {', '.join(get_args(Kind))}")
     states = fit(derivation.model, reference, "the reference"), fit(derivation.model, params, "the other model")
@@ -110,7 +110,7 @@ def match_activations(
 
 
 def _products(derivation: Derivation, reference: Params, params: Params, inputs: Tensor) -> dict[str, list[Products]]:
-    """Return what the values of two models' units have in common, by the order and for each place they are seen at."""
+    """Return the products of two models' units, by order and for each place at which their values are visible."""
     views = _views(derivation)
     found = {order: [Products() for _ in each] for order, each in views.items()}
     needed = {view.node for each in views.values() for view in each}

@@ -1,4 +1,4 @@
-"""Which unit takes which place: the assignment of units with the largest total gain."""
+"""The assignment of units to places with the largest total gain."""
 
 from collections.abc import Mapping
 
@@ -12,17 +12,17 @@ from fedsim.alignment.symmetries.permutations import Symmetry
 
 
 def best_orders(symmetry: Symmetry, gains: Mapping[str, NDArray[np.float64]]) -> dict[str, Tensor]:
-    """Return the orders of a symmetry in which the gains of all its units sum to the most.
+    """Return the orders of a symmetry with the largest sum of gains over all its units.
 
     Parameters
     ----------
     gains
-        By the name of the order, shape [units, units]: what it brings to put old unit ``j`` at place ``i``.
+        Gains by the name of the order, shape [units, units]: entry [i, j] is that of old unit ``j`` at place ``i``.
 
     Returns
     -------
     dict[str, Tensor]
-        One order for each of the symmetry; where all gains are equal, units stay where they are.
+        The orders of the symmetry; where all gains are equal, units stay in place.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def best_orders(symmetry: Symmetry, gains: Mapping[str, NDArray[np.float64]]) ->
 
     Notes
     -----
-    The assignment is exact: units are assigned within each pair of blocks, and then blocks by what their units gain.
+    The assignment is exact: units are assigned within each pair of blocks, and then blocks by the gains of their units.
     """
     values: NDArray[np.float64] = np.zeros((symmetry.blocks, symmetry.blocks))
     units = {}
@@ -48,7 +48,7 @@ def best_orders(symmetry: Symmetry, gains: Mapping[str, NDArray[np.float64]]) ->
 
 
 def _within_blocks(gains: NDArray[np.float64], blocks: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return, for each place of a block and each block, the largest gain of its units, and their order for it."""
+    """Return, for each place and each block, the largest gain of the block's units there, and their order for it."""
     width = len(gains) // blocks
     order = np.zeros((blocks, blocks, width), dtype=np.int64)
     if width == 1:

@@ -1,4 +1,4 @@
-"""The permutation under which the mean of two models has the lowest loss, searched for with gradients."""
+"""A search with gradients for the permutation under which the mean of two models has the lowest loss."""
 
 import copy
 from typing import Any
@@ -33,35 +33,35 @@ def match_straight_through(
 ) -> Permutation:
     """Search for the permutation of a model with which its mean with a reference has the lowest loss on examples.
 
-    The search begins with weight matching. Of its permutations, that one and those at the ends of epochs, the one with
-    the lowest loss is returned, so never a worse one than weight matching.
+    The search begins with weight matching. Of this permutation and those after each epoch, the one with the lowest loss
+    is returned, so the result is never worse than weight matching.
 
     Parameters
     ----------
     model
-        Gives the architecture; it is not changed, and works in eval mode, with batch normalisation by the statistics
-        of the batch.
+        Model with the architecture; it is not changed, and is run in eval mode, with batch normalisation by the
+        statistics of the batch.
     reference, params
         All entries of two models.
     inputs, targets
         Training examples: inputs as the model takes them, shape [n, ...], and targets, shape [n, ...].
     rng
-        Draws the order of the examples, and what weight matching draws.
+        Stream for the order of the examples and for weight matching.
     epochs, lr, batch_size, momentum
-        Of the gradient descent. There is one matching of weights per step.
+        Settings of the gradient descent, which matches weights in each step.
     criterion
-        Maps outputs and targets of a batch to one loss per example.
+        Function from the outputs and targets of a batch to one loss per example.
 
     Raises
     ------
     ValueError
-        If there is no example, epoch or batch, an entry does not fit the architecture, or the descent diverges.
+        If there is no example, epoch or batch, an entry does not match the architecture, or the descent diverges.
 
     Notes
     -----
-    The straight-through estimator of section 3.3: what is trained are latent parameters, at first the reference's. In
-    each step they are projected to the closest permutation of the model, and take the gradient that the loss of the
-    mean has with respect to the permuted model.
+    The straight-through estimator of section 3.3 trains latent parameters, initially the reference's. In each step they
+    are projected to the closest permutation of the model, and take the gradient of the mean's loss with respect to the
+    permuted model.
 
     References
     ----------
@@ -97,7 +97,7 @@ class _Middle:
         self._net = copy.deepcopy(model).eval()
         for module in self._net.modules():
             if isinstance(module, StatisticsNorm):
-                # The mean of two models' statistics is not the statistics of their mean.
+                # The mean of two models' statistics is not that of their mean's activations.
                 module.train()
                 module.track_running_stats = False
         self._trained = [key for key, _ in model.named_parameters()]

@@ -11,21 +11,21 @@ from fedsim.alignment.matching.assignment import best_orders
 from fedsim.alignment.symmetries.permutations import Axis, Permutation, Spec, axes_of, compose, identity, permute
 from fedsim.models.params import Params
 
-# A rise of the objective that is smaller, relative to the largest that two models could have, is rounding.
+# A smaller increase of the objective, relative to the largest possible value for two models, is rounding.
 TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True)
 class Matching:
-    """A permutation that was searched for, and how well it fits.
+    """The permutation that a search found, and how well it fits.
 
     Parameters
     ----------
     permutation
-        All orders of the architecture.
+        Permutation with all orders of the architecture.
     objective
-        The sum of products of the reference's parameters with the permuted ones, at the start of the search and after
-        each change; it only rises.
+        Sum of products of the reference's parameters with the permuted ones, at the start of the search and after each
+        change; it never decreases.
     """
 
     permutation: Permutation
@@ -46,39 +46,38 @@ def match_weights(
     Parameters
     ----------
     reference, params
-        Whole models or parts of them. Entries count that both have, without running statistics; orders that none of
-        them follows stay as they are.
+        Whole models or parts of them. Entries that both have count, except running statistics; orders that none of
+        these entries follows do not change.
     rng
-        Draws the order in which symmetries are visited, anew in each sweep.
+        Stream for the order in which symmetries are visited in each sweep.
     start
-        Where the search begins; orders that it does not have begin with every unit where it is. If it is not given, the
-        search begins with every unit where it is, or with a first guess if that is better: symmetries are matched one
-        after the other, by those entries alone that follow no order that is not matched yet, the one that has most of
-        them first.
+        Permutation to start from; orders that it does not contain start with all units in place. Default: all units in
+        place, or a first guess if that is better, which matches symmetries one after the other, using only entries
+        whose other orders are already matched, starting with the symmetry that has most of them.
     sweeps
-        At most that many, 0 for where the search begins; it ends where no symmetry has a better assignment.
+        Largest number of sweeps, 0 to return the start; the search ends when no symmetry has a better assignment.
 
     Raises
     ------
     ValueError
-        If the architecture does not have an entry or has it with another shape, an entry is not finite, or ``sweeps``
-        is negative.
+        If the architecture lacks an entry or has it with another shape, an entry is not finite, or ``sweeps`` is
+        negative.
 
     Notes
     -----
-    Algorithm 1 of the paper, in float64; with the `identity` as ``start`` it is just that. Without the guess a permuted
-    copy of a transformer is often not recovered: what is matched before the residual stream fits a wrong order of it,
-    and then holds it there. The assignment of a symmetry is the best for the current ones of all others, so the result
-    is a local optimum. Where a parameter follows one symmetry along two dimensions, as recurrent weights do, its
-    products are quadratic in the assignment: as in the authors' code, each dimension is assigned while the other stays;
-    what would not raise the objective is left, and the assignment by all other parameters is tried.
+    Algorithm 1 of the paper, in float64, exactly if ``start`` is the `identity`. Without the guess a permuted copy of a
+    transformer is often not recovered: what is matched before the residual stream fits a wrong order of it, and then
+    keeps it there. The assignment of a symmetry is optimal given those of all others, so the result is a local optimum.
+    If a parameter follows one symmetry along two dimensions, as recurrent weights do, its products are quadratic in the
+    assignment: as in the authors' code, each dimension is assigned while the other is fixed; if this would not raise
+    the objective, the assignment by all other parameters is tried.
 
     References
     ----------
     Ainsworth et al. 2023, Git Re-Basin: merging models modulo permutation symmetries, arXiv 2209.04836.
     """
     if sweeps < 0:
-        raise ValueError(f"sweeps = {sweeps} must be at least 0; with 0 the search ends where it begins")
+        raise ValueError(f"sweeps = {sweeps} must be at least 0; 0 returns the start")
     search = _Search(spec, counted(spec, reference, params), counted(spec, params, reference), start or {})
     if start is None:
         search.begin_()
@@ -91,12 +90,12 @@ def match_weights(
 
 
 def counted(spec: Spec, params: Params, keys: Container[str]) -> Params:
-    """Return in float64 those of some entries that say which units belong together.
+    """Return, in float64, those of some entries that determine which units belong together.
 
     Raises
     ------
     ValueError
-        If the architecture does not have an entry or has it with another shape, or an entry is not finite.
+        If the architecture lacks an entry or has it with another shape, or an entry is not finite.
     """
     kept = {}
     for key, value in params.items():
@@ -126,16 +125,16 @@ class _Use:
         return params[self.key].narrow(self.dimension, self.start, self.size)
 
     def rows(self, params: Params) -> Tensor:
-        """Return what belongs to each unit, shape [units, ...]."""
+        """Return the entries of each unit, shape [units, ...]."""
         return self.part(params).movedim(self.dimension, 0).reshape(self.units, -1)
 
-    def beside(self, spec: Spec) -> set[str]:
-        """Return the orders that the rows' entries follow."""
+    def within(self, spec: Spec) -> set[str]:
+        """Return the orders that the entries within a row follow."""
         return _orders(axis for place, axis in enumerate(spec.axes[self.key]) if place != self.dimension)
 
 
 class _Search:
-    """Coordinate ascent; the model is permuted as it goes, so that each visit finds a change to the current orders."""
+    """Coordinate ascent on a model that is permuted along the way, so that each visit finds a change of its orders."""
 
     def __init__(self, spec: Spec, reference: Params, params: Params, start: Permutation) -> None:
         self._spec, self._reference = spec, reference
@@ -145,17 +144,17 @@ class _Search:
         self.objective = [math.fsum(self._products.values())]
         self._least = TOLERANCE * sum(float(value.norm() * params[key].norm()) for key, value in reference.items())
         self._uses = [list(_uses(spec, symmetry.widths, reference)) for symmetry in spec.symmetries]
-        # Symmetries for which something has changed since they were last visited.
+        # Symmetries whose gains have changed since they were last visited.
         self.unsettled = {number for number, uses in enumerate(self._uses) if uses}
 
     def begin_(self) -> None:
-        """Match all symmetries, each by what is sure when its turn comes, if that raises the objective."""
+        """Match all symmetries, each by entries whose other orders are matched already, if it raises the objective."""
         whole: Permutation = {}
         params = self._params
         unmatched = {number: uses for number, uses in enumerate(self._uses) if uses}
         while unmatched:
             sure = {
-                number: [use for use in uses if use.beside(self._spec) <= whole.keys()]
+                number: [use for use in uses if use.within(self._spec) <= whole.keys()]
                 for number, uses in unmatched.items()
             }
             entries = {n: sum(use.part(params).numel() / use.units for use in uses) for n, uses in sure.items()}
@@ -174,11 +173,11 @@ class _Search:
                 self.unsettled |= self._affected(symmetry)
 
     def _changes(self, symmetry: int) -> Iterator[Permutation]:
-        """Yield the best change, unless products are quadratic in it; then one that could be better, and another."""
+        """Yield the best change, or, if products are quadratic in it, two changes that may be better."""
         uses = self._uses[symmetry]
         yield self._best(symmetry, uses, self._params)
         quadratic = {use.key for use in uses if any(_meet(use, other) for other in uses)}
-        if quadratic:  # the other dimension of these may still mislead
+        if quadratic:  # the other dimension of these may still be wrong
             yield self._best(symmetry, [use for use in uses if use.key not in quadratic], self._params)
 
     def _best(self, symmetry: int, uses: Iterable[_Use], params: Params) -> Permutation:
@@ -189,7 +188,7 @@ class _Search:
         return best_orders(self._spec.symmetries[symmetry], gains)
 
     def _take_(self, change: Permutation) -> bool:
-        """Make a change if it raises the objective, and tell whether it did."""
+        """Make a change if it raises the objective, and return whether it did."""
         params = permute(self._following(self._params, change), self._spec, change)
         products = self._products | self._multiplied(params)
         objective = math.fsum(products.values())
@@ -208,7 +207,7 @@ class _Search:
         return {key: float(self._reference[key].flatten() @ value.flatten()) for key, value in params.items()}
 
     def _affected(self, symmetry: int) -> set[int]:
-        """Return the symmetries, perhaps itself too, whose gains depend on the assignment of one."""
+        """Return the symmetries, possibly including itself, whose gains depend on the assignment of one."""
         own = self._uses[symmetry]
         return {
             number for number, uses in enumerate(self._uses) if any(_meet(use, other) for use in uses for other in own)
@@ -231,5 +230,5 @@ def _orders(axes: Iterable[Axis]) -> set[str]:
 
 
 def _meet(use: _Use, other: _Use) -> bool:
-    """Tell whether two orders are followed along two dimensions of one parameter."""
+    """Whether two orders are followed along two dimensions of one parameter."""
     return use.key == other.key and use.dimension != other.dimension

@@ -1,1 +1,1 @@
-"""The mean of several models once their units are in the same places: all at once, or in a tree."""
+"""The mean of several models after aligning their units: all at once, or in a tree."""

@@ -1,4 +1,4 @@
-"""Members of a merge, where their units are, and what comes out."""
+"""The members of a merge, the places of their units, and the result."""
 
 import math
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from fedsim.models.params import Params
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged model, and where the units of its members are in it.
+    """A merged model, and the places of its members' units in it.
 
     Parameters
     ----------
     params
-        The weighted mean of the permuted members; integer entries are the first member's.
+        Weighted mean of the permuted members; integer entries are the first member's.
     permutations
-        For each member, what brings its units to their places in the merged model.
+        Permutation of each member, which brings its units to their places in the merged model.
     spreads
-        The weighted mean of the squared distances of the permuted members from their mean, before the first sweep and
-        after each; it only falls. Of a hierarchical merge there is the final one alone.
+        Weighted mean of the squared distances of the permuted members from their mean, before the first sweep and after
+        each; it never increases. A hierarchical merge has the final value only.
     """
 
     params: Params
@@ -34,21 +34,21 @@ class Merged:
     spreads: list[float]
 
     def between(self, member: int, other: int) -> Permutation:
-        """Return what brings the units of one member to the places of another's."""
+        """Return the permutation that brings the units of one member to the places of another's."""
         return compose(self.permutations[member], invert(self.permutations[other]))
 
 
 class Members:
-    """Models that are to be merged, with what each weighs and the model in whose places the merged units are to be.
+    """Models to merge, with their weights and the model whose order of units the merged model gets.
 
     Parameters
     ----------
     models
         Whole models, or the same part of each.
     weights
-        One positive number per model; all alike if None.
+        One positive number per model (default: equal).
     start
-        The first member if None.
+        Model to match all members with first (default: the first member).
 
     Raises
     ------
@@ -68,19 +68,19 @@ class Members:
         self.shares = shares_of(models, weights)
 
     def matched(self, rng: np.random.Generator) -> list[Permutation]:
-        """Return what brings the units of each member to the places of the start's."""
+        """Return the permutations that bring the units of each member to the places of the start's."""
         if self.start is not None:
             return [match_weights(self.spec, self.start, model, rng=rng).permutation for model in self.models]
         first, *others = self.models
         return [identity(self.spec)] + [match_weights(self.spec, first, each, rng=rng).permutation for each in others]
 
     def counted(self, member: int, permutation: Permutation) -> Params:
-        """Return in float64 what of a permuted member says which units belong together."""
+        """Return, in float64, the entries of a permuted member that determine which units belong together."""
         model = self.models[member]
         return permute(counted(self.spec, model, model), self.spec, permutation)
 
     def mean(self, permutations: Sequence[Permutation]) -> Params:
-        """Return in float64 the mean of what says which units belong together."""
+        """Return, in float64, the mean of the entries that determine which units belong together."""
         mean: Params = {}
         for member, permutation in enumerate(permutations):
             own = self.counted(member, permutation)
@@ -97,7 +97,7 @@ class Members:
         return math.fsum(share * square(self.counted(member, {})) for member, share in enumerate(self.shares))
 
     def merged(self, permutations: Sequence[Permutation], spreads: list[float], rng: np.random.Generator) -> Merged:
-        """Return the mean of the permuted members, its units in the places of the start's."""
+        """Return the mean of the permuted members, with its units in the places of the start's."""
         mean = WeightedMean()
         for model, share, permutation in zip(self.models, self.shares, permutations, strict=True):
             mean.add(permute(model, self.spec, permutation), share)

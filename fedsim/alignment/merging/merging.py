@@ -1,7 +1,7 @@
-"""Several models merged into one, the units of each in the places where they fit the others.
+"""Several models merged into one, after aligning the units of each with those of the others.
 
-Each member gets one permutation onto the merged model, so that the ways between members agree: the one from the first
-to the second and on to the third is the one from the first to the third.
+Each member gets one permutation onto the merged model, so that those between members are consistent: the one from the
+first to the second, composed with the one from the second to the third, is the one from the first to the third.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from fedsim.models.averaging import weighted_mean
 from fedsim.models.params import Params
 
 Order = Literal["given", "nearest", "random"]
-# Two models to join, and what brings the second's units to the places of the first's.
+# Two models to join, and the permutation that brings the second's units to the places of the first's.
 Pair = tuple[int, int, Permutation]
 
 
@@ -31,21 +31,21 @@ def merge_many(
     start: Params | None = None,
     sweeps: int = 100,
 ) -> Merged:
-    """Merge models, each matched anew with the mean of all others until nothing changes.
+    """Merge models, matching each with the mean of all others until nothing changes.
 
     Parameters
     ----------
     members
         Whole models, or the same part of each, as in `match_weights`.
     weights
-        One positive number per member, its weight in every mean; all alike if not given.
+        One positive number per member, its weight in every mean (default: equal).
     rng
-        Draws the order of members, anew in each sweep, and that of symmetries.
+        Stream for the order of members in each sweep, and for that of symmetries.
     start
-        All members are matched with it first, and the merged model last, so that its units are in the places that they
-        have there. Without it the first member takes its part, and its units stay where they are.
+        Model to match all members with first, and the merged model last, so that the merged units are in its places.
+        Default: the first member, whose units then stay in place.
     sweeps
-        At most that many visits of each member.
+        Largest number of visits of each member.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def merge_many(
 
     Notes
     -----
-    A sweep costs as much as to match each member once: the sum of all is kept, and a member is taken out of it.
+    A sweep costs as much as matching each member once: the sum of all is kept, and a member is subtracted from it.
 
     References
     ----------
@@ -67,7 +67,7 @@ def merge_many(
     total = merge.mean(permutations)
     spreads = [merge.spread(total)]
     everyone = set(range(len(members)))
-    # Members for which the mean of the others has changed since they were last matched with it.
+    # Members whose mean of the others has changed since they were last matched with it.
     unsettled = everyone
     for _ in range(sweeps):
         if not unsettled:
@@ -94,16 +94,16 @@ def merge_to_universe(
     start: Params | None = None,
     sweeps: int = 100,
 ) -> Merged:
-    """Merge models, all matched anew with their mean, the universe, until nothing changes.
+    """Merge models, matching all with their mean, the universe, until nothing changes.
 
     Parameters
     ----------
     members, weights, start
         As in `merge_many`.
     rng
-        Draws the order of symmetries.
+        Stream for the order of symmetries.
     sweeps
-        At most that many universes.
+        Largest number of universes.
 
     Raises
     ------
@@ -112,11 +112,11 @@ def merge_to_universe(
 
     Notes
     -----
-    The objective is that of `merge_many`, and nothing depends on the order of members but which is the first. Each
-    member is itself in the universe, though, and with few members this holds it where it is: models that were trained
-    apart hardly move from where they are matched with ``start``, and `merge_many` brings them closer together. The
-    authors of C2M3 reach the same objective with Frank-Wolfe steps on relaxed permutations of all members at once,
-    which a universe of permuted models does without.
+    The objective is that of `merge_many`, and apart from which one is first, the order of members has no effect.
+    However, each member is part of the universe, and with few members this holds it in place: models that were trained
+    independently hardly move from their matching with ``start``, and `merge_many` brings them closer together. The
+    authors of C2M3 optimise the same objective by Frank-Wolfe steps on relaxed permutations of all members at once,
+    which a universe of permuted models does not need.
 
     References
     ----------
@@ -154,14 +154,14 @@ def merge_hierarchically(
     Parameters
     ----------
     members, weights
-        As in `merge_many`; in a pair each side has the weight of all members in it.
+        As in `merge_many`; each side of a pair has the total weight of its members.
     rng
-        Draws the order of symmetries, and the pairs if they are random.
+        Stream for the order of symmetries, and for the pairs if they are random.
     order
-        Which models make pairs in each stage: neighbours, as ``given``; those ``nearest`` to each other once they are
-        matched, the nearest first; or ``random`` ones. An odd one goes on to the next stage.
+        Pairs of each stage: neighbours, as ``given``; those ``nearest`` to each other after matching, nearest first; or
+        ``random`` ones. A model without a partner moves to the next stage.
     start
-        The merged model's units get the places that they have there; those of the first member's if not given.
+        Model whose order of units the merged model gets (default: the first member).
 
     Raises
     ------
@@ -170,7 +170,7 @@ def merge_hierarchically(
 
     Notes
     -----
-    N members take N - 1 matchings; for ``nearest`` all pairs of each stage are matched, about ``2 * N ** 2 / 3``.
+    N members take N - 1 matchings; ``nearest`` matches all pairs of each stage, about ``2 * N ** 2 / 3``.
 
     References
     ----------
@@ -191,14 +191,14 @@ def merge_hierarchically(
 
 @dataclass(frozen=True)
 class _Node:
-    """A model in a tree of merges, what it weighs, and where the units of its leaves are in it."""
+    """A model in a tree of merges, with its weight and the places of its leaves' units in it."""
 
     params: Params
     share: float
     permutations: dict[int, Permutation]
 
     def joined(self, other: "_Node", spec: Spec, permutation: Permutation) -> "_Node":
-        """Return the mean of two nodes, the other one permuted."""
+        """Return the mean of this node and another, permuted one."""
         both = [self.params, permute(other.params, spec, permutation)]
         leaves = {leaf: compose(each, permutation) for leaf, each in other.permutations.items()}
         mean = weighted_mean(both, [self.share, other.share])
@@ -244,4 +244,4 @@ def _plus(params: Params, factor: float, others: Params) -> Params:
 
 def _check_sweeps(sweeps: int) -> None:
     if sweeps < 1:
-        raise ValueError(f"sweeps = {sweeps} must be at least 1; match each member by match_weights to match it once")
+        raise ValueError(f"sweeps = {sweeps} must be at least 1; use match_weights to match each member only once")

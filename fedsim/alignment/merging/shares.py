@@ -1,4 +1,4 @@
-"""What each member counts for in a merged model."""
+"""The share of each member in a merged model."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from fedsim.models.params import Params
 
 
 def shares_of(members: Sequence[Params], weights: Sequence[float] | None) -> list[float]:
-    """Return positive weights divided by their sum; by default all are alike.
+    """Return positive weights divided by their sum; by default all are equal.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""What averaging does to the moments of features, and how they are set right after it."""
+"""The moments of features after averaging, and their correction."""

@@ -1,4 +1,4 @@
-"""Biases of merged models, set without data to the scale that activations have after several merged layers."""
+"""Biases of merged models, scaled without data to the activations after several merged layers."""
 
 from collections.abc import Sequence
 
@@ -22,32 +22,32 @@ def scale_biases(
 ) -> Params:
     """Return the merged model with biases ``sum_i p_i ** l * b_i`` in its linear layers and convolutions of depth l.
 
-    The depth is the number of weighted sums on the longest way from the input, their own included; embeddings and
-    modules that hold several weights count once. A normalisation does away with the scale of its input, so that its
-    own weight is the first again. All other entries stay as they are.
+    The depth is the number of weighted sums on the longest path from the input, including the layer's own; embeddings
+    and modules that hold several weights count once. A normalisation removes the scale of its input, so that counting
+    restarts at its own weight. All other entries do not change.
 
-    Where members share no hidden units, the average makes what a layer computes of a member smaller by ``p_i`` at each
-    layer. With these biases the merged model of depth L then computes ``sum_i p_i ** L * f_i``, if it is a chain of
-    weighted sums and of functions with ``f(c x) = c f(x)`` for positive c, such as ReLU and pooling.
+    If members share no hidden units, averaging scales a member's activations by ``p_i`` at each layer. With these
+    biases the merged model of depth L then computes ``sum_i p_i ** L * f_i``, if it is a chain of weighted sums and of
+    functions with ``f(c x) = c f(x)`` for positive c, such as ReLU and pooling.
 
     Parameters
     ----------
     model
-        Gives the architecture; it is not changed.
+        Model with the architecture; it is not changed.
     merged
         All entries of the members' weighted average.
     members
-        All entries of what was merged, their units in the order of the merged model's.
+        All entries of the merged models, with their units in the order of the merged model's.
     inputs
-        One or more, as the model takes them, on which its graph is tried; the result does not depend on them.
+        One or more inputs, as the model takes them, for testing its graph; the result does not depend on them.
     weights
-        One positive number per member; by default all alike.
+        One positive number per member (default: equal).
 
     Raises
     ------
     ValueError
-        If there are no inputs, the model is not a graph of operations on single examples, an entry does not fit it, or
-        the weights do not fit the members.
+        If there are no inputs, the model is not a graph of operations on single examples, an entry does not match it,
+        or the weights do not match the members.
 
     References
     ----------
@@ -69,7 +69,7 @@ def scale_biases(
 
 
 def depths_of(operations: Sequence[Operation], root: nn.Module) -> list[int]:
-    """Return for each operation how often its result has been multiplied by weights since it was last normalised."""
+    """Return how often the result of each operation has been multiplied by weights since it was last normalised."""
     depths: list[int] = []
     for each in operations:
         depth = max((depths[k] for k in each.inputs), default=0)

@@ -1,28 +1,28 @@
-"""Mean and standard deviation of each channel, of values that come in pieces."""
+"""Mean and standard deviation of each channel, for values that arrive in pieces."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Examples that are converted to float64 at a time.
+# Number of examples that are converted to float64 at a time.
 ROWS = 128
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What is known of each channel after some values.
+    """Moments of each channel over the values so far.
 
     Parameters
     ----------
     count
-        Values of each channel: positions count like examples.
+        Number of values of each channel; positions count like examples.
     mean
-        Shape [channels], float64.
+        Mean of each channel, shape [channels], float64.
     squares
         Sum of the squared differences from the mean, shape [channels], float64.
     resolution
-        What a value's dtype tells apart, relative to it.
+        Relative precision of the values' dtype.
     """
 
     count: int
@@ -32,12 +32,12 @@ class Moments:
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of the values themselves, divided by their number."""
+        """Standard deviation of the values, normalised by their number."""
         return (self.squares / self.count).sqrt()
 
     @property
     def is_constant(self) -> Tensor:
-        """Where a channel varies no more than by rounding, shape [channels]."""
+        """Whether each channel varies by rounding only, shape [channels]."""
         std = self.std
         return std <= 100 * self.resolution * torch.maximum(self.mean.abs(), std.max())
 
@@ -54,9 +54,9 @@ def moments_of(value: Tensor, dimension: int) -> Moments:
     Parameters
     ----------
     value
-        Shape [n, ...].
+        Values, shape [n, ...].
     dimension
-        That of the channels, not the first.
+        Dimension of the channels, not the first.
     """
     total = None
     for piece in value.split(ROWS):

@@ -1,4 +1,4 @@
-"""Merged models whose activations have lost their variance, repaired with inputs: REPAIR and what it consists of."""
+"""Merged models whose activations have lost their variance, repaired with inputs: REPAIR and its steps."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from fedsim.training.buffers import recompute_buffers_
 from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
 
 Kind = Literal["repair", "rescale", "reshift"]
-# Given an operation's position, its arguments and its result: the result with which the model goes on.
+# A function of an operation's position, arguments and result that returns the result to continue with.
 Visit = Callable[[int, Sequence[Any], Any], Any]
 
 
@@ -32,39 +32,39 @@ def repair(
 ) -> Params:
     """Return the merged model with each channel's mean and standard deviation set to the members' weighted means.
 
-    They are those of what each linear layer, each convolution and each normalisation with weights returns; not of a
-    layer that a normalisation directly follows, and not of the classifier, the last layer. Each is corrected after all
-    before it, so that in the result they are the goal's on these inputs. Without a bias only the standard deviation can
-    be corrected. Modules that hold several weights at once (attention, recurrent layers), transposed convolutions and
-    weights that are used twice stay as they are, and so do channels of one constant value, but for their mean.
+    This applies to the outputs of linear layers, convolutions and normalisations with weights, except layers directly
+    followed by a normalisation and the classifier, the last layer. Each is corrected after all those before it, so that
+    on these inputs the result has exactly the target moments. Without a bias only the standard deviation can be
+    corrected. Modules that hold several weights (attention, recurrent layers), transposed convolutions and weights that
+    are used twice do not change, nor do constant channels, except for their mean.
 
     Parameters
     ----------
     model
-        Gives the architecture; it is not changed, and works in eval mode.
+        Model with the architecture; it is not changed, and is run in eval mode.
     merged
         All entries of the members' weighted average.
     members
-        All entries of what was merged, their units in the order of the merged model's.
+        All entries of the merged models, with their units in the order of the merged model's.
     inputs
-        A few hundred inputs as the model takes them, shape [n, ...]: what the merged model computes for all of them is
-        kept at a time, the members go through them in batches.
+        A few hundred inputs as the model takes them, shape [n, ...]; the merged model's results for all of them are
+        kept in memory, while the members process them in batches.
     weights
-        One positive number per member; by default all alike.
+        One positive number per member (default: equal).
     kind
-        ``rescale`` corrects standard deviations only and ``reshift`` means only.
+        Moments to correct: ``rescale`` for standard deviations only, ``reshift`` for means only, or both.
 
     Raises
     ------
     ValueError
         If there are fewer than two inputs, the kind is unknown, the model is not a graph of operations on single
-        examples, an entry does not fit it, or the weights do not fit the members.
+        examples, an entry does not match it, or the weights do not match the members.
 
     Notes
     -----
-    Batch normalisation first takes its running statistics from what it now normalises, all inputs as one batch; then
-    its weight and bias are corrected. So the model computes alike in training and in eval mode. Frozen statistics stay.
-    The paper corrects batch-normalised networks by new statistics alone (`reset_statistics`).
+    Batch normalisation first takes its running statistics from its new inputs, all as one batch; then its weight and
+    bias are corrected. The model is thus the same in training and in eval mode. Frozen statistics do not change. The
+    paper corrects batch-normalised networks by new statistics alone (`reset_statistics`).
 
     References
     ----------
@@ -94,12 +94,12 @@ def repair(
 
 
 def reset_statistics(model: nn.Module, params: Params, inputs: Tensor) -> Params:
-    """Return a model whose running statistics are the mean over batches of the inputs; frozen ones stay.
+    """Return a model whose running statistics are the mean over batches of the inputs, except frozen ones.
 
     Parameters
     ----------
     model
-        Gives the architecture; it is not changed.
+        Model with the architecture; it is not changed.
     params
         All entries of the model.
     inputs
@@ -108,7 +108,7 @@ def reset_statistics(model: nn.Module, params: Params, inputs: Tensor) -> Params
     Raises
     ------
     ValueError
-        If there are fewer than two inputs, or an entry does not fit the model.
+        If there are fewer than two inputs, or an entry does not match the model.
     """
     _check_inputs(inputs)
     fitted = fit(model, params, "the model")
@@ -123,7 +123,7 @@ def reset_statistics(model: nn.Module, params: Params, inputs: Tensor) -> Params
 
 def _check_inputs(inputs: Tensor) -> None:
     if len(inputs) < 2:
-        raise ValueError(f"there are {len(inputs)} inputs; statistics need at least 2, better some hundreds")
+        raise ValueError(f"there are {len(inputs)} inputs; statistics need at least 2, preferably some hundreds")
 
 
 def _visit(operations: Sequence[Operation], root: nn.Module, params: Params, inputs: Tensor, visit: Visit) -> None:
@@ -183,7 +183,7 @@ def _new_statistics(operation: Operation, root: nn.Module, params: Params, value
 
 
 def _corrected(site: ChannelSite, params: Params, own: Moments, mean: Tensor, std: Tensor, kind: Kind) -> Params:
-    """Return the entries with which a site has the goal's moments, given its own."""
+    """Return the entries that give a site the target moments, given its own."""
     if site.weight is None:
         return {}
     stays = torch.ones_like(own.is_constant) if kind == "reshift" else own.is_constant

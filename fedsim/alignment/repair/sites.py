@@ -1,4 +1,4 @@
-"""Where in a model the mean and the scale of each channel can be set: what `fedsim.alignment.repair` corrects."""
+"""Operations of a model at which the mean and the scale of each channel can be set, for `fedsim.alignment.repair`."""
 
 import copy
 from collections import Counter
@@ -17,14 +17,14 @@ SUMS = (nn.Linear, *CONVOLUTIONS)
 
 
 class ChannelSite(NamedTuple):
-    """An operation each channel of which has a scale of its own, and perhaps a bias.
+    """An operation in which each channel has its own scale, and perhaps a bias.
 
     Parameters
     ----------
     dimension
-        That of the channels in the result.
+        Dimension of the channels in the result.
     weight, bias
-        State-dict keys; None if it has none.
+        State-dict keys, or None if it has no such entry.
     statistics
         Whether it normalises by running statistics.
     """
@@ -50,14 +50,14 @@ def traced(model: nn.Module, params: Params, inputs: Tensor) -> tuple[list[Opera
     except NotTraceableError as reason:
         why = [str(reason), *str(reason.__cause__ or "").splitlines()[:1]]
         raise ValueError(
-            f"{type(model).__name__} cannot be corrected layer by layer: {': '.join(why)}; leave the correction out"
+            f"{type(model).__name__} cannot be corrected layer by layer: {': '.join(why)}; omit the correction"
         ) from None
 
 
 def sites_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, ChannelSite]:
     """Return the sites by the positions of their operations.
 
-    Sums before a normalisation and the last one, the classifier, are none.
+    Sums before a normalisation and the last one, the classifier, are not included.
     """
     uses = Counter(entry.key for each in operations for entry in each.entries)
     users = Counter(k for each in operations for k in each.inputs)

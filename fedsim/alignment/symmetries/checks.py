@@ -1,4 +1,4 @@
-"""Whether units that change places leave what a model computes as it is."""
+"""Tests of whether permuted units leave the outputs of a model unchanged."""
 
 import copy
 from dataclasses import replace
@@ -20,18 +20,17 @@ def check_spec(
     Parameters
     ----------
     params
-        Of `fedsim.models.params.state_of`, with values that tell units apart: not those of a new model, in which all
-        biases may be alike.
+        Entries of `fedsim.models.params.state_of`, with values that distinguish units: not those of a new model, in
+        which all biases may be equal.
     inputs
-        As the model takes them, on its device.
+        Inputs as the model takes them, on its device.
     tolerance
-        Difference of outputs that rounding may cause, as a part of the largest output.
+        Largest difference of outputs by rounding, relative to the largest output.
 
     Raises
     ------
     ValueError
-        If the outputs change, with the orders that change them, or an entry does not have the shape that ``spec``
-        says.
+        If the outputs change, with the orders that change them, or the shape of an entry is not that of ``spec``.
     """
     _check_shapes(params, spec)
     model = copy.deepcopy(model).eval()
@@ -46,9 +45,11 @@ def check_spec(
             names = " and ".join(map(repr, symmetry.widths))
             raise ValueError(
                 f"the order {names} changes the outputs by {change:.1e} of the largest, which must be at most "
-                f"{tolerance:.1e}: leave it out of the spec, or derive the spec anew"
+                f"{tolerance:.1e}: leave it out of the spec, or derive the spec again"
             )
-    raise ValueError("the orders of the spec change the outputs together, though none does alone: derive the spec anew")
+    raise ValueError(
+        "the orders of the spec change the outputs together, though none does alone: derive the spec again"
+    )
 
 
 def _check_shapes(params: Params, spec: Spec) -> None:
@@ -57,11 +58,11 @@ def _check_shapes(params: Params, spec: Spec) -> None:
         shape = None if axes is None else tuple(sum(segment.size for segment in axis) for axis in axes)
         if value.is_floating_point() and shape != tuple(value.shape):
             said = "nothing" if shape is None else shape
-            raise ValueError(f"the spec says {said} of {key!r}, which has the shape {tuple(value.shape)}")
+            raise ValueError(f"the spec has {said} for {key!r}, which has the shape {tuple(value.shape)}")
 
 
 def _moving(spec: Spec, rng: np.random.Generator) -> Permutation:
-    """Draw a permutation in which some units of each order are not in their place, unless it has a single one."""
+    """Draw a permutation that moves some units of each order, unless it has a single one."""
     drawn: Permutation = {}
     for symmetry in spec.symmetries:
         alone = replace(spec, symmetries=(symmetry,))

@@ -1,4 +1,8 @@
-"""How the units of a model lie in the tensors that it computes, and in tensors that are reshaped from these."""
+"""Layouts of a model's units in the tensors that it computes, and in reshaped ones.
+
+Functions with an underscore state what moves together, and so change the symbols of their axes. A dimension that
+depends on others gets its own axis (`plain`) at the price that its units move in the same way everywhere.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +17,7 @@ from fedsim.alignment.symmetries.unification import block_, cut_, fix_, unify_
 class Split:
     """An axis that has become several dimensions: the heads of attention and the units in each.
 
-    What a unit's place in its head is depends on the head, so such dimensions have no axis of their own.
+    The place of a unit in its head depends on the head, so such dimensions have no separate axes.
     """
 
     axis: Pieces
@@ -66,7 +70,7 @@ def size_of(dimension: Dimension) -> int:
 
 
 def plain(dimension: Dimension) -> Pieces:
-    """Return an axis of its own for a dimension, also for one that depends on others."""
+    """Return a separate axis for a dimension, even if it depends on others."""
     if not isinstance(dimension, Part):
         return dimension
     found = independent(dimension)
@@ -74,7 +78,7 @@ def plain(dimension: Dimension) -> Pieces:
 
 
 def independent(dimension: Dimension) -> Pieces | None:
-    """Return the axis of a dimension, or None if it depends on others; what is known by now may tell it from them."""
+    """Return the axis of a dimension by what is known now, or None if it depends on others."""
     if not isinstance(dimension, Part):
         return dimension
     known = split(dimension.split.axis, dimension.split.sizes)[dimension.place]
@@ -96,7 +100,7 @@ def fix_all_(layout: Layout) -> None:
 
 
 def join_(first: Dimension, second: Dimension) -> Dimension:
-    """Let two dimensions of the same size move in the same way, and return what they are now."""
+    """Let two dimensions of the same size move in the same way, and return the joint dimension."""
     if isinstance(second, Part) and not isinstance(first, Part):
         first, second = second, first
     if isinstance(first, Part) and isinstance(second, Part) and _agree(first, second):
@@ -111,7 +115,7 @@ def _agree(first: Part, second: Part) -> bool:
 
 
 def alone(dimension: Dimension) -> Pieces:
-    """Return an axis of its own for a dimension of a tensor that has none of the others of its split axis.
+    """Return a separate axis for a dimension of a tensor without the other dimensions of its split axis.
 
     Whole heads can then change places, with all that lies within them.
     """
@@ -132,7 +136,7 @@ def broadcast_(layouts: Sequence[Layout]) -> Layout:
 
 
 def complete(layout: Layout) -> Layout:
-    """Give axes of their own to the dimensions of split axes of which others are missing."""
+    """Give separate axes to dimensions of split axes whose other dimensions are missing."""
     dimensions = list(layout.dimensions)
     for i, dimension in enumerate(layout.dimensions):
         if isinstance(dimension, Part):
@@ -186,7 +190,7 @@ def _product(outer: Pieces, inner: Pieces) -> Pieces:
 
 
 def reshape(layout: Layout, shape: Sequence[int]) -> Layout:
-    """Return the layout of a tensor whose entries are put, in their order, into another shape."""
+    """Return the layout of a tensor after reshaping."""
     rest = [dimension for dimension in layout.dimensions if size_of(dimension) != 1]
     found: list[Dimension] = [fixed(1)] * len(shape)
     places = [i for i, size in enumerate(shape) if size != 1]
@@ -205,7 +209,7 @@ def reshape(layout: Layout, shape: Sequence[int]) -> Layout:
 
 
 def narrow(layout: Layout, dimension: int, start: int, stop: int) -> Layout:
-    """Return the layout of a tensor of which only some consecutive entries along a dimension are left."""
+    """Return the layout of a slice of a tensor along a dimension."""
     dimensions, chosen = list(layout.dimensions), layout.dimensions[dimension]
     if stop - start == size_of(chosen):
         return layout

@@ -1,4 +1,4 @@
-"""Units that may change places: which entries of a model belong to which, and models whose units have changed places.
+"""Permutations of units: which entries of a model belong to which unit, and models with permuted units.
 
 A permutation is a dict of orders, ``{name: indices}``: unit ``i`` of the new model is unit ``indices[i]`` of the old.
 Orders are int64 tensors and travel like parameters.
@@ -25,9 +25,9 @@ class Segment:
     size
         Number of entries.
     order
-        Name of the order that they follow; None if they stay where they are.
+        Name of the order that they follow, or None if they stay in place.
     repeat
-        Consecutive entries that move as one unit: after flattening, all positions of a channel.
+        Number of consecutive entries that move as one unit: after flattening, all positions of a channel.
     """
 
     size: int
@@ -43,8 +43,8 @@ Axis = tuple[Segment, ...]
 class Symmetry:
     """Units that can change places together without changing what the model computes.
 
-    ``blocks`` blocks change places with each other; with them go, in each order, ``width`` units that change places
-    within their block. Plain hidden units are blocks of one unit; groups of a group normalisation are blocks with one
+    ``blocks`` blocks change places with each other; each contains, in each order, ``width`` units that change places
+    within the block. Plain hidden units are blocks of one unit; groups of a group normalisation are blocks with one
     order; heads of attention are blocks with two, of queries and keys and of values.
 
     Parameters
@@ -66,11 +66,11 @@ class Spec:
     Parameters
     ----------
     symmetries
-        In the order in which a forward pass meets them.
+        Symmetries in the order of a forward pass.
     axes
-        For each floating-point entry of `fedsim.models.params.state_of`, one axis per dimension.
+        One axis per dimension, for each floating-point entry of `fedsim.models.params.state_of`.
     statistics
-        Running statistics: they move with their units and say nothing about which units belong together.
+        Keys of running statistics, which move with their units but do not determine which units belong together.
     """
 
     symmetries: tuple[Symmetry, ...]
@@ -83,7 +83,7 @@ class Spec:
         return {name: each.blocks * width for each in self.symmetries for name, width in each.widths.items()}
 
     def uses(self, order: str) -> Iterator[tuple[str, int]]:
-        """Yield the key and the dimension of each axis of a parameter that follows an order, without statistics."""
+        """Yield the key and the dimension of each parameter's axis that follows an order, without statistics."""
         for key, axes in self.axes.items():
             for dimension, axis in enumerate(axes):
                 if key not in self.statistics and any(segment.order == order for segment in axis):
@@ -91,12 +91,12 @@ class Spec:
 
 
 def identity(spec: Spec) -> Permutation:
-    """Return the permutation in which every unit stays where it is."""
+    """Return the permutation that leaves every unit in place."""
     return {name: torch.arange(size) for name, size in spec.sizes.items()}
 
 
 def random_permutation(spec: Spec, rng: np.random.Generator) -> Permutation:
-    """Draw one of all permutations of an architecture, each with equal probability."""
+    """Draw a permutation of an architecture uniformly at random."""
     drawn = {}
     for symmetry in spec.symmetries:
         blocks = rng.permutation(symmetry.blocks)
@@ -112,7 +112,7 @@ def invert(permutation: Permutation) -> Permutation:
 
 
 def compose(first: Permutation, then: Permutation) -> Permutation:
-    """Return the permutation that does one after the other."""
+    """Return the permutation that applies one after the other."""
     return {name: order[then[name]] for name, order in first.items()}
 
 
@@ -130,25 +130,25 @@ def axes_of(key: str, value: Tensor, spec: Spec) -> tuple[Axis, ...]:
 
 
 def permute(params: Params, spec: Spec, permutation: Permutation) -> Params:
-    """Return a model, or a part of one, whose units have changed places; entries that do not move are not copied.
+    """Return a model, or a part of one, with permuted units; entries that do not move are not copied.
 
     Parameters
     ----------
     params
-        Entries of `fedsim.models.params.state_of`; integer ones stay as they are.
+        Entries of `fedsim.models.params.state_of`; integer ones do not change.
     permutation
-        Orders that it does not have stay as they are.
+        Permutation to apply; units of orders that it does not contain stay in place.
 
     Raises
     ------
     ValueError
-        If ``spec`` does not have an entry, or an order has more or fewer units than it says.
+        If ``spec`` does not have an entry, or an order has another number of units than in ``spec``.
     """
     return {key: permute_entry(value, axes_of(key, value, spec), permutation) for key, value in params.items()}
 
 
 def permute_entry(value: Tensor, axes: tuple[Axis, ...], permutation: Permutation, leave: int | None = None) -> Tensor:
-    """Return one parameter whose units have changed places, along all axes but one if ``leave`` says so."""
+    """Return one parameter with permuted units, along all axes except the dimension ``leave``."""
     for dimension, axis in enumerate(axes):
         if dimension != leave and any(segment.order in permutation for segment in axis):
             value = value.index_select(dimension, positions(axis, permutation).to(value.device))
@@ -156,7 +156,7 @@ def permute_entry(value: Tensor, axes: tuple[Axis, ...], permutation: Permutatio
 
 
 def positions(axis: Axis, permutation: Permutation) -> Tensor:
-    """Return from where each entry along an axis comes, shape [entries], int64."""
+    """Return the source of each entry along an axis, shape [entries], int64."""
     parts, start = [], 0
     for segment in axis:
         if segment.order in permutation:
@@ -175,5 +175,5 @@ def positions(axis: Axis, permutation: Permutation) -> Tensor:
 
 
 def moved(permutation: Permutation) -> dict[str, float]:
-    """Return the share of units that are not in their place, by order."""
+    """Return the share of units that are not in place, by order."""
     return {name: float((order != torch.arange(len(order))).double().mean()) for name, order in permutation.items()}

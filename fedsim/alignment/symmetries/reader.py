@@ -1,4 +1,4 @@
-"""A model's graph, read operation by operation: where its units are in each value, and in each of its weights."""
+"""A model's graph, read operation by operation: the layouts of its units in each value and in each weight."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ RULES = (rules_attention, rules_shapes, rules_weights)
 
 
 class _Tracer(fx.Tracer):
-    """Goes into modules down to those that have a rule; what cannot be traced is one operation."""
+    """Descends to the modules that have a rule; a module that cannot be traced is one operation."""
 
     proxy_buffer_attributes = True
 
@@ -30,7 +30,7 @@ class _Tracer(fx.Tracer):
         last = next(iter(reversed(self.graph.nodes)), None)
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception:  # whatever a module's own code raises when it is given what is not a tensor
+        except Exception:  # a module's code may raise anything on a proxy instead of a tensor
             for node in reversed(self.graph.nodes):
                 if node is last:
                     break
@@ -44,7 +44,7 @@ def graph_of(model: nn.Module) -> fx.Graph:
     Raises
     ------
     ValueError
-        If it cannot be traced.
+        If the model cannot be traced.
     """
     try:
         return _Tracer().trace(model)
@@ -54,7 +54,7 @@ def graph_of(model: nn.Module) -> fx.Graph:
 
 
 class Weights:
-    """Where the units of a model are in its parameters and buffers, by the first key of each."""
+    """Layouts of a model's units in its parameters and buffers, by the first key of each."""
 
     def __init__(self, model: nn.Module) -> None:
         self.first = first_keys(model)
@@ -73,7 +73,7 @@ class Weights:
         return self.layouts[key]
 
     def of(self, module: nn.Module, path: str) -> Callable[[str], Layout | None]:
-        """Return what gives the layouts of a module's own tensors; those that it has none of are None."""
+        """Return a function from the name of a module's tensor to its layout, or None if the module lacks it."""
 
         def layout(name: str) -> Layout | None:
             parent, _, own = name.rpartition(".")
@@ -82,7 +82,7 @@ class Weights:
         return layout
 
     def axes(self, key: str) -> list[Pieces]:
-        """Return the axes of a tensor, which stay in place if nothing has asked for it."""
+        """Return the axes of a tensor, which stay in place if no operation has used it."""
         known = self.layouts.get(key) or still(self.state[key].shape)
         return [plain(dimension) for dimension in known.dimensions]
 
@@ -94,12 +94,12 @@ class Weights:
 
 
 class Reader(fx.Interpreter):
-    """Runs a graph once and notes, for each node, what is known about its value.
+    """Runs a graph once and records what is known about the value of each node.
 
-    Parameters
+    Attributes
     ----------
     known
-        Of a tensor the layout; of anything else the value itself.
+        Layout of each node's value if it is a tensor, else the value itself.
     """
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
@@ -110,7 +110,7 @@ class Reader(fx.Interpreter):
         self.ranks = count()
 
     def run_node(self, n: fx.Node) -> Any:
-        """Return the value of a node, as the class it is derived from."""
+        """Return the value of a node, and record what is known about it."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         result = super().run_node(n)
         self.known[n] = self._read(n, result, args, kwargs)
@@ -171,7 +171,7 @@ def _still(result: Any) -> Any:
 
 
 def _checked(known: Any, result: Any) -> Any:
-    """Return what a rule says about a result, if it is of the result's shape."""
+    """Return what a rule says about a result, if the shapes agree."""
     if isinstance(result, Tensor):
         if not isinstance(known, Layout) or known.shape != tuple(result.shape):
             raise UnknownError

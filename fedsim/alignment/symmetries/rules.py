@@ -1,4 +1,4 @@
-"""What each operation of torch does to the units of its inputs: the registry, and operations without weights."""
+"""The effect of each operation of torch on the units of its inputs: the registry, and operations without weights."""
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,22 +16,22 @@ from fedsim.alignment.symmetries.symbols import Pieces, UnknownError, fixed, wri
 
 @dataclass(frozen=True)
 class Call:
-    """One operation of a model, with the layouts of tensors in the place of these.
+    """One operation of a model, with layouts in place of tensors.
 
     Parameters
     ----------
     args, kwargs
-        What it is called with.
+        Arguments of the operation.
     result
-        What it returned on the example.
+        Result of the operation on the example.
     name
         Path of its module.
     module
-        The module, if it is one.
+        Module of the operation, if it is one.
     weights
-        Layouts of the module's own tensors, by name.
+        Function from the name of one of the module's tensors to its layout.
     run
-        Does the same to another tensor than the first argument.
+        Function that applies the operation to another tensor than the first argument.
     ranks
         Numbers of the axes that parameters write, counted over the whole forward pass.
     """
@@ -46,11 +46,11 @@ class Call:
     ranks: Iterator[int] = field(default_factory=count)
 
     def get(self, place: int, name: str, default: Any = None) -> Any:
-        """Return an argument, by its place or its name."""
+        """Return an argument by its position or its name."""
         return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
 
     def inside(self, path: str, *args: Any) -> Any:
-        """Return what the rule of a module within this one says.
+        """Apply the rule of a module within this one.
 
         Raises
         ------
@@ -73,12 +73,12 @@ class Call:
 
     @property
     def layout(self) -> Layout:
-        """Of the first argument.
+        """Layout of the first argument.
 
         Raises
         ------
         UnknownError
-            If it is no tensor.
+            If it is not a tensor.
         """
         first = self.get(0, "input")
         if not isinstance(first, Layout):
@@ -87,7 +87,7 @@ class Call:
 
     @property
     def layouts(self) -> list[Layout]:
-        """Of all tensors among the arguments."""
+        """Layouts of all tensors among the arguments."""
         return list(layouts_in([*self.args, *self.kwargs.values()]))
 
 
@@ -95,12 +95,12 @@ Rule = Callable[[Call], Any]
 FUNCTIONS: dict[Any, Rule] = {}
 METHODS: dict[str, Rule] = {}
 MODULES: dict[type[nn.Module], Rule] = {}
-# Functions of libraries that are not always there.
+# Functions of libraries that are not always installed.
 QUALIFIED: dict[str, Rule] = {}
 
 
 def function_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register what torch's functions, operators and methods of these names do, also in place."""
+    """Register a rule for torch's functions, operators and methods of these names, including in-place ones."""
 
     def register(rule: Rule) -> Rule:
         for each in names:
@@ -114,7 +114,7 @@ def function_rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def module_rule(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
-    """Register what modules of these types do."""
+    """Register a rule for modules of these types."""
 
     def register(rule: Rule) -> Rule:
         MODULES.update(dict.fromkeys(kinds, rule))
@@ -124,7 +124,7 @@ def module_rule(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 
 def rule_of_module(module: nn.Module) -> Rule | None:
-    """Return the rule of a module, also if its type is derived from one with a rule, but with the same forward."""
+    """Return the rule of a module; a subclass has that of its base if it does not override ``forward``."""
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         return None
     kinds = [kind for kind in type(module).__mro__ if kind in MODULES]
@@ -138,7 +138,7 @@ def rule_of_function(function: Any) -> Rule | None:
 
 
 def required(layout: Layout | None) -> Layout:
-    """Return a tensor's layout, without which a rule cannot say anything.
+    """Return a layout that a rule cannot do without.
 
     Raises
     ------
@@ -181,13 +181,13 @@ ACTIVATIONS = (
     *("isnan", "isinf", "isfinite", "invert", "rsub", "nan_to_num"),
 )
 def entrywise(call: Call) -> Layout:
-    """Each entry of the result depends on the entries at the same place only."""
+    """Each entry of the result depends only on the entries at the same position."""
     return broadcast_(call.layouts)
 
 
 @function_rule("clone", "contiguous", "detach", "to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu")
 def same(call: Call) -> Layout:
-    """Give the first argument another form."""
+    """Keep the layout of the first argument."""
     return call.layout
 
 
@@ -197,13 +197,13 @@ QUALIFIED["torchvision.ops.stochastic_depth.stochastic_depth"] = same
 @module_rule(nn.Softmax, nn.LogSoftmax, nn.Softmin)
 @function_rule("softmax", "log_softmax", "softmin")
 def along(call: Call) -> Layout:
-    """Entries along one dimension depend on each other, on all others alike."""
+    """Entries along one dimension depend on each other, symmetrically."""
     return _along(call, call.module.dim if call.module else call.get(1, "dim"))
 
 
 @function_rule("normalize")
 def normalised(call: Call) -> Layout:
-    """Divide entries along one dimension by a norm of all of them."""
+    """Entries along one dimension are divided by a norm of all of them."""
     return _along(call, call.get(2, "dim", 1))
 
 
@@ -218,13 +218,13 @@ def _along(call: Call, chosen: Any) -> Layout:
 
 @function_rule("mean", "sum", "amax", "amin", "prod", "logsumexp", "nanmean", "nansum")
 def reduction(call: Call) -> Layout:
-    """Entries along some dimensions become one, in whatever order."""
+    """Entries along some dimensions become one, in any order."""
     return _without(call.layout, call.get(1, "dim"), call.result)
 
 
 @function_rule("max", "min", "median")
 def choice(call: Call) -> Any:
-    """Entries along a dimension become one, and the places of the chosen ones are known too."""
+    """Entries along a dimension become one, and the positions of the chosen ones are returned too."""
     other = call.get(1, "dim", call.kwargs.get("other"))
     if isinstance(other, Layout):
         return broadcast_(call.layouts)
@@ -245,7 +245,7 @@ def _without(layout: Layout, chosen: Any, result: Tensor) -> Layout:
 
 def _pooling(rank: int) -> Rule:
     def pooling(call: Call) -> Any:
-        """Each channel stays one; entries next to each other in the last dimensions become one."""
+        """Channels remain separate; neighbouring entries in the last dimensions become one."""
         dimensions = call.layout.dimensions
         for dimension in dimensions[-rank:]:
             stay_(dimension)

@@ -1,4 +1,4 @@
-"""What products of tensors, attention and recurrent layers do to the units of their inputs and weights."""
+"""The effect of matrix products, attention and recurrent layers on the units of their inputs and weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +39,7 @@ def product(call: Call) -> Layout:
 def matrix_product(a: Layout, b: Layout) -> Layout:
     """Return the layout of a product of matrices, or of stacks of them.
 
-    Queries and keys are multiplied head by head, so that the units in a head change places in both.
+    Queries and keys are multiplied head by head, so that the units in a head change places in both together.
     """
     if min(len(a.dimensions), len(b.dimensions)) < 2:
         raise UnknownError
@@ -57,13 +57,13 @@ def matrix_product(a: Layout, b: Layout) -> Layout:
 
 
 def _are_heads(inner: Dimension, batch: Sequence[Dimension]) -> bool:
-    """Tell whether a dimension holds the units of each head, and the one before the matrices holds the heads."""
+    """Whether a dimension holds the units of each head, and the one before the matrices holds the heads."""
     return isinstance(inner, Part) and batch[-1:] == [Part(inner.split, 0)] and len(inner.split.sizes) == 2
 
 
 @function_rule("scaled_dot_product_attention")
 def attention(call: Call) -> Layout:
-    """Each position gets a mean of the values at others, weighted by queries and keys."""
+    """Each position gets a mean of the values at all positions, weighted by queries and keys."""
     query, key, value = (required(call.get(i, name)) for i, name in enumerate(("query", "key", "value")))
     mask = call.get(3, "attn_mask")
     if call.kwargs.get("enable_gqa"):
@@ -79,7 +79,7 @@ def attention(call: Call) -> Layout:
 
 @module_rule(nn.MultiheadAttention)
 def multihead_attention(call: Call) -> Any:
-    """Attention with the maps before and after it: heads change places, and units within each."""
+    """Attention with its projections: heads change places, and units within each head."""
     module: nn.MultiheadAttention = call.module
     inputs = [required(call.get(i, name)) for i, name in enumerate(("query", "key", "value"))]
     masks = [each for each in (call.get(3, "key_padding_mask"), call.get(5, "attn_mask")) if each is not None]
@@ -100,7 +100,7 @@ def multihead_attention(call: Call) -> Any:
         unify_(plain(required(call.weights("out_proj.bias")).dimensions[0]), rows)
     for mask in masks:
         fix_all_(mask)
-    # What is given or returned for each head knows the heads by their places.
+    # Arguments or results for each head identify the heads by their positions.
     if any(len(mask.dimensions) > 2 for mask in masks) or not call.get(6, "average_attn_weights", True):
         fix_(heads)
     scores = None if call.result is None else call.result[1]
@@ -108,7 +108,7 @@ def multihead_attention(call: Call) -> Any:
 
 
 def _bind_projections(call: Call, inputs: Sequence[Pieces], outputs: Sequence[Pieces]) -> None:
-    """Bind the maps to queries, keys and values, which are in one tensor if their inputs are equally wide."""
+    """Bind the projections to queries, keys and values, which are in one tensor if their inputs are equally wide."""
     if call.module.in_proj_weight is not None:
         rows, columns = map(plain, required(call.weights("in_proj_weight")).dimensions)
         unify_(rows, [piece for axis in outputs for piece in axis])
@@ -126,7 +126,7 @@ def _bind_projections(call: Call, inputs: Sequence[Pieces], outputs: Sequence[Pi
 
 @module_rule(nn.TransformerEncoderLayer)
 def encoder_layer(call: Call) -> Layout:
-    """Attention and a hidden layer, each added to what it takes, with a norm before or after."""
+    """Attention and a hidden layer, each with a residual connection and a norm before or after."""
     x, activation = call.layout, call.module.activation
     known = rule_of_module(activation) if isinstance(activation, nn.Module) else rule_of_function(activation)
     if known is None or any(len(mask.dimensions) > 2 for mask in call.layouts[1:]):

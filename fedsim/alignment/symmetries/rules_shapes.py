@@ -1,4 +1,4 @@
-"""What operations that move, join or leave out entries do to the units of their inputs."""
+"""The effect of operations that move, join or drop entries on the units of their inputs."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from fedsim.alignment.symmetries.unification import fix_
 @module_rule(nn.Flatten, nn.Unflatten)
 @function_rule("flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze", "view_as", "reshape_as", "ravel")
 def reshaped(call: Call) -> Layout:
-    """Entries stay in their order."""
+    """Entries keep their order."""
     if 0 in call.result.shape or call.result.numel() != torch.Size(call.layout.shape).numel():
         raise UnknownError
     return reshape(call.layout, call.result.shape)
@@ -23,7 +23,7 @@ def reshaped(call: Call) -> Layout:
 @function_rule("permute", "transpose", "swapaxes", "swapdims", "movedim", "t", "adjoint", "expand", "broadcast_to")
 @function_rule("getitem", "select", "narrow", "chunk", "split", "tensor_split", "unbind", "flip", "roll")
 def moved(call: Call) -> Any:
-    """Each entry of the result is one of the input: which, is read off tensors of coordinates."""
+    """Each entry of the result is one of the input, which is identified by tensors of coordinates."""
     if call.args and not isinstance(call.args[0], Layout):
         return call.args[0][call.args[1]]
     if any(piece.symbol for each in call.layouts[1:] for axis in each.dimensions for piece in resolve(plain(axis))):
@@ -33,7 +33,7 @@ def moved(call: Call) -> Any:
 
 @function_rule("expand_as")
 def read_off(call: Call) -> Any:
-    """As `moved`, whatever else it is called with."""
+    """As `moved`, regardless of the other arguments."""
     if not call.args:
         raise UnknownError
     shape = call.layout.shape
@@ -47,7 +47,7 @@ def read_off(call: Call) -> Any:
 
 @function_rule("size", "dim", "numel", "is_floating_point")
 def attribute(call: Call) -> Any:
-    """Tell of what kind a tensor is, or give it with its dimensions in another order."""
+    """Give a property of a tensor, or the tensor with its dimensions in another order."""
     return read_off(call) if isinstance(call.result, Tensor) else call.result
 
 
@@ -55,7 +55,7 @@ FUNCTIONS[getattr] = FUNCTIONS[len] = attribute
 
 
 def _moved(layout: Layout, grids: list[Tensor], result: Tensor) -> Layout:
-    """Return the layout of a result, of whose entries the coordinates before are known."""
+    """Return the layout of a result, given the coordinates of its entries in the input."""
     if 0 in result.shape:
         raise UnknownError
     found: list[Dimension] = [fixed(size) for size in result.shape]
@@ -80,7 +80,7 @@ def _moved(layout: Layout, grids: list[Tensor], result: Tensor) -> Layout:
 
 @function_rule("cat", "concat", "concatenate")
 def joined(call: Call) -> Layout:
-    """Tensors follow each other along one dimension and agree in the others."""
+    """Tensors are concatenated along one dimension and agree in the others."""
     layouts, chosen = call.get(0, "tensors", ()), call.get(1, "dim", call.kwargs.get("axis", 0))
     if not layouts or not all(
         isinstance(each, Layout) and len(each.dimensions) == call.result.ndim for each in layouts
@@ -96,7 +96,7 @@ def joined(call: Call) -> Layout:
 
 @function_rule("stack")
 def stacked(call: Call) -> Layout:
-    """Tensors that agree in all dimensions get another one."""
+    """Tensors that agree in all dimensions are stacked along a new one."""
     layouts, place = call.get(0, "tensors"), call.get(1, "dim", 0) % call.result.ndim
     first = list(layouts[0].dimensions)
     for other in layouts[1:]:
@@ -106,7 +106,7 @@ def stacked(call: Call) -> Layout:
 
 @function_rule("pad")
 def padded(call: Call) -> Layout:
-    """Constant entries come before and after those of the last dimensions."""
+    """Constant entries are added before and after those of the last dimensions."""
     amounts, dimensions = list(call.get(1, "pad")), list(call.layout.dimensions)
     for i in range(len(amounts) // 2):
         before, after = amounts[2 * i : 2 * i + 2]
@@ -123,14 +123,14 @@ def padded(call: Call) -> Layout:
 
 @function_rule("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full")
 def constant(call: Call) -> Layout:
-    """Return entries that are all alike, so that they can change places as others do."""
+    """All entries are equal, so that they can change places in any way."""
     return Layout(tuple(map(fresh, call.result.shape)))
 
 
 @module_rule(nn.GLU)
 @function_rule("glu")
 def gated(call: Call) -> Layout:
-    """One half of the entries along a dimension is multiplied by what the other half gives."""
+    """One half of the entries along a dimension is multiplied by a function of the other half."""
     chosen = call.module.dim if call.module else call.get(1, "dim", -1)
     half = call.layout.shape[chosen] // 2
     left, right = (narrow(call.layout, chosen, start, start + half) for start in (0, half))
@@ -140,7 +140,7 @@ def gated(call: Call) -> Layout:
 @module_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 @function_rule("interpolate")
 def resized(call: Call) -> Layout:
-    """Each channel stays one; its other dimensions get another size."""
+    """Channels remain separate; the other dimensions change size."""
     first, second, *others = call.layout.dimensions
     for dimension in others:
         stay_(dimension)

@@ -1,4 +1,4 @@
-"""What layers with weights do to the units of their inputs, and which entries of the weights belong to which units."""
+"""The effect of layers with weights on the units of their inputs, and which entries of the weights belong to which."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ def linear(x: Layout, weight: Layout, bias: Layout | None) -> Layout:
 
 
 def convolution(x: Layout, weight: Layout, bias: Layout | None, groups: int, shape: Sequence[int]) -> Layout:
-    """Map the channels at each place and around it; ``shape`` is that of the result."""
+    """Map the channels in a window around each position; ``shape`` is that of the result."""
     out, inputs, *kernel = map(plain, weight.dimensions)
     for dimension in [*kernel, *x.dimensions[-len(kernel) :]]:
         stay_(dimension)
@@ -54,7 +54,7 @@ def convolution(x: Layout, weight: Layout, bias: Layout | None, groups: int, sha
 
 
 def transposed_convolution(x: Layout, weight: Layout, bias: Layout | None, groups: int, shape: Sequence[int]) -> Layout:
-    """Map the channels at each place to those around it."""
+    """Map the channels at each position to a window around it."""
     if groups != 1:
         raise UnknownError
     inputs, out, *kernel = weight.dimensions
@@ -70,13 +70,13 @@ def embedding(tokens: Layout, weight: Layout) -> Layout:
 
 
 def channel_norm(x: Layout, *tensors: Layout | None) -> Layout:
-    """Treat each channel, the second dimension, on its own, with its own entry of each tensor."""
+    """Treat each channel, the second dimension, separately, with its own entry of each tensor."""
     _bind(plain(x.dimensions[1]), *tensors)
     return x
 
 
 def group_norm(x: Layout, groups: int, *tensors: Layout | None) -> Layout:
-    """Treat groups of channels on their own."""
+    """Treat groups of channels separately."""
     if groups > 1:
         block_(plain(x.dimensions[1]), fresh(groups))
     return channel_norm(x, *tensors)
@@ -92,7 +92,7 @@ def layer_norm(x: Layout, rank: int, *tensors: Layout | None) -> Layout:
 
 
 def _written(call: Call, dimension: int) -> tuple[Layout, Layout | None]:
-    """Return a module's weight and bias; the former's axis along one dimension is written by it."""
+    """Return a module's weight and bias, and note that it writes the weight's axis along one dimension."""
     weight = required(call.weights("weight"))
     call.write_(plain(weight.dimensions[dimension]))
     return weight, call.weights("bias") if hasattr(call.module, "bias") else None
@@ -127,7 +127,7 @@ NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 @module_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def _channel_norm(call: Call) -> Layout:
     if len(call.layout.dimensions) == getattr(call.module, "_get_no_batch_dim", lambda: 0)():
-        raise UnknownError  # a single example, without a dimension for several
+        raise UnknownError  # a single example, without a batch dimension
     return channel_norm(call.layout, *map(call.weights, NORM_TENSORS))
 
 
@@ -189,5 +189,5 @@ def _embedding_function(call: Call) -> Layout:
     return embedding(call.layout, required(call.get(1, "weight")))
 
 
-# torch's own function takes them in another order.
+# torch's function of the same name takes its arguments in another order.
 FUNCTIONS[functional.embedding] = _embedding_function

@@ -1,4 +1,4 @@
-"""The permutation symmetries of a model, derived from the operations of which it consists."""
+"""The permutation symmetries of a model, derived from its operations."""
 
 import copy
 from collections import Counter
@@ -21,21 +21,21 @@ STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Derivation:
-    """The symmetries of a model, and where its units are in all that it computes.
+    """The symmetries of a model, and the places of its units in everything that it computes.
 
     Parameters
     ----------
     spec
-        The symmetries.
+        Symmetries of the model.
     model
-        A copy of the model, in eval mode.
+        Copy of the model, in eval mode.
     graph
-        Its operations.
+        Operations of the model.
     values
-        For each operation that returns one tensor, by the name of its node, an axis for each dimension. Tensors in
-        which one dimension depends on another, such as the units of each head, are left out.
+        Axes of each operation that returns one tensor, one per dimension, by the name of its node. Tensors in which one
+        dimension depends on another, such as the units of each head, are left out.
     unknown
-        Names of the nodes of operations without a rule: what they take stays where it is.
+        Names of the nodes of operations without a rule, whose inputs stay in place.
     """
 
     spec: Spec
@@ -47,12 +47,12 @@ class Derivation:
     def run(self, params: Params, inputs: Tensor, visit: Callable[[fx.Node, Any], None]) -> Any:
         """Run a model of this architecture; ``visit`` is called with each operation and what it returns.
 
-        The next operations may change in place what has been returned.
+        Later operations may change the values in place.
 
         Parameters
         ----------
         params
-            Entries of `fedsim.models.params.state_of`; those that are missing are those of ``model``.
+            Entries of `fedsim.models.params.state_of`; missing ones are taken from ``model``.
         """
         runner = _Runner(self.model, self.graph, visit)
         with torch.no_grad():
@@ -80,42 +80,44 @@ class _Visitor(fx.Interpreter):
 
 
 def permutation_spec(model: nn.Module, inputs: Tensor) -> Spec:
-    """Return which units of a model can change places; as `derive`."""
+    """Return the permutation symmetries of a model, as `derive` finds them."""
     return derive(model, inputs).spec
 
 
 def derive(model: nn.Module, inputs: Tensor) -> Derivation:
     """Find out which units of a model can change places without changing what it computes.
 
-    Every operation of the model says which axes of its inputs, weights and outputs move together. Units that an
-    operation without a rule touches stay where they are, as do the model's inputs and outputs, so that the symmetries
-    that are found are true ones, if not always all.
+    Every operation determines which axes of its inputs, weights and outputs move together. Units that an operation
+    without a rule uses stay in place, as do the model's inputs and outputs, so that the symmetries found are correct,
+    if not always complete.
 
     Parameters
     ----------
     model
-        Is not changed.
+        Model to analyse; it is not changed.
     inputs
-        Two or more, on the model's device.
+        Two or more inputs, on the model's device.
 
     Raises
     ------
     ValueError
-        If there are fewer than two inputs or the model does not take them, or if it cannot be traced, or does something
-        else each time.
+        If there are fewer than two inputs or the model does not take them, or if it cannot be traced or its results
+        vary.
 
     References
     ----------
     Ainsworth et al. 2023, Git Re-Basin, arXiv 2209.04836, where each architecture's specification is written by hand.
     """
     if len(inputs) < 2:
-        raise ValueError(f"len(inputs) = {len(inputs)} must be at least 2; pass more, as the model takes them")
+        raise ValueError(f"len(inputs) = {len(inputs)} must be at least 2; pass more inputs")
     model = copy.deepcopy(model).eval()
     reader = Reader(model, graph_of(model))
     with torch.no_grad():
         expected, found = _outputs(model, inputs), reader.run(inputs)
     if not isinstance(found, Tensor) or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
-        raise ValueError(f"model = {type(model).__name__}: its torch.fx graph must compute the tensor that it computes")
+        raise ValueError(
+            f"model = {type(model).__name__}: its torch.fx graph must compute the same tensor as the model"
+        )
     spec, names = _spec(reader.weights)
     values = {
         node.name: tuple(_axis(each, names) for each in axes)
@@ -132,7 +134,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Any:
         reason = next(iter(str(error).splitlines()), "")
         raise ValueError(
             f"model = {type(model).__name__} does not take inputs of shape {tuple(inputs.shape)} and {inputs.dtype} "
-            f"({reason}); pass them as it takes them"
+            f"({reason}); pass inputs that it takes"
         ) from error
 
 
@@ -157,7 +159,7 @@ def _is_own(key: str, value: Tensor, weights: Weights) -> bool:
 
 
 def _names(used: Mapping[Symbol, str]) -> dict[Symbol, str]:
-    """Return the name of each order, in the order of a forward pass: that of the parameter that writes it first."""
+    """Return the name of each order, after the parameter that writes it first, in the order of a forward pass."""
     ranked = sorted(used, key=lambda symbol: symbol.source or NEVER)
     bases = {symbol: symbol.source[1] if symbol.source else used[symbol].removesuffix(".weight") for symbol in ranked}
     alone, same = Counter(bases.values()), Counter((bases[symbol], symbol.role) for symbol in ranked)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# Later than any parameter.
+# A source later than that of any parameter.
 NEVER = (sys.maxsize, "", 0)
 
 
 class UnknownError(Exception):
-    """An operation of which it is not known where the units are afterwards."""
+    """An operation whose effect on the units is not known."""
 
 
 @dataclass(eq=False)
@@ -20,17 +20,17 @@ class Symbol:
     Parameters
     ----------
     units
-        How many there are.
+        Number of units.
     meaning
-        What it stands for, once that is known.
+        Pieces that it stands for, once they are known.
     blocks
-        Its units are in as many equally wide blocks as this symbol has units; those change places like these.
+        Symbol with one unit per equally wide block of this symbol's units; the blocks change places like its units.
     members
         Symbols whose blocks it is.
     source
-        When and by which parameter it was written first, and which of that parameter's units come before.
+        Rank and name of the parameter that wrote it first, and the number of that parameter's units before it.
     role
-        What tells it from other orders of the same parameter.
+        Name that distinguishes it from other orders of the same parameter.
     """
 
     units: int
@@ -47,7 +47,7 @@ class Symbol:
 
 
 class Piece(NamedTuple):
-    """Consecutive entries of an axis: of each unit of a symbol, ``repeat``; without symbol they stay in place."""
+    """Consecutive entries of an axis, ``repeat`` for each unit of a symbol; without a symbol they stay in place."""
 
     units: int
     symbol: Symbol | None = None
@@ -68,7 +68,7 @@ def fixed(size: int) -> Pieces:
 
 
 def fresh(units: int, like: Symbol | None = None, offset: int = 0) -> Pieces:
-    """Return an axis of units that nothing is known about, or a part of another symbol's, beginning at ``offset``."""
+    """Return an axis of units that nothing is known about, or of part of a symbol's units, starting at ``offset``."""
     symbol = Symbol(units)
     if like is not None:
         symbol.role = like.role
@@ -82,7 +82,7 @@ def length(axis: Pieces) -> int:
 
 
 def resolve(axis: Pieces) -> list[Piece]:
-    """Return the pieces of which an axis consists by what is known now."""
+    """Return the pieces of an axis by what is known now."""
     pieces: list[Piece] = []
     for piece in axis:
         symbol = piece.symbol
@@ -92,7 +92,7 @@ def resolve(axis: Pieces) -> list[Piece]:
         else:
             found = [piece]
         for each in found:
-            # A single unit has no other place.
+            # A single unit cannot move.
             known = Piece(each.length) if each.symbol is None or each.units == 1 else each
             if known.symbol is None and pieces and pieces[-1].symbol is None:
                 known = Piece(pieces.pop().units + known.units)
@@ -101,7 +101,7 @@ def resolve(axis: Pieces) -> list[Piece]:
 
 
 def root(symbol: Symbol) -> Symbol:
-    """Return the symbol that one which was merged with others stands for."""
+    """Return the symbol that a merged symbol stands for."""
     while symbol.meaning is not None:
         (piece,) = symbol.meaning
         assert piece.symbol is not None
@@ -120,7 +120,7 @@ def write_(axis: Pieces, rank: int, name: str, role: str = "") -> None:
 
 
 def name_role_(axis: Pieces, role: str) -> None:
-    """Note what tells the orders of an axis from others of the same parameter."""
+    """Name the role that distinguishes the orders of an axis from others of the same parameter."""
     for piece in resolve(axis):
         if piece.symbol is not None:
             piece.symbol.role = piece.symbol.role or role

@@ -1,7 +1,7 @@
-"""Which entries along the axes of a model's tensors move together: unification of their orders.
+"""Unification of orders: which entries along the axes of a model's tensors move together.
 
-Making two axes equal never fails: what cannot be expressed by `fedsim.alignment.symmetries.permutations.Symmetry` stays
-in place, or moves less freely than it could. All functions here change the symbols of the axes that they are given.
+Making two axes equal never fails: what `fedsim.alignment.symmetries.permutations.Symmetry` cannot express stays in
+place, or moves less freely than it could. All functions here change the symbols of their axes.
 """
 
 from fedsim.alignment.symmetries.symbols import (
@@ -26,7 +26,7 @@ def fix_(axis: Pieces) -> None:
 
 def _fix_symbol_(symbol: Symbol) -> None:
     if symbol.blocks is not None:
-        # Blocks that change places elsewhere would move these units too.
+        # Otherwise blocks that change places elsewhere would move these units too.
         return _fix_symbol_(root(symbol.blocks))
     symbol.meaning = fixed(symbol.units)
     for member in symbol.members:
@@ -40,7 +40,7 @@ def _become_(symbol: Symbol, meaning: Pieces) -> None:
 
 
 def cut_(axis: Pieces, at: int) -> tuple[list[Piece], list[Piece]]:
-    """Return an axis as two; a symbol on both sides becomes two."""
+    """Cut an axis in two; a symbol on both sides becomes two symbols."""
     while True:
         pieces, start, i = resolve(axis), 0, 0
         while i < len(pieces) and start + pieces[i].length <= at:
@@ -52,13 +52,13 @@ def cut_(axis: Pieces, at: int) -> tuple[list[Piece], list[Piece]]:
         if piece.symbol is None:
             left, right = Piece(inside), Piece(piece.units - inside)
             return [*pieces[:i], left], [right, *pieces[i + 1 :]]
-        # A unit that is cut through is left alone, so that it stays in place.
+        # A unit that is cut through becomes a piece of its own, so that it stays in place.
         before = inside // piece.repeat
         _split_(piece.symbol, before or 1)
 
 
 def _split_(symbol: Symbol, at: int) -> None:
-    """Let the units before and after a place change places only among themselves."""
+    """Let the units before and after a position change places only among themselves."""
     if symbol.blocks is not None:
         blocks, width = root(symbol.blocks), symbol.width
         if at % width:
@@ -82,7 +82,7 @@ def unify_(first: Pieces, second: Pieces) -> None:
     Raises
     ------
     UnknownError
-        If they are not of the same length.
+        If their lengths differ.
     """
     if length(first) != length(second):
         raise UnknownError
@@ -111,7 +111,7 @@ def _join_(a: Piece, b: Piece) -> None:
 
 
 def _merge_(a: Symbol, b: Symbol) -> None:
-    """Make two symbols one."""
+    """Merge two symbols."""
     if a is b:
         return None
     if (a.blocks and b.members) or (b.blocks and a.members):
@@ -139,7 +139,7 @@ def _merge_(a: Symbol, b: Symbol) -> None:
 
 
 def _coarsen_(symbol: Symbol, coarse: Piece) -> None:
-    """Let the units of a symbol move as several at a time."""
+    """Let the units of a symbol move several at a time, like a coarser piece."""
     blocks, members = symbol.blocks, symbol.members
     if blocks is not None:
         root(blocks).members.remove(symbol)
@@ -153,7 +153,7 @@ def _coarsen_(symbol: Symbol, coarse: Piece) -> None:
 
 
 def block_(axis: Pieces, blocks: Pieces) -> None:
-    """Let the entries of an axis move within blocks, which change places like the entries of a second axis."""
+    """Let the entries of an axis move within blocks, which change places like the entries of another axis."""
     width = length(axis) // length(blocks)
     rest: Pieces = axis
     for piece in resolve(blocks):
