@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 
-@cache  # a client's data ask for it each time
+@cache
 def schema_of(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
     """Return a record of an entry's options: its parameters, less those that the run gives."""
     constructor = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]

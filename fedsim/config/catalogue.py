@@ -175,16 +175,30 @@ class Catalogue:
         ConfigError
             If the entry rejects a value, or does not find a file.
         """
-        entry = self.find(getattr(choice, self.key))
-        try:
-            return entry(*given, **self.options(choice), **settings)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"[{self.table}] {error}") from error
-        except TypeError as error:
-            if len(traceback.extract_tb(error.__traceback__)) > 1:
-                raise  # from inside the entry, not from the call
-            names = ", ".join(self.given) or "its options"
-            raise ConfigError(f"[{self.table}] {entry.__name__} cannot be called with {names}: {error}") from error
+        return self.maker(choice)(*given, **settings)
+
+    def maker(self, choice: Choice) -> Callable[..., Any]:
+        """Check the options of a choice once, and return a function that calls the entry with them as `make` does.
+
+        Raises
+        ------
+        ConfigError
+            For an option that `options` refuses.
+        """
+        entry, options = self.find(getattr(choice, self.key)), self.options(choice)
+
+        def make(*given: Any, **settings: Any) -> Any:
+            try:
+                return entry(*given, **options, **settings)
+            except (ValueError, OSError) as error:
+                raise ConfigError(f"[{self.table}] {error}") from error
+            except TypeError as error:
+                if len(traceback.extract_tb(error.__traceback__)) > 1:
+                    raise  # from inside the entry, not from the call
+                names = ", ".join(self.given) or "its options"
+                raise ConfigError(f"[{self.table}] {entry.__name__} cannot be called with {names}: {error}") from error
+
+        return make
 
 
 def _describe(docstring: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """What a config chooses, made: the data set, the partition, skewed inputs and the strategy."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from torch import Tensor, nn
@@ -56,24 +56,25 @@ def make_partition(
     return catalogue.make(settings, labels, config.clients, rng, **chosen)
 
 
-def skew_features(
-    features: FeaturesConfig, inputs: Tensor, client: int, clients: int, rng: np.random.Generator
-) -> Tensor:
-    """Change a client's normalised inputs as ``[features]`` says.
+def feature_skew(features: FeaturesConfig) -> Callable[[Tensor, int, int, np.random.Generator], Tensor]:
+    """Return a function that changes a client's normalised inputs as ``[features]`` says.
 
-    Raises
-    ------
-    ConfigError
-        If the skew does not fit the inputs, or gives something of another shape or type.
+    Its arguments are the inputs, the client, the number of clients and a random stream. It raises a `ConfigError` if
+    the skew does not fit the inputs, or gives something of another shape or type.
     """
-    skewed = CATALOGUES["features"].make(features, inputs, client, clients, rng)
-    if not isinstance(skewed, Tensor) or skewed.shape != inputs.shape or skewed.dtype != inputs.dtype:
-        found = f"{skewed.dtype} {tuple(skewed.shape)}" if isinstance(skewed, Tensor) else type(skewed).__name__
-        raise ConfigError(
-            f"features.skew = {features.skew!r} turns inputs {inputs.dtype} {tuple(inputs.shape)} into {found}; it "
-            "must keep type and shape"
-        )
-    return skewed
+    make = CATALOGUES["features"].maker(features)
+
+    def skew(inputs: Tensor, client: int, clients: int, rng: np.random.Generator) -> Tensor:
+        skewed = make(inputs, client, clients, rng)
+        if not isinstance(skewed, Tensor) or skewed.shape != inputs.shape or skewed.dtype != inputs.dtype:
+            found = f"{skewed.dtype} {tuple(skewed.shape)}" if isinstance(skewed, Tensor) else type(skewed).__name__
+            raise ConfigError(
+                f"features.skew = {features.skew!r} turns inputs {inputs.dtype} {tuple(inputs.shape)} into {found}; it "
+                "must keep type and shape"
+            )
+        return skewed
+
+    return skew
 
 
 def make_strategy(config: Config, model: nn.Module, inputs: Tensor | None = None) -> Strategy:

@@ -98,6 +98,10 @@ class FederatedData:
         mean_bytes = normalised.nbytes * len(inputs) / self.config.clients
         return lru_cache(maxsize=int(HELD_BYTES // max(mean_bytes, 1)))(partial(ClientData, self))
 
+    @cached_property
+    def _skew(self) -> Callable[[Tensor, int, int, np.random.Generator], Tensor]:
+        return making.feature_skew(self.config.features)
+
     def test(self, examples: int | None = None) -> InputsAndTargets:
         """Return the server's test examples, normalised, or a fixed stratified sample of them."""
         test = self.dataset.test
@@ -135,7 +139,7 @@ class FederatedData:
         if not skewed:
             return inputs, targets
         stream = rng(self.config.seed, "features", client, part)
-        return making.skew_features(self.config.features, inputs, client, self.config.clients, stream), targets
+        return self._skew(inputs, client, self.config.clients, stream), targets
 
     def _select(self, indices: np.ndarray) -> InputsAndTargets:
         train = self.dataset.train
