@@ -320,6 +320,9 @@ def main() -> None:
         if not is_of_the_system(error):
             raise
         _fail(str(error), 1)
+    finally:
+        if "triton" in sys.modules:  # which reports at the end of Python what is still frozen
+            gc.unfreeze()
 
 
 def _action(name: str) -> Callable[..., Any]:
