@@ -60,7 +60,7 @@ class Clock:
             self.seconds += seconds
 
 
-def test_a_client_that_outlives_its_deadline_is_left_behind_and_keeps_its_state() -> None:
+def test_a_client_that_exceeds_its_deadline_is_left_behind_and_keeps_its_state() -> None:
     hanging, clock = {3}, Clock()
 
     def answer(client: int, content: RecordDict) -> None:

@@ -272,7 +272,7 @@ def test_without_room_for_a_new_worker_the_others_take_over(
             ask(engine, 3)
 
 
-def test_a_client_that_outlives_its_deadline_is_left_out_alone(local: LocalEngine, tmp_path: Path) -> None:
+def test_a_client_that_exceeds_its_deadline_is_left_out_alone(local: LocalEngine, tmp_path: Path) -> None:
     with RayEngine(obedient_app, CLIENTS, 2, deadline=3.0) as engine:
         for one in (engine, local):
             ask(one, 1)
