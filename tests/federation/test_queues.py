@@ -1,8 +1,15 @@
 from collections import deque
 
+import pytest
 from flwr.app import Message, MessageType, RecordDict
 
+from fedsim.federation.engines.grid import set_sender
 from fedsim.federation.engines.queues import Call, Item, Queue
+
+
+@pytest.fixture(autouse=True)
+def _sender() -> None:
+    set_sender()
 
 
 def test_after_a_death_no_call_is_sent_before_the_result_of_another() -> None:

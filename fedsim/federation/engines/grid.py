@@ -11,8 +11,6 @@ from uuid import uuid4
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-
-# Flower's Message constructor asks this class for the sender; its own runtimes set it, and so must this Grid.
 from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE = -1
@@ -25,6 +23,14 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def set_sender() -> None:
+    """Let messages of this process come from the server.
+
+    Flower's Message constructor asks for the sender; Flower's own runtimes set it, and so must this Grid.
+    """
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, SERVER_NODE, 0
 
 
 def error_reply(message: Message, reason: str) -> Message:
@@ -69,7 +75,7 @@ class Engine(Grid):
         self.deadline = deadline
         self._run = Run.create_empty(RUN)
         self._replies: dict[str, Message] = {}
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, SERVER_NODE, 0
+        set_sender()
 
     def __enter__(self) -> Self:
         return self
