@@ -119,7 +119,7 @@ def connectivity(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is measured; ``shares`` are those of the models in their average, none where this is not asked for."""
+    """What to measure; ``shares`` of the models in their average are empty where that is not measured."""
 
     mixes: Sequence[Mix]
     additivity_ts: Sequence[float]
@@ -144,12 +144,12 @@ class _Plan:
 
 
 class _Part(NamedTuple):
-    """What a batch says about a layer.
+    """Sums over a batch for one layer.
 
     Parameters
     ----------
     moments
-        Of two quantities of each pair of models, then of two of each mixed model, then of four of the average.
+        Moments of two quantities of each pair of models, then two of each mixed model, then four of the average.
     exchanged
         Sums for commutativity.
     """

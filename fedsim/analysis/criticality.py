@@ -16,7 +16,7 @@ from fedsim.models.params import Params, fit
 
 @of_models
 def criticality(models: Models, start: Params, data: Data, *, groups: Groups = "layers") -> pd.DataFrame:
-    """Measure each model with one group of its layers put back to what it was at the start.
+    """Measure each model with one group of its layers reset to what it was at the start.
 
     Parameters
     ----------

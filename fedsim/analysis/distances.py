@@ -1,4 +1,4 @@
-"""How far models are apart, layer by layer, and how far each went from where it started."""
+"""Distances between models, layer by layer, and from where each started."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fedsim.analysis.models import Models
 from fedsim.models.layers import Layer
 from fedsim.models.params import Params, fit
 
-# Entries at a time: few enough for those of some models to stay in a core's cache.
+# Entries in a block: few enough for those of some models to stay in a core's cache.
 BLOCK = 2**15
 
 
@@ -45,7 +45,7 @@ def distances(
         - with ``start`` ``base_from_start`` and ``other_from_start``, L2 norms of the displacements, and
           ``cosine_from_start``, of the angle between these.
 
-        What would divide by 0 is NaN.
+        Ratios with a zero denominator are NaN.
 
     Raises
     ------

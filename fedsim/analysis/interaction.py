@@ -1,4 +1,4 @@
-"""Interaction of layers: what moving some together costs beyond the sum of what each costs by itself."""
+"""Interaction of layers: the cost of moving some together, minus the sum of the costs of moving each alone."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -39,7 +39,7 @@ class Models:
     threads
         Number of threads; the numbers do not depend on it.
     max_memory
-        Bytes of results that are kept at a time; at least those of a few examples are kept.
+        Bytes of results that are kept; at least those of a few examples are.
     seed
         Seed of all that is drawn: the order of ``cumulative-random``, random directions, noise, resampled examples.
     """

@@ -61,7 +61,7 @@ def perturbations(
     kinds = [("fgsm", eps) for eps in fgsm] + [("noise", sigma) for sigma in noise]
 
     def measure(state: Params) -> Tensor:
-        # Each thread's own: for a call, the parameters of the module itself are exchanged.
+        # One per thread: for a call, the parameters of the module itself are exchanged.
         net = copy.deepcopy(models.model).eval().requires_grad_(False)
         generator = rng(models.seed, "perturbations")
         sums = torch.zeros(len(kinds), 2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Robustness of layers: what the direction of the average costs beside random ones of the same length.
+"""Robustness of layers: the cost of moving towards the average, compared with random directions of equal length.
 
 Adilova et al. 2024, Layer-wise linear mode connectivity, arXiv 2307.06966.
 """
@@ -24,7 +24,7 @@ from fedsim.analysis.models import Models
 from fedsim.models.layers import Layer
 from fedsim.models.params import Params
 
-# What is evaluated beside the draws, which count from 0.
+# What is evaluated besides the draws, which count from 0.
 TOWARDS, OWN = -1, -2
 
 
@@ -38,7 +38,7 @@ def robustness(
     ts: Sequence[float] = (0.5, 1.0),
     draws: int = 5,
 ) -> pd.DataFrame:
-    """Measure models that move towards another, and as far in random directions.
+    """Measure models that are moved towards another model, and equally far in random directions.
 
     In a random direction each layer of the group moves by Gaussian noise of the norm that its parameters' difference to
     ``other`` has, times t; buffers stay the base's, unless they are recomputed. A draw is one direction for all t,

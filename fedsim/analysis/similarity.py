@@ -1,4 +1,4 @@
-"""Similarity of models as functions: how often they say the same."""
+"""Similarity of models as functions: how often they predict the same."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,13 @@ from fedsim.analysis.models import Models
 from fedsim.models.params import Params
 from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
 
-# Up to which two probabilities are the same.
+# Two probabilities that differ by less are the same.
 SAME = 1e-4
 
 
 @of_models
 def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None = None) -> pd.DataFrame:
-    """Measure how much of what two models predict is the same, without targets.
+    """Measure how often two models predict the same, without targets.
 
     Parameters
     ----------

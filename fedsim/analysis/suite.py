@@ -30,7 +30,7 @@ MeasureName = Literal[
 
 @dataclass(frozen=True)
 class Measure:
-    """A measurement besides the barriers, with a table of its own.
+    """A measurement besides the barriers, with a separate table.
 
     Parameters
     ----------

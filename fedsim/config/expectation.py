@@ -1,4 +1,4 @@
-"""What an experiment is expected to show, as its file says it and ``fedsim check`` tests it."""
+"""The expectations of an experiment, as written in its file and tested by ``fedsim check``."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -6,23 +6,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.analysis.suite import MeasureName
 
-# What says which value is measured; a key of ``of`` that is none of these is a setting of another run.
+# Keys that define the value; any other key of ``of`` is a setting of another run.
 MEASURES = (
     *("barrier", "metric", "measure", "column", "group", "against", "t", "data", "matching", "model", "server"),
     *("split", "round", "reduce"),
 )
-# Of which kind of value each key says more.
+# The kinds of value that each key applies to.
 BELONGS = {
     **dict.fromkeys(("group", "against", "t", "data", "matching"), ("barrier", "measure")),
     **dict.fromkeys(("server", "split"), ("metric",)),
     "model": ("metric", "measure"),
 }
-# How the units of models are put into the same places before they are measured.
+# How the units of models are aligned before the models are measured.
 MatchedBy = Literal["none", "weights", "activations"]
 
 
 class Expectation(BaseModel):
-    """``[[expect]]``: a value that is measured in each run, and the rule that it must keep.
+    """``[[expect]]``: a value that is measured in each run, and a rule for it.
 
     Parameters
     ----------
@@ -32,36 +32,36 @@ class Expectation(BaseModel):
         ``accuracy`` or ``loss`` of a ``model`` on the clients' own test data, or with ``server`` on the server's; or
         else
     measure, column
-        A table of the analysis, such as ``connectivity``, and which of its columns, such as ``ratio``. Rows of the
-        average by itself count with ``model = "average"`` only, those of random directions never, and of ``matching``
-        none of the first model of a round, which never moves.
+        A table of the analysis, such as ``connectivity``, and one of its columns, such as ``ratio``. Rows of the
+        average alone count only with ``model = "average"``; rows of random directions never count, nor do rows of
+        ``matching`` for the first model of a round, which never moves.
     group
-        Of the barrier or the table: the name of a group or a pattern such as ``shallow:*``; ``layers`` is every single
-        layer. ``full`` if not given, or all of a table that has no such row.
+        Name of a group, or a pattern such as ``shallow:*``; ``layers`` is every single layer. By default ``full``, or
+        all rows of a table that has no such row.
     against, t
-        ``average`` or ``pairs``, and the interpolation coefficient: 1 and 1/2 if not given, of connectivity 1/2. What
-        is measured of pairs only, such as ``cka``, is that of pairs.
+        ``average`` or ``pairs``, and the interpolation coefficient: by default 1 and 1/2, for connectivity 1/2. For
+        measures of pairs only, such as ``cka``, pairs are used.
     split
-        Of a metric: ``test``, ``validation``, or a perturbation of the server's test data, such as ``fgsm:0.1``.
+        Data of a metric: ``test``, ``validation``, or a perturbation of the server's test data, such as ``fgsm:0.1``.
     data
-        On which data it is measured, where there are several: ``server``, ``train`` or ``clients``.
+        Data of a barrier or measure: ``server``, ``train`` or ``clients``.
     matching
-        By what the models were matched before that: ``none``, ``weights`` or ``activations``. It does not matter to
-        ``cka``, ``similarity`` and ``criticality``, nor to ``spectra`` but of the average, which do not depend on the
-        order of units.
+        How the models were matched before: ``none``, ``weights`` or ``activations``. It has no effect on ``cka``,
+        ``similarity`` and ``criticality``, nor on ``spectra`` except of the average, which do not depend on the order
+        of units.
     round
         A number, the ``last`` one measured, or ``all``.
     reduce
-        How the values of several groups, bases, clients and rounds become one.
+        How the values of several groups, bases, clients and rounds are combined.
     above, below, within
-        The value must be at least this, at most this, or between minus and plus this.
+        Lower bound, upper bound, or bound of the absolute value.
     where
-        Values of settings, or lists of them, that a run must have for this to be expected of it; all by default.
+        Values of settings, or lists of them, of the runs that this is expected of; by default all runs.
     of
-        What the value is compared with: changes of the above, measured in the same run, or of settings, measured in
-        the run of the same seed that has these and is equal in all tables that they are not in.
+        What the value is compared with: changes of the above, measured in the same run, or changes of settings,
+        measured in the run of the same seed that has these and is equal in all other tables.
     compare
-        By the ``difference`` from that, or the ``ratio`` to it.
+        Whether to take the ``difference`` from that, or the ``ratio`` to it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -103,7 +103,7 @@ class Expectation(BaseModel):
         return self
 
     def _without_effect(self) -> str | None:
-        """Return what is wrong with a key that does not belong to what is measured, if one does not."""
+        """Return what is wrong with a key that has no effect on the value, if there is one."""
         kind = "barrier" if self.barrier else "metric" if self.metric else "measure"
         for key, kinds in BELONGS.items():
             value = getattr(self, key)
@@ -117,14 +117,14 @@ class Expectation(BaseModel):
 
     @property
     def reference(self) -> Self | None:
-        """What is measured for comparison; None without ``of``."""
+        """The expectation for the value to compare with; None without ``of``."""
         changes = {key: value for key, value in self.of.items() if key in MEASURES}
         kept = self.model_dump(exclude_unset=True, exclude={"of", "compare"})
         return type(self).model_validate(kept | changes) if self.of else None
 
     @property
     def other_settings(self) -> dict[str, Any]:
-        """The settings of the run in which the reference is measured; none if it is the same run."""
+        """The settings of the run in which the reference is measured; empty if it is the same run."""
         return {key: value for key, value in self.of.items() if key not in MEASURES}
 
     @property
@@ -133,7 +133,7 @@ class Expectation(BaseModel):
         return "group" in self.model_fields_set
 
     def what(self) -> str:
-        """Return in words what is measured."""
+        """Describe the value in words."""
         if self.metric:
             split = "" if self.split == "test" else f" on {self.split} data"
             text = f"{self.model} {self.metric}{' on the server' if self.server else ''}{split}"
@@ -155,12 +155,12 @@ class Expectation(BaseModel):
         return f"{text}, {'minus' if self.compare == 'difference' else 'over'} that of {changes}"
 
     def rule(self) -> str:
-        """Return in words which values are as expected."""
+        """Describe the rule in words."""
         rules = (("above", self.above), ("below", self.below), ("within +-", self.within))
         return " and ".join(f"{name} {bound:g}" for name, bound in rules if bound is not None)
 
     def holds(self, value: float) -> bool:
-        """Tell whether a value keeps the rule; NaN does not."""
+        """Return whether a value satisfies the rule; NaN does not."""
         return (
             value == value
             and (self.above is None or value >= self.above)

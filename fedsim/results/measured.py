@@ -1,4 +1,4 @@
-"""Tables of the analysis, a file for each round in which it was made."""
+"""Tables of the analysis, one file for each measured round."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,14 +51,14 @@ def read_measured(folder: Path) -> pd.DataFrame:
 
 
 def examples(rows: pd.DataFrame, data: str) -> str:
-    """Say how many examples of which data rows were measured on, such as ``500 of the server's test examples``."""
+    """Return how many examples of which data were used, such as ``500 of the server's test examples``."""
     low, high = int(rows["n"].min()), int(rows["n"].max())
     count = f"{high:,}" if low == high else f"{low:,} to {high:,}"
     return f"{count} of {DATA.get(data, data)}"
 
 
 def of_first_kind(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows on the data, and of the models matched as, that a table begins with."""
+    """Return the rows with the kind of data and of matching that come first in a table."""
     kept = [column for column in ("data", "matching") if column in table]
     return table[(table[kept] == table[kept].iloc[0]).all(axis=1)] if len(table) else table
 

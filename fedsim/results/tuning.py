@@ -1,4 +1,4 @@
-"""What ``[tune]`` has chosen, as it stands beside an experiment's runs."""
+"""What ``[tune]`` has chosen, as written next to an experiment's runs."""
 
 import json
 from collections.abc import Iterable
@@ -28,6 +28,6 @@ def read_choices(path: Path) -> list[dict[str, Any]]:
 
 
 def tuned_settings(results: Iterable[Result]) -> set[str]:
-    """Return the settings that were chosen for each strategy by itself; runs are compared although they differ."""
+    """Return the settings that were tuned separately for each strategy; runs that differ in these may be compared."""
     paths = {result.folder.path.parent / CHOICES for result in results}
     return {key for path in paths for choice in read_choices(path) for key in choice["chosen"] or ()}

@@ -221,7 +221,7 @@ def test_a_wrong_argument_is_named(files: list[Path], arguments: dict[str, Any],
 def test_one_checkpoint_is_not_enough_and_a_runs_setting_is_of_no_use(files: list[Path]) -> None:
     with pytest.raises(ConfigError, match=r"a\.pt is one checkpoint; give at least two"):
         compare_checkpoints(files[:1], config())
-    with pytest.raises(ConfigError, match=r"--set local\.lr does not matter without a run"):
+    with pytest.raises(ConfigError, match=r"--set local\.lr has no effect without a run"):
         comparison_config("mlp", "digits", {("local", "lr"): 0.1})
 
 

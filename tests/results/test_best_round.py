@@ -14,7 +14,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.sweep.progress import Progress
-from fedsim.experiment.sweep.sweep import Run, play_all
+from fedsim.experiment.sweep.sweep import Run, run_all
 from fedsim.results.best_round import best_round, reason_to_stop, validation_means
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
@@ -116,7 +116,7 @@ def test_a_stopped_run_is_done_and_fedsim_says_why(
     misleading: Callable[..., Config], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = Run("tiny run", misleading(), RunFolder(tmp_path / "run"))
-    assert play_all([run]) == {}
+    assert run_all([run]) == {}
     assert run.folder.done.exists()
     shown = " ".join(capfd.readouterr().err.split())
     assert "tiny run: stopped after round 3: the clients' mean validation loss was not better than the" in shown

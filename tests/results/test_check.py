@@ -300,7 +300,7 @@ def test_a_reference_that_cannot_be_measured_is_found_when_it_is_read() -> None:
         ({"group": "fc3"}, "has no mean loss_mean_ends of fc3, round last; measure it"),
         ({"round": 3}, "round 3; measure it"),
         ({"barrier": "loss_chord"}, "has no barrier 'loss_chord'; it has: loss_mean_ends"),
-        ({"where": {"local.lr": 7.0}}, "nothing is expected of these runs"),
+        ({"where": {"local.lr": 7.0}}, "no run has an expectation"),
     ],
 )
 def test_what_was_not_measured_is_named(result: Callable[..., Result], settings: dict[str, Any], message: str) -> None:
@@ -309,7 +309,7 @@ def test_what_was_not_measured_is_named(result: Callable[..., Result], settings:
 
 
 def test_a_run_that_is_not_done_is_not_checked(result: Callable[..., Result]) -> None:
-    with pytest.raises(ConfigError, match="is not done; let 'fedsim run' go on first"):
+    with pytest.raises(ConfigError, match="is not complete; resume it with 'fedsim run' first"):
         value_of([result(rounds=3)], **FULL)
 
 
@@ -341,4 +341,4 @@ def test_the_command_prints_a_line_each_and_exits_with_1_where_one_fails(
     Path("none.toml").write_text(tomli_w.dumps(TINY))
     code, lines = fedsim("check", "runs/good", "--expect", "none.toml")
     assert code == 2
-    assert "nothing is expected of these runs" in lines[0]
+    assert "no run has an expectation" in lines[0]

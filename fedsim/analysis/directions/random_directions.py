@@ -1,4 +1,4 @@
-"""Layers as vectors, random directions in their space, and what is found in several draws of them."""
+"""Layers as vectors, random directions in their space, and means over several draws of them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -28,7 +28,7 @@ def entries_of(vector: Tensor, layer: Layer, like: Params) -> Params:
 
 
 def gaussian(layer: Layer, like: Params, seed: int, name: str, draw: int) -> Tensor:
-    """Return a standard normal vector for the parameters of a layer, a stream of its own for each draw and layer."""
+    """Return a standard normal vector for the parameters of a layer, from a separate stream for each draw and layer."""
     size = sum(like[key].numel() for key in layer.parameters)
     return torch.from_numpy(rng(seed, name, draw, layer.name).standard_normal(size))
 
@@ -58,7 +58,7 @@ def over_draws(means: Sequence[np.ndarray]) -> dict[str, float]:
     Parameters
     ----------
     means
-        Of each draw, shape [2].
+        Mean loss and mean error of each draw, shape [2].
     """
     loss, error = np.mean(means, axis=0) if len(means) else (np.nan, np.nan)
     loss_spread, error_spread = np.std(means, axis=0, ddof=1) if len(means) > 1 else (np.nan, np.nan)

@@ -1,4 +1,4 @@
-"""The space that training went through, layer by layer, and noise split into what is within it and what is not."""
+"""The space that training went through, layer by layer, and noise split into its parts inside and outside of it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fedsim.analysis.directions.random_directions import gaussian, vector_of
 from fedsim.models.layers import Layer
 from fedsim.models.params import Params
 
-# Directions that training went along by less than this, relative to the most, are not told from rounding.
+# Directions along which training moved by less than this, relative to the longest, count as rounding.
 NEGLIGIBLE = 1e-6
 
 Vectors = dict[Layer, Tensor]
@@ -55,9 +55,11 @@ class TrainingSpace:
     Parameters
     ----------
     origin
-        The model that everything is relative to.
-    draws, seed
-        Of the noise: standard normal in all parameters, the same for any group that a layer is in.
+        The model that differences are taken from.
+    draws
+        Number of draws of noise, standard normal in all parameters and the same for each group that a layer is in.
+    seed
+        Seed of the noise.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""What the layers of a model put out: read, compared, and summed up batch by batch."""
+"""The outputs of a model's layers: read, compared, and summed up batch by batch."""

@@ -18,7 +18,7 @@ from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.features.walks import Values
 from fedsim.analysis.mixing.mixes import Pair
 
-# A sum that is below so many rounding errors of what is added up counts as 0.
+# A sum below this many rounding errors of its terms counts as 0.
 ROUNDING = 32
 
 
@@ -41,7 +41,7 @@ class Commutativity:
         Parameters
         ----------
         of
-            What each model of the pairs gives.
+            Values of each model of the pairs.
         """
         if site.module is None:
             return np.zeros((len(self._ends), 6))

@@ -1,4 +1,4 @@
-"""Features: what the layers of several models give for the same examples, in batches."""
+"""Features: what the layers of several models give for batches of the same examples."""
 
 import copy
 import logging
@@ -20,9 +20,9 @@ from fedsim.data.dataset import channels_last
 from fedsim.models.graph import NotTraceableError, probes_of
 from fedsim.models.params import Params
 
-# Examples at a time.
+# Examples in a batch.
 CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 64, 1024, 4
-# Bytes of results that are kept at a time, all threads together, and of mixed weights.
+# Bytes of results, of all threads together, and of mixed weights.
 MAX_MEMORY, WEIGHTS_MEMORY = 2**29, 2**29
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Features:
     Parameters
     ----------
     walks
-        Of the models' architecture.
+        How to go through the models' architecture.
     states
         State dicts; sources are indices into them, -1 the last.
     inputs

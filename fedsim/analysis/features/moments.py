@@ -13,9 +13,9 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moments:
-    """Of several quantities how many values there are, their mean, and the sum of squared differences to it.
+    """For each of several quantities: the number of values, their mean, and the sum of squared differences to it.
 
-    Infinite values are left out; what is no number makes the mean no number.
+    Infinite values are left out; a NaN makes the mean NaN.
     """
 
     n: Vector

@@ -23,7 +23,7 @@ class Site:
     Parameters
     ----------
     name
-        Of the layer; of what joins branches the module in whose code it stands.
+        Name of the layer, or of the module in whose code branches are joined.
     place
         Position of its operation, or of its module, among those of the model.
     module

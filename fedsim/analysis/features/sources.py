@@ -1,4 +1,4 @@
-"""Weights of models that are mixes of two: computed when they are needed, kept as far as they fit."""
+"""Weights of models that are mixes of two: computed when needed, and kept while they fit into memory."""
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -11,14 +11,14 @@ from fedsim.models.params import Params
 
 
 class Sources:
-    """Entries of states and of mixes of two; threads may ask for them at a time.
+    """Entries of states and of mixes of two, for several threads.
 
     Parameters
     ----------
     states
         State dicts; sources are indices into them, -1 the last.
     kept_bytes
-        How many bytes of computed entries are kept.
+        Bytes of computed entries to keep.
     """
 
     def __init__(self, states: Sequence[Params], kept_bytes: int) -> None:

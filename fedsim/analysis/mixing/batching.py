@@ -37,7 +37,7 @@ class Call:
     Parameters
     ----------
     sources
-        Of each of the operation's parts.
+        Sources of the operation's parts, one each.
     arguments
         For each of its inputs.
     """

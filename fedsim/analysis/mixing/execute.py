@@ -1,4 +1,4 @@
-"""Computes what a plan needs, for some examples at a time."""
+"""Run a plan on some examples at a time."""
 
 import copy
 import threading
@@ -21,7 +21,7 @@ ROWS = 256
 
 
 class Execution:
-    """A plan with the states that its sources name; may be run in several threads at a time.
+    """A plan with the states that its sources name; several threads may run it at once.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Groups of layers whose barriers are measured: each layer, all of them, growing sets, windows, or any others."""
+"""Groups of layers to measure: each layer, all of them, growing sets, windows, or any others."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ Groups = str | Mapping[str, str] | Sequence[str | Mapping[str, str]]
 
 
 def groups_of_texts(texts: Sequence[str]) -> list[str | Mapping[str, str]]:
-    """Return groups as `named_groups` takes them: what is no kind of groups is a layer expression of that name."""
+    """Return groups as `named_groups` takes them: a text that is not a kind of groups is a layer expression."""
     return [text if is_kind(text) else {text: text} for text in texts]
 
 
@@ -22,15 +22,15 @@ def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tup
     groups
         One of these, or a list of them:
 
-        - ``layers``: each layer by itself, named by its module path;
+        - ``layers``: each layer alone, named by its module path;
         - ``full``: all layers together;
         - ``cumulative-shallow``: the first k layers for each k, named ``shallow:k``;
         - ``cumulative-deep``: the last k layers, ``deep:k``;
         - ``cumulative-random``: the first k of a random order, ``random:k``;
-        - ``windows:k``: each k consecutive layers, named ``windows:k:`` and the first of them;
+        - ``windows:k``: each k consecutive layers, named ``windows:k:`` and the first layer;
         - a dict from names to expressions of the layer language.
     seed
-        Of the random order.
+        Seed of the random order.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tup
     for item in [groups] if isinstance(groups, str | Mapping) else groups:
         for name, members in _expand(layers, item, seed).items():
             if set(named.setdefault(name, members)) != set(members):
-                raise ValueError(f"two groups are called {name!r} and have other layers; give one another name")
+                raise ValueError(f"two different groups are called {name!r}; rename one of them")
     return named
 
 

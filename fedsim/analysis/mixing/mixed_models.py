@@ -1,4 +1,4 @@
-"""Evaluation of mixed models: what several of them have in common is computed once."""
+"""Evaluation of mixed models, which computes what several of them have in common only once."""
 
 import copy
 import logging
@@ -24,10 +24,10 @@ from fedsim.models.params import Params, lerp, load_state_
 from fedsim.training.buffers import recompute_buffers_
 from fedsim.training.evaluation import Evaluation, evaluate, losses_and_errors
 
-# Examples at a time. On a CPU few, as many models are evaluated on them at once.
+# Examples in a batch: few on a CPU, as many models are evaluated on them at once.
 CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 32, 1024, 8
 MAX_MEMORY = 2**30
-# That fit into the memory together, if a few examples make one.
+# Batches that must fit into the memory together.
 TILES = 4
 CALIBRATION_BATCH = 125
 logger = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ class MixedModels:
     states
         State dicts; sources are indices into them, -1 the last.
     normalisation
-        What becomes of running statistics in a layer that is mixed: ``interpolate`` mixes them with it, ``base``
-        keeps the base's, ``recompute`` takes those of the mixed model on ``calibration`` instead.
+        How to treat the running statistics of a mixed layer: ``interpolate`` mixes them with it, ``base`` keeps the
+        base's, ``recompute`` takes those of the mixed model on ``calibration``.
     calibration
         Inputs, shape [n, ...].
     threads
@@ -245,7 +245,7 @@ def prepared(state: Params, is_channels_last: bool) -> Params:
 
 
 def _in_order(inputs: Tensor, is_channels_last: bool) -> Tensor:
-    """Return inputs in that order too."""
+    """Return inputs in the same order."""
     if inputs.ndim != 4:
         return inputs
     return channels_last(inputs) if is_channels_last else inputs.contiguous()

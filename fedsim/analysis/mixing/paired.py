@@ -1,4 +1,4 @@
-"""What is paired, example by example: inputs with targets, and what one model gives with what another does."""
+"""Pairs of values, example by example: inputs with targets, and one model's results with another's."""
 
 from torch import Tensor
 

@@ -27,11 +27,11 @@ class Results:
     Parameters
     ----------
     sources
-        Of each result, the source of each of the operation's parts, shape [results, parts].
+        Source of each of the operation's parts, for each result; shape [results, parts].
     inputs
-        Of each result, which result of each of its inputs it takes, shape [results, inputs].
+        Result that is taken of each input, for each result; shape [results, inputs].
     blends
-        Of an affine operation, the results beyond those for which it is run: each is made of two of them.
+        Further results of an affine operation, each mixed from two of those for which it is run.
     last_use
         Position of the last operation that takes these results.
     """
@@ -56,7 +56,7 @@ class Plan:
     sources
         The distinct sources.
     results
-        Of each operation.
+        Results of each operation.
     outputs
         Which result of the last operation is a recipe's output, shape [recipes].
     """

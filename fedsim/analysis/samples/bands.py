@@ -11,7 +11,7 @@ from fedsim.analysis.samples.measurement import METRICS, REFERENCES, Measurement
 from fedsim.seeds import rng
 
 DRAWS = 1000
-# Draws at a time, so that their weights stay small beside the losses.
+# Draws in a batch, so that their weights take little memory compared with the losses.
 TILE = 100
 
 
@@ -23,7 +23,7 @@ class Band(NamedTuple):
 
 
 def resampling_weights(strata: NDArray[np.int64], draws: int, stream: np.random.Generator) -> NDArray[np.float64]:
-    """Draw how often each example counts when examples are drawn anew within their strata.
+    """Draw how often each example counts when examples are resampled within their strata.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def resampling_weights(strata: NDArray[np.int64], draws: int, stream: np.random.
 def resampled_means(
     values: Mapping[str, NDArray[np.float64]], strata: NDArray[np.int64], draws: int, stream: np.random.Generator
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the means of all rows over examples drawn anew, which are the same for all rows and names.
+    """Return the means of all rows over resampled examples, which are the same for all rows and names.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def check_level(level: float, name: str = "level") -> None:
 
 
 def with_bands(measurement: Measurement, level: float, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
-    """Return the table with the columns ``_low`` and ``_high`` beside each barrier, each column's band by itself.
+    """Return the table with columns ``_low`` and ``_high`` for each barrier; each column has a separate band.
 
     Parameters
     ----------

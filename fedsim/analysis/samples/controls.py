@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# A class with fewer examples in the sample has no coefficients of its own.
+# A class with fewer examples in the sample gets no separate coefficients.
 LEAST_OF_A_CLASS = 5
 # Examples per coefficient.
 LEAST_PER_COEFFICIENT = 4
@@ -14,7 +14,7 @@ Matrix = NDArray[np.float64]
 
 
 def designs(ends: Matrix, related: Matrix, strata: NDArray[np.int64], sample: NDArray[np.int64]) -> Iterator[Matrix]:
-    """Yield regressors of all examples, from few to many, as far as a sample can bear them.
+    """Yield regressors of all examples, from few to many, up to as many as a sample can support.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def best_design(
     chosen
         Position of the regressors, shape [outcomes].
     error
-        Of the mean over all n examples, which a sample of all would know exactly; shape [outcomes].
+        Standard error of the mean over all n examples, 0 for a sample of all of them; shape [outcomes].
     """
     errors = np.array([_error(design, sample, outcomes, unseen) for design in candidates])
     return errors.argmin(0), errors.min(0)

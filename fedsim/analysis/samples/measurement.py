@@ -1,4 +1,4 @@
-"""What barriers are computed from: the losses and errors of the models, example by example."""
+"""The losses and errors of models, example by example, and the barriers computed from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fedsim.analysis.mixing.names import AVERAGE
 METRICS = ("loss", "error")
 REFERENCES = ("mean_ends", "swap_ends", "own_base", "chord")
 
-# Differences at a time: few enough to stay in the cache.
+# Differences in a batch: few enough to stay in the cache.
 TILE = 2**15
 
 
@@ -29,7 +29,7 @@ class Comparisons:
     mixed, swapped
         Positions of the mixed model, and of the base with the whole group from ``other``; shape [rows].
     shares
-        Of the models that are mixed, which come first in the matrix, in their average; they sum to 1.
+        Shares in the average of the models that are mixed, which come first in the matrix; they sum to 1.
     """
 
     mixes: Sequence[Mix]
@@ -92,10 +92,10 @@ class Measurement:
     comparisons
         One per row of the table.
     values
-        For ``loss`` and ``error`` those of each distinct model and example, shape [models, n]. Of a model that was
-        evaluated on fewer examples they are estimates whose mean and standard error are right, and no single one is.
+        Losses (``loss``) and errors (``error``) of each distinct model and example, shape [models, n]. For a model that
+        was evaluated on fewer examples, only their mean and standard error are meaningful.
     strata
-        The class of each example, shape [n]; all alike where targets are no classes.
+        Class of each example, shape [n]; all the same where targets are not classes.
     """
 
     table: pd.DataFrame
@@ -117,7 +117,7 @@ def tabulate(
     values
         As in `Measurement`.
     used
-        On how many examples each distinct model was evaluated, shape [models].
+        Number of examples that each distinct model was evaluated on, shape [models].
     """
     columns: dict[str, object] = {
         "group": [mix.group for mix in comparisons.mixes],

@@ -1,4 +1,4 @@
-"""Evaluation of mixed models on only as many examples as a tolerance needs."""
+"""Evaluation of mixed models on only as many examples as a tolerance requires."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from fedsim.analysis.samples.controls import Matrix, best_design, designs, estim
 from fedsim.seeds import rng
 from fedsim.training.evaluation import Evaluation
 
-# Examples at the first look, and how many times as many there are at each further one.
+# Examples at the first look, and the factor from each look to the next.
 FIRST_LOOK = 125
 GROWTH = 1.5
-# 1.96 of a single look, and what several looks cost.
+# 1.96 for a single look, and a margin for several looks.
 DEVIATIONS = 2.2
-# Share of a forward pass up to which a model is evaluated on all examples: it costs little, and predicts others.
+# A model that costs at most this share of a forward pass is evaluated on all examples, and helps to predict others.
 NEARLY_FREE = 0.05
-# Other models, known on all examples, that help to predict one.
+# Number of other models, known on all examples, that help to predict one.
 MOST_RELATED = 6
 
 
@@ -58,7 +58,7 @@ def estimate(
     tolerance
         In nats; kept by at least 95 % of the models.
     seed
-        Of the order in which examples are taken.
+        Seed of the order in which examples are taken.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""What a run measures in a round: barriers and their neighbours, what they cost, and the gate of a strategy."""
+"""What a run measures in a round: barriers and other measures, their cost, and the gate of a strategy."""

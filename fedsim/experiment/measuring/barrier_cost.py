@@ -1,4 +1,4 @@
-"""What measuring costs, and how often it is worth that."""
+"""The cost of measuring barriers, and how often to measure them."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from fedsim.experiment.measuring.uploads import pairs_of
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants
 
-# ``every = "auto"`` takes this share of the training's work at most, and holds so many bytes of models at most.
+# ``every = "auto"`` takes at most this share of the training's work, and holds at most this many bytes of models.
 AUTO_SHARE, AUTO_BYTES = 0.1, 2**30
 # A training step passes forward, and backward to activations and to weights.
 PASSES_TO_TRAIN = 3
@@ -18,18 +18,18 @@ PASSES_TO_TRAIN = 3
 
 @dataclass(frozen=True)
 class Work:
-    """What one round's barriers cost, in forward passes of one example through the whole model.
+    """The cost of one round's barriers, in forward passes of one example through the whole model.
 
     Parameters
     ----------
     models
-        Different models that are evaluated; for each of ``[barriers] matching`` others.
+        Number of different models to evaluate, over all ways of ``[barriers] matching``.
     examples
-        On how many examples, of all kinds of data together.
+        Number of examples, of all kinds of data together.
     passes, passes_apart
-        As they are computed, and if each model were evaluated by itself.
+        Passes as computed, and if each model were evaluated separately.
     training_passes
-        What the training of a round takes, forward and backward.
+        Passes of a round's training, forward and backward.
     """
 
     models: int
@@ -40,7 +40,7 @@ class Work:
 
 
 def work_of(federation: Federation) -> Work:
-    """Count what the barriers of the first round cost; others with as many participants cost the same."""
+    """Count the cost of the first round's barriers; rounds with as many participants cost the same."""
     config, data = federation.config, federation.data
     training = participants(config, 1)
     states, settings = len(training), config.barriers

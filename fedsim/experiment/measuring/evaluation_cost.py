@@ -1,4 +1,4 @@
-"""In which rounds models are evaluated and fine-tuned, and what that costs."""
+"""The rounds in which models are evaluated and fine-tuned, and the cost of that."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from fedsim.federation.participants import evaluated, participants, unseen
 
 @dataclass(frozen=True)
 class EvaluationWork:
-    """What the evaluation of a run that goes on to its last round costs.
+    """The cost of the evaluation of a run that is not stopped early.
 
     Parameters
     ----------
     rounds, fine_tuned_rounds
         Rounds with an evaluation, and rounds in which clients fine-tune.
     client_passes
-        Forward passes of one example by the clients, at most: a client that takes the whole global model, and so has no
-        other of its own, passes fewer.
+        Forward passes of one example by the clients, at most: clients that take the whole global model, and so have no
+        separate personalised one, need fewer.
     server_passes
         Forward passes of one example by the server.
     training_passes
@@ -32,14 +32,14 @@ class EvaluationWork:
 
 
 def is_evaluated(config: Config, server_round: int) -> bool:
-    """Tell whether models are evaluated in a round, be it the last one or not."""
+    """Return whether models are evaluated in a round."""
     # A model after fine-tuning is compared with the one before.
     due = server_round % config.evaluate_every == 0 or is_fine_tuned(config, server_round)
     return due or server_round == config.rounds
 
 
 def is_fine_tuned(config: Config, server_round: int) -> bool:
-    """Tell whether clients fine-tune in a round, wherever ``[stop]`` may end the run before."""
+    """Return whether clients fine-tune in a round, unless ``[stop]`` ends the run earlier."""
     if "fine-tuned" not in config.evaluation.models:
         return False
     every = config.evaluation.fine_tune_every
@@ -47,12 +47,12 @@ def is_fine_tuned(config: Config, server_round: int) -> bool:
 
 
 def _perturbed_passes(config: Config) -> int:
-    """Return how often an example is passed forward to measure a model on perturbed data, once for the gradient."""
+    """Return how often an example is passed forward to measure a model on perturbed data, including the gradient."""
     return len(config.evaluation.perturbed) + bool(config.evaluation.sizes("fgsm"))
 
 
 def evaluation_work_of(federation: Federation) -> EvaluationWork:
-    """Count what is evaluated in all rounds of a run that is not stopped early."""
+    """Count the cost of the evaluation in all rounds of a run that is not stopped early."""
     config, split, server = federation.config, federation.data.split, len(federation.data.dataset.test)
     never, measured = set(unseen(config)), evaluated(config)
     seen = [client for client in measured if client not in never]

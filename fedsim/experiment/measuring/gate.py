@@ -1,4 +1,4 @@
-"""The barriers that a strategy asks for before it aggregates, and what they cost the clients."""
+"""The barriers that a strategy needs before it aggregates, and their cost for the clients."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ COLUMNS = ["layer", "client", "barrier", "weight", "n"]
 
 
 def check_gate(federation: Federation, strategy: Strategy) -> None:
-    """Check that there is something to measure on, if the strategy asks for barriers in any round.
+    """Check that there are data to measure on, if the strategy needs barriers in any round.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def check_gate(federation: Federation, strategy: Strategy) -> None:
 def gate_barriers(
     federation: Federation, updates: Sequence[ClientUpdate], gate: Measurable, threads: int
 ) -> pd.DataFrame:
-    """Measure the layers' barriers that a strategy asks for, on validation data.
+    """Measure the barriers of layers that a strategy needs, on validation data.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def mean_barriers(table: pd.DataFrame, gate: Measurable) -> Mapping[str, float]:
 
 
 def gate_traffic(federation: Federation, gate: Measurable, clients: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Yield what a measurement on the clients' own data sends: the average of each layer down, its loss up."""
+    """Yield the traffic of a measurement on the clients' own data: the average of each layer down, a loss up."""
     layers, buffers = federation.layers, federation.config.strategy.buffers == "shared"
     size = {
         name: sum(federation.initial[key].nbytes for key in layers.keys((name,), buffers=buffers))

@@ -39,17 +39,17 @@ SETTABLE = ("model", "data", "device", "seed")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured between checkpoints.
+    """Measurements between checkpoints.
 
     Parameters
     ----------
     names
-        Of the checkpoints, by their indices.
+        Names of the checkpoints, by index.
     barriers, distances
         The tables of `fedsim.analysis.barriers` and `fedsim.analysis.distances`, with columns ``base_name`` and
         ``other_name``.
     others
-        The tables of what else was asked for, by its name, and ``matching``: which units changed places.
+        The tables of the other measures, by name, and ``matching``: the units that moved.
     """
 
     names: tuple[str, ...]
@@ -59,16 +59,16 @@ class Comparison:
 
 
 def comparison_config(model: str, data: str, changes: Mapping[tuple[str, ...], Any]) -> Config:
-    """Return the resolved settings of a comparison, of which ``changes`` may set those of model and data.
+    """Return the resolved settings of a comparison; ``changes`` may set those of model, data, device and seed.
 
     Raises
     ------
     ConfigError
-        If a name or an option is unknown, or a setting is of no use here.
+        If a name or an option is unknown, or a setting has no effect here.
     """
     if useless := [path for path in changes if path[0] not in SETTABLE]:
         raise ConfigError(
-            f"--set {'.'.join(useless[0])} does not matter without a run; set {', '.join(SETTABLE)}, for instance "
+            f"--set {'.'.join(useless[0])} has no effect without a run; set {', '.join(SETTABLE)}, for instance "
             "--set model.norm='\"none\"'"
         )
     base = {"rounds": 1, "clients": 1, "partition": {"scheme": "iid"}, "model": {"name": model}, "data": {"name": data}}
@@ -97,9 +97,9 @@ def compare_checkpoints(
     paths
         Files as `fedsim.models.saved.read_checkpoint` reads them, at least two.
     config
-        Of which model, data, seed and device matter.
+        Config, of which model, data, seed and device are used.
     groups
-        Kinds of groups, and expressions of the layer language, which name a group each.
+        Kinds of groups, and expressions of the layer language, each of which is a group.
     against, ts
         As in `fedsim.analysis.barriers`.
     weights, normalisation
@@ -174,7 +174,7 @@ def _sample(dataset: Dataset, part: str, wanted: int | None, seed: int) -> Input
     examples = dataset.train if part == "train" else dataset.test
     if wanted is not None and not 1 <= wanted <= len(examples):
         raise ConfigError(
-            f"--examples {wanted}: {dataset.name!r} has {len(examples)} {part} examples; take from 1 to so many"
+            f"--examples {wanted}: {dataset.name!r} has {len(examples)} {part} examples; take from 1 to that many"
         )
     count = min(EXAMPLES, len(examples)) if wanted is None else wanted
     chosen = stratified(examples.labels.cpu().numpy(), count, rng(seed, "evaluation sample"))
@@ -183,7 +183,7 @@ def _sample(dataset: Dataset, part: str, wanted: int | None, seed: int) -> Input
 
 
 def _names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return the files' names; where two have one name, what of their paths is not the same for all."""
+    """Return the files' names; if two are equal, the parts of their paths that differ."""
     names = [path.name for path in paths]
     if len(set(names)) == len(names):
         return tuple(names)

@@ -1,1 +1,1 @@
-"""Whether runs show what their experiment expects."""
+"""Checks of runs against the expectations of their experiment."""

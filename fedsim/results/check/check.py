@@ -1,4 +1,4 @@
-"""``fedsim check``: whether runs show what their experiment says that they should."""
+"""``fedsim check``: whether runs meet the expectations of their experiment."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from fedsim.results.result import Result, distinguishing_settings
 
 @dataclass(frozen=True)
 class Check:
-    """An expectation of the runs that differ in their seed only, and what they showed.
+    """An expectation of runs that differ only in their seed, and the value that they have.
 
     Parameters
     ----------
     runs
-        What tells these runs from the others; empty if there are no others.
+        What distinguishes these runs from the others; empty if there are no others.
     value
         The mean over the seeds, compared as the expectation says.
     """
@@ -44,23 +44,23 @@ class Check:
 
 
 def check(results: Sequence[Result], expectations: Sequence[Expectation] | None = None) -> Iterator[Check]:
-    """Yield a check for each expectation and setting that it is about, in the order of the expectations.
+    """Yield a check for each expectation and each setting that it applies to, in the order of the expectations.
 
     Parameters
     ----------
     results
         Runs that are complete.
     expectations
-        In place of those that each run's own config has.
+        Expectations to use instead of those in the runs' configs.
 
     Raises
     ------
     ConfigError
-        If a run is not complete, nothing is expected of any, or what is expected was not measured.
+        If a run is not complete, no run has an expectation, or an expected value was not measured.
     """
     for result in results:
         if result.evaluated < result.config.rounds:
-            raise ConfigError(f"{result.folder.path} is not done; let 'fedsim run' go on first")
+            raise ConfigError(f"{result.folder.path} is not complete; resume it with 'fedsim run' first")
     named = dict(zip([result.folder for result in results], _names(results), strict=True))
     settings: dict[str, list[Result]] = {}
     for result in results:
@@ -78,13 +78,12 @@ def check(results: Sequence[Result], expectations: Sequence[Expectation] | None 
                 yield Check(expectation, named[members[0].folder], len(members), value)
     if not any(expected.values()):
         raise ConfigError(
-            "nothing is expected of these runs; give the experiment's file with --expect, or write [[expect]] in it "
-            "and run it"
+            "no run has an expectation; give the experiment's file with --expect, or add [[expect]] to it and rerun it"
         )
 
 
 def _names(results: Sequence[Result]) -> list[str]:
-    """Return what tells each run from the others, but for the seed; empty if nothing does."""
+    """Return what distinguishes each run from the others, except the seed; empty if nothing does."""
     strategies = {result.strategy for result in results}
     names = []
     for result, settings in zip(results, distinguishing_settings(results), strict=True):
@@ -95,7 +94,7 @@ def _names(results: Sequence[Result]) -> list[str]:
 
 
 def matches(config: Config, wanted: Mapping[str, Any]) -> bool:
-    """Tell whether a config has these values of settings; a list stands for any of its values."""
+    """Return whether a config has these values of settings; a list stands for any of its values."""
     settings = config.model_dump(mode="json")
     return all(
         _setting(settings, key) in (value if isinstance(value, list) else [value]) for key, value in wanted.items()
@@ -154,7 +153,7 @@ def _measured(expectation: Expectation, result: Result) -> float:
         wanted = rows["round"].max() if expectation.round == "last" else expectation.round
         rows = rows[rows["round"] == wanted]
     if rows.empty:
-        raise ConfigError(f"{result.folder.path} has no {expectation.what()}; measure it, or mend [[expect]]")
+        raise ConfigError(f"{result.folder.path} has no {expectation.what()}; measure it, or fix [[expect]]")
     return float(rows[expectation.barrier or expectation.column or "value"].agg(expectation.reduce))
 
 

@@ -1,4 +1,4 @@
-"""Which rows of the analysis an expectation is about."""
+"""The rows of the analysis that an expectation applies to."""
 
 from fnmatch import fnmatchcase
 
@@ -13,13 +13,13 @@ from fedsim.config.expectation import Expectation
 from fedsim.errors import ConfigError
 from fedsim.results.result import Result
 
-# Columns that say what a row is about: the first of these names it, the others are chosen by.
+# Columns that identify a row: the first of these names it, the others select it.
 NAMES = ("group", "layer", "order", "first")
 KEYS = (*NAMES, "second", "base", "other", "t", "n", "data", "matching", "round", "direction", "draws")
 
 
 def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
-    """Return the rows of a table beside the barriers that an expectation is about.
+    """Return the rows of a table, other than the barriers, that an expectation applies to.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
 
 
 def of_kind(table: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
-    """Return the rows on the expectation's data, of models matched as it says."""
+    """Return the rows with the expectation's data and matching."""
     of_models = expectation.measure == "spectra" and expectation.model != "average"
     # What does not depend on the order of a model's units is measured once, whatever the models were matched by.
     of_any_order = of_models or expectation.measure in [each.name for each in MEASURES.values() if each.any_order]
@@ -53,7 +53,7 @@ def of_kind(table: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
 
 
 def is_in(group: str, wanted: str, config: Config) -> bool:
-    """Tell whether a group has a name, fits a pattern or, for ``layers``, is a single layer."""
+    """Return whether a group matches a name or a pattern or, for ``layers``, is a single layer."""
     if wanted == "layers":
         named = {"full", *config.barriers.groups} - {"layers"}
         return not kind_of(group) and group not in named
@@ -64,14 +64,14 @@ def _of_group(rows: pd.DataFrame, expectation: Expectation, config: Config) -> p
     column = next((name for name in NAMES if name in rows), None)
     if column is None:
         return rows
-    names = rows[column].replace("", "full")  # the whole, beside its pairs of layers
+    names = rows[column].replace("", "full")  # all layers together, next to pairs of layers
     if not expectation.names_group and "full" not in set(names):
         return rows
     return rows[names.map(lambda name: is_in(name, expectation.group, config)).astype(bool)]
 
 
 def _between(rows: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
-    """Return the rows of models with the average or with each other, at the expectation's t."""
+    """Return the rows that compare models with the average or with each other, at the expectation's t."""
     of_average = expectation.model == "average"
     if "base" in rows:
         rows = rows[(rows["base"] == AVERAGE) == of_average]

@@ -80,7 +80,7 @@ def test_test_data_do_not_choose_the_best_round(result_of: Callable[..., Result]
     assert "Best round: 2, and the last one, by the mean accuracy on the clients' validation" in evaluation_note(result)
     without = {key: value for key, value in VALUES.items() if key[2] != "validation"}
     assert len(evaluation_table(result_of(without)).headings) == 6
-    assert "no round can be called the best" in evaluation_note(result_of(without))
+    assert "there is no best round" in evaluation_note(result_of(without))
 
 
 def test_a_client_whose_model_diverged_leaves_no_mean(result_of: Callable[..., Result]) -> None:
@@ -123,5 +123,5 @@ def test_a_run_that_fine_tunes_has_the_figure_on_its_page(
     settings = {"models": ["personalised", "global", "fine-tuned"], "fine_tune_epochs": 1}
     result = read_result(play(tiny(rounds=1, unseen=0.25, evaluation=settings, barriers={"every": 0})))
     page = write_run(result, tmp_path / "out", export=True).read_text()
-    assert "Before and after training at each client" in page
+    assert "Accuracy before and after training on each client" in page
     assert (tmp_path / "out" / "evaluation.pdf").stat().st_size > 1000

@@ -115,7 +115,7 @@ def test_a_setting_and_its_value_are_a_baseline_for_runs_of_the_same_strategy(bu
     runs = [build([0.5], strategy=each, local__lr=lr) for each in (FULL, BODY) for lr in (0.1, 0.2)]
     baseline = Baseline("local.lr=0.2", runs)
     assert [runs.index(baseline.partner(run)) for run in runs] == [1, 1, 3, 3]
-    with pytest.raises(ConfigError, match=r"stands for both .* name one of them"):
+    with pytest.raises(ConfigError, match=r"matches both .* name one of them"):
         Baseline("strategy.name=layer_set", [*runs, build([0.5], strategy=HEAD, local__lr=0.1)])
 
 

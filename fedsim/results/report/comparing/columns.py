@@ -27,11 +27,11 @@ class Column:
     Parameters
     ----------
     key
-        Its name in files and on the command line.
+        Name in files and on the command line.
     compact
-        Whether a table shows it without being asked.
+        Whether a table shows it by default.
     asked
-        Whether it is shown even if no run knows anything of it.
+        Whether it is shown even if no run has a value.
     """
 
     key: str
@@ -102,7 +102,7 @@ def _gain(baseline: Baseline, question: Question, group: Group) -> Gain:
 
 
 def _share(key: str, baseline: Baseline, question: Question, *, asked: bool = False) -> Column:
-    """Return the share of the clients that are better off than under a baseline, all seeds together."""
+    """Return the share of the clients that are better off than under a baseline, over all seeds."""
 
     def of(group: Group) -> Interval:
         return Interval(_gain(baseline, question, group).share)
@@ -111,7 +111,7 @@ def _share(key: str, baseline: Baseline, question: Question, *, asked: bool = Fa
 
 
 def _references(results: Sequence[Result], question: Question) -> list[Column]:
-    """Return the gains over local training and plain averaging, where such runs are among those compared."""
+    """Return the gains over local training and over plain averaging, if such runs are compared."""
     names = [name for name in ("local", "full") if name != question.baseline]
     found = [(name, reference(name, results)) for name in names]
     return [_share(f"gain_{name}", baseline, question) for name, baseline in found if baseline is not None]
@@ -135,13 +135,15 @@ def _costs(question: Question) -> list[Column]:
 
 
 def _at_equal_costs(results: Sequence[Result], question: Question) -> list[Column]:
-    """Return the values at a budget: those asked for, or, shown among all columns only, the least total."""
+    """Return the values at the budgets asked for; otherwise, among all columns only, at the smallest total."""
     columns = []
     for what in costs.COSTS:
         asked = what in question.budgets
         budget = question.budgets.get(what) or costs.least_total(results, what)
         if asked and budget is None:
-            raise ConfigError(f"--budget {what}: no run has spent any, so there is no least; give {what}=AMOUNT")
+            raise ConfigError(
+                f"--budget {what}: no run has spent any, so there is no smallest total; give {what}=AMOUNT"
+            )
         if budget is not None:
             heading = f"at {format_bytes(budget) if what == costs.BYTES else f'{format_count(budget)} passes'}"
             of = partial(costs.value_within, what=what, budget=budget, metric=question.metric)

@@ -1,4 +1,4 @@
-"""Runs beside each other: one row per setting, with what its seeds say about each measure."""
+"""Comparison of runs: one row per setting, with the mean over its seeds of each measure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows and their columns; a measure of which no run knows anything has no column, unless it was asked for."""
+    """Rows and their columns; a measure that no run has gets no column, unless it was asked for."""
 
     question: Question
     columns: Sequence[Column]
@@ -33,7 +33,7 @@ def compare(results: Sequence[Result], question: Question = DEFAULT) -> Comparis
     Raises
     ------
     ConfigError
-        If no run has the setting to group by, there is no such baseline, or the best round cannot be told.
+        If no run has the setting to group by, there is no such baseline, or no validation data for the best round.
     """
     columns = columns_of(results, question)
     rows = [Row(group, {each.key: each.of(group) for each in columns}) for group in grouped(results, question.by)]

@@ -1,4 +1,4 @@
-"""What a run has spent by a round, in bytes, training passes or seconds, and what it got for it."""
+"""What a run has spent up to a round, in bytes, training passes or seconds, and its accuracy at that cost."""
 
 from collections.abc import Iterable, Sequence
 
@@ -24,7 +24,7 @@ def spent(result: Result, what: str) -> pd.Series:
     Returns
     -------
     spent
-        By round, from 1 on; NaN if the run's records do not tell.
+        Cost by round, from round 1; NaN if the run has no records of it.
     """
     rounds = pd.RangeIndex(1, result.evaluated + 1, name="round")
     match what:
@@ -59,12 +59,12 @@ def least_total(results: Iterable[Result], what: str) -> float | None:
 
 
 def value_within(result: Result, what: str, budget: float, metric: str = "accuracy") -> float:
-    """Return the clients' mean on their own test data in the last evaluated round that a budget pays for.
+    """Return the clients' mean on their own test data in the last evaluated round within a budget.
 
     Returns
     -------
     value
-        Of the personalised models; NaN if the budget does not pay for the first evaluated round.
+        Mean of the personalised models; NaN if the first evaluated round exceeds the budget.
     """
     values = result.mean_by_round(metric=metric)
     paid = values[(spent(result, what).reindex(values.index) <= budget).to_numpy()]

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed only."""
+"""Runs that differ only in their seed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from fedsim.results.result import Result, distinguishing_settings, flat
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one line: those that differ in their seed only, or that have one value of a setting.
+    """The runs of one line: those that differ only in their seed, or that share a value of a setting.
 
     Parameters
     ----------
     settings
-        What tells this line from the others, besides the label.
+        What distinguishes this line from the others, besides the label.
     """
 
     label: str
@@ -27,7 +27,7 @@ class Group:
 
     @property
     def seeds(self) -> int:
-        """How many seeds there are."""
+        """Number of seeds."""
         return len({result.config.seed for result in self.members})
 
     @property
@@ -44,7 +44,7 @@ class Group:
 
 
 def grouped(results: Sequence[Result], by: str | None = None) -> list[Group]:
-    """Return the runs by all their settings but the seed, or by one of them, in the order of their first runs.
+    """Return the runs by all settings except the seed, or by one of them, in the order of their first runs.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def grouped(results: Sequence[Result], by: str | None = None) -> list[Group]:
 
 
 def by_name(groups: Iterable[Group]) -> dict[str, Group]:
-    """Return groups by names that tell them apart: with their folder's where label and settings do not."""
+    """Return groups by unique names: with the folder's name where label and settings are the same."""
     groups = list(groups)
     names = [group.name for group in groups]
     return {

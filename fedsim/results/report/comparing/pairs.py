@@ -1,4 +1,4 @@
-"""Runs beside those of a baseline with the same partition and the same seed, client by client."""
+"""Runs compared with those of a baseline with the same partition and seed, client by client."""
 
 import json
 import logging
@@ -26,16 +26,16 @@ class AmbiguousError(ConfigError):
 
 @dataclass(frozen=True)
 class Gain:
-    """What runs have over those that they are paired with.
+    """The gain of runs over those that they are paired with.
 
     Parameters
     ----------
     difference
-        Of the clients' means, theirs minus the baseline's, over the seeds.
+        Mean over the clients minus that of the baseline, over the seeds.
     share
-        Of the clients that are better off than under the baseline, all seeds together; equal is not better.
+        Share of the clients that are better off than under the baseline, over all seeds; equal is not better.
     seeds
-        Of how many seeds there is a pair.
+        Number of seeds with a pair.
     """
 
     difference: Interval
@@ -59,7 +59,7 @@ class Baseline:
     Raises
     ------
     ConfigError
-        If none of them is such a run, or one could be paired with two that are.
+        If none of them is such a run, or one could be paired with two of them.
     """
 
     def __init__(self, name: str, results: Sequence[Result]) -> None:
@@ -110,7 +110,7 @@ class Baseline:
         return Gain(interval(means), float(better.mean()), len(gained))
 
     def _partner(self, result: Result, candidates: Sequence[Result]) -> Result | None:
-        """Return the one candidate, or, of several, that with the result's own value of every tuned setting."""
+        """Return the only candidate, or the one with the result's own value of every tuned setting."""
         if any(result is each for each in candidates):
             return result
         if len(candidates) > 1:
@@ -119,7 +119,7 @@ class Baseline:
         if len(candidates) > 1:
             first, second = (each.folder.path.name for each in candidates[:2])
             raise AmbiguousError(
-                f"--baseline {self.name!r} stands for both {first} and {second} beside {result.folder.path.name}; name "
+                f"--baseline {self.name!r} matches both {first} and {second} for {result.folder.path.name}; name "
                 "one of them by its whole label or by SETTING=VALUE, or compare fewer runs"
             )
         return candidates[0] if candidates else None
@@ -137,7 +137,7 @@ def reference(name: str, results: Sequence[Result]) -> Baseline | None:
 
 
 def _key(result: Result, free: set[str]) -> str:
-    """Return what paired runs have in common: the partition with its seed, and all settings but those left free."""
+    """Return what paired runs have in common: the partition with its seed, and all settings except the free ones."""
     kept = {
         key: value
         for key, value in result.changed_settings.items()
@@ -154,7 +154,7 @@ def _is_chosen(result: Result, name: str, setting: str | None, *, by_label: bool
 
 
 def _is_written(value: Any, text: str) -> bool:
-    """Tell whether a text means this value, as TOML or as it stands."""
+    """Return whether a text means this value, as TOML or literally."""
     try:
         return bool(tomllib.loads(f"value = {text}")["value"] == value)
     except tomllib.TOMLDecodeError:

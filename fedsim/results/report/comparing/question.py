@@ -20,20 +20,20 @@ class Question:
     metric
         ``accuracy`` or ``loss``.
     by
-        A dotted setting to group by, such as ``strategy.name``; else by all settings but the seed.
+        Dotted setting to group by, such as ``strategy.name``; by default, all settings except the seed.
     at
         The ``last`` evaluated round, or the ``best`` by the clients' mean on their validation data.
     baseline
-        What runs are paired with: a strategy or ``SETTING=VALUE``.
+        Runs to pair with: a strategy or ``SETTING=VALUE``.
     budgets
-        ``bytes``, training ``passes`` or both, at which values are compared; None is the least that a run spends.
+        Amounts of ``bytes``, training ``passes`` or both at which values are compared; None for the smallest total.
     target
-        A value of the clients' mean on their test data, to which bytes and passes are counted.
+        Mean value of the clients on their test data up to which bytes and passes are counted.
 
     Raises
     ------
     ConfigError
-        If the target is no value of the metric.
+        If the target is not a value of the metric.
     """
 
     metric: Literal["accuracy", "loss"] = "accuracy"
@@ -60,7 +60,7 @@ class Question:
         Raises
         ------
         ConfigError
-            If it is to be the best, and there is nothing to choose it by.
+            If the best is asked for and there are no validation data.
         """
         if self.at == "last":
             return result.evaluated
@@ -76,7 +76,7 @@ DEFAULT = Question()
 
 
 def read_budgets(texts: Iterable[str]) -> dict[str, float | None]:
-    """Read budgets such as ``bytes=50MB`` and ``passes=1M``; a name alone stands for the least that a run spends.
+    """Read budgets such as ``bytes=50MB`` and ``passes=1M``; a name alone stands for the smallest total of any run.
 
     Raises
     ------

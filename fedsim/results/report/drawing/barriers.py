@@ -26,7 +26,7 @@ Name = Callable[[int], str]
 
 
 def client_name(index: int) -> str:
-    """Return what the model of that index is called in a run."""
+    """Return the name of a model in a run."""
     return "the average" if index == AVERAGE else f"client {index}"
 
 
@@ -38,7 +38,7 @@ def quantity(metric: str, what: str = "barrier") -> Quantity:
 
 
 def rows_of_kind(rows: pd.DataFrame, *kinds: str) -> pd.DataFrame:
-    """Return the rows of groups of these kinds; ``""`` is that of single layers, ``full`` and named groups."""
+    """Return the rows of groups of these kinds; ``""`` is the kind of single layers, ``full`` and named groups."""
     return rows[rows["group"].map(kind_of).isin(kinds)]
 
 
@@ -74,11 +74,11 @@ def maps(rows: pd.DataFrame, metric: str, *, pairs: bool) -> Figure:
     Parameters
     ----------
     rows
-        Of `fedsim.analysis.barriers`, with a column ``round``.
+        Table of `fedsim.analysis.barriers` with a column ``round``.
     metric
         ``loss`` or ``error``.
     pairs
-        Whether of pairs of clients halfway, or of clients with the average's layers.
+        Whether to draw pairs of clients halfway, or clients with the average's layers.
     """
     chosen = at_the_middle(rows_of_kind(rows, ""), pairs=pairs)
     wanted = ("mean_ends", "swap_ends" if pairs else "own_base")
@@ -127,7 +127,7 @@ def first_reference(rows: pd.DataFrame, metric: str) -> str:
 
 
 def has_paths(rows: pd.DataFrame) -> bool:
-    """Tell whether some group was measured at more than two points of a path."""
+    """Return whether some group was measured at more than two points of a path."""
     return bool((rows.groupby(["group", "base", "other"])["t"].nunique() > 2).any())
 
 
@@ -165,7 +165,7 @@ def _with_band(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def compared_barriers(results: Mapping[str, Result], metric: str) -> Figure:
-    """Draw the barriers of several runs, each client's with the average's layers, beside each other on one scale."""
+    """Draw the barriers of several runs, of clients with the average's layers, on one scale."""
     tables = {}
     for name, result in results.items():
         rows = of_first_kind(result.barriers)

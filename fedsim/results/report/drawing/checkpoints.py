@@ -13,7 +13,7 @@ from fedsim.results.report.drawing import connectivity
 from fedsim.results.report.drawing.barriers import at_the_middle, barrier_table, has_paths, paths, quantity
 from fedsim.results.report.drawing.heat_maps import heat_maps
 
-MOST_ENDS = 8  # whose barriers by t fit on a page
+MOST_ENDS = 8  # as many as fit on a page with their barriers by t
 
 
 def checkpoint_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Figure]:
@@ -22,9 +22,9 @@ def checkpoint_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Fi
     Parameters
     ----------
     rows
-        Of `fedsim.analysis.barriers`.
+        Table of `fedsim.analysis.barriers`.
     names
-        Of the checkpoints, by their indices.
+        Names of the checkpoints, by index.
     """
     figures = {}
     for metric in ("loss", "error"):
@@ -47,12 +47,12 @@ def heat_map(rows: pd.DataFrame, names: Sequence[str], metric: str) -> Figure:
 
 
 def feature_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """Return the figures of what else was measured of checkpoints, by the names of their files.
+    """Return the figures of the other measures of checkpoints, by the names of their files.
 
     Parameters
     ----------
     tables
-        Of `fedsim.analysis` by their names, and ``matching``; models have their names in ``base_name`` and
+        Tables of `fedsim.analysis` by name, and ``matching``; the names of models are in ``base_name`` and
         ``other_name``.
     """
     figures = {}
@@ -72,7 +72,7 @@ def feature_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
 
 
 def features_table(tables: Mapping[str, pd.DataFrame]) -> Table | None:
-    """Write what else was measured by layer, means over models or pairs; None if nothing was."""
+    """Return the other measures by layer, means over models or pairs; None if there are none."""
     columns = pd.DataFrame(dict(_columns(tables)))
     if columns.empty:
         return None
@@ -109,7 +109,7 @@ def _means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def matching_table(rows: pd.DataFrame) -> Table:
-    """Write by order of units and checkpoint which share of them changed places, in percent."""
+    """Return by order of units and checkpoint the share of them that moved, in percent."""
     others = connectivity.without_first(rows)
     cells = tuple(
         (str(row["order"]), str(row["base_name"]), f"{row['units']:,}", f"{100 * row['moved']:.1f}")
@@ -119,7 +119,7 @@ def matching_table(rows: pd.DataFrame) -> Table:
 
 
 def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
-    """Write the barriers, minus the models' mean, as text: in nats and in percentage points, ± 1.96 standard errors."""
+    """Return the barriers, minus the models' mean, in nats and in percentage points, ± 1.96 standard errors."""
     headings = ("group", "base", "other", "t", "loss barrier", "error barrier", "loss", "error", "examples")
     cells = tuple(
         (

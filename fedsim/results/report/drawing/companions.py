@@ -1,4 +1,4 @@
-"""Figures of what is measured beside barriers: robustness, distances, criticality, interaction and similarity."""
+"""Figures of measures besides barriers: robustness, distances, criticality, interaction and similarity."""
 
 from collections.abc import Mapping
 
@@ -17,12 +17,12 @@ ROBUSTNESS = {"average": "averaging direction", "random": "random, equal norm (Â
 
 
 def robustness(rows: pd.DataFrame, metric: str) -> Figure:
-    """Draw by group what moving towards the average costs, and what random directions of equal norm cost.
+    """Draw by group the cost of moving towards the average, and in random directions of equal norm.
 
     Parameters
     ----------
     rows
-        Of `fedsim.analysis.robustness`, with a column ``round``, of which the last is shown.
+        Table of `fedsim.analysis.robustness` with a column ``round``; the last round is shown.
     """
     rows = rows[rows["round"] == rows["round"].max()]
     panels = {
@@ -33,7 +33,7 @@ def robustness(rows: pd.DataFrame, metric: str) -> Figure:
 
 
 def robustness_map(rows: pd.DataFrame, metric: str) -> Figure:
-    """Draw by group and round how much more the way to the average costs than a random one of equal norm."""
+    """Draw by group and round how much more the direction of the average costs than random ones of equal norm."""
     rows = rows[rows["t"] == rows["t"].max()]
     column = f"{metric}_own_base"
     average, random = (barrier_table(rows[rows["direction"] == each], column) for each in ("average", "random"))
@@ -42,7 +42,7 @@ def robustness_map(rows: pd.DataFrame, metric: str) -> Figure:
 
 
 def distances(rows: pd.DataFrame) -> Figure:
-    """Draw by group and round how far clients are from what they are compared with, relative to the layer's norm."""
+    """Draw by group and round the distances of clients from their partners, relative to the layer's norm."""
     return heat_maps(
         {"L2 distance over the norm of the client's own layer": barrier_table(rows, "distance_relative")},
         Quantity("relative distance", signed=False),
@@ -50,26 +50,26 @@ def distances(rows: pd.DataFrame) -> Figure:
 
 
 def cosines(rows: pd.DataFrame) -> Figure:
-    """Draw by group and round the cosines between two models' weights, and between their ways from the start."""
+    """Draw by group and round the cosines between models' weights, and between their displacements from the start."""
     texts = {"cosine": "weights", "cosine_from_start": "displacements from the round's start"}
     tables = {text: barrier_table(rows, column) for column, text in texts.items() if column in rows}
     return heat_maps(tables, Quantity("cosine"), across=2)
 
 
 def criticality(rows: pd.DataFrame) -> Figure:
-    """Draw by group and round what it costs a client to have a layer as it was at the round's start."""
+    """Draw by group and round the cost of resetting a layer to the start of the round."""
     table = barrier_table(rows, "loss_own_base")
-    return heat_maps({"layer as at the round's start, minus its own loss": table}, quantity("loss", "difference"))
+    return heat_maps({"layer reset to the round's start, minus own loss": table}, quantity("loss", "difference"))
 
 
 def interaction(rows: pd.DataFrame) -> Figure:
-    """Draw the interaction of each two layers in the last round."""
+    """Draw the interaction of each pair of layers in the last round."""
     pairs = rows[(rows["first"] != "") & (rows["round"] == rows["round"].max())]
     names = list(dict.fromkeys([*pairs["first"], *pairs["second"]]))
     half = pairs.pivot_table(index="first", columns="second", values="loss_interaction", sort=False)
     half = half.reindex(index=names, columns=names)
     both = half.combine_first(half.T).loc[names, names]
-    return heat_maps({"both layers minus each by itself": both}, quantity("loss", "interaction"), columns="")
+    return heat_maps({"both layers minus each alone": both}, quantity("loss", "interaction"), columns="")
 
 
 def unexplained(rows: pd.DataFrame) -> Figure:
@@ -83,7 +83,7 @@ def unexplained(rows: pd.DataFrame) -> Figure:
 
 
 def similarity(rows: pd.DataFrame) -> Figure:
-    """Draw over the rounds how often two clients' models agree."""
+    """Draw over the rounds how often the models of two clients agree."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
         axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Figures of several settings beside each other, legible for some thirty of them: means over the seeds."""
+"""Figures that compare settings, legible for about thirty of them: means over the seeds."""
 
 from collections.abc import Callable, Mapping
 
@@ -58,7 +58,7 @@ def compared_curves(groups: Mapping[str, Group]) -> Figure:
 
 
 def compared_costs(groups: Mapping[str, Group], what: str) -> Figure:
-    """Draw personalised accuracy against what was spent so far; what spends nothing is a level line.
+    """Draw personalised accuracy against the cost so far; a setting without costs is a horizontal line.
 
     Parameters
     ----------

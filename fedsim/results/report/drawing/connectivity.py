@@ -36,7 +36,7 @@ def connectivity(rows: pd.DataFrame) -> Figure:
     Parameters
     ----------
     rows
-        Of `fedsim.analysis.connectivity` at one t, of models with their average or with each other.
+        Table of `fedsim.analysis.connectivity` at one t, of models with their average or with each other.
     """
     rows = last_round(rows)
     each, all_of_them = rows[rows["base"] != AVERAGE], rows[rows["base"] == AVERAGE]
@@ -48,7 +48,7 @@ def connectivity(rows: pd.DataFrame) -> Figure:
         ),
         LayerPanel("commutativity: relative squared distances", list(_commutativity(each)), log=True),
         LayerPanel(
-            "additivity of the nonlinearity behind: relative squared distance",
+            "additivity of the nonlinearity that follows: relative squared distance",
             list(_of_both(each, all_of_them, "additivity")),
             log=True,
         ),
@@ -81,13 +81,13 @@ def _commutativity(rows: pd.DataFrame) -> Iterator[Curve]:
 
 
 def ratios(rows: pd.DataFrame) -> Figure:
-    """Draw by layer and round how far mixed features are from the mix, over how far the models' own are apart."""
+    """Draw by layer and round the distance of mixed features from the mix, relative to that of the models."""
     table = _table(rows[rows["base"] != AVERAGE], "ratio")
     return heat_maps({"1 - cosine of mixed model and mix, over that of the two": table}, Quantity("ratio", 1.0, False))
 
 
 def stitching(rows: pd.DataFrame) -> Figure:
-    """Draw by layer loss and error of models whose further layers are another's, in the last round."""
+    """Draw by layer the loss and error of models whose later layers come from another one, in the last round."""
     rows = last_round(rows)
     units = {"loss": ("loss (nats)", 1.0), "error": ("error (%)", 100.0)}
     return layer_curves(
@@ -105,7 +105,7 @@ def stitching(rows: pd.DataFrame) -> Figure:
 
 
 def cka(rows: pd.DataFrame, over: str = "round") -> Figure:
-    """Draw by layer and round, or another column, how alike the features of two models are up to a rotation."""
+    """Draw by layer and round, or another column, how similar the features of two models are up to a rotation."""
     return heat_maps(
         {"linear CKA of two models' features": _table(rows, "cka", over)},
         Quantity("CKA", signed=False),
@@ -114,14 +114,14 @@ def cka(rows: pd.DataFrame, over: str = "round") -> Figure:
 
 
 def stable_ranks(rows: pd.DataFrame, over: str = "round") -> Figure:
-    """Draw by layer and round, or another column, of how many directions the weights consist."""
+    """Draw by layer and round, or another column, how many directions the weights span."""
     parts = {text: part for text, part, _ in _models(rows)} if over == "round" else {"models and their average": rows}
     tables = {text: _table(part, "stable_rank", over) for text, part in parts.items()}
     return heat_maps(tables, Quantity("stable rank", signed=False), across=2, columns=over if over == "round" else "")
 
 
 def spectra(rows: pd.DataFrame) -> Figure:
-    """Draw by layer the singular values over the largest, by their number, in the last round."""
+    """Draw by layer the singular values, relative to the largest, in the last round."""
     rows = last_round(rows)
     panels: dict[str, list[Curve]] = {}
     for text, part, number in _models(rows):
@@ -131,9 +131,9 @@ def spectra(rows: pd.DataFrame) -> Figure:
 
 
 def matching(rows: pd.DataFrame, over: str = "round") -> Figure:
-    """Draw by order of units and round, or another column, which share of them changed places.
+    """Draw by order of units and round, or another column, the share of them that moved.
 
-    The first model's stay where they are and are left out.
+    The units of the first model stay in place and are left out.
     """
     matched = without_first(rows)
     named = matched.assign(layer=matched["order"] + " (" + matched["units"].astype(str) + ")")

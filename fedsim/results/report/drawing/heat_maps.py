@@ -1,4 +1,4 @@
-"""Heat maps beside and below each other on one colour scale."""
+"""Grids of heat maps on one colour scale."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class Quantity:
     Parameters
     ----------
     factor
-        From the table's unit to the shown one.
+        Factor from the table's unit to the one shown.
     signed
-        Whether 0 is the middle of the colours; otherwise it is their end.
+        Whether 0 is the middle of the colour scale; otherwise it is the lower end.
     """
 
     label: str
@@ -41,17 +41,17 @@ def heat_maps(
 ) -> Figure:
     """Draw tables by their titles, on one colour scale.
 
-    Where cells are wide enough they hold their numbers; otherwise negative ones bear a minus, so that they can be told
-    from positive ones in grey. What was not measured is grey. A row ``full`` is set apart from the others.
+    Wide cells show their numbers; otherwise negative ones are marked by a minus, which distinguishes them from positive
+    ones in print without colours. Cells without a value are grey. A row ``full`` is set apart from the others.
 
     Parameters
     ----------
     tables
-        Any index and columns; those of a line of panels should have one index.
+        Tables with any index and columns; those in a row of panels should share their index.
     across
-        Panels in a line.
+        Number of panels in a row.
     columns, rows
-        What the columns and rows are.
+        Labels of the columns and rows.
     """
     across = min(across, len(tables))
     lines = [list(tables.items())[start : start + across] for start in range(0, len(tables), across)]
@@ -64,11 +64,11 @@ def heat_maps(
     with rc_context(STYLE | {"axes.grid": False, "axes.facecolor": NOT_MEASURED, "font.size": 9, "axes.titlesize": 9}):
         figure = Figure(figsize=(WIDTH, max(2.2, sum(heights))), layout="constrained")
         panels = figure.subplots(len(lines), across, squeeze=False, height_ratios=heights)
-        for line, beside in zip(lines, panels, strict=True):
-            for place, axes in enumerate(beside):
+        for line, row_of_axes in zip(lines, panels, strict=True):
+            for place, axes in enumerate(row_of_axes):
                 axes.set_visible(place < len(line))
             for place, (title, table) in enumerate(line):
-                axes = beside[place]
+                axes = row_of_axes[place]
                 values = table.to_numpy(dtype=float) * quantity.factor
                 _draw_cells(axes, values, norm, quantity.signed, width, with_numbers)
                 _name_rows(axes, table, named=place == 0 or not table.index.equals(line[0][1].index))
@@ -84,8 +84,8 @@ def heat_maps(
 def colour_limit(tables: Sequence[np.ndarray]) -> tuple[float, bool]:
     """Return the absolute value at which colours end, and whether some cells are beyond it.
 
-    The largest value decides, unless it is more than twice as large as all but the largest hundredth of the cells, at
-    least one: a single outlier must not take the colour from all others.
+    That is the largest value, unless it is more than twice as large as all but the largest hundredth of the cells, at
+    least one: a single outlier must not hide the differences between all others.
     """
     values = np.abs(np.concatenate([table.ravel() for table in tables]))
     values = np.sort(values[np.isfinite(values)])
@@ -118,14 +118,14 @@ def _write_numbers(axes: Axes, values: np.ndarray, limit: float) -> None:
 
 
 def _mark_negative(axes: Axes, values: np.ndarray, limit: float, cell: float) -> None:
-    """Write a minus into cells that are clearly negative, as wide as these are."""
+    """Draw a minus into cells that are clearly negative, as wide as the cells."""
     row, column = np.nonzero(np.nan_to_num(values) < -0.05 * limit)
     colours = [_ink(value, limit) for value in values[row, column]]
     axes.scatter(column, row, marker="_", s=min(30.0, (40 * cell) ** 2), color=colours, linewidths=0.7)
 
 
 def _ink(value: float, limit: float) -> str:
-    """Return what can be read on the colour of a value."""
+    """Return the text colour that is legible on the colour of a value."""
     return "white" if abs(value) > 0.6 * limit else "black"
 
 

@@ -23,7 +23,7 @@ from fedsim.results.report.drawing.style import (
 
 PANEL, LETTER = 1.3, 0.06  # inches: height of a panel, and length of an upright name's letter
 MOST_NAMES = 60
-SMALLEST = 1e-9  # on a logarithmic scale; below are zeros, up to rounding
+SMALLEST = 1e-9  # on a logarithmic scale; smaller values are 0 up to rounding
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LayerPanel:
     Parameters
     ----------
     mark
-        A value with a line through it, where one is of note.
+        Value to mark by a line.
     """
 
     title: str
@@ -43,13 +43,13 @@ class LayerPanel:
 
 
 def spread(rows: pd.DataFrame, values: pd.Series, factor: float = 1.0) -> pd.DataFrame:
-    """Return by layer, in the rows' order, the mean of values, and the least and the greatest as its band."""
+    """Return by layer, in the rows' order, the mean of values, with the smallest and the largest as its band."""
     grouped = (factor * values).groupby(rows["layer"], sort=False)
     return pd.DataFrame({"value": grouped.mean(), "low": grouped.min(), "high": grouped.max()})
 
 
 def layer_curves(panels: Sequence[LayerPanel]) -> Figure:
-    """Draw panels of curves over layers; those in which nothing is known are left out."""
+    """Draw panels of curves over layers; panels without any value are left out."""
     panels = [panel for panel in panels if any(curve.points["value"].notna().any() for curve in panel.curves)]
     layers = list(dict.fromkeys(layer for panel in panels for curve in panel.curves for layer in curve.points.index))
     names = [short(layer, SHORT_NAME) for layer in layers]

@@ -37,7 +37,7 @@ class Curve:
     points
         Columns ``value, low, high`` over the positions, in their order; NaN bounds draw no band.
     number
-        Of its colour and line style; curves of one label have one.
+        Number of its colour and line style; curves with the same label share it.
     """
 
     label: str
@@ -48,14 +48,14 @@ class Curve:
 def small_multiples(
     panels: Mapping[str, Sequence[Curve]], x: str, y: str, *, log: bool = False, log_y: bool = False
 ) -> Figure:
-    """Draw the curves of each group; all panels but ``full`` have one scale.
+    """Draw the curves of each group; all panels except ``full`` share a scale.
 
-    Of more than 32 groups, those are drawn whose curves go furthest from where they begin.
+    If there are more than 32 groups, those whose curves move furthest from their start are drawn.
 
     Parameters
     ----------
     x, y
-        What the axes are.
+        Labels of the axes.
     log, log_y
         Whether positions, and values, are on a logarithmic scale.
     """

@@ -1,4 +1,4 @@
-"""The part of a run's page that looks inside the averaging."""
+"""The sections of a run's page about what averaging does to the models."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,36 +21,36 @@ from fedsim.results.result import Result
 
 Build = Callable[[pd.DataFrame, str], Iterator[Section]]
 BARRIER_TEXT = (
-    "Each cell is the {metric} of a client's uploaded model with that one layer replaced by the average over the "
-    "clients, minus a reference; {mean}. The first row, full, is the average of all layers. Red: averaging the layer "
-    "hurts. Blue, or with a minus: it helps, which is normal where clients with few classes are measured on all of "
-    "them. Measured on {data}, the same in each round; the average weighs each client by its training examples."
+    "Each cell is the {metric} of a client's uploaded model with one layer replaced by the average over the clients, "
+    "minus a reference; {mean}. The first row, full, replaces all layers. Red: averaging the layer hurts. Blue, or "
+    "with a minus: it helps, as is common where clients with few classes are measured on all classes. Measured on "
+    "{data}, the same in each round; clients are weighted by their training examples in the average."
 )
 PAIRS_TEXT = (
-    "As above, but between {pairs} pairs of clients, in both directions: the layer lies at t = {t:g} of the way from "
-    "the one client's to the other's. The path's ends are the model with its own layer and with the other's."
+    "As above, but between {pairs} pairs of clients, in both directions: the layer is at t = {t:g} on the line from "
+    "one client's layer to the other's. The ends of the path are the model with its own layer and with the other's."
 )
 GROWING_TEXT = (
-    "Several layers at a time: the first k, the last k, and k in a random order. Each cell is the {metric} of the "
+    "Growing sets of layers: the first k, the last k, and k in random order. Each cell is the {metric} of the "
     "mixed model minus the models' mean {metric}, {mean}; measured on {data}."
 )
 WINDOWS_TEXT = (
-    "Equally many consecutive layers at a time, so that a group's size does not matter. Each cell is the {metric} of "
+    "Sets of equally many consecutive layers, so that sizes do not matter. Each cell is the {metric} of "
     "the mixed model minus the models' mean {metric}, {mean}; measured on {data}."
 )
 PATHS_TEXT = (
-    "The {metric} of models whose layer is (1 - t) of their own and t of the other's, after round {round}, {mean}; "
-    "bands of 95 %. The panel of all layers (full) has a scale of its own. Measured on {data}."
+    "The {metric} of models whose layer is (1 - t) times their own plus t times the other's, after round {round}, "
+    "{mean}, with 95 % confidence bands. The panel of all layers (full) has a separate scale. Measured on {data}."
 )
 ROBUSTNESS_TEXT = (
-    "After round {round}: moving one layer towards the average, and as far into random directions. Where both cost the "
-    "same, it is distance that matters; where the average costs more, its direction does. Mean over the clients, "
-    "measured on {data}; the panel of all layers (full) has a scale of its own."
+    "After round {round}: one layer moved towards the average, and equally far in random directions. Where both cost "
+    "the same, distance matters; where the average costs more, its direction does. Means over the clients, measured "
+    "on {data}; the panel of all layers (full) has a separate scale."
 )
 
 
 def analysis_sections(result: Result) -> list[Section]:
-    """Return the sections of all that was measured inside the averaging, by the data it was measured on."""
+    """Return the sections of all that was measured of the uploaded models, by the data that they were measured on."""
     sections = [*_barrier_sections(result.barriers)]
     for name, build in SECTIONS.items():
         for view in _views(result.measured(name)):
@@ -65,7 +65,7 @@ class _View:
     Parameters
     ----------
     is_first
-        Whether the table begins with this kind of data, which titles then need not say.
+        Whether this kind of data comes first in the table; titles then leave it out.
     """
 
     rows: pd.DataFrame
@@ -74,7 +74,7 @@ class _View:
     is_first: bool
 
     def named(self, section: Section) -> Section:
-        """Return a section whose title and files' names say what it is of."""
+        """Return a section with the data and the matching in its title and file names."""
         name, title = section.name, section.title
         if not self.is_first:
             name, title = f"{name}-{self.data}", f"{title}, on {DATA.get(self.data, self.data)}"
@@ -96,7 +96,7 @@ def _barrier_sections(table: pd.DataFrame) -> Iterator[Section]:
 
 
 def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str) -> Iterator[Section]:
-    mean = "both clients apart" if rows["base"].nunique() == 2 else "mean over the clients"
+    mean = "shown separately for both clients" if rows["base"].nunique() == 2 else "mean over the clients"
     words = {"metric": metric, "mean": mean, "data": examples(rows, data), "round": rows["round"].max()}
     single, pairs = rows_of_kind(rows, ""), rows[rows["other"] != AVERAGE]
     if (single["other"] == AVERAGE).any():
@@ -133,8 +133,9 @@ def _robustness_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
 
 def _criticality_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     text = (
-        "Each cell is the loss of a client's uploaded model with that one layer as it was at the round's start, minus "
-        f"its own; mean over the clients. Red: what the layer learned matters. Measured on {examples(rows, data)}."
+        "Each cell is the loss of a client's uploaded model with one layer reset to the start of the round, minus the "
+        f"model's own loss; mean over the clients. Red: what the layer learned matters. Measured on "
+        f"{examples(rows, data)}."
     )
     yield Section("criticality", "Criticality of layers", text, companions.criticality(rows))
 
@@ -142,29 +143,33 @@ def _criticality_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
 def _interaction_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     where = f"mean over the clients. Measured on {examples(rows, data)}."
     if (rows["first"] != "").any():
-        text = (
-            f"What mixing two layers at once costs beyond what each costs by itself after round {rows['round'].max()}; "
-        )
+        last = rows["round"].max()
+        text = f"Cost of mixing two layers together minus the costs of mixing each alone, after round {last}; "
         yield Section("interaction", "Interaction of layers", text + where, companions.interaction(rows))
     if (rows["first"] == "").any():
-        text = "The full barrier minus the sum of the layers' own: what no layer by itself explains; "
-        yield Section("unexplained", "What single layers do not explain", text + where, companions.unexplained(rows))
+        text = "The full barrier minus the sum of the barriers of single layers; "
+        yield Section(
+            "unexplained", "Barrier that single layers do not explain", text + where, companions.unexplained(rows)
+        )
 
 
 def _similarity_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
-    text = f"How often two clients' uploaded models agree; mean over the pairs. Measured on {examples(rows, data)}."
+    text = (
+        "How often the predictions of two clients' uploaded models agree; mean over the pairs. Measured on "
+        f"{examples(rows, data)}."
+    )
     yield Section("similarity", "Function similarity", text, companions.similarity(rows))
 
 
 def _distance_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     rows = rows.dropna(axis="columns", how="all")  # matched models have no common start
     what = "the average" if (rows["other"] == AVERAGE).any() else "each other"
-    text = f"How far the clients' uploaded layers are from {what}, mean over the clients."
+    text = f"Distance of the clients' uploaded layers from {what}, mean over the clients."
     yield Section("distances", f"Distances of the clients from {what}", text, companions.distances(rows))
     if {"cosine", "cosine_from_start"} & set(rows):
         text = (
-            f"Between the clients' uploaded layers and {what}, mean over the clients: of the weights themselves, and "
-            "of what was added to them since the round's start where that was measured."
+            f"Cosines between the clients' uploaded layers and {what}, mean over the clients: of the weights, and of "
+            "their changes since the start of the round where these were measured."
         )
         yield Section("cosines", "Cosines of weights and of their changes", text, companions.cosines(rows))
 

@@ -1,4 +1,4 @@
-"""What each client gets out of a run: every model that was measured, on everything that it was measured on."""
+"""Accuracy of all models that were evaluated, by client and data."""
 
 from collections.abc import Iterator, Mapping
 
@@ -24,43 +24,44 @@ MODELS = {
 DATA = {"test": "own test data", "server": "server's test data", "unseen": "own test data of unseen clients"}
 TITLES = {"test": "Own test data", "server": "Server's test data", "unseen": "Unseen clients"}
 NOTE = (
-    "Accuracies in percent. As received: each client's own model with what it next takes from the server; after local "
-    "training: before the server averages it, of the round's participants; after fine-tuning: of what is received, and "
-    "nobody keeps it. Mean ± standard deviation over the clients; worst 10 %: mean over the worst tenth of them, at "
-    "least one; Jain: Jain's fairness index, 1 if all clients have the same. -: not measured in that round, or no mean."
+    "Accuracies in percent. As received: each client's own model with the layers that it next takes from the server; "
+    "after local training: models of the round's participants before averaging; after fine-tuning: models as received, "
+    "fine-tuned and then discarded. Mean ± standard deviation over the clients; worst 10 %: mean over the worst tenth "
+    "of the clients, at least one; Jain: Jain's fairness index, 1 if all clients have the same value. -: not measured "
+    "in that round, or undefined."
 )
-# Of a model in the figure: marker, colour, that of its inside, and size. What is received is a ring around the others.
+# For each model in the figure: marker, colour, fill and size. The model as received is a ring around the others.
 POINTS = {
     "global": ("_", "#555555", "#555555", 7),
     "personalised": ("o", COLOURS[0], "white", 9),
     "trained": ("^", COLOURS[2], COLOURS[2], 5),
     "fine-tuned": ("o", COLOURS[1], COLOURS[1], 5),
 }
-MANY_CLIENTS = 40  # have no number below each
+MANY_CLIENTS = 40  # more are drawn without their numbers
 
 
 def evaluation_sections(result: Result) -> list[Section]:
-    """Return the figure of what training gives each client; none if it was not measured."""
+    """Return the figure of each client's accuracy before and after training; none if it was not measured."""
     if not _panels(result):
         return []
     text = (
-        f"Each client after round {result.evaluated}, sorted by what it receives. A grey line leads from there to its "
-        "model after training on its own data."
+        f"Accuracy of each client after round {result.evaluated}, sorted by that of the model as received. A grey line "
+        "connects it with the model after training on the client's own data."
     )
-    return [Section("evaluation", "Before and after training at each client", text, before_and_after(result))]
+    return [Section("evaluation", "Accuracy before and after training on each client", text, before_and_after(result))]
 
 
 def evaluation_note(result: Result) -> str:
-    """Say what the numbers of `evaluation_table` mean."""
+    """Explain the numbers of `evaluation_table`."""
     best = result.best_round()
     if best is None:
-        return f"{NOTE} Without validation data, no round can be called the best."
+        return f"{NOTE} Without validation data, there is no best round."
     also = ", and the last one" if best == result.evaluated else ""
     return f"{NOTE} Best round: {best}{also}, by the mean accuracy on the clients' validation data."
 
 
 def evaluation_table(result: Result) -> Table:
-    """Write accuracy by model and data, for the best round by validation data and the last one."""
+    """Return accuracies by model and data, for the best round by validation data and for the last one."""
     rounds = _rounds(result)
     headings = ["model", "on", "clients"]
     for name, server_round in rounds.items():
@@ -81,7 +82,7 @@ def evaluation_table(result: Result) -> Table:
 
 
 def before_and_after(result: Result) -> Figure:
-    """Draw each client's accuracy with the models that it gets, before and after training on its own data."""
+    """Draw each client's accuracy before and after training on its own data."""
     panels = _panels(result)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
@@ -99,7 +100,7 @@ def before_and_after(result: Result) -> Figure:
 
 
 def _rounds(result: Result) -> Mapping[str, int]:
-    """Return the rounds that are shown by their names."""
+    """Return the rounds that are shown, by their names."""
     best, last = result.best_round(), result.evaluated
     return {"last": last} if best in (None, last) else {"best": int(best or 0), "last": last}
 
@@ -126,7 +127,7 @@ def _values(result: Result, model: str, data: str, server_round: int, of_server:
 
 
 def _cells(values: pd.Series, of_server: bool) -> tuple[str, str, str]:
-    """Write mean and spread, the worst tenth, and fairness; a client whose model diverged leaves none of them."""
+    """Return mean and spread, the worst tenth, and fairness; unknown if the model of any client diverged."""
     if values.empty or values.isna().any():
         return UNKNOWN, UNKNOWN, UNKNOWN
     numbers = values.to_numpy()
@@ -152,7 +153,7 @@ def _panels(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def _draw_points(axes: Axes, values: pd.DataFrame) -> None:
-    """Draw a column of points for each client, with a line from what it receives to what it makes of it."""
+    """Draw a column of points for each client, with a line from the model as received to the trained one."""
     places = np.arange(len(values))
     end = "fine-tuned" if "fine-tuned" in values else "trained"
     if end in values:
@@ -161,7 +162,7 @@ def _draw_points(axes: Axes, values: pd.DataFrame) -> None:
     for model in values:
         marker, colour, inside, size = POINTS[str(model)]
         label = MODELS[str(model)]
-        # The global model's dash lies on the ring where a client receives just that.
+        # The dash of the global model is drawn over the ring of a client that receives just that model.
         order = 3 if model == "global" else 2
         axes.plot(places, values[model], marker, c=colour, mfc=inside, ms=size, label=label, zorder=order)
     few = len(values) <= MANY_CLIENTS

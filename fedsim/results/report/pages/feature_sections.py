@@ -10,44 +10,43 @@ from fedsim.results.report.drawing import connectivity
 from fedsim.results.report.pages.section import Section
 
 CONNECTIVITY_TEXT = (
-    "Whether the features of mixed models are the mix of features, by layer, after round {round}: {who}, at t = "
-    "{t:g}{also}. "
-    "Read the ratio: 1 - cosine by itself is small in the first layers of any two models. Far below 1, the layer is "
-    "linearly connected; towards 1, the mixed model's features are as far from the mix as the two models' are from "
-    "each other. With a coefficient of 1 they are as long as the mix, too. Why: a layer is connected where its weights "
-    "commute (exchanging them between the two models' inputs changes far less than weights and inputs differ) and the "
-    "nonlinearity behind it is additive (near 0). Lines are means over {mean}, bands go from the least to the "
-    "greatest; what is 0 up to rounding is not on a logarithmic scale. Measured on {data}."
+    "Whether the features of mixed models are the mix of the features of both ends, by layer, after round {round}: "
+    "{who}, at t = {t:g}{also}. Read the ratio, since 1 - cosine is small in the first layers of any two models. Far "
+    "below 1, the layer is linearly connected; near 1, the mixed model's features are as far from the mix as those of "
+    "the two models are from each other. With a coefficient of 1 they also have the length of the mix. Why: a layer is "
+    "connected where its weights commute (exchanging them between the inputs of the two models changes far less than "
+    "weights and inputs differ) and the nonlinearity after it is additive (near 0). Lines are means over {mean}, bands "
+    "span the smallest to the largest; values that are 0 up to rounding are left out of logarithmic scales. Measured "
+    "on {data}."
 )
 RATIOS_TEXT = (
     "The ratio by round, mean over {mean}. 0: the layer is linearly connected; 1: the mixed model's features are as "
-    "far from the mix as the two models' are from each other."
+    "far from the mix as those of the two models are from each other."
 )
 STITCHING_TEXT = (
-    "Models that are one client's from the first layer up to this one, and {other} behind it, after round {round}. "
-    "Compare with the two models by themselves: where stitching costs nothing beyond that, what is behind the layer "
-    "can read the features of either. Lines are means over {mean}, bands go from the least to the greatest. Measured "
-    "on {data}."
+    "Models with the layers of one client up to this one, and {other} after it, after round {round}. Where stitching "
+    "costs no more than the two models themselves, the later layers can use the features of either. Lines are means "
+    "over {mean}, bands span the smallest to the largest. Measured on {data}."
 )
 CKA_TEXT = (
-    "How alike the features of two clients' uploaded models are up to rotation and scale, whatever the order of their "
-    "units: 1 is alike, 0 is unrelated; pairs of clients: {pairs}. The first layers of any two models that saw like "
-    "data are alike, so compare layers with layers and rounds with rounds. Measured on {data}."
+    "Similarity of the features of two clients' uploaded models up to rotation and scale, for any order of their "
+    "units: 1 is equal, 0 is unrelated; {pairs} pairs of clients. The first layers of models trained on similar data "
+    "are always similar, so compare across layers and rounds. Measured on {data}."
 )
 RANK_TEXT = (
-    "Of about how many directions a layer's weights consist: the sum of the squared singular values over the largest "
-    "one squared, of the clients' uploaded models and of their average. Directions that the clients do not share "
-    "shrink in the average; compare its rank with theirs."
+    "About how many directions a layer's weights span: the sum of the squared singular values over the largest one "
+    "squared, for the clients' uploaded models and for their average. Directions that the clients do not share shrink "
+    "in the average; compare its rank with theirs."
 )
 SPECTRA_TEXT = (
-    "Singular values of each layer's weights over its largest one, after round {round}: steep lines are layers of few "
-    "directions. Bands go from the least to the greatest of the clients; compare the average with them."
+    "Singular values of each layer's weights relative to the largest one, after round {round}: steep lines mean few "
+    "directions. Bands span the smallest to the largest of the clients; compare the average with them."
 )
-OF_AVERAGE = " Matching changes the average's only: those of the models themselves are as before it, and shown there."
+OF_AVERAGE = " Matching changes those of the average only; those of the models themselves are shown without matching."
 MATCHING_TEXT = (
-    "Which share of a layer's units matching put into another place than the client had them, mean over the clients "
-    "but the first, whose units stay. Those of clients that start from one model hardly move (near 0); between models "
-    "with initial weights of their own nearly all do."
+    "Share of a layer's units that matching moved to another place, mean over the clients except the first, whose "
+    "units stay. Few units of clients that start from the same model move (near 0); nearly all do between models with "
+    "different initial weights."
 )
 
 
@@ -74,7 +73,7 @@ def stitching_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
 
 
 def cka_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
-    """Yield the section of features that are alike."""
+    """Yield the section of the similarity of features."""
     pairs = len({frozenset(pair) for pair in zip(rows["base"], rows["other"], strict=True)})
     text = CKA_TEXT.format(pairs=pairs, data=examples(rows, data))
     yield Section("cka", "Similarity of features (CKA)", text, connectivity.cka(rows))
@@ -89,13 +88,13 @@ def spectra_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
 
 
 def matching_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
-    """Yield the section of units that changed places, if there was more than one model."""
+    """Yield the section of units that moved, if there was more than one model."""
     if len(connectivity.without_first(rows)):
-        yield Section("matching", "Units that changed places", MATCHING_TEXT, connectivity.matching(rows))
+        yield Section("matching", "Units that matching moved", MATCHING_TEXT, connectivity.matching(rows))
 
 
 def _by_ends(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str, dict[str, object]]]:
-    """Yield the rows of models with their average, and with each other, with what they are called."""
+    """Yield the rows of models with their average, and with each other, with words for both."""
     if len(average := rows[rows["other"] == AVERAGE]):
         yield (
             average,
@@ -104,7 +103,7 @@ def _by_ends(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str, dict[str, 
                 "title": "of the clients with their average",
                 "stitched": "of clients and their average",
                 "who": "each client with the average of all",
-                "also": "; and the average against the mean of all clients' features, over the mean of their pairs",
+                "also": "; and the average with the mean of all clients' features, relative to their pairs",
                 "other": "the average's",
                 "mean": "the clients",
             },

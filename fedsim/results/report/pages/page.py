@@ -33,30 +33,30 @@ from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
 
 TABLE_NOTE = (
-    "Accuracies and shares of clients in percent, losses in nats per example. A value is the mean over the seeds, of "
-    "which each line says how many there are; behind ± is the half-width of its 95 % interval by Student's t "
-    "distribution, which one seed does not have. Personalised: each client's own model on its own test data, mean over "
-    "the clients; std: standard deviation over the clients; worst 10 %: mean over the worst tenth of the clients, at "
-    "least one; Jain: Jain's fairness index, 1 if all clients have the same; global: the server's model on the "
-    "server's test data; global, clients: on the clients'; fine-tuned: personalised models after further training at "
-    "each client; unseen: clients that never take part in training; > local, > full: share of the clients whose "
-    "personalised model is better than with local training only, or with plain averaging of all layers, with the same "
-    "partition and seed, all seeds together; up, down: bytes of all clients until the round shown; passes: a third of "
-    "the examples passed forward plus two thirds of those passed backward in local training, which for plain training "
-    "is the number of examples trained on; seconds: wall time until the round shown. -: not measured, or never reached."
+    "Accuracies and shares of clients in percent, losses in nats per example. Values are means over seeds (see "
+    '"seeds"); ± is the half-width of the 95 % confidence interval (Student\'s t) for two or more seeds. Personalised: '
+    "each client's own model on its own test data, mean over the clients; std: standard deviation over the clients; "
+    "worst 10 %: mean over the worst tenth of the clients, at least one; Jain: Jain's fairness index, 1 if all clients "
+    "have the same value; global: the server's model on the server's test data; global, clients: on the clients' test "
+    "data; fine-tuned: personalised models after further training on each client; unseen: clients that never take part "
+    "in training; > local, > full: share of the clients whose personalised model is better than with local training "
+    "only, or with plain averaging of all layers, for the same partition and seed, over all seeds; up, down: bytes of "
+    "all clients up to the round shown; passes: a third of the examples passed forward plus two thirds of those passed "
+    "backward in local training, which is the number of training examples for plain training; seconds: wall time up to "
+    "the round shown. -: not measured, or never reached."
 )
 BASELINE_NOTE = (
-    " > {name} and vs {name}: share of the clients that gain, and mean difference, against the runs of {name} with the "
-    "same partition, seed and other settings; pairs: of how many seeds there are such runs."
+    " > {name} and vs {name}: share of the clients that gain, and mean difference, relative to the runs of {name} with "
+    "the same partition, seed and other settings; pairs: number of seeds with such runs."
 )
 BEST_NOTE = (
-    "As above, after the round in which the personalised models are best on the clients' validation data, by their "
-    "mean; test data do not choose it."
+    "As above, after the round in which the personalised models are best by mean {metric} on the clients' validation "
+    "data; test data are never used for selection."
 )
 COSTS_NOTE = (
-    "Mean over the clients of the personalised models on their own test data, in the last evaluated round that the "
-    "budget pays for{least}; and what is spent when it first reaches the target, by round. -: the budget does not pay "
-    "for the first evaluated round, or a seed never reaches the target."
+    "Mean over the clients of the personalised models on their own test data, in the last evaluated round within the "
+    "budget{least}; and the cost at the first evaluated round that reaches the target. -: the first evaluated round "
+    "exceeds the budget, or a seed never reaches the target."
 )
 
 
@@ -66,7 +66,7 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
     Parameters
     ----------
     export
-        Write its figures and its table as files too.
+        Whether to write its figures and its table as files, too.
     """
     table = evaluation_table(result)
     details = [
@@ -77,7 +77,7 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         "title": f"{result.strategy} on {result.data}",
         "subtitle": _subtitle(result),
         "numbers": _headline(result),
-        "tables": [{"title": "What each client gets", "table": table, "note": evaluation_note(result)}],
+        "tables": [{"title": "Accuracy by model and data", "table": table, "note": evaluation_note(result)}],
         "details": details,
     }
     if export:
@@ -95,7 +95,7 @@ FAULTS = {
 
 
 def _headline(result: Result) -> list[tuple[str, str]]:
-    """Return the numbers at the top of a run's page, each with what it is."""
+    """Return the numbers at the top of a run's page, with their labels."""
     personalised = result.by_client("personalised")
     numbers = [
         (
@@ -116,7 +116,7 @@ def _headline(result: Result) -> list[tuple[str, str]]:
 
 
 def write_partition(measured: Heterogeneity, title: str, path: Path) -> Path:
-    """Write the figure of a partition as PDF and as PNG beside each other; return the latter's path."""
+    """Write the figure of a partition as PDF and as PNG; return the latter's path."""
     figure = partition(measured, title)
     for kind in ("pdf", "png"):
         write_whole(path.with_name(f"{path.name}.{kind}"), save(figure, kind))
@@ -138,31 +138,31 @@ def write_comparison(
         Section(
             "accuracy",
             "Accuracy over the rounds",
-            "Left: what each client gets out of it. Right: what the server's own model can do. Means over the seeds; "
-            "bands, where there are few lines, from the lowest to the highest seed.",
+            "Left: personalised models on the clients' own test data. Right: the server's model on the server's test "
+            "data. Lines are means over the seeds; bands, shown for few lines, span the lowest to the highest seed.",
             compared.compared_curves(groups),
         ),
         Section(
             "clients",
             "Personalised accuracy of each client",
-            "Each point is a client of a seed after the last round; the box spans the quartiles; its line is the "
-            "median.",
+            "Each point is a client of one seed after the last round. Boxes span the quartiles; their lines are the "
+            "medians.",
             compared.compared_clients(groups),
         ),
         Section(
             "traffic",
-            "Accuracy for the bytes it costs",
-            "Layers that a strategy shares travel, and what else it sends and gathers; all of it counts.",
+            "Accuracy by communication",
+            "Bytes of all clients, up and down: the layers that a strategy shares, and all else that it sends.",
             compared.compared_costs(groups, costs.BYTES),
         ),
     ]
     if any(costs.spent(result, costs.PASSES).notna().all() for result in results):
         text = (
             "A third of the examples passed forward plus two thirds of those passed backward in local training. A "
-            "method that trains twice as much in a round goes twice as far to the right."
+            "method that trains twice as much in a round moves twice as far to the right."
         )
         figure = compared.compared_costs(groups, costs.PASSES)
-        sections.append(Section("compute", "Accuracy for the training it costs", text, figure))
+        sections.append(Section("compute", "Accuracy by training", text, figure))
     sections += _barriers_of(groups)
     content = {
         "title": f"{len(results)} runs on {', '.join(sorted({result.data for result in results}))}",
@@ -186,10 +186,12 @@ def _tables(results: Sequence[Result], question: Question) -> list[dict[str, Any
         best = compare(results, replace(question, at="best"))
         keys = {column.key for column in others}
         shown = comparison_table(best, [column for column in best.columns if column.key in keys])
-        tables.append({"title": "Best round on validation data", "table": shown, "note": BEST_NOTE})
+        tables.append(
+            {"title": "Best round on validation data", "table": shown, "note": BEST_NOTE.format(metric=question.metric)}
+        )
     if at_cost:
         defaults = not all(question.budgets.get(what) for what in costs.COSTS)
-        least = ", if none is given the least that one of these runs spends" if defaults else ""
+        least = " (by default, the smallest total of any of these runs)" if defaults else ""
         shown = comparison_table(last, at_cost)
         tables.append({"title": "At equal cost", "table": shown, "note": COSTS_NOTE.format(least=least)})
     return tables
@@ -218,13 +220,14 @@ def _run_sections(result: Result) -> list[Section]:
         Section(
             "curves",
             "Accuracy and loss over the rounds",
-            "Personalised: each client's own model right after the server's layers reached it. Global: the server's.",
+            "Personalised: each client's own model right after it received the server's layers. Global: the server's "
+            "model.",
             figures.curves(result),
         ),
         Section(
             "clients",
             "Personalised accuracy per client",
-            f"After round {result.evaluated}, on each client's own test data; clients sorted.",
+            f"After round {result.evaluated}, on each client's own test data. Clients are sorted by accuracy.",
             figures.clients(result),
         ),
         *evaluation_sections(result),
@@ -232,7 +235,7 @@ def _run_sections(result: Result) -> list[Section]:
     ]
     sections += analysis_sections(result)
     text = (
-        f"What each client holds, train, validation and test together: {measured.sizes.min():,} to "
+        f"Training, validation and test examples of each client: {measured.sizes.min():,} to "
         f"{measured.sizes.max():,} examples, on average {measured.counts.effective_classes().mean():.1f} effective "
         f"classes of {len(measured.classes)}, mean total variation from the pooled labels "
         f"{measured.counts.total_variation().mean():.2f} (0: all alike, towards 1: no class in common), mean "

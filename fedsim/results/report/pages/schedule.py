@@ -1,4 +1,4 @@
-"""Which layers travelled when, where that changes, and what was measured to decide it."""
+"""Which layers were sent in which rounds, where that changes, and the barriers that decided it."""
 
 import pandas as pd
 
@@ -9,13 +9,13 @@ from fedsim.results.result import Result
 
 
 def schedule_sections(result: Result) -> list[Section]:
-    """Return the figure of the layers that clients sent in each round, if not all rounds are alike; and of a gate."""
+    """Return the figure of the layers that clients sent by round, unless all rounds are alike; and that of a gate."""
     sections = []
     sent = sent_layers(result)
     if (sent.nunique(axis=1) > 1).any():
         text = (
-            "Share of a round's clients that sent the layer. Rounds in which a gate measures hold all layers that it "
-            "needs, whether they are averaged or not."
+            "Share of the round's clients that sent the layer. In rounds in which a gate measures, this includes all "
+            "layers that it needs, whether they are averaged or not."
         )
         share = Quantity("share of the clients, %", 100, signed=False)
         sections.append(Section("schedule", "Layers that clients sent", text, heat_maps({"": sent}, share)))
@@ -23,8 +23,8 @@ def schedule_sections(result: Result) -> list[Section]:
         means = pd.Series(mean_gate_barriers(gate, ["layer", "round"])).unstack()
         means = means.reindex(list(dict.fromkeys(gate["layer"]))).rename_axis(columns="round")
         text = (
-            "By how many nats a client's loss on validation data rises if it gets the layer of the clients' average, "
-            "mean over the clients weighted by training examples. Layers above the strategy's threshold are not "
+            "Increase in a client's loss on validation data, in nats, if its layer is replaced by the average; "
+            "mean over the clients, weighted by training examples. Layers above the strategy's threshold are not "
             "averaged until the next measurement."
         )
         barrier = Quantity("barrier, nats")

@@ -12,7 +12,7 @@ class Section:
     Parameters
     ----------
     name
-        Of the figure's files, without the ending.
+        Name of the figure's files, without the suffix.
     """
 
     name: str
