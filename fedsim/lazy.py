@@ -31,10 +31,18 @@ class Place:
         return getattr(module, self.name) if self.name else module
 
     def docstring(self) -> str:
-        """Return its docstring, read from the source where it is written there: nothing is imported then."""
+        """Return its docstring, read from the source where it is written there: nothing is imported then.
+
+        A class without references has those of its base in the same file.
+        """
         for node in _parse(self.module):
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == self.name:
-                return ast.get_docstring(node) or ""
+                text = ast.get_docstring(node) or ""
+                bases = [base.id for base in getattr(node, "bases", ()) if isinstance(base, ast.Name)]
+                near = {each.name for each in _parse(self.module) if isinstance(each, ast.ClassDef)}
+                if "References\n" not in text and near.issuperset(bases[:1]) and bases:
+                    text += "".join(Place(self.module, bases[0]).docstring().partition("\n\nReferences\n")[1:])
+                return text
         return inspect.getdoc(self.load()) or ""
 
 

@@ -10,10 +10,15 @@ from typing import Any, get_origin, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
 
 @cache
 def schema_of(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
-    """Return a record of an entry's options: its parameters, less those that the run gives."""
+    """Return a record of an entry's options: what it declares, or its parameters less those that the run gives."""
+    if declares := getattr(entry, "option_schema", None):
+        record: type[BaseModel] = declares()
+        return record
     constructor = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
     hints = get_type_hints(constructor, include_extras=True)
     fields: dict[str, Any] = {}
@@ -34,8 +39,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; {guess}known are: {', '.join(names)}"
 
 
-def explain_rule(problem: Mapping[str, Any]) -> str:
-    """Return the rule that a value broke, from one of pydantic's errors, such as ``must be greater than 0``."""
+def explain_rule(problem: Mapping[str, Any], record: type[BaseModel] | None = None) -> str:
+    """Return the rule that a value broke, from one of pydantic's errors, such as ``must be greater than 0``.
+
+    Parameters
+    ----------
+    record
+        The options that were checked: then the rule holds all bounds of the option, and what it is.
+    """
     rules = {
         "model_type": 'must be a table, as in [strategy] with name = "full"',
         "dataclass_type": "must be a table, as in [local] with lr = 0.1",
@@ -43,8 +54,13 @@ def explain_rule(problem: Mapping[str, Any]) -> str:
         "tuple_type": "must be a list, such as [1, 2]",
         "missing": "must have more values",
     }
-    text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return rules.get(problem["type"]) or text.replace("should ", "must ", 1)
+    text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should ", "must ", 1)
+    text = text.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    field = record.model_fields.get(str(problem["loc"][0])) if record else None
+    if field and problem["type"] in BOUNDS:
+        text = range_of(field.metadata) or text
+    text = rules.get(problem["type"]) or text
+    return f"{text} ({field.description.rstrip('.')})" if field and field.description else text
 
 
 def range_of(metadata: Iterable[object]) -> str:

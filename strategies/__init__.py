@@ -9,12 +9,16 @@ if TYPE_CHECKING:
 
 STRATEGIES: "LazyTable[type[Strategy]]" = LazyTable(
     {
-        "full": "strategies.full:Full",
+        "fedavg": "strategies.fedavg:FedAvg",
+        "full": "strategies.fedavg:FedAvg",
         "local": "strategies.local:Local",
+        "fedper": "strategies.layer_set:FedPer",
+        "lg_fedavg": "strategies.layer_set:LgFedAvg",
+        "fedbn": "strategies.layer_set:FedBn",
         "layer_set": "strategies.layer_set:LayerSet",
         "layer_cycle": "strategies.layer_cycle:LayerCycle",
         "fedprox": "strategies.fedprox:FedProx",
-        "fedavgm": "strategies.fedavgm:FedAvgM",
+        "fedavgm": "strategies.fedopt:FedAvgM",
         "fedadam": "strategies.fedopt:FedAdam",
         "fedyogi": "strategies.fedopt:FedYogi",
         "fedadagrad": "strategies.fedopt:FedAdagrad",

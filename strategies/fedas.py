@@ -1,36 +1,73 @@
 """The shared body is aligned with what the client knew, and averaged by how much the clients have learnt."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from fedsim.models.averaging import weighted_mean
-from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
-from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Strategy
+from fedsim.strategy import ClientRule, ClientUpdate, CountOrZero, Finished, Local, Option, Positive, Strategy
 from strategies.parts import two_parts
 
 PROTOTYPES, FISHER_TRACE = "prototypes", "fisher_trace"
 
 
+class Alignment(ClientRule):
+    """Moves a new body's features towards the mean features by class of the client's previous one."""
+
+    head: str
+    align_epochs: int
+    align_lr: float
+
+    def prepare(self) -> None:
+        head, body = two_parts(self.layers, "head", self.head)
+        self._head, self._body = head.layers[0], self.layers.keys(body, buffers=False)
+
+    def start(self, local: Local) -> Local:
+        params = dict(local.params)
+        if PROTOTYPES in local.sets:
+            prototypes = local.sets[PROTOTYPES]["mean"]
+            for _ in range(self.align_epochs):
+                order = torch.from_numpy(local.rng.permutation(len(local.targets))).to(local.targets.device)
+                for inputs, targets in _batches(local, order):
+                    self._step_(local, params, inputs, targets, prototypes)
+        return replace(local, params=params, sets={})
+
+    def finish(self, local: Local, started: Local) -> Finished:
+        order = torch.arange(len(local.targets), device=local.targets.device)
+        trace, features = 0.0, []
+        for inputs, targets in _batches(local, order):
+            trace += self._squared_gradient(local, inputs, targets)
+            with torch.no_grad():
+                features.append(_by_target(local.features(local.params, inputs, self._head), targets))
+        of_class = one_hot(local.targets.flatten()).double()
+        mean = of_class.T @ torch.cat(features).double() / of_class.sum(0).clamp(min=1)[:, None]
+        kept = {PROTOTYPES: {"mean": mean.to(features[0].dtype)}}
+        return Finished(local.params, kept=kept, metrics={FISHER_TRACE: trace})
+
+    def _step_(self, local: Local, params: Params, inputs: Tensor, targets: Tensor, prototypes: Tensor) -> None:
+        def distance(body: Params) -> Tensor:
+            features = _by_target(local.features(params | body, inputs, self._head), targets)
+            labels = targets.flatten()
+            of_same_class = labels.bincount()[labels]
+            return ((features - prototypes[labels]).square().mean(1) / of_same_class).sum()
+
+        body = {key: params[key] for key in self._body}
+        gradients, _ = local.gradient(distance, body, len(inputs))
+        params |= {key: body[key] - self.align_lr * value for key, value in gradients.items()}
+
+    def _squared_gradient(self, local: Local, inputs: Tensor, targets: Tensor) -> float:
+        def loss(parameters: Params) -> Tensor:
+            return cross_entropy(local.logits(local.params | parameters, inputs), targets)
+
+        gradients, _ = local.gradient(loss, {key: local.params[key] for key in self.parameters}, len(inputs))
+        return sum(float(value.double().square().sum()) for value in gradients.values())
+
+
 class FedAs(Strategy):
     """Align the new body with each client's old features, and weight clients by the trace of their Fisher information.
-
-    Parameters
-    ----------
-    head
-        The layers that stay with the client; all others are averaged, and their features are the first one's input.
-    align_epochs, align_lr
-        Of the alignment, by plain SGD.
-
-    Raises
-    ------
-    ValueError
-        If ``head`` or the layers beside it hold no parameter, or ``align_epochs`` or ``align_lr`` is out of range.
 
     References
     ----------
@@ -48,93 +85,18 @@ class FedAs(Strategy):
     model as it left its training, not with the new body.
     """
 
-    def __init__(
-        self, model: nn.Module, head: str = "head", align_epochs: int = 1, align_lr: float = 0.01, **settings: Any
-    ) -> None:
-        super().__init__(model, **settings)
-        kept, self._body = two_parts(self.layers, "head", head)
-        if align_epochs < 0:
-            raise ValueError(f"align_epochs = {align_epochs} must be at least 0; 0 aligns nothing")
-        if align_lr <= 0:
-            raise ValueError(f"align_lr = {align_lr} must be greater than 0")
-        body = self.layers.keys(self._body, buffers=False)
-        self._rule = Alignment(body, kept.layers[0], align_epochs, align_lr)
+    client_rule = Alignment
+    head: str = Option("head", "Personal layers; all others are averaged, and their features are the head's input.")
+    align_epochs: CountOrZero = Option(1, "Epochs of the alignment; 0 aligns nothing.")
+    align_lr: Positive = Option(0.01, "Step size of the alignment, by plain SGD.")
 
-    def shared(self, server_round: int) -> LayerGroup:
-        """Share all but the head."""
-        return self._body
-
-    def client_rule(self) -> ClientRule:
-        """Return the rule that aligns the body and measures what the client has learnt."""
-        return self._rule
+    def prepare(self) -> None:
+        _, self.group = two_parts(self.layers, "head", self.head)
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
-        """Average the bodies, weighted by the clients' traces."""
         # A client that fits its examples perfectly has no gradient, and a weight must be positive.
         smallest = torch.finfo(torch.float64).tiny
-        weights = [max(update.metrics[FISHER_TRACE], smallest) for update in updates]
-        return weighted_mean([update.shared for update in updates], weights, self.precision)
-
-
-@dataclass(frozen=True)
-class Alignment(ClientRule):
-    """Moves a new body's features towards the prototypes of the client's previous one.
-
-    Parameters
-    ----------
-    body
-        Keys of the body's parameters.
-    head
-        The layer whose input are the features.
-    """
-
-    body: tuple[str, ...]
-    head: str
-    epochs: int
-    lr: float
-
-    def start(self, local: Local) -> Local:
-        """Align the body with the prototypes, if there are any."""
-        params = dict(local.params)
-        if PROTOTYPES in local.sets:
-            prototypes = local.sets[PROTOTYPES]["mean"]
-            for _ in range(self.epochs):
-                order = torch.from_numpy(local.rng.permutation(len(local.targets))).to(local.targets.device)
-                for inputs, targets in _batches(local, order):
-                    self._step_(local, params, inputs, targets, prototypes)
-        return replace(local, params=params, sets={})
-
-    def finish(self, local: Local, started: Local) -> Finished:
-        """Keep the prototypes of the trained body and tell the trace of the Fisher information."""
-        order = torch.arange(len(local.targets), device=local.targets.device)
-        trace, features = 0.0, []
-        for inputs, targets in _batches(local, order):
-            trace += self._squared_gradient(local, inputs, targets)
-            with torch.no_grad():
-                features.append(_by_target(local.features(local.params, inputs, self.head), targets))
-        of_class = one_hot(local.targets.flatten()).double()
-        mean = of_class.T @ torch.cat(features).double() / of_class.sum(0).clamp(min=1)[:, None]
-        kept = {PROTOTYPES: {"mean": mean.to(features[0].dtype)}}
-        return Finished(local.params, kept=kept, metrics={FISHER_TRACE: trace})
-
-    def _step_(self, local: Local, params: Params, inputs: Tensor, targets: Tensor, prototypes: Tensor) -> None:
-        def distance(body: Params) -> Tensor:
-            features = _by_target(local.features(params | body, inputs, self.head), targets)
-            labels = targets.flatten()
-            of_same_class = labels.bincount()[labels]
-            return ((features - prototypes[labels]).square().mean(1) / of_same_class).sum()
-
-        body = {key: params[key] for key in self.body}
-        gradients, _ = local.gradient(distance, body, len(inputs))
-        params |= {key: body[key] - self.lr * value for key, value in gradients.items()}
-
-    def _squared_gradient(self, local: Local, inputs: Tensor, targets: Tensor) -> float:
-        def loss(parameters: Params) -> Tensor:
-            return cross_entropy(local.logits(local.params | parameters, inputs), targets)
-
-        trainable = {key: local.params[key] for key, _ in local.network.model.named_parameters() if key in local.params}
-        gradients, _ = local.gradient(loss, trainable, len(inputs))
-        return sum(float(value.double().square().sum()) for value in gradients.values())
+        return self.average(updates, [max(update.metrics[FISHER_TRACE], smallest) for update in updates])
 
 
 def _batches(local: Local, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,29 +1,20 @@
 """Layers that hardly change take their last step again, without being sent."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from fedsim import seeds
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
-from fedsim.strategy import ClientUpdate, Strategy
+from fedsim.strategy import ClientUpdate, Decay, Option, Strategy
 
 
 class FedLuar(Strategy):
     """Let layers whose relative change is small repeat their last update instead of sending one: FedLUAR.
-
-    Parameters
-    ----------
-    recycled
-        Share of the layers that repeat their last update, in [0, 1), rounded down to a number of layers; 0 is FedAvg.
-
-    Raises
-    ------
-    ValueError
-        If ``recycled`` is out of range.
 
     References
     ----------
@@ -39,61 +30,39 @@ class FedLuar(Strategy):
     layers travel to the clients, and all but the recycled ones back.
     """
 
-    def __init__(self, model: nn.Module, recycled: float = 0.5, **settings: Any) -> None:
-        super().__init__(model, **settings)
-        if not 0 <= recycled < 1:
-            raise ValueError(f"recycled = {recycled} must be at least 0 and less than 1; 0 is FedAvg")
-        self._count = int(recycled * len(self.layers))
-        self._recycled: tuple[str, ...] = ()
-        self._last: Params = {}
-        self._ratio = dict.fromkeys(self.layers.names, 0.0)
+    recycled: Decay = Option(0.5, "Share of the layers that repeat their last update, rounded down; 0 is FedAvg.")
+
+    def prepare(self) -> None:
+        count = len(self.layers)
+        ratio, chosen = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.bool)
+        self.memory = {"last": {}, "ratio": ratio, "recycled": chosen}
 
     def shared(self, server_round: int) -> LayerGroup:
-        """Share all layers but those that repeat their last update."""
-        return LayerGroup("fresh", tuple(name for name in self.layers.names if name not in self._recycled))
+        recycled = self.memory["recycled"].tolist()
+        return LayerGroup("fresh", tuple(n for n, again in zip(self.layers.names, recycled, strict=True) if not again))
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
-        """Return all layers: averages, and those that take their last step again."""
-        mean = super().aggregate(server_round, updates)
-        for name in self.layers.names:
-            if name not in self._recycled:
-                self._remember(name, mean)
-        keys = [key for name in self._recycled for key in self.layers[name].parameters]
-        repeated = {key: self.global_model[key] + self._last[key].to(self.global_model[key].device) for key in keys}
-        self._recycled = self._draw(server_round)
+        mean = self.average(updates)
+        last, repeated = self.memory.setdefault("last", {}), Params()
+        for position, layer in enumerate(self.layers):
+            before = {key: self.global_model[key] for key in layer.parameters}
+            if self.memory["recycled"][position]:
+                repeated |= {key: value + last[key] for key, value in before.items()}
+            else:
+                last |= {key: mean[key] - value for key, value in before.items()}
+                size = _norm(before.values())
+                # A layer of zeros has no direction yet, so that any step changes it without bound.
+                self.memory["ratio"][position] = _norm(last[key] for key in before) / size if size else math.inf
+        self.memory["recycled"] = self.draw(server_round)
         return mean | repeated
 
-    def state(self) -> Params:
-        """Return last updates, ratios, and which layers repeat their update next."""
-        names = self.layers.names
-        last = {f"last/{key}": value for key, value in self._last.items()}
-        return last | {
-            "ratio": torch.tensor([self._ratio[name] for name in names], dtype=torch.float64),
-            "recycled": torch.tensor([name in self._recycled for name in names]),
-        }
-
-    def load_state(self, state: Params) -> None:
-        """Take what `state` returned."""
-        names = self.layers.names
-        self._last = {key.removeprefix("last/"): value for key, value in state.items() if key.startswith("last/")}
-        self._ratio = dict(zip(names, state["ratio"].tolist(), strict=True))
-        chosen = zip(names, state["recycled"].tolist(), strict=True)
-        self._recycled = tuple(name for name, recycled in chosen if recycled)
-
-    def _remember(self, layer: str, mean: Params) -> None:
-        keys = self.layers[layer].parameters
-        # After a restart, the global model comes from the disk, and updates perhaps from a GPU.
-        self._last |= {key: mean[key] - self.global_model[key].to(mean[key].device) for key in keys}
-        before = _norm([self.global_model[key] for key in keys])
-        # A layer of zeros has no direction yet, so that any step changes it without bound.
-        self._ratio[layer] = _norm([self._last[key] for key in keys]) / before if before else float("inf")
-
-    def _draw(self, server_round: int) -> tuple[str, ...]:
+    def draw(self, server_round: int) -> Tensor:
+        """Return which layers repeat their last update in the next round, [layers]."""
         clock = seeds.rng(self.seed, "recycled layers", server_round).exponential(size=len(self.layers))
-        arrival = {name: ratio * time for (name, ratio), time in zip(self._ratio.items(), clock, strict=True)}
-        first = set(sorted(arrival, key=lambda name: arrival[name])[: self._count])
-        return tuple(name for name in self.layers.names if name in first)
+        arrival = [ratio * time for ratio, time in zip(self.memory["ratio"].tolist(), clock, strict=True)]
+        first = sorted(range(len(arrival)), key=lambda position: arrival[position])[: int(self.recycled * len(arrival))]
+        return torch.tensor([position in first for position in range(len(arrival))])
 
 
-def _norm(values: Sequence[torch.Tensor]) -> float:
+def _norm(values: Any) -> float:
     return float(sum(value.to(torch.float64).square().sum() for value in values)) ** 0.5

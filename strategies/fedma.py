@@ -1,36 +1,62 @@
 """Neurons are matched before they are averaged, one layer after the other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim import seeds
 from fedsim.alignment.symmetries.chain import check_chain
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
-from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, LocalPlan, Phase, Sets, Strategy
+from fedsim.strategy import (
+    ClientRule,
+    ClientUpdate,
+    CountOrZero,
+    Finished,
+    Local,
+    LocalPlan,
+    Option,
+    Phase,
+    Sets,
+    Strategy,
+)
 
 PERMUTATION, CLASS_COUNTS = "permutation", "class_counts"
 
 
+class Reordering(ClientRule):
+    """Puts the inputs of a client's layers into the order of the neurons that were matched before them."""
+
+    def start(self, local: Local) -> Local:
+        params, order = dict(local.params), None
+        for name, keys in ((layer.name, layer.parameters) for layer in self.layers):
+            own = {key: local.own[key] for key in keys}
+            if order is not None:
+                own[keys[0]] = _with_inputs(own[keys[0]], order)
+            if all(torch.equal(local.params[key], local.own[key]) for key in keys):  # not matched since
+                params |= own
+                order = None
+            elif name in local.sets.get(PERMUTATION, {}):
+                order = local.sets[PERMUTATION][name].long()
+            else:
+                order = torch.from_numpy(_best(_rows(own, keys), _rows(local.params, keys))).to(params[keys[0]].device)
+        return replace(local, params=params, sets={})
+
+    def finish(self, local: Local, started: Local) -> Finished:
+        if local.server_round % len(self.layers):  # classes weigh the last layer only
+            return Finished(local.params)
+        classes = len(local.params[self.layers[self.layers.names[-1]].parameters[0]])
+        counts = local.targets.flatten().bincount(minlength=classes)
+        return Finished(local.params, sent={CLASS_COUNTS: {"counts": counts}})
+
+
 class FedMa(Strategy):
     """Match the clients' neurons and average them, from the first layer to the last, one layer a round: FedMA.
-
-    Parameters
-    ----------
-    iterations
-        How often each client's neurons are matched anew with those of the others, in random order.
-
-    Raises
-    ------
-    ValueError
-        If ``iterations`` is negative, or the model is no chain of linear and convolutional layers.
 
     References
     ----------
@@ -51,103 +77,41 @@ class FedMa(Strategy):
     each whole pass only.
     """
 
-    def __init__(self, model: nn.Module, iterations: int = 5, **settings: Any) -> None:
-        super().__init__(model, **settings)
-        if iterations < 0:
-            raise ValueError(f"iterations = {iterations} must be at least 0")
-        check_chain(model, self.layers, "fedma")
-        self._iterations = iterations
-        self._rule = Reordering(tuple((layer.name, layer.parameters) for layer in self.layers))
-        self._orders: dict[int, tuple[str, Tensor]] = {}
+    client_rule = Reordering
+    iterations: CountOrZero = Option(5, "Times that each client's neurons are matched again, in random order.")
+
+    def prepare(self) -> None:
+        check_chain(self.model, self.layers, "fedma")
 
     def shared(self, server_round: int) -> LayerGroup:
-        """Share the layer whose turn it is."""
         layer = self.layers.names[(server_round - 1) % len(self.layers)]
         return LayerGroup(layer, (layer,))
 
     def kept(self, server_round: int) -> LayerGroup:
-        """Keep the whole model: its neurons are compared with the new ones."""
-        return self.layers.group("all")
+        return self.layers.group("all")  # its neurons are compared with the new ones
 
     def local_plan(self, server_round: int) -> LocalPlan:
-        """Freeze the layers that were matched in this pass."""
         matched = (server_round - 1) % len(self.layers)
         return LocalPlan((Phase(trainable=f"last:{len(self.layers) - matched}"),))
 
-    def client_rule(self) -> ClientRule:
-        """Return the rule that reorders a client's inputs."""
-        return self._rule
-
     def sets_for(self, server_round: int, client: int) -> Sets:
-        """Send the permutation of the layer that the client sent last, unless it was matched again without it."""
-        if client not in self._orders:
-            return {}
-        layer, order = self._orders[client]
-        return {PERMUTATION: {layer: order}}
+        # The order of the layer that the client sent last, unless that was matched again without it.
+        return {PERMUTATION: self.memory[str(client)]} if str(client) in self.memory else {}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
-        """Match and average the layer; the last one has no neurons to match, but classes."""
         layer = self.layers[self.shared(server_round).layers[0]]
         if layer.name == self.layers.names[-1]:
-            return _mean_by_class(updates)
+            return _mean_by_class(updates)  # it has no neurons to match, but classes
         rng = seeds.rng(self.seed, "matching", server_round)
-        orders = _matched([_rows(update.shared, layer.parameters) for update in updates], self._iterations, rng)
-        self._orders = {client: value for client, value in self._orders.items() if value[0] != layer.name}
+        orders = _matched([_rows(update.shared, layer.parameters) for update in updates], self.iterations, rng)
+        self.memory = {client: order for client, order in self.memory.items() if layer.name not in order}
         for update, order in zip(updates, orders, strict=True):
-            self._orders[update.client] = layer.name, torch.from_numpy(order.astype(np.int32))
+            self.memory[str(update.client)] = {layer.name: torch.from_numpy(order.astype(np.int32))}
         members = [
             {key: value[torch.from_numpy(order)] for key, value in update.shared.items()}
             for update, order in zip(updates, orders, strict=True)
         ]
-        return weighted_mean(members, [1.0] * len(members), self.precision)
-
-    def state(self) -> Params:
-        """Return the permutations."""
-        return {f"{client}/{layer}": order for client, (layer, order) in self._orders.items()}
-
-    def load_state(self, state: Params) -> None:
-        """Take the permutations."""
-        self._orders = {}
-        for name, order in state.items():
-            client, _, layer = name.partition("/")
-            self._orders[int(client)] = layer, order
-
-
-@dataclass(frozen=True)
-class Reordering(ClientRule):
-    """Puts the inputs of a client's layers into the order of the neurons that were matched before them.
-
-    Parameters
-    ----------
-    chain
-        Name and keys, the weight's first, of each layer.
-    """
-
-    chain: tuple[tuple[str, tuple[str, ...]], ...]
-
-    def start(self, local: Local) -> Local:
-        """Follow the neurons' new order from layer to layer."""
-        params, order = dict(local.params), None
-        for name, keys in self.chain:
-            own = {key: local.own[key] for key in keys}
-            if order is not None:
-                own[keys[0]] = _with_inputs(own[keys[0]], order)
-            if all(torch.equal(local.params[key], local.own[key]) for key in keys):  # not matched since
-                params |= own
-                order = None
-            elif name in local.sets.get(PERMUTATION, {}):
-                order = local.sets[PERMUTATION][name].long()
-            else:
-                order = torch.from_numpy(_best(_rows(own, keys), _rows(local.params, keys))).to(params[keys[0]].device)
-        return replace(local, params=params, sets={})
-
-    def finish(self, local: Local, started: Local) -> Finished:
-        """Send how many examples of each class there are, where they weigh the last layer."""
-        if local.server_round % len(self.chain):
-            return Finished(local.params)
-        classes = len(local.params[self.chain[-1][1][0]])
-        counts = local.targets.flatten().bincount(minlength=classes)
-        return Finished(local.params, sent={CLASS_COUNTS: {"counts": counts}})
+        return weighted_mean(members, [1.0] * len(members), self.dtype)
 
 
 def _rows(params: Params, keys: Sequence[str]) -> np.ndarray:

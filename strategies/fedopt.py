@@ -1,237 +1,80 @@
-"""The server's steps are those of an adaptive optimiser."""
+"""The server steps towards the average as an optimiser does: FedAvgM, FedAdam, FedYogi and FedAdagrad."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
-from fedsim.strategy import ClientUpdate, Strategy
+from fedsim.strategy import ClientUpdate, Decay, Option, Positive, Strategy
 
 
-class FedOpt(Strategy):
-    """Move the global model by an adaptive optimiser, with the average's distance from it as the gradient.
+class ServerOptimiser(Strategy, shared="all"):
+    """Step along the distance from the global model to the average; average running statistics, which no step suits."""
 
-    Each parameter has moments of its own, m from 0 and v from tau^2, which change only in rounds in which it is
-    averaged: m <- beta_1 m + (1 - beta_1) d for the distance d, v as `second_moment` says, and
-    w <- w + lr m / (sqrt(v) + tau). Running statistics are averaged: a step could make a variance negative.
-
-    Parameters
-    ----------
-    server_lr
-        Step size of the server.
-    beta_1
-        Decay of the first moment, in [0, 1).
-    tau
-        Degree of adaptivity: the smaller, the more alike are the steps of all parameters.
-    shared
-        The layer group that is averaged, in the layer language.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range, or the group cannot be read.
-    """
-
-    def __init__(
-        self, model: nn.Module, server_lr: float, beta_1: float, tau: float, shared: str, **settings: Any
-    ) -> None:
-        super().__init__(model, **settings)
-        for name, value in (("server_lr", server_lr), ("tau", tau)):
-            if value <= 0:
-                raise ValueError(f"{name} = {value} must be greater than 0, such as 0.1 or 0.001")
-        check_decay("beta_1", beta_1)
-        self._lr, self._beta_1, self._tau = server_lr, beta_1, tau
-        self._shared = self.layers.group(shared)
-        self._first: Params = {}
-        self._second: Params = {}
-
-    def shared(self, server_round: int) -> LayerGroup:
-        """Share the same group in each round."""
-        return self._shared
-
-    def second_moment(self, moment: Tensor, squared: Tensor) -> Tensor:
-        """Return the new second moment from the last one and the squared distance."""
-        raise NotImplementedError
+    server_lr: Positive = Option(0.1, "Step size of the server.")
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
-        """Return the global model's parameters after a step, and averaged buffers."""
-        mean = super().aggregate(server_round, updates)
-        parameters = self.layers.keys(self.layers.names, buffers=False)
-        moved = {}
-        for key in [key for key in mean if key in parameters]:
-            # After a restart, memory and global model come from the disk, and updates perhaps from a GPU.
-            before = self.global_model[key].to(mean[key].device, torch.float64)
-            distance = mean[key] - before
-            first = self._first.get(key, torch.zeros_like(before)).to(before.device)
-            second = self._second.get(key, torch.full_like(before, self._tau**2)).to(before.device)
-            self._first[key] = self._beta_1 * first + (1 - self._beta_1) * distance
-            self._second[key] = self.second_moment(second, distance.square())
-            moved[key] = before + self._lr * self._first[key] / (self._second[key].sqrt() + self._tau)
-        return mean | moved
+        mean = self.average(updates)
+        before = {key: self.global_model[key].double() for key in mean if key in self.parameters}
+        return mean | {key: value + self.step_of(key, mean[key] - value) for key, value in before.items()}
 
-    def state(self) -> Params:
-        """Return both moments of each parameter that was averaged."""
-        first = {f"first/{key}": value for key, value in self._first.items()}
-        return first | {f"second/{key}": value for key, value in self._second.items()}
-
-    def load_state(self, state: Params) -> None:
-        """Take both moments."""
-        self._first, self._second = (
-            {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
-            for name in ("first/", "second/")
-        )
+    def step_of(self, key: str, distance: Tensor) -> Tensor:
+        """Return the step of a parameter; its moments change only in rounds in which it is averaged."""
+        raise NotImplementedError
 
 
-class FedAdam(FedOpt):
-    """Move the global model by Adam, with the average's distance from it as the gradient: FedAdam.
-
-    Parameters
-    ----------
-    server_lr
-        Step size of the server.
-    beta_1, beta_2
-        Decay of the first and the second moment, in [0, 1).
-    tau
-        Degree of adaptivity: the smaller, the more alike are the steps of all parameters.
-    shared
-        The layer group that is averaged, in the layer language.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range, or the group cannot be read.
+class FedAvgM(ServerOptimiser):
+    """Move the global model towards the average by steps with momentum, as Flower does: FedAvgM.
 
     References
     ----------
-    Reddi et al. 2021, Adaptive federated optimization, arXiv 2003.00295, algorithm 2.
-
-    Notes
-    -----
-    As in the paper, moments are not corrected for their bias, and the second one begins at tau^2, the least that the
-    paper allows. Flower's FedAdam begins at 0 and multiplies the step size by sqrt(1 - beta_2^(t + 1)) /
-    (1 - beta_1^(t + 1)) in round t. FL-bench's beta_2 is 0.999.
+    Hsu et al. 2019, Measuring the effects of non-identical data distribution, arXiv 1909.06335.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        server_lr: float = 0.1,
-        beta_1: float = 0.9,
-        beta_2: float = 0.99,
-        tau: float = 1e-3,
-        shared: str = "all",
-        **settings: Any,
-    ) -> None:
-        super().__init__(model, server_lr, beta_1, tau, shared, **settings)
-        check_decay("beta_2", beta_2)
-        self._beta_2 = beta_2
+    server_lr = 1.0
+    server_momentum: Decay = Option(0.9, "Share of the last step that the next one keeps; 0 has none.")
 
-    def second_moment(self, moment: Tensor, squared: Tensor) -> Tensor:
-        """Return the decaying mean of the squares."""
-        return self._beta_2 * moment + (1 - self._beta_2) * squared
+    def step_of(self, key: str, distance: Tensor) -> Tensor:
+        self.memory[key] = self.server_momentum * self.memory.get(key, 0) + distance
+        return self.server_lr * self.memory[key]
 
 
-class FedYogi(FedOpt):
-    """Move the global model by Yogi, with the average's distance from it as the gradient: FedYogi.
-
-    Parameters
-    ----------
-    server_lr
-        Step size of the server.
-    beta_1, beta_2
-        Decay of the first and the second moment, in [0, 1).
-    tau
-        Degree of adaptivity: the smaller, the more alike are the steps of all parameters.
-    shared
-        The layer group that is averaged, in the layer language.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range, or the group cannot be read.
-
-    References
-    ----------
-    Reddi et al. 2021, Adaptive federated optimization, arXiv 2003.00295, algorithm 2.
-
-    Notes
-    -----
-    The second moment begins at tau^2, the least that the paper allows; Flower's begins at 0.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        server_lr: float = 0.01,
-        beta_1: float = 0.9,
-        beta_2: float = 0.99,
-        tau: float = 1e-3,
-        shared: str = "all",
-        **settings: Any,
-    ) -> None:
-        super().__init__(model, server_lr, beta_1, tau, shared, **settings)
-        check_decay("beta_2", beta_2)
-        self._beta_2 = beta_2
-
-    def second_moment(self, moment: Tensor, squared: Tensor) -> Tensor:
-        """Return the moment, moved towards the square by a share of the square."""
-        return moment - (1 - self._beta_2) * squared * (moment - squared).sign()
-
-
-class FedAdagrad(FedOpt):
+class FedAdagrad(ServerOptimiser):
     """Move the global model by Adagrad, with the average's distance from it as the gradient: FedAdagrad.
 
-    Parameters
-    ----------
-    server_lr
-        Step size of the server.
-    beta_1
-        Decay of the first moment, in [0, 1); the paper's experiments have none.
-    tau
-        Degree of adaptivity: the smaller, the more alike are the steps of all parameters.
-    shared
-        The layer group that is averaged, in the layer language.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range, or the group cannot be read.
-
     References
     ----------
-    Reddi et al. 2021, Adaptive federated optimization, arXiv 2003.00295, algorithm 2.
-
-    Notes
-    -----
-    The second moment begins at tau^2, the least that the paper allows; Flower's begins at 0.
+    Reddi et al. 2021, Adaptive federated optimization, arXiv 2003.00295, algorithm 2: without the correction for bias
+    of Flower's FedAdam; the second moment begins at tau^2, the least that is allowed there, Flower's at 0.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        server_lr: float = 0.1,
-        beta_1: float = 0.0,
-        tau: float = 1e-3,
-        shared: str = "all",
-        **settings: Any,
-    ) -> None:
-        super().__init__(model, server_lr, beta_1, tau, shared, **settings)
+    beta_1: Decay = Option(0.0, "Decay of the first moment.")
+    tau: Positive = Option(1e-3, "Degree of adaptivity: the smaller, the more alike are the steps of all parameters.")
 
-    def second_moment(self, moment: Tensor, squared: Tensor) -> Tensor:
-        """Return the sum of the squares."""
-        return moment + squared
+    def step_of(self, key: str, distance: Tensor) -> Tensor:
+        first, second = (self.memory.setdefault(name, {}) for name in ("first", "second"))
+        first[key] = self.beta_1 * first.get(key, 0) + (1 - self.beta_1) * distance
+        second[key] = self.second_moment(second.get(key, self.tau**2), distance.square())
+        return self.server_lr * first[key] / (second[key].sqrt() + self.tau)
+
+    def second_moment(self, last: Tensor | float, squared: Tensor) -> Tensor:
+        return last + squared
 
 
-def check_decay(name: str, value: float) -> None:
-    """Check that a decay is in [0, 1).
+class FedAdam(FedAdagrad):
+    """Move the global model by Adam, with the average's distance from it as the gradient: FedAdam."""
 
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} = {value} must be at least 0 and less than 1; 0 remembers nothing")
+    beta_1 = 0.9
+    beta_2: Decay = Option(0.99, "Decay of the second moment; FL-bench's is 0.999.")
+
+    def second_moment(self, last: Tensor | float, squared: Tensor) -> Tensor:
+        return self.beta_2 * last + (1 - self.beta_2) * squared
+
+
+class FedYogi(FedAdam):
+    """Move the global model by Yogi, with the average's distance from it as the gradient: FedYogi."""
+
+    server_lr = 0.01
+
+    def second_moment(self, last: Tensor | float, squared: Tensor) -> Tensor:
+        return last - (1 - self.beta_2) * squared * (last - squared).sign()

@@ -1,31 +1,13 @@
 """One small group of layers after the other is trained and averaged, between rounds with all."""
 
 from collections.abc import Sequence
-from typing import Any
-
-from torch import nn
 
 from fedsim.models.layers import LayerGroup, Layers
-from fedsim.strategy import LocalPlan, Phase, Strategy
+from fedsim.strategy import Count, CountOrZero, LocalPlan, Option, Phase, Strategy
 
 
 class FedPart(Strategy):
     """Train and average all layers for some rounds, then one group after the other, and begin again: FedPart.
-
-    Parameters
-    ----------
-    groups
-        The groups in the order of their turns, in the layer language; by default each layer of the model, from the
-        input to the output, with the normalisation that follows it.
-    warm_up
-        Rounds with all layers at the beginning of each cycle.
-    rounds_each
-        Rounds before the next group has its turn.
-
-    Raises
-    ------
-    ValueError
-        If a number of rounds is out of range, or a group cannot be read or has nothing to train.
 
     References
     ----------
@@ -38,34 +20,22 @@ class FedPart(Strategy):
     running statistics included. With ``groups = ["all"]`` it is FedAvg.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        groups: tuple[str, ...] = (),
-        warm_up: int = 5,
-        rounds_each: int = 2,
-        **settings: Any,
-    ) -> None:
-        super().__init__(model, **settings)
-        if warm_up < 0:
-            raise ValueError(f"warm_up = {warm_up} must not be negative; 0 never trains all layers together")
-        if rounds_each < 1:
-            raise ValueError(f"rounds_each = {rounds_each} must be at least 1")
-        self._groups = [self.layers.group(group) for group in groups or _with_normalisation(self.layers)]
-        for group in self._groups:
+    groups: tuple[str, ...] = Option((), "Layer groups in turn; by default each layer with the norm that follows it.")
+    warm_up: CountOrZero = Option(5, "Rounds with all layers at the beginning of each cycle.")
+    rounds_each: Count = Option(2, "Rounds before it is the next group's turn.")
+
+    def prepare(self) -> None:
+        self.turns = [self.layers.group(group) for group in self.groups or _with_normalisation(self.layers)]
+        for group in self.turns:
             if not self.layers.keys(group, buffers=False):
                 names = ", ".join(self.layers.names)
                 raise ValueError(f"groups has {group.name!r}, which leaves nothing to train; layers are: {names}")
-        self._all = self.layers.group("all")
-        self._warm_up, self._rounds_each = warm_up, rounds_each
 
     def shared(self, server_round: int) -> LayerGroup:
-        """Share all layers, or the group whose turn it is."""
-        position = (server_round - 1) % (self._warm_up + self._rounds_each * len(self._groups)) - self._warm_up
-        return self._all if position < 0 else self._groups[position // self._rounds_each]
+        position = (server_round - 1) % (self.warm_up + self.rounds_each * len(self.turns)) - self.warm_up
+        return self.layers.group("all") if position < 0 else self.turns[position // self.rounds_each]
 
     def local_plan(self, server_round: int) -> LocalPlan:
-        """Train what is shared."""
         return LocalPlan((Phase(self.shared(server_round).name),))
 
 

@@ -1,27 +1,10 @@
 """Clients are held near the model that they began with."""
 
-from typing import Any
-
-from torch import nn
-
-from fedsim.models.layers import LayerGroup
-from fedsim.strategy import LocalPlan, Phase, Strategy
+from fedsim.strategy import LocalPlan, NonNegative, Option, Phase, Strategy
 
 
-class FedProx(Strategy):
+class FedProx(Strategy, shared="all"):
     """Average all layers, and add (mu / 2) ||w - w_t||^2 to the clients' loss: FedProx.
-
-    Parameters
-    ----------
-    mu
-        Weight of the proximal term; 0 is FedAvg. The paper's grid is 0.001, 0.01, 0.1 and 1.
-    shared
-        The layer group that is averaged, in the layer language.
-
-    Raises
-    ------
-    ValueError
-        If ``mu`` is negative, or the group cannot be read.
 
     References
     ----------
@@ -34,17 +17,7 @@ class FedProx(Strategy):
     in its example of a client, where the paper has the square of the whole model's.
     """
 
-    def __init__(self, model: nn.Module, mu: float = 0.01, shared: str = "all", **settings: Any) -> None:
-        super().__init__(model, **settings)
-        if mu < 0:
-            raise ValueError(f"mu = {mu} must not be negative; 0 is FedAvg")
-        self._shared = self.layers.group(shared)
-        self._plan = LocalPlan((Phase(proximal=mu),))
-
-    def shared(self, server_round: int) -> LayerGroup:
-        """Share the same group in each round."""
-        return self._shared
+    mu: NonNegative = Option(0.01, "Weight of the proximal term; 0 is FedAvg. The paper's grid: 0.001, 0.01, 0.1, 1.")
 
     def local_plan(self, server_round: int) -> LocalPlan:
-        """Train all layers with the proximal term."""
-        return self._plan
+        return LocalPlan((Phase(proximal=self.mu),))

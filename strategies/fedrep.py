@@ -1,30 +1,11 @@
 """Clients train their own head first, then the shared body."""
 
-from typing import Any
-
-from torch import nn
-
-from fedsim.models.layers import LayerGroup
-from fedsim.strategy import LocalPlan, Phase, Strategy
+from fedsim.strategy import Count, CountOrZero, LocalPlan, Option, Phase, Strategy
 from strategies.parts import two_parts
 
 
 class FedRep(Strategy):
     """Average the body; clients train their own head on it, then the body under that head: FedRep.
-
-    Parameters
-    ----------
-    head
-        The personal layers, in the layer language; all others are the body.
-    head_epochs
-        Passes over the client's examples for the head alone; 0 trains the body only.
-    body_epochs
-        Passes for the body alone.
-
-    Raises
-    ------
-    ValueError
-        If a number of epochs is out of range, there is no head, or head or body has nothing to train.
 
     References
     ----------
@@ -38,26 +19,16 @@ class FedRep(Strategy):
     trains the head with one local epoch, PFLlib's trains the head for one epoch and the body for as many as FedAvg.
     """
 
-    def __init__(
-        self, model: nn.Module, head: str = "head", head_epochs: int = 10, body_epochs: int = 1, **settings: Any
-    ) -> None:
-        super().__init__(model, **settings)
-        if head_epochs < 0:
-            raise ValueError(f"head_epochs = {head_epochs} must not be negative; 0 trains the body only")
-        if body_epochs < 1:
-            raise ValueError(f"body_epochs = {body_epochs} must be at least 1, or the body would never change")
-        self._head, self._body = two_parts(self.layers, "head", head)
-        phases = [Phase(self._head.name, epochs=head_epochs)] if head_epochs else []
-        self._plan = LocalPlan((*phases, Phase(self._body.name, epochs=body_epochs)))
+    head: str = Option("head", "Personal layers; all others are the body.")
+    head_epochs: CountOrZero = Option(10, "Epochs of the head alone; 0 trains the body only.")
+    body_epochs: Count = Option(1, "Epochs of the body alone.")
 
-    def shared(self, server_round: int) -> LayerGroup:
-        """Share the body."""
-        return self._body
+    def prepare(self) -> None:
+        self.own, self.group = two_parts(self.layers, "head", self.head)
 
     def local_plan(self, server_round: int) -> LocalPlan:
-        """Train the head, then the body."""
-        return self._plan
+        head = [Phase(self.own.name, epochs=self.head_epochs)] if self.head_epochs else []
+        return LocalPlan((*head, Phase(self.group.name, epochs=self.body_epochs)))
 
     def fine_tuning(self) -> str:
-        """Fine-tune the head."""
-        return self._head.name
+        return self.own.name

@@ -1,18 +1,14 @@
 """The head is a simplex of solutions, of which each client takes its own region."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim import seeds
-from fedsim.models.averaging import weighted_mean
-from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
-from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Sets, Step, Strategy
+from fedsim.strategy import ClientRule, ClientUpdate, Count, Finished, Local, Option, Positive, Sets, Step, Strategy
 from strategies.parts import two_parts
 
 ENDPOINTS, REGION = "endpoints", "region"
@@ -20,25 +16,36 @@ ENDPOINTS, REGION = "endpoints", "region"
 CLOSEST = 1e-4
 
 
+class Simplex(ClientRule):
+    """Trains the endpoints at a random point of the simplex in each step."""
+
+    trained = (ENDPOINTS,)
+    endpoints: int
+    radius: float
+
+    def draw(self, rng: np.random.Generator, sets: Sets) -> Params:
+        if sets[REGION]["whole"]:
+            point = rng.dirichlet(np.ones(self.endpoints))
+        else:
+            step = rng.uniform(-1, 1, self.endpoints)
+            step *= rng.uniform(0, self.radius) / np.abs(step).sum()
+            point = np.maximum(sets[REGION]["centre"].cpu().numpy() + step, 0)
+            point /= point.sum()
+        return {"point": torch.from_numpy(point)}
+
+    def loss(self, step: Step) -> Tensor:
+        head = head_at(step.drawn["point"], step.sets[ENDPOINTS])
+        return step.cross_entropy(step.logits(dict(step.params) | head))
+
+    def finish(self, local: Local, started: Local) -> Finished:
+        return Finished(self.personalised(local), sent={ENDPOINTS: local.sets[ENDPOINTS]})
+
+    def personalised(self, local: Local) -> Params:
+        return local.params | head_at(local.sets[REGION]["centre"], local.sets[ENDPOINTS])
+
+
 class Floco(Strategy):
     """Train a simplex of heads on one body, and give each client a region of it: Floco.
-
-    Parameters
-    ----------
-    head
-        The layers that have endpoints; all others are averaged as usual.
-    endpoints
-        Corners of the simplex, each a head.
-    whole_rounds
-        Rounds in which all clients train on the whole simplex; then each gets a region of its own.
-    radius
-        Of a region, the paper's rho.
-
-    Raises
-    ------
-    ValueError
-        If ``head`` or the layers beside it hold no parameter, or ``endpoints``, ``whole_rounds`` or ``radius`` is not
-        positive.
 
     References
     ----------
@@ -57,92 +64,65 @@ class Floco(Strategy):
     ``whole_rounds`` + 1.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        head: str = "head",
-        endpoints: int = 10,
-        whole_rounds: int = 10,
-        radius: float = 0.1,
-        **settings: Any,
-    ) -> None:
-        super().__init__(model, **settings)
-        for name, value in (("endpoints", endpoints), ("whole_rounds", whole_rounds)):
-            if value < 1:
-                raise ValueError(f"{name} = {value} must be at least 1")
-        if radius <= 0:
-            raise ValueError(f"radius = {radius} must be greater than 0")
-        self._head, self._body = two_parts(self.layers, "head", head)
-        self._whole_rounds = whole_rounds
-        self._rule = Simplex(self.layers.keys(self._head, buffers=False), endpoints, radius)
-        self._endpoints: Params = {}
-        self._changes: dict[int, Tensor] = {}
-        self._centres: dict[int, Tensor] = {}
+    client_rule = Simplex
+    head: str = Option("head", "Layers that have endpoints; all others are averaged as usual.")
+    endpoints: Count = Option(10, "Corners of the simplex, each a head.")
+    whole_rounds: Count = Option(10, "Rounds on the whole simplex, before each client gets its own region.")
+    radius: Positive = Option(0.1, "Radius of a region, the paper's rho.")
 
-    def shared(self, server_round: int) -> LayerGroup:
-        """Share the body: the head travels as endpoints."""
-        return self._body
-
-    def client_rule(self) -> ClientRule:
-        """Return the rule that trains random points of the simplex."""
-        return self._rule
+    def prepare(self) -> None:
+        self._head, self.group = two_parts(self.layers, "head", self.head)
+        self._head_keys = self.layers.keys(self._head, buffers=False)
 
     def for_client(self, server_round: int, client: int) -> Params:
-        """Give a client the body: it makes its head from the endpoints."""
-        head = self.layers.keys(self._head)
+        head = self.layers.keys(self._head)  # which the client makes from the endpoints
         return {key: value for key, value in super().for_client(server_round, client).items() if key not in head}
 
     def sets_for(self, server_round: int, client: int) -> Sets:
-        """Send the endpoints, and the client's centre."""
-        whole = client not in self._centres
-        centre = self._rule.centre if whole else self._centres[client]
-        return {ENDPOINTS: self._current(), REGION: {"centre": centre, "whole": torch.tensor(whole)}}
+        centre = self.memory.get("centre", {}).get(str(client))
+        region = {
+            "centre": centre_of(self.endpoints) if centre is None else centre,
+            "whole": torch.tensor(centre is None),
+        }
+        return {ENDPOINTS: self._current(), REGION: region}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
-        """Average bodies and endpoints, and find the regions once the rounds on the whole simplex are over."""
-        weights = [update.num_examples for update in updates]
-        before = self._current()
-        if server_round <= self._whole_rounds:
+        before, changes = self._current(), self.memory.pop("change", {})
+        if server_round <= self.whole_rounds:
             for update in updates:
-                change = [before[key].cpu() - update.sets[ENDPOINTS][key].cpu() for key in self._rule.head]
-                self._changes[update.client] = torch.cat([value.flatten() for value in change])
-        self._endpoints = weighted_mean([update.sets[ENDPOINTS] for update in updates], weights, self.precision)
-        if server_round >= self._whole_rounds and self._changes:
-            clients = sorted(self._changes)
-            points = _spread(np.stack([self._changes[k].double().numpy() for k in clients]), self._rule.endpoints)
-            self._centres = {client: torch.from_numpy(point) for client, point in zip(clients, points, strict=True)}
-            self._changes = {}
-        body = weighted_mean([update.shared for update in updates], weights, self.precision)
-        return body | self._rule.head_at(self._rule.centre, self._endpoints)
-
-    def state(self) -> Params:
-        """Return endpoints, centres, and what is remembered until there are centres."""
-        memory = {f"endpoint/{key}": value for key, value in self._endpoints.items()}
-        memory |= {f"change/{client}": value for client, value in self._changes.items()}
-        return memory | {f"centre/{client}": value for client, value in self._centres.items()}
-
-    def load_state(self, state: Params) -> None:
-        """Take the memory."""
-        parts: dict[str, Params] = {"endpoint": {}, "change": {}, "centre": {}}
-        for name, value in state.items():
-            part, _, key = name.partition("/")
-            parts[part][key] = value
-        self._endpoints = parts["endpoint"]
-        self._changes = {int(client): value for client, value in parts["change"].items()}
-        self._centres = {int(client): value for client, value in parts["centre"].items()}
+                change = [before[key] - update.sets[ENDPOINTS][key] for key in self._head_keys]
+                changes[str(update.client)] = torch.cat([value.flatten() for value in change])
+        self.memory["endpoint"] = self.average(updates, of=ENDPOINTS)
+        if server_round < self.whole_rounds:
+            self.memory["change"] = changes
+        elif changes:
+            clients = sorted(changes, key=int)
+            points = _spread(np.stack([changes[k].double().cpu().numpy() for k in clients]), self.endpoints)
+            self.memory["centre"] = {k: torch.from_numpy(point) for k, point in zip(clients, points, strict=True)}
+        return self.average(updates) | head_at(centre_of(self.endpoints), self.memory["endpoint"])
 
     def _current(self) -> Params:
         """Return the endpoints, [endpoints, ...], made from the initial head as long as none were averaged."""
-        if not self._endpoints:
-            self._endpoints = {key: self._corners(key, self.global_model[key]) for key in self._rule.head}
-        return self._endpoints
+        if "endpoint" not in self.memory:
+            self.memory["endpoint"] = {key: self._corners(key, self.global_model[key]) for key in self._head_keys}
+        return self.memory["endpoint"]
 
     def _corners(self, key: str, value: Tensor) -> Tensor:
         corners = [value]
-        for number in range(1, self._rule.endpoints):
+        for number in range(1, self.endpoints):
             order = seeds.rng(self.seed, "endpoint", number, key).permutation(value.numel())
             corners.append(value.flatten()[torch.from_numpy(order)].view_as(value))
         return torch.stack(corners)
+
+
+def centre_of(endpoints: int) -> Tensor:
+    """Return the centre of the whole simplex, [endpoints]."""
+    return torch.full((endpoints,), 1 / endpoints, dtype=torch.float64)
+
+
+def head_at(point: Tensor, endpoints: Params) -> Params:
+    """Return the head at a point of the simplex, whose corners are the endpoints, [endpoints, ...]."""
+    return {key: torch.tensordot(point.to(value), value, 1) for key, value in endpoints.items()}
 
 
 def _spread(changes: np.ndarray, endpoints: int) -> np.ndarray:
@@ -171,52 +151,3 @@ def _onto_simplex(points: np.ndarray, scale: float) -> np.ndarray:
     surplus = descending.cumsum(1) - scale
     positive = (descending * np.arange(1, points.shape[1] + 1) > surplus).sum(1)
     return np.maximum(points - (surplus[np.arange(len(points)), positive - 1] / positive)[:, None], 0)
-
-
-@dataclass(frozen=True)
-class Simplex(ClientRule):
-    """Trains the endpoints at a random point of the simplex in each step.
-
-    Parameters
-    ----------
-    head
-        Keys of the head's parameters.
-    """
-
-    head: tuple[str, ...]
-    endpoints: int
-    radius: float
-    trained = (ENDPOINTS,)
-
-    @property
-    def centre(self) -> Tensor:
-        """The centre of the whole simplex, [endpoints]."""
-        return torch.full((self.endpoints,), 1 / self.endpoints, dtype=torch.float64)
-
-    def head_at(self, point: Tensor, endpoints: Mapping[str, Tensor]) -> Params:
-        """Return the head at a point of the simplex."""
-        return {key: torch.tensordot(point.to(endpoints[key]), endpoints[key], 1) for key in self.head}
-
-    def draw(self, rng: np.random.Generator, sets: Sets) -> Params:
-        """Draw a point of the whole simplex, or of the client's region."""
-        if sets[REGION]["whole"]:
-            point = rng.dirichlet(np.ones(self.endpoints))
-        else:
-            step = rng.uniform(-1, 1, self.endpoints)
-            step *= rng.uniform(0, self.radius) / np.abs(step).sum()
-            point = np.maximum(sets[REGION]["centre"].cpu().numpy() + step, 0)
-            point /= point.sum()
-        return {"point": torch.from_numpy(point)}
-
-    def loss(self, step: Step) -> Tensor:
-        """Return the cross-entropy of the model with the head at the point that was drawn."""
-        head = self.head_at(step.drawn["point"], step.sets[ENDPOINTS])
-        return step.cross_entropy(step.logits(dict(step.params) | head))
-
-    def finish(self, local: Local, started: Local) -> Finished:
-        """Send the endpoints."""
-        return Finished(self.personalised(local), sent={ENDPOINTS: local.sets[ENDPOINTS]})
-
-    def personalised(self, local: Local) -> Params:
-        """Return the model with the head at the client's centre."""
-        return local.params | self.head_at(local.sets[REGION]["centre"], local.sets[ENDPOINTS])

@@ -13,5 +13,4 @@ class Local(Strategy):
     """
 
     def shared(self, server_round: int) -> LayerGroup:
-        """Share no layer."""
         return self.layers.group("none")

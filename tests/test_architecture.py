@@ -23,6 +23,7 @@ ROOMS = (
     "training",
     "models",
     "partitions",
+    "contract",
     "options",
     "packages",
     "lazy",

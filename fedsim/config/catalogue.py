@@ -16,7 +16,7 @@ from fedsim.config.names import canonical, meant
 from fedsim.config.tables import Choice
 from fedsim.errors import ConfigError
 from fedsim.lazy import LazyTable
-from fedsim.options import explain_rule, range_of, schema_of, shown, suggest
+from fedsim.options import BOUNDS, explain_rule, range_of, schema_of, shown, suggest
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class Catalogue:
             sys.path.append(folder)
         try:
             entry = getattr(importlib.import_module(module), attribute)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
         except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(f"{where} cannot be imported from {folder}: {error}") from error
         if not callable(entry):
@@ -119,7 +121,9 @@ class Catalogue:
             raise ConfigError(f"unknown key '{self.table}.{option}' for {name!r}{hint}")
         if problem["type"] == "missing" and len(problem["loc"]) == 1:
             raise ConfigError(f"'{self.table}.{option}' is missing; {name!r} needs it")
-        raise ConfigError(f"{self.table}.{option} = {shown(problem['input'])}: {explain_rule(problem)}")
+        rule = explain_rule(problem, schema)
+        colon = "" if problem["type"] in BOUNDS else ":"
+        raise ConfigError(f"{self.table}.{option} = {shown(problem['input'])}{colon} {rule}")
 
     def _who_has(self, option: str) -> str:
         """Say which entries have an option."""

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from fedsim.config.tables import DataConfig, FeaturesConfig
 from fedsim.data.dataset import Dataset, check_dataset
 from fedsim.errors import ConfigError
 from fedsim.models.layers import LayerGroup
-from fedsim.strategy import Phase, Strategy
+from fedsim.strategy import ClientRule, Phase, Strategy
 from partitions import Partition, Split
 
 
@@ -90,18 +91,7 @@ def make_strategy(config: Config, model: nn.Module, inputs: Tensor | None = None
     ConfigError
         If it cannot be built, is not a strategy, or shares something that is no layer of the model.
     """
-    strategy = CATALOGUES["strategies"].make(
-        config.strategy,
-        model,
-        participation=config.participation,
-        seed=config.seed,
-        buffers=config.strategy.buffers,
-        precision=config.strategy.precision,
-        evaluate_clients=config.evaluate_clients,
-        unseen=config.unseen,
-        inputs=inputs,
-        send_initial=False,
-    )
+    strategy = CATALOGUES["strategies"].make(config.strategy, model, inputs=inputs, **_settings(config))
     name = config.strategy.name
     if not isinstance(strategy, Strategy):
         raise ConfigError(
@@ -116,12 +106,40 @@ def make_strategy(config: Config, model: nn.Module, inputs: Tensor | None = None
             )
         for phase in strategy.local_plan(server_round).phases:
             _check_phase(strategy, phase, f"strategy.name = {name!r}, round {server_round}")
-    if strategy.client_rule().plain_sgd and (config.local.momentum or config.local.weight_decay):
+    if strategy.client_rule.plain_sgd and (config.local.momentum or config.local.weight_decay):
         raise ConfigError(
             f"strategy.name = {name!r} is defined for plain SGD, and local.momentum = {config.local.momentum}, "
             f"local.weight_decay = {config.local.weight_decay}; set both to 0"
         )
     return strategy
+
+
+def make_rule(config: Config, model: nn.Module, inputs: Tensor) -> ClientRule:
+    """Build what the clients of the strategy that ``[strategy]`` chooses do beyond its plan, without the strategy.
+
+    Parameters
+    ----------
+    inputs
+        Inputs that the server holds, normalised, shape [n, ...].
+    """
+    catalogue = CATALOGUES["strategies"]
+    strategy = catalogue.find(config.strategy.name)
+    assert isinstance(strategy, type)
+    assert issubclass(strategy, Strategy)
+    return strategy.make_rule(model, inputs, **catalogue.options(config.strategy), **_settings(config))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Return the settings that each strategy has besides its own options."""
+    return {
+        "participation": config.participation,
+        "seed": config.seed,
+        "buffers": config.strategy.buffers,
+        "precision": config.strategy.precision,
+        "evaluate_clients": config.evaluate_clients,
+        "unseen": config.unseen,
+        "send_initial": False,
+    }
 
 
 def _check_phase(strategy: Strategy, phase: Phase, where: str) -> None:

@@ -52,7 +52,7 @@ class Federation:
     @cached_property
     def client_rule(self) -> ClientRule:
         """What the strategy's clients do beyond its plan."""
-        return making.make_strategy(self.config, self._template, self.calibration()).client_rule()
+        return making.make_rule(self.config, self._template, self.calibration())
 
     def calibration(self) -> Tensor:
         """Return the inputs that the server holds, a sample of what the clients train on: normalised, [n, ...]."""

@@ -4,8 +4,9 @@ import copy
 import gc
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -16,8 +17,8 @@ from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
+from fedsim.contract import Option
 from fedsim.errors import RunError
-from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, Strategy, messages
 
@@ -28,22 +29,18 @@ NO_OPTIONS = inspect.signature(FedAvg).parameters.keys() | {"eta_l"}
 Containers = dict[str, dict[str, np.ndarray] | list[np.ndarray]]
 
 
-class FlowerRule(Strategy):
+class FlowerRule(Strategy, shared="all"):
     """Average one layer group by a strategy of Flower.
 
     Parameters
     ----------
     rule
         One that turns the clients' arrays into new ones, such as Flower's FedTrimmedAvg; it is copied.
-    shared
-        The layer group, in the layer language.
 
     Raises
     ------
     TypeError
-        If the rule is no Flower strategy that averages arrays.
-    ValueError
-        If the group cannot be read.
+        If the rule is not a Flower strategy that averages arrays.
 
     Notes
     -----
@@ -52,19 +49,14 @@ class FlowerRule(Strategy):
     variance negative.
     """
 
-    def __init__(self, model: nn.Module, rule: FedAvg, shared: str = "all", **settings: Any) -> None:
-        super().__init__(model, **settings)
+    def __init__(self, model: nn.Module, rule: FedAvg, **options: Any) -> None:
+        super().__init__(model, **options)
         if not isinstance(rule, FedAvg):
             raise TypeError(
                 f"a {type(rule).__name__} is no Flower strategy that averages arrays; give one, or its name"
             )
-        self._rule = copy.copy(rule)
-        self._rule.fraction_train = 0.0  # to be told about a round, it needs no clients to choose from
-        self._shared = self.layers.group(shared)
-
-    def shared(self, server_round: int) -> LayerGroup:
-        """Share the same group in each round."""
-        return self._shared
+        self.flower = copy.copy(rule)
+        self.flower.fraction_train = 0.0  # to be told about a round, it needs no clients to choose from
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         """Return what the rule makes of the updates.
@@ -74,20 +66,19 @@ class FlowerRule(Strategy):
         RunError
             If it makes nothing of them, as some rules do of too few.
         """
-        steps = hasattr(self._rule, CURRENT)
+        steps = hasattr(self.flower, CURRENT)
         mean = super().aggregate(server_round, updates) if steps else {}
-        parameters = self.layers.keys(self.layers.names, buffers=False)
-        keys = [key for key in updates[0].shared if not steps or key in parameters]
+        keys = [key for key in updates[0].shared if not steps or key in self.parameters]
         if not keys:
             return mean
-        replies = [_reply(server_round, update, keys, self._rule.weighted_by_key) for update in updates]
+        replies = [_reply(server_round, update, keys, self.flower.weighted_by_key) for update in updates]
         before = messages.encode({key: self.global_model[key] for key in keys})
         try:
             with _undisturbed():
                 if steps:
-                    setattr(self._rule, CURRENT, None)
-                self._rule.configure_train(server_round, before, ConfigRecord(), _NO_GRID)
-                arrays, _ = self._rule.aggregate_train(server_round, replies)
+                    setattr(self.flower, CURRENT, None)
+                self.flower.configure_train(server_round, before, ConfigRecord(), _NO_GRID)
+                arrays, _ = self.flower.aggregate_train(server_round, replies)
         except AggregationError as error:
             raise RunError(f"{self._failure(server_round, updates)}: {error}") from error
         if arrays is None:
@@ -100,7 +91,7 @@ class FlowerRule(Strategy):
         """Return the arrays that the rule remembers."""
         return {
             f"{name}/{type(held).__name__}/{key}": torch.from_numpy(np.array(value))
-            for name, held in _remembered(self._rule).items()
+            for name, held in _remembered(self.flower).items()
             for key, value in (held.items() if isinstance(held, dict) else enumerate(held))
         }
 
@@ -111,37 +102,33 @@ class FlowerRule(Strategy):
             name, kind, key = path.split("/", 2)
             held.setdefault((name, kind), {})[key] = value.numpy().copy()
         for (name, kind), arrays in held.items():
-            setattr(self._rule, name, arrays if kind == "dict" else [arrays[str(k)] for k in range(len(arrays))])
+            setattr(self.flower, name, arrays if kind == "dict" else [arrays[str(k)] for k in range(len(arrays))])
 
     def _failure(self, server_round: int, updates: Sequence[ClientUpdate]) -> str:
-        return f"round {server_round}: Flower's {type(self._rule).__name__} made nothing of {len(updates)} updates"
+        return f"round {server_round}: Flower's {type(self.flower).__name__} made nothing of {len(updates)} updates"
 
 
 # Flower's strategies take their clients from it, and this one's are there already.
 _NO_GRID: Grid = None  # type: ignore[assignment]
 
 
-def maker(flower: type[FedAvg], docstring: str) -> Callable[..., FlowerRule]:
-    """Return what builds a strategy around one of Flower's that averages arrays; its signature shows the options."""
+@cache
+def strategy_of(flower: type[FedAvg], docstring: str) -> type[FlowerRule]:
+    """Return a strategy around one of Flower's that averages arrays, with its options."""
     hints = get_type_hints(flower.__init__)
-    parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    defaults = {
+        name: parameter.default
         for name, parameter in inspect.signature(flower).parameters.items()
         if name not in NO_OPTIONS and hints[name] in (int, float, bool, str)
-    ]
+    }
 
-    def make(model: nn.Module, shared: str = "all", **settings: Any) -> FlowerRule:
-        options = {each.name: settings.pop(each.name) for each in parameters if each.name in settings}
-        return FlowerRule(model, flower(**options), shared, **settings)
+    def construct(self: FlowerRule, model: nn.Module, **options: Any) -> None:
+        chosen = {name: options[name] for name in defaults if name in options}
+        FlowerRule.__init__(self, model, flower(**chosen), **options)
 
-    own = [
-        each for each in inspect.signature(make).parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    make.__name__ = flower.__name__
-    make.__doc__ = docstring
-    make.__annotations__ = {"model": nn.Module, "shared": str} | {each.name: hints[each.name] for each in parameters}
-    make.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
-    return make
+    declared = {name: Option(default, "Option of Flower's strategy.") for name, default in defaults.items()}
+    members = {"__doc__": docstring, "__init__": construct, "__annotations__": {name: hints[name] for name in defaults}}
+    return type(flower.__name__, (FlowerRule,), members | declared)
 
 
 def _reply(server_round: int, update: ClientUpdate, keys: Sequence[str], weight: str) -> Message:

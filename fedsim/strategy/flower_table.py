@@ -28,8 +28,8 @@ class FlowerPlace(Place):
     """A strategy of Flower, which becomes one of fedsim's as it is imported."""
 
     def load(self) -> Any:
-        """Return what builds a strategy around it."""
-        return Place("fedsim.strategy.flower_rule", "maker").load()(super().load(), self.docstring())
+        """Return a strategy around it."""
+        return Place("fedsim.strategy.flower_rule", "strategy_of").load()(super().load(), self.docstring())
 
     def docstring(self) -> str:
         """Return the first sentence of Flower's docstring, and its paper."""

@@ -9,8 +9,9 @@ to client  ``arrays``   the layers that the client takes from the server
 to client  ``config``   ``server-round``; for training ``upload``, the keys to send back, ``keep``, the keys whose
                         values the client keeps, ``plan``, the local plan as JSON, ``probe``, whether the analysis
                         wants the rest of the model too, and ``measure``, whether the client evaluates its model
-                        right after training; for evaluation ``models``, what is measured, ``fine-tune``, the layers
-                        that are fine-tuned, and ``unseen``, for a client that never trains
+                        right after training; for evaluation ``upload`` of the next round, ``models``, what is
+                        measured, ``fine-tune``, the layers that are fine-tuned, and ``unseen``, for a client that
+                        never trains
 to client  ``global``   for evaluation: the entries of the global model that differ from what was taken
 to server  ``arrays``   the shared layers after training
 to server  ``metrics``  ``num-examples`` and whatever the client measured

@@ -1,7 +1,8 @@
 """What a method does on a client beyond phases of plain training: pure hooks over named parameters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.nn.functional import cross_entropy
 
+from fedsim.contract import check_overrides
+from fedsim.models.layers import Layers
 from fedsim.models.params import Params
 from fedsim.training.plan import Passes, Phase
 from fedsim.training.sgd import SGD
 
 Sets = Mapping[str, Params]
+HOOKS = ("prepare", "start", "draw", "loss", "gradient", "finish", "personalised")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Local:
         its first round, have their initial values.
     inputs, targets
         Its training examples, shape [n, ...] and [n] or [n, length].
+    shared
+        Names of the layers that the client shares in this round.
     rng
         Stream of the rule alone; training draws from another one.
     network
@@ -77,6 +83,7 @@ class Local:
     settings: SGD
     rng: np.random.Generator
     network: Network
+    shared: Collection[str] = ()
 
     def logits(self, params: Params, inputs: Tensor) -> Tensor:
         """Return the model's outputs, and count the examples."""
@@ -189,8 +196,23 @@ class ClientRule:
     sets, dicts of tensors like a model: personal models, masks, control variates, anchors. Names of sets are words
     with underscores, and none of those that messages use already.
 
+    A rule reads options of its strategy as attributes: those that it annotates, such as ``mu: float``.
+
+    Parameters
+    ----------
+    model
+        A model of the architecture that is trained; only its layers are read.
+    inputs
+        Inputs that the strategy holds, for rules that trace the model.
+    **options
+        All options of the strategy.
+
     Attributes
     ----------
+    layers
+        The model's layers.
+    parameters
+        State-dict keys of the model's parameters, without buffers.
     trained
         Sets whose floating-point entries follow the gradient of `loss` together with the model.
     plain_sgd
@@ -199,6 +221,24 @@ class ClientRule:
 
     trained: Sequence[str] = ()
     plain_sgd: bool = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        check_overrides(cls, ClientRule, HOOKS)
+
+    def __init__(self, model: nn.Module | None = None, inputs: Tensor | None = None, **options: Any) -> None:
+        self.layers = Layers([]) if model is None else Layers.of(model)
+        self.parameters = self.layers.keys(self.layers.names, buffers=False)
+        self.model, self.inputs = model, inputs
+        for name in get_type_hints(type(self)):
+            if name in options:
+                setattr(self, name, options[name])
+            elif options and not hasattr(self, name):
+                raise TypeError(f"{type(self).__name__} reads the option {name!r}, which its strategy does not declare")
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Build what the other hooks need, once the options are set."""
 
     def start(self, local: Local) -> Local:
         """Return the client as it begins to train, perhaps with other parameters and more sets.

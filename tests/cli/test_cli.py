@@ -90,10 +90,10 @@ MISTAKES = {
     ),
     "how often barriers": (["--set", "barriers.every=-1"], 'every = -1: must be "auto" or a whole number'),
     "a window too wide": (["--set", 'barriers.groups=["windows:9"]'], "a window must have from 1 to 2 layers"),
-    "barriers between": (["--set", "barriers.ts=[0.5, 2.0]"], "less than or equal to 1"),
+    "barriers between": (["--set", "barriers.ts=[0.5, 2.0]"], "at most 1"),
     "unknown measurement": (["--set", 'barriers.measures=["distance"]'], "'distances', 'robustness'"),
     "nothing left to train on": (["--set", "partition.test=0.95"], "must add up to less than 1"),
-    "sweep with a mistake": (["--set", "sweep.rounds=[1, 0]"], "rounds = 0: .*greater than or equal to 1"),
+    "sweep with a mistake": (["--set", "sweep.rounds=[1, 0]"], "rounds = 0: .*at least 1"),
     "sweep of nothing": (["--set", "sweep.rounds=[]"], "at least one value"),
     "string without quotes": (["--set", "strategy.name=full"], 'needs quotes of its own.*name="full"'),
     "no value": (["--set", "rounds"], "must be KEY=VALUE"),
@@ -131,7 +131,7 @@ MISTAKES = {
     ),
     "rounds of tuning": (
         ["--set", 'tune={"local.lr"=[0.1], rounds=0}'],
-        "tune.rounds = 0: .*greater than or equal to 1",
+        "tune.rounds = 0: .*at least 1",
     ),
     "misspelt key of a sweep": (["--set", 'sweep."local.rl"=[0.1]'], r"\[sweep\]: unknown key 'local.rl'"),
     "a table that is none": (["--set", 'strategy="full"'], 'strategy = "full": must be a table'),
@@ -473,7 +473,7 @@ def bad_labels():
     ("table", "name", "code", "message"),
     [
         ("strategy", "SharesText", 2, "returns 'body'; it must be a group of the model's layers"),
-        ("strategy", "TakesNothing", 2, "unexpected keyword argument 'participation'"),
+        ("strategy", "TakesNothing", 2, "unexpected keyword argument 'inputs'"),
         ("strategy", "no_strategy", 2, "gives a int; it must be a fedsim.strategy.Strategy"),
         ("strategy", "AveragesNothing", 1, "AveragesNothing.aggregate returns a NoneType"),
         (

@@ -23,7 +23,7 @@ from fedsim.seeds import rng
 from fedsim.strategy.messages import decode
 from fedsim.strategy.participants import draw_evaluated, draw_participants, draw_unseen
 from partitions import Partition, Split
-from strategies import Full, LayerSet
+from strategies import FedAvg, LayerSet
 from tests.strategy.test_strategy import Nodes
 
 
@@ -75,7 +75,7 @@ def test_so_many_seen_and_at_most_as_many_unseen_clients_are_evaluated() -> None
 
 
 def test_an_unseen_client_gets_no_training_message_and_begins_as_any_other() -> None:
-    strategy, grid = LayerSet(net(), "0", unseen=0.4, seed=1, send_initial=False), Nodes(5, 1)
+    strategy, grid = LayerSet(net(), shared="0", unseen=0.4, seed=1, send_initial=False), Nodes(5, 1)
     unseen = set(draw_unseen(1, 5, 0.4))
     arrays = ArrayRecord(net().state_dict())
     sent = strategy.configure_train(1, arrays, ConfigRecord(), grid)
@@ -144,7 +144,7 @@ def test_means_of_reports_leave_unseen_clients_out(tiny: Callable[..., Config], 
         ({"unseen": 0.9}, "unseen = 0.9: must leave a client to train, of clients = 4; use a smaller share"),
         ({"clients": 1, "unseen": 0.1}, "unseen = 0.1: must leave a client to train, of clients = 1"),
         ({"unseen": 1.0}, "unseen = 1.0: must be less than 1"),
-        ({"unseen": -0.1}, "unseen = -0.1: must be greater than or equal to 0"),
+        ({"unseen": -0.1}, "unseen = -0.1: must be at least 0"),
     ],
 )
 def test_a_share_that_leaves_nobody_to_train_is_named(
@@ -155,7 +155,7 @@ def test_a_share_that_leaves_nobody_to_train_is_named(
 
 
 def test_a_strategy_says_what_is_wrong_with_its_share() -> None:
-    with pytest.raises(ValueError, match=r"unseen = 1\.5 must be at least 0 and less than 1; 0 lets all clients train"):
-        Full(net(), unseen=1.5)
+    with pytest.raises(ValueError, match=r"unseen = 1\.5 must be at least 0 and less than 1"):
+        FedAvg(net(), unseen=1.5)
     with pytest.raises(ValueError, match=r"unseen = 0\.9 of 3 clients must leave one to train; use a smaller share"):
-        list(Full(net(), unseen=0.9).configure_train(1, ArrayRecord(net().state_dict()), ConfigRecord(), Nodes(3, 1)))
+        list(FedAvg(net(), unseen=0.9).configure_train(1, ArrayRecord(net().state_dict()), ConfigRecord(), Nodes(3, 1)))

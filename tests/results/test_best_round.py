@@ -192,7 +192,7 @@ def test_the_mean_is_over_clients_and_over_their_validation_data_alone() -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"patience": -1}, "stop.patience = -1: must be greater than or equal to 0"),
+        ({"patience": -1}, "stop.patience = -1: must be at least 0"),
         ({"patience": 1, "metric": "f1"}, 'stop.metric = "f1": must be'),
         ({"patients": 3}, "unknown key 'stop.patients'; did you mean 'patience'"),
     ],

@@ -96,5 +96,5 @@ def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Mo
 
 
 def test_bad_options_are_named() -> None:
-    with pytest.raises(ValueError, match=r"mix = 1\.5 must be from 0"):
+    with pytest.raises(ValueError, match=r"mix = 1\.5 must be at least 0 and at most 1"):
         Apfl(Mlp(), mix=1.5)

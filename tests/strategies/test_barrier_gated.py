@@ -38,9 +38,9 @@ def decide(strategy: BarrierGated, server_round: int, *barriers: float) -> tuple
     strategy.take_barriers(server_round, dict(zip(("fc1", "fc2", "fc3"), barriers, strict=True)))
     values = {key: value.detach() for key, value in Mlp().state_dict().items()}
     strategy.aggregate(server_round, [ClientUpdate(0, values, 1.0)])
-    strategy._every = 10**6
+    strategy.every = 10**6
     shared = strategy.shared(2).layers
-    strategy._every = 1
+    strategy.every = 1
     return shared
 
 
@@ -214,7 +214,7 @@ def test_in_an_app_that_measures_no_barriers_the_remedy_is_said() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hysteresis": -0.1}, "hysteresis = -0.1 must not be negative"),
+        ({"hysteresis": -0.1}, "hysteresis = -0.1 must be at least 0"),
         ({"budget": 0.0}, "budget = 0.0 must be greater than 0"),
         ({"every": 0}, "every = 0 must be at least 1"),
         ({"examples": 0}, "examples = 0 must be at least 1"),

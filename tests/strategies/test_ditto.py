@@ -77,7 +77,7 @@ def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Mo
 
 
 def test_bad_options_are_named() -> None:
-    with pytest.raises(ValueError, match=r"proximal = -1 must not be negative"):
+    with pytest.raises(ValueError, match=r"proximal = -1 must be at least 0"):
         Ditto(Mlp(), proximal=-1)
     with pytest.raises(ValueError, match=r"personal_epochs = 0 must be at least 1"):
         Ditto(Mlp(), personal_epochs=0)

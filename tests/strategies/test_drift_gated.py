@@ -110,14 +110,14 @@ def test_what_is_exactly_at_the_threshold_is_sent() -> None:
     before = {key: value.double() for key, value in Mlp().state_dict().items()}
     still, moved = ({**before, "fc2.bias": torch.eye(5).double()[0] * size} for size in (0.0, 0.5))
     for threshold, sent in ((0.0, {"fc1", "fc2", "fc3"}), (0.25, {"fc2"}), (0.5, {"fc2"}), (0.75, set())):
-        rule = DriftGated(Mlp(), select="threshold", threshold=threshold, normalise=False).client_rule()
+        rule = DriftGated.make_rule(Mlp(), select="threshold", threshold=threshold, normalise=False)
         finished = rule.finish(SimpleNamespace(params=moved), SimpleNamespace(params=still))  # type: ignore[arg-type]
         assert {key.partition(".")[0] for key in finished.upload or {}} == sent
 
 
 def test_a_share_is_rounded_up_but_not_by_a_rounding_error() -> None:
     layers = torch.nn.Sequential(*[torch.nn.Linear(1, 1) for _ in range(100)])
-    counts = [DriftGated(layers, share=share)._rule.count for share in (0.07, 0.071, 1.0)]
+    counts = [DriftGated.make_rule(layers, share=share).count for share in (0.07, 0.071, 1.0)]
     assert counts == [7, 8, 100]
 
 

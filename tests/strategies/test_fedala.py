@@ -118,12 +118,12 @@ def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Mo
 @pytest.mark.parametrize(
     ("option", "value", "rule"),
     [
-        ("tensors", 0, "from 1 to 6"),
-        ("tensors", 7, "from 1 to 6"),
+        ("tensors", 0, "at least 1"),
+        ("tensors", 7, "at most 6"),
         ("share", 1.5, "greater than 0 and at most 1"),
-        ("rate", -1.0, "must not be negative"),
+        ("rate", -1.0, "must be at least 0"),
         ("threshold", 0.0, "greater than 0"),
-        ("max_epochs", 10, "more than 10"),
+        ("max_epochs", 10, "greater than 10"),
     ],
 )
 def test_bad_options_are_named(option: str, value: float, rule: str) -> None:

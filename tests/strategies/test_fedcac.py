@@ -66,7 +66,7 @@ def test_four_rounds_are_those_of_the_paper(share: float) -> None:
 def test_nobody_is_similar_any_more_after_beta_rounds() -> None:
     play = Play("fedcac", {"beta": 2}, rounds=3, absent={})
     for server_round in play.rounds():
-        others = [len(similar) - 1 for similar in play.strategy._similar.values()]
+        others = [len(similar) - 1 for similar in play.strategy.similar().values()]
         assert any(others) == (server_round < 3)
     for client in range(3):  # what is critical goes on from the client's own model, all else from the average
         mask, personalised = play.kept(client)["critical"], play.personalised(client)

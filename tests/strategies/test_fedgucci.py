@@ -76,5 +76,5 @@ def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path: Path) ->
 def test_bad_options_are_named() -> None:
     with pytest.raises(ValueError, match="anchors = 0 must be at least 1"):
         FedGucci(Mlp(), anchors=0)
-    with pytest.raises(ValueError, match="beta = -1 must not be negative"):
+    with pytest.raises(ValueError, match="beta = -1 must be at least 0"):
         FedGucci(Mlp(), beta=-1)

@@ -104,7 +104,7 @@ def test_with_every_interval_one_it_is_fedavg_bit_by_bit() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"phi": 0}, "phi = 0 must be at least 1"), ({"warm_up": -1}, "warm_up = -1 must not be negative")],
+    [({"phi": 0}, "phi = 0 must be at least 1"), ({"warm_up": -1}, "warm_up = -1 must be at least 0")],
 )
 def test_bad_options_are_rejected(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -52,8 +52,8 @@ def test_layers_are_drawn_without_replacement_with_odds_one_by_their_ratio() -> 
     found: Counter[tuple[str, ...]] = Counter()
     for seed in range(2000):
         strategy = FedLuar(Mlp(), recycled=0.7, seed=seed)  # 2 of 3
-        strategy._ratio = dict(zip(LAYERS, ratios, strict=True))
-        found[strategy._draw(1)] += 1
+        strategy.memory["ratio"] = torch.from_numpy(ratios)
+        found[tuple(layer for layer, drawn in zip(LAYERS, strategy.draw(1).tolist(), strict=True) if drawn)] += 1
     odds = (1 / ratios) / (1 / ratios).sum()
     for one, two in ((0, 1), (0, 2), (1, 2)):
         pair = odds[one] * odds[two] / (1 - odds[one]) + odds[two] * odds[one] / (1 - odds[two])

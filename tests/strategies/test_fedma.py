@@ -205,9 +205,9 @@ def test_a_permutation_that_was_applied_is_not_applied_again(monkeypatch: pytest
     replies = [reply for reply in play.engine.send_and_receive(asked) if reply.metadata.src_node_id != 2]
     play.strategy.step(2, play.strategy.receive(2, replies))
     play.played = 2
-    layer, order = play.strategy._orders[2]
-    assert layer == "fc1"
-    assert order.tolist() != list(range(6))
+    orders = play.strategy.memory["2"]
+    assert set(orders) == {"fc1"}
+    assert orders["fc1"].tolist() != list(range(6))
     own, new = play.kept(2)["model"], play.strategy.global_model
     order = best(-((rows(new, "fc2")[:, None] - rows(own, "fc2")[None]) ** 2).sum(2))
     expected = {**new, "fc3.weight": reordered(own["fc3.weight"], order), "fc3.bias": own["fc3.bias"]}

@@ -66,7 +66,7 @@ def test_with_all_layers_in_each_round_it_is_fedavg_bit_by_bit() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"warm_up": -1}, "warm_up = -1 must not be negative"),
+        ({"warm_up": -1}, "warm_up = -1 must be at least 0"),
         ({"rounds_each": 0}, "rounds_each = 0 must be at least 1"),
         ({"groups": ["fc1", "none"]}, "groups has 'none', which leaves nothing to train; layers are: fc1, fc2, fc3"),
     ],

@@ -67,5 +67,5 @@ def test_with_mu_zero_it_is_fedavg_bit_by_bit() -> None:
 
 
 def test_a_negative_mu_is_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"mu = -0\.1 must not be negative"):
+    with pytest.raises(ConfigError, match=r"mu = -0\.1 must be at least 0"):
         Play("fedprox", {"mu": -0.1})

@@ -50,7 +50,7 @@ def test_the_head_is_trained_with_one_epoch_each() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head_epochs": -1}, "head_epochs = -1 must not be negative"),
+        ({"head_epochs": -1}, "head_epochs = -1 must be at least 0"),
         ({"body_epochs": 0}, "body_epochs = 0 must be at least 1"),
         ({"head": "all"}, "head = 'all' leaves nothing to train in the other layers; layers are: fc1, fc2, fc3"),
         ({"head": "none"}, "head = 'none' leaves nothing to train in the group itself"),

@@ -115,7 +115,9 @@ def test_sequences_have_logits_at_each_position() -> None:
     head = {"weight": torch.ones(CLASSES, width).double(), "bias": torch.arange(CLASSES).double()}
     sets = {"personal_head": head, "classes": {"log_counts": torch.arange(CLASSES).double()}}
     network = Network(predictor)
-    loss = FedRodRule("1", 1e-8).loss(Step(params, sets, {}, tokens, tokens, None, 0, Phase(), LR, network))
+    loss = FedRodRule(predictor, head="1", absent_count=1e-8).loss(
+        Step(params, sets, {}, tokens, tokens, None, 0, Phase(), LR, network)
+    )
     logits = predictor(tokens)
     own = linear(params["0.weight"][tokens], **head).transpose(1, 2)
     balanced_logits = logits + torch.arange(CLASSES)[:, None]

@@ -111,7 +111,7 @@ def test_with_one_endpoint_it_is_fedavg() -> None:
 
 
 def test_points_are_in_the_simplex_and_within_the_region() -> None:
-    rule, stream = Floco(Mlp(), **OPTIONS).client_rule(), np.random.default_rng(0)
+    rule, stream = Floco.make_rule(Mlp(), **OPTIONS), np.random.default_rng(0)
     for centre, whole in (([0.2, 0.5, 0.3], False), ([0.0, 0.1, 0.9], False), ([1 / 3] * 3, True)):
         region = {"region": {"centre": torch.tensor(centre, dtype=torch.float64), "whole": torch.tensor(whole)}}
         points = torch.stack([rule.draw(stream, region)["point"] for _ in range(2000)])

@@ -98,7 +98,7 @@ def test_integer_buffers_stay_and_variances_stay_positive(name: str) -> None:
     play = Play(f"flwr:{name}", OPTIONS[name], sizes=SIZES, model=norm_mlp)
     for server_round in play.rounds():
         there = sorted(play.present(server_round))
-        if hasattr(play.strategy._rule, "current_arrays"):
+        if hasattr(play.strategy.flower, "current_arrays"):
             mean = mean_of([play.uploaded(client) for client in there], [SIZES[client] for client in there])
             torch.testing.assert_close(play.strategy.global_model["bn.running_var"], mean["bn.running_var"])
         assert play.strategy.global_model["bn.running_var"].min() > 0
@@ -118,7 +118,7 @@ def test_a_float32_model_stays_one(name: str) -> None:
 def test_many_arrays_keep_their_order_in_a_checkpoint() -> None:
     rule = FLOWER_RULES["flwr:FedAvgM"](Mlp(), server_momentum=0.5)
     rule.load_state({f"momentum_vector/list/{k}": torch.tensor(float(k)) for k in (10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)})
-    assert [float(value) for value in rule._rule.momentum_vector] == list(range(11))
+    assert [float(value) for value in rule.flower.momentum_vector] == list(range(11))
     assert list(rule.state()) == [f"momentum_vector/list/{k}" for k in range(11)]
 
 
@@ -167,7 +167,7 @@ def test_too_few_updates_are_an_error_with_the_rules_name() -> None:
         play.round(1)
     trimmed = FlowerRule(Mlp(), FedTrimmedAvg(beta=0.4))
     trimmed.set_global_model(dict(Mlp().state_dict()))
-    trimmed._rule.beta = 0.5  # which only a rule's own code could do
+    trimmed.flower.beta = 0.5  # which only a rule's own code could do
     updates = [ClientUpdate(k, dict(Mlp().state_dict()), 1.0) for k in range(2)]
     with pytest.raises(RunError, match=r"Flower's FedTrimmedAvg made nothing of 2 updates: .* beta=0.5 is too large"):
         trimmed.aggregate(1, updates)
@@ -214,7 +214,7 @@ def test_runs_are_named_by_the_options_that_differ_from_flowers_defaults() -> No
     assert len({name_of(), name_of(beta=0.3), name_of(shared="body")}) == 3
     changed = changed_settings(Play("flwr:FedTrimmedAvg", {"beta": 0.3}).config)["strategy"]
     assert changed == {"name": "flwr:FedTrimmedAvg", "beta": 0.3}
-    assert choices.CATALOGUES["strategies"].signature("flwr:FedTrimmedAvg") == 'shared = "all", beta = 0.2'
+    assert choices.CATALOGUES["strategies"].signature("flwr:FedTrimmedAvg") == 'beta = 0.2, shared = "all"'
     text, source = choices.CATALOGUES["strategies"].describe("flwr:FedMedian")
     assert text == "Average one layer group by Flower's Federated Median (FedMedian) strategy."
     assert source == "arXiv 1803.01498, as in Flower."
@@ -224,4 +224,4 @@ def test_flowers_average_is_ours() -> None:
     flower, own = Play("flwr:FedAvg"), Play("full")
     for server_round in flower.rounds():
         assert_close(flower.strategy.global_model, own.round(server_round), tolerance=1e-12)
-    assert isinstance(flower.strategy._rule, FedAvg)
+    assert isinstance(flower.strategy.flower, FedAvg)

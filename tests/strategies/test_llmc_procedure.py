@@ -64,7 +64,7 @@ def test_the_step_size_rises_in_equal_steps_and_falls_by_half_a_cosine() -> None
         ({"epochs": 0}, "epochs = 0 must be at least 1"),
         ({"rounds": 0}, "rounds = 0 must be at least 1"),
         ({"lr": 0.0}, "lr = 0.0 must be greater than 0"),
-        ({"warm_up": 100}, "warm_up = 100 must be at least 0 and less than all 100 epochs"),
+        ({"warm_up": 100}, "warm_up = 100 must be less than all 100 epochs"),
         ({"shared": "fc9"}, "'fc9' matches nothing"),
     ],
 )

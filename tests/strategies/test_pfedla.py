@@ -89,20 +89,23 @@ def test_the_weights_move_towards_who_helps() -> None:
 
     play = Play("pfedla", {"mixer_lr": 0.05}, rounds=8, absent={}, sizes=(8, 8, 8), change=change)
     play.round(1)
-    before = play.strategy._weights_of(0)
+    before = play.strategy.weights_of(0)
     for server_round in range(2, 9):
         play.round(server_round)
-    after = play.strategy._weights_of(0)
+    after = play.strategy.weights_of(0)
     assert after[:, 2].mean() < before[:, 2].mean()
 
 
 def test_with_equal_weights_and_sizes_it_is_fedavg() -> None:
     settings = {"sizes": (6, 6, 6), "absent": {}, "model": norm_mlp}
     play, full = Play("pfedla", {"mixer_lr": 0.0}, **settings), Play("full", **settings)
+    strategy = play.strategy
+    strategy.clients = 3
+    strategy.meet_clients()
+    strategy.memory["mixer"] = {}
     for client in range(3):
-        play.strategy._known = [0, 1, 2]
-        mixer = play.strategy._mixer(client)
-        play.strategy._mixers[client] = mixer | {
+        mixer = strategy.mixer_of(client)
+        strategy.memory["mixer"][str(client)] = mixer | {
             "head": torch.zeros_like(mixer["head"]),
             "head_bias": torch.ones_like(mixer["head_bias"]),
         }
@@ -122,7 +125,8 @@ def test_clients_that_never_train_are_in_no_mixture() -> None:
     strategy = PFedLA(Mlp(), unseen=0.25)
     strategy.set_global_model(Mlp().state_dict())
     strategy.clients = 4
-    known = strategy._clients_that_train(0)
+    strategy.meet_clients()
+    known = strategy.known
     assert len(known) == 3
     assert set(known) < {0, 1, 2, 3}
 
@@ -130,7 +134,7 @@ def test_clients_that_never_train_are_in_no_mixture() -> None:
 def test_a_layer_without_any_weight_stays_the_clients_own() -> None:
     play = Play("pfedla", {"mixer_lr": 0.0})
     play.round(1)
-    mixer = play.strategy._mixers[1]
+    mixer = play.strategy.memory["mixer"]["1"]
     mixer["head"], mixer["head_bias"] = mixer["head"].clone(), mixer["head_bias"].clone()
     mixer["head"][2], mixer["head_bias"][2] = 0, -1
     taken = play.strategy.for_client(2, 1)
@@ -142,7 +146,7 @@ def test_running_statistics_are_mixed_with_their_layer_but_do_not_teach() -> Non
     play = Play("pfedla", {"mixer_lr": 0.0}, model=norm_mlp)
     play.round(1)
     assert "bn.running_var" in play.personalised(0)
-    row = play.strategy._weights_of(0)[1]
+    row = play.strategy.weights_of(0)[1]
     mixed = sum(float(a) * play.uploaded(client)["bn.running_var"] for client, a in enumerate(row))
     torch.testing.assert_close(play.strategy.for_client(2, 0)["bn.running_var"], mixed)
 
@@ -172,8 +176,8 @@ def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(name: str, tmp_pat
         ({"mixer_lr": -0.1}, "mixer_lr = -0.1 must be at least 0"),
         ({"embedding": 0}, "embedding = 0 must be at least 1"),
         ({"hidden": 0}, "hidden = 0 must be at least 1"),
-        ({"local_layers": 0}, "local_layers = 0 must be from 1 to 2; 0 is pfedla"),
-        ({"local_layers": 3}, "local_layers = 3 must be from 1 to 2"),
+        ({"local_layers": 0}, "local_layers = 0 must be at least 1"),
+        ({"local_layers": 3}, "local_layers = 3 must be less than all 3 layers"),
     ],
 )
 def test_bad_options_are_named(options: dict, message: str) -> None:

@@ -97,7 +97,7 @@ def test_bad_options_are_named(option: str, value: float) -> None:
 def test_bad_counts_and_settings_are_named() -> None:
     with pytest.raises(ValueError, match="inner_steps = 0 must be at least 1"):
         PFedMe(Mlp(), inner_steps=0)
-    with pytest.raises(ValueError, match="decay = -1 must not be negative"):
+    with pytest.raises(ValueError, match="decay = -1 must be at least 0"):
         PFedMe(Mlp(), decay=-1)
     with pytest.raises(ConfigError, match=r"local\.momentum"):
         Play("pfedme", local={"momentum": 0.9})

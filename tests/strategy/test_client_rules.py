@@ -11,17 +11,19 @@ from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import run as experiment
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
+from tests.strategies.harness import Play
 
 SOURCE = """
 import torch
-from fedsim.strategy import ClientRule, Finished, LocalPlan, Phase, Strategy
+from fedsim.strategy import ClientRule, Finished, LocalPlan, Option, Phase, Strategy
 
 
 class Sends(ClientRule):
     trained = ("offset",)
 
-    def __init__(self, name, value, upload):
-        self.name, self.value, self.upload = name, value, upload
+    set_name: str
+    value: float
+    upload: str
 
     def start(self, local):
         sets = {"offset": {"shift": torch.zeros(10)}, **local.sets}
@@ -33,23 +35,39 @@ class Sends(ClientRule):
     def finish(self, local, started):
         offset = local.sets["offset"]
         upload = {key: value for key, value in local.params.items() if key.startswith(self.upload)}
-        sent = {self.name: {"shift": offset["shift"] * self.value, "fc2.bias": local.params["fc2.bias"]}}
+        sent = {self.set_name: {"shift": offset["shift"] * self.value, "fc2.bias": local.params["fc2.bias"]}}
         return Finished(local.params, upload, kept={"offset": offset}, sent=sent)
 
 
 class Own(Strategy):
-    def __init__(self, model, set_name="told", value=1.0, upload="", trains="all", **settings):
-        super().__init__(model, **settings)
-        self.rule, self.trains = Sends(set_name, value, upload), trains
-
-    def client_rule(self):
-        return self.rule
+    client_rule = Sends
+    set_name: str = Option("told", "Name of the set that is sent.")
+    value: float = Option(1.0, "Factor of what is sent.")
+    upload: str = Option("", "Beginning of the keys that are sent.")
+    trains: str = Option("all", "Layer group that is trained.")
 
     def local_plan(self, server_round):
         return LocalPlan((Phase(self.trains),))
 
     def sets_for(self, server_round, client):
         return {"hint": {"number": torch.ones(3)}}
+
+
+class Looks(ClientRule):
+    def finish(self, local, started):
+        layers = ("fc1", "fc2", "fc3")
+        return Finished(local.params, metrics={name: float(name in local.shared) for name in layers})
+
+    def personalised(self, local):
+        # In an evaluation, what is shared in the next round.
+        return {key: value * (key.partition(".")[0] in local.shared) for key, value in local.params.items()}
+
+
+class InTurn(Strategy):
+    client_rule = Looks
+
+    def shared(self, server_round):
+        return self.layers.group(f"fc{1 + server_round % 3}")
 """
 
 
@@ -76,6 +94,17 @@ def test_sets_are_kept_trained_sent_and_counted(tiny: Callable[..., Config], pla
         ("told", "-"): {"down": 0, "up": 40},
         ("told", "fc2"): {"down": 0, "up": 40},
     }
+
+
+def test_a_rule_sees_which_layers_are_shared_in_the_round_and_in_the_next_one() -> None:
+    play = Play("own_rule:InTurn", absent={})
+    for server_round in (1, 2, 3):
+        play.round(server_round)
+        shared, following = (f"fc{1 + each % 3}" for each in (server_round, server_round + 1))
+        for update in play.received.updates:
+            assert {name for name in ("fc1", "fc2", "fc3") if update.metrics[name]} == {shared}
+        own = play.personalised(0)
+        assert {key.partition(".")[0] for key, value in own.items() if value.abs().sum()} == {following}
 
 
 def test_passes_forward_and_back_are_counted_by_client(
@@ -125,7 +154,7 @@ def test_a_method_for_plain_sgd_refuses_anything_else(setting: str, tiny: Callab
 def test_options_that_do_not_exist_are_named_with_those_that_do(tiny: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match=r"'strategy.lamda' for 'ditto'.*known are: .*proximal"):
         tiny(strategy={"name": "ditto", "lamda": 1.0})
-    with pytest.raises(ConfigError, match=r"proximal = -1.0 must not be negative"):
+    with pytest.raises(ConfigError, match=r"proximal = -1.0 must be at least 0"):
         experiment.prepare(tiny(strategy={"name": "ditto", "proximal": -1.0}))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import nn
 
 from fedsim.errors import RunError
@@ -16,7 +16,7 @@ from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, LocalPlan, Phase, Precision, Received, Strategy
 from fedsim.strategy.messages import Instructions, decode, encode
 from fedsim.strategy.participants import draw_participants
-from strategies import STRATEGIES, Full, LayerCycle, LayerSet, Local
+from strategies import STRATEGIES, FedAvg, LayerCycle, LayerSet, Local
 
 
 class Nodes(Engine):
@@ -131,8 +131,8 @@ def aggregate(strategy: Strategy, model: nn.Module, updates: list[Params], weigh
 def test_one_round_of_full_equals_flowers_fedavg() -> None:
     model, weights = model_with_buffers(), [3.0, 10.0, 1.0, 7.0]
     updates = random_updates(model, 4)
-    ours = aggregate(Full(model), model, updates, weights)
-    flower = FedAvg(min_available_nodes=4, min_train_nodes=4)
+    ours = aggregate(FedAvg(model), model, updates, weights)
+    flower = FlowerFedAvg(min_available_nodes=4, min_train_nodes=4)
     sent = flower.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), Nodes(4, 1))
     replies = [reply(m, updates[m.metadata.dst_node_id], weights[m.metadata.dst_node_id]) for m in sent]
     arrays, _ = flower.aggregate_train(1, replies)
@@ -147,9 +147,9 @@ def test_one_round_of_full_equals_flowers_fedavg() -> None:
 def test_all_layers_as_a_set_are_full_and_no_layers_are_local() -> None:
     model, weights = model_with_buffers(), [3.0, 10.0, 1.0]
     updates = random_updates(model, 3)
-    full, everything = (aggregate(s, model, updates, weights) for s in (Full(model), LayerSet(model, "all")))
+    full, everything = (aggregate(s, model, updates, weights) for s in (FedAvg(model), LayerSet(model, shared="all")))
     assert all(torch.equal(full[key], everything[key]) for key in full)
-    local, nothing = (aggregate(s, model, updates, weights) for s in (Local(model), LayerSet(model, "none")))
+    local, nothing = (aggregate(s, model, updates, weights) for s in (Local(model), LayerSet(model, shared="none")))
     start = model.state_dict()
     assert all(torch.equal(start[key], local[key]) and torch.equal(start[key], nothing[key]) for key in start)
 
@@ -157,7 +157,7 @@ def test_all_layers_as_a_set_are_full_and_no_layers_are_local() -> None:
 def test_only_the_shared_layers_change_and_travel() -> None:
     model = model_with_buffers()
     updates = random_updates(model, 2)
-    body = aggregate(LayerSet(model, "body"), model, updates, [1.0, 3.0])
+    body = aggregate(LayerSet(model, shared="body"), model, updates, [1.0, 3.0])
     start = model.state_dict()
     assert torch.equal(body["3.weight"], start["3.weight"])
     expected = (updates[0]["0.weight"].double() + 3 * updates[1]["0.weight"].double()) / 4
@@ -167,7 +167,7 @@ def test_only_the_shared_layers_change_and_travel() -> None:
 
 def test_fedbn_keeps_running_statistics_personal() -> None:
     model = model_with_buffers()
-    after = aggregate(LayerSet(model, "!norm"), model, random_updates(model, 2), [1.0, 1.0])
+    after = aggregate(LayerSet(model, shared="!norm"), model, random_updates(model, 2), [1.0, 1.0])
     start = model.state_dict()
     assert {key for key in start if not torch.equal(after[key], start[key])} == {
         "0.weight",
@@ -180,7 +180,7 @@ def test_fedbn_keeps_running_statistics_personal() -> None:
 @pytest.mark.parametrize("buffers", ["personal", "recompute"])
 def test_personal_buffers_do_not_travel(buffers: str) -> None:
     model = model_with_buffers()
-    after = aggregate(Full(model, buffers=buffers), model, random_updates(model, 2), [1.0, 1.0])
+    after = aggregate(FedAvg(model, buffers=buffers), model, random_updates(model, 2), [1.0, 1.0])
     assert torch.equal(after["1.running_mean"], model.state_dict()["1.running_mean"])
     assert not torch.equal(after["1.weight"], model.state_dict()["1.weight"])
 
@@ -238,7 +238,7 @@ def test_the_order_of_the_replies_does_not_matter(name: str) -> None:
 
 
 def test_updates_are_sorted_by_client_whatever_the_order_of_the_replies() -> None:
-    strategy = Full(net())
+    strategy = FedAvg(net())
     sent = configure(strategy, Nodes(4, 1), 1)
     replies = [reply(sent[client], strategy.global_model) for client in (2, 0, 3, 1)]
     received = strategy.receive(1, replies)
@@ -252,7 +252,7 @@ def test_averaging_replies_as_they_come_gives_the_bits_of_averaging_them_togethe
     updates = random_updates(model, 11)
     results = []
     for in_order in (False, True):
-        strategy = Full(model, precision=precision)
+        strategy = FedAvg(model, precision=precision)
         sent = list(strategy.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), Nodes(11, 1)))
         upload = Instructions.read(sent[0].content["config"]).upload
         replies = (reply(sent[k], {key: updates[k][key] for key in upload}, 1.0 + k) for k in range(11) if k != 5)
@@ -265,7 +265,7 @@ def test_averaging_replies_as_they_come_gives_the_bits_of_averaging_them_togethe
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
 
 
-class Clipped(Full):
+class Clipped(FedAvg):
     """A strategy with a rule of its own, which needs all updates at once."""
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
@@ -302,7 +302,7 @@ def test_a_client_keeps_what_it_does_not_share(name: str) -> None:
 
 
 def test_a_fixed_sample_of_the_clients_is_evaluated_if_so_many_are_asked_for() -> None:
-    strategy = Full(net(), evaluate_clients=3)
+    strategy = FedAvg(net(), evaluate_clients=3)
     strategy.set_global_model(net().state_dict())
     chosen = [
         [
@@ -369,7 +369,7 @@ def spoil(message: Message, params: Params, how: str) -> Message | None:
 def test_an_update_that_is_not_valid_is_left_out_with_its_reason(
     how: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    strategy = Full(net())
+    strategy = FedAvg(net())
     sent = configure(strategy, Nodes(3, 1), 1)
     params = {client: {key: torch.tensor([[float(client)]]) for key in strategy.global_model} for client in sent}
     replies = [reply(sent[0], params[0]), spoil(sent[1], params[1], how), reply(sent[2], params[2])]
@@ -380,7 +380,7 @@ def test_an_update_that_is_not_valid_is_left_out_with_its_reason(
 
 
 def test_a_client_that_failed_takes_again_what_it_missed() -> None:
-    strategy, grid = Full(net(), send_initial=False), Nodes(2, 1)
+    strategy, grid = FedAvg(net(), send_initial=False), Nodes(2, 1)
     ones = {"0.weight": torch.ones(1, 1), "1.weight": torch.ones(1, 1)}
     strategy.aggregate_train(1, [reply(m, ones) for m in configure(strategy, grid, 1).values()])
     sent = configure(strategy, grid, 2)
@@ -389,13 +389,13 @@ def test_a_client_that_failed_takes_again_what_it_missed() -> None:
 
 
 def test_a_round_without_a_valid_update_leaves_the_model_as_it_is() -> None:
-    strategy = Full(net())
+    strategy = FedAvg(net())
     sent = configure(strategy, Nodes(2, 1), 1)
     assert strategy.aggregate_train(1, [Message(Error(2, "x"), reply_to=m) for m in sent.values()]) == (None, None)
 
 
 def test_the_first_message_holds_the_initial_model_where_clients_cannot_build_it() -> None:
-    strategy, grid = LayerSet(net(), "head"), Nodes(2, 1)
+    strategy, grid = LayerSet(net(), shared="head"), Nodes(2, 1)
     sent = configure(strategy, grid, 1)
     assert set(sent[0].content["arrays"]) == {"0.weight", "1.weight"}
     strategy.aggregate_train(1, [reply(m, {"1.weight": torch.ones(1, 1)}) for m in sent.values()])
@@ -415,7 +415,7 @@ def test_the_local_plan_and_the_probe_reach_the_client() -> None:
 
 
 def test_evaluation_sends_what_is_taken_and_the_rest_of_the_global_model() -> None:
-    strategy, grid = LayerSet(net(), "head", send_initial=False), Nodes(2, 1)
+    strategy, grid = LayerSet(net(), shared="head", send_initial=False), Nodes(2, 1)
     sent = configure(strategy, grid, 1)
     strategy.aggregate_train(1, [reply(m, {"1.weight": torch.ones(1, 1)}) for m in sent.values()])
     for message in strategy.configure_evaluate(1, strategy.arrays, ConfigRecord(), grid):
@@ -424,7 +424,7 @@ def test_evaluation_sends_what_is_taken_and_the_rest_of_the_global_model() -> No
 
 
 def test_evaluation_metrics_are_weighted_by_examples() -> None:
-    strategy, grid = Full(net()), Nodes(2, 1)
+    strategy, grid = FedAvg(net()), Nodes(2, 1)
     configure(strategy, grid, 1)
     replies = []
     for message, (weight, accuracy) in zip(
@@ -442,7 +442,7 @@ def test_a_node_stays_the_same_client_when_others_appear() -> None:
         def get_node_ids(self) -> Iterable[int]:
             return self.nodes
 
-    strategy, grid = Full(net(), min_available_nodes=2), Growing(2, 1)
+    strategy, grid = FedAvg(net(), min_available_nodes=2), Growing(2, 1)
     assert list(configure(strategy, grid, 1)) == [50, 70]
     grid.nodes = (10, 50, 70)
     assert list(configure(strategy, grid, 2)) == [50, 70, 10]
@@ -458,7 +458,7 @@ def test_a_node_stays_the_same_client_when_others_appear() -> None:
 )
 def test_options_out_of_range_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Full(net(), **options)
+        FedAvg(net(), **options)
 
 
 # Participation.
@@ -489,7 +489,7 @@ def test_every_client_takes_part_equally_often() -> None:
 
 
 def test_an_array_that_did_not_change_is_not_encoded_again() -> None:
-    strategy = LayerSet(net(), "head")
+    strategy = LayerSet(net(), shared="head")
     configure(strategy, Nodes(1, 1), 1)
     before: dict[str, Array] = dict(strategy.arrays)
     strategy.step(1, Received([ClientUpdate(0, {"1.weight": torch.ones(1, 1)}, 1.0)]))
@@ -499,7 +499,7 @@ def test_an_array_that_did_not_change_is_not_encoded_again() -> None:
 
 
 def test_a_plain_flower_client_may_change_what_it_gets() -> None:
-    strategy = Full(net())
+    strategy = FedAvg(net())
     sent = configure(strategy, Nodes(2, 1), 1)
     for value in sent[0].content["arrays"].to_torch_state_dict().values():
         value.fill_(7)

@@ -320,9 +320,9 @@ def test_on_a_cpu_with_one_client_or_a_model_that_is_no_cohort_clients_train_alo
 
 
 def test_a_cohort_that_runs_out_of_memory_is_not_chosen() -> None:
-    class Full(FakeGauge):
+    class FedAvg(FakeGauge):
         def seconds(self, work: Callable[[], object]) -> float:
             raise torch.OutOfMemoryError("full")
 
     model = perceptron()
-    assert choose_cohort(model, vectors(model, 5, 9), WHOLE, NESTEROV, gauge=Full(1.0, 0.1, 1000)) == 1
+    assert choose_cohort(model, vectors(model, 5, 9), WHOLE, NESTEROV, gauge=FedAvg(1.0, 0.1, 1000)) == 1

@@ -40,7 +40,8 @@ def taken_from(message: Message) -> Params:
 def local_of(federation: Federation, message: Message, context: Context, ahead: int = 0) -> Local:
     """Return a client with what the message brings, as its rule sees it so many rounds ahead of the message."""
     client, config = client_of(context), federation.config
-    server_round = int(messages.settings_of(message.content)[messages.SERVER_ROUND]) + ahead
+    settings = messages.settings_of(message.content)
+    server_round = int(settings[messages.SERVER_ROUND]) + ahead
     kept, brought = (messages.sets_of(content) for content in (context.state, message.content))
     own, taken = own_model(federation, context), taken_from(message)
     sets = {name: messages.decode(record) for name, record in (kept | brought).items()}
@@ -56,6 +57,7 @@ def local_of(federation: Federation, message: Message, context: Context, ahead: 
         settings=config.local,
         rng=rng(config.seed, "rule", server_round, client),
         network=Network(federation.model()),
+        shared=tuple(dict.fromkeys(map(federation.layers.of_key, settings.get(messages.UPLOAD, ())))),
     )
 
 

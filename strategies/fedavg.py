@@ -3,7 +3,7 @@
 from fedsim.strategy import Strategy
 
 
-class Full(Strategy):
+class FedAvg(Strategy):
     """Average all layers every round: FedAvg.
 
     References

@@ -1,0 +1,153 @@
+"""What a class that researchers extend declares, and what it overrides: options that check themselves, known hooks."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from fedsim.errors import ConfigError
+from fedsim.options import explain_rule, shown, suggest
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+PositiveShare = Annotated[float, Gt(0), Le(1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+GIVEN = ("model", "inputs")  # parameters of a method's constructor that the run supplies
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An option of a class: its default and what it is.
+
+    Parameters
+    ----------
+    text
+        Begins with a noun that says what the option is.
+    name
+        Name of the option where that is not the attribute's.
+    by_run
+        Whether the run supplies it, so that it is no option of the ``[strategy]`` table.
+    """
+
+    default: Any
+    text: str
+    name: str = ""
+    by_run: bool = False
+
+
+def Option(default: Any, text: str) -> Any:  # noqa: N802 (reads like the field that it declares)
+    """Declare an option of a method: ``mu: NonNegative = Option(0.01, "Weight of the proximal term.")``.
+
+    Its type checks it, in a config as well as in Python; its text documents it in ``fedsim list``.
+    """
+    return Declared(default, text)
+
+
+def Setting(default: Any, text: str) -> Any:  # noqa: N802
+    """Declare a setting that every method has and the run supplies."""
+    return Declared(default, text, by_run=True)
+
+
+def declared(owner: type) -> dict[str, tuple[str, Any, Declared]]:
+    """Return attribute, type and declaration of each option of a class by its name, those of the base first.
+
+    A class that sets the attribute of a base's option to a plain value changes its default.
+    """
+    hints, found = get_type_hints(owner, include_extras=True), dict[str, Declared]()
+    for base in reversed(owner.__mro__):
+        for attribute, value in vars(base).items():
+            if isinstance(value, Declared):
+                found[attribute] = value
+            elif attribute in found and not callable(value):
+                found[attribute] = Declared(value, found[attribute].text, found[attribute].name)
+    # The layer group comes last, as every method that has one has the same.
+    ordered = sorted(found.items(), key=lambda item: bool(item[1].name))
+    return {
+        each.name or attribute: (attribute, str if each.name else hints[attribute], each) for attribute, each in ordered
+    }
+
+
+def schema(owner: type, *, by_run: bool = False) -> type[BaseModel]:
+    """Return the record that checks the options of a class, or also those that the run supplies.
+
+    Parameters of its constructor are options too.
+    """
+    fields: dict[str, Any] = {}
+    for name, (_, hint, option) in declared(owner).items():
+        if by_run or not option.by_run:
+            fields[name] = (hint, _field(hint, option.default, option.text))
+    hints = get_type_hints(owner.__init__, include_extras=True)  # type: ignore[misc]
+    for name, parameter in inspect.signature(owner).parameters.items():
+        is_option = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if is_option and not by_run and name not in (*GIVEN, *declared(owner)):
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[name] = (hints.get(name, Any), _field(hints.get(name), default, ""))
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return create_model("Options", __config__=config, **fields)
+
+
+def _field(hint: Any, default: Any, text: str) -> Any:
+    # TOML has lists only, so a tuple is the one type that is not taken strictly.
+    return Field(default, description=text or None, strict=False if get_origin(hint) is tuple else None)
+
+
+def check_options(owner: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of each option of a class, by name: the given one, or its default.
+
+    Raises
+    ------
+    TypeError
+        For an unknown option.
+    ValueError
+        For a value of a wrong type or out of range.
+    """
+    known = declared(owner)
+    for name in options.keys() - known.keys():
+        raise TypeError(f"{owner.__name__} has no option {name!r}{suggest(name, known)}")
+    record = schema(owner, by_run=True)
+    try:
+        values = record.model_validate(dict(options))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        raise ValueError(f"{name} = {shown(problem['input'])} {explain_rule(problem, record)}") from None
+    return {name: getattr(values, name) for name in known}
+
+
+def check_overrides(owner: type, base: type, hooks: Collection[str]) -> None:
+    """Check the methods that a class adds to its bases: that none is a misspelt hook, nor one with other arguments.
+
+    Raises
+    ------
+    ConfigError
+        If one is.
+    """
+    known = {name for ancestor in owner.__mro__[1:] for name in vars(ancestor)}
+    for name, method in vars(owner).items():
+        if not inspect.isfunction(method) or name.startswith("_"):
+            continue
+        where = f"{owner.__name__}.{name}"
+        if name in hooks:
+            expected = list(inspect.signature(getattr(base, name)).parameters)
+            if not _takes(method, len(expected)):
+                raise ConfigError(f"{where}{inspect.signature(method)} must take ({', '.join(expected)})")
+        elif name not in known and (close := difflib.get_close_matches(name, hooks, n=1, cutoff=0.8)):
+            raise ConfigError(
+                f"{where} is no hook; did you mean {close[0]!r}? A method that is not meant as a hook needs another "
+                "name, such as one with a leading underscore"
+            )
+
+
+def _takes(method: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(method).bind(*[None] * count)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,224 @@
+"""Flower's side of every method: messages out, replies in."""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from torch import nn
+
+from fedsim.models.averaging import WeightedMean
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
+from fedsim.strategy import messages
+from fedsim.strategy.hooks import Hooks
+from fedsim.strategy.messages import Instructions, TensorArray
+from fedsim.strategy.participants import draw_evaluated, draw_participants, draw_unseen
+from fedsim.strategy.replies import read_metrics, read_update, weighted_metrics
+from fedsim.strategy.updates import Received
+from fedsim.training import Sets
+
+NODE_POLL_SECONDS = 0.5
+logger = logging.getLogger(__name__)
+
+
+class Strategy(Hooks, FlowerStrategy):
+    """Federated averaging of the layers that `shared` names; clients keep all others.
+
+    A client takes the layers that the server has averaged since that client last took part, and sends the layers that
+    are shared in the round. By default all layers are shared, which is FedAvg. A method overrides a few of the hooks of
+    `fedsim.strategy.hooks.Hooks`.
+    """
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._seen: Sequence[int] = ()
+        self._node_of: list[int] = []
+        self._clients: dict[int, int] = {}
+        self._participants: list[int] = []
+        self._arrays = ArrayRecord()
+
+    # A round.
+
+    def receive(self, server_round: int, replies: Iterable[Message], *, in_order: bool = False) -> Received:
+        """Check the replies of a round.
+
+        Parameters
+        ----------
+        in_order
+            Say that the replies come in the order of the clients and that nobody needs the updates' layers. If
+            `aggregate` is the default, they are averaged as they come, so that memory does not grow with their number.
+        """
+        received = Received(left_out=dict.fromkeys(self._participants, "it did not reply"))
+        every: dict[LayerGroup, Params] = {}
+        mean = WeightedMean(self.dtype) if in_order and type(self).aggregate is Hooks.aggregate else None
+        for reply in replies:
+            client = self._clients[reply.metadata.src_node_id]
+            group = self.shared_by(server_round, client)
+            if group not in every:
+                every[group] = {key: self.global_model[key] for key in self.keys(group)}
+            try:
+                update = read_update(client, reply, every[group], partial=self.partial)
+            except ValueError as error:
+                received.left_out[client] = str(error)
+                continue
+            received.left_out.pop(client, None)
+            if mean is not None:
+                mean.add(update.shared, update.num_examples)
+                update = replace(update, shared={}, probe={}, sets={})
+            received.updates.append(update)
+        for client, reason in received.left_out.items():
+            logger.warning("round %d: client %d is left out of the average: %s", server_round, client, reason)
+        # A float sum depends on its order, and replies come in any.
+        received.updates.sort(key=lambda update: update.client)
+        if mean is not None and received.updates:
+            received.average = mean.result()
+        return received
+
+    def set_global_model(self, model: Params) -> None:
+        """Make ``model``, with all entries of the state dict, the global model; a tied tensor under its first name."""
+        before = self.global_model
+        super().set_global_model(model)
+        # Entries that did not change keep their encoded form.
+        encoded = {
+            key: self._arrays[key] if key in self._arrays and before[key] is value else TensorArray(value)
+            for key, value in self.global_model.items()
+        }
+        self._arrays = messages.record_of(encoded)
+
+    @property
+    def arrays(self) -> ArrayRecord:
+        """The global model as a Flower record."""
+        return self._arrays
+
+    # Flower's interface.
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Write a message to each participant; nodes count as clients from 0, in the order of their ids."""
+        self._take(arrays)
+        nodes = self._nodes(grid)
+        self._participants = draw_participants(self.seed, server_round, len(nodes), self.participation, self.unseen)
+        self.clients = len(nodes)
+        self._upload = self.keys(self.shared(server_round))
+        kept = self.layers.keys(self.kept(server_round))
+        self._keep = (*kept, *(key for key in self.global_model if key not in kept and key not in self._upload))
+        plan = self.local_plan(server_round)
+        probe, measure = (bool(config.get(name, False)) for name in (messages.PROBE, messages.MEASURE))
+        settings: dict[LayerGroup, ConfigRecord] = {}
+        records, sent = _Records(self), []
+        for client in self._participants:
+            group = self.shared_by(server_round, client)
+            if group not in settings:  # one record for all: a message costs little beside what it carries
+                instructions = Instructions(server_round, self.keys(group), self._keep, plan, probe, measure)
+                settings[group] = ConfigRecord({**config, **instructions.write()})
+            content = {messages.ARRAYS: records.of(self._down(server_round, client))}
+            content |= records.sets(self.sets_for(server_round, client))
+            sent.append(_message(nodes[client], MessageType.TRAIN, content, settings[group]))
+        return sent
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the valid replies; clients that failed are left out with a warning."""
+        received = self.receive(server_round, replies)
+        if not received.updates:
+            return None, None
+        self.step(server_round, received)
+        metrics = weighted_metrics([(update.num_examples, update.metrics) for update in received.updates])
+        return self.arrays, messages.measurements(metrics)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Write a message to each client that is evaluated: what it would take next, and the global model's rest."""
+        self._take(arrays)
+        nodes = self._nodes(grid)
+        # What clients will share next, as their rules begin the next round to be evaluated.
+        upload = list(self.keys(self.shared(server_round + 1)))
+        settings = ConfigRecord({**config, messages.SERVER_ROUND: server_round, messages.UPLOAD: upload})
+        settings_unseen = ConfigRecord({**settings, messages.UNSEEN: True})
+        unseen = set(draw_unseen(self.seed, len(nodes), self.unseen))
+        records, evaluations = _Records(self), []
+        for client in draw_evaluated(self.seed, len(nodes), self.evaluate_clients, self.unseen):
+            taken = self._down(server_round + 1, client)
+            rest = {key: value for key, value in self.global_model.items() if taken.get(key) is not value}
+            content = {messages.ARRAYS: records.of(taken), messages.GLOBAL: records.of(rest)}
+            content |= records.sets(self.sets_for(server_round + 1, client))
+            chosen = settings_unseen if client in unseen else settings
+            evaluations.append(_message(nodes[client], MessageType.EVALUATE, content, chosen))
+        return evaluations
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return each metric's mean over clients, weighted by examples."""
+        metrics = [read_metrics(reply) for reply in replies if reply.has_content()]
+        weighted = [(values.pop(messages.NUM_EXAMPLES, 0.0), values) for values in metrics]
+        return messages.measurements(weighted_metrics(weighted)) if weighted else None
+
+    def summary(self) -> None:
+        """Log the layers that are shared in the first round."""
+        group = self.shared(1)
+        logger.info("%s shares %d of %d layers in round 1", type(self).__name__, len(group), len(self.layers))
+
+    def _take(self, arrays: ArrayRecord) -> None:
+        """Adopt arrays that were handed in from outside, as Flower's own loop does in round 1."""
+        if arrays is not self._arrays:
+            self.set_global_model(messages.decode(arrays))
+
+    def _nodes(self, grid: Grid) -> Sequence[int]:
+        """Return the node of each client; a node stays the same client even if others appear later."""
+        # fedsim's engines give a range, which is compared with the last one in no time, however long it is.
+        while len(nodes := _sequence(grid.get_node_ids())) < self.min_available_nodes:
+            logger.info("waiting for nodes: %d of %d are there", len(nodes), self.min_available_nodes)
+            time.sleep(NODE_POLL_SECONDS)
+        if nodes != self._seen:
+            for node in sorted(set(nodes) - self._clients.keys()):
+                self._clients[node] = len(self._clients)
+            self._seen, self._node_of = nodes, list(self._clients)
+        return self._node_of
+
+    def _down(self, server_round: int, client: int) -> Params:
+        own = self.for_client(server_round, client)
+        first = self.send_initial and self.exchange.last_round_of(client) == 0
+        return self.global_model | own if first else own
+
+
+class _Records:
+    """The parts of a global model that travel in a round as Flower records: clients that take the same share one."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._model, self._arrays = strategy.global_model, strategy.arrays
+        self._known: dict[tuple[str, ...], ArrayRecord] = {}
+        self._known_sets: dict[tuple[object, ...], ArrayRecord] = {}
+
+    def of(self, part: Params) -> ArrayRecord:
+        if any(value is not self._model.get(key) for key, value in part.items()):
+            return messages.encode(part)  # a client's own
+        keys = tuple(part)
+        if keys not in self._known:
+            self._known[keys] = messages.record_of({key: self._arrays[key] for key in keys})
+        return self._known[keys]
+
+    def sets(self, sets: Sets) -> dict[str, ArrayRecord]:
+        """Return named parameter sets as records; those with the same tensors share one."""
+        found = {}
+        for name, entries in sets.items():
+            same = (name, *(id(value) for value in entries.values()))
+            if same not in self._known_sets:  # which also holds the tensors, so that no other has their identities
+                self._known_sets[same] = messages.encode(dict(entries))
+            found[name] = self._known_sets[same]
+        return found
+
+
+def _sequence(nodes: Iterable[int]) -> Sequence[int]:
+    return nodes if isinstance(nodes, range) else list(nodes)
+
+
+def _message(node: int, kind: str, records: Mapping[str, ArrayRecord], settings: ConfigRecord) -> Message:
+    content = RecordDict({**records, messages.CONFIG: settings})
+    return Message(content=content, dst_node_id=node, message_type=kind, group_id=str(settings[messages.SERVER_ROUND]))

@@ -1,0 +1,328 @@
+"""What a method decides on the server: pure hooks of a round and its updates, without Flower."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Gt, Le
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from fedsim.contract import Count, Decay, Declared, Setting, check_options, check_overrides, declared, schema
+from fedsim.errors import ConfigError, RunError
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.layers import LayerGroup, Layers
+from fedsim.models.params import Params, combine, flatten, unflatten
+from fedsim.strategy.exchange import Exchange
+from fedsim.strategy.participants import draw_unseen
+from fedsim.strategy.updates import ClientUpdate, Received, check_average
+from fedsim.training import ClientRule, LocalPlan, Sets
+
+Buffers = Literal["shared", "personal", "recompute"]
+Precision = Literal["float64", "float32"]
+# A tree of tensors; branches are named by text.
+Memory = dict[str, Any]
+HOOKS = (
+    *("shared", "aggregate", "kept", "shared_by", "local_plan", "fine_tuning", "for_client", "sets_for"),
+    *("prepare", "measurable", "take_barriers", "state", "load_state"),
+)
+
+
+@dataclass(frozen=True)
+class Measurable:
+    """What a strategy wants to know of a round's models as uploaded: the barrier of each layer.
+
+    Parameters
+    ----------
+    on
+        Each client's own validation data (``clients``), or a sample of those of all clients (``server``).
+    layers
+        Layers that are measured.
+    examples
+        Largest number of examples of each client, or in the sample.
+    """
+
+    on: Literal["clients", "server"]
+    layers: LayerGroup
+    examples: int
+
+
+class Hooks:
+    """What a method decides on the server; `fedsim.strategy.Strategy` adds Flower's messages to it.
+
+    A method's options are declared in its class: ``mu: NonNegative = Option(0.01, "Weight of the proximal term.")``.
+    The class keyword ``shared="all"`` gives it the option ``shared``, a layer group, with that default.
+
+    Parameters
+    ----------
+    model
+        A model of the architecture that is trained; only its layers are read.
+    inputs
+        Inputs that the server holds, shape [n, ...], as the model takes them: for methods that trace the model or
+        measure it. The others need none.
+    **options
+        The options and settings that the class declares.
+
+    Attributes
+    ----------
+    client_rule
+        Class of what clients do beyond the plan; they build it themselves, from the method's options.
+    group
+        The layers that are shared unless `shared` says otherwise: what the option ``shared`` names, or all.
+    parameters
+        State-dict keys of the model's parameters, without buffers.
+    global_model
+        The server's model, all entries of the state dict.
+    memory
+        What the method remembers between rounds, as a tree of tensors. It is in every checkpoint, and before
+        `aggregate` it is on the device of the updates, as the global model is.
+    exchange
+        When each layer was averaged and each client took part: what a client takes follows from it.
+    clients
+        Number of clients, known from the first round on.
+    partial
+        Whether a client may leave out some of the layers that it was asked for, and send more sets or fewer than
+        others; `aggregate` must then be the strategy's own.
+
+    Raises
+    ------
+    TypeError
+        If an option is unknown.
+    ValueError
+        If an option is out of range, or a layer group cannot be read.
+    """
+
+    client_rule: ClassVar[type[ClientRule]] = ClientRule
+    partial: ClassVar[bool] = False
+
+    participation: Annotated[float, Gt(0), Le(1)] = Setting(
+        1.0, "Share of the clients that train in a round, of those that are not unseen."
+    )
+    seed: int = Setting(0, "Seed of the participants of all rounds.")
+    buffers: Buffers = Setting(
+        "shared",
+        "Running statistics: averaged with their layer (shared), kept by the client (personal), or computed from the "
+        "client's training data again (recompute).",
+    )
+    min_available_nodes: Count = Setting(1, "Nodes to wait for before a round: Flower's appear one after the other.")
+    send_initial: bool = Setting(
+        True,
+        "Whether a client's first message holds every layer. A client that can build the initial model itself, as "
+        "fedsim's do from the seed, needs only those that were averaged since.",
+    )
+    precision: Precision = Setting("float64", "Precision of the sums in the average.")
+    evaluate_clients: Count | None = Setting(
+        None, "Number of clients that are evaluated, the same in each round, and as many unseen ones at most; else all."
+    )
+    unseen: Decay = Setting(0.0, "Share of the clients that never train, at least one if it is not 0.")
+
+    def __init_subclass__(cls, shared: str | None = None, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if shared is not None:
+            text = "Layer group that is averaged, in the layer language."
+            cls.group = Declared(shared, text, name="shared")  # type: ignore[assignment]
+        if not isinstance(cls.client_rule, type):
+            raise ConfigError(f"{cls.__name__}.client_rule must be the class of the clients' rule, not a function")
+        check_overrides(cls, Hooks, HOOKS)
+
+    group: LayerGroup
+
+    def __init__(self, model: nn.Module, *, inputs: Tensor | None = None, **options: Any) -> None:
+        values = check_options(type(self), options)
+        self.layers = Layers.of(model)
+        for name, (attribute, _, _) in declared(type(self)).items():
+            setattr(self, attribute, values[name])
+        self.group = self.layers.group(values.get("shared", "all"))
+        self.parameters = self.layers.keys(self.layers.names, buffers=False)
+        self.model, self.inputs = model, inputs
+        self.global_model: Params = {}
+        self.memory: Memory = {}
+        self.clients = 0
+        self.exchange = Exchange(self.layers.names)
+        self._upload: tuple[str, ...] = ()
+        self._keep: tuple[str, ...] = ()
+        self.prepare()
+
+    # Hooks: pure functions of the round and the updates.
+
+    def prepare(self) -> None:
+        """Check options that depend on each other or the model, and build what other hooks need."""
+
+    def shared(self, server_round: int) -> LayerGroup:
+        """Return the layers that clients send and the server averages in this round."""
+        return self.group
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        """Return the new value of the shared layers; by default the mean weighted by examples.
+
+        Parameters
+        ----------
+        updates
+            At least one, sorted by client, all with the same keys and shapes and finite.
+        """
+        return self.average(updates)
+
+    def kept(self, server_round: int) -> LayerGroup:
+        """Return the layers whose value a client keeps for itself: by default those that it does not share.
+
+        It takes a shared layer from the server before it needs it again, so that what a strategy stores for each
+        client is its personal layers. A strategy whose clients need their own value of a shared layer, or whose
+        `aggregate` leaves one out, keeps that layer too.
+        """
+        shared = set(self.shared(server_round))
+        return LayerGroup("kept", tuple(name for name in self.layers.names if name not in shared))
+
+    def shared_by(self, server_round: int, client: int) -> LayerGroup:
+        """Return the layers of `shared` that this client sends: by default all of them.
+
+        Where clients send different layers, `aggregate` must be the strategy's own.
+        """
+        return self.shared(server_round)
+
+    def local_plan(self, server_round: int) -> LocalPlan:
+        """Return what clients do in this round; by default they train all layers."""
+        return LocalPlan()
+
+    def fine_tuning(self) -> str:
+        """Return the layer group that a client fine-tunes once training is over: by default all layers."""
+        return "all"
+
+    def for_client(self, server_round: int, client: int) -> Params:
+        """Return what a client takes from the server when it next takes part, at the earliest in ``server_round``.
+
+        By default the layers that were averaged since it last took part, or ever if it never has.
+        """
+        return {key: self.global_model[key] for key in self.keys(self.exchange.taken_by(client))}
+
+    def sets_for(self, server_round: int, client: int) -> Sets:
+        """Return the named parameter sets that the client's rule gets from the server besides layers of the model.
+
+        They travel in each round in which the client takes part, and count as traffic.
+        """
+        return {}
+
+    def measurable(self, server_round: int) -> Measurable | None:
+        """Return which layers' barriers the strategy wants before it aggregates this round: by default none."""
+        return None
+
+    def take_barriers(self, server_round: int, barriers: Mapping[str, float]) -> None:
+        """Take the barriers that `measurable` asked for.
+
+        Parameters
+        ----------
+        barriers
+            By layer: by how many nats a client's loss rises if the layer comes from the average of the uploaded models,
+            in the mean over the clients, weighted by training examples.
+        """
+
+    def state(self) -> Params:
+        """Return what the strategy remembers between rounds, as named tensors for a checkpoint: its `memory`."""
+        return flatten(self.memory)
+
+    def load_state(self, state: Params) -> None:
+        """Take the memory that `state` returned."""
+        self.memory = unflatten(state)
+
+    # What hooks are made of.
+
+    def average(self, updates: Sequence[ClientUpdate], weights: Sequence[float] | None = None, of: str = "") -> Params:
+        """Return the mean of what clients have sent.
+
+        Parameters
+        ----------
+        weights
+            Weight of each client; its number of examples if not given.
+        of
+            Name of a parameter set; the shared layers if not given.
+        """
+        members = [update.sets[of] if of else update.shared for update in updates]
+        weights = [update.num_examples for update in updates] if weights is None else weights
+        return weighted_mean(members, weights, self.dtype)
+
+    def toward(self, mean: Params, share: float) -> Params:
+        """Return parameters that go a share of the way from the global model to ``mean``, and buffers of ``mean``."""
+        return {
+            key: torch.lerp(self.global_model[key], value, share) if key in self.parameters else value
+            for key, value in mean.items()
+        }
+
+    @property
+    def clients_that_train(self) -> list[int]:
+        """All clients that are not unseen, as many as there are known to be."""
+        unseen = draw_unseen(self.seed, self.clients, self.unseen)
+        return [client for client in range(self.clients) if client not in unseen]
+
+    def keys(self, layers: Iterable[str]) -> tuple[str, ...]:
+        """Return the state-dict keys of layers that travel: parameters, and buffers where these are shared."""
+        return self.layers.keys(layers, buffers=self.buffers == "shared")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the sums in the average."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    @classmethod
+    def option_schema(cls) -> type[BaseModel]:
+        """Return the record that checks the options of ``[strategy]``."""
+        return schema(cls)
+
+    @classmethod
+    def make_rule(cls, model: nn.Module, inputs: Tensor | None = None, **options: Any) -> ClientRule:
+        """Build what clients do beyond the plan, as a client does: from the method's options alone."""
+        known = {name: value for name, value in options.items() if name in declared(cls)}
+        return cls.client_rule(model, inputs, **options | check_options(cls, known))
+
+    # A round.
+
+    def step(self, server_round: int, received: Received) -> None:
+        """Average valid updates into the global model, and remember who took part and what was averaged.
+
+        Raises
+        ------
+        RunError
+            If `aggregate` returns something that is not a part of the model, or leaves out what clients do not keep.
+        """
+        if not received.updates:
+            return
+        where = f"{type(self).__name__}.aggregate"
+        if received.average is None:
+            self._join_(received.updates)
+            averaged: object = self.aggregate(server_round, received.updates)
+        else:
+            averaged = received.average
+        new = check_average(averaged, self.global_model, where)
+        if lost := set(self._upload) - set(self._keep) - new.keys():
+            raise RunError(
+                f"{where} returns no value for {min(lost)!r}, which clients have shared and do not keep; return one, "
+                f"or let {type(self).__name__}.kept name its layer"
+            )
+        self.set_global_model(combine(self.global_model, new))
+        took_part = [update.client for update in received.updates]
+        self.exchange.note(server_round, map(self.layers.of_key, new), took_part)
+
+    def progress(self) -> Params:
+        """Return who took part when and what was averaged when, as named tensors for a checkpoint."""
+        return {
+            "averaged_in": torch.tensor([self.exchange.averaged_in.get(name, -1) for name in self.layers.names]),
+            "last_round": torch.from_numpy(self.exchange.last_round),
+        }
+
+    def load_progress(self, progress: Params) -> None:
+        """Take what `progress` returned."""
+        rounds = zip(self.layers.names, progress["averaged_in"].tolist(), strict=True)
+        self.exchange.averaged_in = {name: server_round for name, server_round in rounds if server_round >= 0}
+        self.exchange.last_round = progress["last_round"].numpy().copy()
+
+    def set_global_model(self, model: Params) -> None:
+        """Make ``model``, with all entries of the state dict, the global model; a tied tensor under its first name."""
+        # A second name would keep its old value when the first is averaged, and a client would load the old one.
+        self.global_model = {key: value for key, value in model.items() if key not in self.layers.aliases}
+
+    def _join_(self, updates: Sequence[ClientUpdate]) -> None:
+        """Move what the server holds to where the updates are: after a restart it comes from the disk."""
+        parts = [part for update in updates for part in (update.shared, *update.sets.values())]
+        device = next((value.device for part in parts for value in part.values()), None)
+        if device is not None:
+            self.global_model = {key: value.to(device) for key, value in self.global_model.items()}
+            self.memory = unflatten({path: value.to(device) for path, value in flatten(self.memory).items()})
