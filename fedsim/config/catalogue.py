@@ -1,17 +1,15 @@
 """One kind of thing that can be chosen by name: its entries, their options, and how one is made."""
 
-import importlib
 import inspect
 import re
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from fedsim.config.custom import load_custom
 from fedsim.config.names import canonical, meant
 from fedsim.config.tables import Choice
 from fedsim.errors import ConfigError
@@ -59,7 +57,7 @@ class Catalogue:
         """
         self.check_name(name)
         name = self.canonical(name)
-        return self.entries[name] if name in self.entries else self._custom(name)
+        return self.entries[name] if name in self.entries else load_custom(name, self._where(name))
 
     def canonical(self, name: str) -> str:
         """Return the name of the entry that is meant: case does not matter, and ``-`` is ``_``."""
@@ -75,7 +73,7 @@ class Catalogue:
         """
         if self.canonical(name) in self.entries:
             return
-        where = f"{self.table}.{self.key} = {name!r}"
+        where = self._where(name)
         if reason := self.refused.get(canonical(name, self.refused)):
             raise ConfigError(f"{where} cannot be used: {reason}")
         module, colon, _ = name.partition(":")
@@ -85,19 +83,8 @@ class Catalogue:
             guess = f"did you mean {found!r}? " if (found := meant(name, names)) else ""
             raise ConfigError(f"{where} is unknown; {guess}known are: {', '.join(names)}")
 
-    def _custom(self, name: str) -> Callable[..., Any]:
-        where, (module, _, attribute) = f"{self.table}.{self.key} = {name!r}", name.partition(":")
-        if (folder := str(Path.cwd())) not in sys.path:
-            sys.path.append(folder)
-        try:
-            entry = getattr(importlib.import_module(module), attribute)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"{where} cannot be imported from {folder}: {error}") from error
-        if not callable(entry):
-            raise ConfigError(f"{where} must be a function or a class, and is a {type(entry).__name__}")
-        return entry
+    def _where(self, name: str) -> str:
+        return f"{self.table}.{self.key} = {name!r}"
 
     def options(self, choice: Choice, *, exclude_defaults: bool = False) -> dict[str, Any]:
         """Check the options of a choice and return them, with or without those that are left at their defaults.

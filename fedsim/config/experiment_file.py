@@ -7,6 +7,7 @@ from typing import Any
 
 from fedsim.config.choices import CATALOGUES, resolve
 from fedsim.config.config import Config
+from fedsim.config.custom import reload_changed
 from fedsim.config.toml import Changes, plain_settings, read_key, read_toml, with_settings
 from fedsim.errors import ConfigError
 
@@ -69,7 +70,9 @@ def read_experiment(
     config = Config.parse(with_settings(found, changes), source)
     for each in config.runs(source):
         for catalogue in CATALOGUES.values():
-            catalogue.check_name(getattr(getattr(each, catalogue.table), catalogue.key))
+            chosen = getattr(getattr(each, catalogue.table), catalogue.key)
+            catalogue.check_name(chosen)
+            reload_changed(chosen)
     return Experiment(config, name or NAME, source)
 
 

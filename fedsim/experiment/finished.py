@@ -1,5 +1,6 @@
 """Runs, comparisons and partitions as Python and notebooks show them."""
 
+import csv
 import html
 import io
 import json
@@ -142,7 +143,9 @@ class Comparison:
     @property
     def table(self) -> pd.DataFrame:
         """The values with full precision, and the half-widths of their 95 % intervals."""
-        return pd.read_csv(io.StringIO(self.csv), float_precision="round_trip")
+        names, *rows = csv.reader(io.StringIO(self.csv))
+        columns = {name: _numbers(texts) for name, texts in zip(names, zip(*rows, strict=True), strict=True)}
+        return pd.DataFrame(columns).astype({"seeds": int})
 
     def __repr__(self) -> str:
         return _text(self.text)
@@ -184,6 +187,14 @@ class Partition:
 
     def _repr_html_(self) -> str:
         return self.heterogeneity.describe().to_html()
+
+
+def _numbers(texts: Sequence[str]) -> Sequence[str | float]:
+    """Return the cells of a column as numbers, NaN where they are empty; as they are if one is a text."""
+    try:
+        return [float(text or "nan") for text in texts]
+    except ValueError:
+        return texts
 
 
 def _table(runs: Sequence[Result]) -> Table:

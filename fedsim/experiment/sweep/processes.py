@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 STOP_SECONDS = 5.0  # a process that was told to stop and has not is killed
@@ -100,9 +102,10 @@ class _Process(Generic[Task]):
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)  # type: ignore[attr-defined]
         if HAS_FORKSERVER:  # what is forked ignores what the server ignores; its imports may take seconds
             _ensure_server()
-            self.process.start()
+            with _script_hidden():
+                self.process.start()
         else:
-            with _interrupts_ignored():
+            with _interrupts_ignored(), _script_hidden():
                 self.process.start()
         theirs.close()
         self._task: Task
@@ -143,11 +146,25 @@ def _ensure_server() -> None:
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
     """Let what is started here ignore Ctrl-C, which a terminal sends to all: the parent alone ends the others."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread sets what a signal does
+        return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _script_hidden() -> Iterator[None]:
+    """Keep a new process from running the user's script once more: all that it works on comes from modules."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _serve(connection: Connection, work: Callable[[Any, Emit], Any]) -> None:

@@ -1,6 +1,7 @@
 """What the user sees while runs go on: bars with an estimate on a terminal, else one line per round."""
 
 import logging
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
@@ -23,7 +24,7 @@ class Progress:
     """
 
     def __init__(self, runs: int, rounds: int) -> None:
-        self._console = Console(stderr=True)
+        self._console = _console()
         self._bars = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -81,6 +82,14 @@ class Progress:
     def end(self, name: str) -> None:
         """Take the bar of a run away."""
         self._bars.remove_task(self._tasks.pop(name))
+
+
+def _console() -> Console:
+    """Return stderr; a notebook shows bars where it has ipywidgets, else lines."""
+    console = Console(stderr=True)
+    if console.is_jupyter and not find_spec("ipywidgets"):
+        return Console(stderr=True, force_jupyter=False, force_terminal=False)
+    return console
 
 
 def _accuracy(name: str, value: float | None) -> str:
