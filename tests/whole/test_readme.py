@@ -53,6 +53,17 @@ def test_its_experiment_runs_with_each_of_its_own_parts(
     assert len(list(tmp_path.glob("runs/my_experiment/*/DONE"))) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_its_python_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    block = re.search(r"```python\n(import fedsim\n.*?)```", PAGES[ROOT / page], flags=re.DOTALL)
+    assert block
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block[1], page, "exec"), {})
+    assert len(list(tmp_path.glob("runs/quickstart/*/DONE"))) == 4
+
+
 def test_the_readme_takes_at_most_150_lines() -> None:
     assert len(README.splitlines()) <= 150
 
