@@ -30,7 +30,7 @@ from fedsim.analysis.mixing.average import with_average
 from fedsim.analysis.mixing.groups import named_groups
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Mix, list_mixes
-from fedsim.analysis.samples.measurement import REFERENCES
+from fedsim.analysis.samples.per_example import REFERENCES
 from fedsim.data import DATA
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params

@@ -9,7 +9,7 @@ from .models import Models
 from .perturbations import perturbations
 from .robustness import robustness
 from .samples.bands import peaks
-from .samples.measurement import Measurement
+from .samples.per_example import Measurement
 from .similarity import similarity
 from .spectra import principal_angles, spectra
 from .stitching import stitching

@@ -1,4 +1,4 @@
-"""Layer-wise barriers: what it costs to replace or mix some layers of a model by those of another.
+"""Layer-wise barriers: the cost of replacing or mixing some layers of a model by those of another.
 
 Adilova et al. 2024, Layer-wise linear mode connectivity, arXiv 2307.06966.
 """
@@ -16,7 +16,7 @@ from fedsim.analysis.mixing.groups import Groups, named_groups
 from fedsim.analysis.mixing.mixes import Against, Mix, Part, Recipe, list_mixes, parts_of, recipe_of
 from fedsim.analysis.models import Models
 from fedsim.analysis.samples.bands import check_level, with_bands
-from fedsim.analysis.samples.measurement import REFERENCES, Comparisons, Measurement, tabulate
+from fedsim.analysis.samples.per_example import REFERENCES, Comparisons, Measurement, tabulate
 from fedsim.analysis.samples.tolerance import Estimates, estimate, strata_of
 from fedsim.models.layers import Layers
 
@@ -35,7 +35,8 @@ def barriers(
     """Measure the loss and error of mixed models, and the barriers against each reference.
 
     A mixed model is model ``base`` whose layers of ``group`` are ``(1 - t) * base + t * other``. Models are
-    evaluated in eval mode.
+    evaluated in eval mode. Like all measurements, this can also be called as ``barriers(model, states, inputs,
+    targets)``, with the fields of `Models` and `Data` as keywords.
 
     Parameters
     ----------
@@ -47,10 +48,10 @@ def barriers(
     ts
         Interpolation coefficients in [0, 1], instead of those defaults.
     references
-        What the barriers are measured against; ``swap_ends`` also needs models at t = 1.
+        References of the barriers; ``swap_ends`` also needs models at t = 1.
     bands
-        A level such as 0.95 for confidence bands, which hold for all rows of a column together. Examples are resampled
-        within their classes, as if they had been drawn with the classes' shares given.
+        Level of confidence bands, such as 0.95, which hold for all rows of a column together. Examples are resampled
+        within their classes, for the given shares of the classes.
 
     Returns
     -------
@@ -59,10 +60,10 @@ def barriers(
         mixed model was evaluated on n, and for ``loss`` and ``error`` the mixed model's mean minus each reference, with
         its paired standard error ``_se`` and the ends of its band, ``_low`` and ``_high``:
 
-        - ``_mean_ends``: the mean of the models' own, weighted over all states for the average, plain over the two
-          for a pair (the paper's definition);
+        - ``_mean_ends``: the mean of the models' own values, weighted over all states for the average, unweighted over
+          the two for a pair (the paper's definition);
         - ``_swap_ends``: ``(1 - t)`` times the base's own and ``t`` times that of the base with the whole group from
-          ``other`` (the path that Theorem 4.1 speaks of), so 0 at t = 0 and t = 1;
+          ``other`` (the path of Theorem 4.1), so 0 at t = 0 and t = 1;
         - ``_own_base``: the base's own;
         - ``_chord``: ``(1 - t)`` times the base's own and ``t`` times the other's; NaN against the average.
 
@@ -134,7 +135,7 @@ def count_evaluations(
     ts: Sequence[float] | None = None,
     references: Sequence[str] = REFERENCES,
 ) -> int:
-    """Return how many different models `barriers` evaluates, of which those with parts in common share work."""
+    """Return the number of different models that `barriers` evaluates; models with common parts share work."""
     layers = Layers.of(model)
     mixes = list_mixes(named_groups(layers, groups), states, against, ts)
     return len(_positions(mixes, parts_of(layers, "interpolate"), states, references))

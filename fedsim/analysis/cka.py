@@ -30,7 +30,7 @@ def cka(
     Parameters
     ----------
     models
-        At least two; `fedsim.analysis.connectivity.connectivity` says what their features are.
+        Two or more models; for their features, see `fedsim.analysis.connectivity.connectivity`.
     inputs
         Inputs as the model takes them, shape [n, ...], on the model's device.
     pairs
@@ -42,9 +42,9 @@ def cka(
     Returns
     -------
     pandas.DataFrame
-        One row per layer and pair: ``layer, base, other, n, cka``: 1 if the features are alike up to an orthogonal map
-        and a factor, about 0 if they are independent. The estimate is not clipped. It is NaN where a model's features
-        are all alike.
+        One row per layer and pair: ``layer, base, other, n, cka``: 1 if the features are equal up to an orthogonal map
+        and a factor, about 0 if they are independent. The estimate is not clipped. It is NaN where a model has the same
+        features for all examples.
 
     Raises
     ------

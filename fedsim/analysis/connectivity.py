@@ -37,12 +37,13 @@ def connectivity(
     ts: Sequence[float] = (0.5,),
     additivity_ts: Sequence[float] = (0.5,),
 ) -> pd.DataFrame:
-    """Measure, layer by layer, how close the features of a mixed model are to the mix of its ends' features.
+    """Measure, layer by layer, how close the features of a mixed model are to the mix of the features of its ends.
 
-    The mixed model is ``(1 - t) * base + t * other``, running statistics included. The features of a layer are what it
-    gives after what follows without weights, an activation or a pooling, as a vector; those of the last layer are the
-    outputs. Where branches are added up or concatenated there are features too, under the name of the block. Of several
-    in one layer or block, as where it is used again, the last has its name and those before are ``name:1``, ``name:2``.
+    The mixed model is ``(1 - t) * base + t * other``, including running statistics. The features of a layer are its
+    outputs after the operations without weights that follow, such as an activation or pooling, as a vector; those of
+    the last layer are the outputs of the model. Where branches are added or concatenated there are features, too, under
+    the name of the block. If a layer or block has several, for instance because it is used again, the last has its name
+    and the earlier ones are ``name:1``, ``name:2``.
 
     Parameters
     ----------
@@ -67,16 +68,16 @@ def connectivity(
           0, and 0 where one is;
         - ``cosine_ends``: between the features of the ends themselves, the baseline;
         - ``ratio``: 1 minus the mean cosine over 1 minus the mean of the baseline; NaN where the ends' features agree;
-        - ``coefficient``: by what the mix of features must be multiplied to come closest to those of the mixed model;
+        - ``coefficient``: the factor by which the mix of features comes closest to those of the mixed model;
         - ``additivity``: the distance between the features of mixed values before an activation and the mix of
-          features; NaN where nothing follows that is not affine;
+          features; NaN where all that follows is affine;
         - ``commutativity``: the distance, over all examples together, between ``W_A H_A + W_B H_B`` and
           ``W_A H_B + W_B H_A`` for weights W and inputs H of a linear or convolutional layer, with
-          ``weight_distance`` and ``feature_distance``, those between the weights and between the inputs, to compare it
-          with; NaN for other layers, and for those that take the model's inputs.
+          ``weight_distance`` and ``feature_distance``, those between the weights and between the inputs, for
+          comparison; NaN for other layers, and for those that take the model's inputs.
 
-        Distances are squared and over the product of the norms: 0 between zeros; examples where one of the two is 0
-        have none, as they have no coefficient where the mix of features is, and are left out of the mean.
+        Distances are squared and divided by the product of the norms, and 0 between zeros. Examples where one of the
+        two is 0 have no distance, and those where the mix of features is 0 no coefficient; the means leave them out.
 
         With ``average`` there is, for each layer, also a row with base and other -1 and t 1: the average of all models
         against the weighted average of all features, with the weighted mean over all pairs as a baseline; its last
@@ -90,8 +91,8 @@ def connectivity(
 
     Notes
     -----
-    A pair costs two passes for its ends, which its other pairs share, one for each t, and one for commutativity, at
-    most. Of a model that `torch.fx` cannot trace, the features are what the modules of its layers give, and additivity
+    A pair costs at most two passes for its ends, which other pairs share, one for each t, and one for commutativity.
+    For a model that `torch.fx` cannot trace, the features are the outputs of the modules of its layers, and additivity
     is NaN. The released code takes the absolute value of the inner product, so that features of opposite signs agree.
 
     References

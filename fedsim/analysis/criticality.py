@@ -1,4 +1,4 @@
-"""Criticality of layers: what it costs a model to go back to where it started, layer by layer.
+"""Criticality of layers: the cost of resetting a model to where it started, layer by layer.
 
 Zhang, Bengio and Singer 2022, Are all layers created equal?, arXiv 1902.01996.
 """
@@ -21,8 +21,8 @@ def criticality(models: Models, start: Params, data: Data, *, groups: Groups = "
     Parameters
     ----------
     models
-        With ``normalisation`` ``interpolate``, running statistics are put back with their layer; with ``base`` they
-        stay; with ``recompute`` they are those on ``calibration``.
+        Models; with ``normalisation`` ``interpolate``, running statistics are reset with their layer, with ``base``
+        they are kept, and with ``recompute`` they are those on ``calibration``.
     start
         State dict that the models started from, such as a round's.
     groups

@@ -20,7 +20,7 @@ from fedsim.training.evaluation import Evaluation
 def interaction(
     models: Models, data: Data, *, against: Against = "average", t: float | None = None, pairwise: bool = False
 ) -> pd.DataFrame:
-    """Measure how barriers of single layers fail to add up to the barrier of them together.
+    """Measure how far the barriers of single layers are from adding up to the barrier of all of them.
 
     With D(S) the loss of the base with the layers S moved minus the base's own, the interaction is D(all) minus the
     sum of the D(k) of each layer k, and that of two layers is D(k and l) - D(k) - D(l). It is negative where layers
@@ -33,13 +33,13 @@ def interaction(
     t
         How far layers move towards the other; by default 1 for the average, 1/2 for pairs.
     pairwise
-        Whether to measure each two layers as well; their number is quadratic in that of the layers.
+        Whether to measure all pairs of layers as well; their number is quadratic in that of the layers.
 
     Returns
     -------
     pandas.DataFrame
-        One row per base and other, with ``first`` and ``second`` empty, and one per two layers of these names, the
-        first nearer to the input: ``base, other, t, first, second, n, loss_interaction, error_interaction``, the last
+        One row per base and other, with ``first`` and ``second`` empty, and one per pair of layers, the first nearer to
+        the input: ``base, other, t, first, second, n, loss_interaction, error_interaction``, the last
         two with paired standard errors ``_se``.
 
     Raises
@@ -50,7 +50,7 @@ def interaction(
     Notes
     -----
     For a quadratic loss the interaction of two layers is the displacement of one, times the Hessian's block of the two,
-    times the displacement of the other, and that of all layers is the sum over all two.
+    times the displacement of the other, and that of all layers is the sum over all pairs.
     """
     names = models.layers.names
     models.compared(against)
@@ -86,6 +86,6 @@ def _change(
     mix: Mix,
     moved: tuple[str, ...],
 ) -> Tensor:
-    """Return what moving some layers changes, losses and errors of each example, shape [2, n]."""
+    """Return the changes by moving some layers: losses and errors of each example, shape [2, n]."""
     after, before = evaluated[recipes[mix, moved]], evaluated[recipes[mix, ()]]
     return torch.stack([after.losses - before.losses, after.errors - before.errors])

@@ -56,7 +56,7 @@ def robustness(
     Returns
     -------
     pandas.DataFrame
-        Two rows per mixed model, its ``direction`` ``average`` (towards ``other``, whatever it is) and ``random``:
+        Two rows per mixed model, with ``direction`` ``average`` (towards ``other``, also in pairs) and ``random``:
         ``group, base, other, t, direction, draws, n, loss, error``, means over the n examples and the draws;
         ``loss_own_base`` and ``error_own_base``, minus the base's own; ``loss_spread`` and ``error_spread``, standard
         deviations over the draws, NaN for fewer than two.
@@ -70,7 +70,7 @@ def robustness(
     Notes
     -----
     The released code draws a new direction for each t of its vision transformers; here a draw is a line. The perturbed
-    models of all draws are in memory together up to half a GiB, beyond it in several passes.
+    models of all draws are in memory together, up to half a GiB; more take several passes.
     """
     named = named_groups(models.layers, groups, models.seed)
     *states, average = models.compared(against)
@@ -106,7 +106,7 @@ def robustness(
 def _perturbed(
     models: Sequence[Params], ends: Sequence[Pair], layers: Sequence[Layer], seed: int, draw: int
 ) -> list[Params]:
-    """Return the base of each pair with each layer as far away as the other's, in one random direction for all."""
+    """Return the base of each pair with each layer moved as far as to the other's, in one random direction for all."""
     perturbed = [dict(models[base]) for base, _ in ends]
     for layer in layers:
         noise = gaussian(layer, models[0], seed, "robustness", draw)

@@ -1,4 +1,4 @@
-"""How each measure of `fedsim.analysis.suite` is made, where several are made of the same models and data."""
+"""The measures of `fedsim.analysis.suite`, called with common settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ class Settings:
     Parameters
     ----------
     data
-        Examples; what is measured of weights alone needs none.
+        Examples; measures of weights alone need none.
     groups, against, ts
         As in `fedsim.analysis.barriers`. Features are compared at those ``ts`` that are neither 0 nor 1, or halfway if
         there are none.
     start
         State dict that the models started from, if they have one.
     bases
-        The models whose weights are measured, -1 for the average; by default all without it.
+        Models whose weights are measured, -1 for the average; by default all states without it.
     """
 
     data: Data | None = None
@@ -53,7 +53,7 @@ class Settings:
 
     @property
     def against_once(self) -> Against:
-        """What models are compared with where both directions of a pair give the same."""
+        """What models are compared with if both directions of a pair give the same."""
         if isinstance(self.against, str):
             return self.against
         first = {frozenset(pair): pair for pair in reversed(self.against)}

@@ -26,7 +26,7 @@ def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None =
     Parameters
     ----------
     models
-        At least two.
+        Two or more models.
     inputs
         Inputs as the model takes them, shape [n, ...], on the model's device.
     pairs
@@ -60,7 +60,7 @@ def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None =
 
 
 def _count(model: nn.Module, states: Sequence[Params], batches: Iterable[Tensor], ends: Sequence[Pair]) -> Tensor:
-    """Count what is the same, and of how many: classes and probabilities, shape [2, pairs, 2], int64."""
+    """Count equal values, and all values: classes and probabilities, shape [2, pairs, 2], int64."""
     # Each thread's own: for a call, the parameters of the module itself are exchanged.
     model = copy.deepcopy(model).eval()
     counts = torch.zeros(2, len(ends), 2, dtype=torch.int64)

@@ -65,17 +65,17 @@ def principal_angles(models: Models, *, pairs: Sequence[Pair] | None = None, k: 
     Parameters
     ----------
     models
-        At least two.
+        Two or more models.
     pairs
         Pairs (base, other); by default all, each once.
     k
-        Singular vectors that span a subspace, at most as many as the matrix has.
+        Number of singular vectors that span a subspace, at most as many as the matrix has.
 
     Returns
     -------
     pandas.DataFrame
-        Two rows per matrix and pair: ``layer, base, other, k, side``; ``left`` for what the layer gives, ``right`` for
-        what it takes; ``largest`` and ``mean`` of the angles, and ``angles``, a list from the largest to the smallest,
+        Two rows per matrix and pair: ``layer, base, other, k, side``; ``left`` for the layer's outputs, ``right`` for
+        its inputs; ``largest`` and ``mean`` of the angles, and ``angles``, a list from the largest to the smallest,
         in radians from 0 to pi / 2.
 
     Raises

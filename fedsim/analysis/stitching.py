@@ -1,4 +1,4 @@
-"""Stitching: the first layers of one model under the last layers of another, with nothing trained in between.
+"""Stitching: the first layers of one model followed by the last layers of another, without training.
 
 Zhou et al. 2023, Going beyond linear mode connectivity, arXiv 2307.08286, section 5.
 """
@@ -27,7 +27,7 @@ def stitching(models: Models, data: Data, *, against: Against = "average") -> pd
     Returns
     -------
     pandas.DataFrame
-        One row per layer but the last and pair: ``layer, base, other, n, loss, error``, and ``loss_ends`` and
+        One row per layer, except the last, and pair: ``layer, base, other, n, loss, error``, and ``loss_ends`` and
         ``error_ends``, the means of the two models' own. Layers are in the order in which the model uses them, if it
         can be traced; of parallel branches the one that is used later comes later.
 
@@ -65,7 +65,7 @@ def stitching(models: Models, data: Data, *, against: Against = "average") -> pd
 
 
 def _order(models: MixedModels, inputs: Tensor, names: Sequence[str]) -> list[str]:
-    """Return the layers in the order of their first use; what cannot be traced, or is not used, in the model's own."""
+    """Return the layers in the order of their first use, or in the model's order if they are not traced or not used."""
     first: dict[str, int] = {}
     for i, operation in enumerate(models.operations(inputs) or ()):
         for part in operation.parts:

@@ -1,4 +1,4 @@
-"""Robustness to noise within the space that training went through, and to noise outside of it.
+"""Robustness to noise inside the space that training went through, and outside of it.
 
 Adilova et al. 2024, Layer-wise linear mode connectivity, arXiv 2307.06966, figure 5. The released notebook differs:
 its checkpoints are one and the same tensor, so that its training space has two dimensions; its noise is positive; and
@@ -44,7 +44,7 @@ def subspace_robustness(
     Parameters
     ----------
     trajectories
-        For each of the models, two or more, its checkpoints up to itself: state dicts that do not share memory.
+        Checkpoints of each of two or more models, up to the model itself: state dicts that do not share memory.
     groups
         As in `fedsim.analysis.barriers.barriers`.
     sigmas
@@ -59,8 +59,8 @@ def subspace_robustness(
     pandas.DataFrame
         One row per group, direction (``training``, ``null``, ``average``) and sigma: ``group, direction, sigma, draws,
         n, loss, error``, means over the n examples and the draws, and ``loss_spread`` and ``error_spread``, standard
-        deviations over the draws, NaN for fewer than two. Where there is no such direction, since models are equal or
-        training went everywhere, ``draws`` is 0 and the rest NaN.
+        deviations over the draws, NaN for fewer than two. Where there is no such direction, because models are
+        equal or training went everywhere, ``draws`` is 0 and the rest NaN.
 
     Raises
     ------

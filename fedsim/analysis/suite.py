@@ -1,4 +1,4 @@
-"""What can be measured of models besides their barriers, and what each measure needs: the one table of measures.
+"""The table of measures: what can be measured of models besides their barriers, and what each measure needs.
 
 Settings are checked with it, so that nothing heavy is imported here: a measure's function is imported when it is used.
 """
@@ -41,12 +41,12 @@ class Measure:
     compares
         Whether models are compared with their average, and chosen pairs with each other.
     any_order
-        Whether it does not depend on the order of the units of any model, so that matching them changes nothing.
+        Whether it is independent of the order of the units of each model, so that matching changes nothing.
     by_layer
-        Whether its table has a row for each layer and takes nothing but models and data, so that it can be measured of
-        checkpoints from anywhere.
+        Whether its table has rows by layer, and needs only models and data, so that it can be measured for any
+        checkpoints.
     least_models, least_examples
-        The least numbers that it can be measured of.
+        Smallest numbers of models and examples that it can be measured with.
     """
 
     name: MeasureName

@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 
 from fedsim.analysis.mixing.mixes import Mix
 from fedsim.analysis.samples.bands import peaks, resampled_means, resampling_weights, simultaneous, with_bands
-from fedsim.analysis.samples.measurement import Comparisons, Measurement, tabulate
+from fedsim.analysis.samples.per_example import Comparisons, Measurement, tabulate
 from fedsim.seeds import rng
 
 TS = (0.0, 0.25, 0.5, 1.0)

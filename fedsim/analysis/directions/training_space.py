@@ -28,9 +28,9 @@ class _Sums:
     products
         Inner products of the checkpoints' differences to the origin, shape [checkpoints, checkpoints].
     noise
-        Those with the noise of each draw, shape [checkpoints, draws].
+        Inner products with the noise of each draw, shape [checkpoints, draws].
     rounding
-        A squared length that the rounding of all checkpoints may have.
+        Squared length that rounding errors of all checkpoints may have.
     """
 
     size: int
@@ -72,7 +72,7 @@ class TrainingSpace:
         self._sums = {layer: self._sums_of(layer) for layer in layers}
 
     def split(self, layers: Sequence[Layer], draw: int) -> tuple[Vectors | None, Vectors | None]:
-        """Return noise in the parameters of layers within the space, and outside of it; None where there is no room."""
+        """Return noise in the parameters of layers inside the space, and outside of it; None for an empty part."""
         size, rank, weights = self._projection(layers)
         inside, outside = {}, {}
         for layer in layers:
@@ -85,7 +85,7 @@ class TrainingSpace:
         return self._projection(layers)[1]
 
     def _projection(self, layers: Sequence[Layer]) -> tuple[int, int, Tensor]:
-        """Return the number of parameters, the rank, and of which checkpoints the noise within the space consists."""
+        """Return the number of parameters, the rank, and the weights of checkpoints in the noise inside the space."""
         total = sum((self._sums[layer] for layer in layers), self._none())
         squares, vectors = torch.linalg.eigh(total.products)
         kept = squares > max(NEGLIGIBLE**2 * float(squares.max()), total.rounding)

@@ -1,4 +1,4 @@
-"""Commutativity: whether the weights of two models can be exchanged under the features that they take.
+"""Commutativity: whether the weights of two models can be exchanged between their inputs.
 
 Zhou et al. 2023, Going beyond linear mode connectivity, arXiv 2307.08286, section 5.
 """
@@ -41,7 +41,7 @@ class Commutativity:
         Parameters
         ----------
         of
-            Values of each model of the pairs.
+            Values of each model that is in a pair.
         """
         if site.module is None:
             return np.zeros((len(self._ends), 6))

@@ -1,4 +1,4 @@
-"""Features: what the layers of several models give for batches of the same examples."""
+"""Features: the outputs of the layers of several models for batches of the same examples."""
 
 import copy
 import logging
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class Walks:
-    """Finds how to go through a model, once for each shape of its inputs.
+    """Ways to run a model layer by layer, found once for each shape of its inputs.
 
-    A model that `torch.fx` can trace is run operation by operation. The features of any other model are what its
-    layers' modules give, with a line in the log.
+    A model that `torch.fx` can trace is run operation by operation. The features of any other model are the outputs of
+    its layers' modules, with a line in the log.
     """
 
     def __init__(self, tracer: Tracer) -> None:
@@ -67,7 +67,7 @@ class Features:
     Parameters
     ----------
     walks
-        How to go through the models' architecture.
+        Ways to run the models' architecture.
     states
         State dicts; sources are indices into them, -1 the last.
     inputs
@@ -122,12 +122,12 @@ class Features:
         return self._walk.finish(self._local.root, site, value)
 
     def map(self, function: Callable[[Tensor], T], size: int | None = None) -> list[T]:
-        """Return what a function gives for batches of the inputs, in their order.
+        """Return the results of a function for batches of the inputs, in order.
 
         Parameters
         ----------
         size
-            Examples of a batch, all about equally large; by default as many as fit into the memory.
+            Number of examples in a batch, about the same for all; by default as many as fit into the memory.
         """
         on_cpu = self._inputs.device.type == "cpu"
         each = max(1.0, self._walk.size * len(self._list))

@@ -43,7 +43,7 @@ def angular_gap(first: Tensor, second: Tensor, distance: Tensor) -> Tensor:
 
 
 def coefficient(first: Tensor, second: Tensor, distance: Tensor) -> Tensor:
-    """Return by what the second vector must be multiplied to come closest to the first, from norms as above.
+    """Return the factor by which the second vector comes closest to the first, from norms as above.
 
     It is 1 where both vectors are 0, and infinite where the second is.
     """

@@ -1,4 +1,4 @@
-"""How linear the features of a layer are between models: what connectivity averages, example by example."""
+"""How linear the features of a layer are between models, example by example."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -19,7 +19,7 @@ class Linearity:
     Parameters
     ----------
     of
-        What each model gives.
+        Values of each model.
     """
 
     def __init__(self, features: Features, site: Site, of: dict[Source, Values]) -> None:

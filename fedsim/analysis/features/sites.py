@@ -29,7 +29,7 @@ class Site:
     module
         The linear or convolutional module, if it is one whose input depends on weights.
     weight, bias
-        State-dict keys of that module's own; empty if it has none.
+        State-dict keys of that module; empty if it has none.
     bends
         Whether what follows the operation, without weights, is not affine.
     """
@@ -71,7 +71,7 @@ def sites_of(operations: Sequence[Operation], root: nn.Module, results: Sequence
 
 
 def fixed_operations(operations: Sequence[Operation]) -> list[bool]:
-    """Tell for each operation whether its result is the same whatever the weights."""
+    """Return for each operation whether its result is independent of the weights."""
     fixed: list[bool] = []
     for each in operations:
         fixed.append(not each.parts and all(fixed[k] for k in each.inputs))
@@ -114,7 +114,7 @@ def _module_of(node: fx.Node) -> str:
 
 
 def _bends(operation: Operation, root: nn.Module, like: Tensor) -> bool:
-    """Tell whether the tail is not affine, from what it does to the middle of two points."""
+    """Return whether the tail is not affine, from what it does to the midpoint of two points."""
     if not operation.tail:
         return False
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Ways to run several models on the same examples, layer after layer, and to see what each layer gives."""
+"""Ways to run several models on the same examples, layer after layer, with the outputs of each layer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -17,11 +17,11 @@ from fedsim.models.params import Params, first_keys
 
 
 class DifferentCallsError(ValueError):
-    """A model that calls its layers in another way for other inputs or weights."""
+    """A model that calls its layers differently for other inputs or weights."""
 
 
 class Values(NamedTuple):
-    """What a model gives at a site.
+    """The values of a model at a site.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Walk(Protocol):
     sites
         Where features are taken, in forward order.
     size
-        Bytes that are kept of an example at a time.
+        Most bytes that are kept of one example.
     prefers_channels_last
         Whether images are stored with their channels last.
     """
@@ -135,7 +135,7 @@ class OperationWalk:
                     del kept[k]
 
     def _peak(self) -> float:
-        """Return the most bytes per example that are kept of one model at a time."""
+        """Return the most bytes per example that are kept of one model."""
         live, peak = {0: self._operations[0].size}, 0.0
         for i, each in enumerate(self._operations[1:], 1):
             live[i] = each.finished_size

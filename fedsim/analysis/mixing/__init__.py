@@ -1,1 +1,1 @@
-"""Models with some layers of another model, evaluated with no operation done twice."""
+"""Models with some layers of another model, evaluated without repeating any operation."""

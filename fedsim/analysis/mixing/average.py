@@ -1,4 +1,4 @@
-"""The models that a measurement compares: states that fit the model and, last, their weighted average."""
+"""The models that a measurement compares: states of one architecture and, last, their weighted average."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -20,11 +20,11 @@ def with_average(
     Parameters
     ----------
     model
-        What the states must fit; a tensor that it has under several names stands once in the result.
+        Architecture of the states; a tensor with several names is once in the result.
     weights
         One positive number per state; by default all alike.
     against
-        What the states are compared with; ``pairs`` needs two of them.
+        What the states are compared with; ``pairs`` needs at least two states.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""In which batches the results of a plan are computed, such that few of them must be copied."""
+"""The batches in which the results of a plan are computed, so that few of them must be copied."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from fedsim.models.graph import Operation
 
 
 class Place(NamedTuple):
-    """Where a result lies: in which of its operation's batches, and as which of the models in it."""
+    """Where a result is: the batch of its operation, and the position among the models in it."""
 
     batch: int
     position: int
@@ -39,7 +39,7 @@ class Call:
     sources
         Sources of the operation's parts, one each.
     arguments
-        For each of its inputs.
+        Results that it takes, for each of its inputs.
     """
 
     sources: tuple[int, ...]
@@ -71,7 +71,7 @@ class Step:
     Parameters
     ----------
     kept_before_tail
-        Batches that are needed as they are before the tail too, for blendings.
+        Batches that blendings also need before the tail.
     """
 
     batches: tuple[Call | Blending, ...]
@@ -86,11 +86,11 @@ def schedule(
     Parameters
     ----------
     n
-        Examples.
+        Number of examples.
     bytes_at_a_time
-        That the widest input or result of a batch should have at most.
+        Upper limit for the widest input or result of a batch.
     rows
-        That a matrix product should have at least, so that its weights are read for more than a few examples.
+        Lower limit for the rows of a matrix product, so that its weights are read for more than a few examples.
     """
     places: list[list[Place]] = [[Place(0, 0)]]
     steps = []
@@ -152,7 +152,7 @@ def _step(
 
 
 def _with_ends(batches: Sequence[Call | Blending]) -> tuple[Call | Blending, ...]:
-    """Tell each blending which batches no later one needs."""
+    """Return the blendings with the batches that no later one needs."""
     needed_later: set[int] = set()
     reversed_batches: list[Call | Blending] = []
     for batch in reversed(batches):

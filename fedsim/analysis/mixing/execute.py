@@ -30,14 +30,14 @@ class Execution:
     states
         State dicts.
     n
-        Examples of a run; the last may have fewer.
+        Number of examples of a run; the last may have fewer.
     kept_bytes
-        How many bytes of mixed weights are kept from one run to the next.
+        Bytes of mixed weights to keep from one run to the next.
 
     Attributes
     ----------
     outputs
-        For each of the plan's recipes, which of the distinct outputs is its own.
+        Position of the output of each of the plan's recipes among the distinct ones.
     """
 
     def __init__(

@@ -37,9 +37,9 @@ class MixedModels:
     """Models whose parts come from several states.
 
     A model that `torch.fx` can trace, and that treats the examples of a batch one by one, is evaluated operation by
-    operation: results that several models have in common are computed once, and what is affine in its weights is not
-    computed for mixes of weights whose ends it is computed for. Any other model is evaluated as a whole, with a line in
-    the log; the numbers are the same to float tolerance.
+    operation: results that several models have in common are computed once, and operations that are affine in their
+    weights are not run for mixes of weights if they are run for both ends. Any other model is evaluated as a whole,
+    with a line in the log; the numbers are the same to float tolerance.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ class MixedModels:
         return sum(plan.total(traced.flops) for _, plan in plans)
 
     def changed_share(self, layers: Iterable[str]) -> float:
-        """Return which share of a forward pass must be repeated when these layers change: at first, all of it.
+        """Return the share of a forward pass that must be repeated when these layers change: at first, all of it.
 
         The share is known once the model has been evaluated.
         """
@@ -167,7 +167,7 @@ class MixedModels:
         return self._known
 
     def _plans(self, operations: Sequence[Operation], recipes: list[Recipe]) -> Iterator[tuple[list[Recipe], Plan]]:
-        """Yield recipes with their plan, in halves where the results of all are too many to be kept."""
+        """Yield recipes with their plan, in halves if the results of all are too large to be kept."""
         plan = make_plan(operations, recipes)
         if len(recipes) == 1 or plan.peak_size(operations) * SMALLEST_TILE <= self._memory:
             yield recipes, plan

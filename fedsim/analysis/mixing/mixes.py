@@ -1,4 +1,4 @@
-"""Mixed models, described: which layer comes from which model."""
+"""Descriptions of mixed models: which layer comes from which model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Part:
-    """Entries of a model that have one source: a layer, or what of it moves and what stays.
+    """Entries of a model that have one source: a layer, or the part of it that moves or stays.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def recipe_of(mix: Mix, parts: Sequence[Part], t: float | None = None) -> Recipe
 
 
 def source_of(base: int, other: int, t: float) -> Source:
-    """Return ``(1 - t) * base + t * other`` as a source, written in one way only."""
+    """Return ``(1 - t) * base + t * other`` as a source, in its unique form."""
     if t == 0 or base == other:
         return base
     if t == 1:
@@ -134,12 +134,12 @@ def pairs_once(pairs: Sequence[Pair] | None, states: int) -> list[Pair]:
 
 
 def is_average(pair: Pair) -> bool:
-    """Tell whether a pair is a state and the average."""
+    """Return whether a pair is a state and the average."""
     return pair[1] == AVERAGE
 
 
 def halfway(ts: Sequence[float] | None) -> tuple[float, ...]:
-    """Return those coefficients at which a model is neither of its ends: 1/2 if there are none."""
+    """Return the coefficients at which a model is neither of its ends, or 1/2 if there are none."""
     return tuple(t for t in ts or () if 0 < t < 1) or (0.5,)
 
 

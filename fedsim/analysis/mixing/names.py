@@ -1,4 +1,4 @@
-"""How the average and the groups of layers are named in tables; nothing heavy is imported here."""
+"""Names of the average and of groups of layers in tables; nothing heavy is imported here."""
 
 # Where ``base`` or ``other`` is this, it is the weighted average of all states.
 AVERAGE = -1
@@ -11,7 +11,7 @@ KINDS = ("layers", "full", *(f"cumulative-{kind}" for kind in GROWING), "windows
 
 
 def is_kind(text: str) -> bool:
-    """Tell whether a text is one of `KINDS`, with a number for k."""
+    """Return whether a text is one of `KINDS`, with a number for k."""
     kind, _, size = text.partition(":")
     return text in KINDS[:-1] or (kind == "windows" and size.isdigit())
 

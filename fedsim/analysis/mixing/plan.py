@@ -1,4 +1,4 @@
-"""Which results must be computed for a set of mixed models, each of them once."""
+"""The results that must be computed for a set of mixed models, each of them once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Plan:
     results
         Results of each operation.
     outputs
-        Which result of the last operation is a recipe's output, shape [recipes].
+        Position of each recipe's output among the results of the last operation, shape [recipes].
     """
 
     sources: tuple[Source, ...]
@@ -66,11 +66,11 @@ class Plan:
     outputs: Ints
 
     def total(self, flops: Sequence[float]) -> float:
-        """Return what all results cost, given what each operation does."""
+        """Return the cost of all results, given that of each operation."""
         return sum(each * results.computed for each, results in zip(flops, self.results, strict=True))
 
     def peak_size(self, operations: Sequence[Operation]) -> float:
-        """Return how many bytes per example the results take at the most that are kept at one time."""
+        """Return the most bytes per example of results that are kept at once."""
         peak, kept = 0.0, 0.0
         freed = [0.0] * (len(operations) + 1)
         for i, (each, results) in enumerate(zip(operations, self.results, strict=True)):
@@ -137,7 +137,7 @@ def _linear(
     own, inputs, blends
         As in `Results`.
     place
-        Where each of the rows given is now.
+        New position of each of the given rows.
     """
     computed: dict[tuple[int, tuple[int, ...]], int] = {}
     pending: dict[tuple[int, ...], list[int]] = {}

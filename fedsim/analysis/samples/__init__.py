@@ -1,1 +1,1 @@
-"""Losses by example, their differences, and how sure a mean of them is."""
+"""Losses by example, their differences, and the confidence in their means."""

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fedsim.analysis.samples.measurement import METRICS, REFERENCES, Measurement
+from fedsim.analysis.samples.per_example import METRICS, REFERENCES, Measurement
 from fedsim.seeds import rng
 
 DRAWS = 1000
@@ -28,7 +28,7 @@ def resampling_weights(strata: NDArray[np.int64], draws: int, stream: np.random.
     Parameters
     ----------
     strata
-        Shape [n]; strata of one example, which say nothing about their spread, count as one stratum together.
+        Strata of the examples, shape [n]; those of one example, whose spread is unknown, are joined into one stratum.
 
     Returns
     -------
@@ -37,7 +37,7 @@ def resampling_weights(strata: NDArray[np.int64], draws: int, stream: np.random.
 
     Notes
     -----
-    Of a stratum with m examples m - 1 are drawn, and count m / (m - 1) times: else its variance would come out
+    From a stratum with m examples m - 1 are drawn, and count m / (m - 1) times: otherwise its variance would be
     too small by (m - 1) / m (Rao, Wu 1988, Resampling inference with complex survey data).
     """
     sizes = np.bincount(strata)
@@ -105,7 +105,7 @@ def simultaneous(means: NDArray[np.float64], resampled: NDArray[np.float64], lev
 
 
 def check_level(level: float, name: str = "level") -> None:
-    """Check that a confidence level is one.
+    """Check a confidence level.
 
     Raises
     ------

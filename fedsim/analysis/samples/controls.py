@@ -53,10 +53,10 @@ def best_design(
     Parameters
     ----------
     outcomes
-        On the sample, shape [m, outcomes].
+        Outcomes on the sample, shape [m, outcomes].
     unseen
-        A square to add to those of what is missed: with 1 for outcomes of 0 and 1, a sample without any miss does not
-        mean that there are none.
+        Square to add to those of the residuals: with 1 for outcomes of 0 and 1, a sample without residuals does not
+        imply that there are none.
 
     Returns
     -------

@@ -33,17 +33,17 @@ class Estimates:
     Parameters
     ----------
     evaluations
-        With one value per example for each model. Where a model was not evaluated on all of them, these are values
-        whose mean estimates that over all examples and whose variance is that of the estimate.
+        One value per example for each model. If a model was not evaluated on all of them, the mean of these values
+        estimates that over all examples, and their variance is that of the estimate.
     used
-        On how many examples each model was evaluated.
+        Number of examples that each model was evaluated on.
     """
 
     evaluations: dict[Recipe, Evaluation] = field(default_factory=dict)
     used: dict[Recipe, int] = field(default_factory=dict)
 
     def add_(self, evaluations: Mapping[Recipe, Evaluation], used: int) -> None:
-        """Add models that were evaluated on as many examples."""
+        """Add models that were evaluated on this many examples."""
         self.evaluations.update(evaluations)
         self.used.update(dict.fromkeys(evaluations, used))
 
@@ -56,7 +56,7 @@ def estimate(
     Parameters
     ----------
     tolerance
-        In nats; kept by at least 95 % of the models.
+        Tolerance in nats, which at least 95 % of the models keep.
     seed
         Seed of the order in which examples are taken.
 
@@ -103,7 +103,7 @@ def sources_of(recipe: Recipe) -> frozenset[int]:
 
 
 def strata_of(targets: Tensor) -> NDArray[np.int64]:
-    """Return the class of each example, counted from 0 without gaps; all 0 where targets are no classes."""
+    """Return the class of each example, counted from 0 without gaps; all 0 where targets are not classes."""
     if targets.ndim > 1 or targets.is_floating_point():
         return np.zeros(len(targets), dtype=np.int64)
     return np.unique(targets.cpu().numpy(), return_inverse=True)[1].astype(np.int64)
@@ -165,7 +165,7 @@ def _known_enough(
 
 
 def _in_order(evaluation: Evaluation, order: NDArray[np.int64]) -> Evaluation:
-    """Return an evaluation on examples that were taken in an order as one in theirs."""
+    """Return an evaluation in the original order of its examples."""
     back = torch.from_numpy(np.argsort(order))
     return Evaluation(evaluation.losses[back], evaluation.errors[back])
 

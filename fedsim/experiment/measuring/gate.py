@@ -1,7 +1,6 @@
 """The barriers that a strategy needs before it aggregates, and their cost for the clients."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,7 +75,7 @@ def mean_barriers(table: pd.DataFrame, gate: Measurable) -> Mapping[str, float]:
     return dict.fromkeys(gate.layers, np.inf) | means
 
 
-def gate_traffic(federation: Federation, gate: Measurable, clients: Sequence[int]) -> Iterator[dict[str, Any]]:
+def gate_traffic(federation: Federation, gate: Measurable, clients: Sequence[int]) -> Iterator[dict[str, int | str]]:
     """Yield the traffic of a measurement on the clients' own data: the average of each layer down, a loss up."""
     layers, buffers = federation.layers, federation.config.strategy.buffers == "shared"
     size = {

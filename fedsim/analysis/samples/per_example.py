@@ -61,7 +61,8 @@ class Comparisons:
         Parameters
         ----------
         values
-            Of each distinct model: per example, or averaged, once or in each draw of a bootstrap; shape [models, k].
+            Values of each distinct model, shape [models, k]: per example, or averaged, once or in each draw of a
+            bootstrap.
 
         Returns
         -------
@@ -83,7 +84,7 @@ class Comparisons:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The barriers, and what they were computed from.
+    """The barriers, and the losses that they are computed from.
 
     Parameters
     ----------
