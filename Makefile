@@ -23,6 +23,7 @@ lint: $(INSTALLED)
 
 # About 40 minutes on two idle cores, and 5 GB of downloads for the peers' environments the first time.
 bench: $(INSTALLED)
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/partitions.py
 	$(BIN)/python benchmarks/aggregation.py
 	$(BIN)/python benchmarks/training.py

@@ -36,6 +36,8 @@ def _misspells(name: str, known: str) -> bool:
     shorter, longer = sorted((name, known), key=len)
     if not shorter or shorter[0] != longer[0]:  # emnist is not kmnist
         return False
+    if len(longer) < 8 and name[:-1] == known[:-1]:  # fedavgx is not fedavgm
+        return False
     if len(longer) < 8 and (longer.startswith(shorter) or longer.endswith(shorter)):
         return len(longer) == len(shorter) + 1 and longer in (shorter + shorter[-1:], shorter[:1] + shorter)
     swapped = sorted(name) == sorted(known)

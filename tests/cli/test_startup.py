@@ -1,0 +1,91 @@
+"""Help, mistakes and lists come at once: nothing heavy is imported for them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsim.analysis.mixing.names import KINDS
+from fedsim.cli.commands import app
+
+HEAVY = ("torch", "torchvision", "flwr", "ray", "scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "jinja2")
+RUN = ("run", "study.toml")
+STUDY = 'rounds = 1\nclients = 2\n[partition]\nscheme = "iid"\n'
+# A command, its exit code, and what it prints.
+COMMANDS = {
+    "nothing": ((), 0, "Usage: "),
+    "help": (("--help",), 0, "Simulate federated learning with partial layer aggregation"),
+    "version": (("--version",), 0, r"fedsim \d"),
+    "help of a command": (("barriers", "--help"), 0, "Two or more checkpoint files"),
+    "list": (("list", "strategies"), 0, "Li et al. 2020"),
+    "list of models": (("list", "models"), 0, "mlp"),
+    "list of data": (("list", "data"), 0, "digits"),
+    "no such command": (("runn",), 2, "No such command 'runn'"),
+    "no such option": ((*RUN, "--fast"), 2, "No such option:? .*--fast"),
+    "no file": (("run", "nowhere.toml"), 2, "nowhere.toml cannot be read"),
+    "no TOML": (("run", "broken.toml"), 2, "broken.toml is not TOML"),
+    "unknown key": ((*RUN, "--set", "local.learning_rate=1"), 2, "unknown key 'local.learning_rate'"),
+    "bad value": ((*RUN, "--set", "local.lr=0"), 2, "local.lr = 0: must be greater than 0"),
+    "bad --set": ((*RUN, "--set", "rounds=ten"), 2, "not a TOML value"),
+    "unknown name": ((*RUN, "--set", 'strategy.name="scafold"'), 2, "did you mean 'scaffold'"),
+    "unknown name of a list": (("list", "models", "mpl"), 2, "did you mean 'mlp'"),
+}
+SPY = """
+import atexit, sys
+atexit.register(lambda: print("imported:", *sorted({heavy} & set(sys.modules)), file=sys.stderr))
+sys.argv = ["fedsim", *{arguments}]
+from fedsim.cli.commands import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_needs_nothing_heavy_imports_nothing_heavy(name: str, tmp_path: Path) -> None:
+    arguments, code, text = COMMANDS[name]
+    (tmp_path / "study.toml").write_text(STUDY)
+    (tmp_path / "broken.toml").write_text("rounds = ")
+    script = SPY.format(heavy=set(HEAVY), arguments=list(arguments))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.splitlines()[-1] == "imported:"
+    assert re.search(text, done.stdout if code == 0 else done.stderr)
+
+
+def test_importing_fedsim_imports_not_even_numpy() -> None:
+    code = "import sys, fedsim; print({'numpy', 'pydantic', 'rich', 'typer'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setenv("COLUMNS", "80")
+    app([command, "--help"], standalone_mode=False)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["run", "partition", "barriers", "compare", "report", "check", "list"])
+def test_help_fits_80_columns_and_explains_arguments(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = help_of(command, monkeypatch, capsys)
+    assert max(map(len, text.splitlines())) <= 80
+    arguments = text.partition("Arguments")[2].partition("Options")[0]
+    assert re.search(r"(File with|Folders of|checkpoint|strategies)", arguments)
+
+
+def test_help_keeps_brackets_and_names_all_kinds_of_groups(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "[partition]" in help_of("partition", monkeypatch, capsys)
+    text = help_of("barriers", monkeypatch, capsys)
+    assert all(kind in text for kind in KINDS)
+
+
+def test_a_name_shows_its_options_with_their_texts() -> None:
+    command = [sys.executable, "-m", "fedsim", "list", "strategies", "FedProx"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    words = " ".join(done.stdout.split())
+    for text in ("fedprox", "mu", "0.01", "at least 0", "Weight of the proximal term", "arXiv 1812.06127"):
+        assert text in words
