@@ -8,11 +8,12 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedsim.config import EngineConfig
 from fedsim.federation.client.app import CohortApp
 from fedsim.federation.engines.grid import RUN, error_reply
 from fedsim.federation.engines.states import States
 
-CACHE_BYTES = 2**30
+CACHE_BYTES = EngineConfig().cache_bytes
 logger = logging.getLogger(__name__)
 
 
