@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fedsim.analysis.suite import MeasureName
 
 # Keys that define the value; any other key of ``of`` is a setting of another run.
-MEASURES = (
+VALUE_KEYS = (
     *("barrier", "metric", "measure", "column", "group", "against", "t", "data", "matching", "model", "server"),
     *("split", "round", "reduce"),
 )
@@ -118,14 +118,14 @@ class Expectation(BaseModel):
     @property
     def reference(self) -> Self | None:
         """The expectation for the value to compare with; None without ``of``."""
-        changes = {key: value for key, value in self.of.items() if key in MEASURES}
+        changes = {key: value for key, value in self.of.items() if key in VALUE_KEYS}
         kept = self.model_dump(exclude_unset=True, exclude={"of", "compare"})
         return type(self).model_validate(kept | changes) if self.of else None
 
     @property
     def other_settings(self) -> dict[str, Any]:
         """The settings of the run in which the reference is measured; empty if it is the same run."""
-        return {key: value for key, value in self.of.items() if key not in MEASURES}
+        return {key: value for key, value in self.of.items() if key not in VALUE_KEYS}
 
     @property
     def names_group(self) -> bool:

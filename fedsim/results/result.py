@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class NotEvaluatedError(ConfigError):
-    """A run of which there is nothing to show yet."""
+    """A run without results to show yet."""
 
 
 @dataclass(frozen=True)

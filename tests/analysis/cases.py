@@ -1,4 +1,4 @@
-"""Small models, trained and not, with which the measurements beside the barriers are tested."""
+"""Small models, trained and not, with which measurements are tested."""
 
 import copy
 from collections.abc import Callable
@@ -56,6 +56,11 @@ def plain_losses(model: nn.Module, state: Params, inputs: Tensor, targets: Tenso
     with torch.no_grad():
         outputs = net(inputs)
         return cross_entropy(outputs, targets, reduction="none"), (outputs.argmax(1) != targets).double()
+
+
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the squared distance of each example from its target."""
+    return (outputs - targets).square().sum(1)
 
 
 def with_layers(base: Params, other: Params, layers: set[str], t: float = 1.0) -> Params:

@@ -13,15 +13,11 @@ from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.models.architectures import MODELS
 from fedsim.models.layers import Layers
 from fedsim.training.evaluation import evaluate
-from tests.analysis.cases import N, models
+from tests.analysis.cases import N, models, squared
 
 BARRIERS = [
     f"{metric}_{name}" for metric in ("loss", "error") for name in ("mean_ends", "swap_ends", "own_base", "chord")
 ]
-
-
-def squared(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs - targets).square().sum(1)
 
 
 def row(table: pd.DataFrame, **where: object) -> pd.Series:

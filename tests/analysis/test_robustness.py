@@ -14,16 +14,13 @@ from tests.analysis.cases import (
     norm_net,
     plain_losses,
     points,
+    squared,
     train_two,
     whole,
     with_layers,
 )
 
 KEYS = ["group", "base", "other", "t", "direction"]
-
-
-def squared(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return (outputs - targets).square().sum(1)
 
 
 def noisy(base: Params, other: Params, layers: set[str], t: float, seed: int, draw: int) -> Params:

@@ -12,7 +12,7 @@ from fedsim.analysis.subspace import subspace_robustness
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params
 from fedsim.seeds import rng
-from tests.analysis.cases import Quadratic, mean_of, models, norm_net, plain_losses, points, train_two, whole
+from tests.analysis.cases import Quadratic, mean_of, models, norm_net, plain_losses, points, squared, train_two, whole
 
 LAYERS = Layers.of(Quadratic())
 
@@ -21,10 +21,6 @@ def robustness_of(model, trajectories, inputs, targets, **options):
     """Measure the last models of trajectories."""
     finals = [own[-1] if own else {} for own in trajectories]
     return subspace_robustness(model, finals, inputs, targets, trajectories=trajectories, **options)
-
-
-def squared(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return (outputs - targets).square().sum(1)
 
 
 def restricted(state: Params, names: str) -> np.ndarray:

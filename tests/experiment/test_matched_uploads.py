@@ -32,7 +32,7 @@ from fedsim.results.report import read_result
 from fedsim.results.report.pages.analysis import analysis_sections
 from fedsim.seeds import rng
 from fedsim.strategy import ClientUpdate
-from tests.experiment.test_measurements import assert_equal_rows, measured, updates_of
+from tests.experiment.test_uploads import assert_equal_rows, measured, updates_of
 
 Tiny = Callable[..., Config]
 FEATURES = ["connectivity", "stitching", "cka", "spectra"]
