@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -59,6 +60,22 @@ class LazyTable(Mapping[str, T], Generic[T]):
         self.places = {
             name: Place(*place.split(":")) if isinstance(place, str) else place for name, place in places.items()
         }
+
+    @classmethod
+    def from_source(cls, package: str, table: str) -> "LazyTable[Any]":
+        """Return a dict of imported functions that a package writes out, without importing the package."""
+        modules: dict[str, str] = {}
+        places: dict[str, str] = {}
+        for node in _parse(f"{package}.__init__"):
+            if isinstance(node, ast.ImportFrom):
+                modules |= {alias.name: str(node.module) for alias in node.names}
+            elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == table:
+                written = node.value
+                assert isinstance(written, ast.Dict)
+                for key, value in zip(written.keys, written.values, strict=True):
+                    entry = ast.unparse(value)
+                    places[ast.literal_eval(key or "")] = f"{modules[entry]}:{entry}"
+        return LazyTable(places)
 
     def __getitem__(self, name: str) -> T:
         found: T = self.places[name].load()
@@ -143,10 +160,9 @@ def _no_collection() -> Iterator[None]:
 @cache
 def _parse(module: str) -> list[ast.stmt]:
     """Return the statements of a module, without importing it or its packages; none if it has no source."""
-    path: list[str] | None = None
-    *packages, last = module.split(".")
-    for package in packages:
-        spec = PathFinder.find_spec(package, path)
-        path = list(spec.submodule_search_locations or ()) if spec else []
-    spec = PathFinder.find_spec(last, path)
+    first, *rest = module.split(".")
+    spec = find_spec(first)  # finds a package at the top without importing it
+    for name in rest:
+        folders = (spec and spec.submodule_search_locations) or []
+        spec = PathFinder.find_spec(name, list(folders))
     return ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body if spec and spec.origin else []

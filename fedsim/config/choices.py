@@ -9,9 +9,9 @@ from fedsim.config.catalogue import Catalogue
 from fedsim.config.config import Config
 from fedsim.data import DATA
 from fedsim.data.skews import FEATURES
+from fedsim.lazy import LazyTable
 from fedsim.models.architectures import MODELS
 from fedsim.strategy.flower_table import FLOWER_RULES, NO_RULES, PREFIX
-from partitions import PARTITIONS
 from strategies import STRATEGIES
 
 Kind = Literal["strategies", "partitions", "features", "models", "data"]
@@ -26,7 +26,11 @@ CATALOGUES: dict[Kind, Catalogue] = {
         {PREFIX + name: reason for name, reason in NO_RULES.items()},
     ),
     "partitions": Catalogue(
-        PARTITIONS, "partition", "scheme", ("labels", "clients", "rng", "ids", "validation", "test")
+        # That package imports NumPy, and is written so that it needs nothing of fedsim.
+        LazyTable.from_source("partitions", "PARTITIONS"),
+        "partition",
+        "scheme",
+        ("labels", "clients", "rng", "ids", "validation", "test"),
     ),
     "features": Catalogue(FEATURES, "features", "skew", ("inputs", "client", "clients", "rng")),
     "models": Catalogue(MODELS, "model", "name", ("shape", "classes")),
