@@ -12,6 +12,7 @@ from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants, unseen
 from fedsim.strategy import ClientRule, Phase, Strategy
 from fedsim.strategy.exchange import Exchange
+from fedsim.strategy.traffic import layer_bytes
 
 
 def describe_run(config: Config) -> str:
@@ -71,13 +72,8 @@ def _phase(phase: Phase, epochs: int) -> str:
 
 def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
     """Count the bytes of all rounds, by the rule that a client takes what was averaged since it last took part."""
-    config, layers = federation.config, federation.layers
-    buffers = config.strategy.buffers == "shared"
-    size = {
-        name: sum(federation.initial[key].nbytes for key in layers.keys((name,), buffers=buffers))
-        for name in layers.names
-    }
-    exchange = Exchange(layers.names)
+    config, size = federation.config, layer_bytes(strategy, federation.initial)
+    exchange = Exchange(federation.layers.names)
     previous, up, down = None, 0, 0
     for server_round in range(1, config.rounds + 1):
         group = strategy.shared(server_round)

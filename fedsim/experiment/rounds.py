@@ -25,7 +25,7 @@ from fedsim.results.faults import fault_row
 from fedsim.results.files import append_rows, read_rows, write_parquet
 from fedsim.results.folder import RunFolder
 from fedsim.strategy import ClientUpdate, Measurable, Received, Strategy, messages
-from fedsim.strategy.traffic import Traffic
+from fedsim.strategy.traffic import Traffic, layer_bytes
 
 AVERAGE = "average"  # of all layers of the uploaded models, whatever the strategy shares
 logger = logging.getLogger(__name__)
@@ -151,7 +151,8 @@ class Rounds:
         self.strategy.take_barriers(server_round, mean_barriers(table, gate))
         if gate.on == "server":
             return list(updates)
-        traffic = gate_traffic(self.federation, gate, [update.client for update in finite])
+        sizes = layer_bytes(self.strategy, self.federation.initial)
+        traffic = gate_traffic(sizes, gate, [update.client for update in finite])
         append_rows(self.folder.communication, [{"round": server_round, **row} for row in traffic])
         passes = table.groupby("client")["n"].agg(lambda n: n.iloc[0] * (1 + len(gate.layers)))
         name = metric_name(UPLOADED, "train", "forward_examples")

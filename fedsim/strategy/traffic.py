@@ -6,10 +6,23 @@ from typing import Any
 from flwr.app import Array, Message
 
 from fedsim.models.layers import Layers
+from fedsim.models.params import Params
 from fedsim.strategy import messages
+from fedsim.strategy.hooks import Hooks
 
 Arrays = Mapping[str, Array]
 OUTSIDE = "-"  # entries of a set that belong to no layer
+
+
+def layer_bytes(strategy: Hooks, params: Params) -> dict[str, int]:
+    """Return the bytes of each layer as it travels, in the order of the layers.
+
+    Parameters
+    ----------
+    params
+        Model of the run, all entries.
+    """
+    return {name: sum(params[key].nbytes for key in strategy.keys((name,))) for name in strategy.layers.names}
 
 
 class Traffic:

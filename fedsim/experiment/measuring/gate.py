@@ -75,13 +75,8 @@ def mean_barriers(table: pd.DataFrame, gate: Measurable) -> Mapping[str, float]:
     return dict.fromkeys(gate.layers, np.inf) | means
 
 
-def gate_traffic(federation: Federation, gate: Measurable, clients: Sequence[int]) -> Iterator[dict[str, int | str]]:
+def gate_traffic(sizes: Mapping[str, int], gate: Measurable, clients: Sequence[int]) -> Iterator[dict[str, int | str]]:
     """Yield the traffic of a measurement on the clients' own data: the average of each layer down, a loss up."""
-    layers, buffers = federation.layers, federation.config.strategy.buffers == "shared"
-    size = {
-        name: sum(federation.initial[key].nbytes for key in layers.keys((name,), buffers=buffers))
-        for name in gate.layers
-    }
     for client in clients:
         for name in gate.layers:
-            yield {"client": client, "set": "barriers", "layer": name, "down": size[name], "up": LOSS_BYTES}
+            yield {"client": client, "set": "barriers", "layer": name, "down": sizes[name], "up": LOSS_BYTES}
