@@ -87,7 +87,7 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
             yield f"from round {server_round}: {len(training)} clients send {bytes_each:,} bytes each: {names}"
         previous = group
     yield f"in all rounds: {up:,} bytes up, {down:,} bytes down"
-    if type(strategy.client_rule()) is not ClientRule or type(strategy).sets_for is not Strategy.sets_for:
+    if strategy.client_rule is not ClientRule or type(strategy).sets_for is not Strategy.sets_for:
         yield "not counted: parameter sets that the method sends in addition to these layers, if any"
 
 
