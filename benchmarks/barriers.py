@@ -26,9 +26,7 @@ from benchmarks.machine import describe, gemm_limit, processors
 from benchmarks.results import save, show
 from benchmarks.timing import seconds_of, take_turns
 from fedsim.analysis import Data, Models, barriers
-from fedsim.analysis.mixing.average import with_average
 from fedsim.analysis.mixing.groups import named_groups
-from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Mix, list_mixes
 from fedsim.analysis.samples.per_example import REFERENCES
 from fedsim.data import DATA
@@ -203,8 +201,7 @@ def work(
     asked: int,
 ) -> dict[str, Any]:
     """Return the work done relative to the minimum by the definition, and its speed relative to the limit."""
-    sources = with_average(model, states)
-    executed, least = (MixedModels(model, sources, max_memory=memory) for memory in (2**30, 2**62))
+    executed, least = (Models(model, states, max_memory=memory).mixed for memory in (2**30, 2**62))
     recipes = [executed.own(k) for k in range(len(states))] + [executed.recipe(mix) for mix in mixes]
     recipes += [executed.recipe(mix, 1.0) for mix in mixes] if case.swaps else []
     flop, minimum, whole = (

@@ -4,10 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.analysis.mixing.average import with_average
+from fedsim.analysis import Models
+from fedsim.analysis.mixing.mixes import Against
 from fedsim.analysis.mixing.paired import mean_and_error
-from fedsim.models.params import fit, state_of
+from fedsim.models.params import Params, fit, state_of
 from tests.analysis.cases import mean_of, models, norm_net
+
+
+def with_average(
+    model: nn.Module, states: list[Params], weights: list[float] | None = None, against: Against = "average"
+) -> list[Params]:
+    return Models(model, states, weights).compared(against)
 
 
 def test_the_average_stands_last_and_keeps_the_integers_of_the_first() -> None:
