@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fedsim.errors import ConfigError
-from fedsim.options import explain_rule, shown, suggest
+from fedsim.options import as_toml, explain_rule, suggest
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -117,7 +117,7 @@ def check_options(owner: type, options: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
-        raise ValueError(f"{name} = {shown(problem['input'])} {explain_rule(problem, record)}") from None
+        raise ValueError(f"{name} = {as_toml(problem['input'])} {explain_rule(problem, record)}") from None
     return {name: getattr(values, name) for name in known}
 
 

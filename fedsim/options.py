@@ -76,6 +76,6 @@ def range_of(metadata: Iterable[object]) -> str:
     return "must be " + " and ".join(bounds) if bounds else ""
 
 
-def shown(value: Any) -> str:
+def as_toml(value: Any) -> str:
     """Write a value as TOML would, for a message."""
     return json.dumps(value, default=str)

@@ -12,7 +12,7 @@ def derive(seed: int, *path: PathPart) -> int:
 
     Notes
     -----
-    SHA-256 rather than Python's ``hash``, which is salted anew in each process.
+    SHA-256 rather than Python's ``hash``, whose salt differs from process to process.
     """
     name = "/".join(f"{type(part).__name__}:{part}" for part in (seed, *path))
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")

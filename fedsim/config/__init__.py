@@ -3,7 +3,7 @@
 from fedsim.config.config import Config
 from fedsim.config.tables import Choice, DataConfig, EngineConfig, FeaturesConfig, StopConfig
 from fedsim.config.toml import parse_assignment, read_toml, short_hash, with_settings
-from fedsim.options import explain_rule, shown, suggest
+from fedsim.options import as_toml, explain_rule, suggest
 
 __all__ = [
     "Choice",
@@ -12,11 +12,11 @@ __all__ = [
     "EngineConfig",
     "FeaturesConfig",
     "StopConfig",
+    "as_toml",
     "explain_rule",
     "parse_assignment",
     "read_toml",
     "short_hash",
-    "shown",
     "suggest",
     "with_settings",
 ]

@@ -14,7 +14,7 @@ from fedsim.config.names import canonical, meant
 from fedsim.config.tables import Choice
 from fedsim.errors import ConfigError
 from fedsim.lazy import LazyTable
-from fedsim.options import BOUNDS, explain_rule, range_of, schema_of, shown, suggest
+from fedsim.options import BOUNDS, as_toml, explain_rule, range_of, schema_of, suggest
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Catalogue:
             raise ConfigError(f"'{self.table}.{option}' is missing; {name!r} needs it")
         rule = explain_rule(problem, schema)
         colon = "" if problem["type"] in BOUNDS else ":"
-        raise ConfigError(f"{self.table}.{option} = {shown(problem['input'])}{colon} {rule}")
+        raise ConfigError(f"{self.table}.{option} = {as_toml(problem['input'])}{colon} {rule}")
 
     def _who_has(self, option: str) -> str:
         """Say which entries have an option."""
@@ -136,7 +136,7 @@ class Catalogue:
         return [
             OptionText(
                 option,
-                "required" if info.is_required() else "unset" if info.default is None else shown(info.default),
+                "required" if info.is_required() else "unset" if info.default is None else as_toml(info.default),
                 range_of(info.metadata).removeprefix("must be "),
                 info.description or texts.get(option, ""),
             )
@@ -147,7 +147,7 @@ class Catalogue:
         """Return an entry's options with their defaults, such as ``alpha, min_size = 10``."""
         options = []
         for option, info in schema_of(self.find(name), self.given).model_fields.items():
-            default = "unset" if info.default is None else shown(info.default)
+            default = "unset" if info.default is None else as_toml(info.default)
             options.append(option if info.is_required() else f"{option} = {default}")
         return ", ".join(options)
 

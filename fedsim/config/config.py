@@ -25,7 +25,7 @@ from fedsim.config.tables import (
 )
 from fedsim.config.toml import with_settings, write_toml
 from fedsim.errors import ConfigError
-from fedsim.options import explain_rule, shown, suggest
+from fedsim.options import as_toml, explain_rule, suggest
 
 
 class Config(Table):
@@ -33,7 +33,7 @@ class Config(Table):
 
     ``unseen`` is the share of the clients that never take part in training, at least one of them if it is not 0;
     ``participation`` is a share of the others. ``evaluate_clients`` is how many clients are evaluated, the same in each
-    round, and at most as many unseen ones; all without it. ``[[expect]]`` says what the runs should show, for ``fedsim
+    round, and at most as many unseen ones (default: all). ``[[expect]]`` states what the runs should show, for ``fedsim
     check``.
     """
 
@@ -128,12 +128,12 @@ def _explain(error: ValidationError) -> str:
         return f"{key!r} is missing; every experiment must set it"
     rule = explain_rule(problem)
     if path[0] in ("sweep", "tune") and problem["type"] == "list_type":
-        example = f'"{path[-1]}.lr"' if isinstance(problem["input"], dict) else shown(path[-1])
+        example = f'"{path[-1]}.lr"' if isinstance(problem["input"], dict) else as_toml(path[-1])
         rule = f"must be a list of values; a dotted key needs quotes, as in {example} = [...]"
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         # What several settings break together names them itself, and the whole table would hide it.
         return f"{key}.{rule}" if re.match(r"\w+ = ", rule) else f"{key}: {rule}"
-    return f"{key} = {shown(problem['input'])}: {rule}"
+    return f"{key} = {as_toml(problem['input'])}: {rule}"
 
 
 def _settings(path: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from fedsim.analysis.mixing.names import PAIR_TS
 from fedsim.analysis.suite import MEASURES, MeasureName
 from fedsim.config.expectation import MatchedBy
-from fedsim.options import shown
+from fedsim.options import as_toml
 from fedsim.training.sgd import SGD
 
 
@@ -39,7 +39,7 @@ class Choice(BaseModel):
 class DataConfig(Choice):
     """``[data]``: the data set, how much of it is used, and how training images are augmented.
 
-    ``flip`` mirrors half of them, ``crop`` pads them by so many pixels and cuts a window of their own size.
+    ``flip`` mirrors half of them; ``crop`` pads them by that many pixels and cuts out a window of the original size.
     """
 
     name: str = "digits"
@@ -50,10 +50,9 @@ class DataConfig(Choice):
 
 
 class PartitionConfig(Choice):
-    """``[partition]``: how the training set is shared out, and the share of each client's examples held out.
+    """``[partition]``: how the training set is split across clients, and how much of each client's share is held out.
 
-    With ``test_skew = "uniform"`` clients are tested on like shares of all examples, set aside before the others are
-    shared out.
+    With ``test_skew = "uniform"`` clients are tested on equal shares of all examples, set aside before the split.
     """
 
     scheme: str = "dirichlet"
@@ -69,13 +68,13 @@ class PartitionConfig(Choice):
 
 
 class FeaturesConfig(Choice):
-    """``[features]``: what makes a client's inputs unlike the others'."""
+    """``[features]``: how the inputs of each client are changed, so that they differ from the others'."""
 
     skew: str = "none"
 
 
 class ModelConfig(Choice):
-    """``[model]``: the architecture; ``initial = "own"`` lets each client start from weights of its own."""
+    """``[model]``: the architecture; with ``initial = "own"`` each client starts from different weights."""
 
     name: str = "mlp"
     initial: Literal["shared", "own"] = "shared"
@@ -105,17 +104,17 @@ class StrategyConfig(Choice):
 
 
 class BarriersConfig(Table):
-    """``[barriers]``: the layer-wise barriers between the models as uploaded, and what is measured beside them.
+    """``[barriers]``: layer-wise barriers between the uploaded models, and further measures of these models.
 
-    ``every`` is in rounds, 0 for never, ``auto`` as often as takes a tenth of the training's work at most; only
-    barriers, times the ways of ``matching``, are counted, not the matching itself or other ``measures``. ``groups`` are
-    kinds of groups (`fedsim.analysis.mixing.groups.named_groups`) or layer expressions; ``pairs`` is the number of
-    pairs of clients beside the average, mixed at each of ``ts``. Models are measured ``on`` the server's test data, all
-    clients' ``train`` data, or, barriers only, each client's model on its own test data (``clients``): on ``examples``
-    of them at most, the same in each round, or on fewer with a ``tolerance`` in nats. ``bands`` is a level of
-    confidence, 0 for none. With ``matching`` by ``weights`` or by ``activations`` the models are measured after their
-    units have been put into the same places, too if it also holds ``none``. Features between a pair are compared at
-    those ``ts`` that are neither 0 nor 1, or halfway if there are none.
+    ``every`` is in rounds: 0 for never, ``auto`` for as often as costs at most a tenth of the training; only barriers,
+    once per kind of ``matching``, are counted, not the matching itself or other ``measures``. ``groups`` are kinds of
+    groups (`fedsim.analysis.mixing.groups.named_groups`) or layer expressions; ``pairs`` is the number of pairs of
+    clients to measure in addition to the average, mixed at each of ``ts``. Models are measured ``on`` the server's test
+    data, all clients' ``train`` data, or, barriers only, each client's model on its own test data (``clients``): on at
+    most ``examples`` of them, the same in each round, or on fewer with a ``tolerance`` in nats. ``bands`` is a
+    confidence level, 0 for none. With ``matching`` by ``weights`` or ``activations`` models are measured after their
+    units have been aligned, and before as well if it also holds ``none``. Features between a pair are compared at those
+    ``ts`` that are neither 0 nor 1, or halfway if there are none.
     """
 
     every: int | Literal["auto"] = "auto"
@@ -167,11 +166,11 @@ EvaluatedModel = Literal["personalised", "global", "trained", "fine-tuned"]
 
 
 class EvaluationConfig(Table):
-    """``[evaluation]``: which models of each client are measured, and ``on`` what beside its own data.
+    """``[evaluation]``: which models of each client are evaluated, and ``on`` which data besides its own.
 
-    Beside the client's ``personalised`` model, with what it next takes from the server, and the ``global`` one: its
+    Besides the client's ``personalised`` model, with what it next takes from the server, and the ``global`` one: its
     model right after local training (``trained``), and the personalised one after ``fine_tune_epochs`` more on its
-    training data (``fine-tuned``), of which nothing stays. ``fine_tune_layers`` is a group, or, with ``auto``, the one
+    training data (``fine-tuned``), which is then discarded. ``fine_tune_layers`` is a group, or, with ``auto``, the one
     that the strategy names. Clients fine-tune in each ``fine_tune_every``-th round, 0 for none, and in the last one.
     With ``on = ["test", "server"]`` every client's models are measured on the server's test data too. The server's
     models are also measured on ``perturbed`` test data, such as ``["fgsm:0.1", "noise:0.2"]``: inputs moved by the size
@@ -210,7 +209,7 @@ class EvaluationConfig(Table):
             if not match or not 0 < float(match[2]) < math.inf:
                 raise ValueError(
                     'must hold kinds and sizes greater than 0, such as "fgsm:0.1" and "noise:0.2"; '
-                    f"{shown(text)} is neither"
+                    f"{as_toml(text)} is neither"
                 )
             found.append((match[1], float(match[2])))
         if len(set(found)) < len(found):
@@ -240,7 +239,7 @@ class EngineConfig(Table):
     ``workers`` is the number of threads (local) or actors (ray), 0 for one per processor; ``gpus_per_worker`` may be
     a fraction. ``cohort`` clients train at once as one vectorised computation, whose numbers agree with those of one
     after the other to float tolerance; ``auto`` is whatever is faster on the device. A client that takes longer than
-    ``deadline`` seconds is left out of its round. The states of clients beyond ``cache_bytes`` in memory are on disk.
+    ``deadline`` seconds is left out of its round. Client states beyond ``cache_bytes`` of memory are kept on disk.
     """
 
     name: Literal["local", "ray"] = "local"
@@ -260,10 +259,10 @@ class EngineConfig(Table):
 
 
 class TuneConfig(BaseModel):
-    """``[tune]``: lists of values of settings, of which each combination of the sweep gets the best by itself.
+    """``[tune]``: lists of values of settings; the best ones are chosen for each combination of the sweep separately.
 
-    Before the runs, every combination of these values is played with ``seed``, the sweep's first if not given, and for
-    ``rounds``, those of the runs if not given. What is best on the clients' validation data is played with all seeds.
+    Before the runs, every combination of these values is run with ``seed`` (default: the first of the sweep) for
+    ``rounds`` (default: those of the runs). The best on the clients' validation data is then run with all seeds.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
@@ -279,7 +278,7 @@ class TuneConfig(BaseModel):
 
     @property
     def is_wanted(self) -> bool:
-        """Whether the table says anything."""
+        """Whether the table has any setting."""
         return bool(self.model_fields_set)
 
     def combinations(self) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
         return path, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         raise ConfigError(
-            f"--set {text!r}: {value!r} is not a TOML value; a string needs quotes of its own, "
+            f"--set {text!r}: {value!r} is not a TOML value; a string needs quotes, "
             f"for instance --set '{key.strip()}=\"{value.strip()}\"'"
         ) from None
 

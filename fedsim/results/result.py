@@ -165,7 +165,7 @@ def read_result(folder: RunFolder) -> Result:
         config = choices.resolve(folder.read_config())
         metrics = read_rows(folder.metrics)
         if metrics.empty or "personalised" not in set(metrics["model"]):
-            raise NotEvaluatedError(f"{folder.path} has no evaluated round yet; let 'fedsim run' go on first")
+            raise NotEvaluatedError(f"{folder.path} has no evaluated round yet; let 'fedsim run' resume it first")
         return Result(
             folder=folder,
             config=config,
@@ -199,7 +199,7 @@ def read_results(folders: Sequence[RunFolder]) -> list[Result]:
                 raise
             logger.warning("left out: %s", error)
     if not results:
-        raise ConfigError(f"none of {len(folders)} runs has an evaluated round yet; let 'fedsim run' go on first")
+        raise ConfigError(f"none of {len(folders)} runs has an evaluated round yet; let 'fedsim run' resume it first")
     return results
 
 

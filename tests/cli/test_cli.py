@@ -95,7 +95,7 @@ MISTAKES = {
     "nothing left to train on": (["--set", "partition.test=0.95"], "must add up to less than 1"),
     "sweep with a mistake": (["--set", "sweep.rounds=[1, 0]"], "rounds = 0: .*at least 1"),
     "sweep of nothing": (["--set", "sweep.rounds=[]"], "at least one value"),
-    "string without quotes": (["--set", "strategy.name=full"], 'needs quotes of its own.*name="full"'),
+    "string without quotes": (["--set", "strategy.name=full"], 'needs quotes.*name="full"'),
     "no value": (["--set", "rounds"], "must be KEY=VALUE"),
     "engine": (["--engine", "cloud"], "cloud"),
     "no job": (["--jobs", "0"], "--jobs.*: 0 is not in the range x>=1"),
@@ -123,7 +123,7 @@ MISTAKES = {
     ),
     "tuned partition": (
         ["--set", 'tune."partition.alpha"=[0.1]'],
-        "'partition.alpha' cannot be tuned: it changes what",
+        "'partition.alpha' cannot be tuned, because it changes what",
     ),
     "tuned without validation": (
         ["--set", 'tune."local.lr"=[0.1]', "--set", "partition.validation=0.0"],

@@ -36,3 +36,11 @@ def test_without_a_terminal_each_round_is_a_line_with_the_name_of_its_run(capsys
         progress.advance("first", RoundSummary(1))
     lines = [line.split() for line in capsys.readouterr().err.splitlines()]
     assert lines == [["second", "personalised", "25.0%", "round", "1"], ["first", "round", "1"]]
+
+
+@pytest.mark.parametrize("has_widgets", [True, False])
+def test_a_notebook_shows_bars_only_where_it_can(has_widgets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    found = {"ipywidgets": object() if has_widgets else None}
+    monkeypatch.setattr("fedsim.experiment.sweep.progress.find_spec", found.get)
+    assert Progress(1, 1)._bars.disable is not has_widgets

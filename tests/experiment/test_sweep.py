@@ -81,7 +81,7 @@ def test_side_by_side_a_sweep_leaves_the_bytes_of_one_run_after_the_other(
     assert both_err.startswith("2 runs, 2 at a time with ")
     shown = [sorted(line.partition(": /")[0] for line in text.splitlines()[1:]) for text in (one_err, both_err)]
     assert shown[0] == shown[1]
-    assert shown[0].count("full seed 0: going on after round 1") == 1
+    assert shown[0].count("full seed 0: resuming after round 1") == 1
     assert [line[-7:] for line in shown[0] if line.startswith("full seed 0  ")] == ["round 2", "round 3"]
 
 
@@ -111,10 +111,10 @@ def test_a_run_that_fails_does_not_stop_the_others(
     runs = failing("bug", "config", "run", *(["killed"] if jobs > 1 else []), "warns")
     failures = run_all(list(runs.values()), jobs)
     by_way = {how: failures[run.name] for how, run in runs.items() if how != "warns"}
-    again = "give the same command again to go on after the last complete round"
+    again = "rerun the same command to resume from the last completed round"
     assert by_way["config"] == Failure("mend me", wrong_config=True)
     assert by_way["run"] == Failure("came to nothing")
-    assert by_way["bug"].message == f"odd thing (TypeError in failing.py, line 17); mend it and {again}"
+    assert by_way["bug"].message == f"odd thing (TypeError in failing.py, line 17); fix it and {again}"
     if jobs > 1:
         cause = f"its process was killed by SIGKILL; {again}, with a smaller --jobs if memory ran out"
         assert by_way["killed"] == Failure(cause)
@@ -126,9 +126,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
 
 def test_an_interrupt_between_runs_of_one_process_is_one_line(failing: Callable[..., dict[str, Run]]) -> None:
     runs = failing("warns", "interrupted", "bug")
-    with pytest.raises(
-        RunError, match=r"^stopped; give the same command again to go on after the last complete round$"
-    ):
+    with pytest.raises(RunError, match=r"^stopped; rerun the same command to resume from the last completed round$"):
         run_all(list(runs.values()), 1)
     assert [how for how, run in runs.items() if run.folder.path.exists()] == ["warns", "interrupted"]
 
@@ -178,7 +176,7 @@ def test_ctrl_c_ends_all_runs_of_a_sweep_and_keeps_their_rounds(tiny: Callable[.
         os.killpg(process.pid, signal.SIGINT)
         lines += process.stderr.readlines()
     assert process.returncode == 1
-    assert lines[-1] == "fedsim: error: stopped; give the same command again to go on after the last complete round\n"
+    assert lines[-1] == "fedsim: error: stopped; rerun the same command to resume from the last completed round\n"
     assert "Traceback" not in "".join(lines)
     deadline = time.monotonic() + 30  # the server that forks the runs' processes ends by itself after its parent
     while of_session(process.pid) and time.monotonic() < deadline:

@@ -116,7 +116,7 @@ def test_a_run_that_was_killed_while_it_was_judged_goes_on_and_gives_the_same_ch
     experiment.run(stopped.model_copy(update={"rounds": 1}), folder, lambda summary: None)
     code, _, err = fedsim(**tables)
     assert code == 0
-    assert "local.lr = 0.3: going on after round 1" in err
+    assert "local.lr = 0.3: resuming after round 1" in err
     code, _, _ = fedsim("--out", "unbroken", **tables)
     assert code == 0
     # A copied run is a whole one: one that is gone is copied again, not played.

@@ -158,7 +158,7 @@ def test_an_interrupt_ends_a_run_within_seconds_and_keeps_its_rounds(tmp_path: P
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in said
-    assert "give the same command again to go on after the last complete round" in said
+    assert "rerun the same command to resume from the last completed round" in said
     [folder] = [RunFolder(path) for path in tmp_path.glob("long/*")]
     assert len(list(folder.checkpoints.glob("round-*"))) == 1
     assert not folder.done.exists()

@@ -1,4 +1,4 @@
-"""How many runs of a sweep are played side by side, so that they fill the machine and no more."""
+"""How many runs of a sweep run in parallel, so that they fill the machine and no more."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import choose_device
 
-# Peak memory of a process that has played a run over that of one that has imported torch and flwr and read the data:
+# Peak memory of a process that has completed a run over that of one that has imported torch and flwr and read the data:
 # 1.3 for digits and Fashion-MNIST with an mlp, 1.5 with a cnn.
-PLAYED_OVER_PREPARED = 1.5
+RUN_OVER_PREPARED = 1.5
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Jobs:
     Parameters
     ----------
     workers
-        Of each run's engine; 0 for one per processor.
+        Number of workers of each run's engine; 0 for one per processor.
     """
 
     runs: int
@@ -36,7 +36,7 @@ class Jobs:
 
 
 def choose_jobs(configs: Sequence[Config], asked: int | None, processors: int, fitting: int | None = None) -> Jobs:
-    """Choose how many runs are played at a time.
+    """Choose how many runs run in parallel.
 
     One run cannot fill many processors, as some of its parts have nothing to share out, so there are as many runs at a
     time as there are processors for their workers.
@@ -44,7 +44,7 @@ def choose_jobs(configs: Sequence[Config], asked: int | None, processors: int, f
     Parameters
     ----------
     configs
-        Of the runs to be played, at least one; all have the same engine.
+        Configs of the runs, at least one; all have the same engine.
     asked
         What ``--jobs`` says, if it is given.
     fitting
@@ -87,7 +87,7 @@ def processes_that_fit() -> int | None:
         None where the system does not tell: elsewhere than on Linux.
     """
     try:
-        needed = _kilobytes(Path("/proc/self/status"), "VmHWM") * PLAYED_OVER_PREPARED
+        needed = _kilobytes(Path("/proc/self/status"), "VmHWM") * RUN_OVER_PREPARED
         return int(_kilobytes(Path("/proc/meminfo"), "MemAvailable") / needed)
     except OSError:
         return None

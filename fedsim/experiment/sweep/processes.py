@@ -1,4 +1,4 @@
-"""Tasks side by side, each in a process of its own, which is used again for the next."""
+"""Tasks in parallel, each in its own process, which is reused for the next."""
 
 import multiprocessing
 import os
@@ -92,7 +92,7 @@ def side_by_side(
 class _Process(Generic[Task]):
     """A process that does one task after the other, and ends when its connection is closed.
 
-    The connection is a pipe of its own, not a queue of all: a process that is killed as it writes into a queue would
+    The connection is its own pipe, not a queue of all: a process that is killed as it writes into a queue would
     lock the others out.
     """
 

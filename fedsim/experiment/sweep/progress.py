@@ -1,4 +1,4 @@
-"""What the user sees while runs go on: bars with an estimate on a terminal, else one line per round."""
+"""What the user sees during runs: bars with an estimate on a terminal, else one line per round."""
 
 import logging
 from importlib.util import find_spec
@@ -13,14 +13,14 @@ from fedsim.experiment.rounds import RoundSummary
 
 
 class Progress:
-    """Shows the rounds of one or several runs on stderr: a bar for each that goes on, and one for all together.
+    """Shows the rounds of one or several runs on stderr: a bar for each that is running, and one for all together.
 
     Parameters
     ----------
     runs
         Number of runs.
     rounds
-        Rounds of all runs together that are still to be played.
+        Number of rounds left, of all runs together.
     """
 
     def __init__(self, runs: int, rounds: int) -> None:
@@ -57,7 +57,7 @@ class Progress:
         self.say(f"{logging.getLevelName(level)} {name}: {message}")
 
     def start(self, name: str, rounds: int) -> None:
-        """Begin with the run of that name, which has so many rounds to play."""
+        """Begin with the run of that name, which has that many rounds left."""
         self._tasks[name] = self._bars.add_task(name, total=rounds)
 
     def advance(self, name: str, summary: RoundSummary) -> None:

@@ -1,4 +1,4 @@
-"""The runs of an experiment: checked before the first begins, then played one after the other or side by side."""
+"""The runs of an experiment: checked before the first begins, then run one after the other or in parallel."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 from fedsim.config import Config, naming
 from fedsim.config.choices import CATALOGUES
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import ConfigError, RunError, is_of_the_system
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.run import Parts
@@ -26,7 +26,7 @@ from fedsim.results import report
 from fedsim.results.files import write_whole
 from fedsim.results.folder import RunFolder
 
-AGAIN = "give the same command again to go on after the last complete round"
+AGAIN = "rerun the same command to resume from the last completed round"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def rounds_left(self) -> int:
-        """Rounds that are still to be played."""
+        """Number of rounds left."""
         return self.config.rounds - experiment.rounds_done(self.folder)
 
 
@@ -67,7 +67,7 @@ class Logged:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run could not go on, in one line.
+    """Why a run failed, in one line.
 
     Parameters
     ----------
@@ -147,14 +147,14 @@ def _run_all(runs: Sequence[Run], asked: int | None, on_round: OnRound | None) -
 
 
 def _prepared(runs: Sequence[Run], asked: int | None) -> tuple[Jobs, Parts | None]:
-    """Check the runs; return how many are played at a time, and the parts of the first if it is one."""
+    """Check the runs; return how many run in parallel, and the parts of the first if they run one by one."""
     configs = [run.config for run in runs]
     jobs = choose_jobs(configs, asked, processors())
     if jobs.count > 1:
         start_server([__name__])  # imports meanwhile what the runs' processes need
     first = check(runs)
     jobs = choose_jobs(configs, asked, processors(), processes_that_fit())
-    # With several, each process builds the parts of its own runs.
+    # With several, each process builds the parts of its runs.
     return jobs, first if jobs.count == 1 else None
 
 
@@ -181,7 +181,7 @@ def check(runs: Sequence[Run]) -> Parts:
 
 
 def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) -> Failure | None:
-    """Play a run to its end and write its report; return why it failed, if it did.
+    """Carry a run to its end and write its report; return why it failed, if it did.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
     parts
         What `experiment.prepare` built for this run, if that has been done already.
     workers
-        Of the engine, instead of the config's, which says the same on disk whatever is played beside it.
+        Workers of the engine, instead of the config's, which on disk does not depend on what runs in parallel.
     """
     try:
         with _warnings_to(emit):
@@ -202,18 +202,20 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
             write_whole(run.folder.done, "")
     except ConfigError as error:
         return Failure(str(error), wrong_config=True)
-    except (RunError, OSError) as error:
+    except RunError as error:
         return Failure(str(error))
-    except Exception as error:  # in a strategy, a model or another part of the user's own, most likely
+    except Exception as error:  # in a custom strategy, model or other part, most likely
+        if isinstance(error, OSError) and is_of_the_system(error):
+            return Failure(str(error))
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
         reason = " ".join(str(error).split()) or "no reason given"
-        return Failure(f"{reason} ({where}); mend it and {AGAIN}", trace=traceback.format_exc())
+        return Failure(f"{reason} ({where}); fix it and {AGAIN}", trace=traceback.format_exc())
     return None
 
 
 def _one_after_the_other(runs: Sequence[Run], parts: Parts | None, show: Callable[[Run, Any], None]) -> None:
-    """Play runs in this process; the parts are those of the first."""
+    """Carry out runs in this process; the parts are those of the first."""
     for run in runs:
         show(run, Started())
         failure = run_one(run, partial(show, run), parts)
@@ -247,7 +249,7 @@ class _Display:
     def _start(self, run: Run) -> None:
         self._progress.start(run.name, run.rounds_left)
         if done := experiment.rounds_done(run.folder):
-            self._progress.say(f"{run.name}: going on after round {done}")
+            self._progress.say(f"{run.name}: resuming after round {done}")
 
     def _end(self, run: Run, failure: Failure | None) -> None:
         self._progress.end(run.name)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedsim.config import Config, choices, naming, short_hash, shown, with_settings
+from fedsim.config import Config, as_toml, choices, naming, short_hash, with_settings
 from fedsim.config.choices import CATALOGUES
 from fedsim.errors import ConfigError
 from fedsim.results.result import flat
@@ -39,7 +39,7 @@ class Tuning:
     label
         The strategy, and the other settings that are swept.
     configs
-        Of its runs, one per seed, as the file has them.
+        Configs of its runs, one per seed, as in the file.
     candidates
         In the order of the lists, at least one.
     """
@@ -73,8 +73,8 @@ def tunings_of(config: Config, source: str) -> list[Tuning]:
     for key, values in grid.items():
         if swept := [each for each in config.sweep if each == key or each.startswith(f"{key}.")]:
             raise ConfigError(f"{where} {key!r}: {swept[0]!r} is in [sweep] too; remove it from one of them")
-        if len({shown(value) for value in values}) < len(values):
-            raise ConfigError(f"{where} {key!r} = {shown(values)} holds a value twice; remove one of them")
+        if len({as_toml(value) for value in values}) < len(values):
+            raise ConfigError(f"{where} {key!r} = {as_toml(values)} holds a value twice; remove one of them")
     by_setting: dict[str, list[Config]] = {}
     for each in config.runs(source):
         by_setting.setdefault(short_hash(naming.changed_settings(choices.resolve(each))), []).append(each)
@@ -85,8 +85,8 @@ def tunings_of(config: Config, source: str) -> list[Tuning]:
     for key in grid:  # after the candidates, which find what is no setting at all
         if not any(key == each or key.startswith(f"{each}.") for each in TUNABLE):
             raise ConfigError(
-                f"{where} {key!r} cannot be tuned: it changes what is measured and not how well a method does; what "
-                f"can be is in: {', '.join(TUNABLE)}"
+                f"{where} {key!r} cannot be tuned, because it changes what is measured rather than the method; "
+                f"tunable: {', '.join(TUNABLE)}"
             )
     if any(each.partition.validation == 0 for tuning in tunings for each in tuning.configs):
         raise ConfigError(f"{where} chooses by validation data; partition.validation = 0 must be greater, such as 0.1")
@@ -98,7 +98,7 @@ def _label(config: Config, swept: Iterable[str]) -> str:
     config = choices.resolve(config)
     settings = flat(config.model_dump(mode="json"))
     others = [key for key in swept if key != "seed" and key.partition(".")[0] != "strategy"]
-    texts = [written({key: settings[key]}) for key in others if key in settings]
+    texts = [format_settings({key: settings[key]}) for key in others if key in settings]
     return ", ".join([CATALOGUES["strategies"].label(config.strategy), *texts])
 
 
@@ -124,19 +124,19 @@ def _with_values(config: Config, values: Mapping[str, Any], source: str) -> Conf
 
 
 def describe_tuning(tunings: Sequence[Tuning]) -> str:
-    """Return what would be played before the runs, as text."""
+    """Return what would be run before the runs, as text."""
     first = tunings[0].candidates[0].config
     count = sum(len(tuning.candidates) for tuning in tunings)
     lines = [
         "# tuning",
         f"{count} runs of {first.rounds} rounds with seed {first.seed} before the others, {len(tunings[0].candidates)} "
         "for each combination of the sweep without its seed; the",
-        "values with the best mean validation accuracy of the personalised models, each at its best round, are played:",
-        *(written(candidate.values) for candidate in tunings[0].candidates),
+        "values with the best mean validation accuracy of the personalised models, each at its best round, are run:",
+        *(format_settings(candidate.values) for candidate in tunings[0].candidates),
     ]
     return "\n".join(lines) + "\n"
 
 
-def written(values: Mapping[str, Any]) -> str:
+def format_settings(values: Mapping[str, Any]) -> str:
     """Return values by setting as a text, such as ``local.lr = 0.1``."""
-    return ", ".join(f"{key} = {shown(value)}" for key, value in values.items())
+    return ", ".join(f"{key} = {as_toml(value)}" for key, value in values.items())

@@ -12,13 +12,13 @@ from fedsim.config import Config, naming
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.sweep.sweep import Failure, Run, name_runs, run_all
-from fedsim.experiment.tuning.grid import Tuning, written
+from fedsim.experiment.tuning.grid import Tuning, format_settings
 from fedsim.results import report
 from fedsim.results.files import write_json
 from fedsim.results.folder import RunFolder
 from fedsim.results.tuning import CHOICES, read_choices
 
-FOLDER = "tuning"  # of the runs that are played to choose, below the experiment's
+FOLDER = "tuning"  # of the runs among which is chosen, below the experiment's
 NOT_FINITE = "not finite"  # why a run ends in which all models diverged: no value of a setting could be worse
 
 
@@ -40,12 +40,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came of it.
+    """What tuning chose.
 
     Parameters
     ----------
     configs
-        Resolved, of the runs to be played.
+        Resolved configs of the runs.
     failures
         Why nothing was chosen for some, by the name of the run that failed.
     notes
@@ -58,7 +58,7 @@ class Tuned:
 
 
 def tune(tunings: Sequence[Tuning], out: Path, source: str, jobs: int | None = None) -> Tuned:
-    """Play all candidates that are not done yet and choose among them; what is chosen is in ``out/tuning.json``.
+    """Run all candidates that are not done yet and choose among them; the choice is in ``out/tuning.json``.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def tune(tunings: Sequence[Tuning], out: Path, source: str, jobs: int | None = N
             configs += tuning.chosen(tuning.candidates[best].values, source)
     _write_choices(out / CHOICES, choices)
     failed = {name: failure for name, failure in failures.items() if name not in diverged}
-    return Tuned(configs, failed | _hopeless(choices), notes)
+    return Tuned(configs, failed | _diverged(choices), notes)
 
 
 def best_of(scores: Sequence[Score]) -> int | None:
@@ -96,14 +96,14 @@ def best_of(scores: Sequence[Score]) -> int | None:
 
 
 def take_from_tuning(runs: Sequence[Run], out: Path) -> None:
-    """Copy runs that were played to choose and are runs of the experiment too, so that none is played twice."""
+    """Copy tuning runs that are runs of the experiment too, so that none is run twice."""
     for run in runs:
-        played = RunFolder(out / FOLDER / run.folder.path.name)
-        if not played.done.exists() or run.folder.path.exists():
+        tuned = RunFolder(out / FOLDER / run.folder.path.name)
+        if not tuned.done.exists() or run.folder.path.exists():
             continue
         # Made under another name, so that a kill leaves no half of a run.
         with tempfile.TemporaryDirectory(dir=out, prefix=".copy-") as folder:
-            copy = shutil.copytree(played.path, Path(folder) / "run", ignore=shutil.ignore_patterns(".lock"))
+            copy = shutil.copytree(tuned.path, Path(folder) / "run", ignore=shutil.ignore_patterns(".lock"))
             Path(copy).replace(run.folder.path)
 
 
@@ -113,7 +113,7 @@ def _runs(tunings: Sequence[Tuning], folder: Path) -> dict[str, Run]:
     runs = name_runs([candidate.config for _, candidate in candidates], folder)
     return {
         run.folder.path.name: Run(
-            f"tuning {tuning.label}, {written(candidate.values)}",
+            f"tuning {tuning.label}, {format_settings(candidate.values)}",
             run.config,
             run.folder,
             with_page=candidate.stays,
@@ -125,10 +125,10 @@ def _runs(tunings: Sequence[Tuning], folder: Path) -> dict[str, Run]:
 def _check_partitions(tunings: Sequence[Tuning]) -> None:
     """Find a mistake in the data of any seed before the first run begins."""
     configs = [each for tuning in tunings for each in tuning.chosen(tuning.candidates[0].values, FOLDER)]
-    played = {naming.partition_name(candidate.config) for tuning in tunings for candidate in tuning.candidates}
+    checked = {naming.partition_name(candidate.config) for tuning in tunings for candidate in tuning.candidates}
     others = {naming.partition_name(config): config for config in configs}
     for name, config in others.items():
-        if name not in played:
+        if name not in checked:
             experiment.prepare(config)
 
 
@@ -170,11 +170,11 @@ def notes_of(tuning: Tuning, scores: Sequence[Score], best: int | None) -> Itera
     """Yield what the user should know: which values failed, which was chosen, and whether the grid is too narrow."""
     for candidate, score in zip(tuning.candidates, scores, strict=True):
         if math.isnan(score.accuracy):
-            yield f"tuning {tuning.label}: the models diverge with {written(candidate.values)}"
+            yield f"tuning {tuning.label}: the models diverge with {format_settings(candidate.values)}"
     if best is None:
         return
     values = tuning.candidates[best].values
-    yield f"tuning {tuning.label}: {written(values)}, validation accuracy {scores[best].accuracy:.1%}"
+    yield f"tuning {tuning.label}: {format_settings(values)}, validation accuracy {scores[best].accuracy:.1%}"
     for key, value in values.items():
         tried = [candidate.values[key] for candidate in tuning.candidates]
         numbers = sorted({each for each in tried if isinstance(each, int | float) and not isinstance(each, bool)})
@@ -183,7 +183,7 @@ def notes_of(tuning: Tuning, scores: Sequence[Score], best: int | None) -> Itera
             yield f"tuning {tuning.label}: {key} = {value:g} is at the edge of {grid}; a wider grid may be better"
 
 
-def _hopeless(choices: Sequence[Mapping[str, Any]]) -> dict[str, Failure]:
+def _diverged(choices: Sequence[Mapping[str, Any]]) -> dict[str, Failure]:
     """Return a failure for each combination of which all candidates diverged."""
     why = "the models diverge with all values of [tune]; try others, such as smaller learning rates"
     return {f"tuning {choice['runs']}": Failure(why) for choice in choices if choice["chosen"] is None}
