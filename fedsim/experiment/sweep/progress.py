@@ -25,6 +25,7 @@ class Progress:
 
     def __init__(self, runs: int, rounds: int) -> None:
         self._console = _console()
+        self._shows_bars = self._console.is_terminal or self._console.is_jupyter
         self._bars = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -34,7 +35,7 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._shows_bars,
         )
         self._total = self._bars.add_task(f"{runs} runs", total=rounds, visible=runs > 1)
         self._tasks: dict[str, TaskID] = {}
@@ -66,7 +67,7 @@ class Progress:
         shown += f" {_accuracy('global', summary.global_accuracy)}"
         if summary.faults:
             shown += f" {summary.faults} {'fault' if summary.faults == 1 else 'faults'}"
-        if not self._console.is_terminal:
+        if not self._shows_bars:
             self.say(f"{shown}  round {summary.server_round}")
         rounds = 1
         if summary.stopped:
