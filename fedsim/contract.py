@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -66,7 +66,7 @@ def declared(owner: type) -> dict[str, tuple[str, Any, Declared]]:
             if isinstance(value, Declared):
                 found[attribute] = value
             elif attribute in found and not callable(value):
-                found[attribute] = Declared(value, found[attribute].text, found[attribute].name)
+                found[attribute] = replace(found[attribute], default=value)
     # The layer group comes last, as every method that has one has the same.
     ordered = sorted(found.items(), key=lambda item: bool(item[1].name))
     return {
@@ -109,7 +109,7 @@ def check_options(owner: type, options: Mapping[str, Any]) -> dict[str, Any]:
         For a value of a wrong type or out of range.
     """
     known = declared(owner)
-    for name in options.keys() - known.keys():
+    for name in (name for name in options if name not in known):
         raise TypeError(f"{owner.__name__} has no option {name!r}{suggest(name, known)}")
     record = schema(owner, by_run=True)
     try:

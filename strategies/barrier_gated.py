@@ -29,8 +29,8 @@ class BarrierGated(Strategy):
     Notes
     -----
     The measurement has a price, which is counted: the layers that are sent for it besides those that are averaged; for
-    barriers on ``clients`` also the average of all layers down, and a forward pass for each layer and example. Nobody
-    trains on the validation data that barriers are measured on, and nobody is tested on them.
+    barriers on ``clients`` also the average of all layers down, and a forward pass for each layer and example. No
+    client trains on the validation data that barriers are measured on, and none is tested on them.
     """
 
     among: str = Option("all", "Layer group that may be averaged; all others stay personal.")

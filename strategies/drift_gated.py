@@ -50,8 +50,8 @@ class DriftGated(Strategy):
     Notes
     -----
     A layer is a module's weight and bias together; FL4Health ranks each tensor by itself, running statistics too, and
-    does not send what is exactly at the threshold. A client keeps its own value of a layer until somebody sends it, and
-    a layer that nobody has sent stays as it is on the server.
+    does not send what is exactly at the threshold. A client keeps its own value of a layer until some client sends it,
+    and a layer that no client has sent stays as it is on the server.
     """
 
     client_rule = Drift
@@ -63,7 +63,7 @@ class DriftGated(Strategy):
     largest: bool = Option(True, "Whether layers are sent that drifted much, or those that drifted little.")
 
     def kept(self, server_round: int) -> LayerGroup:
-        return self.layers.group("all")  # any may be one that nobody sends
+        return self.layers.group("all")  # any may be one that no client sends
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         members, weights = [update.shared for update in updates], [update.num_examples for update in updates]

@@ -19,7 +19,7 @@ class FedLp(Strategy, shared="all"):
 
     Notes
     -----
-    What is drawn depends on seed, round and client only. A layer that nobody sends stays as it is. Clients take all
+    What is drawn depends on seed, round and client only. A layer that no client sends stays as it is. Clients take all
     shared layers from the server in each round, and train all. A client that sends nothing has taken part.
     """
 

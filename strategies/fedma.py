@@ -146,7 +146,7 @@ def _matched(clients: Sequence[np.ndarray], iterations: int, rng: np.random.Gene
 
 
 def _mean_by_class(updates: Sequence[ClientUpdate]) -> Params:
-    """Return the last layer, each row weighted by the clients' examples of its class; one that nobody has, equally."""
+    """Return the last layer, each row weighted by the clients' examples of its class; one without examples, equally."""
     counts = torch.stack([update.sets[CLASS_COUNTS]["counts"].double() for update in updates])
     counts = torch.where(counts.sum(0) > 0, counts, 1)
     shares = counts / counts.sum(0)

@@ -13,7 +13,7 @@ class FedRep(Strategy):
 
     Notes
     -----
-    10 head epochs and 1 body epoch are those of the authors' CIFAR-10 experiments; ``local.epochs`` plays no part. In
+    10 head epochs and 1 body epoch are those of the authors' CIFAR-10 experiments; ``local.epochs`` has no effect. In
     the end they train the heads of all clients again, which is why fine-tuning trains the head. A round passes
     head_epochs + body_epochs times the examples, where a table's FedAvg often passes them once. FL-bench's FedRep never
     trains the head with one local epoch, PFLlib's trains the head for one epoch and the body for as many as FedAvg.

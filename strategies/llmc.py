@@ -41,7 +41,7 @@ class Llmc(Strategy, shared="all"):
     in the paper: its clients are never restarted. The defaults are the paper's 100 epochs with an average every 10.
     Its step size changes with each mini-batch, warmed up in 100 of them; here it changes with each epoch, so that
     clients with few and with many examples are at the same point of the schedule. ``local.epochs`` and ``local.lr``
-    play no part.
+    have no effect.
     """
 
     client_rule = LlmcRule

@@ -41,7 +41,7 @@ class Federation:
     _stream: threading.Lock = field(default_factory=threading.Lock)
 
     def initial_of(self, client: int) -> Params:
-        """Return a client's initial model: the server's, or one of its own from the seed where the config says so."""
+        """Return a client's initial model: the server's, or its own from the seed where the config says so."""
         if self.config.model.initial == "shared":
             return self.initial
         with self._stream, torch.random.fork_rng(devices=[]):

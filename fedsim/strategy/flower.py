@@ -50,7 +50,7 @@ class Strategy(Hooks, FlowerStrategy):
         Parameters
         ----------
         in_order
-            Say that the replies come in the order of the clients and that nobody needs the updates' layers. If
+            Say that the replies come in the order of the clients and that the updates' layers are not needed. If
             `aggregate` is the default, they are averaged as they come, so that memory does not grow with their number.
         """
         received = Received(left_out=dict.fromkeys(self._participants, "it did not reply"))
@@ -114,7 +114,7 @@ class Strategy(Hooks, FlowerStrategy):
         records, sent = _Records(self), []
         for client in self._participants:
             group = self.shared_by(server_round, client)
-            if group not in settings:  # one record for all: a message costs little beside what it carries
+            if group not in settings:  # one record for all: a message costs little compared with what it carries
                 instructions = Instructions(server_round, self.keys(group), self._keep, plan, probe, measure)
                 settings[group] = ConfigRecord({**config, **instructions.write()})
             content = {messages.ARRAYS: records.of(self._down(server_round, client))}

@@ -141,7 +141,7 @@ def _reply(server_round: int, update: ClientUpdate, keys: Sequence[str], weight:
 
 
 def _remembered(rule: FedAvg) -> Containers:
-    """Return the dicts and lists of arrays among a rule's attributes, but for the global model."""
+    """Return the dicts and lists of arrays among a rule's attributes, except for the global model."""
     arrays = (np.ndarray, np.generic)
     return {
         name: held

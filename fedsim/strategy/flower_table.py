@@ -16,10 +16,10 @@ NO_RULES = {
     "QFedAvg": "it needs each client's loss of the model as it came, which clients do not send; use another rule",
     "FedXgbBagging": "it adds trees, which have no layers; use another rule",
     "FedXgbCyclic": "it passes trees on, which have no layers; use another rule",
-    "DifferentialPrivacyClientSideAdaptiveClipping": "it wraps another strategy; use a rule that stands by itself",
-    "DifferentialPrivacyClientSideFixedClipping": "it wraps another strategy; use a rule that stands by itself",
-    "DifferentialPrivacyServerSideAdaptiveClipping": "it wraps another strategy; use a rule that stands by itself",
-    "DifferentialPrivacyServerSideFixedClipping": "it wraps another strategy; use a rule that stands by itself",
+    "DifferentialPrivacyClientSideAdaptiveClipping": "it wraps another strategy; use a rule that wraps none",
+    "DifferentialPrivacyClientSideFixedClipping": "it wraps another strategy; use a rule that wraps none",
+    "DifferentialPrivacyServerSideAdaptiveClipping": "it wraps another strategy; use a rule that wraps none",
+    "DifferentialPrivacyServerSideFixedClipping": "it wraps another strategy; use a rule that wraps none",
 }
 
 

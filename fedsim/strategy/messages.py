@@ -109,7 +109,7 @@ def arrays_of(content: RecordDict, name: str) -> Mapping[str, Array]:
 
 
 def sets_of(content: RecordDict) -> dict[str, Mapping[str, Array]]:
-    """Return the named parameter sets that a message or a client's state holds beside the records with other uses."""
+    """Return the named parameter sets that a message or a client's state holds besides the records with other uses."""
     return {
         name: record for name, record in content.items() if isinstance(record, ArrayRecord) and name not in RESERVED
     }

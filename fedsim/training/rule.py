@@ -96,7 +96,7 @@ class Local:
         return self.network.logits_and_features(params, inputs, layer)[1]
 
     def gradient(self, loss: Callable[[Params], Tensor], params: Params, examples: int) -> tuple[Params, Tensor]:
-        """Return the gradient of a loss with respect to ``params``, and its value; count so many examples back."""
+        """Return the gradient of a loss with respect to ``params``, and its value; count the examples back."""
         self.network.passes.backward += examples
         return grad_and_value(loss)(params)
 

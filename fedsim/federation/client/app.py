@@ -164,7 +164,7 @@ def _trained(
 
 
 def _check(client: int, instructions: Instructions, finished: Finished) -> None:
-    """Check what a client would send before anything is kept: if it is of no use, the client goes on from before."""
+    """Check what a client would send before anything is kept: if it is of no use, the client resumes from before."""
     upload = finished.params if finished.upload is None else finished.upload
     if not is_finite({key: upload[key] for key in instructions.upload if key in upload}):
         raise ValueError(f"client {client}'s update is not finite; a lower local.lr may help")

@@ -38,7 +38,7 @@ def taken_from(message: Message) -> Params:
 
 
 def local_of(federation: Federation, message: Message, context: Context, ahead: int = 0) -> Local:
-    """Return a client with what the message brings, as its rule sees it so many rounds ahead of the message."""
+    """Return a client with what the message brings, as its rule sees it ``ahead`` rounds after the message's."""
     client, config = client_of(context), federation.config
     settings = messages.settings_of(message.content)
     server_round = int(settings[messages.SERVER_ROUND]) + ahead
