@@ -60,7 +60,7 @@ class Catalogue:
         return self.entries[name] if name in self.entries else load_custom(name, self._where(name))
 
     def canonical(self, name: str) -> str:
-        """Return the name of the entry that is meant: case does not matter, and ``-`` is ``_``."""
+        """Return the name of the entry that is meant: case, hyphens and underscores do not matter."""
         return canonical(name, self.entries)
 
     def check_name(self, name: str) -> None:

@@ -8,8 +8,8 @@ COMMON = ("flwr:", "fed")
 
 
 def canonical(name: str, known: Iterable[str]) -> str:
-    """Return the known name that differs in case, or in ``-`` for ``_``, only; else the name as it is."""
-    return {_folded(each): each for each in known}.get(_folded(name), name)
+    """Return the known name that differs in case, hyphens and underscores only; else the name as it is."""
+    return {_spelled(each): each for each in known}.get(_spelled(name), name)
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
@@ -21,6 +21,10 @@ def meant(name: str, known: Iterable[str]) -> str | None:
     """
     close = [each for each in known if _misspells(_folded(name), _folded(each))]
     return close[0] if len(close) == 1 else None
+
+
+def _spelled(name: str) -> str:
+    return _folded(name).replace("_", "")
 
 
 def _folded(name: str) -> str:

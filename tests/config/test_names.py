@@ -24,7 +24,15 @@ def config_of(name: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("typed", "name"), [("FedProx", "fedprox"), ("Layer-Set", "layer_set"), ("FLWR:fedavg", "flwr:FedAvg")]
+    ("typed", "name"),
+    [
+        ("FedProx", "fedprox"),
+        ("Layer-Set", "layer_set"),
+        ("FLWR:fedavg", "flwr:FedAvg"),
+        ("Fed-Avg", "fedavg"),
+        ("LG-FedAvg", "lg_fedavg"),
+        ("LGFedAvg", "lg_fedavg"),
+    ],
 )
 def test_case_and_hyphens_do_not_matter_and_the_run_is_the_same(typed: str, name: str) -> None:
     assert config_of(typed) == config_of(name)
