@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
-from fedsim.experiment.measuring.barrier_cost import rounds_between, work_of
-from fedsim.experiment.measuring.evaluation_cost import evaluation_work_of
+from fedsim.experiment.measuring.barrier_cost import barrier_cost, rounds_between
+from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
 from fedsim.experiment.run import prepare
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.federation import Federation
@@ -93,17 +93,17 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
 
 def _evaluation(federation: Federation, strategy: Strategy) -> Iterator[str]:
     """Describe who never trains, and what the evaluation costs."""
-    config, work = federation.config, evaluation_work_of(federation)
+    config, cost = federation.config, evaluation_cost(federation)
     if never := unseen(config):
         yield f"{len(never)} of {config.clients} clients never train: {', '.join(map(str, never))}"
     yield (
-        f"in {work.rounds} of {config.rounds} rounds, at most {work.client_passes:,} forward passes of one example by "
-        f"the clients and {work.server_passes:,} by the server"
+        f"in {cost.rounds} of {config.rounds} rounds, at most {cost.client_passes:,} forward passes of one example by "
+        f"the clients and {cost.server_passes:,} by the server"
     )
-    if work.fine_tuned_rounds:
+    if cost.fine_tuned_rounds:
         yield (
-            f"in {work.fine_tuned_rounds} of {config.rounds} rounds, clients fine-tune "
-            f"{fine_tuned_layers(federation, strategy)!r}: {work.training_passes:,} examples forward and backward"
+            f"in {cost.fine_tuned_rounds} of {config.rounds} rounds, clients fine-tune "
+            f"{fine_tuned_layers(federation, strategy)!r}: {cost.training_passes:,} examples forward and backward"
         )
     if patience := config.stop.patience:
         metric = config.stop.metric
@@ -116,14 +116,14 @@ def _barriers(federation: Federation) -> Iterator[str]:
         why = "" if config.barriers.every == 0 else ": a round of barriers would cost more than 10 % of training"
         yield f"none{why}; set barriers.every to measure them{' anyway' if why else ''}"
         return
-    work, rounds = work_of(federation), config.rounds // every
-    yield f"in {rounds} of {config.rounds} rounds, {work.models} models on {work.examples} examples each: "
+    cost, rounds = barrier_cost(federation), config.rounds // every
+    yield f"in {rounds} of {config.rounds} rounds, {cost.models} models on {cost.examples} examples each: "
     yield (
-        f"{rounds * work.passes:,.0f} forward passes of one example, instead of {rounds * work.passes_apart:,.0f} if "
+        f"{rounds * cost.passes:,.0f} forward passes of one example, instead of {rounds * cost.passes_apart:,.0f} if "
         "each model were evaluated separately"
     )
-    share = rounds * work.passes / (config.rounds * work.training_passes)
-    yield f"{share:.0%} of the {config.rounds * work.training_passes:,.0f} passes of the training"
+    share = rounds * cost.passes / (config.rounds * cost.training_passes)
+    yield f"{share:.0%} of the {config.rounds * cost.training_passes:,.0f} passes of the training"
     others: list[str] = [name for name in config.barriers.measures if MEASURES[name].mixes]
     others += [f"matching by {way}" for way in config.barriers.matching if way != "none"]
     if others:

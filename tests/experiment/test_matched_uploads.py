@@ -20,7 +20,7 @@ from fedsim.analysis.stitching import stitching
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.experiment.dry_run import describe_run
-from fedsim.experiment.measuring.barrier_cost import work_of
+from fedsim.experiment.measuring.barrier_cost import barrier_cost
 from fedsim.experiment.measuring.uploads import measure_updates, whole_models
 from fedsim.experiment.run import prepare
 from fedsim.federation.federation import Federation
@@ -196,7 +196,7 @@ def test_a_run_keeps_its_tables_and_shows_them_after_matching_too(tiny: Tiny, pl
 
 def test_each_way_to_match_is_counted_in_the_work(tiny: Tiny) -> None:
     once, thrice = (
-        work_of(prepare(tiny(barriers={"every": 1, "matching": ways}))[0])
+        barrier_cost(prepare(tiny(barriers={"every": 1, "matching": ways}))[0])
         for ways in (["none"], ["none", "weights", "activations"])
     )
     assert thrice.models == 3 * once.models

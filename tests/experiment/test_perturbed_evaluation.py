@@ -13,7 +13,7 @@ from fedsim.config import Config
 from fedsim.config.expectation import Expectation
 from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
-from fedsim.experiment.measuring.evaluation_cost import evaluation_work_of
+from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
 from fedsim.experiment.run import prepare
 from fedsim.federation.federation import federation_of
 from fedsim.models.params import load_state_
@@ -103,7 +103,7 @@ def test_an_expectation_can_name_a_perturbation(perturbed: RunFolder) -> None:
 def test_the_work_counts_a_pass_for_each_size_and_one_for_gradients(tiny: Callable[..., Config]) -> None:
     for names, passes in (([], 1), (["noise:1", "noise:2"], 3), (["fgsm:1", "noise:1", "fgsm:2"], 5)):
         federation = federation_of(tiny(evaluation={"perturbed": names}))
-        assert evaluation_work_of(federation).server_passes == 2 * 60 * passes
+        assert evaluation_cost(federation).server_passes == 2 * 60 * passes
 
 
 @pytest.mark.parametrize(

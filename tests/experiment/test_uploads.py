@@ -9,7 +9,7 @@ import torch
 from fedsim.analysis import barriers, criticality, distances, interaction, robustness, similarity
 from fedsim.config import Config
 from fedsim.experiment.dry_run import describe_run
-from fedsim.experiment.measuring.barrier_cost import AUTO_SHARE, rounds_between, work_of
+from fedsim.experiment.measuring.barrier_cost import AUTO_SHARE, barrier_cost, rounds_between
 from fedsim.experiment.measuring.uploads import measure_updates, whole_models
 from fedsim.experiment.run import prepare
 from fedsim.federation.federation import Federation
@@ -123,7 +123,7 @@ def test_statistics_are_recomputed_on_the_clients_training_data(tiny: Tiny) -> N
 def test_work_is_counted_in_passes_through_the_whole_model(tiny: Tiny) -> None:
     # An mlp of two layers: 64 * 12 and 12 * 10 weights; four clients, no pairs.
     federation, _ = prepare(tiny(barriers={"every": 1, "examples": 50}, local__epochs=3))
-    work = work_of(federation)
+    work = barrier_cost(federation)
     first, second = 64 * 12, 12 * 10
     # Four models and the average as a whole; each client's second layer behind the average's first, and on its own.
     computed = (4 + 1) * first + (4 + 1 + 4 + 4) * second
@@ -136,7 +136,7 @@ def test_work_is_counted_in_passes_through_the_whole_model(tiny: Tiny) -> None:
 def test_by_default_barriers_take_a_tenth_of_the_trainings_work(tiny: Tiny) -> None:
     def every(**changes: Any) -> tuple[int, float]:
         federation, _ = prepare(tiny(barriers={}, **changes))
-        work = work_of(federation)
+        work = barrier_cost(federation)
         return rounds_between(federation), work.passes / work.training_passes
 
     rounds, share = every(rounds=100)

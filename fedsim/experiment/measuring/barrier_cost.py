@@ -17,7 +17,7 @@ PASSES_TO_TRAIN = 3
 
 
 @dataclass(frozen=True)
-class Work:
+class BarrierCost:
     """The cost of one round's barriers, in forward passes of one example through the whole model.
 
     Parameters
@@ -39,7 +39,7 @@ class Work:
     training_passes: float
 
 
-def work_of(federation: Federation) -> Work:
+def barrier_cost(federation: Federation) -> BarrierCost:
     """Count the cost of the first round's barriers; rounds with as many participants cost the same."""
     config, data = federation.config, federation.data
     training = participants(config, 1)
@@ -65,7 +65,7 @@ def work_of(federation: Federation) -> Work:
     mixed = sum(n / (states if name == "clients" else 1) for name, n in examples.items())
     trained = sum(int(data.split.train.sizes[client]) for client in training)
     ways = len(settings.matching)
-    return Work(
+    return BarrierCost(
         models=ways * len(recipes),
         examples=sum(examples.values()),
         passes=ways * share * mixed,
@@ -85,6 +85,6 @@ def rounds_between(federation: Federation) -> int:
         return int(config.barriers.every)
     if len(participants(config, 1)) * sum(value.nbytes for value in federation.initial.values()) > AUTO_BYTES:
         return 0
-    work = work_of(federation)
-    every = max(1, math.ceil(work.passes / (AUTO_SHARE * work.training_passes)))
+    cost = barrier_cost(federation)
+    every = max(1, math.ceil(cost.passes / (AUTO_SHARE * cost.training_passes)))
     return every if every <= config.rounds else 0

@@ -8,7 +8,7 @@ from fedsim.federation.participants import evaluated, participants, unseen
 
 
 @dataclass(frozen=True)
-class EvaluationWork:
+class EvaluationCost:
     """The cost of the evaluation of a run that is not stopped early.
 
     Parameters
@@ -51,7 +51,7 @@ def _perturbed_passes(config: Config) -> int:
     return len(config.evaluation.perturbed) + bool(config.evaluation.sizes("fgsm"))
 
 
-def evaluation_work_of(federation: Federation) -> EvaluationWork:
+def evaluation_cost(federation: Federation) -> EvaluationCost:
     """Count the cost of the evaluation in all rounds of a run that is not stopped early."""
     config, split, server = federation.config, federation.data.split, len(federation.data.dataset.test)
     never, measured = set(unseen(config)), evaluated(config)
@@ -71,7 +71,7 @@ def evaluation_work_of(federation: Federation) -> EvaluationWork:
         for r in rounds:
             passes += sum(own[k] for k in participants(config, r))
     epochs = config.evaluation.fine_tune_epochs
-    return EvaluationWork(
+    return EvaluationCost(
         rounds=len(rounds),
         fine_tuned_rounds=len(tuned),
         client_passes=passes,
