@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedsim.alignment.matched import match_models
 from fedsim.analysis import barriers
 from fedsim.analysis.data import Data
 from fedsim.analysis.features.walks import DifferentCallsError
+from fedsim.analysis.matching import match
 from fedsim.analysis.mixing.groups import groups_of_texts
 from fedsim.analysis.mixing.mixes import Against, Pair
 from fedsim.analysis.mixing.names import AVERAGE
@@ -19,7 +19,6 @@ from fedsim.analysis.models import Models
 from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import MEASURES, Measure
 from fedsim.config import Config
-from fedsim.config.expectation import MatchedBy
 from fedsim.federation.federation import Federation
 from fedsim.models.params import Params, combine
 from fedsim.results.measured import with_matching
@@ -116,10 +115,11 @@ def measure_updates(federation: Federation, updates: Sequence[ClientUpdate], sta
     again = False
     for way in ways:
         try:
-            models, moved = _matched(federation, uploaded, way)
+            matched = None if way == "none" else match(uploaded, way, federation.calibration())
         except ValueError as error:  # models that diverge have no finite activations
             logger.warning("the models are not measured after matching by %s: %s", way, error)
             continue
+        models, moved = matched or (uploaded, pd.DataFrame())
         if len(moved):
             tables.setdefault("matching", []).append(with_matching(moved, way, ways))
         for name, table in round_.tables(models, again=again):
@@ -127,15 +127,6 @@ def measure_updates(federation: Federation, updates: Sequence[ClientUpdate], sta
         again = True
     named = {name: _with_clients(pd.concat(several, ignore_index=True), clients) for name, several in tables.items()}
     return Measured(named, uploaded.average)
-
-
-def _matched(federation: Federation, uploaded: Models, way: MatchedBy) -> tuple[Models, pd.DataFrame]:
-    """Return models after matching, and which of their units changed places."""
-    if way == "none":
-        return uploaded, pd.DataFrame()
-    sample, drawn = federation.calibration(), rng(federation.config.seed, "matching")
-    matched = match_models(uploaded.model, uploaded.states, way, sample, weights=uploaded.weights, rng=drawn)
-    return replace(uploaded, states=matched.states), matched.table()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +10,9 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from fedsim.alignment.matched import match_models
 from fedsim.analysis import barriers
 from fedsim.analysis.data import Data
+from fedsim.analysis.matching import match
 from fedsim.analysis.mixing.groups import groups_of_texts
 from fedsim.analysis.mixing.mixes import Normalisation
 from fedsim.analysis.mixing.names import AVERAGE
@@ -25,7 +25,7 @@ from fedsim.data.dataset import Dataset, stratified
 from fedsim.errors import ConfigError
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.grid import processors
-from fedsim.federation.federation import federation_of
+from fedsim.federation.federation import Federation, federation_of
 from fedsim.models.params import Params
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.files import write_parquet, write_whole
@@ -120,18 +120,12 @@ def compare_checkpoints(
     ConfigError
         If a file cannot be read or does not fit the model, the data cannot be read, or an argument is wrong.
     """
-    if len(paths) < 2:
-        raise ConfigError(f"{paths[0]} is one checkpoint; give at least two")
-    if weights is not None and (len(weights) != len(paths) or not all(0 < each < math.inf for each in weights)):
-        raise ConfigError(f"--weights has {list(weights)}; give a positive number for each of {len(paths)} checkpoints")
-    if unknown := set(measures) - set(BY_LAYER):
-        raise ConfigError(f"measure {min(unknown)!r} must be one of {', '.join(BY_LAYER)}")
+    _check(paths, weights, measures)
     federation = federation_of(config)
-    model = federation.model()
     dataset = federation.data.dataset
     models = Models(
-        model,
-        [_to(federation.device, read_checkpoint(path, model, config.model.name)) for path in paths],
+        federation.model(),
+        _read(paths, federation),
         weights,
         normalisation=normalisation,
         calibration=_sample(dataset, "train", None, config.seed)[0] if normalisation == "recompute" else None,
@@ -144,9 +138,7 @@ def compare_checkpoints(
     others: dict[str, pd.DataFrame] = {}
     try:
         if matching != "none":
-            sample, drawn = federation.calibration(), rng(config.seed, "matching")
-            matched = match_models(model, models.states, matching, sample, weights=weights, rng=drawn)
-            models, others["matching"] = replace(models, states=matched.states), matched.table()
+            models, others["matching"] = match(models, matching, federation.calibration())
         apart = MEASURES["distances"].table(models, settings)
         table = barriers(models, data, groups=settings.groups, against=against, ts=ts, bands=BANDS)
         others |= {name: MEASURES[name].table(models, settings) for name in BY_LAYER if name in measures}
@@ -155,6 +147,20 @@ def compare_checkpoints(
     names = _names(paths)
     named = {name: _with_names(each, names) for name, each in others.items()}
     return Comparison(names, _with_names(table, names), _with_names(apart, names), named)
+
+
+def _check(paths: Sequence[Path], weights: Sequence[float] | None, measures: Sequence[str]) -> None:
+    if len(paths) < 2:
+        raise ConfigError(f"{paths[0]} is one checkpoint; give at least two")
+    if weights is not None and (len(weights) != len(paths) or not all(0 < each < math.inf for each in weights)):
+        raise ConfigError(f"--weights has {list(weights)}; give a positive number for each of {len(paths)} checkpoints")
+    if unknown := set(measures) - set(BY_LAYER):
+        raise ConfigError(f"measure {min(unknown)!r} must be one of {', '.join(BY_LAYER)}")
+
+
+def _read(paths: Sequence[Path], federation: Federation) -> list[Params]:
+    model, name = federation.model(), federation.config.model.name
+    return [_to(federation.device, read_checkpoint(path, model, name)) for path in paths]
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
