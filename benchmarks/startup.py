@@ -1,7 +1,7 @@
-"""How long it takes to begin: processor seconds of an import, help, a mistake, a list of names and a short run.
+"""Start-up: processor seconds of an import, help, a mistake, a list of names and a short run.
 
-Run with ``python benchmarks/startup.py``; see ``--help``. Each command runs in processes of its own, several times; the
-least is shown, and ``import torch`` beside it, which a run cannot do without.
+Run with ``python benchmarks/startup.py``; see ``--help``. Each command runs several times, each in its own process; the
+shortest time is shown, together with that of ``import torch``, which every run needs.
 """
 
 import argparse

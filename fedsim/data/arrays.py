@@ -24,10 +24,10 @@ def arrays(*, path: str, channels: Literal["first", "last"] = "first", classes: 
     Parameters
     ----------
     path
-        The file, as it stands or below ``$FEDSIM_DATA``. It holds ``train_inputs``, ``train_targets``, ``test_inputs``
-        and ``test_targets``, and may hold ``train_id_<column>``, the origin of each training example. Inputs: bytes
-        [n, channels, height, width] or [n, height, width] are images; floats [n, ...] are normalised per channel or
-        feature; other integers [n, length] are tokens. Targets: integers [n], or [n, length] for sequences.
+        Path of the file, as given or relative to ``$FEDSIM_DATA``. It holds ``train_inputs``, ``train_targets``,
+        ``test_inputs`` and ``test_targets``, and may hold ``train_id_<column>``, the origin of each training example.
+        Inputs: bytes [n, channels, height, width] or [n, height, width] are images; floats [n, ...] are normalised per
+        channel or feature; other integers [n, length] are tokens. Targets: integers [n], or [n, length] for sequences.
     channels
         Position of the channels in images with four dimensions: ``last`` for [n, height, width, channels].
     classes

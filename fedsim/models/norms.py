@@ -1,13 +1,13 @@
-"""Which modules normalise what goes through them."""
+"""Types of normalisation modules."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-# Batch and instance normalisation of any dimension, which may hold running statistics: torch has no public name for it.
+# Batch and instance normalisation of any dimension, which may have running statistics; torch has no public name for it.
 StatisticsNorm = _NormBase
 NORM_TYPES = (StatisticsNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def has_statistics(model: nn.Module) -> bool:
-    """Tell whether a model holds running statistics."""
+    """Whether a model has running statistics."""
     return any(isinstance(module, StatisticsNorm) and module.running_mean is not None for module in model.modules())

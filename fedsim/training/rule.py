@@ -1,4 +1,4 @@
-"""What a method does on a client beyond phases of plain training: pure hooks over named parameters."""
+"""The client's side of a method beyond phases of plain training: pure hooks over named parameters."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class Network:
         return functional_call(self.model, params | self.numbers, (inputs,))
 
     def logits_and_features(self, params: Params, inputs: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-        """Return the outputs, and what the module called ``layer`` gets as its input, such as the body's features."""
+        """Return the outputs, and the input of the module ``layer``, such as the body's features."""
         caught: list[Tensor] = []
         hook = self.model.get_submodule(layer).register_forward_pre_hook(lambda _, values: caught.append(values[0]))
         try:
@@ -56,21 +56,21 @@ class Local:
     Parameters
     ----------
     params
-        All entries of the client's model: before training, its own with what it has taken from the server.
+        All entries of the client's model; before training, its own layers and those that it took from the server.
     sets
-        Named parameter sets: those that the rule keeps on the client, which are not there before its first round, and
+        Named parameter sets: those that the rule keeps on the client, which do not exist before its first round, and
         those that the server has sent.
     own
-        The client's model before it took anything from the server. Layers that it does not keep, and all of them before
+        The client's model before it took anything from the server. Layers that it does not keep, and all layers before
         its first round, have their initial values.
     inputs, targets
-        Its training examples, shape [n, ...] and [n] or [n, length].
+        The client's training examples, shape [n, ...] and [n] or [n, length].
     shared
         Names of the layers that the client shares in this round.
     rng
         Stream of the rule alone; training draws from another one.
     network
-        To evaluate and differentiate the model; it is in evaluation mode.
+        The architecture, for evaluating and differentiating the model, in evaluation mode.
     """
 
     server_round: int
@@ -96,7 +96,7 @@ class Local:
         return self.network.logits_and_features(params, inputs, layer)[1]
 
     def gradient(self, loss: Callable[[Params], Tensor], params: Params, examples: int) -> tuple[Params, Tensor]:
-        """Return the gradient of a loss with respect to ``params``, and its value; count the examples back."""
+        """Return the gradient of a loss with respect to ``params``, and its value; count the backward passes."""
         self.network.passes.backward += examples
         return grad_and_value(loss)(params)
 
@@ -105,7 +105,7 @@ class Local:
 class Step:
     """One step of a client's training, as a rule's `ClientRule.loss` and `ClientRule.gradient` see it.
 
-    In a cohort these hooks run under `torch.vmap`, so they must not read values of tensors, and look the same.
+    In a cohort these hooks run under `torch.vmap`, so they must not read values of tensors; their code is the same.
 
     Parameters
     ----------
@@ -137,12 +137,12 @@ class Step:
     network: Network
 
     def logits(self, params: Params) -> Tensor:
-        """Return the outputs for the mini-batch, and count the pass and its way back."""
+        """Return the outputs for the mini-batch, and count a forward and a backward pass."""
         self._count()
         return self.network.logits(params, self.inputs)
 
     def logits_and_features(self, params: Params, layer: str) -> tuple[Tensor, Tensor]:
-        """Return the outputs for the mini-batch and the input of ``layer``, and count the pass and its way back."""
+        """Return the outputs for the mini-batch and the input of ``layer``, and count a forward and a backward pass."""
         self._count()
         return self.network.logits_and_features(params, self.inputs, layer)
 
@@ -166,7 +166,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a client leaves behind and sends.
+    """What a client keeps and sends after training.
 
     Parameters
     ----------
@@ -192,9 +192,9 @@ class Finished:
 class ClientRule:
     """What a client does beyond the phases of its plan; by default nothing.
 
-    A rule has no state of its own: one object serves all clients, in threads. What it remembers are named parameter
-    sets, dicts of tensors like a model: personal models, masks, control variates, anchors. Names of sets are words
-    with underscores, and none of those that messages use already.
+    A rule is stateless: one object serves all clients, in threads. What it remembers are named parameter sets, dicts of
+    tensors like a model: personal models, masks, control variates, anchors. Names of sets are words with underscores,
+    except those that messages already use.
 
     A rule reads options of its strategy as attributes: those that it annotates, such as ``mu: float``.
 
@@ -214,7 +214,7 @@ class ClientRule:
     parameters
         State-dict keys of the model's parameters, without buffers.
     trained
-        Sets whose floating-point entries follow the gradient of `loss` together with the model.
+        Names of the sets whose floating-point entries follow the gradient of `loss` together with the model.
     plain_sgd
         Whether the method is defined for SGD without momentum and weight decay only.
     """
@@ -248,15 +248,15 @@ class ClientRule:
         return local
 
     def draw(self, rng: np.random.Generator, sets: Sets) -> Params:
-        """Return what is random in a step, the same keys and shapes in each."""
+        """Return the random numbers of a step, with the same keys and shapes in each step."""
         return {}
 
     def loss(self, step: Step) -> Tensor:
-        """Return what the step descends: by default the mean cross-entropy."""
+        """Return the loss that the step descends: by default the mean cross-entropy."""
         return step.cross_entropy(step.logits(step.params))
 
     def gradient(self, step: Step, gradients: Params) -> Params:
-        """Return the gradients that SGD takes its step with.
+        """Return the gradients for the step of SGD.
 
         Parameters
         ----------
@@ -273,17 +273,17 @@ class ClientRule:
         local
             The client after training.
         started
-            As `start` left it.
+            The client as `start` returned it.
         """
         return Finished(local.params)
 
     def personalised(self, local: Local) -> Params:
-        """Return all entries of the client's own model for evaluation, of a client as `start` has left it."""
+        """Return all entries of the client's own model for evaluation, for a client as `start` returned it."""
         return local.params
 
     @property
     def personalises(self) -> bool:
-        """Whether the personalised model is more than the client's layers with those that it has taken."""
+        """Whether the personalised model is more than the client's own layers and those that it took."""
         return type(self).start is not ClientRule.start or type(self).personalised is not ClientRule.personalised
 
 
@@ -297,7 +297,7 @@ class Ruled:
 
     @property
     def has_loss(self) -> bool:
-        """Whether the rule descends something else than the cross-entropy."""
+        """Whether the rule descends a loss other than the cross-entropy."""
         return type(self.rule).loss is not ClientRule.loss
 
     @property
@@ -308,7 +308,7 @@ class Ruled:
 
 @dataclass(frozen=True)
 class Position:
-    """Where training is: in which phase, at which step of it, and with which step size."""
+    """The current phase of training, the step in it, and the step size."""
 
     phase: Phase
     number: int
