@@ -23,7 +23,6 @@ ROOMS = (
     "training",
     "models",
     "partitions",
-    "contract",
     "options",
     "packages",
     "lazy",

@@ -17,10 +17,10 @@ from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from fedsim.contract import Option
 from fedsim.errors import RunError
 from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, Strategy, messages
+from fedsim.strategy.options import Option
 
 # What a Flower strategy holds of the global model; those that do step from it.
 CURRENT = "current_arrays"

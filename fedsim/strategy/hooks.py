@@ -9,15 +9,16 @@ from annotated_types import Gt, Le
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from fedsim.contract import Count, Decay, Declared, Setting, check_options, check_overrides, declared, schema
 from fedsim.errors import ConfigError, RunError
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.layers import LayerGroup, Layers
 from fedsim.models.params import Params, combine, flatten, unflatten
 from fedsim.strategy.exchange import Exchange
+from fedsim.strategy.options import Count, Decay, Declared, Setting, check_options, declared, schema
 from fedsim.strategy.participants import draw_unseen
 from fedsim.strategy.updates import ClientUpdate, Received, check_average
 from fedsim.training import ClientRule, LocalPlan, Sets
+from fedsim.training.overrides import check_overrides
 
 Buffers = Literal["shared", "personal", "recompute"]
 Precision = Literal["float64", "float32"]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.nn.functional import cross_entropy
 
-from fedsim.contract import check_overrides
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params
+from fedsim.training.overrides import check_overrides
 from fedsim.training.plan import Passes, Phase
 from fedsim.training.sgd import SGD
 

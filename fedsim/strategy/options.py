@@ -1,15 +1,13 @@
-"""What a class that researchers extend declares, and what it overrides: options that check themselves, known hooks."""
+"""Options that a method declares in its class, which check, document and list themselves."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from fedsim.errors import ConfigError
 from fedsim.options import as_toml, explain_rule, suggest
 
 Positive = Annotated[float, Gt(0)]
@@ -119,35 +117,3 @@ def check_options(owner: type, options: Mapping[str, Any]) -> dict[str, Any]:
         name = str(problem["loc"][0])
         raise ValueError(f"{name} = {as_toml(problem['input'])} {explain_rule(problem, record)}") from None
     return {name: getattr(values, name) for name in known}
-
-
-def check_overrides(owner: type, base: type, hooks: Collection[str]) -> None:
-    """Check the methods that a class adds to its bases: that none is a misspelt hook, nor one with other arguments.
-
-    Raises
-    ------
-    ConfigError
-        If one is.
-    """
-    known = {name for ancestor in owner.__mro__[1:] for name in vars(ancestor)}
-    for name, method in vars(owner).items():
-        if not inspect.isfunction(method) or name.startswith("_"):
-            continue
-        where = f"{owner.__name__}.{name}"
-        if name in hooks:
-            expected = list(inspect.signature(getattr(base, name)).parameters)
-            if not _takes(method, len(expected)):
-                raise ConfigError(f"{where}{inspect.signature(method)} must take ({', '.join(expected)})")
-        elif name not in known and (close := difflib.get_close_matches(name, hooks, n=1, cutoff=0.8)):
-            raise ConfigError(
-                f"{where} is no hook; did you mean {close[0]!r}? A method that is not meant as a hook needs another "
-                "name, such as one with a leading underscore"
-            )
-
-
-def _takes(method: Callable[..., Any], count: int) -> bool:
-    try:
-        inspect.signature(method).bind(*[None] * count)
-    except TypeError:
-        return False
-    return True
