@@ -1,10 +1,12 @@
 """What the README and the pages of docs/ show works as it stands there."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from fedsim.cli import commands as cli
 from fedsim.config.choices import CATALOGUES
@@ -82,6 +84,18 @@ def test_their_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", TEXT, flags=re.MULTILINE):
         assert f"\n{target}:" in makefile
+
+
+def test_their_command_lines_are_understood() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    lines = re.findall(r"^(?:FEDSIM_DATA=\S+ )?fedsim (.*)$", "\n".join(LINKED.values()), flags=re.MULTILINE)
+    quoted = re.findall(r"`(?:FEDSIM_DATA=\S+ )?fedsim ([a-z]+ [^`]*)`", "\n".join(LINKED.values()))
+    assert len(lines) > 10
+    for line in lines + quoted:
+        name, *arguments = shlex.split(line, comments=True)
+        options = {option for each in commands[name].params for option in each.opts}
+        for argument in arguments:
+            assert not argument.startswith("--") or argument.partition("=")[0] in options, line
 
 
 def anchors(text: str) -> set[str]:
