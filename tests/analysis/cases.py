@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -139,3 +140,11 @@ def train_two(same_start: bool) -> Trained:
                 trajectory.append(copy.deepcopy(net.state_dict()))
             trajectories.append(trajectory)
     return Trained(starts[0], trajectories, inputs[400:], targets[400:])
+
+
+def row(table: pd.DataFrame, **where: object) -> pd.Series:
+    chosen = table
+    for column, value in where.items():
+        chosen = chosen[chosen[column] == value]
+    assert len(chosen) == 1
+    return chosen.iloc[0]
