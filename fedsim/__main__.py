@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 # Python puts the working folder first, where a file may have the name of a library: custom parts are found at the end.
-if sys.path[0] == str(Path.cwd()):
+if sys.path[:1] == [str(Path.cwd())]:
     sys.path.append(sys.path.pop(0))
 
 from fedsim.cli.commands import main

@@ -14,7 +14,14 @@ from partitions import PARTITIONS
 LAZY = [
     (kind, name) for kind, each in CATALOGUES.items() if isinstance(each.entries, LazyTable) for name in each.entries
 ]
-DOORS = ("fedsim.alignment", "fedsim.analysis", "fedsim.data", "fedsim.strategy", "fedsim.training")
+DOORS = (
+    "fedsim.alignment",
+    "fedsim.analysis",
+    "fedsim.data",
+    "fedsim.results.report",
+    "fedsim.strategy",
+    "fedsim.training",
+)
 
 
 @pytest.mark.parametrize(("kind", "name"), LAZY)

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from fedsim.errors import ConfigError
+from fedsim.packages import OURS
 
 # What the files held from which modules were imported.
 _imported: dict[str, str] = {}
@@ -26,9 +27,11 @@ def load_custom(name: str, where: str) -> Callable[..., Any]:
     Raises
     ------
     ConfigError
-        If the module or the attribute cannot be imported, or cannot be called.
+        If the module has the name of one of fedsim's, or it or the attribute cannot be imported, or cannot be called.
     """
     module_name, _, attribute = name.partition(":")
+    if module_name.partition(".")[0] in OURS:
+        raise ConfigError(f"{where}: {module_name!r} is a package of fedsim; rename the file or folder")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)
     try:

@@ -1,6 +1,5 @@
 """Tables, figures and pages about finished or running experiments, made from their records alone."""
 
-from fedsim.results.report.pages.page import write_comparison, write_partition, write_run
-from fedsim.results.result import Result, find_runs, read_result, read_results
+from fedsim import lazy
 
-__all__ = ["Result", "find_runs", "read_result", "read_results", "write_comparison", "write_partition", "write_run"]
+__getattr__, __all__ = lazy.attach(__name__, __file__)
