@@ -50,6 +50,7 @@ def squared_distance(params: Params, others: Params) -> float:
     return sum(float((value - others[key]).square().sum()) for key, value in params.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", MERGES.values(), ids=MERGES)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_permuted_copies_of_a_model_merge_into_it(case: Case, merge) -> None:

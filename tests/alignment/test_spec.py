@@ -116,6 +116,7 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / a.abs().max())
 
 
+@pytest.mark.slow
 @every_model
 def test_random_permutations_leave_the_logits_of_every_model_unchanged(name: str, norm: str | None) -> None:
     case = zoo(name, norm)
@@ -254,6 +255,7 @@ def test_operations_without_a_rule_are_named() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["squeezenet1_1", "efficientnet_b0"])
 def test_a_classifier_of_torchvision_has_valid_symmetries(architecture: str) -> None:
     torch.manual_seed(0)

@@ -301,6 +301,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(fedsim: Fedsim, study:
     assert re.search(r"total variation +0\.\d+", out)
 
 
+@pytest.mark.slow
 def test_partition_prints_and_draws_who_holds_what_and_trains_nothing(
     fedsim: Fedsim, study: Path, tmp_path: Path
 ) -> None:
@@ -377,6 +378,7 @@ class Mine(Strategy):
 """
 
 
+@pytest.mark.slow
 def test_a_strategy_of_ones_own_is_one_file_in_this_folder(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     (tmp_path / "own_strategy.py").write_text(OWN)
     choice = 'strategy={name="own_strategy:Mine", depth=1}'

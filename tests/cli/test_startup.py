@@ -41,6 +41,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_that_needs_nothing_heavy_imports_nothing_heavy(name: str, tmp_path: Path) -> None:
     arguments, code, text = COMMANDS[name]
@@ -83,6 +84,7 @@ def test_help_keeps_brackets_and_names_all_kinds_of_groups(
     assert all(kind in text for kind in KINDS)
 
 
+@pytest.mark.slow
 def test_a_name_shows_its_options_with_their_texts() -> None:
     command = [sys.executable, "-m", "fedsim", "list", "strategies", "FedProx"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -180,6 +180,7 @@ def test_a_download_is_found_where_it_was_put(tmp_path: Path, monkeypatch: pytes
     assert len(DATA["kmnist"]().train) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_the_real_fashion_mnist() -> None:
     data = fashion_mnist()

@@ -52,6 +52,7 @@ def is_there(pid: int) -> bool:
     return bool(state.strip()) and not state.startswith("Z")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2, 9])
 def test_each_task_is_done_once_in_processes_that_are_used_again(jobs: int) -> None:
     seen = do(square, [0, 1, 2, 3, 4], jobs)

@@ -242,6 +242,7 @@ def test_statistics_are_recomputed_on_training_data(tmp_path: Path) -> None:
     assert np.isfinite(compared.barriers["loss_mean_ends"]).all()
 
 
+@pytest.mark.slow
 def test_pairs_have_their_paths_drawn(files: list[Path], tmp_path: Path) -> None:
     compared = compare_checkpoints(files, config(), against="pairs", groups=["full"], part="train", examples=30)
     assert set(compared.barriers["t"]) == {0.0, 0.5, 1.0}
@@ -334,6 +335,7 @@ def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return run
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_tables_and_heat_maps(
     fedsim: Any, play: Callable[..., RunFolder], tiny: Callable[..., Config], tmp_path: Path
 ) -> None:

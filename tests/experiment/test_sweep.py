@@ -85,6 +85,7 @@ def test_side_by_side_a_sweep_leaves_the_bytes_of_one_run_after_the_other(
     assert [line[-7:] for line in shown[0] if line.startswith("full seed 0  ")] == ["round 2", "round 3"]
 
 
+@pytest.mark.slow
 def test_no_part_of_a_single_run_is_built_twice(
     tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert err.count("Traceback") == 1
 
 
+@pytest.mark.slow
 def test_an_interrupt_between_runs_of_one_process_is_one_line(failing: Callable[..., dict[str, Run]]) -> None:
     runs = failing("warns", "interrupted", "bug")
     with pytest.raises(RunError, match=r"^stopped; rerun the same command to resume from the last completed round$"):

@@ -157,6 +157,7 @@ def test_all_engines_give_the_same_files_byte_for_byte(
 
 
 # An engine of Ray takes seconds to start, so one config is enough for it.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "engines"),
     [

@@ -136,6 +136,7 @@ def test_a_run_with_faults_has_the_numbers_of_one_without_these_updates(
     assert "updates left out of an average" in page
 
 
+@pytest.mark.slow
 def test_a_client_that_cannot_be_evaluated_is_left_out_of_that_evaluation_only(
     play_with: Callable[..., RunFolder], caplog: pytest.LogCaptureFixture
 ) -> None:

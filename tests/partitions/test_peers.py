@@ -110,6 +110,7 @@ def test_client_dirichlet_counts_are_distributed_as_flowers_inner_dirichlet(data
     assert values["class"] > UNLIKELY, values
 
 
+@pytest.mark.slow
 def test_pathological_clients_hold_as_many_classes_as_flowers(dataset: Any) -> None:
     for seed in range(20):
         partitioner = peers.PathologicalPartitioner(

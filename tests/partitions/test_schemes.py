@@ -61,6 +61,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_every_process_draws_the_same_sets() -> None:
     root = Path(__file__).parents[2]
     digests = {
@@ -113,6 +114,7 @@ def test_dirichlet_is_more_skewed_the_smaller_alpha_is(draw: Draw) -> None:
     assert skew(0.1) > skew(1.0) + 0.1 > skew(10.0) + 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize(("alpha", "clients", "n"), [(0.5, 4, 60), (0.05, 3, 10), (20.0, 5, 7)])
 def test_dirichlet_shares_have_the_moments_of_the_dirichlet_multinomial(

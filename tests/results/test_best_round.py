@@ -88,6 +88,7 @@ def test_a_run_that_improves_on_validation_data_goes_on_to_its_last_round(
     assert [summary.stopped for summary in summaries] == [None] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint_every", [1, 2])
 def test_a_stopped_run_that_was_killed_ends_with_the_bytes_of_an_unbroken_one(
     misleading: Callable[..., Config], tmp_path: Path, checkpoint_every: int
@@ -112,6 +113,7 @@ def test_a_stopped_run_that_was_killed_ends_with_the_bytes_of_an_unbroken_one(
     assert experiment.rounds_done(whole) == 3
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_done_and_fedsim_says_why(
     misleading: Callable[..., Config], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -313,6 +313,7 @@ def test_a_run_that_is_not_done_is_not_checked(result: Callable[..., Result]) ->
         value_of([result(rounds=3)], **FULL)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_line_each_and_exits_with_1_where_one_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

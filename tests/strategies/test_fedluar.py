@@ -47,6 +47,7 @@ def test_some_layers_repeat_their_last_update_and_the_others_are_averaged() -> N
     assert len(seen) > 1
 
 
+@pytest.mark.slow
 def test_layers_are_drawn_without_replacement_with_odds_one_by_their_ratio() -> None:
     ratios = np.array([1.0, 2.0, 4.0])
     found: Counter[tuple[str, ...]] = Counter()

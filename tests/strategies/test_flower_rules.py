@@ -61,6 +61,7 @@ def _few_objects() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.usefixtures("_few_objects")
 def test_the_shared_layers_are_what_flowers_class_makes_of_the_same_arrays(name: str) -> None:

@@ -194,6 +194,7 @@ def test_server_and_updates_meet_on_the_device_of_the_updates() -> None:
     assert devices == {torch.device("meta")}
 
 
+@pytest.mark.slow
 def test_hooks_work_where_flower_is_not_installed() -> None:
     script = (
         "import sys; sys.modules['flwr'] = None\n"

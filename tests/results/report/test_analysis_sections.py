@@ -35,6 +35,7 @@ def test_a_section_appears_only_if_it_was_measured(run: RunFolder) -> None:
     assert names == ["barriers-loss", "barriers-error"]
 
 
+@pytest.mark.slow
 def test_everything_that_was_measured_is_drawn_by_the_data_it_was_measured_on(run: RunFolder) -> None:
     paths = [(other, t) for other in (0, 1) for t in (0.0, 0.5, 1.0)]
     groups = [*cases.GROUPS, "shallow:1", "deep:1", "random:1", "windows:2:conv1"]
@@ -63,6 +64,7 @@ def test_the_page_has_a_section_for_each_measure() -> None:
     assert set(SECTIONS) == {*MEASURES, "matching"}
 
 
+@pytest.mark.slow
 def test_robustness_starts_at_the_model_itself_and_is_of_the_last_round(run: RunFolder) -> None:
     for number in (1, 3):
         table = cases.companions(number)["robustness"]
@@ -113,6 +115,7 @@ def test_runs_are_compared_by_their_models_as_uploaded(run: RunFolder) -> None:
     assert figure.axes[0].images[0].get_array()[0] == pytest.approx(106.02)  # of bases 0 and 1
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_analysis_cost(run: RunFolder, tmp_path: Path) -> None:
     seconds = read_rows(run.timing)["barriers"].sum()
     total = float(np.nansum(read_rows(run.timing).drop(columns="round").to_numpy()))

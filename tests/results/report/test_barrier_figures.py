@@ -115,6 +115,7 @@ def band(figure: Figure, group: str) -> tuple[float, float]:
     return heights.min(), heights.max()
 
 
+@pytest.mark.slow
 def test_of_many_groups_those_that_move_are_drawn_and_the_full_model() -> None:
     points = pd.DataFrame({"value": [0.0, 1.0], "low": np.nan, "high": np.nan}, index=[0.0, 1.0])
     curves = {f"layer{k}": [Curve("a", points * (100 - k), 0)] for k in range(40)}

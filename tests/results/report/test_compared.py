@@ -52,6 +52,7 @@ def test_as_many_lines_as_there_are_methods_differ_in_colour_and_dashes() -> Non
     assert len(COLOURS) * len(STYLES) >= MANY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, MANY])
 def test_the_legend_names_every_line_and_hides_none(count: int, groups: Callable[..., dict[str, Group]]) -> None:
     every = groups(count)

@@ -53,6 +53,7 @@ def cells(figure: Figure) -> dict[str, np.ndarray]:
     return {axes.get_title(): np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images}
 
 
+@pytest.mark.slow
 def test_connectivity_is_drawn_by_layer_in_forward_order_with_its_baseline() -> None:
     drawn = panels(connectivity.connectivity(pd.concat([features(1), features(3)])))
     assert list(drawn) == [  # nothing is known of additivity

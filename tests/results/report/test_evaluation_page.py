@@ -103,6 +103,7 @@ def test_the_figure_pairs_each_client_before_and_after(result_of: Callable[..., 
     assert [text.get_text() for text in unseen.get_xticklabels()] == ["7", "8"]
 
 
+@pytest.mark.slow
 def test_a_run_that_measures_no_more_than_by_default_has_a_table_and_no_figure(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_a_run_that_measures_no_more_than_by_default_has_a_table_and_no_figure(
     assert not (tmp_path / "out" / "evaluation.png").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fine_tunes_has_the_figure_on_its_page(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
