@@ -12,6 +12,7 @@ from scipy import stats
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
+from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.pairs import Baseline, reference
 from fedsim.results.result import Result
 from tests.results.report import cases
@@ -64,6 +65,14 @@ def test_the_share_is_that_of_all_clients_of_all_seeds_and_a_tie_is_no_gain(
     assert Baseline("full", [*ours, *theirs]).gain(ours, accuracy).share == 7 / 12
     # Backwards, those that lose: 3; 3; none.
     assert Baseline("layer_set", [*ours, *theirs]).gain(theirs, accuracy).share == 2 / 12
+
+
+def test_fedavg_is_a_reference_as_full_is_and_a_baseline_in_any_spelling(build: Build) -> None:
+    ours, theirs = build([0.5, 0.7], strategy=BODY), build([0.4, 0.8], strategy={"name": "fedavg"})
+    keys = [column.key for column in compare([ours, theirs]).columns]
+    assert "gain_fedavg" in keys
+    assert "gain_full" not in keys
+    assert Baseline("FedAvg", [ours, theirs]).partner(ours) is theirs
 
 
 def test_of_a_loss_less_is_more(paired: tuple[list[Result], list[Result]]) -> None:

@@ -112,7 +112,7 @@ def _share(key: str, baseline: Baseline, question: Question, *, asked: bool = Fa
 
 def _references(results: Sequence[Result], question: Question) -> list[Column]:
     """Return the gains over local training and over plain averaging, if such runs are compared."""
-    names = [name for name in ("local", "full") if name != question.baseline]
+    names = [name for name in ("local", "full", "fedavg") if name != question.baseline]
     found = [(name, reference(name, results)) for name in names]
     return [_share(f"gain_{name}", baseline, question) for name, baseline in found if baseline is not None]
 

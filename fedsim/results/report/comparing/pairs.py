@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.config import suggest
+from fedsim.config.names import canonical
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.statistics import Interval, interval
 from fedsim.results.result import Result, flat
@@ -63,9 +64,9 @@ class Baseline:
     """
 
     def __init__(self, name: str, results: Sequence[Result]) -> None:
-        self.name = name
         labels = {result.strategy for result in results}
         names = {result.config.strategy.name for result in results}
+        self.name = name = canonical(name, names)
         setting = name.partition("=")[0] if "=" in name and name not in labels else None
         runs = [result for result in results if _is_chosen(result, name, setting, by_label=name in labels)]
         if not runs:
