@@ -2,9 +2,10 @@ from .augmentation import Augmentation
 from .buffers import recompute_buffers_
 from .choice import choose_cohort, cohort_problem
 from .cohort import LocalTask, train_cohort
+from .context import Local, Network, Sets, Step
 from .local import train_
 from .plan import LocalPlan, Passes, Phase, Training
-from .rule import ClientRule, Finished, Local, Network, Ruled, Sets, Step
+from .rule import ClientRule, Finished, Ruled
 from .sgd import SGD
 
 __all__ = [

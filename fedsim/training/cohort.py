@@ -14,11 +14,12 @@ from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member, cut_batches
+from fedsim.training.context import Network, Step
 from fedsim.training.descent import follow_plan
 from fedsim.training.dropout import seeded_modules
 from fedsim.training.learner import no_such_set, trained_entries
 from fedsim.training.plan import LocalPlan, Passes, Training
-from fedsim.training.rule import Network, Position, Ruled, Step
+from fedsim.training.rule import Position, Ruled
 from fedsim.training.sgd import SGD
 from fedsim.training.stack import forward_of, member_of, over_members, stack
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fedsim.models.params import Params
 from fedsim.training.batches import Batch
+from fedsim.training.context import Sets
 from fedsim.training.plan import Passes
-from fedsim.training.rule import Position, Ruled, Sets
+from fedsim.training.rule import Position, Ruled
 
 
 class Learner(Protocol):

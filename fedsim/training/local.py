@@ -10,11 +10,12 @@ from torch.nn.functional import cross_entropy
 from fedsim.models.params import Params, first_keys, flat_copy, load_state_
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member
+from fedsim.training.context import Network, Step
 from fedsim.training.descent import follow_plan
 from fedsim.training.dropout import seeded_modules, set_streams_
 from fedsim.training.learner import no_such_set, trained_entries
 from fedsim.training.plan import LocalPlan, Passes, Training
-from fedsim.training.rule import Network, Position, Ruled, Step
+from fedsim.training.rule import Position, Ruled
 from fedsim.training.sgd import SGD
 
 

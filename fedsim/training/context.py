@@ -1,0 +1,160 @@
+"""What a client's rule sees: the network, the client before and after training, and a step."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+from torch.nn.functional import cross_entropy
+
+from fedsim.models.params import Params
+from fedsim.training.plan import Passes, Phase
+from fedsim.training.sgd import SGD
+
+Sets = Mapping[str, Params]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model's architecture as a function of parameters; the model's own weights are neither read nor changed.
+
+    Parameters
+    ----------
+    numbers
+        Entries of the model besides its parameters, such as the streams of its dropout.
+    """
+
+    model: nn.Module
+    passes: Passes = field(default_factory=Passes)
+    numbers: Params = field(default_factory=dict)
+
+    def logits(self, params: Params, inputs: Tensor) -> Tensor:
+        """Return the outputs for inputs, shape [n, ...]; running statistics in ``params`` change in training mode."""
+        return functional_call(self.model, params | self.numbers, (inputs,))
+
+    def logits_and_features(self, params: Params, inputs: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+        """Return the outputs, and the input of the module ``layer``, such as the body's features."""
+        caught: list[Tensor] = []
+        hook = self.model.get_submodule(layer).register_forward_pre_hook(lambda _, values: caught.append(values[0]))
+        try:
+            logits = self.logits(params, inputs)
+        finally:
+            hook.remove()
+        return logits, caught[0]
+
+
+@dataclass(frozen=True)
+class Local:
+    """A client as its rule sees it, before training and after.
+
+    Parameters
+    ----------
+    params
+        All entries of the client's model; before training, its own layers and those that it took from the server.
+    sets
+        Named parameter sets: those that the rule keeps on the client, which do not exist before its first round, and
+        those that the server has sent.
+    own
+        The client's model before it took anything from the server. Layers that it does not keep, and all layers before
+        its first round, have their initial values.
+    inputs, targets
+        The client's training examples, shape [n, ...] and [n] or [n, length].
+    shared
+        Names of the layers that the client shares in this round.
+    rng
+        Stream of the rule alone; training draws from another one.
+    network
+        The architecture, for evaluating and differentiating the model, in evaluation mode.
+    """
+
+    server_round: int
+    client: int
+    params: Params
+    sets: Sets
+    own: Params
+    inputs: Tensor
+    targets: Tensor
+    settings: SGD
+    rng: np.random.Generator
+    network: Network
+    shared: Collection[str] = ()
+
+    def logits(self, params: Params, inputs: Tensor) -> Tensor:
+        """Return the model's outputs, and count the examples."""
+        self.network.passes.forward += len(inputs)
+        return self.network.logits(params, inputs)
+
+    def features(self, params: Params, inputs: Tensor, layer: str) -> Tensor:
+        """Return the input of ``layer``, shape [n, ...], and count the examples."""
+        self.network.passes.forward += len(inputs)
+        return self.network.logits_and_features(params, inputs, layer)[1]
+
+    def gradient(self, loss: Callable[[Params], Tensor], params: Params, examples: int) -> tuple[Params, Tensor]:
+        """Return the gradient of a loss with respect to ``params``, and its value; count the backward passes."""
+        self.network.passes.backward += examples
+        return grad_and_value(loss)(params)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a client's training, as a rule's hooks `loss` and `gradient` see it.
+
+    In a cohort these hooks run under `torch.vmap`, so they must not read values of tensors; their code is the same.
+
+    Parameters
+    ----------
+    params
+        All entries of what the phase trains: the model, or the set that it names.
+    sets
+        The rule's other sets. Entries of those in the rule's `trained` are trained too.
+    drawn
+        Random numbers that the hook `draw` has drawn for this step.
+    inputs, targets
+        The mini-batch, shape [n, ...] and [n] or [n, length].
+    real
+        Which rows count, [n]; None where all do.
+    number
+        Number of the step in its phase, from 0.
+    lr
+        Step size of the phase.
+    """
+
+    params: Params
+    sets: Sets
+    drawn: Params
+    inputs: Tensor
+    targets: Tensor
+    real: Tensor | None
+    number: int
+    phase: Phase
+    lr: float
+    network: Network
+
+    def logits(self, params: Params) -> Tensor:
+        """Return the outputs for the mini-batch, and count a forward and a backward pass."""
+        self._count()
+        return self.network.logits(params, self.inputs)
+
+    def logits_and_features(self, params: Params, layer: str) -> tuple[Tensor, Tensor]:
+        """Return the outputs for the mini-batch and the input of ``layer``, and count a forward and a backward pass."""
+        self._count()
+        return self.network.logits_and_features(params, self.inputs, layer)
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """Return the mean cross-entropy in nats over the examples of the mini-batch."""
+        if self.real is None:
+            return cross_entropy(logits, self.targets)
+        losses = cross_entropy(logits, self.targets, reduction="none")
+        losses = losses.reshape(len(losses), -1).mean(1)
+        return torch.where(self.real, losses, 0).sum() / self.real.sum()
+
+    def gradient(self, loss: Callable[[Params], Tensor], params: Params) -> tuple[Params, Tensor]:
+        """Return the gradient of a loss with respect to ``params``, and its value."""
+        return grad_and_value(loss)(params)
+
+    def _count(self) -> None:
+        # In passes of the mini-batch, which has its own number of examples for each client.
+        self.network.passes.forward += 1
+        self.network.passes.backward += 1
