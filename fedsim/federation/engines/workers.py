@@ -62,14 +62,14 @@ class Workers:
         self._app, self._needs, self._session, self._journal = app, needs, session, journal
         self._actor = ray.remote(num_cpus=needs["CPU"], num_gpus=needs["GPU"])(Actor)
         self._restored: dict[int, Restored] = {}
-        self._there = [Worker(number=number) for number in range(count)]
+        self._alive = [Worker(number=number) for number in range(count)]
         # The worker of the clients k, k + n, k + 2 n, ... is at place k of n.
-        self._homes = list(self._there)
-        for worker in self._there:
+        self._homes = list(self._alive)
+        for worker in self._alive:
             self._start(worker)
 
     def __iter__(self) -> Iterator[Worker]:
-        return iter(list(self._there))
+        return iter(list(self._alive))
 
     def home(self, client: int) -> Worker:
         """Return the worker that a client is on."""
@@ -90,7 +90,7 @@ class Workers:
         """
         if worker.starts >= STARTS:
             raise RunError(f"Ray's workers die as they start ({reason}); use fewer engine.workers")
-        if room(self._needs) < len(self._there):
+        if room(self._needs) < len(self._alive):
             return self._remove(worker, reason)
         ray.kill(worker.actor)
         given_up = self.give_up(worker.put_back(), reason)
@@ -111,7 +111,7 @@ class Workers:
         waited = time.monotonic() - worker.since
         if ray.wait([worker.placed], timeout=0)[0]:
             worker.placed = None  # it builds its app, for which there is no limit
-        elif waited > PLACEMENT_SECONDS or room(self._needs) < len(self._there):
+        elif waited > PLACEMENT_SECONDS or room(self._needs) < len(self._alive):
             return self._remove(worker, f"Ray found no place for it in {waited:.0f} s")
         else:
             worker.look += LOOK_SECONDS
@@ -134,12 +134,12 @@ class Workers:
 
     def end(self) -> None:
         """End the actors without waiting for their clients."""
-        idle = [worker.actor.end.remote() for worker in self._there if worker.ready and not worker.running]
+        idle = [worker.actor.end.remote() for worker in self._alive if worker.ready and not worker.running]
         if idle:
             ray.wait(idle, num_returns=len(idle), timeout=END_SECONDS)
-        for worker in self._there:
+        for worker in self._alive:
             ray.kill(worker.actor)
-        self._there = []
+        self._alive = []
 
     def _start(self, worker: Worker) -> None:
         worker.actor = self._actor.remote(self._session)
@@ -150,11 +150,11 @@ class Workers:
     def _remove(self, worker: Worker, reason: str) -> list[Item]:
         """Give the clients of a worker to the one that has the fewest."""
         ray.kill(worker.actor)
-        self._there.remove(worker)
-        if not self._there:
+        self._alive.remove(worker)
+        if not self._alive:
             raise RunError(f"no Ray worker is left ({reason}); run the same command again when Ray has the resources")
         given_up = self.give_up(worker.put_back(), reason)
-        successor, clients = min(self._there, key=self._homes.count), self._clients_of(worker)
+        successor, clients = min(self._alive, key=self._homes.count), self._clients_of(worker)
         self._homes = [successor if home is worker else home for home in self._homes]
         successor.add(worker.waiting)
         what = f"worker {worker.number} is gone ({reason}), worker {successor.number} takes over"
