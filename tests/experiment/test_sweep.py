@@ -9,14 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import tomli_w
 
+from fedsim.cli.terminal import write_to
 from fedsim.config import Config
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.sweep import sweep
 from fedsim.experiment.sweep.sweep import Failure, Run, name_runs, run_all
+from fedsim.results import report
 from tests.conftest import TINY, heed_interrupts, run_files
 
 OWN = """
@@ -196,3 +199,17 @@ def test_without_jobs_as_many_runs_are_played_as_there_are_processors(
     runs = name_runs([tiny(seed=seed, rounds=1, barriers__every=0) for seed in range(3)], tmp_path)
     assert run_all(runs) == {}
     assert "3 runs, 2 at a time with 1 worker each (2 processors; --jobs changes it)\n" in capsys.readouterr().err
+
+
+def test_a_bug_that_looks_like_an_error_of_files_is_shown_with_its_trace(
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise jinja2.TemplateNotFound("page.html")  # an OSError without a number
+
+    monkeypatch.setattr(report, "write_run", fail)
+    [failure] = run_all(name_runs([tiny(rounds=1, barriers__every=0)], tmp_path), 1).values()
+    assert failure.message.startswith("page.html (TemplateNotFound in test_sweep.py, line ")
+    assert "Traceback" in failure.trace
+    with pytest.raises(jinja2.TemplateNotFound):
+        write_to(tmp_path, fail)
