@@ -124,6 +124,7 @@ def test_random_permutations_leave_the_logits_of_every_model_unchanged(name: str
     check_spec(case.derivation.model, doubled(case.params), case.spec, double, rng(0), 1e-10)
 
 
+@pytest.mark.slow
 @every_model
 def test_every_value_on_the_way_moves_as_its_axes_say(name: str, norm: str | None) -> None:
     case, (drawn, params) = zoo(name, norm), moved(name, norm)

@@ -21,6 +21,7 @@ def all_pairs(model: nn.Module, states: int, ts: Sequence[float], models: MixedM
     return [models.recipe(mix) for mix in list_mixes(groups, states, "pairs", ts)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_memory", [1, 20_000])
 def test_little_memory_changes_rounding_only(max_memory: int) -> None:
     model, inputs = build("cnn"), batch(ZOO["cnn"].shape, 20)

@@ -71,6 +71,7 @@ def test_each_task_is_done_once_in_processes_that_are_used_again(jobs: int) -> N
     assert not any(map(is_there, pids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_process_that_is_killed_does_not_take_the_other_tasks_along(jobs: int) -> None:
     ends = {task: event for task, event in do(die_at_two, [1, 2, 3, 4], jobs) if event != Started()}

@@ -251,6 +251,7 @@ def test_pairs_have_their_paths_drawn(files: list[Path], tmp_path: Path) -> None
     assert drawn == {"barriers-loss.png", "barriers-error.png", "paths-loss.png", "paths-error.png"}
 
 
+@pytest.mark.slow
 def test_other_measures_are_those_of_the_analysis(files: list[Path]) -> None:
     wanted = ["connectivity", "stitching", "cka", "spectra"]
     settings: dict[str, Any] = {"against": "pairs", "ts": [0.0, 0.25, 1.0], "groups": ["full"], "examples": 40}

@@ -60,6 +60,7 @@ def test_a_first_round_trains_each_client_from_its_own(
     assert final["fc1.weight"].equal(federation.initial["fc1.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", ["none", "head"])
 def test_a_run_that_goes_on_and_one_on_more_threads_have_the_same_bytes(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], shared: str

@@ -151,6 +151,7 @@ def test_globs_of_stages_match_and_are_disjoint(name: str, norm: str | None) -> 
     assert len(matched) == len(set(matched))
 
 
+@pytest.mark.slow
 @every_model
 def test_a_step_in_training_mode_gives_every_parameter_a_finite_gradient(name: str, norm: str | None) -> None:
     model = copy.deepcopy(build(name, norm)).train()

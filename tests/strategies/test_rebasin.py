@@ -100,6 +100,7 @@ def test_a_run_from_shuffled_copies_is_the_run_from_equal_models(name: str, mode
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shared", "buffers", "model"),
     [
