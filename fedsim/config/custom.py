@@ -5,15 +5,18 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from fedsim.errors import ConfigError
 from fedsim.packages import OURS
 
-# What the files held from which modules were imported.
+# A hash of the file from which each module was imported.
 _imported: dict[str, str] = {}
+# The working folder, where it was put at the end of Python's path here.
+_added: list[str] = []
 
 
 def load_custom(name: str, where: str) -> Callable[..., Any]:
@@ -32,8 +35,7 @@ def load_custom(name: str, where: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     if module_name.partition(".")[0] in OURS:
         raise ConfigError(f"{where}: {module_name!r} is a package of fedsim; rename the file or folder")
-    if (folder := str(Path.cwd())) not in sys.path:
-        sys.path.append(folder)
+    folder = _see_working_folder()
     try:
         module = importlib.import_module(module_name)
         entry = getattr(module, attribute)
@@ -43,22 +45,36 @@ def load_custom(name: str, where: str) -> Callable[..., Any]:
         raise ConfigError(f"{where} cannot be imported from {folder}: {error}") from error
     if not callable(entry):
         raise ConfigError(f"{where} must be a function or a class, and is a {type(entry).__name__}")
-    _imported.setdefault(module_name, _content(module))
+    path = inspect.getsourcefile(module)
+    _imported.setdefault(module_name, _content(path))
     return entry
 
 
-def reload_changed(name: str) -> None:
-    """Import a module again whose file has changed since, as between two runs in one notebook.
+def forget_changed(name: str) -> None:
+    """Let a module be imported again whose file is another one now, as between two runs in one notebook.
 
     A run is named by the content of the file, so it must run that content.
     """
-    module_name = name.partition(":")[0]
-    module = sys.modules.get(module_name)
-    if module is not None and module_name in _imported and (content := _content(module)) != _imported[module_name]:
-        importlib.reload(module)
-        _imported[module_name] = content
+    module_name, colon, _ = name.partition(":")
+    if colon and module_name in sys.modules and module_name in _imported:
+        _see_working_folder()
+        spec = find_spec(module_name) if "." in module_name else PathFinder.find_spec(module_name)
+        if spec and _content(spec.origin) != _imported[module_name]:
+            del sys.modules[module_name], _imported[module_name]
 
 
-def _content(module: ModuleType) -> str:
-    path = inspect.getsourcefile(module)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+def _see_working_folder() -> str:
+    """Put the working folder at the end of Python's path, in place of an earlier one; return it."""
+    folder = str(Path.cwd())
+    for earlier in [each for each in _added if each != folder]:
+        _added.remove(earlier)
+        if earlier in sys.path:
+            sys.path.remove(earlier)
+    if folder not in sys.path:
+        sys.path.append(folder)
+        _added.append(folder)
+    return folder
+
+
+def _content(path: str | None) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""

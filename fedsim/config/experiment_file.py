@@ -7,7 +7,7 @@ from typing import Any
 
 from fedsim.config.choices import CATALOGUES, resolve
 from fedsim.config.config import Config
-from fedsim.config.custom import reload_changed
+from fedsim.config.custom import forget_changed
 from fedsim.config.toml import Changes, plain_settings, read_key, read_toml, with_settings
 from fedsim.errors import ConfigError
 
@@ -72,7 +72,7 @@ def read_experiment(
         for catalogue in CATALOGUES.values():
             chosen = getattr(getattr(each, catalogue.table), catalogue.key)
             catalogue.check_name(chosen)
-            reload_changed(chosen)
+            forget_changed(chosen)
     return Experiment(config, name or NAME, source)
 
 

@@ -147,8 +147,10 @@ def test_barriers_take_states_and_paths_of_checkpoints(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(fedsim.barriers(model, paths, inputs, targets), table)
 
 
-def test_a_method_changed_between_two_runs_is_run_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_method_changed_between_two_runs_is_run_as_it_is_now(
+    moved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     source = """
 from fedsim import Strategy
@@ -158,6 +160,9 @@ class Mine(Strategy):
         return self.layers.group("{}")
 """
     for group in ("body", "head"):
+        folder = tmp_path / group if moved else tmp_path
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
         Path("changing_method.py").write_text(source.format(group))
         settings = {"strategy": {"name": "changing_method:Mine"}, "barriers.every": 0, "rounds": 1}
         [run] = fedsim.run(TINY, settings, out="runs")

@@ -37,6 +37,7 @@ def tunings(**tables: Any) -> list[Tuning]:
 def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fedsim:
     """Run an experiment of these settings in an empty folder; return the exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: str, **tables: Any) -> tuple[int, str, str]:
         (tmp_path / "study.toml").write_text(tomli_w.dumps(settings(**tables)))
@@ -162,7 +163,6 @@ class Raises(Strategy):
 @pytest.mark.slow
 def test_a_strategy_whose_runs_fail_leaves_the_others_to_be_tuned(fedsim: Fedsim, tmp_path: Path) -> None:
     (tmp_path / "raises.py").write_text(RAISES)
-    sys.modules.pop("raises", None)
     sweep = {"strategy": [{"name": "raises:Raises"}, {"name": "local"}]}
     code, out, err = fedsim(sweep=sweep, tune={"local.lr": [0.1]})
     assert code == 1
