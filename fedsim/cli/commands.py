@@ -7,9 +7,8 @@ arguments and settings; what a command does is imported once they are right, so 
 import gc
 import logging
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import click
 import typer
@@ -17,27 +16,13 @@ import typer
 from fedsim import __version__
 from fedsim.analysis.mixing.names import KINDS
 from fedsim.analysis.suite import BY_LAYER
+from fedsim.cli.actions import action
+from fedsim.cli.arguments import ExperimentPath, RunPaths, Settings, experiment_of, numbers_of
 from fedsim.cli.terminal import print_error
 from fedsim.config.choices import CATALOGUES, Kind
 from fedsim.config.config import Config
-from fedsim.config.experiment_file import Experiment, read_experiment
 from fedsim.config.toml import parse_assignment, read_toml
 from fedsim.errors import ConfigError, RunError, is_of_the_system
-from fedsim.lazy import LazyTable
-
-ACTIONS: LazyTable[Callable[..., Any]] = LazyTable(
-    {
-        "run": "fedsim.cli.actions.running:run",
-        "dry run": "fedsim.cli.actions.running:show",
-        "partition": "fedsim.cli.actions.partitioning:partition",
-        "barriers": "fedsim.cli.actions.measuring:barriers",
-        "compare": "fedsim.cli.actions.reporting:compare",
-        "report": "fedsim.cli.actions.reporting:write_report",
-        "check": "fedsim.cli.actions.reporting:check",
-        "list": "fedsim.cli.actions.listing:list_all",
-        "list one": "fedsim.cli.actions.listing:list_one",
-    }
-)
 
 app = typer.Typer(
     help="Simulate federated learning with partial layer aggregation, and measure what averaging does to each layer.",
@@ -45,12 +30,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-ExperimentPath = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="File with the experiment's settings.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; the value is TOML. Can be repeated."),
-]
-RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs or of experiments.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -86,11 +65,11 @@ def run_command(
 ) -> None:
     """Run an experiment. Resumes interrupted runs and skips finished ones."""
     more = [] if engine is None else [f'engine.name="{engine}"']
-    experiment = _experiment(path, settings, more)
+    experiment = experiment_of(path, settings, more)
     if dry_run:
-        _action("dry run")(experiment)
+        action("dry run")(experiment)
     else:
-        raise typer.Exit(_action("run")(experiment, out, jobs))
+        raise typer.Exit(action("run")(experiment, out, jobs))
 
 
 @app.command("partition")
@@ -111,7 +90,7 @@ def partition_command(
     """Show how the data are split across clients, without training. Can also export the split."""
     if save and save.suffix != ".npz":
         raise ConfigError(f"--save {save}: the file's name must end in .npz")
-    _action("partition")(_experiment(path, settings), out, save, pfllib)
+    action("partition")(experiment_of(path, settings), out, save, pfllib)
 
 
 @app.command("barriers")
@@ -180,10 +159,10 @@ def barriers_command(
 ) -> None:
     """Measure the layer-wise barriers between checkpoints from anywhere, without a federated run."""
     changes = {("seed",): seed} | dict(parse_assignment(text) for text in settings or [])
-    numbers = {"ts": _numbers(ts, "--ts"), "weights": _numbers(weights, "--weights")}
+    numbers = {"ts": numbers_of(ts, "--ts"), "weights": numbers_of(weights, "--weights")}
     CATALOGUES["models"].check_name(model)
     CATALOGUES["data"].check_name(data)
-    _action("barriers")(
+    action("barriers")(
         paths,
         model,
         data,
@@ -258,7 +237,7 @@ def compare_command(
         "target": target,
         "columns": columns,
     }
-    _action("compare")(paths, question, {"--csv": csv, "--markdown": markdown, "--latex": latex}, out)
+    action("compare")(paths, question, {"--csv": csv, "--markdown": markdown, "--latex": latex}, out)
 
 
 @app.command("report")
@@ -270,7 +249,7 @@ def report_command(
     ] = None,
 ) -> None:
     """Write a page about a run, or about several, with every figure as PDF and PNG."""
-    _action("report")(paths, out)
+    action("report")(paths, out)
 
 
 @app.command("check")
@@ -285,7 +264,7 @@ def check_command(
 ) -> None:
     """Test whether runs show what their experiment expects; the exit code is 1 if they do not."""
     wanted = Config.parse(read_toml(expect), str(expect)).expect if expect else None
-    if not _action("check")(paths, wanted):
+    if not action("check")(paths, wanted):
         raise typer.Exit(1)
 
 
@@ -296,10 +275,10 @@ def list_command(
 ) -> None:
     """List what is available, with references; with a name, its options and their defaults."""
     if name is None:
-        _action("list")(kind)
+        action("list")(kind)
     else:
         CATALOGUES[kind].check_name(name)
-        _action("list one")(kind, name)
+        action("list one")(kind, name)
 
 
 def main() -> None:
@@ -325,26 +304,6 @@ def main() -> None:
             gc.unfreeze()
 
 
-def _action(name: str) -> Callable[..., Any]:
-    """Import what a command does."""
-    action = ACTIONS[name]
-    gc.freeze()  # Python need not search what was imported for unreachable objects: a fifth of a short run's time
-    return action
-
-
 def _fail(message: str, code: int) -> None:
     print_error(message)
     sys.exit(code)
-
-
-def _experiment(path: Path, settings: Sequence[str] | None, more: Sequence[str] = ()) -> Experiment:
-    """Read an experiment's settings, changed as the command line says."""
-    return read_experiment(path, dict(parse_assignment(text) for text in [*(settings or []), *more]))
-
-
-def _numbers(text: str | None, option: str) -> list[float] | None:
-    """Read numbers with commas between them."""
-    try:
-        return None if text is None else [float(number) for number in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{option} {text!r} must be numbers with commas between them, such as 0,0.5,1") from None

@@ -1,0 +1,43 @@
+"""Arguments that several commands have, and how they are read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsim.config.experiment_file import Experiment, read_experiment
+from fedsim.config.toml import parse_assignment
+from fedsim.errors import ConfigError
+
+ExperimentPath = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="File with the experiment's settings.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; the value is TOML. Can be repeated."),
+]
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs or of experiments.")]
+
+
+def experiment_of(path: Path, settings: Sequence[str] | None, more: Sequence[str] = ()) -> Experiment:
+    """Read an experiment's settings, changed as the command line says.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or wrong.
+    """
+    return read_experiment(path, dict(parse_assignment(text) for text in [*(settings or []), *more]))
+
+
+def numbers_of(text: str | None, option: str) -> list[float] | None:
+    """Read numbers with commas between them.
+
+    Raises
+    ------
+    ConfigError
+        If one is no number.
+    """
+    try:
+        return None if text is None else [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} must be numbers with commas between them, such as 0,0.5,1") from None
