@@ -101,6 +101,7 @@ RECOVERED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pearson", "uncentred"])
 @pytest.mark.parametrize("name", RECOVERED)
 def test_a_permuted_copy_is_recovered(name: str, kind: Kind) -> None:

@@ -78,6 +78,7 @@ def test_a_process_that_is_killed_does_not_take_the_other_tasks_along(jobs: int)
     assert ends == {1: Ended(1), 2: Died(-signal.SIGKILL), 3: Ended(3), 4: Ended(4)}
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_all_processes() -> None:
     pids: list[int] = []
 

@@ -103,6 +103,7 @@ def test_fewer_examples_than_asked_for_are_all_used(tiny: Tiny) -> None:
     assert set(tables["barriers"]["n"]) == {60}
 
 
+@pytest.mark.slow
 def test_statistics_are_recomputed_on_the_clients_training_data(tiny: Tiny) -> None:
     image = {"data": {"name": "digits"}, "model": {"name": "resnet20", "norm": "batch"}}
     config = tiny(barriers={"every": 1, "examples": 20, "normalisation": "recompute", "groups": ["full"]}, **image)

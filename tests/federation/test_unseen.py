@@ -88,6 +88,7 @@ def test_an_unseen_client_gets_no_training_message_and_begins_as_any_other() -> 
         assert list(decode(message.content["arrays"])) == ["0.weight", "0.bias"]
 
 
+@pytest.mark.slow
 def test_a_whole_run_never_learns_from_an_unseen_client(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:

@@ -389,6 +389,7 @@ def test_a_replaced_first_convolution_has_the_same_settings() -> None:
     assert repr(one) == repr(three).replace("Conv2d(3", "Conv2d(1")
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_of_torchvision_has_the_images_size() -> None:
     model = MODELS["torchvision"]((3, 32, 32), CLASSES, architecture="vit_b_32")
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, CLASSES)

@@ -49,6 +49,7 @@ def test_the_clients_labels_survive_the_file() -> None:
     assert again.sizes.tolist() == [4, 4, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", [1, 61, 500])
 def test_a_partition_of_any_size_is_drawn(clients: int) -> None:
     assert_drawn(partition(clients_with([[k % 7, 1] for k in range(clients)])))

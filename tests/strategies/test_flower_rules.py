@@ -78,6 +78,7 @@ def test_the_shared_layers_are_what_flowers_class_makes_of_the_same_arrays(name:
         assert_close(play.strategy.global_model, {**play.initial, **decode(arrays)}, tolerance=1e-12)
 
 
+@pytest.mark.slow
 @every
 def test_a_run_goes_on_from_a_checkpoint_with_the_same_bytes(name: str, tmp_path: Path) -> None:
     whole, stopped = play_of(name), play_of(name)

@@ -267,6 +267,7 @@ def test_a_client_goes_on_with_what_it_has_kept_and_taken(name: str) -> None:
                 assert set(play.initial) <= kept | taken | unchanged
 
 
+@pytest.mark.slow
 @without_norm
 def test_clients_that_train_together_do_what_they_do_alone(name: str) -> None:
     _, rounds = played(name, 3, model=Mlp)

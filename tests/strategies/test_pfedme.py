@@ -79,6 +79,7 @@ def test_running_statistics_are_those_of_the_personal_model() -> None:
         assert not after[key].equal(play.initial[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [Mlp, norm_mlp])
 def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Module]) -> None:
     alone, together = (Play("pfedme", cohort=cohort, model=model, absent={1: (1, 2)}) for cohort in (1, 3))

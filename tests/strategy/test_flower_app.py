@@ -37,6 +37,7 @@ def test_the_app_has_60_lines_at_most_and_uses_only_layer_set() -> None:
     assert ours == [("strategies", ["LayerSet"])]
 
 
+@pytest.mark.slow
 def test_the_app_learns_and_sends_only_what_is_shared(app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     results: list[Result] = []
     start = LayerSet.start

@@ -23,6 +23,7 @@ def members_of(name: str, norm: str | None = None) -> list[Member]:
     return members
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [2, 18, 1000])  # of all members at a time
 @pytest.mark.parametrize(("name", "norm"), [("lenet5", None), ("resnet20", "batch"), ("gpt", None), ("vit", None)])
 def test_many_models_are_evaluated_as_each_alone(
