@@ -99,6 +99,20 @@ def test_what_a_client_does_after_it_was_abandoned_counts_for_nothing() -> None:
     assert not clients.context_of(1).state
 
 
+def test_an_engine_that_ends_at_once_leaves_no_exception_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that starts or ends at that moment has nothing that would catch the exception by which it is stopped."""
+    raised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(200):
+            LocalEngine(partial(app_of, lambda client, content: None), 4, workers=3).close()
+    finally:
+        sys.setswitchinterval(interval)
+    assert raised == []
+
+
 def test_a_client_that_returns_nothing_answers_with_an_error_and_keeps_its_state() -> None:
     silent = {1}
     with LocalEngine(

@@ -43,25 +43,38 @@ class _Worker(threading.Thread):
         super().__init__(daemon=True)
         self._clients, self._jobs, self._done, self._clock = clients, jobs, done, clock
         self._lock = threading.Lock()
+        self._catches = False  # whether `_Stopped` would be caught
         self.job: Job | None = None
         self.began = 0.0
 
     def run(self) -> None:
         torch.set_num_threads(1)
         try:
-            while (job := self._jobs.get()) is not None:
-                with self._lock:
-                    self.began, self.job = self._clock(), job
-                replies = self._clients.answer_all(job[1])
-                with self._lock:
-                    self.job = None
-                self._done.put((job[0], replies))
+            self._answer_jobs()
         except _Stopped:
             pass
 
+    def _answer_jobs(self) -> None:
+        with self._lock:
+            self._catches = True
+        while (job := self._jobs.get()) is not None:
+            with self._lock:
+                self.began, self.job = self._clock(), job
+            replies = self._clients.answer_all(job[1])
+            with self._lock:
+                self.job = None
+            self._done.put((job[0], replies))
+        with self._lock:
+            self._catches = False
+
     def stop(self) -> None:
         """Raise `_Stopped` in the thread as soon as it runs Python code; a call of C code is finished first."""
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(_Stopped))
+        with self._lock:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._catches:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(_Stopped))
 
     def stop_overdue(self, deadline: float) -> Job | None:
         """Stop the thread if its job has run for longer; return that job."""
@@ -69,7 +82,7 @@ class _Worker(threading.Thread):
         with self._lock:
             if self.job is None or self._clock() - self.began <= deadline:
                 return None
-            self.stop()
+            self._interrupt()
             return self.job
 
 
