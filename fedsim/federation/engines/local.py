@@ -49,10 +49,8 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         torch.set_num_threads(1)
-        try:
+        with contextlib.suppress(_Stopped):
             self._answer_jobs()
-        except _Stopped:
-            pass
 
     def _answer_jobs(self) -> None:
         with self._lock:
