@@ -5,7 +5,7 @@ from .experiment.api import barriers, compare, load, partition, run
 from .experiment.finished import Comparison, FinishedRun, Partition, Round, Runs
 from .models.layers import LayerGroup
 from .models.params import lerp
-from .strategy import ClientRule, ClientUpdate, Phase, Strategy
+from .strategy import ClientRule, ClientUpdate, Option, Phase, Strategy
 
 __all__ = [
     "ClientRule",
@@ -16,6 +16,7 @@ __all__ = [
     "Examples",
     "FinishedRun",
     "LayerGroup",
+    "Option",
     "Partition",
     "Phase",
     "Round",
