@@ -43,6 +43,7 @@ def test_a_scheme_leaves_its_inputs_alone(draw: Draw, scheme: str, changes: dict
     labels = LABELS.copy()
     labels.setflags(write=False)
     draw(scheme, labels=labels, **changes)
+    assert np.array_equal(labels, LABELS)
 
 
 DIGEST = """

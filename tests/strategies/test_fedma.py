@@ -1,6 +1,7 @@
 """FedMA against its algorithm 1, with the paper's whole cost and every permutation tried."""
 
 import itertools
+from contextlib import nullcontext as does_not_raise
 from pathlib import Path
 
 import numpy as np
@@ -320,7 +321,8 @@ def test_the_chains_of_the_catalogue_are_chains() -> None:
     for name in ("mlp", "cnn", "lenet5", "vgg11"):
         with torch.device("meta"):  # which draws no weights
             model = MODELS[name]((1, 28, 28), 10)
-        check_chain(model, Layers.of(model), "fedma")
+        with does_not_raise():
+            check_chain(model, Layers.of(model), "fedma")
 
 
 def test_bad_options_are_named() -> None:
