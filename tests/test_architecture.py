@@ -4,6 +4,7 @@ import ast
 import statistics
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def room_of(module: str) -> str:
     return names[0] if names[0] != "fedsim" else (names[1] if len(names) > 1 else "")
 
 
+@cache
 def imports(module: str) -> set[str]:
     """Return all modules that a module imports, wherever in it: the file where there is one, else the package."""
     stub = FILES[module].with_suffix(".pyi")  # of a lazy door: what it imports when it is asked
@@ -58,12 +60,14 @@ def imports(module: str) -> set[str]:
     return found
 
 
-IMPORTS = {module: imports(module) for module in FILES}
+def all_imports() -> dict[str, set[str]]:
+    """Return what each module imports."""
+    return {module: imports(module) for module in FILES}
 
 
 def arrows() -> Iterator[tuple[str, str]]:
     """Yield each import between two files of the house."""
-    for module, others in IMPORTS.items():
+    for module, others in all_imports().items():
         if room_of(module) not in ("", "__main__"):
             yield from ((module, other) for other in others if other in FILES)
 
@@ -91,7 +95,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 
 def test_each_library_is_imported_where_it_belongs() -> None:
-    for module, others in IMPORTS.items():
+    for module, others in all_imports().items():
         libraries = {other.split(".")[0] for other in others}
         room = room_of(module)
         if not module.startswith("fedsim.federation.engines."):

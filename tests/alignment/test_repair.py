@@ -134,6 +134,7 @@ CORRECTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CORRECTED)
 def test_each_channel_has_the_weighted_mean_and_deviation_of_the_members(name: str) -> None:
     model, states, inputs = models(CORRECTED[name], inputs=300 if name == "mlp" else 20)
@@ -174,6 +175,7 @@ def test_one_of_the_two_moments_can_be_corrected_alone(name: str, kind: Kind, ro
     assert not torch.allclose(got[last][1 - row], expected[last][1 - row])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CORRECTED)
 def test_nothing_changes_where_all_members_are_the_merged_model(name: str) -> None:
     model, (state, *_), inputs = models(CORRECTED[name])

@@ -136,6 +136,7 @@ def test_every_value_on_the_way_moves_as_its_axes_say(name: str, norm: str | Non
         assert not expected.is_floating_point() or difference(expected, after[node]) < 1e-5, node
 
 
+@pytest.mark.slow
 @every_model
 def test_the_spec_has_an_axis_of_each_dimension_of_every_floating_entry(name: str, norm: str | None) -> None:
     spec, params = zoo(name, norm).spec, zoo(name, norm).params
@@ -213,6 +214,7 @@ def test_hidden_units_are_not_fixed_without_need(name: str, norm: str | None) ->
         assert all(len(each.widths) == 1 and 1 in (each.blocks, *each.widths.values()) for each in symmetries)
 
 
+@pytest.mark.slow
 @every_model
 def test_units_that_move_in_one_tensor_alone_change_the_logits(name: str, norm: str | None) -> None:
     case = zoo(name, norm)

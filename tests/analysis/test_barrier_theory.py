@@ -125,6 +125,7 @@ def trained(init: int, order: int, inputs: Tensor, targets: Tensor) -> tuple[nn.
     return net, net.state_dict()
 
 
+@pytest.mark.slow
 def test_models_of_different_initialisation_have_a_full_barrier_and_small_ones_of_layers() -> None:
     # The expectations of METHODS.md, section A9.
     with torch.random.fork_rng():

@@ -190,6 +190,7 @@ def flops_of(run: object) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [resnet, lambda: MODELS["cnn"]((1, 8, 8), 3)])
 def test_a_pair_costs_four_forward_passes(make: Callable[[], nn.Module]) -> None:
     model, inputs = make().eval(), torch.zeros(60, 1, 8, 8)

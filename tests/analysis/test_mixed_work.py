@@ -68,6 +68,7 @@ def test_the_work_is_what_the_definition_leaves(ts: Sequence[float]) -> None:
     assert models.flops([*own, *all_pairs(model, states, ts, models)], inputs) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lenet5", "vgg11", "resnet18", "resnet20", "mobilenet", "torchvision"])
 def test_the_work_of_one_model_is_what_torch_counts(name: str) -> None:
     model, inputs = build(name), batch(ZOO[name].shape, 2)

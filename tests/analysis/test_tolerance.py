@@ -53,6 +53,7 @@ def needed(spread: np.ndarray, n: int) -> np.ndarray:
     return enough / (1 + enough / n)
 
 
+@pytest.mark.slow
 def test_rows_are_within_the_tolerance_and_need_few_examples() -> None:
     model, states, inputs, targets = clients()
     exact = measure(model, states, inputs, targets, **OPTIONS)

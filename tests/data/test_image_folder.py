@@ -157,6 +157,7 @@ def test_a_truncated_archive_and_one_with_a_wrong_checksum_are_named(tree: Path)
         image_folder(path=str(archive))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_file(), reason="the CIFAR-10 (JPEG) archive is not there")
 def test_the_real_cifar10_as_jpeg_files(tmp_path: Path) -> None:
     # A tenth of a class of each split: the whole archive takes a while to decode.

@@ -17,6 +17,7 @@ from fedsim.federation.federation import federation_of
 from fedsim.training.evaluation import evaluate
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.slow
 HEAD = {"strategy": {"name": "layer_set", "shared": "head"}}
 
 

@@ -91,6 +91,7 @@ def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(tmp_path: Path, che
     assert run_files(resumed) == run_files(unbroken)
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_round_is_written_leaves_nothing_of_it(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ def test_every_model_has_a_sample() -> None:
     assert ZOO.keys() == MODELS.keys()
 
 
+@pytest.mark.slow
 @every_model
 def test_every_tensor_is_in_exactly_one_layer_and_tied_ones_are_aliases(name: str, norm: str | None) -> None:
     model = build(name, norm)
@@ -103,6 +104,7 @@ def test_every_tensor_is_in_exactly_one_layer_and_tied_ones_are_aliases(name: st
     assert sum(layer.size for layer in layers) == sum(entries[key].nbytes for key in keys)
 
 
+@pytest.mark.slow
 @every_model
 def test_the_head_is_the_classifier_and_nothing_else(name: str, norm: str | None) -> None:
     model, layers = build(name, norm), Layers.of(build(name, norm))
@@ -122,6 +124,7 @@ def test_the_head_is_the_classifier_and_nothing_else(name: str, norm: str | None
     assert torch.equal(*seen) == (name != "gpt")
 
 
+@pytest.mark.slow
 @every_model
 def test_body_and_head_are_all_layers(name: str, norm: str | None) -> None:
     layers = Layers.of(build(name, norm))

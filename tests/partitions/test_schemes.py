@@ -240,6 +240,7 @@ def test_no_client_is_always_the_one_that_gets_what_is_left(draw: Draw) -> None:
     assert np.ptp(held / 400) < 0.15
 
 
+@pytest.mark.slow
 def test_log_gammas_scaled_to_sum_one_are_a_dirichlet_draw() -> None:
     shapes, rng = np.array([0.2, 1.0, 3.0]), np.random.default_rng(0)
     shares = np.array(
@@ -282,6 +283,7 @@ def test_quantity_sizes_add_up_and_labels_stay_alike(draw: Draw) -> None:
         assert np.abs(counts / counts.sum(axis=1, keepdims=True) - 1 / 3).max() < 0.25
 
 
+@pytest.mark.slow
 def test_dirichlet_quantity_has_the_variance_of_its_shares(draw: Draw) -> None:
     labels = np.zeros(10_000, dtype=np.int64)
     shares = np.array([draw("quantity", seed, labels, 4, alpha=0.5, min_size=0).sizes / 10_000 for seed in range(3000)])

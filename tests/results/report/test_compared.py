@@ -78,6 +78,7 @@ def test_what_sends_nothing_is_a_level_line_and_says_so(groups: Callable[..., di
     assert figure.axes[0].get_xscale() == "log"
 
 
+@pytest.mark.slow
 def test_lines_are_means_over_the_seeds_and_bands_their_range(groups: Callable[..., dict[str, Group]]) -> None:
     axes = compared_curves(groups(1)).axes[0]
     # Of the second seed, one of two clients is 0.1 better.

@@ -61,6 +61,7 @@ def test_narrow_cells_mark_what_is_clearly_negative() -> None:
     assert np.asarray(marks.get_offsets()).tolist() == [[3, 1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (22, 11), (60, 90)])
 def test_a_table_of_any_size_is_drawn_with_names_of_any_length(rows: int, columns: int) -> None:
     wide = table(np.random.default_rng(0).normal(size=(rows, columns)))
