@@ -149,6 +149,7 @@ def test_the_spec_has_an_axis_of_each_dimension_of_every_floating_entry(name: st
     assert spec.statistics == {key for key in params if re.search(r"running_(mean|var)$", key)}
 
 
+@pytest.mark.slow
 @every_model
 def test_the_inverse_of_a_permutation_restores_the_bits(name: str, norm: str | None) -> None:
     case, (drawn, params) = zoo(name, norm), moved(name, norm)

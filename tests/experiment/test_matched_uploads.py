@@ -179,6 +179,7 @@ def test_models_are_matched_in_a_known_way_only(tiny: Tiny) -> None:
         match_models(model, [], "weights", inputs, rng=drawn)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_tables_and_shows_them_after_matching_too(tiny: Tiny, play: Callable[..., RunFolder]) -> None:
     settings = {"every": 1, "measures": ["connectivity", "cka"], "examples": 20, "matching": ["none", "weights"]}
     model = {"name": "mlp", "hidden": [12], "initial": "own"}

@@ -80,6 +80,7 @@ def slowly_tuned(federation: Federation, params: Params, client: int) -> Params:
     return flat_copy(state_of(model))
 
 
+@pytest.mark.slow
 def test_each_cell_of_the_grid_is_that_model_on_those_data(tiny: Tiny, play: Play) -> None:
     config = tiny(**GRID | {"evaluation": GRID["evaluation"] | {"fine_tune_layers": "fc1"}})
     folder, federation = play(config), federation_of(config)

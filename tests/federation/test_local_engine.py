@@ -99,6 +99,7 @@ def test_what_a_client_does_after_it_was_abandoned_counts_for_nothing() -> None:
     assert not clients.context_of(1).state
 
 
+@pytest.mark.slow
 def test_an_engine_that_ends_at_once_leaves_no_exception_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that starts or ends at that moment has nothing that would catch the exception by which it is stopped."""
     raised: list[object] = []

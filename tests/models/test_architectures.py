@@ -134,6 +134,7 @@ def test_body_and_head_are_all_layers(name: str, norm: str | None) -> None:
     assert layers.group("head | body").layers == layers.names
 
 
+@pytest.mark.slow
 @every_model
 def test_norm_is_exactly_the_normalisations(name: str, norm: str | None) -> None:
     model = build(name, norm)
@@ -169,6 +170,7 @@ IMAGE_MODELS = [name for name, sample in ZOO.items() if sample.shape == IMAGE]
 TOKEN_MODELS = [name for name in ZOO if name not in IMAGE_MODELS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
 def test_every_image_model_maps_images_to_logits(name: str, shape: tuple[int, ...]) -> None:

@@ -95,6 +95,7 @@ def test_a_run_goes_on_from_a_checkpoint_with_the_same_bytes(name: str, tmp_path
     assert remembered <= {"m_t", "v_t", "momentum_vector"}  # and not the global model again
 
 
+@pytest.mark.slow
 @every
 def test_integer_buffers_stay_and_variances_stay_positive(name: str) -> None:
     play = Play(f"flwr:{name}", OPTIONS[name], sizes=SIZES, model=norm_mlp)

@@ -36,6 +36,7 @@ def values(comparison: Comparison, key: str) -> list[float]:
     return [row.values[key].mean for row in comparison.rows]
 
 
+@pytest.mark.slow
 def test_a_comparison_of_whole_runs_is_the_mean_over_seeds_of_plain_means(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
