@@ -9,12 +9,12 @@ from annotated_types import Gt, Le
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import RunError
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.layers import LayerGroup, Layers
 from fedsim.models.params import Params, combine, flatten, unflatten
 from fedsim.strategy.exchange import Exchange
-from fedsim.strategy.options import Count, Decay, Declared, Setting, check_options, declared, schema
+from fedsim.strategy.options import Count, Decay, Declared, Setting, check_client_rule, check_options, declared, schema
 from fedsim.strategy.participants import draw_unseen
 from fedsim.strategy.updates import ClientUpdate, Received, check_average
 from fedsim.training import ClientRule, LocalPlan, Sets
@@ -123,8 +123,7 @@ class Hooks:
         if shared is not None:
             text = "Layer group that is averaged, in the layer language."
             cls.group = Declared(shared, text, name="shared")  # type: ignore[assignment]
-        if not isinstance(cls.client_rule, type):
-            raise ConfigError(f"{cls.__name__}.client_rule must be the class of the clients' rule, not a function")
+        check_client_rule(cls, cls.client_rule)
         check_overrides(cls, Hooks, HOOKS)
 
     group: LayerGroup

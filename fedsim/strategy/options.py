@@ -8,7 +8,9 @@ from typing import Annotated, Any, get_origin, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from fedsim.errors import ConfigError
 from fedsim.options import as_toml, explain_rule, suggest
+from fedsim.training import ClientRule
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -53,12 +55,12 @@ def Setting(default: Any, text: str) -> Any:  # noqa: N802
     return Declared(default, text, by_run=True)
 
 
-def declared(owner: type) -> dict[str, tuple[str, Any, Declared]]:
-    """Return attribute, type and declaration of each option of a class by its name, those of the base first.
+def declarations(owner: type) -> dict[str, Declared]:
+    """Return the options of a class and its bases by attribute, those of the base first.
 
     A class that sets the attribute of a base's option to a plain value changes its default.
     """
-    hints, found = get_type_hints(owner, include_extras=True), dict[str, Declared]()
+    found: dict[str, Declared] = {}
     for base in reversed(owner.__mro__):
         for attribute, value in vars(base).items():
             if isinstance(value, Declared):
@@ -66,7 +68,12 @@ def declared(owner: type) -> dict[str, tuple[str, Any, Declared]]:
             elif attribute in found and not callable(value):
                 found[attribute] = replace(found[attribute], default=value)
     # The layer group comes last, as every method that has one has the same.
-    ordered = sorted(found.items(), key=lambda item: bool(item[1].name))
+    return dict(sorted(found.items(), key=lambda item: bool(item[1].name)))
+
+
+def declared(owner: type) -> dict[str, tuple[str, Any, Declared]]:
+    """Return attribute, type and declaration of each option of a class by its name."""
+    hints, ordered = get_type_hints(owner, include_extras=True), declarations(owner).items()
     return {
         each.name or attribute: (attribute, str if each.name else hints[attribute], each) for attribute, each in ordered
     }
@@ -117,3 +124,23 @@ def check_options(owner: type, options: Mapping[str, Any]) -> dict[str, Any]:
         name = str(problem["loc"][0])
         raise ValueError(f"{name} = {as_toml(problem['input'])} {explain_rule(problem, record)}") from None
     return {name: getattr(values, name) for name in known}
+
+
+def check_client_rule(strategy: type, rule: object) -> None:
+    """Check that a strategy names the class of its clients' rule, and declares the options that this reads.
+
+    Raises
+    ------
+    ConfigError
+        If it does not.
+    """
+    if not (isinstance(rule, type) and issubclass(rule, ClientRule)):
+        raise ConfigError(
+            f"{strategy.__name__}.client_rule must be the class of the clients' rule, as in client_rule = MyRule, and "
+            f"is a {type(rule).__name__}"
+        )
+    known = [option.name or attribute for attribute, option in declarations(strategy).items()]
+    needed = {name for name in rule.reads() if not hasattr(rule, name)}
+    for name in sorted(needed - {*known, *inspect.signature(strategy).parameters}):
+        where = f"{rule.__name__} reads the option {name!r}, which {strategy.__name__} does not declare"
+        raise ConfigError(f"{where}{suggest(name, known)}")

@@ -1,8 +1,9 @@
 """The client's side of a method beyond phases of plain training: pure hooks over named parameters."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -82,12 +83,15 @@ class ClientRule:
         self.layers = Layers([]) if model is None else Layers.of(model)
         self.parameters = self.layers.keys(self.layers.names, buffers=False)
         self.model, self.inputs = model, inputs
-        for name in get_type_hints(type(self)):
-            if name in options:
-                setattr(self, name, options[name])
-            elif options and not hasattr(self, name):
-                raise TypeError(f"{type(self).__name__} reads the option {name!r}, which its strategy does not declare")
+        for name in self.reads() & options.keys():
+            setattr(self, name, options[name])
         self.prepare()
+
+    @classmethod
+    def reads(cls) -> set[str]:
+        """Return the names of the options that the rule reads: those that its class annotates."""
+        rules = [base for base in cls.__mro__ if issubclass(base, ClientRule) and base is not ClientRule]
+        return {name for base in rules for name in inspect.get_annotations(base)}
 
     def prepare(self) -> None:
         """Build what the other hooks need, once the options are set."""

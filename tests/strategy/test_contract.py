@@ -146,11 +146,22 @@ def test_a_rule_gets_the_options_that_it_annotates() -> None:
     class Wrong(ClientRule):
         pul: float
 
-    class WithWrong(Declared):
-        client_rule = Wrong
+    with pytest.raises(
+        ConfigError, match="Wrong reads the option 'pul', which WithWrong does not declare; did you mean"
+    ):
 
-    with pytest.raises(TypeError, match="Wrong reads the option 'pul', which its strategy does not declare"):
-        WithWrong.make_rule(net())
+        class WithWrong(Declared):
+            client_rule = Wrong
+
+
+def test_a_method_that_builds_its_rule_is_told_to_name_the_class() -> None:
+    with pytest.raises(
+        ConfigError, match=r"Own\.client_rule must be the class .*, as in client_rule = MyRule, and is a func"
+    ):
+
+        class Own(Strategy):
+            def client_rule(self) -> ClientRule:  # type: ignore[override]
+                return ClientRule()
 
 
 def test_memory_is_saved_and_taken_back() -> None:
