@@ -218,6 +218,7 @@ class Hooks:
 
     def state(self) -> Params:
         """Return what the strategy remembers between rounds, as named tensors for a checkpoint: its `memory`."""
+        _check_memory(self.memory, f"{type(self).__name__}.memory")
         return flatten(self.memory)
 
     def load_state(self, state: Params) -> None:
@@ -325,4 +326,16 @@ class Hooks:
         device = next((value.device for part in parts for value in part.values()), None)
         if device is not None:
             self.global_model = {key: value.to(device) for key, value in self.global_model.items()}
+            _check_memory(self.memory, f"{type(self).__name__}.memory")
             self.memory = unflatten({path: value.to(device) for path, value in flatten(self.memory).items()})
+
+
+def _check_memory(tree: Mapping[Any, Any], where: str) -> None:
+    """Check that a strategy's memory comes back from a checkpoint as it went in."""
+    for name, value in tree.items():
+        if not isinstance(name, str) or "/" in name:
+            raise RunError(f"{where} has the key {name!r}; it must be text without '/', such as str(client)")
+        if isinstance(value, dict):
+            _check_memory(value, f"{where}[{name!r}]")
+        elif not isinstance(value, Tensor):
+            raise RunError(f"{where}[{name!r}] is a {type(value).__name__}; it must be a tensor or a dict of them")

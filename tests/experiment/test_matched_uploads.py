@@ -108,7 +108,7 @@ def test_matched_models_are_measured_in_the_same_ways(tiny: Tiny, way: str) -> N
         expected = distances(model, models, weights=WEIGHTS, groups=["layers", "full"], start=start)
         assert_equal_rows(of_kind["distances"], expected, NAMES)
         assert of_kind["distances"]["cosine_from_start"].isna().all() == (kind == way)  # units of the start stay
-    assert tables.keys() <= set(TABLES)  # whose files a run that goes on removes
+    assert tables.keys() <= set(TABLES)  # whose files a resumed run removes
     shares = tables["matching"].pivot(index="base", columns="order", values="moved")
     for client, permutation in zip((3, 0, 2), permutations, strict=True):
         assert shares.loc[client].to_dict() == moved(permutation)

@@ -12,7 +12,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from fedsim.config import Config
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, RunError
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Hooks, Local, NonNegative, Option, Received, Strategy
@@ -186,6 +186,24 @@ def test_memory_is_saved_and_taken_back() -> None:
     assert {path: float(value.sum()) for path, value in first.state().items()} == {
         path: float(value.sum()) for path, value in second.state().items()
     }
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        ({"seen": {3: torch.ones(1)}}, r"Hooks\.memory\['seen'\] has the key 3; it must be text"),
+        ({"a/b": torch.ones(1)}, r"has the key 'a/b'; it must be text without '/'"),
+        ({"rounds": 3}, r"Hooks\.memory\['rounds'\] is a int; it must be a tensor"),
+    ],
+)
+def test_memory_that_a_checkpoint_would_not_give_back_is_refused(memory: dict, message: str) -> None:
+    strategy, model = Hooks(net()), dict(net().state_dict())
+    strategy.set_global_model(model)
+    strategy.memory = memory
+    with pytest.raises(RunError, match=message):
+        strategy.state()
+    with pytest.raises(RunError, match=message):
+        strategy.step(1, Received([ClientUpdate(0, model, 1.0)]))
 
 
 def test_server_and_updates_meet_on_the_device_of_the_updates() -> None:
