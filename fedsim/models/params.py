@@ -152,6 +152,11 @@ def lerp(start: Params, end: Params, t: float) -> Params:
     return {key: (1 - t) * value + t * end[key] if value.is_floating_point() else value for key, value in start.items()}
 
 
+def dense(params: Params) -> Params:
+    """Return the same values without sparse tensors, which few operations take."""
+    return {key: value.to_dense() if value.is_sparse else value for key, value in params.items()}
+
+
 def flat_copy(params: Params) -> Params:
     """Return a copy whose entries are, for each dtype, consecutive views of one buffer: a flat model."""
     copy = empty_flat(params)

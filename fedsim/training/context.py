@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.nn.functional import cross_entropy
 
-from fedsim.models.params import Params
+from fedsim.models.params import Params, dense
 from fedsim.training.plan import Passes, Phase
 from fedsim.training.sgd import SGD
 
@@ -94,7 +94,7 @@ class Local:
     def gradient(self, loss: Callable[[Params], Tensor], params: Params, examples: int) -> tuple[Params, Tensor]:
         """Return the gradient of a loss with respect to ``params``, and its value; count the backward passes."""
         self.network.passes.backward += examples
-        return grad_and_value(loss)(params)
+        return _gradient(loss, params)
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,14 @@ class Step:
 
     def gradient(self, loss: Callable[[Params], Tensor], params: Params) -> tuple[Params, Tensor]:
         """Return the gradient of a loss with respect to ``params``, and its value."""
-        return grad_and_value(loss)(params)
+        return _gradient(loss, params)
 
     def _count(self) -> None:
         # In passes of the mini-batch, which has its own number of examples for each client.
         self.network.passes.forward += 1
         self.network.passes.backward += 1
+
+
+def _gradient(loss: Callable[[Params], Tensor], params: Params) -> tuple[Params, Tensor]:
+    gradient, value = grad_and_value(loss)(params)
+    return dense(gradient), value

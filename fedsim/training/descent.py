@@ -10,7 +10,7 @@ from torch.optim.sgd import sgd
 
 from fedsim.models.layers import Layers
 from fedsim.models.norms import StatisticsNorm
-from fedsim.models.params import Params
+from fedsim.models.params import Params, dense
 from fedsim.training.account import Account
 from fedsim.training.batches import Batches
 from fedsim.training.learner import Learner
@@ -92,10 +92,13 @@ def _run_phase(
             leaf.grad = None
         account.add(step, learner.backward(batch, Position(phase, step, settings.lr)), batch.counts, learner.passes)
         with torch.no_grad():
+            gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+            if origin:
+                gradients = dense(gradients)
             for name, value in origin.items():
-                if (gradient := leaves[name].grad) is not None:
-                    gradient.add_(leaves[name] - value, alpha=phase.proximal)
-            _descend_(leaves, velocity, settings)
+                if name in gradients:
+                    gradients[name].add_(leaves[name] - value, alpha=phase.proximal)
+            _descend_(leaves, gradients, velocity, settings)
 
 
 def _origin(learner: Learner, phase: Phase, leaves: Params, trainable: Collection[str], active: int) -> Params:
@@ -106,13 +109,19 @@ def _origin(learner: Learner, phase: Phase, leaves: Params, trainable: Collectio
     return {name: values[name].detach().clone() for name in leaves if name in trainable}
 
 
-def _descend_(leaves: Params, velocity: Params, settings: SGD) -> None:
-    """Take a step of SGD with the leaves' gradients, as `torch.optim.SGD` does."""
-    names = [name for name, leaf in leaves.items() if leaf.grad is not None]
+def _descend_(leaves: Params, gradients: Params, velocity: Params, settings: SGD) -> None:
+    """Take a step of SGD, as `torch.optim.SGD` does; the fused one takes no sparse gradients."""
+    if sparse := [name for name, gradient in gradients.items() if gradient.is_sparse]:
+        if settings.momentum or settings.weight_decay:
+            gradients = dense(gradients)
+        else:  # a large embedding of which a batch uses a few rows
+            for name in sparse:
+                leaves[name].add_(gradients[name], alpha=-settings.lr)
+            gradients = {name: gradient for name, gradient in gradients.items() if name not in sparse}
     sgd(
-        [leaves[name] for name in names],
-        [leaves[name].grad for name in names],  # type: ignore[misc]
-        [velocity.get(name) for name in names],
+        [leaves[name] for name in gradients],
+        list(gradients.values()),
+        [velocity.get(name) for name in gradients],
         fused=True,
         lr=settings.lr,
         momentum=settings.momentum,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.models.params import Params, first_keys, flat_copy, load_state_
+from fedsim.models.params import Params, dense, first_keys, flat_copy, load_state_
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member
 from fedsim.training.context import Network, Step
@@ -148,6 +148,6 @@ class _Single:
         }
         leaves = {name: leaf for name, leaf in every.items() if leaf.requires_grad}
         with torch.no_grad():
-            found = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+            found = dense({name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None})
             for name, gradient in self._ruled.rule.gradient(step, found).items():
                 leaves[name].grad = gradient

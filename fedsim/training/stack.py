@@ -1,16 +1,14 @@
 """Many sets of parameters of one model, each tensor stacked along a new first dimension."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
 from fedsim.models.params import Params
+from fedsim.training.vectorisable import Vectorisable
 
 
 def stack(members: Sequence[Params], device: torch.device) -> Params:
@@ -46,41 +44,7 @@ def over_members(function: Callable[..., Any], in_dims: Any = 0) -> Callable[...
     vectorised = torch.vmap(function, in_dims=in_dims, randomness="error")
 
     def over_all(*stacked: Any) -> Any:
-        with _PlainAttention():
+        with Vectorisable():
             return vectorised(*stacked)
 
     return over_all
-
-
-class _PlainAttention(TorchFunctionMode):
-    """Computes attention on a CPU step by step, as vmap would run torch's kernel member by member, with a warning."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if args and isinstance(args[0], Tensor) and args[0].device.type != "cpu":
-            return func(*args, **kwargs)
-        if func is multi_head_attention_forward and not kwargs.get("need_weights", True):
-            return func(*args, **kwargs | {"need_weights": True})[0], None  # a path without the kernel
-        if func is scaled_dot_product_attention and not kwargs.get("dropout_p") and not kwargs.get("enable_gqa"):
-            return _attention(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Return the result of torch's function of these parameters, without dropout and grouped queries."""
-    scores = (query @ key.transpose(-2, -1)) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        hidden = attn_mask.logical_not() if attn_mask.dtype == torch.bool else None
-        scores = scores + attn_mask if hidden is None else scores.masked_fill(hidden, -math.inf)
-    return scores.softmax(-1) @ value

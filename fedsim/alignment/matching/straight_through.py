@@ -11,7 +11,7 @@ from torch.func import functional_call
 from fedsim.alignment.matching.weight_matching import match_weights
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, permute
 from fedsim.models.norms import StatisticsNorm
-from fedsim.models.params import Params, fit, lerp
+from fedsim.models.params import Params, dense, fit, lerp
 from fedsim.training.batches import cut_batches
 from fedsim.training.evaluation import EVALUATION_BATCH, Criterion, cross_entropies
 
@@ -117,7 +117,7 @@ class _Middle:
         trained = [mean[key].requires_grad_() for key in self._trained]
         loss = self._losses(mean, inputs, targets).mean()
         gradients = torch.autograd.grad(loss, trained, materialize_grads=True)
-        return {key: gradient / 2 for key, gradient in zip(self._trained, gradients, strict=True)}
+        return {key: each / 2 for key, each in dense(dict(zip(self._trained, gradients, strict=True))).items()}
 
     @torch.no_grad()
     def _of(self, permutation: Permutation) -> Params:
