@@ -1,8 +1,6 @@
 """The model that a config names, built and tried before training."""
 
 import copy
-import traceback
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.data import Dataset
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, error_line
 from fedsim.training.dropout import seeded_dropout_
 
 
@@ -33,7 +31,8 @@ def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module
     except ConfigError:
         raise
     except Exception as error:  # a custom model may raise anything
-        raise ConfigError(f"{where} cannot be built for inputs of shape {dataset.shape}: {_reason(error)}") from error
+        shape = f"inputs of shape {dataset.shape}"
+        raise ConfigError(f"{where} cannot be built for {shape}: {error_line(error)}") from error
     if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
         raise ConfigError(f"{where} gives a {type(model).__name__}; it must be a torch.nn.Module with parameters")
     seeded_dropout_(model)
@@ -56,7 +55,7 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> No
     except Exception as error:
         kind = "tokens" if examples.inputs.dtype == torch.int64 else "inputs"
         raise ConfigError(
-            f"{where} does not accept {kind} of shape {dataset.shape} of {dataset.name!r}: {_reason(error)}"
+            f"{where} does not accept {kind} of shape {dataset.shape} of {dataset.name!r}: {error_line(error)}"
         ) from error
     expected = (len(examples), len(dataset.classes), *examples.targets.shape[1:])
     if not isinstance(outputs, Tensor) or outputs.shape != expected:
@@ -66,10 +65,3 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> No
             f"{dataset.name!r}"
             + (" at each position; for fedsim's models of text predict = 'each'" if len(expected) > 2 else "")
         )
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's first line and where it was raised."""
-    text = (str(error).strip().splitlines() or ["no reason given"])[0]
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{text} ({type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno})"

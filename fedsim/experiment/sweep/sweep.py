@@ -14,7 +14,7 @@ from typing import Any
 
 from fedsim.config import Config, naming
 from fedsim.config.choices import CATALOGUES
-from fedsim.errors import ConfigError, RunError, is_of_the_system
+from fedsim.errors import ConfigError, RunError, error_line, is_of_the_system
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.run import Parts
@@ -207,10 +207,7 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
     except Exception as error:  # in a custom strategy, model or other part, most likely
         if isinstance(error, OSError) and is_of_the_system(error):
             return Failure(str(error))
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
-        reason = " ".join(str(error).split()) or "no reason given"
-        return Failure(f"{reason} ({where}); fix it and {AGAIN}", trace=traceback.format_exc())
+        return Failure(f"{error_line(error)}; fix it and {AGAIN}", trace=traceback.format_exc())
     return None
 
 
