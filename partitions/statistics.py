@@ -30,7 +30,7 @@ class LabelCounts:
     classes: int
 
     @classmethod
-    def of(cls, partition: Partition, labels: NDArray[np.int64], classes: int) -> Self:
+    def of(cls, partition: Partition, labels: NDArray[np.int64], classes: int, *, ignored: int | None = None) -> Self:
         """Count the labels of each client.
 
         Parameters
@@ -38,6 +38,8 @@ class LabelCounts:
         labels
             Class of each example of the data set, shape [n], or of each of its targets, shape [n, targets], which
             then count separately.
+        ignored
+            Label that does not count, such as that of padding.
 
         Raises
         ------
@@ -46,10 +48,12 @@ class LabelCounts:
         """
         held = labels[partition.indices]
         targets = held.shape[1] if held.ndim == 2 else 1
+        owners = np.repeat(np.arange(len(partition)), partition.sizes * targets)
         held = held.ravel()
+        if ignored is not None and not (counted := held != ignored).all():
+            held, owners = held[counted], owners[counted]
         if len(held) and not (held.min() >= 0 and held.max() < classes):
             raise ValueError(f"labels are from {held.min()} to {held.max()} and must be from 0 to {classes - 1}")
-        owners = np.repeat(np.arange(len(partition)), partition.sizes * targets)
         keys, counts = np.unique(owners * classes + held, return_counts=True)
         offsets = np.searchsorted(keys, np.arange(len(partition) + 1) * classes)
         return cls(offsets, keys % classes, counts, classes)

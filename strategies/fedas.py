@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, CountOrZero, Finished, Local, Option, Positive, Strategy
+from fedsim.training.targets import labels_of, real_targets
 from strategies.parts import two_parts
 
 PROTOTYPES, FISHER_TRACE = "prototypes", "fisher_trace"
@@ -42,7 +43,7 @@ class Alignment(ClientRule):
             trace += self._squared_gradient(local, inputs, targets)
             with torch.no_grad():
                 features.append(_by_target(local.features(local.params, inputs, self._head), targets))
-        of_class = one_hot(local.targets.flatten()).double()
+        of_class = one_hot(local.labels).double()
         mean = of_class.T @ torch.cat(features).double() / of_class.sum(0).clamp(min=1)[:, None]
         kept = {PROTOTYPES: {"mean": mean.to(features[0].dtype)}}
         return Finished(local.params, kept=kept, metrics={FISHER_TRACE: trace})
@@ -50,7 +51,7 @@ class Alignment(ClientRule):
     def _step_(self, local: Local, params: Params, inputs: Tensor, targets: Tensor, prototypes: Tensor) -> None:
         def distance(body: Params) -> Tensor:
             features = _by_target(local.features(params | body, inputs, self._head), targets)
-            labels = targets.flatten()
+            labels = labels_of(targets)
             of_same_class = labels.bincount()[labels]
             return ((features - prototypes[labels]).square().mean(1) / of_same_class).sum()
 
@@ -105,5 +106,6 @@ def _batches(local: Local, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _by_target(features: Tensor, targets: Tensor) -> Tensor:
-    """Return one row of features for each target, also where an example has a target at each position."""
-    return features.reshape(targets.numel(), -1)
+    """Return one row of features for each target that counts, also where an example has one at each position."""
+    rows = features.reshape(targets.numel(), -1)
+    return rows if (real := real_targets(targets)) is None else rows[real.flatten()]

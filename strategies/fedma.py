@@ -51,7 +51,7 @@ class Reordering(ClientRule):
         if local.server_round % len(self.layers):  # classes weigh the last layer only
             return Finished(local.params)
         classes = len(local.params[self.layers[self.layers.names[-1]].parameters[0]])
-        counts = local.targets.flatten().bincount(minlength=classes)
+        counts = local.labels.bincount(minlength=classes)
         return Finished(local.params, sent={CLASS_COUNTS: {"counts": counts}})
 
 

@@ -23,7 +23,7 @@ class FedRodRule(ClientRule):
     def start(self, local: Local) -> Local:
         generic = {key: value for key, value in local.params.items() if key.rpartition(".")[0] == self._head}
         weight = generic[f"{self._head}.weight"]
-        counts = torch.bincount(local.targets.flatten(), minlength=len(weight)).to(weight.dtype)
+        counts = torch.bincount(local.labels, minlength=len(weight)).to(weight.dtype)
         zeros = {key.rpartition(".")[2]: torch.zeros_like(value) for key, value in generic.items()}
         classes = {"log_counts": counts.clamp(min=self.absent_count).log()}
         return replace(local, sets={"personal_head": zeros, **local.sets, "classes": classes})

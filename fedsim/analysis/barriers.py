@@ -102,7 +102,7 @@ def measure(
     models.compared(against)
     mixed = models.mixed
     positions = _positions(mixes, mixed.parts, len(models), references)
-    if data.tolerance is None:
+    if data.tolerance is None or data.target_counts is not None:
         estimates = Estimates()
         estimates.add_(mixed.evaluate(positions, data), len(data))
     else:

@@ -58,6 +58,8 @@ def perturbations(
     _check(inputs, {"fgsm": fgsm, "noise": noise})
     check_paired(inputs, targets)
     size = EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH
+    counts = data.target_counts
+    weights = torch.ones(len(inputs), dtype=torch.float64) if counts is None else counts
     kinds = [("fgsm", eps) for eps in fgsm] + [("noise", sigma) for sigma in noise]
 
     def measure(state: Params) -> Tensor:
@@ -65,7 +67,8 @@ def perturbations(
         net = copy.deepcopy(models.model).eval().requires_grad_(False)
         generator = rng(models.seed, "perturbations")
         sums = torch.zeros(len(kinds), 2, dtype=torch.float64)
-        for batch, expected in zip(inputs.split(size), targets.split(size), strict=True):
+        parts = zip(inputs.split(size), targets.split(size), weights.split(size), strict=True)
+        for batch, expected, weight in parts:
             drawn = torch.from_numpy(generator.standard_normal(batch.shape)).to(batch)
             directions = {"noise": drawn}
             if fgsm:
@@ -74,8 +77,8 @@ def perturbations(
                 with torch.inference_mode():
                     outputs = functional_call(net, state, (batch + far * directions[kind],))
                     found = losses_and_errors(outputs, expected, criterion)
-                    sums[number] += torch.stack([values.double().sum().cpu() for values in found])
-        return sums / len(inputs)
+                    sums[number] += torch.stack([(values.double().cpu() * weight).sum() for values in found])
+        return sums / weights.sum()
 
     with ThreadPoolExecutor(models.threads) as pool:
         means = torch.stack(list(pool.map(measure, fitted))).tolist()

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fedsim.training.targets import IGNORED, labels_of, real_targets
+
 STATISTICS_CHUNK = 4096
 
 
@@ -23,7 +25,8 @@ class Examples:
         Shape [n, ...]: images as uint8 or float [n, channels, height, width], vectors as float [n, features],
         sequences of tokens as int64 [n, length].
     targets
-        int64 class indices, shape [n], or [n, length] with one for each position of a sequence.
+        int64 class indices, shape [n], or [n, length] with one for each position of a sequence: -100 where a position
+        has none, such as padding.
     """
 
     inputs: Tensor
@@ -37,8 +40,13 @@ class Examples:
 
     @property
     def labels(self) -> Tensor:
-        """The class of each example, shape [n]; for a sequence, its last target."""
-        return self.targets if self.targets.ndim == 1 else self.targets[:, -1]
+        """The class of each example, shape [n]; for a sequence, its last target that counts."""
+        if self.targets.ndim == 1:
+            return self.targets
+        if (real := real_targets(self.targets)) is None:
+            return self.targets[:, -1]
+        places = torch.arange(self.targets.shape[1], device=self.targets.device)
+        return self.targets.gather(1, (real * places).argmax(1, keepdim=True))[:, 0]
 
     def to(self, device: torch.device) -> Self:
         """Return the same examples on ``device``."""
@@ -123,7 +131,10 @@ def check_dataset(dataset: Dataset) -> None:
             raise ValueError(
                 f"{where} has targets of {targets.dtype}, shape {tuple(targets.shape)}; give int64 classes"
             )
-        low, high = int(targets.min()), int(targets.max())
+        if (real := real_targets(targets)) is not None and not (kept := real.view(len(targets), -1).any(1)).all():
+            bare = int(kept.logical_not().nonzero()[0])
+            raise ValueError(f"{where} has no target at example {bare}, where all are {IGNORED}; remove the example")
+        low, high = int((counted := labels_of(targets)).min()), int(counted.max())
         if low < 0 or high >= classes:
             raise ValueError(
                 f"{where} has the label {low if low < 0 else high}; labels must be from 0 to {classes - 1}"

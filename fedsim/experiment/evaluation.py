@@ -23,6 +23,7 @@ from fedsim.results.faults import fault_row
 from fedsim.results.folder import metric_row
 from fedsim.strategy import Strategy, messages
 from fedsim.training.evaluation import EVALUATION_BATCH, Evaluation, evaluate
+from fedsim.training.targets import number_of_targets, target_counts
 
 Row = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -101,7 +102,8 @@ class ServerEvaluation:
         """
         whole = self._evaluate(params)
         measured = {"loss": whole.loss, "accuracy": whole.accuracy}
-        rows = [metric_row(server_round, None, "test", name, key, value, whole.n) for key, value in measured.items()]
+        n = number_of_targets(self.test[1])
+        rows = [metric_row(server_round, None, "test", name, key, value, n) for key, value in measured.items()]
         return rows + self._perturbed_rows(server_round, name, params)
 
     def _evaluate(self, params: Params) -> Evaluation:
@@ -116,7 +118,8 @@ class ServerEvaluation:
 
         with ThreadPoolExecutor(self.threads) as pool:
             parts = list(pool.map(evaluate_part, range(0, len(targets), size)))
-        return Evaluation(torch.cat([part.losses for part in parts]), torch.cat([part.errors for part in parts]))
+        losses, errors = (torch.cat([getattr(part, name) for part in parts]) for name in ("losses", "errors"))
+        return Evaluation(losses, errors, target_counts(targets))
 
     def _perturbed_rows(self, server_round: int, name: str, params: Params) -> list[Row]:
         """Return the metrics of a model after each perturbation, whose name takes the place of a split."""
@@ -128,8 +131,9 @@ class ServerEvaluation:
         model = load_for_evaluation(self.federation, params, self.federation.calibration)
         models = Models(model, [state_of(model)], threads=self.threads, seed=config.seed)
         table = perturbations(models, Data(*self.test), fgsm=list(fgsm), noise=list(noise))
+        n = number_of_targets(self.test[1])
         return [
-            metric_row(server_round, None, names[row["perturbation"]][row["size"]], name, metric, value, row["n"])
+            metric_row(server_round, None, names[row["perturbation"]][row["size"]], name, metric, value, n)
             for row in table.to_dict("records")
             for metric, value in (("loss", row["loss"]), ("accuracy", 1.0 - row["error"]))
         ]

@@ -16,6 +16,7 @@ from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.federation.participants import unseen
 from fedsim.federation.split import sample_positions, split_of
 from fedsim.seeds import rng
+from fedsim.training.targets import IGNORED
 from partitions import LabelCounts, Split
 
 InputsAndTargets = tuple[Tensor, Tensor]
@@ -69,10 +70,10 @@ class FederatedData:
     split: Split
 
     def heterogeneity(self) -> Heterogeneity:
-        """Return the number of examples of each class that each client holds; for sequences, the number of targets."""
+        """Return the number of examples of each class that each client holds; for sequences, of targets."""
         whole = self.split.whole
         targets = self.dataset.train.targets.cpu().numpy()
-        counts = LabelCounts.of(whole, targets, len(self.dataset.classes))
+        counts = LabelCounts.of(whole, targets, len(self.dataset.classes), ignored=IGNORED)
         return Heterogeneity(whole.sizes, counts, self.dataset.classes)
 
     def save_split(self, path: Path) -> Path:

@@ -29,14 +29,22 @@ class Account:
         self._from = counted_from
         self._losses: list[Tensor] = []
         self._counts: list[np.ndarray] = []  # examples of each active member, or 0 where its loss does not count
+        self._weights: list[Tensor | None] = []
 
-    def add(self, step: int, losses: Tensor, counts: np.ndarray, passes: Passes) -> None:
-        """Add a step of the active members, with their losses, numbers of examples and passes of the mini-batch."""
+    def add(self, step: int, losses: Tensor, counts: np.ndarray, passes: Passes, weights: Tensor | None = None) -> None:
+        """Add a step of the active members, with their losses, numbers of examples and passes of the mini-batch.
+
+        Parameters
+        ----------
+        weights
+            Weights of the losses, shape [active], where they are not the numbers of examples.
+        """
         self._steps.append((counts, passes.forward, passes.backward))
         counts = np.where(self._from[: len(counts)] <= step, counts, 0)
         if counts.any():
             self._losses.append(losses.reshape(-1))
             self._counts.append(counts)
+            self._weights.append(weights)
 
     def training(self, member: int, momentum: Params, sets: dict[str, Params]) -> Training:
         """Return a member's report, with its momentum and sets after training."""
@@ -57,5 +65,11 @@ class Account:
             return [float("nan")] * self._members
         losses = torch.cat(self._losses).double().cpu().numpy()
         members, counts = (np.concatenate(each) for each in ([np.arange(len(c)) for c in self._counts], self._counts))
-        members, counts, losses = members[counts > 0], counts[counts > 0], losses[counts > 0]
-        return (np.bincount(members, losses * counts) / np.bincount(members, counts)).tolist()
+        weights = np.concatenate(
+            [
+                each if more is None else more.cpu().numpy()
+                for each, more in zip(self._counts, self._weights, strict=True)
+            ]
+        )
+        members, weights, losses = members[counts > 0], weights[counts > 0], losses[counts > 0]
+        return (np.bincount(members, losses * weights) / np.bincount(members, weights).clip(min=1)).tolist()

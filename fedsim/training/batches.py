@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedsim.models.norms import StatisticsNorm
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.dropout import streams
+from fedsim.training.targets import IGNORED, real_targets
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,11 @@ class Batch:
     counts
         Number of examples of each active member.
     real
-        Rows that count, [active, n]; None if all do.
+        Targets that count, with the shape of the targets; None if all do.
     streams
         Numbers of the dropout modules' streams, [active, modules].
+    has_ignored
+        Whether any member has targets that are ignored.
     """
 
     inputs: Tensor
@@ -43,6 +46,14 @@ class Batch:
     counts: np.ndarray
     real: Tensor | None
     streams: Tensor | None
+    has_ignored: bool = False
+
+    @property
+    def weights(self) -> Tensor | None:
+        """Number of targets that count of each active member, [active]; None if they are as its examples."""
+        if not self.has_ignored or self.real is None:
+            return None
+        return self.real.reshape(len(self.counts), -1).sum(1)
 
 
 def cut_batches(model: nn.Module, n: int, size: int) -> list[slice]:
@@ -80,6 +91,7 @@ class Batches:
             (values[0] if len(values) == 1 else torch.cat(values))
             for values in ([member.inputs for member in members], [member.targets for member in members])
         )
+        self._has_ignored = real_targets(self._targets) is not None
         sizes = [len(member.targets) for member in members]
         cuts = [cut_batches(model, n, size) for n in sizes]
         self.lengths = np.array([len(each) for each in cuts])  # batches in an epoch of each member
@@ -105,13 +117,18 @@ class Batches:
             numbers = self._to_device(streams(self._numbers[:active], position, self._modules))
         if len(self) == 1:
             cut = self._cuts[0][position[0]]
-            return Batch(self._epoch_inputs[cut], self._epoch_targets[cut], counts, None, numbers)
+            targets = self._epoch_targets[cut]
+            real = targets != IGNORED if self._has_ignored else None
+            return Batch(self._epoch_inputs[cut], targets, counts, real, numbers, self._has_ignored)
         starts = self._bounds[:active] + self._starts[self._first[:active] + position]
         start, count = self._to_device(np.stack([starts, counts]))[:, :, None]
         row = torch.arange(int(counts.max()), device=count.device)
         rows = start + torch.minimum(row, count - 1)
-        real = None if counts.min() == counts.max() else row < count
-        return Batch(self._epoch_inputs[rows], self._epoch_targets[rows], counts, real, numbers)
+        targets = self._epoch_targets[rows]
+        real = None if counts.min() == counts.max() else _like(row < count, targets)
+        if self._has_ignored:
+            real = targets != IGNORED if real is None else real & (targets != IGNORED)
+        return Batch(self._epoch_inputs[rows], targets, counts, real, numbers, self._has_ignored)
 
     def _begin_epoch(self, members: np.ndarray) -> None:
         """Draw the order of these members' examples and the other random numbers of an epoch, and apply them."""
@@ -137,3 +154,8 @@ class Batches:
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self._targets.device, non_blocking=True)
+
+
+def _like(rows: Tensor, targets: Tensor) -> Tensor:
+    """Return a mask of rows, [active, n], as one of all their targets."""
+    return rows.view(*rows.shape, *[1] * (targets.ndim - 2)).expand_as(targets)

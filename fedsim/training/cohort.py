@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params
@@ -22,6 +21,7 @@ from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.rule import Position, Ruled
 from fedsim.training.sgd import SGD
 from fedsim.training.stack import forward_of, member_of, over_members, stack
+from fedsim.training.targets import member_cross_entropies
 
 
 @dataclass(frozen=True)
@@ -183,15 +183,10 @@ class _Stack:
         )
 
     def _losses(self, members: "_Members") -> Tensor:
-        """Return each member's mean cross-entropy over its real rows."""
+        """Return each member's mean cross-entropy over its real targets."""
         self._begin_masks()
         logits = self._forward(members.params | members.numbers, members.inputs)
-        targets, real = members.targets, members.real
-        losses = cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-        losses = losses.view(*targets.shape[:2], -1).mean(2)
-        if real is None:
-            return losses.mean(1)
-        return torch.where(real, losses, 0).sum(1) / real.sum(1)
+        return member_cross_entropies(logits, members.targets, members.real)
 
     def _over_members(self, hook: Callable[[Step, Params], Any], position: Position, members: "_Members") -> Any:
         """Apply a hook of the rule to each member's step and gradients."""
@@ -234,7 +229,7 @@ class _Stack:
         results, places = [], []
         for size in np.unique(batch.counts):
             chosen = torch.from_numpy(np.flatnonzero(batch.counts == size)).to(batch.targets.device)
-            part = members.of(chosen, int(size))
+            part = members.of(chosen, int(size), has_ignored=batch.has_ignored)
             results.append(function(part))
             places.append(chosen)
             with torch.no_grad():
@@ -261,8 +256,8 @@ class _Members:
     real: Tensor | None
     gradients: Params = field(default_factory=dict)
 
-    def of(self, chosen: Tensor, size: int) -> "_Members":
-        """Return some of the members, with ``size`` rows each, which all count."""
+    def of(self, chosen: Tensor, size: int, *, has_ignored: bool) -> "_Members":
+        """Return some of the members, with ``size`` rows each, of which all targets count unless some are ignored."""
         return _Members(
             params=_picked(self.params, chosen),
             sets=_picked(self.sets, chosen),
@@ -270,7 +265,7 @@ class _Members:
             numbers=_picked(self.numbers, chosen),
             inputs=self.inputs[chosen, :size],
             targets=self.targets[chosen, :size],
-            real=None,
+            real=self.real[chosen, :size] if has_ignored and self.real is not None else None,
             gradients=_picked(self.gradients, chosen),
         )
 

@@ -4,14 +4,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
-from torch.nn.functional import cross_entropy
 
 from fedsim.models.params import Params, dense
 from fedsim.training.plan import Passes, Phase
 from fedsim.training.sgd import SGD
+from fedsim.training.targets import labels_of, mean_cross_entropy
 
 Sets = Mapping[str, Params]
 
@@ -60,7 +59,7 @@ class Local:
         The client's model before it took anything from the server. Layers that it does not keep, and all layers before
         its first round, have their initial values.
     inputs, targets
-        The client's training examples, shape [n, ...] and [n] or [n, length].
+        The client's training examples, shape [n, ...] and [n] or [n, length]; targets of -100 do not count.
     shared
         Names of the layers that the client shares in this round.
     rng
@@ -80,6 +79,11 @@ class Local:
     rng: np.random.Generator
     network: Network
     shared: Collection[str] = ()
+
+    @property
+    def labels(self) -> Tensor:
+        """The classes of all targets that count, shape [targets]."""
+        return labels_of(self.targets)
 
     def logits(self, params: Params, inputs: Tensor) -> Tensor:
         """Return the model's outputs, and count the examples."""
@@ -114,7 +118,7 @@ class Step:
     inputs, targets
         The mini-batch, shape [n, ...] and [n] or [n, length].
     real
-        Which rows count, [n]; None where all do.
+        Which targets count, with the shape of the targets; None where all do.
     number
         Number of the step in its phase, from 0.
     lr
@@ -143,12 +147,8 @@ class Step:
         return self.network.logits_and_features(params, self.inputs, layer)
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats over the examples of the mini-batch."""
-        if self.real is None:
-            return cross_entropy(logits, self.targets)
-        losses = cross_entropy(logits, self.targets, reduction="none")
-        losses = losses.reshape(len(losses), -1).mean(1)
-        return torch.where(self.real, losses, 0).sum() / self.real.sum()
+        """Return the mean cross-entropy in nats over the targets of the mini-batch that count."""
+        return mean_cross_entropy(logits, self.targets, self.real)
 
     def gradient(self, loss: Callable[[Params], Tensor], params: Params) -> tuple[Params, Tensor]:
         """Return the gradient of a loss with respect to ``params``, and its value."""

@@ -90,7 +90,8 @@ def _run_phase(
         batch = batches.take(step, active)
         for leaf in leaves.values():
             leaf.grad = None
-        account.add(step, learner.backward(batch, Position(phase, step, settings.lr)), batch.counts, learner.passes)
+        losses = learner.backward(batch, Position(phase, step, settings.lr))
+        account.add(step, losses, batch.counts, learner.passes, batch.weights)
         with torch.no_grad():
             gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
             if origin:

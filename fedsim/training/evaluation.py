@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fedsim.models.params import Params
 from fedsim.training.stack import forward_of, stack
+from fedsim.training.targets import per_example, target_counts
 
 # Examples per batch: on a CPU, few enough for a layer's results to stay in the cache.
 EVALUATION_BATCH, ACCELERATOR_BATCH = 125, 4000
@@ -20,17 +21,19 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy in nats of each example, shape [n]; for a sequence, the mean over its positions.
 
+    Targets of -100 do not count; an example without any other has 0.
+
     Parameters
     ----------
     logits, targets
         Logits and class indices, shapes [n, classes] and [n], or [n, classes, length] and [n, length].
     """
-    return _per_example(cross_entropy(logits, targets, reduction="none"))
+    return per_example(cross_entropy(logits, targets, reduction="none"), targets)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of a model, example by example.
+    """Results of a model, example by example; means are those over all targets that count.
 
     Parameters
     ----------
@@ -39,10 +42,13 @@ class Evaluation:
     errors
         Error of each example, shape [n], float64: 1 where the most likely class is not the target, else 0; for a
         sequence, the share of such positions. NaN if targets are not class indices.
+    counts
+        Number of targets of each example that count, shape [n]; None if it is the same for all.
     """
 
     losses: Tensor
     errors: Tensor
+    counts: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -51,13 +57,35 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Mean loss per example."""
-        return float(self.losses.mean())
+        """Mean loss: the sum over all targets that count, divided by their number."""
+        return self._mean(self.losses)
 
     @property
     def accuracy(self) -> float:
-        """Share of the examples whose most likely class is the target."""
-        return 1.0 - float(self.errors.mean())
+        """Share of the targets that are the most likely class."""
+        return 1.0 - self._mean(self.errors)
+
+    def _mean(self, values: Tensor) -> float:
+        if self.counts is None:
+            return float(values.mean())
+        return float((values * self.counts).sum() / self.counts.sum().clamp(min=1))
+
+    def linearised(self) -> "Evaluation":
+        """Return values whose plain means, and standard errors, are those of the means over all targets that count.
+
+        Notes
+        -----
+        The mean over targets is a ratio of two sums over examples. Its first-order expansion gives an example with c
+        targets, mean value m and c' targets per example on average the value ``mean + c / c' * (m - mean)``: Cochran
+        1977, Sampling techniques, section 6.3.
+        """
+        if self.counts is None:
+            return self
+        share = self.counts / self.counts.mean()
+        losses, errors = (
+            (mean := self._mean(values)) + share * (values - mean) for values in (self.losses, self.errors)
+        )
+        return Evaluation(losses, errors)
 
 
 def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Criterion = cross_entropies) -> Evaluation:
@@ -80,7 +108,8 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Crite
             losses.append(loss)
             errors.append(error)
     model.train(was_training)
-    return Evaluation(torch.cat(losses).cpu().double(), torch.cat(errors).cpu().double())
+    counts = target_counts(targets) if criterion is cross_entropies else None
+    return Evaluation(torch.cat(losses).cpu().double(), torch.cat(errors).cpu().double(), counts)
 
 
 def losses_and_errors(outputs: Tensor, targets: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
@@ -150,7 +179,10 @@ def _evaluate_bucket(
         flat, width = expected.flatten(0, 1), expected.shape[1]
         for whole, part in ((losses, cross_entropies(outputs, flat)), (errors, _errors(outputs, flat))):
             whole[:active, start : start + width] = part.view(active, width).cpu()
-    return [Evaluation(loss[:n], error[:n]) for loss, error, n in zip(losses, errors, sizes.tolist(), strict=True)]
+    return [
+        Evaluation(loss[:n], error[:n], target_counts(own))
+        for loss, error, n, own in zip(losses, errors, sizes.tolist(), targets, strict=True)
+    ]
 
 
 def _examples_at_a_time(inputs: Tensor) -> int:
@@ -158,9 +190,4 @@ def _examples_at_a_time(inputs: Tensor) -> int:
 
 
 def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    return _per_example((outputs.argmax(1) != targets).double())
-
-
-def _per_example(values: Tensor) -> Tensor:
-    """Return the mean over all dimensions but the first."""
-    return values.flatten(1).mean(1) if values.ndim > 1 else values
+    return per_example((outputs.argmax(1) != targets).double(), targets)

@@ -5,7 +5,6 @@ from collections.abc import Collection
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from fedsim.models.params import Params, dense, first_keys, flat_copy, load_state_
 from fedsim.training.augmentation import Augmentation
@@ -17,6 +16,7 @@ from fedsim.training.learner import no_such_set, trained_entries
 from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.rule import Position, Ruled
 from fedsim.training.sgd import SGD
+from fedsim.training.targets import mean_cross_entropy
 
 
 def train_(
@@ -36,7 +36,7 @@ def train_(
     ----------
     inputs, targets
         Normalised inputs, shape [n, ...], and class indices, shape [n] or [n, length], on the model's device. n is at
-        least 1.
+        least 1. Targets of -100 do not count: the loss of a batch is the mean over all of its other targets.
     plan
         Phases of training; layers that a phase does not train do not change, including their running statistics.
     rng
@@ -117,7 +117,7 @@ class _Single:
         if batch.streams is not None:
             set_streams_(self.dropouts, batch.streams[0])
         if self._is_plain:
-            loss = cross_entropy(self._model(batch.inputs), batch.targets)
+            loss = mean_cross_entropy(self._model(batch.inputs), batch.targets, batch.real)
             loss.backward()
             return loss.detach()
         step = self._step(batch, position)
@@ -135,7 +135,7 @@ class _Single:
             drawn=self._ruled.rule.draw(self._ruled.rng, self._sets),
             inputs=batch.inputs,
             targets=batch.targets,
-            real=None,
+            real=batch.real,
             number=position.number,
             phase=position.phase,
             lr=position.lr,

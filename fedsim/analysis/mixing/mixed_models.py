@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -111,6 +112,8 @@ class MixedModels:
     def evaluate(self, recipes: Iterable[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         """Evaluate each distinct recipe on all examples.
 
+        Where some targets do not count, values per example are those of `Evaluation.linearised`.
+
         Raises
         ------
         ValueError
@@ -119,12 +122,16 @@ class MixedModels:
         check_paired(data.inputs, data.targets)
         distinct = list(dict.fromkeys(recipes))
         traced = self._traced(data.inputs)
-        if traced is None:
-            return self._evaluate_whole(distinct, data)
         evaluated: dict[Recipe, Evaluation] = {}
-        for some, plan in self._plans(traced.operations, distinct):
-            evaluated |= dict(zip(some, self._execute(traced, plan, data), strict=True))
-        return evaluated
+        if traced is None:
+            evaluated = self._evaluate_whole(distinct, data)
+        else:
+            for some, plan in self._plans(traced.operations, distinct):
+                evaluated |= dict(zip(some, self._execute(traced, plan, data), strict=True))
+        counts = data.target_counts
+        if counts is None:
+            return evaluated
+        return {recipe: replace(each, counts=counts).linearised() for recipe, each in evaluated.items()}
 
     def operations(self, inputs: Tensor) -> Sequence[Operation] | None:
         """Return the model's operations, or None if it can only be evaluated as a whole."""

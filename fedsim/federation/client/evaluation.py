@@ -23,6 +23,7 @@ from fedsim.models.params import Params, load_state_
 from fedsim.strategy import messages
 from fedsim.training import recompute_buffers_
 from fedsim.training.evaluation import Evaluation, evaluate, evaluate_cohort
+from fedsim.training.targets import number_of_targets
 
 # Models that are also measured on validation data and on the server's test data. They are those of clients that train;
 # a client that never trains has the split ``unseen`` instead.
@@ -40,7 +41,8 @@ class _Measurement:
     calibration: Callable[[], Tensor]
 
     def metrics(self, result: Evaluation) -> dict[str, float]:
-        measured = {"loss": result.loss, "accuracy": result.accuracy, "n": result.n}
+        n = number_of_targets(self.examples[1])
+        measured = {"loss": result.loss, "accuracy": result.accuracy, "n": n}
         return {metric_name(self.model, self.split, metric): value for metric, value in measured.items()}
 
 
