@@ -228,6 +228,8 @@ def _entries(tree: Tree, separator: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_finite(values: Tensor) -> bool:
+    if values.dtype.itemsize == 1:  # torch has no sums of float8
+        values = values.float()
     # A finite sum has finite terms and needs no memory; an overflow of finite terms is rare.
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 

@@ -61,18 +61,18 @@ class TensorArray(Array):
     @cached_property
     def data(self) -> bytes:  # type: ignore[override]
         """The tensor in NumPy's file format, written when it is first asked for."""
-        return Array(self.tensor).data
+        return Array(_of_tensor(self.tensor)).data
 
     def numpy(self) -> np.ndarray:
         """Return a copy, as Flower's own arrays do: a client may change it."""
-        return self.tensor.cpu().numpy().copy()
+        return _of_tensor(self.tensor).copy()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TensorArray._of_numpy, (self.tensor.cpu().numpy(),)
+        return TensorArray._of_numpy, (_of_tensor(self.tensor), self.dtype)
 
     @staticmethod
-    def _of_numpy(values: np.ndarray) -> "TensorArray":
-        return TensorArray(torch.from_numpy(values))
+    def _of_numpy(values: np.ndarray, dtype: str) -> "TensorArray":
+        return TensorArray(_to_tensor(values, dtype))
 
 
 def encode(params: Params) -> ArrayRecord:
@@ -91,9 +91,26 @@ def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
 def decode(record: Mapping[str, Array]) -> Params:
     """Read parameters from a Flower record; they may share its memory, so they must not be changed in place."""
     return {
-        key: array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())
+        key: array.tensor if isinstance(array, TensorArray) else _to_tensor(array.numpy(), array.dtype)
         for key, array in record.items()
     }
+
+
+def _of_tensor(tensor: Tensor) -> np.ndarray:
+    """Return a tensor's values; those of a type that NumPy lacks, such as bfloat16, as float32, which has them all."""
+    try:
+        return tensor.cpu().numpy()
+    except TypeError:
+        return tensor.cpu().to(torch.complex64 if tensor.is_complex() else torch.float32).numpy()
+
+
+def _to_tensor(values: np.ndarray, dtype: str) -> Tensor:
+    return torch.from_numpy(values).to(_torch_type(dtype))
+
+
+def _torch_type(name: str) -> torch.dtype | None:
+    found = getattr(torch, name, None)
+    return found if isinstance(found, torch.dtype) else None
 
 
 def arrays_of(content: RecordDict, name: str) -> Mapping[str, Array]:
@@ -124,7 +141,9 @@ def settings_of(content: RecordDict) -> Mapping[str, Any]:
 
 def size_bytes(array: Array) -> int:
     """Return the bytes of an array's values, without any framing."""
-    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
+    # torch has types that NumPy lacks, such as bfloat16.
+    dtype = _torch_type(array.dtype) or np.dtype(array.dtype)
+    return math.prod(array.shape) * dtype.itemsize
 
 
 def measurements(values: Mapping[str, float]) -> MetricRecord:

@@ -184,7 +184,7 @@ def test_what_is_not_flat_has_no_buffer(params: Params) -> None:
 
 
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_one_bad_value_makes_a_model_not_finite(flat: bool, dtype: torch.dtype, bad: float) -> None:
     params = {key: value.to(dtype) for key, value in odd_shapes().items()} | {"steps": torch.tensor(3)}

@@ -1,0 +1,45 @@
+"""Two rounds of models with unusual tensors are federated averaging in plain torch, on every engine."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from fedsim.config import Config
+from fedsim.experiment.personalised import restored_model
+from fedsim.federation.federation import federation_of
+from fedsim.results.folder import RunFolder
+from tests.federation.plain_fedavg import plain_fedavg
+
+# Names of the models in tests.models.tensors.
+HALF = ("bfloat16_buffer", "bfloat16_block", "bfloat16_norm", "bfloat16", "float16_block")
+ONCE = {"barriers__every": 0}
+ENGINES: dict[str, dict[str, Any]] = {
+    "local": {},
+    "cohort": {"engine__cohort": 3, **ONCE},
+    "ray": {"engine__name": "ray", "engine__workers": 2, **ONCE},
+}
+CASES = [
+    *(pytest.param("local", name, 1e-5) for name in (*HALF, "float64_block")),
+    # Steps of half precision amplify another order of sums.
+    *(pytest.param("cohort", name, 0.05 if name in HALF else 1e-5) for name in (*HALF, "float64_block")),
+    pytest.param("ray", "bfloat16_norm", 1e-5, marks=pytest.mark.ray),
+]
+
+
+@pytest.mark.parametrize(("engine", "name", "tolerance"), CASES)
+def test_two_rounds_are_federated_averaging_in_plain_torch(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], engine: str, name: str, tolerance: float
+) -> None:
+    config = tiny(clients=3, model={"name": f"tests.models.tensors:{name}"}, **ENGINES[engine])
+    start, expected = federation_of(config).initial, plain_fedavg(config)
+    found = restored_model(play(config)).state_dict()
+    assert {key: value.dtype for key, value in found.items()} == {key: each.dtype for key, each in expected.items()}
+    assert _distance(found, expected) <= tolerance * _distance(start, expected)
+
+
+def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    floating = [key for key, value in other.items() if value.is_floating_point()]
+    return math.sqrt(sum(float((one[key].double() - other[key].double()).square().sum()) for key in floating))
