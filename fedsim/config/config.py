@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from fedsim.config.expectation import Expectation
 from fedsim.config.tables import (
     BarriersConfig,
+    CheckpointsConfig,
     DataConfig,
     EngineConfig,
     EvaluationConfig,
@@ -26,6 +27,9 @@ from fedsim.config.tables import (
 from fedsim.config.toml import with_settings, write_toml
 from fedsim.errors import ConfigError
 from fedsim.options import as_toml, explain_rule, suggest
+
+# Settings that change no number of a run.
+WITHOUT_EFFECT = ("engine", "checkpoints", "checkpoint_every", "expect")
 
 
 class Config(Table):
@@ -55,6 +59,7 @@ class Config(Table):
     evaluation: EvaluationConfig = EvaluationConfig()
     stop: StopConfig = StopConfig()
     barriers: BarriersConfig = BarriersConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     engine: EngineConfig = EngineConfig()
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})
     tune: TuneConfig = TuneConfig()
@@ -74,6 +79,12 @@ class Config(Table):
         if value and clients and max(1, round(value * clients)) >= clients:
             raise ValueError(f"must leave a client to train, of clients = {clients}; use a smaller share")
         return value
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the models of the best round so far are kept, next to those of the last checkpoint."""
+        keep = self.checkpoints.keep
+        return keep in ("best", "all") or (keep == "auto" and self.checkpoint_every == 1)
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any], source: str) -> Self:
@@ -97,7 +108,7 @@ class Config(Table):
         ConfigError
             If a combination is not a valid config.
         """
-        if nested := [key for key in self.sweep if key.split(".")[0] in ("sweep", "tune", "engine")]:
+        if nested := [key for key in self.sweep if key.split(".")[0] in ("sweep", "tune", *WITHOUT_EFFECT)]:
             raise ConfigError(f"{source}: [sweep] {nested[0]!r} cannot be swept; it does not change a run's numbers")
         # A whole table goes before its own settings, so that neither undoes the other.
         keys = sorted(self.sweep, key=lambda key: key.count("."))

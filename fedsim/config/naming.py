@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.config.choices import CATALOGUES
-from fedsim.config.config import Config
+from fedsim.config.config import WITHOUT_EFFECT, Config
 from fedsim.config.toml import short_hash
 from fedsim.data.places import existing_path, fingerprint
 
@@ -18,9 +18,8 @@ def changed_settings(config: Config) -> dict[str, Any]:
     own, a module, data or a partition, is named by its content and not by its path: once it is changed, it is another
     run.
     """
-    changed = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"seed", "engine", "checkpoint_every", "sweep", "tune", "expect"}
-    )
+    unnamed = {"seed", "sweep", "tune", *WITHOUT_EFFECT}
+    changed = config.model_dump(mode="json", exclude_defaults=True, exclude=unnamed)
     for catalogue in CATALOGUES.values():
         choice = getattr(config, catalogue.table)
         fixed = {

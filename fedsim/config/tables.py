@@ -233,6 +233,18 @@ class StopConfig(Table):
     metric: Literal["accuracy", "loss"] = "accuracy"
 
 
+class CheckpointsConfig(Table):
+    """``[checkpoints]``: which models stay on disk. Like the engine, it does not name a run.
+
+    ``keep = "last"`` keeps those of the last checkpoint, from which a run resumes; ``best`` also those of the best
+    rounds, by accuracy and by loss on the clients' validation data, as ``fedsim compare --at best`` finds them; ``all``
+    every checkpoint. As ``best`` writes a checkpoint of each round that is the best so far, ``auto`` is ``best`` where
+    every round has one anyway, and ``last`` where ``checkpoint_every`` is greater than 1.
+    """
+
+    keep: Literal["auto", "last", "best", "all"] = "auto"
+
+
 class EngineConfig(Table):
     """``[engine]``: where the clients run. It changes the time, never the numbers, so it does not name a run.
 

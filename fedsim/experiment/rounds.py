@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,7 @@ from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRAINED, UPLOADED, metric_name
 from fedsim.federation.engines.grid import Engine, processors
 from fedsim.federation.federation import Federation
-from fedsim.results.best_round import reason_to_stop, validation_means
+from fedsim.results.best_round import SELECTED_BY, best_round, reason_to_stop, validation_means
 from fedsim.results.faults import fault_row
 from fedsim.results.files import append_rows, read_rows, write_parquet
 from fedsim.results.folder import RunFolder
@@ -69,13 +69,22 @@ class Rounds:
         self._changed: set[int] = set()
         self._seconds: dict[str, float] = {}
         # Read again from the records, so that a resumed run stops where it would have stopped.
-        rows = read_rows(folder.metrics).to_dict("records") if self.config.stop.patience else []
-        self._validation_means = validation_means(rows, self.config.stop.metric)
+        rows = read_rows(folder.metrics).to_dict("records") if folder.metrics.exists() else []
+        self._validation_means = {metric: validation_means(rows, metric) for metric in SELECTED_BY}
 
     @property
     def stopped(self) -> str | None:
         """Why ``[stop]`` ends the run here; None if it continues."""
-        return reason_to_stop(self._validation_means, self.config.stop)
+        return reason_to_stop(self._validation_means[self.config.stop.metric], self.config.stop)
+
+    def restore(self, server_round: int) -> None:
+        """Resume after a round, from its checkpoint; the records end with that round already."""
+        best = self._best_rounds()
+        self.checkpoints.load(server_round, self.strategy, self.engine, self._keep(best, server_round))
+        if self.config.keeps_best and (lost := best - set(self.checkpoints.rounds())):
+            logger.warning(
+                "the models of round %d, the best so far, are not kept, as checkpoints.keep was 'last' then", min(lost)
+            )
 
     def run_round(self, server_round: int) -> RoundSummary:
         """Run a round and write its records; the checkpoint comes last.
@@ -110,10 +119,7 @@ class Rounds:
         append_rows(self.folder.metrics, rows)
         if faults:
             append_rows(self.folder.faults, faults)
-        if self._is_last(server_round) or self._is_due(self.config.checkpoint_every, server_round):
-            with self._timed("checkpoint"):
-                self.checkpoints.save(server_round, self.strategy, self.engine, self._changed)
-            self._changed = set()
+        self._save_if_due(server_round)
         append_rows(self.folder.timing, [{"round": server_round, **self._seconds}])
         stopped = self.stopped if server_round < self.config.rounds else None
         return replace(_summary(server_round, rows), faults=len(faults), stopped=stopped)
@@ -183,8 +189,8 @@ class Rounds:
                 wanted = ConfigRecord({messages.MODELS: [PERSONALISED, GLOBAL]})
                 rows, faults = evaluate_on_clients(server_round, self.strategy, self.engine, wanted)
                 rows += self._on_server.rows(server_round, GLOBAL, self.strategy.global_model)
-            if self.config.stop.patience:
-                self._validation_means |= validation_means(rows, self.config.stop.metric)
+            for metric, means in self._validation_means.items():
+                means |= validation_means(rows, metric)
         tunes = FINE_TUNED in self.config.evaluation.models
         if is_fine_tuned(self.config, server_round) or (tunes and self._is_last(server_round)):
             with self._timed("fine-tune"):
@@ -193,6 +199,27 @@ class Rounds:
                 tuned, failed = evaluate_on_clients(server_round, self.strategy, self.engine, wanted)
                 rows, faults = rows + tuned, faults + failed
         return rows, faults
+
+    def _save_if_due(self, server_round: int) -> None:
+        """Write a checkpoint of a round after which the run could resume, or whose models are to be kept."""
+        best = self._best_rounds()
+        due = self._is_last(server_round) or self._is_due(self.config.checkpoint_every, server_round)
+        if due or (self.config.keeps_best and server_round in best):
+            keep = self._keep(best, server_round)
+            with self._timed("checkpoint"):
+                self.checkpoints.save(server_round, self.strategy, self.engine, self._changed, keep)
+            self._changed = set()
+
+    def _best_rounds(self) -> set[int]:
+        """Return the best rounds so far, by each metric."""
+        best = (best_round(means, metric) for metric, means in self._validation_means.items())
+        return {server_round for server_round in best if server_round is not None}
+
+    def _keep(self, best: Container[int], server_round: int) -> Container[int]:
+        """Return the rounds before this one whose models are kept."""
+        if self.config.checkpoints.keep == "all":
+            return range(1, server_round)
+        return best if self.config.keeps_best else ()
 
     def _restored(self, server_round: int) -> list[Row]:
         """Return a fault for each client that lost what it had learned since its last checkpoint."""

@@ -114,7 +114,7 @@ def run(
 def _restore(rounds: Rounds, done: int) -> None:
     folder = rounds.folder
     try:
-        rounds.checkpoints.load(done, rounds.strategy, rounds.engine)
+        rounds.restore(done)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(
             f"{folder.checkpoints} is damaged ({error}); remove the folder {folder.path} to start the run again"

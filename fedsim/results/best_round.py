@@ -6,6 +6,8 @@ from typing import Any
 
 from fedsim.config import StopConfig
 
+SELECTED_BY = ("accuracy", "loss")  # metrics by which there is a best round
+
 
 def validation_means(rows: Iterable[Mapping[Any, Any]], metric: str) -> dict[int, float]:
     """Return the clients' mean validation value of their personalised models by round.

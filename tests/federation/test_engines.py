@@ -189,7 +189,7 @@ def test_cohorts_give_the_numbers_of_one_after_the_other_to_float_tolerance(
 def test_only_the_newest_checkpoint_and_its_clients_are_kept(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
-    folder = play(tiny(rounds=4, clients=5, participation=0.4))
+    folder = play(tiny(rounds=4, clients=5, participation=0.4, checkpoints__keep="last"))
     checkpoints = Checkpoints(folder.checkpoints)
     assert checkpoints.newest() == 4
     assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["clients", "round-00004"]

@@ -1,6 +1,6 @@
 """Files of the clients' states, one per client, named by the round after which it was written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,8 @@ class StateFiles:
         """Remove the file of a client's state, if there is one."""
         self.path(client, server_round).unlink(missing_ok=True)
 
-    def keep(self, rounds: Mapping[int, int]) -> None:
-        """Remove all files except the one of each client's round."""
-        current = {self.path(client, server_round) for client, server_round in rounds.items()}
-        for path in set(self.folder.glob("*")) - current:
+    def keep(self, files: Iterable[tuple[int, int]]) -> None:
+        """Remove all files except these, each given by its client and its round."""
+        kept = {self.path(client, server_round) for client, server_round in files}
+        for path in set(self.folder.glob("*")) - kept:
             path.unlink()

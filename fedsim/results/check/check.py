@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.config import Config
+from fedsim.config.config import WITHOUT_EFFECT
 from fedsim.config.expectation import Expectation
 from fedsim.errors import ConfigError
 from fedsim.results.check.selection import is_in, measured_rows, of_kind
@@ -136,7 +137,7 @@ def _other(expectation: Expectation, result: Result, results: Sequence[Result]) 
 def reference_config(expectation: Expectation, config: Config, configs: Sequence[Config]) -> Config | None:
     """Return the config, if there is one, of the run that a run of this config is compared with."""
     wanted = expectation.other_settings
-    free = {key.partition(".")[0] for key in wanted} | {"engine", "expect", "checkpoint_every"}
+    free = {key.partition(".")[0] for key in wanted} | set(WITHOUT_EFFECT)
     same = config.model_dump(exclude=free)
     return next((each for each in configs if each.model_dump(exclude=free) == same and matches(each, wanted)), None)
 
