@@ -2,6 +2,8 @@
 
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 
@@ -28,33 +30,65 @@ def is_of_the_system(error: OSError) -> bool:
 
 
 def error_line(error: BaseException) -> str:
-    """Return an error in one line: its message, its type, and the file and line of the user's code that it is from.
-
-    Long messages are cut.
-    """
-    message = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{shorten(message, LONGEST, placeholder=' ...') or 'no reason given'} ({error_kind(error)})"
-
-
-def error_kind(error: BaseException) -> str:
-    """Return what errors of one cause have in common, such as ``ValueError in model.py, line 12``.
+    """Return an error in one line, such as ``KeyError: 'label' (mine.py, line 7)``; long messages are cut.
 
     The place is the innermost line of the user's code; if there is none, of fedsim's; if there is none, of any.
     """
+    message = shorten(error.msg if isinstance(error, SyntaxError) else str(error), LONGEST, placeholder=" ...")
+    kind = type(error).__name__ + (f": {message}" if message else "")
+    file, line = _place(error)
+    return f"{kind} ({Path(file).name}, line {line})" if file else kind
+
+
+def error_kind(error: BaseException) -> str:
+    """Return what errors of one cause have in common, such as ``ValueError in model.py, line 12``."""
     file, line = _place(error)
     return f"{type(error).__name__} in {Path(file).name}, line {line}" if file else type(error).__name__
 
 
 def is_of_the_user(error: BaseException) -> bool:
     """Tell whether an error passed through code that is neither fedsim's nor a library's."""
-    return (isinstance(error, SyntaxError) and bool(error.filename)) or any(_is_the_users(at) for at, _ in _path(error))
+    return (isinstance(error, SyntaxError) and bool(error.filename)) or any(is_the_users(at) for at, _ in _path(error))
+
+
+@contextmanager
+def in_code_of_the_user(where: str, *, whole: bool = False) -> Iterator[None]:
+    """Turn an error of the user's code into a `ConfigError`.
+
+    Parameters
+    ----------
+    where
+        What the message begins with.
+    whole
+        Whether every error is the user's, also one that a library raises when it is called by the user's choice.
+
+    Raises
+    ------
+    ConfigError
+        If the user's code raises anything else, or ends Python.
+    """
+    try:
+        yield
+    except (ConfigError, RunError):
+        raise
+    except (Exception, SystemExit) as error:
+        if not whole and not is_of_the_user(error):
+            raise
+        raise ConfigError(f"{where}: {error_line(error)}") from error
+
+
+def is_the_users(file: str) -> bool:
+    """Tell whether a source file is neither fedsim's nor a library's; one that is installed in place is the user's."""
+    if file.startswith("<"):
+        return file.startswith(("<stdin>", "<string>", "<ipython"))  # others are imports and generated code
+    return not file.startswith((*OURS, LIBRARY)) and INSTALLED.isdisjoint(Path(file).parts)
 
 
 def _place(error: BaseException) -> tuple[str, int]:
     if isinstance(error, SyntaxError) and error.filename:
         return error.filename, error.lineno or 0
     path = _path(error)[::-1]
-    for is_wanted in (_is_the_users, _is_ours):
+    for is_wanted in (is_the_users, _is_ours):
         if found := next((place for place in path if is_wanted(place[0])), None):
             return found
     return path[0] if path else ("", 0)
@@ -67,9 +101,3 @@ def _path(error: BaseException) -> list[tuple[str, int]]:
 
 def _is_ours(file: str) -> bool:
     return file.startswith(OURS)
-
-
-def _is_the_users(file: str) -> bool:
-    if file.startswith("<"):
-        return file.startswith(("<stdin>", "<string>", "<ipython"))  # others are imports and generated code
-    return not file.startswith((*OURS, LIBRARY)) and INSTALLED.isdisjoint(Path(file).parts)

@@ -23,7 +23,7 @@ def schema_of(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseMod
     hints = get_type_hints(constructor, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(entry).parameters.items():
-        if name not in given and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+        if name not in given and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             hint = hints.get(name, Any)
             # TOML has lists only, so a tuple is the one type that is not taken strictly.

@@ -22,11 +22,12 @@ from fedsim.cli.terminal import print_error
 from fedsim.config.choices import CATALOGUES, Kind
 from fedsim.config.config import Config
 from fedsim.config.toml import parse_assignment, read_toml
-from fedsim.errors import ConfigError, RunError, is_of_the_system
+from fedsim.errors import ConfigError, RunError, error_line, is_of_the_system, is_of_the_user
 
 app = typer.Typer(
     help="Simulate federated learning with partial layer aggregation, and measure what averaging does to each layer.",
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # click does
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -299,6 +300,10 @@ def main() -> None:
         if not is_of_the_system(error):
             raise
         _fail(str(error), 1)
+    except Exception as error:
+        if not is_of_the_user(error):
+            raise
+        _fail(error_line(error), 1)
     finally:
         if "triton" in sys.modules:  # which reports at the end of Python what is still frozen
             gc.unfreeze()

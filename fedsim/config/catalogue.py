@@ -4,15 +4,16 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fedsim.config.custom import load_custom
 from fedsim.config.names import canonical, meant
 from fedsim.config.tables import Choice
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, error_line, in_code_of_the_user, is_of_the_user
 from fedsim.lazy import LazyTable
 from fedsim.options import BOUNDS, as_toml, explain_rule, range_of, schema_of, suggest
 
@@ -86,6 +87,10 @@ class Catalogue:
     def _where(self, name: str) -> str:
         return f"{self.table}.{self.key} = {name!r}"
 
+    def in_code_of(self, name: str) -> AbstractContextManager[None]:
+        """Turn an error of the user's code into a `ConfigError` that begins with the name; of a custom entry, any."""
+        return in_code_of_the_user(self._where(name), whole=name not in self.entries)
+
     def options(self, choice: Choice, *, exclude_defaults: bool = False) -> dict[str, Any]:
         """Check the options of a choice and return them, with or without those that are left at their defaults.
 
@@ -95,7 +100,7 @@ class Catalogue:
             For an unknown option, a missing one, or a wrong type.
         """
         name = getattr(choice, self.key)
-        schema = schema_of(self.find(name), self.given)
+        schema = self._schema(name)
         try:
             return schema.model_validate(choice.options).model_dump(exclude_defaults=exclude_defaults)
         except ValidationError as error:
@@ -111,6 +116,19 @@ class Catalogue:
         rule = explain_rule(problem, schema)
         colon = "" if problem["type"] in BOUNDS else ":"
         raise ConfigError(f"{self.table}.{option} = {as_toml(problem['input'])}{colon} {rule}")
+
+    def _schema(self, name: str) -> type[BaseModel]:
+        entry = self.find(name)
+        try:
+            return schema_of(entry, self.given)
+        except Exception as error:  # annotations may be anything
+            if name in self.entries:
+                raise
+            reason = error_line(error).partition(". ")[0]  # pydantic goes on for a paragraph
+            raise ConfigError(
+                f"{self._where(name)}: its parameters cannot be read as options ({reason}); annotate them "
+                "with plain types, such as int, float, str or list[str]"
+            ) from error
 
     def _who_has(self, option: str) -> str:
         """Say which entries have an option."""
@@ -140,13 +158,13 @@ class Catalogue:
                 range_of(info.metadata).removeprefix("must be "),
                 info.description or texts.get(option, ""),
             )
-            for option, info in schema_of(entry, self.given).model_fields.items()
+            for option, info in self._schema(name).model_fields.items()
         ]
 
     def signature(self, name: str) -> str:
         """Return an entry's options with their defaults, such as ``alpha, min_size = 10``."""
         options = []
-        for option, info in schema_of(self.find(name), self.given).model_fields.items():
+        for option, info in self._schema(name).model_fields.items():
             default = "unset" if info.default is None else as_toml(info.default)
             options.append(option if info.is_required() else f"{option} = {default}")
         return ", ".join(options)
@@ -176,18 +194,22 @@ class Catalogue:
         ConfigError
             For an option that `options` refuses.
         """
-        entry, options = self.find(getattr(choice, self.key)), self.options(choice)
+        name = getattr(choice, self.key)
+        entry, options = self.find(name), self.options(choice)
 
         def make(*given: Any, **settings: Any) -> Any:
-            try:
-                return entry(*given, **options, **settings)
-            except (ValueError, OSError) as error:
-                raise ConfigError(f"[{self.table}] {error}") from error
-            except TypeError as error:
-                if len(traceback.extract_tb(error.__traceback__)) > 1:
-                    raise  # from inside the entry, not from the call
-                names = ", ".join(self.given) or "its options"
-                raise ConfigError(f"[{self.table}] {entry.__name__} cannot be called with {names}: {error}") from error
+            with self.in_code_of(name):
+                try:
+                    return entry(*given, **options, **settings)
+                except (ValueError, OSError) as error:
+                    if is_of_the_user(error):
+                        raise
+                    raise ConfigError(f"[{self.table}] {error}") from error
+                except TypeError as error:
+                    if len(traceback.extract_tb(error.__traceback__)) > 1:
+                        raise  # from inside the entry, not from the call
+                    names = ", ".join(self.given) or "its options"
+                    raise ConfigError(f"{self._where(name)} cannot be called with {names}: {error}") from error
 
         return make
 

@@ -38,6 +38,12 @@ CATALOGUES: dict[Kind, Catalogue] = {
 }
 
 
+def custom_names(config: Config) -> dict[str, str]:
+    """Return what the user has written of the parts of a run, such as ``{"data": "mine:load"}``, by table."""
+    chosen = {each: getattr(getattr(config, each.table), each.key) for each in CATALOGUES.values()}
+    return {each.table: name for each, name in chosen.items() if each.canonical(name) not in each.entries}
+
+
 def resolve(config: Config) -> Config:
     """Return the config with every option of every choice checked and written out.
 

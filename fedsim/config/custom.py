@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, error_line, is_of_the_user
 from fedsim.packages import OURS
 
 # A hash of the file from which each module was imported.
@@ -41,8 +41,9 @@ def load_custom(name: str, where: str) -> Callable[..., Any]:
         entry = getattr(module, attribute)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where} cannot be imported from {folder}: {error}") from error
+    except (Exception, SystemExit) as error:  # a module runs anything as it is imported
+        reason = error_line(error) if is_of_the_user(error) else error
+        raise ConfigError(f"{where} cannot be imported from {folder}: {reason}") from error
     if not callable(entry):
         raise ConfigError(f"{where} must be a function or a class, and is a {type(entry).__name__}")
     path = inspect.getsourcefile(module)

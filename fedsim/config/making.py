@@ -30,10 +30,11 @@ def make_dataset(data: DataConfig) -> Dataset:
         raise ConfigError(
             f"data.name = {data.name!r} gives a {type(dataset).__name__}; it must be a fedsim.data.Dataset"
         )
-    try:
-        check_dataset(dataset)
-    except ValueError as error:
-        raise ConfigError(f"[data] {error}") from error
+    with CATALOGUES["data"].in_code_of(data.name):
+        try:
+            check_dataset(dataset)
+        except ValueError as error:
+            raise ConfigError(f"[data] {error}") from error
     if (data.flip or data.crop) and len(dataset.shape) != 3:
         raise ConfigError(
             f"data.flip and data.crop are for images, and the inputs of {dataset.name!r} have shape {dataset.shape}; "
@@ -91,6 +92,11 @@ def make_strategy(config: Config, model: nn.Module, inputs: Tensor | None = None
     ConfigError
         If it cannot be built, is not a strategy, or shares something that is no layer of the model.
     """
+    with CATALOGUES["strategies"].in_code_of(config.strategy.name):  # whose hooks are asked too
+        return _checked_strategy(config, model, inputs)
+
+
+def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -> Strategy:
     strategy = CATALOGUES["strategies"].make(config.strategy, model, inputs=inputs, **_settings(config))
     name = config.strategy.name
     if not isinstance(strategy, Strategy):

@@ -12,7 +12,8 @@ from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
 
 from fedsim.config import Config, EngineConfig, making
-from fedsim.errors import ConfigError
+from fedsim.config.choices import custom_names
+from fedsim.errors import ConfigError, in_code_of_the_user
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
 from fedsim.experiment.measuring.gate import check_gate
@@ -41,6 +42,11 @@ def prepare(config: Config) -> Parts:
     ConfigError
         If a part cannot be built, or a layer group of the config matches nothing.
     """
+    with in_code_of_the_user("the run cannot be prepared", whole=bool(custom_names(config))):
+        return _prepared(config)
+
+
+def _prepared(config: Config) -> Parts:
     federation = federation_of(config)
     inputs = federation.calibration()
     if config.evaluation.perturbed and not inputs.is_floating_point():
@@ -196,6 +202,9 @@ def _log_to(folder: RunFolder) -> Iterator[None]:
     root.addHandler(handler)
     try:
         yield
+    except Exception:
+        logger.info("the run failed", exc_info=True)
+        raise
     finally:
         root.removeHandler(handler)
         handler.close()

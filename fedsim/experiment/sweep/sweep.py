@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.config import Config, naming
-from fedsim.config.choices import CATALOGUES
-from fedsim.errors import ConfigError, RunError, error_line, is_of_the_system
+from fedsim.config.choices import CATALOGUES, custom_names
+from fedsim.errors import ConfigError, RunError, error_line, is_of_the_system, is_of_the_user
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.run import Parts
@@ -205,9 +205,12 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
     except RunError as error:
         return Failure(str(error))
     except Exception as error:  # in a custom strategy, model or other part, most likely
-        if isinstance(error, OSError) and is_of_the_system(error):
+        if isinstance(error, OSError) and is_of_the_system(error) and not is_of_the_user(error):
             return Failure(str(error))
-        return Failure(f"{error_line(error)}; fix it and {AGAIN}", trace=traceback.format_exc())
+        reason = f"{error_line(error)}; fix it and {AGAIN}"
+        if custom_names(run.config) or is_of_the_user(error):
+            return Failure(f"{reason}; the traceback is in {run.folder.log}")
+        return Failure(reason, trace=traceback.format_exc())
     return None
 
 
