@@ -1,4 +1,4 @@
-"""Functions of torch in forms that `torch.vmap` vectorises, with the same results: attention and embeddings."""
+"""Functions of torch in forms that `torch.vmap` vectorises, with the same results."""
 
 import math
 from collections.abc import Callable
@@ -20,8 +20,8 @@ class Vectorisable(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in EMBEDDINGS:
-            return EMBEDDINGS[func](*args, **kwargs)
+        if func in REPLACED:
+            return REPLACED[func](*args, **kwargs)
         if args and isinstance(args[0], Tensor) and args[0].device.type != "cpu":
             return func(*args, **kwargs)
         # vmap would run torch's kernel of attention on a CPU member by member, with a warning.
@@ -100,8 +100,15 @@ def _bag(
     return total / max(1, input.shape[-1]) if mode == "mean" else total
 
 
-EMBEDDINGS: dict[Any, Callable[..., Tensor]] = {
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Return vectors of the lengths ``g`` and the directions ``v``, along all dimensions but one."""
+    others = [each for each in range(v.dim()) if each != dim]
+    return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True))
+
+
+REPLACED: dict[Any, Callable[..., Tensor]] = {
     embedding: _embedding,
     torch.embedding: _torch_embedding,
     embedding_bag: _bag,
+    torch._weight_norm: _weight_norm,
 }

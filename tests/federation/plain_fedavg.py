@@ -20,7 +20,7 @@ def plain_fedavg(config: Config) -> dict[str, Tensor]:
     federation, local = federation_of(config), config.local
     model = federation.model()
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-    averaged = {name for name, value in model.named_parameters() if value.requires_grad}
+    averaged = {name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
     averaged |= {f"{name}.running_{kind}" for name in norms for kind in ("mean", "var")}
     averaged &= model.state_dict().keys()
     clients = [copy.deepcopy(model) for _ in range(config.clients)]
@@ -35,8 +35,9 @@ def plain_fedavg(config: Config) -> dict[str, Tensor]:
             inputs, targets = federation.data.client(number).train
             counts.append(len(targets))
             trained = [value for value in client.parameters() if value.requires_grad]
-            # Fused as in fedsim: the steps of half precision are rounded once.
-            optimiser = torch.optim.SGD(trained, local.lr, momentum=local.momentum, fused=True)
+            # Fused as in fedsim: the steps of half precision are rounded once. There is none for sparse gradients.
+            is_fused = not any(getattr(module, "sparse", False) for module in client.modules())
+            optimiser = torch.optim.SGD(trained, local.lr, momentum=local.momentum, fused=is_fused)
             stream = rng(config.seed, "train", server_round, number)
             client.train()
             for _ in range(local.epochs):

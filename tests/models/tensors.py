@@ -1,9 +1,11 @@
 """Small models with unusual tensors, as custom models: ``[model] name = "tests.models.tensors:..."``."""
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn, tanh
+from torch.nn.utils import prune
 
 Shape = tuple[int, ...]
 WIDTH = 8
@@ -74,3 +76,94 @@ def bfloat16_norm(shape: Shape, classes: int) -> nn.Module:
 
 def bfloat16(shape: Shape, classes: int) -> nn.Module:
     return Net(shape, classes).bfloat16()
+
+
+def lazy(shape: Shape, classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.LazyConv2d(4, 3, stride=2), nn.LazyBatchNorm2d(), nn.Tanh(), nn.Flatten(), nn.LazyLinear(classes)
+    )
+
+
+def older_weight_norm(shape: Shape, classes: int) -> nn.Module:
+    model = Net(shape, classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(model.first)
+    return model
+
+
+def weight_norm(shape: Shape, classes: int) -> nn.Module:
+    model = Net(shape, classes)
+    nn.utils.parametrizations.weight_norm(model.first)
+    return model
+
+
+def pruned(shape: Shape, classes: int) -> nn.Module:
+    model = Net(shape, classes)
+    prune.l1_unstructured(model.first, "weight", 0.5)
+    return model
+
+
+def expanded_buffer(shape: Shape, classes: int) -> nn.Module:
+    return Net(shape, classes, Scale(torch.tensor([0.5]).expand(WIDTH)))
+
+
+def outside_the_state(shape: Shape, classes: int) -> nn.Module:
+    return Net(shape, classes, Scale(torch.rand(WIDTH), persistent=False))
+
+
+def integer_parameter(shape: Shape, classes: int) -> nn.Module:
+    return Net(shape, classes, Scale(torch.arange(1, WIDTH + 1), parameter=True))
+
+
+def boolean_buffer(shape: Shape, classes: int) -> nn.Module:
+    return Net(shape, classes, Scale(torch.arange(WIDTH) > 1))
+
+
+def empty(shape: Shape, classes: int) -> nn.Module:
+    model = Net(shape, classes)
+    model.nothing = nn.Parameter(torch.empty(0, 4))
+    model.register_buffer("no_buffer", torch.empty(0))
+    model.register_buffer("none", None)
+    model.register_parameter("no_parameter", None)
+    return model
+
+
+def channels_last(shape: Shape, classes: int) -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, classes))
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def not_contiguous(shape: Shape, classes: int) -> nn.Module:
+    model = Net(shape, classes)
+    model.first.weight = nn.Parameter(model.first.weight.detach().t().contiguous().t())
+    return model
+
+
+def tied(shape: Shape, classes: int) -> nn.Module:
+    part = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
+    part[2].weight = part[0].weight
+    return Net(shape, classes, part)
+
+
+def scalar(shape: Shape, classes: int) -> nn.Module:
+    model = Net(shape, classes, Scale(torch.tensor(0.5), parameter=True))
+    return model.requires_grad_()
+
+
+def sparse_embedding(shape: Shape, classes: int) -> nn.Module:
+    return nn.Sequential(Tokens(), nn.Embedding(20, WIDTH, sparse=True), Mean(), nn.Linear(WIDTH, classes))
+
+
+class Tokens(nn.Module):
+    """Makes integers from 0 to 19 of numbers."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (10 + 4 * inputs.flatten(1)).long().clamp(0, 19)
+
+
+class Mean(nn.Module):
+    """The mean over the tokens."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden.mean(1)
