@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.state_files import StateFiles
-from fedsim.models.params import Params
+from fedsim.models.params import Params, under_all_names, under_first_names
 from fedsim.results.files import write_whole
 from fedsim.strategy import Strategy
 
@@ -64,7 +64,7 @@ class Checkpoints:
         client_rounds = self._with(clients, server_round)
         partial = self.folder / f".{_name(server_round)}"
         shutil.rmtree(partial, ignore_errors=True)
-        write_whole(partial / "global.safetensors", _contiguous(strategy.global_model))
+        write_whole(partial / "global.safetensors", _contiguous(under_all_names(strategy.model, strategy.global_model)))
         write_whole(partial / "progress.safetensors", _contiguous(strategy.progress()))
         write_whole(partial / "strategy.safetensors", _contiguous(strategy.state()))
         write_whole(partial / "clients.safetensors", _contiguous({"rounds": torch.from_numpy(client_rounds)}))
@@ -87,13 +87,13 @@ class Checkpoints:
 
     def read(self, server_round: int, strategy: Strategy, engine: Engine) -> None:
         """Restore strategy and clients to where they were after a round; no file is changed."""
-        strategy.set_global_model(self.global_model(server_round))
+        strategy.set_global_model(under_first_names(strategy.model, self.global_model(server_round)))
         strategy.load_progress(load_file(self._round(server_round) / "progress.safetensors"))
         strategy.load_state(load_file(self._round(server_round) / "strategy.safetensors"))
         engine.load_clients(self._clients.folder, _files_of(self._read_client_rounds(server_round)))
 
     def global_model(self, server_round: int) -> Params:
-        """Read the global model after a round."""
+        """Read the global model after a round; earlier versions wrote a tied tensor under its first name only."""
         return load_file(self._round(server_round) / "global.safetensors")
 
     def _round(self, server_round: int) -> Path:

@@ -21,6 +21,20 @@ def state_of(model: nn.Module) -> Params:
     return {key: value for key, value in model.state_dict().items() if first[key] == key}
 
 
+def under_all_names(model: nn.Module, params: Params) -> Params:
+    """Return all entries of `state_of` as plain torch loads them strictly: a tied tensor under each of its names.
+
+    Further names hold copies, as files of safetensors have no shared memory.
+    """
+    return {key: params[first] if key == first else params[first].clone() for key, first in first_keys(model).items()}
+
+
+def under_first_names(model: nn.Module, params: Params) -> Params:
+    """Return the entries of a state dict with a tied tensor only under its first name."""
+    first = first_keys(model)
+    return {key: value for key, value in params.items() if first.get(key, key) == key}
+
+
 def load_state_(model: nn.Module, params: Params) -> None:
     """Load all entries of `state_of`, or of a whole state dict, into ``model``.
 

@@ -167,3 +167,8 @@ class Mean(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden.mean(1)
+
+
+def used_twice(shape: Shape, classes: int) -> nn.Module:
+    block = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH))
+    return Net(shape, classes, nn.Sequential(block, nn.Tanh(), block))
