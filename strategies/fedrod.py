@@ -66,7 +66,9 @@ class FedRod(Strategy):
     absent_count: Positive = Option(1e-8, "Count of a class that a client lacks in its balanced loss, for log 0.")
 
     def prepare(self) -> None:
-        head, modules = self.layers.group(self.head), dict(self.model.named_modules())
-        if len(head) != 1 or not isinstance(modules.get(head.layers[0]), nn.Linear):
+        head = self.layers.group(self.head)
+        module = dict(self.model.named_modules()).get("".join(head.layers[:1]))
+        own = {key.rpartition(".")[2] for key in self.layers.keys(head)}
+        if len(head) != 1 or not isinstance(module, nn.Linear) or own != dict(module.named_parameters()).keys():
             found = ", ".join(head) or "nothing"
             raise ValueError(f"head = {self.head!r} is {found}; it must be a single linear layer; name that layer")

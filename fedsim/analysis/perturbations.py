@@ -1,6 +1,5 @@
 """What models lose on inputs that are perturbed: against them, or at random."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +12,7 @@ from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.paired import check_paired
 from fedsim.analysis.models import Models
+from fedsim.models.frozen import copy_of
 from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.training.evaluation import (
@@ -64,7 +64,7 @@ def perturbations(
 
     def measure(state: Params) -> Tensor:
         # One per thread: for a call, the parameters of the module itself are exchanged.
-        net = copy.deepcopy(models.model).eval().requires_grad_(False)
+        net = copy_of(models.model).eval().requires_grad_(False)
         generator = rng(models.seed, "perturbations")
         sums = torch.zeros(len(kinds), 2, dtype=torch.float64)
         parts = zip(inputs.split(size), targets.split(size), weights.split(size), strict=True)

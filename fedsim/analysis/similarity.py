@@ -1,6 +1,5 @@
 """Similarity of models as functions: how often they predict the same."""
 
-import copy
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +11,7 @@ from torch.func import functional_call
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.mixing.mixes import Pair, pairs_once
 from fedsim.analysis.models import Models
+from fedsim.models.frozen import copy_of
 from fedsim.models.params import Params
 from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
 
@@ -62,7 +62,7 @@ def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None =
 def _count(model: nn.Module, states: Sequence[Params], batches: Iterable[Tensor], ends: Sequence[Pair]) -> Tensor:
     """Count equal values, and all values: classes and probabilities, shape [2, pairs, 2], int64."""
     # Each thread's own: for a call, the parameters of the module itself are exchanged.
-    model = copy.deepcopy(model).eval()
+    model = copy_of(model).eval()
     counts = torch.zeros(2, len(ends), 2, dtype=torch.int64)
     with torch.inference_mode():
         for batch in batches:

@@ -74,10 +74,16 @@ class FeaturesConfig(Choice):
 
 
 class ModelConfig(Choice):
-    """``[model]``: the architecture; with ``initial = "own"`` each client starts from different weights."""
+    """``[model]``: the architecture; with ``initial = "own"`` each client starts from different weights.
+
+    ``head`` and ``freeze`` are layer expressions. The first names the layers that give the logits, if what the model
+    does leaves this open; the second those that keep their initial weights, as parameters without a gradient do.
+    """
 
     name: str = "mlp"
     initial: Literal["shared", "own"] = "shared"
+    head: str = ""
+    freeze: str = ""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,13 @@ def _layers(federation: Federation) -> Iterator[str]:
     for layer in federation.layers:
         yield f"{layer.name:{width}}  {layer.kind:6}  {layer.size:>12,} bytes"
     yield f"{'all':{width}}  {'':6}  {sum(layer.size for layer in federation.layers):>12,} bytes"
+    model = federation.summary
+    yield model.share
+    if model.frozen:
+        yield f"frozen: {', '.join(model.frozen)}"
+    yield f"head: {' | '.join(model.head) or 'not known; name it with [model] head'}"
+    if model.order == "registration":
+        yield "the layers are in the order of registration, since the order of their use could not be recorded"
 
 
 def _clients(federation: Federation) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """The models of a run after its last checkpoint, as torch modules: the global one, and what each client uses."""
 
-import copy
-
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
@@ -10,10 +8,12 @@ from torch import nn
 from fedsim.config import making
 from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
+from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.evaluation import load_for_evaluation
 from fedsim.federation.client.state import personalised_model
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.federation import Federation, federation_of
+from fedsim.models.frozen import copy_of
 from fedsim.models.params import Params
 from fedsim.results.folder import RunFolder
 from fedsim.strategy import Strategy
@@ -36,6 +36,7 @@ def restored_model(folder: RunFolder, client: int | None = None) -> nn.Module:
     if client is not None and not 0 <= client < config.clients:
         raise ConfigError(f"client = {client} must be from 0 to {config.clients - 1}")
     federation = federation_of(config)
+    check_layers(folder, federation)
     try:
         if client is None:
             params, of = checkpoints.global_model(server_round), 0
@@ -46,7 +47,7 @@ def restored_model(folder: RunFolder, client: int | None = None) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder.checkpoints} is damaged ({error}); run the experiment again") from error
     model = load_for_evaluation(federation, params, lambda: federation.data.client(of).train[0])
-    return copy.deepcopy(model).eval()
+    return copy_of(model).eval()
 
 
 def _personalised(

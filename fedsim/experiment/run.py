@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
 from fedsim.experiment.measuring.gate import check_gate
 from fedsim.experiment.rounds import Rounds, RoundSummary
+from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.app import app_of, client_app, cohort_size
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.engines import make_engine
@@ -152,8 +154,10 @@ def app_maker(federation: Federation, cohort: int) -> Callable[[], ClientApp]:
 
 def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
     """Cut the folder back to its last checkpoint and write what is known at the start; return that round."""
-    folder.remove_partial_files()
     done = rounds_done(folder)
+    if done:
+        check_layers(folder, federation)
+    folder.remove_partial_files()
     if not done:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     for path in (folder.metrics, folder.communication, folder.timing, folder.faults):
@@ -168,6 +172,7 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
     cohort = chosen or cohort_size(federation)
     write_json(folder.env, environment(federation.device) | {"cohort": cohort, "started": [*known["started"], now()]})
     write_whole(folder.config, config.to_toml())
+    write_json(folder.model, asdict(federation.summary))
     write_json(folder.participants, [participants(config, each) for each in range(1, config.rounds + 1)])
     write_json(folder.partition, federation.data.heterogeneity().to_json())
     return done

@@ -12,8 +12,10 @@ from fedsim.config import Config, making
 from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, federated_data_of
 from fedsim.federation.model import draw_model, make_model
+from fedsim.models.frozen import copy_of
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, flat_copy, state_of
+from fedsim.models.summary import ModelSummary, summary_of
 from fedsim.seeds import PathPart, derive
 from fedsim.training import ClientRule
 
@@ -47,7 +49,13 @@ class Federation:
         with self._stream, torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.config.seed, "initial model", client))
             model = draw_model(self.config, self.data.dataset)
-        return flat_copy(state_of(model.to(self.device)))
+        own = model.to(self.device).state_dict()
+        return flat_copy({key: own[key] for key in self.initial})  # frozen tensors are the server's
+
+    @cached_property
+    def summary(self) -> ModelSummary:
+        """The model's layers, and how much of it trains."""
+        return summary_of(self._template)
 
     @cached_property
     def client_rule(self) -> ClientRule:
@@ -66,7 +74,7 @@ class Federation:
     def model(self) -> nn.Module:
         """Return this thread's model: its weights are whatever it was last used with."""
         if not hasattr(self._models, "model"):
-            self._models.model = copy.deepcopy(self._template)
+            self._models.model = copy_of(self._template)
         return self._models.model
 
     def draws_while_training(self) -> bool:

@@ -10,6 +10,8 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, error_line
 from fedsim.models.building import initialise_lazy_, make_trainable_
+from fedsim.models.layers import describe_
+from fedsim.models.parametrised import parametrise_
 from fedsim.training.dropout import seeded_dropout_
 
 
@@ -40,6 +42,10 @@ def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module
     n = min(2, smallest, config.local.batch_size)  # batch normalisation has no statistics over a single number
     _check_forward(_copy(model, where).eval(), dataset, 2, where)
     _check_forward(_copy(model, where).train(), dataset, n, f"{where}, trained on {n} examples,")
+    try:
+        describe_(model, _two_inputs(dataset), config.model.head, config.model.freeze)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
     return model
 
 
@@ -47,12 +53,18 @@ def draw_model(config: Config, dataset: Dataset) -> nn.Module:
     """Build the model and check its tensors, with weights from torch's global random state."""
     model = CATALOGUES["models"].make(config.model, dataset.shape, len(dataset.classes))
     if isinstance(model, nn.Module):
-        initialise_lazy_(model, dataset.normalise(dataset.train.inputs[:2].cpu()))
+        initialise_lazy_(model, _two_inputs(dataset))
         try:
             make_trainable_(model)
+            parametrise_(model)
         except ValueError as error:
             raise ConfigError(f"model.name = {config.model.name!r}: {error}") from error
     return model
+
+
+def _two_inputs(dataset: Dataset) -> Tensor:
+    """Return two training inputs as the model takes them."""
+    return dataset.normalise(dataset.train.inputs[:2].cpu())
 
 
 def _copy(model: nn.Module, where: str) -> nn.Module:

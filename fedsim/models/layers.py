@@ -1,115 +1,74 @@
-"""Layers of a model, and the small language that names groups of them."""
+"""Layers of a model, and groups of them."""
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, Self
+from collections.abc import Iterable, Iterator
+from typing import Self
 
 from torch import Tensor, nn
 
-from fedsim.models.norms import NORM_TYPES
-from fedsim.models.params import first_keys
+from fedsim.models.frozen import SETTLED, frozen_keys, settle_
+from fedsim.models.layer import Layer, LayerGroup
+from fedsim.models.layer_language import parse
+from fedsim.models.layer_reading import Found, owner_of, read_layers, usage_on
 
-Kind = Literal["linear", "norm", "other"]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The parameters and buffers that one module owns: weight and bias together.
-
-    Parameters
-    ----------
-    name
-        The module's path, e.g. ``layer1.0.conv1``; for an entry of the model itself, the entry's name.
-    parameters, buffers
-        State-dict keys, in the model's order; a tied tensor has its first one only. Integer buffers are not included:
-        they are never averaged, sent or counted.
-    size
-        Bytes of all parameters and buffers.
-    """
-
-    name: str
-    kind: Kind
-    parameters: tuple[str, ...]
-    buffers: tuple[str, ...]
-    size: int
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """State-dict keys of parameters and buffers."""
-        return self.parameters + self.buffers
-
-
-@dataclass(frozen=True)
-class LayerGroup:
-    """A named set of layers that move together; layers in the model's order."""
-
-    name: str
-    layers: tuple[str, ...]
-
-    def __contains__(self, layer: str) -> bool:
-        return layer in self.layers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
+__all__ = ["Layer", "LayerGroup", "Layers", "describe_"]
 
 
 class Layers:
-    """All layers of a model, from its input to its output.
+    """All layers of a model that are not frozen, from its input to its output.
 
-    Every floating-point tensor of the state dict is in exactly one layer, under the first of its keys. A module whose
-    first entry is tied to another module's belongs to that module's layer, its bias included.
+    Every parameter that is not frozen and every floating-point buffer is in exactly one layer, under the first of its
+    keys. A module whose first entry is tied to another module's belongs to that module's layer, its bias included.
 
     Parameters
     ----------
-    head
-        Name of the layer that holds the classifier, if there is one.
+    found
+        What was found in the model; nothing for a model without layers.
+
+    Attributes
+    ----------
     aliases
         Maps each further state-dict key of a tied tensor to its first. Loading a state dict writes the tensor once for
         each of its keys, so what is loaded must hold the same value under all of them.
+    frozen
+        Names of the layers whose parameters are all frozen.
+    frozen_keys
+        State-dict keys of all frozen tensors, each under all its names.
+    order
+        How the order was found: by the model's ``use`` of its layers on some inputs, or by their ``registration``.
     """
 
-    def __init__(
-        self, layers: Iterable[Layer], head: str | None = None, aliases: Mapping[str, str] | None = None
-    ) -> None:
-        self._layers = {layer.name: layer for layer in layers}
-        self._head = head
-        self.aliases = dict(aliases or {})
-        self._of_key = {key: layer.name for layer in self for key in layer.keys}
-        self._of_key |= {alias: self._of_key[key] for alias, key in self.aliases.items()}
+    def __init__(self, found: Found | None = None) -> None:
+        found = found or Found()
+        self._layers = {layer.name: layer for layer in found.layers}
+        self._head = found.head
+        self.aliases = dict(found.aliases)
+        self.frozen = found.frozen
+        self.frozen_keys = found.frozen_keys
+        self.order = found.order
+        self._of_key = {key: layer.name for layer in self for key in layer.keys + layer.others}
+        self._of_key |= {alias: self._of_key[key] for alias, key in self.aliases.items() if key in self._of_key}
         self._groups: dict[str, LayerGroup] = {}
 
     @classmethod
-    def of(cls, model: nn.Module) -> Self:
-        """Return the layers of ``model``, grouped by the module that owns an entry; the last linear one is the head."""
-        modules = dict(model.named_modules(remove_duplicate=False))
-        entries = {key: value for key, value in model.state_dict(keep_vars=True).items() if value.is_floating_point()}
-        first_key = first_keys(model)
-        aliases: dict[str, str] = {}
-        layer_of: dict[str, str] = {}
-        owned: dict[str, dict[str, Tensor]] = {}
-        for key, value in entries.items():
-            first = first_key[key]
-            owner = _owner(key)
-            name = layer_of.setdefault(owner, layer_of.get(_owner(first), owner))
-            if first == key:
-                owned.setdefault(name, {})[key] = value
-            else:
-                aliases[key] = first
-        linear = [layer_of[owner] for owner in layer_of if isinstance(modules.get(owner), nn.Linear)]
-        parameter_keys = {key for key, _ in model.named_parameters()}
-        return cls(
-            (
-                _layer(name, held, "linear" if name in linear else _kind(modules.get(name)), parameter_keys)
-                for name, held in owned.items()
-            ),
-            linear[-1] if linear else None,
-            aliases,
-        )
+    def of(cls, model: nn.Module, inputs: Tensor | None = None) -> Self:
+        """Return the layers of ``model``: those that it was built with (`describe_`), else what is found now.
+
+        Parameters
+        ----------
+        inputs
+            A few inputs of the model, shape [n, ...], normalised. With them, layers are in the order of their first use
+            and the head is what gives the logits; without them, the order is that of registration and the head is the
+            last linear layer.
+        """
+        settled: Self | None = vars(model).get(SETTLED)
+        return settled if settled is not None else cls(read_layers(model, usage_on(model, inputs), frozen_keys(model)))
+
+    @classmethod
+    def registered(cls, model: nn.Module) -> Self:
+        """Return the layers of ``model`` in the order of their registration."""
+        return cls(read_layers(model, None, frozen_keys(model)))
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self._layers.values())
@@ -125,6 +84,11 @@ class Layers:
         """Names of all layers, in the model's order."""
         return tuple(self._layers)
 
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Names of the layers that give the logits, frozen or not; none if they are not known."""
+        return self._head.layers
+
     def of_key(self, key: str) -> str:
         """Return the name of the layer that holds the state-dict entry ``key``, which may be an alias."""
         return self._of_key[key]
@@ -134,7 +98,7 @@ class Layers:
         return self._of_key.get(key)
 
     def keys(self, group: Iterable[str], *, buffers: bool = True) -> tuple[str, ...]:
-        """Return the floating-point state-dict keys of the layers named, with or without buffers."""
+        """Return the state-dict keys of what travels of layers: parameters, with or without running statistics."""
         chosen = (self._layers[name] for name in group)
         return tuple(key for layer in chosen for key in (layer.keys if buffers else layer.parameters))
 
@@ -146,27 +110,28 @@ class Layers:
         expression
             ``all``, ``none``, ``body``, ``head``, ``norm``, ``first:2``, ``last:3``, a layer's name or a
             glob over names (``layer4.*``); ``a | b`` for a union, ``!a`` for a complement, ``a - b`` for a
-            difference, and parentheses. ``!`` binds most tightly, the others group from the left.
+            difference, and parentheses. ``!`` binds most tightly, the others group from the left. ``frozen`` alone
+            names the layers that are not among ``all``.
 
         Raises
         ------
         ValueError
             If the expression cannot be parsed, or one of its patterns matches nothing.
         """
+        if expression.strip() == "frozen":
+            return LayerGroup("frozen", self.frozen)
         if expression not in self._groups:  # requested once per client and round
-            chosen = _Parser(self, expression).parse()
-            self._groups[expression] = LayerGroup(expression, tuple(name for name in self._layers if name in chosen))
+            chosen = parse(expression, self.names, self._pattern)
+            self._groups[expression] = LayerGroup(expression, tuple(name for name in self.names if name in chosen))
         return self._groups[expression]
 
-    def pattern(self, pattern: str) -> set[str]:
+    def _pattern(self, pattern: str) -> set[str]:
         """Return the layers that match a single pattern, without operators."""
         names = self.names
         if pattern in ("all", "none"):
             return set(names if pattern == "all" else ())
         if pattern in ("head", "body"):
-            if self._head is None:
-                raise ValueError(f"{pattern!r} needs a linear layer, and the model has none; {self._remedy()}")
-            return {self._head} if pattern == "head" else set(names) - {self._head}
+            return self._head_or_body(pattern)
         if pattern == "norm":
             matched = {layer.name for layer in self if layer.kind == "norm"}
         elif match := re.fullmatch(r"(first|last):(\d+)", pattern):
@@ -176,77 +141,61 @@ class Layers:
             matched = set(names[:count] if match[1] == "first" else names[-count:])
         else:
             matched = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+        if not matched and (pattern == "frozen" or fnmatch.filter(self.frozen, pattern)):
+            raise ValueError(f"layer pattern {pattern!r} matches only frozen layers, which stay; {self._remedy()}")
         if not matched:
             raise ValueError(f"layer pattern {pattern!r} matches nothing; {self._remedy()}")
         return matched
+
+    def _head_or_body(self, pattern: str) -> set[str]:
+        if not self._head.layers:
+            raise ValueError(
+                f"{pattern!r} is not known: {self._head.problem}; give [model] head = '<layer>'; {self._remedy()}"
+            )
+        head = set(self._head.layers) & set(self.names)
+        if pattern == "head" and not head:
+            raise ValueError(f"'head' is {' | '.join(self._head.layers)}, which is frozen and stays; {self._remedy()}")
+        return head if pattern == "head" else set(self.names) - head
 
     def _remedy(self) -> str:
         return "layers are: " + ", ".join(self.names)
 
 
-def _owner(key: str) -> str:
-    """Return the path of the module that owns an entry; for an entry of the model itself, the entry's name."""
-    return key.rpartition(".")[0] or key
+def describe_(model: nn.Module, inputs: Tensor, head: str = "", freeze: str = "") -> Layers:
+    """Freeze parts of a model that was just built, and settle for its lifetime what its layers are.
+
+    Parameters
+    ----------
+    inputs
+        As in `Layers.of`.
+    head
+        Layer expression that names the head (default: what gives the logits).
+    freeze
+        Layer expression that names the layers to freeze, besides those that are frozen already.
+
+    Raises
+    ------
+    ValueError
+        If an expression cannot be parsed or matches nothing, or every parameter is frozen.
+    """
+    usage = usage_on(model, inputs)
+    every = Layers(read_layers(model, usage, frozenset()))
+    frozen = frozen_keys(model)
+    if freeze:
+        frozen |= _freeze_(model, every, every.group(freeze))
+    layers = Layers(read_layers(model, usage, frozen, every.group(head).layers if head else None))
+    if not any(layer.parameters for layer in layers):
+        raise ValueError("every parameter of the model is frozen; at least one must require a gradient")
+    settle_(model, layers)
+    return layers
 
 
-def _kind(module: nn.Module | None) -> Kind:
-    if isinstance(module, nn.Linear):
-        return "linear"
-    # torchvision's and detectron2's frozen batch normalisation are other classes, which take a second to import.
-    if isinstance(module, NORM_TYPES) or type(module).__name__.startswith("FrozenBatchNorm"):
-        return "norm"
-    return "other"
-
-
-def _layer(name: str, entries: Mapping[str, Tensor], kind: Kind, parameter_keys: set[str]) -> Layer:
-    return Layer(
-        name=name,
-        kind=kind,
-        parameters=tuple(key for key in entries if key in parameter_keys),
-        buffers=tuple(key for key in entries if key not in parameter_keys),
-        size=sum(value.numel() * value.element_size() for value in entries.values()),
-    )
-
-
-class _Parser:
-    """Recursive descent over ``sum := term (("|" | "-") term)*``, ``term := "!" term | "(" sum ")" | pattern``."""
-
-    # A minus is an operator only between spaces: module names may contain one.
-    TOKEN = re.compile(r"\s*(?:(?P<op>[()|!]|(?<=\s)-(?=\s))|(?P<pattern>[^\s()|!]+))")
-
-    def __init__(self, layers: Layers, expression: str) -> None:
-        self.layers = layers
-        self.expression = expression
-        self.tokens = [match[0].strip() for match in self.TOKEN.finditer(expression)]
-
-    def parse(self) -> set[str]:
-        chosen = self.sum()
-        if self.tokens:
-            raise self.error(f"{self.tokens[0]!r} is left over")
-        return chosen
-
-    def sum(self) -> set[str]:
-        chosen = self.term()
-        while self.tokens and self.tokens[0] in ("|", "-"):
-            operator, right = self.tokens.pop(0), self.term()
-            chosen = chosen | right if operator == "|" else chosen - right
-        return chosen
-
-    def term(self) -> set[str]:
-        token = self.tokens.pop(0) if self.tokens else ""
-        if token == "!":
-            return set(self.layers.names) - self.term()
-        if token == "(":
-            chosen = self.sum()
-            if not self.tokens or self.tokens.pop(0) != ")":
-                raise self.error("a closing parenthesis is missing")
-            return chosen
-        if token in ("", "|", "-", ")"):
-            raise self.error("a layer pattern is missing" + (f" before {token!r}" if token else ""))
-        return self.layers.pattern(token)
-
-    def error(self, problem: str) -> ValueError:
-        return ValueError(
-            f"layer group {self.expression!r} cannot be read: {problem}; "
-            "write for instance 'body', 'conv1 | head', '!head' or 'all - norm'"
-        )
+def _freeze_(model: nn.Module, layers: Layers, group: LayerGroup) -> frozenset[str]:
+    """Freeze layers, and return the keys of their tensors, with the statistics of normalisations."""
+    norms = {layer.name for layer in layers if layer.kind == "norm"} & set(group)
+    chosen = set(layers.keys(group)) | {key for key in model.state_dict() if owner_of(key) in norms}
+    chosen |= {alias for alias, first in layers.aliases.items() if first in chosen}
+    for key, parameter in model.named_parameters():
+        if key in chosen:
+            parameter.requires_grad_(False)
+    return frozenset(chosen)

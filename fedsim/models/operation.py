@@ -100,11 +100,13 @@ class Operation:
 
 
 def _call(module: nn.Module, args: Any, kwargs: Any, weights: Params) -> Any:
+    if not weights:  # it has none, or frozen ones
+        return module(*args, **kwargs)
     # Calling torch's function costs less than putting the weights into the module.
     if type(module) is nn.Linear:
-        return linear(args[0], weights["weight"], weights.get("bias"))
+        return linear(args[0], weights.get("weight", module.weight), weights.get("bias", module.bias))
     if type(module) is nn.Conv2d:
-        return module._conv_forward(args[0], weights["weight"], weights.get("bias"))
+        return module._conv_forward(args[0], weights.get("weight", module.weight), weights.get("bias", module.bias))
     if type(module) is nn.Embedding and module.max_norm is None:
         return embedding(args[0], weights["weight"])
     return functional_call(module, weights, args, kwargs)

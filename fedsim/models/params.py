@@ -7,26 +7,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.models.frozen import frozen_keys, frozen_of
+
 Params = dict[str, Tensor]
 # Tensors by name, client, ..., in any number of levels.
 Tree = Mapping[Any, "Tensor | Tree"]
 
 
-def state_of(model: nn.Module) -> Params:
-    """Return a model's state dict, with a tensor that has several names only under its first.
+def state_of(model: nn.Module, *, keep_vars: bool = False) -> Params:
+    """Return a model's state: its state dict without frozen tensors, and with a tied tensor only under its first name.
 
-    The tensors are those of the model, not copies.
+    The tensors are those of the model, not copies; with ``keep_vars`` the parameters themselves.
     """
-    first = first_keys(model)
-    return {key: value for key, value in model.state_dict().items() if first[key] == key}
+    first, frozen = first_keys(model), frozen_keys(model)
+    entries = model.state_dict(keep_vars=keep_vars)
+    return {key: value for key, value in entries.items() if first[key] == key and key not in frozen}
 
 
 def under_all_names(model: nn.Module, params: Params) -> Params:
-    """Return all entries of `state_of` as plain torch loads them strictly: a tied tensor under each of its names.
+    """Return all entries of `state_of` as plain torch loads them: a tied tensor under each of its names.
 
-    Further names hold copies, as files of safetensors have no shared memory.
+    Further names hold copies, as files of safetensors have no shared memory. Frozen tensors are left out.
     """
-    return {key: params[first] if key == first else params[first].clone() for key, first in first_keys(model).items()}
+    first_of = {key: first for key, first in first_keys(model).items() if first in params}
+    return {key: params[first] if key == first else params[first].clone() for key, first in first_of.items()}
 
 
 def under_first_names(model: nn.Module, params: Params) -> Params:
@@ -36,7 +40,7 @@ def under_first_names(model: nn.Module, params: Params) -> Params:
 
 
 def load_state_(model: nn.Module, params: Params) -> None:
-    """Load all entries of `state_of`, or of a whole state dict, into ``model``.
+    """Load all entries of `state_of` into ``model``; frozen tensors stay as they are, also where ``params`` has them.
 
     Raises
     ------
@@ -45,7 +49,9 @@ def load_state_(model: nn.Module, params: Params) -> None:
     RuntimeError
         If a shape does not match.
     """
-    model.load_state_dict({key: params[first] for key, first in first_keys(model).items()})
+    frozen = frozen_keys(model)
+    moving = {key: params[first] for key, first in first_keys(model).items() if key not in frozen}
+    model.load_state_dict(moving, strict=False)
 
 
 def fit_all(model: nn.Module, states: Sequence[Params], at_least: int = 1) -> list[Params]:
@@ -74,7 +80,7 @@ def check_number(states: Sequence[Params], at_least: int) -> None:
 
 
 def fit(model: nn.Module, params: Params, name: str) -> Params:
-    """Return a state dict with each tensor of the model once, under its first name.
+    """Return a state dict with each tensor of the model's state once, under its first name.
 
     Parameters
     ----------
@@ -84,7 +90,7 @@ def fit(model: nn.Module, params: Params, name: str) -> Params:
     Raises
     ------
     ValueError
-        If an entry is missing or unknown, or has another shape than the model's.
+        If an entry is missing or unknown, has another shape than the model's, or is frozen and has another value.
     """
     like = state_of(model)
     missing, unknown = like.keys() - params.keys(), params.keys() - model.state_dict().keys()
@@ -95,6 +101,12 @@ def fit(model: nn.Module, params: Params, name: str) -> Params:
         if params[key].shape != value.shape:
             shapes = f"{tuple(params[key].shape)} instead of {tuple(value.shape)}"
             raise ValueError(f"{name} has {key} of shape {shapes}; it must be a state dict of the model")
+    for key, value in frozen_of(model).items():
+        if key in params and not torch.equal(params[key].to(value), value):
+            raise ValueError(
+                f"{name} and the model differ in {key!r}, which is frozen; load it into the model, or let it require a "
+                "gradient"
+            )
     return {key: params[key] for key in like}
 
 

@@ -53,6 +53,7 @@ class RunFolder:
 
     config = _File("config.toml")  # resolved, every default written out
     env = _File("env.json")  # versions, device, start and stop
+    model = _File("model.json")  # names of the layers, in order, and how many parameters train
     participants = _File("participants.json")  # of each round
     partition = _File("partition.json")  # names of the classes, and how many examples of each class each client holds
     metrics = _File("metrics.jsonl")  # one line per round, client, split, model and metric

@@ -130,10 +130,12 @@ class Hooks:
 
     def __init__(self, model: nn.Module, *, inputs: Tensor | None = None, **options: Any) -> None:
         values = check_options(type(self), options)
-        self.layers = Layers.of(model)
+        self.layers = Layers.of(model, inputs)
         for name, (attribute, _, _) in declared(type(self)).items():
             setattr(self, attribute, values[name])
         self.group = self.layers.group(values.get("shared", "all"))
+        if frozen := set(self.group) & set(self.layers.frozen):
+            raise ValueError(f"shared = {values['shared']!r} names {min(frozen)}, which is frozen and never travels")
         self.parameters = self.layers.keys(self.layers.names, buffers=False)
         self.model, self.inputs = model, inputs
         self.global_model: Params = {}
@@ -316,9 +318,13 @@ class Hooks:
         self.exchange.last_round = progress["last_round"].numpy().copy()
 
     def set_global_model(self, model: Params) -> None:
-        """Make ``model``, with all entries of the state dict, the global model; a tied tensor under its first name."""
+        """Make ``model``, with all entries of the state dict, the global model.
+
+        It has no frozen tensors, and a tied one only under its first name.
+        """
         # A second name would keep its old value when the first is averaged, and a client would load the old one.
-        self.global_model = {key: value for key, value in model.items() if key not in self.layers.aliases}
+        left_out = self.layers.aliases.keys() | self.layers.frozen_keys
+        self.global_model = {key: value for key, value in model.items() if key not in left_out}
 
     def _join_(self, updates: Sequence[ClientUpdate]) -> None:
         """Move what the server holds to where the updates are: after a restart it comes from the disk."""

@@ -1,6 +1,5 @@
 """How many clients train together: what a model allows, and what is faster on its device."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.models.frozen import copy_of
 from fedsim.models.params import Params, load_state_, state_of
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.cohort import LocalTask, train_cohort
@@ -31,7 +31,7 @@ def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor) -> str | N
     inputs, targets
         A few training examples, on the model's device; the model itself does not change.
     """
-    model = copy.deepcopy(model)
+    model = copy_of(model)
     plan, settings = LocalPlan((Phase(steps=1),)), SGD(batch_size=3)
     params = {key: value.detach().clone() for key, value in state_of(model).items()}
     clients = [(inputs[rows], targets[rows]) for rows in ([0, -1], [0, -1, 0])]

@@ -20,14 +20,22 @@ from fedsim.training.sgd import SGD
 
 
 def follow_plan(
-    model: nn.Module, learner: Learner, batches: Batches, plan: LocalPlan, settings: SGD, momentum: Params
+    model: nn.Module,
+    layers: Layers,
+    learner: Learner,
+    batches: Batches,
+    plan: LocalPlan,
+    settings: SGD,
+    momentum: Params,
 ) -> Account:
     """Train all members through the plan's phases, and return their account.
 
     Parameters
     ----------
     model
-        Model with the layers that phases name and the training mode; it ends in evaluation mode.
+        Model that is in training mode meanwhile; it ends in evaluation mode.
+    layers
+        Its layers, which phases name.
     momentum
         Momentum buffers by parameter name, changed in place.
 
@@ -36,7 +44,6 @@ def follow_plan(
     ValueError
         If a phase's layer group cannot be parsed or holds no parameter, or it names an unknown set.
     """
-    layers = Layers.of(model)
     account = Account(len(batches))
     for phase in plan.phases:
         group = layers.group(phase.trainable)

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.models.params import Params, dense, first_keys, flat_copy, load_state_
+from fedsim.models.layers import Layers
+from fedsim.models.params import Params, dense, flat_copy, load_state_, state_of
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member
 from fedsim.training.context import Network, Step
@@ -54,10 +55,13 @@ def train_(
         If a phase's layer group cannot be parsed or holds no parameter, or it names a set that the rule does not have.
     """
     ruled = ruled or Ruled()
-    learner = _Single(model, ruled)
+    layers, learner = Layers.of(model), _Single(model, ruled)
     batches = Batches([Member(inputs, targets, rng)], model, settings.batch_size, augmentation, len(learner.dropouts))
     kept = {name: value.to(targets.device, copy=True) for name, value in (momentum or {}).items()}
-    account = follow_plan(model, learner, batches, plan, settings, kept)
+    try:
+        account = follow_plan(model, layers, learner, batches, plan, settings, kept)
+    finally:
+        learner.unfreeze()
     return account.training(0, kept, learner.sets_after())
 
 
@@ -67,9 +71,8 @@ class _Single:
     def __init__(self, model: nn.Module, ruled: Ruled) -> None:
         self._model = model
         self._ruled = ruled
-        self._parameters = dict(model.named_parameters())
-        first = first_keys(model)
-        self._entries = {k: value for k, value in model.state_dict(keep_vars=True).items() if first[k] == k}
+        self._entries = state_of(model, keep_vars=True)
+        self._parameters = {key: value for key, value in model.named_parameters() if key in self._entries}
         self._sets = {name: dict(entries) for name, entries in ruled.sets.items()}
         for name in ruled.rule.trained:
             self._sets[name] = {key: value.detach().clone() for key, value in ruled.sets[name].items()}
@@ -86,6 +89,11 @@ class _Single:
         self._sets[self._selected] = flat_copy(self._entries)
         load_state_(self._model, self._sets.pop(name))
         self._selected = name
+
+    def unfreeze(self) -> None:
+        """Let all parameters require a gradient again that did before."""
+        for parameter in self._parameters.values():
+            parameter.requires_grad_()
 
     def sets_after(self) -> dict[str, Params]:
         """Return the sets after training; the model is selected again."""

@@ -80,7 +80,7 @@ class ClientRule:
         check_overrides(cls, ClientRule, HOOKS)
 
     def __init__(self, model: nn.Module | None = None, inputs: Tensor | None = None, **options: Any) -> None:
-        self.layers = Layers([]) if model is None else Layers.of(model)
+        self.layers = Layers() if model is None else Layers.of(model, inputs)
         self.parameters = self.layers.keys(self.layers.names, buffers=False)
         self.model, self.inputs = model, inputs
         for name in self.reads() & options.keys():

@@ -75,7 +75,7 @@ def test_norm_without_normalisation_and_head_without_a_linear_layer_are_errors()
 
 def test_integer_buffers_are_in_no_layer(layers: Layers) -> None:
     assert layers["bn1"].parameters == ("bn1.weight", "bn1.bias")
-    assert layers["bn1"].buffers == ("bn1.running_mean", "bn1.running_var")
+    assert layers["bn1"].statistics == ("bn1.running_mean", "bn1.running_var")
     assert layers.keys(("bn1",), buffers=False) == ("bn1.weight", "bn1.bias")
 
 
@@ -130,4 +130,4 @@ def test_frozen_batch_normalisation_of_torchvision_is_a_norm() -> None:
 
     layers = Layers.of(nn.Sequential(nn.Conv2d(1, 2, 3), FrozenBatchNorm2d(2)))
     assert layers.group("norm").layers == ("1",)
-    assert layers["1"].buffers == ("1.weight", "1.bias", "1.running_mean", "1.running_var")
+    assert layers["1"].statistics == ("1.weight", "1.bias", "1.running_mean", "1.running_var")

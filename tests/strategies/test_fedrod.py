@@ -125,7 +125,7 @@ def test_sequences_have_logits_at_each_position() -> None:
 
 
 def test_a_head_that_cannot_be_determined_is_asked_for_by_name() -> None:
-    with pytest.raises(ValueError, match="'head' needs a linear layer, and the model has none"):
+    with pytest.raises(ValueError, match="'head' is not known: the model has no linear layer"):
         FedRod(nn.Sequential(nn.Conv2d(1, 1, 1)))
     with pytest.raises(ValueError, match=r"head = 'fc\*' is fc1, fc2, fc3; it must be a single linear layer"):
         FedRod(Mlp(), head="fc*")

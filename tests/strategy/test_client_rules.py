@@ -163,10 +163,23 @@ def test_a_head_that_cannot_be_determined_is_asked_for_by_name(
 ) -> None:
     (tmp_path / "headless.py").write_text(
         "from torch import nn\n"
+        "class Two(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.body = nn.Conv2d(1, 4, 3)\n"
+        "        self.left, self.right = (nn.Conv2d(4, classes, 6) for _ in range(2))\n"
+        "    def forward(self, x):\n"
+        "        x = self.body(x).tanh()\n"
+        "        return (self.left(x) + self.right(x)).flatten(1)\n"
         "def make(shape, classes):\n"
-        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, classes, 6), nn.Flatten())\n"
+        "    return Two(classes)\n"
     )
     for name in ("fedrep", "fedbabu", "fedrod", "fedalt", "fedas", "floco"):
-        with pytest.raises(ConfigError, match="needs a linear layer, and the model has none; layers are: 0, 2"):
+        with pytest.raises(
+            ConfigError,
+            match=r"the logits come from left and right; give \[model\] head = .*; layers are: body, left, right",
+        ):
             experiment.prepare(tiny(strategy={"name": name}, model={"name": "headless:make"}))
-    experiment.prepare(tiny(strategy={"name": "fedrep", "head": "2"}, model={"name": "headless:make"}))
+    experiment.prepare(tiny(strategy={"name": "fedrep", "head": "right"}, model={"name": "headless:make"}))
+    named = {"name": "headless:make", "head": "left | right"}
+    assert experiment.prepare(tiny(strategy={"name": "fedrep"}, model=named))[1].group.layers == ("body",)

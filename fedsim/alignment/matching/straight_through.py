@@ -1,6 +1,5 @@
 """A search with gradients for the permutation under which the mean of two models has the lowest loss."""
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch.func import functional_call
 
 from fedsim.alignment.matching.weight_matching import match_weights
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, permute
+from fedsim.models.frozen import copy_of
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params, dense, fit, lerp
 from fedsim.training.batches import cut_batches
@@ -94,7 +94,7 @@ class _Middle:
     """The mean of a reference and a permuted model."""
 
     def __init__(self, model: nn.Module, spec: Spec, reference: Params, params: Params, criterion: Criterion) -> None:
-        self._net = copy.deepcopy(model).eval()
+        self._net = copy_of(model).eval()
         for module in self._net.modules():
             if isinstance(module, StatisticsNorm):
                 # The mean of two models' statistics is not that of their mean's activations.

@@ -22,7 +22,7 @@ def check_repair(kind: Repair, model: nn.Module, inputs: Tensor) -> None:
     ValueError
         If ``reset`` finds no running statistics, or another way cannot trace the model.
     """
-    if kind == "reset" and not any(layer.kind == "norm" and layer.buffers for layer in Layers.of(model)):
+    if kind == "reset" and not any(layer.kind == "norm" and layer.statistics for layer in Layers.of(model)):
         raise ValueError("repair = 'reset' needs running statistics and the model has none; use 'repair' or 'none'")
     if kind not in ("none", "reset"):
         try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedsim.alignment.merging.shares import shares_of
 from fedsim.alignment.repair.moments import Moments, moments_of
 from fedsim.alignment.repair.sites import ChannelSite, sites_of, traced
+from fedsim.models.frozen import copy_of
 from fedsim.models.graph import Operation
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params, fit, fit_all, load_state_, state_of
@@ -114,7 +115,7 @@ def reset_statistics(model: nn.Module, params: Params, inputs: Tensor) -> Params
     fitted = fit(model, params, "the model")
     if not any(isinstance(module, StatisticsNorm) for module in model.modules()):
         return fitted
-    root = copy.deepcopy(model)
+    root = copy_of(model)
     load_state_(root, fitted)
     recompute_buffers_(root, inputs, EVALUATION_BATCH)
     parameters = {key for key, _ in model.named_parameters()}

@@ -1,12 +1,12 @@
 """Operations of a model at which the mean and the scale of each channel can be set, for `fedsim.alignment.repair`."""
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from fedsim.models.frozen import copy_of
 from fedsim.models.graph import NotTraceableError, Operation, probes_of, trace
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params, load_state_, state_of
@@ -43,7 +43,7 @@ def traced(model: nn.Module, params: Params, inputs: Tensor) -> tuple[list[Opera
     ValueError
         If there are no inputs, or the model is not a graph of operations on single examples.
     """
-    root = copy.deepcopy(model).eval()
+    root = copy_of(model).eval()
     load_state_(root, params)
     try:
         return trace(root, [tuple(state_of(root))], probes_of(inputs)), root

@@ -41,6 +41,8 @@ def _problem(model: nn.Module, layers: Layers) -> str:
             return f"the layer {layer.name!r} is a {type(module).__name__}"
         if getattr(module, "groups", 1) != 1:
             return f"the layer {layer.name!r} has groups = {module.groups}"
+    if layers.frozen_keys:
+        return f"{min(layers.frozen_keys)!r} is frozen"
     if layers.aliases:
         return f"{min(layers.aliases)!r} is tied to another tensor"
     try:

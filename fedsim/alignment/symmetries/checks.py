@@ -1,6 +1,5 @@
 """Tests of whether permuted units leave the outputs of a model unchanged."""
 
-import copy
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, moved, permute, random_permutation
+from fedsim.models.frozen import copy_of
 from fedsim.models.params import Params
 
 
@@ -33,7 +33,7 @@ def check_spec(
         If the outputs change, with the orders that change them, or the shape of an entry is not that of ``spec``.
     """
     _check_shapes(params, spec)
-    model = copy.deepcopy(model).eval()
+    model = copy_of(model).eval()
     expected = _outputs(model, params, inputs)
     drawn = _moving(spec, rng)
     if _difference(model, permute(params, spec, drawn), inputs, expected) <= tolerance:

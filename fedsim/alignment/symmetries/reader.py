@@ -11,6 +11,7 @@ from fedsim.alignment.symmetries import rules_attention, rules_shapes, rules_wei
 from fedsim.alignment.symmetries.layouts import Layout, complete, fix_all_, plain, still
 from fedsim.alignment.symmetries.rules import METHODS, Call, Rule, layouts_in, rule_of_function, rule_of_module
 from fedsim.alignment.symmetries.symbols import Pieces, UnknownError, fresh, write_
+from fedsim.models.frozen import frozen_keys
 from fedsim.models.params import first_keys
 
 # Importing them registers their rules.
@@ -58,6 +59,7 @@ class Weights:
 
     def __init__(self, model: nn.Module) -> None:
         self.first = first_keys(model)
+        self.frozen = frozen_keys(model)
         self.state = model.state_dict()
         self.layouts: dict[str, Layout] = {}
 
@@ -68,7 +70,7 @@ class Weights:
         key, value = self.first[key], self.state[key]
         if key not in self.layouts:
             shape = value.shape
-            moves = value.is_floating_point()
+            moves = value.is_floating_point() and key not in self.frozen
             self.layouts[key] = Layout(tuple(fresh(size) for size in shape)) if moves else still(shape)
         return self.layouts[key]
 

@@ -1,6 +1,5 @@
 """The permutation symmetries of a model, derived from its operations."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from fedsim.alignment.symmetries.layouts import Layout, independent
 from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry
 from fedsim.alignment.symmetries.reader import Reader, Weights, graph_of
 from fedsim.alignment.symmetries.symbols import NEVER, Pieces, Symbol, resolve, root
+from fedsim.models.frozen import copy_of
 from fedsim.models.params import Params
 
 STATISTICS = ("running_mean", "running_var")
@@ -88,8 +88,8 @@ def derive(model: nn.Module, inputs: Tensor) -> Derivation:
     """Find out which units of a model can change places without changing what it computes.
 
     Every operation determines which axes of its inputs, weights and outputs move together. Units that an operation
-    without a rule uses stay in place, as do the model's inputs and outputs, so that the symmetries found are correct,
-    if not always complete.
+    without a rule uses stay in place, as do those of frozen layers and the model's inputs and outputs, so that the
+    symmetries found are correct, if not always complete.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def derive(model: nn.Module, inputs: Tensor) -> Derivation:
     """
     if len(inputs) < 2:
         raise ValueError(f"len(inputs) = {len(inputs)} must be at least 2; pass more inputs")
-    model = copy.deepcopy(model).eval()
+    model = copy_of(model).eval()
     reader = Reader(model, graph_of(model))
     with torch.no_grad():
         expected, found = _outputs(model, inputs), reader.run(inputs)
@@ -155,7 +155,7 @@ def _spec(weights: Weights) -> tuple[Spec, dict[Symbol, str]]:
 
 
 def _is_own(key: str, value: Tensor, weights: Weights) -> bool:
-    return weights.first[key] == key and value.is_floating_point()
+    return weights.first[key] == key and value.is_floating_point() and key not in weights.frozen
 
 
 def _names(used: Mapping[Symbol, str]) -> dict[Symbol, str]:

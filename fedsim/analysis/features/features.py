@@ -1,6 +1,5 @@
 """Features: the outputs of the layers of several models for batches of the same examples."""
 
-import copy
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from fedsim.analysis.mixing.mixed_models import prepared
 from fedsim.analysis.mixing.mixes import Source
 from fedsim.analysis.mixing.traced import Tracer
 from fedsim.data.dataset import channels_last
+from fedsim.models.frozen import copy_of
 from fedsim.models.graph import NotTraceableError, probes_of
 from fedsim.models.params import Params
 
@@ -56,7 +56,7 @@ class Walks:
         try:
             return OperationWalk(self._tracer.traced(inputs))
         except NotTraceableError as reason:
-            model = copy.deepcopy(self._tracer.model)
+            model = copy_of(self._tracer.model)
             logger.info("features of %s are what its layers' modules give: %s", type(model).__name__, reason)
             return ModuleWalk(model, probes_of(inputs))
 
@@ -111,7 +111,7 @@ class Features:
             If a model that cannot be traced does not call its layers as it did for the first inputs.
         """
         if not hasattr(self._local, "root"):
-            self._local.root = copy.deepcopy(self._walk.model)
+            self._local.root = copy_of(self._walk.model)
         ordered = inputs
         if inputs.ndim == 4:
             ordered = channels_last(inputs) if self._channels_last else inputs.contiguous()

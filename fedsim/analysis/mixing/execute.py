@@ -1,6 +1,5 @@
 """Run a plan on some examples at a time."""
 
-import copy
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from fedsim.analysis.mixing.batching import Blending, Pieces, Step, schedule
 from fedsim.analysis.mixing.mixes import Source
 from fedsim.analysis.mixing.plan import Plan
+from fedsim.models.frozen import copy_of
 from fedsim.models.graph import Operation
 from fedsim.models.params import Params
 
@@ -66,7 +66,7 @@ class Execution:
     def run(self, inputs: Tensor) -> Tensor:
         """Return the distinct outputs, those of one model after those of another."""
         if not hasattr(self._local, "root"):
-            self._local.root = copy.deepcopy(self._model)
+            self._local.root = copy_of(self._model)
         kept: dict[int, list[Any]] = {0: [inputs]}
         for i, step in enumerate(self._steps, 1):
             kept[i] = self._compute(i, step, kept, len(inputs))

@@ -18,6 +18,7 @@ from fedsim.analysis.mixing.paired import check_paired
 from fedsim.analysis.mixing.plan import Plan, make_plan
 from fedsim.analysis.mixing.traced import Traced, Tracer
 from fedsim.data.dataset import channels_last
+from fedsim.models.frozen import copy_of
 from fedsim.models.graph import NotTraceableError, Operation
 from fedsim.models.layers import Layers
 from fedsim.models.norms import has_statistics
@@ -223,7 +224,7 @@ class MixedModels:
     def _build(self, recipe: Recipe) -> nn.Module:
         """Return this thread's model with the weights of a recipe."""
         if not hasattr(self._local, "model"):
-            self._local.model = copy.deepcopy(self.tracer.model)
+            self._local.model = copy_of(self.tracer.model)
         # Integer entries are in no layer and do not matter in eval mode.
         params = dict(self._states[0])
         for part, source in zip(self.parts, recipe, strict=True):

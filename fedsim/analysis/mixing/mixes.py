@@ -50,10 +50,11 @@ def parts_of(layers: Layers, normalisation: Normalisation) -> tuple[Part, ...]:
     """Return a model's parts: its layers, with running statistics apart where these stay the base's."""
     parts = []
     for layer in layers:
-        if normalisation == "base" and layer.buffers:
-            parts += [Part(layer.name, layer.parameters), Part(layer.name, layer.buffers, moves=False)]
+        if normalisation == "base" and layer.statistics:
+            parts.append(Part(layer.name, layer.parameters + layer.others))
+            parts.append(Part(layer.name, layer.statistics, moves=False))
         else:
-            parts.append(Part(layer.name, layer.keys))
+            parts.append(Part(layer.name, layer.keys + layer.others))
     return tuple(part for part in parts if part.keys)
 
 

@@ -1,6 +1,5 @@
 """A model as the operations that it consists of, found once for each shape of its inputs."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.analysis.mixing.mixes import Part
+from fedsim.models.frozen import copy_of
 from fedsim.models.graph import NotTraceableError, Operation, count_flops, probes_of, trace
 from fedsim.models.params import Params, load_state_
 
@@ -60,7 +60,7 @@ class Tracer:
     """
 
     def __init__(self, model: nn.Module, state: Params, parts: Sequence[Part]) -> None:
-        self.model = copy.deepcopy(model).eval()
+        self.model = copy_of(model).eval()
         load_state_(self.model, state)
         self._keys = [part.keys for part in parts]
         self._found: dict[tuple[torch.Size, torch.dtype, torch.device], Traced | NotTraceableError] = {}

@@ -1,0 +1,36 @@
+"""Whether the model of a run still has the layers that its records name."""
+
+import json
+
+from fedsim.errors import ConfigError
+from fedsim.federation.federation import Federation
+from fedsim.models.layers import Layers
+from fedsim.results.folder import RunFolder
+
+
+def check_layers(folder: RunFolder, federation: Federation) -> None:
+    """Check that a run's checkpoints and records mean the layers that its model has today.
+
+    Raises
+    ------
+    ConfigError
+        If another version of fedsim has named them otherwise, or found them in another order.
+    """
+    now = federation.summary
+    if folder.model.exists():
+        known = json.loads(folder.model.read_text())
+        before, same = known["layers"], (known["layers"], known["head"]) == (list(now.layers), list(now.head))
+    else:
+        # Written before layers followed their use: in the order of registration, the last linear one as the head, and
+        # none frozen.
+        registered = Layers.registered(federation.model())
+        before = registered.names
+        same = (before, registered.head) == (now.layers, now.head) and not (
+            federation.layers.frozen_keys or any(".parametrizations." in f".{key}" for key in federation.initial)
+        )
+    if not same:
+        version = folder.read_env().get("fedsim", "an earlier version") if folder.env.exists() else "an earlier version"
+        raise ConfigError(
+            f"run folder {folder.path} was written by fedsim {version}, which named the model's layers otherwise "
+            f"({', '.join(before)}; now: {', '.join(now.layers)}); run it again into another folder with --out"
+        )
