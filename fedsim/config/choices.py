@@ -33,7 +33,7 @@ CATALOGUES: dict[Kind, Catalogue] = {
         ("labels", "clients", "rng", "ids", "validation", "test"),
     ),
     "features": Catalogue(FEATURES, "features", "skew", ("inputs", "client", "clients", "rng")),
-    "models": Catalogue(MODELS, "model", "name", ("shape", "classes")),
+    "models": Catalogue(MODELS, "model", "name", ("shape", "classes", "vocabulary")),
     "data": Catalogue(DATA, "data", "name", ()),
 }
 

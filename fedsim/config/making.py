@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import Config
 from fedsim.config.tables import DataConfig, FeaturesConfig
-from fedsim.data.dataset import Dataset, check_dataset
+from fedsim.data.checks import check_dataset
+from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.models.layers import LayerGroup
 from fedsim.strategy import ClientRule, Phase, Strategy

@@ -3,8 +3,20 @@ from collections.abc import Callable
 from fedsim.lazy import LazyTable
 from fedsim.training.augmentation import Augmentation
 
-from .dataset import Dataset, Examples, channel_statistics, check_dataset, image_dataset
+from .checks import check_dataset
+from .dataset import Dataset, Examples, channel_statistics, image_dataset
+from .text import word_tokens, word_vocabulary
 
-__all__ = ["DATA", "Augmentation", "Dataset", "Examples", "channel_statistics", "check_dataset", "image_dataset"]
+__all__ = [
+    "DATA",
+    "Augmentation",
+    "Dataset",
+    "Examples",
+    "channel_statistics",
+    "check_dataset",
+    "image_dataset",
+    "word_tokens",
+    "word_vocabulary",
+]
 
 DATA: LazyTable[Callable[..., Dataset]]

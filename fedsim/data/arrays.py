@@ -1,7 +1,8 @@
-"""Your own arrays, from an npz or safetensors file."""
+"""Your own arrays, from an npz or safetensors file, or a folder of npy files."""
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,17 +10,29 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from torch import Tensor
 
+from fedsim.data.checks import TOKENS_RULE, looks_channels_last
 from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
 from fedsim.data.places import user_path
+from fedsim.data.target_checks import check_target_kind
+from fedsim.training.targets import IGNORED, labels_of, real_targets
 
 NEEDED = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 IDS = "train_id_"
 LARGEST = 10**6  # number of classes or tokens
+Channels = Literal["auto", "first", "last"]
 
 
-def arrays(*, path: str, channels: Literal["first", "last"] = "first", classes: tuple[str, ...] = ()) -> Dataset:
-    """Read your own arrays from a .npz or .safetensors file.
+def arrays(
+    *,
+    path: str,
+    channels: Channels = "auto",
+    classes: tuple[str, ...] = (),
+    targets: Literal["auto", "classes", "tokens"] = "auto",
+    vocabulary: int = 0,
+) -> Dataset:
+    """Read your own arrays from a .npz or .safetensors file, or a folder of .npy files.
 
     Parameters
     ----------
@@ -27,11 +40,17 @@ def arrays(*, path: str, channels: Literal["first", "last"] = "first", classes: 
         Path of the file, as given or relative to ``$FEDSIM_DATA``. It holds ``train_inputs``, ``train_targets``,
         ``test_inputs`` and ``test_targets``, and may hold ``train_id_<column>``, the origin of each training example.
         Inputs: bytes [n, channels, height, width] or [n, height, width] are images; floats [n, ...] are normalised per
-        channel or feature; other integers [n, length] are tokens. Targets: integers [n], or [n, length] for sequences.
+        channel or feature; other integers [n, length] are tokens. Targets: integers or names of classes [n], or
+        integers [n, length] for sequences, with -100 where a position has none.
     channels
         Position of the channels in images with four dimensions: ``last`` for [n, height, width, channels].
     classes
-        Names of the classes (default: the labels' numbers, from 0 to the largest).
+        Names of the classes (default: the names in the targets, or the labels' numbers, from 0 to the largest).
+    targets
+        Kind of the targets of tokens: ``classes`` of sentences or of their words, or ``tokens`` of the vocabulary. With
+        ``auto`` they are tokens where each is the token that follows in the inputs.
+    vocabulary
+        Number of different tokens (default: one more than the largest).
 
     Raises
     ------
@@ -46,80 +65,156 @@ def arrays(*, path: str, channels: Literal["first", "last"] = "first", classes: 
         raise ValueError(
             f"{place} has no array {missing[0]!r}; it has {', '.join(content)} and needs {', '.join(NEEDED)}"
         )
-    train, test = (
-        Examples(
-            _inputs(content[f"{part}_inputs"], channels, f"{place}: {part}_inputs"),
-            _integers(content[f"{part}_targets"], f"{place}: {part}_targets"),
-        )
-        for part in ("train", "test")
-    )
-    for part, examples in (("train", train), ("test", test)):
-        if not examples.inputs.numel() or not examples.targets.numel():
-            shapes = f"{tuple(examples.inputs.shape)} and {tuple(examples.targets.shape)}"
-            raise ValueError(
-                f"{place} has {part} inputs and targets of shapes {shapes}; it needs at least one example of each"
-            )
+    names = classes or _names(content["train_targets"])
+    train, test = (_examples(content, part, place, channels, names) for part in ("train", "test"))
     ids = {name.removeprefix(IDS): numbered(values) for name, values in content.items() if name.startswith(IDS)}
     scale = 255.0 if train.inputs.dtype == torch.uint8 else 1.0
-    is_tokens = train.inputs.dtype == torch.int64
-    mean, std = ((), ()) if is_tokens else channel_statistics(train.inputs, scale)
-    return Dataset(place.stem, train, test, classes or _numbered(train, test, place), scale, mean, std, ids)
+    if train.inputs.dtype != torch.int64:
+        mean, std = channel_statistics(train.inputs, scale)
+        return Dataset(place.stem, train, test, names or _numbered(train, test, place), scale, mean, std, ids)
+    tokens = _vocabulary(train, test, vocabulary, place)
+    if targets == "tokens" or (targets == "auto" and _follow(train)):
+        largest = max(int(labels_of(part.targets).max()) for part in (train, test))
+        known = names or _counted(max(len(tokens), 0 if vocabulary else largest + 1))
+        return Dataset(place.stem, train, test, known, ids=ids)
+    return Dataset(place.stem, train, test, names or _numbered(train, test, place), ids=ids, vocabulary=tokens)
 
 
 def _load(place: Path) -> dict[str, np.ndarray]:
+    content: dict[str, np.ndarray] = {}
+    name = ""
     try:
         if place.suffix == ".safetensors":
             return load_file(place)
+        if place.is_dir():
+            for path in sorted(place.glob("*.npy")):
+                name = path.stem
+                content[name] = np.load(path, allow_pickle=False)
+            return content
         if place.suffix == ".npz":
             with np.load(place, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                for name in file.files:
+                    content[name] = file[name]
+            return content
     except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile, SafetensorError) as error:
-        raise ValueError(f"{place} is damaged or holds objects other than arrays ({error}); save it again") from error
+        raise ValueError(
+            f"{place} is damaged or holds objects other than arrays{f', at {name}' if name else ''} ({error}); save it "
+            "again, texts as numpy.array(values, dtype=str)"
+        ) from error
     raise ValueError(f"{place} ends in {place.suffix!r}; give a file that ends in .npz or .safetensors")
 
 
-def _inputs(values: np.ndarray, channels: str, where: str) -> torch.Tensor:
+def _examples(
+    content: dict[str, np.ndarray], part: str, place: Path, channels: Channels, names: Sequence[str]
+) -> Examples:
+    inputs = _inputs(content[f"{part}_inputs"], channels, f"{place}: {part}_inputs")
+    targets = _targets(content[f"{part}_targets"], f"{place}: {part}_targets", inputs, names)
+    if not inputs.numel() or not targets.numel():
+        shapes = f"{tuple(inputs.shape)} and {tuple(targets.shape)}"
+        raise ValueError(
+            f"{place} has {part} inputs and targets of shapes {shapes}; it needs at least one example of each"
+        )
+    return Examples(inputs, targets)
+
+
+def _inputs(values: np.ndarray, channels: Channels, where: str) -> Tensor:
     if values.ndim < 2:
         raise ValueError(
             f"{where} has shape {values.shape}; it must have a dimension for the examples and at least one more"
         )
-    if values.dtype == np.uint8:
-        if values.ndim == 3:
+    is_bytes, is_real = values.dtype == np.uint8, np.issubdtype(values.dtype, np.floating)
+    if is_bytes or is_real:
+        if is_bytes and values.ndim not in (3, 4):
+            raise ValueError(
+                f"{where} has bytes of shape {values.shape}; images have 3 or 4 dimensions: give tokens as int64, and "
+                "other numbers as floats"
+            )
+        if channels == "auto" and looks_channels_last(values):
+            raise ValueError(
+                f"{where} has shape {values.shape}, as if channels came last; then set [data] channels = 'last', else "
+                "'first'"
+            )
+        if is_bytes and values.ndim == 3:
             values = values[:, None]
         elif values.ndim == 4 and channels == "last":
             values = values.transpose(0, 3, 1, 2)
-        elif values.ndim == 4 and values.shape[3] in (1, 3, 4) and values.shape[1] not in (1, 3, 4):
-            raise ValueError(
-                f"{where} has shape {values.shape}, as if channels came last; then set [data] channels = 'last'"
-            )
-        elif values.ndim != 4:
-            raise ValueError(f"{where} has bytes of shape {values.shape}; images have 3 or 4 dimensions")
-        return torch.from_numpy(np.ascontiguousarray(values))
-    if np.issubdtype(values.dtype, np.floating):
-        if values.ndim == 4 and channels == "last":
-            values = values.transpose(0, 3, 1, 2)
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-    return _integers(values, where)
+        with np.errstate(over="ignore"):  # what is no longer finite is refused with the whole data set
+            return torch.from_numpy(np.ascontiguousarray(values, dtype=values.dtype if is_bytes else np.float32))
+    if not np.issubdtype(values.dtype, np.integer) or values.ndim != 2:
+        raise ValueError(
+            f"{where} is {values.dtype} of shape {values.shape}; it must be bytes (images), floats, or integers of 2 "
+            "dimensions (tokens)"
+        )
+    return _whole(values, where, f"; {TOKENS_RULE}")
 
 
-def _integers(values: np.ndarray, where: str) -> torch.Tensor:
-    if not np.issubdtype(values.dtype, np.integer) or values.ndim not in (1, 2):
-        raise ValueError(f"{where} is {values.dtype} of shape {values.shape}; it must be integers of 1 or 2 dimensions")
-    if values.size and not 0 <= int(values.min()) <= int(values.max()) < LARGEST:
-        raise ValueError(f"{where} is from {values.min()} to {values.max()}; it must be from 0 to {LARGEST - 1}")
+def _targets(values: np.ndarray, where: str, inputs: Tensor, names: Sequence[str]) -> Tensor:
+    described = f"{where} is {values.dtype} of shape {values.shape}"
+    if values.dtype.kind in "US":
+        if values.ndim != 1:
+            raise ValueError(f"{described}; names of classes have shape [n]")
+        place = {name: index for index, name in enumerate(names)}
+        found = _texts(values).tolist()
+        if unknown := [name for name in found if name not in place]:
+            raise ValueError(f"{where} has the class {unknown[0]!r}; known are: {', '.join(names)}")
+        return torch.tensor([place[name] for name in found], dtype=torch.int64)
+    if values.dtype.kind not in "iubf":
+        raise ValueError(f"{described}; it must be integers or names of classes")
+    is_whole = values.dtype.kind != "f"
+    targets = _whole(values, where, "", ignored=True) if is_whole else torch.from_numpy(values)
+    if targets.numel():
+        check_target_kind(described, targets, inputs, len(names) or None)
+    return targets
+
+
+def _whole(values: np.ndarray, where: str, hint: str, *, ignored: bool = False) -> Tensor:
+    counted = values[values != IGNORED] if ignored and values.dtype.kind == "i" else values
+    if counted.size and not 0 <= int(counted.min()) <= int(counted.max()) < LARGEST:
+        raise ValueError(
+            f"{where} is from {counted.min()} to {counted.max()}; it must be from 0 to {LARGEST - 1}{hint}"
+        )
     return torch.from_numpy(values.astype(np.int64))
+
+
+def _names(targets: np.ndarray) -> tuple[str, ...]:
+    """Return the names of the classes where the targets are texts, sorted."""
+    return tuple(np.unique(_texts(targets)).tolist()) if targets.dtype.kind in "US" else ()
+
+
+def _texts(values: np.ndarray) -> np.ndarray:
+    return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+
+
+def _counted(number: int) -> tuple[str, ...]:
+    return tuple(map(str, range(number)))
+
+
+def _vocabulary(train: Examples, test: Examples, size: int, place: Path) -> tuple[str, ...]:
+    largest = max(int(examples.inputs.max()) for examples in (train, test))
+    if size and largest >= size:
+        raise ValueError(f"{place} has the token {largest}, and vocabulary = {size} must be larger; correct it")
+    return _counted(size or largest + 1)
+
+
+def _follow(examples: Examples) -> bool:
+    """Tell whether each target that counts is the token that follows in the inputs."""
+    if examples.targets.shape != examples.inputs.shape:
+        return False
+    real = real_targets(examples.targets[:, :-1])
+    same = examples.targets[:, :-1] == examples.inputs[:, 1:]
+    return bool(same.all() if real is None else same[real].all())
 
 
 def _numbered(train: Examples, test: Examples, place: Path) -> tuple[str, ...]:
     """Return the labels' numbers as names."""
-    largest = max(int(examples.targets.max()) for examples in (train, test))
-    if train.inputs.dtype == torch.int64:
-        largest = max(largest, *(int(examples.inputs.max()) for examples in (train, test)))
-        return tuple(map(str, range(largest + 1)))
-    absent = np.flatnonzero(np.bincount(train.targets.numpy().ravel(), minlength=largest + 1) == 0)
+    largest = max(int(labels_of(examples.targets).max()) for examples in (train, test))
+    absent = np.flatnonzero(np.bincount(labels_of(train.targets).numpy(), minlength=largest + 1) == 0)
     if len(absent):
+        more = ", subtract 1 if they are counted from 1" if absent[0] == 0 else ""
+        if train.inputs.dtype == torch.int64:
+            more += ", set [data] targets = 'tokens' if they are tokens"
         raise ValueError(
             f"{place}: no training example has the label {absent[0]}, but labels go up to {largest}; number "
-            "them without gaps, or name them all with [data] classes"
+            f"them without gaps{more}, or name them all with [data] classes"
         )
-    return tuple(map(str, range(largest + 1)))
+    return _counted(largest + 1)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fedsim.training.targets import IGNORED, labels_of, real_targets
+from fedsim.training.targets import real_targets
 
 STATISTICS_CHUNK = 4096
 
@@ -62,7 +62,7 @@ class Dataset:
     train, test
         Training set, which is split over the clients, and test set, which is the server's.
     classes
-        Names in the order of the class indices; for sequences, the vocabulary.
+        Names in the order of the class indices.
     scale
         Largest possible value of an input: 255 for bytes.
     mean, std
@@ -70,6 +70,9 @@ class Dataset:
         empty for tokens.
     ids
         Origin of each training example, by column (``writer``, ``speaker``, ...): indices from 0, shape [n].
+    vocabulary
+        Names of the tokens in the order of their indices; if inputs are tokens and it is empty, the classes, as where
+        the next token is predicted.
     """
 
     name: str
@@ -80,11 +83,17 @@ class Dataset:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     ids: Mapping[str, np.ndarray] = field(default_factory=dict)
+    vocabulary: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input: channels, height and width of an image."""
         return tuple(self.train.inputs.shape[1:])
+
+    @property
+    def tokens(self) -> int:
+        """Number of different tokens that inputs can hold; 0 if they are not tokens."""
+        return len(self.vocabulary or self.classes) if self.train.inputs.dtype == torch.int64 else 0
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -92,78 +101,23 @@ class Dataset:
         return self.train.labels.cpu().numpy()
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """Return inputs as float32 with about zero mean and unit variance, on their device; tokens unchanged."""
-        if not self.mean:
+        """Return inputs as float32, on their device, with about zero mean and unit variance; tokens unchanged.
+
+        Without ``mean`` and ``std`` they are only divided by ``scale``.
+        """
+        if inputs.dtype == torch.int64 or inputs.is_complex():
             return inputs
-        shape = (1, -1) + (1,) * (inputs.ndim - 2)
-        mean = torch.tensor(self.mean, device=inputs.device).view(shape)
-        std = torch.tensor(self.std, device=inputs.device).view(shape)
-        normalised = (inputs.float() / self.scale - mean) / std
+        normalised = inputs.float() / self.scale
+        if self.mean:
+            shape = (1, -1) + (1,) * (inputs.ndim - 2)
+            mean = torch.tensor(self.mean, device=inputs.device).view(shape)
+            std = torch.tensor(self.std, device=inputs.device).view(shape)
+            normalised = (normalised - mean) / std
         return channels_last(normalised) if inputs.ndim == 4 else normalised
 
     def to(self, device: torch.device) -> Self:
         """Return the data set with its tensors on ``device``."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
-
-
-def check_dataset(dataset: Dataset) -> None:
-    """Check that a data set can be trained on.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of inputs, targets, means, deviations or ids do not match, a part has no example, or a target is
-        not the index of a class.
-    """
-    classes = len(dataset.classes)
-    for part, examples in (("training", dataset.train), ("test", dataset.test)):
-        where = f"{dataset.name!r}: its {part} set"
-        inputs, targets = examples.inputs, examples.targets
-        if not 0 < len(targets) == len(inputs):
-            raise ValueError(
-                f"{where} has {len(inputs)} inputs and {len(targets)} targets; the numbers must be equal and positive"
-            )
-        if inputs.shape[1:] != dataset.train.inputs.shape[1:]:
-            raise ValueError(
-                f"{where} has inputs of shape {tuple(inputs.shape[1:])}, not {dataset.shape} as in training"
-            )
-        if targets.dtype != torch.int64 or targets.ndim not in (1, 2):
-            raise ValueError(
-                f"{where} has targets of {targets.dtype}, shape {tuple(targets.shape)}; give int64 classes"
-            )
-        if (real := real_targets(targets)) is not None and not (kept := real.view(len(targets), -1).any(1)).all():
-            bare = int(kept.logical_not().nonzero()[0])
-            raise ValueError(f"{where} has no target at example {bare}, where all are {IGNORED}; remove the example")
-        low, high = int((counted := labels_of(targets)).min()), int(counted.max())
-        if low < 0 or high >= classes:
-            raise ValueError(
-                f"{where} has the label {low if low < 0 else high}; labels must be from 0 to {classes - 1}"
-            )
-        if targets.shape[1:] != dataset.train.targets.shape[1:]:
-            raise ValueError(
-                f"{where} has targets of shape {tuple(targets.shape[1:])} per example, not "
-                f"{tuple(dataset.train.targets.shape[1:])} as in training"
-            )
-        if inputs.numel() == 0:
-            raise ValueError(f"{where} has inputs of shape {dataset.shape}; each input must have at least one number")
-        if inputs.dtype == torch.int64 and not 0 <= int(inputs.min()) <= int(inputs.max()) < classes:
-            found = f"tokens from {int(inputs.min())} to {int(inputs.max())}"
-            raise ValueError(f"{where} has {found}; they must be from 0 to {classes - 1}")
-        if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-            raise ValueError(f"{where} has inputs that are not finite; remove them")
-    channels = dataset.shape[0] if dataset.shape else 0
-    if not len(dataset.mean) == len(dataset.std) or len(dataset.mean) not in (0, 1, channels):
-        raise ValueError(
-            f"{dataset.name!r} has {len(dataset.mean)} means and {len(dataset.std)} standard deviations for "
-            f"{channels} channels; give one of each per channel"
-        )
-    for column, ids in dataset.ids.items():
-        if ids.shape != (len(dataset.train),):
-            raise ValueError(
-                f"{dataset.name!r} has {len(ids)} ids {column!r} for {len(dataset.train)} training examples"
-            )
-        if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0:
-            raise ValueError(f"{dataset.name!r} has ids {column!r} of {ids.dtype}; they must be non-negative integers")
 
 
 def image_dataset(

@@ -98,7 +98,7 @@ def federation_of(config: Config) -> Federation:
     data = federated_data_of(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "initial model"))
-        model = make_model(config, data.dataset, int(data.split.train.sizes.min())).eval()
+        model = make_model(config, data.dataset, data.split.train.sizes).eval()
     device = choose_device(config.device)
     return Federation(
         config=config,

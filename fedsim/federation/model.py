@@ -1,7 +1,9 @@
 """The model that a config names, built and tried before training."""
 
 import copy
+import inspect
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +17,13 @@ from fedsim.models.parametrised import parametrise_
 from fedsim.training.dropout import seeded_dropout_
 
 
-def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module:
+def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module:
     """Build the model that ``[model]`` chooses, with weights from torch's global random state and seeded dropout.
 
     Parameters
     ----------
-    smallest
-        Number of training examples of the smallest client.
+    sizes
+        Number of training examples of each client.
 
     Raises
     ------
@@ -39,11 +41,12 @@ def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module
     if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
         raise ConfigError(f"{where} gives a {type(model).__name__}; it must be a torch.nn.Module with parameters")
     seeded_dropout_(model)
-    n = min(2, smallest, config.local.batch_size)  # batch normalisation has no statistics over a single number
     _check_forward(_copy(model, where).eval(), dataset, 2, where)
-    _check_forward(_copy(model, where).train(), dataset, n, f"{where}, trained on {n} examples,")
+    _check_forward(_copy(model, where).train(), dataset, 2, f"{where}, trained on 2 examples,")
+    if min(config.local.batch_size, int(sizes.min())) < 2:
+        _check_single_examples(_copy(model, where).train(), config, dataset, sizes)
     try:
-        describe_(model, _two_inputs(dataset), config.model.head, config.model.freeze)
+        describe_(model, _probes(dataset, 2), config.model.head, config.model.freeze)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     return model
@@ -51,20 +54,18 @@ def make_model(config: Config, dataset: Dataset, smallest: int = 2) -> nn.Module
 
 def draw_model(config: Config, dataset: Dataset) -> nn.Module:
     """Build the model and check its tensors, with weights from torch's global random state."""
-    model = CATALOGUES["models"].make(config.model, dataset.shape, len(dataset.classes))
+    catalogue = CATALOGUES["models"]
+    asks = "vocabulary" in inspect.signature(catalogue.find(config.model.name)).parameters
+    given = {"vocabulary": dataset.tokens} if asks else {}
+    model = catalogue.make(config.model, dataset.shape, len(dataset.classes), **given)
     if isinstance(model, nn.Module):
-        initialise_lazy_(model, _two_inputs(dataset))
+        initialise_lazy_(model, _probes(dataset, 2))
         try:
             make_trainable_(model)
             parametrise_(model)
         except ValueError as error:
             raise ConfigError(f"model.name = {config.model.name!r}: {error}") from error
     return model
-
-
-def _two_inputs(dataset: Dataset) -> Tensor:
-    """Return two training inputs as the model takes them."""
-    return dataset.normalise(dataset.train.inputs[:2].cpu())
 
 
 def _copy(model: nn.Module, where: str) -> nn.Module:
@@ -74,26 +75,63 @@ def _copy(model: nn.Module, where: str) -> nn.Module:
         raise ConfigError(f"{where} cannot be copied for each client: {error_line(error)}") from error
 
 
+def _probes(dataset: Dataset, n: int) -> Tensor:
+    """Return training inputs as a model takes them; where they are tokens, the last one of the vocabulary is there."""
+    inputs = dataset.normalise(dataset.train.inputs[torch.arange(n) % len(dataset.train)].cpu())
+    if dataset.tokens:
+        inputs.view(-1)[0] = dataset.tokens - 1
+    return inputs
+
+
 def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> None:
-    examples, before = dataset.train[torch.arange(min(n, len(dataset.train)))], model.state_dict().keys()
+    before = model.state_dict().keys()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            outputs = model(dataset.normalise(examples.inputs))
+            outputs = model(_probes(dataset, n))
     except Exception as error:
-        kind = "tokens" if examples.inputs.dtype == torch.int64 else "inputs"
+        kind, hint = "inputs", ""
+        if dataset.tokens:
+            kind = "tokens"
+            hint = (
+                f"; a model with a parameter vocabulary gets the number of tokens, {dataset.tokens}"
+                if isinstance(error, IndexError)
+                else "; integers are tokens: give a table of numbers as floats"
+            )
         raise ConfigError(
-            f"{where} does not accept {kind} of shape {dataset.shape} of {dataset.name!r}: {error_line(error)}"
+            f"{where} does not accept {kind} of shape {dataset.shape} of {dataset.name!r}: {error_line(error)}{hint}"
         ) from error
     if added := [key for key in model.state_dict() if key not in before]:
         raise ConfigError(
             f"{where} adds {added[0]!r} in its forward pass, where it is too late to share it; create it in __init__, "
             "or use a lazy module, such as nn.LazyLinear"
         )
-    expected = (len(examples), len(dataset.classes), *examples.targets.shape[1:])
+    expected = (n, len(dataset.classes), *dataset.train.targets.shape[1:])
     if not isinstance(outputs, Tensor) or outputs.shape != expected:
         found = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise ConfigError(
-            f"{where} maps {len(examples)} inputs to {found}; it must be {expected}, a logit for each class of "
-            f"{dataset.name!r}"
-            + (" at each position; for fedsim's models of text predict = 'each'" if len(expected) > 2 else "")
+            f"{where} maps {n} inputs to {found}; it must be {expected}, a logit for each class of {dataset.name!r}"
+            + (" at each position" if len(expected) > 2 else "")
+            + (f"; for fedsim's models of text predict = '{'each' if len(expected) > 2 else 'last'}'")
+            * bool(dataset.tokens)
         )
+
+
+def _check_single_examples(model: nn.Module, config: Config, dataset: Dataset, sizes: np.ndarray) -> None:
+    """Check that a model can be trained on one example, as some clients would: batch normalisation cannot."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(_probes(dataset, 1))
+    except Exception as error:
+        where = f"model.name = {config.model.name!r}, trained on 1 examples, does not accept inputs of shape"
+        who, remedy = "local.batch_size = 1 gives every client such batches", "let it be at least 2"
+        if config.local.batch_size > 1:
+            few = np.flatnonzero(sizes < 2)
+            who = f"client {few[0]}" + (f" and {len(few) - 1} more train" if len(few) > 1 else " trains") + " on one"
+            remedy = (
+                "use fewer clients, more examples, a larger min_size if the scheme has it, or smaller "
+                "partition.validation and partition.test"
+            )
+        raise ConfigError(
+            f"{where} {dataset.shape} of {dataset.name!r}: {error_line(error)}; {who}, and batch normalisation needs "
+            f"two: {remedy}, or take a model without it, as with norm = 'group'"
+        ) from error

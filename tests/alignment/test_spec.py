@@ -185,6 +185,7 @@ ORDERS: dict[str, list[list[str]]] = {
         *blocks([f"encoder.layers.encoder_layer_{i}" for i in range(2)], "mlp.0", "self_attention"),
     ],
     "char-lstm": [["embedding"], ["lstm.0"], ["lstm.1"]],
+    "text-cnn": [["embedding"], ["conv.0"], ["conv.1"], ["conv.2"]],
     "gpt": [["wte"], *blocks(["h.0", "h.1"], "mlp.c_fc", "attn.c_attn")],
 }
 

@@ -55,7 +55,12 @@ MISTAKES = {
     ),
     "batch norm on single examples": (
         ["--set", 'model={name="vgg11", norm="batch"}', "--set", "local.batch_size=1"],
-        r"trained on 1 examples, does not accept inputs of shape \(1, 8, 8\) of 'digits': ValueError: Expected",
+        r"trained on 1 examples, does not accept inputs of shape \(1, 8, 8\) of 'digits': ValueError: Expected"
+        ".*; local.batch_size = 1 gives every client such batches, .* needs two: let it be at least 2",
+    ),
+    "batch norm and a client with one example": (
+        ["--set", 'model={name="vgg11", norm="batch"}', "--set", "clients=80", "--set", 'partition={scheme="iid"}'],
+        "Expected more than 1 value.*; client 0 and 79 more train on one, .* needs two: use fewer clients",
     ),
     "misspelt option": (
         ["--set", 'partition={scheme="dirichlet", aplha=1.0}'],

@@ -65,7 +65,21 @@ def test_vectors_are_normalised_by_feature_and_tokens_are_left_alone(tmp_path: P
     [
         ({"test_inputs": None}, "has no array 'test_inputs'; it has"),
         ({"train_targets": np.array([0, 1, 3, 0, 1, 3])}, "no training example has the label 2, but labels go up to 3"),
-        ({"train_targets": np.zeros(6)}, "train_targets is float64 of shape"),
+        ({"train_targets": np.zeros(6)}, r"train_targets is float64 of shape \(6,\); .*int64: targets.long\(\)"),
+        (
+            {"train_targets": np.linspace(0, 1, 6)},
+            "train_targets is float64 of shape .* regression is not supported yet",
+        ),
+        ({"train_targets": np.eye(3, dtype=int)[[0, 1, 2, 0, 1, 2]]}, r"one-hot of shape \[n, 3\]; .*argmax\(1\)"),
+        ({"train_targets": np.array([[0], [1]] * 3)}, r"train_targets is int64 of shape \(6, 1\); .*squeeze\(1\)"),
+        (
+            {"train_targets": np.array([1, 2, 3, 1, 2, 3])},
+            "the label 0, .* gaps, subtract 1 if they are counted from 1",
+        ),
+        ({"train_targets": np.array([None] * 6)}, "holds objects other than arrays, at train_targets .* dtype=str"),
+        ({"train_inputs": np.arange(30).reshape(6, 5) - 9}, "train_inputs is from -9 .* table of numbers as floats"),
+        ({"train_inputs": np.zeros((6, 5), dtype=bool)}, r"train_inputs is bool of shape \(6, 5\); it must be bytes"),
+        ({"train_inputs": np.zeros((6, 8, 8, 3))}, r"set \[data\] channels = 'last', else 'first'"),
         ({"train_targets": np.array([0, 1, -2, 0, 1, 2])}, "train_targets is from -2 to 2; it must be from 0"),
         ({"train_targets": np.array([0, 1, 2, 0, 1, 2**40])}, "it must be from 0 to 999999"),
         ({"train_inputs": np.zeros((6, 5, 4, 3), dtype=np.uint8)}, r"set \[data\] channels = 'last'"),
@@ -91,6 +105,57 @@ def test_a_truncated_file_and_one_of_another_kind_are_named(kind: str, tmp_path:
         arrays(path=str(path))
     with pytest.raises(ValueError, match=r"ends in '.csv'"):
         arrays(path=str(path.rename(tmp_path / "mine.csv")))
+
+
+def test_a_folder_of_npy_files_is_read_too(tmp_path: Path) -> None:
+    for name, values in IMAGES.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    data = arrays(path=str(tmp_path))
+    assert np.array_equal(data.train.inputs.numpy(), IMAGES["train_inputs"])
+    assert data.ids["writer"].tolist() == [2, 2, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_names_of_classes_become_indices_in_their_order_or_in_the_given_one(kind: str, tmp_path: Path) -> None:
+    train, test = np.array(["dog", "cat", "emu"] * 2), np.array(["emu", "cat"])
+    path = write(tmp_path, train_targets=train.astype(kind), test_targets=test.astype(kind))
+    data = arrays(path=path)
+    assert data.classes == ("cat", "dog", "emu")
+    assert data.train.targets.tolist() == [1, 0, 2] * 2
+    assert arrays(path=path, classes=("emu", "dog", "cat")).test.targets.tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"train_targets has the class 'dog'; known are: emu, cat"):
+        arrays(path=path, classes=("emu", "cat"))
+
+
+WORDS = {"train_inputs": RNG.integers(200, size=(40, 9)), "test_inputs": RNG.integers(200, size=(10, 9))}
+WORDS["test_inputs"][0, 0] = 199
+
+
+def test_classes_of_sentences_and_their_vocabulary_are_two_things(tmp_path: Path) -> None:
+    labels = {"train_targets": np.arange(40) % 3, "test_targets": np.arange(10) % 3}
+    data = arrays(path=write(tmp_path, train_id_writer=None, **WORDS, **labels))
+    check_dataset(data)
+    assert (len(data.classes), data.tokens) == (3, 200)
+    path = write(tmp_path, train_id_writer=None, **WORDS, **labels)
+    assert arrays(path=path, vocabulary=500).tokens == 500
+    with pytest.raises(ValueError, match="has the token 199, and vocabulary = 100 must be larger"):
+        arrays(path=path, vocabulary=100)
+    # Targets [n] may be the tokens that follow the sentences.
+    data = arrays(path=path, targets="tokens")
+    assert (len(data.classes), data.tokens) == (200, 200)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_next_tokens_are_of_the_vocabulary_and_tags_are_not(padded: bool, tmp_path: Path) -> None:
+    follow = {name.replace("inputs", "targets"): np.roll(values, -1, axis=1) for name, values in WORDS.items()}
+    tags = {name: values % 4 for name, values in follow.items()}
+    for targets, classes in ((follow, 200), (tags, 4)):
+        if padded:
+            for values in targets.values():
+                values[::2, 5:] = -100
+        data = arrays(path=write(tmp_path, train_id_writer=None, **WORDS, **targets))
+        check_dataset(data)
+        assert (len(data.classes), data.tokens) == (classes, 200)
 
 
 def test_labels_without_examples_may_be_named(tmp_path: Path) -> None:

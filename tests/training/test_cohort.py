@@ -128,6 +128,8 @@ def test_every_model_trains_in_a_cohort_as_alone(name: str, norm: str | None) ->
     tasks = tasks_of(
         model, (3, 2) if name.startswith("vgg") else (8, 5), sample.shape, CLASSES, each=len(sample.shape) == 1
     )
+    if name == "text-cnn":  # one target for a whole sentence
+        tasks = [replace(task, targets=task.targets[:, 0]) for task in tasks]
     check_alike(model, tasks, settings=settings, tolerance=1e-9)
 
 

@@ -1,12 +1,13 @@
 """Models: ``MODELS`` maps a name to its function.
 
-A model is a function ``model(shape, classes, *, options) -> nn.Module``. ``shape`` is the shape of one input:
+A model is a function ``model(shape, classes, *, options) -> nn.Module``. One that has a parameter ``vocabulary`` gets
+the number of different tokens, 0 where inputs are not tokens. ``shape`` is the shape of one input:
 
 - (channels, height, width) of an image, or (features,) of a vector; the result maps [n, *shape] to logits [n, classes].
-- (length,) of a token sequence; inputs are int64, shape [n, length], with values below ``classes``, which is the size
-  of the vocabulary. The option ``predict`` chooses the result: ``each`` is a prediction of the next token at each
-  position, logits [n, classes, length] (the class is dimension 1, as in `torch.nn.functional.cross_entropy`);
-  ``last`` is one of the token after the last, logits [n, classes].
+- (length,) of a token sequence; inputs are int64, shape [n, length], with values below ``vocabulary``. Where the next
+  token is predicted, classes are the vocabulary. The option ``predict`` chooses the result: ``each`` is a prediction at
+  each position, logits [n, classes, length] (the class is dimension 1, as in `torch.nn.functional.cross_entropy`);
+  ``last`` is one at the last position, of the whole sequence, logits [n, classes].
 
 A shape that a model does not take is a ``ValueError``. Convolutional models have the option ``norm``
 (`fedsim.models.architectures.norm`); its default is ``group`` where the architecture's paper normalises, and ``none``
@@ -35,6 +36,7 @@ MODELS: "LazyTable[Callable[..., nn.Module]]" = LazyTable(
         "vit": "fedsim.models.architectures.vit:vit",
         "char-lstm": "fedsim.models.architectures.char_lstm:char_lstm",
         "gpt": "fedsim.models.architectures.gpt:gpt",
+        "text-cnn": "fedsim.models.architectures.text_cnn:text_cnn",
         "torchvision": "fedsim.models.architectures.torchvision:torchvision",
     }
 )

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fedsim.models.architectures.checks import positive, sequence_length
-from fedsim.models.architectures.predict import Predict, next_token_logits
+from fedsim.models.architectures.predict import Predict, sequence_logits
 
 
 class CharLSTM(nn.Module):
@@ -12,25 +12,28 @@ class CharLSTM(nn.Module):
     Each LSTM layer is a separate module, so that it is a separate layer in the layer language too.
     """
 
-    def __init__(self, classes: int, embedding: int, hidden: int, depth: int, predict: Predict) -> None:
+    def __init__(
+        self, classes: int, vocabulary: int, embedding: int, hidden: int, depth: int, predict: Predict
+    ) -> None:
         super().__init__()
         self.predict = predict
-        self.embedding = nn.Embedding(classes, embedding)
+        self.embedding = nn.Embedding(vocabulary, embedding)
         self.lstm = nn.ModuleList(nn.LSTM(hidden if i else embedding, hidden, batch_first=True) for i in range(depth))
         self.fc = nn.Linear(hidden, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of the next token."""
+        """Return the logits of the next token, or of the class."""
         x = self.embedding(tokens)
         for lstm in self.lstm:
             x, _ = lstm(x)
-        return next_token_logits(x, self.fc, self.predict)
+        return sequence_logits(x, self.fc, self.predict)
 
 
 def char_lstm(
     shape: tuple[int, ...],
     classes: int,
     *,
+    vocabulary: int = 0,
     embedding: int = 8,
     hidden: int = 256,
     depth: int = 2,
@@ -43,12 +46,15 @@ def char_lstm(
 
     Parameters
     ----------
+    vocabulary
+        Number of different tokens (default: as many as classes).
     embedding
         Width of a token's embedding.
     hidden, depth
         Width and number of the LSTM layers.
     predict
-        Prediction of the next token at ``each`` position, or only after the ``last`` (as in LEAF, arXiv 1812.01097).
+        Prediction at ``each`` position, of the next token, or only at the ``last`` one: of the token that follows, as
+        in LEAF (arXiv 1812.01097), or of the class of the whole sequence.
 
     Raises
     ------
@@ -61,4 +67,4 @@ def char_lstm(
     """
     sequence_length("char-lstm", shape)
     positive(embedding=embedding, hidden=hidden, depth=depth)
-    return CharLSTM(classes, embedding, hidden, depth, predict)
+    return CharLSTM(classes, vocabulary or classes, embedding, hidden, depth, predict)

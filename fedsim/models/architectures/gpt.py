@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fedsim.models.architectures.checks import heads_divide_width, positive, probability, sequence_length
-from fedsim.models.architectures.predict import Predict, next_token_logits
+from fedsim.models.architectures.predict import Predict, sequence_logits
 
 
 class CausalSelfAttention(nn.Module):
@@ -60,20 +60,29 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer with GPT-2's names; the input and output embeddings are one tensor."""
+    """Decoder-only transformer with GPT-2's names; where it predicts tokens, both embeddings are one tensor."""
 
     def __init__(
-        self, length: int, classes: int, depth: int, heads: int, width: int, dropout: float, predict: Predict
+        self,
+        length: int,
+        classes: int,
+        vocabulary: int,
+        depth: int,
+        heads: int,
+        width: int,
+        dropout: float,
+        predict: Predict,
     ) -> None:
         super().__init__()
         self.predict = predict
-        self.wte = nn.Embedding(classes, width)
+        self.wte = nn.Embedding(vocabulary, width)
         self.wpe = nn.Embedding(length, width)
         self.drop = nn.Dropout(dropout)
         self.h = nn.Sequential(*(Block(heads, width, dropout) for _ in range(depth)))
         self.ln_f = nn.LayerNorm(width)
         self.lm_head = nn.Linear(width, classes, bias=False)
-        self.lm_head.weight = self.wte.weight
+        if classes == vocabulary:
+            self.lm_head.weight = self.wte.weight
         for name, parameter in self.named_parameters():
             if name.endswith(".bias"):
                 nn.init.zeros_(parameter)
@@ -83,16 +92,17 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(additions))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of the next token; sequences may be shorter than the model's length."""
+        """Return the logits of the next token, or of the class; sequences may be shorter than the model's length."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(positions))
-        return next_token_logits(self.ln_f(self.h(x)), self.lm_head, self.predict)
+        return sequence_logits(self.ln_f(self.h(x)), self.lm_head, self.predict)
 
 
 def gpt(
     shape: tuple[int, ...],
     classes: int,
     *,
+    vocabulary: int = 0,
     depth: int = 4,
     heads: int = 4,
     width: int = 128,
@@ -101,10 +111,13 @@ def gpt(
 ) -> nn.Module:
     """Build a small GPT-2: ``wte``, ``wpe``, the blocks ``h.0``, ``h.1``, ..., ``ln_f``; the head is ``wte``.
 
-    The classifier ``lm_head`` shares its weight with the input embedding ``wte``, so the two are one layer.
+    The classifier ``lm_head`` shares its weight with the input embedding ``wte``, so the two are one layer. If there
+    are not as many classes as tokens, it has its own weight, and is the head.
 
     Parameters
     ----------
+    vocabulary
+        Number of different tokens (default: as many as classes).
     depth, heads
         Number of blocks, and of attention heads in each block.
     width
@@ -112,7 +125,8 @@ def gpt(
     dropout
         Share of the embeddings, attention weights and outputs of the blocks' branches that is dropped in training.
     predict
-        Prediction of the next token at ``each`` position, or only after the ``last``.
+        Prediction at ``each`` position, of the next token, or only at the ``last`` one: of the token that follows or of
+        the class of the whole sequence.
 
     Raises
     ------
@@ -128,4 +142,4 @@ def gpt(
     positive(depth=depth, heads=heads, width=width)
     heads_divide_width(heads, width)
     probability(dropout=dropout)
-    return GPT(length, classes, depth, heads, width, dropout, predict)
+    return GPT(length, classes, vocabulary or classes, depth, heads, width, dropout, predict)

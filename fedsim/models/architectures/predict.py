@@ -7,15 +7,15 @@ from torch import Tensor, nn
 Predict = Literal["each", "last"]
 
 
-def next_token_logits(features: Tensor, classifier: nn.Module, predict: Predict) -> Tensor:
-    """Return the logits of the next token after each position, or after the last.
+def sequence_logits(features: Tensor, classifier: nn.Module, predict: Predict) -> Tensor:
+    """Return the logits at each position, or at the last one.
 
     Parameters
     ----------
     features
         Features of each position, shape [n, length, width].
     classifier
-        Module that maps the last dimension to one logit per token of the vocabulary.
+        Module that maps the last dimension to one logit per class.
 
     Returns
     -------

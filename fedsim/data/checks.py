@@ -1,0 +1,166 @@
+"""Checks that a data set can be trained on: what is wrong is named with the rule and the remedy."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.data.dataset import Dataset, Examples
+from fedsim.data.target_checks import check_labels, check_target_kind
+
+# Numbers of channels of an image.
+CHANNELS = (1, 3, 4)
+TOKENS_RULE = "integers are tokens: give a table of numbers as floats"
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Check that a data set can be trained on.
+
+    Raises
+    ------
+    ValueError
+        If inputs or targets have a wrong type, shape or value, or the numbers of inputs, targets, means, deviations or
+        ids do not match, or a part has no example.
+    """
+    for what, names in (("classes", dataset.classes), ("vocabulary", dataset.vocabulary)):
+        if not isinstance(names, Sequence) or isinstance(names, str):
+            example = f", such as tuple(map(str, range({names})))" if isinstance(names, int) else ""
+            raise ValueError(f"{dataset.name!r} has {what} = {_short(names)}; give a tuple of names{example}")
+    for part, examples in (("training", dataset.train), ("test", dataset.test)):
+        where = f"{dataset.name!r}: its {part} set"
+        _check_tensors(examples, where)
+        _check_inputs(examples.inputs, where)
+        if examples.inputs.shape[1:] != dataset.train.inputs.shape[1:]:
+            raise ValueError(
+                f"{where} has inputs of shape {tuple(examples.inputs.shape[1:])}, not {dataset.shape} as in training"
+            )
+        if examples.inputs.dtype != dataset.train.inputs.dtype:
+            raise ValueError(
+                f"{where} has inputs of {examples.inputs.dtype}, not {dataset.train.inputs.dtype} as in training"
+            )
+        _check_targets(examples, dataset, where)
+        if dataset.tokens:
+            _check_tokens(examples.inputs, dataset, where)
+    _check_statistics(dataset)
+    _check_ids(dataset)
+
+
+def looks_channels_last(inputs: Tensor | np.ndarray) -> bool:
+    """Tell whether images, shape [n, ...], have the shape [n, height, width, channels] rather than channels first."""
+    if inputs.ndim != 4:
+        return False
+    _, height, width, channels = inputs.shape
+    return channels in CHANNELS and height not in CHANNELS and channels < min(height, width)
+
+
+def first_not_finite(values: Tensor) -> int | None:
+    """Return the position of the first example with a value that is not finite, or None."""
+    if not (values.is_floating_point() or values.is_complex()) or bool(torch.isfinite(values).all()):
+        return None
+    return int(torch.isfinite(values).reshape(len(values), -1).all(1).logical_not().nonzero()[0])
+
+
+def _check_tensors(examples: Any, where: str) -> None:
+    if not isinstance(examples, Examples):
+        raise ValueError(f"{where} is a {type(examples).__name__}; give fedsim.data.Examples(inputs, targets)")
+    for what, values in (("inputs", examples.inputs), ("targets", examples.targets)):
+        if not isinstance(values, Tensor) or not values.ndim:
+            give = f"torch.from_numpy({what})" if isinstance(values, np.ndarray) else f"torch.tensor({what})"
+            raise ValueError(f"{where} has {what} of type {type(values).__name__}; give a torch.Tensor, as by {give}")
+    inputs, targets = len(examples.inputs), len(examples.targets)
+    if not 0 < inputs == targets:
+        raise ValueError(f"{where} has {inputs} inputs and {targets} targets; the numbers must be equal and positive")
+
+
+def _check_inputs(inputs: Tensor, where: str) -> None:
+    shape = tuple(inputs.shape)
+    if inputs.numel() == 0:
+        raise ValueError(f"{where} has inputs of shape {shape[1:]}; each input must have at least one number")
+    if inputs.ndim < 2:
+        raise ValueError(f"{where} has inputs of shape {shape}; give {(*shape, 1)}: inputs.unsqueeze(1)")
+    if not (inputs.dtype in (torch.uint8, torch.int64) or inputs.is_floating_point() or inputs.is_complex()):
+        raise ValueError(
+            f"{where} has inputs of {inputs.dtype}; give tokens as int64, images as uint8 or floats, and other numbers "
+            "as floats"
+        )
+    # Real numbers in four dimensions need not be images: only those that hardly can be anything else are refused.
+    is_colour = shape[-1] == 3 and len(shape) == 4 and shape[1] == shape[2]
+    if (inputs.dtype == torch.uint8 or is_colour) and looks_channels_last(inputs):
+        raise ValueError(
+            f"{where} has images of shape {shape[1:]}, as if channels came last; give [n, channels, height, width]: "
+            "inputs.permute(0, 3, 1, 2)"
+        )
+    if (bad := first_not_finite(inputs)) is not None:
+        raise ValueError(f"{where} has inputs that are not finite, first at example {bad}; remove or replace them")
+
+
+def _check_targets(examples: Examples, dataset: Dataset, where: str) -> None:
+    targets = examples.targets
+    described = f"{where} has targets of {targets.dtype}, shape {tuple(targets.shape)}"
+    check_target_kind(described, targets, examples.inputs, len(dataset.classes))
+    if targets.dtype != torch.int64:
+        raise ValueError(f"{described}; give class indices as int64: targets.long()")
+    if targets.shape[1:] != dataset.train.targets.shape[1:]:
+        raise ValueError(
+            f"{where} has targets of shape {tuple(targets.shape[1:])} per example, not "
+            f"{tuple(dataset.train.targets.shape[1:])} as in training"
+        )
+    check_labels(where, targets, len(dataset.classes))
+
+
+def _check_tokens(inputs: Tensor, dataset: Dataset, where: str) -> None:
+    low, high = int(inputs.min()), int(inputs.max())
+    if low >= 0 and high < dataset.tokens:
+        return
+    rule = f"{where} has tokens from {low} to {high}; they must be from 0 to {dataset.tokens - 1}"
+    without = "" if dataset.vocabulary else ", as without a vocabulary it is the classes"
+    raise ValueError(f"{rule}{without}; {TOKENS_RULE}")
+
+
+def _check_statistics(dataset: Dataset) -> None:
+    name, mean, std = repr(dataset.name), dataset.mean, dataset.std
+    for what, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, tuple | list) or not all(isinstance(each, float | int) for each in values):
+            raise ValueError(f"{name} has {what} = {_short(values)}; give a tuple with a number for each channel")
+    channels = dataset.shape[0]
+    if not len(mean) == len(std) or len(mean) not in (0, 1, channels):
+        raise ValueError(
+            f"{name} has {len(mean)} means and {len(std)} standard deviations for {channels} channels; give one of "
+            "each per channel"
+        )
+    if mean and dataset.tokens:
+        raise ValueError(
+            f"{name} has a mean of tokens, which are not normalised; {TOKENS_RULE}, or remove mean and std"
+        )
+    if wrong := [place for place, value in enumerate(std) if not 0 < value < math.inf]:
+        raise ValueError(
+            f"{name} has std = {std[wrong[0]]} in channel {wrong[0]}; it must be more than 0 and finite, and 1 for a "
+            "constant channel"
+        )
+    if not all(map(math.isfinite, mean)) or not 0 < dataset.scale < math.inf:
+        raise ValueError(
+            f"{name} has mean = {_short(tuple(mean))} and scale = {dataset.scale}; they must be finite, and scale more "
+            "than 0"
+        )
+
+
+def _check_ids(dataset: Dataset) -> None:
+    for column, ids in dataset.ids.items():
+        if not isinstance(ids, np.ndarray):
+            raise ValueError(
+                f"{dataset.name!r} has ids {column!r} of type {type(ids).__name__}; give a NumPy array of integers"
+            )
+        if ids.shape != (len(dataset.train),):
+            raise ValueError(
+                f"{dataset.name!r} has {len(ids)} ids {column!r} for {len(dataset.train)} training examples"
+            )
+        if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0:
+            raise ValueError(f"{dataset.name!r} has ids {column!r} of {ids.dtype}; they must be non-negative integers")
+
+
+def _short(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) < 60 else f"{text[:56]} ..."

@@ -1,0 +1,78 @@
+"""Checks of targets: what is no class index is named with what to give instead."""
+
+import torch
+from torch import Tensor
+
+from fedsim.training.targets import IGNORED, labels_of, real_targets
+
+
+def check_target_kind(described: str, targets: Tensor, inputs: Tensor, classes: int | None = None) -> None:
+    """Check that targets are whole numbers, one for each example or for each position of a sequence.
+
+    Parameters
+    ----------
+    described
+        Name, type and shape of the targets, with which the message begins.
+    classes
+        Number of classes, where it is known without the targets.
+
+    Raises
+    ------
+    ValueError
+        If they are real numbers, one-hot or for several classes at once, or have a wrong shape.
+    """
+    shape, is_whole = tuple(targets.shape), not targets.is_floating_point()
+    follows_tokens = inputs.dtype == torch.int64 and targets.shape == inputs.shape
+    is_column = targets.ndim == 2 and shape[1] == 1 and not follows_tokens
+    if is_column and (is_whole or bool((targets == targets.round()).all())):
+        long = "" if targets.dtype == torch.int64 else ".long()"
+        raise ValueError(f"{described}; give class indices of shape [{shape[0]}]: targets.squeeze(1){long}")
+    if targets.ndim == 2 and not follows_tokens and _holds_only_zeros_and_ones(targets):
+        # Whole numbers may also be tags of a sequence, unless there are as many as classes.
+        is_row_of_classes = targets.dtype == torch.bool or not is_whole or classes in (None, shape[1])
+        if is_row_of_classes and bool((targets.sum(1) == 1).all()):
+            raise ValueError(
+                f"{described}: they are one-hot of shape [n, {shape[1]}]; give class indices: targets.argmax(1)"
+            )
+        if targets.dtype == torch.bool or not is_whole:
+            raise ValueError(
+                f"{described}: they are several classes at once, which is not supported yet; give one class index for "
+                "each example"
+            )
+    if not is_whole:
+        if not bool(torch.isfinite(targets).all()):
+            bad = int(torch.isfinite(targets).reshape(len(targets), -1).all(1).logical_not().nonzero()[0])
+            raise ValueError(f"{described}: they are not finite, first at example {bad}; give class indices as int64")
+        if bool((targets == targets.round()).all()):
+            raise ValueError(f"{described}; give class indices as int64: targets.long()")
+        raise ValueError(f"{described}: regression is not supported yet; give class indices as int64")
+    if targets.is_complex() or targets.ndim not in (1, 2) or not targets.numel():
+        raise ValueError(f"{described}; give class indices as int64, of shape [n], or [n, length] for sequences")
+
+
+def check_labels(where: str, targets: Tensor, classes: int) -> None:
+    """Check that every target is the index of a class or ignored, and none of an example's targets all are.
+
+    Raises
+    ------
+    ValueError
+        If not; the message names the first such example.
+    """
+    real = real_targets(targets)
+    if real is not None and not bool((kept := real.reshape(len(targets), -1).any(1)).all()):
+        bare = int(kept.logical_not().nonzero()[0])
+        raise ValueError(f"{where} has no target at example {bare}, where all are {IGNORED}; remove the example")
+    labels = labels_of(targets)
+    low, high = int(labels.min()), int(labels.max())
+    if low >= 0 and high < classes:
+        return
+    wrong = low if low < 0 else high
+    place = int((targets == wrong).reshape(len(targets), -1).any(1).nonzero()[0])
+    hint = f"; {IGNORED} marks a target to ignore" if low < 0 else ""
+    if low == 1 and high == classes:
+        hint = f"; as they are from 1 to {classes}, subtract 1"
+    raise ValueError(f"{where} has the label {wrong}; labels must be from 0 to {classes - 1} (example {place}){hint}")
+
+
+def _holds_only_zeros_and_ones(targets: Tensor) -> bool:
+    return bool(((targets == 0) | (targets == 1)).all())
