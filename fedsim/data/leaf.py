@@ -13,9 +13,11 @@ import torch
 
 from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
 from fedsim.data.places import user_path
-from fedsim.data.text import tokens, vocabulary
+from fedsim.data.text import tokens, vocabulary, word_tokens, word_vocabulary
 
 LARGEST = 10**6  # number of classes
+# A tweet of Sent140 is its id, date, query, user and text, and whether it is from the published training or test file.
+TWEET, TEXT = (5, 6), 4
 FEMNIST_CLASSES = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
 
 
@@ -43,7 +45,9 @@ def femnist(*, path: str) -> Dataset:
     return _read("femnist", path, (1, 28, 28), FEMNIST_CLASSES)
 
 
-def leaf(*, path: str, shape: tuple[int, ...] = (), classes: tuple[str, ...] = ()) -> Dataset:
+def leaf(
+    *, path: str, shape: tuple[int, ...] = (), classes: tuple[str, ...] = (), length: int = 25, vocabulary: int = 10_000
+) -> Dataset:
     """Read any data set in LEAF's JSON format: vectors, images or texts by user.
 
     Its natural clients are the users, the id column ``user``; the server's test set is all users' test data.
@@ -55,7 +59,11 @@ def leaf(*, path: str, shape: tuple[int, ...] = (), classes: tuple[str, ...] = (
     shape
         Shape of one input, such as [1, 28, 28] (default: as in the file).
     classes
-        Names of the classes (default: the labels' numbers); those of texts are their characters.
+        Names of the classes (default: the labels' numbers); those of the next character are the characters.
+    length
+        Number of words of a sentence that are kept, as in LEAF; shorter ones are padded in front.
+    vocabulary
+        Largest number of different words of sentences: the most frequent ones in training.
 
     Raises
     ------
@@ -67,13 +75,15 @@ def leaf(*, path: str, shape: tuple[int, ...] = (), classes: tuple[str, ...] = (
     Notes
     -----
     A file holds ``users``, ``num_samples`` and ``user_data``, which maps a user to ``x`` and ``y``. LEAF's Shakespeare
-    has strings of 80 characters as ``x`` and the next character as ``y``: one target per example.
+    has strings of 80 characters as ``x`` and the next character as ``y``: one target per example. Its Sent140 has as
+    ``x`` a tweet's id, date, query, user and text, and as ``y`` its sentiment, 0 or 1; LEAF takes the vocabulary from
+    pretrained embeddings and pads behind.
 
     References
     ----------
     Caldas et al. 2018, LEAF: a benchmark for federated settings, arXiv 1812.01097.
     """
-    return _read("leaf", path, shape, classes)
+    return _read("leaf", path, shape, classes, length, vocabulary)
 
 
 @dataclass(frozen=True)
@@ -85,17 +95,28 @@ class _Part:
     targets: list[list]
 
 
-def _read(name: str, path: str, shape: tuple[int, ...], classes: tuple[str, ...]) -> Dataset:
+def _read(
+    name: str, path: str, shape: tuple[int, ...], classes: tuple[str, ...], length: int = 25, size: int = 10_000
+) -> Dataset:
     if any(length < 1 for length in shape):
         raise ValueError(f"shape = {list(shape)} must hold positive numbers, such as [1, 28, 28]")
     folder = user_path(path)
     parts = [_part(folder / split) for split in ("train", "test")]
-    if isinstance(parts[0].inputs[0], list):
+    is_text = isinstance(parts[0].inputs[0], list)
+    if is_text and isinstance(parts[0].targets[0][0], str):
         return _text(name, *parts)
-    train, test = (_numbers(part, shape, folder) for part in parts)
+    read: tuple[str, ...] = ()
+    if is_text:
+        read = word_vocabulary(list(chain(*parts[0].inputs)), size)
+        train, test = (_sentences(part, read, length, folder) for part in parts)
+    else:
+        train, test = (_numbers(part, shape, folder) for part in parts)
     names = classes or tuple(str(label) for label in range(max(int(p.targets.max()) for p in (train, test)) + 1))
+    users = {"user": numbered(parts[0].users)}
+    if is_text:
+        return Dataset(name, train, test, names, ids=users, vocabulary=read)
     mean, std = channel_statistics(train.inputs, 1.0)
-    return Dataset(name, train, test, names, 1.0, mean, std, {"user": numbered(parts[0].users)})
+    return Dataset(name, train, test, names, 1.0, mean, std, users)
 
 
 def _part(folder: Path) -> _Part:
@@ -125,18 +146,33 @@ def _part(folder: Path) -> _Part:
 
 
 def _block(user: str, x: list, y: list) -> Any:
-    """Return a user's inputs: strings unchanged, numbers as an array [n, ...]."""
+    """Return a user's inputs: strings unchanged, tweets as their text, numbers as an array [n, ...]."""
     if all(isinstance(text, str) for text in x) and all(isinstance(character, str) for character in y):
         return x
     if not all(type(label) is int and 0 <= label < LARGEST for label in y):
         raise ValueError(f"targets of user {user!r} must be whole numbers from 0 to {LARGEST - 1}, class indices")
+    if all(_is_tweet(row) for row in x):
+        return [row[TEXT] for row in x]
     try:
+        if any(isinstance(row, str | list) and any(isinstance(each, str) for each in row) for row in x):
+            raise TypeError("some are texts")
         block = np.array(x, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"inputs of user {user!r} must be numbers, in the same shape for every example") from error
     if block.ndim < 2 or not block.size:
         raise ValueError(f"inputs of user {user!r} have shape {block.shape[1:]}; each must be a list of numbers")
     return block
+
+
+def _is_tweet(row: Any) -> bool:
+    return isinstance(row, list) and len(row) in TWEET and all(isinstance(each, str) for each in row)
+
+
+def _sentences(part: _Part, names: tuple[str, ...], length: int, folder: Path) -> Examples:
+    targets = list(chain(*part.targets))
+    if not all(isinstance(block, list) for block in part.inputs) or not all(type(label) is int for label in targets):
+        raise ValueError(f"{folder}: some inputs or targets are texts and others are not; make all of them alike")
+    return Examples(word_tokens(list(chain(*part.inputs)), names, length), torch.tensor(targets, dtype=torch.int64))
 
 
 def _numbers(part: _Part, shape: tuple[int, ...], folder: Path) -> Examples:

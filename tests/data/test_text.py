@@ -121,9 +121,30 @@ def test_leafs_shakespeare_has_one_target_per_example(tmp_path: Path) -> None:
     assert data.train.targets.tolist() == [1, 2]
 
 
+def tweet(text: str, user: str = "u") -> list[str]:
+    return ["2087", "Sat May 16 23:58:44 UTC 2009", "NO_QUERY", user, text, "training"]
+
+
+def test_leafs_sent140_has_classes_of_sentences_and_a_vocabulary_of_training_words(tmp_path: Path) -> None:
+    write_leaf(tmp_path, {"b": [(tweet("Good, good day!"), 1), (tweet("a bad day"), 0)]}, "train", "0.json")
+    write_leaf(tmp_path, {"a": [(tweet("so good"), 1)]}, "train", "1.json")
+    write_leaf(tmp_path, {"c": [(tweet("A worse day than the last one"), 0)]}, "test")
+    data = DATA["leaf"](path=str(tmp_path), length=5, vocabulary=8)
+    check_dataset(data)
+    assert data.classes == ("0", "1")
+    assert data.vocabulary == ("<padding>", "<unknown>", "good", "day", "!", ",", "a", "bad")
+    assert data.train.inputs.tolist() == [[2, 5, 2, 3, 4], [0, 0, 6, 7, 3], [0, 0, 0, 1, 2]]
+    assert data.train.targets.tolist() == [1, 0, 1]
+    assert data.test.inputs.tolist() == [[6, 1, 3, 1, 1]]
+    assert data.ids["user"].tolist() == [1, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        ([(tweet("a"), "b")], "targets of user 'u' must be whole numbers"),
+        ([(tweet("a")[:3], 1)], "inputs of user 'u' must be numbers"),
+        ([(["1", "2"], 1)], "inputs of user 'u' must be numbers"),
         ([([0.0, 1.0], 0), ([1.0], 1)], "inputs of user 'u' must be numbers, in the same shape"),
         ([([0.0, 1.0], 0.5)], "targets of user 'u' must be whole numbers"),
         ([([0.0], -1)], "must be whole numbers from 0"),
