@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +18,11 @@ import torch
 from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 
-from fedsim.data.dataset import Dataset, Examples, channel_statistics
+from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
 from fedsim.data.file_tree import FileTree, open_tree
+from fedsim.data.layouts import Layout, Sorted, sorted_images
 from fedsim.data.places import cache_folder, user_path
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Mode = Literal["RGB", "L"]
 LARGEST_SIZE = 4096
 # Errors of Pillow and zipfile for damaged, encrypted or far too large files.
@@ -40,19 +40,32 @@ logger = logging.getLogger(__name__)
 
 
 def image_folder(
-    *, path: str, train: str = "train", test: str = "test", mode: Mode = "RGB", size: int | None = None
+    *,
+    path: str,
+    layout: Layout = "auto",
+    train: str = "train",
+    test: str = "test",
+    test_share: float = 0.2,
+    mode: Mode = "RGB",
+    size: int | None = None,
 ) -> Dataset:
-    """Read your own images from a tree split/class/file, in a folder or a zip archive.
+    """Read your own images from a tree split/class/file or site/split/class/file, in a folder or a zip archive.
 
-    They are decoded once, into a memory-mapped cache that all processes share; it is rebuilt when a file changes.
+    Sites, such as hospitals or domains, are the id column ``site``. Images are decoded once, into a memory-mapped cache
+    that all processes share; it is rebuilt when a file changes.
 
     Parameters
     ----------
     path
-        Folder or zip archive that holds the two splits, at its top or in a single folder there; as given, or relative
-        to ``$FEDSIM_DATA``.
+        Folder or zip archive with the images, at its top or in a single folder there; as given, or relative to
+        ``$FEDSIM_DATA``.
+    layout
+        Meaning of the folders: ``split/class``, ``site/split/class``, ``split/site/class``, or, without splits,
+        ``site/class`` or ``class``. With ``auto`` it is one of the first two, by where the splits' names are.
     train, test
-        Names of the splits' folders.
+        Names of the splits' folders; others beside them are not used.
+    test_share
+        Share of each site's images of a class that become the test set where there are no splits: evenly spaced ones.
     mode
         Colour mode: ``RGB`` for three channels, ``L`` for one.
     size
@@ -63,7 +76,8 @@ def image_folder(
     FileNotFoundError
         If the path or one of the splits does not exist.
     ValueError
-        If the archive is damaged, a file cannot be decoded, images differ in size, or a class has no training image.
+        If the archive is damaged, a file cannot be decoded, images differ in size, the layout is in doubt, or a class
+        has no training image.
 
     References
     ----------
@@ -73,9 +87,16 @@ def image_folder(
         raise ValueError(f"size = {size} must be from 1 to {LARGEST_SIZE} pixels")
     place = user_path(path)
     with open_tree(place) as tree:
-        files = {"train": _labelled(tree, place, train), "test": _labelled(tree, place, test)}
-        classes = _classes(tree, place, files, (train, test))
-        versions = [[name, tree.version(name)] for listing in files.values() for name in listing]
+        images = sorted_images(tree.names, place, layout=layout, splits=(train, test), test_share=test_share)
+        files = {
+            part: {name: origin.label for name, origin in listing.items()}
+            for part, listing in (("train", images.train), ("test", images.test))
+        }
+        versions = [
+            [part, name, label, tree.version(name)]
+            for part, listing in files.items()
+            for name, label in listing.items()
+        ]
         key = sha256(json.dumps([str(place.absolute()), mode, size, versions]).encode()).hexdigest()
         cache = cache_folder() / "images" / key[:16]
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -84,37 +105,8 @@ def image_folder(
                 logger.warning(
                     "decoding %s images of %s into the cache %s (only once)", f"{len(versions):,}", place, cache
                 )
-                _fill(cache, files, classes, lambda name: _decode(tree, place, name, mode, size))
-    return _read(cache, classes)
-
-
-def _label(name: str, split: str, *, is_folder: bool) -> str | None:
-    """Return the folder directly below a split's, which is at the top or one level down, or None outside of a split."""
-    parts = PurePosixPath(name).parts
-    depth = next((i for i, part in enumerate(parts[:2]) if part == split), len(parts))
-    return parts[depth + 1] if len(parts) > depth + (1 if is_folder else 2) else None
-
-
-def _labelled(tree: FileTree, place: Path, split: str) -> dict[str, str]:
-    """Return the class of each image of a split."""
-    images = [name for name in tree.names if name.lower().endswith(SUFFIXES)]
-    labelled = {name: label for name in images if (label := _label(name, split, is_folder=False))}
-    if not labelled:
-        raise FileNotFoundError(
-            f"{place} has no image {split}/<class>/<file> (one of {', '.join(SUFFIXES)}); name the folders of the "
-            "splits with [data] train and test"
-        )
-    return labelled
-
-
-def _classes(
-    tree: FileTree, place: Path, files: Mapping[str, Mapping[str, str]], splits: tuple[str, str]
-) -> tuple[str, ...]:
-    folders = [_label(name, split, is_folder=True) for name in tree.names if name.endswith("/") for split in splits]
-    every = {label for label in folders if label} | {label for listing in files.values() for label in listing.values()}
-    if empty := every - set(files["train"].values()):
-        raise ValueError(f"{place}: class {min(empty)!r} has no training image; add some, or remove the class")
-    return tuple(sorted(every))
+                _fill(cache, files, images.classes, lambda name: _decode(tree, place, name, mode, size))
+    return _read(cache, images)
 
 
 def _decode(tree: FileTree, place: Path, name: str, mode: Mode, size: int | None) -> np.ndarray:
@@ -173,11 +165,12 @@ def _extent(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[2]}"
 
 
-def _read(cache: Path, classes: tuple[str, ...]) -> Dataset:
+def _read(cache: Path, images: Sorted) -> Dataset:
     def load(name: str, **settings: Any) -> torch.Tensor:
         return torch.from_numpy(np.load(cache / f"{name}.npy", **settings))
 
     # Copy on write: pages are read when they are needed, shared by all processes, and never written back.
     train, test = (Examples(load(split, mmap_mode="c"), load(f"{split}_targets")) for split in ("train", "test"))
     mean, std = json.loads((cache / "statistics.json").read_text())
-    return Dataset("image-folder", train, test, classes, 255.0, tuple(mean), tuple(std))
+    ids = {"site": numbered(images.sites)} if images.sites else {}
+    return Dataset("image-folder", train, test, images.classes, 255.0, tuple(mean), tuple(std), ids)

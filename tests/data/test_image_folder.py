@@ -7,8 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fedsim.config import Config
+from fedsim.data import check_dataset
 from fedsim.data.image_folder import image_folder
 from fedsim.data.places import cache_folder
+from fedsim.federation.data import federated_data_of
 
 REAL = Path(__file__).parents[3] / "shared/data/cifar10-jpeg.zip"
 
@@ -85,6 +88,115 @@ def test_the_path_may_lie_in_the_environments_folder(tree: Path, monkeypatch: py
     assert len(image_folder(path="images").train) == 5
     with pytest.raises(FileNotFoundError, match=r"path = 'image' does not exist .*FEDSIM_DATA"):
         image_folder(path="image")
+
+
+def grow(root: Path, *names: str) -> None:
+    """Write images of different brightness, from 10 on."""
+    for value, name in enumerate(names, 10):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(value)).save(root / name)
+
+
+SITES = [
+    *(
+        f"{site}/{split}/{label}/{i}.png"
+        for site in "AB"
+        for split in ("train", "test")
+        for label in ("cat", "dog")
+        for i in "01"
+    ),
+    *(f"C/train/cat/{i}.png" for i in "01"),  # a site without dogs and without a test set
+]
+
+
+@pytest.mark.parametrize("make", [lambda tree: tree, zipped, lambda tree: zipped(tree, "set/")])
+@pytest.mark.parametrize("order", ["site/split/class", "split/site/class"])
+def test_a_level_of_sites_is_an_id_column(order: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
+    names = SITES
+    if order == "split/site/class":
+        names = ["/".join([split, site, label, file]) for site, split, label, file in (n.split("/") for n in SITES)]
+    grow(tmp_path / "images", *names)
+    layout = "auto" if order == "site/split/class" else order
+    data = image_folder(path=str(make(tmp_path / "images")), layout=layout)
+    check_dataset(data)
+    assert data.classes == ("cat", "dog")
+    assert data.ids["site"].tolist() == [0] * 4 + [1] * 4 + [2] * 2
+    assert data.train.targets.tolist() == [0, 0, 1, 1] * 2 + [0, 0]
+    assert len(data.test) == 8
+    brightness = [10 + names.index(n) for n in sorted(n for n in names if "train" in n)]
+    assert data.train.inputs[:, 1, 1, 1].tolist() == brightness
+
+
+def test_without_splits_every_fifth_image_of_a_class_of_a_site_is_for_the_test(tmp_path: Path) -> None:
+    grow(
+        tmp_path / "images",
+        *(f"{site}/{label}/{i}.png" for site in ("art", "photo") for label in "ab" for i in range(5)),
+    )
+    data = image_folder(path=str(tmp_path / "images"), layout="site/class")
+    assert data.ids["site"].tolist() == [0] * 8 + [1] * 8
+    assert data.test.inputs[:, 1, 1, 1].tolist() == [14, 19, 24, 29]
+    plain = image_folder(path=str(tmp_path / "images" / "art"), layout="class", test_share=0.4)
+    assert not plain.ids
+    assert plain.test.inputs[:, 1, 1, 1].tolist() == [12, 14, 17, 19]
+
+
+def test_other_splits_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    grow(tmp_path / "images", *SITES, "A/val/cat/0.png", "logo.png", "__MACOSX/A/train/cat/._0.png")
+    assert len(image_folder(path=str(tmp_path / "images")).train) == 10
+    assert "2 images of" in caplog.text
+    assert "not in the folders of site/train or test/class/file: A/val/cat/0.png is one" in caplog.text
+
+
+DOUBTS = {
+    "sites below splits": (
+        ["train/A/cat/0.png", "test/A/cat/0.png"],
+        {},
+        r"/A/cat/0.png, .*'split/site/class' if 'A' is",
+    ),
+    "folders below classes": ([*SITES, "A/train/dog/more/9.png"], {}, "'site/split/class' if 'dog' is a class"),
+    "splits in two places": ([*SITES, "train/cat/0.png"], {}, "has train or test both above the sites"),
+    "a site without splits": ([*SITES, "D/cat/0.png"], {}, "D/cat/0.png is in no folder train or test of a site"),
+    "no splits at all": (
+        ["a/b/0.png", "c/b/0.png"],
+        {},
+        "no image train/<class>/<file> .*layouts are split/class/file and",
+    ),
+    "another layout": (SITES, {"layout": "split/site/class"}, "has no image train/<site>/<class>/<file>"),
+    "a class of the test only": ([*SITES, "A/test/emu/0.png"], {}, "class 'emu' has no training image"),
+    "two spellings": ([*SITES, "C/train/Dog/0.png"], {}, "one site has the class 'Dog' and another 'dog'; rename one"),
+    "no share": (
+        ["a/b/0.png"],
+        {"layout": "class", "test_share": 1.0},
+        "test_share = 1.0 must be more than 0 and less",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DOUBTS)
+def test_a_layout_in_doubt_is_refused_and_not_guessed(case: str, tmp_path: Path) -> None:
+    names, options, message = DOUBTS[case]
+    grow(tmp_path / "images", *names)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        image_folder(path=str(tmp_path / "images"), **options)
+    assert "\n" not in str(error.value)
+
+
+def test_clients_are_sites_or_share_them(tmp_path: Path, tiny: Callable[..., Config]) -> None:
+    grow(
+        tmp_path / "images",
+        *(
+            f"{site}/{split}/{label}/{i}.png"
+            for site in "AB"
+            for split in ("train", "test")
+            for label in "xy"
+            for i in range(4)
+        ),
+    )
+    settings = {"data": {"name": "image-folder", "path": str(tmp_path / "images")}}
+    for scheme, clients in (("natural", 2), ("domain", 4)):
+        data = federated_data_of(tiny(partition={"scheme": scheme}, clients=clients, **settings))
+        sites = data.dataset.ids["site"]
+        assert [set(sites[held]) for held in data.split.whole] == [{client % 2} for client in range(clients)]
 
 
 def mixed_sizes(tree: Path) -> None:
