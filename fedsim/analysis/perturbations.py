@@ -1,5 +1,6 @@
 """What models lose on inputs that are perturbed: against them, or at random."""
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -42,7 +43,8 @@ def perturbations(
     -------
     pandas.DataFrame
         One row per state and perturbation: ``base, perturbation`` (``fgsm`` or ``noise``), ``size, n, loss, error``.
-        Sizes are in units of the normalised inputs; inputs are not clipped.
+        Sizes are in units of the normalised inputs; inputs are not clipped. The error is NaN where the loss
+        is not finite.
 
     Raises
     ------
@@ -83,7 +85,8 @@ def perturbations(
     with ThreadPoolExecutor(models.threads) as pool:
         means = torch.stack(list(pool.map(measure, fitted))).tolist()
     rows = [
-        {"base": base, "perturbation": kind, "size": far, "n": len(inputs), "loss": loss, "error": error}
+        {"base": base, "perturbation": kind, "size": far, "n": len(inputs), "loss": loss}
+        | {"error": error if math.isfinite(loss) else math.nan}
         for base, of_state in enumerate(means)
         for (kind, far), (loss, error) in zip(kinds, of_state, strict=True)
     ]

@@ -37,7 +37,7 @@ def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None =
     pandas.DataFrame
         One row per pair: ``base, other, n``, ``same_class``, the share of examples, or of all positions of sequences,
         with the same most likely class, and ``same_probability``, the share of all classes' probabilities that differ
-        by less than 1e-4.
+        by less than 1e-4. Both are NaN if an output of one of the models is not a number.
 
     Raises
     ------
@@ -54,22 +54,24 @@ def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None =
     with ThreadPoolExecutor(threads) as pool:
         shares = [batches[number::threads] for number in range(threads)]
         same, of = torch.stack(list(pool.map(lambda share: _count(models.model, states, share, ends), shares))).sum(0)
-    values = (same.double() / of).T.tolist()
+    values = (same / of).T.tolist()
     columns = {"base": [base for base, _ in ends], "other": [other for _, other in ends], "n": len(inputs)}
     return pd.DataFrame(columns | dict(zip(("same_class", "same_probability"), values, strict=True)))
 
 
 def _count(model: nn.Module, states: Sequence[Params], batches: Iterable[Tensor], ends: Sequence[Pair]) -> Tensor:
-    """Count equal values, and all values: classes and probabilities, shape [2, pairs, 2], int64."""
+    """Count equal values, NaN where there are no values, and all values: classes and probabilities, [2, pairs, 2]."""
     # Each thread's own: for a call, the parameters of the module itself are exchanged.
     model = copy_of(model).eval()
-    counts = torch.zeros(2, len(ends), 2, dtype=torch.int64)
+    counts = torch.zeros(2, len(ends), 2, dtype=torch.float64)
     with torch.inference_mode():
         for batch in batches:
             outputs = [functional_call(model, state, (batch,)).softmax(1) for state in states]
             classes = [output.argmax(1) for output in outputs]
+            known = [not output.isnan().any() for output in outputs]
             for pair, (base, other) in enumerate(ends):
                 close = (outputs[base] - outputs[other]).abs() < SAME
                 equal = classes[base] == classes[other]
-                counts[:, pair] += torch.tensor([[equal.sum(), close.sum()], [equal.numel(), close.numel()]])
+                found = [equal.sum(), close.sum()] if known[base] and known[other] else [torch.nan, torch.nan]
+                counts[:, pair] += torch.tensor([found, [equal.numel(), close.numel()]], dtype=torch.float64)
     return counts

@@ -1,5 +1,6 @@
 """Evaluation of one model, or of many as one vectorised computation, example by example."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,8 @@ class Evaluation:
         Loss of each example, shape [n], float64; in nats for cross-entropy.
     errors
         Error of each example, shape [n], float64: 1 where the most likely class is not the target, else 0; for a
-        sequence, the share of such positions. NaN if targets are not class indices.
+        sequence, the share of such positions. NaN if targets are not class indices, and where the loss is not finite:
+        logits that are no numbers have a most likely class all the same, the first.
     counts
         Number of targets of each example that count, shape [n]; None if it is the same for all.
     """
@@ -50,6 +52,10 @@ class Evaluation:
     errors: Tensor
     counts: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.losses.sum()):
+            object.__setattr__(self, "errors", self.errors.where(self.losses.isfinite(), torch.nan))
+
     @property
     def n(self) -> int:
         """Number of examples."""
@@ -57,12 +63,12 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Mean loss: the sum over all targets that count, divided by their number."""
+        """Mean loss: the sum over all targets that count, divided by their number; not finite if that of one is not."""
         return self._mean(self.losses)
 
     @property
     def accuracy(self) -> float:
-        """Share of the targets that are the most likely class."""
+        """Share of the targets that are the most likely class; NaN if the loss of one is not finite."""
         return 1.0 - self._mean(self.errors)
 
     def _mean(self, values: Tensor) -> float:

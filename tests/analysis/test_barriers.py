@@ -305,3 +305,14 @@ def test_no_states_is_an_error() -> None:
     model, _, inputs, targets = models(1)
     with pytest.raises(ValueError, match="no states"):
         barriers(model, [], inputs, targets)
+
+
+def test_barriers_of_a_model_whose_loss_is_not_finite_are_missing_and_no_others() -> None:
+    model, states, inputs, targets = models(3)
+    spoilt = {key: value * torch.nan for key, value in states[2].items()}
+    wanted = {"groups": ["full", "layers"], "against": [(0, 1), (1, 2), (2, 0)], "ts": [0.5]}
+    table, expected = (barriers(model, [*states[:2], last], inputs, targets, **wanted) for last in (spoilt, states[2]))
+    of_spoilt = (table["base"] == 2) | (table["other"] == 2)
+    for column in ("loss_mean_ends", "error_mean_ends", "error_own_base"):
+        assert (table[column].isna() == of_spoilt).all()
+    pd.testing.assert_frame_equal(table[~of_spoilt], expected[~of_spoilt])

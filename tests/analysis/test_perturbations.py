@@ -83,3 +83,10 @@ def test_wrong_arguments_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             perturbations(model, *arguments, targets, **options)
+
+
+def test_a_model_whose_loss_is_not_finite_has_no_error() -> None:
+    model, states, inputs, targets = models(2)
+    spoilt = {key: value * 1e300 for key, value in states[1].items()}
+    table = perturbations(model, [states[0], spoilt], inputs, targets, noise=[0.1])
+    assert table["error"].isna().tolist() == [False, True]

@@ -104,3 +104,13 @@ def test_wrong_arguments_are_named() -> None:
         similarity(model, states[:1], inputs)
     with pytest.raises(ValueError, match=r"pair \(0, 5\)"):
         similarity(model, states, inputs, pairs=[(0, 5)])
+
+
+def test_a_model_whose_outputs_are_no_numbers_is_similar_to_none() -> None:
+    model, states, inputs, _ = models(3)
+    spoilt = states[1] | {"0.weight": states[1]["0.weight"] * torch.nan}
+    table = similarity(model, [states[0], spoilt, states[2]], inputs).set_index(["base", "other"])
+    columns = ["same_class", "same_probability"]
+    assert table.loc[[(0, 1), (1, 2)], columns].isna().all().all()
+    expected = similarity(model, states, inputs).set_index(["base", "other"])
+    assert table.loc[[(0, 2)]].equals(expected.loc[[(0, 2)]])

@@ -1,6 +1,7 @@
 """Evaluation of many models at once; that of one is tested with training."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -64,3 +65,38 @@ def test_the_result_of_one_model_can_be_changed_like_any_tensor() -> None:
     before = result.losses.clone()
     result.losses.add_(1.0)
     assert torch.equal(result.losses, before + 1.0)
+
+
+class Given(torch.nn.Module):
+    """Takes its inputs for logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zero = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits + self.zero
+
+
+@pytest.mark.parametrize(
+    ("logits", "known"),
+    [
+        ([0.0, 2.0, 1.0], True),
+        ([0.0, 2.0, -math.inf], True),  # a class that a model rules out
+        ([0.0, math.nan, 1.0], False),
+        ([math.nan] * 3, False),
+        ([0.0, 2.0, math.inf], False),
+        ([-math.inf] * 3, False),
+    ],
+)
+def test_one_example_whose_logits_are_not_finite_has_neither_loss_nor_accuracy(
+    logits: list[float], known: bool
+) -> None:
+    model, plain = Given(), torch.tensor([[0.0, 2.0, 1.0]] * 3)
+    spoilt, targets = torch.cat([plain[:2], torch.tensor([logits])]), torch.tensor([1, 0, 1])
+    alone = [evaluate(model, inputs, targets) for inputs in (plain, spoilt, plain)]
+    members = [(state_of(model), inputs, targets) for inputs in (plain, spoilt, plain)]
+    for first, second, third in (alone, evaluate_cohort(model, members)):
+        assert first.accuracy == third.accuracy == pytest.approx(2 / 3)
+        assert math.isfinite(second.loss) == math.isfinite(second.accuracy) == known
+        assert second.errors[:2].tolist() == [0.0, 1.0]
