@@ -21,6 +21,14 @@ class RunError(RuntimeError):
     """A run that could not be completed, for a reason outside its code; the same command resumes it."""
 
 
+class DivergedError(RunError):
+    """A run in which no model is finite any more."""
+
+
+class ClientError(ValueError):
+    """Why a client is left out, where that is no mistake in any code."""
+
+
 def is_of_the_system(error: OSError) -> bool:
     """Tell whether a file or the disk is the reason: libraries raise OSError for other reasons too, without a number.
 

@@ -226,7 +226,7 @@ def partitions_of(experiment: Experiment) -> dict[str, Config]:
 def _with_name(on_round: Callable[[Round], None]) -> sweep.OnRound:
     def call(run: sweep.Run, summary: sweep.RoundSummary) -> None:
         accuracies = summary.personalised_accuracy, summary.global_accuracy
-        on_round(Round(run.name, summary.server_round, *accuracies))
+        on_round(Round(run.name, summary.server_round, *accuracies, summary.missing))
 
     return call
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,9 @@ from flwr.app import ConfigRecord
 from fedsim.analysis.data import Data
 from fedsim.analysis.models import Models
 from fedsim.analysis.perturbations import perturbations
-from fedsim.errors import RunError
-from fedsim.federation.client.evaluation import load_for_evaluation
+from fedsim.errors import DivergedError, RunError
+from fedsim.federation.client.evaluation import load_for_evaluation, splits_of
+from fedsim.federation.client.state import PERSONALISED
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.federation import Federation
@@ -22,6 +23,7 @@ from fedsim.models.params import Params, state_of
 from fedsim.results.faults import fault_row
 from fedsim.results.folder import metric_row
 from fedsim.strategy import Strategy, messages
+from fedsim.strategy.faults import all_failed, warn_of
 from fedsim.training.evaluation import EVALUATION_BATCH, Evaluation, evaluate
 from fedsim.training.targets import number_of_targets, target_counts
 
@@ -38,7 +40,7 @@ def client_rows(server_round: int, client: int, metrics: Mapping[str, Any]) -> I
 
 
 def evaluate_on_clients(
-    server_round: int, strategy: Strategy, engine: Engine, wanted: ConfigRecord
+    server_round: int, federation: Federation, strategy: Strategy, engine: Engine, wanted: ConfigRecord
 ) -> tuple[list[Row], list[Row]]:
     """Let the clients evaluate models on their data.
 
@@ -50,30 +52,65 @@ def evaluate_on_clients(
     Returns
     -------
     rows, faults
-        Metrics of the clients, and faults of those that failed.
+        Metrics of the clients, without values for those that failed, and faults of these and of clients whose models
+        have no finite loss.
 
     Raises
     ------
     RunError
         If no client can be evaluated.
     """
-    sent = strategy.configure_evaluate(server_round, strategy.arrays, wanted, engine)
-    replies = sorted(engine.send_and_receive(sent), key=lambda reply: reply.metadata.src_node_id)
+    sent = {
+        message.metadata.dst_node_id: message
+        for message in strategy.configure_evaluate(server_round, strategy.arrays, wanted, engine)
+    }
+    replies = sorted(engine.send_and_receive(sent.values()), key=lambda reply: reply.metadata.src_node_id)
     rows: list[Row] = []
-    faults: list[Row] = []
+    failed: dict[int, str] = {}
+    missing: dict[int, str] = {}
     for reply in replies:
         client = reply.metadata.src_node_id
         if reply.has_error():
-            logger.warning("round %d: client %d is not evaluated: %s", server_round, client, reply.error.reason)
-            faults.append(fault_row(server_round, client, "evaluate", str(reply.error.reason)))
+            failed[client] = str(reply.error.reason)
+            rows += _rows_without_values(server_round, federation, client, messages.settings_of(sent[client].content))
         else:
             rows += client_rows(server_round, client, dict(reply.content[messages.METRICS]))
-    if faults and len(faults) == len(replies):
-        reason = faults[0]["reason"]
-        raise RunError(
-            f"round {server_round}: no client could be evaluated; the first was left out because of {reason}"
-        )
-    return rows, faults
+            if reason := messages.missing_of(reply.content):
+                missing[client] = reason
+    if failed and len(failed) == len(replies):
+        raise RunError(f"round {server_round}: no client could be evaluated; {all_failed(failed)}")
+    warn_of(server_round, failed, "not evaluated")
+    warn_of(server_round, missing, "no finite loss", ("has", "have"))
+    faults = sorted((failed | missing).items())
+    return rows, [fault_row(server_round, client, "evaluate", reason) for client, reason in faults]
+
+
+def check_any_finite(server_round: int, rows: Iterable[Row]) -> None:
+    """Check that some client's own model has a finite loss.
+
+    Raises
+    ------
+    DivergedError
+        If none has one.
+    """
+    losses = [row["value"] for row in rows if (row["model"], row["metric"]) == (PERSONALISED, "loss")]
+    if losses and all(value is None for value in losses):
+        raise DivergedError(f"round {server_round}: no client's own model has a finite loss; a lower local.lr may help")
+
+
+def _rows_without_values(
+    server_round: int, federation: Federation, client: int, settings: Mapping[str, Any]
+) -> Iterator[Row]:
+    """Yield the rows of a client that could not be evaluated: it is missing from a mean, which must say so."""
+    kinds = {
+        "is_unseen": settings.get(messages.UNSEEN, False),
+        "validated": bool(federation.data.split.validation.sizes[client]),
+        "on_server": "server" in federation.config.evaluation.on,
+    }
+    for model in settings[messages.MODELS]:
+        for split in splits_of(model, **kinds):
+            for metric in ("loss", "accuracy"):
+                yield metric_row(server_round, client, split, model, metric, math.nan, 0)
 
 
 @dataclass(frozen=True)

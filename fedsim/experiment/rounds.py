@@ -1,6 +1,7 @@
 """One round: training, barriers, averaging, evaluation, and the records of each."""
 
 import logging
+import math
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,9 +10,15 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message
 
-from fedsim.errors import RunError
+from fedsim.errors import DivergedError, RunError
 from fedsim.experiment.checkpoints import Checkpoints
-from fedsim.experiment.evaluation import Row, ServerEvaluation, client_rows, evaluate_on_clients
+from fedsim.experiment.evaluation import (
+    Row,
+    ServerEvaluation,
+    check_any_finite,
+    client_rows,
+    evaluate_on_clients,
+)
 from fedsim.experiment.measuring.barrier_cost import rounds_between
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
 from fedsim.experiment.measuring.gate import gate_barriers, gate_traffic, mean_barriers
@@ -25,6 +32,7 @@ from fedsim.results.faults import fault_row
 from fedsim.results.files import append_rows, read_rows, write_parquet
 from fedsim.results.folder import RunFolder
 from fedsim.strategy import ClientUpdate, Measurable, Received, Strategy, messages
+from fedsim.strategy.faults import NOT_FINITE, all_failed, kind_of, warn_of
 from fedsim.strategy.traffic import Traffic, layer_bytes
 
 AVERAGE = "average"  # of all layers of the uploaded models, whatever the strategy shares
@@ -38,7 +46,10 @@ class RoundSummary:
     Parameters
     ----------
     personalised_accuracy, global_accuracy
-        None where the round has no evaluation.
+        None where the round has no evaluation. The first is a mean over the clients whose model has a finite loss; NaN
+        stands for no value.
+    missing
+        Number of the other clients.
     faults
         Number of faults of clients in the round.
     stopped
@@ -48,6 +59,7 @@ class RoundSummary:
     server_round: int
     personalised_accuracy: float | None = None
     global_accuracy: float | None = None
+    missing: int = 0
     faults: int = 0
     stopped: str | None = None
 
@@ -68,6 +80,7 @@ class Rounds:
         self._measured_every = rounds_between(federation)
         self._changed: set[int] = set()
         self._seconds: dict[str, float] = {}
+        self._faults = 0
         # Read again from the records, so that a resumed run stops where it would have stopped.
         rows = read_rows(folder.metrics).to_dict("records") if folder.metrics.exists() else []
         self._validation_means = {metric: validation_means(rows, metric) for metric in SELECTED_BY}
@@ -92,9 +105,11 @@ class Rounds:
         Raises
         ------
         RunError
-            If no client sent a valid update.
+            If no client sent a valid update, or can be evaluated.
+        DivergedError
+            If that is because none is finite, or if no client's own model has a finite loss.
         """
-        self._seconds = {}
+        self._seconds, self._faults = {}, 0
         measured = self._is_due(self._measured_every, server_round)
         gate = self.strategy.measurable(server_round)
         rows: list[Row] = []
@@ -105,9 +120,6 @@ class Rounds:
                 received.updates = self._gate(server_round, gate, received.updates)
         for update in received.updates:
             rows += client_rows(server_round, update.client, update.metrics)
-        faults = [
-            fault_row(server_round, client, "train", received.left_out[client]) for client in sorted(received.left_out)
-        ]
         if measured and (finite := [update for update in received.updates if update.is_finite()]):
             with self._timed("barriers"):
                 rows += self._measure(server_round, finite)
@@ -115,14 +127,13 @@ class Rounds:
             self.strategy.step(server_round, received)
         evaluated, failed = self._evaluate(server_round)
         rows += evaluated
-        faults += failed + self._restored(server_round)
         append_rows(self.folder.metrics, rows)
-        if faults:
-            append_rows(self.folder.faults, faults)
+        self._note(failed + self._restored(server_round))
+        check_any_finite(server_round, evaluated)
         self._save_if_due(server_round)
         append_rows(self.folder.timing, [{"round": server_round, **self._seconds}])
         stopped = self.stopped if server_round < self.config.rounds else None
-        return replace(_summary(server_round, rows), faults=len(faults), stopped=stopped)
+        return replace(_summary(server_round, rows), faults=self._faults, stopped=stopped)
 
     def _train(self, server_round: int, probe: bool) -> Received:
         measure = TRAINED in self.config.evaluation.models and is_evaluated(self.config, server_round)
@@ -141,12 +152,22 @@ class Rounds:
 
         received = self.strategy.receive(server_round, counted(), in_order=not probe)
         append_rows(self.folder.communication, traffic.rows(server_round))
+        left_out = received.left_out
+        missing = {update.client: update.missing for update in received.updates if update.missing}
+        self._note([fault_row(server_round, client, "train", left_out[client]) for client in sorted(left_out)])
+        self._note([fault_row(server_round, client, "personal", why) for client, why in missing.items()])
         if not received.updates:
-            reason = next(iter(received.left_out.values()))
-            raise RunError(
-                f"round {server_round}: no client sent a valid update; the first was rejected because {reason}"
-            )
+            failure = DivergedError if {*map(kind_of, left_out.values())} == {NOT_FINITE} else RunError
+            raise failure(f"round {server_round}: no client sent a valid update; {all_failed(left_out)}")
+        warn_of(server_round, left_out)
+        warn_of(server_round, missing, "diverged", ("has", "have"))
         return received
+
+    def _note(self, faults: Sequence[Row]) -> None:
+        """Write faults, also those of a round that fails."""
+        self._faults += len(faults)
+        if faults:
+            append_rows(self.folder.faults, faults)
 
     def _gate(self, server_round: int, gate: Measurable, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Give the strategy the barriers that it asks for; return the updates with the cost of measuring them."""
@@ -187,7 +208,7 @@ class Rounds:
         if is_evaluated(self.config, server_round):
             with self._timed("evaluate"):
                 wanted = ConfigRecord({messages.MODELS: [PERSONALISED, GLOBAL]})
-                rows, faults = evaluate_on_clients(server_round, self.strategy, self.engine, wanted)
+                rows, faults = evaluate_on_clients(server_round, self.federation, self.strategy, self.engine, wanted)
                 rows += self._on_server.rows(server_round, GLOBAL, self.strategy.global_model)
             for metric, means in self._validation_means.items():
                 means |= validation_means(rows, metric)
@@ -196,7 +217,7 @@ class Rounds:
             with self._timed("fine-tune"):
                 layers = fine_tuned_layers(self.federation, self.strategy)
                 wanted = ConfigRecord({messages.MODELS: [FINE_TUNED], messages.FINE_TUNE: layers})
-                tuned, failed = evaluate_on_clients(server_round, self.strategy, self.engine, wanted)
+                tuned, failed = evaluate_on_clients(server_round, self.federation, self.strategy, self.engine, wanted)
                 rows, faults = rows + tuned, faults + failed
         return rows, faults
 
@@ -248,13 +269,18 @@ class Rounds:
 
 
 def _summary(server_round: int, rows: Sequence[Mapping[str, Any]]) -> RoundSummary:
-    def mean_accuracy(model: str, of_server: bool) -> float | None:
-        values = [
+    def accuracies(model: str, of_server: bool) -> list[float | None]:
+        return [
             row["value"]
             for row in rows
             if (row["model"], row["split"], row["metric"]) == (model, "test", "accuracy")
             and (row["client"] is None) == of_server
         ]
-        return sum(values) / len(values) if values else None
 
-    return RoundSummary(server_round, mean_accuracy(PERSONALISED, False), mean_accuracy(GLOBAL, True))
+    own, of_server = accuracies(PERSONALISED, False), accuracies(GLOBAL, True)
+    return RoundSummary(server_round, _mean(own), _mean(of_server), missing=own.count(None))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else (math.nan if values else None)

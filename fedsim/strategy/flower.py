@@ -15,6 +15,7 @@ from fedsim.models.averaging import WeightedMean
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import messages
+from fedsim.strategy.faults import warn_of
 from fedsim.strategy.hooks import Hooks
 from fedsim.strategy.messages import Instructions, TensorArray
 from fedsim.strategy.participants import draw_evaluated, draw_participants, draw_unseen
@@ -71,8 +72,6 @@ class Strategy(Hooks, FlowerStrategy):
                 mean.add(update.shared, update.num_examples)
                 update = replace(update, shared={}, probe={}, sets={})
             received.updates.append(update)
-        for client, reason in received.left_out.items():
-            logger.warning("round %d: client %d is left out of the average: %s", server_round, client, reason)
         # A float sum depends on its order, and replies come in any.
         received.updates.sort(key=lambda update: update.client)
         if mean is not None and received.updates:
@@ -127,6 +126,7 @@ class Strategy(Hooks, FlowerStrategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the valid replies; clients that failed are left out with a warning."""
         received = self.receive(server_round, replies)
+        warn_of(server_round, received.left_out)
         if not received.updates:
             return None, None
         self.step(server_round, received)

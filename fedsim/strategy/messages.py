@@ -16,6 +16,7 @@ to client  ``global``   for evaluation: the entries of the global model that dif
 to server  ``arrays``   the shared layers after training
 to server  ``metrics``  ``num-examples`` and whatever the client measured
 to server  ``probe``    where asked for: the entries that are not in ``arrays``; not counted as traffic
+to server  ``config``   ``missing``, why the client's own model has no finite loss; only if it has none
 both       others       named parameter sets of the method, such as control variates
 ========== ============ =============================================================================
 """
@@ -41,6 +42,7 @@ MODEL, MOMENTUM = "model", "momentum"
 RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MODEL, MOMENTUM)
 SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
 MODELS, FINE_TUNE, UNSEEN, MEASURE = "models", "fine-tune", "unseen", "measure"
+MISSING = "missing"
 
 
 class TensorArray(Array):
@@ -137,6 +139,17 @@ def settings_of(content: RecordDict) -> Mapping[str, Any]:
     settings = content[CONFIG]
     assert isinstance(settings, ConfigRecord)
     return settings
+
+
+def missing_of(content: RecordDict) -> str:
+    """Return why a client's own model has no finite loss, as it says; empty if it has one."""
+    record = content.get(CONFIG)
+    return str(record.get(MISSING, "")) if isinstance(record, ConfigRecord) else ""
+
+
+def say_missing(reason: str) -> dict[str, ConfigRecord]:
+    """Return the record that `missing_of` reads; none without a reason."""
+    return {CONFIG: ConfigRecord({MISSING: reason})} if reason else {}
 
 
 def size_bytes(array: Array) -> int:

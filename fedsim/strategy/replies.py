@@ -49,7 +49,7 @@ def read_update(
         if not is_finite(entries):
             raise ValueError(f"its {name} has values that are not finite")
     probe = messages.decode(messages.arrays_of(reply.content, messages.PROBE))
-    return ClientUpdate(client, ordered, weight, metrics, probe, sets)
+    return ClientUpdate(client, ordered, weight, metrics, probe, sets, messages.missing_of(reply.content))
 
 
 def read_metrics(reply: Message) -> dict[str, float]:

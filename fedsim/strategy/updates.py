@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fedsim.errors import RunError
+from fedsim.errors import DivergedError, RunError
 from fedsim.models.params import Params, is_finite
 
 
@@ -25,6 +25,8 @@ class ClientUpdate:
         Its other layers, where the analysis asked for them; not counted as traffic.
     sets
         Named parameter sets of its rule.
+    missing
+        Why its own model has no finite loss, if it has none.
     """
 
     client: int
@@ -33,6 +35,7 @@ class ClientUpdate:
     metrics: Mapping[str, float] = field(default_factory=dict)
     probe: Params = field(default_factory=dict)
     sets: Mapping[str, Params] = field(default_factory=dict)
+    missing: str = ""
 
     def is_finite(self) -> bool:
         """Tell whether the layers that the client keeps are finite too; a model that diverged has no barriers."""
@@ -79,5 +82,5 @@ def check_average(averaged: object, model: Params, where: str) -> Params:
         if not isinstance(value, torch.Tensor) or value.shape != model[key].shape:
             raise RunError(f"{where} returns {key!r} that is not a tensor of shape {tuple(model[key].shape)}")
         if not is_finite({key: value}):
-            raise RunError(f"{where} returns {key!r} with values that are not finite")
+            raise DivergedError(f"{where} returns {key!r} with values that are not finite")
     return {key: value.to(model[key].dtype) for key, value in averaged.items()}

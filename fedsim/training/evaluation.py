@@ -74,7 +74,7 @@ class Evaluation:
     def _mean(self, values: Tensor) -> float:
         if self.counts is None:
             return float(values.mean())
-        return float((values * self.counts).sum() / self.counts.sum().clamp(min=1))
+        return float((values * self.counts).sum() / self.counts.sum())
 
     def linearised(self) -> "Evaluation":
         """Return values whose plain means, and standard errors, are those of the means over all targets that count.

@@ -119,7 +119,7 @@ def test_a_client_that_returns_nothing_answers_with_an_error_and_keeps_its_state
     with LocalEngine(
         partial(app_of, lambda client, content: "nothing" if client in silent else ""), 3, workers=2
     ) as engine:
-        nothing = "TypeError: the client returned a NoneType; it must return a Message"
+        nothing = "the client returned a NoneType; it must return a Message"
         assert ask(engine, range(3)) == [1, nothing, 1]
         silent.clear()
         assert ask(engine, range(3)) == [2, 1, 2]
@@ -132,7 +132,7 @@ def test_a_cohort_that_fails_is_tried_client_by_client() -> None:
     def together(requests: list[tuple[Message, Context]]) -> list[RecordDict]:
         tried.append([context.node_id for _, context in requests])
         if 2 in tried[-1]:
-            raise ValueError("client 2 has no luck")
+            raise ValueError("client 2 has no luck")  # here
         return [RecordDict({"metrics": MetricRecord({"count": 10.0})}) for _ in requests]
 
     def make() -> CohortApp:
@@ -144,8 +144,10 @@ def test_a_cohort_that_fails_is_tried_client_by_client() -> None:
 
         return app
 
+    line = next(n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("  # here"))
+    place = f"test_local_engine.py, line {line}"
     with LocalEngine(make, 7, workers=1) as engine:
-        assert ask(engine, range(7)) == [10, 10, "ValueError: client 2 has no luck", 10, 10, 10, 10]
+        assert ask(engine, range(7)) == [10, 10, f"ValueError: client 2 has no luck ({place})", 10, 10, 10, 10]
     assert tried == [[0, 1, 2], [0], [1], [2], [3, 4, 5], [6]]
 
 

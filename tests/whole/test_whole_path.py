@@ -282,15 +282,6 @@ def test_dropout_is_drawn_from_the_seed_whatever_the_engine(
     assert run_files(runs[0]) == run_files(runs[1])
 
 
-def test_a_client_that_diverges_is_left_out_and_the_report_still_drawn(
-    tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
-) -> None:
-    folder = play(tiny(strategy={"name": "local"}, local={"lr": 1e25}))
-    assert "NaN" not in folder.metrics.read_text()
-    result = read_result(folder)
-    assert write_run(result, tmp_path).exists()
-
-
 def test_a_client_that_raises_is_left_out_and_the_run_says_so(
     tiny: Callable[..., Config],
     play: Callable[..., RunFolder],
@@ -310,7 +301,8 @@ def test_a_client_that_raises_is_left_out_and_the_run_says_so(
     folder = play(config)
     faults = read_rows(folder.faults)
     assert faults[["round", "client"]].to_numpy().tolist() == [[1, 2], [2, 2]]
-    assert set(faults["reason"]) == {"ValueError: no luck"}
-    assert "round 1: client 2 is left out of the average: ValueError: no luck" in caplog.text
-    assert "Traceback" in folder.log.read_text()
+    [reason] = set(faults["reason"])
+    assert reason.startswith("ValueError: no luck (test_whole_path.py, line ")
+    assert f"round 1: client 2 is left out of the average: {reason}" in caplog.text
+    assert folder.log.read_text().count("Traceback") == 1  # of two rounds
     assert set(read_rows(folder.communication)["client"]) == {0, 1, 2, 3}

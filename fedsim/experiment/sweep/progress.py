@@ -1,6 +1,7 @@
 """What the user sees during runs: bars with an estimate on a terminal, else one line per round."""
 
 import logging
+import math
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
@@ -64,6 +65,7 @@ class Progress:
     def advance(self, name: str, summary: RoundSummary) -> None:
         """Count a round of a run and show what it achieved."""
         shown = f"{name}  {_accuracy('personalised', summary.personalised_accuracy)}"
+        shown += f" ({summary.missing} missing)" if summary.missing else ""
         shown += f" {_accuracy('global', summary.global_accuracy)}"
         if summary.faults:
             shown += f" {summary.faults} {'fault' if summary.faults == 1 else 'faults'}"
@@ -94,4 +96,6 @@ def _console() -> Console:
 
 
 def _accuracy(name: str, value: float | None) -> str:
-    return f"{name} {value:6.1%}" if value is not None else ""
+    if value is None:
+        return ""
+    return f"{name} missing" if math.isnan(value) else f"{name} {value:6.1%}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedsim.config import Config, naming
 from fedsim.config.choices import CATALOGUES, custom_names
-from fedsim.errors import ConfigError, RunError, error_line, is_of_the_system, is_of_the_user
+from fedsim.errors import ConfigError, DivergedError, RunError, error_line, is_of_the_system, is_of_the_user
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.run import Parts
@@ -23,9 +23,11 @@ from fedsim.experiment.sweep.processes import Died, Emit, Ended, Started, side_b
 from fedsim.experiment.sweep.progress import Progress
 from fedsim.federation.engines.grid import processors
 from fedsim.results import report
+from fedsim.results.faults import faults_of_run
 from fedsim.results.files import write_whole
 from fedsim.results.folder import RunFolder
 
+logger = logging.getLogger(__name__)
 AGAIN = "rerun the same command to resume from the last completed round"
 
 
@@ -71,12 +73,15 @@ class Failure:
 
     Parameters
     ----------
+    diverged
+        Whether it is that no model is finite any more.
     trace
         The traceback of an error that is neither the user's nor the machine's, else empty.
     """
 
     message: str
     wrong_config: bool = False
+    diverged: bool = False
     trace: str = ""
 
 
@@ -197,13 +202,15 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
             engine = run.config.engine.model_copy(update={"workers": workers or run.config.engine.workers})
             parts = parts or experiment.prepare(run.config.model_copy(update={"engine": engine}))
             experiment.run(run.config, run.folder, emit, parts)
+            for text in faults_of_run(run.folder, experiment.rounds_done(run.folder)):
+                logger.warning(text)
             if run.with_page:
                 report.write_run(report.read_result(run.folder), run.folder.path)
             write_whole(run.folder.done, "")
     except ConfigError as error:
         return Failure(str(error), wrong_config=True)
     except RunError as error:
-        return Failure(str(error))
+        return Failure(str(error), diverged=isinstance(error, DivergedError))
     except Exception as error:  # in a custom strategy, model or other part, most likely
         if isinstance(error, OSError) and is_of_the_system(error) and not is_of_the_user(error):
             return Failure(str(error))

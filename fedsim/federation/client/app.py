@@ -11,8 +11,9 @@ from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.config import Config
+from fedsim.errors import ClientError
 from fedsim.federation.client.evaluation import evaluate_clients, evaluate_trained
-from fedsim.federation.client.state import UPLOADED, local_of, metric_name, stored
+from fedsim.federation.client.state import UPLOADED, local_of, metric_name, not_finite, stored
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.federation.participants import participants
 from fedsim.models.params import Params, flat_copy, is_finite, load_state_, state_of
@@ -98,8 +99,8 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[RecordDi
     finished = []
     for local, (params, training) in zip(started, trained, strict=True):
         finished.append(rule.finish(replace(local, params=params, sets=training.sets), local))
-    for local, asked, result in zip(started, instructions, finished, strict=True):
-        _check(local.client, asked, result)
+    for asked, result in zip(instructions, finished, strict=True):
+        _check(asked, result)
     replies = [
         _reply(federation, asked, context, local, result, training)
         for (_, context), asked, local, result, (_, training) in zip(
@@ -163,11 +164,11 @@ def _trained(
     return [(state_of(model), training)]
 
 
-def _check(client: int, instructions: Instructions, finished: Finished) -> None:
+def _check(instructions: Instructions, finished: Finished) -> None:
     """Check what a client would send before anything is kept: if it is of no use, the client resumes from before."""
     upload = finished.params if finished.upload is None else finished.upload
     if not is_finite({key: upload[key] for key in instructions.upload if key in upload}):
-        raise ValueError(f"client {client}'s update is not finite; a lower local.lr may help")
+        raise ClientError("its update is not finite; a lower local.lr may help")
     for names in (finished.kept, finished.sent):
         if taken := set(names) & set(messages.RESERVED):
             raise ValueError(f"a rule's set is called {min(taken)!r}, which messages use already; give it another name")
@@ -203,6 +204,7 @@ def _reply(
     metrics = {messages.NUM_EXAMPLES: examples, **finished.metrics}
     metrics |= {metric_name(UPLOADED, "train", name): value for name, value in measured.items()}
     reply = RecordDict({messages.ARRAYS: messages.encode(shared), messages.METRICS: messages.measurements(metrics)})
+    reply.update(messages.say_missing(not_finite(federation, context)))
     for name, entries in finished.sent.items():
         reply[name] = messages.encode(flat_copy(entries))
     if instructions.probe:

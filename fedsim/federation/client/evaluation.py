@@ -1,6 +1,7 @@
 """How clients evaluate models on their own data."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Context, Message, RecordDict
@@ -14,6 +15,7 @@ from fedsim.federation.client.state import (
     TRAINED,
     client_of,
     metric_name,
+    not_finite,
     personalised_model,
     taken_from,
 )
@@ -54,7 +56,7 @@ def evaluate_clients(federation: Federation, requests: Sequence[tuple[Message, C
     server = _server_test(federation)
     planned = [list(_measurements(federation, server, *request)) for request in requests]
     replies = []
-    for (message, _), own in zip(requests, _measured(federation, planned), strict=True):
+    for (message, context), own in zip(requests, _measured(federation, planned), strict=True):
         split = "unseen" if _is_unseen(message) else "test"
         metrics = dict(own)
         if GLOBAL in _models(message) and metric_name(GLOBAL, split, "n") not in metrics:
@@ -62,7 +64,9 @@ def evaluate_clients(federation: Federation, requests: Sequence[tuple[Message, C
             for metric in ("loss", "accuracy", "n"):
                 metrics[metric_name(GLOBAL, split, metric)] = own[metric_name(PERSONALISED, split, metric)]
         metrics[messages.NUM_EXAMPLES] = next(value for name, value in own.items() if name.endswith(f"/{split}/n"))
-        replies.append(RecordDict({messages.METRICS: messages.measurements(metrics)}))
+        reply = RecordDict({messages.METRICS: messages.measurements(metrics)})
+        reply.update(messages.say_missing(_why_missing(federation, context, metrics)))
+        replies.append(reply)
     return replies
 
 
@@ -82,6 +86,33 @@ def evaluate_trained(
         for client, params in zip(clients, trained, strict=True)
     ]
     return _measured(federation, planned)
+
+
+def splits_of(model: str, *, is_unseen: bool, validated: bool, on_server: bool) -> list[str]:
+    """Return the names of what a client measures a model on.
+
+    Parameters
+    ----------
+    is_unseen
+        Whether the client never trains.
+    validated
+        Whether it has validation data.
+    on_server
+        Whether it measures its models on the server's test data too.
+    """
+    if is_unseen:
+        return ["unseen"]
+    selected = model in SELECTED
+    return ["validation"] * (selected and validated) + ["test"] + ["server"] * (selected and on_server)
+
+
+def _why_missing(federation: Federation, context: Context, metrics: Mapping[str, float]) -> str:
+    """Return why models of a client have no finite loss; empty if all have one."""
+    losses = [name for name, value in metrics.items() if name.endswith("/loss") and not math.isfinite(value)]
+    models = list(dict.fromkeys(name.partition("/")[0] for name in losses))
+    if not models:
+        return ""
+    return not_finite(federation, context) or f"the loss of {' and '.join(models)} is not finite"
 
 
 def _server_test(federation: Federation) -> InputsAndTargets | None:
@@ -130,14 +161,12 @@ def _on_each_part(
     def calibration() -> Tensor:
         return data.train[0]
 
-    if is_unseen:
-        yield _Measurement(model, "unseen", params, data.test, calibration)
-        return
-    if model in SELECTED and len(data.validation[1]):
-        yield _Measurement(model, "validation", params, data.validation, calibration)
-    yield _Measurement(model, "test", params, data.test, calibration)
-    if model in SELECTED and server is not None:
-        yield _Measurement(model, "server", params, server, calibration)
+    examples = {"unseen": data.test, "validation": data.validation, "test": data.test, "server": server}
+    validated = len(data.validation[1]) > 0
+    for split in splits_of(model, is_unseen=is_unseen, validated=validated, on_server=server is not None):
+        own = examples[split]
+        assert own is not None
+        yield _Measurement(model, split, params, own, calibration)
 
 
 def _measured(federation: Federation, planned: Sequence[Sequence[_Measurement]]) -> list[dict[str, float]]:

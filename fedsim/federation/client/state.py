@@ -3,7 +3,7 @@
 from flwr.app import Context, Message
 
 from fedsim.federation.federation import Federation
-from fedsim.models.params import Params, combine
+from fedsim.models.params import Params, combine, is_finite
 from fedsim.seeds import rng
 from fedsim.strategy import messages
 from fedsim.strategy.messages import MODEL
@@ -30,6 +30,16 @@ def own_model(federation: Federation, context: Context) -> Params:
         federation.initial if kept.keys() == federation.initial.keys() else federation.initial_of(client_of(context))
     )
     return combine(initial, kept)
+
+
+def not_finite(federation: Federation, context: Context) -> str:
+    """Return which of a client's personal layers, and of its rule's sets, are not finite; empty if all are."""
+    kept = stored(context, MODEL)
+    broken = [] if is_finite(kept) else [key for key, value in kept.items() if not is_finite({key: value})]
+    names = list(dict.fromkeys(map(federation.layers.of_key, broken)))
+    sets = [name for name in messages.sets_of(context.state) if not is_finite(stored(context, name))]
+    parts = [f"its personal layers {', '.join(names)}"] * bool(names) + [f"its set {name}" for name in sets]
+    return f"{' and '.join(parts)} {'is' if len(parts) == 1 and not names else 'are'} not finite" if parts else ""
 
 
 def taken_from(message: Message) -> Params:

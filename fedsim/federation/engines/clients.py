@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsim.config import EngineConfig
+from fedsim.errors import ClientError
 from fedsim.federation.client.app import CohortApp
+from fedsim.federation.client.reasons import is_expected, reason_of
 from fedsim.federation.engines.grid import RUN, error_reply
 from fedsim.federation.engines.states import States
 
@@ -50,10 +53,8 @@ class Clients:
             context = self.context_of(client)
             reply = self._app(message, context)
             self._keep(client, reply, context, abandoned)
-        except Exception as error:
-            # The traceback is for the log; the caller decides what the error means for the run.
-            logger.info("client %d failed in %s", client, message.metadata.message_type, exc_info=True)
-            return error_reply(message, f"{type(error).__name__}: {error}")
+        except Exception as error:  # the caller decides what it means for the run
+            return error_reply(message, reason_of(error), "" if is_expected(error) else traceback.format_exc())
         return reply
 
     def answer_all(self, messages: list[Message]) -> list[Message]:
@@ -94,8 +95,10 @@ class Clients:
         try:
             contexts = [self.context_of(client) for client in clients]
             replies = self._app.together(list(zip(messages, contexts, strict=True)))
-        except Exception:
-            logger.info("clients %s failed as a cohort; each is tried alone", clients, exc_info=True)
+        except Exception as error:
+            logger.info("clients %s failed as a cohort; each is tried alone: %s", clients, reason_of(error))
+            replies, contexts = [], []
+        if not replies:  # what the error kept in memory is free by now
             return [self.answer(message) for message in messages]
         for client, reply, context, before in zip(clients, replies, contexts, abandoned, strict=True):
             self._keep(client, reply, context, before)
@@ -103,7 +106,7 @@ class Clients:
 
     def _keep(self, client: int, reply: Message, context: Context, abandoned: int) -> None:
         if not isinstance(reply, Message):
-            raise TypeError(f"the client returned a {type(reply).__name__}; it must return a Message")
+            raise ClientError(f"the client returned a {type(reply).__name__}; it must return a Message")
         with self._lock:
             if self._abandoned.get(client, 0) == abandoned and not reply.has_error():
                 self._states[client] = context.state

@@ -1,5 +1,6 @@
 """What the engines have in common: Flower's Grid over clients that live in the simulator."""
 
+import logging
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,9 +14,12 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedsim.strategy.faults import kind_of
+
 SERVER_NODE = -1
 RUN = 1
 CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
+logger = logging.getLogger(__name__)
 
 
 def processors() -> int:
@@ -33,9 +37,14 @@ def set_sender() -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, SERVER_NODE, 0
 
 
-def error_reply(message: Message, reason: str) -> Message:
-    """Return an error in place of a client's reply, with the reason in one line."""
-    return Message(Error(CLIENT_RAISED, " ".join(reason.split())), reply_to=message)
+def error_reply(message: Message, reason: str, trace: str = "") -> Message:
+    """Return an error in place of a client's reply, with the reason in one line and, for `Engine`, the traceback."""
+    return Message(Error(CLIENT_RAISED, "\n".join([" ".join(reason.split()), trace]).strip()), reply_to=message)
+
+
+def reason_of(reply: Message) -> str:
+    """Return the reason of an error, without its traceback."""
+    return str(reply.error.reason).partition("\n")[0]
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Engine(Grid):
         self.deadline = deadline
         self._run = Run.create_empty(RUN)
         self._replies: dict[str, Message] = {}
+        self._logged: set[str] = set()
         set_sender()
 
     def __enter__(self) -> Self:
@@ -152,4 +162,16 @@ class Engine(Grid):
         sent = list(messages)
         for message in sent:
             message.metadata.__dict__["_message_id"] = str(uuid4())
-        return self.handle(sent)
+        return map(self._without_trace, self.handle(sent), sent)
+
+    def _without_trace(self, reply: Message, message: Message) -> Message:
+        """Return a reply without its traceback, which is logged once for each kind of error."""
+        if not reply.has_error() or "\n" not in (text := str(reply.error.reason)):
+            return reply
+        reason, _, trace = text.partition("\n")
+        if (kind := kind_of(reason)) not in self._logged:
+            self._logged.add(kind)
+            metadata = message.metadata
+            where = metadata.group_id, metadata.dst_node_id, metadata.message_type
+            logger.info("round %s: client %d failed in %s: %s\n%s", *where, reason, trace)
+        return error_reply(message, reason)

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from ray import exceptions as failures
 
 from fedsim.errors import ConfigError, RunError
-from fedsim.federation.engines import starting
+from fedsim.federation.engines import grid, starting
 from fedsim.federation.engines.clients import CACHE_BYTES
 from fedsim.federation.engines.failing import DEATHS, raise_cause, reason_of
 from fedsim.federation.engines.grid import Engine, Restored, error_reply
@@ -207,7 +207,7 @@ class RayEngine(Engine):
         for item, reply in zip(items, unpack(data, buffers), strict=True):
             if item.number is None:
                 if reply.has_error():
-                    self._workers.give_up([item], str(reply.error.reason))
+                    self._workers.give_up([item], grid.reason_of(reply))
                 continue
             if not reply.has_error():
                 self._journal.answered(item.message)
