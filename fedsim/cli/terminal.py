@@ -37,6 +37,8 @@ def print_table(text: "Table") -> None:
         table.add_row(*row)
     # Piped into a file, a table keeps its columns whatever the width of a terminal would be.
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+    for note in text.notes:
+        print(f" {note}")
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -33,12 +33,16 @@ class Round:
     ----------
     run
         Name of the run: its strategy and seed.
+    missing
+        Number of clients that have no personalised accuracy and are not in its mean: their models are not finite, or
+        they could not be evaluated.
     """
 
     run: str
     round: int
     personalised_accuracy: float | None = None
     global_accuracy: float | None = None
+    missing: int = 0
 
 
 class FinishedRun(Result):
@@ -82,10 +86,11 @@ class FinishedRun(Result):
         return restored_model(self.folder, client)
 
     def __repr__(self) -> str:
-        accuracy = self.by_client("personalised").mean()
+        values = self.by_client("personalised")
+        missing = f" ({values.isna().sum()} missing)" if values.isna().any() else ""
         return (
             f"<run {self.strategy}, seed {self.config.seed}, {self.data}, {self.config.clients} clients: personalised "
-            f"accuracy {accuracy:.1%} after round {self.evaluated} of {self.config.rounds}, {self.path}>"
+            f"accuracy {values.mean():.1%}{missing} after round {self.evaluated} of {self.config.rounds}, {self.path}>"
         )
 
     def _repr_html_(self) -> str:
@@ -206,8 +211,9 @@ def _frame_of(table: Table) -> pd.DataFrame:
 
 
 def _text(table: Table) -> str:
-    return _frame_of(table).to_string(index=False)
+    return "\n".join([_frame_of(table).to_string(index=False), *table.notes])
 
 
 def _html(table: Table) -> str:
-    return _frame_of(table).to_html(index=False)
+    notes = [f"<p>{html.escape(note)}</p>" for note in table.notes]
+    return "".join([_frame_of(table).to_html(index=False), *notes])

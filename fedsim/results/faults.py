@@ -1,5 +1,6 @@
 """Faults of a run that continued: clients that failed, and clients whose worker died."""
 
+import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -7,8 +8,9 @@ import pandas as pd
 
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
+from fedsim.strategy.faults import count_kinds, kind_of, name_clients
 
-Stage = Literal["train", "evaluate", "worker"]
+Stage = Literal["train", "evaluate", "personal", "worker"]
 COLUMNS = ["round", "client", "stage", "reason", "restored_from"]
 
 
@@ -20,8 +22,9 @@ def fault_row(
     Parameters
     ----------
     stage
-        ``train`` where the client's update is left out of the average, ``evaluate`` where it is missing from an
-        evaluation, ``worker`` where its worker died and it lost what it had learned since its last checkpoint.
+        ``train`` where the client's update is left out of the average, ``evaluate`` where a value of it is missing from
+        an evaluation, ``personal`` where what it keeps is not finite after training, ``worker`` where its worker died
+        and it lost what it had learned since its last checkpoint.
     reason
         Message of the error, in one line.
     restored_from
@@ -32,7 +35,7 @@ def fault_row(
 
 
 def read_faults(folder: RunFolder, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the faults of a run, one row each, with the columns of `fault_row`.
+    """Return the faults of a run, one row each: the columns of `fault_row`, and ``kind``, what its reason is one of.
 
     Parameters
     ----------
@@ -40,7 +43,47 @@ def read_faults(folder: RunFolder, metrics: pd.DataFrame) -> pd.DataFrame:
         Rows of ``metrics.jsonl``. Runs of earlier versions have their faults there, without reasons.
     """
     rows = [*_of_earlier_versions(metrics), *read_rows(folder.faults).to_dict("records")]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.assign(kind=[kind_of(str(reason)) for reason in table["reason"]])
+
+
+def updates_asked_for(folder: RunFolder, rounds: int) -> int:
+    """Return how many updates clients were asked for in the first rounds of a run; 0 if that is not known."""
+    if not folder.participants.exists():
+        return 0
+    return sum(map(len, json.loads(folder.participants.read_text())[:rounds]))
+
+
+def faults_of_run(folder: RunFolder, rounds: int) -> list[str]:
+    """Return what went wrong in the first rounds of a run, as `describe_faults` does; nothing if all went well."""
+    faults = read_rows(folder.faults)
+    return describe_faults(faults, updates_asked_for(folder, rounds)) if len(faults) else []
+
+
+def describe_faults(faults: pd.DataFrame, updates: int) -> list[str]:
+    """Return what went wrong, a text for each stage: ``12 of 200 updates left out: not finite (10), it timed out (2)``.
+
+    Parameters
+    ----------
+    updates
+        Number of all updates that clients were asked for; 0 if it is not known.
+    """
+    of = f" of {updates}" if updates else ""
+    texts = []
+    for stage, rows in faults.groupby("stage"):
+        count, kinds = len(rows), count_kinds(map(str, rows["reason"]))
+        plural = "" if count == 1 else "s"
+        match stage:
+            case "train":
+                texts.append(f"{count}{of} update{'s' if of else plural} left out: {kinds}")
+            case "evaluate":
+                texts.append(f"{count} client evaluation{plural} without values: {kinds}")
+            case "personal":
+                clients = sorted(map(int, rows["client"].unique()))
+                texts.append(f"personal layers of {name_clients(clients)} not finite")
+            case _:
+                texts.append(f"{count} client{plural} set back to a checkpoint: {kinds}")
+    return sorted(texts, key=lambda text: "left out" not in text)
 
 
 def _of_earlier_versions(metrics: pd.DataFrame) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from fedsim.config import Config, choices, naming
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.errors import ConfigError
 from fedsim.results.best_round import best_round, validation_means
-from fedsim.results.faults import read_faults
+from fedsim.results.faults import read_faults, updates_asked_for
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import read_measured
@@ -101,9 +101,13 @@ class Result:
     def by_client(
         self, model: str, metric: str = "accuracy", *, split: str = "test", server_round: int | None = None
     ) -> pd.Series:
-        """Return a metric on each client's own data in a round, the last evaluated one if not given, by client."""
+        """Return a metric on each client's own data in a round, the last evaluated one if not given, by client.
+
+        It is NaN for a client whose loss is not finite, or that could not be evaluated.
+        """
         rows = self.of(model, metric, split)
-        return rows[rows["round"] == (server_round or self.evaluated)].set_index("client")["value"].sort_index()
+        server_round = self.evaluated if server_round is None else server_round
+        return rows[rows["round"] == server_round].set_index("client")["value"].sort_index()
 
     def mean_by_round(self, model: str = "personalised", metric: str = "accuracy", split: str = "test") -> pd.Series:
         """Return the mean over the clients by round; NaN where one client's value is not finite."""
@@ -118,8 +122,18 @@ class Result:
 
     @cached_property
     def faults(self) -> pd.DataFrame:
-        """Clients that failed, with columns ``round, client, stage, reason, restored_from``."""
+        """Clients that failed, with columns ``round, client, stage, reason, restored_from, kind``."""
         return read_faults(self.folder, self.metrics)
+
+    @property
+    def left_out(self) -> int:
+        """Number of updates that are left out of an average."""
+        return int((self.faults["stage"] == "train").sum())
+
+    @cached_property
+    def updates(self) -> int:
+        """Number of updates that clients were asked for in the rounds with records."""
+        return updates_asked_for(self.folder, int(self.metrics["round"].max()))
 
     def on_server(self, model: str, metric: str = "accuracy") -> pd.Series:
         """Return a metric on the server's test data by round."""

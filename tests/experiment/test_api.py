@@ -36,7 +36,7 @@ def test_a_run_returns_its_records_and_says_what_came_out(runs: fedsim.Runs) -> 
     assert first.path.parent.name == "heads"
     tables = (first.metrics, first.communication, first.timing, first.barriers, first.distances, first.participants)
     assert all(isinstance(table, pd.DataFrame) and len(table) for table in tables)
-    assert list(first.faults.columns) == ["round", "client", "stage", "reason", "restored_from"]
+    assert list(first.faults.columns) == ["round", "client", "stage", "reason", "restored_from", "kind"]
     assert first.participants.groupby("round")["client"].count().tolist() == [4, 4]
     accuracy = f"{first.by_client('personalised').mean():.1%}"
     assert f"seed 3, digits, 4 clients: personalised accuracy {accuracy} after round 2 of 2" in repr(first)

@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_a_run_without_faults_has_none(folder: RunFolder) -> None:
     append_rows(folder.metrics, BEFORE[:1])
     faults = read_faults(folder, read_rows(folder.metrics))
-    assert list(faults) == ["round", "client", "stage", "reason", "restored_from"]
+    assert list(faults) == ["round", "client", "stage", "reason", "restored_from", "kind"]
     assert len(faults) == 0
 
 

@@ -19,7 +19,6 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.tuning import CHOICES, read_choices
 
 FOLDER = "tuning"  # of the runs among which is chosen, below the experiment's
-NOT_FINITE = "not finite"  # why a run ends in which all models diverged: no value of a setting could be worse
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,20 @@ class Score:
     Parameters
     ----------
     accuracy
-        Mean over the clients of the personalised models, at its best round; NaN if the models diverged.
+        Mean over the clients of the personalised models, at its best round; NaN if the models diverged, or values of
+        clients are missing in its last round.
     round
-        The first with that value; None if the models diverged.
+        The first with that value; None if there is none.
+    missing
+        Number of clients without a value in its last round.
+    left_out
+        Number of updates that are in no average.
     """
 
     accuracy: float
     round: int | None
+    missing: int = 0
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def tune(tunings: Sequence[Tuning], out: Path, source: str, jobs: int | None = N
     runs = _runs(tunings, out / FOLDER)
     _check_partitions(tunings)
     failures = run_all(list(runs.values()), jobs)
-    diverged = {name for name, failure in failures.items() if NOT_FINITE in failure.message}
+    diverged = {name for name, failure in failures.items() if failure.diverged}
     configs: list[Config] = []
     notes: list[str] = []
     choices: list[dict[str, Any]] = []
@@ -90,9 +96,9 @@ def tune(tunings: Sequence[Tuning], out: Path, source: str, jobs: int | None = N
 
 
 def best_of(scores: Sequence[Score]) -> int | None:
-    """Return the index of the best score, the first of equal ones; None if all diverged."""
+    """Return the index of the best score, of equal ones one with the fewest updates left out; None if all diverged."""
     known = [index for index, score in enumerate(scores) if not math.isnan(score.accuracy)]
-    return max(known, key=lambda index: (scores[index].accuracy, -index), default=None)
+    return max(known, key=lambda index: (scores[index].accuracy, -scores[index].left_out, -index), default=None)
 
 
 def take_from_tuning(runs: Sequence[Run], out: Path) -> None:
@@ -134,10 +140,15 @@ def _check_partitions(tunings: Sequence[Tuning]) -> None:
 
 def _score(folder: RunFolder) -> Score:
     result = report.read_result(folder)
-    best = result.best_round("accuracy")
-    if best is None:
+    means = result.mean_by_round("personalised", "accuracy", "validation")
+    if means.empty:
         raise ConfigError(f"{folder.path} has no values on validation data, by which [tune] chooses")
-    return Score(float(result.mean_by_round("personalised", "accuracy", "validation").loc[best]), best)
+    best, last = result.best_round("accuracy"), int(means.index[-1])
+    # What was better before it diverged would not be what the runs end with.
+    missing = int(result.by_client("personalised", split="validation", server_round=last).isna().sum())
+    if missing or best is None:
+        return Score(math.nan, None, missing, result.left_out)
+    return Score(float(means.loc[best]), best, left_out=result.left_out)
 
 
 def _record(tuning: Tuning, runs: Sequence[Run], scores: Sequence[Score], best: int | None) -> dict[str, Any]:
@@ -170,7 +181,9 @@ def notes_of(tuning: Tuning, scores: Sequence[Score], best: int | None) -> Itera
     """Yield what the user should know: which values failed, which was chosen, and whether the grid is too narrow."""
     for candidate, score in zip(tuning.candidates, scores, strict=True):
         if math.isnan(score.accuracy):
-            yield f"tuning {tuning.label}: the models diverge with {format_settings(candidate.values)}"
+            lost = f"the last round has no accuracy of {score.missing} client{'s' if score.missing > 1 else ''}"
+            what = lost if score.missing else "the models diverge"
+            yield f"tuning {tuning.label}: {what} with {format_settings(candidate.values)}"
     if best is None:
         return
     values = tuning.candidates[best].values

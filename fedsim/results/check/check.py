@@ -1,5 +1,6 @@
 """``fedsim check``: whether runs meet the expectations of their experiment."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -155,7 +156,10 @@ def _measured(expectation: Expectation, result: Result) -> float:
         rows = rows[rows["round"] == wanted]
     if rows.empty:
         raise ConfigError(f"{result.folder.path} has no {expectation.what()}; measure it, or fix [[expect]]")
-    return float(rows[expectation.barrier or expectation.column or "value"].agg(expectation.reduce))
+    values = rows[expectation.barrier or expectation.column or "value"].astype(float)
+    if not expectation.measure and values.isna().any():
+        return math.nan  # not that of the others
+    return float(values.agg(expectation.reduce))
 
 
 def _metric_rows(expectation: Expectation, result: Result) -> pd.DataFrame:

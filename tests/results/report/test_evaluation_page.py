@@ -83,10 +83,10 @@ def test_test_data_do_not_choose_the_best_round(result_of: Callable[..., Result]
     assert "there is no best round" in evaluation_note(result_of(without))
 
 
-def test_a_client_whose_model_diverged_leaves_no_mean(result_of: Callable[..., Result]) -> None:
+def test_a_client_whose_model_diverged_is_missing_from_a_mean_that_says_so(result_of: Callable[..., Result]) -> None:
     table = evaluation_table(result_of(VALUES | {(2, "fine-tuned", "test"): [float("nan"), 0.6]}))
     [row] = [row for row in table.rows if row[:2] == ("after fine-tuning", "own test data")]
-    assert row[2:] == ("2", "-", "-", "-", "-", "-", "-")
+    assert row[2:] == ("2", "-", "-", "-", "60.0 ± 0.0 (1 missing)", "60.0 (1 missing)", "1.000 (1 missing)")
 
 
 def test_the_figure_pairs_each_client_before_and_after(result_of: Callable[..., Result]) -> None:

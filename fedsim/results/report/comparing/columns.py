@@ -50,7 +50,7 @@ def columns_of(results: Sequence[Result], question: Question) -> list[Column]:
     ConfigError
         If there is no such baseline, or it stands for more than one run.
     """
-    columns = _outcomes(question) + _references(results, question)
+    columns = _outcomes(question) + _left_out(results) + _references(results, question)
     if question.baseline is not None:
         columns += _against(Baseline(question.baseline, results), question)
     columns += _costs(question) + _at_equal_costs(results, question)
@@ -64,37 +64,71 @@ def _column(
 
 
 def _clients(question: Question, result: Result, model: str = "personalised", split: str = "test") -> pd.Series:
-    return result.by_client(model, question.metric, split=split, server_round=question.round_of(result))
+    return result.by_client(model, question.metric, split=split, server_round=question.round_of(result)).astype(float)
+
+
+def _over_clients(
+    question: Question,
+    key: str,
+    heading: str,
+    statistic: Callable[[pd.Series], float],
+    model: str = "personalised",
+    split: str = "test",
+    *,
+    kind: Kind = "score",
+    compact: bool = True,
+    asked: bool = False,
+) -> Column:
+    """Return a statistic over the clients that have a value; the number of the others comes with it."""
+
+    def of(result: Result) -> float:
+        known = _clients(question, result, model, split).dropna()
+        return float(statistic(known)) if len(known) else NAN
+
+    def missing(result: Result) -> int:
+        return int(_clients(question, result, model, split).isna().sum())
+
+    return Column(key, heading, kind, lambda group: group.mean(of, missing), compact, asked)
 
 
 def _outcomes(question: Question) -> list[Column]:
-    clients, better = partial(_clients, question), question.higher_is_better
+    over_clients = partial(_over_clients, question)
 
-    def mean(model: str, split: str = "test") -> Callable[[Result], float]:
-        def of(result: Result) -> float:
-            values = clients(result, model, split).to_numpy(dtype=float)
-            return float(values.mean()) if len(values) else NAN
+    def on_server(result: Result) -> pd.Series:
+        values = result.on_server("global", question.metric)
+        return values[values.index == question.round_of(result)]
 
-        return of
+    def of_server(group: Group) -> Interval:
+        return group.mean(lambda result: float(on_server(result).mean()), lambda result: on_server(result).isna().sum())
 
-    def on_server(result: Result) -> float:
-        return float(result.on_server("global", question.metric).get(question.round_of(result), NAN))
-
-    def worst(result: Result) -> float:
-        return worst_mean(clients(result), higher_is_better=better)
+    def worst(values: pd.Series) -> float:
+        return worst_mean(values, higher_is_better=question.higher_is_better)
 
     return [
-        _column("rounds", "rounds", "count", lambda result: float(question.round_of(result))),
-        _column("personalised", "personalised", "score", mean("personalised")),
-        _column("std", "std", "score", lambda result: float(clients(result).to_numpy().std())),
-        _column("worst", "worst 10 %", "score", worst),
-        _column("jain", "Jain", "index", lambda result: jain(clients(result)), compact=False),
-        _column("global", "global", "score", on_server),
-        _column("global_clients", "global, clients", "score", mean("global"), compact=False),
-        _column("fine_tuned", "fine-tuned", "score", mean("fine-tuned")),
-        _column("unseen", "unseen", "score", mean("personalised", "unseen")),
-        _column("unseen_fine_tuned", "unseen, tuned", "score", mean("fine-tuned", "unseen"), compact=False),
+        _column("rounds", "rounds", "count", lambda result: float(question.round_of(result) or NAN)),
+        over_clients("personalised", "personalised", _mean, asked=True),
+        over_clients("std", "std", lambda values: float(values.std(ddof=0))),
+        over_clients("worst", "worst 10 %", worst),
+        over_clients("jain", "Jain", jain, kind="index", compact=False),
+        Column("global", "global", "score", of_server),
+        over_clients("global_clients", "global, clients", _mean, "global", compact=False),
+        over_clients("fine_tuned", "fine-tuned", _mean, "fine-tuned"),
+        over_clients("unseen", "unseen", _mean, "personalised", "unseen"),
+        over_clients("unseen_fine_tuned", "unseen, tuned", _mean, "fine-tuned", "unseen", compact=False),
     ]
+
+
+def _mean(values: pd.Series) -> float:
+    return float(values.mean())
+
+
+def _left_out(results: Sequence[Result]) -> list[Column]:
+    """Return the number of updates that are left out of averages, if any is."""
+
+    def of(group: Group) -> Interval:
+        return Interval(float(sum(result.left_out for result in group.members)))
+
+    return [Column("left_out", "left out", "count", of)] if any(result.left_out for result in results) else []
 
 
 def _gain(baseline: Baseline, question: Question, group: Group) -> Gain:
@@ -105,7 +139,8 @@ def _share(key: str, baseline: Baseline, question: Question, *, asked: bool = Fa
     """Return the share of the clients that are better off than under a baseline, over all seeds."""
 
     def of(group: Group) -> Interval:
-        return Interval(_gain(baseline, question, group).share)
+        gain = _gain(baseline, question, group)
+        return Interval(gain.share, missing=gain.difference.missing)
 
     return Column(key, f"> {baseline.name}", "share", of, asked=asked)
 
@@ -128,7 +163,7 @@ def _against(baseline: Baseline, question: Question) -> list[Column]:
 
 def _costs(question: Question) -> list[Column]:
     def until(what: str, result: Result) -> float:
-        return float(costs.spent(result, what).loc[question.round_of(result)])
+        return float(costs.spent(result, what).get(question.round_of(result), NAN))
 
     kinds: dict[str, Kind] = {"up": "bytes", "down": "bytes", "passes": "count", "seconds": "seconds"}
     return [_column(what, what, kind, partial(until, what)) for what, kind in kinds.items()]

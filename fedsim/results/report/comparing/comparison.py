@@ -37,5 +37,5 @@ def compare(results: Sequence[Result], question: Question = DEFAULT) -> Comparis
     """
     columns = columns_of(results, question)
     rows = [Row(group, {each.key: each.of(group) for each in columns}) for group in grouped(results, question.by)]
-    known = [each for each in columns if each.asked or any(row.values[each.key].is_known for row in rows)]
+    known = [each for each in columns if each.asked or any(row.values[each.key].is_measured for row in rows)]
     return Comparison(question, known, rows)

@@ -34,14 +34,25 @@ def as_csv(comparison: Comparison, columns: Sequence[Column]) -> str:
     """Return one line per setting with the full precision of each mean and of its interval's half-width.
 
     Accuracies and shares are in [0, 1], amounts in bytes, examples and seconds; a cell is empty where nothing is known.
+    A column from which values of clients are missing in some line has their number in a further one.
     """
     settings = tuple(comparison.rows[0].group.settings)
-    names = [name for column in columns for name in (column.key, f"{column.key}_half_width")]
+    lacking = {column.key for column in columns if any(row.values[column.key].missing for row in comparison.rows)}
+    names = [
+        name
+        for column in columns
+        for name in (column.key, f"{column.key}_half_width", *[f"{column.key}_missing"] * (column.key in lacking))
+    ]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["strategy", *settings, "metric", "at", "seeds", *names])
     for row in comparison.rows:
-        numbers = [text for column in columns for text in _numbers(row.values[column.key])]
+        numbers = [
+            text
+            for column in columns
+            for value in [row.values[column.key]]
+            for text in (*_numbers(value), *[str(value.missing)] * (column.key in lacking))
+        ]
         question = comparison.question
         own = [row.group.settings[key] for key in settings]
         writer.writerow([row.group.label, *own, question.metric, question.at, row.group.seeds, *numbers])
@@ -67,7 +78,8 @@ def as_markdown(table: Table) -> str:
         ]
         for line in escaped
     ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in aligned)
+    written = [f"| {' | '.join(line)} |\n" for line in aligned]
+    return "".join([*written, *(f"\n{note}\n" for note in table.notes)])
 
 
 def as_latex(table: Table) -> str:
@@ -76,6 +88,7 @@ def as_latex(table: Table) -> str:
     alignment = "".join("r" if numeric else "l" for numeric in table.numeric)
     lines = [
         r"% Needs \usepackage{booktabs}. What follows a $\pm$ is the half-width of the 95 % interval over seeds.",
+        *(f"% {note}" for note in table.notes),
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
         body[0],

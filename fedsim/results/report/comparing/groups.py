@@ -1,7 +1,7 @@
 """Runs that differ only in their seed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,19 @@ class Group:
         """The label with the settings."""
         return ", ".join([self.label, *(f"{key}={value}" for key, value in self.settings.items())])
 
-    def mean(self, of: Callable[[Result], float]) -> Interval:
-        """Return the mean over the seeds; runs of one seed count as one. NaN if the value of a run is."""
+    def mean(self, of: Callable[[Result], float], missing: Callable[[Result], int] = lambda _: 0) -> Interval:
+        """Return the mean over the seeds; runs of one seed count as one. NaN if the value of a run is.
+
+        Parameters
+        ----------
+        missing
+            Number of values that a run's value lacks.
+        """
         by_seed: dict[int, list[float]] = {}
         for result in self.members:
             by_seed.setdefault(result.config.seed, []).append(of(result))
-        return interval([float(np.mean(values)) for values in by_seed.values()])
+        found = interval([float(np.mean(values)) for values in by_seed.values()])
+        return replace(found, missing=sum(map(missing, self.members)))
 
 
 def grouped(results: Sequence[Result], by: str | None = None) -> list[Group]:

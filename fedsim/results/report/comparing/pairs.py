@@ -4,7 +4,7 @@ import json
 import logging
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,20 +95,22 @@ class Baseline:
         members
             Runs of one setting, among the results.
         """
-        gained: dict[int, list[np.ndarray]] = {}
+        missing, gained = 0, dict[int, list[np.ndarray]]()
         for result in members:
             partner = self.partner(result)
             if partner is None or partner is result:
                 continue
-            differences = (values(result) - values(partner)).dropna()  # of the clients that both have
+            own, others = values(result), values(partner)
+            differences = (own - others).dropna()  # of the clients that have a value in both
+            missing += len(own.index.intersection(others.index)) - len(differences)
             if len(differences):
                 gained.setdefault(result.config.seed, []).append(differences.to_numpy())
         if not gained:
-            return NO_GAIN
+            return replace(NO_GAIN, difference=Interval(float("nan"), missing=missing))
         means = [float(np.mean([each.mean() for each in of_seed])) for of_seed in gained.values()]
         pooled = np.concatenate([each for of_seed in gained.values() for each in of_seed])
         better = pooled > 0 if higher_is_better else pooled < 0
-        return Gain(interval(means), float(better.mean()), len(gained))
+        return Gain(replace(interval(means), missing=missing), float(better.mean()), len(gained))
 
     def _partner(self, result: Result, candidates: Sequence[Result]) -> Result | None:
         """Return the only candidate, or the one with the result's own value of every tuned setting."""

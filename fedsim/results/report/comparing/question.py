@@ -55,7 +55,7 @@ class Question:
         return self.metric == "accuracy"
 
     def round_of(self, result: Result) -> int:
-        """Return the round of a run that is shown.
+        """Return the round of a run that is shown; 0 for the best if no round has a value of every client.
 
         Raises
         ------
@@ -64,12 +64,12 @@ class Question:
         """
         if self.at == "last":
             return result.evaluated
-        if (best := result.best_round(self.metric)) is None:
+        if result.of("personalised", self.metric, "validation").empty:
             raise ConfigError(
                 f"--at best: {result.folder.path} has no values on validation data, by which the best round is chosen; "
                 "use --at last, or run it with partition.validation greater than 0"
             )
-        return best
+        return result.best_round(self.metric) or 0
 
 
 DEFAULT = Question()

@@ -21,15 +21,23 @@ class Interval:
         NaN if it is not known, such as of something that was not measured.
     half_width
         NaN if there is one seed only, which says nothing about others, or if this is no mean over seeds.
+    missing
+        Number of values, of clients or of a server, that are missing: these are not in the mean.
     """
 
     mean: float
     half_width: float = float("nan")
+    missing: int = 0
 
     @property
     def is_known(self) -> bool:
         """Whether there is a mean."""
         return not math.isnan(self.mean)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is a mean, or its values are all missing."""
+        return self.is_known or self.missing > 0
 
     @property
     def has_width(self) -> bool:

@@ -1,10 +1,13 @@
 """The comparison as a table, for the terminal, a page and files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import pandas as pd
 
 from fedsim.config import suggest
 from fedsim.errors import ConfigError
+from fedsim.results.faults import describe_faults
 from fedsim.results.report.comparing.columns import Column, Kind
 from fedsim.results.report.comparing.comparison import Comparison
 from fedsim.results.report.comparing.question import Question
@@ -19,11 +22,20 @@ WITH_INTERVAL: tuple[Kind, ...] = ("score", "difference", "index")
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and cells as text; ``numeric`` says which columns are aligned to the right."""
+    """Headings and cells as text.
+
+    Parameters
+    ----------
+    numeric
+        Which columns are aligned to the right.
+    notes
+        What must be said with it, a line each.
+    """
 
     headings: tuple[str, ...]
     numeric: tuple[bool, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 def chosen_columns(comparison: Comparison, wanted: str | None = None) -> list[Column]:
@@ -49,7 +61,8 @@ def chosen_columns(comparison: Comparison, wanted: str | None = None) -> list[Co
 def comparison_table(comparison: Comparison, columns: Sequence[Column] | None = None) -> Table:
     """Write a comparison as text: shares and accuracies in percent, losses in nats per example.
 
-    A mean over several seeds has the half-width of its 95 % interval behind it.
+    A mean over several seeds has the half-width of its 95 % interval behind it, and a number from which values are
+    missing says how many.
     """
     columns = chosen_columns(comparison) if columns is None else columns
     settings = tuple(comparison.rows[0].group.settings)
@@ -63,19 +76,33 @@ def comparison_table(comparison: Comparison, columns: Sequence[Column] | None = 
         for row in comparison.rows
     )
     headings = ("strategy", *settings, "seeds", *(column.heading for column in columns))
-    return Table(headings, (*[False] * (1 + len(settings)), *[True] * (1 + len(columns))), cells)
+    numeric = (*[False] * (1 + len(settings)), *[True] * (1 + len(columns)))
+    return Table(headings, numeric, cells, tuple(notes_of(comparison)))
+
+
+def notes_of(comparison: Comparison) -> Iterator[str]:
+    """Yield, by row, how many updates were left out and why, other faults, and whether there is no best round."""
+    question = comparison.question
+    for row in comparison.rows:
+        members = row.group.members
+        faults = pd.concat([result.faults for result in members])
+        texts = describe_faults(faults, sum(result.updates for result in members)) if len(faults) else []
+        if not all(map(question.round_of, members)):
+            texts.append(f"no best round, as none has a validation {question.metric} of every client")
+        yield from (f"{row.group.name}: {text}" if len(comparison.rows) > 1 else text for text in texts)
 
 
 def _cell(value: Interval, kind: Kind, question: Question) -> str:
+    missing = f" ({value.missing} missing)" if value.missing else ""
     if not value.is_known:
-        return UNKNOWN
+        return f"{UNKNOWN}{missing}"
     write = _writer(kind, question)
     text = write(value.mean)
     if kind == "difference" and not text.startswith("-"):
         text = f"+{text}"
     if kind in WITH_INTERVAL and value.has_width:
         text += f" ± {write(value.half_width)}"
-    return text
+    return f"{text}{missing}"
 
 
 def _writer(kind: Kind, question: Question) -> Callable[[float], str]:

@@ -127,8 +127,8 @@ def first_reference(rows: pd.DataFrame, metric: str) -> str:
 
 
 def has_paths(rows: pd.DataFrame) -> bool:
-    """Return whether some group was measured at more than two points of a path."""
-    return bool((rows.groupby(["group", "base", "other"])["t"].nunique() > 2).any())
+    """Return whether some group was measured at more than two points of a path, in the last of the rounds."""
+    return bool((_last_round(rows).groupby(["group", "base", "other"])["t"].nunique() > 2).any())
 
 
 def paths(rows: pd.DataFrame, metric: str, name: Name = client_name) -> Figure:
@@ -137,7 +137,7 @@ def paths(rows: pd.DataFrame, metric: str, name: Name = client_name) -> Figure:
     Bands are those that were measured, or 1.96 standard errors; that of a mean over models is the mean of theirs,
     which is at least as wide as it must be.
     """
-    rows = rows_of_kind(rows[rows["round"] == rows["round"].max()], "") if "round" in rows else rows_of_kind(rows, "")
+    rows = rows_of_kind(_last_round(rows), "")
     several = rows.groupby(["group", "base", "other"])["t"].transform("nunique") > 2
     rows = rows[several]
     rows = rows[rows["other"] == AVERAGE] if (rows["other"] == AVERAGE).all() else rows[rows["other"] != AVERAGE]
@@ -150,6 +150,10 @@ def paths(rows: pd.DataFrame, metric: str, name: Name = client_name) -> Figure:
         ]
     unit = "cross-entropy (nats)" if metric == "loss" else "error (%)"
     return small_multiples(panels, "t: from the model itself (0) to the other's layers (1)", unit)
+
+
+def _last_round(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["round"] == rows["round"].max()] if "round" in rows else rows
 
 
 def _with_band(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -39,7 +39,10 @@ TITLE = "Personalised models, clients' own test data (mean)"
 
 
 def compared_curves(groups: Mapping[str, Group]) -> Figure:
-    """Draw personalised and global accuracy over the rounds, one line per setting, with the range of its seeds."""
+    """Draw personalised and global accuracy over the rounds, one line per setting, with the range of its seeds.
+
+    There are gaps where a value of a client or of a seed is missing.
+    """
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, _height(groups) + legend_height(groups)), layout="constrained")
         panels = figure.subplots(1, 2)
@@ -47,7 +50,7 @@ def compared_curves(groups: Mapping[str, Group]) -> Figure:
             own = _by_seed(group, lambda result: result.mean_by_round())
             of_server = _by_seed(group, lambda result: result.on_server("global"))
             for axes, values in zip(panels, (own, of_server), strict=True):
-                draw_line(axes, values.mean(axis=1), name, number)
+                draw_line(axes, values.mean(axis=1, skipna=False), name, number)
                 _draw_range(axes, values, number, len(groups))
         for axes, title in zip(panels, (TITLE, "Global model, server's test data"), strict=True):
             axes.set_title(title)
@@ -72,7 +75,7 @@ def compared_costs(groups: Mapping[str, Group], what: str) -> Figure:
         for number, (name, group) in enumerate(groups.items()):
             values = _by_seed(group, lambda result: result.mean_by_round())
             spent = _by_seed(group, lambda result: costs.spent(result, what)).mean(axis=1).reindex(values.index)
-            accuracy = values.mean(axis=1)
+            accuracy = values.mean(axis=1, skipna=False)
             if spent.isna().all():
                 continue
             if not spent.any():
@@ -94,7 +97,9 @@ def compared_clients(groups: Mapping[str, Group]) -> Figure:
         figure = Figure(figsize=(WIDTH, 1.4 + box * len(groups)), layout="constrained")
         axes = figure.subplots()
         values = [
-            np.concatenate([result.by_client("personalised").to_numpy() for result in group.members])
+            np.concatenate(
+                [result.by_client("personalised").dropna().to_numpy(dtype=float) for result in group.members]
+            )
             for group in groups.values()
         ]
         axes.boxplot(

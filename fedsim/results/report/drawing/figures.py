@@ -11,17 +11,16 @@ from fedsim.results.result import Result
 
 
 def curves(result: Result) -> Figure:
-    """Draw accuracy and loss over the rounds of one run."""
+    """Draw accuracy and loss over the rounds of one run, with gaps where a value is missing."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
         for axes, metric in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+            means = result.mean_by_round("personalised", metric)
             own = result.of("personalised", metric).groupby("round")["value"]
-            draw_line(axes, own.mean(), "personalised, clients' own test data (mean)", 0)
-            low, high = own.quantile(0.1), own.quantile(0.9)
+            draw_line(axes, means, "personalised, clients' own test data (mean)", 0)
+            low, high = (own.quantile(share).where(means.notna()) for share in (0.1, 0.9))
             axes.fill_between(low.index, low, high, color=COLOURS[0], alpha=0.15, label="10 % to 90 % of the clients")
-            draw_line(
-                axes, result.of("global", metric).groupby("round")["value"].mean(), "global, clients' own test data", 1
-            )
+            draw_line(axes, result.mean_by_round("global", metric), "global, clients' own test data", 1)
             draw_line(axes, result.on_server("global", metric), "global, server's test data", 2)
             round_axis(axes)
             _metric_axis(axes, metric)

@@ -132,4 +132,4 @@ def _limits(curves: Sequence[Curve], log: bool) -> tuple[float, float] | None:
 
 def _crosses_zero(curves: Sequence[Curve]) -> bool:
     values = np.concatenate([curve.points["value"].to_numpy(dtype=float) for curve in curves])
-    return bool(np.nanmin(values) <= 0 <= np.nanmax(values))
+    return bool((values <= 0).any() and (values >= 0).any())

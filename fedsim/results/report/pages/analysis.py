@@ -1,8 +1,9 @@
 """The sections of a run's page about what averaging does to the models."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from fedsim.analysis.mixing.names import AVERAGE, GROWING, kind_of
@@ -19,6 +20,8 @@ from fedsim.results.report.pages.feature_sections import (
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
 
+# Columns, the first that a table has, that are missing only where a model is not finite.
+MISSING = ("loss", "same_class", "loss_interaction")
 Build = Callable[[pd.DataFrame, str], Iterator[Section]]
 BARRIER_TEXT = (
     "Each cell is the {metric} of a client's uploaded model with one layer replaced by the average over the clients, "
@@ -54,8 +57,21 @@ def analysis_sections(result: Result) -> list[Section]:
     sections = [*_barrier_sections(result.barriers)]
     for name, build in SECTIONS.items():
         for view in _views(result.measured(name)):
-            sections += [view.named(section) for section in build(view.rows, view.data)]
+            values = [view.rows[column] for column in MISSING if column in view.rows]
+            missing = missing_text(values[0]) if values else ""
+            built = (replace(section, text=section.text + missing) for section in build(view.rows, view.data))
+            sections += map(view.named, built)
     return sections
+
+
+def missing_text(values: pd.Series) -> str:
+    """Say how many values of models are missing, in a sentence; nothing if none is."""
+    if not (count := int((~np.isfinite(values.astype(float))).sum())):
+        return ""
+    return (
+        f" Missing: {count} of {len(values)} values, of models whose loss or outputs are not finite; means are over "
+        "the others, and what has no others is grey."
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,9 @@ def _views(table: pd.DataFrame) -> Iterator[_View]:
 def _barrier_sections(table: pd.DataFrame) -> Iterator[Section]:
     for view in _views(table):
         for metric in ("loss", "error"):
-            yield from map(view.named, _sections_of_metric(view.rows, view.data, metric))
+            missing = missing_text(view.rows[metric])
+            for section in _sections_of_metric(view.rows, view.data, metric):
+                yield view.named(replace(section, text=section.text + missing))
 
 
 def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str) -> Iterator[Section]:

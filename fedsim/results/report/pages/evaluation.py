@@ -127,17 +127,18 @@ def _values(result: Result, model: str, data: str, server_round: int, of_server:
 
 
 def _cells(values: pd.Series, of_server: bool) -> tuple[str, str, str]:
-    """Return mean and spread, the worst tenth, and fairness; unknown if the model of any client diverged."""
-    if values.empty or values.isna().any():
-        return UNKNOWN, UNKNOWN, UNKNOWN
-    numbers = values.to_numpy()
+    """Return mean and spread, the worst tenth, and fairness, over the clients that have a value; how many have none."""
+    numbers = values.dropna().to_numpy()
+    missing = f" ({len(values) - len(numbers)} missing)" if len(numbers) < len(values) else ""
+    if not len(numbers):
+        return f"{UNKNOWN}{missing}", UNKNOWN, UNKNOWN
     if of_server:
         return f"{100 * numbers[0]:.1f}", UNKNOWN, UNKNOWN
     fairness = jain(numbers)
     return (
-        f"{100 * numbers.mean():.1f} ± {100 * numbers.std():.1f}",
-        f"{100 * worst_mean(numbers):.1f}",
-        UNKNOWN if np.isnan(fairness) else f"{fairness:.3f}",
+        f"{100 * numbers.mean():.1f} ± {100 * numbers.std():.1f}{missing}",
+        f"{100 * worst_mean(numbers):.1f}{missing}",
+        UNKNOWN if np.isnan(fairness) else f"{fairness:.3f}{missing}",
     )
 
 

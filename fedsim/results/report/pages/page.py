@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.best_round import reason_to_stop, validation_means
+from fedsim.results.faults import describe_faults
 from fedsim.results.files import write_whole
 from fedsim.results.measured import examples, of_first_kind
 from fedsim.results.report.comparing import costs
@@ -26,11 +28,12 @@ from fedsim.results.report.drawing import compared, figures
 from fedsim.results.report.drawing.barriers import compared_barriers
 from fedsim.results.report.drawing.partition import partition
 from fedsim.results.report.drawing.style import save
-from fedsim.results.report.pages.analysis import BARRIER_TEXT, analysis_sections
+from fedsim.results.report.pages.analysis import BARRIER_TEXT, analysis_sections, missing_text
 from fedsim.results.report.pages.evaluation import evaluation_note, evaluation_sections, evaluation_table
 from fedsim.results.report.pages.schedule import schedule_sections
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
+from fedsim.strategy.faults import name_clients
 
 TABLE_NOTE = (
     "Accuracies and shares of clients in percent, losses in nats per example. Values are means over seeds (see "
@@ -43,7 +46,8 @@ TABLE_NOTE = (
     "only, or with plain averaging of all layers, for the same partition and seed, over all seeds; up, down: bytes of "
     "all clients up to the round shown; passes: a third of the examples passed forward plus two thirds of those passed "
     "backward in local training, which is the number of training examples for plain training; seconds: wall time up to "
-    "the round shown. -: not measured, or never reached."
+    "the round shown. -: not measured, or never reached. (n missing): the number is without n values, of clients whose "
+    "model has no finite loss or that could not be evaluated; left out: number of updates that are in no average."
 )
 BASELINE_NOTE = (
     " > {name} and vs {name}: share of the clients that gain, and mean difference, relative to the runs of {name} with "
@@ -73,9 +77,11 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         ("Configuration", result.folder.config.read_text()),
         ("Environment", json.dumps(result.folder.read_env(), indent=1)),
     ]
+    faults = describe_faults(result.faults, result.updates) if len(result.faults) else []
     content = {
         "title": f"{result.strategy} on {result.data}",
         "subtitle": _subtitle(result),
+        "warnings": faults,
         "numbers": _headline(result),
         "tables": [{"title": "Accuracy by model and data", "table": table, "note": evaluation_note(result)}],
         "details": details,
@@ -86,32 +92,28 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
     return _write(out, content, _run_sections(result), export)
 
 
-# What the headline calls the faults of each stage.
-FAULTS = {
-    "train": "updates left out of an average",
-    "evaluate": "evaluations of a client that failed",
-    "worker": "clients set back to a checkpoint",
-}
-
-
 def _headline(result: Result) -> list[tuple[str, str]]:
     """Return the numbers at the top of a run's page, with their labels."""
-    personalised = result.by_client("personalised")
+    personalised = result.by_client("personalised").astype(float)
+    known = personalised.dropna()
+    missing = f" ({len(personalised) - len(known)} missing)" if len(known) < len(personalised) else ""
+    of_server = float(result.on_server("global").loc[result.evaluated])
     numbers = [
         (
             "personalised accuracy, mean ± std over clients",
-            f"{personalised.mean():.1%} ± {personalised.std(ddof=0):.1%}",
+            f"{known.mean():.1%} ± {known.std(ddof=0):.1%}{missing}" if len(known) else "missing",
         ),
-        ("personalised accuracy, worst 10 % of clients", f"{worst_mean(personalised.to_numpy()):.1%}"),
-        ("global accuracy, server's test data", f"{result.on_server('global').loc[result.evaluated]:.1%}"),
+        (
+            "personalised accuracy, worst 10 % of clients",
+            f"{worst_mean(known.to_numpy()):.1%}{missing}" if len(known) else "missing",
+        ),
+        ("global accuracy, server's test data", "missing" if math.isnan(of_server) else f"{of_server:.1%}"),
         ("traffic, up and down", format_bytes(result.bytes_total)),
         ("wall time of the rounds", f"{result.seconds_total:.0f} s"),
     ]
     if analysis := result.seconds_of("barriers"):
         share = analysis / result.seconds_total
         numbers.append(("wall time of the analysis, share of the rounds'", f"{analysis:.3g} s, {share:.0%}"))
-    counts = result.faults["stage"].value_counts()
-    numbers += [(text, f"{counts[stage]}") for stage, text in FAULTS.items() if stage in counts]
     return numbers
 
 
@@ -182,7 +184,7 @@ def _tables(results: Sequence[Result], question: Question) -> list[dict[str, Any
     at_cost = [column for column in last.columns if column.key.startswith("at_") or column.key.endswith("_to_target")]
     others = [column for column in last.columns if column not in at_cost]
     tables = [{"title": "Last round", "table": comparison_table(last, others), "note": note}]
-    if all(result.best_round(question.metric) is not None for result in results):
+    if not any(result.of("personalised", question.metric, "validation").empty for result in results):
         best = compare(results, replace(question, at="best"))
         keys = {column.key for column in others}
         shown = comparison_table(best, [column for column in best.columns if column.key in keys])
@@ -210,6 +212,7 @@ def _barriers_of(groups: Mapping[str, Group]) -> list[Section]:
     text = BARRIER_TEXT.format(
         metric="loss", mean="mean over the clients and seeds", data=examples(rows, rows["data"].iloc[0])
     )
+    text += missing_text(rows["loss"])
     figure = compared_barriers(measured, "loss")
     return [Section("barriers", "Layer-wise barriers, minus the clients' mean loss", text, figure)]
 
@@ -221,13 +224,14 @@ def _run_sections(result: Result) -> list[Section]:
             "curves",
             "Accuracy and loss over the rounds",
             "Personalised: each client's own model right after it received the server's layers. Global: the server's "
-            "model.",
+            "model. Rounds in which a client's value is missing are gaps.",
             figures.curves(result),
         ),
         Section(
             "clients",
             "Personalised accuracy per client",
-            f"After round {result.evaluated}, on each client's own test data. Clients are sorted by accuracy.",
+            f"After round {result.evaluated}, on each client's own test data. Clients are sorted by accuracy."
+            + _without_values(result),
             figures.clients(result),
         ),
         *evaluation_sections(result),
@@ -242,6 +246,12 @@ def _run_sections(result: Result) -> list[Section]:
         f"Jensen-Shannon divergence {measured.counts.jensen_shannon().mean():.2f} nats (at most 0.69)."
     )
     return [*sections, Section("partition", "Partition", text, partition(measured))]
+
+
+def _without_values(result: Result) -> str:
+    values = result.by_client("personalised")
+    clients = sorted(map(int, values[values.isna()].index))
+    return f" Missing: {name_clients(clients)}, without a finite loss or not evaluated." if clients else ""
 
 
 def _subtitle(result: Result) -> str:

@@ -1,0 +1,208 @@
+"""A model that is not finite has no loss and no accuracy, and whatever is made of those says how many are missing."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from fedsim.config import Config
+from fedsim.config.expectation import Expectation
+from fedsim.errors import DivergedError
+from fedsim.experiment import api
+from fedsim.experiment.sweep.sweep import name_runs, run_all
+from fedsim.experiment.tuning import tune
+from fedsim.experiment.tuning.grid import tunings_of
+from fedsim.federation.client import app as client_module
+from fedsim.federation.federation import federation_of
+from fedsim.federation.participants import participants
+from fedsim.results import report
+from fedsim.results.check.check import check
+from fedsim.results.folder import RunFolder
+from fedsim.results.report.comparing.export import as_latex, as_markdown
+from fedsim.training import Training
+
+LOST = 2  # the client whose body is no number after training
+Diverge = Callable[..., None]
+
+
+@pytest.fixture
+def diverge(monkeypatch: pytest.MonkeyPatch) -> Diverge:
+    """Let the bodies of some clients be no numbers from their first training on."""
+
+    def patch(config: Config, *clients: int, entries: str = "fc1") -> None:
+        data = federation_of(config).data
+        lost = {data.client(client).train[0].sum().item() for client in clients}
+        alone, together = client_module.train_, client_module.train_cohort
+
+        def train(model: torch.nn.Module, inputs: torch.Tensor, *rest: Any, **options: Any) -> Training:
+            training = alone(model, inputs, *rest, **options)
+            if inputs.sum().item() in lost:
+                for key, value in model.state_dict().items():
+                    if key.startswith(entries):
+                        value.fill_(math.nan)
+            return training
+
+        def train_all(model: torch.nn.Module, tasks: Any, *rest: Any) -> Any:
+            for task, (params, training) in zip(tasks, together(model, tasks, *rest), strict=True):
+                spoilt = task.inputs.sum().item() in lost
+                yield (
+                    {k: v * math.nan if spoilt and k.startswith(entries) else v for k, v in params.items()},
+                    training,
+                )
+
+        monkeypatch.setattr(client_module, "train_", train)
+        monkeypatch.setattr(client_module, "train_cohort", lambda *given: list(train_all(*given)))
+
+    return patch
+
+
+def head_shared(tiny: Callable[..., Config], **changes: Any) -> Config:
+    """Return a run whose clients keep their bodies."""
+    settings = {"partition": {"scheme": "iid", "validation": 0.1}, "strategy": {"name": "layer_set", "shared": "head"}}
+    return tiny(**settings | changes)
+
+
+@pytest.mark.parametrize("cohort", [1, 4])
+def test_a_client_whose_personal_layers_diverge_is_named_and_its_values_are_missing(
+    cohort: int,
+    tiny: Callable[..., Config],
+    play: Callable[..., RunFolder],
+    diverge: Diverge,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = head_shared(tiny, engine={"cohort": cohort, "workers": 1}, rounds=1)
+    diverge(config, LOST)
+    folder = play(config)
+    rows = pd.DataFrame([json.loads(line, parse_constant=pytest.fail) for line in folder.metrics.open()])
+    of_client = rows[rows["client"].notna() & (rows["split"] != "train")]
+    missing = of_client[of_client["value"].isna()]
+    assert set(missing["client"]) == {LOST}
+    assert set(missing["model"]) == {"personalised"}  # the global model is not touched
+    assert set(missing["metric"]) == {"loss", "accuracy"}
+    reason = "its personal layers fc1 are not finite"
+    assert f"round 1: client {LOST} has diverged: {reason}" in caplog.messages
+    assert f"round 1: client {LOST} has no finite loss: {reason}" in caplog.messages
+    [run] = api.load(folder.path)
+    assert run.faults[["client", "stage", "kind"]].to_numpy().tolist() == [
+        [LOST, "personal", "not finite"],
+        [LOST, "evaluate", "not finite"],
+    ]
+    assert "(1 missing) after round 1" in repr(run)
+
+
+@pytest.mark.slow
+def test_means_over_clients_say_how_many_are_missing_and_pass_over_none(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], diverge: Diverge
+) -> None:
+    config = head_shared(tiny, rounds=1)
+    diverge(config, LOST)
+    folder = play(config)
+    [run] = api.load(folder.path)
+    own = run.by_client("personalised")
+    others = own.drop(LOST).to_numpy(dtype=float)
+    assert math.isnan(own[LOST])
+    assert run.mean_by_round().isna().all()
+    assert run.best_round() is None
+    compared = api.compare([run], columns="all")
+    row = compared.table.iloc[0]
+    assert (row["personalised"], row["personalised_missing"]) == (pytest.approx(others.mean()), 1)
+    assert (row["std"], row["worst"]) == (pytest.approx(others.std()), pytest.approx(others.min()))
+    assert "global_missing" not in compared.table
+    shown = f"{100 * others.mean():.1f} (1 missing)"
+    notes = ("1 client evaluation without values: not finite (1)", f"personal layers of client {LOST} not finite")
+    assert compared.text.notes == notes
+    for text in (repr(compared), as_latex(compared.text), as_markdown(compared.text), compared._repr_html_()):
+        assert shown in text
+        assert all(note in text for note in notes)
+    page = report.write_run(run, folder.path).read_text()
+    assert f"Missing: client {LOST}, without a finite loss or not evaluated." in page
+    assert f"{others.mean():.1%} ± {others.std():.1%} (1 missing)" in page
+    assert report.write_comparison([run], folder.path).exists()
+    # The best round is one in which no value is missing, and there is none.
+    best = api.compare([run], at="best")
+    assert math.isnan(best.table["personalised"][0])
+    assert best.text.notes == (*notes, "no best round, as none has a validation accuracy of every client")
+    wanted = Expectation.model_validate({"metric": "accuracy", "above": 0.0})
+    [checked] = check([run], [wanted])
+    assert not checked.passed
+
+
+def test_a_run_in_which_every_loss_is_missing_fails_at_once(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], diverge: Diverge, tmp_path: Any
+) -> None:
+    config = head_shared(tiny)
+    diverge(config, *range(4))
+    with pytest.raises(DivergedError, match=r"^round 1: no client's own model has a finite loss; a lower local.lr"):
+        play(config)
+    rows = [json.loads(line) for line in RunFolder(tmp_path / "run").metrics.open()]
+    assert {row["round"] for row in rows} == {1}
+    [failure] = run_all(name_runs([config], tmp_path), 1).values()
+    assert failure.diverged
+    assert not failure.trace
+
+
+def test_stopping_and_the_best_round_need_a_value_of_every_client(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], diverge: Diverge
+) -> None:
+    config = head_shared(tiny, rounds=5, stop={"patience": 2}, barriers={"every": 0}, participation=0.5, seed=1)
+    first = min(
+        server_round
+        for server_round, clients in enumerate((participants(config, each) for each in range(1, 6)), start=1)
+        if LOST in clients
+    )
+    assert 1 < first < 4
+    diverge(config, LOST)
+    [run] = api.load(play(config).path)
+    means = run.mean_by_round(split="validation")
+    assert means.isna().tolist() == [server_round >= first for server_round in means.index]
+    assert run.best_round() == int(means.idxmax())
+    assert run.evaluated == run.best_round() + 2  # rounds with missing values are not better
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_gains_over_a_baseline_count_the_clients_without_a_pair(
+    metric: Any, tiny: Callable[..., Config], play: Callable[..., RunFolder], diverge: Diverge
+) -> None:
+    whole = play(head_shared(tiny, rounds=1, strategy={"name": "full"}, barriers={"every": 0}), "whole")
+    config = head_shared(tiny, rounds=1, barriers={"every": 0})
+    diverge(config, LOST)
+    runs = api.load([whole.path, play(config, "spoilt").path])
+    compared = api.compare(runs, metric=metric, baseline="full")
+    row = compared.table.set_index("strategy").loc["layer_set(shared=head)"]
+    pairs = (runs[1].by_client("personalised", metric) - runs[0].by_client("personalised", metric)).dropna()
+    assert len(pairs) == 3
+    assert (row["difference"], row["difference_missing"], row["gain_baseline_missing"]) == (
+        pytest.approx(pairs.mean()),
+        1,
+        1,
+    )
+    assert compared.text.notes[0].startswith("layer_set(shared=head): 1 client evaluation without values")
+
+
+def test_a_value_of_the_grid_loses_if_a_client_diverges_with_it(
+    tiny: Callable[..., Config], diverge: Diverge, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = head_shared(tiny, rounds=1, barriers={"every": 0}, tune={"local.lr": [0.2, 0.1]})
+    diverge(config, LOST)
+    spoilt, rates = client_module.train_, []
+
+    def train(*given: Any, settings: Any, **options: Any) -> Any:
+        rates.append(settings.lr)
+        return (spoilt if settings.lr == 0.2 else trained)(*given, settings=settings, **options)
+
+    monkeypatch.undo()
+    trained = client_module.train_
+    monkeypatch.setattr(client_module, "train_", train)
+    tuned = tune.tune(tunings_of(config, "study"), tmp_path, "study", jobs=1)
+    assert set(rates) == {0.1, 0.2}
+    assert [each.local.lr for each in tuned.configs] == [0.1]
+    assert tuned.notes[0].endswith(": the last round has no accuracy of 1 client with local.lr = 0.2")
+
+
+def test_of_equal_scores_the_one_with_fewer_updates_left_out_is_chosen() -> None:
+    scores = [tune.Score(0.5, 1, left_out=3), tune.Score(0.5, 1), tune.Score(0.4, 1), tune.Score(math.nan, None, 1)]
+    assert tune.best_of(scores) == 1
