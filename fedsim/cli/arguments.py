@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -41,3 +41,19 @@ def numbers_of(text: str | None, option: str) -> list[float] | None:
         return None if text is None else [float(number) for number in text.split(",")]
     except ValueError:
         raise ConfigError(f"{option} {text!r} must be numbers with commas between them, such as 0,0.5,1") from None
+
+
+def round_of(text: str) -> int | Literal["last", "best"]:
+    """Read a round: its number, ``last`` or ``best``.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these.
+    """
+    match text:
+        case "last" | "best":
+            return text
+        case _ if text.isdecimal():
+            return int(text)
+    raise ConfigError(f"--round {text!r} must be 'best', 'last' or the number of a round")

@@ -1,4 +1,4 @@
-"""The command line: ``fedsim run``, ``partition``, ``barriers``, ``compare``, ``report``, ``check`` and ``list``.
+"""The command line: ``fedsim run``, ``partition``, ``barriers``, those about finished runs, and ``list``.
 
 Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or config. This module reads the
 arguments and settings; what a command does is imported once they are right, so that help and mistakes take no time.
@@ -16,12 +16,12 @@ import typer
 from fedsim import __version__
 from fedsim.analysis.mixing.names import KINDS
 from fedsim.analysis.suite import BY_LAYER
+from fedsim.cli import finished
 from fedsim.cli.actions import action
-from fedsim.cli.arguments import ExperimentPath, RunPaths, Settings, experiment_of, numbers_of
+from fedsim.cli.arguments import ExperimentPath, Settings, experiment_of, numbers_of
 from fedsim.cli.terminal import print_error
 from fedsim.config.choices import CATALOGUES, Kind
-from fedsim.config.config import Config
-from fedsim.config.toml import parse_assignment, read_toml
+from fedsim.config.toml import parse_assignment
 from fedsim.errors import ConfigError, RunError, error_line, is_of_the_system, is_of_the_user
 
 app = typer.Typer(
@@ -181,92 +181,8 @@ def barriers_command(
     )
 
 
-@app.command("compare")
-def compare_command(
-    paths: RunPaths,
-    metric: Annotated[Literal["accuracy", "loss"], typer.Option(help="Metric to compare.")] = "accuracy",
-    by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SETTING",
-            help="Setting to group by, such as strategy.name (default: all settings except the seed).",
-        ),
-    ] = None,
-    at: Annotated[
-        Literal["last", "best"],
-        typer.Option(help="Round to compare: the last, or the best on the clients' validation data."),
-    ] = "last",
-    baseline: Annotated[
-        str | None,
-        typer.Option(metavar="STRATEGY|SETTING=VALUE", help="Baseline runs; gains are paired by partition and seed."),
-    ] = None,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="bytes[=50MB]|passes[=1M]",
-            help="Compare accuracy at this budget (default amount: the smallest total of any run).",
-        ),
-    ] = None,
-    target: Annotated[
-        float | None,
-        typer.Option(
-            metavar="VALUE",
-            help="Report bytes and passes needed to reach this mean personalised accuracy, such as 0.9.",
-        ),
-    ] = None,
-    columns: Annotated[
-        str | None,
-        typer.Option(metavar="all|NAME,NAME,...", help="Columns of the table, by their names in the CSV."),
-    ] = None,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV with full precision.")
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
-    latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as LaTeX (booktabs).")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Output directory of the page (default: the runs' common folder)."),
-    ] = None,
-) -> None:
-    """Compare runs in one table, seeds together, and write a page about them."""
-    question = {
-        "metric": metric,
-        "by": by,
-        "at": at,
-        "baseline": baseline,
-        "budget": budget or (),
-        "target": target,
-        "columns": columns,
-    }
-    action("compare")(paths, question, {"--csv": csv, "--markdown": markdown, "--latex": latex}, out)
-
-
-@app.command("report")
-def report_command(
-    paths: RunPaths,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Output directory of the page and figures (default: the run's folder)."),
-    ] = None,
-) -> None:
-    """Write a page about a run, or about several, with every figure as PDF and PNG."""
-    action("report")(paths, out)
-
-
-@app.command("check")
-def check_command(
-    paths: RunPaths,
-    expect: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="EXPERIMENT.toml", help="Read expectations from this file instead of the runs' own config."
-        ),
-    ] = None,
-) -> None:
-    """Test whether runs show what their experiment expects; the exit code is 1 if they do not."""
-    wanted = Config.parse(read_toml(expect), str(expect)).expect if expect else None
-    if not action("check")(paths, wanted):
-        raise typer.Exit(1)
+for name, command in finished.COMMANDS.items():
+    app.command(name)(command)
 
 
 @app.command("list")

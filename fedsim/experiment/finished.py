@@ -15,7 +15,7 @@ import pandas as pd
 from torch import nn
 
 from fedsim.analysis.suite import MEASURES
-from fedsim.experiment.personalised import restored_model
+from fedsim.experiment.personalised import Metric, WantedRound, restored_model
 from fedsim.federation.data import FederatedData
 from fedsim.results.report.comparing import comparison as comparing
 from fedsim.results.report.comparing.columns import Column
@@ -75,15 +75,31 @@ class FinishedRun(Result):
             raise AttributeError(f"a run has no {name!r}; tables of its analysis are: {', '.join(MEASURES)}")
         return self.measured(name)
 
-    def model(self, client: int | None = None) -> nn.Module:
-        """Return the global model after the last checkpoint, or the personalised one of a client, in eval mode.
+    def model(
+        self,
+        client: int | None = None,
+        *,
+        round: WantedRound = "last",  # noqa: A002 (as `Round.round`)
+        metric: Metric = "accuracy",
+    ) -> nn.Module:
+        """Return the global model, or the personalised one of a client as it was evaluated, in eval mode.
+
+        Parameters
+        ----------
+        client
+            Index of the client; without it, the global model.
+        round
+            The last round with a checkpoint, the ``best`` on the clients' validation data, or the number of a round.
+        metric
+            Metric of the best round, as `fedsim.compare` takes it.
 
         Raises
         ------
         ConfigError
-            If there is no checkpoint or no such client, or the data or the custom parts of the run are not there.
+            If there is no such client, the models of the round are not kept (``[checkpoints] keep``), or the data or
+            the custom parts of the run are not there or have changed.
         """
-        return restored_model(self.folder, client)
+        return restored_model(self.folder, client, round, metric)
 
     def __repr__(self) -> str:
         values = self.by_client("personalised")

@@ -1,58 +1,167 @@
-"""The models of a run after its last checkpoint, as torch modules: the global one, and what each client uses."""
+"""The models of a run after a round whose checkpoint is kept, as torch modules: the global and the personalised ones.
 
+A personalised model is the one that the client's accuracy is measured with: what the client keeps with what it would
+take from the server next, as the strategy makes it of them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
 from torch import nn
 
-from fedsim.config import making
+from fedsim.config import Config, making
 from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.evaluation import load_for_evaluation
-from fedsim.federation.client.state import personalised_model
+from fedsim.federation.client.state import GLOBAL, PERSONALISED, personalised_model
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.federation import Federation, federation_of
-from fedsim.models.frozen import copy_of
-from fedsim.models.params import Params
+from fedsim.models.frozen import copy_of, frozen_keys
+from fedsim.models.params import Params, fit
+from fedsim.results.best_round import best_round, validation_means
+from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
-from fedsim.strategy import Strategy
+from fedsim.training.evaluation import evaluate
+
+WantedRound = int | Literal["last", "best"]
+Metric = Literal["accuracy", "loss"]
+# How far a client's loss may be from the recorded one: other devices and cohorts round differently.
+TOLERANCE = 1e-3
 
 
-def restored_model(folder: RunFolder, client: int | None = None) -> nn.Module:
-    """Return the global model after a run's last checkpoint, or the personalised one of a client, in eval mode.
+@dataclass(frozen=True)
+class KeptRound:
+    """A round of a run whose models are on disk.
 
-    A personalised model is the one that the client's accuracy is measured with: its own layers with what it would take
-    from the server next, as the strategy makes it of them.
+    Parameters
+    ----------
+    client
+        Client whose personalised model is meant; None for the global model.
+    recorded
+        By metric: what the run recorded of the model, on the client's own test data or on the server's; empty if the
+        round or the client was not evaluated.
+    """
+
+    folder: RunFolder
+    config: Config
+    server_round: int
+    client: int | None
+    recorded: Mapping[str, float]
+
+
+def kept_round(
+    folder: RunFolder, client: int | None = None, wanted: WantedRound = "last", metric: Metric = "accuracy"
+) -> KeptRound:
+    """Find a round of a run, and check that its models are there; neither the data nor the model is needed.
+
+    Parameters
+    ----------
+    wanted
+        The ``last`` checkpoint, the ``best`` round on the clients' validation data, or a round.
+    metric
+        What the best round is best by.
 
     Raises
     ------
     ConfigError
-        If there is no checkpoint or no such client, or the data or the custom parts of the run are not there.
+        If there is no such client, or the models of the round are not kept.
     """
-    config, checkpoints = folder.read_config(), Checkpoints(folder.checkpoints)
-    if not (server_round := checkpoints.newest()):
-        raise ConfigError(f"{folder.path} has no checkpoint; let 'fedsim run' resume it first")
+    config, rounds = folder.read_config(), Checkpoints(folder.checkpoints).rounds()
     if client is not None and not 0 <= client < config.clients:
         raise ConfigError(f"client = {client} must be from 0 to {config.clients - 1}")
-    federation = federation_of(config)
-    check_layers(folder, federation)
+    if not rounds:
+        raise ConfigError(f"{folder.path} has no checkpoint yet; let 'fedsim run' resume it first")
+    table = read_rows(folder.metrics)
+    if len(table):
+        table = table[table["round"] <= rounds[-1]]
+    if wanted == "last":
+        found, name = rounds[-1], "the last round"
+    elif wanted == "best":
+        best = best_round(validation_means(table.to_dict("records"), metric), metric)
+        if best is None:
+            raise ConfigError(
+                f"round = 'best': {folder.path} has no values on validation data, by which the best round is chosen; "
+                "use 'last', or run it with partition.validation greater than 0"
+            )
+        found, name = best, f"round {best}, the best by validation {metric},"
+    elif isinstance(wanted, int) and 1 <= wanted <= config.rounds:
+        found, name = wanted, f"round {wanted}"
+    else:
+        raise ConfigError(f"round = {wanted!r} must be 'last', 'best' or from 1 to {config.rounds}")
+    if found not in rounds:
+        keep = "all" if wanted != "best" else "best"
+        some = "round" if len(rounds) == 1 else "rounds"
+        raise ConfigError(
+            f"{folder.path}: the models of {name} are not kept, only those of {some} {', '.join(map(str, rounds))}; "
+            f"to keep them set checkpoints.keep to '{keep}', remove the folder and run it again"
+        )
+    return KeptRound(folder, config, found, client, _recorded(table, found, client))
+
+
+def restored_model(
+    folder: RunFolder, client: int | None = None, wanted: WantedRound = "last", metric: Metric = "accuracy"
+) -> nn.Module:
+    """Return what `model_of` returns of what `kept_round` finds."""
+    return model_of(kept_round(folder, client, wanted, metric))
+
+
+def model_of(kept: KeptRound) -> nn.Module:
+    """Return the global model after a round, or the personalised one of a client, in eval mode.
+
+    Raises
+    ------
+    ConfigError
+        If the data or the custom parts of the run are not there or have changed, or a file is damaged.
+    """
+    federation, client = federation_of(kept.config), kept.client
+    check_layers(kept.folder, federation)
     try:
         if client is None:
-            params, of = checkpoints.global_model(server_round), 0
-            params = {key: value.to(federation.device) for key, value in params.items()}
+            params = fit(federation.model(), global_model(kept), "the checkpoint")
+            model = load_for_evaluation(federation, params, federation.calibration)
+            if frozen_keys(model):  # which come from the config and what it names, not from the checkpoint
+                _check_loss(kept, evaluate(model.eval(), *federation.data.test()).loss)
         else:
-            strategy = making.make_strategy(config, federation.model(), federation.calibration())
-            params, of = _personalised(federation, strategy, checkpoints, server_round, client), client
+            data = federation.data.client(client)
+            model = load_for_evaluation(federation, _personalised(federation, kept, client), lambda: data.train[0])
+            _check_loss(kept, evaluate(model.eval(), *data.test).loss)
+    except ConfigError:
+        raise
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{kept.folder.path} does not fit the model that its config builds now ({_line(error)}); has the model or "
+            "its version changed since it was run?"
+        ) from error
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{folder.checkpoints} is damaged ({error}); run the experiment again") from error
-    model = load_for_evaluation(federation, params, lambda: federation.data.client(of).train[0])
+        raise _damaged(kept.folder, error) from error
     return copy_of(model).eval()
 
 
-def _personalised(
-    federation: Federation, strategy: Strategy, checkpoints: Checkpoints, server_round: int, client: int
-) -> Params:
+def global_model(kept: KeptRound) -> Params:
+    """Read the global model after a round, under all keys of the model's state dict except those that are frozen.
+
+    Raises
+    ------
+    ConfigError
+        If the file is damaged.
+    """
+    try:
+        return Checkpoints(kept.folder.checkpoints).global_model(kept.server_round)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(kept.folder, error) from error
+
+
+def _personalised(federation: Federation, kept: KeptRound, client: int) -> Params:
+    """Return the model of a client, made by the client as it would make it to evaluate it after the round."""
+    strategy = making.make_strategy(kept.config, federation.model(), federation.calibration())
+    strategy.clients = kept.config.clients
     found: list[Params] = []
     app = ClientApp()
 
@@ -61,9 +170,40 @@ def _personalised(
         found.append(personalised_model(federation, message, context))
         return Message(RecordDict(), reply_to=message)
 
-    with LocalEngine(lambda: app, federation.config.clients, workers=1) as engine:
-        checkpoints.read(server_round, strategy, engine)
+    with LocalEngine(lambda: app, kept.config.clients, workers=1) as engine:
+        Checkpoints(kept.folder.checkpoints).read(kept.server_round, strategy, engine)
         strategy.evaluate_clients = None  # this client may not be among those that the run evaluates
-        messages = strategy.configure_evaluate(server_round, strategy.arrays, ConfigRecord(), engine)
-        list(engine.handle([message for message in messages if message.metadata.dst_node_id == client]))
+        messages = strategy.configure_evaluate(kept.server_round, strategy.arrays, ConfigRecord(), engine)
+        replies = list(engine.handle([each for each in messages if each.metadata.dst_node_id == client]))
+    if not found:
+        raise ConfigError(f"the personalised model of client {client} cannot be made: {replies[0].error.reason}")
     return found[0]
+
+
+def _recorded(table: pd.DataFrame, server_round: int, client: int | None) -> dict[str, float]:
+    if table.empty:
+        return {}
+    model, splits = (GLOBAL, ("test",)) if client is None else (PERSONALISED, ("test", "unseen"))
+    of_it = table["client"].isna() if client is None else table["client"] == client
+    rows = table[of_it & (table["round"] == server_round) & (table["model"] == model) & table["split"].isin(splits)]
+    values = rows.set_index("metric")["value"].dropna()
+    return {str(metric): float(value) for metric, value in values.items()}
+
+
+def _check_loss(kept: KeptRound, loss: float) -> None:
+    """Check that a client's model is the one that was evaluated in the run."""
+    recorded = kept.recorded.get("loss")
+    if recorded is not None and not math.isclose(loss, recorded, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+        whose = "the global model" if kept.client is None else f"client {kept.client}"
+        raise ConfigError(
+            f"{kept.folder.path}: {whose} has a loss of {loss:.6g} now, and had {recorded:.6g} in round "
+            f"{kept.server_round}; the data, the code or the versions have changed since, so it cannot be restored"
+        )
+
+
+def _damaged(folder: RunFolder, error: Exception) -> ConfigError:
+    return ConfigError(f"{folder.checkpoints} is damaged ({_line(error)}); run the experiment again")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -30,6 +30,8 @@ COMMANDS = {
     "bad value": ((*RUN, "--set", "local.lr=0"), 2, "local.lr = 0: must be greater than 0"),
     "bad --set": ((*RUN, "--set", "rounds=ten"), 2, "not a TOML value"),
     "unknown name": ((*RUN, "--set", 'strategy.name="scafold"'), 2, "did you mean 'scaffold'"),
+    "export to another kind of file": (("export", "runs/a", "--to", "a.pt"), 2, "a.pt: .* must end in .safetensors"),
+    "export of no round": (("export", "runs/a", "--to", "a.safetensors", "--round", "x"), 2, "must be 'best', 'last'"),
     "unknown name of a list": (("list", "models", "mpl"), 2, "did you mean 'mlp'"),
 }
 SPY = """
@@ -66,14 +68,14 @@ def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["run", "partition", "barriers", "compare", "report", "check", "list"])
+@pytest.mark.parametrize("command", ["run", "partition", "barriers", "compare", "report", "check", "export", "list"])
 def test_help_fits_80_columns_and_explains_arguments(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = help_of(command, monkeypatch, capsys)
     assert max(map(len, text.splitlines())) <= 80
     arguments = text.partition("Arguments")[2].partition("Options")[0]
-    assert re.search(r"(File with|Folders of|checkpoint|strategies)", arguments)
+    assert re.search(r"(File with|Folders? of|checkpoint|strategies)", arguments)
 
 
 def test_help_keeps_brackets_and_names_all_kinds_of_groups(

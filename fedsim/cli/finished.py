@@ -1,0 +1,134 @@
+"""The commands about finished runs: ``fedsim compare``, ``report``, ``check`` and ``export``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fedsim.cli.actions import action
+from fedsim.cli.arguments import RunPaths, round_of
+from fedsim.config.config import Config
+from fedsim.config.toml import read_toml
+from fedsim.errors import ConfigError
+
+
+def compare_command(
+    paths: RunPaths,
+    metric: Annotated[Literal["accuracy", "loss"], typer.Option(help="Metric to compare.")] = "accuracy",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SETTING",
+            help="Setting to group by, such as strategy.name (default: all settings except the seed).",
+        ),
+    ] = None,
+    at: Annotated[
+        Literal["last", "best"],
+        typer.Option(help="Round to compare: the last, or the best on the clients' validation data."),
+    ] = "last",
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="STRATEGY|SETTING=VALUE", help="Baseline runs; gains are paired by partition and seed."),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="bytes[=50MB]|passes[=1M]",
+            help="Compare accuracy at this budget (default amount: the smallest total of any run).",
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            metavar="VALUE",
+            help="Report bytes and passes needed to reach this mean personalised accuracy, such as 0.9.",
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="all|NAME,NAME,...", help="Columns of the table, by their names in the CSV."),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV with full precision.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
+    latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as LaTeX (booktabs).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Output directory of the page (default: the runs' common folder)."),
+    ] = None,
+) -> None:
+    """Compare runs in one table, seeds together, and write a page about them."""
+    question = {
+        "metric": metric,
+        "by": by,
+        "at": at,
+        "baseline": baseline,
+        "budget": budget or (),
+        "target": target,
+        "columns": columns,
+    }
+    action("compare")(paths, question, {"--csv": csv, "--markdown": markdown, "--latex": latex}, out)
+
+
+def report_command(
+    paths: RunPaths,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Output directory of the page and figures (default: the run's folder)."),
+    ] = None,
+) -> None:
+    """Write a page about a run, or about several, with every figure as PDF and PNG."""
+    action("report")(paths, out)
+
+
+def check_command(
+    paths: RunPaths,
+    expect: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="EXPERIMENT.toml", help="Read expectations from this file instead of the runs' own config."
+        ),
+    ] = None,
+) -> None:
+    """Test whether runs show what their experiment expects; the exit code is 1 if they do not."""
+    wanted = Config.parse(read_toml(expect), str(expect)).expect if expect else None
+    if not action("check")(paths, wanted):
+        raise typer.Exit(1)
+
+
+def export_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of one run.")],
+    to: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="File to write.")],
+    client: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Client whose personalised model is exported (default: the global model)."),
+    ] = None,
+    server_round: Annotated[
+        str,
+        typer.Option(
+            "--round",
+            metavar="best|last|N",
+            help="Round of the model: the best on the clients' validation data, that of the last checkpoint, or N.",
+        ),
+    ] = "last",
+    metric: Annotated[Literal["accuracy", "loss"], typer.Option(help="Metric of the best round.")] = "accuracy",
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Export a model of a run, as it was evaluated: a state dict that plain torch loads."""
+    if to.suffix != ".safetensors":
+        raise ConfigError(f"--to {to}: the file's name must end in .safetensors")
+    if to.exists() and not force:
+        raise ConfigError(f"--to {to} exists; give another file, or replace it with --force")
+    wanted = round_of(server_round)
+    action("export")(run, client, wanted, metric, to)
+
+
+# By name, in the order of the help.
+COMMANDS: dict[str, Callable[..., None]] = {
+    "compare": compare_command,
+    "report": report_command,
+    "check": check_command,
+    "export": export_command,
+}
