@@ -106,10 +106,10 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Crite
     """
     was_training = model.training
     model.eval()
-    size = _examples_at_a_time(inputs)
+    sizes = batch_sizes(len(inputs), _examples_at_a_time(inputs))
     losses, errors = [], []
     with torch.inference_mode():
-        for batch, expected in zip(inputs.split(size), targets.split(size), strict=True):
+        for batch, expected in zip(inputs.split(sizes), targets.split(sizes), strict=True):
             loss, error = losses_and_errors(model(batch), expected, criterion)
             losses.append(loss)
             errors.append(error)
@@ -118,10 +118,21 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Crite
     return Evaluation(torch.cat(losses).cpu().double(), torch.cat(errors).cpu().double(), counts)
 
 
+def batch_sizes(n: int, size: int) -> list[int]:
+    """Return the sizes of batches of n examples; a last one of a single example is added to the one before.
+
+    A model that drops dimensions of length 1 would take a single example for none.
+    """
+    sizes = [min(size, n - start) for start in range(0, max(n, 1), size)]
+    return [*sizes[:-2], size + 1] if len(sizes) > 1 and sizes[-1] == 1 else sizes
+
+
 def losses_and_errors(outputs: Tensor, targets: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
     """Return the loss and the error of each example, as in `Evaluation`, for a model's outputs."""
-    losses = criterion(outputs, targets)
     is_class = not targets.is_floating_point()
+    if is_class and len(targets) == 1 and outputs.ndim == targets.ndim:
+        outputs = outputs[None]  # of a model that drops dimensions of length 1
+    losses = criterion(outputs, targets)
     return losses, _errors(outputs, targets) if is_class else torch.full_like(losses, torch.nan)
 
 
