@@ -14,7 +14,7 @@ from fedsim.analysis.mixing.groups import Groups, named_groups
 from fedsim.analysis.mixing.mixes import Against, ends_of
 from fedsim.analysis.models import Models
 from fedsim.models.layers import Layer
-from fedsim.models.params import Params, fit
+from fedsim.models.params import Params, as_real, fit
 
 # Entries in a block: few enough for those of some models to stay in a core's cache.
 BLOCK = 2**15
@@ -118,7 +118,7 @@ def _sums(layer: Layer, models: Sequence[Params], ends: np.ndarray) -> _Sums:
 def _blocks(layer: Layer, models: Sequence[Params]) -> Iterator[Tensor]:
     """Yield the same parameters of all models, shape [models, block], float64."""
     for key in layer.parameters:
-        parts = (model[key].detach().flatten().split(BLOCK) for model in models)
+        parts = (as_real(model[key].detach()).flatten().split(BLOCK) for model in models)
         for block in zip(*parts, strict=True):
             yield torch.stack([part.to("cpu", torch.float64) for part in block])
 

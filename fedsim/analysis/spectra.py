@@ -116,7 +116,7 @@ def _matrices(model: nn.Module) -> Iterator[tuple[str, str]]:
 def _matrix(value: Tensor, state: str, key: str) -> Tensor:
     if not value.isfinite().all():
         raise ValueError(f"{state} has {key} with values that are not finite; its spectrum is not defined")
-    return value.detach().flatten(1).to("cpu", torch.float64)
+    return value.detach().flatten(1).to("cpu", torch.promote_types(value.dtype, torch.float64))
 
 
 def _ranks(values: NDArray[np.float64]) -> dict[str, float]:

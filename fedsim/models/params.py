@@ -175,7 +175,18 @@ def unflatten(params: Params, separator: str = "/", levels: int | None = None) -
 
 def lerp(start: Params, end: Params, t: float) -> Params:
     """Return ``(1 - t) * start + t * end``; exact at 0 and at 1; integer entries stay the start's."""
-    return {key: (1 - t) * value + t * end[key] if value.is_floating_point() else value for key, value in start.items()}
+    moving = {key for key, value in start.items() if value.is_floating_point() or value.is_complex()}
+    return {key: (1 - t) * value + t * end[key] if key in moving else value for key, value in start.items()}
+
+
+def as_real(value: Tensor) -> Tensor:
+    """Return a tensor with the real and imaginary parts of complex numbers along a new last dimension, as a view."""
+    return torch.view_as_real(value) if value.is_complex() else value
+
+
+def as_kind_of(value: Tensor, like: Tensor) -> Tensor:
+    """Return what `as_real` made of a tensor of the dtype of another, in this dtype and on its device."""
+    return torch.view_as_complex(value.contiguous()).to(like) if like.is_complex() else value.to(like)
 
 
 def dense(params: Params) -> Params:

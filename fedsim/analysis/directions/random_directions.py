@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedsim.models.layers import Layer
-from fedsim.models.params import Params
+from fedsim.models.params import Params, as_kind_of, as_real
 from fedsim.seeds import rng
 from fedsim.training.evaluation import Evaluation
 
@@ -17,19 +17,23 @@ PASS_BYTES = 2**29
 
 def vector_of(params: Params, layer: Layer) -> Tensor:
     """Return the parameters of a layer as one vector in float64, without its buffers."""
-    entries = (params[key].detach().flatten().to("cpu", torch.float64) for key in layer.parameters)
+    entries = (as_real(params[key].detach()).flatten().to("cpu", torch.float64) for key in layer.parameters)
     return torch.cat([torch.zeros(0, dtype=torch.float64), *entries])
 
 
 def entries_of(vector: Tensor, layer: Layer, like: Params) -> Params:
     """Return a layer's parameters from one vector, with the shapes, dtypes and devices of another model's."""
-    parts = vector.split([like[key].numel() for key in layer.parameters])
-    return {key: part.view(like[key].shape).to(like[key]) for key, part in zip(layer.parameters, parts, strict=True)}
+    real = {key: as_real(like[key]) for key in layer.parameters}
+    parts = vector.split([value.numel() for value in real.values()])
+    return {
+        key: as_kind_of(part.view(value.shape), like[key])
+        for part, (key, value) in zip(parts, real.items(), strict=True)
+    }
 
 
 def gaussian(layer: Layer, like: Params, seed: int, name: str, draw: int) -> Tensor:
     """Return a standard normal vector for the parameters of a layer, from a separate stream for each draw and layer."""
-    size = sum(like[key].numel() for key in layer.parameters)
+    size = sum(as_real(like[key]).numel() for key in layer.parameters)
     return torch.from_numpy(rng(seed, name, draw, layer.name).standard_normal(size))
 
 

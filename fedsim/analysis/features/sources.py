@@ -33,7 +33,7 @@ class Sources:
             return self._states[source][key]
         start, end, t = source
         value = self._states[start][key]
-        if not value.is_floating_point():
+        if not (value.is_floating_point() or value.is_complex()):
             return value
         # Unlike (1 - t) * start + t * end, it is exact where both are alike.
         return self._keep((key, source), lambda: torch.lerp(value, self._states[end][key], t))

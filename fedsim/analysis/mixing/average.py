@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fedsim.models.averaging import weighted_mean
-from fedsim.models.params import Params
+from fedsim.models.params import Params, as_kind_of, as_real
 
 
 def average_of(fitted: Sequence[Params], weights: Sequence[float] | None = None) -> Params:
@@ -14,5 +14,6 @@ def average_of(fitted: Sequence[Params], weights: Sequence[float] | None = None)
     ValueError
         If there is no model, or the weights do not fit the models.
     """
-    average = weighted_mean(fitted, [1.0] * len(fitted) if weights is None else weights)
-    return {key: average.get(key, value) for key, value in fitted[0].items()}
+    real = [{key: as_real(value) for key, value in state.items()} for state in fitted]
+    average = weighted_mean(real, [1.0] * len(fitted) if weights is None else weights)
+    return {key: as_kind_of(average[key], value) if key in average else value for key, value in fitted[0].items()}
