@@ -50,8 +50,7 @@ def cka(
     ------
     ValueError
         If there are fewer than two states, one does not fit the model, a pair names a state that is not there,
-        there are fewer than four inputs, ``batch_size`` is below 8, or a model that cannot be traced does not call the
-        same layers for every input.
+        there are fewer than four inputs, or ``batch_size`` is below 8.
 
     Notes
     -----

@@ -86,14 +86,15 @@ def connectivity(
     Raises
     ------
     ValueError
-        If there are too few states, one does not fit the model, there are no inputs, an argument is unknown or out of
-        range, or a model that cannot be traced does not call the same layers for every input.
+        If there are too few states, one does not fit the model, there are no inputs, or an argument is unknown or out
+        of range.
 
     Notes
     -----
     A pair costs at most two passes for its ends, which other pairs share, one for each t, and one for commutativity.
-    For a model that `torch.fx` cannot trace, the features are the outputs of the modules of its layers, and additivity
-    is NaN. The released code takes the absolute value of the inner product, so that features of opposite signs agree.
+    For a model that `torch.fx` cannot trace, the features are the outputs of the modules of its layers, or those of the
+    model alone if it does not call the same layers for all inputs and weights, and additivity is NaN. The released code
+    takes the absolute value of the inner product, so that features of opposite signs agree.
 
     References
     ----------

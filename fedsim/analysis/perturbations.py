@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.paired import check_paired
 from fedsim.analysis.models import Models
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import loaded
 from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.training.evaluation import (
@@ -65,8 +64,10 @@ def perturbations(
     kinds = [("fgsm", eps) for eps in fgsm] + [("noise", sigma) for sigma in noise]
 
     def measure(state: Params) -> Tensor:
-        # One per thread: for a call, the parameters of the module itself are exchanged.
-        net = copy_of(models.model).eval().requires_grad_(False)
+        net = loaded(models.model, state)
+        for parameter in net.parameters():
+            if parameter.is_leaf:  # those of compiled modules are not
+                parameter.requires_grad_(False)
         generator = rng(models.seed, "perturbations")
         sums = torch.zeros(len(kinds), 2, dtype=torch.float64)
         parts = zip(inputs.split(size), targets.split(size), weights.split(size), strict=True)
@@ -74,10 +75,10 @@ def perturbations(
             drawn = torch.from_numpy(generator.standard_normal(batch.shape)).to(batch)
             directions = {"noise": drawn}
             if fgsm:
-                directions["fgsm"] = _ascent(net, state, batch, expected, criterion)
+                directions["fgsm"] = _ascent(net, batch, expected, criterion)
             for number, (kind, far) in enumerate(kinds):
                 with torch.inference_mode():
-                    outputs = functional_call(net, state, (batch + far * directions[kind],))
+                    outputs = net(batch + far * directions[kind])
                     found = losses_and_errors(outputs, expected, criterion)
                     sums[number] += torch.stack([(values.double().cpu() * weight).sum() for values in found])
         return sums / weights.sum()
@@ -93,12 +94,11 @@ def perturbations(
     return pd.DataFrame(rows, columns=["base", "perturbation", "size", "n", "loss", "error"])
 
 
-def _ascent(net: nn.Module, state: Params, inputs: Tensor, targets: Tensor, criterion: Criterion) -> Tensor:
+def _ascent(net: nn.Module, inputs: Tensor, targets: Tensor, criterion: Criterion) -> Tensor:
     """Return the sign of the loss's gradient in the inputs."""
     moving = inputs.detach().clone().requires_grad_()
     with torch.enable_grad():
-        constants = {key: value.detach() for key, value in state.items()}
-        loss = criterion(functional_call(net, constants, (moving,)), targets).sum()
+        loss = criterion(net(moving), targets).sum()
         return torch.autograd.grad(loss, moving)[0].sign()
 
 

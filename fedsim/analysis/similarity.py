@@ -6,12 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.mixing.mixes import Pair, pairs_once
 from fedsim.analysis.models import Models
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import loaded
 from fedsim.models.params import Params
 from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
 
@@ -61,12 +60,12 @@ def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None =
 
 def _count(model: nn.Module, states: Sequence[Params], batches: Iterable[Tensor], ends: Sequence[Pair]) -> Tensor:
     """Count equal values, NaN where there are no values, and all values: classes and probabilities, [2, pairs, 2]."""
-    # Each thread's own: for a call, the parameters of the module itself are exchanged.
-    model = copy_of(model).eval()
+    # Each thread's own, as a model may keep something.
+    nets = [loaded(model, state) for state in states]
     counts = torch.zeros(2, len(ends), 2, dtype=torch.float64)
     with torch.inference_mode():
         for batch in batches:
-            outputs = [functional_call(model, state, (batch,)).softmax(1) for state in states]
+            outputs = [net(batch).softmax(1) for net in nets]
             classes = [output.argmax(1) for output in outputs]
             known = [not output.isnan().any() for output in outputs]
             for pair, (base, other) in enumerate(ends):

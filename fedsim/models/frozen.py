@@ -5,7 +5,7 @@ kernel size: nothing trains it, and no state dict of ours holds it, so that it i
 """
 
 import copy
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -56,9 +56,28 @@ def frozen_of(model: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in tensors.items() if found.setdefault(id(value), key) == key}
 
 
-def copy_of(model: Module) -> Module:
-    """Return a deep copy of a model that shares its frozen tensors, which nobody may write to."""
-    return copy.deepcopy(model, {id(value): value for value in frozen_of(model).values()})
+def copy_of(model: Module, *, shares_parameters: bool = False) -> Module:
+    """Return a deep copy of a model that shares its frozen tensors, which nobody may write to.
+
+    Tensors that the model has computed and kept have no history in the copy; torch itself does not copy them.
+
+    Parameters
+    ----------
+    shares_parameters
+        Whether the copy has the parameters themselves: for a short use in which nobody writes to them.
+    """
+    computed = [each for module in model.modules() for each in _computed(vars(module))]
+    memo = {id(each): each.detach().clone() for each in computed}
+    shared = model.parameters() if shares_parameters else frozen_of(model).values()
+    return copy.deepcopy(model, memo | {id(value): value for value in shared})
+
+
+def _computed(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [] if value.is_leaf else [value]
+    if isinstance(value, dict):
+        return [each for part in value.values() for each in _computed(part)]
+    return [each for part in value for each in _computed(part)] if isinstance(value, tuple | list) else []
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:

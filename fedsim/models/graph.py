@@ -1,26 +1,21 @@
 """A model as a graph of operations, each with the parts of the model whose values it depends on."""
 
-import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from fedsim.models.operation import Entry, NotTraceableError, Operation
+from fedsim.models.frozen import copy_of
+from fedsim.models.in_place import set_not_in_place_
+from fedsim.models.operation import Entry, NotTraceableError, Operation, is_plain, one_line
 from fedsim.models.params import first_keys
 from fedsim.models.probing import count_flops, measured, probes_of
+from fedsim.models.purity import outputs_of
+from fedsim.models.tracer import Tracer
 
 __all__ = ["NotTraceableError", "Operation", "count_flops", "probes_of", "trace"]
 
-PLAIN = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
 AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
@@ -30,7 +25,8 @@ def trace(model: nn.Module, parts: Sequence[Sequence[str]], probes: Tensor) -> l
     Parameters
     ----------
     model
-        Model in eval mode. Modules that change their inputs in place are set not to.
+        Model in eval mode. Modules that change their inputs in place are set not to, and constants of its code are kept
+        in it.
     parts
         State-dict keys of each part of the model, with a tied tensor under its first key only.
     probes
@@ -39,27 +35,24 @@ def trace(model: nn.Module, parts: Sequence[Sequence[str]], probes: Tensor) -> l
     Raises
     ------
     NotTraceableError
-        If the graph cannot be made or checked, does not give the model's outputs, or mixes the examples of a batch.
+        If the graph cannot be made or checked, does not give the model's outputs with these weights and others, or
+        mixes the examples of a batch.
     """
-    with torch.inference_mode():
-        expected = model(probes)
-    if not isinstance(expected, Tensor):
-        raise NotTraceableError("it does not map one input to one tensor")
-    if not expected.isfinite().all():
-        raise NotTraceableError("its outputs are not finite, so that its graph cannot be checked")
-    for module in model.modules():
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]
     try:
-        graph = _Tracer().trace(model)
-    except Exception as error:  # a model's code may raise anything on a proxy instead of a tensor
-        raise NotTraceableError(f"it cannot be traced ({type(error).__name__})") from error
-    operations = _operations(graph, model, parts)
-    return _fused(measured(operations, model, probes, expected))
+        original, other = copy_of(model), copy_of(model, shares_parameters=True)
+        expected = outputs_of(original, other, probes)
+        graph = _graph_of(other, model)
+        operations = _operations(graph, model, parts)
+        moving = {key for part in parts for key in part}
+        return _fused(measured(operations, model, original, probes, expected, moving))
+    except NotTraceableError:
+        raise
+    except Exception as error:  # a model's code may raise anything, on proxies instead of tensors above all
+        raise NotTraceableError(f"it cannot be traced ({one_line(error)})") from error
 
 
-class _Tracer(fx.Tracer):
-    """Descends to the modules that hold weights; a module that cannot be traced is one operation."""
+class _Tracer(Tracer):
+    """Descends to the modules that hold weights."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         owns = bool(m._parameters or m._buffers)
@@ -67,11 +60,15 @@ class _Tracer(fx.Tracer):
             owns and not any(child.state_dict() for child in m.children())
         )
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:  # as above
-            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+def _graph_of(traced: nn.Module, model: nn.Module) -> fx.Graph:
+    """Return the graph of a copy, whose code may keep proxies in it; the model gets the constants of the graph."""
+    graph = _Tracer().trace(traced)
+    for node in graph.nodes:
+        if node.op == "get_attr" and "." not in node.target and not hasattr(model, node.target):
+            setattr(model, node.target, getattr(traced, node.target))
+    set_not_in_place_(graph, model)
+    return graph
 
 
 def _operations(graph: fx.Graph, model: nn.Module, parts: Sequence[Sequence[str]]) -> list[Operation]:
@@ -94,7 +91,6 @@ def _operations(graph: fx.Graph, model: nn.Module, parts: Sequence[Sequence[str]
     position = {node: i for i, node in enumerate(nodes)}
     operations = []
     for node in nodes:
-        _set_not_in_place_(node)
         keys: dict[str, str] = {}
         if node.op in ("call_module", "get_attr"):
             target = str(node.target)
@@ -109,19 +105,14 @@ def _operations(graph: fx.Graph, model: nn.Module, parts: Sequence[Sequence[str]
                 tuple(own_parts),
                 tuple(Entry(name, key, own_parts.index(part_of[key])) for name, key in keys.items()),
                 kind=None if module is None else type(module),
-                affine=type(module) in AFFINE and len(own_parts) == 1 and not getattr(module, "max_norm", None),
+                affine=len(own_parts) == 1 and module is not None and _is_affine(module),
             )
         )
     return operations
 
 
-def _set_not_in_place_(node: fx.Node) -> None:
-    if node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"):
-        raise NotTraceableError(f"it changes a tensor in place ({node.target})")
-    if node.kwargs.get("inplace"):
-        node.kwargs = node.kwargs | {"inplace": False}
-    if node.op == "call_function":
-        node.target = PLAIN.get(node.target, node.target)  # type: ignore[arg-type]
+def _is_affine(module: nn.Module) -> bool:
+    return type(module) in AFFINE and is_plain(module) and not getattr(module, "max_norm", None)
 
 
 def _fused(operations: Sequence[Operation]) -> list[Operation]:

@@ -16,6 +16,16 @@ class NotTraceableError(Exception):
     """A model that cannot be written as a graph of operations that take examples one by one."""
 
 
+class RandomError(NotTraceableError):
+    """A model that gives other outputs each time."""
+
+
+def one_line(error: Exception) -> str:
+    """Return the type of an error and the first line of its text."""
+    text = " ".join(str(error).partition("\n")[0].split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 class Entry(NamedTuple):
     """One of the weights of an operation."""
 
@@ -99,9 +109,17 @@ class Operation:
         return self.tail[-1].size if self.tail else self.size
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Return whether a module of torch does what its type does, with its own weight and bias: it has no hooks."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return not hooks and "weight" in module._parameters and "forward" not in vars(module)
+
+
 def _call(module: nn.Module, args: Any, kwargs: Any, weights: Params) -> Any:
     if not weights:  # it has none, or frozen ones
         return module(*args, **kwargs)
+    if not is_plain(module):
+        return functional_call(module, weights, args, kwargs)
     # Calling torch's function costs less than putting the weights into the module.
     if type(module) is nn.Linear:
         return linear(args[0], weights.get("weight", module.weight), weights.get("bias", module.bias))

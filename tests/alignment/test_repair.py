@@ -277,7 +277,7 @@ class Branching(nn.Module):
 def test_what_cannot_be_repaired_is_an_error_of_one_line() -> None:
     model, states, inputs = models(Branching)
     with pytest.raises(
-        ValueError, match=r"^Branching cannot .* by layer: [^\n]*symbolically traced [^\n]*; omit the correction$"
+        ValueError, match=r"^Branching cannot .* by layer: it decides by the values [^\n]*; omit the correction$"
     ):
         repair(model, average(states), states, inputs)
     model, states, inputs = models(cnn)

@@ -205,7 +205,11 @@ class OfTheBatch(nn.Module):
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [(Undecided, "cannot be traced"), (Changes, "gives other outputs"), (OfTheBatch, "depend on the others")],
+    [
+        (Undecided, "decides by the values"),
+        (Changes, "changes a tensor in place"),
+        (OfTheBatch, "depend on the others"),
+    ],
 )
 def test_a_model_that_cannot_be_taken_apart_is_evaluated_as_a_whole(
     kind: type[nn.Module], reason: str, caplog: pytest.LogCaptureFixture
@@ -218,11 +222,22 @@ def test_a_model_that_cannot_be_taken_apart_is_evaluated_as_a_whole(
     assert kind.__name__ in caplog.text
 
 
+class Positions(nn.Module):
+    """Asks its input for its length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(1, CLASSES), nn.Linear(1, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum((self.one if i % 2 else self.two)(x[:, i : i + 1]) for i in range(x.shape[1]))
+
+
 def test_a_module_that_cannot_be_traced_is_one_operation() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.inner = nn.Linear(4, 4), Undecided()
+            self.first, self.inner = nn.Linear(4, 4), Positions()
 
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(relu(self.first(x)))

@@ -100,7 +100,7 @@ def test_matched_models_are_measured_in_the_same_ways(tiny: Tiny, way: str) -> N
         of_kind = {name: table.query(f"matching == '{kind}'") for name, table in tables.items()}
         assert_equal_rows(
             of_kind["barriers"],
-            barriers(model, models, *data, weights=WEIGHTS, bands=0.95, groups=["layers", "full"], stratified_from=355),
+            barriers(model, models, *data, weights=WEIGHTS, bands=0.95, groups=["layers", "full"]),
             NAMES,
         )
         assert_equal_rows(of_kind["connectivity"], connectivity(model, models, data[0], weights=WEIGHTS), NAMES)
@@ -237,7 +237,7 @@ def test_cka_of_too_few_examples_is_found_before_the_run(tiny: Tiny) -> None:
     prepare(tiny(data__test_examples=3, barriers={"measures": ["cka"], "on": ["train"]}))
 
 
-def test_what_cannot_be_measured_of_a_model_is_left_out_and_the_log_says_so(
+def test_a_model_that_skips_layers_is_measured_by_its_outputs_and_the_log_says_so_once(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "skipping.py").write_text(
@@ -248,11 +248,13 @@ def test_what_cannot_be_measured_of_a_model_is_left_out_and_the_log_says_so(
         "        return self.fc(self.inner(x) if len(x) < 6 else x)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    caplog.set_level("INFO")
     settings = {"every": 1, "measures": ["connectivity", "stitching", "cka"], "examples": 20}
     _, _, tables = measured(tiny(model={"name": "skipping:Net"}, barriers=settings))
-    assert tables.keys() == {"barriers", "stitching"}
-    for name in ("connectivity", "cka"):
-        assert f"{name} is not measured: the model does not call the same layers for every input" in caplog.text
+    assert tables.keys() == {"barriers", "stitching", "connectivity", "cka"}
+    assert set(tables["cka"]["layer"]) == set(tables["connectivity"]["layer"]) == {"output"}
+    said = "features of Net are its outputs alone: it does not call the same layers for all inputs and weights"
+    assert caplog.text.count(said) == 1
 
 
 def test_a_model_whose_units_cannot_be_matched_is_found_before_the_run(

@@ -48,9 +48,8 @@ def traced(model: nn.Module, params: Params, inputs: Tensor) -> tuple[list[Opera
     try:
         return trace(root, [tuple(state_of(root))], probes_of(inputs)), root
     except NotTraceableError as reason:
-        why = [str(reason), *str(reason.__cause__ or "").splitlines()[:1]]
         raise ValueError(
-            f"{type(model).__name__} cannot be corrected layer by layer: {': '.join(why)}; omit the correction"
+            f"{type(model).__name__} cannot be corrected layer by layer: {reason}; omit the correction"
         ) from None
 
 

@@ -1,6 +1,5 @@
 """Features: the outputs of the layers of several models for batches of the same examples."""
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +10,12 @@ from torch import Tensor
 
 from fedsim.analysis.features.sites import Site
 from fedsim.analysis.features.sources import Sources
-from fedsim.analysis.features.walks import ModuleWalk, OperationWalk, Values, Walk
-from fedsim.analysis.mixing.mixed_models import prepared
+from fedsim.analysis.features.walks import DifferentCallsError, ModuleWalk, OperationWalk, Values, Walk
 from fedsim.analysis.mixing.mixes import Source
-from fedsim.analysis.mixing.traced import Tracer
-from fedsim.data.dataset import channels_last
+from fedsim.analysis.mixing.traced import Tracer, in_order, prepared, say_once
 from fedsim.models.frozen import copy_of
 from fedsim.models.graph import NotTraceableError, probes_of
+from fedsim.models.operation import RandomError, one_line
 from fedsim.models.params import Params
 
 # Examples in a batch.
@@ -25,14 +23,13 @@ CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 64, 1024, 4
 # Bytes of results, of all threads together, and of mixed weights.
 MAX_MEMORY, WEIGHTS_MEMORY = 2**29, 2**29
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 
 class Walks:
     """Ways to run a model layer by layer, found once for each shape of its inputs.
 
     A model that `torch.fx` can trace is run operation by operation. The features of any other model are the outputs of
-    its layers' modules, with a line in the log.
+    its layers' modules, with a line in the log; if it does not always call the same ones, they are its outputs alone.
     """
 
     def __init__(self, tracer: Tracer) -> None:
@@ -52,13 +49,33 @@ class Walks:
             self._found[kind] = self._find(inputs)
         return self._found[kind]
 
+    def after(self, inputs: Tensor, problem: NotTraceableError) -> Walk:
+        """Return another walk for inputs of this shape, as the one so far has failed."""
+        kind = (inputs.shape[1:], inputs.dtype, inputs.device)
+        if isinstance(problem, DifferentCallsError):
+            self._found[kind] = self._outputs(inputs, problem)
+        else:
+            self._tracer.refuse(inputs, problem)
+            self._found[kind] = self._find(inputs)
+        return self._found[kind]
+
     def _find(self, inputs: Tensor) -> Walk:
         try:
             return OperationWalk(self._tracer.traced(inputs))
         except NotTraceableError as reason:
-            model = copy_of(self._tracer.model)
-            logger.info("features of %s are what its layers' modules give: %s", type(model).__name__, reason)
-            return ModuleWalk(model, probes_of(inputs))
+            try:
+                walk = ModuleWalk(self._tracer.model, probes_of(inputs), draws=isinstance(reason, RandomError))
+            except DifferentCallsError as problem:
+                return self._outputs(inputs, problem)
+            self._say("what its layers' modules give", reason)
+            return walk
+
+    def _outputs(self, inputs: Tensor, problem: DifferentCallsError) -> Walk:
+        self._say("its outputs alone", problem)
+        return ModuleWalk(self._tracer.model, probes_of(inputs), by_layer=False)
+
+    def _say(self, what: str, reason: NotTraceableError) -> None:
+        say_once(self._tracer.origin, f"features of {type(self._tracer.model).__name__} are {what}: {reason}")
 
 
 class Features:
@@ -86,7 +103,7 @@ class Features:
     def __init__(
         self, walks: Walks, states: Sequence[Params], inputs: Tensor, sources: Sequence[Source], threads: int = 1
     ) -> None:
-        self._walk = walks.of(inputs)
+        self._walks, self._walk = walks, walks.of(inputs)
         self._inputs, self._list, self._threads = inputs, list(sources), threads
         self._local = threading.local()
         self._channels_last = self._walk.prefers_channels_last
@@ -107,15 +124,20 @@ class Features:
 
         Raises
         ------
-        DifferentCallsError
-            If a model that cannot be traced does not call its layers as it did for the first inputs.
+        NotTraceableError
+            If the model cannot be run in this way, which `map` changes then.
         """
         if not hasattr(self._local, "root"):
             self._local.root = copy_of(self._walk.model)
-        ordered = inputs
-        if inputs.ndim == 4:
-            ordered = channels_last(inputs) if self._channels_last else inputs.contiguous()
-        yield from self._walk.run(self._local.root, ordered, self.weights, self._list)
+        try:
+            ordered = in_order(inputs, self._channels_last)
+            yield from self._walk.run(self._local.root, ordered, self.weights, self._list)
+        except NotTraceableError:
+            raise
+        except Exception as error:  # a model's operations may raise anything
+            if isinstance(self._walk, ModuleWalk):
+                raise
+            raise NotTraceableError(f"its graph cannot be run ({one_line(error)})") from error
 
     def finish(self, site: Site, value: Tensor) -> Tensor:
         """Return the features for a value before what follows without weights."""
@@ -129,12 +151,21 @@ class Features:
         size
             Number of examples in a batch, about the same for all; by default as many as fit into the memory.
         """
+        try:
+            return self._map(function, size)
+        except NotTraceableError as problem:
+            self._walk, self._local = self._walks.after(self._inputs, problem), threading.local()
+            self._channels_last = self._walk.prefers_channels_last
+            return self.map(function, size)
+
+    def _map(self, function: Callable[[Tensor], T], size: int | None) -> list[T]:
         on_cpu = self._inputs.device.type == "cpu"
         each = max(1.0, self._walk.size * len(self._list))
         # It does not depend on the threads, of which as many work as there is memory for.
         fits = max(SMALLEST_TILE, int(MAX_MEMORY / each / 2))
         size = size or min(CPU_TILE if on_cpu else ACCELERATOR_TILE, fits)
-        threads = max(1, min(self._threads, int(MAX_MEMORY / each / size))) if on_cpu else 1
+        may_share = on_cpu and not self._walk.draws
+        threads = max(1, min(self._threads, int(MAX_MEMORY / each / size))) if may_share else 1
 
         def run(batch: Tensor) -> T:
             with torch.inference_mode():

@@ -1,22 +1,25 @@
 """Ways to run several models on the same examples, layer after layer, with the outputs of each layer."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.hooks import RemovableHandle
 
 from fedsim.analysis.features.sites import LINEAR, Site, fixed_operations, sites_of, with_unique_names
 from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.mixing.mixes import Source
 from fedsim.analysis.mixing.traced import Traced
+from fedsim.models.copies import loaded
+from fedsim.models.graph import NotTraceableError
 from fedsim.models.layers import Layers
-from fedsim.models.params import Params, first_keys
+from fedsim.models.operation import is_plain
+from fedsim.models.params import Params, first_keys, state_of
+from fedsim.models.purity import same_draws
 
 
-class DifferentCallsError(ValueError):
+class DifferentCallsError(NotTraceableError):
     """A model that calls its layers differently for other inputs or weights."""
 
 
@@ -51,12 +54,15 @@ class Walk(Protocol):
         Most bytes that are kept of one example.
     prefers_channels_last
         Whether images are stored with their channels last.
+    draws
+        Whether the model draws random numbers, from the one stream that all threads have.
     """
 
     model: nn.Module
     sites: list[Site]
     size: float
     prefers_channels_last: bool
+    draws: bool
 
     def run(
         self, root: nn.Module, inputs: Tensor, weights: Sources, sources: Sequence[Source]
@@ -77,6 +83,8 @@ class Walk(Protocol):
 
 class OperationWalk:
     """Operation by operation: what no later one takes is freed."""
+
+    draws = False
 
     def __init__(self, traced: Traced) -> None:
         self.model, probes = traced.model, traced.probes
@@ -154,24 +162,35 @@ class _Call(NamedTuple):
 
 
 class ModuleWalk:
-    """Model by model, with hooks on the modules of its layers."""
+    """Model by model, with hooks on the modules of its layers; each run has a new copy, as a model may keep something.
+
+    Parameters
+    ----------
+    by_layer
+        Whether layers have features; if not, the outputs of the model are the only ones.
+    draws
+        Whether the model draws random numbers, of which it gets the same for each run.
+    """
 
     prefers_channels_last = False
 
-    def __init__(self, model: nn.Module, probes: Tensor) -> None:
-        self.model = model
-        self._names = [layer.name for layer in Layers.of(model) if layer.name in dict(model.named_modules())]
-        for module in model.modules():
-            if getattr(module, "inplace", False) is True:
-                module.inplace = False  # type: ignore[assignment]
-        state = dict(model.state_dict())
+    def __init__(self, model: nn.Module, probes: Tensor, *, by_layer: bool = True, draws: bool = False) -> None:
+        self.model, self.draws = model, draws
+        modules = dict(model.named_modules())
+        names = Layers.of(model).names if by_layer else ()
+        # Compiled modules take no hooks.
+        self._names = [n for n in names if n in modules and not isinstance(modules[n], torch.jit.ScriptModule)]
+        state = state_of(model)
         other = {key: value * 0.9 if value.is_floating_point() else value for key, value in state.items()}
         with torch.inference_mode():
             called, again = (self._called(model, probes, each) for each in (state, other))
         self._expected = [each.name for each in called]
         self._check(again)
-        # Integers, tuples and what has no row for each example are no features.
+        # Integers and what has no row for each example are no features.
         features = [k for k, each in enumerate(called) if _is_features(each.result, len(probes))]
+        # The outputs are those of the last layer, unless something follows it.
+        if len(features) > 1 and _is_same(called[features[-2]].result, called[-1].result):
+            features = features[:-1]
         self.size = sum(2.0 * called[k].result.nbytes for k in features) / len(probes)
         sites = []
         first_key = first_keys(model)
@@ -179,10 +198,9 @@ class ModuleWalk:
             name, _, argument = called[k]
             site = Site(name, k)
             # What changes with the weights is no input of the model.
-            if argument is not None and not torch.equal(argument, again[k].argument):
-                module = model.get_submodule(name)
-                keys = {entry: first_key[f"{name}.{entry}"] for entry, _ in module.named_parameters()}
-                site = site.of_linear(module, keys)
+            if argument is not None and not torch.equal(argument, again[k].argument) and is_plain(modules[name]):
+                keys = {entry: first_key[f"{name}.{entry}"] for entry, _ in modules[name].named_parameters()}
+                site = site.of_linear(modules[name], keys)
             sites.append(site)
         self.sites = with_unique_names(sites)
 
@@ -204,31 +222,33 @@ class ModuleWalk:
     def _check(self, called: Sequence["_Call"]) -> None:
         """Check that the calls are those of the first inputs, by whose positions features are taken."""
         if [each.name for each in called] != self._expected:
-            raise DifferentCallsError(
-                "the model does not call the same layers for every input; connectivity and cka cannot be measured of it"
-            )
+            raise DifferentCallsError("it does not call the same layers for all inputs and weights")
 
     def _called(self, root: nn.Module, inputs: Tensor, params: Params) -> list["_Call"]:
-        """Return the calls of the layers' modules in their order."""
+        """Return the calls of the layers' modules in their order, and the outputs last."""
         called: list[_Call] = []
 
-        def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(module: nn.Module, args: Any, result: Any) -> None:
+        def hook_of(name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+            def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
                 # What comes later may change them in place.
-                argument = args[0].clone() if type(module) in LINEAR else None
-                called.append(_Call(name, result.clone() if isinstance(result, Tensor) else result, argument))
+                argument = [*args, *kwargs.values()][0].clone() if type(module) in LINEAR else None
+                # A recurrent layer, or attention, gives more than one tensor.
+                value = result[0] if isinstance(result, tuple) and result else result
+                called.append(_Call(name, value.clone() if isinstance(value, Tensor) else value, argument))
 
             return hook
 
-        handles: list[RemovableHandle] = []
-        try:
-            handles += [root.get_submodule(name).register_forward_hook(hook_of(name)) for name in self._names]
-            functional_call(root, params, (inputs,))
-        finally:
-            for handle in handles:
-                handle.remove()
-        return called
+        net = loaded(root, params)
+        for name in self._names:
+            net.get_submodule(name).register_forward_hook(hook_of(name), with_kwargs=True)
+        with same_draws(inputs.device) if self.draws else nullcontext():
+            outputs = net(inputs)
+        return [*called, _Call("output", outputs, None)]
 
 
 def _is_features(value: Any, n: int) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0 and len(value) == n
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)

@@ -1,11 +1,11 @@
 """Evaluation of mixed models, which computes what several of them have in common only once."""
 
 import copy
-import logging
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import accumulate
 from typing import Self
 
 import torch
@@ -16,15 +16,16 @@ from fedsim.analysis.mixing.execute import Execution
 from fedsim.analysis.mixing.mixes import Mix, Normalisation, Part, Recipe, Source, parts_of, recipe_of
 from fedsim.analysis.mixing.paired import check_paired
 from fedsim.analysis.mixing.plan import Plan, make_plan
-from fedsim.analysis.mixing.traced import Traced, Tracer
-from fedsim.data.dataset import channels_last
-from fedsim.models.frozen import copy_of
+from fedsim.analysis.mixing.traced import Traced, Tracer, in_order, prepared, say_once
+from fedsim.models.copies import loaded
 from fedsim.models.graph import NotTraceableError, Operation
 from fedsim.models.layers import Layers
 from fedsim.models.norms import has_statistics
-from fedsim.models.params import Params, lerp, load_state_
+from fedsim.models.operation import RandomError, one_line
+from fedsim.models.params import Params, lerp
+from fedsim.models.purity import is_close, same_draws
 from fedsim.training.buffers import recompute_buffers_
-from fedsim.training.evaluation import Evaluation, evaluate, losses_and_errors
+from fedsim.training.evaluation import Evaluation, batch_sizes, evaluate, losses_and_errors
 
 # Examples in a batch: few on a CPU, as many models are evaluated on them at once.
 CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 32, 1024, 8
@@ -32,7 +33,8 @@ MAX_MEMORY = 2**30
 # Batches that must fit into the memory together.
 TILES = 4
 CALIBRATION_BATCH = 125
-logger = logging.getLogger(__name__)
+# Examples of two tiles, for which the whole model must give the same losses as its operations.
+CHECKED = 64
 
 
 class MixedModels:
@@ -41,7 +43,8 @@ class MixedModels:
     A model that `torch.fx` can trace, and that treats the examples of a batch one by one, is evaluated operation by
     operation: results that several models have in common are computed once, and operations that are affine in their
     weights are not run for mixes of weights if they are run for both ends. Any other model is evaluated as a whole,
-    with a line in the log; the numbers are the same to float tolerance.
+    with a line in the log; the numbers are the same to float tolerance. One that draws random numbers gets the same
+    ones for each mix.
 
     Parameters
     ----------
@@ -89,17 +92,16 @@ class MixedModels:
         self._states = states
         self._threads = threads
         self._memory, self._weights_memory = max_memory * 3 // 4, max_memory // 4
-        self._local = threading.local()
         self.parts: tuple[Part, ...] = parts_of(Layers.of(model), normalisation)
         self.tracer = Tracer(model, states[0], self.parts)
         self._known: Traced | None = None
-        self._is_whole = False
-        self._prepared: list[Params] | None = None
+        self._draws = False
+        self._prepared: dict[bool, list[Params]] = {}
 
     def of(self, states: Sequence[Params]) -> Self:
         """Return mixes of other states of the same model, which is not traced again."""
         other = copy.copy(self)
-        other._states, other._prepared = states, None
+        other._states, other._prepared = states, {}
         return other
 
     def recipe(self, mix: Mix, t: float | None = None) -> Recipe:
@@ -122,13 +124,7 @@ class MixedModels:
         """
         check_paired(data.inputs, data.targets)
         distinct = list(dict.fromkeys(recipes))
-        traced = self._traced(data.inputs)
-        evaluated: dict[Recipe, Evaluation] = {}
-        if traced is None:
-            evaluated = self._evaluate_whole(distinct, data)
-        else:
-            for some, plan in self._plans(traced.operations, distinct):
-                evaluated |= dict(zip(some, self._execute(traced, plan, data), strict=True))
+        evaluated = self._evaluated(distinct, data)
         counts = data.target_counts
         if counts is None:
             return evaluated
@@ -168,11 +164,47 @@ class MixedModels:
                 raise NotTraceableError("its statistics are recomputed")
             self._known = self.tracer.traced(inputs)
         except NotTraceableError as reason:
-            if not self._is_whole:
-                name = type(self.tracer.model).__name__
-                logger.info("barriers evaluate each mixed %s as a whole: %s", name, reason)
-            self._known, self._is_whole = None, True
+            name = type(self.tracer.model).__name__
+            say_once(self.tracer.origin, f"barriers evaluate each mixed {name} as a whole: {reason}")
+            self._known, self._draws = None, isinstance(reason, RandomError)
         return self._known
+
+    def _evaluated(self, recipes: list[Recipe], data: Data) -> dict[Recipe, Evaluation]:
+        traced = self._traced(data.inputs)
+        if traced is None:
+            return self._evaluate_whole(recipes, data)
+        try:
+            if not traced.is_checked:
+                self._check(traced, recipes, data)
+            return self._evaluate_graph(traced, recipes, data)
+        except NotTraceableError as reason:
+            self.tracer.refuse(data.inputs, reason)
+            return self._evaluated(recipes, data)
+
+    def _check(self, traced: Traced, recipes: Sequence[Recipe], data: Data) -> None:
+        """Compare the losses of a mixed model on some of the data with what the whole model gives.
+
+        Raises
+        ------
+        NotTraceableError
+            If they differ.
+        """
+        some = replace(data, inputs=data.inputs[:CHECKED], targets=data.targets[:CHECKED])
+        mixed = max(recipes, key=lambda recipe: sum(isinstance(source, tuple) for source in recipe))
+        # With its ends, as results are mixed and models stacked if there are several.
+        ends = {end for source in mixed for end in (source[:2] if isinstance(source, tuple) else (source,))}
+        found = self._evaluate_graph(traced, list(dict.fromkeys([mixed, *map(self.own, sorted(ends))])), some)
+        if not is_close(found[mixed].losses, self._evaluate_whole([mixed], some)[mixed].losses):
+            raise NotTraceableError("its graph gives other losses on these data")
+        traced.is_checked = True
+
+    def _evaluate_graph(self, traced: Traced, recipes: list[Recipe], data: Data) -> dict[Recipe, Evaluation]:
+        evaluated: dict[Recipe, Evaluation] = {}
+        with _graph_errors():
+            plans = list(self._plans(traced.operations, recipes))
+        for some, plan in plans:
+            evaluated |= dict(zip(some, self._execute(traced, plan, data), strict=True))
+        return evaluated
 
     def _plans(self, operations: Sequence[Operation], recipes: list[Recipe]) -> Iterator[tuple[list[Recipe], Plan]]:
         """Yield recipes with their plan, in halves if the results of all are too large to be kept."""
@@ -196,43 +228,47 @@ class MixedModels:
         tile = min(tile, max(SMALLEST_TILE, int(self._memory / peak / TILES)))
         threads = max(1, min(self._threads, int(self._memory / (peak * tile)))) if on_cpu else 1
         states = self._prepared_states(traced.is_channels_last)
-        execution = Execution(self.tracer.model, operations, plan, states, tile, self._weights_memory)
+        with _graph_errors():
+            execution = Execution(traced.model, operations, plan, states, tile, self._weights_memory)
         distinct = max(execution.outputs) + 1
         losses, errors = torch.empty(2, distinct, len(data), dtype=torch.float64)
 
-        def run(start: int) -> None:
-            part = slice(start, start + tile)
+        sizes = batch_sizes(len(data), tile)
+
+        def run(part: slice) -> None:
             expected = data.targets[part]
             with torch.inference_mode():
-                outputs = execution.run(_in_order(data.inputs[part], traced.is_channels_last))
+                with _graph_errors():
+                    outputs = execution.run(in_order(data.inputs[part], traced.is_channels_last))
+                if len(outputs) != distinct * len(expected):
+                    raise NotTraceableError("it does not give a row for each example")
                 every = expected.repeat(distinct, *[1] * (expected.ndim - 1))
                 measured = losses_and_errors(outputs, every, data.criterion)
             for whole, values in zip((losses, errors), measured, strict=True):
                 whole[:, part] = values.view(distinct, -1).cpu()
 
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, range(0, len(data), tile)))
+            list(pool.map(run, [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]))
         return [Evaluation(losses[k], errors[k]) for k in execution.outputs]
 
     def _evaluate_whole(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         def measured(recipe: Recipe) -> Evaluation:
-            return evaluate(self._build(recipe), data.inputs, data.targets, data.criterion)
+            with same_draws(data.inputs.device) if self._draws else nullcontext():
+                return evaluate(self._build(recipe), data.inputs, data.targets, data.criterion)
 
-        with ThreadPoolExecutor(self._threads) as pool:
+        with ThreadPoolExecutor(1 if self._draws else self._threads) as pool:
             return dict(zip(recipes, pool.map(measured, recipes), strict=True))
 
     def _build(self, recipe: Recipe) -> nn.Module:
-        """Return this thread's model with the weights of a recipe."""
-        if not hasattr(self._local, "model"):
-            self._local.model = copy_of(self.tracer.model)
+        """Return a new model with the weights of a recipe, as what a model keeps is that of no other."""
         # Integer entries are in no layer and do not matter in eval mode.
         params = dict(self._states[0])
         for part, source in zip(self.parts, recipe, strict=True):
             params |= self._entries(part.keys, source)
-        load_state_(self._local.model, params)
+        model = loaded(self.tracer.model, params)
         if self._calibration is not None:
-            recompute_buffers_(self._local.model, self._calibration, CALIBRATION_BATCH)
-        return self._local.model
+            recompute_buffers_(model, self._calibration, CALIBRATION_BATCH)
+        return model
 
     def _entries(self, keys: Sequence[str], source: Source) -> Params:
         if isinstance(source, int):
@@ -241,19 +277,15 @@ class MixedModels:
         return lerp(self._entries(keys, start), self._entries(keys, end), t)
 
     def _prepared_states(self, is_channels_last: bool) -> list[Params]:
-        if self._prepared is None:
-            self._prepared = [prepared(state, is_channels_last) for state in self._states]
-        return self._prepared
+        if is_channels_last not in self._prepared:
+            self._prepared[is_channels_last] = [prepared(state, is_channels_last) for state in self._states]
+        return self._prepared[is_channels_last]
 
 
-def prepared(state: Params, is_channels_last: bool) -> Params:
-    """Return a state with the weights of convolutions in the order in which they are used fastest."""
-    order = torch.channels_last if is_channels_last else torch.contiguous_format
-    return {key: v.contiguous(memory_format=order) if v.ndim == 4 else v for key, v in state.items()}
-
-
-def _in_order(inputs: Tensor, is_channels_last: bool) -> Tensor:
-    """Return inputs in the same order."""
-    if inputs.ndim != 4:
-        return inputs
-    return channels_last(inputs) if is_channels_last else inputs.contiguous()
+@contextmanager
+def _graph_errors() -> Iterator[None]:
+    """Turn whatever is raised into the reason why a model is not evaluated operation by operation."""
+    try:
+        yield
+    except Exception as error:  # a model's operations may raise anything
+        raise NotTraceableError(f"its graph cannot be run ({one_line(error)})") from error

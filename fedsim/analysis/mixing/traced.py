@@ -1,19 +1,35 @@
 """A model as the operations that it consists of, found once for each shape of its inputs."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.analysis.mixing.mixes import Part
+from fedsim.data.dataset import channels_last
+from fedsim.models.copies import loaded
 from fedsim.models.frozen import copy_of
 from fedsim.models.graph import NotTraceableError, Operation, count_flops, probes_of, trace
-from fedsim.models.params import Params, load_state_
+from fedsim.models.params import Params
+from fedsim.models.probing import results_of
+
+logger = logging.getLogger(__name__)
+_said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True)
+def say_once(model: nn.Module, text: str) -> None:
+    """Log a line about a model, unless that has been said of it before."""
+    said = _said.setdefault(model, set())
+    if text not in said:
+        said.add(text)
+        logger.info("%s", text)
+
+
+@dataclass(eq=False)
 class Traced:
     """The operations of a model.
 
@@ -23,22 +39,44 @@ class Traced:
         The model itself, with any weights.
     probes
         The inputs that it was traced with.
+    is_checked
+        Whether they have been compared with the whole model on data.
     """
 
     model: nn.Module
     operations: Sequence[Operation]
     probes: Tensor
+    is_checked: bool = False
 
     @cached_property
     def flops(self) -> list[float]:
         """Floating-point operations per example of each operation."""
         return count_flops(self.operations, self.model, self.probes)
 
-    @property
+    @cached_property
     def is_channels_last(self) -> bool:
         """Whether images and weights of convolutions are stored with their channels last."""
         # Pooling is faster so by far, but torch's group normalisation on a CPU is ten times slower.
-        return not any(each.kind is nn.GroupNorm for each in self.operations)
+        if self.probes.ndim != 4 or any(each.kind is nn.GroupNorm for each in self.operations):
+            return False
+        try:
+            results_of(self.operations, self.model, prepared(self.model.state_dict(), True), channels_last(self.probes))
+        except RuntimeError:  # its code views images in the usual order
+            return False
+        return True
+
+
+def prepared(state: Params, is_channels_last: bool) -> Params:
+    """Return a state with the weights of convolutions in the order in which they are used fastest."""
+    order = torch.channels_last if is_channels_last else torch.contiguous_format
+    return {key: v.contiguous(memory_format=order) if v.ndim == 4 else v for key, v in state.items()}
+
+
+def in_order(inputs: Tensor, is_channels_last: bool) -> Tensor:
+    """Return inputs in the same order."""
+    if inputs.ndim != 4:
+        return inputs
+    return channels_last(inputs) if is_channels_last else inputs.contiguous()
 
 
 class Tracer:
@@ -55,13 +93,14 @@ class Tracer:
 
     Attributes
     ----------
+    origin
+        The model itself.
     model
-        A copy of the model in eval mode.
+        A copy of the model in eval mode, which is never run: it holds nothing but what the model held.
     """
 
     def __init__(self, model: nn.Module, state: Params, parts: Sequence[Part]) -> None:
-        self.model = copy_of(model).eval()
-        load_state_(self.model, state)
+        self.origin, self.model = model, loaded(model, state)
         self._keys = [part.keys for part in parts]
         self._found: dict[tuple[torch.Size, torch.dtype, torch.device], Traced | NotTraceableError] = {}
 
@@ -75,14 +114,23 @@ class Tracer:
         ValueError
             If there are no inputs.
         """
-        kind = (inputs.shape[1:], inputs.dtype, inputs.device)
+        kind = _kind(inputs)
         if kind not in self._found:
             probes = probes_of(inputs)
+            model = copy_of(self.model, shares_parameters=True)
             try:
-                self._found[kind] = Traced(self.model, trace(self.model, self._keys, probes), probes)
+                self._found[kind] = Traced(model, trace(model, self._keys, probes), probes)
             except NotTraceableError as reason:
                 self._found[kind] = reason
         found = self._found[kind]
         if isinstance(found, NotTraceableError):
             raise found
         return found
+
+    def refuse(self, inputs: Tensor, reason: NotTraceableError) -> None:
+        """Let the model be run as a whole on inputs of this shape from now on."""
+        self._found[_kind(inputs)] = reason
+
+
+def _kind(inputs: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return inputs.shape[1:], inputs.dtype, inputs.device

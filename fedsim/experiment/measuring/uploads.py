@@ -10,7 +10,6 @@ import pandas as pd
 
 from fedsim.analysis import barriers
 from fedsim.analysis.data import Data
-from fedsim.analysis.features.walks import DifferentCallsError
 from fedsim.analysis.matching import match
 from fedsim.analysis.mixing.groups import groups_of_texts
 from fedsim.analysis.mixing.mixes import Against, Pair
@@ -177,12 +176,7 @@ class _Round:
         # The spectra of the models themselves do not depend on the order of units.
         bases = [AVERAGE] if again else [AVERAGE, *range(len(models))]
         for each in self._settings() if measure.compares else self._settings()[:1]:
-            try:
-                table = measure.table(measured, replace(each, data=data, start=start, bases=bases))
-            except DifferentCallsError as error:
-                logger.warning("%s is not measured: %s", measure.name, error)
-            else:
-                yield measure.name, table
+            yield measure.name, measure.table(measured, replace(each, data=data, start=start, bases=bases))
 
     def _asked(self, *, on_data: bool) -> list[Measure]:
         every = (MEASURES[name] for name in self.federation.config.barriers.measures)
@@ -202,16 +196,14 @@ class _Round:
         data, settings = self.federation.data, self.federation.config.barriers
         examples, tolerance = settings.examples, settings.tolerance
         for name in settings.on:
-            if name == "clients":
+            if name == "server":
+                yield View(name, Data(*data.test(examples), tolerance=tolerance))
+            elif name == "train":
+                yield View(name, Data(*data.train_sample(examples), tolerance=tolerance))
+            else:
                 for position, client in enumerate(self.clients):
                     inputs, targets = data.client(client).test
                     yield View(name, Data(inputs[:examples], targets[:examples], tolerance=tolerance), position)
-            else:
-                of_server = name == "server"
-                sample = data.test(examples) if of_server else data.train_sample(examples)
-                whole = data.tested_from if of_server else len(data.trained_on)
-                stratified_from = whole if len(sample[1]) < whole else None
-                yield View(name, Data(*sample, tolerance=tolerance, stratified_from=stratified_from))
 
 
 def _with_clients(table: pd.DataFrame, clients: Sequence[int]) -> pd.DataFrame:

@@ -1,0 +1,163 @@
+"""Whether a model is a function of each example: it keeps nothing, draws nothing, and decides by no value."""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fedsim.models.operation import NotTraceableError, RandomError
+
+# Functions through which a value of a tensor gets into Python.
+READS = {
+    *(getattr(Tensor, name) for name in ("__bool__", "__int__", "__float__", "__index__", "__complex__", "__array__")),
+    *(getattr(Tensor, name) for name in ("__contains__", "item", "tolist", "numpy", "is_nonzero", "equal", "allclose")),
+    *(getattr(torch, name) for name in ("is_nonzero", "equal", "allclose")),
+}
+# Outputs may differ by this share of the largest, as rounding is relative to the largest of the summands.
+TOLERANCE = 1e-4
+
+
+def outputs_of(used: nn.Module, fresh: nn.Module, probes: Tensor) -> Tensor:
+    """Return what a model gives for some inputs, if it is a function of each of them.
+
+    Parameters
+    ----------
+    used, fresh
+        Two copies of the model in eval mode.
+
+    Raises
+    ------
+    NotTraceableError
+        If its outputs are not finite, or depend on the other examples, on an earlier call, or on random numbers; if it
+        decides by the values of tensors what to do; or if a part of it is compiled, so that it cannot be looked into.
+    """
+    if any(isinstance(m, torch.jit.ScriptModule) or type(m).__name__ == "OptimizedModule" for m in used.modules()):
+        raise NotTraceableError("a part of it is compiled")
+    first, last = probes[:2], probes[-2:].flip(0)
+    devices = [probes.device] if probes.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        before, reads = _random_states(probes.device), _Reads(used, first)
+        with reads:
+            of_first = used(first)
+        kept = _kept(used)
+        of_last, anew = used(last), fresh(last)
+        has_changed = _has_changed(kept, _kept(used))
+        outputs = used(probes)
+        if not _are_equal(before, _random_states(probes.device)):
+            raise RandomError("it draws random numbers in evaluation mode")
+    if not isinstance(outputs, Tensor) or not isinstance(anew, Tensor):
+        raise NotTraceableError("it does not map one input to one tensor")
+    if not outputs.isfinite().all():
+        raise NotTraceableError("its outputs are not finite, so that its graph cannot be checked")
+    if has_changed or not is_close(of_last, anew):
+        raise NotTraceableError("it keeps something from one call to the next")
+    if reads.found:
+        raise NotTraceableError("it decides by the values of tensors what to do")
+    if len(outputs) != len(probes):
+        raise NotTraceableError("it does not give a row for each example")
+    if not is_close(of_first, outputs[:2]) or not is_close(of_last, outputs[-2:].flip(0)):
+        raise NotTraceableError("the outputs for an example depend on the others of its batch")
+    return outputs
+
+
+@contextmanager
+def same_draws(device: torch.device) -> Iterator[None]:
+    """Let a model draw the same random numbers each time, and leave all streams as they were; for one thread only."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for seed in (torch.manual_seed, np.random.seed, random.seed):
+            seed(0)
+        yield
+    np.random.set_state(of_numpy)
+    random.setstate(of_python)
+
+
+def is_close(found: Any, expected: Tensor) -> bool:
+    """Return whether a result is a tensor that differs from what is expected by rounding only."""
+    if not isinstance(found, Tensor) or found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    tolerance = TOLERANCE * float(expected.abs().nan_to_num(0, 0).max()) if expected.numel() else 0.0
+    return torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
+class _Reads(TorchFunctionMode):
+    """Notes whether a value that depends on the inputs or the weights gets into Python."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor) -> None:
+        super().__init__()
+        self.found = False
+        # By identity, with the tensors themselves so that none is reused.
+        self._known = {id(each): each for each in (inputs, *model.parameters(), *model.buffers())}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if any(id(each) in self._known for each in tensors_in((args, kwargs))):
+            self.found = self.found or func in READS
+            name = getattr(func, "__name__", "")
+            changed = args[:1] if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) else ()
+            self._known |= {id(each): each for each in tensors_in((result, changed))}
+        return result
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in tuples, lists and dicts of any depth."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from tensors_in(each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from tensors_in(each)
+
+
+def _random_states(device: torch.device) -> list[Any]:
+    of_numpy = np.random.get_state(legacy=False)["state"]
+    states = [torch.get_rng_state(), of_numpy["key"], of_numpy["pos"], random.getstate()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _are_equal(first: Any, second: Any) -> bool:
+    if isinstance(first, tuple | list):
+        return len(first) == len(second) and all(map(_are_equal, first, second))
+    return bool(np.array_equal(first, second))
+
+
+def _kept(model: nn.Module) -> dict[str, tuple[Any, int]]:
+    """Return what the modules hold besides each other: numbers and texts, and tensors with their versions."""
+    return {name: each for path, module in model.named_modules() for name, each in _leaves(path, vars(module))}
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, tuple[Any, int]]]:
+    if isinstance(value, Tensor):
+        yield path, (value, value._version)
+    elif value is None or isinstance(value, bool | int | float | complex | str):
+        yield path, (value, 0)
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _leaves(f"{path}.{key}", each)
+    elif isinstance(value, tuple | list):
+        for number, each in enumerate(value):
+            yield from _leaves(f"{path}.{number}", each)
+
+
+def _has_changed(before: Mapping[str, tuple[Any, int]], after: Mapping[str, tuple[Any, int]]) -> bool:
+    if before.keys() != after.keys():
+        return True
+    for name, (old, version) in before.items():
+        new, later = after[name]
+        if old is new:
+            same = version == later
+        elif isinstance(old, Tensor) and isinstance(new, Tensor):
+            same = version == old._version and old.shape == new.shape and torch.equal(old, new)
+        else:
+            same = type(old) is type(new) and bool(old == new or old != old)
+        if not same:
+            return True
+    return False
