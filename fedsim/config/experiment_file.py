@@ -1,11 +1,11 @@
 """An experiment as a user gives it: a file or settings, and changes; what is wrong is found before torch is needed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.config.choices import CATALOGUES, resolve
+from fedsim.config.choices import CATALOGUES, custom_names, resolve
 from fedsim.config.config import Config
 from fedsim.config.custom import forget_changed
 from fedsim.config.toml import Changes, plain_settings, read_key, read_toml, with_settings
@@ -68,11 +68,11 @@ def read_experiment(
         if tuned.pop(key, None) is not None and not set(tuned) - {"rounds", "seed"}:
             del found["tune"]
     config = Config.parse(with_settings(found, changes), source)
-    for each in config.runs(source):
+    runs = config.runs(source)
+    for each in runs:
         for catalogue in CATALOGUES.values():
-            chosen = getattr(getattr(each, catalogue.table), catalogue.key)
-            catalogue.check_name(chosen)
-            forget_changed(chosen)
+            catalogue.check_name(getattr(getattr(each, catalogue.table), catalogue.key))
+    forget_changed({name for each in runs for name in custom_names(each).values()} | set(_texts(config.tune.grid)))
     return Experiment(config, name or NAME, source)
 
 
@@ -90,6 +90,15 @@ def read_overrides(overrides: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
             raise ConfigError(f"{key!r} is no setting; give a dotted one, such as 'local.lr'")
         changes[path] = value
     return changes
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in nested values, some of which may name custom parts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
 
 
 def _table(settings: dict[str, Any], name: str) -> dict[str, Any]:

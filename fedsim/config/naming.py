@@ -1,22 +1,20 @@
 """Names of runs and partitions, from the settings that differ from their defaults."""
 
-import inspect
-from pathlib import Path
 from typing import Any
 
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import WITHOUT_EFFECT, Config
+from fedsim.config.content import in_name
 from fedsim.config.toml import short_hash
-from fedsim.data.places import existing_path, fingerprint
 
 
 def changed_settings(config: Config) -> dict[str, Any]:
     """Return the settings that differ from their defaults, less those that do not change a run's numbers.
 
     A run is named by them, so that a new setting with a default never renames an old run. The seed is in the name by
-    itself; the engine, the checkpoints, what is expected and the place of the data change nothing. What is the user's
-    own, a module, data or a partition, is named by its content and not by its path: once it is changed, it is another
-    run.
+    itself; the engine, the checkpoints, what is expected and the place of the data change nothing. The user's files,
+    which an option names or in which a custom part is written, count by their content and not by their path: once one
+    is changed, it is another run.
     """
     unnamed = {"seed", "sweep", "tune", *WITHOUT_EFFECT}
     changed = config.model_dump(mode="json", exclude_defaults=True, exclude=unnamed)
@@ -26,13 +24,9 @@ def changed_settings(config: Config) -> dict[str, Any]:
             key: value for key, value in changed.pop(catalogue.table, {}).items() if key in type(choice).model_fields
         }
         table = fixed | catalogue.options(choice, exclude_defaults=True)
-        table.pop("data_dir", None)
-        name = getattr(choice, catalogue.key)
-        if name not in catalogue.entries:  # the user's own
-            source = inspect.getsourcefile(catalogue.find(name))
-            table["source"] = fingerprint(Path(source)) if source else None
-        if place := existing_path(table.get("path") or ""):
-            table["path"] = fingerprint(place)
+        if getattr(choice, catalogue.key) in catalogue.entries:
+            table.pop("data_dir", None)
+        table |= in_name(catalogue, choice)
         if table:
             changed[catalogue.table] = table
     return changed

@@ -107,7 +107,7 @@ def with_settings(settings: Mapping[str, Any], changes: Changes) -> dict[str, An
 
 def short_hash(settings: Mapping[str, Any]) -> str:
     """Return eight hexadecimal digits that depend on the settings and not on their order."""
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

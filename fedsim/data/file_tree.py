@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedsim.data.fingerprint import digest_of
+
 
 @dataclass(frozen=True)
 class FileTree:
@@ -18,12 +20,12 @@ class FileTree:
     read
         Function from a file's name to its content.
     version
-        Function from a file's name to numbers that change when the file does.
+        Function from a file's name to numbers or a hash that change when its content does.
     """
 
     names: list[str]
     read: Callable[[str], bytes]
-    version: Callable[[str], list[int]]
+    version: Callable[[str], list[int] | str]
 
 
 @contextmanager
@@ -48,9 +50,5 @@ def open_tree(place: Path) -> Iterator[FileTree]:
 
 
 def _of_folder(place: Path) -> FileTree:
-    def version(name: str) -> list[int]:
-        status = (place / name).stat()
-        return [status.st_size, status.st_mtime_ns]
-
     names = sorted(path.relative_to(place).as_posix() + ("/" if path.is_dir() else "") for path in place.rglob("*"))
-    return FileTree(names, lambda name: (place / name).read_bytes(), version)
+    return FileTree(names, lambda name: (place / name).read_bytes(), lambda name: digest_of(place / name))

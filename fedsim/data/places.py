@@ -1,10 +1,7 @@
 """Where data are found on this machine, and where downloads and caches are kept."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from hashlib import file_digest, sha256
 from pathlib import Path
 
 
@@ -76,7 +73,7 @@ def user_path(path: str) -> Path:
     """
     if found := existing_path(path):
         return found
-    looked = " and ".join(str(place.absolute()) for place in _user_places(path))
+    looked = " and ".join(str(place.absolute()) for place in user_places(path))
     raise FileNotFoundError(
         f"path = {path!r} does not exist (looked at {looked}); correct the path, or set $FEDSIM_DATA"
     )
@@ -84,29 +81,11 @@ def user_path(path: str) -> Path:
 
 def existing_path(path: str) -> Path | None:
     """Return what `user_path` returns, or None if it does not exist."""
-    return next((place for place in _user_places(path) if place.exists()), None) if path else None
+    return next((place for place in user_places(path) if os.path.exists(place)), None) if path else None  # noqa: PTH110 (any text)
 
 
-def _user_places(path: str) -> list[Path]:
+def user_places(path: str) -> list[Path]:
+    """Return where a user's file or folder may be: as given, and relative to ``$FEDSIM_DATA``."""
     given = Path(os.path.expanduser(path))  # noqa: PTH111 (Path's own raises for a user that does not exist)
     environment = os.environ.get("FEDSIM_DATA")
     return [given, *([Path(environment).expanduser() / given] if environment and not given.is_absolute() else [])]
-
-
-def fingerprint(place: Path) -> str:
-    """Return eight hexadecimal digits: a hash of a file, or of the names, sizes and times of a folder."""
-    if place.is_file():
-        status = place.stat()
-        return _of_content(place, status.st_size, status.st_mtime_ns)
-    listing = []
-    for path in sorted(path for path in place.rglob("*") if path.is_file()):
-        status = path.stat()
-        listing.append([path.relative_to(place).as_posix(), status.st_size, status.st_mtime_ns])
-    return sha256(json.dumps(listing).encode()).hexdigest()[:8]
-
-
-@lru_cache
-def _of_content(path: Path, size: int, changed: int) -> str:
-    """Read a file once for all runs of a sweep, unless its size or modification time changes."""
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()[:8]

@@ -1,5 +1,6 @@
 """What Python users and the command line call: run, load and compare experiments, measure barriers, split data."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fedsim import analysis
 from fedsim.config import naming
 from fedsim.config.config import Config
+from fedsim.config.content import uncounted_files
 from fedsim.config.experiment_file import Experiment, read_experiment, read_overrides
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.finished import Comparison, FinishedRun, Partition, Round, Runs
@@ -26,6 +28,7 @@ from fedsim.results.report.comparing.question import Question, read_budgets
 from fedsim.results.report.comparing.tables import chosen_columns
 from fedsim.results.result import find_runs, read_results
 
+logger = logging.getLogger(__name__)
 Settings = str | Path | Mapping[str, Any]
 Paths = str | Path | Iterable[str | Path]
 
@@ -118,6 +121,8 @@ def run_experiment(
     for note in tuned.notes:
         print(note, file=sys.stderr)
     runs = sweep.name_runs(tuned.configs, folder)
+    for place in dict.fromkeys(place for config in tuned.configs for place in uncounted_files(config)):
+        logger.warning("code names %s, whose content does not name the run; if it reads it, make it an option", place)
     tune.take_from_tuning(runs, folder)
     failures = dict(tuned.failures) | sweep.run_all(runs, jobs, on_round=on_round and _with_name(on_round))
     done = [run.folder for run in runs if run.folder.done.exists()]

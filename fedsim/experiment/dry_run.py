@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
+from fedsim.config.content import describe_files
 from fedsim.experiment.measuring.barrier_cost import barrier_cost, rounds_between
 from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
 from fedsim.experiment.run import prepare
@@ -26,6 +27,7 @@ def describe_run(config: Config) -> str:
     federation, strategy = prepare(config)
     sections = {
         "config": config.to_toml().splitlines(),
+        "files by whose content the run is named": describe_files(config),
         "layers": _layers(federation),
         "clients: examples, and how many of each class": _clients(federation),
         "training": _training(federation, strategy),
@@ -33,7 +35,8 @@ def describe_run(config: Config) -> str:
         "evaluation": _evaluation(federation, strategy),
         "barriers": _barriers(federation),
     }
-    return "\n".join(f"# {title}\n" + "\n".join(lines) + "\n" for title, lines in sections.items())
+    texts = {title: list(lines) for title, lines in sections.items()}
+    return "\n".join(f"# {title}\n" + "\n".join(lines) + "\n" for title, lines in texts.items() if lines)
 
 
 def _layers(federation: Federation) -> Iterator[str]:

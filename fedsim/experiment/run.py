@@ -12,8 +12,9 @@ from filelock import FileLock, Timeout
 from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
 
-from fedsim.config import Config, EngineConfig, making
+from fedsim.config import Config, EngineConfig, making, naming
 from fedsim.config.choices import custom_names
+from fedsim.config.content import counted_files
 from fedsim.errors import ConfigError, in_code_of_the_user
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
@@ -148,7 +149,7 @@ def _engine_settings(federation: Federation) -> EngineConfig:
 def app_maker(federation: Federation, cohort: int) -> Callable[[], ClientApp]:
     """Return a function that builds the clients' app: here from the federation, in another process from the config."""
     if federation.config.engine.name == "ray":
-        return partial(app_of, federation.config, cohort)
+        return partial(app_of, federation.config, cohort, counted_files(federation.config))
     return partial(client_app, federation, cohort)
 
 
@@ -170,7 +171,10 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
     # What was chosen by measuring stays, so that a resumed run has the numbers of one that never stopped.
     chosen = known.get("cohort") if config.engine.cohort == "auto" else None
     cohort = chosen or cohort_size(federation)
-    write_json(folder.env, environment(federation.device) | {"cohort": cohort, "started": [*known["started"], now()]})
+    about = environment(federation.device) | {"cohort": cohort, "started": [*known["started"], now()]}
+    if files := counted_files(config):
+        about |= {"files": [each.to_json() for each in files], "named_by": naming.changed_settings(config)}
+    write_json(folder.env, about)
     write_whole(folder.config, config.to_toml())
     write_json(folder.model, asdict(federation.summary))
     write_json(folder.participants, [participants(config, each) for each in range(1, config.rounds + 1)])

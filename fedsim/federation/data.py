@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.config import Config, making
+from fedsim.config import Config, content, making
 from fedsim.data import Augmentation, Dataset
 from fedsim.data.dataset import stratified
+from fedsim.data.fingerprint import looking_once
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.federation.participants import unseen
 from fedsim.federation.split import sample_positions, split_of
@@ -156,12 +157,14 @@ def federated_data_of(config: Config) -> FederatedData:
     ConfigError
         If the data are missing or damaged, or the partition or the feature skew is impossible.
     """
-    dataset = _dataset(config)
+    with looking_once():
+        dataset, files = _dataset(config), content.versions(config, "data", "partition")
     labels = dataset.test.labels.numpy()
     tested = sample_positions(config, labels, config.data.test_examples, "test", dataset.name)
     if len(tested) < len(labels):
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
-    data = FederatedData(config, dataset, _split(_Part(config.model_dump_json(include=SPLIT_BY), config)))
+    split = _split(_Part(config.model_dump_json(include=SPLIT_BY), files, config))
+    data = FederatedData(config, dataset, split)
     _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
     return data
 
@@ -174,14 +177,18 @@ class _Part:
     ----------
     settings
         That part as JSON, in which 1 and true differ.
+    files
+        Content of the files that it names and of the sources of its custom parts.
     """
 
     settings: str
+    files: tuple[str, ...]
     config: Config = field(compare=False)
 
 
 def _dataset(config: Config) -> Dataset:
-    return _read(_Part(config.data.model_dump_json(exclude={"train_examples", "test_examples"}), config))
+    settings = config.data.model_dump_json(exclude={"train_examples", "test_examples"})
+    return _read(_Part(settings, content.versions(config, "data"), config))
 
 
 # A run is checked before it starts, and those of a sweep often share a partition.

@@ -29,7 +29,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
-    write_whole(path, json.dumps(content, indent=1) + "\n")
+    write_whole(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def write_parquet(path: Path, table: "pd.DataFrame") -> None:

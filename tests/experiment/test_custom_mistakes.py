@@ -61,11 +61,6 @@ NEVER_BUILT = {
         r"ValueError: 1 2 \(MODULE.py, line 2\)",
     ),
     "data that end Python": ("data", "def part():\n    raise SystemExit\n", r"SystemExit \(MODULE.py, line 2\)"),
-    "data of nothing": (
-        "data",
-        "from fedsim import Dataset\ndef part():\n    return Dataset('x', None, None, ())\n",
-        r"AttributeError: 'NoneType' .* \(dataset.py, line \d+\)",
-    ),
     "an annotation that is nowhere": (
         "data",
         "def part(*, a: 'Frame' = 0): pass\n",
@@ -106,11 +101,6 @@ NEVER_BUILT = {
         "model",
         MODEL.format(built="", outputs="self.fc(x)"),
         r"RuntimeError: .* \(MODULE.py, line 9\)",
-    ),
-    "a model that can't be copied": (
-        "model",
-        MODEL.format(built="self.doubled = self.fc.weight * 2", outputs="self.fc(x.flatten(1))"),
-        "RuntimeError: Only Tensors created explicitly",
     ),
     "a strategy's option": (
         "strategy",

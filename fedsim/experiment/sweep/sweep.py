@@ -14,6 +14,8 @@ from typing import Any
 
 from fedsim.config import Config, naming
 from fedsim.config.choices import CATALOGUES, custom_names
+from fedsim.config.content import Counted, check_unchanged, counted_files
+from fedsim.data.fingerprint import looking_once
 from fedsim.errors import ConfigError, DivergedError, RunError, error_line, is_of_the_system, is_of_the_user
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
@@ -43,12 +45,15 @@ class Run:
         Resolved, without a sweep.
     with_page
         Whether a page about it is written.
+    files
+        What its folder is named by besides the settings.
     """
 
     name: str
     config: Config
     folder: RunFolder
     with_page: bool = True
+    files: Sequence[Counted] = ()
 
     @property
     def rounds_left(self) -> int:
@@ -93,14 +98,16 @@ def name_runs(configs: Sequence[Config], out: Path) -> list[Run]:
     ConfigError
         If two of them are the same run.
     """
-    folders = [RunFolder(out / naming.run_name(config)) for config in configs]
+    with looking_once():
+        folders = [RunFolder(out / naming.run_name(config)) for config in configs]
+        files = [counted_files(config) for config in configs]
     if len({folder.path for folder in folders}) < len(folders):
         raise ConfigError(f"[sweep]: two of the {len(configs)} combinations are the same run; remove one of them")
     names = [f"{CATALOGUES['strategies'].label(config.strategy)} seed {config.seed}" for config in configs]
     alike = Counter(names)
     return [
-        Run(f"{name} ({folder.path.name})" if alike[name] > 1 else name, config, folder)
-        for name, config, folder in zip(names, configs, folders, strict=True)
+        Run(f"{name} ({folder.path.name})" if alike[name] > 1 else name, config, folder, files=counted)
+        for name, config, folder, counted in zip(names, configs, folders, files, strict=True)
     ]
 
 
@@ -174,13 +181,14 @@ def check(runs: Sequence[Run]) -> Parts:
         For the first mistake.
     """
     first = None
-    for run in runs:
-        path = run.folder.path
-        parts = experiment.prepare(run.config)
-        first = first or parts
-        existing = next(each for each in (path, *path.parents) if each.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise ConfigError(f"run folder {path} cannot be written: {existing} does not allow it; use --out")
+    with looking_once():
+        for run in runs:
+            path = run.folder.path
+            parts = experiment.prepare(run.config)
+            first = first or parts
+            existing = next(each for each in (path, *path.parents) if each.exists())
+            if not existing.is_dir() or not os.access(existing, os.W_OK):
+                raise ConfigError(f"run folder {path} cannot be written: {existing} does not allow it; use --out")
     assert first is not None
     return first
 
@@ -201,6 +209,7 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
         with _warnings_to(emit):
             engine = run.config.engine.model_copy(update={"workers": workers or run.config.engine.workers})
             parts = parts or experiment.prepare(run.config.model_copy(update={"engine": engine}))
+            check_unchanged(run.config, run.files)  # now that they have been read
             experiment.run(run.config, run.folder, emit, parts)
             for text in faults_of_run(run.folder, experiment.rounds_done(run.folder)):
                 logger.warning(text)

@@ -123,6 +123,7 @@ def _runs(tunings: Sequence[Tuning], folder: Path) -> dict[str, Run]:
             run.config,
             run.folder,
             with_page=candidate.stays,
+            files=run.files,
         )
         for run, (tuning, candidate) in zip(runs, candidates, strict=True)
     }

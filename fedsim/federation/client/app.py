@@ -11,6 +11,7 @@ from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.config import Config
+from fedsim.config.content import Counted, check_unchanged
 from fedsim.errors import ClientError
 from fedsim.federation.client.evaluation import evaluate_clients, evaluate_trained
 from fedsim.federation.client.state import UPLOADED, local_of, metric_name, not_finite, stored
@@ -80,9 +81,22 @@ def cohort_size(federation: Federation) -> int:
     return choose_cohort(federation.model(), tasks, LocalPlan(), config.local, federation.data.augmentation)
 
 
-def app_of(config: Config, cohort: int) -> CohortApp:
-    """Return the app of the clients of a run, in a process that knows nothing of it yet."""
-    return client_app(federation_of(config), cohort)
+def app_of(config: Config, cohort: int, files: Sequence[Counted]) -> CohortApp:
+    """Return the app of the clients of a run, in a process that knows nothing of it yet.
+
+    Parameters
+    ----------
+    files
+        What the run is named by besides its settings; a worker that starts later must have the same.
+
+    Raises
+    ------
+    ConfigError
+        If one has changed since.
+    """
+    federation = federation_of(config)
+    check_unchanged(config, files)
+    return client_app(federation, cohort)
 
 
 def _answers(federation: Federation, requests: Sequence[Request]) -> list[RecordDict]:

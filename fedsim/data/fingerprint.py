@@ -1,0 +1,95 @@
+"""Hashes of files and folders by their content; a file is read once per process until it changes."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+# Some file systems count whole seconds or two, so that a file may be written again without another time.
+SETTLED_SECONDS = 2.5
+# What Python writes as it imports a module from a folder.
+IGNORED = "__pycache__"
+_digests: dict[tuple[int, ...], str] = {}
+_found: ContextVar[dict[Path, str] | None] = ContextVar("found", default=None)
+
+
+def fingerprint(place: Path) -> str:
+    """Return eight hexadecimal digits: a hash of a file's bytes, or of the names and bytes of all files in a folder.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    """
+    known = _found.get()
+    if known is not None and place in known:
+        return known[place]
+    found = digest_of(place)[:8] if place.is_file() else _of_folder(place)
+    if known is not None:
+        known[place] = found
+    return found
+
+
+@contextmanager
+def looking_once() -> Iterator[None]:
+    """Look at each file and folder only once meanwhile: a folder of many files takes a while, also if none is read."""
+    token = _found.set({} if _found.get() is None else _found.get())
+    try:
+        yield
+    finally:
+        _found.reset(token)
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read again only if the file's size, times or place on the disk differ.
+
+    The time of the last change of its metadata is among these: whoever sets the time of modification back changes it.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    status = _status(path)
+    if status in _digests:
+        return _digests[status]
+    began = time.time_ns()
+    with path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+    if status == _status(path) and began - max(status[-2:]) > SETTLED_SECONDS * 1e9:
+        _digests[status] = digest
+    return digest
+
+
+def _status(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _of_folder(place: Path) -> str:
+    names = list(_names(place))
+    files = [name for name in names if not name.endswith("/")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = dict(zip(files, pool.map(lambda name: digest_of(place / name), files), strict=True))
+    listing = sorted([name, digests.get(name, "")] for name in names)
+    return sha256(json.dumps(listing).encode()).hexdigest()[:8]
+
+
+def _names(place: Path) -> Iterator[str]:
+    """Yield the files below a folder, and its folders with a trailing slash, links followed, each folder once."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(place, followlinks=True):
+        relative = Path(folder).relative_to(place)
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(each for each in folders if each != IGNORED)
+        yield from (f"{(relative / each).as_posix()}/" for each in folders)
+        yield from ((relative / each).as_posix() for each in files if (Path(folder) / each).is_file())
