@@ -4,7 +4,7 @@ from fedsim.lazy import LazyTable
 from fedsim.training.augmentation import Augmentation
 
 from .checks import check_dataset
-from .dataset import Dataset, Examples, channel_statistics, image_dataset
+from .dataset import Dataset, Examples, channel_statistics, image_dataset, numbered
 from .text import word_tokens, word_vocabulary
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "channel_statistics",
     "check_dataset",
     "image_dataset",
+    "numbered",
     "word_tokens",
     "word_vocabulary",
 ]

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,25 @@ def test_leafs_shakespeare_has_one_target_per_example(tmp_path: Path) -> None:
     assert data.classes == ("a", "b", "c", "d")
     assert data.train.inputs.tolist() == [[0, 1, 2, 0], [1, 2, 0, 1]]
     assert data.train.targets.tolist() == [1, 2]
+
+
+def test_the_pages_own_sentences_are_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    block = re.search(r'```python\n("""my_text.py.*?)```', page, flags=re.DOTALL)
+    assert block
+    made: dict[str, Any] = {}
+    exec(compile(block[1], "my_text.py", "exec"), made)
+    rows = [
+        f"{source},{rating},{text} words"
+        for source, rating, text in [("a", 1, "w"), ("a", -1, "x"), ("b", 0, "y"), ("b", 2, "z")] * 5
+    ]
+    (tmp_path / "ratings.csv").write_text("\n".join(["source,rating,text", *rows]))
+    data = made["sentiment"](path=str(tmp_path / "ratings.csv"), length=3)
+    check_dataset(data)
+    assert (len(data.train), len(data.test)) == (13, 2)
+    assert data.train.targets.tolist() == [label for i, label in enumerate([1, 0, 1] * 5) if i % 10]
+    assert [data.vocabulary[token] for token in data.train.inputs[0]] == ["<padding>", "x", "words"]
+    assert data.ids["source"].tolist()[:3] == [0, 1, 0]
 
 
 def tweet(text: str, user: str = "u") -> list[str]:
