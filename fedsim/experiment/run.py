@@ -104,7 +104,7 @@ def run(
     with _alone_in(folder), _log_to(folder):
         done = _open(config, folder, federation)
         make_app = app_maker(federation, folder.read_env()["cohort"])
-        with make_engine(_engine_settings(federation), make_app, config.clients) as engine:
+        with make_engine(_engine_settings(federation), make_app, config.clients, federation.frozen()) as engine:
             strategy.set_global_model(federation.initial)
             rounds = Rounds(federation, strategy, engine, folder)
             if done:
@@ -146,7 +146,7 @@ def _engine_settings(federation: Federation) -> EngineConfig:
     return settings
 
 
-def app_maker(federation: Federation, cohort: int) -> Callable[[], ClientApp]:
+def app_maker(federation: Federation, cohort: int) -> Callable[..., ClientApp]:
     """Return a function that builds the clients' app: here from the federation, in another process from the config."""
     if federation.config.engine.name == "ray":
         return partial(app_of, federation.config, cohort, counted_files(federation.config))

@@ -21,8 +21,7 @@ def check_layers(folder: RunFolder, federation: Federation) -> None:
         known = json.loads(folder.model.read_text())
         before, same = known["layers"], (known["layers"], known["head"]) == (list(now.layers), list(now.head))
     else:
-        # Written before layers followed their use: in the order of registration, the last linear one as the head, and
-        # none frozen.
+        # Written when layers were in the order of registration, the last linear one was the head, and none was frozen.
         registered = Layers.registered(federation.model())
         before = registered.names
         same = (before, registered.head) == (now.layers, now.head) and not (

@@ -12,7 +12,7 @@ from fedsim.config import Config, making
 from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, federated_data_of
 from fedsim.federation.model import draw_model, make_model
-from fedsim.models.frozen import copy_of
+from fedsim.models.frozen import copy_of, frozen_of, replace_frozen_
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, flat_copy, state_of
 from fedsim.models.summary import ModelSummary, summary_of
@@ -70,6 +70,14 @@ class Federation:
         """Set torch's one stream, for what a model of the user's own may draw from it while it trains."""
         with self._stream:
             torch.manual_seed(derive(self.config.seed, *path))
+
+    def frozen(self) -> Params:
+        """Return the frozen tensors, of which all models of a process share one copy."""
+        return frozen_of(self._template)
+
+    def share_frozen(self, frozen: Params) -> None:
+        """Use frozen tensors of which other processes have the same copy; only on the CPU do they share memory."""
+        replace_frozen_(self._template, {key: value.to(self.device) for key, value in frozen.items()})
 
     def model(self) -> nn.Module:
         """Return this thread's model: its weights are whatever it was last used with."""

@@ -5,6 +5,7 @@ kernel size: nothing trains it, and no state dict of ours holds it, so that it i
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -78,6 +79,12 @@ def _computed(value: Any) -> list[Tensor]:
     if isinstance(value, dict):
         return [each for part in value.values() for each in _computed(part)]
     return [each for part in value for each in _computed(part)] if isinstance(value, tuple | list) else []
+
+
+def replace_frozen_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Let a model use these tensors, by their first keys, in place of its own frozen ones; nothing is copied."""
+    for key, value in frozen_of(model).items():
+        value.data = tensors[key]
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:

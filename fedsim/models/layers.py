@@ -67,8 +67,8 @@ class Layers:
 
     @classmethod
     def registered(cls, model: nn.Module) -> Self:
-        """Return the layers of ``model`` in the order of their registration."""
-        return cls(read_layers(model, None, frozen_keys(model)))
+        """Return the layers of ``model`` in the order of their registration, as if none were frozen."""
+        return cls(read_layers(model, None, frozenset()))
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self._layers.values())

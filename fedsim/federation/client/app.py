@@ -81,21 +81,25 @@ def cohort_size(federation: Federation) -> int:
     return choose_cohort(federation.model(), tasks, LocalPlan(), config.local, federation.data.augmentation)
 
 
-def app_of(config: Config, cohort: int, files: Sequence[Counted]) -> CohortApp:
+def app_of(config: Config, cohort: int, files: Sequence[Counted], frozen: Params | None = None) -> CohortApp:
     """Return the app of the clients of a run, in a process that knows nothing of it yet.
 
     Parameters
     ----------
     files
         What the run is named by besides its settings; a worker that starts later must have the same.
+    frozen
+        Frozen tensors that other processes use as well, if there are any.
 
     Raises
     ------
     ConfigError
-        If one has changed since.
+        If a file has changed since.
     """
     federation = federation_of(config)
     check_unchanged(config, files)
+    if frozen:
+        federation.share_frozen(frozen)
     return client_app(federation, cohort)
 
 

@@ -7,6 +7,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.config import EngineConfig
 from fedsim.federation.engines.grid import Engine
+from fedsim.models.params import Params
 
 # Both are read when ray is imported. Without the first, its workers yield to every other process.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -14,13 +15,17 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def make_engine(settings: EngineConfig, make_app: Callable[[], ClientApp], clients: int) -> Engine:
+def make_engine(
+    settings: EngineConfig, make_app: Callable[..., ClientApp], clients: int, frozen: Params | None = None
+) -> Engine:
     """Start the engine that ``[engine]`` names.
 
     Parameters
     ----------
     make_app
         Builds the clients' app, here or in a worker; it must be picklable for ``ray``.
+    frozen
+        Tensors that no client changes: workers on a machine share them, and ``make_app`` takes them, if there are any.
     """
     if settings.name == "ray":
         from fedsim.federation.engines.ray import RayEngine
@@ -33,6 +38,7 @@ def make_engine(settings: EngineConfig, make_app: Callable[[], ClientApp], clien
             settings.gpus_per_worker,
             settings.deadline,
             settings.cache_bytes,
+            frozen,
         )
     from fedsim.federation.engines.local import LocalEngine
 

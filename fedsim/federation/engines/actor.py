@@ -12,7 +12,7 @@ import torch
 from flwr.clientapp import ClientApp
 
 from fedsim.federation.engines.clients import Clients
-from fedsim.federation.engines.packing import Buffer, Packer, unpack
+from fedsim.federation.engines.packing import Buffer, Frozen, Packer, unpack
 
 
 class Actor:
@@ -34,9 +34,10 @@ class Actor:
     def placed(self) -> None:
         """Return as soon as the actor has a process."""
 
-    def start(self, make_app: Callable[[], ClientApp], count: int, cache_bytes: int) -> int:
+    def start(self, make_app: Callable[..., ClientApp], count: int, cache_bytes: int, frozen: Frozen | None) -> int:
         """Build the app, and return the number of clients that it answers for at a time."""
-        self._clients = Clients(make_app(), count, cache_bytes)
+        self._frozen = frozen  # whose memory the model uses
+        self._clients = Clients(make_app(frozen.tensors()) if frozen else make_app(), count, cache_bytes)
         return self._clients.cohort
 
     def answer(

@@ -9,14 +9,16 @@ import io
 import pickle
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
+from fedsim.models.params import Params
 from fedsim.strategy.messages import TensorArray
 
 Buffer = np.ndarray  # bytes of one array, shape [size], uint8
@@ -102,6 +104,25 @@ class Packer:
 def unpack(data: bytes, buffers: Sequence[Buffer]) -> list[Message]:
     """Read messages that a `Packer` wrote; their arrays use the buffers' memory and must not be changed in place."""
     return pickle.loads(data, buffers=buffers)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Tensors that several processes read, as arrays that Ray shares without copies."""
+
+    arrays: Mapping[str, tuple[Buffer, torch.dtype, tuple[int, ...]]]
+
+    @classmethod
+    def of(cls, params: Params) -> Self:
+        """Return the arrays of tensors in main memory."""
+        flat = {key: value.cpu().contiguous() for key, value in params.items()}
+        return cls({k: (v.reshape(-1).view(torch.uint8).numpy(), v.dtype, tuple(v.shape)) for k, v in flat.items()})
+
+    def tensors(self) -> Params:
+        """Return the tensors, which use the arrays' memory and must not be changed in place."""
+        return {
+            key: torch.from_numpy(values).view(dtype).view(shape) for key, (values, dtype, shape) in self.arrays.items()
+        }
 
 
 def _flat(tensor: Tensor) -> tuple[Tensor, Strides]:

@@ -18,9 +18,10 @@ from fedsim.federation.engines.clients import CACHE_BYTES
 from fedsim.federation.engines.failing import DEATHS, raise_cause, reason_of
 from fedsim.federation.engines.grid import Engine, Restored, error_reply
 from fedsim.federation.engines.journal import Journal
-from fedsim.federation.engines.packing import Buffer, Packer, unpack
+from fedsim.federation.engines.packing import Buffer, Frozen, Packer, unpack
 from fedsim.federation.engines.queues import Call, Costs, Item
 from fedsim.federation.engines.workers import Worker, Workers, check_resources
+from fedsim.models.params import Params
 
 CALLS_AHEAD = 2  # per worker, so that it is never idle between calls
 HELD_BYTES = 2**30  # of replies that wait for an earlier one
@@ -43,6 +44,8 @@ class RayEngine(Engine):
         Number of GPUs per worker, which may be a fraction.
     cache_bytes
         Size of the clients' states that each worker holds in memory; the others are on disk.
+    frozen
+        Tensors that no client changes, of which each node has one copy.
 
     Raises
     ------
@@ -52,13 +55,14 @@ class RayEngine(Engine):
 
     def __init__(
         self,
-        make_app: Callable[[], ClientApp],
+        make_app: Callable[..., ClientApp],
         clients: int,
         workers: int = 0,
         address: str | None = None,
         gpus_per_worker: float = 0.0,
         deadline: float | None = None,
         cache_bytes: int = CACHE_BYTES,
+        frozen: Params | None = None,
     ) -> None:
         super().__init__(clients, workers, deadline)
         self._started = not ray.is_initialized()
@@ -75,7 +79,8 @@ class RayEngine(Engine):
             self._disconnect()
             raise
         self._journal = Journal()
-        self._workers = Workers(count, (make_app, clients, cache_bytes), needs, self.session, self._journal)
+        common = ray.put(Frozen.of(frozen)) if frozen else None  # held by the object store, once on each node
+        self._workers = Workers(count, (make_app, clients, cache_bytes, common), needs, self.session, self._journal)
         self._costs = Costs()
         self._cohort = 1
         self._numbers = itertools.count()

@@ -18,7 +18,7 @@ from fedsim.federation.engines.queues import Call, Item, Queue
 PLACEMENT_SECONDS, LOOK_SECONDS = 60.0, 3.0
 STARTS = 2  # of a worker that dies before it has begun
 END_SECONDS = 2.0
-App = tuple[Callable[[], ClientApp], int, int]  # what `Actor.start` takes
+App = tuple[Callable[..., ClientApp], int, int, Any]  # what `Actor.start` takes
 Needs = dict[str, float]  # of each worker, by the name of Ray's resource
 logger = logging.getLogger(__name__)
 
