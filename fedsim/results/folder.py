@@ -89,6 +89,10 @@ class RunFolder:
         """Read versions, device, start and stop."""
         return json.loads(self.env.read_text())
 
+    def read_model(self) -> dict[str, Any]:
+        """Read the names of the layers, and how many parameters train; empty if an earlier version wrote the folder."""
+        return json.loads(self.model.read_text()) if self.model.exists() else {}
+
     @property
     def started(self) -> str:
         """When the run was first started, as ISO 8601; empty if that is not known."""

@@ -75,6 +75,7 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
     table = evaluation_table(result)
     details = [
         ("Configuration", result.folder.config.read_text()),
+        ("Layers", json.dumps(result.folder.read_model(), indent=1)),
         ("Environment", json.dumps(result.folder.read_env(), indent=1)),
     ]
     faults = describe_faults(result.faults, result.updates) if len(result.faults) else []
@@ -114,6 +115,10 @@ def _headline(result: Result) -> list[tuple[str, str]]:
     if analysis := result.seconds_of("barriers"):
         share = analysis / result.seconds_total
         numbers.append(("wall time of the analysis, share of the rounds'", f"{analysis:.3g} s, {share:.0%}"))
+    if model := result.folder.read_model():
+        share = 100 * model["trainable"] / model["all_parameters"]
+        parameters = f"{model['trainable']:,} of {model['all_parameters']:,} ({share:.3g} %)"
+        numbers.append(("parameters that train", f"{parameters}, {format_bytes(model['trainable_bytes'])}"))
     return numbers
 
 
