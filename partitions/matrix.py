@@ -70,8 +70,8 @@ def _from_lists(rows: list[list[float]]) -> NDArray[np.float64]:
 
 def _read(path: Path) -> NDArray[np.float64]:
     readers = {
-        ".csv": lambda: np.loadtxt(path, delimiter=",", ndmin=2),
-        ".txt": lambda: np.loadtxt(path, ndmin=2),
+        ".csv": lambda: np.loadtxt(path, delimiter=",", ndmin=2, encoding="utf-8-sig"),
+        ".txt": lambda: np.loadtxt(path, ndmin=2, encoding="utf-8-sig"),
         ".npy": lambda: np.load(path, allow_pickle=False),
     }
     if path.suffix not in readers:

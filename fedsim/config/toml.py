@@ -1,5 +1,6 @@
 """Settings as nested tables: read from TOML, changed by dotted keys, written and hashed."""
 
+import codecs
 import copy
 import hashlib
 import json
@@ -16,7 +17,7 @@ Changes = Mapping[tuple[str, ...], Any]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
+    """Read a TOML file, with or without a byte-order mark.
 
     Raises
     ------
@@ -24,12 +25,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         If it cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
+            raise ConfigError(f"{path} is UTF-16 text; save it as UTF-8")
+        text = content.decode("utf-8").lstrip("\ufeff")  # with which some editors begin a file
+        return tomllib.loads(text.replace("\r\n", "\n").replace("\r", "\n"))
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}; give the path of an experiment's TOML file"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path} is not UTF-8 text ({error.reason}, line {line}); save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 

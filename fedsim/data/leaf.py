@@ -126,7 +126,7 @@ def _part(folder: Path) -> _Part:
     part = _Part([], [], [])
     for path in paths:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
             for user in content["users"]:
                 x, y = content["user_data"][user]["x"], content["user_data"][user]["y"]
                 if len(x) != len(y):

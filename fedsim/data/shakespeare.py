@@ -55,7 +55,7 @@ def shakespeare(*, path: str = "", data_dir: str | None = None, length: int = 80
         raise ValueError(f"length = {length} must be at least 1 character")
     place = user_path(path) if path else _published(data_dir)
     try:
-        text = place.read_text(encoding="utf-8")
+        text = place.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not UTF-8 text ({error}); convert it") from error
     speeches: dict[str, list[str]] = {}

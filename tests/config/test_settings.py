@@ -1,11 +1,12 @@
 """Settings are checked where they enter, and a message names the one that is wrong."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedsim.config import Config
+from fedsim.config import Config, read_toml
 from fedsim.errors import ConfigError
 from fedsim.training.sgd import SGD
 
@@ -29,6 +30,30 @@ def test_a_message_names_the_setting_and_its_rule(settings: dict[str, Any], mess
     with pytest.raises(ConfigError) as caught:
         Config.parse(VALID | settings, "study.toml")
     assert str(caught.value).startswith(f"study.toml: {message}")
+
+
+TEXT = 'rounds = 3\nname = "ü"\n'
+
+
+@pytest.mark.parametrize("text", [TEXT, TEXT.replace("\n", "\r\n"), TEXT.replace("\n", "\r"), f"\ufeff{TEXT}"])
+def test_a_file_may_begin_with_a_mark_and_end_its_lines_in_any_way(tmp_path: Path, text: str) -> None:
+    (tmp_path / "study.toml").write_bytes(text.encode())
+    assert read_toml(tmp_path / "study.toml") == {"rounds": 3, "name": "ü"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-16", "is UTF-16 text; save it as UTF-8"),
+        ("utf-16-le", "is UTF-16 text; save it as UTF-8"),
+        ("utf-16-be", "is UTF-16 text; save it as UTF-8"),
+        ("latin-1", r"is not UTF-8 text \(invalid start byte, line 2\); save it as UTF-8"),
+    ],
+)
+def test_a_file_in_another_encoding_is_one_line(tmp_path: Path, encoding: str, message: str) -> None:
+    (tmp_path / "study.toml").write_bytes(TEXT.encode(encoding))
+    with pytest.raises(ConfigError, match=rf"study.toml {message}$"):
+        read_toml(tmp_path / "study.toml")
 
 
 def test_local_settings_are_those_of_sgd_with_its_defaults() -> None:

@@ -301,7 +301,7 @@ def test_a_matrix_of_counts_is_reproduced_exactly_whatever_its_scale(draw: Draw,
     counts = draw("dirichlet", 3).label_counts(LABELS, 10)
     for scale in (1.0, 1 / 3, 1e-300, 1e300):
         assert np.array_equal(draw("matrix", matrix=(counts * scale).tolist()).label_counts(LABELS, 10), counts)
-    np.savetxt(tmp_path / "table.csv", counts, delimiter=",")
+    np.savetxt(tmp_path / "table.csv", counts, delimiter=",", encoding="utf-8-sig")
     np.savetxt(tmp_path / "table.txt", counts, fmt="%d")
     np.save(tmp_path / "table.npy", counts)
     for path in sorted(tmp_path.glob("table.*")):
