@@ -80,8 +80,8 @@ def _reset_computed_(model: nn.Module) -> None:
         if names and not module._forward_pre_hooks:
             attribute = f"{path}.{names[0]}".removeprefix(".")
             raise ValueError(
-                f"the attribute {attribute!r} is computed from parameters when the model is built, and would not "
-                "change in training; compute it in forward"
+                f"the attribute {attribute!r} is computed from parameters when the model is built, which copies of the "
+                "model do not follow; compute it in forward"
             )
         names += [name for name in _hooked(module) if name not in names]
         computed += [(path, name, getattr(module, name).detach().clone()) for name in names]

@@ -89,3 +89,11 @@ def test_models_that_start_apart_lie_apart_and_the_paper_calls_this_a_barrier(
     assert abs(full[1]) < 0.05
     assert read_rows(own.folder.metrics)["value"].notna().all()
     shutil.rmtree(own.folder.path)
+
+
+def test_lazy_models_of_clients_own_come_from_the_seed(tiny: Callable[..., Config]) -> None:
+    config = tiny(model={"name": "tests.models.tensors:lazy", "initial": "own"})
+    drawn = [federation_of(config).initial_of(client)["4.weight"] for client in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], federation_of(config).initial["4.weight"])
