@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 
 class Complex(nn.Module):
@@ -34,6 +35,17 @@ class ExactSpectralNorm(_SpectralNorm):
         return weight / torch.linalg.matrix_norm(self._reshape_weight_to_matrix(weight), 2)
 
 
+class ExactSpectralHook(SpectralNorm):
+    """The same for `torch.nn.utils.spectral_norm`, the older form, which computes the weight in a hook."""
+
+    def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
+        """Return the weight with a largest singular value of 1."""
+        if do_power_iteration:
+            return super().compute_weight(module, do_power_iteration)
+        weight = getattr(module, f"{self.name}_orig")
+        return weight / torch.linalg.matrix_norm(self.reshape_weight_to_matrix(weight), 2)
+
+
 def parametrise_(model: nn.Module) -> None:
     """Make complex parameters views of real ones, and spectral norms exact in evaluation.
 
@@ -48,6 +60,9 @@ def parametrise_(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, _SpectralNorm):
             module.__class__ = ExactSpectralNorm
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                hook.__class__ = ExactSpectralHook
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_complex():
                 if isinstance(module, torch.jit.ScriptModule):
@@ -62,6 +77,12 @@ def plain_(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, ExactSpectralNorm):
             module.__class__ = _SpectralNorm  # type: ignore[assignment]
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, ExactSpectralHook):
+                hook.__class__ = SpectralNorm  # type: ignore[assignment]
+                weight = getattr(module, f"{hook.name}_orig").detach()
+                vectors = (getattr(module, f"{hook.name}_{each}") for each in "uv")
+                _set_vectors_(hook.reshape_weight_to_matrix(weight), *vectors)
         if not parametrize.is_parametrized(module):
             continue
         # Torch removes a weight's property from the class, which it lets copies of the module share.
@@ -76,10 +97,13 @@ def plain_(model: nn.Module) -> None:
                 continue
             for each in own:
                 if isinstance(each, _SpectralNorm) and own.original.ndim > 1:
-                    matrix = each._reshape_weight_to_matrix(own.original.detach())
-                    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-                    each._u.copy_(left[:, 0])
-                    each._v.copy_(right[0])
+                    _set_vectors_(each._reshape_weight_to_matrix(own.original.detach()), each._u, each._v)
+
+
+def _set_vectors_(matrix: Tensor, u: Tensor, v: Tensor) -> None:
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    u.copy_(left[:, 0])
+    v.copy_(right[0])
 
 
 def _make_real_(owners: list[tuple[nn.Module, str]]) -> None:
