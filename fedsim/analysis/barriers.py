@@ -17,7 +17,7 @@ from fedsim.analysis.mixing.mixes import Against, Mix, Part, Recipe, list_mixes,
 from fedsim.analysis.models import Models
 from fedsim.analysis.samples.bands import check_level, with_bands
 from fedsim.analysis.samples.per_example import REFERENCES, Comparisons, Measurement, tabulate
-from fedsim.analysis.samples.tolerance import Estimates, estimate, strata_of
+from fedsim.analysis.samples.tolerance import Estimates, estimate
 from fedsim.models.layers import Layers
 
 
@@ -50,15 +50,16 @@ def barriers(
     references
         References of the barriers; ``swap_ends`` also needs models at t = 1.
     bands
-        Level of confidence bands, such as 0.95, which hold for all rows of a column together. Examples are resampled
-        within their classes, for the given shares of the classes.
+        Level of simultaneous confidence bands, such as 0.95: each column's hold for all of its rows together.
 
     Returns
     -------
     pandas.DataFrame
         One row per mixed model: ``group, base, other, t, n, loss, error`` with means over the examples, of which the
         mixed model was evaluated on n, and for ``loss`` and ``error`` the mixed model's mean minus each reference, with
-        its paired standard error ``_se`` and the ends of its band, ``_low`` and ``_high``:
+        the standard error ``_se`` of the paired differences and the ends of their band, ``_low`` and ``_high``. Both
+        are for the mean over the population, with the examples drawn as `Data` says, and ``sampling`` repeats:
+        ``free``, or ``stratified: 500 of 10000``. The references:
 
         - ``_mean_ends``: the mean of the models' own values, weighted over all states for the average, unweighted over
           the two for a pair (the paper's definition);
@@ -119,8 +120,10 @@ def measure(
         shares=models.shares,
     )
     used = np.array([estimates.used[recipe] for recipe in positions])
-    table = tabulate(comparisons, values, used, references).assign(normalisation=models.normalisation)
-    measurement = Measurement(table, comparisons, values, strata_of(data.targets))
+    sampling = data.sampling
+    table = tabulate(comparisons, values, used, sampling, references)
+    table = table.assign(normalisation=models.normalisation, sampling=sampling.text)
+    measurement = Measurement(table, comparisons, values, sampling)
     return (
         measurement if bands is None else replace(measurement, table=with_bands(measurement, bands, seed=models.seed))
     )

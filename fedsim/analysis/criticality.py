@@ -9,7 +9,6 @@ from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.groups import Groups, named_groups
 from fedsim.analysis.mixing.mixes import Mix
-from fedsim.analysis.mixing.paired import mean_and_error
 from fedsim.analysis.models import Models
 from fedsim.models.params import Params, fit
 
@@ -32,7 +31,8 @@ def criticality(models: Models, start: Params, data: Data, *, groups: Groups = "
     -------
     pandas.DataFrame
         One row per group and model: ``group, base, n, loss, error`` with means over the n examples, and
-        ``loss_own_base`` and ``error_own_base``, minus the model's own, with paired standard errors ``_se``.
+        ``loss_own_base`` and ``error_own_base``, minus the model's own, with paired standard errors
+        ``_se``, for the ``sampling`` of `Data`.
 
     Raises
     ------
@@ -50,11 +50,11 @@ def criticality(models: Models, start: Params, data: Data, *, groups: Groups = "
     recipes = {mix: mixed.recipe(mix) for mix in mixes}
     own = [mixed.own(base) for base in range(len(models))]
     evaluated = mixed.evaluate([*own, *recipes.values()], data)
-    rows = []
+    sampling, rows = data.sampling, []
     for mix in mixes:
         reset, before = evaluated[recipes[mix]], evaluated[own[mix.base]]
-        loss, loss_se = mean_and_error(reset.losses - before.losses)
-        error, error_se = mean_and_error(reset.errors - before.errors)
+        loss, loss_se = sampling.mean_and_error(reset.losses - before.losses)
+        error, error_se = sampling.mean_and_error(reset.errors - before.errors)
         rows.append(
             {
                 "group": mix.group,
@@ -65,5 +65,6 @@ def criticality(models: Models, start: Params, data: Data, *, groups: Groups = "
             }
             | {"loss_own_base": loss, "loss_own_base_se": loss_se}
             | {"error_own_base": error, "error_own_base_se": error_se}
+            | {"sampling": sampling.text}
         )
     return pd.DataFrame(rows)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedsim.analysis.samples.sampling import Sampling
 from fedsim.data.dataset import Examples
 from fedsim.training.evaluation import Criterion, cross_entropies
 from fedsim.training.targets import target_counts
@@ -21,12 +22,39 @@ class Data(Examples):
         Barriers evaluate each mixed model on only as many examples as are needed to know its mean loss over all of them
         to within this, in nats, for at least 95 % of the rows; by default, and where examples have different numbers
         of targets that count, on all.
+    stratified_from
+        Size of the data set that the examples were drawn from with a fixed number of each class, in proportion to its
+        classes; ``math.inf`` if these shares are the population's. By default the examples were drawn freely, one
+        independently of the other, or are a whole data set. Standard errors and bands are those of this sampling, and
+        of the mean over the population that the data set is a free sample of.
+
+    Raises
+    ------
+    ValueError
+        If ``stratified_from`` is less than the number of examples, or their targets are not classes.
     """
 
     criterion: Criterion = cross_entropies
     tolerance: float | None = None
+    stratified_from: float | None = None
+
+    def __post_init__(self) -> None:
+        size = self.stratified_from
+        if size is None:
+            return
+        if not size >= len(self):
+            raise ValueError(f"stratified_from = {size} must be at least the {len(self)} examples drawn from that many")
+        if self.targets.is_floating_point():
+            raise ValueError(f"stratified_from = {size} needs classes; targets of {self.targets.dtype} have none")
 
     @property
     def target_counts(self) -> Tensor | None:
         """Number of targets of each example that count, shape [n]; None if all weigh the same."""
         return target_counts(self.targets) if self.criterion is cross_entropies else None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the examples were drawn."""
+        if self.stratified_from is None:
+            return Sampling.freely(len(self))
+        return Sampling.stratified(self.labels.cpu().numpy(), self.stratified_from)

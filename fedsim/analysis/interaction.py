@@ -11,7 +11,6 @@ from torch import Tensor
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixes import Against, Mix, Recipe, ends_of, is_average, list_mixes
-from fedsim.analysis.mixing.paired import mean_and_error
 from fedsim.analysis.models import Models
 from fedsim.training.evaluation import Evaluation
 
@@ -40,7 +39,7 @@ def interaction(
     pandas.DataFrame
         One row per base and other, with ``first`` and ``second`` empty, and one per pair of layers, the first nearer to
         the input: ``base, other, t, first, second, n, loss_interaction, error_interaction``, the last
-        two with paired standard errors ``_se``.
+        two with paired standard errors ``_se``, for the ``sampling`` of `Data`.
 
     Raises
     ------
@@ -66,16 +65,17 @@ def interaction(
         for moved in [(), *layers, *terms.values()]
     }
     evaluated = mixed.evaluate(recipes.values(), data)
-    rows = []
+    sampling, rows = data.sampling, []
     for mix in together:
         changes = {moved: _change(evaluated, recipes, mix, moved) for moved in [*layers, *terms.values()]}
         for (first, second), moved in terms.items():
             difference = changes[moved] - sum(changes[name,] for name in moved)
-            (loss, loss_se), (error, error_se) = map(mean_and_error, difference)
+            (loss, loss_se), (error, error_se) = map(sampling.mean_and_error, difference)
             rows.append(
                 {"base": mix.base, "other": mix.other, "t": mix.t, "first": first, "second": second}
                 | {"n": difference.shape[1], "loss_interaction": loss, "loss_interaction_se": loss_se}
                 | {"error_interaction": error, "error_interaction_se": error_se}
+                | {"sampling": sampling.text}
             )
     return pd.DataFrame(rows)
 

@@ -139,7 +139,9 @@ def barriers_command(
     tolerance: Annotated[
         float | None,
         typer.Option(
-            metavar="NATS", help="Stop once the 95 % confidence interval of the loss is within plus or minus NATS."
+            metavar="NATS",
+            help="Evaluate mixed models on only as many examples as it takes to know their mean loss over all of them "
+            "to within plus or minus NATS (95 % confidence).",
         ),
     ] = None,
     measure: Annotated[

@@ -64,11 +64,14 @@ class FederatedData:
         On the run's device; its test set is the sample that the config asks for.
     split
         Positions in the training set that each client trains, validates and tests on.
+    tested_from
+        Number of examples of the data set's whole test set.
     """
 
     config: Config
     dataset: Dataset
     split: Split
+    tested_from: int
 
     def heterogeneity(self) -> Heterogeneity:
         """Return the number of examples of each class that each client holds; for sequences, of targets."""
@@ -164,7 +167,7 @@ def federated_data_of(config: Config) -> FederatedData:
     if len(tested) < len(labels):
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
     split = _split(_Part(config.model_dump_json(include=SPLIT_BY), files, config))
-    data = FederatedData(config, dataset, split)
+    data = FederatedData(config, dataset, split, len(labels))
     _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
     return data
 

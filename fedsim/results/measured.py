@@ -51,10 +51,15 @@ def read_measured(folder: Path) -> pd.DataFrame:
 
 
 def examples(rows: pd.DataFrame, data: str) -> str:
-    """Return how many examples of which data were used, such as ``500 of the server's test examples``."""
+    """Return how many examples of which data were used, such as ``500 of the server's test examples``.
+
+    If the table says that they were stratified, so does the text.
+    """
     low, high = int(rows["n"].min()), int(rows["n"].max())
     count = f"{high:,}" if low == high else f"{low:,} to {high:,}"
-    return f"{count} of {DATA.get(data, data)}"
+    is_stratified = "sampling" in rows and rows["sampling"].str.startswith("stratified", na=False).all()
+    how = ", stratified by class" if is_stratified else ""
+    return f"{count} of {DATA.get(data, data)}{how}"
 
 
 def of_first_kind(table: pd.DataFrame) -> pd.DataFrame:

@@ -100,7 +100,7 @@ def test_matched_models_are_measured_in_the_same_ways(tiny: Tiny, way: str) -> N
         of_kind = {name: table.query(f"matching == '{kind}'") for name, table in tables.items()}
         assert_equal_rows(
             of_kind["barriers"],
-            barriers(model, models, *data, weights=WEIGHTS, bands=0.95, groups=["layers", "full"]),
+            barriers(model, models, *data, weights=WEIGHTS, bands=0.95, groups=["layers", "full"], stratified_from=355),
             NAMES,
         )
         assert_equal_rows(of_kind["connectivity"], connectivity(model, models, data[0], weights=WEIGHTS), NAMES)

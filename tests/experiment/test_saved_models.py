@@ -354,6 +354,7 @@ def test_the_command_prints_a_table_and_writes_tables_and_heat_maps(
     )
     assert code == 0, err
     assert "tables and figures: out" in err
+    assert "sample: stratified: 40 of 355; intervals are for the population of the data set" in err
     *lines, first, second, units = [
         line.split() for line in out.splitlines() if line.strip().startswith(("full", "fc"))
     ]

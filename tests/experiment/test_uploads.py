@@ -54,12 +54,16 @@ def test_tables_are_those_of_the_analysis_with_clients_for_models(tiny: Tiny) ->
     def average(name: str) -> pd.DataFrame:
         return tables[name].query("other == -1")
 
-    assert_equal_rows(average("barriers"), barriers(model, states, *data, bands=0.95, **groups, **weights), names)
+    # The sample of the server's test examples is stratified, and standard errors are those of such a sample.
+    drawn = {"stratified_from": 355}
+    expected = barriers(model, states, *data, bands=0.95, **groups, **weights, **drawn)
+    assert set(expected["sampling"]) == {"stratified: 40 of 355"}
+    assert_equal_rows(average("barriers"), expected, names)
     start = federation.initial
     assert_equal_rows(average("distances"), distances(model, states, start=start, **groups, **weights), names)
     assert_equal_rows(average("robustness"), robustness(model, states, *data, **groups, **weights), names)
-    assert_equal_rows(average("interaction"), interaction(model, states, *data, **weights), names)
-    assert_equal_rows(tables["criticality"], criticality(model, states, start, *data, **groups), names)
+    assert_equal_rows(average("interaction"), interaction(model, states, *data, **weights, **drawn), names)
+    assert_equal_rows(tables["criticality"], criticality(model, states, start, *data, **groups, **drawn), names)
     assert_equal_rows(tables["similarity"], similarity(model, states, data[0]), names)
     pairs = tables["barriers"].query("other != -1")
     assert set(pairs["t"]) == {0.0, 0.5, 1.0}
@@ -101,6 +105,19 @@ def test_the_union_of_the_clients_training_data_is_measured_on(tiny: Tiny) -> No
 def test_fewer_examples_than_asked_for_are_all_used(tiny: Tiny) -> None:
     _, _, tables = measured(tiny(barriers={"every": 1, "examples": 10_000}))
     assert set(tables["barriers"]["n"]) == {60}
+
+
+def test_a_table_says_how_each_kind_of_its_data_was_drawn(tiny: Tiny) -> None:
+    def drawn(examples: int, **changes: Any) -> tuple[dict[str, str], int]:
+        views = {"every": 1, "on": ["server", "train", "clients"], "examples": examples}
+        federation, _, tables = measured(tiny(barriers=views, **changes))
+        return tables["barriers"].groupby("data")["sampling"].first().to_dict(), len(federation.data.trained_on)
+
+    found, trained = drawn(50)
+    assert found == {"server": "stratified: 50 of 355", "train": f"stratified: 50 of {trained}", "clients": "free"}
+    # The test set of a run may itself be such a sample.
+    assert drawn(10_000)[0] == {"server": "stratified: 60 of 355", "train": "free", "clients": "free"}
+    assert drawn(10_000, data__test_examples=355)[0]["server"] == "free"
 
 
 @pytest.mark.slow

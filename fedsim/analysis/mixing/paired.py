@@ -15,9 +15,3 @@ def check_paired(inputs: Tensor, targets: Tensor) -> None:
         raise ValueError("there are no inputs; give at least one")
     if len(targets) != len(inputs):
         raise ValueError(f"there are {len(targets)} targets for {len(inputs)} inputs; give one for each")
-
-
-def mean_and_error(differences: Tensor) -> tuple[float, float]:
-    """Return the mean of differences, shape [n], and its standard error, NaN for a single example."""
-    n = len(differences)
-    return float(differences.mean()), float(differences.std() / n**0.5) if n > 1 else float("nan")

@@ -1,18 +1,22 @@
-"""Confidence bands that hold for all rows of a measurement at once, from a joint bootstrap over examples."""
+"""Confidence bands that hold for all rows of a column at once, from a bootstrap of the examples as they were drawn."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fedsim.analysis.samples.per_example import METRICS, REFERENCES, Measurement
+from fedsim.analysis.samples.per_example import METRICS, REFERENCES, Measurement, spreads
+from fedsim.analysis.samples.sampling import Resamples, Sampling, Spread
 from fedsim.seeds import rng
 
 DRAWS = 1000
-# Draws in a batch, so that their weights take little memory compared with the losses.
-TILE = 100
+# Weights of examples that are in memory together: of all draws, unless there are very many examples.
+MOST_WEIGHTS = 2**24
+# Least part of a squared standard error that a draw must leave. Where few examples differ, some draws have none of
+# them, and nothing to divide by.
+LEAST_LEFT = 0.1
 
 
 class Band(NamedTuple):
@@ -22,86 +26,32 @@ class Band(NamedTuple):
     high: NDArray[np.float64]
 
 
-def resampling_weights(strata: NDArray[np.int64], draws: int, stream: np.random.Generator) -> NDArray[np.float64]:
-    """Draw how often each example counts when examples are resampled within their strata.
+def varies(mean: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which means are uncertain: what varies by rounding only does not vary."""
+    return np.isfinite(mean) & np.isfinite(error) & (error > 1e-12 * (1 + np.abs(mean)))
 
-    Parameters
-    ----------
-    strata
-        Strata of the examples, shape [n]; those of one example, whose spread is unknown, are joined into one stratum.
 
-    Returns
-    -------
-    NDArray
-        Shape [draws, n]; each row sums to n.
+def largest_deviations(spread: Spread, sampling: Sampling, drawn: Resamples) -> NDArray[np.float64]:
+    """Return by draw the largest distance, over the rows, of a mean from that of the sample in its own standard errors.
 
     Notes
     -----
-    From a stratum with m examples m - 1 are drawn, and count m / (m - 1) times: otherwise its variance would be
-    too small by (m - 1) / m (Rao, Wu 1988, Resampling inference with complex survey data).
+    A sample that misses rare large losses has too small a mean and too small a standard error, so that a multiple of
+    the latter must be larger than for a normal distribution; draws show by how much if each mean is divided by the
+    standard error of its own draw (Hall 1988, Theoretical comparison of bootstrap confidence intervals).
     """
-    sizes = np.bincount(strata)
-    strata = np.where(sizes[strata] == 1, len(sizes), strata)
-    weights = np.ones((draws, len(strata)))
-    for stratum in np.unique(strata):
-        members = np.flatnonzero(strata == stratum)
-        if (m := len(members)) > 1:
-            drawn = stream.integers(m, size=(draws, m - 1)) + m * np.arange(draws)[:, None]
-            counts = np.bincount(drawn.ravel(), minlength=draws * m).reshape(draws, m)
-            weights[:, members] = counts * (m / (m - 1))
-    return weights
-
-
-def resampled_means(
-    values: Mapping[str, NDArray[np.float64]], strata: NDArray[np.int64], draws: int, stream: np.random.Generator
-) -> dict[str, NDArray[np.float64]]:
-    """Return the means of all rows over resampled examples, which are the same for all rows and names.
-
-    Parameters
-    ----------
-    values
-        Shape [rows, n] for each name.
-
-    Returns
-    -------
-    dict
-        Shape [rows, draws] for each name.
-    """
-    tiles: dict[str, list[NDArray[np.float64]]] = {name: [] for name in values}
-    for start in range(0, draws, TILE):
-        weights = resampling_weights(strata, min(TILE, draws - start), stream).T / len(strata)
-        # The loss of a model that overflows is not finite, and so is what comes of it.
-        with np.errstate(invalid="ignore", over="ignore"):
-            for name, rows in values.items():
-                tiles[name].append(rows @ weights)
-    return {name: np.concatenate(parts, 1) for name, parts in tiles.items()}
-
-
-def simultaneous(means: NDArray[np.float64], resampled: NDArray[np.float64], level: float) -> Band:
-    """Return bands that hold all true means together with probability ``level``.
-
-    Parameters
-    ----------
-    means, resampled
-        Shapes [rows] and [rows, draws]. A row that does not vary gets a band of no width, one that is not finite
-        gets NaN.
-
-    Notes
-    -----
-    The half-width is the same multiple of each row's standard error: the quantile of the largest deviation over
-    all rows, in standard errors.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        deviations = np.abs(resampled - means[:, None])
-        error = resampled.std(1)
-    finite = np.isfinite(means) & np.isfinite(error)
-    half_width = np.where(finite, 0.0, np.nan)
-    # What varies by rounding only does not vary.
-    varies = finite & (error > 1e-12 * (1 + np.abs(means)))
-    if varies.any():
-        largest = (deviations[varies] / error[varies, None]).max(0)
-        half_width[varies] = np.quantile(largest, level, method="higher") * error[varies]
-    return Band(means - half_width, means + half_width)
+    rows = varies(spread.mean, spread.error)
+    if not rows.any():
+        return np.zeros(len(drawn.of_values))
+    error = spread.error[rows, None]
+    values = spread.centred[rows] / (error * len(sampling.strata))
+    squares = np.square(spread.deviations[rows] / error) * sampling.factors
+    between = spread.between[rows, None] / error**2
+    means = values.astype(np.float32) @ drawn.of_values.T
+    left = squares.astype(np.float32) @ drawn.of_squares.T + between.astype(np.float32)
+    # A variance is about the mean of its draw, not about that of the sample.
+    left -= np.square(means) / spread.freedom[rows, None].astype(np.float32)
+    return np.sqrt((np.square(means) / np.maximum(left, LEAST_LEFT)).max(0).astype(np.float64))
 
 
 def check_level(level: float, name: str = "level") -> None:
@@ -131,13 +81,12 @@ def with_bands(measurement: Measurement, level: float, draws: int = DRAWS, seed:
     """
     check_level(level)
     columns: dict[str, object] = {}
-    resampled = resampled_means(measurement.values, measurement.strata, draws, rng(seed, "bootstrap"))
+    bands = _bands(measurement, level, draws, seed)
     for name in map(str, measurement.table):
         columns[name] = measurement.table[name]
-        metric, _, reference = name.removesuffix("_se").partition("_")
-        if name.endswith("_se") and reference in REFERENCES:
-            low, high = _band(measurement, resampled[metric], metric, reference, level)
-            columns |= {f"{metric}_{reference}_low": low, f"{metric}_{reference}_high": high}
+        barrier = name.removesuffix("_se")
+        if name != barrier and barrier in bands:
+            columns |= {f"{barrier}_low": bands[barrier].low, f"{barrier}_high": bands[barrier].high}
     return pd.DataFrame(columns)
 
 
@@ -170,10 +119,10 @@ def peaks(
     curves = measurement.table.groupby(path, sort=False)
     result = curves.size().reset_index()[path]
     codes = curves.ngroup().to_numpy()
-    resampled = resampled_means(measurement.values, measurement.strata, draws, rng(seed, "bootstrap"))
+    bands = _bands(measurement, level, draws, seed, [reference])
     for metric in METRICS:
         values = measurement.table[f"{metric}_{reference}"].to_numpy()
-        low, high = _band(measurement, resampled[metric], metric, reference, level)
+        low, high = bands[f"{metric}_{reference}"]
         # The last of each path in this order is its largest value, and among equals that of the smallest t.
         order = np.lexsort((-measurement.comparisons.t, values, codes))
         top = order[np.flatnonzero(np.diff(codes[order], append=-1))]
@@ -184,11 +133,38 @@ def peaks(
     return result
 
 
-def _band(measurement: Measurement, resampled: NDArray[np.float64], metric: str, reference: str, level: float) -> Band:
-    means = measurement.table[f"{metric}_{reference}"].to_numpy()
-    if len(measurement.strata) == 1:
-        return Band(means * np.nan, means * np.nan)
-    # A barrier is linear in the losses, so the mean of a barrier is the barrier of the means.
+def _bands(
+    measurement: Measurement, level: float, draws: int, seed: int, references: Iterable[str] = REFERENCES
+) -> Mapping[str, Band]:
+    """Return the band of each barrier; all see the same draws.
+
+    The half-width is the same multiple of each row's standard error: a quantile of the largest deviation over all rows.
+    """
+    table, sampling = measurement.table, measurement.sampling
+    columns = {
+        f"{metric}_{reference}": (measurement.values[metric], reference)
+        for metric in METRICS
+        for reference in references
+        if f"{metric}_{reference}" in table
+    }
+    largest: dict[str, list[NDArray[np.float64]]] = {name: [] for name in columns}
+    # The loss of a model that overflows is not finite, and so is what comes of it.
     with np.errstate(invalid="ignore", over="ignore"):
-        drawn = measurement.comparisons.barriers(resampled, reference)
-    return simultaneous(means, drawn, level)
+        stream, size = rng(seed, "bootstrap"), max(1, MOST_WEIGHTS // len(sampling.strata))
+        for start in range(0, draws, size):
+            drawn = sampling.resample(min(size, draws - start), stream)
+            for name, (values, reference) in columns.items():
+                every = [
+                    largest_deviations(spread, sampling, drawn)
+                    for _, spread in spreads(measurement.comparisons, values, reference, sampling)
+                ]
+                largest[name].append(np.max(every, 0))
+    return {name: _band(table[name], table[f"{name}_se"], np.concatenate(largest[name]), level) for name in columns}
+
+
+def _band(means: pd.Series, errors: pd.Series, largest: NDArray[np.float64], level: float) -> Band:
+    mean, error = means.to_numpy(), errors.to_numpy()
+    half_width = np.where(np.isfinite(mean) & np.isfinite(error), 0.0, np.nan)
+    uncertain = varies(mean, error)
+    half_width[uncertain] = np.quantile(largest, level, method="higher") * error[uncertain]
+    return Band(mean - half_width, mean + half_width)

@@ -1,6 +1,6 @@
 """The losses and errors of models, example by example, and the barriers computed from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedsim.analysis.mixing.mixes import Mix
 from fedsim.analysis.mixing.names import AVERAGE
+from fedsim.analysis.samples.sampling import Sampling, Spread
 
 METRICS = ("loss", "error")
 REFERENCES = ("mean_ends", "swap_ends", "own_base", "chord")
@@ -95,20 +96,21 @@ class Measurement:
     values
         Losses (``loss``) and errors (``error``) of each distinct model and example, shape [models, n]. For a model that
         was evaluated on fewer examples, only their mean and standard error are meaningful.
-    strata
-        Class of each example, shape [n]; all the same where targets are not classes.
+    sampling
+        How the examples were drawn.
     """
 
     table: pd.DataFrame
     comparisons: Comparisons
     values: Mapping[str, NDArray[np.float64]]
-    strata: NDArray[np.int64]
+    sampling: Sampling
 
 
 def tabulate(
     comparisons: Comparisons,
     values: Mapping[str, NDArray[np.float64]],
     used: NDArray[np.int64],
+    sampling: Sampling,
     references: Sequence[str] = REFERENCES,
 ) -> pd.DataFrame:
     """Compute a row for each comparison; differences are taken per example, so that standard errors are paired.
@@ -119,6 +121,8 @@ def tabulate(
         As in `Measurement`.
     used
         Number of examples that each distinct model was evaluated on, shape [models].
+    sampling
+        How the examples were drawn.
     """
     columns: dict[str, object] = {
         "group": [mix.group for mix in comparisons.mixes],
@@ -132,22 +136,18 @@ def tabulate(
         columns |= {metric: values[metric].mean(1)[comparisons.mixed] for metric in METRICS}
         for metric in METRICS:
             for reference in references:
-                columns |= _moments(comparisons, values[metric], reference, f"{metric}_{reference}")
+                mean, error = np.full((2, len(comparisons)), np.nan)
+                for rows, spread in spreads(comparisons, values[metric], reference, sampling):
+                    mean[rows], error[rows] = spread.mean, spread.error
+                columns |= {f"{metric}_{reference}": mean, f"{metric}_{reference}_se": error}
     return pd.DataFrame(columns)
 
 
-def _moments(
-    comparisons: Comparisons, values: NDArray[np.float64], reference: str, name: str
-) -> dict[str, NDArray[np.float64]]:
-    """Return the column of a barrier and that of its standard error."""
-    n = values.shape[1]
-    mean, error = np.full((2, len(comparisons)), np.nan)
-    size = max(1, TILE // n)
+def spreads(
+    comparisons: Comparisons, values: NDArray[np.float64], reference: str, sampling: Sampling
+) -> Iterator[tuple[slice, Spread]]:
+    """Yield, some rows at a time, which rows they are, and the spread of their barriers over the examples."""
+    size = max(1, TILE // values.shape[1])
     for start in range(0, len(comparisons), size):
         rows = slice(start, start + size)
-        differences = comparisons.barriers(values, reference, rows)
-        mean[rows] = differences.mean(1)
-        if n > 1:
-            differences -= mean[rows, None]
-            error[rows] = np.sqrt(np.einsum("ij,ij->i", differences, differences) / (n - 1) / n)
-    return {name: mean, f"{name}_se": error}
+        yield rows, sampling.spread(comparisons.barriers(values, reference, rows))

@@ -5,9 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim.cli.terminal import print_table, write_to
+from fedsim.cli.terminal import print_table, say, write_to
 from fedsim.experiment.saved_models.comparison import compare_checkpoints, comparison_config, write_comparison
-from fedsim.results.report.drawing.checkpoints import barriers_table, features_table, matching_table
+from fedsim.results.report.drawing.checkpoints import (
+    barriers_table,
+    features_table,
+    matching_table,
+    uncertainty_note,
+)
 
 
 def barriers(
@@ -16,6 +21,7 @@ def barriers(
     """Measure, print and write the barriers between checkpoints."""
     compared = compare_checkpoints(paths, comparison_config(model, data, changes), **options)
     print_table(barriers_table(compared.barriers, compared.names))
+    say(uncertainty_note(compared.barriers))
     if features := features_table(compared.others):
         print_table(features)
     if "matching" in compared.others:

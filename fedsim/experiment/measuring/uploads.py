@@ -196,14 +196,16 @@ class _Round:
         data, settings = self.federation.data, self.federation.config.barriers
         examples, tolerance = settings.examples, settings.tolerance
         for name in settings.on:
-            if name == "server":
-                yield View(name, Data(*data.test(examples), tolerance=tolerance))
-            elif name == "train":
-                yield View(name, Data(*data.train_sample(examples), tolerance=tolerance))
-            else:
+            if name == "clients":
                 for position, client in enumerate(self.clients):
                     inputs, targets = data.client(client).test
                     yield View(name, Data(inputs[:examples], targets[:examples], tolerance=tolerance), position)
+            else:
+                of_server = name == "server"
+                sample = data.test(examples) if of_server else data.train_sample(examples)
+                whole = data.tested_from if of_server else len(data.trained_on)
+                stratified_from = whole if len(sample[1]) < whole else None
+                yield View(name, Data(*sample, tolerance=tolerance, stratified_from=stratified_from))
 
 
 def _with_clients(table: pd.DataFrame, clients: Sequence[int]) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,6 @@ from fedsim.config import Config, choices, with_settings
 from fedsim.config.expectation import MatchedBy
 from fedsim.data.dataset import Dataset, stratified
 from fedsim.errors import ConfigError
-from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.grid import processors
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.models.params import Params
@@ -128,11 +127,11 @@ def compare_checkpoints(
         _read(paths, federation),
         weights,
         normalisation=normalisation,
-        calibration=_sample(dataset, "train", None, config.seed)[0] if normalisation == "recompute" else None,
+        calibration=_sample(dataset, "train", None, config.seed).inputs if normalisation == "recompute" else None,
         threads=processors(),
         seed=config.seed,
     )
-    data = Data(*_sample(dataset, part, examples, config.seed), tolerance=tolerance)
+    data = replace(_sample(dataset, part, examples, config.seed), tolerance=tolerance)
     bases = [AVERAGE, *range(len(models))]
     settings = Settings(data, groups=groups_of_texts(groups), against=against, ts=ts, bases=bases)
     others: dict[str, pd.DataFrame] = {}
@@ -176,7 +175,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     return folder
 
 
-def _sample(dataset: Dataset, part: str, wanted: int | None, seed: int) -> InputsAndTargets:
+def _sample(dataset: Dataset, part: str, wanted: int | None, seed: int) -> Data:
     examples = dataset.train if part == "train" else dataset.test
     if wanted is not None and not 1 <= wanted <= len(examples):
         raise ConfigError(
@@ -185,7 +184,8 @@ def _sample(dataset: Dataset, part: str, wanted: int | None, seed: int) -> Input
     count = min(EXAMPLES, len(examples)) if wanted is None else wanted
     chosen = stratified(examples.labels.cpu().numpy(), count, rng(seed, "evaluation sample"))
     sample = examples[torch.from_numpy(chosen).to(examples.targets.device)]
-    return dataset.normalise(sample.inputs), sample.targets
+    whole = None if count == len(examples) else len(examples)
+    return Data(dataset.normalise(sample.inputs), sample.targets, stratified_from=whole)
 
 
 def _names(paths: Sequence[Path]) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,24 @@ def write(folder: RunFolder, name: str, number: int, table: pd.DataFrame) -> Non
 def test_a_section_appears_only_if_it_was_measured(run: RunFolder) -> None:
     names = [section.name for section in analysis_sections(read_result(run))]
     assert names == ["barriers-loss", "barriers-error"]
+
+
+def test_a_caption_says_how_the_examples_were_drawn_and_what_bands_hold_for(run: RunFolder) -> None:
+    assert "20 of the server's test examples, stratified by class" in analysis_sections(read_result(run))[0].text
+    path = [(other, t) for other in (0, 1) for t in (0.0, 0.5, 1.0)]
+    write(run, "barriers", 1, cases.barriers([1], ends=path, groups=["full"]).assign(sampling="free"))
+    result = read_result(run)
+
+    def caption(level: float) -> str:
+        config = result.config.model_copy(
+            update={"barriers": result.config.barriers.model_copy(update={"bands": level})}
+        )
+        [section] = [each for each in analysis_sections(replace(result, config=config)) if each.name == "paths-loss"]
+        return section.text
+
+    assert "90 % confidence bands of the barrier, which hold for all of its rows together" in caption(0.9)
+    assert "1.96 standard errors of the barrier, which hold for each point by itself" in caption(0.0)
+    assert caption(0.9).endswith("50 of the server's test examples.")
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def has_paths(rows: pd.DataFrame) -> bool:
 
 
 def paths(rows: pd.DataFrame, metric: str, name: Name = client_name) -> Figure:
-    """Draw the metric of the mixed models along their paths, by group, in the last round, with bands of 95 %.
+    """Draw the metric of the mixed models along their paths, by group, in the last round, with bands.
 
     Bands are those that were measured, or 1.96 standard errors; that of a mean over models is the mean of theirs,
     which is at least as wide as it must be.

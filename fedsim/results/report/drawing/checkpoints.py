@@ -138,6 +138,14 @@ def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
     return Table(headings, (False, False, False, *[True] * 6), cells)
 
 
+def uncertainty_note(rows: pd.DataFrame) -> str:
+    """Return what the intervals of the table and the bands of the file rest on, in lines that fit a terminal."""
+    return (
+        "±: 1.96 standard errors, row by row; bands for all rows are in barriers.parquet\n"
+        f"sample: {rows['sampling'].iloc[0]}; intervals are for the population of the data set"
+    )
+
+
 def _ends(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
     ends = zip(rows["base"], rows["other"], strict=True)
     return [names[a] if b == AVERAGE else f"{names[b]} into {names[a]}" for a, b in ends]

@@ -43,8 +43,10 @@ WINDOWS_TEXT = (
 )
 PATHS_TEXT = (
     "The {metric} of models whose layer is (1 - t) times their own plus t times the other's, after round {round}, "
-    "{mean}, with 95 % confidence bands. The panel of all layers (full) has a separate scale. Measured on {data}."
+    "{mean}, with {bands}. The panel of all layers (full) has a separate scale. Measured on {data}."
 )
+SIMULTANEOUS_TEXT = "{level:g} % confidence bands of the barrier, which hold for all of its rows together"
+POINTWISE_TEXT = "bands of 1.96 standard errors of the barrier, which hold for each point by itself"
 ROBUSTNESS_TEXT = (
     "After round {round}: one layer moved towards the average, and equally far in random directions. Where both cost "
     "the same, distance matters; where the average costs more, its direction does. Means over the clients, measured "
@@ -54,7 +56,7 @@ ROBUSTNESS_TEXT = (
 
 def analysis_sections(result: Result) -> list[Section]:
     """Return the sections of all that was measured of the uploaded models, by the data that they were measured on."""
-    sections = [*_barrier_sections(result.barriers)]
+    sections = [*_barrier_sections(result.barriers, result.config.barriers.bands)]
     for name, build in SECTIONS.items():
         for view in _views(result.measured(name)):
             values = [view.rows[column] for column in MISSING if column in view.rows]
@@ -105,15 +107,15 @@ def _views(table: pd.DataFrame) -> Iterator[_View]:
             yield _View(rows, str(data), str(matching), data == table["data"].iloc[0])
 
 
-def _barrier_sections(table: pd.DataFrame) -> Iterator[Section]:
+def _barrier_sections(table: pd.DataFrame, level: float) -> Iterator[Section]:
     for view in _views(table):
         for metric in ("loss", "error"):
             missing = missing_text(view.rows[metric])
-            for section in _sections_of_metric(view.rows, view.data, metric):
+            for section in _sections_of_metric(view.rows, view.data, metric, level):
                 yield view.named(replace(section, text=section.text + missing))
 
 
-def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str) -> Iterator[Section]:
+def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str, level: float) -> Iterator[Section]:
     mean = "shown separately for both clients" if rows["base"].nunique() == 2 else "mean over the clients"
     words = {"metric": metric, "mean": mean, "data": examples(rows, data), "round": rows["round"].max()}
     single, pairs = rows_of_kind(rows, ""), rows[rows["other"] != AVERAGE]
@@ -134,7 +136,8 @@ def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str) -> Iterator[
         text, figure = WINDOWS_TEXT.format(**words), barriers.window_maps(rows, metric)
         yield Section(f"windows-{metric}", f"{metric.capitalize()} barriers of consecutive layers", text, figure)
     if len(single) and has_paths(single):
-        text, figure = PATHS_TEXT.format(**words), barriers.paths(rows, metric)
+        bands = SIMULTANEOUS_TEXT.format(level=100 * level) if level else POINTWISE_TEXT
+        text, figure = PATHS_TEXT.format(**words, bands=bands), barriers.paths(rows, metric)
         yield Section(f"paths-{metric}", f"{metric.capitalize()} along the path", text, figure)
 
 
@@ -165,7 +168,10 @@ def _interaction_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
         text = f"Cost of mixing two layers together minus the costs of mixing each alone, after round {last}; "
         yield Section("interaction", "Interaction of layers", text + where, companions.interaction(rows))
     if (rows["first"] == "").any():
-        text = "The full barrier minus the sum of the barriers of single layers; "
+        text = (
+            "The full barrier minus the sum of the barriers of single layers, ± 1.96 standard errors for each round by "
+            "itself; "
+        )
         yield Section(
             "unexplained", "Barrier that single layers do not explain", text + where, companions.unexplained(rows)
         )
