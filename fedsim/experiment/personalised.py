@@ -24,6 +24,7 @@ from fedsim.federation.client.state import GLOBAL, PERSONALISED, personalised_mo
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.models.frozen import copy_of, frozen_keys
+from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, fit
 from fedsim.results.best_round import best_round, validation_means
 from fedsim.results.files import read_rows
@@ -113,7 +114,7 @@ def restored_model(
 
 
 def model_of(kept: KeptRound) -> nn.Module:
-    """Return the global model after a round, or the personalised one of a client, in eval mode.
+    """Return the global model after a round, or the personalised one of a client, in eval mode, as its author built it.
 
     Raises
     ------
@@ -141,7 +142,9 @@ def model_of(kept: KeptRound) -> nn.Module:
         ) from error
     except (OSError, SafetensorError) as error:
         raise _damaged(kept.folder, error) from error
-    return copy_of(model).eval()
+    restored = copy_of(model).eval()
+    plain_(restored)
+    return restored
 
 
 def global_model(kept: KeptRound) -> Params:

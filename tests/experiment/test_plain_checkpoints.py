@@ -40,6 +40,21 @@ def test_plain_torch_loads_the_global_model_strictly(
     assert len(again) == len({id(value) for value in model.state_dict(keep_vars=True).values()})
 
 
+@pytest.mark.parametrize("client", [None, 1])
+@pytest.mark.parametrize(
+    "name", ["tied", "complex_weights", "spectral_norm", "older_spectral_norm", "older_weight_norm", "frozen_base"]
+)
+def test_a_models_state_loads_into_the_plain_model_strictly(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], name: str, client: int | None
+) -> None:
+    config = tiny(model={"name": f"tests.models.tensors:{name}"}, **SETTINGS)
+    ours, dataset = restored_model(play(config), client), federation_of(config).data.dataset
+    inputs = dataset.normalise(dataset.test.inputs[:5])
+    model = getattr(tensors, name)(dataset.shape, len(dataset.classes)).eval()
+    model.load_state_dict(ours.state_dict(), strict=True)
+    torch.testing.assert_close(model(inputs), ours(inputs))
+
+
 def test_a_run_resumes_from_a_checkpoint_of_first_names_only(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:

@@ -172,3 +172,32 @@ class Mean(nn.Module):
 def used_twice(shape: Shape, classes: int) -> nn.Module:
     block = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH))
     return Net(shape, classes, nn.Sequential(block, nn.Tanh(), block))
+
+
+class Turned(nn.Module):
+    """Multiplies by a complex weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.randn(WIDTH, dtype=torch.complex64))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return (hidden * self.turn).real
+
+
+def complex_weights(shape: Shape, classes: int) -> nn.Module:
+    return Net(shape, classes, Turned())
+
+
+def spectral_norm(shape: Shape, classes: int) -> nn.Module:
+    return Net(shape, classes, nn.utils.parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH)))
+
+
+def older_spectral_norm(shape: Shape, classes: int) -> nn.Module:
+    return Net(shape, classes, nn.utils.spectral_norm(nn.Linear(WIDTH, WIDTH)))
+
+
+def frozen_base(shape: Shape, classes: int) -> nn.Module:
+    model = Net(shape, classes)
+    model.first.requires_grad_(False)
+    return model
