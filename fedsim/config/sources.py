@@ -86,7 +86,8 @@ def _find(name: str, specs: dict[str, ModuleSpec | None]) -> ModuleSpec | None:
         elif package:
             above = _find(package, specs)
             folders = list(above.submodule_search_locations or ()) if above else []
-            spec = PathFinder.find_spec(name, folders) if folders else None
+            # By its last part: for a folder without __init__.py, Python asks for the imported package that it is in.
+            spec = PathFinder.find_spec(name.rpartition(".")[2], folders) if folders else None
         else:
             finders = (finder.find_spec(name, None) for finder in sys.meta_path)
             spec = next((found for found in finders if found), None)

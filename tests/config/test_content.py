@@ -56,6 +56,11 @@ COUNTED: dict[str, tuple[Mapping[str, str], Mapping[str, Any], tuple[str, ...]]]
         {"data": {"name": "mine:load", "data_dir": "d"}},
         ("d/a",),
     ),
+    "folders in folders without __init__.py": (
+        {"nets/small/one.py": "from nets.other import two\ndef load(): pass\n", "nets/other/two.py": "a = 1\n"},
+        {"model": {"name": "nets.small.one:load"}},
+        ("nets/small/one.py", "nets/other/two.py"),
+    ),
     "weights of a model": (
         {"net.py": "def load(shape, classes, weights: str): pass\n", "w.safetensors": "1"},
         {"model": {"name": "net:load", "weights": "w.safetensors"}},
