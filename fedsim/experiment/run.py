@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from fedsim.config import Config, EngineConfig, making, naming
 from fedsim.config.choices import custom_names
 from fedsim.config.content import counted_files
-from fedsim.errors import ConfigError, in_code_of_the_user
+from fedsim.errors import ConfigError, RunError, in_code_of_the_user
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
 from fedsim.experiment.measuring.gate import check_gate
@@ -211,7 +211,10 @@ def _log_to(folder: RunFolder) -> Iterator[None]:
     root.addHandler(handler)
     try:
         yield
-    except Exception:
+    except (ConfigError, RunError) as error:
+        logger.info("the run failed: %s", error)
+        raise
+    except (Exception, SystemExit):
         logger.info("the run failed", exc_info=True)
         raise
     finally:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.errors import error_line
 from fedsim.models.frozen import copy_of
 from fedsim.models.params import Params, load_state_, state_of
 from fedsim.training.augmentation import Augmentation
@@ -45,7 +46,7 @@ def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor) -> str | N
             if _distance(result, state_of(model)) > 0.05 * _distance(params, state_of(model)):
                 return "a step in a cohort has another effect than alone"
     except Exception as error:  # a model that does not expect the tensors of many clients may raise anything
-        return " ".join(str(error).split()) or type(error).__name__
+        return error_line(error)
     return None
 
 

@@ -133,6 +133,7 @@ def test_a_run_with_faults_has_the_numbers_of_one_without_these_updates(
     assert bool(restored) == (name == "ray")
     assert all(row["restored_from"] < row["round"] and row["reason"] for row in restored)
     page = report.write_run(report.read_result(faulty), faulty.path).read_text()
+    assert faulty.log.read_text().count("Traceback") == 1  # of what one client raised, whatever the engine
     asked = sum(map(len, json.loads(faulty.participants.read_text())))
     assert f"{len(faults)} of {asked} updates left out: " in page
     assert "not finite (1)" in page

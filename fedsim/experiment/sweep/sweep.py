@@ -220,7 +220,7 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
         return Failure(str(error), wrong_config=True)
     except RunError as error:
         return Failure(str(error), diverged=isinstance(error, DivergedError))
-    except Exception as error:  # in a custom strategy, model or other part, most likely
+    except (Exception, SystemExit) as error:  # in a custom strategy, model or other part, most likely
         if isinstance(error, OSError) and is_of_the_system(error) and not is_of_the_user(error):
             return Failure(str(error))
         reason = f"{error_line(error)}; fix it and {AGAIN}"

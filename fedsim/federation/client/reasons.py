@@ -6,22 +6,22 @@ from fedsim.errors import ClientError, ConfigError, RunError, error_line
 
 LESS_MEMORY = "; fewer engine.workers, engine.cohort = 1 or a smaller local.batch_size need less memory"
 NO_STATISTICS = (
-    "; batch normalisation cannot train on a single example: leave such clients out, as partition.min_size = 2 does, "
-    "or use a model with another normalisation"
+    "; batch normalisation cannot train on a single example: take another local.batch_size, give each client more "
+    "examples (partition.min_size), or use another normalisation"
 )
 
 
-def is_expected(error: Exception) -> bool:
+def is_expected(error: BaseException) -> bool:
     """Tell whether an error's message says all, so that nobody needs its traceback."""
     return isinstance(error, ClientError | ConfigError | RunError)
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Return the message of an error and where it came from, with the remedy where there is a known one."""
     return str(error) if is_expected(error) else error_line(error) + _remedy(error)
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(error: BaseException) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return LESS_MEMORY
     return NO_STATISTICS if str(error).startswith("Expected more than 1 value per channel") else ""

@@ -53,7 +53,7 @@ class Clients:
             context = self.context_of(client)
             reply = self._app(message, context)
             self._keep(client, reply, context, abandoned)
-        except Exception as error:  # the caller decides what it means for the run
+        except (Exception, SystemExit) as error:  # the caller decides what it means for the run
             return error_reply(message, reason_of(error), "" if is_expected(error) else traceback.format_exc())
         return reply
 
@@ -95,7 +95,7 @@ class Clients:
         try:
             contexts = [self.context_of(client) for client in clients]
             replies = self._app.together(list(zip(messages, contexts, strict=True)))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             logger.info("clients %s failed as a cohort; each is tried alone: %s", clients, reason_of(error))
             replies, contexts = [], []
         if not replies:  # what the error kept in memory is free by now
