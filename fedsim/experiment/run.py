@@ -172,6 +172,7 @@ def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
     chosen = known.get("cohort") if config.engine.cohort == "auto" else None
     cohort = chosen or cohort_size(federation)
     about = environment(federation.device) | {"cohort": cohort, "started": [*known["started"], now()]}
+    about |= {key: known[key] for key in ("continues",) if key in known}
     if files := counted_files(config):
         about |= {"files": [each.to_json() for each in files], "named_by": naming.changed_settings(config)}
     write_json(folder.env, about)

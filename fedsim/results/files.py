@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +52,18 @@ def read_rows(path: Path) -> "pd.DataFrame":
 
 
 def keep_rounds(path: Path, last_round: int) -> None:
-    """Drop the rows of rounds after ``last_round`` from a file of JSON lines, and a last line that was cut short.
+    """Drop the rows of rounds after ``last_round`` from a file of JSON lines, and a last line that was cut short."""
+    keep_rows(path, lambda row: row["round"] <= last_round)
+
+
+def keep_rows(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Drop the rows that are not wanted from a file of JSON lines, and a last line that was cut short.
 
     A file that is left without rows is removed, as a run has some of its files only if there are rows for them.
     """
     if not path.exists() or not path.stat().st_size:
         return
-    if kept := [row for row in _rows(path) if row["round"] <= last_round]:
+    if kept := [row for row in _rows(path) if wanted(row)]:
         write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
     else:
         path.unlink()

@@ -21,6 +21,7 @@ from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.run import Parts
 from fedsim.experiment.sweep.jobs import Jobs, choose_jobs, processes_that_fit
+from fedsim.experiment.sweep.longer import begin_from_shorter, finished_rounds
 from fedsim.experiment.sweep.processes import Died, Emit, Ended, Started, side_by_side, start_server
 from fedsim.experiment.sweep.progress import Progress
 from fedsim.federation.engines.grid import processors
@@ -145,9 +146,12 @@ def _run_all(runs: Sequence[Run], asked: int | None, on_round: OnRound | None) -
     for run in done:
         run.folder.check_whole()
     jobs, parts = _prepared(todo, asked) if todo else (None, None)
+    notes = list(_begun_from_shorter(todo))
     with Progress(len(todo), sum(run.rounds_left for run in todo)) as progress:
         for run in done:
             progress.say(f"{run.name}: done already, skipped: {run.folder.path}")
+        for note in notes:
+            progress.say(note)
         show = _Display(progress, on_round)
         if jobs and len(todo) > 1:
             progress.say(str(jobs))
@@ -156,6 +160,17 @@ def _run_all(runs: Sequence[Run], asked: int | None, on_round: OnRound | None) -
         else:
             _one_after_the_other(todo, parts, show)
         return show.failures
+
+
+def _begun_from_shorter(runs: Sequence[Run]) -> Iterator[str]:
+    """Begin runs with the rounds of shorter ones where that is the same; yield a line for each that has such a run."""
+    new = [run for run in runs if not run.folder.path.exists()]
+    finished = {folder: finished_rounds(folder) for folder in {run.folder.path.parent for run in new}}
+    for run in new:
+        with looking_once():
+            note = begin_from_shorter(run.config, run.folder, finished[run.folder.path.parent])
+        if note:
+            yield f"{run.name}: {note}"
 
 
 def _prepared(runs: Sequence[Run], asked: int | None) -> tuple[Jobs, Parts | None]:

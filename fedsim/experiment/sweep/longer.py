@@ -1,0 +1,144 @@
+"""Runs of more rounds, begun with the rounds of finished runs that differ from them in nothing else.
+
+A round is a function of the seed, its number and the rounds before it, whatever is still to come. So the records of a
+longer run begin with those of a shorter one, except what is measured in a last round only.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsim.config import Config, naming
+from fedsim.errors import ConfigError
+from fedsim.experiment.checkpoints import Checkpoints
+from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
+from fedsim.experiment.same_layers import check_layers
+from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRAINED
+from fedsim.federation.federation import federation_of
+from fedsim.results.best_round import SELECTED_BY, best_round, reason_to_stop, validation_means
+from fedsim.results.environment import environment
+from fedsim.results.files import keep_rows, read_rows, write_json
+from fedsim.results.folder import RunFolder
+from fedsim.results.measured import TABLES
+
+# What must be the same for equal numbers, besides the settings that name a run.
+SAME = ("fedsim", "packages", "device")
+Row = Mapping[Any, Any]
+
+
+def finished_rounds(folder: Path) -> set[int]:
+    """Return for how many rounds the finished runs of an experiment were to run."""
+    texts = (path.with_name("config.toml").read_text() for path in folder.glob("*/DONE"))
+    return {int(found[1]) for text in texts if (found := re.search(r"^rounds = (\d+)$", text, re.MULTILINE))}
+
+
+def begin_from_shorter(config: Config, folder: RunFolder, finished: Collection[int]) -> str | None:
+    """Begin a run with the rounds of the longest finished one that differs from it only in having fewer.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run, which does not exist yet; it appears as a whole.
+    finished
+        What `finished_rounds` returns of the folder in which it lies.
+
+    Returns
+    -------
+    note
+        What was done, or why it was not; None if there is no such run.
+    """
+    obstacle = None
+    for fewer in sorted((rounds for rounds in finished if rounds < config.rounds), reverse=True):
+        shorter = RunFolder(folder.path.parent / naming.run_name(config.model_copy(update={"rounds": fewer})))
+        if not shorter.done.exists():
+            continue
+        try:
+            _check_same(config, shorter, fewer)
+            server_round = _begin(config, folder, shorter)
+        except _ObstacleError as error:
+            obstacle = obstacle or f"starts from round 1, not from the {fewer} rounds of {shorter.path}: {error}"
+        else:
+            return f"continues {shorter.path} after its {server_round} rounds"
+    return obstacle
+
+
+class _ObstacleError(Exception):
+    """A reason for which a run cannot begin with the rounds of another."""
+
+
+def _begin(config: Config, folder: RunFolder, shorter: RunFolder) -> int:
+    """Copy what a longer run has in common with a shorter one; return the round after which it continues."""
+    checkpoints = Checkpoints(shorter.checkpoints)
+    last, rows = checkpoints.newest(), read_rows(shorter.metrics).to_dict("records")
+    extra = _last_only(config, rows, last)
+    left = [row for row in rows if not (row["round"] == last and row["model"] in extra)]
+    if lost := set(_kept_rounds(config, left, last)) - set(checkpoints.rounds()):
+        raise _ObstacleError(f"the models of its round {min(lost)} are not kept, as checkpoints.keep asks for")
+    faults = read_rows(shorter.faults).to_dict("records")
+    if extra == {FINE_TUNED} and any(row["round"] == last and row["stage"] == "evaluate" for row in faults):
+        raise _ObstacleError("clients failed in its last evaluation")
+    # Made under another name, so that a kill leaves no half of a run.
+    with tempfile.TemporaryDirectory(dir=folder.path.parent, prefix=".copy-") as temporary:
+        copy = RunFolder(Path(temporary) / "run")
+        copy.path.mkdir()
+        for path in _common(shorter):
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, copy.path / path.name)
+        keep_rows(copy.metrics, lambda row: not (row["round"] == last and row["model"] in extra))
+        if PERSONALISED in extra:
+            keep_rows(copy.faults, lambda row: not (row["round"] == last and row["stage"] == "evaluate"))
+        origin = {"run": shorter.path.name, "round": last}
+        write_json(copy.env, shorter.read_env() | {"started": [], "continues": origin})
+        copy.path.replace(folder.path)
+    return last
+
+
+def _check_same(config: Config, shorter: RunFolder, rounds: int) -> None:
+    """Check that a shorter run, of so many rounds, is whole and has the numbers that it would have here and now."""
+    try:
+        shorter.check_whole()
+        federation = federation_of(config)
+        if not shorter.model.exists():
+            raise _ObstacleError("an earlier version of fedsim wrote it")
+        check_layers(shorter, federation)
+    except ConfigError as error:
+        raise _ObstacleError(str(error)) from error
+    before, now = shorter.read_env(), environment(federation.device)
+    for name in SAME:
+        if before.get(name) != now[name]:
+            raise _ObstacleError(f"{name} was {_text(before.get(name))} and is {_text(now[name])}")
+    if config.engine.cohort not in ("auto", before["cohort"]):
+        raise _ObstacleError(f"its cohort was {before['cohort']} and engine.cohort is {config.engine.cohort}")
+    if Checkpoints(shorter.checkpoints).newest() < rounds and not config.stop.patience:
+        raise _ObstacleError("its last checkpoint is not of its last round")
+
+
+def _last_only(config: Config, rows: Sequence[Row], last: int) -> set[str]:
+    """Return the models that were measured in the last round of a shorter run only because it was the last."""
+    extra = set() if is_evaluated(config, last) else {PERSONALISED, GLOBAL, TRAINED}
+    left = [row for row in rows if not (row["round"] == last and row["model"] in extra)]
+    if not (is_fine_tuned(config, last) or reason_to_stop(validation_means(left, config.stop.metric), config.stop)):
+        extra.add(FINE_TUNED)
+    return extra & {row["model"] for row in rows if row["round"] == last}
+
+
+def _kept_rounds(config: Config, rows: Sequence[Row], last: int) -> Iterator[int]:
+    """Yield the rounds up to the last one whose models the longer run keeps."""
+    if config.checkpoints.keep == "all":
+        yield from range(config.checkpoint_every, last + 1, config.checkpoint_every)
+    if config.keeps_best:
+        best = (best_round(validation_means(rows, metric), metric) for metric in SELECTED_BY)
+        yield from (server_round for server_round in best if server_round is not None)
+
+
+def _common(shorter: RunFolder) -> Iterator[Path]:
+    """Yield the files and folders that a longer run shares with a shorter one."""
+    files = (shorter.model, shorter.metrics, shorter.communication, shorter.timing, shorter.faults, shorter.log)
+    folders = (shorter.checkpoints, *(shorter.path / name for name in TABLES))
+    yield from (path for path in (*files, *folders) if path.exists())
+
+
+def _text(value: object) -> str:
+    return ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else str(value)
