@@ -127,7 +127,8 @@ def model_of(kept: KeptRound) -> nn.Module:
         if client is None:
             params = fit(federation.model(), global_model(kept), "the checkpoint")
             model = load_for_evaluation(federation, params, federation.calibration)
-            if frozen_keys(model):  # which come from the config and what it names, not from the checkpoint
+            # Frozen tensors and the user's code come from outside the checkpoint.
+            if frozen_keys(model) or kept.folder.read_env().get("files"):
                 _check_loss(kept, evaluate(model.eval(), *federation.data.test()).loss)
         else:
             data = federation.data.client(client)
