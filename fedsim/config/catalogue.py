@@ -3,7 +3,7 @@
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -169,10 +169,19 @@ class Catalogue:
             options.append(option if info.is_required() else f"{option} = {default}")
         return ", ".join(options)
 
-    def label(self, choice: Choice) -> str:
-        """Return a short name of a choice with its changed options, such as ``layer_set(shared=body)``."""
+    def label(self, choice: Choice, changed: Iterable[str] | None = None) -> str:
+        """Return a short name of a choice with its changed options, such as ``layer_set(shared=body)``.
+
+        Parameters
+        ----------
+        changed
+            Names of the options that differ from their defaults, if they are known: the entry is not imported then.
+        """
         fixed = choice.model_dump(exclude={self.key}, include=set(type(choice).model_fields), exclude_defaults=True)
-        options = self.options(choice, exclude_defaults=True) | fixed
+        if changed is None:
+            options = self.options(choice, exclude_defaults=True) | fixed
+        else:
+            options = {name: choice.options[name] for name in changed if name in choice.options} | fixed
         text = ", ".join(f"{key}={value}" for key, value in options.items())
         return getattr(choice, self.key) + (f"({text})" if text else "")
 

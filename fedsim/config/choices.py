@@ -44,8 +44,13 @@ def custom_names(config: Config) -> dict[str, str]:
     return {each.table: name for each, name in chosen.items() if each.canonical(name) not in each.entries}
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Config, *, custom: bool = True) -> Config:
     """Return the config with every option of every choice checked and written out.
+
+    Parameters
+    ----------
+    custom
+        Whether custom parts are imported and their options checked too.
 
     Raises
     ------
@@ -53,6 +58,8 @@ def resolve(config: Config) -> Config:
         If a name or an option is unknown, or has a wrong type.
     """
     choices = {catalogue: getattr(config, catalogue.table) for catalogue in CATALOGUES.values()}
+    if not custom:
+        choices = {each: choice for each, choice in choices.items() if each.table not in custom_names(config)}
     return config.model_copy(
         update={
             catalogue.table: choice.model_copy(

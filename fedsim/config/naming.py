@@ -1,5 +1,6 @@
 """Names of runs and partitions, from the settings that differ from their defaults."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fedsim.config.choices import CATALOGUES
@@ -37,9 +38,15 @@ def run_name(config: Config) -> str:
     return f"{short_hash(changed_settings(config))}-s{config.seed}"
 
 
-def partition_name(config: Config) -> str:
-    """Return the name of what a run's clients hold: equal for runs that differ in model, training or strategy only."""
-    changed = changed_settings(config)
+def partition_name(config: Config, changed: Mapping[str, Any] | None = None) -> str:
+    """Return the name of what a run's clients hold: equal for runs that differ in model, training or strategy only.
+
+    Parameters
+    ----------
+    changed
+        What the run was named by, if that is known; files may have changed since.
+    """
+    changed = changed_settings(config) if changed is None else changed
     settings = {key: value for key, value in changed.items() if key in ("clients", "data", "partition", "features")}
     if "data" in settings:
         settings["data"] = {key: value for key, value in settings["data"].items() if key not in ("flip", "crop")}

@@ -94,6 +94,11 @@ class RunFolder:
         return json.loads(self.model.read_text()) if self.model.exists() else {}
 
     @property
+    def named_by(self) -> dict[str, Any] | None:
+        """The settings and contents that the run is named by, if it has custom parts or files; else None."""
+        return self.read_env().get("named_by") if self.env.exists() else None
+
+    @property
     def started(self) -> str:
         """When the run was first started, as ISO 8601; empty if that is not known."""
         return self.read_env()["started"][0] if self.env.exists() else ""

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.config import Config, choices, naming
+from fedsim.config.content import PATH
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.errors import ConfigError
 from fedsim.results.best_round import best_round, validation_means
@@ -55,10 +56,16 @@ class Result:
     barriers: pd.DataFrame
     heterogeneity: Heterogeneity
 
+    @cached_property
+    def named_by(self) -> dict[str, Any] | None:
+        """The settings and contents that the run was named by, if it has custom parts or files of the user's."""
+        return self.folder.named_by
+
     @property
     def strategy(self) -> str:
         """The strategy with the options that differ from their defaults."""
-        return choices.CATALOGUES["strategies"].label(self.config.strategy)
+        changed = self.named_by.get("strategy", {}) if self.named_by else None
+        return choices.CATALOGUES["strategies"].label(self.config.strategy, changed)
 
     @property
     def data(self) -> str:
@@ -74,13 +81,24 @@ class Result:
 
     @cached_property
     def changed_settings(self) -> dict[str, Any]:
-        """The settings that differ from their defaults, with dotted keys."""
-        return flat(naming.changed_settings(self.config))
+        """The settings that differ from their defaults, and the content of files, with dotted keys."""
+        changed = self.named_by or naming.changed_settings(self.config)
+        return flat(json.loads(json.dumps(changed, default=str)))
+
+    @cached_property
+    def shown_settings(self) -> dict[str, Any]:
+        """All settings with dotted keys; those that name files with their content, and the sources of custom parts."""
+        resolved = flat(self.config.model_dump(mode="json"))
+        if self.named_by:
+            for key, value in self.changed_settings.items():
+                is_path = key.endswith(f".{PATH}") and resolved.get(key) != value
+                resolved[key] = f"{Path(str(resolved[key])).name} {value}" if is_path else value
+        return resolved
 
     @cached_property
     def partition_name(self) -> str:
         """What runs have in common whose clients hold the same."""
-        return naming.partition_name(self.config)
+        return naming.partition_name(self.config, self.named_by)
 
     @cached_property
     def evaluated(self) -> int:
@@ -176,7 +194,8 @@ def read_result(folder: RunFolder) -> Result:
         If the folder is not a whole run, or nothing was evaluated in it yet.
     """
     try:
-        config = choices.resolve(folder.read_config())
+        # Code that has changed since, or is elsewhere, is not needed to read what a run achieved.
+        config = choices.resolve(folder.read_config(), custom=folder.named_by is None)
         metrics = read_rows(folder.metrics)
         if metrics.empty or "personalised" not in set(metrics["model"]):
             raise NotEvaluatedError(f"{folder.path} has no evaluated round yet; let 'fedsim run' resume it first")
@@ -239,10 +258,17 @@ def find_runs(paths: Iterable[Path]) -> list[RunFolder]:
 def distinguishing_settings(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return, for each run, the settings in which these runs differ, besides strategy and seed."""
     changed = [result.changed_settings for result in results]
-    keys = dict.fromkeys(key for each in changed for key in each if not key.startswith("strategy."))
-    resolved = [flat(result.config.model_dump(mode="json")) for result in results]
+    shown = [result.shown_settings for result in results]
+    # The label of a strategy has its settings, but not the content of its files.
+    settings = [flat(result.config.model_dump(mode="json")) for result in results]
+    keys = dict.fromkeys(
+        key
+        for each, labelled in zip(changed, settings, strict=True)
+        for key, value in each.items()
+        if not key.startswith("strategy.") or labelled.get(key) != value
+    )
     varying = [key for key in keys if len({str(each.get(key)) for each in changed}) > 1]
-    return [{key: each.get(key, "-") for key in varying} for each in resolved]
+    return [{key: each.get(key, "-") for key in varying} for each in shown]
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

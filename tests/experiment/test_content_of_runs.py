@@ -151,3 +151,32 @@ def test_files_that_only_the_code_names_are_said(caplog: pytest.LogCaptureFixtur
 def test_built_in_parts_show_and_record_nothing() -> None:
     [config] = read_experiment(SETTINGS | {"data": {"name": "digits"}}).configs()
     assert "by whose content" not in describe_run(config)
+
+
+def test_results_are_told_apart_by_their_content_and_read_without_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = SETTINGS | {"rounds": 1, "strategy": {"name": "method:Own", "start": "start.txt"}}
+    write(
+        "method.py",
+        "from fedsim import Strategy\nfrom fedsim.strategy import Option\n\n"
+        "class Own(Strategy):\n    start: str = Option('', 'A file.')\n",
+    )
+    write("start.txt", "1")
+    first = fedsim.run(settings, jobs=1)[0]
+    label(1, 0)
+    second = fedsim.run(settings, jobs=1)[0]
+    write("start.txt", "2")
+    third = fedsim.run(settings, jobs=1)[0]
+    write("start.txt", "1")
+    label()
+    named_now = [run.partition_name for run in (first, second, third)]
+    for file in ("told.py", "method.py", "shift.py", "labels.csv", "start.txt"):
+        Path(file).unlink()
+        sys.modules.pop(file.removesuffix(".py"), None)
+    runs = fedsim.load("runs/experiment")
+    assert [run.partition_name for run in runs] == named_now
+    assert named_now[0] != named_now[1] == named_now[2]  # so that no gain is paired across other data
+    assert {run.strategy for run in runs} == {"method:Own(start=start.txt)"}
+    compared = fedsim.compare(runs)
+    assert sorted(compared.text.headings[1:3]) == ["data.csv", "strategy.start"]
+    assert [len({row[column] for row in compared.text.rows}) for column in (1, 2)] == [2, 2]
+    assert len(fedsim.compare(runs, by="data.csv").text.rows) == 2

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.statistics import Interval, interval
-from fedsim.results.result import Result, distinguishing_settings, flat
+from fedsim.results.result import Result, distinguishing_settings
 
 
 @dataclass(frozen=True)
@@ -80,4 +80,4 @@ def by_name(groups: Iterable[Group]) -> dict[str, Group]:
 
 
 def _setting(result: Result, key: str) -> str:
-    return f"{key}={flat(result.config.model_dump(mode='json')).get(key, '-')}"
+    return f"{key}={result.shown_settings.get(key, '-')}"
