@@ -1,7 +1,7 @@
 """Checks that a data set can be trained on: what is wrong is named with the rule and the remedy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,13 @@ def _check_tensors(examples: Any, where: str) -> None:
         if not isinstance(values, Tensor) or not values.ndim:
             give = f"torch.from_numpy({what})" if isinstance(values, np.ndarray) else f"torch.tensor({what})"
             raise ValueError(f"{where} has {what} of type {type(values).__name__}; give a torch.Tensor, as by {give}")
+        odd = {
+            "are on another device than the CPU": (values.device.type != "cpu", "cpu()"),
+            "require a gradient": (values.requires_grad, "detach()"),
+            "are not dense": (values.layout != torch.strided, "to_dense()"),
+        }
+        if found := next(((kind, give) for kind, (is_odd, give) in odd.items() if is_odd), None):
+            raise ValueError(f"{where} has {what} that {found[0]}; give {what}.{found[1]}")
     inputs, targets = len(examples.inputs), len(examples.targets)
     if not 0 < inputs == targets:
         raise ValueError(f"{where} has {inputs} inputs and {targets} targets; the numbers must be equal and positive")
@@ -148,6 +155,8 @@ def _check_statistics(dataset: Dataset) -> None:
 
 
 def _check_ids(dataset: Dataset) -> None:
+    if not isinstance(dataset.ids, Mapping):
+        raise ValueError(f"{dataset.name!r} has ids = {_short(dataset.ids)}; give a dict of a name and its NumPy array")
     for column, ids in dataset.ids.items():
         if not isinstance(ids, np.ndarray):
             raise ValueError(

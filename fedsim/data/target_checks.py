@@ -71,6 +71,8 @@ def check_labels(where: str, targets: Tensor, classes: int) -> None:
     hint = f"; {IGNORED} marks a target to ignore" if low < 0 else ""
     if low == 1 and high == classes:
         hint = f"; as they are from 1 to {classes}, subtract 1"
+    elif low >= 0 and len(labels.unique()) <= classes:
+        hint = "; number them without gaps, as fedsim.data.numbered does"
     raise ValueError(f"{where} has the label {wrong}; labels must be from 0 to {classes - 1} (example {place}){hint}")
 
 

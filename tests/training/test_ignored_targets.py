@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.analysis import barriers
+from fedsim.analysis import barriers, perturbations
 from fedsim.analysis.barriers import measure
 from fedsim.analysis.data import Data
 from fedsim.analysis.models import Models
@@ -110,6 +110,15 @@ def test_figures_are_sums_over_the_targets_that_count_divided_by_their_number() 
     ):
         assert found.loss == pytest.approx(loss, rel=1e-10)
         assert found.accuracy == pytest.approx(accuracy, rel=1e-10)
+
+
+def test_perturbed_figures_are_too() -> None:
+    model, (_, targets) = nn.Conv1d(3, CLASSES, 1).double(), padded(300)
+    inputs = torch.randn(300, 3, LENGTH, generator=torch.Generator().manual_seed(1)).double()
+    table = perturbations(model, [model.state_dict()], inputs, targets, noise=[0.0])
+    found = evaluate(model, inputs, targets)
+    assert table["loss"].item() == pytest.approx(float(cross_entropy(model(inputs), targets).detach()), rel=1e-10)
+    assert table["error"].item() == pytest.approx(1 - found.accuracy, rel=1e-10)
 
 
 def two_models() -> tuple[nn.Module, list, Tensor, Tensor]:

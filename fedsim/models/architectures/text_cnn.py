@@ -41,8 +41,7 @@ def text_cnn(
 ) -> nn.Module:
     """Build Kim's convolutional network that classifies sentences: ``embedding``, ``conv.0``, ``conv.1``, ..., ``fc``.
 
-    Embeddings begin random and are trained, as in the paper's variant CNN-rand; the paper's have 300 numbers. Under
-    SGD without momentum a step size around 0.5 works best.
+    Embeddings begin random and are trained, as in the paper's variant CNN-rand; the paper's have 300 numbers.
 
     Parameters
     ----------
