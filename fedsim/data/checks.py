@@ -13,7 +13,7 @@ from fedsim.data.target_checks import check_labels, check_target_kind
 
 # Numbers of channels of an image.
 CHANNELS = (1, 3, 4)
-TOKENS_RULE = "integers are tokens: give a table of numbers as floats"
+TOKENS_RULE = "integers are tokens: give a table of numbers as floats, and images as uint8 or floats"
 
 
 def check_dataset(dataset: Dataset) -> None:

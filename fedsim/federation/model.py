@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.data import Dataset
+from fedsim.data.checks import TOKENS_RULE
 from fedsim.errors import ConfigError, error_line
 from fedsim.models.building import initialise_lazy_, make_trainable_
 from fedsim.models.layers import describe_
@@ -95,7 +96,7 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> No
             hint = (
                 f"; a model with a parameter vocabulary gets the number of tokens, {dataset.tokens}"
                 if isinstance(error, IndexError)
-                else "; integers are tokens: give a table of numbers as floats"
+                else f"; {TOKENS_RULE}"
             )
         raise ConfigError(
             f"{where} does not accept {kind} of shape {dataset.shape} of {dataset.name!r}: {error_line(error)}{hint}"

@@ -22,6 +22,7 @@ from fedsim.seeds import rng
 from fedsim.strategy import messages
 from fedsim.strategy.messages import MODEL, MOMENTUM, Instructions
 from fedsim.training import Finished, Local, LocalPlan, LocalTask, Ruled, Training, choose_cohort, train_, train_cohort
+from fedsim.training.targets import number_of_targets
 
 Request = tuple[Message, Context]
 
@@ -217,7 +218,7 @@ def _reply(
         "loss": training.loss,
         "forward_examples": sum(each.forward for each in passes),
         "backward_examples": sum(each.backward for each in passes),
-        "n": examples,
+        "n": number_of_targets(local.targets),
     }
     metrics = {messages.NUM_EXAMPLES: examples, **finished.metrics}
     metrics |= {metric_name(UPLOADED, "train", name): value for name, value in measured.items()}
