@@ -1,5 +1,6 @@
 """How many runs at a time: they fill the machine, and no more."""
 
+import multiprocessing
 import os
 import resource
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.experiment.sweep import jobs
 from fedsim.experiment.sweep.jobs import choose_jobs, processes_that_fit
+from fedsim.experiment.sweep.sweep import name_runs, run_all
 
 CPU = {"device": "cpu", "engine__workers": 0}
 
@@ -79,6 +81,30 @@ def test_runs_share_neither_a_gpu_nor_ray(tiny: Callable[..., Config], monkeypat
     assert choose_jobs(on_ray, 1, 8).count == 1
     with pytest.raises(ConfigError, match=r"--jobs 2 must be 1 with engine.name = 'ray'.*share one Ray; leave it out"):
         choose_jobs(on_ray, 2, 8)
+
+
+def test_a_worker_of_a_pool_runs_one_after_the_other_and_refuses_more(
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Python lets a daemon start no processes: an AssertionError from inside of multiprocessing said so."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    runs = name_runs([tiny(rounds=1, seed=seed, barriers={"every": 0}) for seed in (0, 1)], tmp_path)
+    with pytest.raises(ConfigError, match=r"--jobs 2 must be 1 in a worker of a multiprocessing pool"):
+        run_all(runs, 2)
+    assert not list(tmp_path.iterdir())
+    assert run_all(runs) == {}
+    assert (
+        "2 runs, one after the other (a worker of a multiprocessing pool starts no processes)" in capfd.readouterr().err
+    )
+
+
+def test_a_script_that_a_process_of_its_own_imports_again_is_told_to_guard_what_it_runs(
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(ConfigError, match=r"put what the script runs under: if __name__ == '__main__':"):
+        run_all(name_runs([tiny()], tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_memory_is_shared_by_processes_that_need_half_more_than_this_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,9 @@ class Jobs:
         return f"{self.runs} runs, {self.count} at a time with {workers} each ({self.why})"
 
 
-def choose_jobs(configs: Sequence[Config], asked: int | None, processors: int, fitting: int | None = None) -> Jobs:
+def choose_jobs(
+    configs: Sequence[Config], asked: int | None, processors: int, fitting: int | None = None, can_start: bool = True
+) -> Jobs:
     """Choose how many runs run in parallel.
 
     One run cannot fill many processors, as some of its parts have nothing to share out, so there are as many runs at a
@@ -49,11 +51,14 @@ def choose_jobs(configs: Sequence[Config], asked: int | None, processors: int, f
         What ``--jobs`` says, if it is given.
     fitting
         How many processes the free memory holds, if that is known.
+    can_start
+        Whether this process may start others: a worker of a `multiprocessing.Pool` may not.
 
     Raises
     ------
     ConfigError
-        If more than one is asked for with the engine ``ray``, or a device is not on this machine.
+        If more than one is asked for with the engine ``ray`` or where no process may be started, or a device is not on
+        this machine.
     """
     runs, engine = len(configs), configs[0].engine
     if engine.name == "ray":
@@ -63,6 +68,13 @@ def choose_jobs(configs: Sequence[Config], asked: int | None, processors: int, f
                 "use --engine local"
             )
         return Jobs(runs, 1, engine.workers, "each uses all of Ray")
+    if not can_start:
+        if asked and asked > 1:
+            raise ConfigError(
+                f"--jobs {asked} must be 1 in a worker of a multiprocessing pool, which may start no processes; leave "
+                "it out, or call fedsim from outside the pool"
+            )
+        return Jobs(runs, 1, engine.workers, "a worker of a multiprocessing pool starts no processes")
     if asked:
         count, why = min(asked, runs), f"--jobs {asked}"
     elif any(choose_device(config.device).type != "cpu" for config in configs):

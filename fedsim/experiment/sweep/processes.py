@@ -46,6 +46,16 @@ class Died:
     exit_code: int | None
 
 
+def may_start() -> bool:
+    """Tell whether this process may start others, as a worker of a `multiprocessing.Pool` may not."""
+    return not multiprocessing.current_process().daemon
+
+
+def is_importing_script() -> bool:
+    """Tell whether this process only imports the user's script, which started it and has no guard against that."""
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
+
+
 def start_server(preload: Sequence[str]) -> None:
     """Begin to import modules in the process from which those of the tasks are forked; without it, each imports them.
 

@@ -22,7 +22,16 @@ from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.run import Parts
 from fedsim.experiment.sweep.jobs import Jobs, choose_jobs, processes_that_fit
 from fedsim.experiment.sweep.longer import begin_from_shorter, finished_rounds
-from fedsim.experiment.sweep.processes import Died, Emit, Ended, Started, side_by_side, start_server
+from fedsim.experiment.sweep.processes import (
+    Died,
+    Emit,
+    Ended,
+    Started,
+    is_importing_script,
+    may_start,
+    side_by_side,
+    start_server,
+)
 from fedsim.experiment.sweep.progress import Progress
 from fedsim.federation.engines.grid import processors
 from fedsim.results import report
@@ -141,6 +150,11 @@ def run_all(runs: Sequence[Run], asked: int | None = None, on_round: OnRound | N
 
 
 def _run_all(runs: Sequence[Run], asked: int | None, on_round: OnRound | None) -> dict[str, Failure]:
+    if is_importing_script():
+        raise ConfigError(
+            "a process that the script started itself imports it again, and would run everything twice; put what the "
+            "script runs under: if __name__ == '__main__':"
+        )
     done = [run for run in runs if run.folder.done.exists()]
     todo = [run for run in runs if not run.folder.done.exists()]
     for run in done:
@@ -176,11 +190,11 @@ def _begun_from_shorter(runs: Sequence[Run]) -> Iterator[str]:
 def _prepared(runs: Sequence[Run], asked: int | None) -> tuple[Jobs, Parts | None]:
     """Check the runs; return how many run in parallel, and the parts of the first if they run one by one."""
     configs = [run.config for run in runs]
-    jobs = choose_jobs(configs, asked, processors())
+    jobs = choose_jobs(configs, asked, processors(), can_start=may_start())
     if jobs.count > 1:
         start_server([__name__])  # imports meanwhile what the runs' processes need
     first = check(runs)
-    jobs = choose_jobs(configs, asked, processors(), processes_that_fit())
+    jobs = choose_jobs(configs, asked, processors(), processes_that_fit(), may_start())
     # With several, each process builds the parts of its runs.
     return jobs, first if jobs.count == 1 else None
 
