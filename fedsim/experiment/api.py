@@ -21,7 +21,7 @@ from fedsim.experiment.tuning import tune
 from fedsim.experiment.tuning.grid import tunings_of
 from fedsim.federation.data import federated_data_of
 from fedsim.models.params import Params
-from fedsim.models.saved import read_checkpoint
+from fedsim.models.saved import find_weights, read_checkpoint
 from fedsim.results.folder import RunFolder
 from fedsim.results.report.comparing import comparison as comparing
 from fedsim.results.report.comparing.question import Question, read_budgets
@@ -196,7 +196,8 @@ def barriers(model: Any, states: Any, *arguments: Any, **options: Any) -> Any:
     model
         A torch module.
     states
-        Its weights, at least two: state dicts, or paths of checkpoints.
+        Its weights, at least two: state dicts, or paths of checkpoints. Both may have a prefix before all keys, as
+        `torch.compile` and others write it.
     """
     if isinstance(model, nn.Module):
         states = [_state(each, model) for each in states]
@@ -249,8 +250,11 @@ def _results(runs: Iterable[Any]) -> Sequence[FinishedRun]:
 
 
 def _state(state: str | Path | Params, model: nn.Module) -> Mapping[str, Tensor]:
-    if not isinstance(state, str | Path):
+    device, name = next(model.parameters()).device, type(model).__name__
+    if isinstance(state, str | Path):
+        read = read_checkpoint(Path(state), model, name)
+    elif not isinstance(state, Mapping) or state.keys() <= model.state_dict().keys():
         return state
-    device = next(model.parameters()).device
-    read = read_checkpoint(Path(state), model, type(model).__name__)
+    else:
+        read = find_weights(state, model, name, "a state")
     return {key: value.to(device) for key, value in read.items()}

@@ -102,7 +102,7 @@ def fit(model: nn.Module, params: Params, name: str) -> Params:
             shapes = f"{tuple(params[key].shape)} instead of {tuple(value.shape)}"
             raise ValueError(f"{name} has {key} of shape {shapes}; it must be a state dict of the model")
     for key, value in frozen_of(model).items():
-        if key in params and not torch.equal(params[key].to(value), value):
+        if key in params and not is_same(params[key].to(value), value):
             raise ValueError(
                 f"{name} and the model differ in {key!r}, which is frozen; load it into the model, or let it require a "
                 "gradient"
@@ -244,6 +244,12 @@ def as_flat(params: Params) -> Tensor | None:
     if (start + length) * first.element_size() > first.untyped_storage().nbytes():
         return None
     return first.as_strided((length,), (1,), start)
+
+
+def is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape have the same type and values; also those that torch cannot compare."""
+    wide = torch.complex128 if one.is_complex() else torch.float64 if one.is_floating_point() else one.dtype
+    return one.dtype == other.dtype and torch.equal(one.to(wide), other.to(wide))
 
 
 def is_finite(params: Params) -> bool:

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fedsim.errors import ConfigError
-from fedsim.models.params import Params, state_of
+from fedsim.models.parametrised import parametrise_
+from fedsim.models.params import Params, load_state_, state_of
 from fedsim.models.saved import read_checkpoint
 
 
@@ -68,6 +70,7 @@ FOUND: dict[str, Any] = {
     "torchvision's reference": {"model": RIGHT, "optimizer": OPTIMISER, "args": argparse.Namespace(lr=0.1)},
     "numbers of NumPy": {"model": RIGHT, "best": np.float64(0.5), "scores": np.arange(3.0)},
     "arrays": {key: value.numpy() for key, value in RIGHT.items()},
+    "in a list": {"clients": [RIGHT, RIGHT]},
     "the same twice": {"state_dict": RIGHT, "ema": RIGHT},
     "one model of two that fits": {"student": RIGHT, "teacher": net(2, classes=5).state_dict()},
 }
@@ -91,6 +94,59 @@ def test_a_compiled_model_takes_plain_weights(tmp_path: Path) -> None:
     compiled = nn.Module()
     compiled._orig_mod = net(0)  # as torch.compile does, which takes seconds to import
     check(read_checkpoint(tmp_path / "a.pt", compiled, "net"), under("_orig_mod."))
+
+
+class Wrapper(nn.Module):
+    """Holds the model, as code around a plain one does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.ModuleDict({"backbone": net(0)})
+
+
+def test_a_wrapper_takes_the_weights_of_what_it_wraps_and_prefers_its_own(tmp_path: Path) -> None:
+    torch.save(RIGHT, tmp_path / "inner.pt")
+    torch.save({"model": under("net.backbone."), "backbone": OTHER}, tmp_path / "outer.pt")
+    for name in ("inner.pt", "outer.pt"):
+        check(read_checkpoint(tmp_path / name, Wrapper(), "wrapper"), under("net.backbone."))
+
+
+def test_frozen_entries_must_be_those_of_the_model(tmp_path: Path) -> None:
+    model = net(0)
+    model[0].requires_grad_(False)
+    trained = {key: value for key, value in RIGHT.items() if not key.startswith("0.")}
+    frozen = {key: value for key, value in model.state_dict().items() if key.startswith("0.")}
+    for state in (trained, trained | frozen):
+        torch.save(state, tmp_path / "a.pt")
+        check(read_checkpoint(tmp_path / "a.pt", model, "net"), trained)
+    torch.save(RIGHT, tmp_path / "b.pt")
+    with pytest.raises(ConfigError, match=r"'0.weight' is frozen in the model and has other values; build the model"):
+        read_checkpoint(tmp_path / "b.pt", model, "net")
+
+
+class Turned(nn.Module):
+    """Has a complex weight, next to one of the older weight normalisation."""
+
+    def __init__(self, older: bool) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+        self.fc = nn.Linear(3, 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            (nn.utils.weight_norm if older else nn.utils.parametrizations.weight_norm)(self.fc)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_plain_complex_weights_and_weight_norms_are_read_into_their_parametrised_form(
+    older: bool, tmp_path: Path
+) -> None:
+    plain, model = Turned(older), Turned(older=False)
+    parametrise_(model)
+    torch.save({"model": under("module.", plain.state_dict())}, tmp_path / "a.pt")
+    load_state_(model, read_checkpoint(tmp_path / "a.pt", model, "turned"))
+    assert torch.equal(model.turn, plain.turn)
+    plain.fc(torch.ones(1, 3))  # which computes the weight of the older form
+    torch.testing.assert_close(model.fc.weight, plain.fc.weight)
 
 
 def test_what_is_left_out_and_what_is_converted_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -166,7 +222,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "other classes": (
         lambda path: torch.save(net(1, classes=10).state_dict(), path),
         "'2.weight' has shape (10, 3) and must be (3, 3) (1 more differ too), as if for another number of classes; "
-        "choose the model and its options with --model",
+        "choose the model and the options that it was",
     ),
     "other width": (
         lambda path: torch.save(RIGHT | {"0.weight": torch.zeros(3, 5)}, path),
