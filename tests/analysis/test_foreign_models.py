@@ -231,7 +231,7 @@ def test_nothing_that_a_model_keeps_gets_from_one_measurement_into_another_or_in
 
 
 def test_complex_parameters_count_by_their_real_and_imaginary_parts() -> None:
-    model, inputs = foreign("fourier"), inputs_of(FOREIGN["fourier"].shape)
+    model = foreign("fourier")
     states = states_of(model, 2)
     apart = (states[0]["spectral"] - states[1]["spectral"]).numpy()
     table = distances(model, states, against="pairs", groups={"one": "spectral"})
