@@ -97,7 +97,7 @@ def measure(
     ValueError
         As from `barriers`.
     """
-    _check(references, bands)
+    _check(references, bands, against)
     named = named_groups(models.layers, groups, models.seed)
     mixes = list(list_mixes(named, len(models), against, ts))
     models.compared(against)
@@ -156,8 +156,14 @@ def _positions(
     return {recipe: position for position, recipe in enumerate(recipes)}
 
 
-def _check(references: Sequence[str], bands: float | None) -> None:
+def _check(references: Sequence[str], bands: float | None, against: Against) -> None:
+    if isinstance(references, str):
+        raise TypeError(f"references = {references!r} must be a list, such as [{references!r}]")
     if unknown := [name for name in references if name not in REFERENCES]:
         raise ValueError(f"references has {unknown[0]!r}; it must be one of {', '.join(REFERENCES)}")
+    if not isinstance(against, str | Sequence):
+        raise TypeError(f"against = {against!r} must be 'average', 'pairs', or a list of pairs (base, other)")
+    if not against:
+        raise ValueError("against is empty; give 'average', 'pairs', or pairs (base, other)")
     if bands is not None:
         check_level(bands, "bands")

@@ -8,8 +8,11 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overloa
 
 from torch import nn
 
+from fedsim.analysis.arguments import kind
 from fedsim.analysis.data import Data
+from fedsim.analysis.mistakes import explained
 from fedsim.analysis.models import Models
+from fedsim.options import suggest
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,15 +43,34 @@ def of_models(function: Callable[Concatenate[Models, P], T]) -> Measurement[P, T
 
     @wraps(function)
     def call(first: Any, *args: Any, **options: Any) -> T:
-        if not isinstance(first, nn.Module):
-            return function(first, *args, **options)
-        states, *rest = args
-        if len(rest) > len(plain):
-            raise TypeError(f"{function.__name__} takes a model, states, {', '.join(plain)}, not {len(rest)} more")
-        given = dict(zip(plain, rest, strict=False)) | options
-        models = Models(first, states, **{name: given.pop(name) for name in OF_MODELS if name in given})
-        if "data" in names:
-            given["data"] = Data(**{name: given.pop(name) for name in OF_DATA if name in given})
-        return cast(Callable[..., T], function)(models, **given)
+        if isinstance(first, Models):
+            models, given = first, _by_name(function.__name__, "Models(...)", names, args) | options
+        else:
+            states, *rest = args or (options.pop("states", None),)
+            given = _by_name(function.__name__, "a model, states", plain, rest) | options
+            models = Models(first, states, **{name: given.pop(name) for name in OF_MODELS if name in given})
+            if "data" in names:
+                if missing := [name for name in ("inputs", "targets") if given.get(name) is None]:
+                    raise TypeError(f"{function.__name__} needs {missing[0]} after a model, states")
+                given["data"] = Data(**{name: given.pop(name) for name in OF_DATA if name in given})
+        if unknown := [name for name in given if name not in names]:
+            known = (
+                names if isinstance(first, Models) else [*plain, *OF_MODELS, *(OF_DATA[2:] if "data" in names else ())]
+            )
+            raise TypeError(f"{function.__name__} has no argument {unknown[0]!r}{suggest(unknown[0], known)}")
+        data = given.get("data")
+        if "data" in names and not isinstance(data, Data):
+            raise TypeError(
+                f"{function.__name__} needs data after the models, as Data(inputs, targets), not {kind(data)}"
+            )
+        with explained(models, data.inputs if isinstance(data, Data) else given.get("inputs"), data):
+            return cast(Callable[..., T], function)(models, **given)
 
     return cast(Measurement[P, T], call)
+
+
+def _by_name(function: str, before: str, names: Sequence[str], args: Sequence[Any]) -> dict[str, Any]:
+    """Return what is given by position by its name."""
+    if len(args) > len(names):
+        raise TypeError(f"{function} takes {before}, {', '.join(names)}, not {len(args)} more")
+    return dict(zip(names, args, strict=False))

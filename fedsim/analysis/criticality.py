@@ -9,6 +9,7 @@ from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.groups import Groups, named_groups
 from fedsim.analysis.mixing.mixes import Mix
+from fedsim.analysis.mixing.paired import mean_and_error
 from fedsim.analysis.models import Models
 from fedsim.models.params import Params, fit
 
@@ -53,8 +54,8 @@ def criticality(models: Models, start: Params, data: Data, *, groups: Groups = "
     sampling, rows = data.sampling, []
     for mix in mixes:
         reset, before = evaluated[recipes[mix]], evaluated[own[mix.base]]
-        loss, loss_se = sampling.mean_and_error(reset.losses - before.losses)
-        error, error_se = sampling.mean_and_error(reset.errors - before.errors)
+        loss, loss_se = mean_and_error(reset.losses - before.losses, sampling)
+        error, error_se = mean_and_error(reset.errors - before.errors, sampling)
         rows.append(
             {
                 "group": mix.group,

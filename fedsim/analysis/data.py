@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedsim.analysis.arguments import check_examples, check_is_number
 from fedsim.analysis.samples.sampling import Sampling
 from fedsim.data.dataset import Examples
 from fedsim.training.evaluation import Criterion, cross_entropies
@@ -30,8 +31,11 @@ class Data(Examples):
 
     Raises
     ------
+    TypeError
+        If the inputs or the targets are not tensors, the criterion is not a function, or a number is none.
     ValueError
-        If ``stratified_from`` is less than the number of examples, or their targets are not classes.
+        If ``stratified_from`` is less than the number of examples, or their targets are not classes; if the tolerance
+        is not positive.
     """
 
     criterion: Criterion = cross_entropies
@@ -39,9 +43,17 @@ class Data(Examples):
     stratified_from: float | None = None
 
     def __post_init__(self) -> None:
+        check_examples(self.inputs, self.targets)
+        if not callable(self.criterion):
+            raise TypeError(f"criterion is {self.criterion!r}; give a function from outputs and targets to losses")
+        if self.tolerance is not None:
+            check_is_number("tolerance", self.tolerance, "give it in nats, such as 0.01")
+            if not self.tolerance > 0:
+                raise ValueError(f"tolerance = {self.tolerance} must be positive, in nats, such as 0.01")
         size = self.stratified_from
         if size is None:
             return
+        check_is_number("stratified_from", size, "give the size of the data set")
         if not size >= len(self):
             raise ValueError(f"stratified_from = {size} must be at least the {len(self)} examples drawn from that many")
         if self.targets.is_floating_point():

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedsim.analysis.arguments import check_is_number, check_model, check_states, check_weights
 from fedsim.analysis.features.features import Features, Walks
 from fedsim.analysis.mixing.average import average_of
 from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
@@ -42,6 +44,13 @@ class Models:
         Bytes of results that are kept; at least those of a few examples are.
     seed
         Seed of all that is drawn: the order of ``cumulative-random``, random directions, noise, resampled examples.
+
+    Raises
+    ------
+    TypeError
+        If the model is not a module, or the states are not state dicts.
+    ValueError
+        If the weights do not fit the states, there are no threads, or ``normalisation`` is unknown.
     """
 
     model: nn.Module
@@ -52,6 +61,19 @@ class Models:
     threads: int = 1
     max_memory: int = MAX_MEMORY
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
+        check_states(self.states)
+        if self.weights is not None:
+            check_weights(self.weights, len(self.states))
+        check_is_number("threads", self.threads)
+        if self.threads < 1:
+            raise ValueError(f"threads = {self.threads} must be at least 1")
+        if self.normalisation not in get_args(Normalisation):
+            raise ValueError(
+                f"normalisation = {self.normalisation!r} must be one of {', '.join(get_args(Normalisation))}"
+            )
 
     def __len__(self) -> int:
         return len(self.states)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fedsim import analysis
+from fedsim.analysis.arguments import check_list
 from fedsim.config import naming
 from fedsim.config.config import Config
 from fedsim.config.content import uncounted_files
@@ -200,6 +201,7 @@ def barriers(model: Any, states: Any, *arguments: Any, **options: Any) -> Any:
         `torch.compile` and others write it.
     """
     if isinstance(model, nn.Module):
+        check_list(states)
         states = [_state(each, model) for each in states]
     return analysis.barriers(model, states, *arguments, **options)
 

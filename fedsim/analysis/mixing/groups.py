@@ -34,9 +34,15 @@ def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tup
 
     Raises
     ------
+    TypeError
+        If ``groups`` is of another kind, or a layer expression is not text.
     ValueError
-        If a group is none of these, matches nothing, or two different groups have one name.
+        If there is no group, one is none of these, matches nothing, or two different groups have one name.
     """
+    if not isinstance(groups, str | Mapping | Sequence):
+        raise TypeError(f"groups = {groups!r} must be 'layers', a dict such as {{'top': 'last:2'}}, or a list of these")
+    if not groups:
+        raise ValueError("groups is empty; give at least one, such as 'layers'")
     named: dict[str, tuple[str, ...]] = {}
     for item in [groups] if isinstance(groups, str | Mapping) else groups:
         for name, members in _expand(layers, item, seed).items():
@@ -48,6 +54,11 @@ def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tup
 def _expand(layers: Layers, item: str | Mapping[str, str], seed: int) -> dict[str, tuple[str, ...]]:
     names = layers.names
     if isinstance(item, Mapping):
+        for name, expression in item.items():
+            if not isinstance(expression, str):
+                raise TypeError(
+                    f"group {name!r} is {expression!r}; give a layer expression, such as {' | '.join(names[:2])!r}"
+                )
         return {name: layers.group(expression).layers for name, expression in item.items()}
     counts = range(1, len(names) + 1)
     if item == "layers":

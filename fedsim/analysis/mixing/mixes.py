@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Literal
 
+from fedsim.analysis.arguments import check_numbers
 from fedsim.analysis.mixing.names import AVERAGE, PAIR_TS
 from fedsim.models.layers import Layers
 
@@ -92,6 +93,7 @@ def list_mixes(
     ends = ends_of(against, states)
     if ts is None:
         ts = (1.0,) if ends and all(map(is_average, ends)) else PAIR_TS
+    check_numbers("ts", ts)
     if any(not 0 <= t <= 1 for t in ts):
         raise ValueError(f"ts = {list(ts)}: each must be from 0 to 1")
     for group, layers in groups.items():
@@ -145,7 +147,10 @@ def halfway(ts: Sequence[float] | None) -> tuple[float, ...]:
 
 
 def _check_pairs(pairs: Sequence[Pair], states: int, allowed: int = 0) -> None:
-    for base, other in pairs:
+    for pair in pairs:
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise TypeError(f"pairs have {pair!r}; each must be (base, other), such as [(0, 1), (1, 0)]")
+        base, other = pair
         if not 0 <= base < states or not (0 <= other < states or other == allowed):
             raise ValueError(
                 f"pair {(base, other)} names a model that is not there; there are {states}, counted from 0"

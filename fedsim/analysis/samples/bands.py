@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fedsim.analysis.arguments import check_is_number, kind
 from fedsim.analysis.samples.per_example import METRICS, REFERENCES, Measurement, spreads
 from fedsim.analysis.samples.sampling import Resamples, Sampling, Spread
 from fedsim.seeds import rng
@@ -62,6 +63,7 @@ def check_level(level: float, name: str = "level") -> None:
     ValueError
         If it is not between 0 and 1.
     """
+    check_is_number(name, level, "give a level such as 0.95")
     if not 0 < level < 1:
         raise ValueError(f"{name} = {level} must be between 0 and 1, such as 0.95")
 
@@ -103,6 +105,8 @@ def peaks(
 
     Raises
     ------
+    TypeError
+        If a table is given instead of a measurement.
     ValueError
         If ``level`` is not between 0 and 1, or the reference is not in the table.
 
@@ -112,6 +116,8 @@ def peaks(
     so is the largest, whichever it is; a bootstrap of the maximum itself fails where several are about equal.
     """
     check_level(level)
+    if not isinstance(measurement, Measurement):
+        raise TypeError(f"peaks takes what fedsim.analysis.measure returns, not {kind(measurement)}")
     measured = [name for name in REFERENCES if f"loss_{name}" in measurement.table]
     if reference not in measured:
         raise ValueError(f"reference = {reference!r} must be one of those measured: {', '.join(measured)}")

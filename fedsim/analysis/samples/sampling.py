@@ -6,7 +6,6 @@ from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 Matrix = NDArray[np.float64]
 
@@ -154,11 +153,6 @@ class Sampling:
         shares = stream.multinomial(int(self.drawn_from), expected, size=draws) / (self.drawn_from * expected)
         relative = shares.astype(np.float32)[:, self.strata]
         return Resamples(counts * relative, counts * relative**2)
-
-    def mean_and_error(self, values: Tensor) -> tuple[float, float]:
-        """Return the mean of values, shape [n], and its standard error, NaN for a single example."""
-        spread = self.spread(values[None].numpy())
-        return float(spread.mean[0]), float(spread.error[0])
 
     @cached_property
     def _members(self) -> Matrix:

@@ -60,19 +60,12 @@ def estimate(
     seed
         Seed of the order in which examples are taken.
 
-    Raises
-    ------
-    ValueError
-        If ``tolerance`` is not positive.
-
     Notes
     -----
     The states themselves, and models that share almost all computation with one, are evaluated on all examples. The
     losses of all others are regressed on these: for clients that are not i.i.d., the difference to the models at the
     ends varies nearly as much as the loss itself, but class by class it can be predicted.
     """
-    if not tolerance > 0:
-        raise ValueError(f"tolerance = {tolerance} must be positive, in nats, such as 0.01")
     distinct = list(dict.fromkeys(recipes))
     ends = [models.own(state) for state in sorted({state for recipe in distinct for state in sources_of(recipe)})]
     estimates = Estimates()
