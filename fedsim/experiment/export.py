@@ -64,15 +64,20 @@ def _state(kept: KeptRound) -> Params:
     try:
         return model_of(kept).state_dict()
     except ConfigError as error:
-        if kept.client is not None or kept.config.strategy.buffers == "recompute" or _is_frozen_in_part(kept):
+        if kept.client is not None or kept.config.strategy.buffers == "recompute":
             raise
         params = global_model(kept)
+        if not _is_plain(kept, params):
+            raise
         logger.warning("the model is written as the checkpoint holds it, as it cannot be built: %s", error)
         return params
 
 
-def _is_frozen_in_part(kept: KeptRound) -> bool:
-    """Tell whether the model has parameters that are in no checkpoint."""
+def _is_plain(kept: KeptRound, params: Params) -> bool:
+    """Tell whether a checkpoint holds all of the model as its author built it.
+
+    Frozen tensors are in no checkpoint, and complex weights and spectral norms are there in another form.
+    """
     file = kept.folder.model
-    known = json.loads(file.read_text()) if file.exists() else {}
-    return bool(known.get("frozen"))
+    frozen = json.loads(file.read_text())["frozen"] if file.exists() else []
+    return not frozen and not any("parametrizations." in key or key.endswith("_orig") for key in params)

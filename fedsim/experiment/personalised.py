@@ -7,6 +7,7 @@ take from the server next, as the strategy makes it of them.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import pandas as pd
@@ -75,8 +76,8 @@ def kept_round(
         If there is no such client, or the models of the round are not kept.
     """
     config, rounds = folder.read_config(), Checkpoints(folder.checkpoints).rounds()
-    if client is not None and not 0 <= client < config.clients:
-        raise ConfigError(f"client = {client} must be from 0 to {config.clients - 1}")
+    if client is not None and not (isinstance(client, Integral) and 0 <= client < config.clients):
+        raise ConfigError(f"client = {client!r} must be from 0 to {config.clients - 1}")
     if not rounds:
         raise ConfigError(f"{folder.path} has no checkpoint yet; let 'fedsim run' resume it first")
     table = read_rows(folder.metrics)
@@ -92,8 +93,8 @@ def kept_round(
                 "use 'last', or run it with partition.validation greater than 0"
             )
         found, name = best, f"round {best}, the best by validation {metric},"
-    elif isinstance(wanted, int) and 1 <= wanted <= config.rounds:
-        found, name = wanted, f"round {wanted}"
+    elif isinstance(wanted, Integral) and 1 <= wanted <= config.rounds:
+        found, name = int(wanted), f"round {wanted}"
     else:
         raise ConfigError(f"round = {wanted!r} must be 'last', 'best' or from 1 to {config.rounds}")
     if found not in rounds:
