@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,16 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill, which takes its name at the end: a reader sees all of it or nothing."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        partial = Path(temporary) / path.name
+        partial.mkdir()
+        yield partial
+        partial.replace(path)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -84,7 +84,7 @@ def test_a_run_that_begins_with_the_rounds_of_a_shorter_one_has_the_bytes_of_one
     assert len(found.read_env()["started"]) == 1
     assert len(json.loads(found.participants.read_text())) == MORE
     assert found.read_config().rounds == MORE
-    assert not list(found.path.parent.glob(".copy-*"))
+    assert not list(found.path.parent.glob(".*"))
 
 
 def change_env(folder: RunFolder, **values: Any) -> None:

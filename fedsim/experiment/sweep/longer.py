@@ -6,7 +6,6 @@ longer run begin with those of a shorter one, except what is measured in a last 
 
 import re
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRA
 from fedsim.federation.federation import federation_of
 from fedsim.results.best_round import SELECTED_BY, best_round, reason_to_stop, validation_means
 from fedsim.results.environment import environment
-from fedsim.results.files import keep_rows, read_rows, write_json
+from fedsim.results.files import keep_rows, read_rows, write_folder, write_json
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import TABLES
 
@@ -80,18 +79,15 @@ def _begin(config: Config, folder: RunFolder, shorter: RunFolder) -> int:
     faults = read_rows(shorter.faults).to_dict("records")
     if extra == {FINE_TUNED} and any(row["round"] == last and row["stage"] == "evaluate" for row in faults):
         raise _ObstacleError("clients failed in its last evaluation")
-    # Made under another name, so that a kill leaves no half of a run.
-    with tempfile.TemporaryDirectory(dir=folder.path.parent, prefix=".copy-") as temporary:
-        copy = RunFolder(Path(temporary) / "run")
-        copy.path.mkdir()
-        for path in _common(shorter):
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, copy.path / path.name)
+    with write_folder(folder.path) as path:
+        copy = RunFolder(path)
+        for shared in _common(shorter):
+            (shutil.copytree if shared.is_dir() else shutil.copy)(shared, path / shared.name)
         keep_rows(copy.metrics, lambda row: not (row["round"] == last and row["model"] in extra))
         if PERSONALISED in extra:
             keep_rows(copy.faults, lambda row: not (row["round"] == last and row["stage"] == "evaluate"))
         origin = {"run": shorter.path.name, "round": last}
         write_json(copy.env, shorter.read_env() | {"started": [], "continues": origin})
-        copy.path.replace(folder.path)
     return last
 
 

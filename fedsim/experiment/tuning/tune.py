@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from fedsim.experiment import run as experiment
 from fedsim.experiment.sweep.sweep import Failure, Run, name_runs, run_all
 from fedsim.experiment.tuning.grid import Tuning, format_settings
 from fedsim.results import report
-from fedsim.results.files import write_json
+from fedsim.results.files import write_folder, write_json
 from fedsim.results.folder import RunFolder
 from fedsim.results.tuning import CHOICES, read_choices
 
@@ -107,10 +106,8 @@ def take_from_tuning(runs: Sequence[Run], out: Path) -> None:
         tuned = RunFolder(out / FOLDER / run.folder.path.name)
         if not tuned.done.exists() or run.folder.path.exists():
             continue
-        # Made under another name, so that a kill leaves no half of a run.
-        with tempfile.TemporaryDirectory(dir=out, prefix=".copy-") as folder:
-            copy = shutil.copytree(tuned.path, Path(folder) / "run", ignore=shutil.ignore_patterns(".lock"))
-            Path(copy).replace(run.folder.path)
+        with write_folder(run.folder.path) as copy:
+            shutil.copytree(tuned.path, copy, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
 
 
 def _runs(tunings: Sequence[Tuning], folder: Path) -> dict[str, Run]:
