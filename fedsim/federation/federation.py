@@ -13,7 +13,8 @@ from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, federated_data_of
 from fedsim.federation.model import draw_model, make_model
 from fedsim.models.frozen import copy_of, frozen_of, replace_frozen_
-from fedsim.models.layers import Layers
+from fedsim.models.layers import Layers, describe_
+from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, flat_copy, state_of
 from fedsim.models.summary import ModelSummary, summary_of
 from fedsim.seeds import PathPart, derive
@@ -84,6 +85,14 @@ class Federation:
         if not hasattr(self._models, "model"):
             self._models.model = copy_of(self._template)
         return self._models.model
+
+    def plain_model(self) -> nn.Module:
+        """Return a copy of the model as its author builds it, with the keys of its checkpoints."""
+        dataset, settings = self.data.dataset, self.config.model
+        model = copy.deepcopy(self._template)
+        plain_(model)
+        describe_(model, dataset.normalise(dataset.train.inputs[:2]), settings.head, settings.freeze)
+        return model
 
     def draws_while_training(self) -> bool:
         """Tell whether the model draws random numbers as it trains: torch then has one stream for all threads."""

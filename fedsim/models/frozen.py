@@ -8,6 +8,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fedsim.models.norms import NORM_TYPES
@@ -28,6 +29,11 @@ def settle_(model: nn.Module, layers: HasFrozenKeys) -> None:
     """Attach ``layers`` to a model, which they describe from now on, also in its copies and while parts of it train."""
     # Among the plain attributes: in no state dict, and copied with the model.
     vars(model)[SETTLED] = layers
+
+
+def unsettle_(model: nn.Module) -> None:
+    """Undo `settle_`."""
+    vars(model).pop(SETTLED, None)
 
 
 def frozen_keys(model: nn.Module) -> frozenset[str]:
@@ -85,6 +91,31 @@ def replace_frozen_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Let a model use these tensors, by their first keys, in place of its own frozen ones; nothing is copied."""
     for key, value in frozen_of(model).items():
         value.data = tensors[key]
+
+
+def adopt_frozen_(model: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Give a model the frozen tensors that given states have.
+
+    Parameters
+    ----------
+    states
+        State dicts by their names in errors; each may lack frozen tensors.
+
+    Raises
+    ------
+    ValueError
+        If two of them have different values of one, or a shape is not the model's.
+    """
+    for key, own in frozen_of(model).items():
+        given = {name: state[key] for name, state in states.items() if key in state}
+        for name, value in given.items():
+            first = next(iter(given))
+            if value.shape != own.shape or not torch.equal(value, given[first]):
+                raise ValueError(
+                    f"{name} and {first} differ in {key!r}, which is frozen; let it require a gradient to mix it"
+                )
+        if given:
+            own.data = next(iter(given.values())).to(own)
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:

@@ -8,6 +8,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from fedsim.models.frozen import unsettle_
+
 
 class Complex(nn.Module):
     """A complex weight as a view of a real parameter, with a last dimension of real and imaginary parts."""
@@ -74,6 +76,7 @@ def parametrise_(model: nn.Module) -> None:
 
 def plain_(model: nn.Module) -> None:
     """Undo `parametrise_`: complex parameters, and torch's spectral norms with the vectors of their weights."""
+    unsettle_(model)  # its layers may have had other keys
     for module in list(model.modules()):
         if isinstance(module, ExactSpectralNorm):
             module.__class__ = _SpectralNorm  # type: ignore[assignment]

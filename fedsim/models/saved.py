@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
 from fedsim.models.files import read_file
-from fedsim.models.frozen import frozen_keys
 from fedsim.models.params import Params, first_keys, is_same
 from fedsim.models.places import Place, is_optional, places_of
 
@@ -37,8 +36,8 @@ def read_checkpoint(path: Path, model: nn.Module, name: str) -> Params:
     Returns
     -------
     Params
-        All entries of `fedsim.models.params.state_of`; frozen ones must be those of the model. They are on the CPU, in
-        the model's types.
+        All entries of `fedsim.models.params.state_of`, and the frozen tensors that the file has. They are on the CPU,
+        in the model's types.
 
     Raises
     ------
@@ -147,15 +146,10 @@ def _difference(place: Place) -> str:
 
 def _fit(state: Params, model: nn.Module, problem: str, where: str) -> Params:
     """Return the model's distinct entries from a state dict that may use any of the names of a tied tensor."""
-    first, own, frozen = first_keys(model), model.state_dict(), frozen_keys(model)
+    first, own = first_keys(model), model.state_dict()
     fitted: Params = {}
     for key, value in state.items():
         converted = _converted(key, value, own[key], problem, where)
-        if key in frozen and not is_same(own[key].to("cpu", value.dtype), value):
-            raise ConfigError(
-                f"{problem}: {key!r} is frozen in the model and has other values; build the model with these, or let "
-                "it require a gradient"
-            )
         if not is_same(fitted.setdefault(first[key], converted), converted):
             raise ConfigError(f"{problem}: {key!r} is tied to {first[key]!r} and has other values; {REMEDY}")
     if changed := {
@@ -163,7 +157,7 @@ def _fit(state: Params, model: nn.Module, problem: str, where: str) -> Params:
     }:
         logger.warning("%s: converted from %s", where, ", ".join(sorted(changed)).replace("torch.", ""))
     fitted |= {key: own[key].cpu() for key in own.keys() - fitted.keys() if is_optional(key)}
-    return {key: fitted[key] for key in own if first[key] == key and key not in frozen}
+    return {key: fitted[key] for key in own if first[key] == key and key in fitted}
 
 
 def _converted(key: str, value: Tensor, expected: Tensor, problem: str, where: str) -> Tensor:

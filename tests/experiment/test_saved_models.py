@@ -22,12 +22,14 @@ from fedsim.data import DATA
 from fedsim.data.dataset import stratified
 from fedsim.errors import ConfigError
 from fedsim.experiment.saved_models.comparison import _names, compare_checkpoints, comparison_config, write_comparison
+from fedsim.federation.federation import federation_of
 from fedsim.models.architectures import MODELS
 from fedsim.models.params import Params, state_of
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.folder import RunFolder
 from fedsim.results.report.drawing.checkpoints import feature_figures, features_table, matching_table
 from fedsim.seeds import rng
+from fedsim.training.evaluation import evaluate
 
 SMALL = {("model", "hidden"): [4]}
 
@@ -396,3 +398,30 @@ def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
     assert _names([Path("runs/one/round-1/g.pt"), Path("runs/two/round-1/g.pt")]) == ("one", "two")
     assert _names([Path("g.pt"), Path("two/g.pt")]) == ("g.pt", "two/g.pt")
     assert _names([Path("same.pt"), Path("same.pt")]) == ("same.pt", "same.pt")
+
+
+def base_and_head(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return a model with a frozen layer, which is drawn anew each time."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, classes))
+    model[1].requires_grad_(False)
+    return model
+
+
+def test_frozen_layers_are_those_of_the_checkpoints(tmp_path: Path) -> None:
+    settings = comparison_config(f"{__name__}:base_and_head", "digits", {})
+    one, two, other = (base_and_head((1, 8, 8), 10) for _ in range(3))
+    two[1].load_state_dict(one[1].state_dict())
+    paths = [tmp_path / f"{name}.pt" for name in ("one", "two", "other", "head")]
+    states = [each.state_dict() for each in (one, two, other)]
+    head = {key: value for key, value in states[1].items() if key.startswith("3")}  # as fedsim's own checkpoints are
+    for path, state in zip(paths, [*states, head], strict=True):
+        torch.save(state, path)
+    whole, without = (compare_checkpoints(given, settings).barriers for given in (paths[:2], [paths[0], paths[3]]))
+    assert set(whole["group"]) == {"3", "full"}
+    assert whole["loss"].tolist() == without["loss"].tolist()
+    inputs, targets = federation_of(settings).data.test()
+    expected = [evaluate(each, inputs, targets).loss for each in (one, two)]
+    full = whole[whole["group"] == "full"]
+    assert (full["loss"] - full["loss_own_base"]).tolist() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"barriers: .*other.pt and .*one.pt differ in '1.weight', which is frozen"):
+        compare_checkpoints([paths[0], paths[2]], settings)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from torch import nn
 
 from fedsim.analysis import barriers
 from fedsim.analysis.data import Data
@@ -25,6 +26,7 @@ from fedsim.data.dataset import Dataset, stratified
 from fedsim.errors import ConfigError
 from fedsim.federation.engines.grid import processors
 from fedsim.federation.federation import Federation, federation_of
+from fedsim.models.frozen import adopt_frozen_
 from fedsim.models.params import Params
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.files import write_parquet, write_whole
@@ -122,9 +124,10 @@ def compare_checkpoints(
     _check(paths, weights, measures)
     federation = federation_of(config)
     dataset = federation.data.dataset
+    model = federation.plain_model()
     models = Models(
-        federation.model(),
-        _read(paths, federation),
+        model,
+        _read(paths, model, federation),
         weights,
         normalisation=normalisation,
         calibration=_sample(dataset, "train", None, config.seed).inputs if normalisation == "recompute" else None,
@@ -157,9 +160,14 @@ def _check(paths: Sequence[Path], weights: Sequence[float] | None, measures: Seq
         raise ConfigError(f"measure {min(unknown)!r} must be one of {', '.join(BY_LAYER)}")
 
 
-def _read(paths: Sequence[Path], federation: Federation) -> list[Params]:
-    model, name = federation.model(), federation.config.model.name
-    return [_to(federation.device, read_checkpoint(path, model, name)) for path in paths]
+def _read(paths: Sequence[Path], model: nn.Module, federation: Federation) -> list[Params]:
+    """Read the states of a model, which takes its frozen tensors from them."""
+    read = [read_checkpoint(path, model, federation.config.model.name) for path in paths]
+    try:
+        adopt_frozen_(model, dict(zip(map(str, paths), read, strict=True)))
+    except ValueError as error:
+        raise ConfigError(f"barriers: {error}") from error
+    return [_to(federation.device, state) for state in read]
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
