@@ -118,7 +118,7 @@ def test_frozen_entries_may_be_missing_and_are_read_where_they_are_there(tmp_pat
     frozen = {key: value for key, value in model.state_dict().items() if key.startswith("0.")}
     for state in (trained, trained | frozen, RIGHT):
         torch.save(state, tmp_path / "a.pt")
-        check(read_checkpoint(tmp_path / "a.pt", model, "net"), state)
+        check(read_checkpoint(tmp_path / "a.pt", model, "net"), {key: state[key] for key in RIGHT if key in state})
 
 
 class Turned(nn.Module):
