@@ -1,6 +1,6 @@
 """Arguments that several commands have, and how they are read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,6 +27,38 @@ def experiment_of(path: Path, settings: Sequence[str] | None, more: Sequence[str
         If a setting is unknown or wrong.
     """
     return read_experiment(path, dict(parse_assignment(text) for text in [*(settings or []), *more]))
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Check, before any work, that no file is where a folder is to be made.
+
+    Raises
+    ------
+    ConfigError
+        If one is.
+    """
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise ConfigError(f"folder {place} cannot be written (it is a file); give another with {option}")
+
+
+def check_files(files: Mapping[str, Path | None]) -> None:
+    """Check, before any work, that options name different files, and no folder.
+
+    Raises
+    ------
+    ConfigError
+        If one names a folder, or two name one file.
+    """
+    seen: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ConfigError(f"{option} {path} is a folder; give a file")
+        check_folder(path.parent, option)
+        if (first := seen.setdefault(path.resolve(), option)) != option:
+            raise ConfigError(f"{first} and {option} are both {path}; give two files")
 
 
 def numbers_of(text: str | None, option: str) -> list[float] | None:

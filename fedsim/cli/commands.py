@@ -18,7 +18,7 @@ from fedsim.analysis.mixing.names import KINDS
 from fedsim.analysis.suite import BY_LAYER
 from fedsim.cli import finished
 from fedsim.cli.actions import action
-from fedsim.cli.arguments import ExperimentPath, Settings, experiment_of, numbers_of
+from fedsim.cli.arguments import ExperimentPath, Settings, check_files, check_folder, experiment_of, numbers_of
 from fedsim.cli.terminal import print_error
 from fedsim.config.choices import CATALOGUES, Kind
 from fedsim.config.toml import parse_assignment
@@ -91,6 +91,10 @@ def partition_command(
     """Show how the data are split across clients, without training. Can also export the split."""
     if save and save.suffix != ".npz":
         raise ConfigError(f"--save {save}: the file's name must end in .npz")
+    check_files({"--save": save})
+    for option, folder in (("--out", out), ("--pfllib", pfllib)):
+        if folder:
+            check_folder(folder, option)
     action("partition")(experiment_of(path, settings), out, save, pfllib)
 
 
@@ -155,12 +159,13 @@ def barriers_command(
         Literal["none", "weights", "activations"],
         typer.Option(help="Align the units of all checkpoints to the first one before measuring."),
     ] = "none",
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sample and of random groups.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sample and of random groups.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory of tables and figures.")] = Path(
         "barriers"
     ),
 ) -> None:
     """Measure the layer-wise barriers between checkpoints from anywhere, without a federated run."""
+    check_folder(out, "--out")
     changes = {("seed",): seed} | dict(parse_assignment(text) for text in settings or [])
     numbers = {"ts": numbers_of(ts, "--ts"), "weights": numbers_of(weights, "--weights")}
     CATALOGUES["models"].check_name(model)

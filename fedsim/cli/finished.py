@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedsim.cli.actions import action
-from fedsim.cli.arguments import RunPaths, round_of
+from fedsim.cli.arguments import RunPaths, check_files, check_folder, round_of
 from fedsim.config.config import Config
 from fedsim.config.toml import read_toml
 from fedsim.errors import ConfigError
@@ -69,7 +69,11 @@ def compare_command(
         "target": target,
         "columns": columns,
     }
-    action("compare")(paths, question, {"--csv": csv, "--markdown": markdown, "--latex": latex}, out)
+    files = {"--csv": csv, "--markdown": markdown, "--latex": latex}
+    check_files(files)
+    if out:
+        check_folder(out, "--out")
+    action("compare")(paths, question, files, out)
 
 
 def report_command(
@@ -80,6 +84,8 @@ def report_command(
     ] = None,
 ) -> None:
     """Write a page about a run, or about several, with every figure as PDF and PNG."""
+    if out:
+        check_folder(out, "--out")
     action("report")(paths, out)
 
 

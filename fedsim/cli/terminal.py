@@ -58,7 +58,7 @@ def write_to(folder: Path, write: Callable[[], Path], what: str = "report", opti
     try:
         written = write()
     except OSError as error:
-        if not is_of_the_system(error):
-            raise
+        if not is_of_the_system(error) or (isinstance(error, FileNotFoundError) and folder.is_dir()):
+            raise  # a file that is read is missing
         raise ConfigError(f"folder {folder} cannot be written ({error}); give another with {option}") from error
     say(f"{what}: {written}")

@@ -59,6 +59,8 @@ def read_experiment(
     if isinstance(settings, Mapping):
         source, found = name or NAME, plain_settings(settings)
     else:
+        if not isinstance(settings, str | Path):
+            raise ConfigError(f"settings are {settings!r}; give the path of a TOML file, or a dict of settings")
         path = Path(settings)
         source, name, found = str(path), name or path.stem, read_toml(path)
     changes = changes or {}
@@ -85,6 +87,8 @@ def read_overrides(overrides: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
         If a key is none.
     """
     changes = {}
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(f"overrides are {overrides!r}; give a dict by setting, such as {{'local.lr': 0.1}}")
     for key, value in plain_settings(overrides).items():
         if not (path := read_key(key)):
             raise ConfigError(f"{key!r} is no setting; give a dotted one, such as 'local.lr'")

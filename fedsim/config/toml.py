@@ -81,7 +81,7 @@ def read_key(key: str) -> tuple[str, ...]:
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings from Python as TOML would have them: paths are texts, tuples are lists."""
+    """Return settings from Python as TOML would have them: paths are texts, tuples and arrays are lists."""
     return {str(key): _plain(value) for key, value in settings.items()}
 
 
@@ -90,6 +90,8 @@ def _plain(value: Any) -> Any:
         return plain_settings(value)
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
+    if callable(getattr(value, "tolist", None)):  # numbers and arrays of NumPy and torch
+        return _plain(value.tolist())
     return str(value) if isinstance(value, Path) else value
 
 

@@ -155,7 +155,7 @@ def compare(
     baseline: str | None = None,
     budget: str | Iterable[str] = (),
     target: float | None = None,
-    columns: str | None = None,
+    columns: str | Iterable[str] | None = None,
 ) -> Comparison:
     """Compare runs in one table, seeds together.
 
@@ -176,7 +176,7 @@ def compare(
     target
         Mean personalised value; the bytes and passes needed to reach it are reported.
     columns
-        Names of columns with commas between them, or ``all``; by default the compact ones.
+        Names of columns, as a list or with commas between them, or ``all``; by default the compact ones.
 
     Raises
     ------
@@ -184,6 +184,8 @@ def compare(
         If there is no such run, setting, baseline or column.
     """
     results = load(runs) if isinstance(runs, str | Path) else _results(runs)
+    if not isinstance(columns, str | None):
+        columns = ",".join(columns)
     budgets = read_budgets([budget] if isinstance(budget, str) else budget)
     compared = comparing.compare(results, Question(metric, by, at, baseline, budgets, target))
     return Comparison.of(compared, chosen_columns(compared, columns))
@@ -240,6 +242,8 @@ def _with_name(on_round: Callable[[Round], None]) -> sweep.OnRound:
 
 
 def _paths(paths: Paths) -> list[Path]:
+    if not isinstance(paths, str | Path | Iterable):
+        raise ConfigError(f"paths = {paths!r} must be a path, or a list of paths")
     return [Path(paths)] if isinstance(paths, str | Path) else [Path(each) for each in paths]
 
 

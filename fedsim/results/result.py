@@ -231,6 +231,8 @@ def read_results(folders: Sequence[RunFolder]) -> list[Result]:
             if len(folders) == 1:
                 raise
             logger.warning("left out: %s", error)
+    if not folders:
+        raise ConfigError("there are no runs to read; give the folder of a run, or of an experiment")
     if not results:
         raise ConfigError(f"none of {len(folders)} runs has an evaluated round yet; let 'fedsim run' resume it first")
     return results
@@ -242,17 +244,27 @@ def find_runs(paths: Iterable[Path]) -> list[RunFolder]:
     Raises
     ------
     ConfigError
-        If a path holds no run.
+        If a path does not exist or holds no run.
     """
     found: list[RunFolder] = []
     for path in paths:
+        if not path.exists():
+            raise ConfigError(
+                f"{path} does not exist; give run folders, or an experiment's folder such as runs/quickstart"
+            )
         inside = [path] if (path / "config.toml").is_file() else sorted(p.parent for p in path.glob("*/config.toml"))
         if not inside:
-            raise ConfigError(
-                f"{path} holds no run; give run folders, or an experiment's folder such as runs/quickstart"
+            deeper = sorted({p.parent.parent for p in path.glob("*/*/config.toml")})
+            remedy = (
+                f"give one in it, such as {deeper[0]}"
+                if deeper
+                else ("give run folders, or an experiment's folder such as runs/quickstart")
             )
+            raise ConfigError(f"{path} holds no run; {remedy}")
         found += [RunFolder(run) for run in inside]
-    return sorted(dict.fromkeys(found), key=lambda run: (run.started, run.path))
+    # One folder may have been named in several ways.
+    distinct = {run.path.resolve(): run for run in reversed(found)}.values()
+    return sorted(distinct, key=lambda run: (run.started, run.path))
 
 
 def distinguishing_settings(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -203,6 +203,37 @@ def test_a_folder_without_runs_is_named(fedsim: Fedsim, command: str) -> None:
     assert ". holds no run" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "nope"], "nope does not exist; give run folders"),
+        (["compare", "runs"], "runs holds no run; give one in it, such as runs/study"),
+        (["report", "study.toml"], "study.toml holds no run; give run folders"),
+        (["compare", "runs", "--csv", "runs"], "--csv runs is a folder; give a file"),
+        (["compare", "runs", "--csv", "a", "--latex", "./a"], "--csv and --latex are both a; give two files"),
+        (["compare", "runs", "--out", "study.toml"], r"folder study.toml cannot be written \(it is a file\); .* --out"),
+        (["report", "runs", "--out", "study.toml/a"], "folder study.toml cannot be written"),
+        (["partition", "study.toml", "--save", "a.npz"], "--save a.npz is a folder; give a file"),
+        (["partition", "study.toml", "--pfllib", "study.toml"], "another with --pfllib"),
+        (
+            ["barriers", "a.pt", "b.pt", "--model", "mlp", "--data", "digits", "--out", "study.toml"],
+            "folder study.toml cannot be written",
+        ),
+        (["barriers", "a.pt", "b.pt", "--model", "mlp", "--data", "digits", "--seed", "-1"], "'--seed': -1 is not in"),
+    ],
+)
+def test_paths_are_checked_before_any_work(
+    fedsim: Fedsim, study: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "runs" / "study" / "one-s0").mkdir(parents=True)
+    (tmp_path / "runs" / "study" / "one-s0" / "config.toml").touch()
+    (tmp_path / "a.npz").mkdir()
+    code, out, err = fedsim(*arguments)
+    assert (code, out) == (2, "")
+    assert re.search(message, err)
+    assert err.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_run_compare_and_report_a_sweep(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     sweep = 'sweep.strategy=[{name="full"}, {name="layer_set", shared="head"}]'

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.statistics import Interval, interval
-from fedsim.results.result import Result, distinguishing_settings
+from fedsim.results.result import Result, distinguishing_settings, flat
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ def grouped(results: Sequence[Result], by: str | None = None) -> list[Group]:
     for result in results:
         members.setdefault(_setting(result, by) if by else result.setting, []).append(result)
     if by and set(members) == {f"{by}=-"}:
-        raise ConfigError(f"--by {by!r} is not a setting of these runs; for instance strategy.name or partition.alpha")
+        known = sorted({key for result in results for key in flat(result.config.model_dump(mode="json"))})
+        near = get_close_matches(by, known, n=1) or [key for key in known if key.endswith(f".{by}")]
+        hint = f"did you mean {near[0]!r}?" if near else "for instance strategy.name or partition.alpha"
+        raise ConfigError(f"--by {by!r} is not a setting of these runs; {hint}")
     if by:
         return [Group(name, {}, runs) for name, runs in members.items()]
     settings = distinguishing_settings([runs[0] for runs in members.values()])

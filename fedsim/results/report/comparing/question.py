@@ -3,12 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal
 
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.costs import BYTES, COSTS
 from fedsim.results.report.comparing.units import read_amount
 from fedsim.results.result import Result
+
+METRICS, ROUNDS = ("accuracy", "loss"), ("last", "best")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Question:
     Raises
     ------
     ConfigError
-        If the target is not a value of the metric.
+        If the metric or the round is unknown, or the target is not a value of the metric.
     """
 
     metric: Literal["accuracy", "loss"] = "accuracy"
@@ -44,6 +47,14 @@ class Question:
     target: float | None = None
 
     def __post_init__(self) -> None:
+        for name, value, allowed in (("metric", self.metric, METRICS), ("at", self.at, ROUNDS)):
+            if value not in allowed:
+                raise ConfigError(f"--{name} {value!r} must be one of {', '.join(allowed)}")
+        for name, text in (("by", self.by), ("baseline", self.baseline)):
+            if text is not None and not isinstance(text, str):
+                raise ConfigError(f"--{name} {text!r} must be a text, such as 'strategy.name'")
+        if self.target is not None and (isinstance(self.target, str | bool) or not isinstance(self.target, Real)):
+            raise ConfigError(f"--target {self.target!r} must be a number, such as 0.9 for 90 %")
         if self.target is not None and not (0 < self.target <= (1 if self.metric == "accuracy" else math.inf)):
             raise ConfigError(
                 f"--target {self.target:g} must be greater than 0, and an accuracy at most 1, such as 0.9 for 90 %"
@@ -85,6 +96,8 @@ def read_budgets(texts: Iterable[str]) -> dict[str, float | None]:
     """
     budgets: dict[str, float | None] = {}
     for text in texts:
+        if not isinstance(text, str):
+            raise ConfigError(f"--budget {text!r} must be a text, such as bytes=50MB or passes=1M")
         what, equals, amount = (part.strip() for part in text.partition("="))
         if what not in COSTS:
             raise ConfigError(f"--budget {text!r} must be of {' or '.join(COSTS)}, such as bytes=50MB or passes=1M")
