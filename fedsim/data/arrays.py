@@ -65,9 +65,16 @@ def arrays(
         raise ValueError(
             f"{place} has no array {missing[0]!r}; it has {', '.join(content)} and needs {', '.join(NEEDED)}"
         )
+    kinds = {part: content[f"{part}_targets"].dtype for part in ("train", "test")}
+    if len({kind.kind in "US" for kind in kinds.values()}) > 1:
+        raise ValueError(
+            f"{place} has targets of {kinds['train']} to train and of {kinds['test']} to test; make them alike"
+        )
     names = classes or _names(content["train_targets"])
     train, test = (_examples(content, part, place, channels, names) for part in ("train", "test"))
-    ids = {name.removeprefix(IDS): numbered(values) for name, values in content.items() if name.startswith(IDS)}
+    ids = {
+        name.removeprefix(IDS): _ids(values, name, place) for name, values in content.items() if name.startswith(IDS)
+    }
     scale = 255.0 if train.inputs.dtype == torch.uint8 else 1.0
     if train.inputs.dtype != torch.int64:
         mean, std = channel_statistics(train.inputs, scale)
@@ -161,9 +168,13 @@ def _targets(values: np.ndarray, where: str, inputs: Tensor, names: Sequence[str
     if values.dtype.kind not in "iubf":
         raise ValueError(f"{described}; it must be integers or names of classes")
     is_whole = values.dtype.kind != "f"
-    targets = _whole(values, where, "", ignored=True) if is_whole else torch.from_numpy(values)
+    targets = (
+        _whole(values, where, f"; {IGNORED} marks a target to ignore", ignored=True)
+        if is_whole
+        else torch.from_numpy(values)
+    )
     if targets.numel():
-        check_target_kind(described, targets, inputs, len(names) or None)
+        check_target_kind(described, targets, inputs, len(names) or None, cast="astype(int)")
     return targets
 
 
@@ -174,6 +185,12 @@ def _whole(values: np.ndarray, where: str, hint: str, *, ignored: bool = False) 
             f"{where} is from {counted.min()} to {counted.max()}; it must be from 0 to {LARGEST - 1}{hint}"
         )
     return torch.from_numpy(values.astype(np.int64))
+
+
+def _ids(values: np.ndarray, name: str, place: Path) -> np.ndarray:
+    if values.dtype.kind == "f" and len(missing := np.flatnonzero(np.isnan(values))):
+        raise ValueError(f"{place}: {name} has no value at example {missing[0]}; give each example its origin")
+    return numbered(values)
 
 
 def _names(targets: np.ndarray) -> tuple[str, ...]:

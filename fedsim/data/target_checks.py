@@ -6,7 +6,9 @@ from torch import Tensor
 from fedsim.training.targets import IGNORED, labels_of, real_targets
 
 
-def check_target_kind(described: str, targets: Tensor, inputs: Tensor, classes: int | None = None) -> None:
+def check_target_kind(
+    described: str, targets: Tensor, inputs: Tensor, classes: int | None = None, *, cast: str = "long()"
+) -> None:
     """Check that targets are whole numbers, one for each example or for each position of a sequence.
 
     Parameters
@@ -15,6 +17,8 @@ def check_target_kind(described: str, targets: Tensor, inputs: Tensor, classes: 
         Name, type and shape of the targets, with which the message begins.
     classes
         Number of classes, where it is known without the targets.
+    cast
+        Method by which the user's array becomes int64.
 
     Raises
     ------
@@ -25,7 +29,7 @@ def check_target_kind(described: str, targets: Tensor, inputs: Tensor, classes: 
     follows_tokens = inputs.dtype == torch.int64 and targets.shape == inputs.shape
     is_column = targets.ndim == 2 and shape[1] == 1 and not follows_tokens
     if is_column and (is_whole or bool((targets == targets.round()).all())):
-        long = "" if targets.dtype == torch.int64 else ".long()"
+        long = "" if targets.dtype == torch.int64 else f".{cast}"
         raise ValueError(f"{described}; give class indices of shape [{shape[0]}]: targets.squeeze(1){long}")
     if targets.ndim == 2 and not follows_tokens and _holds_only_zeros_and_ones(targets):
         # Whole numbers may also be tags of a sequence, unless there are as many as classes.
@@ -44,7 +48,7 @@ def check_target_kind(described: str, targets: Tensor, inputs: Tensor, classes: 
             bad = int(torch.isfinite(targets).reshape(len(targets), -1).all(1).logical_not().nonzero()[0])
             raise ValueError(f"{described}: they are not finite, first at example {bad}; give class indices as int64")
         if bool((targets == targets.round()).all()):
-            raise ValueError(f"{described}; give class indices as int64: targets.long()")
+            raise ValueError(f"{described}; give class indices as int64: targets.{cast}")
         raise ValueError(f"{described}: regression is not supported yet; give class indices as int64")
     if targets.is_complex() or targets.ndim not in (1, 2) or not targets.numel():
         raise ValueError(f"{described}; give class indices as int64, of shape [n], or [n, length] for sequences")

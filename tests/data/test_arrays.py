@@ -65,7 +65,7 @@ def test_vectors_are_normalised_by_feature_and_tokens_are_left_alone(tmp_path: P
     [
         ({"test_inputs": None}, "has no array 'test_inputs'; it has"),
         ({"train_targets": np.array([0, 1, 3, 0, 1, 3])}, "no training example has the label 2, but labels go up to 3"),
-        ({"train_targets": np.zeros(6)}, r"train_targets is float64 of shape \(6,\); .*int64: targets.long\(\)"),
+        ({"train_targets": np.zeros(6)}, r"train_targets is float64 of shape \(6,\); .*int64: targets.astype\(int\)"),
         (
             {"train_targets": np.linspace(0, 1, 6)},
             "train_targets is float64 of shape .* regression is not supported yet",
@@ -76,6 +76,8 @@ def test_vectors_are_normalised_by_feature_and_tokens_are_left_alone(tmp_path: P
             {"train_targets": np.array([1, 2, 3, 1, 2, 3])},
             "the label 0, .* gaps, subtract 1 if they are counted from 1",
         ),
+        ({"train_targets": np.array(list("abcabc"))}, "targets of <U1 to train and of uint8 to test; make them alike"),
+        ({"train_id_site": np.array([1, 2, np.nan, 1, 1, 1])}, "train_id_site has no value at example 2"),
         ({"train_targets": np.array([None] * 6)}, "holds objects other than arrays, at train_targets .* dtype=str"),
         ({"train_inputs": np.arange(30).reshape(6, 5) - 9}, "train_inputs is from -9 .* table of numbers as floats"),
         ({"train_inputs": np.zeros((6, 5), dtype=bool)}, r"train_inputs is bool of shape \(6, 5\); it must be bytes"),
