@@ -5,10 +5,12 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any, get_origin, get_type_hints
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
 
 BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
@@ -25,10 +27,20 @@ def schema_of(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseMod
     for name, parameter in inspect.signature(entry).parameters.items():
         if name not in given and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            hint = hints.get(name, Any)
+            hint = _as_written(hints.get(name, Any))
             # TOML has lists only, so a tuple is the one type that is not taken strictly.
             fields[name] = (hint, Field(default, strict=False) if get_origin(hint) is tuple else Field(default))
     return create_model("Options", __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **fields)
+
+
+def _as_written(hint: Any) -> Any:
+    """Return a type that takes texts for paths, which TOML does not have, also in lists and where it may be unset."""
+    if hint is Path:
+        return Annotated[Path, Strict(False)]
+    inside = tuple(_as_written(each) for each in get_args(hint))
+    if inside == get_args(hint) or get_origin(hint) in (Annotated, Literal):
+        return hint
+    return Union[inside] if get_origin(hint) in (Union, UnionType) else get_origin(hint)[inside]  # noqa: UP007 (a tuple)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -60,14 +60,12 @@ def counted_files(config: Config, tables: Sequence[str] | None = None) -> list[C
         if tables is not None and catalogue.table not in tables:
             continue
         choice = getattr(config, catalogue.table)
-        name = getattr(choice, catalogue.key)
-        if name not in catalogue.entries:
-            setting = f"{catalogue.table}.{catalogue.key}"
-            sources = _sources(catalogue, name).values()
-            found += [Counted(setting, each.file.absolute(), each.digest[:8]) for each in sources]
+        sources = _sources(catalogue, choice)
+        setting = f"{catalogue.table}.{catalogue.key}"
+        found += [Counted(setting, each.file.absolute(), each.digest[:8]) for each in (sources or {}).values()]
         for option, value in catalogue.options(choice).items():
             setting = f"{catalogue.table}.{option}"
-            for place in _places_named(catalogue, name, option, value):
+            for place in _places_named(option, value, sources):
                 found.append(Counted(setting, place.absolute(), _fingerprint(place, setting)))
     return found
 
@@ -99,20 +97,21 @@ def in_name(catalogue: Catalogue, choice: Choice) -> dict[str, Any]:
     ConfigError
         If a file cannot be read.
     """
-    name, options = getattr(choice, catalogue.key), catalogue.options(choice)
+    sources = _sources(catalogue, choice)
     found: dict[str, Any] = {}
-    for option, value in options.items():
+    for option, value in catalogue.options(choice).items():
         setting = f"{catalogue.table}.{option}"
-        places = list(_places_named(catalogue, name, option, value))
+        places = list(_places_named(option, value, sources))
         if option == PATH and len(places) == 1:
             found[option] = _fingerprint(places[0], setting)
         elif places:
-            found[option] = _by_content(value, _folders(catalogue, name), setting)
-    if name in catalogue.entries:
+            found[option] = _by_content(value, _folders(sources or {}), setting)
+    if sources is None:
         return found
-    sources = _sources(catalogue, name)
+    name = getattr(choice, catalogue.key)
     defined = _defined_in(catalogue, name)
-    found["source"] = _fingerprint(defined, f"{catalogue.table}.{catalogue.key}") if defined else None
+    known = {each.file: each.digest[:8] for each in sources.values()}
+    found["source"] = known.get(defined) or _fingerprint(defined, catalogue.table) if defined else None
     if imports := {module: each.digest[:8] for module, each in sources.items() if each.file != defined}:
         found["imports"] = imports
     return found
@@ -126,13 +125,16 @@ def check_unchanged(config: Config, counted: Sequence[Counted]) -> None:
     ConfigError
         If one has another.
     """
-    now = {(each.setting, each.place.name, each.digest) for each in counted_files(config)}
-    for each in counted:
-        if (each.setting, each.place.name, each.digest) not in now:
-            raise ConfigError(
-                f"{each.place} ({each.setting}) has changed since this run was named by its content; run the same "
-                "command again, which makes it another run"
-            )
+    then, now = (
+        [(each.setting, each.place.name, each.digest) for each in files] for files in (counted, counted_files(config))
+    )
+    if then != now:
+        changed = next((each for each, key in zip(counted, then, strict=True) if key not in now), None)
+        what = f"{changed.place} ({changed.setting})" if changed else "a file of this run"
+        raise ConfigError(
+            f"{what} has changed since this run was named by its content; run the same command again, which makes it "
+            "another run"
+        )
 
 
 def versions(config: Config, *tables: str) -> tuple[str, ...]:
@@ -140,16 +142,19 @@ def versions(config: Config, *tables: str) -> tuple[str, ...]:
     return tuple(each.digest for each in counted_files(config, tables))
 
 
-def _places_named(catalogue: Catalogue, name: str, option: str, value: Any) -> Iterator[Path]:
-    """Yield the files and folders that an option names, each once."""
-    if name not in catalogue.entries:
-        yield from dict.fromkeys(_places_in(value, _folders(catalogue, name)))
+def _places_named(option: str, value: Any, sources: Mapping[str, Version] | None) -> Iterator[Path]:
+    """Yield the files and folders that an option names, each once; a part of fedsim's own has no sources."""
+    if sources is not None:
+        yield from dict.fromkeys(_places_in(value, _folders(sources)))
     elif option == PATH and (place := existing_path(str(value or ""))):
         yield place
 
 
-def _sources(catalogue: Catalogue, name: str) -> Mapping[str, Version]:
-    """Return the sources of a custom part by module."""
+def _sources(catalogue: Catalogue, choice: Choice) -> Mapping[str, Version] | None:
+    """Return the sources of a custom part by module, or None if it is fedsim's own."""
+    name = getattr(choice, catalogue.key)
+    if name in catalogue.entries:
+        return None
     catalogue.find(name)  # imports it
     return imported_sources(name)
 
@@ -163,9 +168,9 @@ def _defined_in(catalogue: Catalogue, name: str) -> Path | None:
     return Path(file) if file else None
 
 
-def _folders(catalogue: Catalogue, name: str) -> list[Path]:
+def _folders(sources: Mapping[str, Version]) -> list[Path]:
     """Return the folders of a custom part's sources, from which its code may read files."""
-    return list(dict.fromkeys(each.file.absolute().parent for each in _sources(catalogue, name).values()))
+    return list(dict.fromkeys(each.file.absolute().parent for each in sources.values()))
 
 
 def _by_content(value: Any, folders: Sequence[Path], setting: str) -> Any:

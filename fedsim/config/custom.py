@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.config.sources import source_files
-from fedsim.data.fingerprint import SETTLED_SECONDS, digest_of
+from fedsim.data.fingerprint import SETTLED_SECONDS, digest_of, once
 from fedsim.errors import ConfigError, error_line, is_of_the_user
 from fedsim.packages import OURS
 
@@ -112,7 +112,10 @@ def _import(module: str) -> Any:
 
 
 def _versions(module: str) -> dict[str, Version]:
-    return {name: Version(file, digest_of(file)) for name, file in source_files(module).items()}
+    def look() -> dict[str, Version]:
+        return {name: Version(file, digest_of(file)) for name, file in source_files(module).items()}
+
+    return once(("sources", module), look)
 
 
 def _is_stale(module: str, now: Mapping[str, Version]) -> bool:

@@ -3,19 +3,22 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # Some file systems count whole seconds or two, so that a file may be written again without another time.
 SETTLED_SECONDS = 2.5
 # What Python writes as it imports a module from a folder.
 IGNORED = "__pycache__"
 _digests: dict[tuple[int, ...], str] = {}
-_found: ContextVar[dict[Path, str] | None] = ContextVar("found", default=None)
+_found: ContextVar[dict[Hashable, Any] | None] = ContextVar("found", default=None)
 
 
 def fingerprint(place: Path) -> str:
@@ -26,18 +29,23 @@ def fingerprint(place: Path) -> str:
     OSError
         If a file cannot be read.
     """
+    return once(place.absolute(), lambda: digest_of(place)[:8] if place.is_file() else _of_folder(place))
+
+
+def once(key: Hashable, look: Callable[[], T]) -> T:
+    """Return what is found under a key, looking only once in all that is done within `looking_once`."""
     known = _found.get()
-    if known is not None and place in known:
-        return known[place]
-    found = digest_of(place)[:8] if place.is_file() else _of_folder(place)
-    if known is not None:
-        known[place] = found
+    if known is None:
+        return look()
+    if key not in known:
+        known[key] = look()
+    found: T = known[key]
     return found
 
 
 @contextmanager
 def looking_once() -> Iterator[None]:
-    """Look at each file and folder only once meanwhile: a folder of many files takes a while, also if none is read."""
+    """Look at each file and folder only once meanwhile: one of many files takes a while, also if none is read."""
     token = _found.set({} if _found.get() is None else _found.get())
     try:
         yield

@@ -229,6 +229,21 @@ def test_a_path_may_be_absolute_relative_or_a_link(tmp_path: Path) -> None:
     )
 
 
+def test_an_option_may_be_a_path_and_is_written_as_a_text() -> None:
+    write(
+        {
+            "mine.py": "from pathlib import Path\ndef load(*, csv: Path | None = None, more: list[Path] = []): pass\n",
+            "a": "1",
+        }
+    )
+    settings = {"data": {"name": "mine:load", "csv": "a", "more": ["a"]}}
+    [config] = read_experiment(BASE | settings).configs()
+    assert 'csv = "a"' in config.to_toml()
+    first = name_of(settings)
+    write({"a": "2"})
+    assert name_of(settings) != first
+
+
 def test_equal_texts_that_are_files_of_other_names_are_other_runs() -> None:
     write({"mine.py": PART, "a": "", "b": "", "sep": ""})
     assert name_of({"data": {"name": "mine:load", "kind": "a"}}) != name_of(

@@ -11,6 +11,7 @@ import pytest
 import fedsim
 from fedsim.config.content import counted_files
 from fedsim.config.experiment_file import read_experiment
+from fedsim.config.toml import short_hash
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.dry_run import describe_run
@@ -109,12 +110,12 @@ def test_a_file_that_changes_while_a_run_waits_stops_it_before_it_writes() -> No
 
 
 def test_a_module_may_be_edited_while_runs_wait_that_have_imported_it() -> None:
-    runs = named()
+    [run] = named()
     write("shift.py", "SHIFT = 1\n")
-    assert run_all(runs, 1) == {}
-    partition = json.loads(runs[0].folder.partition.read_text())
-    assert partition["classes"] == ["a", "b", "c"]
-    assert json.loads(runs[0].folder.env.read_text())["files"][1]["path"].endswith("shift.py")
+    write("told.py", DATA + "\n")
+    assert run_all([run], 1) == {}
+    named_by = json.loads(run.folder.env.read_text())["named_by"]
+    assert run.folder.path.name == f"{short_hash(named_by)}-s0"
 
 
 def test_a_worker_that_starts_later_refuses_other_content() -> None:
