@@ -138,6 +138,8 @@ class ServerEvaluation:
             Name of the model in the rows.
         """
         whole = self._evaluate(params)
+        if not math.isfinite(whole.loss):
+            logger.warning("round %d: the %s model has no finite loss on the server's test data", server_round, name)
         measured = {"loss": whole.loss, "accuracy": whole.accuracy}
         n = number_of_targets(self.test[1])
         rows = [metric_row(server_round, None, "test", name, key, value, n) for key, value in measured.items()]

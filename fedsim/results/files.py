@@ -50,7 +50,7 @@ def write_parquet(path: Path, table: "pd.DataFrame") -> None:
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a file of JSON lines, all in one write."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)  # which no other reader would take
     with path.open("a") as file:
         file.write(text)
 

@@ -43,6 +43,7 @@ RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MODEL, MOMENTUM)
 SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
 MODELS, FINE_TUNE, UNSEEN, MEASURE = "models", "fine-tune", "unseen", "measure"
 MISSING = "missing"
+CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
 
 
 class TensorArray(Array):

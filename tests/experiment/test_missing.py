@@ -13,19 +13,23 @@ from fedsim.config import Config
 from fedsim.config.expectation import Expectation
 from fedsim.errors import DivergedError
 from fedsim.experiment import api
+from fedsim.experiment.measuring.gate import mean_barriers
 from fedsim.experiment.sweep.sweep import name_runs, run_all
 from fedsim.experiment.tuning import tune
 from fedsim.experiment.tuning.grid import tunings_of
 from fedsim.federation.client import app as client_module
 from fedsim.federation.federation import federation_of
 from fedsim.federation.participants import participants
+from fedsim.models.layers import LayerGroup
 from fedsim.results import report
 from fedsim.results.check.check import check
 from fedsim.results.folder import RunFolder
 from fedsim.results.report.comparing.export import as_latex, as_markdown
+from fedsim.strategy import Measurable
 from fedsim.training import Training
 
 LOST = 2  # the client whose body is no number after training
+MODELS = ["personalised", "global", "trained"]
 Diverge = Callable[..., None]
 
 
@@ -33,7 +37,7 @@ Diverge = Callable[..., None]
 def diverge(monkeypatch: pytest.MonkeyPatch) -> Diverge:
     """Let the bodies of some clients be no numbers from their first training on."""
 
-    def patch(config: Config, *clients: int, entries: str = "fc1") -> None:
+    def patch(config: Config, *clients: int, entries: str = "fc1", value: float = math.nan) -> None:
         data = federation_of(config).data
         lost = {data.client(client).train[0].sum().item() for client in clients}
         alone, together = client_module.train_, client_module.train_cohort
@@ -41,16 +45,19 @@ def diverge(monkeypatch: pytest.MonkeyPatch) -> Diverge:
         def train(model: torch.nn.Module, inputs: torch.Tensor, *rest: Any, **options: Any) -> Training:
             training = alone(model, inputs, *rest, **options)
             if inputs.sum().item() in lost:
-                for key, value in model.state_dict().items():
+                for key, entry in model.state_dict().items():
                     if key.startswith(entries):
-                        value.fill_(math.nan)
+                        entry.fill_(value)
             return training
 
         def train_all(model: torch.nn.Module, tasks: Any, *rest: Any) -> Any:
             for task, (params, training) in zip(tasks, together(model, tasks, *rest), strict=True):
                 spoilt = task.inputs.sum().item() in lost
                 yield (
-                    {k: v * math.nan if spoilt and k.startswith(entries) else v for k, v in params.items()},
+                    {
+                        k: torch.full_like(v, value) if spoilt and k.startswith(entries) else v
+                        for k, v in params.items()
+                    },
                     training,
                 )
 
@@ -206,3 +213,41 @@ def test_a_value_of_the_grid_loses_if_a_client_diverges_with_it(
 def test_of_equal_scores_the_one_with_fewer_updates_left_out_is_chosen() -> None:
     scores = [tune.Score(0.5, 1, left_out=3), tune.Score(0.5, 1), tune.Score(0.4, 1), tune.Score(math.nan, None, 1)]
     assert tune.best_of(scores) == 1
+
+
+def test_a_client_of_a_cohort_whose_update_is_not_finite_leaves_its_neighbours_alone(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], diverge: Diverge
+) -> None:
+    config = head_shared(tiny, engine={"cohort": 4, "workers": 1}, rounds=1, evaluation={"models": MODELS})
+    whole = play(config, "whole")
+    diverge(config, LOST, entries="fc")
+    folder = play(config, "spoilt")
+    rows = [[json.loads(line) for line in each.metrics.open()] for each in (folder, whole)]
+    uploaded, expected = ([row for row in some if row["model"] in ("uploaded", "trained")] for some in rows)
+    assert uploaded == [row for row in expected if row["client"] != LOST]
+    assert "cohort;" not in folder.log.read_text()
+    [run] = api.load(folder.path)
+    assert run.faults[["client", "stage", "kind"]].to_numpy().tolist() == [[LOST, "train", "not finite"]]
+
+
+@pytest.mark.slow
+def test_a_page_says_how_many_barriers_are_missing(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], diverge: Diverge, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = head_shared(tiny, rounds=1, barriers={"every": 1, "pairs": 2, "examples": 40})
+    diverge(config, LOST, value=3e38)  # finite, unlike what comes of it
+    folder = play(config)
+    [run] = api.load(folder.path)
+    missing, rows = int(run.barriers["loss"].isna().sum()), len(run.barriers)
+    assert 0 < missing < rows
+    assert f"client {LOST} has no finite loss: the loss of personalised is not finite" in caplog.text
+    assert "the average model has no finite loss on the server's test data" in caplog.text
+    page = report.write_run(run, folder.path).read_text()
+    assert f"Missing: {missing} of {rows} values, of models whose loss or outputs are not finite" in page
+
+
+def test_a_layer_whose_barrier_is_not_finite_is_not_averaged() -> None:
+    table = pd.DataFrame({"layer": ["a", "a", "b", "b"], "barrier": [0.1, 0.2, 0.1, math.nan], "weight": 1.0})
+    gate = Measurable("clients", LayerGroup("all", ("a", "b", "c")), 10)
+    found = mean_barriers(table, gate)
+    assert found == {"a": pytest.approx(0.15), "b": math.inf, "c": math.inf}

@@ -170,7 +170,7 @@ def test_replies_come_in_the_order_of_the_messages(engine: RayEngine) -> None:
 def test_a_client_that_returns_nothing_is_an_error_and_keeps_its_state(engine: RayEngine) -> None:
     before = sums(ask(engine, 1))
     replies = sums(ask(engine, 2, {3: "nothing"}))
-    assert replies[3] == "TypeError: the client returned a NoneType; it must return a Message"
+    assert replies[3] == "the client returned a NoneType; it must return a Message"
     assert sums(ask(engine, 2, kind=MessageType.EVALUATE))[3] == before[3]
 
 

@@ -1,5 +1,6 @@
 """The barriers that a strategy needs before it aggregates, and their cost for the clients."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedsim.results.measured import mean_gate_barriers
 from fedsim.strategy import ClientUpdate, Measurable, Strategy
 
 LOSS_BYTES = 8
+logger = logging.getLogger(__name__)
 COLUMNS = ["layer", "client", "barrier", "weight", "n"]
 
 
@@ -70,9 +72,14 @@ def gate_barriers(
 
 
 def mean_barriers(table: pd.DataFrame, gate: Measurable) -> Mapping[str, float]:
-    """Return each layer's mean barrier over the clients, weighted by training examples; infinite without a client."""
+    """Return each layer's mean barrier over the clients, weighted by training examples.
+
+    It is infinite without a client, or where one's is not finite.
+    """
     means = {str(name): mean for (name,), mean in mean_gate_barriers(table, ["layer"]).items()}
-    return dict.fromkeys(gate.layers, np.inf) | means
+    if broken := [name for name, mean in means.items() if not np.isfinite(mean)]:
+        logger.warning("the barriers of %s are not finite at every client, and count as infinite", ", ".join(broken))
+    return dict.fromkeys(gate.layers, np.inf) | {name: mean for name, mean in means.items() if name not in broken}
 
 
 def gate_traffic(sizes: Mapping[str, int], gate: Measurable, clients: Sequence[int]) -> Iterator[dict[str, int | str]]:

@@ -7,7 +7,7 @@ that state.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.config import Config
@@ -25,6 +25,7 @@ from fedsim.training import Finished, Local, LocalPlan, LocalTask, Ruled, Traini
 from fedsim.training.targets import number_of_targets
 
 Request = tuple[Message, Context]
+Reply = RecordDict | ClientError
 
 
 class CohortApp(ClientApp):
@@ -35,10 +36,11 @@ class CohortApp(ClientApp):
     cohort
         For how many at most.
     together
-        Maps messages of one type, each with its client's context, to the contents of the replies.
+        Maps messages of one type, each with its client's context, to the contents of the replies, or errors of single
+        clients.
     """
 
-    def __init__(self, cohort: int, together: Callable[[Sequence[Request]], list[RecordDict]]) -> None:
+    def __init__(self, cohort: int, together: Callable[[Sequence[Request]], Sequence[Reply]]) -> None:
         super().__init__()
         self.cohort = cohort
         self._together = together
@@ -46,7 +48,7 @@ class CohortApp(ClientApp):
     def together(self, requests: Sequence[Request]) -> list[Message]:
         """Return the replies to messages of one type, each with its client's context."""
         contents = self._together(requests)
-        return [Message(content, reply_to=request) for content, (request, _) in zip(contents, requests, strict=True)]
+        return [_written(content, request) for content, (request, _) in zip(contents, requests, strict=True)]
 
 
 def client_app(federation: Federation, cohort: int = 1) -> CohortApp:
@@ -61,13 +63,19 @@ def client_app(federation: Federation, cohort: int = 1) -> CohortApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return Message(_train(federation, [(message, context)])[0], reply_to=message)
+        return Message(_train_alone(federation, (message, context)), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         return Message(evaluate_clients(federation, [(message, context)])[0], reply_to=message)
 
     return app
+
+
+def _written(content: Reply, request: Message) -> Message:
+    if isinstance(content, ClientError):
+        return Message(Error(messages.CLIENT_RAISED, str(content)), reply_to=request)
+    return Message(content, reply_to=request)
 
 
 def cohort_size(federation: Federation) -> int:
@@ -104,13 +112,23 @@ def app_of(config: Config, cohort: int, files: Sequence[Counted], frozen: Params
     return client_app(federation, cohort)
 
 
-def _answers(federation: Federation, requests: Sequence[Request]) -> list[RecordDict]:
+def _answers(federation: Federation, requests: Sequence[Request]) -> Sequence[Reply]:
     is_training = requests[0][0].metadata.message_type == MessageType.TRAIN
     return (_train if is_training else evaluate_clients)(federation, requests)
 
 
-def _train(federation: Federation, requests: Sequence[Request]) -> list[RecordDict]:
-    """Train one client, or a cohort, by the plan of the first message: it is the same for all."""
+def _train_alone(federation: Federation, request: Request) -> RecordDict:
+    [reply] = _train(federation, [request])
+    if isinstance(reply, ClientError):
+        raise reply
+    return reply
+
+
+def _train(federation: Federation, requests: Sequence[Request]) -> list[Reply]:
+    """Train one client, or a cohort, by the plan of the first message: it is the same for all.
+
+    A client whose update is of no use has an error in place of its reply, and its neighbours keep theirs.
+    """
     rule, instructions = federation.client_rule, [_instructions(message) for message, _ in requests]
     started = [rule.start(local_of(federation, *request)) for request in requests]
     momenta = [stored(context, MOMENTUM) for _, context in requests]
@@ -118,29 +136,29 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[RecordDi
     finished = []
     for local, (params, training) in zip(started, trained, strict=True):
         finished.append(rule.finish(replace(local, params=params, sets=training.sets), local))
-    for asked, result in zip(instructions, finished, strict=True):
-        _check(asked, result)
-    replies = [
-        _reply(federation, asked, context, local, result, training)
-        for (_, context), asked, local, result, (_, training) in zip(
-            requests, instructions, started, finished, trained, strict=True
-        )
-    ]
-    if instructions[0].measure:
-        ended = [
-            replace(local, params=result.params, sets={**training.sets, **result.kept})
-            for local, result, (_, training) in zip(started, finished, trained, strict=True)
-        ]
+    replies: list[Reply] = []
+    ended: list[tuple[Local, RecordDict]] = []
+    for (_, context), asked, local, result, (_, training) in zip(
+        requests, instructions, started, finished, trained, strict=True
+    ):
+        try:
+            _check(asked, result)
+        except ClientError as error:
+            replies.append(error)
+            continue
+        replies.append(reply := _reply(federation, asked, context, local, result, training))
+        ended.append((replace(local, params=result.params, sets={**training.sets, **result.kept}), reply))
+    if instructions[0].measure and ended:
         # Once the replies are written: evaluation uses the model in which a single client's update was.
-        _measure_trained(federation, ended, replies)
+        _measure_trained(federation, ended)
     return replies
 
 
-def _measure_trained(federation: Federation, ended: Sequence[Local], replies: Sequence[RecordDict]) -> None:
+def _measure_trained(federation: Federation, ended: Sequence[tuple[Local, RecordDict]]) -> None:
     """Add to each client's reply what its own model achieves right after training."""
-    own = [federation.client_rule.personalised(local) for local in ended]
-    measured = evaluate_trained(federation, [local.client for local in ended], own)
-    for reply, values in zip(replies, measured, strict=True):
+    own = [federation.client_rule.personalised(local) for local, _ in ended]
+    measured = evaluate_trained(federation, [local.client for local, _ in ended], own)
+    for (_, reply), values in zip(ended, measured, strict=True):
         record = reply[messages.METRICS]
         assert isinstance(record, MetricRecord)
         for name, value in values.items():

@@ -15,10 +15,10 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim.strategy.faults import kind_of
+from fedsim.strategy.messages import CLIENT_RAISED
 
 SERVER_NODE = -1
 RUN = 1
-CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
 logger = logging.getLogger(__name__)
 
 
