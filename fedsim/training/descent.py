@@ -126,15 +126,20 @@ def _descend_(leaves: Params, gradients: Params, velocity: Params, settings: SGD
             for name in sparse:
                 leaves[name].add_(gradients[name], alpha=-settings.lr)
             gradients = {name: gradient for name, gradient in gradients.items() if name not in sparse}
-    sgd(
-        [leaves[name] for name in gradients],
-        list(gradients.values()),
-        [velocity.get(name) for name in gradients],
-        fused=True,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        dampening=0.0,
-        nesterov=settings.nesterov,
-        maximize=False,
-    )
+    # The fused step rounds numbers of half precision once, `torch.optim.SGD` after each operation.
+    half = [name for name in gradients if leaves[name].dtype.itemsize < 4]
+    rest = [name for name in gradients if name not in half]
+    for names, fused in ((rest, True), (half, False)) if half else ((rest, True),):
+        sgd(
+            [leaves[name] for name in names],
+            [gradients[name] for name in names],
+            [velocity.get(name) for name in names],
+            foreach=False,
+            fused=fused,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            dampening=0.0,
+            nesterov=settings.nesterov,
+            maximize=False,
+        )
