@@ -22,6 +22,7 @@ from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.evaluation import load_for_evaluation
 from fedsim.federation.client.state import GLOBAL, PERSONALISED, personalised_model
+from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.models.frozen import copy_of, frozen_keys
@@ -130,11 +131,11 @@ def model_of(kept: KeptRound) -> nn.Module:
             model = load_for_evaluation(federation, params, federation.calibration)
             # Frozen tensors and the user's code come from outside the checkpoint.
             if frozen_keys(model) or kept.folder.read_env().get("files"):
-                _check_loss(kept, evaluate(model.eval(), *federation.data.test()).loss)
+                _check_loss(kept, model, federation.data.test())
         else:
             data = federation.data.client(client)
             model = load_for_evaluation(federation, _personalised(federation, kept, client), lambda: data.train[0])
-            _check_loss(kept, evaluate(model.eval(), *data.test).loss)
+            _check_loss(kept, model, data.test)
     except ConfigError:
         raise
     except (KeyError, ValueError, RuntimeError) as error:
@@ -195,9 +196,10 @@ def _recorded(table: pd.DataFrame, server_round: int, client: int | None) -> dic
     return {str(metric): float(value) for metric, value in values.items()}
 
 
-def _check_loss(kept: KeptRound, loss: float) -> None:
-    """Check that a client's model is the one that was evaluated in the run."""
+def _check_loss(kept: KeptRound, model: nn.Module, examples: InputsAndTargets) -> None:
+    """Check that a model is the one that was evaluated in the run."""
     recorded = kept.recorded.get("loss")
+    loss = evaluate(copy_of(model).eval(), *examples).loss  # a copy, as some models change when they are evaluated
     if recorded is not None and not math.isclose(loss, recorded, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
         whose = "the global model" if kept.client is None else f"client {kept.client}"
         raise ConfigError(

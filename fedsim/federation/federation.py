@@ -16,6 +16,7 @@ from fedsim.models.frozen import copy_of, frozen_of, replace_frozen_
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, flat_copy, state_of
+from fedsim.models.purity import keeps_something
 from fedsim.models.summary import ModelSummary, summary_of
 from fedsim.seeds import PathPart, derive
 from fedsim.training import ClientRule
@@ -81,8 +82,12 @@ class Federation:
         replace_frozen_(self._template, {key: value.to(self.device) for key, value in frozen.items()})
 
     def model(self) -> nn.Module:
-        """Return this thread's model: its weights are whatever it was last used with."""
-        if not hasattr(self._models, "model"):
+        """Return this thread's model: its weights are whatever it was last used with.
+
+        One that keeps more than its weights, such as a hidden state in an attribute, is a new one each time, so that
+        nothing gets from a client to the next.
+        """
+        if self._keeps_something or not hasattr(self._models, "model"):
             self._models.model = copy_of(self._template)
         return self._models.model
 
@@ -94,10 +99,14 @@ class Federation:
         describe_(model, dataset.normalise(dataset.train.inputs[:2]), settings.head, settings.freeze)
         return model
 
+    @cached_property
+    def _keeps_something(self) -> bool:
+        return keeps_something(self._template, self.data.test(2)[0])
+
     def draws_while_training(self) -> bool:
         """Tell whether the model draws random numbers as it trains: torch then has one stream for all threads."""
         dataset = self.data.dataset
-        model = copy.deepcopy(self._template).cpu().train()
+        model = copy_of(self._template).cpu().train()
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             before = torch.get_rng_state()
             model(dataset.normalise(dataset.train.inputs[:2].cpu()))

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from fedsim.data import Dataset
 from fedsim.data.checks import TOKENS_RULE
 from fedsim.errors import ConfigError, error_line
 from fedsim.models.building import initialise_lazy_, make_trainable_
+from fedsim.models.frozen import copy_of
 from fedsim.models.layers import describe_
 from fedsim.models.parametrised import parametrise_
 from fedsim.training.dropout import seeded_dropout_
@@ -42,6 +44,7 @@ def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module
     if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
         raise ConfigError(f"{where} gives a {type(model).__name__}; it must be a torch.nn.Module with parameters")
     seeded_dropout_(model)
+    _order_images_(model, dataset)
     _check_forward(_copy(model, where).eval(), dataset, 2, where)
     _check_forward(_copy(model, where).train(), dataset, 2, f"{where}, trained on 2 examples,")
     if min(config.local.batch_size, int(sizes.min())) < 2:
@@ -60,7 +63,7 @@ def draw_model(config: Config, dataset: Dataset) -> nn.Module:
     given = {"vocabulary": dataset.tokens} if asks else {}
     model = catalogue.make(config.model, dataset.shape, len(dataset.classes), **given)
     if isinstance(model, nn.Module):
-        initialise_lazy_(model, _probes(dataset, 2))
+        initialise_lazy_(model, _probes(dataset, 2).contiguous())
         try:
             make_trainable_(model)
             parametrise_(model)
@@ -74,6 +77,26 @@ def _copy(model: nn.Module, where: str) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:  # a custom module or tensor may raise anything
         raise ConfigError(f"{where} cannot be copied for each client: {error_line(error)}") from error
+
+
+def _order_images_(model: nn.Module, dataset: Dataset) -> None:
+    """Let a model whose code views images in torch's usual order get them so, where ours have their channels last."""
+    probes, fits = _probes(dataset, 2), []
+    for inputs in (probes, probes.contiguous()) if probes.ndim == 4 else ():
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                copy_of(model).eval()(inputs)
+        except Exception:  # of whatever a custom model raises, the checks tell
+            fits.append(False)
+        else:
+            fits.append(True)
+            break
+    if fits == [False, True]:
+        model.register_forward_pre_hook(_in_usual_order)
+
+
+def _in_usual_order(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].contiguous(), *args[1:])
 
 
 def _probes(dataset: Dataset, n: int) -> Tensor:

@@ -76,7 +76,18 @@ def copy_of(model: Module, *, shares_parameters: bool = False) -> Module:
     computed = [each for module in model.modules() for each in _computed(vars(module))]
     memo = {id(each): each.detach().clone() for each in computed}
     shared = model.parameters() if shares_parameters else frozen_of(model).values()
-    return copy.deepcopy(model, memo | {id(value): value for value in shared})
+    copied = copy.deepcopy(model, memo | {id(value): value for value in shared})
+    for module in copied.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            _make_leaves_(module)
+    return copied
+
+
+def _make_leaves_(compiled: nn.Module) -> None:
+    """Let the parameters of a compiled module be leaves: as torch copies it, they are computed from the original's."""
+    for name, parameter in list(compiled.named_parameters(recurse=False)):
+        if not parameter.is_leaf:
+            setattr(compiled, name, nn.Parameter(parameter.detach()))
 
 
 def _computed(value: Any) -> list[Tensor]:

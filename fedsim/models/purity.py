@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fedsim.models.frozen import copy_of
 from fedsim.models.operation import NotTraceableError, RandomError
 
 # Functions through which a value of a tensor gets into Python.
@@ -63,6 +65,19 @@ def outputs_of(used: nn.Module, fresh: nn.Module, probes: Tensor) -> Tensor:
     if not is_close(of_first, outputs[:2]) or not is_close(of_last, outputs[-2:].flip(0)):
         raise NotTraceableError("the outputs for an example depend on the others of its batch")
     return outputs
+
+
+def keeps_something(model: nn.Module, inputs: Tensor) -> bool:
+    """Return whether a model keeps something besides its state dict from one call to the next, in evaluation mode."""
+    net = copy_of(model).eval()
+    held = {id(value) for value in net.state_dict(keep_vars=True).values()}
+    found = []
+    with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []), torch.no_grad():
+        for batch in (inputs[:0], inputs, inputs.flip(0)):
+            if len(batch):
+                net(batch)
+            found.append({name: each for name, each in _kept(net).items() if id(each[0]) not in held})
+    return any(_has_changed(before, after) for before, after in pairwise(found))
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def test_barriers_are_those_of_loading_and_evaluating_each_mixed_model(
 
 
 @pytest.mark.slow
-@every_model
+@pytest.mark.parametrize("name", [*WHOLE, "dicts", "fourier", "hooks", "lists", "options", "old weight_norm", "pruned"])
 def test_every_measure_takes_every_model(name: str) -> None:
     model, inputs = foreign(name), inputs_of(FOREIGN[name].shape)
     states, targets = states_of(model), targets_of(model, inputs)
