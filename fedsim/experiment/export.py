@@ -7,7 +7,6 @@ from pathlib import Path
 from safetensors.torch import save
 
 import fedsim
-from fedsim.config.choices import CATALOGUES
 from fedsim.errors import ConfigError, is_of_the_system
 from fedsim.experiment.personalised import KeptRound, global_model, model_of
 from fedsim.models.params import Params
@@ -51,9 +50,9 @@ def metadata_of(kept: KeptRound) -> dict[str, str]:
         "run": f"{folder.parent.name}/{folder.name}",
         "round": str(kept.server_round),
         "client": "global" if kept.client is None else str(kept.client),
-        "model": CATALOGUES["models"].label(config.model),
+        "model": json.dumps(config.model.model_dump(mode="json")),
         "data": config.data.name,
-        "strategy": CATALOGUES["strategies"].label(config.strategy),
+        "strategy": json.dumps(config.strategy.model_dump(mode="json")),
         "seed": str(config.seed),
     }
     recorded = {metric: repr(value) for metric, value in sorted(kept.recorded.items())}

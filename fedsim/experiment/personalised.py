@@ -24,7 +24,7 @@ from fedsim.federation.client.evaluation import load_for_evaluation
 from fedsim.federation.client.state import GLOBAL, PERSONALISED, personalised_model
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.local import LocalEngine
-from fedsim.federation.federation import Federation, federation_of
+from fedsim.federation.federation import Federation, choose_device, federation_of
 from fedsim.models.frozen import copy_of, frozen_keys
 from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, fit
@@ -76,7 +76,7 @@ def kept_round(
     ConfigError
         If there is no such client, or the models of the round are not kept.
     """
-    config, rounds = folder.read_config(), Checkpoints(folder.checkpoints).rounds()
+    config, rounds = _on_this_machine(folder.read_config()), Checkpoints(folder.checkpoints).rounds()
     if client is not None and not (isinstance(client, Integral) and 0 <= client < config.clients):
         raise ConfigError(f"client = {client!r} must be from 0 to {config.clients - 1}")
     if not rounds:
@@ -162,6 +162,15 @@ def global_model(kept: KeptRound) -> Params:
         return Checkpoints(kept.folder.checkpoints).global_model(kept.server_round)
     except (OSError, SafetensorError) as error:
         raise _damaged(kept.folder, error) from error
+
+
+def _on_this_machine(config: Config) -> Config:
+    """Return a config whose device is here: a run's models are also wanted where there is no GPU."""
+    try:
+        choose_device(config.device)
+    except ConfigError:
+        return config.model_copy(update={"device": "cpu"})
+    return config
 
 
 def _personalised(federation: Federation, kept: KeptRound, client: int) -> Params:

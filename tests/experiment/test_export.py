@@ -1,5 +1,6 @@
 """What is taken out of a run is what was evaluated in it: the global model and each client's, at every kept round."""
 
+import json
 import re
 import shutil
 import sys
@@ -131,6 +132,7 @@ def test_what_is_exported_loads_strictly_into_plain_torch_and_has_the_recorded_l
         assert said["client"] == ("global" if client is None else str(client))
         assert said["run"].endswith("/run")
         assert said["fedsim"] == fedsim.__version__
+        assert json.loads(said["model"])["name"] == config.model.name
 
 
 @pytest.mark.ray
@@ -284,6 +286,17 @@ def test_a_model_that_is_not_whole_or_not_plain_in_its_checkpoint_is_not_exporte
         export_model(kept_round(folder), tmp_path / "other.safetensors")
 
 
+def test_the_global_model_is_exported_without_the_code_that_it_was_made_by(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    folder = play(tiny(rounds=1, model=TIED))
+    folder.config.write_text(folder.config.read_text().replace(TIED["name"], "a_module_that_is_gone:tied"))
+    export_model(kept_round(folder), tmp_path / "model.safetensors")
+    Tied(10).load_state_dict(load_file(tmp_path / "model.safetensors"))
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        export_model(kept_round(folder, 1), tmp_path / "client.safetensors")
+
+
 def test_a_clients_model_whose_data_have_changed_since_is_refused(
     arrays: tuple[RunFolder, Path], tmp_path: Path
 ) -> None:
@@ -305,6 +318,15 @@ def test_a_model_that_no_longer_fits_its_checkpoint_is_refused(
     for client in (None, 1):
         with pytest.raises(ConfigError, match="does not fit the model that its config builds now"):
             restored_model(folder, client)
+
+
+def test_models_of_a_run_on_a_gpu_are_restored_where_there_is_none(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    folder = play(tiny(rounds=1))
+    folder.config.write_text(folder.config.read_text().replace('device = "auto"', 'device = "cuda:99"'))
+    for client in (None, 1):
+        assert {value.device.type for value in restored_model(folder, client).parameters()} == {"cpu"}
 
 
 def test_a_damaged_checkpoint_is_named(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> None:
