@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -128,7 +129,6 @@ def test_means_over_clients_say_how_many_are_missing_and_pass_over_none(
     page = report.write_run(run, folder.path).read_text()
     assert f"Missing: client {LOST}, without a finite loss or not evaluated." in page
     assert f"{others.mean():.1%} ± {others.std():.1%} (1 missing)" in page
-    assert report.write_comparison([run], folder.path).exists()
     # The best round is one in which no value is missing, and there is none.
     best = api.compare([run], at="best")
     assert math.isnan(best.table["personalised"][0])
@@ -139,7 +139,7 @@ def test_means_over_clients_say_how_many_are_missing_and_pass_over_none(
 
 
 def test_a_run_in_which_every_loss_is_missing_fails_at_once(
-    tiny: Callable[..., Config], play: Callable[..., RunFolder], diverge: Diverge, tmp_path: Any
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], diverge: Diverge, tmp_path: Path
 ) -> None:
     config = head_shared(tiny)
     diverge(config, *range(4))
@@ -191,7 +191,7 @@ def test_gains_over_a_baseline_count_the_clients_without_a_pair(
 
 
 def test_a_value_of_the_grid_loses_if_a_client_diverges_with_it(
-    tiny: Callable[..., Config], diverge: Diverge, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Config], diverge: Diverge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = head_shared(tiny, rounds=1, barriers={"every": 0}, tune={"local.lr": [0.2, 0.1]})
     diverge(config, LOST)
@@ -228,6 +228,22 @@ def test_a_client_of_a_cohort_whose_update_is_not_finite_leaves_its_neighbours_a
     assert "cohort;" not in folder.log.read_text()
     [run] = api.load(folder.path)
     assert run.faults[["client", "stage", "kind"]].to_numpy().tolist() == [[LOST, "train", "not finite"]]
+
+
+@pytest.mark.slow
+def test_runs_are_compared_with_one_that_has_no_value_at_all(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], diverge: Diverge, tmp_path: Path
+) -> None:
+    whole = play(head_shared(tiny, rounds=1, barriers={"every": 0}, strategy={"name": "full"}), "whole")
+    config = head_shared(tiny, barriers={"every": 0})
+    diverge(config, *range(4))
+    with pytest.raises(DivergedError):
+        play(config, "lost")
+    runs = api.load([whole.path, tmp_path / "lost"])
+    for at, cell in (("last", "- (4 missing)"), ("best", "-")):
+        table = api.compare(runs, at=at, baseline="full").text
+        assert [row[table.headings.index("personalised")] for row in table.rows][1] == cell
+    assert report.write_comparison(runs, tmp_path).exists()
 
 
 @pytest.mark.slow

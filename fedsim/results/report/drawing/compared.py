@@ -111,7 +111,7 @@ def compared_clients(groups: Mapping[str, Group]) -> Figure:
         )
         for number, points in enumerate(values):
             # Spread over the height in the order of their values, so that equal points do not hide each other.
-            offsets = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else np.zeros(1)
+            offsets = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else np.zeros(len(points))
             colour, size = COLOURS[number % len(COLOURS)], 5 if box == BOX else 3.5
             axes.plot(np.sort(points), number + 1 + offsets, "o", color=colour, alpha=0.7, markersize=size)
         axes.set_yticks(range(1, len(groups) + 1), [short(name, 2 * SHORT_NAME) for name in groups])
