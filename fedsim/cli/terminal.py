@@ -1,9 +1,9 @@
 """What the command line prints: tables to stdout, all else to stderr."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.console import Console
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedsim.results.report.comparing.tables import Table
 
 PIPED_WIDTH = 400  # letters, which no table has
+LABEL_WIDTH, GAP = 16, 2  # letters that a text needs if it is folded, and between columns
 
 
 def say(text: str) -> None:
@@ -29,16 +30,61 @@ def print_error(message: str) -> None:
 
 
 def print_table(text: "Table") -> None:
-    """Print a table with the columns' widths that its cells need."""
-    table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading, numeric in zip(text.headings, text.numeric, strict=True):
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=not numeric)
-    for row in text.rows:
-        table.add_row(*row)
+    """Print a table; on a narrow terminal texts are folded, and numbers that have no room follow in another table."""
     # Piped into a file, a table keeps its columns whatever the width of a terminal would be.
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
-    for note in text.notes:
-        print(f" {note}")
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    is_narrow = not _fits(text, console.width)
+    for columns in columns_that_fit(text, console.width):
+        table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in columns:
+            numeric = text.numeric[column]
+            # Headings of numbers are folded between words.
+            width = _least_width(text, column) if numeric and is_narrow else None
+            justify: Literal["left", "right"] = "right" if numeric else "left"
+            table.add_column(text.headings[column], justify=justify, overflow="fold", width=width)
+        for row in text.rows:
+            table.add_row(*(row[column] for column in columns))
+        console.print(table)
+
+
+def columns_that_fit(text: "Table", width: int) -> Iterator[list[int]]:
+    """Yield the columns of each of the tables that a table is printed as: its texts, and as many numbers as fit.
+
+    Parameters
+    ----------
+    width
+        Letters in a line. Each table has at least one column of numbers, so that it may be wider.
+    """
+    every = range(len(text.headings))
+    labels = [column for column in every if not text.numeric[column]]
+    numbers = [column for column in every if text.numeric[column]]
+    if _fits(text, width) or not numbers:
+        yield list(every)
+        return
+    room = width - 1 - sum(min(_width(text, column), LABEL_WIDTH) + GAP for column in labels)
+    chosen: list[int] = []
+    left = room
+    for column in numbers:
+        needed = _least_width(text, column) + GAP
+        if chosen and needed > left:
+            yield sorted(labels + chosen)
+            chosen, left = [], room
+        chosen.append(column)
+        left -= needed
+    yield sorted(labels + chosen)
+
+
+def _fits(text: "Table", width: int) -> bool:
+    return 1 + sum(_width(text, column) + GAP for column in range(len(text.headings))) <= width
+
+
+def _width(text: "Table", column: int) -> int:
+    return max(len(cell) for cell in (text.headings[column], *(row[column] for row in text.rows)))
+
+
+def _least_width(text: "Table", column: int) -> int:
+    """Return the width of a column whose cells are whole and whose heading is folded between words."""
+    return max(map(len, [*text.headings[column].split(), *(row[column] for row in text.rows)]))
 
 
 def write_text(path: Path, text: str) -> Path:
