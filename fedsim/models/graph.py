@@ -91,7 +91,7 @@ def _operations(graph: fx.Graph, model: nn.Module, parts: Sequence[Sequence[str]
     position = {node: i for i, node in enumerate(nodes)}
     operations = []
     for node in nodes:
-        keys: dict[str, str] = {}
+        own, keys = [], {}
         if node.op in ("call_module", "get_attr"):
             target = str(node.target)
             own = [key for key in first if key == target or key.startswith(f"{target}.")]
@@ -106,6 +106,7 @@ def _operations(graph: fx.Graph, model: nn.Module, parts: Sequence[Sequence[str]
                 tuple(Entry(name, key, own_parts.index(part_of[key])) for name, key in keys.items()),
                 kind=None if module is None else type(module),
                 affine=len(own_parts) == 1 and module is not None and _is_affine(module),
+                frozen=bool(own) and not keys,
             )
         )
     return operations
@@ -122,7 +123,7 @@ def _fused(operations: Sequence[Operation]) -> list[Operation]:
     fused: list[Operation] = []
     for i, each in enumerate(operations):
         head = each.inputs[0] if len(each.inputs) == 1 else 0
-        follows = head > 0 and users[head] == 1 and each.stackable and not each.parts
+        follows = head > 0 and users[head] == 1 and each.stackable and not each.parts and not each.frozen
         if follows and operations[head].stackable:
             place[i] = place[head]
             before = fused[place[i]]

@@ -48,6 +48,8 @@ class Operation:
         Its own weights: the name in the module, the state-dict key, and which of ``parts`` holds it.
     affine
         Whether its result is an affine function of its weights, so that a mix of weights gives a mix of results.
+    frozen
+        Whether its module has tensors, of which none is among its weights.
     stackable
         Whether the batches of several models may go through it as one.
     per_example
@@ -66,6 +68,7 @@ class Operation:
     entries: tuple[Entry, ...]
     kind: type[nn.Module] | None = None
     affine: bool = False
+    frozen: bool = False
     stackable: bool = False
     per_example: bool = False
     size: float = 0.0

@@ -63,8 +63,9 @@ def sites_of(operations: Sequence[Operation], root: nn.Module, results: Sequence
         if i == 0 or name is None or not results[i].is_floating_point():
             continue
         site = Site(name, i, bends=_bends(each, root, results[i]))
-        if each.kind in LINEAR and each.affine and not all(fixed[k] for k in each.inputs):
-            keys = {entry.name: entry.key for entry in each.entries}
+        keys = {entry.name: entry.key for entry in each.entries}
+        # A layer whose weight is frozen gives features, but there is no weight to compare.
+        if each.kind in LINEAR and each.affine and "weight" in keys and not all(fixed[k] for k in each.inputs):
             site = site.of_linear(root.get_submodule(str(each.node.target)), keys)
         sites.append(site)
     return with_unique_names(sites)
