@@ -84,8 +84,9 @@ class MadeUpData:
     def client(self, client: int) -> MadeUpClient:
         return self.clients[client]
 
-    def test(self) -> Batch:
-        return examples(len(self.clients), "test", 6)
+    def test(self, count: int | None = None) -> Batch:
+        inputs, targets = examples(len(self.clients), "test", 6)
+        return inputs[:count], targets[:count]
 
     def train_sample(self, examples: int) -> Batch:
         inputs, targets = (torch.cat(parts) for parts in zip(*(each.train for each in self.clients), strict=True))
