@@ -280,7 +280,17 @@ def distinguishing_settings(results: Sequence[Result]) -> list[dict[str, Any]]:
         if not key.startswith("strategy.") or labelled.get(key) != value
     )
     varying = [key for key in keys if len({str(each.get(key)) for each in changed}) > 1]
-    return [{key: each.get(key, "-") for key in varying} for each in shown]
+    return [
+        {key: _with_path(each.get(key, "-"), written.get(key)) for key in varying}
+        for each, written in zip(shown, settings, strict=True)
+    ]
+
+
+def _with_path(shown: Any, written: Any) -> Any:
+    """Return a file's content with the path that the settings have, not only its last part."""
+    if not isinstance(written, str) or shown == written:
+        return shown
+    return f"{written} {str(shown).removeprefix(Path(written).name).strip()}"
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

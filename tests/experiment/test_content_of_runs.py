@@ -181,3 +181,14 @@ def test_results_are_told_apart_by_their_content_and_read_without_the_code(capsy
     assert sorted(compared.text.headings[1:3]) == ["data.csv", "strategy.start"]
     assert [len({row[column] for row in compared.text.rows}) for column in (1, 2)] == [2, 2]
     assert len(fedsim.compare(runs, by="data.csv").text.rows) == 2
+
+
+def test_files_of_one_name_are_shown_with_their_folders() -> None:
+    for folder, labels in (("north", (0, 1)), ("south", (1, 0))):
+        Path(folder).mkdir()
+        label(*labels)
+        Path("labels.csv").rename(f"{folder}/labels.csv")
+    sites = ["north/labels.csv", "south/labels.csv"]
+    runs = fedsim.run(SETTINGS | {"rounds": 1, "sweep": {"data.csv": sites}}, jobs=1)
+    column = [row[1].split()[0] for row in fedsim.compare(runs).text.rows]
+    assert column == sites

@@ -119,7 +119,8 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert by_way["config"] == Failure("mend me", wrong_config=True)
     assert by_way["run"] == Failure("came to nothing")
     assert by_way["bug"].message == (
-        f"TypeError: odd thing (failing.py, line 17); fix it and {again}; the traceback is in {runs['bug'].folder.log}"
+        "TypeError: odd thing (failing.py, line 17); fix it and run the same command again; the traceback is in "
+        f"{runs['bug'].folder.log}"
     )
     if jobs > 1:
         cause = f"its process was killed by SIGKILL; {again}, with a smaller --jobs if memory ran out"

@@ -252,10 +252,10 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
     except (Exception, SystemExit) as error:  # in a custom strategy, model or other part, most likely
         if isinstance(error, OSError) and is_of_the_system(error) and not is_of_the_user(error):
             return Failure(str(error))
-        reason = f"{error_line(error)}; fix it and {AGAIN}"
-        if custom_names(run.config) or is_of_the_user(error):
-            return Failure(f"{reason}; the traceback is in {run.folder.log}")
-        return Failure(reason, trace=traceback.format_exc())
+        reason = f"{error_line(error)}; fix it and"
+        if custom_names(run.config) or is_of_the_user(error):  # whose sources, once they are fixed, name another run
+            return Failure(f"{reason} run the same command again; the traceback is in {run.folder.log}")
+        return Failure(f"{reason} {AGAIN}", trace=traceback.format_exc())
     return None
 
 
