@@ -68,7 +68,6 @@ def client_files(folder: RunFolder) -> tuple[set[Path], set[Path]]:
         ({"checkpoint_every": 4}, {6}),
         ({"checkpoint_every": 4, "checkpoints__keep": "best"}, {1, 2, 6}),
         ({"checkpoint_every": 4, "checkpoints__keep": "all"}, {1, 2, 4, 6}),
-        ({"checkpoints__keep": "all"}, {1, 2, 3, 4, 5, 6}),
         ({"checkpoints__keep": "best", "evaluate_every": 3}, {3, 6}),
         ({"checkpoints__keep": "best", "partition__validation": 0.0}, {6}),
     ],
