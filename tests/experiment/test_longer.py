@@ -139,6 +139,8 @@ def test_only_a_run_that_is_the_same_and_finished_is_continued(
     together(tiny(**SETTINGS, rounds=4))
     unfinished = together(tiny(**SETTINGS, rounds=2))
     unfinished.done.unlink()
+    (unfinished.path.parent / "no run").mkdir()
+    (unfinished.path.parent / "no run" / "DONE").touch()
     assert "continues" not in together(tiny(**SETTINGS, rounds=3)).read_env()
     assert "rounds of" not in capfd.readouterr().err
 

@@ -30,7 +30,8 @@ Row = Mapping[Any, Any]
 
 def finished_rounds(folder: Path) -> set[int]:
     """Return for how many rounds the finished runs of an experiment were to run."""
-    texts = (path.with_name("config.toml").read_text() for path in folder.glob("*/DONE"))
+    configs = (path.with_name("config.toml") for path in folder.glob("*/DONE"))
+    texts = (path.read_text(errors="replace") for path in configs if path.is_file())
     return {int(found[1]) for text in texts if (found := re.search(r"^rounds = (\d+)$", text, re.MULTILINE))}
 
 
