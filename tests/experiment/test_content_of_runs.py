@@ -62,6 +62,7 @@ def named(**changes: Any) -> list[Run]:
     return name_runs(read_experiment(SETTINGS | changes).configs(), Path("runs"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["the file", "a module"])
 def test_a_second_run_in_one_process_has_the_new_content(change: str) -> None:
     [first] = fedsim.run(SETTINGS, jobs=1)
@@ -154,6 +155,7 @@ def test_built_in_parts_show_and_record_nothing() -> None:
     assert "by whose content" not in describe_run(config)
 
 
+@pytest.mark.slow
 def test_results_are_told_apart_by_their_content_and_read_without_the_code(capsys: pytest.CaptureFixture[str]) -> None:
     settings = SETTINGS | {"rounds": 1, "strategy": {"name": "method:Own", "start": "start.txt"}}
     write(
