@@ -5,6 +5,7 @@ Zhang, Bengio and Singer 2022, Are all layers created equal?, arXiv 1902.01996.
 
 import pandas as pd
 
+from fedsim.analysis.arguments import check_state
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.groups import Groups, named_groups
@@ -40,6 +41,7 @@ def criticality(models: Models, start: Params, data: Data, *, groups: Groups = "
     ValueError
         If there is no state, a state or the start does not fit the model, or a layer pattern matches nothing.
     """
+    check_state("start", start)
     named = named_groups(models.layers, groups, models.seed)
     states = [*models.fitted, fit(models.model, start, "start")]
     mixed = models.mixed.of(states)

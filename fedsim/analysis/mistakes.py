@@ -1,6 +1,6 @@
 """What is wrong with examples that a model or a loss does not take, found once a measurement has failed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from textwrap import shorten
 from traceback import extract_tb
@@ -37,7 +37,8 @@ def explained(models: Models, inputs: Tensor | None, data: Data | None) -> Itera
 
 def _is_said(error: Exception) -> bool:
     """Tell whether a check of fedsim's has found the mistake."""
-    return isinstance(error, ValueError) and extract_tb(error.__traceback__)[-1].filename.startswith(OURS)
+    last = extract_tb(error.__traceback__)[-1]
+    return isinstance(error, ValueError) and last.filename.startswith(OURS) and (last.line or "").startswith("raise")
 
 
 def _check(models: Models, inputs: Tensor, data: Data | None, cause: Exception) -> None:
@@ -53,6 +54,12 @@ def _check(models: Models, inputs: Tensor, data: Data | None, cause: Exception) 
                 f"the model does not take inputs of {inputs.dtype}, shape {tuple(inputs.shape)}: {_text(error)}"
                 f"{_remedy(models, inputs)}"
             ) from cause
+        if models.calibration is not None:
+            try:
+                model(models.calibration[:FEW])
+            except Exception as error:
+                shape = tuple(models.calibration.shape)
+                raise ValueError(f"the model does not take the calibration of shape {shape}: {_text(error)}") from cause
         if data is None:
             return
         if not isinstance(outputs, Tensor):
@@ -60,7 +67,7 @@ def _check(models: Models, inputs: Tensor, data: Data | None, cause: Exception) 
                 f"the model returns a {type(outputs).__name__}; barriers need a tensor of outputs, so wrap the model"
             ) from cause
         given = f"targets of {data.targets.dtype}, shape {tuple(data.targets.shape)}"
-        described = f"outputs of shape {('n', *outputs.shape[1:])} and {given}".replace("'n'", "n")
+        described = f"outputs of shape {_shape(outputs.shape[1:])} and {given}"
         try:
             losses = data.criterion(outputs, data.targets[:FEW])
         except Exception as error:
@@ -84,10 +91,15 @@ def _text(error: Exception) -> str:
 
 def _remedy(models: Models, inputs: Tensor) -> str:
     """Return what may help, with a semicolon before it."""
-    dtypes = {value.dtype for value in models.fitted[0].values() if value.is_floating_point()}
+    dtypes = {value.dtype for value in models.model.state_dict().values() if value.is_floating_point()}
     if len(dtypes) == 1 and inputs.dtype not in dtypes:
         return f"; the model's weights are {next(iter(dtypes))}: convert one of them"
     return ""
+
+
+def _shape(rest: Sequence[int]) -> str:
+    """Return the shape of n examples of which each has the rest."""
+    return f"[{', '.join(map(str, ['n', *rest]))}]"
 
 
 def _rule(outputs: Tensor, data: Data) -> str:
@@ -96,8 +108,7 @@ def _rule(outputs: Tensor, data: Data) -> str:
         return ""
     if wrong := _wrong_classes(outputs, data):
         return f"; {wrong}"
-    rule = f"class indices of int64, shape {('n', *outputs.shape[2:])}".replace("'n'", "n").replace(",)", "]")
-    rule = rule.replace("(", "[").replace(")", "]")
+    rule = f"class indices of int64, shape {_shape(outputs.shape[2:])}"
     targets = data.targets
     if targets.ndim == outputs.ndim and targets.shape[1:] == outputs.shape[1:]:
         return f"; give {rule}, such as targets.argmax(1), or shares of classes as {outputs.dtype}"

@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedsim.analysis.arguments import check_is_number, check_model, check_states, check_weights
+from fedsim.analysis.arguments import (
+    check_examples,
+    check_is_number,
+    check_kinds,
+    check_model,
+    check_states,
+    check_weights,
+)
 from fedsim.analysis.features.features import Features, Walks
 from fedsim.analysis.mixing.average import average_of
 from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
@@ -50,7 +57,8 @@ class Models:
     TypeError
         If the model is not a module, or the states are not state dicts.
     ValueError
-        If the weights do not fit the states, there are no threads, or ``normalisation`` is unknown.
+        If the weights do not fit the states, there are no threads or too few inputs for calibration, or
+        ``normalisation`` is unknown.
     """
 
     model: nn.Module
@@ -70,6 +78,10 @@ class Models:
         check_is_number("threads", self.threads)
         if self.threads < 1:
             raise ValueError(f"threads = {self.threads} must be at least 1")
+        if self.calibration is not None:
+            check_examples(self.calibration, self.calibration, "calibration")
+            if len(self.calibration) < 2:
+                raise ValueError(f"calibration has {len(self.calibration)} inputs; statistics need at least 2")
         if self.normalisation not in get_args(Normalisation):
             raise ValueError(
                 f"normalisation = {self.normalisation!r} must be one of {', '.join(get_args(Normalisation))}"
@@ -92,7 +104,9 @@ class Models:
         ValueError
             If there is no state, or one does not fit the model.
         """
-        return fit_all(self.model, self.states)
+        fitted = fit_all(self.model, self.states)
+        check_kinds(fitted, self.model.state_dict())
+        return fitted
 
     def at_least(self, number: int) -> list[Params]:
         """Return the states, checked.

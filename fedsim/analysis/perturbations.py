@@ -105,6 +105,9 @@ def _ascent(net: nn.Module, inputs: Tensor, targets: Tensor, criterion: Criterio
 def _check(inputs: Tensor, sizes: Mapping[str, Sequence[float]]) -> None:
     if not inputs.is_floating_point():
         raise ValueError(f"inputs are {inputs.dtype}; only floating-point inputs can be perturbed")
+    for name, values in sizes.items():
+        if isinstance(values, str | float | int):
+            raise TypeError(f"{name} = {values!r} must be a list of numbers, such as [0.1]")
     if not any(sizes.values()):
         raise ValueError("fgsm and noise are both empty; give at least one size")
     for name, values in sizes.items():

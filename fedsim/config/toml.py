@@ -88,7 +88,7 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return plain_settings(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | range):
         return [_plain(each) for each in value]
     if callable(getattr(value, "tolist", None)):  # numbers and arrays of NumPy and torch
         return _plain(value.tolist())

@@ -89,6 +89,12 @@ def run(
     RunError
         If a run failed; the others are done, and the same call resumes it.
     """
+    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+        raise ConfigError(f"jobs = {jobs!r} must be a whole number of at least 1")
+    if on_round is not None and not callable(on_round):
+        raise ConfigError(f"on_round = {on_round!r} must be a function that takes a round")
+    if name is not None and Path(name).name != name:
+        raise ConfigError(f"name = {name!r} must be that of a folder, without a path; set the path with out")
     changes = read_overrides(overrides or {}) | ({} if engine is None else {("engine", "name"): engine})
     experiment = read_experiment(settings, changes, name)
     outcome = run_experiment(experiment, Path(out), jobs, on_round)

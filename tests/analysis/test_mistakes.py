@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 import fedsim
-from fedsim.analysis import Data, Models, barriers, cka, peaks
-from tests.analysis.cases import mlp, models
+from fedsim.analysis import Data, Models, barriers, cka, criticality, peaks, perturbations
+from tests.analysis.cases import mlp, models, norm_net
 
 MODEL, STATES, INPUTS, TARGETS = models(2)
 FEW = "the model does not take inputs of torch.float64, shape \\(40, 4\\): .*"
@@ -101,6 +101,39 @@ WRONG: dict[str, tuple[Call, type[Exception], str]] = {
         "normalisation = 'mean' must be one of interpolate, base, recompute",
     ),
     "another argument": (measured(group="full"), TypeError, "barriers has no argument 'group'; did you mean 'groups'"),
+    "quantised weights": (
+        measured(MODEL, [{key: value.to(torch.int8) for key, value in STATES[0].items()}]),
+        ValueError,
+        "state 0 has '0.weight' of torch.int8; in the model it is torch.float64",
+    ),
+    "a loss in a column": (
+        measured(criterion=lambda outputs, targets: outputs[:, :1]),
+        ValueError,
+        r"the criterion returns \(2, 1\) for 2 examples",
+    ),
+    "a module for a start": (
+        lambda: criticality(MODEL, STATES, MODEL, INPUTS, TARGETS),
+        TypeError,
+        r"start is a Sequential; give its state_dict\(\)",
+    ),
+    "one size of noise": (
+        lambda: perturbations(MODEL, STATES, INPUTS, TARGETS, noise=0.1),
+        TypeError,
+        r"noise = 0.1 must be a list of numbers, such as \[0.1\]",
+    ),
+    "no input for calibration": (measured(calibration=INPUTS[:1]), ValueError, "calibration has 1 inputs; statistics"),
+    "another shape for calibration": (
+        lambda: barriers(
+            norm_net().double(),
+            [norm_net().double().state_dict()] * 2,
+            INPUTS,
+            TARGETS,
+            normalisation="recompute",
+            calibration=INPUTS[:, 1:],
+        ),
+        ValueError,
+        r"the model does not take the calibration of shape \(40, 4\)",
+    ),
     "a table for a measurement": (
         lambda: peaks(barriers(MODEL, STATES, INPUTS, TARGETS)),
         TypeError,

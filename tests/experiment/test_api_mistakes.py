@@ -22,6 +22,9 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fedsim.partition(TINY, ["a"]),  # type: ignore[arg-type]
         r"overrides are \['a'\]; give a dict by setting",
     ),
+    "no job": (lambda: fedsim.run(TINY, jobs=0), "jobs = 0 must be a whole number of at least 1"),
+    "a path for a name": (lambda: fedsim.run(TINY, name="../a"), "name = '../a' must be that of a folder"),
+    "no function": (lambda: fedsim.run(TINY, on_round=3), "on_round = 3 must be a function"),  # type: ignore[arg-type]
     "a metric": (lambda: Question(metric="acc"), "--metric 'acc' must be one of accuracy, loss"),  # type: ignore[arg-type]
     "a round": (lambda: Question(at=3), "--at 3 must be one of last, best"),  # type: ignore[arg-type]
     "a list to group by": (lambda: Question(by=["seed"]), r"--by \['seed'\] must be a text"),  # type: ignore[arg-type]
@@ -40,9 +43,15 @@ def test_a_wrong_argument_is_one_line_that_names_it(wrong: str) -> None:
 
 
 def test_numbers_of_numpy_and_torch_are_numbers() -> None:
-    given = {"clients": np.int64(4), "local": {"lr": np.float32(0.5)}, "ts": np.array([0.0, 1.0]), "n": torch.tensor(3)}
+    given = {
+        "clients": np.int64(4),
+        "local": {"lr": np.float32(0.5)},
+        "ts": np.array([0.0, 1.0]),
+        "n": torch.tensor(3),
+        "seed": range(2),
+    }
     plain = plain_settings(given)
-    assert plain == {"clients": 4, "local": {"lr": 0.5}, "ts": [0.0, 1.0], "n": 3}
+    assert plain == {"clients": 4, "local": {"lr": 0.5}, "ts": [0.0, 1.0], "n": 3, "seed": [0, 1]}
     assert [type(plain[key]) for key in ("clients", "n", "ts")] == [int, int, list]
 
 
