@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedsim.config import Config, StopConfig
+from fedsim.config.content import counted_files
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
@@ -117,7 +118,8 @@ def test_a_stopped_run_that_was_killed_ends_with_the_bytes_of_an_unbroken_one(
 def test_a_stopped_run_is_done_and_fedsim_says_why(
     misleading: Callable[..., Config], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run("tiny run", misleading(), RunFolder(tmp_path / "run"))
+    config = misleading()
+    run = Run("tiny run", config, RunFolder(tmp_path / "run"), files=counted_files(config))
     assert run_all([run]) == {}
     assert run.folder.done.exists()
     shown = " ".join(capfd.readouterr().err.split())
