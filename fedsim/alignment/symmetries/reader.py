@@ -137,11 +137,11 @@ class Reader(fx.Interpreter):
             rule = rule_of_module(module)
         elif node.op == "call_function":
             target: Any = node.target
-            call = replace(call, run=lambda first: target(first, *args[1:], **kwargs))
+            call = replace(call, run=_tried(lambda first: target(first, *args[1:], **kwargs)))
             rule = rule_of_function(target)
         elif node.op == "call_method":
             name = str(node.target)
-            call = replace(call, run=lambda first: getattr(first, name)(*args[1:], **kwargs))
+            call = replace(call, run=_tried(lambda first: getattr(first, name)(*args[1:], **kwargs)))
             rule = METHODS.get(name)
         if call.module is None and not call.layouts and rule is not rules_shapes.constant:
             return _still(result)
@@ -183,3 +183,15 @@ def _checked(known: Any, result: Any) -> Any:
             raise UnknownError
         return tuple(map(_checked, known, result))
     return _still(result)
+
+
+def _tried(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """Return a function that may not take every tensor, as the parts of a complex one are not those of an index."""
+
+    def result(first: Tensor) -> Any:
+        try:
+            return run(first)
+        except (TypeError, RuntimeError) as error:
+            raise UnknownError from error
+
+    return result
