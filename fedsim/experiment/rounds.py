@@ -120,7 +120,7 @@ class Rounds:
                 received.updates = self._gate(server_round, gate, received.updates)
         for update in received.updates:
             rows += client_rows(server_round, update.client, update.metrics)
-        if measured and (finite := [update for update in received.updates if update.is_finite()]):
+        if measured and (finite := [update for update in received.updates if update.is_finite(self.federation.layers)]):
             with self._timed("barriers"):
                 rows += self._measure(server_round, finite)
         with self._timed("aggregate"):
@@ -171,7 +171,7 @@ class Rounds:
 
     def _gate(self, server_round: int, gate: Measurable, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Give the strategy the barriers that it asks for; return the updates with the cost of measuring them."""
-        finite = [update for update in updates if update.is_finite()]
+        finite = [update for update in updates if update.is_finite(self.federation.layers)]
         table = gate_barriers(self.federation, finite, gate, self._threads)
         if len(table):
             write_parquet(self.folder.measured("gate", server_round), table)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.models.blocks import for_each_block
-from fedsim.models.params import Params, empty_flat
+from fedsim.models.params import Params, empty_flat, moves
 
 GROUP = 8  # members that `WeightedMean` waits for before it folds them into the mean
 
@@ -169,7 +169,7 @@ def _average_(mean: Tensor, members: Sequence[Tensor], workspace: Tensor, fracti
 
 
 def _floating(member: Params) -> Params:
-    return {key: value for key, value in member.items() if value.is_floating_point()}
+    return {key: value for key, value in member.items() if moves(value)}
 
 
 def _entries(member: Params, like: Params) -> Params:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from fedsim.models.frozen import copy_of
 from fedsim.models.in_place import set_not_in_place_
 from fedsim.models.operation import Entry, NotTraceableError, Operation, is_plain, one_line
-from fedsim.models.params import first_keys
+from fedsim.models.params import first_keys, is_finite
 from fedsim.models.probing import count_flops, measured, probes_of
 from fedsim.models.purity import outputs_of
 from fedsim.models.tracer import Tracer
@@ -44,6 +44,10 @@ def trace(model: nn.Module, parts: Sequence[Sequence[str]], probes: Tensor) -> l
         graph = _graph_of(other, model)
         operations = _operations(graph, model, parts)
         moving = {key for part in parts for key in part}
+        if infinite := [
+            key for key, value in model.state_dict().items() if key in moving and not is_finite({"": value})
+        ]:
+            raise NotTraceableError(f"{infinite[0]!r} is not finite, as a mask is")  # which `torch.lerp` makes NaN
         return _fused(measured(operations, model, original, probes, expected, moving))
     except NotTraceableError:
         raise

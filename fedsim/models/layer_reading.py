@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedsim.models.frozen import is_norm
 from fedsim.models.layer import Head, Kind, Layer
+from fedsim.models.params import moves
 from fedsim.models.usage import Usage, usage_of
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,11 @@ def read_layers(
     ValueError
         If the head that was named does not give as many outputs as the model has.
     """
-    entries = {key: value for key, value in model.state_dict(keep_vars=True).items() if _moves(value)}
+    entries = {
+        key: value
+        for key, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor) and moves(value)
+    }
     owned, aliases, layer_of = _owned(entries)
     modules = dict(model.named_modules(remove_duplicate=False))
     linear = [layer_of[owner] for owner in layer_of if isinstance(modules.get(owner), nn.Linear)]
@@ -93,10 +98,6 @@ def owner_of(key: str) -> str:
     if parametrised:
         return module[1:] or rest.partition(".")[0]
     return key.rpartition(".")[0] or key
-
-
-def _moves(value: object) -> bool:
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _owned(entries: Mapping[str, Tensor]) -> tuple[dict[str, list[str]], dict[str, str], dict[str, str]]:

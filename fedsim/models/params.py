@@ -173,10 +173,14 @@ def unflatten(params: Params, separator: str = "/", levels: int | None = None) -
     return tree
 
 
+def moves(value: Tensor) -> bool:
+    """Whether a tensor can be averaged and mixed: real and complex numbers can, integers and float8, a code, cannot."""
+    return (value.is_floating_point() and value.dtype.itemsize > 1) or value.is_complex()
+
+
 def lerp(start: Params, end: Params, t: float) -> Params:
-    """Return ``(1 - t) * start + t * end``; exact at 0 and at 1; integer entries stay the start's."""
-    moving = {key for key, value in start.items() if value.is_floating_point() or value.is_complex()}
-    return {key: (1 - t) * value + t * end[key] if key in moving else value for key, value in start.items()}
+    """Return ``(1 - t) * start + t * end``; exact at 0 and at 1; other entries stay the start's."""
+    return {key: (1 - t) * value + t * end[key] if moves(value) else value for key, value in start.items()}
 
 
 def as_real(value: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fedsim.errors import DivergedError, RunError
+from fedsim.models.layers import Layers
 from fedsim.models.params import Params, is_finite
 
 
@@ -37,9 +38,13 @@ class ClientUpdate:
     sets: Mapping[str, Params] = field(default_factory=dict)
     missing: str = ""
 
-    def is_finite(self) -> bool:
-        """Tell whether the layers that the client keeps are finite too; a model that diverged has no barriers."""
-        return is_finite(self.probe)
+    def is_finite(self, layers: Layers) -> bool:
+        """Tell whether the layers that the client keeps are finite too; a model that diverged has no barriers.
+
+        Buffers that are no statistics do not count: masks are infinite.
+        """
+        keys = set(layers.keys(layers.names))
+        return is_finite({key: value for key, value in self.probe.items() if key in keys})
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import error_line
 from fedsim.models.frozen import copy_of
-from fedsim.models.params import Params, load_state_, state_of
+from fedsim.models.params import Params, load_state_, moves, state_of
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.cohort import LocalTask, train_cohort
 from fedsim.training.local import train_
@@ -51,8 +51,9 @@ def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor) -> str | N
 
 
 def _distance(one: Params, other: Params) -> float:
-    floats = [key for key, value in one.items() if value.is_floating_point()]
-    return math.sqrt(sum(float((one[key] - other[key]).double().square().sum()) for key in floats))
+    pairs = [(value.double(), other[key].double()) for key, value in one.items() if moves(value)]
+    # The difference of equal infinities, as in masks, is 0.
+    return math.sqrt(sum(float(torch.where(a == b, 0, a - b).square().sum()) for a, b in pairs))
 
 
 class Gauge(Protocol):

@@ -201,3 +201,24 @@ def frozen_base(shape: Shape, classes: int) -> nn.Module:
     model = Net(shape, classes)
     model.first.requires_grad_(False)
     return model
+
+
+def float8_frozen(shape: Shape, classes: int) -> nn.Module:
+    return Net(shape, classes, Scale(torch.linspace(0.5, 1, WIDTH).to(torch.float8_e4m3fn), parameter=True))
+
+
+class Attention(nn.Module):
+    """Lets each hidden unit see those before it, by a mask of infinities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(1, 4)
+        self.register_buffer("mask", torch.full((WIDTH, WIDTH), float("-inf")).triu(1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        query = self.query(hidden.unsqueeze(2))
+        return ((query @ query.mT + self.mask).softmax(2) @ hidden.unsqueeze(2)).squeeze(2)
+
+
+def infinite_mask(shape: Shape, classes: int) -> nn.Module:
+    return Net(shape, classes, Attention())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedsim.analysis.mixing.mixes import Source
-from fedsim.models.params import Params
+from fedsim.models.params import Params, moves
 
 
 class Sources:
@@ -33,10 +33,10 @@ class Sources:
             return self._states[source][key]
         start, end, t = source
         value = self._states[start][key]
-        if not (value.is_floating_point() or value.is_complex()):
+        if not moves(value):
             return value
         # Unlike (1 - t) * start + t * end, it is exact where both are alike.
-        return self._keep((key, source), lambda: torch.lerp(value, self._states[end][key], t))
+        return self._keep((key, source), lambda: _between(value, self._states[end][key], t))
 
     def difference(self, key: str, base: int, other: int) -> Tensor:
         """Return an entry of ``base`` minus that of ``other``."""
@@ -55,3 +55,7 @@ class Sources:
                 self._free -= value.nbytes
                 self._kept[name] = value
         return value
+
+
+def _between(one: Tensor, other: Tensor, t: float) -> Tensor:
+    return torch.where(one == other, one, torch.lerp(one, other, t))  # infinities of masks too

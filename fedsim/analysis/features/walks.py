@@ -15,7 +15,7 @@ from fedsim.models.copies import loaded
 from fedsim.models.graph import NotTraceableError
 from fedsim.models.layers import Layers
 from fedsim.models.operation import is_plain
-from fedsim.models.params import Params, first_keys, state_of
+from fedsim.models.params import Params, first_keys, moves, state_of
 from fedsim.models.purity import same_draws
 
 
@@ -181,7 +181,7 @@ class ModuleWalk:
         # Compiled modules take no hooks.
         self._names = [n for n in names if n in modules and not isinstance(modules[n], torch.jit.ScriptModule)]
         state = state_of(model)
-        other = {key: value * 0.9 if value.is_floating_point() else value for key, value in state.items()}
+        other = {key: value * 0.9 if moves(value) else value for key, value in state.items()}
         with torch.inference_mode():
             called, again = (self._called(model, probes, each) for each in (state, other))
         self._expected = [each.name for each in called]

@@ -34,8 +34,9 @@ def own_model(federation: Federation, context: Context) -> Params:
 
 def not_finite(federation: Federation, context: Context) -> str:
     """Return which of a client's personal layers, and of its rule's sets, are not finite; empty if all are."""
-    kept = stored(context, MODEL)
+    kept, start = stored(context, MODEL), federation.initial
     broken = [] if is_finite(kept) else [key for key, value in kept.items() if not is_finite({key: value})]
+    broken = [key for key in broken if is_finite({key: start[key]})]  # masks are infinite from the start
     names = list(dict.fromkeys(map(federation.layers.of_key, broken)))
     sets = [name for name in messages.sets_of(context.state) if not is_finite(stored(context, name))]
     parts = [f"its personal layers {', '.join(names)}"] * bool(names) + [f"its set {name}" for name in sets]
