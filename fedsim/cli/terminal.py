@@ -30,7 +30,7 @@ def print_error(message: str) -> None:
 
 
 def print_table(text: "Table") -> None:
-    """Print a table; on a narrow terminal texts are folded, and numbers that have no room follow in another table."""
+    """Print a table and its notes; on a narrow terminal texts are folded, and numbers without room follow in another."""
     # Piped into a file, a table keeps its columns whatever the width of a terminal would be.
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     is_narrow = not _fits(text, console.width)
@@ -45,6 +45,8 @@ def print_table(text: "Table") -> None:
         for row in text.rows:
             table.add_row(*(row[column] for column in columns))
         console.print(table)
+    for note in text.notes:
+        print(f" {note}")
 
 
 def columns_that_fit(text: "Table", width: int) -> Iterator[list[int]]:

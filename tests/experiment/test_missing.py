@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from fedsim.cli.terminal import print_table
 from fedsim.config import Config
 from fedsim.config.expectation import Expectation
 from fedsim.errors import DivergedError
@@ -105,7 +106,10 @@ def test_a_client_whose_personal_layers_diverge_is_named_and_its_values_are_miss
 
 @pytest.mark.slow
 def test_means_over_clients_say_how_many_are_missing_and_pass_over_none(
-    tiny: Callable[..., Config], play: Callable[..., RunFolder], diverge: Diverge
+    tiny: Callable[..., Config],
+    play: Callable[..., RunFolder],
+    diverge: Diverge,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = head_shared(tiny, rounds=1)
     diverge(config, LOST)
@@ -124,6 +128,8 @@ def test_means_over_clients_say_how_many_are_missing_and_pass_over_none(
     shown = f"{100 * others.mean():.1f} (1 missing)"
     notes = ("1 client evaluation without values: not finite (1)", f"personal layers of client {LOST} not finite")
     assert compared.text.notes == notes
+    print_table(compared.text)
+    assert capsys.readouterr().out.endswith("".join(f" {note}\n" for note in notes))
     for text in (repr(compared), as_latex(compared.text), as_markdown(compared.text), compared._repr_html_()):
         assert shown in text
         assert all(note in text for note in notes)
