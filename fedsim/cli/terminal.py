@@ -30,7 +30,7 @@ def print_error(message: str) -> None:
 
 
 def print_table(text: "Table") -> None:
-    """Print a table and its notes; on a narrow terminal texts are folded, and numbers without room follow in another."""
+    """Print a table and its notes; on a narrow terminal texts are folded, and numbers that have no room follow."""
     # Piped into a file, a table keeps its columns whatever the width of a terminal would be.
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     is_narrow = not _fits(text, console.width)
