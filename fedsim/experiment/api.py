@@ -93,7 +93,7 @@ def run(
         raise ConfigError(f"jobs = {jobs!r} must be a whole number of at least 1")
     if on_round is not None and not callable(on_round):
         raise ConfigError(f"on_round = {on_round!r} must be a function that takes a round")
-    if name is not None and Path(name).name != name:
+    if name is not None and (Path(name).name != name or name == ".."):
         raise ConfigError(f"name = {name!r} must be that of a folder, without a path; set the path with out")
     changes = read_overrides(overrides or {}) | ({} if engine is None else {("engine", "name"): engine})
     experiment = read_experiment(settings, changes, name)

@@ -66,7 +66,7 @@ def drawn(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("n", "drawn_from"), [(30, None), (100, None), (30, math.inf), (100, math.inf), (100, 1000), (100, 200)]
+    ("n", "drawn_from"), [(30, None), (100, None), (30, math.inf), (100, 1000), (100, 200)]
 )
 def test_errors_and_bands_hold_as_often_as_they_say_however_the_sample_was_drawn(
     n: int, drawn_from: float | None
@@ -77,9 +77,9 @@ def test_errors_and_bands_hold_as_often_as_they_say_however_the_sample_was_drawn
     truth = np.zeros((GROUPS, len(TS)))
     truth[:, 1:3] = (heights @ SHARES).reshape(GROUPS, 2)
     inside, misses, errors = [], [], []
-    for repeat in range(200):
+    for repeat in range(150):
         measured = measurement(*drawn(stream, heights, n, drawn_from), references=["own_base"])
-        table = with_bands(measured, 0.95, draws=200, seed=repeat)
+        table = with_bands(measured, 0.95, draws=150, seed=repeat)
         low, high = table["loss_own_base_low"].to_numpy(), table["loss_own_base_high"].to_numpy()
         inside.append(np.all((low <= truth.ravel()) & (truth.ravel() <= high)))
         uncertain = (table["loss_own_base_se"] > 0).to_numpy()
