@@ -127,9 +127,9 @@ def test_sequences_have_logits_at_each_position() -> None:
 def test_a_head_that_cannot_be_determined_is_asked_for_by_name() -> None:
     with pytest.raises(ValueError, match="'head' is not known: the model has no linear layer"):
         FedRod(nn.Sequential(nn.Conv2d(1, 1, 1)))
-    with pytest.raises(ValueError, match=r"head = 'fc\*' is fc1, fc2, fc3; it must be a single linear layer"):
+    with pytest.raises(ValueError, match=r"head = 'fc\*' is fc1, fc2, fc3; it must be a plain linear layer"):
         FedRod(Mlp(), head="fc*")
-    with pytest.raises(ValueError, match="head = 'bn' is bn; it must be a single linear layer"):
+    with pytest.raises(ValueError, match="head = 'bn' is bn; it must be a plain linear layer"):
         FedRod(norm_mlp(), head="bn")
     with pytest.raises(ValueError, match=r"absent_count = 0 must be greater than 0"):
         FedRod(Mlp(), absent_count=0)
