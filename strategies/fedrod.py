@@ -71,6 +71,4 @@ class FedRod(Strategy):
         own = {key.rpartition(".")[2] for key in self.layers.keys(head)}
         if len(head) != 1 or not isinstance(module, nn.Linear) or own != dict(module.named_parameters()).keys():
             found = ", ".join(head) or "nothing"
-            raise ValueError(
-                f"head = {self.head!r} is {found}; it must be a single linear layer of plain parameters; name it"
-            )
+            raise ValueError(f"head = {self.head!r} is {found}; it must be a plain linear layer; name that layer")
