@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
-from fedsim.analysis.mixing.paired import check_paired
+from fedsim.analysis.mixing.paired import check_outputs, check_paired
 from fedsim.analysis.models import Models
 from fedsim.models.copies import loaded
 from fedsim.models.params import Params
@@ -57,7 +57,7 @@ def perturbations(
     """
     fitted, inputs, targets, criterion = models.fitted, data.inputs, data.targets, data.criterion
     _check(inputs, {"fgsm": fgsm, "noise": noise})
-    check_paired(inputs, targets)
+    check_paired(data)
     size = EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH
     counts = data.target_counts
     weights = torch.ones(len(inputs), dtype=torch.float64) if counts is None else counts
@@ -79,6 +79,7 @@ def perturbations(
             for number, (kind, far) in enumerate(kinds):
                 with torch.inference_mode():
                     outputs = net(batch + far * directions[kind])
+                    check_outputs(data, outputs)
                     found = losses_and_errors(outputs, expected, criterion)
                     sums[number] += torch.stack([(values.double().cpu() * weight).sum() for values in found])
         return sums / weights.sum()

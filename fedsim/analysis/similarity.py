@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.mixing.mixes import Pair, pairs_once
+from fedsim.analysis.mixing.paired import check_inputs
 from fedsim.analysis.models import Models
 from fedsim.models.copies import loaded
 from fedsim.models.params import Params
@@ -48,6 +49,7 @@ def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None =
     ``outputs_sim`` and ``softmax_sim`` in the released code of arXiv 2307.06966.
     """
     states, ends = models.at_least(2), pairs_once(pairs, len(models))
+    check_inputs(inputs)
     threads = models.threads
     batches = inputs.split(EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH)
     with ThreadPoolExecutor(threads) as pool:

@@ -12,6 +12,7 @@ from fedsim.analysis.features.sites import Site
 from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.features.walks import DifferentCallsError, ModuleWalk, OperationWalk, Values, Walk
 from fedsim.analysis.mixing.mixes import Source
+from fedsim.analysis.mixing.paired import check_inputs
 from fedsim.analysis.mixing.traced import Tracer, in_order, prepared, say_once
 from fedsim.models.frozen import copy_of
 from fedsim.models.graph import NotTraceableError, probes_of
@@ -97,12 +98,13 @@ class Features:
     Raises
     ------
     ValueError
-        If there are no inputs.
+        If there are no inputs, or some are not finite.
     """
 
     def __init__(
         self, walks: Walks, states: Sequence[Params], inputs: Tensor, sources: Sequence[Source], threads: int = 1
     ) -> None:
+        check_inputs(inputs)
         self._walks, self._walk = walks, walks.of(inputs)
         self._inputs, self._list, self._threads = inputs, list(sources), threads
         self._local = threading.local()

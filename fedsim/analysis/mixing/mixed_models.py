@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.execute import Execution
 from fedsim.analysis.mixing.mixes import Mix, Normalisation, Part, Recipe, Source, parts_of, recipe_of
-from fedsim.analysis.mixing.paired import check_paired
+from fedsim.analysis.mixing.paired import check_outputs, check_paired
 from fedsim.analysis.mixing.plan import Plan, make_plan
 from fedsim.analysis.mixing.traced import Traced, Tracer, in_order, prepared, say_once
 from fedsim.models.copies import loaded
@@ -120,9 +120,11 @@ class MixedModels:
         Raises
         ------
         ValueError
-            If there are no inputs, or not as many targets.
+            If there are no inputs, some are not finite, there are not as many targets, or there is no criterion and the
+            model has a single class.
         """
-        check_paired(data.inputs, data.targets)
+        check_paired(data)
+        check_outputs(data, self.tracer.outputs(data.inputs))
         distinct = list(dict.fromkeys(recipes))
         evaluated = self._evaluated(distinct, data)
         counts = data.target_counts

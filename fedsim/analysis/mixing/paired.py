@@ -2,21 +2,53 @@
 
 from torch import Tensor
 
+from fedsim.analysis.data import Data
 from fedsim.analysis.samples.sampling import Sampling
+from fedsim.training.evaluation import cross_entropies
 
 
-def check_paired(inputs: Tensor, targets: Tensor) -> None:
+def check_inputs(inputs: Tensor) -> None:
+    """Check that there are inputs, all of them numbers.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or some are not finite.
+    """
+    if not len(inputs):
+        raise ValueError("there are no inputs; give at least one")
+    if inputs.is_floating_point() and not bool((finite := inputs.isfinite()).all()):
+        bad = int(finite.reshape(len(inputs), -1).all(1).logical_not().nonzero()[0])
+        raise ValueError(f"inputs has values that are not finite, first at example {bad}; remove or fill them")
+
+
+def check_paired(data: Data) -> None:
     """Check that there are examples.
 
     Raises
     ------
     ValueError
-        If there are no inputs, or not as many targets.
+        If there are no inputs, some are not finite, or there are not as many targets.
     """
-    if not len(inputs):
-        raise ValueError("there are no inputs; give at least one")
-    if len(targets) != len(inputs):
-        raise ValueError(f"there are {len(targets)} targets for {len(inputs)} inputs; give one for each")
+    check_inputs(data.inputs)
+    if len(data.targets) != len(data.inputs):
+        raise ValueError(f"there are {len(data.targets)} targets for {len(data.inputs)} inputs; give one for each")
+
+
+def check_outputs(data: Data, outputs: Tensor) -> None:
+    """Check that a model's outputs have more than one class, if cross-entropy is taken of them.
+
+    Raises
+    ------
+    ValueError
+        If they have one.
+    """
+    if data.criterion is cross_entropies and outputs.ndim > 1 and outputs.shape[1] == 1:
+        shapes = f"[{', '.join(map(str, ('n', *outputs.shape[1:])))}]", tuple(data.targets.shape)
+        raise ValueError(
+            f"the model has one output for each example (shape {shapes[0]}, targets of shape {shapes[1]}), of which "
+            "cross-entropy is always 0; targets must be indices of two classes or more, or give a criterion"
+        )
 
 
 def mean_and_error(differences: Tensor, sampling: Sampling | None = None) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from fedsim.models.frozen import copy_of
 from fedsim.models.graph import NotTraceableError, Operation, count_flops, probes_of, trace
 from fedsim.models.params import Params
 from fedsim.models.probing import results_of
+from fedsim.models.purity import same_draws
 
 logger = logging.getLogger(__name__)
 _said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
@@ -103,6 +104,7 @@ class Tracer:
         self.origin, self.model = model, loaded(model, state)
         self._keys = [part.keys for part in parts]
         self._found: dict[tuple[torch.Size, torch.dtype, torch.device], Traced | NotTraceableError] = {}
+        self._outputs: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
 
     def traced(self, inputs: Tensor) -> Traced:
         """Return the model's operations on inputs of this shape.
@@ -126,6 +128,14 @@ class Tracer:
         if isinstance(found, NotTraceableError):
             raise found
         return found
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Return what the model gives for two of the inputs."""
+        kind = _kind(inputs)
+        if kind not in self._outputs:
+            with torch.inference_mode(), same_draws(inputs.device):
+                self._outputs[kind] = copy_of(self.model)(probes_of(inputs)[:2])
+        return self._outputs[kind]
 
     def refuse(self, inputs: Tensor, reason: NotTraceableError) -> None:
         """Let the model be run as a whole on inputs of this shape from now on."""

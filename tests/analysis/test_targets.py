@@ -1,0 +1,75 @@
+"""Examples that a model cannot be measured on are one line that says what to give instead."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fedsim
+from fedsim.analysis import barriers, connectivity, criticality, perturbations, stitching
+from fedsim.analysis.similarity import similarity
+from tests.analysis.cases import models
+
+N = 40
+CLASSES = torch.arange(N) % 3
+BAD = {
+    "column": (CLASSES.double()[:, None], "class indices"),
+    "whole column": (CLASSES[:, None], "targets.squeeze(1)"),
+    "one-hot": (nn.functional.one_hot(CLASSES), "targets.argmax(1)"),
+    "real": (torch.linspace(0, 1, N), "class indices"),
+    "int32": (CLASSES.int(), "targets.long()"),
+    "too many": (CLASSES + 1, "the class 3; the model has outputs for classes from 0 to 2"),
+    "negative": (CLASSES - 1, "the class -1; the model has outputs for classes from 0 to 2"),
+    "too few": (CLASSES[:-1], "there are 39 targets for 40 inputs"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_targets_that_are_no_class_indices_are_refused_in_one_line(kind: str) -> None:
+    model, states, inputs, _ = models(2)
+    targets, message = BAD[kind]
+    measures = [
+        lambda: barriers(model, states, inputs, targets),
+        lambda: fedsim.barriers(model, states, inputs, targets),
+        lambda: stitching(model, states, inputs, targets),
+        lambda: criticality(model, states, states[0], inputs, targets),
+        lambda: perturbations(model, states, inputs, targets, noise=[0.1]),
+    ]
+    for measure in measures:
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            measure()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_criterion_takes_any_targets() -> None:
+    model, states, inputs, _ = models(2)
+
+    def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs[:, :1] - targets).square().sum(1)
+
+    table = barriers(model, states, inputs, CLASSES.double()[:, None], criterion=squared, groups="full")
+    assert (table["loss"] > 0).all()
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(4, dtype=torch.int64), torch.rand(4, 1), torch.ones(4, 1)])
+def test_cross_entropy_of_a_single_output_is_refused(targets: Tensor) -> None:
+    model = nn.Linear(5, 1)
+    for measure, options in ((barriers, {}), (perturbations, {"noise": [0.1]})):
+        with pytest.raises(ValueError, match="one output .* is always 0; targets must .* give a criterion"):
+            measure(model, [model.state_dict()] * 2, torch.randn(4, 5), targets, **options)
+
+
+def test_inputs_that_are_not_finite_are_refused() -> None:
+    model, states, inputs, targets = models(2)
+    inputs[7, 2] = torch.nan
+    measures = [
+        lambda: barriers(model, states, inputs, targets),
+        lambda: connectivity(model, states, inputs),
+        lambda: similarity(model, states, inputs),
+    ]
+    for measure in measures:
+        with pytest.raises(
+            ValueError, match="inputs has values that are not finite, first at example 7; remove or fill"
+        ):
+            measure()
