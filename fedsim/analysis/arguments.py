@@ -66,20 +66,6 @@ def check_state(name: str, state: Any) -> None:
             raise TypeError(f"{name} has {key!r}, {kind(value)}; each entry must be a tensor")
 
 
-def check_kinds(states: Sequence[Mapping[str, Tensor]], like: Mapping[str, Tensor]) -> None:
-    """Check that weights are not quantised. Counters may come back from averaging as fractions.
-
-    Raises
-    ------
-    ValueError
-        If an entry holds whole numbers, and not in the model.
-    """
-    for number, state in enumerate(states):
-        for key, value in state.items():
-            if _is_whole(value) and not _is_whole(like[key]):
-                raise ValueError(f"state {number} has {key!r} of {value.dtype}; in the model it is {like[key].dtype}")
-
-
 def check_examples(inputs: Any, targets: Any, first: str = "inputs") -> None:
     """Check that examples are tensors with a first dimension.
 
@@ -144,10 +130,6 @@ def check_weights(weights: Any, states: int) -> None:
         raise ValueError(f"weights has {len(numbers)} weights for {states} members; give one for each state")
     if not all(0 < weight < math.inf for weight in numbers) or not sum(numbers) < math.inf:
         raise ValueError(f"weights = {numbers}: each, and their sum, must be positive and finite")
-
-
-def _is_whole(value: Tensor) -> bool:
-    return not value.is_floating_point() and not value.is_complex()
 
 
 def _is_number(value: Any) -> bool:

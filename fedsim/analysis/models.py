@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fedsim.analysis.arguments import (
     check_examples,
     check_is_number,
-    check_kinds,
     check_model,
     check_states,
     check_weights,
@@ -37,7 +36,8 @@ class Models:
     model
         A module of the states' architecture; it is not changed.
     states
-        State dicts of at least one model.
+        State dicts of at least one model. Those of another floating-point type are converted to the model's, except
+        where most digits would be lost: give ``model.float()`` for states of float32.
     weights
         One positive number per state, for the average; by default all alike, as in the paper.
     normalisation
@@ -104,9 +104,7 @@ class Models:
         ValueError
             If there is no state, or one does not fit the model.
         """
-        fitted = fit_all(self.model, self.states)
-        check_kinds(fitted, self.model.state_dict())
-        return fitted
+        return fit_all(self.model, self.states)
 
     def at_least(self, number: int) -> list[Params]:
         """Return the states, checked.

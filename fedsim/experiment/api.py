@@ -206,7 +206,8 @@ def barriers(model: Any, states: Any, *arguments: Any, **options: Any) -> Any:
         A torch module.
     states
         Its weights, at least two: state dicts, or paths of checkpoints. Both may have a prefix before all keys, as
-        `torch.compile` and others write it.
+        `torch.compile` and others write it, and be of another floating-point type than the model, to which they are
+        converted.
     """
     if isinstance(model, nn.Module):
         check_list(states)

@@ -90,7 +90,13 @@ def fit(model: nn.Module, params: Params, name: str) -> Params:
     Raises
     ------
     ValueError
-        If an entry is missing or unknown, has another shape than the model's, or is frozen and has another value.
+        If an entry is missing or unknown, has another shape than the model's, is frozen and has another value, or
+        cannot be converted to the model's type.
+
+    Notes
+    -----
+    Entries of another floating-point type are converted to the model's, as checkpoints are, with one exception: what
+    would lose most of its digits, as float32 in a model of bfloat16.
     """
     like = state_of(model)
     missing, unknown = like.keys() - params.keys(), params.keys() - model.state_dict().keys()
@@ -107,7 +113,20 @@ def fit(model: nn.Module, params: Params, name: str) -> Params:
                 f"{name} and the model differ in {key!r}, which is frozen; load it into the model, or let it require a "
                 "gradient"
             )
-    return {key: params[key] for key in like}
+    return {key: _converted(params[key], value, f"{name} has {key!r}") for key, value in like.items()}
+
+
+def _converted(value: Tensor, like: Tensor, described: str) -> Tensor:
+    """Return an entry in the type of the model's. Counters may come back from averaging as fractions."""
+    if value.dtype == like.dtype:
+        return value
+    types = f"{described} of {value.dtype}; in the model it is {like.dtype}"
+    is_other_kind = value.is_complex() != like.is_complex()
+    if is_other_kind or (like.is_floating_point() and not value.is_floating_point()):
+        raise ValueError(types)
+    if like.is_floating_point() and like.itemsize < min(value.itemsize, 4):
+        raise ValueError(f"{types}, which would lose most digits; convert the model, as by model.float(), or the state")
+    return value.to(like.dtype)
 
 
 def first_keys(model: nn.Module) -> dict[str, str]:

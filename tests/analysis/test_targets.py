@@ -1,7 +1,9 @@
-"""Examples that a model cannot be measured on are one line that says what to give instead."""
+"""Examples and states that a model cannot be measured with are one line that says what to give instead."""
 
+import copy
 import re
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,7 +58,7 @@ def test_a_criterion_takes_any_targets() -> None:
 def test_cross_entropy_of_a_single_output_is_refused(targets: Tensor) -> None:
     model = nn.Linear(5, 1)
     for measure, options in ((barriers, {}), (perturbations, {"noise": [0.1]})):
-        with pytest.raises(ValueError, match="one output .* is always 0; targets must .* give a criterion"):
+        with pytest.raises(ValueError, match=r"one output .* is always 0; targets must .* give a criterion"):
             measure(model, [model.state_dict()] * 2, torch.randn(4, 5), targets, **options)
 
 
@@ -73,3 +75,31 @@ def test_inputs_that_are_not_finite_are_refused() -> None:
             ValueError, match="inputs has values that are not finite, first at example 7; remove or fill"
         ):
             measure()
+
+
+def test_states_of_another_type_are_converted_to_the_models() -> None:
+    model, states, inputs, targets = models(2)
+    short = [{key: value.bfloat16() for key, value in state.items()} for state in states]
+    expected = [{key: value.double() for key, value in state.items()} for state in short]
+    for against in ("average", "pairs"):
+        found, same = (barriers(model, each, inputs, targets, against=against) for each in (short, expected))
+        pd.testing.assert_frame_equal(found, same, check_exact=True)
+
+
+def test_states_that_would_lose_digits_or_are_another_kind_are_refused() -> None:
+    model, states, inputs, targets = models(2)
+    cases = [
+        (
+            copy.deepcopy(model).bfloat16(),
+            states,
+            "of torch.float64; .* is torch.bfloat16, which would lose",
+        ),
+        (
+            model,
+            [{k: v.long() for k, v in s.items()} for s in states],
+            "of torch.int64; in the model it is torch.float64",
+        ),
+    ]
+    for net, given, message in cases:
+        with pytest.raises(ValueError, match=f"state 0 has '0.weight' {message}"):
+            barriers(net, given, inputs, targets)
