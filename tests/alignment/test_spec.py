@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torchvision.models.vgg import cfgs
 
 from fedsim.alignment.symmetries.checks import check_spec
@@ -26,6 +27,8 @@ from fedsim.models.architectures import MODELS
 from fedsim.models.params import Params, state_of
 from fedsim.seeds import rng
 from tests.alignment.architectures import ARCHITECTURES, Branching, inputs_of
+from tests.models.foreign import FOREIGN, foreign
+from tests.models.foreign import inputs_of as foreign_inputs
 from tests.models.test_architectures import CASES, CLASSES, ZOO, batch
 
 # The images of the samples, made as small as the models take them.
@@ -329,3 +332,13 @@ def test_inputs_that_the_model_does_not_take_are_refused_in_one_line() -> None:
         ValueError, match=r"^model = Linear does not take inputs of shape \(2, 4\) and torch\.float32 [^\n]+$"
     ):
         derive(model, torch.ones(2, 4))
+
+
+def test_optional_arguments_of_a_model_have_their_defaults() -> None:
+    model, inputs = foreign("options"), foreign_inputs(FOREIGN["options"].shape)
+    derivation = derive(model, inputs)
+    assert derivation.spec.sizes == {"one": 7}
+    order = {"one": torch.arange(6, -1, -1)}
+    params = permute(model.state_dict(), derivation.spec, order)
+    assert not torch.equal(params["one.weight"], model.state_dict()["one.weight"])
+    torch.testing.assert_close(functional_call(model, params, (inputs,)), model(inputs))

@@ -13,30 +13,18 @@ from fedsim.alignment.symmetries.rules import METHODS, Call, Rule, layouts_in, r
 from fedsim.alignment.symmetries.symbols import Pieces, UnknownError, fresh, write_
 from fedsim.models.frozen import frozen_keys
 from fedsim.models.params import first_keys
+from fedsim.models.tracer import Tracer
 
 # Importing them registers their rules.
 RULES = (rules_attention, rules_shapes, rules_weights)
 
 
-class _Tracer(fx.Tracer):
-    """Descends to the modules that have a rule; a module that cannot be traced is one operation."""
-
-    proxy_buffer_attributes = True
+class _Tracer(Tracer):
+    """Descends to the modules that have a rule."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         builtin = super().is_leaf_module(m, module_qualified_name)
         return rule_of_module(m) is not None or (builtin and not any(m.children()))
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        last = next(iter(reversed(self.graph.nodes)), None)
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:  # a module's code may raise anything on a proxy instead of a tensor
-            for node in reversed(self.graph.nodes):
-                if node is last:
-                    break
-                self.graph.erase_node(node)
-            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 
 def graph_of(model: nn.Module) -> fx.Graph:
@@ -49,7 +37,7 @@ def graph_of(model: nn.Module) -> fx.Graph:
     """
     try:
         return _Tracer().trace(model)
-    except Exception as error:  # as above
+    except Exception as error:  # a model's code may raise anything on a proxy instead of a tensor
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"model = {type(model).__name__} cannot be traced by torch.fx: {reason}") from error
 
