@@ -42,16 +42,20 @@ def error_line(error: BaseException) -> str:
 
     The place is the innermost line of the user's code; if there is none, of fedsim's; if there is none, of any.
     """
-    message = shorten(error.msg if isinstance(error, SyntaxError) else str(error), LONGEST, placeholder=" ...")
-    kind = type(error).__name__ + (f": {message}" if message else "")
+    kind = type(error).__name__ + (f": {message}" if (message := message_of(error)) else "")
     file, line = _place(error)
     return f"{kind} ({Path(file).name}, line {line})" if file else kind
 
 
-def error_kind(error: BaseException) -> str:
-    """Return what errors of one cause have in common, such as ``ValueError in model.py, line 12``."""
-    file, line = _place(error)
-    return f"{type(error).__name__} in {Path(file).name}, line {line}" if file else type(error).__name__
+def message_of(error: BaseException) -> str:
+    """Return an error's message in one line; a long one is cut."""
+    return shorten(error.msg if isinstance(error, SyntaxError) else str(error), LONGEST, placeholder=" ...")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type of a library's error and the first line of its message; what follows is advice, or a trace."""
+    text = " ".join(str(error).partition("\n")[0].split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def is_of_the_user(error: BaseException) -> bool:

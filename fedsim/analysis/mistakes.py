@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from textwrap import shorten
 from traceback import extract_tb
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from fedsim.analysis.data import Data
 from fedsim.analysis.models import Models
-from fedsim.errors import LONGEST, OURS, error_line, is_of_the_user
+from fedsim.errors import OURS, error_line, is_of_the_user, message_of
 from fedsim.models.copies import loaded
 from fedsim.training.evaluation import cross_entropies
 from fedsim.training.targets import IGNORED
@@ -86,7 +85,7 @@ def _check(models: Models, inputs: Tensor, data: Data | None, cause: Exception) 
 
 def _text(error: Exception) -> str:
     """Return a message, with the place in the user's code if it passed through any."""
-    return error_line(error) if is_of_the_user(error) else shorten(str(error), LONGEST, placeholder=" ...")
+    return error_line(error) if is_of_the_user(error) else message_of(error)
 
 
 def _remedy(models: Models, inputs: Tensor) -> str:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from fedsim.config import Config, making
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, message_of
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.evaluation import load_for_evaluation
@@ -140,8 +140,8 @@ def model_of(kept: KeptRound) -> nn.Module:
         raise
     except (KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"{kept.folder.path} does not fit the model that its config builds now ({_line(error)}); has the model or "
-            "its version changed since it was run?"
+            f"{kept.folder.path} does not fit the model that its config builds now ({message_of(error)}); has the "
+            "model or its version changed since it was run?"
         ) from error
     except (OSError, SafetensorError) as error:
         raise _damaged(kept.folder, error) from error
@@ -218,8 +218,4 @@ def _check_loss(kept: KeptRound, model: nn.Module, examples: InputsAndTargets) -
 
 
 def _damaged(folder: RunFolder, error: Exception) -> ConfigError:
-    return ConfigError(f"{folder.checkpoints} is damaged ({_line(error)}); run the experiment again")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return ConfigError(f"{folder.checkpoints} is damaged ({message_of(error)}); run the experiment again")

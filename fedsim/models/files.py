@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, first_line
 from fedsim.models.params import Params
 
 # Checkpoints in folders as Hugging Face's libraries write them, and other files that may be one.
@@ -69,7 +69,7 @@ def _read_shards(index: Path) -> Params:
         names = set(json.loads(index.read_text())["weight_map"].values())
         shards = [index.parent / Path(name).name for name in sorted(names)]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{index} is damaged or no index of shards ({_line(error)}); save it again") from error
+        raise ConfigError(f"{index} is damaged or no index of shards ({first_line(error)}); save it again") from error
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise ConfigError(f"{index} names the shard {missing[0]!r}, which is not next to it; copy all shards")
     state: Params = {}
@@ -82,7 +82,9 @@ def _read_safetensors(path: Path) -> Params:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged or not a safetensors file ({_line(error)}); save it again") from error
+        raise ConfigError(
+            f"{path} is damaged or not a safetensors file ({first_line(error)}); save it again"
+        ) from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -98,7 +100,7 @@ def _read_torch(path: Path) -> Any:
     except Exception as error:  # an arbitrary file may raise anything
         if "TorchScript" in str(error):
             raise ConfigError(f"{path} is an archive of TorchScript; save model.state_dict() instead") from error
-        raise ConfigError(f"{path} is damaged or not a torch file ({_line(error)}); save it again") from error
+        raise ConfigError(f"{path} is damaged or not a torch file ({first_line(error)}); save it again") from error
 
 
 def _of_data() -> list[Any]:
@@ -111,9 +113,3 @@ def _what(error: UnpicklingError) -> str:
     """Return the name of the class that a file asks for."""
     found = re.search(r"(?:GLOBAL|[Uu]nsupported class|global) ([\w.]+\.[\w.]+)", str(error))
     return f" ({found[1]})" if found else ""
-
-
-def _line(error: Exception) -> str:
-    """Return the type of an error and its first sentence."""
-    text = " ".join(str(error).partition("\n")[0].partition(". ")[0].split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

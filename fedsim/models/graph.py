@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from torch import Tensor, fx, nn
 
+from fedsim.errors import first_line
 from fedsim.models.frozen import copy_of
 from fedsim.models.in_place import set_not_in_place_
-from fedsim.models.operation import Entry, NotTraceableError, Operation, is_plain, one_line
+from fedsim.models.operation import Entry, NotTraceableError, Operation, is_plain
 from fedsim.models.params import first_keys, is_finite
 from fedsim.models.probing import count_flops, measured, probes_of
 from fedsim.models.purity import outputs_of
@@ -52,7 +53,7 @@ def trace(model: nn.Module, parts: Sequence[Sequence[str]], probes: Tensor) -> l
     except NotTraceableError:
         raise
     except Exception as error:  # a model's code may raise anything, on proxies instead of tensors above all
-        raise NotTraceableError(f"it cannot be traced ({one_line(error)})") from error
+        raise NotTraceableError(f"it cannot be traced ({first_line(error)})") from error
 
 
 class _Tracer(Tracer):

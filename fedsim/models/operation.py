@@ -20,12 +20,6 @@ class RandomError(NotTraceableError):
     """A model that gives other outputs each time."""
 
 
-def one_line(error: Exception) -> str:
-    """Return the type of an error and the first line of its text."""
-    text = " ".join(str(error).partition("\n")[0].split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 class Entry(NamedTuple):
     """One of the weights of an operation."""
 

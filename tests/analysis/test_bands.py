@@ -65,9 +65,7 @@ def drawn(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("n", "drawn_from"), [(30, None), (100, None), (30, math.inf), (100, 1000), (100, 200)]
-)
+@pytest.mark.parametrize(("n", "drawn_from"), [(30, None), (100, None), (30, math.inf), (100, 1000), (100, 200)])
 def test_errors_and_bands_hold_as_often_as_they_say_however_the_sample_was_drawn(
     n: int, drawn_from: float | None
 ) -> None:

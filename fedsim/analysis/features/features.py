@@ -14,9 +14,10 @@ from fedsim.analysis.features.walks import DifferentCallsError, ModuleWalk, Oper
 from fedsim.analysis.mixing.mixes import Source
 from fedsim.analysis.mixing.paired import check_inputs
 from fedsim.analysis.mixing.traced import Tracer, in_order, prepared, say_once
+from fedsim.errors import first_line
 from fedsim.models.frozen import copy_of
 from fedsim.models.graph import NotTraceableError, probes_of
-from fedsim.models.operation import RandomError, one_line
+from fedsim.models.operation import RandomError
 from fedsim.models.params import Params
 
 # Examples in a batch.
@@ -139,7 +140,7 @@ class Features:
         except Exception as error:  # a model's operations may raise anything
             if isinstance(self._walk, ModuleWalk):
                 raise
-            raise NotTraceableError(f"its graph cannot be run ({one_line(error)})") from error
+            raise NotTraceableError(f"its graph cannot be run ({first_line(error)})") from error
 
     def finish(self, site: Site, value: Tensor) -> Tensor:
         """Return the features for a value before what follows without weights."""

@@ -17,11 +17,12 @@ from fedsim.analysis.mixing.mixes import Mix, Normalisation, Part, Recipe, Sourc
 from fedsim.analysis.mixing.paired import check_outputs, check_paired
 from fedsim.analysis.mixing.plan import Plan, make_plan
 from fedsim.analysis.mixing.traced import Traced, Tracer, in_order, prepared, say_once
+from fedsim.errors import first_line
 from fedsim.models.copies import loaded
 from fedsim.models.graph import NotTraceableError, Operation
 from fedsim.models.layers import Layers
 from fedsim.models.norms import has_statistics
-from fedsim.models.operation import RandomError, one_line
+from fedsim.models.operation import RandomError
 from fedsim.models.params import Params, lerp
 from fedsim.models.purity import is_close, same_draws
 from fedsim.training.buffers import recompute_buffers_
@@ -290,4 +291,4 @@ def _graph_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a model's operations may raise anything
-        raise NotTraceableError(f"its graph cannot be run ({one_line(error)})") from error
+        raise NotTraceableError(f"its graph cannot be run ({first_line(error)})") from error
