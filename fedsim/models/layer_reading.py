@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from fedsim.models.frozen import is_norm
@@ -152,7 +153,7 @@ def _head(usage: Usage, owned: Mapping[str, Sequence[str]], entries: Mapping[str
     """Return the layer whose product with a weight gives the logits, if there is exactly one."""
     layer_of = {key: name for name, keys in owned.items() for key in keys}
     found: dict[str, bool] = {}
-    for keys, has_all in usage.sources_of_logits(lambda key: entries[key].ndim > 1 if key in entries else False):
+    for keys, has_all in usage.sources_of_logits(lambda key: entries[key].shape if key in entries else torch.Size()):
         for name in dict.fromkeys(layer_of[key] for key in keys if key in layer_of):
             found[name] = has_all
     if not found:

@@ -17,6 +17,7 @@ ELEMENTWISE = {
     *("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu", "dropout"),
     *("where", "maximum", "minimum", "clamp", "clip", "masked_fill", "getitem", "index_select", "gather"),
 }
+WRITTEN_OUT = {"mul", "rmul", "multiply", "sub", "rsub", "subtract"}
 
 
 @dataclass
@@ -27,6 +28,13 @@ class _Operation:
     keys: list[str]
     before: list[int]
     shapes: list[torch.Size]
+
+    def is_product(self, weights: Sequence[torch.Size]) -> bool:
+        """Whether it is a product with a weight, or a distance from one, rather than a scale or a shift of its rows."""
+        matrices = [shape for shape in weights if len(shape) > 1]
+        if self.name in WRITTEN_OUT:  # which a sum over the features makes a product
+            return any(shape.numel() > max(shape) for shape in matrices)
+        return bool(matrices) and self.name not in ELEMENTWISE
 
     def gives(self, outputs: int) -> bool:
         """Whether a dimension of a result, besides that of the examples, has this size."""
@@ -50,13 +58,13 @@ class Usage:
     _operations: list[_Operation]
     _last: int | None
 
-    def sources_of_logits(self, is_weight: Callable[[str], bool]) -> Iterator[tuple[list[str], bool]]:
+    def sources_of_logits(self, shape_of: Callable[[str], torch.Size]) -> Iterator[tuple[list[str], bool]]:
         """Yield the last products before the output: the keys that each takes, and whether it has all the classes.
 
         Parameters
         ----------
-        is_weight
-            Says of a key whether its tensor can be a factor of a product: whether it is a matrix.
+        shape_of
+            Gives the shape of a key's tensor; none for one that is no weight.
         """
         waiting, seen = [] if self._last is None else [self._last], set[int]()
         while waiting:
@@ -65,7 +73,7 @@ class Usage:
                 continue
             seen.add(place)
             each = self._operations[place]
-            if each.name not in ELEMENTWISE and any(map(is_weight, each.keys)):
+            if each.is_product([shape_of(key) for key in each.keys]):
                 yield each.keys, each.gives(self.outputs)
             else:
                 waiting += each.before

@@ -80,6 +80,21 @@ def prototypes() -> nn.Module:
     )
 
 
+def written_out() -> nn.Module:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return (net.body(x)[:, None] * net.fc.weight).sum(2) * net.scale
+
+    return Net(forward, fc=nn.Linear(4, 3), body=nn.Linear(6, 4), scale=nn.Parameter(torch.ones(1, 3)))
+
+
+def distances() -> nn.Module:
+    return Net(
+        lambda net, x: -(net.body(x)[:, None] - net.centres).square().sum(2),
+        centres=nn.Parameter(torch.randn(3, 4)),
+        body=nn.Linear(6, 4),
+    )
+
+
 def written_into_place() -> nn.Module:
     def forward(net: Any, x: Tensor) -> Tensor:
         logits = torch.zeros(len(x), 3)
@@ -149,6 +164,8 @@ def attention() -> nn.Module:
         (temperature_and_prior, "body fc temperature prior norm", "fc"),
         (cosine, "body fc", "fc"),
         (prototypes, "body centres", "centres"),
+        (written_out, "body fc scale", "fc"),
+        (distances, "body centres", "centres"),
         (written_into_place, "body fc", "fc"),
         (depends_on_data, "other fc body", "fc"),
         (compiled, "body fc", "fc"),
