@@ -12,7 +12,7 @@ from fedsim.config import Config, making
 from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, federated_data_of
 from fedsim.federation.model import draw_model, make_model
-from fedsim.models.frozen import copy_of, frozen_of, replace_frozen_
+from fedsim.models.frozen import copy_of, frozen_of, replace_frozen_, train_mode_
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, flat_copy, state_of
@@ -106,7 +106,8 @@ class Federation:
     def draws_while_training(self) -> bool:
         """Tell whether the model draws random numbers as it trains: torch then has one stream for all threads."""
         dataset = self.data.dataset
-        model = copy_of(self._template).cpu().train()
+        model = copy_of(self._template).cpu()
+        train_mode_(model)  # which leaves frozen statistics alone: the copy shares them
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             before = torch.get_rng_state()
             model(dataset.normalise(dataset.train.inputs[:2].cpu()))

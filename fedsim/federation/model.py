@@ -14,7 +14,7 @@ from fedsim.data import Dataset
 from fedsim.data.checks import TOKENS_RULE
 from fedsim.errors import ConfigError, error_line
 from fedsim.models.building import initialise_lazy_, make_trainable_
-from fedsim.models.frozen import copy_of
+from fedsim.models.frozen import copy_of, frozen_keys
 from fedsim.models.layers import describe_
 from fedsim.models.parametrised import parametrise_
 from fedsim.training.dropout import seeded_dropout_
@@ -46,13 +46,15 @@ def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module
     seeded_dropout_(model)
     _order_images_(model, dataset)
     _check_forward(_copy(model, where).eval(), dataset, 2, where)
-    _check_forward(_copy(model, where).train(), dataset, 2, f"{where}, trained on 2 examples,")
+    trained = _copy(model, where).train()
+    _check_forward(trained, dataset, 2, f"{where}, trained on 2 examples,")
     if min(config.local.batch_size, int(sizes.min())) < 2:
         _check_single_examples(_copy(model, where).train(), config, dataset, sizes)
     try:
         describe_(model, _probes(dataset, 2), config.model.head, config.model.freeze)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+    _check_frozen(model, trained, where)
     return model
 
 
@@ -138,6 +140,17 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> No
             + (f"; for fedsim's models of text predict = '{'each' if len(expected) > 2 else 'last'}'")
             * bool(dataset.tokens)
         )
+
+
+def _check_frozen(model: nn.Module, trained: nn.Module, where: str) -> None:
+    """Check that a forward pass in training mode has left the frozen parameters, which all clients share, unchanged."""
+    frozen, after = frozen_keys(model), dict(trained.named_parameters())
+    for key, value in model.named_parameters():
+        if key in frozen and not torch.equal(value, after[key]):
+            raise ConfigError(
+                f"{where} changes {key!r} in its forward pass, though it is frozen, and all clients share it; register "
+                "it as a buffer, which each client keeps, or let it require a gradient"
+            )
 
 
 def _check_single_examples(model: nn.Module, config: Config, dataset: Dataset, sizes: np.ndarray) -> None:

@@ -41,6 +41,24 @@ def partly(shape: tuple[int, ...], classes: int) -> nn.Module:
     return Partly(classes)
 
 
+class Codebook(nn.Module):
+    """Moves a parameter that is not trained while it runs, as moving averages do."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.head, self.codes = nn.Linear(64, classes), nn.Parameter(torch.ones(64), requires_grad=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        inputs = inputs.flatten(1)
+        if self.training:
+            self.codes.data.lerp_(inputs.mean(0), 0.1)
+        return self.head(inputs * self.codes)
+
+
+def codebook(shape: tuple[int, ...], classes: int) -> nn.Module:
+    return Codebook(classes)
+
+
 MODEL = {"name": "tests.federation.test_frozen_run:partly"}
 ENGINES: dict[str, dict[str, Any]] = {
     "local": {},
@@ -82,6 +100,18 @@ def test_threads_share_one_copy_and_a_client_with_a_start_of_its_own_has_the_ser
     assert federation.initial_of(1).keys() == federation.initial.keys() == {"tuned.bias", "head.weight", "head.bias"}
     assert not torch.equal(federation.initial_of(1)["head.weight"], federation.initial["head.weight"])
     assert all(torch.equal(value, before[key]) for key, value in federation.frozen().items())
+
+
+def test_what_a_run_asks_its_model_leaves_frozen_statistics_as_they_are(tiny: Callable[..., Config]) -> None:
+    federation = federation_of(tiny(model=MODEL))
+    before = {key: value.clone() for key, value in federation.frozen().items()}
+    assert not federation.draws_while_training()
+    assert all(torch.equal(value, before[key]) for key, value in federation.frozen().items())
+
+
+def test_a_frozen_parameter_that_the_forward_pass_changes_is_refused(tiny: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"changes 'codes' in its forward pass, though it is frozen, .* buffer"):
+        federation_of(tiny(model={"name": "tests.federation.test_frozen_run:codebook"}))
 
 
 def test_parts_of_a_built_in_model_can_be_frozen(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> None:
