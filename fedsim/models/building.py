@@ -130,6 +130,11 @@ def _problem(value: Tensor) -> str | None:
         return f"is {value.dtype} and trained, for which torch has no SGD; use bfloat16, or requires_grad = False"
     if is_parameter and _overlaps_itself(value):
         return "has values that share memory, as expand makes them, which cannot be trained apart; use clone()"
+    if value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None):
+        return (
+            "has a hook for its gradient (register_hook), which copies of the model lose; change the gradient in "
+            "a hook of its module, or parametrise it, such as by a product with a mask"
+        )
     if is_parameter and not is_finite({"": value.detach()}):
         return "has values that are not finite before training; initialise it"
     return None

@@ -4,6 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -66,6 +67,12 @@ def in_float8() -> nn.Module:
     return net(scale=nn.Parameter(torch.ones(3).to(torch.float8_e4m3fn)))
 
 
+def hooked(register: str) -> nn.Module:
+    model = net()
+    getattr(model[0].weight, register)(lambda value: None)
+    return model
+
+
 REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: net(scale=nn.Parameter(torch.ones(1, 3).expand(2, 3))), "'scale' has values that share memory"),
     (tied_by_data, "'1.weight' and '0.weight' share memory but are two tensors; tie them by giving both modules"),
@@ -78,6 +85,8 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: with_a_state(torch.ones(2)), "its state dict has '_extra_state', which is no parameter or buffer"),
     (hidden, "the parameter 'bias' is not in its state dict"),
     (lambda: net(bad=nn.Parameter(torch.tensor([1.0, float("nan")]))), "'bad' has values that are not finite before"),
+    (partial(hooked, "register_hook"), "'0.weight' has a hook for its gradient (register_hook), which copies"),
+    (partial(hooked, "register_post_accumulate_grad_hook"), "'0.weight' has a hook for its gradient"),
     (in_float8, "'scale' is torch.float8_e4m3fn and trained, for which torch has no SGD"),
 ]
 
