@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -73,10 +74,12 @@ def read_layers(
         layers = {name: layers[name] for name in _in_order_of_use(layers, owned, usage.keys)}
     moving = tuple(layer for layer in layers.values() if layer.keys or layer.others)
     if head is None:
-        found_head = _last_linear(linear) if usage is None else _head(usage, owned, entries)
+        trained = {name for name, layer in layers.items() if layer.parameters}
+        found_head = _last_linear(linear) if usage is None else _head(usage, owned, entries, trained)
     else:
         found_head = Head(tuple(head))
-        if len(head) == 1 and usage is not None and not usage.gives_all(owned[head[0]]):
+        named = owned[head[0]] if len(head) == 1 else []
+        if named and usage is not None and not usage.can_give_logits(named, partial(_shape_of, entries)):
             raise ValueError(
                 f"head: {head[0]} does not give the model's {usage.outputs} outputs; name the layer that does"
             )
@@ -149,13 +152,19 @@ def _last_linear(linear: Sequence[str]) -> Head:
     return Head((linear[-1],)) if linear else Head(problem="the model has no linear layer")
 
 
-def _head(usage: Usage, owned: Mapping[str, Sequence[str]], entries: Mapping[str, Tensor]) -> Head:
-    """Return the layer whose product with a weight gives the logits, if there is exactly one."""
+def _head(
+    usage: Usage, owned: Mapping[str, Sequence[str]], entries: Mapping[str, Tensor], trained: Collection[str]
+) -> Head:
+    """Return the layer whose product with a weight gives the logits, if there is exactly one.
+
+    Frozen layers count only if all of them are frozen: the base of an adapter is no layer that could move.
+    """
     layer_of = {key: name for name, keys in owned.items() for key in keys}
     found: dict[str, bool] = {}
-    for keys, has_all in usage.sources_of_logits(lambda key: entries[key].shape if key in entries else torch.Size()):
+    for keys, has_all in usage.sources_of_logits(partial(_shape_of, entries)):
         for name in dict.fromkeys(layer_of[key] for key in keys if key in layer_of):
             found[name] = has_all
+    found = {name: has_all for name, has_all in found.items() if name in trained} or found
     if not found:
         return Head(problem="the logits come from no product with a layer's weight")
     if len(found) > 1:
@@ -164,3 +173,7 @@ def _head(usage: Usage, owned: Mapping[str, Sequence[str]], entries: Mapping[str
     if not has_all:
         return Head(problem=f"the logits come from {name}, which does not give one output for each")
     return Head((name,))
+
+
+def _shape_of(entries: Mapping[str, Tensor], key: str) -> torch.Size:
+    return entries[key].shape if key in entries else torch.Size()

@@ -36,9 +36,10 @@ class _Operation:
             return any(shape.numel() > max(shape) for shape in matrices)
         return bool(matrices) and self.name not in ELEMENTWISE
 
-    def gives(self, outputs: int) -> bool:
-        """Whether a dimension of a result, besides that of the examples, has this size."""
-        return any(outputs in shape[1:] for shape in self.shapes)
+    def sizes(self, examples: int) -> Iterator[int]:
+        """Yield the sizes of the results' dimensions, besides that of the examples, which may be the last."""
+        for shape in self.shapes:
+            yield from shape if examples in shape[1:] and shape[0] != examples else shape[1:]
 
 
 @dataclass
@@ -51,10 +52,13 @@ class Usage:
         State-dict keys of the tensors that were used, in the order of their first use.
     outputs
         Number of classes: the size of the output's second dimension.
+    examples
+        Number of inputs.
     """
 
     keys: list[str]
     outputs: int
+    examples: int
     _operations: list[_Operation]
     _last: int | None
 
@@ -66,6 +70,23 @@ class Usage:
         shape_of
             Gives the shape of a key's tensor; none for one that is no weight.
         """
+        for each in self._last_products(shape_of):
+            yield each.keys, self.outputs in each.sizes(self.examples)
+
+    def can_give_logits(self, keys: Collection[str], shape_of: Callable[[str], torch.Size]) -> bool:
+        """Whether what is made with one of these tensors has as many entries in a dimension as there are classes.
+
+        The last product before the output may have several for each class, of which the largest is taken.
+        """
+        for each in self._last_products(shape_of):
+            if not set(keys).isdisjoint(each.keys) and any(
+                size % self.outputs == 0 for size in each.sizes(self.examples)
+            ):
+                return True
+        own = [each for each in self._operations if not set(keys).isdisjoint(each.keys)]
+        return any(self.outputs in each.sizes(self.examples) for each in own)
+
+    def _last_products(self, shape_of: Callable[[str], torch.Size]) -> Iterator[_Operation]:
         waiting, seen = [] if self._last is None else [self._last], set[int]()
         while waiting:
             place = waiting.pop()
@@ -74,13 +95,9 @@ class Usage:
             seen.add(place)
             each = self._operations[place]
             if each.is_product([shape_of(key) for key in each.keys]):
-                yield each.keys, each.gives(self.outputs)
+                yield each
             else:
                 waiting += each.before
-
-    def gives_all(self, keys: Collection[str]) -> bool:
-        """Whether what is made with one of these tensors has as many entries in a dimension as there are classes."""
-        return any(each.gives(self.outputs) for each in self._operations if not set(keys).isdisjoint(each.keys))
 
 
 def usage_of(model: nn.Module, inputs: Tensor) -> Usage:
@@ -101,8 +118,8 @@ def usage_of(model: nn.Module, inputs: Tensor) -> Usage:
     with torch.no_grad(), torch.random.fork_rng(devices=devices), tape:
         outputs = model(inputs)
     if not isinstance(outputs, Tensor) or outputs.ndim < 2:
-        return Usage(list(tape.used), 0, tape.operations, None)
-    return Usage(list(tape.used), outputs.shape[1], tape.operations, tape.made_by(outputs))
+        return Usage(list(tape.used), 0, len(inputs), tape.operations, None)
+    return Usage(list(tape.used), outputs.shape[1], len(inputs), tape.operations, tape.made_by(outputs))
 
 
 @dataclass

@@ -95,6 +95,28 @@ def distances() -> nn.Module:
     )
 
 
+def examples_last() -> nn.Module:
+    return Net(
+        lambda net, x: (net.w.t() @ net.body(x).t()).t(), w=nn.Parameter(torch.randn(4, 3)), body=nn.Linear(6, 4)
+    )
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer with an adapter of low rank."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.base = nn.Linear(inputs, outputs).requires_grad_(False)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.down.t() @ self.up.t()
+
+
+def adapters() -> nn.Module:
+    return Net(lambda net, x: net.fc(net.body(x).relu()), fc=Adapted(4, 3), body=Adapted(6, 4))
+
+
 def written_into_place() -> nn.Module:
     def forward(net: Any, x: Tensor) -> Tensor:
         logits = torch.zeros(len(x), 3)
@@ -166,6 +188,8 @@ def attention() -> nn.Module:
         (prototypes, "body centres", "centres"),
         (written_out, "body fc scale", "fc"),
         (distances, "body centres", "centres"),
+        (examples_last, "body w", "w"),
+        (adapters, "body fc", "fc"),
         (written_into_place, "body fc", "fc"),
         (depends_on_data, "other fc body", "fc"),
         (compiled, "body fc", "fc"),
@@ -196,6 +220,12 @@ def a_head_for_each_class() -> nn.Module:
     )
 
 
+def several_centres_for_a_class() -> nn.Module:
+    return Net(
+        lambda net, x: net.fc(net.body(x)).unflatten(1, (3, 2)).amax(2), fc=nn.Linear(4, 6), body=nn.Linear(6, 4)
+    )
+
+
 def no_weight() -> nn.Module:
     return Net(lambda net, x: x[:, :3] * net.scale, scale=nn.Parameter(torch.ones(())))
 
@@ -205,6 +235,7 @@ def no_weight() -> nn.Module:
     [
         (two_heads, "the logits come from right and left", "left", "right"),
         (a_head_for_each_class, "the logits come from heads.0 and heads.1 and heads.2", "heads.*", "body"),
+        (several_centres_for_a_class, "the logits come from fc, which does not give one output for each", "fc", "body"),
         (no_weight, "the logits come from no product with a layer's weight", "scale", ""),
     ],
 )
