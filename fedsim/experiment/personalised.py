@@ -25,7 +25,8 @@ from fedsim.federation.client.state import GLOBAL, PERSONALISED, personalised_mo
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.federation import Federation, choose_device, federation_of
-from fedsim.models.frozen import copy_of, frozen_keys
+from fedsim.models.copies import copy_of
+from fedsim.models.frozen import frozen_keys
 from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, fit
 from fedsim.results.best_round import best_round, validation_means

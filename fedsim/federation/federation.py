@@ -12,7 +12,8 @@ from fedsim.config import Config, making
 from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, federated_data_of
 from fedsim.federation.model import draw_model, make_model
-from fedsim.models.frozen import copy_of, frozen_of, replace_frozen_, train_mode_
+from fedsim.models.copies import copy_of
+from fedsim.models.frozen import frozen_of, replace_frozen_, train_mode_
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, flat_copy, state_of

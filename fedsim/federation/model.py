@@ -14,7 +14,8 @@ from fedsim.data import Dataset
 from fedsim.data.checks import TOKENS_RULE
 from fedsim.errors import ConfigError, error_line
 from fedsim.models.building import initialise_lazy_, make_trainable_
-from fedsim.models.frozen import copy_of, frozen_keys
+from fedsim.models.copies import copy_of
+from fedsim.models.frozen import frozen_keys
 from fedsim.models.layers import describe_
 from fedsim.models.parametrised import parametrise_
 from fedsim.training.dropout import seeded_dropout_

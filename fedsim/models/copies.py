@@ -1,9 +1,36 @@
-"""Models with other weights."""
+"""Copies of models, with the same weights or with others."""
 
+import copy
+from typing import TypeVar
+
+import torch
 from torch import nn
 
-from fedsim.models.frozen import copy_of
+from fedsim.models.frozen import frozen_of
 from fedsim.models.params import Params, load_state_
+from fedsim.models.tensors import tensors_in
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def copy_of(model: Module, *, shares_parameters: bool = False) -> Module:
+    """Return a deep copy of a model that shares its frozen tensors, which nobody may write to.
+
+    Tensors that the model has computed and kept have no history in the copy; torch itself does not copy them.
+
+    Parameters
+    ----------
+    shares_parameters
+        Whether the copy has the parameters themselves: for a short use in which nobody writes to them.
+    """
+    held = (each for module in model.modules() for each in tensors_in(vars(module)))
+    memo = {id(each): each.detach().clone() for each in held if not each.is_leaf}
+    shared = model.parameters() if shares_parameters else frozen_of(model).values()
+    copied = copy.deepcopy(model, memo | {id(value): value for value in shared})
+    for module in copied.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            _make_leaves_(module)
+    return copied
 
 
 def loaded(model: nn.Module, params: Params) -> nn.Module:
@@ -11,3 +38,10 @@ def loaded(model: nn.Module, params: Params) -> nn.Module:
     net = copy_of(model).eval()
     load_state_(net, params)
     return net
+
+
+def _make_leaves_(compiled: nn.Module) -> None:
+    """Let the parameters of a compiled module be leaves: as torch copies it, they are computed from the original's."""
+    for name, parameter in list(compiled.named_parameters(recurse=False)):
+        if not parameter.is_leaf:
+            setattr(compiled, name, nn.Parameter(parameter.detach()))

@@ -4,16 +4,14 @@ A parameter that does not require a gradient when the model is built is frozen. 
 kernel size: nothing trains it, and no state dict of ours holds it, so that it is neither sent nor stored per client.
 """
 
-import copy
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from fedsim.models.norms import NORM_TYPES
+from fedsim.models.tensors import is_same
 
-Module = TypeVar("Module", bound=nn.Module)
 SETTLED = "fedsim_layers"
 
 
@@ -63,41 +61,6 @@ def frozen_of(model: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in tensors.items() if found.setdefault(id(value), key) == key}
 
 
-def copy_of(model: Module, *, shares_parameters: bool = False) -> Module:
-    """Return a deep copy of a model that shares its frozen tensors, which nobody may write to.
-
-    Tensors that the model has computed and kept have no history in the copy; torch itself does not copy them.
-
-    Parameters
-    ----------
-    shares_parameters
-        Whether the copy has the parameters themselves: for a short use in which nobody writes to them.
-    """
-    computed = [each for module in model.modules() for each in _computed(vars(module))]
-    memo = {id(each): each.detach().clone() for each in computed}
-    shared = model.parameters() if shares_parameters else frozen_of(model).values()
-    copied = copy.deepcopy(model, memo | {id(value): value for value in shared})
-    for module in copied.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            _make_leaves_(module)
-    return copied
-
-
-def _make_leaves_(compiled: nn.Module) -> None:
-    """Let the parameters of a compiled module be leaves: as torch copies it, they are computed from the original's."""
-    for name, parameter in list(compiled.named_parameters(recurse=False)):
-        if not parameter.is_leaf:
-            setattr(compiled, name, nn.Parameter(parameter.detach()))
-
-
-def _computed(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [] if value.is_leaf else [value]
-    if isinstance(value, dict):
-        return [each for part in value.values() for each in _computed(part)]
-    return [each for part in value for each in _computed(part)] if isinstance(value, tuple | list) else []
-
-
 def replace_frozen_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Let a model use these tensors, by their first keys, in place of its own frozen ones; nothing is copied."""
     for key, value in frozen_of(model).items():
@@ -121,7 +84,7 @@ def adopt_frozen_(model: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) 
         given = {name: state[key] for name, state in states.items() if key in state}
         for name, value in given.items():
             first = next(iter(given))
-            if value.shape != own.shape or not torch.equal(value, given[first]):
+            if value.shape != own.shape or not is_same(value.to(own), given[first].to(own)):
                 raise ValueError(
                     f"{name} and {first} differ in {key!r}, which is frozen; let it require a gradient to mix it"
                 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, fx, nn
 
 from fedsim.errors import first_line
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of
 from fedsim.models.in_place import set_not_in_place_
 from fedsim.models.operation import Entry, NotTraceableError, Operation, is_plain
 from fedsim.models.params import first_keys, is_finite

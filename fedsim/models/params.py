@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.models.frozen import frozen_keys, frozen_of
+from fedsim.models.tensors import is_same
 
 Params = dict[str, Tensor]
 # Tensors by name, client, ..., in any number of levels.
@@ -267,12 +268,6 @@ def as_flat(params: Params) -> Tensor | None:
     if (start + length) * first.element_size() > first.untyped_storage().nbytes():
         return None
     return first.as_strided((length,), (1,), start)
-
-
-def is_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape have the same type and values; also those that torch cannot compare."""
-    wide = torch.complex128 if one.is_complex() else torch.float64 if one.is_floating_point() else one.dtype
-    return one.dtype == other.dtype and torch.equal(one.to(wide), other.to(wide))
 
 
 def is_finite(params: Params) -> bool:

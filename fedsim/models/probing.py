@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fedsim.models.operation import NotTraceableError, Operation
 from fedsim.models.params import Params, load_state_
-from fedsim.models.purity import is_close, tensors_in
+from fedsim.models.purity import is_close
+from fedsim.models.tensors import tensors_in
 
 # The traced and the original model must agree on these, and so must a batch and its two pieces.
 PROBES = (2, 3)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of
 from fedsim.models.operation import NotTraceableError, RandomError
+from fedsim.models.tensors import tensors_in
 
 # Functions through which a value of a tensor gets into Python.
 READS = {
@@ -47,16 +48,16 @@ def outputs_of(used: nn.Module, fresh: nn.Module, probes: Tensor) -> Tensor:
         with reads:
             of_first = used(first)
         kept = _kept(used)
-        of_last, anew = used(last), fresh(last)
+        of_last, of_fresh = used(last), fresh(last)
         has_changed = _has_changed(kept, _kept(used))
         outputs = used(probes)
         if not _are_equal(before, _random_states(probes.device)):
             raise RandomError("it draws random numbers in evaluation mode")
-    if not isinstance(outputs, Tensor) or not isinstance(anew, Tensor):
+    if not isinstance(outputs, Tensor) or not isinstance(of_fresh, Tensor):
         raise NotTraceableError("it does not map one input to one tensor")
     if not outputs.isfinite().all():
         raise NotTraceableError("its outputs are not finite, so that its graph cannot be checked")
-    if has_changed or not is_close(of_last, anew):
+    if has_changed or not is_close(of_last, of_fresh):
         raise NotTraceableError("it keeps something from one call to the next")
     if reads.found:
         raise NotTraceableError("it decides by the values of tensors what to do")
@@ -118,18 +119,6 @@ class _Reads(TorchFunctionMode):
             changed = args[:1] if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) else ()
             self._known |= {id(each): each for each in tensors_in((result, changed))}
         return result
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in tuples, lists and dicts of any depth."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from tensors_in(each)
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from tensors_in(each)
 
 
 def _random_states(device: torch.device) -> list[Any]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
 from fedsim.models.files import read_file
-from fedsim.models.params import Params, first_keys, is_same
+from fedsim.models.params import Params, first_keys
 from fedsim.models.places import Place, is_optional, places_of
+from fedsim.models.tensors import is_same
 
 NAMED = 5  # of several sets of weights, how many a message names
 REMEDY = "choose the model and the options that it was trained with (--model and --set model.KEY=VALUE)"

@@ -1,6 +1,6 @@
 """How a model uses its tensors, recorded while it runs: their order, and which layer gives the logits."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of
+from fedsim.models.tensors import tensors_in
 
 # Functions that combine a weight with logits without being what gives them: a scale, a prior, a normalisation.
 ELEMENTWISE = {
@@ -151,14 +152,14 @@ class _Tape(TorchFunctionMode):
         name = _name_of(func)
         # What it changes in place is a result as well.
         changed = [*(args[:1] if name.endswith("_") or name == "setitem" else ()), (kwargs or {}).get("out")]
-        self._record(name.rstrip("_"), _tensors([args, kwargs]), _tensors([result, *changed]))
+        self._record(name.rstrip("_"), tensors_in([args, kwargs]), list(tensors_in([result, *changed])))
         return result
 
     def called(self, args: Any, result: Any, keys: Iterable[str]) -> None:
         """Record the call of a module if no function has given its results, as where its code is compiled."""
-        results = _tensors([result])
+        results = list(tensors_in(result))
         if any(id(value) not in self._origins for value in results):
-            self._record("call", _tensors([args]), results, keys)
+            self._record("call", tensors_in(args), results, keys)
 
     def made_by(self, value: Tensor) -> int | None:
         """Return the operation whose result a tensor is."""
@@ -212,11 +213,3 @@ def _watched(module: nn.Module, tape: _Tape, path: str = "") -> nn.Module:
 def _name_of(func: Any) -> str:
     name = (resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
     return name.strip("_") if name.startswith("__") else name
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [each for part in value.values() for each in _tensors(part)]
-    return [each for part in value for each in _tensors(part)] if isinstance(value, tuple | list) else []

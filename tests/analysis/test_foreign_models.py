@@ -15,7 +15,7 @@ from fedsim.analysis.directions.random_directions import entries_of, vector_of
 from fedsim.analysis.models import Models
 from fedsim.analysis.perturbations import perturbations
 from fedsim.analysis.similarity import similarity
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, first_keys
 from tests.models.foreign import FOREIGN, foreign, inputs_of

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.models.frozen import copy_of, frozen_keys, frozen_of, train_mode_
+from fedsim.models.copies import copy_of
+from fedsim.models.frozen import frozen_keys, frozen_of, train_mode_
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.params import fit, load_state_, state_of
 from fedsim.models.summary import summary_of

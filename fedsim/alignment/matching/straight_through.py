@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from fedsim.alignment.matching.weight_matching import match_weights
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, permute
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params, dense, fit, lerp
 from fedsim.training.batches import cut_batches

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedsim.alignment.merging.shares import shares_of
 from fedsim.alignment.repair.moments import Moments, moments_of
 from fedsim.alignment.repair.sites import ChannelSite, sites_of, traced
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of
 from fedsim.models.graph import Operation
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params, fit, fit_all, load_state_, state_of

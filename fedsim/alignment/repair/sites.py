@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of
 from fedsim.models.graph import NotTraceableError, Operation, probes_of, trace
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params, load_state_, state_of

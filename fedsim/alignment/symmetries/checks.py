@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, moved, permute, random_permutation
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of
 from fedsim.models.params import Params
 
 

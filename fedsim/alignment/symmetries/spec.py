@@ -13,7 +13,7 @@ from fedsim.alignment.symmetries.layouts import Layout, independent
 from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry
 from fedsim.alignment.symmetries.reader import Reader, Weights, graph_of
 from fedsim.alignment.symmetries.symbols import NEVER, Pieces, Symbol, resolve, root
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of
 from fedsim.models.params import Params
 
 STATISTICS = ("running_mean", "running_var")

@@ -15,7 +15,7 @@ from fedsim.analysis.mixing.mixes import Source
 from fedsim.analysis.mixing.paired import check_inputs
 from fedsim.analysis.mixing.traced import Tracer, in_order, prepared, say_once
 from fedsim.errors import first_line
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of
 from fedsim.models.graph import NotTraceableError, probes_of
 from fedsim.models.operation import RandomError
 from fedsim.models.params import Params

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedsim.analysis.mixing.batching import Blending, Pieces, Step, schedule
 from fedsim.analysis.mixing.mixes import Source
 from fedsim.analysis.mixing.plan import Plan
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of
 from fedsim.models.graph import Operation
 from fedsim.models.params import Params
 

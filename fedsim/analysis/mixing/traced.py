@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.analysis.mixing.mixes import Part
 from fedsim.data.dataset import channels_last
-from fedsim.models.copies import loaded
-from fedsim.models.frozen import copy_of
+from fedsim.models.copies import copy_of, loaded
 from fedsim.models.graph import NotTraceableError, Operation, count_flops, probes_of, trace
 from fedsim.models.params import Params
 from fedsim.models.probing import results_of

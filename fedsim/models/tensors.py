@@ -1,0 +1,25 @@
+"""Tensors apart from any model: those in nested values, and whether two are the same."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in tuples, lists and dicts of any depth."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from tensors_in(each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from tensors_in(each)
+
+
+def is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same type, shape and values; also those that torch cannot compare."""
+    wide = torch.complex128 if one.is_complex() else torch.float64 if one.is_floating_point() else one.dtype
+    return one.dtype == other.dtype and torch.equal(one.to(wide), other.to(wide))
