@@ -65,22 +65,25 @@ def _check(models: Models, inputs: Tensor, data: Data | None, cause: Exception) 
             raise ValueError(
                 f"the model returns a {type(outputs).__name__}; barriers need a tensor of outputs, so wrap the model"
             ) from cause
-        given = f"targets of {data.targets.dtype}, shape {tuple(data.targets.shape)}"
-        described = f"outputs of shape {_shape(outputs.shape[1:])} and {given}"
-        try:
-            losses = data.criterion(outputs, data.targets[:FEW])
-        except Exception as error:
-            raise ValueError(
-                f"the criterion does not take {described}: {_text(error)}{_rule(outputs, data)}"
-            ) from cause
-        if not isinstance(losses, Tensor) or losses.shape != (len(few),):
-            shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-            raise ValueError(
-                f"the criterion returns {shape} for {len(few)} examples; it must return one loss for each, as torch's "
-                "losses do with reduction='none'"
-            ) from cause
-        if rule := _wrong_classes(outputs, data):
-            raise ValueError(rule) from cause
+        _check_losses(outputs, data, cause)
+
+
+def _check_losses(outputs: Tensor, data: Data, cause: Exception) -> None:
+    given = f"targets of {data.targets.dtype}, shape {tuple(data.targets.shape)}"
+    described = f"outputs of shape {_shape(outputs.shape[1:])} and {given}"
+    few = data.targets[:FEW]
+    try:
+        losses = data.criterion(outputs, few)
+    except Exception as error:
+        raise ValueError(f"the criterion does not take {described}: {_text(error)}{_rule(outputs, data)}") from cause
+    if not isinstance(losses, Tensor) or losses.shape != (len(few),):
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(
+            f"the criterion returns {shape} for {len(few)} examples; it must return one loss for each, as torch's "
+            "losses do with reduction='none'"
+        ) from cause
+    if rule := _wrong_classes(outputs, data):
+        raise ValueError(rule) from cause
 
 
 def _text(error: Exception) -> str:

@@ -18,33 +18,11 @@ OPERATORS = {
 OTHERS = frozenset({"setitem", "__setitem__", "ipow", "ifloordiv", "imod", "imatmul", "iand", "ior", "ixor"})
 # Whatever returns a part of its first argument, or all of it in another shape, may share its memory.
 VIEWS = {
-    "getitem",
-    "getattr",
-    "view",
-    "view_as",
-    "reshape",
-    "reshape_as",
-    "flatten",
-    "unflatten",
-    "squeeze",
-    "unsqueeze",
+    *("getitem", "getattr", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze"),
+    *("transpose", "swapaxes", "permute", "movedim", "t", "T", "mT", "expand", "expand_as", "narrow", "select"),
+    *("split", "chunk", "unbind", "tensor_split", "unfold", "diagonal", "real", "imag"),
+    *("view_as_real", "view_as_complex", "detach", "contiguous", "to", "float", "double", "dropout"),
 }
-VIEWS |= {
-    "transpose",
-    "swapaxes",
-    "permute",
-    "movedim",
-    "t",
-    "T",
-    "mT",
-    "expand",
-    "expand_as",
-    "narrow",
-    "select",
-    "split",
-}
-VIEWS |= {"chunk", "unbind", "tensor_split", "unfold", "diagonal", "real", "imag", "view_as_real", "view_as_complex"}
-VIEWS |= {"detach", "contiguous", "to", "float", "double", "dropout"}
 VIEWING_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
 
 

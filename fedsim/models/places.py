@@ -125,13 +125,13 @@ def _places(where: str, state: Params, model: nn.Module, names: Mapping[str, str
                 entries[key] = torch.view_as_real(value.resolve_conj())
         present = {first[key] for key in entries if key in first}
         yield Place(
-            where,
-            prefix,
-            entries,
-            [old for key, old in keys.items() if not key.startswith(prefix)],
-            [key for key in own if not (first[key] in present or key in frozen or is_optional(key))],
-            [key for key in entries if key not in own],
-            {k: tuple(own[k].shape) for k, value in entries.items() if k in own and value.shape != own[k].shape},
+            where=where,
+            prefix=prefix,
+            entries=entries,
+            outside=[old for key, old in keys.items() if not key.startswith(prefix)],
+            missing=[key for key in own if not (first[key] in present or key in frozen or is_optional(key))],
+            unknown=[key for key in entries if key not in own],
+            shapes={k: tuple(own[k].shape) for k, v in entries.items() if k in own and v.shape != own[k].shape},
         )
 
 
