@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.dataset import Dataset, Examples
-from fedsim.data.target_checks import check_labels, check_target_kind
+from fedsim.data.target_checks import check_labels, check_target_kind, first_with
 
 # Numbers of channels of an image.
 CHANNELS = (1, 3, 4)
@@ -56,13 +56,6 @@ def looks_channels_last(inputs: Tensor | np.ndarray) -> bool:
     return channels in CHANNELS and height not in CHANNELS and channels < min(height, width)
 
 
-def first_not_finite(values: Tensor) -> int | None:
-    """Return the position of the first example with a value that is not finite, or None."""
-    if not (values.is_floating_point() or values.is_complex()) or bool(torch.isfinite(values).all()):
-        return None
-    return int(torch.isfinite(values).reshape(len(values), -1).all(1).logical_not().nonzero()[0])
-
-
 def _check_tensors(examples: Any, where: str) -> None:
     if not isinstance(examples, Examples):
         raise ValueError(f"{where} is a {type(examples).__name__}; give fedsim.data.Examples(inputs, targets)")
@@ -100,7 +93,9 @@ def _check_inputs(inputs: Tensor, where: str) -> None:
             f"{where} has images of shape {shape[1:]}, as if channels came last; give [n, channels, height, width]: "
             "inputs.permute(0, 3, 1, 2)"
         )
-    if (bad := first_not_finite(inputs)) is not None:
+    is_exact = not (inputs.is_floating_point() or inputs.is_complex())
+    if not is_exact and not bool((finite := torch.isfinite(inputs)).all()):
+        bad = first_with(~finite)
         raise ValueError(f"{where} has inputs that are not finite, first at example {bad}; remove or replace them")
 
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 # Some file systems count whole seconds or two, so that a file may be written again without another time.
 SETTLED_SECONDS = 2.5
 # What Python writes as it imports a module from a folder.
-IGNORED = "__pycache__"
+BYTECODE = "__pycache__"
 _digests: dict[tuple[int, ...], str] = {}
 _found: ContextVar[dict[Hashable, Any] | None] = ContextVar("found", default=None)
 
@@ -98,6 +98,6 @@ def _names(place: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(each for each in folders if each != IGNORED)
+        folders[:] = sorted(each for each in folders if each != BYTECODE)
         yield from (f"{(relative / each).as_posix()}/" for each in folders)
         yield from ((relative / each).as_posix() for each in files if (Path(folder) / each).is_file())

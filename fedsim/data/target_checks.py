@@ -45,7 +45,7 @@ def check_target_kind(
             )
     if not is_whole:
         if not bool(torch.isfinite(targets).all()):
-            bad = int(torch.isfinite(targets).reshape(len(targets), -1).all(1).logical_not().nonzero()[0])
+            bad = first_with(~torch.isfinite(targets))
             raise ValueError(f"{described}: they are not finite, first at example {bad}; give class indices as int64")
         if bool((targets == targets.round()).all()):
             raise ValueError(f"{described}; give class indices as int64: targets.{cast}")
@@ -63,21 +63,26 @@ def check_labels(where: str, targets: Tensor, classes: int) -> None:
         If not; the message names the first such example.
     """
     real = real_targets(targets)
-    if real is not None and not bool((kept := real.reshape(len(targets), -1).any(1)).all()):
-        bare = int(kept.logical_not().nonzero()[0])
+    if real is not None and bool((is_bare := ~real.reshape(len(targets), -1).any(1)).any()):
+        bare = first_with(is_bare)
         raise ValueError(f"{where} has no target at example {bare}, where all are {IGNORED}; remove the example")
     labels = labels_of(targets)
     low, high = int(labels.min()), int(labels.max())
     if low >= 0 and high < classes:
         return
     wrong = low if low < 0 else high
-    place = int((targets == wrong).reshape(len(targets), -1).any(1).nonzero()[0])
+    place = first_with(targets == wrong)
     hint = f"; {IGNORED} marks a target to ignore" if low < 0 else ""
     if low == 1 and high == classes:
         hint = f"; as they are from 1 to {classes}, subtract 1"
     elif low >= 0 and len(labels.unique()) <= classes:
         hint = "; number them without gaps, as fedsim.data.numbered does"
     raise ValueError(f"{where} has the label {wrong}; labels must be from 0 to {classes - 1} (example {place}){hint}")
+
+
+def first_with(marks: Tensor) -> int:
+    """Return the position of the first example with a mark, shape [n, ...]."""
+    return int(marks.reshape(len(marks), -1).any(1).nonzero()[0])
 
 
 def _holds_only_zeros_and_ones(targets: Tensor) -> bool:

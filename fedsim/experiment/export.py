@@ -77,6 +77,5 @@ def _is_plain(kept: KeptRound, params: Params) -> bool:
 
     Frozen tensors are in no checkpoint, and complex weights and spectral norms are there in another form.
     """
-    file = kept.folder.model
-    frozen = json.loads(file.read_text())["frozen"] if file.exists() else []
-    return not frozen and not any("parametrizations." in key or key.endswith("_orig") for key in params)
+    is_changed = any("parametrizations." in key or key.endswith("_orig") for key in params)
+    return not (is_changed or kept.folder.read_model().get("frozen"))

@@ -22,6 +22,7 @@ from fedsim.results.report.comparing.columns import Column
 from fedsim.results.report.comparing.export import as_csv
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.tables import Table, comparison_table
+from fedsim.results.report.comparing.units import format_missing
 from fedsim.results.result import Result
 
 
@@ -103,7 +104,7 @@ class FinishedRun(Result):
 
     def __repr__(self) -> str:
         values = self.by_client("personalised")
-        missing = f" ({values.isna().sum()} missing)" if values.isna().any() else ""
+        missing = format_missing(int(values.isna().sum()))
         return (
             f"<run {self.strategy}, seed {self.config.seed}, {self.data}, {self.config.clients} clients: personalised "
             f"accuracy {values.mean():.1%}{missing} after round {self.evaluated} of {self.config.rounds}, {self.path}>"

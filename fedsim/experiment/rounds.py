@@ -27,7 +27,7 @@ from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRAINED, UPLOADED, metric_name
 from fedsim.federation.engines.grid import Engine, processors
 from fedsim.federation.federation import Federation
-from fedsim.results.best_round import SELECTED_BY, best_round, reason_to_stop, validation_means
+from fedsim.results.best_round import SELECTED_BY, best_rounds, reason_to_stop, validation_means
 from fedsim.results.faults import fault_row
 from fedsim.results.files import append_rows, read_rows, write_parquet
 from fedsim.results.folder import RunFolder
@@ -92,7 +92,7 @@ class Rounds:
 
     def restore(self, server_round: int) -> None:
         """Resume after a round, from its checkpoint; the records end with that round already."""
-        best = self._best_rounds()
+        best = best_rounds(self._validation_means)
         self.checkpoints.load(server_round, self.strategy, self.engine, self._keep(best, server_round))
         if self.config.keeps_best and (lost := best - set(self.checkpoints.rounds())):
             logger.warning(
@@ -223,18 +223,13 @@ class Rounds:
 
     def _save_if_due(self, server_round: int) -> None:
         """Write a checkpoint of a round after which the run could resume, or whose models are to be kept."""
-        best = self._best_rounds()
+        best = best_rounds(self._validation_means)
         due = self._is_last(server_round) or self._is_due(self.config.checkpoint_every, server_round)
         if due or (self.config.keeps_best and server_round in best):
             keep = self._keep(best, server_round)
             with self._timed("checkpoint"):
                 self.checkpoints.save(server_round, self.strategy, self.engine, self._changed, keep)
             self._changed = set()
-
-    def _best_rounds(self) -> set[int]:
-        """Return the best rounds so far, by each metric."""
-        best = (best_round(means, metric) for metric, means in self._validation_means.items())
-        return {server_round for server_round in best if server_round is not None}
 
     def _keep(self, best: Container[int], server_round: int) -> Container[int]:
         """Return the rounds before this one whose models are kept."""

@@ -1,7 +1,5 @@
 """Whether the model of a run still has the layers that its records name."""
 
-import json
-
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation
 from fedsim.models.layers import Layers
@@ -17,8 +15,7 @@ def check_layers(folder: RunFolder, federation: Federation) -> None:
         If another version of fedsim has named them otherwise, or found them in another order.
     """
     now = federation.summary
-    if folder.model.exists():
-        known = json.loads(folder.model.read_text())
+    if known := folder.read_model():
         before, same = known["layers"], (known["layers"], known["head"]) == (list(now.layers), list(now.head))
     else:
         # Written when layers were in the order of registration, the last linear one was the head, and none was frozen.

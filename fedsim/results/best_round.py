@@ -37,6 +37,12 @@ def best_round(means: Mapping[int, float], metric: str) -> int | None:
     return max(known, key=lambda server_round: (known[server_round], -server_round), default=None)
 
 
+def best_rounds(means: Mapping[str, Mapping[int, float]]) -> set[int]:
+    """Return the best rounds of means by metric, of those that have one."""
+    best = (best_round(of_metric, metric) for metric, of_metric in means.items())
+    return {server_round for server_round in best if server_round is not None}
+
+
 def reason_to_stop(means: Mapping[int, float], settings: StopConfig) -> str | None:
     """Return why a run should end after the last of these rounds, or None if it should continue.
 

@@ -56,8 +56,7 @@ def updates_asked_for(folder: RunFolder, rounds: int) -> int:
 
 def faults_of_run(folder: RunFolder, rounds: int) -> list[str]:
     """Return what went wrong in the first rounds of a run, as `describe_faults` does; nothing if all went well."""
-    faults = read_rows(folder.faults)
-    return describe_faults(faults, updates_asked_for(folder, rounds)) if len(faults) else []
+    return describe_faults(read_rows(folder.faults), updates_asked_for(folder, rounds))
 
 
 def describe_faults(faults: pd.DataFrame, updates: int) -> list[str]:
@@ -68,6 +67,8 @@ def describe_faults(faults: pd.DataFrame, updates: int) -> list[str]:
     updates
         Number of all updates that clients were asked for; 0 if it is not known.
     """
+    if faults.empty:  # which may have no columns
+        return []
     of = f" of {updates}" if updates else ""
     texts = []
     for stage, rows in faults.groupby("stage"):

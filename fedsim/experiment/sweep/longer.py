@@ -17,7 +17,7 @@ from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tu
 from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRAINED
 from fedsim.federation.federation import federation_of
-from fedsim.results.best_round import SELECTED_BY, best_round, reason_to_stop, validation_means
+from fedsim.results.best_round import SELECTED_BY, best_rounds, reason_to_stop, validation_means
 from fedsim.results.environment import environment
 from fedsim.results.files import keep_rows, read_rows, write_folder, write_json
 from fedsim.results.folder import RunFolder
@@ -126,8 +126,7 @@ def _kept_rounds(config: Config, rows: Sequence[Row], last: int) -> Iterator[int
     if config.checkpoints.keep == "all":
         yield from range(config.checkpoint_every, last + 1, config.checkpoint_every)
     if config.keeps_best:
-        best = (best_round(validation_means(rows, metric), metric) for metric in SELECTED_BY)
-        yield from (server_round for server_round in best if server_round is not None)
+        yield from best_rounds({metric: validation_means(rows, metric) for metric in SELECTED_BY})
 
 
 def _common(shorter: RunFolder) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 from fedsim.experiment.rounds import RoundSummary
+from fedsim.results.report.comparing.units import format_missing
 
 
 class Progress:
@@ -64,8 +65,7 @@ class Progress:
 
     def advance(self, name: str, summary: RoundSummary) -> None:
         """Count a round of a run and show what it achieved."""
-        shown = f"{name}  {_accuracy('personalised', summary.personalised_accuracy)}"
-        shown += f" ({summary.missing} missing)" if summary.missing else ""
+        shown = f"{name}  {_accuracy('personalised', summary.personalised_accuracy)}{format_missing(summary.missing)}"
         shown += f" {_accuracy('global', summary.global_accuracy)}"
         if summary.faults:
             shown += f" {summary.faults} {'fault' if summary.faults == 1 else 'faults'}"

@@ -12,7 +12,7 @@ from fedsim.results.report.comparing.columns import Column, Kind
 from fedsim.results.report.comparing.comparison import Comparison
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.statistics import Interval
-from fedsim.results.report.comparing.units import format_bytes, format_count
+from fedsim.results.report.comparing.units import format_bytes, format_count, format_missing
 
 UNKNOWN = "-"
 ALL = "all"
@@ -86,14 +86,14 @@ def notes_of(comparison: Comparison) -> Iterator[str]:
     for row in comparison.rows:
         members = row.group.members
         faults = pd.concat([result.faults for result in members])
-        texts = describe_faults(faults, sum(result.updates for result in members)) if len(faults) else []
+        texts = describe_faults(faults, sum(result.updates for result in members))
         if not all(map(question.round_of, members)):
             texts.append(f"no best round, as none has a validation {question.metric} of every client")
         yield from (f"{row.group.name}: {text}" if len(comparison.rows) > 1 else text for text in texts)
 
 
 def _cell(value: Interval, kind: Kind, question: Question) -> str:
-    missing = f" ({value.missing} missing)" if value.missing else ""
+    missing = format_missing(value.missing)
     if not value.is_known:
         return f"{UNKNOWN}{missing}"
     write = _writer(kind, question)

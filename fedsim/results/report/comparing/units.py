@@ -17,6 +17,11 @@ def format_count(count: float) -> str:
     return f"{number} {unit}" if unit else f"{round(count, 1):g}"
 
 
+def format_missing(count: int) -> str:
+    """Return what follows a number that lacks the values of some clients, such as `` (2 missing)``."""
+    return f" ({count} missing)" if count else ""
+
+
 def read_amount(text: str, unit: str = "") -> float:
     """Read a positive number with its decimal unit, such as ``50 MB`` where the unit is ``B``, or ``1.5M``.
 

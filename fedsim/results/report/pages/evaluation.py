@@ -11,6 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from fedsim.results.report.comparing.statistics import jain, worst_mean
 from fedsim.results.report.comparing.tables import UNKNOWN, Table
+from fedsim.results.report.comparing.units import format_missing
 from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH, legend_outside
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
@@ -129,7 +130,7 @@ def _values(result: Result, model: str, data: str, server_round: int, of_server:
 def _cells(values: pd.Series, of_server: bool) -> tuple[str, str, str]:
     """Return mean and spread, the worst tenth, and fairness, over the clients that have a value; how many have none."""
     numbers = values.dropna().to_numpy()
-    missing = f" ({len(values) - len(numbers)} missing)" if len(numbers) < len(values) else ""
+    missing = format_missing(len(values) - len(numbers))
     if not len(numbers):
         return f"{UNKNOWN}{missing}", UNKNOWN, UNKNOWN
     if of_server:

@@ -23,7 +23,7 @@ from fedsim.results.report.comparing.groups import Group, by_name, grouped
 from fedsim.results.report.comparing.question import DEFAULT, Question
 from fedsim.results.report.comparing.statistics import worst_mean
 from fedsim.results.report.comparing.tables import comparison_table
-from fedsim.results.report.comparing.units import format_bytes
+from fedsim.results.report.comparing.units import format_bytes, format_missing
 from fedsim.results.report.drawing import compared, figures
 from fedsim.results.report.drawing.barriers import compared_barriers
 from fedsim.results.report.drawing.partition import partition
@@ -78,11 +78,10 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         ("Layers", json.dumps(result.folder.read_model(), indent=1)),
         ("Environment", json.dumps(result.folder.read_env(), indent=1)),
     ]
-    faults = describe_faults(result.faults, result.updates) if len(result.faults) else []
     content = {
         "title": f"{result.strategy} on {result.data}",
         "subtitle": _subtitle(result),
-        "warnings": faults,
+        "warnings": describe_faults(result.faults, result.updates),
         "numbers": _headline(result),
         "tables": [{"title": "Accuracy by model and data", "table": table, "note": evaluation_note(result)}],
         "details": details,
@@ -97,7 +96,7 @@ def _headline(result: Result) -> list[tuple[str, str]]:
     """Return the numbers at the top of a run's page, with their labels."""
     personalised = result.by_client("personalised").astype(float)
     known = personalised.dropna()
-    missing = f" ({len(personalised) - len(known)} missing)" if len(known) < len(personalised) else ""
+    missing = format_missing(len(personalised) - len(known))
     of_server = float(result.on_server("global").loc[result.evaluated])
     numbers = [
         (
