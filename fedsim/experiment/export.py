@@ -8,7 +8,8 @@ from safetensors.torch import save
 
 import fedsim
 from fedsim.errors import ConfigError, is_of_the_system
-from fedsim.experiment.personalised import KeptRound, global_model, model_of
+from fedsim.experiment.kept_round import KeptRound
+from fedsim.experiment.restored import global_model, model_of
 from fedsim.models.params import Params
 from fedsim.results.files import write_whole
 

@@ -15,7 +15,8 @@ import pandas as pd
 from torch import nn
 
 from fedsim.analysis.suite import MEASURES
-from fedsim.experiment.personalised import Metric, WantedRound, restored_model
+from fedsim.experiment.kept_round import Metric, WantedRound
+from fedsim.experiment.restored import restored_model
 from fedsim.federation.data import FederatedData
 from fedsim.results.report.comparing import comparison as comparing
 from fedsim.results.report.comparing.columns import Column

@@ -22,7 +22,8 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.export import export_model
-from fedsim.experiment.personalised import kept_round, model_of, restored_model
+from fedsim.experiment.kept_round import kept_round
+from fedsim.experiment.restored import model_of, restored_model
 from fedsim.federation import data as data_of_runs
 from fedsim.federation.federation import federation_of
 from fedsim.results.files import read_rows

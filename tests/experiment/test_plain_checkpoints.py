@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from fedsim.config import Config
 from fedsim.experiment import run as experiment
-from fedsim.experiment.personalised import restored_model
+from fedsim.experiment.restored import restored_model
 from fedsim.federation.federation import federation_of
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.folder import RunFolder

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedsim.config import Config
 from fedsim.data.dataset import Dataset, Examples
-from fedsim.experiment.personalised import restored_model
+from fedsim.experiment.restored import restored_model
 from fedsim.results.folder import RunFolder
 from tests.federation.plain_fedavg import plain_fedavg
 from tests.models.foreign import CLASSES, FOREIGN, inputs_of, make_foreign

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from fedsim.config import Config
-from fedsim.experiment.personalised import restored_model
+from fedsim.experiment.restored import restored_model
 from fedsim.federation.federation import federation_of
 from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result

@@ -5,7 +5,7 @@ from pathlib import Path
 from fedsim.cli.terminal import say
 from fedsim.errors import ConfigError
 from fedsim.experiment.export import describe, export_model
-from fedsim.experiment.personalised import Metric, WantedRound, kept_round
+from fedsim.experiment.kept_round import Metric, WantedRound, kept_round
 from fedsim.results.result import find_runs
 
 

@@ -5,108 +5,31 @@ take from the server next, as the strategy makes it of them.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from numbers import Integral
-from typing import Literal
 
-import pandas as pd
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
 from torch import nn
 
-from fedsim.config import Config, making
+from fedsim.config import making
 from fedsim.errors import ConfigError, message_of
 from fedsim.experiment.checkpoints import Checkpoints
+from fedsim.experiment.kept_round import KeptRound, Metric, WantedRound, kept_round
 from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.evaluation import load_for_evaluation
-from fedsim.federation.client.state import GLOBAL, PERSONALISED, personalised_model
+from fedsim.federation.client.state import personalised_model
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.local import LocalEngine
-from fedsim.federation.federation import Federation, choose_device, federation_of
+from fedsim.federation.federation import Federation, federation_of
 from fedsim.models.copies import copy_of
 from fedsim.models.frozen import frozen_keys
 from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, fit
-from fedsim.results.best_round import best_round, validation_means
-from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.training.evaluation import evaluate
 
-WantedRound = int | Literal["last", "best"]
-Metric = Literal["accuracy", "loss"]
 # How far a client's loss may be from the recorded one: other devices and cohorts round differently.
 TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class KeptRound:
-    """A round of a run whose models are on disk.
-
-    Parameters
-    ----------
-    client
-        Client whose personalised model is meant; None for the global model.
-    recorded
-        By metric: what the run recorded of the model, on the client's own test data or on the server's; empty if the
-        round or the client was not evaluated.
-    """
-
-    folder: RunFolder
-    config: Config
-    server_round: int
-    client: int | None
-    recorded: Mapping[str, float]
-
-
-def kept_round(
-    folder: RunFolder, client: int | None = None, wanted: WantedRound = "last", metric: Metric = "accuracy"
-) -> KeptRound:
-    """Find a round of a run, and check that its models are there; neither the data nor the model is needed.
-
-    Parameters
-    ----------
-    wanted
-        The ``last`` checkpoint, the ``best`` round on the clients' validation data, or a round.
-    metric
-        What the best round is best by.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such client, or the models of the round are not kept.
-    """
-    config, rounds = _on_this_machine(folder.read_config()), Checkpoints(folder.checkpoints).rounds()
-    if client is not None and not (isinstance(client, Integral) and 0 <= client < config.clients):
-        raise ConfigError(f"client = {client!r} must be from 0 to {config.clients - 1}")
-    if not rounds:
-        raise ConfigError(f"{folder.path} has no checkpoint yet; let 'fedsim run' resume it first")
-    table = read_rows(folder.metrics)
-    if len(table):
-        table = table[table["round"] <= rounds[-1]]
-    if wanted == "last":
-        found, name = rounds[-1], "the last round"
-    elif wanted == "best":
-        best = best_round(validation_means(table.to_dict("records"), metric), metric)
-        if best is None:
-            raise ConfigError(
-                f"round = 'best': {folder.path} has no values on validation data, by which the best round is chosen; "
-                "use 'last', or run it with partition.validation greater than 0"
-            )
-        found, name = best, f"round {best}, the best by validation {metric},"
-    elif isinstance(wanted, Integral) and 1 <= wanted <= config.rounds:
-        found, name = int(wanted), f"round {wanted}"
-    else:
-        raise ConfigError(f"round = {wanted!r} must be 'last', 'best' or from 1 to {config.rounds}")
-    if found not in rounds:
-        keep = "all" if wanted != "best" else "best"
-        some = "round" if len(rounds) == 1 else "rounds"
-        raise ConfigError(
-            f"{folder.path}: the models of {name} are not kept, only those of {some} {', '.join(map(str, rounds))}; "
-            f"to keep them set checkpoints.keep to '{keep}', remove the folder and run it again"
-        )
-    return KeptRound(folder, config, found, client, _recorded(table, found, client))
 
 
 def restored_model(
@@ -165,15 +88,6 @@ def global_model(kept: KeptRound) -> Params:
         raise _damaged(kept.folder, error) from error
 
 
-def _on_this_machine(config: Config) -> Config:
-    """Return a config whose device is here: a run's models are also wanted where there is no GPU."""
-    try:
-        choose_device(config.device)
-    except ConfigError:
-        return config.model_copy(update={"device": "cpu"})
-    return config
-
-
 def _personalised(federation: Federation, kept: KeptRound, client: int) -> Params:
     """Return the model of a client, made by the client as it would make it to evaluate it after the round."""
     strategy = making.make_strategy(kept.config, federation.model(), federation.calibration())
@@ -194,16 +108,6 @@ def _personalised(federation: Federation, kept: KeptRound, client: int) -> Param
     if not found:
         raise ConfigError(f"the personalised model of client {client} cannot be made: {replies[0].error.reason}")
     return found[0]
-
-
-def _recorded(table: pd.DataFrame, server_round: int, client: int | None) -> dict[str, float]:
-    if table.empty:
-        return {}
-    model, splits = (GLOBAL, ("test",)) if client is None else (PERSONALISED, ("test", "unseen"))
-    of_it = table["client"].isna() if client is None else table["client"] == client
-    rows = table[of_it & (table["round"] == server_round) & (table["model"] == model) & table["split"].isin(splits)]
-    values = rows.set_index("metric")["value"].dropna()
-    return {str(metric): float(value) for metric, value in values.items()}
 
 
 def _check_loss(kept: KeptRound, model: nn.Module, examples: InputsAndTargets) -> None:
