@@ -45,12 +45,18 @@ def room_of(module: str) -> str:
 
 
 @cache
+def parsed(path: Path) -> ast.Module:
+    """Return the syntax tree of a file."""
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(module: str) -> set[str]:
     """Return all modules that a module imports, wherever in it: the file where there is one, else the package."""
     stub = FILES[module].with_suffix(".pyi")  # of a lazy door: what it imports when it is asked
-    texts = [path.read_text() for path in (FILES[module], stub) if path.exists()]
+    trees = [parsed(path) for path in (FILES[module], stub) if path.exists()]
     found = set()
-    for node in (node for text in texts for node in ast.walk(ast.parse(text))):
+    for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -113,7 +119,7 @@ def test_nothing_private_is_imported_from_another_file() -> None:
     private = [
         f"{module} imports {name}"
         for module, path in FILES.items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ImportFrom)
         and node.module
         and node.module.split(".")[0] in {m.split(".")[0] for m in FILES}
@@ -126,7 +132,7 @@ def test_nothing_private_is_imported_from_another_file() -> None:
 def test_each_door_says_what_is_inside() -> None:
     for module, path in FILES.items():
         if path.name == "__init__.py":
-            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            text = ast.get_docstring(parsed(path)) or ""
             assert len(text.split()) >= 5, f"{module}: {text!r} does not say what is inside"
 
 

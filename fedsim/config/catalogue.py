@@ -124,7 +124,7 @@ class Catalogue:
         except Exception as error:  # annotations may be anything
             if name in self.entries:
                 raise
-            reason = error_line(error).partition(". ")[0]  # pydantic goes on for a paragraph
+            reason = error_line(error).partition(". ")[0]  # pydantic adds a paragraph
             raise ConfigError(
                 f"{self._where(name)}: its parameters cannot be read as options ({reason}); annotate them "
                 "with plain types, such as int, float, str or list[str]"

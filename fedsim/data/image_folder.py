@@ -63,7 +63,7 @@ def image_folder(
         Meaning of the folders: ``split/class``, ``site/split/class``, ``split/site/class``, or, without splits,
         ``site/class`` or ``class``. With ``auto`` it is one of the first two, by where the splits' names are.
     train, test
-        Names of the splits' folders; others beside them are not used.
+        Names of the splits' folders; other folders next to them are not used.
     test_share
         Share of each site's images of a class that become the test set where there are no splits: evenly spaced ones.
     mode

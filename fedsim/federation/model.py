@@ -160,7 +160,7 @@ def _check_single_examples(model: nn.Module, config: Config, dataset: Dataset, s
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             model(_probes(dataset, 1))
     except Exception as error:
-        where = f"model.name = {config.model.name!r}, trained on 1 examples, does not accept inputs of shape"
+        where = f"model.name = {config.model.name!r}, trained on one example, does not accept inputs of shape"
         who, remedy = "local.batch_size = 1 gives every client such batches", "let it be at least 2"
         if config.local.batch_size > 1:
             few = np.flatnonzero(sizes < 2)

@@ -55,7 +55,7 @@ MISTAKES = {
     ),
     "batch norm on single examples": (
         ["--set", 'model={name="vgg11", norm="batch"}', "--set", "local.batch_size=1"],
-        r"trained on 1 examples, does not accept inputs of shape \(1, 8, 8\) of 'digits': ValueError: Expected"
+        r"trained on one example, does not accept inputs of shape \(1, 8, 8\) of 'digits': ValueError: Expected"
         ".*; local.batch_size = 1 gives every client such batches, .* needs two: let it be at least 2",
     ),
     "batch norm and a client with one example": (

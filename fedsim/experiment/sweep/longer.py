@@ -93,7 +93,7 @@ def _begin(config: Config, folder: RunFolder, shorter: RunFolder) -> int:
 
 
 def _check_same(config: Config, shorter: RunFolder, rounds: int) -> None:
-    """Check that a shorter run, of so many rounds, is whole and has the numbers that it would have here and now."""
+    """Check that a shorter run is whole, and that it would have the same numbers here and now."""
     try:
         shorter.check_whole()
         federation = federation_of(config)
