@@ -29,6 +29,12 @@ def check_dataset(dataset: Dataset) -> None:
         if not isinstance(names, Sequence) or isinstance(names, str):
             example = f", such as tuple(map(str, range({names})))" if isinstance(names, int) else ""
             raise ValueError(f"{dataset.name!r} has {what} = {_short(names)}; give a tuple of names{example}")
+    # Of one class, every loss is 0 and every accuracy 1.
+    if len(dataset.classes) < 2:
+        raise ValueError(
+            f"{dataset.name!r} has classes = {_short(dataset.classes)}; there must be at least two; for a yes or no, "
+            "give ('no', 'yes') and targets 0 and 1"
+        )
     for part, examples in (("training", dataset.train), ("test", dataset.test)):
         where = f"{dataset.name!r}: its {part} set"
         _check_tensors(examples, where)

@@ -43,6 +43,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a column": (both(FEATURES, LABELS[:, None]), r"give class indices of shape \[12\]: targets.squeeze\(1\)"),
     "a column of bytes": (both(FEATURES, LABELS[:, None].byte()), r"targets.squeeze\(1\).long\(\)"),
+    "one class": (
+        both(FEATURES, LABELS * 0, classes=("a",)),
+        "has classes = .*; there must be at least two; for a yes",
+    ),
     "regression": (both(FEATURES, FEATURES[:, 0]), "regression is not supported yet; give class indices"),
     "a regression's column": (both(FEATURES, FEATURES[:, :1]), "regression is not supported yet"),
     "whole floats": (both(FEATURES, LABELS.float()), r"targets of torch.float32, shape \(12,\); .*targets.long\(\)"),
