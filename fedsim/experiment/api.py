@@ -21,6 +21,7 @@ from fedsim.experiment.sweep import sweep
 from fedsim.experiment.tuning import tune
 from fedsim.experiment.tuning.grid import tunings_of
 from fedsim.federation.data import federated_data_of
+from fedsim.models.frozen import frozen_keys
 from fedsim.models.params import Params
 from fedsim.models.saved import find_weights, read_checkpoint
 from fedsim.results.folder import RunFolder
@@ -266,8 +267,15 @@ def _state(state: str | Path | Params, model: nn.Module) -> Mapping[str, Tensor]
     device, name = next(model.parameters()).device, type(model).__name__
     if isinstance(state, str | Path):
         read = read_checkpoint(Path(state), model, name)
-    elif not isinstance(state, Mapping) or state.keys() <= model.state_dict().keys():
+    elif not isinstance(state, Mapping) or _is_plain(state, model):
         return state
     else:
         read = find_weights(state, model, name, "a state")
     return {key: value.to(device) for key, value in read.items()}
+
+
+def _is_plain(state: Mapping[Any, Any], model: nn.Module) -> bool:
+    """Whether a state has tensors under the model's keys, of which frozen ones may be missing."""
+    own = model.state_dict().keys()
+    is_complete = own - frozen_keys(model) <= state.keys() <= own
+    return is_complete and all(isinstance(value, Tensor) for value in state.values())

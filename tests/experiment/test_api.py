@@ -135,6 +135,19 @@ def test_a_partition_shows_who_holds_what() -> None:
         fedsim.partition(TINY, {"sweep.seed": [0, 1]})
 
 
+def test_barriers_take_states_that_files_may_hold() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    states = [{key: value + i for key, value in model.state_dict().items()} for i in (0, 1)]
+    inputs, targets = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
+    table = fedsim.barriers(model, states, inputs, targets)
+    arrays = [{key: value.numpy() for key, value in state.items()} for state in states]
+    older = [{key: value for key, value in state.items() if "num_batches" not in key} for state in states]
+    for given in (arrays, older):
+        pd.testing.assert_frame_equal(fedsim.barriers(model, given, inputs, targets), table)
+    with pytest.raises(fedsim.ConfigError, match=r"it lacks '2\.bias'"):
+        fedsim.barriers(model, [states[0], {k: v for k, v in states[1].items() if k != "2.bias"}], inputs, targets)
+
+
 def test_barriers_take_states_and_paths_of_checkpoints(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     model = torch.nn.Linear(3, 2)
