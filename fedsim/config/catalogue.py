@@ -112,7 +112,9 @@ class Catalogue:
             hint = suggest(option, settings) + self._who_has(option)
             raise ConfigError(f"unknown key '{self.table}.{option}' for {name!r}{hint}")
         if problem["type"] == "missing" and len(problem["loc"]) == 1:
-            raise ConfigError(f"'{self.table}.{option}' is missing; {name!r} needs it")
+            given = ", ".join(self.given) if self.canonical(name) not in self.entries else ""
+            hint = given and f"; set it, or give the parameter the name of what fedsim passes: {given}"
+            raise ConfigError(f"'{self.table}.{option}' is missing; {name!r} needs it{hint}")
         rule = explain_rule(problem, schema)
         colon = "" if problem["type"] in BOUNDS else ":"
         raise ConfigError(f"{self.table}.{option} = {as_toml(problem['input'])}{colon} {rule}")

@@ -45,6 +45,11 @@ NEVER_BUILT = {
         "def part():\n    return {}['label']\n",
         r"KeyError: 'label' \(MODULE.py, line 2\)",
     ),
+    "a model whose parameters have other names": (
+        "model",
+        "def part(size, classes):\n    return None\n",
+        "'model.size' is missing; .* needs it; set it, or give .* what fedsim passes: shape, classes, vocabulary",
+    ),
     "data of a library's error": (
         "data",
         "import json\ndef part():\n    return json.loads('{')\n",
