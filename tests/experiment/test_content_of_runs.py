@@ -185,6 +185,7 @@ def test_results_are_told_apart_by_their_content_and_read_without_the_code(capsy
     assert len(fedsim.compare(runs, by="data.csv").text.rows) == 2
 
 
+@pytest.mark.slow
 def test_files_of_one_name_are_shown_with_their_folders() -> None:
     for folder, labels in (("north", (0, 1)), ("south", (1, 0))):
         Path(folder).mkdir()

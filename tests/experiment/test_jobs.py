@@ -83,6 +83,7 @@ def test_runs_share_neither_a_gpu_nor_ray(tiny: Callable[..., Config], monkeypat
         choose_jobs(on_ray, 2, 8)
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_pool_runs_one_after_the_other_and_refuses_more(
     tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
