@@ -75,7 +75,7 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
     table = evaluation_table(result)
     details = [
         ("Configuration", result.folder.config.read_text()),
-        ("Layers", json.dumps(result.folder.read_model(), indent=1)),
+        *([("Layers", json.dumps(model, indent=1))] if (model := result.folder.read_model()) else []),
         ("Environment", json.dumps(result.folder.read_env(), indent=1)),
     ]
     content = {
