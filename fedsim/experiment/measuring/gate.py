@@ -57,14 +57,14 @@ def gate_barriers(
             inputs, targets = data.client(update.client).validation
             if len(targets):
                 views.append(([position], Data(inputs[: gate.examples], targets[: gate.examples])))
+    if not views:
+        return pd.DataFrame({name: [] for name in COLUMNS})
     models = Models(federation.model(), whole_models(federation, updates), weights=weights, threads=threads)
     tables = []
     for bases, sample in views:
         ends = [(base, AVERAGE) for base in bases]
         table = barriers(models, sample, groups="layers", against=ends, references=["own_base"])
         tables.append(table[table["group"].isin(gate.layers)].assign(n=len(sample)))
-    if not tables:
-        return pd.DataFrame({name: [] for name in COLUMNS})
     table = pd.concat(tables, ignore_index=True).rename(columns={"group": "layer", "loss_own_base": "barrier"})
     clients = table["base"].map(dict(enumerate(update.client for update in updates)))
     found = table.assign(client=clients, weight=table["base"].map(dict(enumerate(weights))))
