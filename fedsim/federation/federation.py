@@ -1,6 +1,5 @@
 """The parts of a run that every process builds alike from the config: data, partition and initial model."""
 
-import copy
 import threading
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +12,7 @@ from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, federated_data_of
 from fedsim.federation.model import draw_model, make_model
 from fedsim.models.copies import copy_of
-from fedsim.models.frozen import frozen_of, replace_frozen_, train_mode_
+from fedsim.models.frozen import frozen_of, replace_frozen_
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, flat_copy, state_of
@@ -95,7 +94,7 @@ class Federation:
     def plain_model(self) -> nn.Module:
         """Return a copy of the model as its author builds it, with the keys of its checkpoints."""
         dataset, settings = self.data.dataset, self.config.model
-        model = copy.deepcopy(self._template)
+        model = copy_of(self._template, shares_frozen=False)
         plain_(model)
         describe_(model, dataset.normalise(dataset.train.inputs[:2]), settings.head, settings.freeze)
         return model
@@ -107,8 +106,8 @@ class Federation:
     def draws_while_training(self) -> bool:
         """Tell whether the model draws random numbers as it trains: torch then has one stream for all threads."""
         dataset = self.data.dataset
-        model = copy_of(self._template).cpu()
-        train_mode_(model)  # which leaves frozen statistics alone: the copy shares them
+        # A copy of everything: moving one that shares frozen tensors would move them for all models.
+        model = copy_of(self._template, shares_frozen=False).cpu().train()
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             before = torch.get_rng_state()
             model(dataset.normalise(dataset.train.inputs[:2].cpu()))

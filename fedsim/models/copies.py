@@ -4,7 +4,7 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.models.frozen import frozen_of
 from fedsim.models.params import Params, load_state_
@@ -13,8 +13,8 @@ from fedsim.models.tensors import tensors_in
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def copy_of(model: Module, *, shares_parameters: bool = False) -> Module:
-    """Return a deep copy of a model that shares its frozen tensors, which nobody may write to.
+def copy_of(model: Module, *, shares_parameters: bool = False, shares_frozen: bool = True) -> Module:
+    """Return a deep copy of a model that shares its frozen tensors, which nobody may write to or move.
 
     Tensors that the model has computed and kept have no history in the copy; torch itself does not copy them.
 
@@ -22,10 +22,13 @@ def copy_of(model: Module, *, shares_parameters: bool = False) -> Module:
     ----------
     shares_parameters
         Whether the copy has the parameters themselves: for a short use in which nobody writes to them.
+    shares_frozen
+        Whether it shares the frozen tensors; if not, it may be moved to another device.
     """
     held = (each for module in model.modules() for each in tensors_in(vars(module)))
     memo = {id(each): each.detach().clone() for each in held if not each.is_leaf}
-    shared = model.parameters() if shares_parameters else frozen_of(model).values()
+    shared: list[Tensor] = list(model.parameters()) if shares_parameters else []
+    shared += frozen_of(model).values() if shares_frozen else []
     copied = copy.deepcopy(model, memo | {id(value): value for value in shared})
     for module in copied.modules():
         if isinstance(module, torch.jit.ScriptModule):

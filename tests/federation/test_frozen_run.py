@@ -109,6 +109,23 @@ def test_what_a_run_asks_its_model_leaves_frozen_statistics_as_they_are(tiny: Ca
     assert all(torch.equal(value, before[key]) for key, value in federation.frozen().items())
 
 
+def test_only_a_copy_with_its_own_frozen_tensors_is_moved_to_the_cpu(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = federation_of(tiny(model=MODEL))
+    shared = {id(value) for value in federation.frozen().values()}
+    moved: list[nn.Module] = []
+
+    def cpu(module: nn.Module) -> nn.Module:
+        moved.append(module)
+        return module.to("cpu")
+
+    monkeypatch.setattr(nn.Module, "cpu", cpu)
+    federation.draws_while_training()
+    assert moved
+    assert not shared & {id(value) for module in moved for value in module.state_dict(keep_vars=True).values()}
+
+
 def test_a_frozen_parameter_that_the_forward_pass_changes_is_refused(tiny: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match=r"changes 'codes' in its forward pass, though it is frozen, .* buffer"):
         federation_of(tiny(model={"name": "tests.federation.test_frozen_run:codebook"}))
