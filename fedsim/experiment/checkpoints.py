@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.state_files import StateFiles
 from fedsim.models.params import Params, under_all_names, under_first_names
-from fedsim.results.files import write_whole
+from fedsim.results.files import by_round, write_whole
 from fedsim.strategy import Strategy
 
 
@@ -40,8 +40,7 @@ class Checkpoints:
 
     def rounds(self) -> list[int]:
         """Return the rounds of all complete checkpoints, in ascending order."""
-        paths = [path for folder in (self._kept, self.folder) for path in folder.glob("round-*")]
-        return sorted({int(path.name.removeprefix("round-")) for path in paths})
+        return sorted(by_round(self._kept) | by_round(self.folder))
 
     def newest(self) -> int:
         """Return the round of the newest complete checkpoint, 0 if there is none."""

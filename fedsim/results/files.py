@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:  # a worker that reads no table does not wait for pandas
     import pandas as pd
@@ -48,6 +51,14 @@ def write_parquet(path: Path, table: "pd.DataFrame") -> None:
     write_whole(path, table.to_parquet(index=False))
 
 
+def by_round(folder: Path, suffix: str = "") -> dict[int, Path]:
+    """Return what a folder has of each round, by round and in their order; copies under other names do not count."""
+    names = (
+        (re.fullmatch(rf"round-(\d{{5,}}){re.escape(suffix)}", path.name), path) for path in folder.glob("round-*")
+    )
+    return dict(sorted((int(match[1]), path) for match, path in names if match))
+
+
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a file of JSON lines, all in one write."""
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)  # which no other reader would take
@@ -56,7 +67,13 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> "pd.DataFrame":
-    """Read a file of JSON lines; a last line that a kill cut short is left out."""
+    """Read a file of JSON lines; a last line that a kill cut short is left out.
+
+    Raises
+    ------
+    ConfigError
+        If another line is damaged.
+    """
     import pandas as pd
 
     return pd.DataFrame(_rows(path))
@@ -71,6 +88,11 @@ def keep_rows(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
     """Drop the rows that are not wanted from a file of JSON lines, and a last line that was cut short.
 
     A file that is left without rows is removed, as a run has some of its files only if there are rows for them.
+
+    Raises
+    ------
+    ConfigError
+        If another line is damaged; the file is not changed.
     """
     if not path.exists() or not path.stat().st_size:
         return
@@ -83,7 +105,17 @@ def keep_rows(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    with path.open() as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                yield _row(line, f"{path} is damaged in line {number}")
+
+
+def _row(line: bytes, problem: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or type(row.get("round")) is not int:
+        raise ConfigError(f"{problem}; remove the run's folder and run it again")
+    return row

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedsim.config import Config, read_toml
 from fedsim.errors import ConfigError
+from fedsim.results.files import by_round
 
 
 def metric_row(
@@ -72,8 +73,7 @@ class RunFolder:
 
     def measured_files(self, name: str) -> dict[int, Path]:
         """Return the files of one kind of measurement by round, in their order."""
-        files = sorted((self.path / name).glob("round-*.parquet"))
-        return {int(path.stem.removeprefix("round-")): path for path in files}
+        return by_round(self.path / name, ".parquet")
 
     def remove_partial_files(self) -> None:
         """Remove what a kill left of files that were being written."""

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fedsim.analysis.suite import MEASURES
 from fedsim.errors import ConfigError
+from fedsim.results.files import by_round
 
 UNMATCHED = "none"
 # The kinds of tables: barriers, those that decide what a strategy averages, and all other measures.
@@ -37,7 +38,7 @@ def read_measured(folder: Path) -> pd.DataFrame:
         If a file is damaged.
     """
     frames = []
-    for path in sorted(folder.glob("round-*.parquet")):
+    for server_round, path in by_round(folder, ".parquet").items():
         try:
             frame = pd.read_parquet(path)
         except (OSError, ValueError) as error:
@@ -46,7 +47,7 @@ def read_measured(folder: Path) -> pd.DataFrame:
         for column, value in (("data", "server"), ("matching", UNMATCHED)):
             if column not in frame:
                 frame[column] = value
-        frames.append(frame.assign(round=int(path.stem.removeprefix("round-"))))
+        frames.append(frame.assign(round=server_round))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
