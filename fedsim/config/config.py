@@ -3,12 +3,12 @@
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from fedsim.config.expectation import Expectation
+from fedsim.config.local import LocalConfig
 from fedsim.config.tables import (
     BarriersConfig,
     CheckpointsConfig,
@@ -16,7 +16,6 @@ from fedsim.config.tables import (
     EngineConfig,
     EvaluationConfig,
     FeaturesConfig,
-    LocalConfig,
     ModelConfig,
     PartitionConfig,
     StopConfig,
@@ -154,4 +153,4 @@ def _settings(path: list[str]) -> list[str]:
     table: Any = Config
     for name in path:
         table = table.model_fields[name].annotation
-    return [field.name for field in fields(table)] if is_dataclass(table) else list(table.model_fields)
+    return list(table.model_fields)

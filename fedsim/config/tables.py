@@ -7,8 +7,7 @@ options of what they choose; `fedsim.config.choices.resolve` checks those and wr
 import itertools
 import math
 import re
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -16,7 +15,6 @@ from fedsim.analysis.mixing.names import PAIR_TS
 from fedsim.analysis.suite import MEASURES, MeasureName
 from fedsim.config.expectation import MatchedBy
 from fedsim.options import as_toml
-from fedsim.training.sgd import SGD
 
 
 class Table(BaseModel):
@@ -84,21 +82,6 @@ class ModelConfig(Choice):
     initial: Literal["shared", "own"] = "shared"
     head: str = ""
     freeze: str = ""
-
-
-@dataclass(frozen=True)
-class LocalConfig(SGD):
-    """``[local]``: the clients' training, and the ranges of its settings; see `fedsim.training.SGD`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    # A strict table would take no dict in place of a dataclass, so each setting is strict by itself.
-    epochs: Annotated[int, Field(strict=True, ge=1)] = SGD.epochs
-    batch_size: Annotated[int, Field(strict=True, ge=1)] = SGD.batch_size
-    lr: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = SGD.lr
-    momentum: Annotated[float, Field(strict=True, ge=0, lt=1)] = SGD.momentum
-    weight_decay: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = SGD.weight_decay
-    nesterov: Annotated[bool, Field(strict=True)] = SGD.nesterov
 
 
 class StrategyConfig(Choice):

@@ -6,7 +6,7 @@ from .context import Local, Network, Sets, Step
 from .local import train_
 from .plan import LocalPlan, Passes, Phase, Training
 from .rule import ClientRule, Finished, Ruled
-from .sgd import SGD
+from .settings import SGD, LocalSettings
 
 __all__ = [
     "SGD",
@@ -15,6 +15,7 @@ __all__ = [
     "Finished",
     "Local",
     "LocalPlan",
+    "LocalSettings",
     "LocalTask",
     "Network",
     "Passes",

@@ -17,7 +17,7 @@ from fedsim.training.augmentation import Augmentation
 from fedsim.training.cohort import LocalTask, train_cohort
 from fedsim.training.local import train_
 from fedsim.training.plan import LocalPlan, Phase
-from fedsim.training.sgd import SGD
+from fedsim.training.settings import LocalSettings
 
 MEASURED_STEPS = 3
 
@@ -33,7 +33,7 @@ def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor) -> str | N
         A few training examples, on the model's device; the model itself does not change.
     """
     model = copy_of(model)
-    plan, settings = LocalPlan((Phase(steps=1),)), SGD(batch_size=3)
+    plan, settings = LocalPlan((Phase(steps=1),)), LocalSettings(batch_size=3)
     params = {key: value.detach().clone() for key, value in state_of(model).items()}
     clients = [(inputs[rows], targets[rows]) for rows in ([0, -1], [0, -1, 0])]
     try:
@@ -73,7 +73,7 @@ def choose_cohort(
     model: nn.Module,
     tasks: Sequence[LocalTask],
     plan: LocalPlan,
-    settings: SGD,
+    settings: LocalSettings,
     augmentation: Augmentation | None = None,
     gauge: Gauge | None = None,
 ) -> int:

@@ -20,7 +20,7 @@ from fedsim.training.dropout import seeded_modules
 from fedsim.training.learner import no_such_set, trained_entries
 from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.rule import Position, Ruled
-from fedsim.training.sgd import SGD
+from fedsim.training.settings import LocalSettings
 from fedsim.training.stack import forward_of, member_of, over_members, stack
 from fedsim.training.targets import member_cross_entropies
 
@@ -51,7 +51,7 @@ def train_cohort(
     model: nn.Module,
     tasks: Sequence[LocalTask],
     plan: LocalPlan,
-    settings: SGD,
+    settings: LocalSettings,
     augmentation: Augmentation | None = None,
 ) -> list[tuple[Params, Training]]:
     """Train many clients together; each result is that of `train_` alone, to float tolerance.

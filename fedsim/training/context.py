@@ -9,7 +9,7 @@ from torch.func import functional_call, grad_and_value
 
 from fedsim.models.params import Params, dense
 from fedsim.training.plan import Passes, Phase
-from fedsim.training.sgd import SGD
+from fedsim.training.settings import LocalSettings
 from fedsim.training.targets import labels_of, mean_cross_entropy
 
 Sets = Mapping[str, Params]
@@ -75,7 +75,7 @@ class Local:
     own: Params
     inputs: Tensor
     targets: Tensor
-    settings: SGD
+    settings: LocalSettings
     rng: np.random.Generator
     network: Network
     shared: Collection[str] = ()

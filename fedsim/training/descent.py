@@ -16,7 +16,7 @@ from fedsim.training.batches import Batches
 from fedsim.training.learner import Learner
 from fedsim.training.plan import LocalPlan, Phase
 from fedsim.training.rule import Position
-from fedsim.training.sgd import SGD
+from fedsim.training.settings import LocalSettings
 
 
 def follow_plan(
@@ -25,7 +25,7 @@ def follow_plan(
     learner: Learner,
     batches: Batches,
     plan: LocalPlan,
-    settings: SGD,
+    settings: LocalSettings,
     momentum: Params,
 ) -> Account:
     """Train all members through the plan's phases, and return their account.
@@ -64,7 +64,7 @@ def _run_phase(
     learner: Learner,
     batches: Batches,
     phase: Phase,
-    settings: SGD,
+    settings: LocalSettings,
     trainable: Collection[str],
     momentum: Params,
     account: Account,
@@ -117,7 +117,7 @@ def _origin(learner: Learner, phase: Phase, leaves: Params, trainable: Collectio
     return {name: values[name].detach().clone() for name in leaves if name in trainable}
 
 
-def _descend_(leaves: Params, gradients: Params, velocity: Params, settings: SGD) -> None:
+def _descend_(leaves: Params, gradients: Params, velocity: Params, settings: LocalSettings) -> None:
     """Take a step of SGD, as `torch.optim.SGD` does; the fused one takes no sparse gradients."""
     if sparse := [name for name, gradient in gradients.items() if gradient.is_sparse]:
         if settings.momentum or settings.weight_decay:

@@ -16,7 +16,7 @@ from fedsim.training.dropout import seeded_modules, set_streams_
 from fedsim.training.learner import no_such_set, trained_entries
 from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.rule import Position, Ruled
-from fedsim.training.sgd import SGD
+from fedsim.training.settings import LocalSettings
 from fedsim.training.targets import mean_cross_entropy
 
 
@@ -25,7 +25,7 @@ def train_(
     inputs: Tensor,
     targets: Tensor,
     plan: LocalPlan,
-    settings: SGD,
+    settings: LocalSettings,
     rng: np.random.Generator,
     momentum: Params | None = None,
     augmentation: Augmentation | None = None,

@@ -8,7 +8,7 @@ import pytest
 
 from fedsim.config import Config, read_toml
 from fedsim.errors import ConfigError
-from fedsim.training.sgd import SGD
+from fedsim.training.settings import LocalSettings
 
 VALID: dict[str, Any] = {"rounds": 1, "clients": 2, "partition": {}}
 
@@ -58,5 +58,5 @@ def test_a_file_in_another_encoding_is_one_line(tmp_path: Path, encoding: str, m
 
 def test_local_settings_are_those_of_sgd_with_its_defaults() -> None:
     local = Config.parse(VALID, "study.toml").local
-    assert isinstance(local, SGD)
-    assert {field.name: getattr(local, field.name) for field in fields(local)} == vars(SGD())
+    assert local.settings == LocalSettings()
+    assert set(type(local).model_fields) == {field.name for field in fields(LocalSettings)}

@@ -26,7 +26,7 @@ def trained_alone(federation: Federation, client: int, start: Params) -> Params:
     model = federation.model()
     model.load_state_dict(start)
     stream = rng(federation.config.seed, "train", 1, client)
-    train_(model, *federation.data.client(client).train, LocalPlan(), federation.config.local, stream, {})
+    train_(model, *federation.data.client(client).train, LocalPlan(), federation.config.local.settings, stream, {})
     return {key: value.clone() for key, value in state_of(model).items()}
 
 

@@ -221,7 +221,7 @@ def slow_run(config: Config) -> tuple[dict, dict]:
             data = federation.data.client(client)
             model.load_state_dict(taken(client))
             stream = rng(config.seed, "train", server_round, client)
-            result = train_(model, *data.train, LocalPlan(), config.local, stream, momentum.get(client))
+            result = train_(model, *data.train, LocalPlan(), config.local.settings, stream, momentum.get(client))
             values[server_round, client, "train", "uploaded", "loss"] = result.loss
             for way in ("forward", "backward"):
                 values[server_round, client, "train", "uploaded", f"{way}_examples"] = result.examples_seen

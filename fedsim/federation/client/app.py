@@ -87,7 +87,7 @@ def cohort_size(federation: Federation) -> int:
         LocalTask(federation.initial, *federation.data.client(client).train, rng(config.seed, "trial", client))
         for client in participants(config, 1)
     ]
-    return choose_cohort(federation.model(), tasks, LocalPlan(), config.local, federation.data.augmentation)
+    return choose_cohort(federation.model(), tasks, LocalPlan(), config.local.settings, federation.data.augmentation)
 
 
 def app_of(config: Config, cohort: int, files: Sequence[Counted], frozen: Params | None = None) -> CohortApp:
@@ -169,7 +169,7 @@ def _trained(
     federation: Federation, instructions: Instructions, started: Sequence[Local], momenta: Sequence[Params]
 ) -> list[tuple[Params, Training]]:
     """Return each client's model after training and what it reports; a single one's tensors are the thread's model."""
-    model, settings = federation.model(), federation.config.local
+    model, settings = federation.model(), federation.config.local.settings
     seed, server_round, plan = federation.config.seed, instructions.server_round, instructions.plan
     tasks = [
         LocalTask(

@@ -54,7 +54,7 @@ def fine_tune(
         model,
         *train,
         plan=LocalPlan((Phase(layers, epochs=settings.fine_tune_epochs, lr=settings.fine_tune_lr),)),
-        settings=config.local,
+        settings=config.local.settings,
         rng=rng(config.seed, "fine-tune", server_round, client),
         augmentation=federation.data.augmentation,
     )

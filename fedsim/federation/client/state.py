@@ -65,7 +65,7 @@ def local_of(federation: Federation, message: Message, context: Context, ahead: 
         own=_on(federation, own),
         inputs=inputs,
         targets=targets,
-        settings=config.local,
+        settings=config.local.settings,
         rng=rng(config.seed, "rule", server_round, client),
         network=Network(federation.model()),
         shared=tuple(dict.fromkeys(map(federation.layers.of_key, settings.get(messages.UPLOAD, ())))),

@@ -1,12 +1,12 @@
-"""Settings of local SGD, which are also the table ``[local]`` of an experiment."""
+"""Settings of local training, which are also the table ``[local]`` of an experiment."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 
 @dataclass(frozen=True)
-class SGD:
-    """Settings of the local optimiser; ranges are checked where they are read from a file.
+class LocalSettings:
+    """Settings of local training; ranges are checked where they are read from a file.
 
     Parameters
     ----------
@@ -36,3 +36,7 @@ class SGD:
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true: needs a momentum greater than 0")
+
+
+# The defaults are those of plain SGD.
+SGD = LocalSettings
