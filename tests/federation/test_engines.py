@@ -145,7 +145,9 @@ CONFIGS = {
 def test_all_engines_give_the_same_files_byte_for_byte(
     name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
-    engines = [("local", 1), ("local", 2), ("ray", 1), ("ray", 2), ("ray", 2)]
+    engines = [("local", 1), ("local", 2), ("ray", 2)]
+    if name == next(iter(CONFIGS)):  # a worker of Ray takes seconds to start
+        engines += [("ray", 1), ("ray", 2)]
     runs = [
         run_files(play(tiny(**CONFIGS[name], engine={"name": engine, "workers": workers}), f"run{number}"))
         for number, (engine, workers) in enumerate(engines)

@@ -20,7 +20,7 @@ pytest.importorskip("flwr_datasets", reason="flwr-datasets is not installed")
 datasets = pytest.importorskip("datasets", reason="flwr-datasets is not installed")
 peers = pytest.importorskip("flwr_datasets.partitioner", reason="flwr-datasets is not installed")
 
-CLASSES, CLIENTS, SEEDS = 8, 5, 300
+CLASSES, CLIENTS, SEEDS = 8, 5, 160
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), 150))
 WRITERS = np.random.default_rng(1).permutation(np.repeat(np.arange(6), [100, 150, 200, 200, 250, 300]))
 # Fewer than one in a hundred pairs of samples of the same distribution are as far apart.
