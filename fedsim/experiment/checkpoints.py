@@ -1,29 +1,34 @@
 """Checkpoints of a whole run: global model, strategy memory and every client's state after a round.
 
 ``checkpoints/round-00012/`` holds the global model, the strategy's memory and, in ``clients.safetensors``, the round
-after which each client's file in ``checkpoints/clients/`` was written: a client's state changes only when it takes
-part, and one that keeps nothing for itself has no file. Random streams need no state, as each is a function of the
-seed, the round and the client. Checkpoints of earlier rounds whose models are kept are in ``checkpoints/kept/``; all
-share the files of clients that did not take part between them.
+after which each client's file in ``checkpoints/clients/`` was written, and its hash: a client's state changes only when
+it takes part, and one that keeps nothing for itself has no file. Random streams need no state, as each is a function of
+the seed, the round and the client. ``manifest.json``, written last, seals the other files. The checkpoint before the
+newest, and those of earlier rounds whose models are kept, are in ``checkpoints/kept/``; all share the files of clients
+that did not take part between them.
 """
 
 import shutil
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save
 
+from fedsim.experiment.client_files import ClientFiles
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.state_files import StateFiles
 from fedsim.models.params import Params, under_all_names, under_first_names
-from fedsim.results.files import by_round, write_whole
+from fedsim.results.files import by_round
+from fedsim.results.seals import DamagedError, Seal, check_all, read_sealed, sync, write_sealed
 from fedsim.strategy import Strategy
+
+MANIFEST = "manifest.json"
+CLIENTS = "clients.safetensors"
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest, from which it resumes, and earlier ones whose models are kept.
+    """The checkpoints of one run: the newest, from which it resumes, the one before, and others whose models are kept.
 
     Parameters
     ----------
@@ -35,8 +40,7 @@ class Checkpoints:
         self.folder = folder
         self._kept = folder / "kept"
         self._clients = StateFiles(folder / "clients")
-        # By round of a checkpoint, and by client: round of its file, 0 without one.
-        self._client_rounds: dict[int, np.ndarray] = {}
+        self._client_files: dict[int, ClientFiles] = {}  # by round of a checkpoint
 
     def rounds(self) -> list[int]:
         """Return the rounds of all complete checkpoints, in ascending order."""
@@ -60,17 +64,58 @@ class Checkpoints:
         """
         clients = sorted(changed)
         engine.save_clients(self._clients.folder, clients, server_round)
-        client_rounds = self._with(clients, server_round)
+        before = self._client_files[max(self._client_files)] if self._client_files else ClientFiles()
+        client_files = before.changed(self._clients, clients, server_round)
+        contents = {
+            "global.safetensors": _contiguous(under_all_names(strategy.model, strategy.global_model)),
+            "progress.safetensors": _contiguous(strategy.progress()),
+            "strategy.safetensors": _contiguous(strategy.state()),
+            CLIENTS: client_files.encoded(),
+        }
         partial = self.folder / f".{_name(server_round)}"
         shutil.rmtree(partial, ignore_errors=True)
-        write_whole(partial / "global.safetensors", _contiguous(under_all_names(strategy.model, strategy.global_model)))
-        write_whole(partial / "progress.safetensors", _contiguous(strategy.progress()))
-        write_whole(partial / "strategy.safetensors", _contiguous(strategy.state()))
-        write_whole(partial / "clients.safetensors", _contiguous({"rounds": torch.from_numpy(client_rounds)}))
+        partial.mkdir(parents=True)
+        for name, content in contents.items():
+            (partial / name).write_bytes(content)
+        sync(partial / name for name in contents)
+        seals = {name: Seal.of(content).to_json() for name, content in contents.items()}
+        write_sealed(partial / MANIFEST, {"round": server_round, "files": seals})
         partial.replace(self.folder / _name(server_round))
-        self._client_rounds[server_round] = client_rounds
-        for gone in self._client_rounds.keys() - set(self._tidied(server_round, keep)):
-            self._remove_files(self._client_rounds.pop(gone))
+        sync([self.folder])
+        self._client_files[server_round] = client_files
+        for gone in self._client_files.keys() - set(self._tidied(server_round, keep)):
+            unused = self._client_files.pop(gone)
+            for client, written in unused.unused_by(self._client_files.values()):
+                self._clients.remove(client, written)
+
+    def check(self, server_round: int, clients: Collection[int] | None = None) -> dict[str, Any] | None:
+        """Check that a checkpoint is as it was written.
+
+        Parameters
+        ----------
+        clients
+            Clients whose files are checked; all if not given.
+
+        Returns
+        -------
+        manifest
+            None if an earlier version wrote the checkpoint, so that damage cannot be noticed.
+
+        Raises
+        ------
+        DamagedError
+            If a file is not as it was written.
+        """
+        folder = self._round(server_round)
+        if not (folder / MANIFEST).exists() and not self._has_sealed(range(server_round)):
+            return None
+        manifest = read_sealed(folder / MANIFEST)
+        if manifest["round"] != server_round:
+            raise DamagedError(folder / MANIFEST, f"is that of round {manifest['round']}")
+        check_all({folder / name: Seal.from_json(seal) for name, seal in manifest["files"].items()})
+        if clients is None or clients:
+            check_all(ClientFiles.read(folder / CLIENTS).seals(self._clients, clients))
+        return manifest
 
     def load(self, server_round: int, strategy: Strategy, engine: Engine, keep: Container[int] = ()) -> None:
         """Restore strategy and clients to where they were after a round, and remove what a kill left.
@@ -81,15 +126,15 @@ class Checkpoints:
             Earlier rounds whose checkpoints are not removed.
         """
         self.read(server_round, strategy, engine)
-        self._client_rounds = {each: self._read_client_rounds(each) for each in self._tidied(server_round, keep)}
-        self._clients.keep(pair for each in self._client_rounds.values() for pair in _files_of(each).items())
+        self._client_files = {each: self._read_client_files(each) for each in self._tidied(server_round, keep)}
+        self._clients.keep(pair for each in self._client_files.values() for pair in each.pairs())
 
     def read(self, server_round: int, strategy: Strategy, engine: Engine) -> None:
         """Restore strategy and clients to where they were after a round; no file is changed."""
         strategy.set_global_model(under_first_names(strategy.model, self.global_model(server_round)))
         strategy.load_progress(load_file(self._round(server_round) / "progress.safetensors"))
         strategy.load_state(load_file(self._round(server_round) / "strategy.safetensors"))
-        engine.load_clients(self._clients.folder, _files_of(self._read_client_rounds(server_round)))
+        engine.load_clients(self._clients.folder, dict(self._read_client_files(server_round).pairs()))
 
     def global_model(self, server_round: int) -> Params:
         """Read the global model after a round; earlier versions wrote a tied tensor under its first name only."""
@@ -99,50 +144,38 @@ class Checkpoints:
         kept = self._kept / _name(server_round)
         return kept if kept.exists() else self.folder / _name(server_round)
 
+    def _has_sealed(self, rounds: Container[int]) -> bool:
+        """Tell whether one of these rounds has a checkpoint with a manifest, so that all later ones had one."""
+        return any(each in rounds and (self._round(each) / MANIFEST).exists() for each in self.rounds())
+
     def _tidied(self, newest: int, keep: Container[int]) -> list[int]:
-        """Set the checkpoints of earlier rounds aside or remove them; return the rounds of those that are left."""
+        """Set the checkpoints of earlier rounds aside or remove them; return the rounds of those that are left.
+
+        The one before the newest stays, as the newest may turn out to be damaged; later ones have.
+        """
+        if self._round(newest).parent == self._kept:
+            self._round(newest).replace(self.folder / _name(newest))
         left = [newest]
-        for earlier in self.rounds():
-            if earlier in left:
+        before = max((each for each in self.rounds() if each < newest), default=0)
+        for other in self.rounds():
+            if other == newest:
                 continue
-            if earlier in keep:
+            if other < newest and (other == before or other in keep):
                 self._kept.mkdir(exist_ok=True)
-                self._round(earlier).replace(self._kept / _name(earlier))
-                left.append(earlier)
+                self._round(other).replace(self._kept / _name(other))
+                left.append(other)
             else:
-                shutil.rmtree(self._round(earlier))
+                shutil.rmtree(self._round(other))
         if left == [newest] and self._kept.exists():
             self._kept.rmdir()
         return left
 
-    def _read_client_rounds(self, server_round: int) -> np.ndarray:
-        return load_file(self._round(server_round) / "clients.safetensors")["rounds"].numpy().copy()
-
-    def _with(self, changed: Sequence[int], server_round: int) -> np.ndarray:
-        """Return the round of each client's file, after those of some clients have changed."""
-        before = self._client_rounds[max(self._client_rounds)] if self._client_rounds else np.zeros(0, dtype=np.int64)
-        rounds = np.pad(before, (0, max(0, changed[-1] + 1 - len(before)) if changed else 0))
-        for client in changed:
-            rounds[client] = server_round if self._clients.has(client, server_round) else 0
-        return rounds
-
-    def _remove_files(self, client_rounds: np.ndarray) -> None:
-        """Remove the files of clients that a removed checkpoint had and no other has."""
-        unused = client_rounds > 0
-        for other in self._client_rounds.values():
-            n = min(len(client_rounds), len(other))
-            unused[:n] &= client_rounds[:n] != other[:n]
-        for client in np.flatnonzero(unused):
-            self._clients.remove(int(client), int(client_rounds[client]))
+    def _read_client_files(self, server_round: int) -> ClientFiles:
+        return ClientFiles.read(self._round(server_round) / CLIENTS)
 
 
 def _name(server_round: int) -> str:
     return f"round-{server_round:05d}"
-
-
-def _files_of(client_rounds: np.ndarray) -> dict[int, int]:
-    """Return the round of each client's file, of those that have one."""
-    return {int(client): int(client_rounds[client]) for client in np.flatnonzero(client_rounds)}
 
 
 def _contiguous(params: Params) -> bytes:

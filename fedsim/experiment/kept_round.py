@@ -1,5 +1,6 @@
 """A round of a run whose models are on disk, found without the data and the model."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -15,7 +16,9 @@ from fedsim.federation.federation import choose_device
 from fedsim.results.best_round import best_round, validation_means
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
+from fedsim.results.seals import DamagedError
 
+logger = logging.getLogger(__name__)
 WantedRound = int | Literal["last", "best"]
 Metric = Literal["accuracy", "loss"]
 
@@ -43,7 +46,9 @@ class KeptRound:
 def kept_round(
     folder: RunFolder, client: int | None = None, wanted: WantedRound = "last", metric: Metric = "accuracy"
 ) -> KeptRound:
-    """Find a round of a run, and check that its models are there; neither the data nor the model is needed.
+    """Find a round of a run, and check that its models are there and whole; neither data nor model is needed.
+
+    If the last checkpoint is damaged, the one before it is used, with a warning.
 
     Parameters
     ----------
@@ -55,7 +60,7 @@ def kept_round(
     Raises
     ------
     ConfigError
-        If there is no such client, or the models of the round are not kept.
+        If there is no such client, or the models of the round are not kept or damaged.
     """
     config, rounds = _on_this_machine(folder.read_config()), Checkpoints(folder.checkpoints).rounds()
     if client is not None and not (isinstance(client, Integral) and 0 <= client < config.clients):
@@ -66,7 +71,7 @@ def kept_round(
     if len(table):
         table = table[table["round"] <= rounds[-1]]
     if wanted == "last":
-        found, name = rounds[-1], "the last round"
+        found, name = _last_whole(folder, client), "the last round"
     elif wanted == "best":
         best = best_round(validation_means(table.to_dict("records"), metric), metric)
         if best is None:
@@ -86,7 +91,31 @@ def kept_round(
             f"{folder.path}: the models of {name} are not kept, only those of {some} {', '.join(map(str, rounds))}; "
             f"to keep them set checkpoints.keep to '{keep}', remove the folder and run it again"
         )
+    if wanted != "last" and (problem := _problem(folder, found, client)):
+        raise ConfigError(f"{problem}; the models of {name} are lost, remove the run's folder to run it again")
     return KeptRound(folder, config, found, client, _recorded(table, found, client))
+
+
+def _last_whole(folder: RunFolder, client: int | None) -> int:
+    """Return the newest round whose models are as they were written."""
+    newest_problem = None
+    for server_round in reversed(Checkpoints(folder.checkpoints).rounds()):
+        problem = _problem(folder, server_round, client)
+        if problem is None:
+            if newest_problem:
+                logger.warning("%s; the models of round %d are used instead", newest_problem, server_round)
+            return server_round
+        newest_problem = newest_problem or problem
+    raise ConfigError(f"{newest_problem}, and no other models are whole; remove the run's folder to run it again")
+
+
+def _problem(folder: RunFolder, server_round: int, client: int | None) -> str | None:
+    """Return what is wrong with the files that a model of a round is made of, if anything is."""
+    try:
+        Checkpoints(folder.checkpoints).check(server_round, () if client is None else (client,))
+    except DamagedError as error:
+        return str(error)
+    return None
 
 
 def _on_this_machine(config: Config) -> Config:

@@ -1,10 +1,8 @@
 """One run: built, resumed after a stop, and run round by round."""
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -12,28 +10,27 @@ from filelock import FileLock, Timeout
 from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
 
-from fedsim.config import Config, EngineConfig, making, naming
+from fedsim.config import Config, EngineConfig, making
 from fedsim.config.choices import custom_names
 from fedsim.config.content import counted_files
 from fedsim.errors import ConfigError, RunError, in_code_of_the_user
+from fedsim.experiment.beginning import beginning_of, open_folder
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
 from fedsim.experiment.measuring.gate import check_gate
 from fedsim.experiment.rounds import Rounds, RoundSummary
-from fedsim.experiment.same_layers import check_layers
-from fedsim.federation.client.app import app_of, client_app, cohort_size
+from fedsim.federation.client.app import app_of, client_app
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.engines import make_engine
 from fedsim.federation.federation import Federation, federation_of
-from fedsim.federation.participants import participants
-from fedsim.results.environment import environment, now
-from fedsim.results.files import keep_rounds, write_json, write_whole
+from fedsim.results.environment import now
+from fedsim.results.files import write_json
 from fedsim.results.folder import RunFolder
-from fedsim.results.measured import TABLES
 from fedsim.strategy import Strategy
 from fedsim.training import cohort_problem
 
 Parts = tuple[Federation, Strategy]
+OnRound = Callable[[RoundSummary], None]
 logger = logging.getLogger(__name__)
 
 
@@ -79,9 +76,7 @@ def _prepared(config: Config) -> Parts:
     return federation, strategy
 
 
-def run(
-    config: Config, folder: RunFolder, on_round: Callable[[RoundSummary], None], parts: Parts | None = None
-) -> None:
+def run(config: Config, folder: RunFolder, on_round: OnRound, parts: Parts | None = None) -> None:
     """Run all rounds that are not yet done, or until ``[stop]`` ends the run; each is on disk when it ends.
 
     Parameters
@@ -101,23 +96,30 @@ def run(
         If no client of a round sent a valid update, or a worker died.
     """
     federation, strategy = parts or prepare(config)
-    with _alone_in(folder), _log_to(folder):
-        done = _open(config, folder, federation)
-        make_app = app_maker(federation, folder.read_env()["cohort"])
-        with make_engine(_engine_settings(federation), make_app, config.clients, federation.frozen()) as engine:
-            strategy.set_global_model(federation.initial)
-            rounds = Rounds(federation, strategy, engine, folder)
-            if done:
-                _restore(rounds, done)
-            logger.info("rounds %d to %d, engine %s", done + 1, config.rounds, config.engine)
-            for server_round in range(done + 1, config.rounds + 1):
-                if rounds.stopped:
-                    logger.info("stopped after round %d: %s", server_round - 1, rounds.stopped)
-                    break
-                summary = rounds.run_round(server_round)
-                logger.info("round %d done", server_round)
-                on_round(summary)
-        write_json(folder.env, folder.read_env() | {"stopped": now()})
+    with _alone_in(folder):
+        begin = beginning_of(folder, federation)
+        with _log_to(folder):
+            open_folder(config, folder, federation, begin)
+            _run_from(begin.done, federation, strategy, folder, on_round)
+            write_json(folder.env, folder.read_env() | {"stopped": now()})
+
+
+def _run_from(done: int, federation: Federation, strategy: Strategy, folder: RunFolder, on_round: OnRound) -> None:
+    config = federation.config
+    make_app = app_maker(federation, folder.read_env()["cohort"])
+    with make_engine(_engine_settings(federation), make_app, config.clients, federation.frozen()) as engine:
+        strategy.set_global_model(federation.initial)
+        rounds = Rounds(federation, strategy, engine, folder)
+        if done:
+            _restore(rounds, done)
+        logger.info("rounds %d to %d, engine %s", done + 1, config.rounds, config.engine)
+        for server_round in range(done + 1, config.rounds + 1):
+            if rounds.stopped:
+                logger.info("stopped after round %d: %s", server_round - 1, rounds.stopped)
+                break
+            summary = rounds.run_round(server_round)
+            logger.info("round %d done", server_round)
+            on_round(summary)
 
 
 def _restore(rounds: Rounds, done: int) -> None:
@@ -151,36 +153,6 @@ def app_maker(federation: Federation, cohort: int) -> Callable[..., ClientApp]:
     if federation.config.engine.name == "ray":
         return partial(app_of, federation.config, cohort, counted_files(federation.config))
     return partial(client_app, federation, cohort)
-
-
-def _open(config: Config, folder: RunFolder, federation: Federation) -> int:
-    """Cut the folder back to its last checkpoint and write what is known at the start; return that round."""
-    done = rounds_done(folder)
-    if done:
-        check_layers(folder, federation)
-    folder.remove_partial_files()
-    if not done:
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    for path in (folder.metrics, folder.communication, folder.timing, folder.faults):
-        keep_rounds(path, done)
-    for name in TABLES:
-        for server_round, path in folder.measured_files(name).items():
-            if server_round > done:
-                path.unlink()
-    known = folder.read_env() if folder.env.exists() else {"started": []}
-    # What was chosen by measuring stays, so that a resumed run has the numbers of one that never stopped.
-    chosen = known.get("cohort") if config.engine.cohort == "auto" else None
-    cohort = chosen or cohort_size(federation)
-    about = environment(federation.device) | {"cohort": cohort, "started": [*known["started"], now()]}
-    about |= {key: known[key] for key in ("continues",) if key in known}
-    if files := counted_files(config):
-        about |= {"files": [each.to_json() for each in files], "named_by": naming.changed_settings(config)}
-    write_json(folder.env, about)
-    write_whole(folder.config, config.to_toml())
-    write_json(folder.model, asdict(federation.summary))
-    write_json(folder.participants, [participants(config, each) for each in range(1, config.rounds + 1)])
-    write_json(folder.partition, federation.data.heterogeneity().to_json())
-    return done
 
 
 @contextmanager

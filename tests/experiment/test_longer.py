@@ -104,16 +104,16 @@ def test_a_run_starts_from_round_1_where_a_shorter_one_may_have_other_numbers_or
     name: str, tiny: Callable[..., Config], together: Play, capfd: pytest.CaptureFixture[str]
 ) -> None:
     changes, change, reason = OBSTACLES[name]
-    shorter = together(tiny(**SETTINGS | IMPROVING | {"checkpoints": {"keep": "last"}}, rounds=2))
+    shorter = together(tiny(**SETTINGS | IMPROVING | {"checkpoints": {"keep": "last"}}, rounds=LESS))
     change(shorter)
     capfd.readouterr()
-    found = together(tiny(**SETTINGS | IMPROVING | {"checkpoints": {"keep": "last"}} | changes, rounds=3))
+    found = together(tiny(**SETTINGS | IMPROVING | {"checkpoints": {"keep": "last"}} | changes, rounds=MORE))
     shown = " ".join(capfd.readouterr().err.split())
-    assert f"starts from round 1, not from the 2 rounds of {shorter.path}:" in shown
+    assert f"starts from round 1, not from the {LESS} rounds of {shorter.path}:" in shown
     assert reason in shown
     assert "continues" not in found.read_env()
     assert not shown.count("resuming")
-    assert read_rows(found.timing)["round"].tolist() == [1, 2, 3]
+    assert read_rows(found.timing)["round"].tolist() == [1, 2, 3, 4]
 
 
 # Runs whose last round so far is the best one.
@@ -123,12 +123,12 @@ IMPROVING = {"participation": 1.0, "local__lr": 0.2, "strategy": {"name": "full"
 def test_a_run_whose_best_round_was_evaluated_only_as_the_last_one_is_not_continued_if_the_best_is_to_be_kept(
     tiny: Callable[..., Config], together: Play, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    settings = SETTINGS | IMPROVING | {"evaluate_every": 2}
-    shorter = together(tiny(**settings, rounds=LESS))
-    assert Checkpoints(shorter.checkpoints).rounds() == [LESS]
-    found = together(tiny(**settings, rounds=MORE))
-    assert "the models of its round 2 are not kept" in " ".join(capfd.readouterr().err.split())
-    assert run_files(found) == run_files(complete(tiny(**settings, rounds=MORE), tmp_path / "at once"))
+    settings = SETTINGS | IMPROVING | {"evaluate_every": 3}
+    shorter = together(tiny(**settings, rounds=5))
+    assert Checkpoints(shorter.checkpoints).rounds() == [4, 5]
+    found = together(tiny(**settings, rounds=6))
+    assert "the models of its round 3 are not kept" in " ".join(capfd.readouterr().err.split())
+    assert run_files(found) == run_files(complete(tiny(**settings, rounds=6), tmp_path / "at once"))
 
 
 def test_only_a_run_that_is_the_same_and_finished_is_continued(
