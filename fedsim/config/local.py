@@ -9,9 +9,16 @@ from pydantic import Field, model_validator
 from fedsim.config.tables import Table
 from fedsim.training.settings import LocalSettings
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+# What torch's optimisers take where a file does not say; SGD has the defaults of the table.
+DEFAULTS: dict[str, dict[str, float]] = {"adam": {"lr": 1e-3}, "adamw": {"lr": 1e-3, "weight_decay": 1e-2}}
+
 
 class LocalConfig(Table):
-    """``[local]``: the clients' training, and the ranges of its settings; see `fedsim.training.LocalSettings`."""
+    """``[local]``: the clients' training, and the ranges of its settings; see `fedsim.training.LocalSettings`.
+
+    Without ``lr``, Adam and AdamW have torch's 0.001, and AdamW torch's weight decay of 0.01.
+    """
 
     epochs: Annotated[int, Field(ge=1)] = LocalSettings.epochs
     batch_size: Annotated[int, Field(ge=1)] = LocalSettings.batch_size
@@ -20,6 +27,10 @@ class LocalConfig(Table):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = LocalSettings.weight_decay
     nesterov: bool = LocalSettings.nesterov
     optimizer_state: Literal["reset", "keep"] = LocalSettings.optimizer_state
+    optimizer: Literal["sgd", "adam", "adamw"] = LocalSettings.optimizer
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = LocalSettings.betas
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = LocalSettings.eps
+    amsgrad: bool = LocalSettings.amsgrad
 
     @cached_property
     def settings(self) -> LocalSettings:
@@ -28,5 +39,9 @@ class LocalConfig(Table):
 
     @model_validator(mode="after")
     def _fit_each_other(self) -> Self:
+        for name, value in DEFAULTS.get(self.optimizer, {}).items():
+            if name not in self.model_fields_set:
+                # Not among what the file sets, so that a sweep over optimisers begins from each one's own.
+                self.__dict__[name] = value
         assert self.settings  # which checks them
         return self

@@ -14,8 +14,13 @@ from fedsim.data.checks import check_dataset
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.models.layers import LayerGroup
+from fedsim.options import as_toml
 from fedsim.strategy import ClientRule, Phase, Strategy
+from fedsim.training import LocalSettings
 from partitions import Partition, Split
+
+# Settings that change where a step of SGD goes, and not only how far.
+NOT_PLAIN = ("optimizer", "momentum", "weight_decay")
 
 
 def make_dataset(data: DataConfig) -> Dataset:
@@ -113,12 +118,21 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
             )
         for phase in strategy.local_plan(server_round).phases:
             _check_phase(strategy, phase, f"strategy.name = {name!r}, round {server_round}")
-    if strategy.client_rule.plain_sgd and (config.local.momentum or config.local.weight_decay):
-        raise ConfigError(
-            f"strategy.name = {name!r} is defined for plain SGD, and local.momentum = {config.local.momentum}, "
-            f"local.weight_decay = {config.local.weight_decay}; set both to 0"
-        )
+    if strategy.client_rule.plain_sgd:
+        _check_plain_sgd(config)
     return strategy
+
+
+def _check_plain_sgd(config: Config) -> None:
+    """Check that nothing but the gradient and a step size decides where a step goes."""
+    plain = LocalSettings()
+    names = [name for name in NOT_PLAIN if getattr(config.local, name) != getattr(plain, name)]
+    if names:
+        found = ", ".join(f"local.{name} = {as_toml(getattr(config.local, name))}" for name in names)
+        raise ConfigError(
+            f"strategy.name = {config.strategy.name!r} is defined for plain SGD, and {found}; leave "
+            f"{'it' if len(names) == 1 else 'them'} out, or choose another strategy"
+        )
 
 
 def make_rule(config: Config, model: nn.Module, inputs: Tensor) -> ClientRule:

@@ -38,8 +38,9 @@ from fedsim.training import LocalPlan, Phase
 
 ARRAYS, CONFIG, GLOBAL, METRICS, PROBE = "arrays", "config", "global", "metrics", "probe"
 # Of a client's state.
-MODEL, MOMENTUM = "model", "momentum"
-RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MODEL, MOMENTUM)
+MODEL = "model"
+OPTIMIZER = "momentum"  # what the optimiser keeps, under the name that it has in checkpoints of SGD with momentum
+RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MODEL, OPTIMIZER)
 SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
 MODELS, FINE_TUNE, UNSEEN, MEASURE = "models", "fine-tune", "unseen", "measure"
 MISSING = "missing"

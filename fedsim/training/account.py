@@ -46,10 +46,10 @@ class Account:
             self._counts.append(counts)
             self._weights.append(weights)
 
-    def training(self, member: int, momentum: Params, sets: dict[str, Params]) -> Training:
-        """Return a member's report, with its momentum and sets after training."""
+    def training(self, member: int, optimizer_state: Params, sets: dict[str, Params]) -> Training:
+        """Return a member's report, with its optimiser's state and its sets after training."""
         seen, forward, backward = self._passed[:, member].tolist()
-        return Training(self._means[member], int(seen), momentum, Passes(forward, backward), sets)
+        return Training(self._means[member], int(seen), optimizer_state, Passes(forward, backward), sets)
 
     @cached_property
     def _passed(self) -> np.ndarray:

@@ -33,7 +33,7 @@ class LocalTask:
     ----------
     params
         Parameters that training starts from: all entries of `fedsim.models.params.state_of`.
-    inputs, targets, rng, momentum
+    inputs, targets, rng, optimizer_state
         As in `fedsim.training.train_`.
     ruled
         The client's rule, the same for all clients, with its sets, which have the same names for all.
@@ -43,7 +43,7 @@ class LocalTask:
     inputs: Tensor
     targets: Tensor
     rng: np.random.Generator
-    momentum: Params = field(default_factory=dict)
+    optimizer_state: Params = field(default_factory=dict)
     ruled: Ruled = field(default_factory=Ruled)
 
 
@@ -83,18 +83,18 @@ def train_cohort(
     stacked = _Stack(model, tasks)
     members = [Member(task.inputs, task.targets, task.rng) for task in tasks]
     batches = Batches(members, model, settings.batch_size, augmentation, len(stacked.dropouts))
-    momentum = _stacked_momentum([task.momentum for task in tasks], tasks[0].targets.device)
-    account = follow_plan(model, layers, stacked, batches, plan, settings, momentum)
+    state = _stacked_state([task.optimizer_state for task in tasks], tasks[0].targets.device)
+    account = follow_plan(model, layers, stacked, batches, plan, settings, state)
     sets = [{name: member_of(entries, k) for name, entries in stacked.sets.items()} for k in range(len(tasks))]
     results = {
-        i: (member_of(stacked.params, k), account.training(k, member_of(momentum, k), sets[k]))
+        i: (member_of(stacked.params, k), account.training(k, member_of(state, k), sets[k]))
         for k, i in enumerate(order)
     }
     return [results[i] for i in range(len(tasks))]
 
 
-def _stacked_momentum(members: Sequence[Params], device: torch.device) -> Params:
-    """Return all buffers that any member has, with zeros for the members without."""
+def _stacked_state(members: Sequence[Params], device: torch.device) -> Params:
+    """Return all tensors that any member's optimiser keeps, with zeros for the members without."""
     zeros = {name: torch.zeros_like(value) for member in members for name, value in member.items()}
     filled = [zeros | member for member in members]
     return stack([{name: value.to(device) for name, value in member.items()} for member in filled], device)
@@ -137,8 +137,11 @@ class _Stack:
         values = self.params if name == self._selected else self.sets[name]
         return {key: value[:active] for key, value in values.items()}
 
-    def first(self, value: Tensor, active: int) -> Tensor:
-        return value[:active]
+    def part(self, value: Tensor, start: int, stop: int) -> Tensor:
+        return value[start:stop]
+
+    def zeros(self, device: torch.device) -> Tensor:
+        return torch.zeros(len(self._ruled), device=device)
 
     def backward(self, batch: Batch, position: Position) -> Tensor:
         ruled, members = self._ruled[0], self._members(batch)

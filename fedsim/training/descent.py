@@ -1,4 +1,4 @@
-"""The phases of a plan, step by step: SGD for one model and for a cohort."""
+"""The phases of a plan, step by step, for one model and for a cohort."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.sgd import sgd
 
 from fedsim.models.layers import Layers
 from fedsim.models.norms import StatisticsNorm
@@ -14,6 +13,7 @@ from fedsim.models.params import Params, dense
 from fedsim.training.account import Account
 from fedsim.training.batches import Batches
 from fedsim.training.learner import Learner
+from fedsim.training.optimizer import Optimizer
 from fedsim.training.plan import LocalPlan, Phase
 from fedsim.training.rule import Position
 from fedsim.training.settings import LocalSettings
@@ -26,7 +26,7 @@ def follow_plan(
     batches: Batches,
     plan: LocalPlan,
     settings: LocalSettings,
-    momentum: Params,
+    state: Params,
 ) -> Account:
     """Train all members through the plan's phases, and return their account.
 
@@ -36,8 +36,8 @@ def follow_plan(
         Model that is in training mode meanwhile; it ends in evaluation mode.
     layers
         Its layers, which phases name.
-    momentum
-        Momentum buffers by parameter name, changed in place.
+    state
+        What the optimiser keeps, by name, changed in place.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def follow_plan(
             if isinstance(module, StatisticsNorm) and name not in group:
                 module.eval()  # a frozen layer's running statistics do not change
         learner.select(phase.trains)
-        _run_phase(learner, batches, phase, settings, trainable, momentum, account)
+        _run_phase(learner, batches, phase, settings, trainable, state, account)
     learner.select("model")
     model.eval()
     return account
@@ -66,10 +66,10 @@ def _run_phase(
     phase: Phase,
     settings: LocalSettings,
     trainable: Collection[str],
-    momentum: Params,
+    state: Params,
     account: Account,
 ) -> None:
-    """Run one phase; update ``momentum`` and ``account`` in place."""
+    """Run one phase; update ``state`` and ``account`` in place."""
     if phase.steps is None:
         steps = (settings.epochs if phase.epochs is None else phase.epochs) * batches.lengths
         counted_from = steps - batches.lengths  # the last epoch
@@ -77,7 +77,7 @@ def _run_phase(
         steps, counted_from = np.full(len(batches), phase.steps), np.zeros(len(batches), dtype=np.int64)
     account.begin(counted_from)
     settings = settings if phase.lr is None else replace(settings, lr=phase.lr)
-    of = "" if phase.trains == "model" else f"{phase.trains}/"  # each model has its own momentum
+    optimizer = Optimizer(settings, learner, state, "" if phase.trains == "model" else f"{phase.trains}/")
     active = 0
     start: Params = {}
     for step in range(steps.max()):
@@ -87,13 +87,8 @@ def _run_phase(
             leaves = learner.leaves(trainable, active)
             if step == 0:
                 start = _origin(learner, phase, leaves, trainable, active)
-                if settings.momentum:
-                    missing = {
-                        of + name: torch.zeros_like(leaf) for name, leaf in leaves.items() if of + name not in momentum
-                    }
-                    momentum.update(missing)
-            velocity = {name: learner.first(momentum[of + name], active) for name in leaves if of + name in momentum}
-            origin = {name: learner.first(value, active) for name, value in start.items()}
+            optimizer.begin(leaves, np.zeros(active))
+            origin = {name: learner.part(value, 0, active) for name, value in start.items()}
         batch = batches.take(step, active)
         for leaf in leaves.values():
             leaf.grad = None
@@ -106,7 +101,7 @@ def _run_phase(
             for name, value in origin.items():
                 if name in gradients:
                     gradients[name].add_(leaves[name] - value, alpha=phase.proximal)
-            _descend_(leaves, gradients, velocity, settings)
+            optimizer.step_(gradients, lambda member: settings.lr)
 
 
 def _origin(learner: Learner, phase: Phase, leaves: Params, trainable: Collection[str], active: int) -> Params:
@@ -115,31 +110,3 @@ def _origin(learner: Learner, phase: Phase, leaves: Params, trainable: Collectio
         return {}
     values = leaves if phase.toward == "start" else learner.value_of(phase.toward, active)
     return {name: values[name].detach().clone() for name in leaves if name in trainable}
-
-
-def _descend_(leaves: Params, gradients: Params, velocity: Params, settings: LocalSettings) -> None:
-    """Take a step of SGD, as `torch.optim.SGD` does; the fused one takes no sparse gradients."""
-    if sparse := [name for name, gradient in gradients.items() if gradient.is_sparse]:
-        if settings.momentum or settings.weight_decay:
-            gradients = dense(gradients)
-        else:  # a large embedding of which a batch uses a few rows
-            for name in sparse:
-                leaves[name].add_(gradients[name], alpha=-settings.lr)
-            gradients = {name: gradient for name, gradient in gradients.items() if name not in sparse}
-    # The fused step rounds numbers of half precision once, `torch.optim.SGD` after each operation.
-    half = [name for name in gradients if leaves[name].dtype.itemsize < 4]
-    rest = [name for name in gradients if name not in half]
-    for names, fused in ((rest, True), (half, False)) if half else ((rest, True),):
-        sgd(
-            [leaves[name] for name in names],
-            [gradients[name] for name in names],
-            [velocity.get(name) for name in names],
-            foreach=False,
-            fused=fused,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            dampening=0.0,
-            nesterov=settings.nesterov,
-            maximize=False,
-        )

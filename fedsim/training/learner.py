@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fedsim.models.params import Params
@@ -35,8 +36,11 @@ class Learner(Protocol):
     def value_of(self, name: str, active: int) -> Params:
         """Return the current entries of the model or of a set, for the first ``active`` members."""
 
-    def first(self, value: Tensor, active: int) -> Tensor:
-        """Return the part of a tensor shaped like a parameter that belongs to the first ``active`` members."""
+    def part(self, value: Tensor, start: int, stop: int) -> Tensor:
+        """Return the part of a tensor shaped like a parameter that belongs to the members from start to stop."""
+
+    def zeros(self, device: torch.device) -> Tensor:
+        """Return a zero for each member, to count with."""
 
     def backward(self, batch: Batch, position: Position) -> Tensor:
         """Write the gradients of each member's mean loss into the leaves; return these losses, detached."""

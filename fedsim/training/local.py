@@ -27,11 +27,11 @@ def train_(
     plan: LocalPlan,
     settings: LocalSettings,
     rng: np.random.Generator,
-    momentum: Params | None = None,
+    optimizer_state: Params | None = None,
     augmentation: Augmentation | None = None,
     ruled: Ruled | None = None,
 ) -> Training:
-    """Train ``model`` in place by mini-batch SGD on cross-entropy, or on the loss of the client's rule.
+    """Train ``model`` in place in mini-batches on cross-entropy, or on the loss of the client's rule.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ def train_(
         Phases of training; layers that a phase does not train do not change, including their running statistics.
     rng
         Stream for the order of the examples and the numbers of their augmentation, in each epoch.
-    momentum
-        Momentum buffers to start from (default: zeros).
+    optimizer_state
+        State of the optimiser to start from, as `Training` has it (default: none).
     augmentation
         Augmentation of images (default: none).
     ruled
@@ -57,7 +57,7 @@ def train_(
     ruled = ruled or Ruled()
     layers, learner = Layers.of(model), _Single(model, ruled)
     batches = Batches([Member(inputs, targets, rng)], model, settings.batch_size, augmentation, len(learner.dropouts))
-    kept = {name: value.to(targets.device, copy=True) for name, value in (momentum or {}).items()}
+    kept = {name: value.to(targets.device, copy=True) for name, value in (optimizer_state or {}).items()}
     try:
         account = follow_plan(model, layers, learner, batches, plan, settings, kept)
     finally:
@@ -118,8 +118,11 @@ class _Single:
             raise no_such_set(name, self._ruled.sets)
         return self._sets[name]
 
-    def first(self, value: Tensor, active: int) -> Tensor:
+    def part(self, value: Tensor, start: int, stop: int) -> Tensor:
         return value
+
+    def zeros(self, device: torch.device) -> Tensor:
+        return torch.zeros((), device=device)
 
     def backward(self, batch: Batch, position: Position) -> Tensor:
         if batch.streams is not None:

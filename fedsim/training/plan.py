@@ -80,8 +80,9 @@ class Training:
         cross-entropy in nats, or the loss of the client's rule.
     examples_seen
         Number of examples in all mini-batches.
-    momentum
-        Momentum buffers by parameter name; empty without momentum.
+    optimizer_state
+        What the optimiser keeps, by parameter name: momentum buffers of SGD; of Adam and AdamW ``exp_avg/<name>``,
+        ``exp_avg_sq/<name>`` and ``step/<name>``, as `torch.optim` calls them. Empty for SGD without momentum.
     passes
         Examples passed forward and backward, more than ``examples_seen`` if a rule takes several passes in a step.
     sets
@@ -90,6 +91,6 @@ class Training:
 
     loss: float
     examples_seen: int
-    momentum: Params = field(default_factory=dict)
+    optimizer_state: Params = field(default_factory=dict)
     passes: Passes = field(default_factory=Passes)
     sets: Mapping[str, Params] = field(default_factory=dict)

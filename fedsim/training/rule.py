@@ -69,7 +69,7 @@ class ClientRule:
     trained
         Names of the sets whose floating-point entries follow the gradient of `loss` together with the model.
     plain_sgd
-        Whether the method is defined for SGD without momentum and weight decay only.
+        Whether the method is defined for plain SGD only: other settings of where a step goes are then refused.
     """
 
     trained: Sequence[str] = ()
@@ -112,7 +112,7 @@ class ClientRule:
         return step.cross_entropy(step.logits(step.params))
 
     def gradient(self, step: Step, gradients: Params) -> Params:
-        """Return the gradients for the step of SGD.
+        """Return the gradients for the step.
 
         Parameters
         ----------

@@ -1,5 +1,6 @@
 """Settings are checked where they enter, and a message names the one that is wrong."""
 
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ VALID: dict[str, Any] = {"rounds": 1, "clients": 2, "partition": {}}
         ({"local": {"epochs": 1.0}}, "local.epochs = 1.0: must be a valid integer"),
         ({"local": 3}, "local = 3: must be a table, as in [local] with lr = 0.1"),
         ({"local": {"mometum": 1}}, "unknown key 'local.mometum'; did you mean 'momentum'? known are: epochs,"),
+        (
+            {"local": {"optimizer": "adam", "momentum": 0.9}},
+            "local.momentum = 0.9: optimizer = 'adam' has no such option; leave it out, or choose 'sgd' (options of "
+            "'adam': lr, weight_decay, betas, eps, amsgrad)",
+        ),
+        (
+            {"local": {"betas": [0.5, 0.9]}},
+            "local.betas = [0.5, 0.9]: optimizer = 'sgd' has no such option; leave it out, or choose 'adam' or 'adamw'",
+        ),
+        ({"local": {"optimizer": "adamw", "betas": [0.9, 1]}}, "local.betas.1 = 1: must be less than 1"),
+        ({"local": {"optimizer": "rmsprop"}}, "local.optimizer = \"rmsprop\": must be 'sgd', 'adam' or 'adamw'"),
         ({"partition": {"validation": 0.9}}, "partition.validation = 0.9 and test = 0.2 must add up to less than 1"),
         ({"device": "gpu"}, "device = \"gpu\": must be 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"),
         ({"expect": [{}]}, "expect.0: must have either barrier or metric or measure"),
@@ -60,3 +72,14 @@ def test_local_settings_are_those_of_sgd_with_its_defaults() -> None:
     local = Config.parse(VALID, "study.toml").local
     assert local.settings == LocalSettings()
     assert set(type(local).model_fields) == {field.name for field in fields(LocalSettings)}
+
+
+def test_without_a_step_size_adam_has_torchs_also_in_a_sweep_over_optimisers() -> None:
+    sweep = {"local.optimizer": ["sgd", "adam", "adamw"]}
+    runs = Config.parse(VALID | {"sweep": sweep}, "study.toml").runs("study.toml")
+    assert [(run.local.lr, run.local.weight_decay) for run in runs] == [(0.05, 0), (1e-3, 0), (1e-3, 1e-2)]
+    given = {"optimizer": "adamw", "lr": 0.05, "weight_decay": 0.0}
+    local = Config.parse(VALID | {"local": given}, "study.toml").local
+    assert (local.lr, local.weight_decay) == (0.05, 0)
+    written = tomllib.loads(runs[2].to_toml())
+    assert Config.parse(written, "config.toml").local.settings == runs[2].local.settings

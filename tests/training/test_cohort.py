@@ -63,7 +63,7 @@ def one_by_one(
         own = copy.deepcopy(model)
         load_state_(own, task.params)
         rng = copy.deepcopy(task.rng)
-        training = train_(own, task.inputs, task.targets, plan, settings, rng, task.momentum, augmentation)
+        training = train_(own, task.inputs, task.targets, plan, settings, rng, task.optimizer_state, augmentation)
         results.append((state_of(own), training))
     return results
 
@@ -83,8 +83,8 @@ def check_alike(
     found = train_cohort(copy.deepcopy(model), fresh, plan, settings, augmentation)
     for start, task, (params, training), (wanted, report) in zip(starts, tasks, found, expected, strict=True):
         assert params.keys() == wanted.keys()
-        assert training.momentum.keys() == report.momentum.keys()
-        for one, other in ((params, wanted), (training.momentum, report.momentum)):
+        assert training.optimizer_state.keys() == report.optimizer_state.keys()
+        for one, other in ((params, wanted), (training.optimizer_state, report.optimizer_state)):
             for key in other:
                 assert one[key].dtype == other[key].dtype
                 torch.testing.assert_close(one[key], other[key], rtol=tolerance, atol=tolerance)
@@ -185,9 +185,12 @@ def test_a_kept_momentum_goes_on_and_clients_without_one_start_from_zero() -> No
     model = perceptron()
     tasks = vectors(model, 9, 5, 6)
     first = one_by_one(model, tasks[:2], LocalPlan((Phase("head"),)), NESTEROV)
-    tasks = [replace(task, momentum=training.momentum) for task, (_, training) in zip(tasks, first, strict=False)]
+    tasks = [
+        replace(task, optimizer_state=training.optimizer_state)
+        for task, (_, training) in zip(tasks, first, strict=False)
+    ]
     found = check_alike(model, [*tasks, *vectors(model, 9, 5, 6)[2:]])
-    assert all(len(training.momentum) == 4 for _, training in found)
+    assert all(len(training.optimizer_state) == 4 for _, training in found)
 
 
 @pytest.mark.parametrize("norm", [False, True])

@@ -92,7 +92,7 @@ def test_momentum_goes_on_where_it_was_kept() -> None:
     rng = np.random.default_rng(1)
     train_(whole, inputs, targets, LocalPlan((Phase(epochs=2),)), settings, np.random.default_rng(1))
     first = train_(model, inputs, targets, LocalPlan(), settings, rng)
-    train_(model, inputs, targets, LocalPlan(), settings, rng, first.momentum)
+    train_(model, inputs, targets, LocalPlan(), settings, rng, first.optimizer_state)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
 
 

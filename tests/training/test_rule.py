@@ -90,7 +90,7 @@ def test_a_rule_in_a_cohort_does_to_each_client_what_it_does_alone(kind: str, pl
         assert training.loss == pytest.approx(report.loss)
         assert training.passes == report.passes
         assert training.passes.backward == 2 * training.examples_seen
-        assert set(training.momentum) == set(report.momentum)
+        assert set(training.optimizer_state) == set(report.optimizer_state)
 
 
 def test_a_rule_follows_its_own_loss_and_gradients_by_hand() -> None:
@@ -154,13 +154,13 @@ def test_momentum_of_a_set_is_its_own_and_goes_on_where_it_was() -> None:
     ruled = Ruled(sets={"personal": start})
     settings = SGD(1, 7, 0.1, momentum=0.9)
     _, first = alone(model, members({0: ruled}, start)[0], plan, settings)
-    assert set(first.momentum) == {f"{of}{name}" for of in ("", "personal/") for name in start}
-    tasks = [LocalTask(start, *data(k), np.random.default_rng(k), first.momentum, ruled) for k in (0, 1)]
+    assert set(first.optimizer_state) == {f"{of}{name}" for of in ("", "personal/") for name in start}
+    tasks = [LocalTask(start, *data(k), np.random.default_rng(k), first.optimizer_state, ruled) for k in (0, 1)]
     together = train_cohort(model, tasks, plan, settings)[0][1]
     load_state_(model, start)
-    again = train_(model, *data(0), plan, settings, np.random.default_rng(0), first.momentum, ruled=ruled)
-    for name, value in again.momentum.items():
-        assert torch.allclose(value, together.momentum[name], atol=1e-12), name
+    again = train_(model, *data(0), plan, settings, np.random.default_rng(0), first.optimizer_state, ruled=ruled)
+    for name, value in again.optimizer_state.items():
+        assert torch.allclose(value, together.optimizer_state[name], atol=1e-12), name
 
 
 def test_a_phase_that_names_a_set_which_the_client_does_not_have_says_what_it_has() -> None:

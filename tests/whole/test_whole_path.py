@@ -226,7 +226,7 @@ def slow_run(config: Config) -> tuple[dict, dict]:
             values[server_round, client, "train", "uploaded", "loss"] = result.loss
             for way in ("forward", "backward"):
                 values[server_round, client, "train", "uploaded", f"{way}_examples"] = result.examples_seen
-            momentum[client] = {key: value.clone() for key, value in result.momentum.items()}
+            momentum[client] = {key: value.clone() for key, value in result.optimizer_state.items()}
             own[client] = {key: value.clone() for key, value in model.state_dict().items()}
             last[client] = server_round
             weight = len(data.train[1])

@@ -20,7 +20,7 @@ from fedsim.federation.participants import participants
 from fedsim.models.params import Params, flat_copy, is_finite, load_state_, state_of
 from fedsim.seeds import rng
 from fedsim.strategy import messages
-from fedsim.strategy.messages import MODEL, MOMENTUM, Instructions
+from fedsim.strategy.messages import MODEL, OPTIMIZER, Instructions
 from fedsim.training import Finished, Local, LocalPlan, LocalTask, Ruled, Training, choose_cohort, train_, train_cohort
 from fedsim.training.targets import number_of_targets
 
@@ -131,8 +131,8 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[Reply]:
     """
     rule, instructions = federation.client_rule, [_instructions(message) for message, _ in requests]
     started = [rule.start(local_of(federation, *request)) for request in requests]
-    momenta = [stored(context, MOMENTUM) for _, context in requests]
-    trained = _trained(federation, instructions[0], started, momenta)
+    states = [stored(context, OPTIMIZER) for _, context in requests]
+    trained = _trained(federation, instructions[0], started, states)
     finished = []
     for local, (params, training) in zip(started, trained, strict=True):
         finished.append(rule.finish(replace(local, params=params, sets=training.sets), local))
@@ -166,7 +166,7 @@ def _measure_trained(federation: Federation, ended: Sequence[tuple[Local, Record
 
 
 def _trained(
-    federation: Federation, instructions: Instructions, started: Sequence[Local], momenta: Sequence[Params]
+    federation: Federation, instructions: Instructions, started: Sequence[Local], states: Sequence[Params]
 ) -> list[tuple[Params, Training]]:
     """Return each client's model after training and what it reports; a single one's tensors are the thread's model."""
     model, settings = federation.model(), federation.config.local.settings
@@ -177,10 +177,10 @@ def _trained(
             inputs=local.inputs,
             targets=local.targets,
             rng=rng(seed, "train", server_round, local.client),
-            momentum=momentum,
+            optimizer_state=state,
             ruled=Ruled(federation.client_rule, local.sets, local.rng),
         )
-        for local, momentum in zip(started, momenta, strict=True)
+        for local, state in zip(started, states, strict=True)
     ]
     if len(tasks) > 1:
         return train_cohort(model, tasks, plan, settings, federation.data.augmentation)
@@ -194,7 +194,7 @@ def _trained(
         plan=plan,
         settings=settings,
         rng=task.rng,
-        momentum=task.momentum,
+        optimizer_state=task.optimizer_state,
         augmentation=federation.data.augmentation,
         ruled=task.ruled,
     )
@@ -228,7 +228,7 @@ def _reply(
     for name, entries in finished.kept.items():
         context.state[name] = messages.encode(flat_copy(entries))
     if federation.config.local.optimizer_state == "keep":
-        context.state[MOMENTUM] = messages.encode(flat_copy(training.momentum))
+        context.state[OPTIMIZER] = messages.encode(flat_copy(training.optimizer_state))
     upload = params if finished.upload is None else finished.upload
     shared = flat_copy({key: upload[key] for key in instructions.upload if key in upload})
     passes = training.passes, local.network.passes

@@ -35,7 +35,7 @@ def fine_tune(
 ) -> Params:
     """Return a client's model after training on its own data for as long as ``[evaluation]`` says.
 
-    It is SGD with the settings of ``[local]``; momentum begins at zero and is not kept.
+    It has the settings of ``[local]``, with a new optimiser whose state is not kept.
 
     Parameters
     ----------
