@@ -1,13 +1,18 @@
 """The errors that the command line prints as one line, and how those of the system are told from mistakes in code."""
 
+import errno
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from textwrap import shorten
 
-LONGEST = 400  # letters of a message that is not fedsim's
+from fedsim.shortening import LINE, one_line
+
+LONGEST = LINE // 2  # letters of a message that is not fedsim's: there is room for where it happened and what helps
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+TOO_LARGE = re.compile(r"(?:can't|not enough) (?:allocate )?memory: you tried to allocate (\d+) bytes")
 HOME = Path(__file__).resolve().parent.parent
 OURS = tuple(f"{HOME / name}{os.sep}" for name in ("fedsim", "strategies", "partitions"))
 LIBRARY, INSTALLED = f"{Path(os.__file__).parent}{os.sep}", {"site-packages", "dist-packages"}
@@ -37,6 +42,22 @@ def is_of_the_system(error: OSError) -> bool:
     return error.errno is not None
 
 
+def system_line(error: OSError) -> str:
+    """Return what the system says of a file, such as ``runs/a: No space left on device``, and what helps."""
+    names = " -> ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None)
+    text = f"{names}: {error.strerror}" if names else str(error.strerror)
+    return f"{text}; free some space, or choose another folder" if error.errno in FULL else text
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is that memory was not enough, on the CPU or another device."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and bool(TOO_LARGE.search(str(error))))
+    )
+
+
 def error_line(error: BaseException) -> str:
     """Return an error in one line, such as ``KeyError: 'label' (mine.py, line 7)``; long messages are cut.
 
@@ -48,13 +69,15 @@ def error_line(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Return an error's message in one line; a long one is cut."""
-    return shorten(error.msg if isinstance(error, SyntaxError) else str(error), LONGEST, placeholder=" ...")
+    """Return an error's message in one line; a long one is cut in the middle."""
+    if match := TOO_LARGE.search(str(error)):
+        return f"not enough memory for {int(match[1]):,} bytes at once"
+    return one_line(error.msg if isinstance(error, SyntaxError) else str(error), LONGEST)
 
 
 def first_line(error: BaseException) -> str:
     """Return the type of a library's error and the first line of its message; what follows is advice, or a trace."""
-    text = " ".join(str(error).partition("\n")[0].split())
+    text = one_line(str(error).partition("\n")[0], LONGEST)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -29,8 +29,12 @@ ROOMS = (
     "lazy",
     "seeds",
     "errors",
+    "shortening",
 )
-TORCH_ONLY = ("analysis", "alignment", "data", "training", "models", "options", "packages", "lazy", "seeds", "errors")
+TORCH_ONLY = (
+    *("analysis", "alignment", "data", "training", "models"),
+    *("options", "packages", "lazy", "seeds", "errors", "shortening"),
+)
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("fedsim", "strategies", "partitions")

@@ -1,13 +1,15 @@
 """An error is one line: its message, its type, and the place in the user's code where it came from."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from fedsim.errors import error_line, is_of_the_user
+from fedsim.errors import error_line, is_of_the_user, is_out_of_memory, message_of, system_line
 from fedsim.models.layers import Layers
 
 
@@ -71,3 +73,22 @@ def test_a_syntax_error_names_the_line_with_the_mistake(tmp_path: Path) -> None:
     error = caught(lambda: compile("\nx = = 1\n", str(tmp_path / "mine.py"), "exec"))
     assert error_line(error) == "SyntaxError: invalid syntax (mine.py, line 2)"
     assert is_of_the_user(error)
+
+
+def test_memory_that_is_not_enough_is_told_by_its_size_and_no_other_error_is_it() -> None:
+    failures = []
+    for allocate in (lambda: torch.empty(2**58), lambda: np.empty(2**58), lambda: torch.empty(-1), lambda: 1 / 0):
+        with pytest.raises((RuntimeError, MemoryError, ZeroDivisionError)) as caught:
+            allocate()
+        failures.append(caught.value)
+    assert [is_out_of_memory(error) for error in failures] == [True, True, False, False]
+    assert message_of(failures[0]) == f"not enough memory for {2**60:,} bytes at once"
+    assert "Unable to allocate 2.00 EiB" in message_of(failures[1])
+
+
+def test_an_error_of_the_system_names_the_file_and_what_helps_on_a_full_disk() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/a")
+    assert system_line(full) == "runs/a: No space left on device; free some space, or choose another folder"
+    assert system_line(PermissionError(errno.EACCES, "Permission denied", b"a", None, b"b")) == (
+        "a -> b: Permission denied"
+    )

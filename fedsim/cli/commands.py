@@ -5,6 +5,7 @@ arguments and settings; what a command does is imported once they are right, so 
 """
 
 import gc
+import io
 import logging
 import sys
 from pathlib import Path
@@ -19,10 +20,18 @@ from fedsim.analysis.suite import BY_LAYER
 from fedsim.cli import finished
 from fedsim.cli.actions import action
 from fedsim.cli.arguments import ExperimentPath, Settings, check_files, check_folder, experiment_of, numbers_of
-from fedsim.cli.terminal import print_error
+from fedsim.cli.terminal import OneLine, print_error
 from fedsim.config.choices import CATALOGUES, Kind
 from fedsim.config.toml import parse_assignment
-from fedsim.errors import ConfigError, RunError, error_line, is_of_the_system, is_of_the_user
+from fedsim.errors import (
+    ConfigError,
+    RunError,
+    error_line,
+    is_of_the_system,
+    is_of_the_user,
+    is_out_of_memory,
+    system_line,
+)
 
 app = typer.Typer(
     help="Simulate federated learning with partial layer aggregation, and measure what averaging does to each layer.",
@@ -209,12 +218,13 @@ def main() -> None:
     """Run the command line; a mistake of the user is one line and exit code 2."""
     if len(sys.argv) == 1:
         sys.argv.append("--help")
-    logging.basicConfig(format="fedsim: %(message)s", level=logging.WARNING)
+    _prepare_streams()
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        sys.stdout.flush()  # a full disk is noticed here, and not at the end of Python
+        sys.exit(code)
     except (ConfigError, click.ClickException) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        _fail(" ".join(message.split()), 2)
+        _fail(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
     except (click.Abort, KeyboardInterrupt):
         _fail("stopped", 1)
     except RunError as error:
@@ -222,14 +232,25 @@ def main() -> None:
     except OSError as error:
         if not is_of_the_system(error):
             raise
-        _fail(str(error), 1)
+        _fail(system_line(error), 1)
     except Exception as error:
-        if not is_of_the_user(error):
+        # Whatever else is a mistake of fedsim's, whose traceback is wanted.
+        if not is_of_the_user(error) and not is_out_of_memory(error):
             raise
         _fail(error_line(error), 1)
     finally:
         if "triton" in sys.modules:  # which reports at the end of Python what is still frozen
             gc.unfreeze()
+
+
+def _prepare_streams() -> None:
+    """Let every text be printed, whatever the locale, and what is logged be lines of limited length."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("fedsim: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.raiseExceptions = False  # of a log that cannot be written: what cannot be written else ends the command
 
 
 def _fail(message: str, code: int) -> None:

@@ -1,5 +1,6 @@
 """What the command line prints: tables to stdout, all else to stderr."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from fedsim.errors import ConfigError, is_of_the_system
+from fedsim.errors import ConfigError, is_of_the_system, system_line
 from fedsim.results.files import write_whole
+from fedsim.shortening import LINE, one_line
 
 if TYPE_CHECKING:
     from fedsim.results.report.comparing.tables import Table
@@ -19,14 +21,26 @@ PIPED_WIDTH = 400  # letters, which no table has
 LABEL_WIDTH, GAP = 16, 2  # letters that a text needs if it is folded, and between columns
 
 
+PREFIX = "fedsim: error: "
+
+
+class OneLine(logging.Formatter):
+    """Writes what is logged as one line, and only a traceback as several."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        """Write the line of a record, cut to the length of error lines."""
+        line = super().formatMessage(record)
+        return line if "\n" in line else one_line(line)
+
+
 def say(text: str) -> None:
     """Print a line that is no result."""
     print(text, file=sys.stderr)
 
 
 def print_error(message: str) -> None:
-    """Print why a command failed."""
-    say(f"fedsim: error: {message}")
+    """Print why a command failed, in one line."""
+    say(PREFIX + one_line(message, LINE - len(PREFIX)))
 
 
 def print_table(text: "Table") -> None:
@@ -108,5 +122,7 @@ def write_to(folder: Path, write: Callable[[], Path], what: str = "report", opti
     except OSError as error:
         if not is_of_the_system(error) or (isinstance(error, FileNotFoundError) and folder.is_dir()):
             raise  # a file that is read is missing
-        raise ConfigError(f"folder {folder} cannot be written ({error}); give another with {option}") from error
+        raise ConfigError(
+            f"folder {folder} cannot be written ({system_line(error)}); give another with {option}"
+        ) from error
     say(f"{what}: {written}")

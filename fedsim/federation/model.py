@@ -12,7 +12,7 @@ from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.data import Dataset
 from fedsim.data.checks import TOKENS_RULE
-from fedsim.errors import ConfigError, error_line
+from fedsim.errors import ConfigError, error_line, message_of
 from fedsim.models.building import initialise_lazy_, make_trainable_
 from fedsim.models.copies import copy_of
 from fedsim.models.frozen import frozen_keys
@@ -160,16 +160,12 @@ def _check_single_examples(model: nn.Module, config: Config, dataset: Dataset, s
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             model(_probes(dataset, 1))
     except Exception as error:
-        where = f"model.name = {config.model.name!r}, trained on one example, does not accept inputs of shape"
-        who, remedy = "local.batch_size = 1 gives every client such batches", "let it be at least 2"
+        who, remedy = "local.batch_size = 1 gives such batches", "use a larger one"
         if config.local.batch_size > 1:
             few = np.flatnonzero(sizes < 2)
-            who = f"client {few[0]}" + (f" and {len(few) - 1} more train" if len(few) > 1 else " trains") + " on one"
-            remedy = (
-                "use fewer clients, more examples, a larger min_size if the scheme has it, or smaller "
-                "partition.validation and partition.test"
-            )
+            who = f"client {few[0]}" + (f" and {len(few) - 1} more have" if len(few) > 1 else " has") + " only one"
+            remedy = "use fewer clients, more examples or a larger min_size"
         raise ConfigError(
-            f"{where} {dataset.shape} of {dataset.name!r}: {error_line(error)}; {who}, and batch normalisation needs "
-            f"two: {remedy}, or take a model without it, as with norm = 'group'"
+            f"model.name = {config.model.name!r} cannot be trained on one example ({message_of(error)}): {who}; "
+            f"{remedy}, or a model without batch normalisation, as by norm = 'group'"
         ) from error

@@ -12,6 +12,7 @@ from rich.progress import Progress as RichProgress
 
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.results.report.comparing.units import format_missing
+from fedsim.shortening import one_line
 
 
 class Progress:
@@ -57,7 +58,8 @@ class Progress:
 
     def log(self, name: str, level: int, message: str) -> None:
         """Print what the run of that name logged above the bars."""
-        self.say(f"{logging.getLevelName(level)} {name}: {message}")
+        line = f"{logging.getLevelName(level)} {name}: {message}"
+        self.say(line if "\n" in message else one_line(line))
 
     def start(self, name: str, rounds: int) -> None:
         """Begin with the run of that name, which has that many rounds left."""

@@ -16,7 +16,17 @@ from fedsim.config import Config, naming
 from fedsim.config.choices import CATALOGUES, custom_names
 from fedsim.config.content import Counted, check_unchanged, counted_files
 from fedsim.data.fingerprint import looking_once
-from fedsim.errors import ConfigError, DivergedError, RunError, error_line, is_of_the_system, is_of_the_user
+from fedsim.errors import (
+    ConfigError,
+    DivergedError,
+    RunError,
+    error_line,
+    is_of_the_system,
+    is_of_the_user,
+    is_out_of_memory,
+    message_of,
+    system_line,
+)
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.run import Parts
@@ -251,7 +261,9 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
         return Failure(str(error), diverged=isinstance(error, DivergedError))
     except (Exception, SystemExit) as error:  # in a custom strategy, model or other part, most likely
         if isinstance(error, OSError) and is_of_the_system(error) and not is_of_the_user(error):
-            return Failure(str(error))
+            return Failure(f"{system_line(error)}; {AGAIN}")
+        if is_out_of_memory(error) and not is_of_the_user(error):
+            return Failure(f"{message_of(error)}; use a smaller model, batch or number of workers, and {AGAIN}")
         reason = f"{error_line(error)}; fix it and"
         if custom_names(run.config) or is_of_the_user(error):  # whose sources, once they are fixed, name another run
             return Failure(f"{reason} run the same command again; the traceback is in {run.folder.log}")

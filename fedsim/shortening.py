@@ -1,0 +1,79 @@
+"""Messages as one line of limited length: long values and lists are cut in the middle, the rule and the remedy stay."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+LINE = 300  # letters of a line that says what went wrong
+MARK = " ... "
+# Letters that are left of long values, tried one after the other until the line is short enough.
+LEFT = (120, 80, 60, 40, 25)
+LAST = LEFT[-1]
+LOOKED_AT = 10_000  # letters in which values are looked for, which can take the square of their number
+# Values as messages have them: quoted, beginning with a bracket, or without spaces, such as paths.
+BEGINNING = re.compile(rf"""(?<!\w)(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")(?!\w)|[\[{{]|[^\s\[{{'"]\S{{{LAST},}}""")
+# Names with commas between them, as in: known are: conv1, conv2, head.
+LIST = re.compile(r"(?:[^\s,;:()][^,;:()]*, ){3,}[^,;:()]+")
+
+
+def one_line(text: str, longest: int = LINE) -> str:
+    """Return a message as one line of printable letters, at most ``longest`` of them."""
+    line = _printable(" ".join(text.split()))
+    if len(line) <= longest:
+        return line
+    line = cut(line, LOOKED_AT)
+    values = list(_values(line))
+    shorter = next((each for left in LEFT if len(each := _with_cut(line, values, left)) <= longest), None)
+    if shorter:
+        return shorter
+    line = _with_cut(line, values, LAST)
+    for found in sorted(LIST.findall(line), key=len, reverse=True):
+        line = line.replace(found, cut(found, max(LAST, len(found) - max(0, len(line) - longest))))
+    return cut(line, longest)
+
+
+def cut(text: str, longest: int) -> str:
+    """Return a text without its middle if it is longer; of what is left, two thirds are its beginning."""
+    if len(text) <= longest:
+        return text
+    left = longest - len(MARK)
+    tail = left // 3
+    return f"{text[: left - tail].rstrip()}{MARK}{text[len(text) - tail :].lstrip()}"
+
+
+def _printable(text: str) -> str:
+    """Return a text whose control characters and lone surrogates are written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _with_cut(line: str, values: Iterable[tuple[int, int]], longest: int) -> str:
+    parts, end = [], 0
+    for start, stop in values:
+        parts += [line[end:start], cut(line[start:stop], longest)]
+        end = stop
+    return "".join([*parts, line[end:]])
+
+
+def _values(line: str) -> Iterator[tuple[int, int]]:
+    """Yield where the long values in a line are: quoted, in brackets that match, or without a space."""
+    closing = _closing(line)
+    end = 0
+    while found := BEGINNING.search(line, end):
+        start, stop = found.span()
+        stop = closing.get(start, stop)
+        if stop - start > LAST:
+            yield start, stop
+        end = stop
+
+
+def _closing(line: str) -> dict[int, int]:
+    """Return the places after the brackets that close others, by the places of these."""
+    found: dict[int, int] = {}
+    opened: list[int] = []
+    for place, letter in enumerate(line):
+        if letter in "[{":
+            opened.append(place)
+        elif letter in "]}" and opened:
+            found[opened.pop()] = place + 1
+    return found
