@@ -13,8 +13,9 @@ from pydantic import BaseModel, ValidationError
 from fedsim.config.custom import load_custom
 from fedsim.config.names import canonical, meant
 from fedsim.config.tables import Choice
+from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError, error_line, in_code_of_the_user, is_of_the_user
-from fedsim.lazy import LazyTable
+from fedsim.lazy import LazyTable, Place
 from fedsim.options import BOUNDS, as_toml, explain_rule, range_of, schema_of, suggest
 
 
@@ -40,6 +41,10 @@ class Catalogue:
         Parameters that the run supplies and that are therefore no options.
     refused
         Names that somebody may look for here, with the reason why they are no entries.
+    makes
+        Class of which a custom entry that is a class must be a subclass; without it, a custom entry is a function.
+    classes_only
+        Whether a custom entry must be such a class.
     """
 
     entries: Mapping[str, Callable[..., Any]]
@@ -47,6 +52,8 @@ class Catalogue:
     key: str
     given: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
+    makes: Place | None = None
+    classes_only: bool = False
 
     def find(self, name: str) -> Callable[..., Any]:
         """Return the entry ``name``, or a custom one given as ``module:attribute``.
@@ -58,7 +65,9 @@ class Catalogue:
         """
         self.check_name(name)
         name = self.canonical(name)
-        return self.entries[name] if name in self.entries else load_custom(name, self._where(name))
+        if name in self.entries:
+            return self.entries[name]
+        return load_custom(name, self._where(name), self.makes, classes_only=self.classes_only)
 
     def canonical(self, name: str) -> str:
         """Return the name of the entry that is meant: case, hyphens and underscores do not matter."""
@@ -83,6 +92,7 @@ class Catalogue:
             names = alike or list(self.entries)
             guess = f"did you mean {found!r}? " if (found := meant(name, names)) else ""
             raise ConfigError(f"{where} is unknown; {guess}known are: {', '.join(names)}")
+        check_spelling(name, where)
 
     def _where(self, name: str) -> str:
         return f"{self.table}.{self.key} = {name!r}"

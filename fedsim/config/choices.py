@@ -9,7 +9,7 @@ from fedsim.config.catalogue import Catalogue
 from fedsim.config.config import Config
 from fedsim.data import DATA
 from fedsim.data.skews import FEATURES
-from fedsim.lazy import LazyTable
+from fedsim.lazy import LazyTable, Place
 from fedsim.models.architectures import MODELS
 from fedsim.strategy.flower_table import FLOWER_RULES, NO_RULES, PREFIX
 from strategies import STRATEGIES
@@ -24,6 +24,8 @@ CATALOGUES: dict[Kind, Catalogue] = {
         "name",
         ("model", "inputs"),
         {PREFIX + name: reason for name, reason in NO_RULES.items()},
+        Place("fedsim.strategy", "Strategy"),
+        classes_only=True,
     ),
     "partitions": Catalogue(
         # That package imports NumPy, and is written so that it needs nothing of fedsim.
@@ -33,8 +35,8 @@ CATALOGUES: dict[Kind, Catalogue] = {
         ("labels", "clients", "rng", "ids", "validation", "test"),
     ),
     "features": Catalogue(FEATURES, "features", "skew", ("inputs", "client", "clients", "rng")),
-    "models": Catalogue(MODELS, "model", "name", ("shape", "classes", "vocabulary")),
-    "data": Catalogue(DATA, "data", "name", ()),
+    "models": Catalogue(MODELS, "model", "name", ("shape", "classes", "vocabulary"), makes=Place("torch.nn", "Module")),
+    "data": Catalogue(DATA, "data", "name", (), makes=Place("fedsim.data", "Dataset")),
 }
 
 

@@ -9,12 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import cache_from_source
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fedsim.config.sources import source_files
+from fedsim.config.trusted import check_entry, check_place
 from fedsim.data.fingerprint import SETTLED_SECONDS, digest_of, once
 from fedsim.errors import ConfigError, error_line, is_of_the_user
-from fedsim.packages import OURS
+from fedsim.lazy import Place
 
 
 @dataclass(frozen=True)
@@ -31,32 +33,31 @@ _imported: dict[str, Mapping[str, Version]] = {}
 _added: list[str] = []
 
 
-def load_custom(name: str, where: str) -> Callable[..., Any]:
+def load_custom(name: str, where: str, makes: Place | None = None, *, classes_only: bool = False) -> Callable[..., Any]:
     """Import ``module:attribute``, from the working folder too.
 
     Parameters
     ----------
     where
         What the message of an error begins with.
+    makes
+        Class of which an entry that is a class must be a subclass; without it, no class will do.
+    classes_only
+        Whether a function will not do.
 
     Raises
     ------
     ConfigError
-        If the module has the name of one of fedsim's, or it or the attribute cannot be imported, or cannot be called.
+        If it is no code that an experiment may name, it or the module cannot be imported, or it is of another kind.
     """
-    module_name, _, attribute = name.partition(":")
-    if module_name.partition(".")[0] in OURS:
-        raise ConfigError(f"{where}: {module_name!r} is a package of fedsim; rename the file or folder")
+    module, _, attribute = name.partition(":")
     folder = _see_working_folder()
     try:
-        entry = getattr(_import(module_name), attribute)
+        check_place(module)
+        entry = _import(module, attribute, folder)
+        check_entry(entry, makes, classes_only=classes_only)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    except (Exception, SystemExit) as error:  # a module runs anything as it is imported
-        reason = error_line(error) if is_of_the_user(error) else error
-        raise ConfigError(f"{where} cannot be imported from {folder}: {reason}") from error
-    if not callable(entry):
-        raise ConfigError(f"{where} must be a function or a class, and is a {type(entry).__name__}")
+        raise ConfigError(f"{where} {error}") from error
     return entry
 
 
@@ -98,7 +99,19 @@ def _forget(module: str) -> None:
         vars(sys.modules[package]).pop(name, None)
 
 
-def _import(module: str) -> Any:
+def _import(module: str, attribute: str, folder: str) -> Any:
+    try:
+        return getattr(_import_module(module), attribute)
+    except (ConfigError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a module runs anything as it is imported
+        reason = error_line(error) if is_of_the_user(error) else str(error)
+        if isinstance(error, SyntaxError | ValueError) and not is_of_the_user(error):  # a text that cannot be read
+            reason += f" in {module!r}"
+        raise ConfigError(f"cannot be imported from {folder}: {reason}") from error
+
+
+def _import_module(module: str) -> ModuleType:
     if module in _imported and module in sys.modules:
         return importlib.import_module(module)
     before = _versions(module)
@@ -106,7 +119,7 @@ def _import(module: str) -> Any:
         _remove_old_bytecode(version.file)
     imported = importlib.import_module(module)
     if _versions(module) != before:
-        raise ConfigError(f"a source of {module!r} was changed while it was imported; run the same command again")
+        raise ConfigError("was changed in a source while it was imported; run the same command again")
     _imported[module] = before
     return imported
 

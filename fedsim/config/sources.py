@@ -77,20 +77,29 @@ def other_files(module: str) -> list[Path]:
     return list(places)
 
 
+def find_module(name: str, package: ModuleSpec | None) -> ModuleSpec | None:
+    """Find a module as an import would, without importing it or the packages that it is in.
+
+    Parameters
+    ----------
+    package
+        The package that it is in, as it was found; None for one at the top.
+    """
+    if package is None:
+        finders = (finder.find_spec(name, None) for finder in sys.meta_path)
+        return next((found for found in finders if found), None)
+    folders = list(package.submodule_search_locations or ())
+    # By its last part: for a folder without __init__.py, Python asks for the imported package that it is in.
+    return PathFinder.find_spec(name.rpartition(".")[2], folders) if folders else None
+
+
 def _find(name: str, specs: dict[str, ModuleSpec | None]) -> ModuleSpec | None:
-    """Find a module of the user's as an import would, without importing it or the packages that it is in."""
+    """Find a module of the user's."""
     if name not in specs:
         package = name.rpartition(".")[0]
-        if not name or name.partition(".")[0] in (*OURS, "fedsim"):
-            spec = None
-        elif package:
-            above = _find(package, specs)
-            folders = list(above.submodule_search_locations or ()) if above else []
-            # By its last part: for a folder without __init__.py, Python asks for the imported package that it is in.
-            spec = PathFinder.find_spec(name.rpartition(".")[2], folders) if folders else None
-        else:
-            finders = (finder.find_spec(name, None) for finder in sys.meta_path)
-            spec = next((found for found in finders if found), None)
+        above = _find(package, specs) if package else None
+        is_known = name and name.partition(".")[0] not in (*OURS, "fedsim") and bool(above) == bool(package)
+        spec = find_module(name, above) if is_known else None
         # A folder without __init__.py has no file.
         is_wanted = spec and (not spec.has_location or (spec.origin and is_the_users(spec.origin)))
         specs[name] = spec if is_wanted else None

@@ -141,7 +141,8 @@ MISTAKES = {
     ),
     "misspelt key of a sweep": (["--set", 'sweep."local.rl"=[0.1]'], r"\[sweep\]: unknown key 'local.rl'"),
     "a table that is none": (["--set", 'strategy="full"'], 'strategy = "full": must be a table'),
-    "not a class": (["--set", 'strategy.name="os:sep"'], "must be a function or a class, and is a str"),
+    "code of Python": (["--set", 'data.name="os:getcwd"'], "is code of Python's 'os', which no experiment may call"),
+    "a path as a name": (["--set", 'data.name="../../x:y"'], "must be a module and what is in it, such as"),
     "GPUs that are not there": (["--engine", "ray", "--set", "engine.gpus_per_worker=1.0"], "has no GPU"),
     "data folder without data": (
         ["--set", 'data={name="fashion-mnist", data_dir="."}'],
@@ -514,7 +515,7 @@ def bad_labels():
     [
         ("strategy", "SharesText", 2, "returns 'body'; it must be a group of the model's layers"),
         ("strategy", "TakesNothing", 2, "unexpected keyword argument 'inputs'"),
-        ("strategy", "no_strategy", 2, "gives a int; it must be a fedsim.strategy.Strategy"),
+        ("strategy", "no_strategy", 2, "must be a subclass of fedsim.strategy.Strategy, and is a function"),
         ("strategy", "AveragesNothing", 1, "AveragesNothing.aggregate returns a NoneType"),
         (
             "strategy",
