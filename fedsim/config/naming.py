@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedsim.config.choices import CATALOGUES
+from fedsim.config.catalogue import Catalogue
+from fedsim.config.choices import CATALOGUES, custom_names
 from fedsim.config.config import WITHOUT_EFFECT, Config
 from fedsim.config.content import in_name
+from fedsim.config.tables import Choice
 from fedsim.config.toml import short_hash
 
 
@@ -17,20 +19,45 @@ def changed_settings(config: Config) -> dict[str, Any]:
     which an option names or in which a custom part is written, count by their content and not by their path: once one
     is changed, it is another run.
     """
-    unnamed = {"seed", "sweep", "tune", *WITHOUT_EFFECT}
-    changed = config.model_dump(mode="json", exclude_defaults=True, exclude=unnamed)
+    changed = _written(config)
     for catalogue in CATALOGUES.values():
         choice = getattr(config, catalogue.table)
-        fixed = {
-            key: value for key, value in changed.pop(catalogue.table, {}).items() if key in type(choice).model_fields
-        }
-        table = fixed | catalogue.options(choice, exclude_defaults=True)
-        if getattr(choice, catalogue.key) in catalogue.entries:
-            table.pop("data_dir", None)
-        table |= in_name(catalogue, choice)
+        options = catalogue.options(choice, exclude_defaults=True)
+        table = _table(catalogue, choice, changed.pop(catalogue.table, {}), options) | in_name(catalogue, choice)
         if table:
             changed[catalogue.table] = table
     return changed
+
+
+def recorded_settings(config: Config) -> dict[str, Any]:
+    """Return what `changed_settings` does as far as a config tells it: nothing that it names is imported or read.
+
+    Custom parts have all options that are written, and files their path in place of their content.
+    """
+    changed, custom = _written(config), custom_names(config)
+    for catalogue in CATALOGUES.values():
+        choice = getattr(config, catalogue.table)
+        is_custom = catalogue.table in custom
+        options = choice.options if is_custom else catalogue.options(choice, exclude_defaults=True)
+        if table := _table(catalogue, choice, changed.pop(catalogue.table, {}), options):
+            changed[catalogue.table] = table
+    return changed
+
+
+def _written(config: Config) -> dict[str, Any]:
+    unnamed = {"seed", "sweep", "tune", *WITHOUT_EFFECT}
+    return config.model_dump(mode="json", exclude_defaults=True, exclude=unnamed)
+
+
+def _table(
+    catalogue: Catalogue, choice: Choice, written: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fixed settings of a choice and its options, less the place of the data."""
+    fixed = {key: value for key, value in written.items() if key in type(choice).model_fields}
+    table = fixed | dict(options)
+    if getattr(choice, catalogue.key) in catalogue.entries:
+        table.pop("data_dir", None)
+    return table
 
 
 def run_name(config: Config) -> str:
@@ -44,7 +71,7 @@ def partition_name(config: Config, changed: Mapping[str, Any] | None = None) -> 
     Parameters
     ----------
     changed
-        What the run was named by, if that is known; files may have changed since.
+        What the run was named by, if it has run: files may have changed since.
     """
     changed = changed_settings(config) if changed is None else changed
     settings = {key: value for key, value in changed.items() if key in ("clients", "data", "partition", "features")}

@@ -14,6 +14,7 @@ import pandas as pd
 
 from fedsim.config import Config, choices, naming
 from fedsim.config.content import PATH
+from fedsim.config.toml import short_hash
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.errors import ConfigError
 from fedsim.results.best_round import best_round, validation_means
@@ -61,11 +62,15 @@ class Result:
         """The settings and contents that the run was named by, if it has custom parts or files of the user's."""
         return self.folder.named_by
 
+    @cached_property
+    def _changed(self) -> dict[str, Any]:
+        """What the run was named by, or what its config tells of that: the code and the files may not be there."""
+        return self.named_by or naming.recorded_settings(self.config)
+
     @property
     def strategy(self) -> str:
         """The strategy with the options that differ from their defaults."""
-        changed = self.named_by.get("strategy", {}) if self.named_by else None
-        return choices.CATALOGUES["strategies"].label(self.config.strategy, changed)
+        return choices.CATALOGUES["strategies"].label(self.config.strategy, self._changed.get("strategy", {}))
 
     @property
     def data(self) -> str:
@@ -77,13 +82,12 @@ class Result:
     def setting(self) -> str:
         """What the run has in common with those of other seeds: its folder's name without the seed."""
         named = re.fullmatch(r"([0-9a-f]{8})-s\d+", self.folder.path.resolve().name)
-        return named[1] if named else naming.run_name(self.config).partition("-")[0]
+        return named[1] if named else short_hash(self._changed)
 
     @cached_property
     def changed_settings(self) -> dict[str, Any]:
         """The settings that differ from their defaults, and the content of files, with dotted keys."""
-        changed = self.named_by or naming.changed_settings(self.config)
-        return flat(json.loads(json.dumps(changed, default=str)))
+        return flat(json.loads(json.dumps(self._changed, default=str)))
 
     @cached_property
     def shown_settings(self) -> dict[str, Any]:
@@ -98,7 +102,7 @@ class Result:
     @cached_property
     def partition_name(self) -> str:
         """What runs have in common whose clients hold the same."""
-        return naming.partition_name(self.config, self.named_by)
+        return naming.partition_name(self.config, self._changed)
 
     @cached_property
     def evaluated(self) -> int:
@@ -186,7 +190,7 @@ class Result:
 
 
 def read_result(folder: RunFolder) -> Result:
-    """Read a run's records.
+    """Read a run's records; nothing that its config names is imported or read.
 
     Raises
     ------
@@ -194,8 +198,7 @@ def read_result(folder: RunFolder) -> Result:
         If the folder is not a whole run, or nothing was evaluated in it yet.
     """
     try:
-        # Code that has changed since, or is elsewhere, is not needed to read what a run achieved.
-        config = choices.resolve(folder.read_config(), custom=folder.named_by is None)
+        config = choices.resolve(folder.read_config(), custom=False)
         metrics = read_rows(folder.metrics)
         if metrics.empty or "personalised" not in set(metrics["model"]):
             raise NotEvaluatedError(f"{folder.path} has no evaluated round yet; let 'fedsim run' resume it first")
