@@ -70,9 +70,18 @@ def error_line(error: BaseException) -> str:
 
 def message_of(error: BaseException) -> str:
     """Return an error's message in one line; a long one is cut in the middle."""
-    if match := TOO_LARGE.search(str(error)):
+    text = text_of(error)
+    if match := TOO_LARGE.search(text):
         return f"not enough memory for {int(match[1]):,} bytes at once"
-    return one_line(error.msg if isinstance(error, SyntaxError) else str(error), LONGEST)
+    return one_line(text, LONGEST)
+
+
+def text_of(error: BaseException) -> str:
+    """Return an error's message; its class may be the user's, and fail at that too."""
+    try:
+        return str(error.msg if isinstance(error, SyntaxError) else error)
+    except Exception as another:
+        return f"its message cannot be read ({type(another).__name__})"
 
 
 def first_line(error: BaseException) -> str:
@@ -100,13 +109,13 @@ def in_code_of_the_user(where: str, *, whole: bool = False) -> Iterator[None]:
     Raises
     ------
     ConfigError
-        If the user's code raises anything else, or ends Python.
+        If the user's code raises anything else, also what is no `Exception`, such as `SystemExit`.
     """
     try:
         yield
-    except (ConfigError, RunError):
+    except (ConfigError, RunError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if not whole and not is_of_the_user(error):
             raise
         raise ConfigError(f"{where}: {error_line(error)}") from error

@@ -177,7 +177,7 @@ def _alone_in(folder: RunFolder) -> Iterator[None]:
 @contextmanager
 def _log_to(folder: RunFolder) -> Iterator[None]:
     """Also write fedsim's log to the file of the run."""
-    handler = logging.FileHandler(folder.log)
+    handler = logging.FileHandler(folder.log, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger("fedsim")
     root.setLevel(logging.INFO)
@@ -187,7 +187,10 @@ def _log_to(folder: RunFolder) -> Iterator[None]:
     except (ConfigError, RunError) as error:
         logger.info("the run failed: %s", error)
         raise
-    except (Exception, SystemExit):
+    except KeyboardInterrupt:
+        logger.info("the run was stopped")
+        raise
+    except BaseException:
         logger.info("the run failed", exc_info=True)
         raise
     finally:

@@ -1,5 +1,8 @@
 """What the local engine does with clients that fail, hang or are no longer wanted."""
 
+import asyncio
+import errno
+import re
 import signal
 import subprocess
 import sys
@@ -22,9 +25,9 @@ from fedsim.strategy import messages
 from tests.conftest import heed_interrupts
 
 
-def app_of(answer: Callable[[int, RecordDict], object]) -> ClientApp:
+def app_of(answer: Callable[[int, RecordDict], object], app: ClientApp | None = None) -> ClientApp:
     """Return an app whose clients count their messages and then do what ``answer`` does."""
-    app = ClientApp()
+    app = app or ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -123,6 +126,44 @@ def test_a_client_that_returns_nothing_answers_with_an_error_and_keeps_its_state
         assert ask(engine, range(3)) == [1, nothing, 1]
         silent.clear()
         assert ask(engine, range(3)) == [2, 1, 2]
+
+
+class Unspeakable(BaseException):
+    """No `Exception`, and without a message that could be read."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Unspeakable])
+@pytest.mark.parametrize("cohort", [1, 2])
+def test_whatever_a_client_raises_is_a_fault_of_that_client(kind: type[BaseException], cohort: int) -> None:
+    def answer(client: int, content: RecordDict) -> None:
+        if client == 1:
+            raise kind
+
+    def fail(requests: object) -> list[RecordDict]:
+        raise kind
+
+    with LocalEngine(lambda: app_of(answer, CohortApp(cohort, fail)), 3, workers=2) as engine:
+        for count in (1, 2):
+            first, failed, last = ask(engine, range(3))
+            assert (first, last) == (count, count)
+            assert re.fullmatch(rf"{kind.__name__}(: [^:]+)? \(test_local_engine.py, line \d+\)", str(failed))
+
+
+def test_an_error_of_the_engine_itself_ends_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait forever for a thread that is dead."""
+
+    def fail(clients: Clients, messages: list[Message]) -> list[Message]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with LocalEngine(partial(app_of, lambda client, content: None), 3, workers=2) as engine:
+        with monkeypatch.context() as broken:
+            broken.setattr(Clients, "answer_all", fail)
+            with pytest.raises(OSError, match="No space left"):
+                ask(engine, range(1))
+        assert ask(engine, range(3)) == [1, 1, 1]
 
 
 def test_a_cohort_that_fails_is_tried_client_by_client() -> None:

@@ -1,3 +1,4 @@
+import builtins
 import logging
 import os
 import subprocess
@@ -16,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.errors import ConfigError, RunError
 from fedsim.federation.engines import workers as workers_module
+from fedsim.federation.engines.actor import Actor
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.engines.ray import RayEngine
@@ -45,6 +47,8 @@ def obedient_app() -> ClientApp:
             return reply(message, context)
         if order["do"] == "raise":
             raise ValueError("no luck")
+        if order["do"] in ("SystemExit", "KeyboardInterrupt", "GeneratorExit"):
+            raise getattr(builtins, str(order["do"]))
         if order["do"] == "sleep":
             time.sleep(600)
         got = message.content.array_records["arrays"]["x"].numpy()
@@ -172,6 +176,23 @@ def test_a_client_that_returns_nothing_is_an_error_and_keeps_its_state(engine: R
     replies = sums(ask(engine, 2, {3: "nothing"}))
     assert replies[3] == "the client returned a NoneType; it must return a Message"
     assert sums(ask(engine, 2, kind=MessageType.EVALUATE))[3] == before[3]
+
+
+def test_whatever_a_client_raises_is_a_fault_of_that_client(engine: RayEngine) -> None:
+    names = {1: "SystemExit", 2: "KeyboardInterrupt", 4: "GeneratorExit"}
+    before, after = sums(ask(engine, 1)), sums(ask(engine, 1, names))
+    assert {client: after[client].partition(" (")[0] for client in names} == names
+    assert after[0] == [2 * value for value in before[0]]
+    assert restored_by(engine) == {}  # no worker has died
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_whatever_ends_the_building_of_the_clients_is_the_error_of_the_run(kind: type[BaseException]) -> None:
+    def broken() -> ClientApp:
+        raise kind
+
+    with pytest.raises(ConfigError, match=rf"^a worker of Ray cannot build its clients: {kind.__name__} \(test_ray"):
+        Actor(None).start(broken, CLIENTS, 0, None)
 
 
 def test_a_worker_killed_between_rounds_loses_nothing_that_was_saved(

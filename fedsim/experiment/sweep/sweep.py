@@ -259,7 +259,9 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
         return Failure(str(error), wrong_config=True)
     except RunError as error:
         return Failure(str(error), diverged=isinstance(error, DivergedError))
-    except (Exception, SystemExit) as error:  # in a custom strategy, model or other part, most likely
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # in a custom strategy, model or other part, most likely
         if isinstance(error, OSError) and is_of_the_system(error) and not is_of_the_user(error):
             return Failure(f"{system_line(error)}; {AGAIN}")
         if is_out_of_memory(error) and not is_of_the_user(error):

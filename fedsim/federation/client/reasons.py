@@ -2,7 +2,7 @@
 
 import torch
 
-from fedsim.errors import ClientError, ConfigError, RunError, error_line
+from fedsim.errors import ClientError, ConfigError, RunError, error_line, text_of
 
 LESS_MEMORY = "; fewer engine.workers, engine.cohort = 1 or a smaller local.batch_size need less memory"
 NO_STATISTICS = (
@@ -22,6 +22,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _remedy(error: BaseException) -> str:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+    text = text_of(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
         return LESS_MEMORY
-    return NO_STATISTICS if str(error).startswith("Expected more than 1 value per channel") else ""
+    return NO_STATISTICS if text.startswith("Expected more than 1 value per channel") else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from flwr.clientapp import ClientApp
 
+from fedsim.errors import ConfigError, RunError, error_line, is_of_the_user
 from fedsim.federation.engines.clients import Clients
 from fedsim.federation.engines.packing import Buffer, Frozen, Packer, unpack
 
@@ -35,9 +36,23 @@ class Actor:
         """Return as soon as the actor has a process."""
 
     def start(self, make_app: Callable[..., ClientApp], count: int, cache_bytes: int, frozen: Frozen | None) -> int:
-        """Build the app, and return the number of clients that it answers for at a time."""
+        """Build the app, and return the number of clients that it answers for at a time.
+
+        Raises
+        ------
+        ConfigError
+            If the user's code fails: what it raises may end a worker, or be more than pickle can take.
+        """
         self._frozen = frozen  # whose memory the model uses
-        self._clients = Clients(make_app(frozen.tensors()) if frozen else make_app(), count, cache_bytes)
+        try:
+            app = make_app(frozen.tensors()) if frozen else make_app()
+        except (ConfigError, RunError):
+            raise
+        except BaseException as error:
+            if isinstance(error, Exception) and not is_of_the_user(error):
+                raise
+            raise ConfigError(f"a worker of Ray cannot build its clients: {error_line(error)}") from None
+        self._clients = Clients(app, count, cache_bytes)
         return self._clients.cohort
 
     def answer(

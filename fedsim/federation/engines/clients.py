@@ -20,6 +20,10 @@ CACHE_BYTES = EngineConfig().cache_bytes
 logger = logging.getLogger(__name__)
 
 
+class Stopped(BaseException):
+    """Raised in the code of clients that ran out of time, and by nothing else."""
+
+
 class Clients:
     """Answers messages with the clients' app, each client with the state that it left after its last message.
 
@@ -53,7 +57,9 @@ class Clients:
             context = self.context_of(client)
             reply = self._app(message, context)
             self._keep(client, reply, context, abandoned)
-        except (Exception, SystemExit) as error:  # the caller decides what it means for the run
+        except Stopped:
+            raise
+        except BaseException as error:  # the caller decides what it means for the run, also of an exit
             return error_reply(message, reason_of(error), "" if is_expected(error) else traceback.format_exc())
         return reply
 
@@ -95,7 +101,9 @@ class Clients:
         try:
             contexts = [self.context_of(client) for client in clients]
             replies = self._app.together(list(zip(messages, contexts, strict=True)))
-        except (Exception, SystemExit) as error:
+        except Stopped:
+            raise
+        except BaseException as error:
             logger.info("clients %s failed as a cohort; each is tried alone: %s", clients, reason_of(error))
             replies, contexts = [], []
         if not replies:  # what the error kept in memory is free by now

@@ -13,15 +13,12 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsim.federation.engines.clients import CACHE_BYTES, Clients
+from fedsim.federation.engines.clients import CACHE_BYTES, Clients, Stopped
 from fedsim.federation.engines.grid import Engine
 
 STOP_SECONDS = 5.0
-Job = tuple[int, list[Message]]  # its number, and the messages of a cohort, or the replies to them
-
-
-class _Stopped(BaseException):
-    """Raised in a worker whose clients ran out of time."""
+Job = tuple[int, list[Message]]  # its number, and the messages of a cohort
+Answer = tuple[int, list[Message] | BaseException]  # the same number, and the replies, or an error of the engine
 
 
 class _Worker(threading.Thread):
@@ -37,19 +34,19 @@ class _Worker(threading.Thread):
         self,
         clients: Clients,
         jobs: "queue.SimpleQueue[Job | None]",
-        done: "queue.SimpleQueue[Job]",
+        done: "queue.SimpleQueue[Answer]",
         clock: Callable[[], float],
     ) -> None:
         super().__init__(daemon=True)
         self._clients, self._jobs, self._done, self._clock = clients, jobs, done, clock
         self._lock = threading.Lock()
-        self._catches = False  # whether `_Stopped` would be caught
+        self._catches = False  # whether `Stopped` would be caught
         self.job: Job | None = None
         self.began = 0.0
 
     def run(self) -> None:
         torch.set_num_threads(1)
-        with contextlib.suppress(_Stopped):
+        with contextlib.suppress(Stopped):
             self._answer_jobs()
 
     def _answer_jobs(self) -> None:
@@ -58,21 +55,30 @@ class _Worker(threading.Thread):
         while (job := self._jobs.get()) is not None:
             with self._lock:
                 self.began, self.job = self._clock(), job
-            replies = self._clients.answer_all(job[1])
+            replies = self._replies(job[1])
             with self._lock:
                 self.job = None
             self._done.put((job[0], replies))
         with self._lock:
             self._catches = False
 
+    def _replies(self, messages: list[Message]) -> list[Message] | BaseException:
+        """Return the replies; an error that is no client's is for the thread that waits, which would wait forever."""
+        try:
+            return self._clients.answer_all(messages)
+        except Stopped:
+            raise
+        except BaseException as error:
+            return error
+
     def stop(self) -> None:
-        """Raise `_Stopped` in the thread as soon as it runs Python code; a call of C code is finished first."""
+        """Raise `Stopped` in the thread as soon as it runs Python code; a call of C code is finished first."""
         with self._lock:
             self._interrupt()
 
     def _interrupt(self) -> None:
         if self._catches:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(_Stopped))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(Stopped))
 
     def stop_overdue(self, deadline: float) -> Job | None:
         """Stop the thread if its job has run for longer; return that job."""
@@ -113,7 +119,7 @@ class LocalEngine(Engine):
         torch.set_num_threads(1)
         self._clients = Clients(make_app(), clients, cache_bytes)
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._workers = [self._worker() for _ in range(self.workers)]
 
@@ -163,10 +169,14 @@ class LocalEngine(Engine):
         """Wait for the next replies, or for overdue clients, whose worker is replaced."""
         while True:
             try:
-                return dict([self._done.get(timeout=self._seconds_left())])
+                number, replies = self._done.get(timeout=self._seconds_left())
             except queue.Empty:
                 if overdue := self._replace_overdue():
                     return overdue
+            else:
+                if isinstance(replies, BaseException):
+                    raise replies
+                return {number: replies}
 
     def _seconds_left(self) -> float | None:
         """Return the time until the first client is overdue; None without a deadline."""
