@@ -85,11 +85,15 @@ class ModelConfig(Choice):
 
 
 class StrategyConfig(Choice):
-    """``[strategy]``: what is averaged, and in which ``precision`` the sum is kept."""
+    """``[strategy]``: what is averaged, and in which ``precision`` the sum is kept.
+
+    An update whose L2 distance from what its client received is larger than ``max_update_norm`` is left out.
+    """
 
     name: str = "full"
     buffers: Literal["shared", "personal", "recompute"] = "shared"
     precision: Literal["float64", "float32"] = "float64"
+    max_update_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class BarriersConfig(Table):

@@ -152,8 +152,7 @@ class Rounds:
 
         received = self.strategy.receive(server_round, counted(), in_order=not probe)
         append_rows(self.folder.communication, traffic.rows(server_round))
-        left_out = received.left_out
-        missing = {update.client: update.missing for update in received.updates if update.missing}
+        left_out, missing = received.left_out, received.missing
         self._note([fault_row(server_round, client, "train", left_out[client]) for client in sorted(left_out)])
         self._note([fault_row(server_round, client, "personal", why) for client, why in missing.items()])
         if not received.updates:

@@ -271,8 +271,8 @@ def as_flat(params: Params) -> Tensor | None:
 
 
 def is_finite(params: Params) -> bool:
-    """Whether all floating-point values are finite."""
-    floating = {key: value for key, value in params.items() if value.is_floating_point()}
+    """Whether all real and complex values are finite."""
+    floating = {key: value for key, value in params.items() if value.is_floating_point() or value.is_complex()}
     buffer = as_flat(floating)
     # The padding of a buffer may hold anything, so only the entries themselves show that a model is not finite.
     if buffer is not None and _is_finite(buffer):

@@ -2,11 +2,13 @@
 
 import logging
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 NOT_FINITE = "not finite"
 MOST_NAMES = 10
+LARGE = 1000  # times the median norm of a round's updates
 _ERROR = re.compile(r"(?:^|: )([A-Z]\w*)(?:: .*)? \(([^()]+, line \d+)\)")  # as `fedsim.errors.error_line` writes it
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,28 @@ def warn_of(
         who, verb = name_clients(clients), verbs[len(clients) > 1]
         why = f": {reason}" if len(clients) == 1 else f"; client {clients[0]}: {reason}"
         logger.warning("round %d: %s %s %s%s", server_round, who, verb, what, why)
+
+
+def warn_of_size(server_round: int, norms: Mapping[int, float]) -> None:
+    """Warn of updates whose norm is far larger than most others'.
+
+    Parameters
+    ----------
+    norms
+        L2 distance of each client's update from what the client received.
+    """
+    if len(norms) < 2:
+        return
+    # The lower of two in the middle: the larger of two updates must not hide itself.
+    median = statistics.median_low(norms.values())
+    large = [client for client, norm in sorted(norms.items()) if norm > LARGE * median]
+    if large and median > 0:
+        most = max(norms[client] for client in large)
+        logger.warning(
+            "round %d: the norm of the update of %s is over %d times the median of the round (%.3g, median %.3g); "
+            "strategy.max_update_norm leaves updates out that are too large",
+            *(server_round, name_clients(large), LARGE, most, median),
+        )
 
 
 def name_clients(clients: list[int]) -> str:

@@ -15,12 +15,12 @@ from fedsim.models.averaging import WeightedMean
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import messages
-from fedsim.strategy.faults import warn_of
+from fedsim.strategy.faults import warn_of, warn_of_size
 from fedsim.strategy.hooks import Hooks
 from fedsim.strategy.messages import Instructions, TensorArray
 from fedsim.strategy.participants import draw_evaluated, draw_participants, draw_unseen
 from fedsim.strategy.replies import read_metrics, read_update, weighted_metrics
-from fedsim.strategy.updates import Received
+from fedsim.strategy.updates import Received, unlike_others
 from fedsim.training import Sets
 
 NODE_POLL_SECONDS = 0.5
@@ -41,6 +41,7 @@ class Strategy(Hooks, FlowerStrategy):
         self._node_of: list[int] = []
         self._clients: dict[int, int] = {}
         self._participants: list[int] = []
+        self._own: dict[int, Params] = {}  # what each participant received that is not the global model's
         self._arrays = ArrayRecord()
 
     # A round.
@@ -58,16 +59,22 @@ class Strategy(Hooks, FlowerStrategy):
         every: dict[LayerGroup, Params] = {}
         mean = WeightedMean(self.dtype) if in_order and type(self).aggregate is Hooks.aggregate else None
         for reply in replies:
-            client = self._clients[reply.metadata.src_node_id]
+            client = self._clients.get(reply.metadata.src_node_id)
+            if client not in received.left_out:  # it was not asked, or its update is there already
+                continue
             group = self.shared_by(server_round, client)
             if group not in every:
                 every[group] = {key: self.global_model[key] for key in self.keys(group)}
+            own = self._own.get(client, {})
+            expected = {key: own.get(key, value) for key, value in every[group].items()} if own else every[group]
             try:
-                update = read_update(client, reply, every[group], partial=self.partial)
+                update = read_update(
+                    client, reply, expected, self.global_model, partial=self.partial, max_norm=self.max_update_norm
+                )
             except ValueError as error:
                 received.left_out[client] = str(error)
                 continue
-            received.left_out.pop(client, None)
+            del received.left_out[client]
             if mean is not None:
                 mean.add(update.shared, update.num_examples)
                 update = replace(update, shared={}, probe={}, sets={})
@@ -76,6 +83,8 @@ class Strategy(Hooks, FlowerStrategy):
         received.updates.sort(key=lambda update: update.client)
         if mean is not None and received.updates:
             received.average = mean.result()
+        received.leave_out(unlike_others(received.updates, self.global_model))
+        warn_of_size(server_round, {update.client: update.norm for update in received.updates})
         return received
 
     def set_global_model(self, model: Params) -> None:
@@ -111,13 +120,16 @@ class Strategy(Hooks, FlowerStrategy):
         probe, measure = (bool(config.get(name, False)) for name in (messages.PROBE, messages.MEASURE))
         settings: dict[LayerGroup, ConfigRecord] = {}
         records, sent = _Records(self), []
+        self._own = {}
         for client in self._participants:
             group = self.shared_by(server_round, client)
             if group not in settings:  # one record for all: a message costs little compared with what it carries
                 instructions = Instructions(server_round, self.keys(group), self._keep, plan, probe, measure)
                 settings[group] = ConfigRecord({**config, **instructions.write()})
-            content = {messages.ARRAYS: records.of(self._down(server_round, client))}
-            content |= records.sets(self.sets_for(server_round, client))
+            down = self._down(server_round, client)
+            if own := {key: value for key, value in down.items() if value is not self.global_model.get(key)}:
+                self._own[client] = own
+            content = {messages.ARRAYS: records.of(down)} | records.sets(self.sets_for(server_round, client))
             sent.append(_message(nodes[client], MessageType.TRAIN, content, settings[group]))
         return sent
 
@@ -127,6 +139,7 @@ class Strategy(Hooks, FlowerStrategy):
         """Average the valid replies; clients that failed are left out with a warning."""
         received = self.receive(server_round, replies)
         warn_of(server_round, received.left_out)
+        warn_of(server_round, received.missing, "diverged", ("has", "have"))
         if not received.updates:
             return None, None
         self.step(server_round, received)

@@ -113,6 +113,9 @@ class Hooks:
         "fedsim's do from the seed, needs only those that were averaged since.",
     )
     precision: Precision = Setting("float64", "Precision of the sums in the average.")
+    max_update_norm: Annotated[float, Gt(0)] | None = Setting(
+        None, "Largest L2 distance of an update from what its client received; larger ones are left out."
+    )
     evaluate_clients: Count | None = Setting(
         None, "Number of clients that are evaluated, the same in each round, and as many unseen ones at most; else all."
     )

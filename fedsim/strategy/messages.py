@@ -44,6 +44,7 @@ RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MODEL, OPTIMIZER)
 SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
 MODELS, FINE_TUNE, UNSEEN, MEASURE = "models", "fine-tune", "unseen", "measure"
 MISSING = "missing"
+_NARROW_TYPES = tuple(getattr(torch, name) for name in dir(torch) if name.startswith(("bfloat16", "float8_")))
 CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
 
 
@@ -109,7 +110,14 @@ def _of_tensor(tensor: Tensor) -> np.ndarray:
 
 
 def _to_tensor(values: np.ndarray, dtype: str) -> Tensor:
-    return torch.from_numpy(values).to(_torch_type(dtype))
+    """Return values as a tensor: of their own type, as conversion would hide a wrong one, unless NumPy lacks that."""
+    tensor, named = torch.from_numpy(values), _torch_type(dtype)
+    return tensor.to(named) if named in types_written_as(tensor.dtype) else tensor
+
+
+def types_written_as(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Return the types that NumPy lacks and whose values travel in this one."""
+    return {torch.float32: _NARROW_TYPES, torch.complex64: (torch.complex32,)}.get(dtype, ())
 
 
 def _torch_type(name: str) -> torch.dtype | None:

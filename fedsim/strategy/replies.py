@@ -5,28 +5,42 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from flwr.app import Message, MetricRecord
+from torch import Tensor
 
-from fedsim.models.params import is_finite
+from fedsim.errors import error_line
+from fedsim.models.distance import distance
+from fedsim.models.params import Params, is_finite, moves
 from fedsim.strategy import messages
-from fedsim.strategy.updates import ClientUpdate
+from fedsim.strategy.updates import ClientUpdate, misfit
 
 
 def read_update(
-    client: int, reply: Message, expected: Mapping[str, torch.Tensor], *, partial: bool = False
+    client: int,
+    reply: Message,
+    received: Params,
+    model: Params,
+    *,
+    partial: bool = False,
+    max_norm: float | None = None,
 ) -> ClientUpdate:
     """Read a client's reply to a training message.
 
     Parameters
     ----------
-    expected
-        The entries that the client was asked for, with values of the right shape, in the model's order.
+    received
+        The entries that the client was asked for, in the model's order, with the values that it received.
+    model
+        Model with all entries, whose shapes and types those of a probe must have too.
     partial
         Whether it may leave some of them out.
+    max_norm
+        Largest L2 distance of its update from what it received; unlimited if not given.
 
     Raises
     ------
     ValueError
-        If the reply is an error, has other entries or shapes, values that are not finite, or no positive weight.
+        If the reply is an error, has other entries, shapes or types, values that are not finite, no positive weight, or
+        if the update is too large.
     """
     if reply.has_error():
         raise ValueError((reply.error.reason or f"error {reply.error.code}").strip().splitlines()[-1])
@@ -34,22 +48,70 @@ def read_update(
     weight = metrics.pop(messages.NUM_EXAMPLES, 0.0)
     if not 0 < weight < math.inf:
         raise ValueError(f"its {messages.NUM_EXAMPLES} is {weight}; it must be positive")
-    shared = messages.decode(messages.arrays_of(reply.content, messages.ARRAYS))
-    if not shared.keys() <= expected.keys() or not (partial or shared.keys() >= expected.keys()):
-        raise ValueError(f"it sent the entries {sorted(shared)}, not {sorted(expected)}")
-    for key, value in shared.items():
-        if value.shape != expected[key].shape:
-            raise ValueError(f"{key} has shape {tuple(value.shape)}, not {tuple(expected[key].shape)}")
-    if not is_finite(shared):
-        wrong = next(key for key, value in shared.items() if not is_finite({key: value}))
-        raise ValueError(f"{wrong} has values that are not finite")
-    ordered = {key: shared[key] for key in expected if key in shared}
-    sets = {name: messages.decode(record) for name, record in messages.sets_of(reply.content).items()}
+    shared = _read_arrays(reply, messages.ARRAYS, received)
+    if not shared.keys() <= received.keys() or not (partial or shared.keys() >= received.keys()):
+        raise ValueError(f"it sent the entries {sorted(shared)}, not {sorted(received)}")
+    ordered = {key: shared[key] for key in received if key in shared}
+    probe = _read_arrays(reply, messages.PROBE, model)
+    if unknown := probe.keys() - model.keys():
+        raise ValueError(f"it sent the entry {min(unknown)} of its own model, which is no entry of the model")
+    if wrong := misfit(ordered, received) or misfit(probe, model):
+        raise ValueError(wrong)
+    norm = _norm(ordered, received, max_norm)
+    sets = {name: _read_arrays(reply, name) for name in messages.sets_of(reply.content)}
     for name, entries in sets.items():
         if not is_finite(entries):
             raise ValueError(f"its {name} has values that are not finite")
-    probe = messages.decode(messages.arrays_of(reply.content, messages.PROBE))
-    return ClientUpdate(client, ordered, weight, metrics, probe, sets, messages.missing_of(reply.content))
+    return ClientUpdate(client, ordered, weight, metrics, probe, sets, messages.missing_of(reply.content), norm)
+
+
+def _read_arrays(reply: Message, name: str, like: Mapping[str, Tensor] | None = None) -> Params:
+    """Return the tensors of a record of a reply.
+
+    Parameters
+    ----------
+    like
+        Tensors of the model by key. A client that knows NumPy's types only answers in float32 where the model has a
+        type such as bfloat16, which NumPy lacks.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be read.
+    """
+    record = messages.arrays_of(reply.content, name)
+    try:
+        found = messages.decode(record)
+    except Exception as error:  # NumPy's, for bytes that are no array and types that torch lacks
+        raise ValueError(f"its {name} cannot be read: {error_line(error)}") from error
+    for key in found.keys() & (like or {}).keys():
+        own = (like or {})[key].dtype
+        if own in messages.types_written_as(found[key].dtype) and not isinstance(record[key], messages.TensorArray):
+            found[key] = found[key].to(own)
+    return found
+
+
+def _norm(update: Params, received: Params, max_norm: float | None) -> float:
+    """Return the L2 distance of an update from what the client received.
+
+    Raises
+    ------
+    ValueError
+        If the update has values that are not finite, or is too large.
+    """
+    # A sum in float32 costs least, and is precise enough to be compared with a thousand times the median.
+    norm = distance(update, received, torch.float32 if max_norm is None else torch.float64)
+    codes = {key: value for key, value in update.items() if value.is_floating_point() and not moves(value)}
+    # Finite values may have squares that are not.
+    if (not math.isfinite(norm) and not is_finite(update)) or not is_finite(codes):
+        wrong = next(key for key, value in update.items() if not is_finite({key: value}))
+        raise ValueError(f"{wrong} has values that are not finite")
+    if max_norm is not None and not norm <= max_norm:
+        raise ValueError(
+            f"its update is larger than max_update_norm; its L2 distance from what it received is {norm:.4g}, the "
+            f"limit {max_norm:g}"
+        )
+    return norm
 
 
 def read_metrics(reply: Message) -> dict[str, float]:

@@ -1,9 +1,11 @@
 """What clients send up in a round, and what a method makes of it, checked."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from fedsim.errors import DivergedError, RunError
 from fedsim.models.layers import Layers
@@ -28,6 +30,8 @@ class ClientUpdate:
         Named parameter sets of its rule.
     missing
         Why its own model has no finite loss, if it has none.
+    norm
+        L2 distance of the shared layers from what the client received.
     """
 
     client: int
@@ -37,6 +41,7 @@ class ClientUpdate:
     probe: Params = field(default_factory=dict)
     sets: Mapping[str, Params] = field(default_factory=dict)
     missing: str = ""
+    norm: float = 0.0
 
     def is_finite(self, layers: Layers) -> bool:
         """Tell whether the layers that the client keeps are finite too; a model that diverged has no barriers.
@@ -64,6 +69,61 @@ class Received:
     updates: list[ClientUpdate] = field(default_factory=list)
     left_out: dict[int, str] = field(default_factory=dict)
     average: Params | None = None
+
+    @property
+    def missing(self) -> dict[int, str]:
+        """Why the own models of clients with a valid update have no finite loss."""
+        return {update.client: update.missing for update in self.updates if update.missing}
+
+    def leave_out(self, reasons: Mapping[int, str]) -> None:
+        """Leave more clients out of the average."""
+        if reasons:
+            self.left_out |= reasons
+            self.updates = [update for update in self.updates if update.client not in reasons]
+
+
+def misfit(sent: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return which entry has another shape or type than the one expected under its key; empty if all are alike."""
+    for key, value in sent.items():
+        like = expected[key]
+        if value.shape != like.shape:
+            return f"{key} has shape {tuple(value.shape)}, not {tuple(like.shape)}"
+        if value.dtype != like.dtype:
+            return f"{key} has the type {name_type(value.dtype)}, not {name_type(like.dtype)}"
+    return ""
+
+
+def name_type(dtype: torch.dtype) -> str:
+    """Return a type as a text: ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def unlike_others(updates: Sequence[ClientUpdate], model: Params) -> dict[int, str]:
+    """Return why sets of some clients cannot be averaged with the others': a shape or type that most do not have.
+
+    Parameters
+    ----------
+    model
+        Model whose entries decide where as many clients have one as the other, if it has the key.
+    """
+    kinds: dict[tuple[str, str], dict[int, tuple[torch.Size, torch.dtype]]] = {}
+    for update in updates:
+        for name, entries in update.sets.items():
+            for key, value in entries.items():
+                kinds.setdefault((name, key), {})[update.client] = value.shape, value.dtype
+    found: dict[int, str] = {}
+    for (name, key), by_client in kinds.items():
+        if len(counts := Counter(by_client.values())) == 1:
+            continue
+        like = model.get(key)
+        own = None if like is None else (like.shape, like.dtype)
+        shape, dtype = max(counts, key=lambda kind: (counts[kind], kind == own))
+        for client, kind in by_client.items():
+            if kind != (shape, dtype):
+                described = f"{key} with shape {tuple(kind[0])} and type {name_type(kind[1])}"
+                most = f"most clients' has {tuple(shape)} and {name_type(dtype)}"
+                found.setdefault(client, f"its {name} has {described}; {most}")
+    return found
 
 
 def check_average(averaged: object, model: Params, where: str) -> Params:

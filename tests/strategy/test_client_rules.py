@@ -24,6 +24,7 @@ class Sends(ClientRule):
     set_name: str
     value: float
     upload: str
+    type: str
 
     def start(self, local):
         sets = {"offset": {"shift": torch.zeros(10)}, **local.sets}
@@ -36,7 +37,8 @@ class Sends(ClientRule):
         offset = local.sets["offset"]
         upload = {key: value for key, value in local.params.items() if key.startswith(self.upload)}
         sent = {self.set_name: {"shift": offset["shift"] * self.value, "fc2.bias": local.params["fc2.bias"]}}
-        return Finished(local.params, upload, kept={"offset": offset}, sent=sent)
+        params = {key: value.to(getattr(torch, self.type)) for key, value in local.params.items()}
+        return Finished(params, upload, kept={"offset": offset}, sent=sent)
 
 
 class Own(Strategy):
@@ -45,6 +47,7 @@ class Own(Strategy):
     value: float = Option(1.0, "Factor of what is sent.")
     upload: str = Option("", "Beginning of the keys that are sent.")
     trains: str = Option("all", "Layer group that is trained.")
+    type: str = Option("float32", "Type of the model that the rule returns.")
 
     def local_plan(self, server_round):
         return LocalPlan((Phase(self.trains),))
@@ -122,6 +125,7 @@ def test_passes_forward_and_back_are_counted_by_client(
     [
         ({"value": 1e300}, "its told has values that are not finite"),
         ({"upload": "fc2"}, r"it sent the entries \['fc2.bias', 'fc2.weight'\], not"),
+        ({"type": "float64"}, "its rule returns a model in which fc1.weight has the type float64, not float32"),
         ({"set_name": "probe"}, "a rule's set is called 'probe', which messages use already"),
     ],
 )

@@ -1,7 +1,9 @@
 """The base class: what travels, what is averaged, and what Flower's own strategies say about it."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +16,10 @@ from fedsim.federation.engines.grid import Engine
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, LocalPlan, Phase, Precision, Received, Strategy
+from fedsim.strategy.faults import count_kinds
 from fedsim.strategy.messages import Instructions, decode, encode
 from fedsim.strategy.participants import draw_participants
+from fedsim.strategy.updates import unlike_others
 from strategies import STRATEGIES, FedAvg, LayerCycle, LayerSet, Local
 
 
@@ -352,7 +356,21 @@ def spoil(message: Message, params: Params, how: str) -> Message | None:
         return reply(message, params | {"0.weight": torch.tensor([[float("nan")]])})
     if how == "no weight":
         return reply(message, params, weight=0.0)
+    if how in TYPES:
+        return reply(message, params | {"0.weight": params["0.weight"].to(getattr(torch, how))})
+    if how == "no array":
+        spoilt = reply(message, params)
+        spoilt.content["arrays"]["0.weight"] = Array("float32", (1, 1), "numpy.ndarray", b"nothing")
+        return spoilt
+    if how == "mislabelled":
+        spoilt = reply(message, params)
+        values = Array(params["0.weight"].double().numpy())
+        spoilt.content["arrays"]["0.weight"] = Array("float32", values.shape, values.stype, values.data)
+        return spoilt
     return None
+
+
+TYPES = ("float64", "complex64", "float16", "bfloat16", "int32", "bool")
 
 
 @pytest.mark.parametrize(
@@ -363,6 +381,9 @@ def spoil(message: Message, params: Params, how: str) -> Message | None:
         ("wrong shape", r"0.weight has shape \(2, 2\), not \(1, 1\)"),
         ("not finite", "0.weight has values that are not finite"),
         ("no weight", "num-examples is 0.0"),
+        *[(name, f"0.weight has the type {name}, not float32") for name in TYPES],
+        ("mislabelled", "0.weight has the type float64, not float32"),
+        ("no array", "its arrays cannot be read: "),
         ("silence", "it did not reply"),
     ],
 )
@@ -377,6 +398,93 @@ def test_an_update_that_is_not_valid_is_left_out_with_its_reason(
     assert values(strategy.global_model) == {"0": 1.0, "1": 1.0}
     assert caplog.messages[0].startswith("round 1: client 1 is left out of the average: ")
     assert re.search(reason, caplog.messages[0])
+
+
+def test_a_reply_that_comes_twice_or_from_a_client_that_was_not_asked_changes_nothing() -> None:
+    def averaged(arriving: Sequence[int]) -> dict[str, float]:
+        strategy = FedAvg(net(), participation=0.75)
+        sent = configure(strategy, nodes := Nodes(4, 1), 1)
+        own = {client: {key: torch.tensor([[client + 1.0]]) for key in strategy.global_model} for client in range(4)}
+        everybody = {**configure(FedAvg(net()), nodes, 1), **sent}
+        replies = [reply(everybody[client], own[client], client + 1.0) for client in arriving]
+        for in_order in (True, False):
+            received = strategy.receive(1, replies, in_order=in_order)
+            assert [update.client for update in received.updates] == sorted(sent)
+        strategy.step(1, received)
+        return values(strategy.global_model)
+
+    asked = sorted(configure(FedAvg(net(), participation=0.75), Nodes(4, 1), 1))
+    [other] = set(range(4)) - set(asked)
+    assert averaged([asked[0], *asked, other, asked[2]]) == averaged(asked)
+
+
+def test_an_error_that_comes_before_the_update_does_not_leave_it_out() -> None:
+    strategy = FedAvg(net())
+    [sent] = configure(strategy, Nodes(1, 1), 1).values()
+    ones = {key: torch.ones(1, 1) for key in strategy.global_model}
+    replies = [Message(Error(2, "x"), reply_to=sent), reply(sent, ones), Message(Error(2, "x"), reply_to=sent)]
+    received = strategy.receive(1, replies)
+    assert not received.left_out
+    assert len(received.updates) == 1
+
+
+def with_set(update: ClientUpdate, **entries: torch.Tensor) -> ClientUpdate:
+    return replace(update, sets={"control": entries})
+
+
+def test_a_set_unlike_most_others_is_left_out_and_the_models_own_kind_wins_a_draw() -> None:
+    updates = [with_set(ClientUpdate(k, {}, 1.0), w=torch.ones(1)) for k in range(3)]
+    updates[1] = with_set(updates[1], w=torch.ones(1, dtype=torch.complex64))
+    described = "its control has w with shape (1,) and type complex64; most clients' has (1,) and float32"
+    assert unlike_others(updates, {}) == {1: described}
+    doubles = [with_set(updates[0], w=torch.ones(1, dtype=torch.float64)), updates[2]]
+    assert set(unlike_others(doubles, {"w": torch.ones(1)})) == {0}
+    assert not unlike_others([updates[0], ClientUpdate(1, {}, 1.0), updates[2]], {})
+
+
+def large(sizes: Iterable[float], **options: object) -> tuple[Received, Strategy]:
+    """Return what a strategy receives of clients whose weights are all moved by these sizes."""
+    strategy = FedAvg(net(), **options)
+    sent = configure(strategy, Nodes(len(list(sizes)), 1), 1)
+    moved = [{key: torch.full((1, 1), size) for key in strategy.global_model} for size in sizes]
+    return strategy.receive(1, map(reply, sent.values(), moved)), strategy
+
+
+def test_an_update_that_is_farther_from_what_its_client_received_than_the_limit_is_left_out() -> None:
+    received, _ = large([3.0, 3.1, 1e30], max_update_norm=3 * math.sqrt(2))
+    assert [update.norm for update in received.updates] == [pytest.approx(3 * math.sqrt(2))]
+    assert received.left_out[1].startswith("its update is larger than max_update_norm; its L2 distance from what ")
+    assert "is 1.414e+30, the limit 4.24264" in received.left_out[2]
+    assert count_kinds(received.left_out.values()) == "its update is larger than max_update_norm (2)"
+
+
+@pytest.mark.parametrize("largest", [2000.0, 1e30, 3e38])
+def test_a_norm_a_thousand_times_the_median_is_said_once(largest: float, caplog: pytest.LogCaptureFixture) -> None:
+    received, _ = large([1.0, largest])
+    assert not received.left_out
+    [line] = caplog.messages
+    assert line.startswith("round 1: the norm of the update of client 1 is over 1000 times the median of the round (")
+    assert line.endswith("strategy.max_update_norm leaves updates out that are too large")
+
+
+@pytest.mark.parametrize("sizes", [[1.0, 900.0], [5.0], [0.0, 0.0, 1.0], [1.0, 2.0, 3.0]])
+def test_norms_that_do_not_stand_out_are_no_cause_for_a_warning(
+    sizes: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    large(sizes)
+    assert not caplog.messages
+
+
+def test_the_norm_is_from_what_a_client_of_its_own_received() -> None:
+    class Own(Strategy):
+        def for_client(self, server_round: int, client: int) -> Params:
+            return {key: torch.full_like(value, 10.0 * client) for key, value in self.global_model.items()}
+
+    strategy = Own(net(), send_initial=False)
+    sent = configure(strategy, Nodes(3, 1), 1)
+    moved = {key: torch.full((1, 1), 20.0) for key in strategy.global_model}
+    received = strategy.receive(1, [reply(message, moved) for message in sent.values()])
+    assert [update.norm for update in received.updates] == pytest.approx([20 * math.sqrt(2), 10 * math.sqrt(2), 0])
 
 
 def test_a_client_that_failed_takes_again_what_it_missed() -> None:

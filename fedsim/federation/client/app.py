@@ -21,6 +21,7 @@ from fedsim.models.params import Params, flat_copy, is_finite, load_state_, stat
 from fedsim.seeds import rng
 from fedsim.strategy import messages
 from fedsim.strategy.messages import MODEL, OPTIMIZER, Instructions
+from fedsim.strategy.updates import misfit
 from fedsim.training import Finished, Local, LocalPlan, LocalTask, Ruled, Training, choose_cohort, train_, train_cohort
 from fedsim.training.targets import number_of_targets
 
@@ -142,7 +143,7 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[Reply]:
         requests, instructions, started, finished, trained, strict=True
     ):
         try:
-            _check(asked, result)
+            _check(federation, asked, result)
         except ClientError as error:
             replies.append(error)
             continue
@@ -201,11 +202,16 @@ def _trained(
     return [(state_of(model), training)]
 
 
-def _check(instructions: Instructions, finished: Finished) -> None:
+def _check(federation: Federation, instructions: Instructions, finished: Finished) -> None:
     """Check what a client would send before anything is kept: if it is of no use, the client resumes from before."""
     upload = finished.params if finished.upload is None else finished.upload
-    if not is_finite({key: upload[key] for key in instructions.upload if key in upload}):
+    shared = {key: upload[key] for key in instructions.upload if key in upload}
+    if wrong := misfit(finished.params, federation.initial) or misfit(shared, federation.initial):
+        raise ClientError(f"its rule returns a model in which {wrong}")
+    if not is_finite(shared):
         raise ClientError("its update is not finite; a lower local.lr may help")
+    if broken := [name for name, entries in finished.sent.items() if not is_finite(entries)]:
+        raise ClientError(f"its {broken[0]} has values that are not finite")
     for names in (finished.kept, finished.sent):
         if taken := set(names) & set(messages.RESERVED):
             raise ValueError(f"a rule's set is called {min(taken)!r}, which messages use already; give it another name")
