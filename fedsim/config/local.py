@@ -31,6 +31,12 @@ class LocalConfig(Table):
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = LocalSettings.betas
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = LocalSettings.eps
     amsgrad: bool = LocalSettings.amsgrad
+    schedule: Literal["constant", "cosine", "linear", "step"] = LocalSettings.schedule
+    schedule_over: Literal["run", "round"] = LocalSettings.schedule_over
+    warmup: Annotated[int, Field(ge=0)] = LocalSettings.warmup
+    end_factor: Annotated[float, Field(ge=0, le=1)] = LocalSettings.end_factor
+    step_size: Annotated[int, Field(ge=1)] | None = LocalSettings.step_size
+    gamma: Annotated[float, Field(gt=0, le=1)] = LocalSettings.gamma
 
     @cached_property
     def settings(self) -> LocalSettings:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
 from fedsim.config.content import describe_files
+from fedsim.experiment.local_training import describe_training
 from fedsim.experiment.measuring.barrier_cost import barrier_cost, rounds_between
 from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
 from fedsim.experiment.run import prepare
@@ -60,7 +61,8 @@ def _clients(federation: Federation) -> Iterator[str]:
 
 
 def _training(federation: Federation, strategy: Strategy) -> Iterator[str]:
-    """Describe what clients train in which order, each time that it changes."""
+    """Describe how clients train, and what in which order, each time that it changes."""
+    yield describe_training(federation, strategy)
     previous = None
     for server_round in range(1, federation.config.rounds + 1):
         plan = strategy.local_plan(server_round)

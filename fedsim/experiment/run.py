@@ -16,6 +16,7 @@ from fedsim.config.content import counted_files
 from fedsim.errors import ConfigError, RunError, in_code_of_the_user
 from fedsim.experiment.beginning import beginning_of, open_folder
 from fedsim.experiment.checkpoints import Checkpoints
+from fedsim.experiment.local_training import check_training
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
 from fedsim.experiment.measuring.gate import check_gate
 from fedsim.experiment.rounds import Rounds, RoundSummary
@@ -59,6 +60,7 @@ def _prepared(config: Config) -> Parts:
     check_matching(federation)
     check_examples(federation)
     check_gate(federation, strategy)
+    check_training(federation, strategy)
     if "fine-tuned" in config.evaluation.models:
         fine_tuned_layers(federation, strategy)
     if config.stop.patience and not len(federation.data.split.validation.indices):

@@ -20,6 +20,7 @@ from fedsim.training.dropout import seeded_modules
 from fedsim.training.learner import no_such_set, trained_entries
 from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.rule import Position, Ruled
+from fedsim.training.schedule import RoundOf
 from fedsim.training.settings import LocalSettings
 from fedsim.training.stack import forward_of, member_of, over_members, stack
 from fedsim.training.targets import member_cross_entropies
@@ -53,6 +54,7 @@ def train_cohort(
     plan: LocalPlan,
     settings: LocalSettings,
     augmentation: Augmentation | None = None,
+    at: RoundOf | None = None,
 ) -> list[tuple[Params, Training]]:
     """Train many clients together; each result is that of `train_` alone, to float tolerance.
 
@@ -62,6 +64,8 @@ def train_cohort(
     ----------
     model
         Model with the architecture and the device; its weights are not used, and may change.
+    at
+        As in `train_`.
 
     Returns
     -------
@@ -84,7 +88,7 @@ def train_cohort(
     members = [Member(task.inputs, task.targets, task.rng) for task in tasks]
     batches = Batches(members, model, settings.batch_size, augmentation, len(stacked.dropouts))
     state = _stacked_state([task.optimizer_state for task in tasks], tasks[0].targets.device)
-    account = follow_plan(model, layers, stacked, batches, plan, settings, state)
+    account = follow_plan(model, layers, stacked, batches, plan, settings, state, at or RoundOf())
     sets = [{name: member_of(entries, k) for name, entries in stacked.sets.items()} for k in range(len(tasks))]
     results = {
         i: (member_of(stacked.params, k), account.training(k, member_of(state, k), sets[k]))
@@ -144,7 +148,7 @@ class _Stack:
         return torch.zeros(len(self._ruled), device=device)
 
     def backward(self, batch: Batch, position: Position) -> Tensor:
-        ruled, members = self._ruled[0], self._members(batch)
+        ruled, members = self._ruled[0], self._members(batch, position)
         self.passes = Passes(1, 1)
         loss_of = self._losses
         if ruled.has_loss or ruled.has_gradient:
@@ -162,7 +166,7 @@ class _Stack:
                 self._leaves[name].grad = gradient
         return losses.detach()
 
-    def _members(self, batch: Batch) -> "_Members":
+    def _members(self, batch: Batch, position: Position) -> "_Members":
         active = len(batch.counts)
         of_model = {name: leaf for name, leaf in self._leaves.items() if name in self.params}
         sets = {name: {key: value[:active] for key, value in entries.items()} for name, entries in self.sets.items()}
@@ -185,7 +189,16 @@ class _Stack:
             inputs=batch.inputs,
             targets=batch.targets,
             real=batch.real,
+            lr=self._step_sizes(position, active),
         )
+
+    def _step_sizes(self, position: Position, active: int) -> Tensor | None:
+        """Return the step size of each member for its rule, or None where all have the same."""
+        if not (self._ruled[0].has_loss or self._ruled[0].has_gradient):
+            return None
+        lrs = [position.lr_of(member) for member in range(active)]
+        leaf = next(iter(self._leaves.values()))
+        return None if len(set(lrs)) == 1 else torch.tensor(lrs, dtype=leaf.dtype, device=leaf.device)
 
     def _losses(self, members: "_Members") -> Tensor:
         """Return each member's mean cross-entropy over its real targets."""
@@ -209,13 +222,13 @@ class _Stack:
                 real=member.real,
                 number=position.number,
                 phase=position.phase,
-                lr=position.lr,
+                lr=position.lr_of(0) if member.lr is None else member.lr,
                 network=Network(self._model, passes, member.numbers),
             )
             return hook(step, member.gradients)
 
         given = {name: value for name, value in vars(members).items() if value is not None}
-        result = over_members(lambda each: of_one(_Members(**{"real": None} | each)))(given)
+        result = over_members(lambda each: of_one(_Members(**{"real": None, "lr": None} | each)))(given)
         self.passes = passes
         return result
 
@@ -259,6 +272,7 @@ class _Members:
     inputs: Tensor
     targets: Tensor
     real: Tensor | None
+    lr: Tensor | None
     gradients: Params = field(default_factory=dict)
 
     def of(self, chosen: Tensor, size: int, *, has_ignored: bool) -> "_Members":
@@ -271,6 +285,7 @@ class _Members:
             inputs=self.inputs[chosen, :size],
             targets=self.targets[chosen, :size],
             real=self.real[chosen, :size] if has_ignored and self.real is not None else None,
+            lr=None if self.lr is None else self.lr[chosen],
             gradients=_picked(self.gradients, chosen),
         )
 

@@ -122,7 +122,7 @@ class Step:
     number
         Number of the step in its phase, from 0.
     lr
-        Step size of the phase.
+        Step size of the step: a number, or a tensor where members of a cohort have different ones.
     """
 
     params: Params
@@ -133,7 +133,7 @@ class Step:
     real: Tensor | None
     number: int
     phase: Phase
-    lr: float
+    lr: float | Tensor
     network: Network
 
     def logits(self, params: Params) -> Tensor:

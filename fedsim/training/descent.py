@@ -1,7 +1,6 @@
 """The phases of a plan, step by step, for one model and for a cohort."""
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from fedsim.training.learner import Learner
 from fedsim.training.optimizer import Optimizer
 from fedsim.training.plan import LocalPlan, Phase
 from fedsim.training.rule import Position
+from fedsim.training.schedule import RoundOf, Schedule
 from fedsim.training.settings import LocalSettings
 
 
@@ -27,6 +27,7 @@ def follow_plan(
     plan: LocalPlan,
     settings: LocalSettings,
     state: Params,
+    at: RoundOf,
 ) -> Account:
     """Train all members through the plan's phases, and return their account.
 
@@ -38,6 +39,8 @@ def follow_plan(
         Its layers, which phases name.
     state
         What the optimiser keeps, by name, changed in place.
+    at
+        Round of the run, for the schedule.
 
     Raises
     ------
@@ -45,6 +48,7 @@ def follow_plan(
         If a phase's layer group cannot be parsed or holds no parameter, or it names an unknown set.
     """
     account = Account(len(batches))
+    schedule = Schedule(settings, plan, batches.lengths, at)
     for phase in plan.phases:
         group = layers.group(phase.trainable)
         if not (trainable := set(layers.keys(group, buffers=False))):
@@ -54,7 +58,9 @@ def follow_plan(
             if isinstance(module, StatisticsNorm) and name not in group:
                 module.eval()  # a frozen layer's running statistics do not change
         learner.select(phase.trains)
-        _run_phase(learner, batches, phase, settings, trainable, state, account)
+        of = "" if phase.trains == "model" else f"{phase.trains}/"
+        optimizer = Optimizer(settings, learner, state, of)
+        _run_phase(learner, batches, phase, trainable, optimizer, schedule, account)
     learner.select("model")
     model.eval()
     return account
@@ -64,20 +70,14 @@ def _run_phase(
     learner: Learner,
     batches: Batches,
     phase: Phase,
-    settings: LocalSettings,
     trainable: Collection[str],
-    state: Params,
+    optimizer: Optimizer,
+    schedule: Schedule,
     account: Account,
 ) -> None:
-    """Run one phase; update ``state`` and ``account`` in place."""
-    if phase.steps is None:
-        steps = (settings.epochs if phase.epochs is None else phase.epochs) * batches.lengths
-        counted_from = steps - batches.lengths  # the last epoch
-    else:
-        steps, counted_from = np.full(len(batches), phase.steps), np.zeros(len(batches), dtype=np.int64)
-    account.begin(counted_from)
-    settings = settings if phase.lr is None else replace(settings, lr=phase.lr)
-    optimizer = Optimizer(settings, learner, state, "" if phase.trains == "model" else f"{phase.trains}/")
+    """Run one phase; update ``account`` in place."""
+    steps = schedule.begin(phase)
+    account.begin(steps - batches.lengths if phase.steps is None else np.zeros_like(steps))  # from the last epoch on
     active = 0
     start: Params = {}
     for step in range(steps.max()):
@@ -87,12 +87,13 @@ def _run_phase(
             leaves = learner.leaves(trainable, active)
             if step == 0:
                 start = _origin(learner, phase, leaves, trainable, active)
-            optimizer.begin(leaves, np.zeros(active))
+            optimizer.begin(leaves, schedule.differ[:active])
             origin = {name: learner.part(value, 0, active) for name, value in start.items()}
         batch = batches.take(step, active)
         for leaf in leaves.values():
             leaf.grad = None
-        losses = learner.backward(batch, Position(phase, step, settings.lr))
+        lr_of = schedule.lr_of(step)
+        losses = learner.backward(batch, Position(phase, step, lr_of))
         account.add(step, losses, batch.counts, learner.passes, batch.weights)
         with torch.no_grad():
             gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
@@ -101,7 +102,7 @@ def _run_phase(
             for name, value in origin.items():
                 if name in gradients:
                     gradients[name].add_(leaves[name] - value, alpha=phase.proximal)
-            optimizer.step_(gradients, lambda member: settings.lr)
+            optimizer.step_(gradients, lr_of)
 
 
 def _origin(learner: Learner, phase: Phase, leaves: Params, trainable: Collection[str], active: int) -> Params:

@@ -16,6 +16,7 @@ from fedsim.training.dropout import seeded_modules, set_streams_
 from fedsim.training.learner import no_such_set, trained_entries
 from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.rule import Position, Ruled
+from fedsim.training.schedule import RoundOf
 from fedsim.training.settings import LocalSettings
 from fedsim.training.targets import mean_cross_entropy
 
@@ -30,6 +31,7 @@ def train_(
     optimizer_state: Params | None = None,
     augmentation: Augmentation | None = None,
     ruled: Ruled | None = None,
+    at: RoundOf | None = None,
 ) -> Training:
     """Train ``model`` in place in mini-batches on cross-entropy, or on the loss of the client's rule.
 
@@ -48,6 +50,8 @@ def train_(
         Augmentation of images (default: none).
     ruled
         The client's rule with its sets, which are copied.
+    at
+        Round of a run over which the schedule goes (default: this training is the whole run).
 
     Raises
     ------
@@ -59,7 +63,7 @@ def train_(
     batches = Batches([Member(inputs, targets, rng)], model, settings.batch_size, augmentation, len(learner.dropouts))
     kept = {name: value.to(targets.device, copy=True) for name, value in (optimizer_state or {}).items()}
     try:
-        account = follow_plan(model, layers, learner, batches, plan, settings, kept)
+        account = follow_plan(model, layers, learner, batches, plan, settings, kept, at or RoundOf())
     finally:
         learner.unfreeze()
     return account.training(0, kept, learner.sets_after())
@@ -149,7 +153,7 @@ class _Single:
             real=batch.real,
             number=position.number,
             phase=position.phase,
-            lr=position.lr,
+            lr=position.lr_of(0),
             network=Network(self._model, self.passes),
         )
 

@@ -1,7 +1,7 @@
 """The client's side of a method beyond phases of plain training: pure hooks over named parameters."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,8 +164,8 @@ class Ruled:
 
 @dataclass(frozen=True)
 class Position:
-    """The current phase of training, the step in it, and the step size."""
+    """The current phase of training, the step in it, and the step size of each member."""
 
     phase: Phase
     number: int
-    lr: float
+    lr_of: Callable[[int], float]

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-ADAM = ("weight_decay", "betas", "eps", "amsgrad")
-OPTIONS = {"sgd": ("weight_decay", "momentum", "nesterov"), "adam": ADAM, "adamw": ADAM}
+# What each has besides the options that all have.
+ADAM = ("betas", "eps", "amsgrad")
+OPTIMIZERS = {"sgd": ("momentum", "nesterov"), "adam": ADAM, "adamw": ADAM}
+SCHEDULES = {"constant": (), "cosine": ("end_factor",), "linear": ("end_factor",), "step": ("step_size", "gamma")}
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,20 @@ class LocalSettings:
         SGD, Adam, or AdamW, as in `torch.optim`.
     betas, eps, amsgrad
         Options of Adam and AdamW.
+    schedule
+        How the step size goes on after the warm-up: it stays (``constant``), falls to ``end_factor`` of it by half a
+        ``cosine`` or in a line (``linear``), or is multiplied by ``gamma`` after each ``step_size`` steps (``step``).
+    schedule_over
+        Whether the schedule goes over all rounds of the ``run``, or begins again in each ``round``.
+    warmup
+        Number of steps in which the step size rises in a line, the first having ``1 / (warmup + 1)`` of it.
+    end_factor, step_size, gamma
+        Options of the schedules, as in `torch.optim.lr_scheduler`.
 
     Raises
     ------
     ValueError
-        If ``nesterov`` is set without momentum, or an option is set that the optimiser does not have.
+        If an option needs another, or is set and what is chosen does not have it.
     """
 
     epochs: int = 1
@@ -48,23 +59,38 @@ class LocalSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     amsgrad: bool = False
+    schedule: Literal["constant", "cosine", "linear", "step"] = "constant"
+    schedule_over: Literal["run", "round"] = "run"
+    warmup: int = 0
+    end_factor: float = 0.0
+    step_size: int | None = None
+    gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        self._check_options("optimizer", OPTIONS)
+        self._check_options("optimizer", OPTIMIZERS)
+        self._check_options("schedule", SCHEDULES)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true: needs a momentum greater than 0")
+        if self.schedule == "step" and self.step_size is None:
+            raise ValueError("schedule = 'step': needs step_size, the steps after which gamma multiplies the step size")
 
     def _check_options(self, chosen: str, options: Mapping[str, Sequence[str]]) -> None:
         """Check that only options of what is chosen differ from their defaults."""
         entry = getattr(self, chosen)
         for name in {name: None for names in options.values() for name in names}:
             if name not in options[entry] and (value := getattr(self, name)) != getattr(LocalSettings, name):
-                known = ", ".join(("lr", *options[entry]))
+                known = ", ".join(options[entry]) or "none"
                 owners = " or ".join(repr(each) for each, names in options.items() if name in names)
                 raise ValueError(
                     f"{name} = {json.dumps(value)}: {chosen} = {entry!r} has no such option; leave it out, or choose "
-                    f"{owners} (options of {entry!r}: {known})"
+                    f"{owners} ({entry!r} has: {known})"
                 )
+
+
+def without_schedule(settings: LocalSettings) -> LocalSettings:
+    """Return the settings with a constant step size."""
+    every = {name for names in SCHEDULES.values() for name in names} | {"schedule", "schedule_over", "warmup"}
+    return replace(settings, **{name: getattr(LocalSettings, name) for name in every})
 
 
 # The defaults are those of plain SGD.

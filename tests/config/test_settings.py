@@ -24,14 +24,25 @@ VALID: dict[str, Any] = {"rounds": 1, "clients": 2, "partition": {}}
         ({"local": {"mometum": 1}}, "unknown key 'local.mometum'; did you mean 'momentum'? known are: epochs,"),
         (
             {"local": {"optimizer": "adam", "momentum": 0.9}},
-            "local.momentum = 0.9: optimizer = 'adam' has no such option; leave it out, or choose 'sgd' (options of "
-            "'adam': lr, weight_decay, betas, eps, amsgrad)",
+            "local.momentum = 0.9: optimizer = 'adam' has no such option; leave it out, or choose 'sgd' ('adam' "
+            "has: betas, eps, amsgrad)",
         ),
         (
             {"local": {"betas": [0.5, 0.9]}},
             "local.betas = [0.5, 0.9]: optimizer = 'sgd' has no such option; leave it out, or choose 'adam' or 'adamw'",
         ),
         ({"local": {"optimizer": "adamw", "betas": [0.9, 1]}}, "local.betas.1 = 1: must be less than 1"),
+        ({"local": {"schedule": "step"}}, "local.schedule = 'step': needs step_size, the steps after which gamma"),
+        (
+            {"local": {"schedule": "cosine", "gamma": 0.5}},
+            "local.gamma = 0.5: schedule = 'cosine' has no such option; leave it out, or choose 'step' ('cosine' has: "
+            "end_factor)",
+        ),
+        (
+            {"local": {"end_factor": 0.5}},
+            "local.end_factor = 0.5: schedule = 'constant' has no such option; leave it out, or choose 'cosine' or "
+            "'linear' ('constant' has: none)",
+        ),
         ({"local": {"optimizer": "rmsprop"}}, "local.optimizer = \"rmsprop\": must be 'sgd', 'adam' or 'adamw'"),
         ({"partition": {"validation": 0.9}}, "partition.validation = 0.9 and test = 0.2 must add up to less than 1"),
         ({"device": "gpu"}, "device = \"gpu\": must be 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"),

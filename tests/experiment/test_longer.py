@@ -54,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "all models": {"checkpoints": {"keep": "all"}},
     "clients with sets of their own": {"strategy": {"name": "ditto"}, "unseen": 0.2, "clients": 5},
+    "a schedule whatever is still to come": {"local__schedule": "step", "local__step_size": 3, "local__warmup": 2},
     "a stop before the end": {"stop": {"patience": 1}},
     "a stop that fine-tunes": {"stop": {"patience": 1}, "evaluation": TUNED},
 }
@@ -114,6 +115,20 @@ def test_a_run_starts_from_round_1_where_a_shorter_one_may_have_other_numbers_or
     assert "continues" not in found.read_env()
     assert not shown.count("resuming")
     assert read_rows(found.timing)["round"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_run_whose_schedule_goes_over_all_rounds_starts_from_round_1(
+    schedule: str, tiny: Callable[..., Config], together: Play, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = SETTINGS | {"local__schedule": schedule}
+    together(tiny(**settings, rounds=1))
+    capfd.readouterr()
+    found = together(tiny(**settings, rounds=2))
+    shown = " ".join(capfd.readouterr().err.split())
+    assert f"starts from round 1, not from the 1 rounds of {found.path.parent}" in shown
+    assert f"local.schedule = '{schedule}' goes over all rounds, whose number is another" in shown
+    assert read_rows(found.timing)["round"].tolist() == [1, 2]
 
 
 # Runs whose last round so far is the best one.

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
+from fedsim.experiment.rounds import RoundSummary
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from tests.conftest import run_files
@@ -151,3 +153,32 @@ def test_a_run_that_is_done_plays_no_round_again(tiny: Callable[..., Config], pl
     before = run_files(folder)
     experiment.run(tiny(), folder, lambda summary: pytest.fail("a round was played"))
     assert run_files(folder) == before
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
+def test_a_run_with_adamw_a_schedule_and_a_frozen_layer_resumes_with_the_same_bytes(
+    engine: str, tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(summary: RoundSummary) -> None:
+        if summary.server_round == 2:
+            raise StoppedError
+
+    settings = {
+        "rounds": 4,
+        "participation": 0.75,
+        "model": {"name": "mlp", "hidden": [12, 8], "freeze": "fc2"},
+        "strategy": {"name": "layer_cycle"},
+        "local": {"optimizer": "adamw", "lr": 0.01, "optimizer_state": "keep", "schedule": "cosine", "warmup": 2},
+    }
+    config = tiny(**settings, engine={"name": engine, "workers": 1})
+    folder = RunFolder(tmp_path / "stopped")
+    with pytest.raises(StoppedError):
+        experiment.run(config, folder, stop)
+    kept = load_file(next(folder.checkpoints.glob("clients/*-round-00002.safetensors")))
+    assert any("exp_avg_sq/fc1.weight" in name for name in kept)
+    assert not any("fc2" in name for name in kept)
+    experiment.run(config, folder, lambda summary: None)
+    assert run_files(folder) == run_files(play(tiny(**settings), "whole"))

@@ -136,6 +136,14 @@ CONFIGS = {
         "strategy": {"name": "ditto"},
         "local": {"lr": 0.1, "momentum": 0.9, "optimizer_state": "keep"},
     },
+    "AdamW with a schedule over the run, and a frozen layer": {
+        "rounds": 3,
+        "clients": 5,
+        "participation": 0.6,
+        "model": {"name": "mlp", "hidden": [12, 8], "freeze": "fc2"},
+        "strategy": {"name": "layer_set", "shared": "head"},
+        "local": {"optimizer": "adamw", "lr": 0.01, "optimizer_state": "keep", "schedule": "cosine", "warmup": 1},
+    },
 }
 
 

@@ -1,11 +1,13 @@
 """A dry run describes each method without training anything."""
 
+import math
 from collections.abc import Callable
 
 import pytest
 
 from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
+from fedsim.errors import ConfigError
 from fedsim.experiment.dry_run import describe_run
 
 OPTIONS = {"layer_set": {"shared": "body"}}
@@ -47,3 +49,22 @@ def test_bytes_are_those_of_the_layers_that_are_averaged_since_a_client_took_par
     head = describe_run(tiny(rounds=3, strategy={"name": "layer_set", "shared": "head"}))
     assert f"from round 1: 4 clients send {fc2:,} bytes each: fc2" in head
     assert f"in all rounds: {3 * 4 * fc2:,} bytes up, {2 * 4 * fc2:,} bytes down" in head
+
+
+def test_the_optimiser_and_its_schedule_are_one_line(tiny: Callable[..., Config]) -> None:
+    assert "# training\nsgd: lr 0.1\n" in describe_run(tiny())
+    local = {"optimizer": "adamw", "lr": 0.01, "batch_size": 16, "schedule": "cosine", "warmup": 3}
+    text = describe_run(tiny(rounds=3, local=local))
+    [line] = [line for line in text.splitlines() if line.startswith("adamw: lr 0.01, by cosine over the run")]
+    # Client 0 has 3 batches in each of 3 rounds.
+    last = 0.01 * (1 + math.cos(math.pi * 5 / 6)) / 2
+    assert line.endswith(f"after 3 steps of warm-up (client 0: 0.0025 in its first step, {last:.3g} in its last)")
+
+
+def test_a_warm_up_that_is_longer_than_a_clients_training_is_refused(tiny: Callable[..., Config]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"local\.warmup = 50 must be less than the \d+ steps that client \d takes in all"
+    ):
+        describe_run(tiny(local={"warmup": 50}))
+    with pytest.raises(ConfigError, match=r"local\.warmup = 9 .* takes in a round; use fewer"):
+        describe_run(tiny(local={"warmup": 9, "schedule": "linear", "schedule_over": "round"}))

@@ -22,6 +22,7 @@ from fedsim.results.environment import environment
 from fedsim.results.files import keep_rows, read_rows, write_folder, write_json
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import TABLES
+from fedsim.training.schedule import depends_on_rounds
 
 # What must be the same for equal numbers, besides the settings that name a run.
 SAME = ("fedsim", "packages", "device")
@@ -94,6 +95,10 @@ def _begin(config: Config, folder: RunFolder, shorter: RunFolder) -> int:
 
 def _check_same(config: Config, shorter: RunFolder, rounds: int) -> None:
     """Check that a shorter run is whole, and that it would have the same numbers here and now."""
+    if depends_on_rounds(config.local.settings):
+        raise _ObstacleError(
+            f"local.schedule = {config.local.schedule!r} goes over all rounds, whose number is another"
+        )
     try:
         shorter.check_whole()
         federation = federation_of(config)

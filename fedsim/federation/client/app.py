@@ -23,6 +23,7 @@ from fedsim.strategy import messages
 from fedsim.strategy.messages import MODEL, OPTIMIZER, Instructions
 from fedsim.strategy.updates import misfit
 from fedsim.training import Finished, Local, LocalPlan, LocalTask, Ruled, Training, choose_cohort, train_, train_cohort
+from fedsim.training.schedule import RoundOf
 from fedsim.training.targets import number_of_targets
 
 Request = tuple[Message, Context]
@@ -172,6 +173,7 @@ def _trained(
     """Return each client's model after training and what it reports; a single one's tensors are the thread's model."""
     model, settings = federation.model(), federation.config.local.settings
     seed, server_round, plan = federation.config.seed, instructions.server_round, instructions.plan
+    at = RoundOf(server_round, federation.config.rounds)
     tasks = [
         LocalTask(
             params=local.params,
@@ -184,7 +186,7 @@ def _trained(
         for local, state in zip(started, states, strict=True)
     ]
     if len(tasks) > 1:
-        return train_cohort(model, tasks, plan, settings, federation.data.augmentation)
+        return train_cohort(model, tasks, plan, settings, federation.data.augmentation, at)
     [task] = tasks
     load_state_(model, task.params)
     federation.seed_torch("dropout", server_round, started[0].client)
@@ -198,6 +200,7 @@ def _trained(
         optimizer_state=task.optimizer_state,
         augmentation=federation.data.augmentation,
         ruled=task.ruled,
+        at=at,
     )
     return [(state_of(model), training)]
 

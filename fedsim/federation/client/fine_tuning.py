@@ -7,6 +7,7 @@ from fedsim.models.params import Params, flat_copy, load_state_, state_of
 from fedsim.seeds import rng
 from fedsim.strategy import Strategy
 from fedsim.training import LocalPlan, Phase, train_
+from fedsim.training.settings import without_schedule
 
 
 def fine_tuned_layers(federation: Federation, strategy: Strategy) -> str:
@@ -35,7 +36,7 @@ def fine_tune(
 ) -> Params:
     """Return a client's model after training on its own data for as long as ``[evaluation]`` says.
 
-    It has the settings of ``[local]``, with a new optimiser whose state is not kept.
+    It has the settings of ``[local]``, but a constant step size, and a new optimiser whose state is not kept.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ def fine_tune(
         model,
         *train,
         plan=LocalPlan((Phase(layers, epochs=settings.fine_tune_epochs, lr=settings.fine_tune_lr),)),
-        settings=config.local.settings,
+        settings=without_schedule(config.local.settings),
         rng=rng(config.seed, "fine-tune", server_round, client),
         augmentation=federation.data.augmentation,
     )

@@ -1,0 +1,72 @@
+"""What a run's clients train with: checked before it starts, and described."""
+
+import numpy as np
+
+from fedsim.errors import ConfigError
+from fedsim.federation.federation import Federation
+from fedsim.federation.participants import unseen
+from fedsim.strategy import Strategy
+from fedsim.training.batches import cut_batches
+from fedsim.training.schedule import RoundOf, Schedule, steps_of
+
+
+def check_training(federation: Federation, strategy: Strategy) -> None:
+    """Check that the settings of ``[local]`` fit the clients' data.
+
+    Raises
+    ------
+    ConfigError
+        If the warm-up of a client would never end.
+    """
+    config, settings = federation.config, federation.config.local.settings
+    if not settings.warmup:
+        return
+    clients, batches = _clients_and_batches(federation)
+    over_run = settings.schedule_over == "run"
+    for server_round in range(1, config.rounds + 1):
+        steps = steps_of(strategy.local_plan(server_round), settings, batches) * (config.rounds if over_run else 1)
+        if (fewest := int(steps.min())) <= settings.warmup:
+            raise ConfigError(
+                f"local.warmup = {settings.warmup} must be less than the {fewest} steps that client "
+                f"{clients[int(steps.argmin())]} takes in {'all rounds' if over_run else 'a round'}; use fewer, more "
+                "epochs or rounds, or smaller batches"
+            )
+
+
+def describe_training(federation: Federation, strategy: Strategy) -> str:
+    """Return the optimiser and its step size, the first and the last one, in a line."""
+    config, settings = federation.config, federation.config.local.settings
+    parts = [f"{settings.optimizer}: lr {settings.lr:g}"]
+    if settings.schedule != "constant" or settings.warmup:
+        clients, batches = _clients_and_batches(federation)
+        first, last = (_step_size(federation, strategy, batches, at) for at in (1, config.rounds))
+        way = settings.schedule if settings.schedule in ("constant", "linear") else f"by {settings.schedule}"
+        over = "the run" if settings.schedule_over == "run" else "each round"
+        warm = f" after {settings.warmup} steps of warm-up" if settings.warmup else ""
+        parts.append(
+            f"{way} over {over}{warm} (client {clients[0]}: {first[0]:.3g} in its first step, "
+            f"{last[1]:.3g} in its last)"
+        )
+    return ", ".join(parts)
+
+
+def _clients_and_batches(federation: Federation) -> tuple[list[int], np.ndarray]:
+    """Return the clients that train, and the number of mini-batches in an epoch of each."""
+    never, size = unseen(federation.config), federation.config.local.batch_size
+    sizes = federation.data.split.train.sizes
+    clients = [client for client in range(federation.config.clients) if client not in never]
+    model = federation.model()
+    return clients, np.array([len(cut_batches(model, int(sizes[client]), size)) for client in clients])
+
+
+def _step_size(
+    federation: Federation, strategy: Strategy, batches: np.ndarray, server_round: int
+) -> tuple[float, float]:
+    """Return the first client's step sizes in the first and the last step of a round."""
+    plan, config = strategy.local_plan(server_round), federation.config
+    schedule = Schedule(config.local.settings, plan, batches, RoundOf(server_round, config.rounds))
+    found = []
+    for phase in plan.phases:
+        steps = int(schedule.begin(phase)[0])
+        found += [schedule.lr_of(0)(0), schedule.lr_of(steps - 1)(0)]
+    return found[0], found[-1]
