@@ -60,6 +60,7 @@ def explain_rule(problem: Mapping[str, Any], record: type[BaseModel] | None = No
         The options that were checked: then the rule holds all bounds of the option, and what it is.
     """
     rules = {
+        "dict_type": "must be a table, as in [sweep] with seed = [0, 1]",
         "model_type": "must be a table, as in [local] with lr = 0.1",
         "too_short": "must have at least one value",
         "tuple_type": "must be a list, such as [1, 2]",

@@ -28,12 +28,14 @@ ROOMS = (
     "packages",
     "lazy",
     "seeds",
+    "reading",
+    "memory",
     "errors",
     "shortening",
 )
 TORCH_ONLY = (
     *("analysis", "alignment", "data", "training", "models"),
-    *("options", "packages", "lazy", "seeds", "errors", "shortening"),
+    *("options", "packages", "lazy", "seeds", "reading", "memory", "errors", "shortening"),
 )
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -1,8 +1,9 @@
 """An experiment's settings as one record, checked, and the runs that its sweep asks for."""
 
 import itertools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
@@ -27,6 +28,8 @@ from fedsim.config.toml import with_settings, write_toml
 from fedsim.errors import ConfigError
 from fedsim.options import as_toml, explain_rule, suggest
 
+# Participants of all rounds are drawn before the first one, and each combination is checked before the first run.
+MOST_ROUNDS, MOST_RUNS = 10**6, 10**4
 # Settings that change no number of a run.
 WITHOUT_EFFECT = ("engine", "checkpoints", "checkpoint_every", "expect")
 
@@ -40,7 +43,7 @@ class Config(Table):
     check``.
     """
 
-    rounds: Annotated[int, Field(ge=1)]
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
     clients: Annotated[int, Field(ge=1)]
     unseen: Annotated[float, Field(ge=0, lt=1)] = 0.0
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -109,6 +112,7 @@ class Config(Table):
         """
         if nested := [key for key in self.sweep if key.split(".")[0] in ("sweep", "tune", *WITHOUT_EFFECT)]:
             raise ConfigError(f"{source}: [sweep] {nested[0]!r} cannot be swept; it does not change a run's numbers")
+        check_count(self.sweep, f"{source}: [sweep]")
         # A whole table goes before its own settings, so that neither undoes the other.
         keys = sorted(self.sweep, key=lambda key: key.count("."))
         base = self.model_dump(exclude={"sweep", "tune"}, exclude_unset=True)
@@ -125,6 +129,18 @@ class Config(Table):
         settings = self.model_dump(mode="json", exclude={"sweep", "tune", "expect"})
         expected = [each.model_dump(mode="json", exclude_unset=True) for each in self.expect]
         return write_toml(settings | ({"expect": expected} if expected else {}))
+
+
+def check_count(values: Mapping[str, Sequence[Any]], where: str) -> None:
+    """Check that lists of values do not have more combinations than anybody would run.
+
+    Raises
+    ------
+    ConfigError
+        If they do.
+    """
+    if (count := math.prod(map(len, values.values()))) > MOST_RUNS:
+        raise ConfigError(f"{where} has {count:,} combinations, and at most {MOST_RUNS:,} can be run; remove values")
 
 
 def _explain(error: ValidationError) -> str:

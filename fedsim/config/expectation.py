@@ -64,7 +64,7 @@ class Expectation(BaseModel):
         Whether to take the ``difference`` from that, or the ``ratio`` to it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     barrier: str | None = None
     metric: Literal["accuracy", "loss"] | None = None

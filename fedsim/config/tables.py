@@ -20,13 +20,13 @@ from fedsim.options import as_toml
 class Table(BaseModel):
     """A table of fixed settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Choice(BaseModel):
     """A table that chooses an entry of a catalogue and holds its options."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -270,7 +270,7 @@ class TuneConfig(BaseModel):
     ``rounds`` (default: those of the runs). The best on the clients' validation data is then run with all seeds.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(init=False)
 
     rounds: Annotated[int, Field(ge=1)] | None = None

@@ -1,19 +1,25 @@
 """Settings as nested tables: read from TOML, changed by dotted keys, written and hashed."""
 
-import codecs
 import copy
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from fedsim.errors import ConfigError
+from fedsim.reading import check_file, read_text
 
 Changes = Mapping[tuple[str, ...], Any]
+LARGEST_FILE = 2**24  # bytes; a list of a million values has fewer
+LONGEST_RANGE = 10**6
+DEEPEST = 20  # tables and lists in each other, of which no setting has so many
+LARGEST = 2**63 - 1  # of TOML's integers, and NumPy's
+TOO_DEEP = f"tables and lists are nested more than {DEEPEST} deep, and no setting is; remove brackets"
+IN_RANGE = f"use whole numbers up to {LARGEST}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -25,20 +31,70 @@ def read_toml(path: Path) -> dict[str, Any]:
         If it cannot be read or is not TOML.
     """
     try:
-        content = path.read_bytes()
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
-            raise ConfigError(f"{path} is UTF-16 text; save it as UTF-8")
-        text = content.decode("utf-8").lstrip("\ufeff")  # with which some editors begin a file
-        return tomllib.loads(text.replace("\r\n", "\n").replace("\r", "\n"))
+        if (size := check_file(path).st_size) > LARGEST_FILE:
+            raise ConfigError(f"{path} has {size:,} bytes, too many for settings; give an experiment's TOML file")
+        text = read_text(path)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}; give the path of an experiment's TOML file"
         ) from error
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path} is not UTF-8 text ({error.reason}, line {line}); save it as UTF-8") from error
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return _parse(text, str(path))
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    """Read TOML, and check what Python would fail on later.
+
+    Raises
+    ------
+    ConfigError
+        If it is not TOML, or has values that no setting has.
+    """
+    try:
+        settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+        raise ConfigError(f"{source} is not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{source} is not settings: {TOO_DEEP}") from None
+    except ValueError:  # Python reads no number of so many digits
+        raise ConfigError(f"{source} is not settings: a number has too many digits; {IN_RANGE}") from None
+    check_values(settings, source)
+    return settings
+
+
+def check_values(settings: Mapping[str, Any], source: str) -> None:
+    """Check that settings are of a depth and size that every part of a run can handle.
+
+    Raises
+    ------
+    ConfigError
+        If tables and lists are nested too deep, a whole number has more than 64 bits, or a text is not Unicode.
+    """
+    level: list[Any] = [settings]
+    for _ in range(DEEPEST + 1):
+        level = [each for value in level for each in _inside(value, source)]
+        if not level:
+            return
+    raise ConfigError(f"{source}: {TOO_DEEP}")
+
+
+def _inside(value: Any, source: str) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        shown = value if abs(value) < LARGEST**2 else "a number"
+        raise ConfigError(f"{source}: {shown} has more than 64 bits; {IN_RANGE}")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{source}: {value!r} is not Unicode; save it as UTF-8") from None
+    return ()
 
 
 def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
@@ -59,39 +115,58 @@ def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
     if not equals or not path:
         raise ConfigError(f"--set {text!r} must be KEY=VALUE, for instance --set local.lr=0.01")
     try:
-        return path, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        found = _parse(f"value = {value}", f"--set {text!r}")
+    except ConfigError as error:
+        if not isinstance(error.__cause__, tomllib.TOMLDecodeError):
+            raise
+        found = {}
+    if list(found) != ["value"]:  # or a text with several lines
         raise ConfigError(
             f"--set {text!r}: {value!r} is not a TOML value; a string needs quotes, "
             f"for instance --set '{key.strip()}=\"{value.strip()}\"'"
-        ) from None
+        )
+    return path, found["value"]
 
 
 def read_key(key: str) -> tuple[str, ...]:
     """Return the parts of a TOML key, which may be dotted and quoted; none if it is not a key."""
     try:
-        table: Any = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
+        table: Any = _parse(f"{key} = 0", key)
+    except ConfigError:
         return ()
     path = []
     while isinstance(table, dict):
+        if len(table) != 1:  # a comment, or several lines
+            return ()
         [(name, table)] = table.items()
         path.append(name)
-    return tuple(path)
+    return tuple(path) if table == 0 else ()
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings from Python as TOML would have them: paths are texts, tuples and arrays are lists."""
-    return {str(key): _plain(value) for key, value in settings.items()}
+    """Return settings from Python as TOML would have them: paths are texts, tuples and arrays are lists.
+
+    Raises
+    ------
+    ConfigError
+        If they are nested too deep, or a number or a text is none of TOML's.
+    """
+    plain = {str(key): _plain(value) for key, value in settings.items()}
+    check_values(plain, "settings")
+    return plain
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
+    if depth > DEEPEST:
+        raise ConfigError(f"settings: {TOO_DEEP}")
     if isinstance(value, Mapping):
-        return plain_settings(value)
+        return {str(key): _plain(each, depth + 1) for key, each in value.items()}
+    if isinstance(value, range) and len(value) > LONGEST_RANGE:
+        raise ConfigError(f"settings: {value} has {len(value):,} values; give at most {LONGEST_RANGE:,}")
     if isinstance(value, list | tuple | range):
-        return [_plain(each) for each in value]
+        return [_plain(each, depth + 1) for each in value]
     if callable(getattr(value, "tolist", None)):  # numbers and arrays of NumPy and torch
-        return _plain(value.tolist())
+        return _plain(value.tolist(), depth)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -1,6 +1,9 @@
 """``fedsim run --dry-run``: what a run would do, without training anything."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import TypeVar
 
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
@@ -15,6 +18,11 @@ from fedsim.federation.participants import participants, unseen
 from fedsim.strategy import ClientRule, Phase, Strategy
 from fedsim.strategy.exchange import Exchange
 from fedsim.strategy.traffic import layer_bytes
+
+Value = TypeVar("Value")
+# Of a run with more rounds, the first ones are counted, whose clients send about so many updates.
+COUNTED = 40_000
+SHOWN = 100  # changes of what is trained or sent, of which a cycle has one in each round
 
 
 def describe_run(config: Config) -> str:
@@ -63,13 +71,29 @@ def _clients(federation: Federation) -> Iterator[str]:
 def _training(federation: Federation, strategy: Strategy) -> Iterator[str]:
     """Describe how clients train, and what in which order, each time that it changes."""
     yield describe_training(federation, strategy)
-    previous = None
-    for server_round in range(1, federation.config.rounds + 1):
-        plan = strategy.local_plan(server_round)
-        if plan != previous:
-            phases = [_phase(phase, federation.config.local.epochs) for phase in plan.phases]
-            yield f"from round {server_round}: {', then '.join(phases)}"
-        previous = plan
+    epochs = federation.config.local.epochs
+    plans = ((each, strategy.local_plan(each)) for each in range(1, _counted(federation.config) + 1))
+    yield from _first(
+        f"from round {server_round}: {', then '.join(_phase(phase, epochs) for phase in plan.phases)}"
+        for server_round, plan in _changes(plans)
+    )
+
+
+def _counted(config: Config) -> int:
+    """Return the number of rounds that are looked at one by one."""
+    return min(config.rounds, max(1, COUNTED // len(participants(config, 1))))
+
+
+def _changes(values: Iterable[tuple[int, Value]]) -> Iterator[tuple[int, Value]]:
+    """Yield the rounds with another value than the round before."""
+    return (next(rounds) for _, rounds in groupby(values, key=itemgetter(1)))
+
+
+def _first(lines: Iterator[str]) -> Iterator[str]:
+    """Yield the first lines, and how many there are more."""
+    yield from islice(lines, SHOWN)
+    if more := sum(1 for _ in lines):
+        yield f"and {more:,} more changes"
 
 
 def _phase(phase: Phase, epochs: int) -> str:
@@ -85,20 +109,26 @@ def _phase(phase: Phase, epochs: int) -> str:
 def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
     """Count the bytes of all rounds, by the rule that a client takes what was averaged since it last took part."""
     config, size = federation.config, layer_bytes(strategy, federation.initial)
-    exchange = Exchange(federation.layers.names)
-    previous, up, down = None, 0, 0
-    for server_round in range(1, config.rounds + 1):
+    exchange, counted = Exchange(federation.layers.names), _counted(config)
+    groups, up, down = [], 0, 0
+    for server_round in range(1, counted + 1):
         group = strategy.shared(server_round)
         training = participants(config, server_round)
-        bytes_each = sum(size[name] for name in group)
-        up += bytes_each * len(training)
+        up += sum(size[name] for name in group) * len(training)
         down += sum(size[name] for client in training for name in exchange.taken_by(client))
         exchange.note(server_round, group, training)
-        if group != previous:
-            names = ", ".join(group.layers) or "nothing"
-            yield f"from round {server_round}: {len(training)} clients send {bytes_each:,} bytes each: {names}"
-        previous = group
-    yield f"in all rounds: {up:,} bytes up, {down:,} bytes down"
+        groups.append((server_round, group))
+    clients = len(participants(config, 1))
+    yield from _first(
+        f"from round {server_round}: {clients} clients send {sum(size[name] for name in group):,} bytes each: "
+        f"{', '.join(group.layers) or 'nothing'}"
+        for server_round, group in _changes(groups)
+    )
+    if counted < config.rounds:
+        up, down = (each * config.rounds // counted for each in (up, down))
+        yield f"in all rounds: about {up:,} bytes up, {down:,} bytes down, as in the first {counted:,} rounds"
+    else:
+        yield f"in all rounds: {up:,} bytes up, {down:,} bytes down"
     if strategy.client_rule is not ClientRule or type(strategy).sets_for is not Strategy.sets_for:
         yield "not counted: parameter sets that the method sends in addition to these layers, if any"
 

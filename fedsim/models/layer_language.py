@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Collection
 
+DEEPEST = 50  # parentheses and complements in each other, far from what Python can nest
+
 
 def parse(expression: str, names: Collection[str], pattern: Callable[[str], set[str]]) -> set[str]:
     """Return the layers that an expression names.
@@ -32,6 +34,7 @@ class _Parser:
         self.expression = expression
         self.names = set(names)
         self.pattern = pattern
+        self.depth = 0
         self.tokens = [match[0].strip() for match in self.TOKEN.finditer(expression)]
 
     def parse(self) -> set[str]:
@@ -49,6 +52,14 @@ class _Parser:
 
     def term(self) -> set[str]:
         token = self.tokens.pop(0) if self.tokens else ""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise self.error(f"parentheses and complements are nested more than {DEEPEST} deep")
+        chosen = self.term_of(token)
+        self.depth -= 1
+        return chosen
+
+    def term_of(self, token: str) -> set[str]:
         if token == "!":
             return self.names - self.term()
         if token == "(":

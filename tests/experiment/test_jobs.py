@@ -109,8 +109,8 @@ def test_a_script_that_a_process_of_its_own_imports_again_is_told_to_guard_what_
 
 
 def test_memory_is_shared_by_processes_that_need_half_more_than_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    kilobytes = {"VmHWM": 1000, "MemAvailable": 7499}
-    monkeypatch.setattr(jobs, "_kilobytes", lambda path, name: kilobytes[name])
+    monkeypatch.setattr(jobs, "peak_bytes", lambda: 1000)
+    monkeypatch.setattr(jobs, "free_bytes", lambda: 7499)
     assert processes_that_fit() == 4
 
 

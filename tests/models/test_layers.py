@@ -57,6 +57,8 @@ def test_the_layer_language(layers: Layers, expression: str, expected: str) -> N
         ("| conv1", "pattern is missing before '|'"),
         ("(conv1", "parenthesis"),
         ("conv1 conv2", "'conv2' is left over"),
+        ("(" * 1000 + "conv1" + ")" * 1000, "nested more than 50 deep"),
+        ("!" * 1000 + "conv1", "nested more than 50 deep"),
         ("!", "pattern is missing"),
     ],
 )

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import choose_device
+from fedsim.memory import free_bytes, peak_bytes
 
 # Peak memory of a process that has completed a run over that of one that has imported torch and flwr and read the data:
 # 1.3 for digits and Fashion-MNIST with an mlp, 1.5 with a cnn.
@@ -98,13 +98,5 @@ def processes_that_fit() -> int | None:
     count
         None where the system does not tell: elsewhere than on Linux.
     """
-    try:
-        needed = _kilobytes(Path("/proc/self/status"), "VmHWM") * RUN_OVER_PREPARED
-        return int(_kilobytes(Path("/proc/meminfo"), "MemAvailable") / needed)
-    except OSError:
-        return None
-
-
-def _kilobytes(path: Path, name: str) -> int:
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    return int(lines[name].split()[0])
+    free, peak = free_bytes(), peak_bytes()
+    return None if free is None or peak is None else int(free / (peak * RUN_OVER_PREPARED))

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedsim.config import Config, as_toml, choices, naming, short_hash, with_settings
 from fedsim.config.choices import CATALOGUES
+from fedsim.config.config import check_count
 from fedsim.errors import ConfigError
 from fedsim.results.result import flat
 
@@ -70,6 +71,7 @@ def tunings_of(config: Config, source: str) -> list[Tuning]:
     grid, where = config.tune.grid, f"{source} [tune]"
     if not grid:
         raise ConfigError(f'{where} has no setting to choose; give a list of values, such as "local.lr" = [0.01, 0.1]')
+    check_count({key: values for key, values in config.sweep.items() if key != "seed"} | grid, where)
     for key, values in grid.items():
         if swept := [each for each in config.sweep if each == key or each.startswith(f"{key}.")]:
             raise ConfigError(f"{where} {key!r}: {swept[0]!r} is in [sweep] too; remove it from one of them")

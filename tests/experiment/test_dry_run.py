@@ -1,0 +1,35 @@
+"""The dry run of a long experiment takes no longer than that of a short one."""
+
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+
+from fedsim.config import Config
+from fedsim.experiment import dry_run
+from fedsim.experiment.dry_run import describe_run
+from fedsim.experiment.measuring import evaluation_cost
+
+
+def test_a_million_rounds_are_described_at_once(tiny: Callable[..., Config]) -> None:
+    began = time.monotonic()
+    text = describe_run(tiny(rounds=10**6, strategy={"name": "layer_cycle"}, barriers={"every": 0}))
+    assert time.monotonic() - began < 15
+    assert "bytes down, as in the first 10,000 rounds" in text
+    assert text.count("clients send") == 100
+    assert "and 9,900 more changes" in text
+
+
+def test_counts_of_the_first_rounds_stand_for_all(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(rounds=40, participation=0.5, evaluation={"models": ["personalised", "global", "trained"]})
+    exact = describe_run(config)
+    monkeypatch.setattr(dry_run, "COUNTED", 2 * 20)
+    monkeypatch.setattr(evaluation_cost, "COUNTED", 20)
+    about = describe_run(config)
+    assert (
+        re.search(r"in all rounds: about ([\d,]+) bytes up, [\d,]+ bytes down, as in the first 20 rounds", about)[1]
+        == (re.search(r"in all rounds: ([\d,]+) bytes up", exact)[1])
+    )
+    passes = [int(re.search(r"at most ([\d,]+) forward", text)[1].replace(",", "")) for text in (exact, about)]
+    assert passes[0] == pytest.approx(passes[1], rel=0.2)
