@@ -28,7 +28,7 @@ from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRA
 from fedsim.federation.engines.grid import Engine, processors
 from fedsim.federation.federation import Federation
 from fedsim.results.best_round import SELECTED_BY, best_rounds, reason_to_stop, validation_means
-from fedsim.results.faults import fault_row
+from fedsim.results.faults import fault_row, rounds_without_loss
 from fedsim.results.files import append_rows, read_rows, write_parquet
 from fedsim.results.folder import RunFolder
 from fedsim.strategy import ClientUpdate, Measurable, Received, Strategy, messages
@@ -84,6 +84,7 @@ class Rounds:
         # Read again from the records, so that a resumed run stops where it would have stopped.
         rows = read_rows(folder.metrics).to_dict("records") if folder.metrics.exists() else []
         self._validation_means = {metric: validation_means(rows, metric) for metric in SELECTED_BY}
+        self._lost_in = rounds_without_loss(folder)
 
     @property
     def stopped(self) -> str | None:
@@ -130,6 +131,7 @@ class Rounds:
         append_rows(self.folder.metrics, rows)
         self._note(failed + self._restored(server_round))
         check_any_finite(server_round, evaluated)
+        self._check_any_trained(server_round, received.missing)
         self._save_if_due(server_round)
         append_rows(self.folder.timing, [{"round": server_round, **self._seconds}])
         stopped = self.stopped if server_round < self.config.rounds else None
@@ -154,13 +156,32 @@ class Rounds:
         append_rows(self.folder.communication, traffic.rows(server_round))
         left_out, missing = received.left_out, received.missing
         self._note([fault_row(server_round, client, "train", left_out[client]) for client in sorted(left_out)])
-        self._note([fault_row(server_round, client, "personal", why) for client, why in missing.items()])
+        for client, why in missing.items():
+            self._note([fault_row(server_round, client, "loss" if why == messages.NO_LOSS else "personal", why)])
         if not received.updates:
             failure = DivergedError if {*map(kind_of, left_out.values())} == {NOT_FINITE} else RunError
             raise failure(f"round {server_round}: no client sent a valid update; {all_failed(left_out)}")
         warn_of(server_round, left_out)
         warn_of(server_round, missing, "diverged", ("has", "have"))
         return received
+
+    def _check_any_trained(self, server_round: int, missing: Mapping[int, str]) -> None:
+        """Check that some client has a finite loss after the training that it last took part in.
+
+        Raises
+        ------
+        DivergedError
+            If none has, also in rounds without an evaluation.
+        """
+        self._lost_in |= dict.fromkeys(missing, server_round)
+        last_round_of = self.strategy.exchange.last_round_of
+        if missing and all(
+            0 < last_round_of(client) == self._lost_in.get(client) for client in self.strategy.clients_that_train
+        ):
+            raise DivergedError(
+                f"round {server_round}: no client has a finite loss after training; {all_failed(missing)}; a lower "
+                "local.lr may help"
+            )
 
     def _note(self, faults: Sequence[Row]) -> None:
         """Write faults, also those of a round that fails."""

@@ -10,7 +10,7 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.strategy.faults import count_kinds, kind_of, name_clients
 
-Stage = Literal["train", "evaluate", "personal", "worker"]
+Stage = Literal["train", "evaluate", "personal", "loss", "worker"]
 COLUMNS = ["round", "client", "stage", "reason", "restored_from"]
 
 
@@ -23,8 +23,8 @@ def fault_row(
     ----------
     stage
         ``train`` where the client's update is left out of the average, ``evaluate`` where a value of it is missing from
-        an evaluation, ``personal`` where what it keeps is not finite after training, ``worker`` where its worker died
-        and it lost what it had learned since its last checkpoint.
+        an evaluation, ``personal`` where what it keeps is not finite after training, ``loss`` where only its training
+        loss is not, ``worker`` where its worker died and it lost what it had learned since its last checkpoint.
     reason
         Message of the error, in one line.
     restored_from
@@ -45,6 +45,13 @@ def read_faults(folder: RunFolder, metrics: pd.DataFrame) -> pd.DataFrame:
     rows = [*_of_earlier_versions(metrics), *read_rows(folder.faults).to_dict("records")]
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.assign(kind=[kind_of(str(reason)) for reason in table["reason"]])
+
+
+def rounds_without_loss(folder: RunFolder) -> dict[int, int]:
+    """Return the last round in which each client had no finite loss after training; without the others."""
+    rows = read_rows(folder.faults)
+    rows = rows[rows["stage"].isin(["personal", "loss"])] if len(rows) else rows
+    return {int(row["client"]): int(row["round"]) for row in rows.to_dict("records")}
 
 
 def updates_asked_for(folder: RunFolder, rounds: int) -> int:
@@ -79,9 +86,10 @@ def describe_faults(faults: pd.DataFrame, updates: int) -> list[str]:
                 texts.append(f"{count}{of} update{'s' if of else plural} left out: {kinds}")
             case "evaluate":
                 texts.append(f"{count} client evaluation{plural} without values: {kinds}")
-            case "personal":
-                clients = sorted(map(int, rows["client"].unique()))
-                texts.append(f"personal layers of {name_clients(clients)} not finite")
+            case "personal" | "loss":
+                are_layers = rows["reason"].str.contains("personal layers").all()
+                what = "training loss" if stage == "loss" else "personal layers" if are_layers else "personal state"
+                texts.append(f"{what} of {name_clients(sorted(map(int, rows['client'].unique())))} not finite")
             case _:
                 texts.append(f"{count} client{plural} set back to a checkpoint: {kinds}")
     return sorted(texts, key=lambda text: "left out" not in text)

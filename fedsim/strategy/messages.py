@@ -16,7 +16,7 @@ to client  ``global``   for evaluation: the entries of the global model that dif
 to server  ``arrays``   the shared layers after training
 to server  ``metrics``  ``num-examples`` and whatever the client measured
 to server  ``probe``    where asked for: the entries that are not in ``arrays``; not counted as traffic
-to server  ``config``   ``missing``, why the client's own model has no finite loss; only if it has none
+to server  ``config``   ``missing``, why the client's own model has no finite loss; only if that is so
 both       others       named parameter sets of the method, such as control variates
 ========== ============ =============================================================================
 """
@@ -43,7 +43,7 @@ OPTIMIZER = "momentum"  # what the optimiser keeps, under the name that it has i
 RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MODEL, OPTIMIZER)
 SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
 MODELS, FINE_TUNE, UNSEEN, MEASURE = "models", "fine-tune", "unseen", "measure"
-MISSING = "missing"
+MISSING, NO_LOSS = "missing", "its training loss is not finite"
 _NARROW_TYPES = tuple(getattr(torch, name) for name in dir(torch) if name.startswith(("bfloat16", "float8_")))
 CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
 

@@ -4,6 +4,7 @@ A client keeps in ``context.state`` what it will not take from the server again,
 that state.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -250,7 +251,8 @@ def _reply(
     metrics = {messages.NUM_EXAMPLES: examples, **finished.metrics}
     metrics |= {metric_name(UPLOADED, "train", name): value for name, value in measured.items()}
     reply = RecordDict({messages.ARRAYS: messages.encode(shared), messages.METRICS: messages.measurements(metrics)})
-    reply.update(messages.say_missing(not_finite(federation, context)))
+    has_no_loss = passes[0].forward > 0 and not math.isfinite(training.loss)
+    reply.update(messages.say_missing(not_finite(federation, context) or messages.NO_LOSS * has_no_loss))
     for name, entries in finished.sent.items():
         reply[name] = messages.encode(flat_copy(entries))
     if instructions.probe:

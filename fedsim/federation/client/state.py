@@ -6,7 +6,7 @@ from fedsim.federation.federation import Federation
 from fedsim.models.params import Params, combine, is_finite
 from fedsim.seeds import rng
 from fedsim.strategy import messages
-from fedsim.strategy.messages import MODEL
+from fedsim.strategy.messages import MODEL, OPTIMIZER
 from fedsim.training import Local, Network
 
 UPLOADED, PERSONALISED, GLOBAL = "uploaded", "personalised", "global"
@@ -33,13 +33,14 @@ def own_model(federation: Federation, context: Context) -> Params:
 
 
 def not_finite(federation: Federation, context: Context) -> str:
-    """Return which of a client's personal layers, and of its rule's sets, are not finite; empty if all are."""
+    """Return what of all that a client keeps is not finite: layers, sets, optimiser state; empty if all of it is."""
     kept, start = stored(context, MODEL), federation.initial
     broken = [] if is_finite(kept) else [key for key, value in kept.items() if not is_finite({key: value})]
     broken = [key for key in broken if is_finite({key: start[key]})]  # masks are infinite from the start
     names = list(dict.fromkeys(map(federation.layers.of_key, broken)))
     sets = [name for name in messages.sets_of(context.state) if not is_finite(stored(context, name))]
     parts = [f"its personal layers {', '.join(names)}"] * bool(names) + [f"its set {name}" for name in sets]
+    parts += ["its optimiser state"] * (not is_finite(stored(context, OPTIMIZER)))
     return f"{' and '.join(parts)} {'is' if len(parts) == 1 and not names else 'are'} not finite" if parts else ""
 
 
