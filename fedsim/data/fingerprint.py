@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+from fedsim.reading import check_file
 
 T = TypeVar("T")
 
@@ -75,12 +77,12 @@ def digest_of(path: Path) -> str:
 
 
 def _status(path: Path) -> tuple[int, ...]:
-    status = path.stat()
+    status = check_file(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _of_folder(place: Path) -> str:
-    names = list(_names(place))
+    names = [name for name in names_in(place) if name.endswith("/") or (place / name).is_file()]
     files = [name for name in names if not name.endswith("/")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = dict(zip(files, pool.map(lambda name: digest_of(place / name), files), strict=True))
@@ -88,10 +90,16 @@ def _of_folder(place: Path) -> str:
     return sha256(json.dumps(listing).encode()).hexdigest()[:8]
 
 
-def _names(place: Path) -> Iterator[str]:
-    """Yield the files below a folder, and its folders with a trailing slash, links followed, each folder once."""
+def names_in(place: Path) -> Iterator[str]:
+    """Yield what is below a folder, its folders with a trailing slash, links followed, each folder once.
+
+    Raises
+    ------
+    OSError
+        If a folder cannot be read.
+    """
     seen: set[str] = set()
-    for folder, folders, files in os.walk(place, followlinks=True):
+    for folder, folders, files in os.walk(place, followlinks=True, onerror=_raise):
         relative = Path(folder).relative_to(place)
         real = os.path.realpath(folder)
         if real in seen:
@@ -100,4 +108,8 @@ def _names(place: Path) -> Iterator[str]:
         seen.add(real)
         folders[:] = sorted(each for each in folders if each != BYTECODE)
         yield from (f"{(relative / each).as_posix()}/" for each in folders)
-        yield from ((relative / each).as_posix() for each in files if (Path(folder) / each).is_file())
+        yield from ((relative / each).as_posix() for each in files)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error

@@ -2,26 +2,26 @@
 
 import io
 import json
-import logging
+import math
 import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 
 from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
 from fedsim.data.file_tree import FileTree, open_tree
+from fedsim.data.image_cache import cached
 from fedsim.data.layouts import Layout, Sorted, sorted_images
-from fedsim.data.places import cache_folder, user_path
+from fedsim.data.places import user_path
 
 Mode = Literal["RGB", "L"]
 LARGEST_SIZE = 4096
@@ -36,7 +36,6 @@ UNREADABLE = (
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )
-logger = logging.getLogger(__name__)
 
 
 def image_folder(
@@ -97,19 +96,19 @@ def image_folder(
             for part, listing in files.items()
             for name, label in listing.items()
         ]
-        key = sha256(json.dumps([str(place.absolute()), mode, size, versions]).encode()).hexdigest()
-        cache = cache_folder() / "images" / key[:16]
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache.with_suffix(".lock")):  # one process decodes, the others wait
-            if not cache.is_dir():
-                logger.warning(
-                    "decoding %s images of %s into the cache %s (only once)", f"{len(versions):,}", place, cache
-                )
-                _fill(cache, files, images.classes, lambda name: _decode(tree, place, name, mode, size))
+        key = sha256(json.dumps([str(place.absolute()), mode, size, versions]).encode()).hexdigest()[:16]
+        decode = partial(_decode, tree, place, mode, size)
+        shape = decode(next(iter(files["train"]))).shape
+        cache = cached(
+            key,
+            partial(_fill, files, images.classes, decode, shape),
+            f"{len(versions):,} images of {place}",
+            len(versions) * math.prod(shape),
+        )
     return _read(cache, images)
 
 
-def _decode(tree: FileTree, place: Path, name: str, mode: Mode, size: int | None) -> np.ndarray:
+def _decode(tree: FileTree, place: Path, mode: Mode, size: int | None, name: str) -> np.ndarray:
     """Return an image as [channels, height, width]."""
     try:
         with Image.open(io.BytesIO(tree.read(name))) as image:
@@ -126,39 +125,30 @@ def _decode(tree: FileTree, place: Path, name: str, mode: Mode, size: int | None
 
 
 def _fill(
-    cache: Path,
     files: Mapping[str, Mapping[str, str]],
     classes: tuple[str, ...],
     decode: Callable[[str], np.ndarray],
+    shape: tuple[int, ...],
+    folder: Path,
 ) -> None:
-    """Write the cache's folder, completely or not at all."""
-    folder = cache.with_suffix(".partial")
-    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
-    folder.mkdir()
-    try:
-        first = next(iter(files["train"]))
-        shape = decode(first).shape
-        for split, listing in files.items():
-            images = np.lib.format.open_memmap(
-                folder / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(len(listing), *shape)
-            )
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                for i, (name, image) in enumerate(zip(listing, pool.map(decode, listing), strict=True)):
-                    if image.shape != shape:
-                        raise ValueError(
-                            f"images differ in size: {first} has {_extent(shape)} pixels and {name} "
-                            f"{_extent(image.shape)}; set [data] size to resize all"
-                        )
-                    images[i] = image
-            images.flush()
-            targets = [classes.index(label) for label in listing.values()]
-            np.save(folder / f"{split}_targets.npy", np.array(targets, dtype=np.int64))
-        train = torch.from_numpy(np.load(folder / "train.npy", mmap_mode="c"))
-        (folder / "statistics.json").write_text(json.dumps(channel_statistics(train, 255.0)))
-        folder.rename(cache)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    """Write all images, their classes and the statistics of those for training."""
+    first = next(iter(files["train"]))
+    for split, listing in files.items():
+        # Written one by one: in a memory-mapped file, a full disk would end Python.
+        with (folder / f"{split}.npy").open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+            whole = {"descr": "|u1", "fortran_order": False, "shape": (len(listing), *shape)}
+            np.lib.format.write_array_header_1_0(file, whole)
+            for name, image in zip(listing, pool.map(decode, listing), strict=True):
+                if image.shape != shape:
+                    raise ValueError(
+                        f"images differ in size: {first} has {_extent(shape)} pixels and {name} "
+                        f"{_extent(image.shape)}; set [data] size to resize all"
+                    )
+                file.write(image.tobytes())
+        targets = [classes.index(label) for label in listing.values()]
+        np.save(folder / f"{split}_targets.npy", np.array(targets, dtype=np.int64))
+    train = torch.from_numpy(np.load(folder / "train.npy", mmap_mode="c"))
+    (folder / "statistics.json").write_text(json.dumps(channel_statistics(train, 255.0)))
 
 
 def _extent(shape: tuple[int, ...]) -> str:
