@@ -37,6 +37,10 @@ class LocalConfig(Table):
     end_factor: Annotated[float, Field(ge=0, le=1)] = LocalSettings.end_factor
     step_size: Annotated[int, Field(ge=1)] | None = LocalSettings.step_size
     gamma: Annotated[float, Field(gt=0, le=1)] = LocalSettings.gamma
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = LocalSettings.clip_norm
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = LocalSettings.label_smoothing
+    lr_scale: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}  # noqa: RUF012 (a field)
+    weight_decay_on: Literal["all", "weights"] = LocalSettings.weight_decay_on
 
     @cached_property
     def settings(self) -> LocalSettings:

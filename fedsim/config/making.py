@@ -17,10 +17,11 @@ from fedsim.models.layers import LayerGroup
 from fedsim.options import as_toml
 from fedsim.strategy import ClientRule, Phase, Strategy
 from fedsim.training import LocalSettings
+from fedsim.training.parameter_groups import scales
 from partitions import Partition, Split
 
-# Settings that change where a step of SGD goes, and not only how far.
-NOT_PLAIN = ("optimizer", "momentum", "weight_decay")
+# Settings that change where a step goes, and not only how far.
+NOT_PLAIN = ("optimizer", "momentum", "weight_decay", "clip_norm", "lr_scale")
 CHECKED_ROUNDS = 10_000  # what a strategy does in later rounds is left to the run
 
 
@@ -163,6 +164,10 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _check_phase(strategy: Strategy, phase: Phase, where: str) -> None:
+    try:
+        scales(strategy.layers, phase.lr_scale)
+    except ValueError as error:
+        raise ConfigError(f"{where}: a phase's {error}") from error
     try:
         group = strategy.layers.group(phase.trainable)
     except ValueError as error:

@@ -100,6 +100,7 @@ def _phase(phase: Phase, epochs: int) -> str:
     of = "" if phase.trains == "model" else f" of their set {phase.trains!r}"
     count, unit = (phase.steps, "step") if phase.steps else (phase.epochs or epochs, "epoch")
     more = [f"lr {phase.lr:g}"] if phase.lr else []
+    more += [f"lr times {scale:g} in {text!r}" for text, scale in phase.lr_scale.items()]
     more += [f"proximal term {phase.proximal:g} towards the {phase.toward}"] if phase.proximal else []
     return f"{phase.trainable!r}{of} for {count} {unit}{'' if count == 1 else 's'}" + "".join(
         f", {each}" for each in more

@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from fedsim.config.making import CHECKED_ROUNDS
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import unseen
 from fedsim.strategy import Strategy
 from fedsim.training.batches import cut_batches
+from fedsim.training.parameter_groups import scales
 from fedsim.training.schedule import RoundOf, Schedule, steps_of
 
 
@@ -16,14 +18,18 @@ def check_training(federation: Federation, strategy: Strategy) -> None:
     Raises
     ------
     ConfigError
-        If the warm-up of a client would never end.
+        If an expression of ``lr_scale`` names no layers to train, or the warm-up of a client would never end.
     """
     config, settings = federation.config, federation.config.local.settings
+    try:
+        scales(federation.layers, settings.lr_scale)
+    except ValueError as error:
+        raise ConfigError(f"local.{error}") from error
     if not settings.warmup:
         return
     clients, batches = _clients_and_batches(federation)
     over_run = settings.schedule_over == "run"
-    for server_round in range(1, config.rounds + 1):
+    for server_round in range(1, min(config.rounds, CHECKED_ROUNDS) + 1):
         steps = steps_of(strategy.local_plan(server_round), settings, batches) * (config.rounds if over_run else 1)
         if (fewest := int(steps.min())) <= settings.warmup:
             raise ConfigError(
@@ -47,6 +53,12 @@ def describe_training(federation: Federation, strategy: Strategy) -> str:
             f"{way} over {over}{warm} (client {clients[0]}: {first[0]:.3g} in its first step, "
             f"{last[1]:.3g} in its last)"
         )
+    if settings.clip_norm:
+        parts.append(f"gradients clipped to a norm of {settings.clip_norm:g}")
+    if settings.lr_scale:
+        parts.append("times " + ", ".join(f"{scale:g} in {text!r}" for text, scale in settings.lr_scale.items()))
+    if settings.label_smoothing:
+        parts.append(f"labels smoothed by {settings.label_smoothing:g}")
     return ", ".join(parts)
 
 

@@ -18,12 +18,12 @@ from fedsim.training.context import Network, Step
 from fedsim.training.descent import follow_plan
 from fedsim.training.dropout import seeded_modules
 from fedsim.training.learner import no_such_set, trained_entries
+from fedsim.training.loss import TrainingLoss
 from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.rule import Position, Ruled
 from fedsim.training.schedule import RoundOf
 from fedsim.training.settings import LocalSettings
 from fedsim.training.stack import forward_of, member_of, over_members, stack
-from fedsim.training.targets import member_cross_entropies
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def train_cohort(
     order = sorted(range(len(tasks)), key=lambda i: -steps[i])
     tasks = [tasks[i] for i in order]
     layers = Layers.of(model)
-    stacked = _Stack(model, tasks)
+    stacked = _Stack(model, tasks, TrainingLoss(settings.label_smoothing))
     members = [Member(task.inputs, task.targets, task.rng) for task in tasks]
     batches = Batches(members, model, settings.batch_size, augmentation, len(stacked.dropouts))
     state = _stacked_state([task.optimizer_state for task in tasks], tasks[0].targets.device)
@@ -107,11 +107,13 @@ def _stacked_state(members: Sequence[Params], device: torch.device) -> Params:
 class _Stack:
     """The stacked parameters and buffers of all members, as `fedsim.training.descent.follow_plan` trains them."""
 
-    def __init__(self, model: nn.Module, tasks: Sequence[LocalTask]) -> None:
+    def __init__(self, model: nn.Module, tasks: Sequence[LocalTask], loss: TrainingLoss) -> None:
         device = tasks[0].targets.device
         self._model = model
         self._forward = forward_of(model)
+        self._loss = loss
         self._ruled = [task.ruled for task in tasks]
+        self.stacked: tuple[int, ...] = (len(tasks),)
         self.params = stack([task.params for task in tasks], device)
         self.sets = {name: stack([ruled.sets[name] for ruled in self._ruled], device) for name in self._ruled[0].sets}
         self.dropouts = seeded_modules(model)
@@ -143,9 +145,6 @@ class _Stack:
 
     def part(self, value: Tensor, start: int, stop: int) -> Tensor:
         return value[start:stop]
-
-    def zeros(self, device: torch.device) -> Tensor:
-        return torch.zeros(len(self._ruled), device=device)
 
     def backward(self, batch: Batch, position: Position) -> Tensor:
         ruled, members = self._ruled[0], self._members(batch, position)
@@ -201,10 +200,10 @@ class _Stack:
         return None if len(set(lrs)) == 1 else torch.tensor(lrs, dtype=leaf.dtype, device=leaf.device)
 
     def _losses(self, members: "_Members") -> Tensor:
-        """Return each member's mean cross-entropy over its real targets."""
+        """Return each member's loss."""
         self._begin_masks()
         logits = self._forward(members.params | members.numbers, members.inputs)
-        return member_cross_entropies(logits, members.targets, members.real)
+        return self._loss.of_members(logits, members.targets, members.real)
 
     def _over_members(self, hook: Callable[[Step, Params], Any], position: Position, members: "_Members") -> Any:
         """Apply a hook of the rule to each member's step and gradients."""
@@ -223,6 +222,7 @@ class _Stack:
                 number=position.number,
                 phase=position.phase,
                 lr=position.lr_of(0) if member.lr is None else member.lr,
+                training_loss=self._loss,
                 network=Network(self._model, passes, member.numbers),
             )
             return hook(step, member.gradients)

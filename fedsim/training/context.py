@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from fedsim.models.params import Params, dense
+from fedsim.training.loss import TrainingLoss
 from fedsim.training.plan import Passes, Phase
 from fedsim.training.settings import LocalSettings
-from fedsim.training.targets import labels_of, mean_cross_entropy
+from fedsim.training.targets import labels_of
 
 Sets = Mapping[str, Params]
 
@@ -135,6 +136,7 @@ class Step:
     phase: Phase
     lr: float | Tensor
     network: Network
+    training_loss: TrainingLoss = field(default_factory=TrainingLoss)
 
     def logits(self, params: Params) -> Tensor:
         """Return the outputs for the mini-batch, and count a forward and a backward pass."""
@@ -147,8 +149,8 @@ class Step:
         return self.network.logits_and_features(params, self.inputs, layer)
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats over the targets of the mini-batch that count."""
-        return mean_cross_entropy(logits, self.targets, self.real)
+        """Return the run's training loss: the mean cross-entropy in nats over the targets that count."""
+        return self.training_loss.mean(logits, self.targets, self.real)
 
     def gradient(self, loss: Callable[[Params], Tensor], params: Params) -> tuple[Params, Tensor]:
         """Return the gradient of a loss with respect to ``params``, and its value."""

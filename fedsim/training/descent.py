@@ -13,6 +13,7 @@ from fedsim.training.account import Account
 from fedsim.training.batches import Batches
 from fedsim.training.learner import Learner
 from fedsim.training.optimizer import Optimizer
+from fedsim.training.parameter_groups import parameter_groups
 from fedsim.training.plan import LocalPlan, Phase
 from fedsim.training.rule import Position
 from fedsim.training.schedule import RoundOf, Schedule
@@ -45,7 +46,8 @@ def follow_plan(
     Raises
     ------
     ValueError
-        If a phase's layer group cannot be parsed or holds no parameter, or it names an unknown set.
+        If a phase's layer group cannot be parsed or holds no parameter, or it names an unknown set, or if an
+        ``lr_scale`` cannot be read.
     """
     account = Account(len(batches))
     schedule = Schedule(settings, plan, batches.lengths, at)
@@ -59,7 +61,7 @@ def follow_plan(
                 module.eval()  # a frozen layer's running statistics do not change
         learner.select(phase.trains)
         of = "" if phase.trains == "model" else f"{phase.trains}/"
-        optimizer = Optimizer(settings, learner, state, of)
+        optimizer = Optimizer(settings, learner, parameter_groups(layers, settings, phase), state, of)
         _run_phase(learner, batches, phase, trainable, optimizer, schedule, account)
     learner.select("model")
     model.eval()

@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from fedsim.models.params import Params
@@ -20,9 +19,12 @@ class Learner(Protocol):
     ----------
     passes
         Passes of the mini-batch in the last step.
+    stacked
+        The dimension of members that comes first in all tensors: their number, or none for a single model.
     """
 
     passes: Passes
+    stacked: tuple[int, ...]
 
     def select(self, name: str) -> None:
         """Train the ``model`` from now on, or the set of that name, which holds all entries of a model."""
@@ -38,9 +40,6 @@ class Learner(Protocol):
 
     def part(self, value: Tensor, start: int, stop: int) -> Tensor:
         """Return the part of a tensor shaped like a parameter that belongs to the members from start to stop."""
-
-    def zeros(self, device: torch.device) -> Tensor:
-        """Return a zero for each member, to count with."""
 
     def backward(self, batch: Batch, position: Position) -> Tensor:
         """Write the gradients of each member's mean loss into the leaves; return these losses, detached."""

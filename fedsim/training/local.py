@@ -14,11 +14,11 @@ from fedsim.training.context import Network, Step
 from fedsim.training.descent import follow_plan
 from fedsim.training.dropout import seeded_modules, set_streams_
 from fedsim.training.learner import no_such_set, trained_entries
+from fedsim.training.loss import TrainingLoss
 from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.rule import Position, Ruled
 from fedsim.training.schedule import RoundOf
 from fedsim.training.settings import LocalSettings
-from fedsim.training.targets import mean_cross_entropy
 
 
 def train_(
@@ -59,7 +59,7 @@ def train_(
         If a phase's layer group cannot be parsed or holds no parameter, or it names a set that the rule does not have.
     """
     ruled = ruled or Ruled()
-    layers, learner = Layers.of(model), _Single(model, ruled)
+    layers, learner = Layers.of(model), _Single(model, ruled, TrainingLoss(settings.label_smoothing))
     batches = Batches([Member(inputs, targets, rng)], model, settings.batch_size, augmentation, len(learner.dropouts))
     kept = {name: value.to(targets.device, copy=True) for name, value in (optimizer_state or {}).items()}
     try:
@@ -72,9 +72,12 @@ def train_(
 class _Single:
     """A model's own parameters."""
 
-    def __init__(self, model: nn.Module, ruled: Ruled) -> None:
+    stacked: tuple[int, ...] = ()
+
+    def __init__(self, model: nn.Module, ruled: Ruled, loss: TrainingLoss) -> None:
         self._model = model
         self._ruled = ruled
+        self._loss = loss
         self._entries = state_of(model, keep_vars=True)
         self._parameters = {key: value for key, value in model.named_parameters() if key in self._entries}
         self._sets = {name: dict(entries) for name, entries in ruled.sets.items()}
@@ -125,14 +128,11 @@ class _Single:
     def part(self, value: Tensor, start: int, stop: int) -> Tensor:
         return value
 
-    def zeros(self, device: torch.device) -> Tensor:
-        return torch.zeros((), device=device)
-
     def backward(self, batch: Batch, position: Position) -> Tensor:
         if batch.streams is not None:
             set_streams_(self.dropouts, batch.streams[0])
         if self._is_plain:
-            loss = mean_cross_entropy(self._model(batch.inputs), batch.targets, batch.real)
+            loss = self._loss.mean(self._model(batch.inputs), batch.targets, batch.real)
             loss.backward()
             return loss.detach()
         step = self._step(batch, position)
@@ -154,6 +154,7 @@ class _Single:
             number=position.number,
             phase=position.phase,
             lr=position.lr_of(0),
+            training_loss=self._loss,
             network=Network(self._model, self.passes),
         )
 

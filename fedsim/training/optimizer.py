@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from fedsim.models.params import Params, dense
+from fedsim.training.clipping import clipped
 from fedsim.training.learner import Learner
+from fedsim.training.parameter_groups import ParameterGroup
 from fedsim.training.settings import LocalSettings
 
 # What is kept of each parameter, by torch's names. SGD has one tensor, which is kept under the parameter's own name.
@@ -30,14 +33,23 @@ class Optimizer:
 
     Parameters
     ----------
+    group_of
+        Group of a parameter, by its name.
     state
         What it keeps of each parameter, by name; it is changed in place, and what is missing begins at zero.
     of
         Beginning of the names of what is trained: each model has its own state.
     """
 
-    def __init__(self, settings: LocalSettings, learner: Learner, state: Params, of: str = "") -> None:
-        self._settings, self._learner, self._state, self._of = settings, learner, state, of
+    def __init__(
+        self,
+        settings: LocalSettings,
+        learner: Learner,
+        group_of: Callable[[str], ParameterGroup],
+        state: Params,
+        of: str = "",
+    ) -> None:
+        self._settings, self._learner, self._group_of, self._state, self._of = settings, learner, group_of, state, of
         self._kept = kept_by(settings)
         self._parts: list[_Part] = []
 
@@ -52,10 +64,24 @@ class Optimizer:
         state = {kept: {name: self._own(kept, name, leaf) for name, leaf in leaves.items()} for kept in self._kept}
         active = len(differ)
         bounds = [0, active] if active == 1 else _changes([differ, *self._counts(leaves, active)])
+        together: dict[tuple[ParameterGroup, bool], list[str]] = {}
+        for name, leaf in leaves.items():
+            together.setdefault((self._group_of(name), leaf.dtype.itemsize < 4), []).append(name)
         self._parts = [
-            _Part(start, stop, names, self._of_members(leaves, start, stop), self._kept_of(state, names, start, stop))
+            _Part(
+                start,
+                group,
+                # The fused step rounds numbers of half precision once, `torch.optim` after each operation.
+                not is_half,
+                {name: self._learner.part(leaves[name], start, stop) for name in names},
+                {
+                    kept: {name: self._learner.part(values[name], start, stop) for name in names}
+                    for kept, values in state.items()
+                },
+                partial(self._learner.part, start=start, stop=stop),
+            )
             for start, stop in pairwise(bounds)
-            for names in _by_precision(leaves)
+            for (group, is_half), names in together.items()
         ]
 
     def step_(self, gradients: Params, lr_of: Callable[[int], float]) -> None:
@@ -68,19 +94,25 @@ class Optimizer:
         lr_of
             Step size of a member.
         """
+        if self._settings.clip_norm is not None:
+            gradients = clipped(dense(gradients), self._settings.clip_norm, stacked=bool(self._learner.stacked))
         if any(gradient.is_sparse for gradient in gradients.values()):
-            gradients = self._without_sparse(gradients, lr_of(0))
+            gradients = self._without_sparse(gradients, lr_of)
         for part in self._parts:
-            names = [name for name in part.names if name in gradients]
+            names = [name for name in part.leaves if name in gradients]
             leaves = [part.leaves[name] for name in names]
-            found = [self._learner.part(gradients[name], part.start, part.stop) for name in names]
-            found = [_laid_out_as(gradient, leaf) for gradient, leaf in zip(found, leaves, strict=True)]
+            found = [_laid_out_as(part.of(gradients[name]), part.leaves[name]) for name in names]
             kept = {slot: [values[name] for name in names] for slot, values in part.kept.items()}
-            self._take(leaves, found, kept, lr_of(part.start))
+            self._take(part, leaves, found, kept, lr_of(part.start) * part.group.lr_scale)
 
-    def _take(self, leaves: list[Tensor], gradients: list[Tensor], kept: dict[str, list[Tensor]], lr: float) -> None:
-        # The fused step rounds numbers of half precision once, `torch.optim` after each operation.
-        fused = not leaves or leaves[0].dtype.itemsize >= 4
+    def _take(
+        self,
+        part: "_Part",
+        leaves: list[Tensor],
+        gradients: list[Tensor],
+        kept: dict[str, list[Tensor]],
+        lr: float,
+    ) -> None:
         settings = self._settings
         if settings.optimizer == "sgd":
             momentum: list[Tensor | None] = [*kept.get(MOMENTUM, [None] * len(leaves))]
@@ -89,10 +121,10 @@ class Optimizer:
                 gradients,
                 momentum,
                 foreach=False,
-                fused=fused,
+                fused=part.is_fused,
                 lr=lr,
                 momentum=settings.momentum,
-                weight_decay=settings.weight_decay,
+                weight_decay=part.group.weight_decay,
                 dampening=0.0,
                 nesterov=settings.nesterov,
                 maximize=False,
@@ -108,13 +140,13 @@ class Optimizer:
             kept.get(LARGEST, []),
             counts,
             foreach=False,
-            fused=fused,
+            fused=part.is_fused,
             decoupled_weight_decay=settings.optimizer == "adamw",
             amsgrad=settings.amsgrad,
             beta1=settings.betas[0],
             beta2=settings.betas[1],
             lr=lr,
-            weight_decay=settings.weight_decay,
+            weight_decay=part.group.weight_decay,
             eps=settings.eps,
             maximize=False,
         )
@@ -122,20 +154,23 @@ class Optimizer:
             if whole is not count:
                 whole.fill_(count)
 
-    def _without_sparse(self, gradients: Params, lr: float) -> Params:
+    def _without_sparse(self, gradients: Params, lr_of: Callable[[int], float]) -> Params:
         """Return the gradients that are left once plain SGD has taken the sparse ones; others take them as dense."""
         settings = self._settings
-        if settings.optimizer != "sgd" or settings.momentum or settings.weight_decay or len(self._parts) != 1:
+        if settings.optimizer != "sgd" or settings.momentum or settings.weight_decay or self._learner.stacked:
             return dense(gradients)
-        for name, gradient in gradients.items():
-            if gradient.is_sparse:  # a large embedding of which a batch uses a few rows
-                self._parts[0].leaves[name].add_(gradient, alpha=-lr)
+        for part in self._parts:
+            for name, leaf in part.leaves.items():
+                if (
+                    name in gradients and gradients[name].is_sparse
+                ):  # a large embedding of which a batch uses a few rows
+                    leaf.add_(gradients[name], alpha=-lr_of(0) * part.group.lr_scale)
         return {name: gradient for name, gradient in gradients.items() if not gradient.is_sparse}
 
     def _own(self, kept: str, name: str, leaf: Tensor) -> Tensor:
         key = f"{kept}{self._of}{name}"
         if key not in self._state:
-            new = self._learner.zeros(leaf.device) if kept == COUNT else torch.zeros_like(leaf)
+            new = torch.zeros(self._learner.stacked, device=leaf.device) if kept == COUNT else torch.zeros_like(leaf)
             self._state[key] = new
         elif kept != COUNT:
             self._state[key] = _laid_out_as(self._state[key], leaf)
@@ -148,31 +183,17 @@ class Optimizer:
         counts = [self._state[f"{COUNT}{self._of}{name}"][:active] for name in leaves]
         return list(torch.stack(counts).cpu().numpy())
 
-    def _of_members(self, values: Params, start: int, stop: int) -> Params:
-        return {name: self._learner.part(value, start, stop) for name, value in values.items()}
-
-    def _kept_of(self, state: dict[str, Params], names: Sequence[str], start: int, stop: int) -> dict[str, Params]:
-        return {
-            kept: self._of_members({name: values[name] for name in names}, start, stop)
-            for kept, values in state.items()
-        }
-
 
 @dataclass(frozen=True)
 class _Part:
-    """What takes a step at once: parameters of the members from ``start`` to ``stop``, and what is kept of them."""
+    """Parameters that take a step at once: of one group, and of some members, from ``start`` on."""
 
     start: int
-    stop: int
-    names: tuple[str, ...]
+    group: ParameterGroup
+    is_fused: bool
     leaves: Params
     kept: dict[str, Params]
-
-
-def _by_precision(leaves: Params) -> list[tuple[str, ...]]:
-    half = tuple(name for name, leaf in leaves.items() if leaf.dtype.itemsize < 4)
-    rest = tuple(name for name in leaves if name not in half)
-    return [names for names in (rest, half) if names]
+    of: Callable[[Tensor], Tensor]
 
 
 def _changes(rows: Sequence[np.ndarray]) -> list[int]:

@@ -25,13 +25,16 @@ class Phase:
         Parameters to train: the client's ``model``, or a set of its rule that holds all entries of a model.
     toward
         Source of w_0 at the beginning of the phase: the trained parameters (``start``), the ``model``, or a set.
+    lr_scale
+        Factors of the step size by layer expression, on top of those of the run.
     label
         Name of the phase for the client's rule, if it treats phases differently.
 
     Raises
     ------
     ValueError
-        If both epochs and steps are given, one of them or ``lr`` is not positive, or ``proximal`` is negative.
+        If both epochs and steps are given, one of them, ``lr`` or a factor of it is not positive, or ``proximal`` is
+        negative.
     """
 
     trainable: str = "all"
@@ -42,6 +45,7 @@ class Phase:
     trains: str = "model"
     toward: str = "start"
     label: str = ""
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
@@ -52,6 +56,9 @@ class Phase:
             raise ValueError(f"proximal = {self.proximal} must not be negative")
         if self.lr is not None and self.lr <= 0:
             raise ValueError(f"lr = {self.lr} of a phase must be greater than 0")
+        for expression, scale in self.lr_scale.items():
+            if scale <= 0:
+                raise ValueError(f"lr_scale = {scale} for {expression!r} of a phase must be greater than 0")
 
 
 @dataclass(frozen=True)

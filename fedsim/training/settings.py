@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 # What each has besides the options that all have.
@@ -41,6 +41,15 @@ class LocalSettings:
         Number of steps in which the step size rises in a line, the first having ``1 / (warmup + 1)`` of it.
     end_factor, step_size, gamma
         Options of the schedules, as in `torch.optim.lr_scheduler`.
+    clip_norm
+        Largest norm of the gradient of all that is trained (default: any), as in `torch.nn.utils.clip_grad_norm_`. It
+        acts on what the optimiser takes: after a rule has changed it and with the proximal term, without weight decay.
+    label_smoothing
+        Share of each target that is spread evenly over all classes in the training loss.
+    lr_scale
+        Factors of the step size by layer expression; layers that none names have 1.
+    weight_decay_on
+        Whether ``all`` parameters decay, or the ``weights`` only: no biases, and nothing in normalisation layers.
 
     Raises
     ------
@@ -65,12 +74,18 @@ class LocalSettings:
     end_factor: float = 0.0
     step_size: int | None = None
     gamma: float = 0.1
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    weight_decay_on: Literal["all", "weights"] = "all"
 
     def __post_init__(self) -> None:
         self._check_options("optimizer", OPTIMIZERS)
         self._check_options("schedule", SCHEDULES)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true: needs a momentum greater than 0")
+        if self.weight_decay_on == "weights" and self.weight_decay == 0:
+            raise ValueError("weight_decay_on = 'weights': needs a weight_decay greater than 0")
         if self.schedule == "step" and self.step_size is None:
             raise ValueError("schedule = 'step': needs step_size, the steps after which gamma multiplies the step size")
 

@@ -37,7 +37,9 @@ def target_counts(targets: Tensor) -> Tensor | None:
     return None if bool((counts == counts[:1]).all()) else counts.double().cpu()
 
 
-def mean_cross_entropy(logits: Tensor, targets: Tensor, real: Tensor | None = None) -> Tensor:
+def mean_cross_entropy(
+    logits: Tensor, targets: Tensor, real: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """Return the mean cross-entropy in nats over all targets of a batch that count; 0 if none does.
 
     Parameters
@@ -46,22 +48,27 @@ def mean_cross_entropy(logits: Tensor, targets: Tensor, real: Tensor | None = No
         Logits and class indices, shapes [n, classes] and [n], or [n, classes, length] and [n, length].
     real
         Targets that count, with the shape of the targets; None if all do.
+    label_smoothing
+        Share of each target that is spread evenly over all classes.
     """
     if real is None:
-        return cross_entropy(logits, targets)
-    losses = cross_entropy(logits, targets, reduction="none")
+        return cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    losses = cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     return torch.where(real, losses, 0).sum() / real.sum().clamp(min=1)
 
 
-def member_cross_entropies(logits: Tensor, targets: Tensor, real: Tensor | None = None) -> Tensor:
+def member_cross_entropies(
+    logits: Tensor, targets: Tensor, real: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """Return what `mean_cross_entropy` returns for each of several members, shape [members].
 
     Parameters
     ----------
-    logits, targets, real
+    logits, targets, real, label_smoothing
         As there, with a first dimension of members.
     """
-    losses = cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none").view(targets.shape)
+    logits, flat = logits.flatten(0, 1), targets.flatten(0, 1)
+    losses = cross_entropy(logits, flat, reduction="none", label_smoothing=label_smoothing).view(targets.shape)
     if real is None:
         return losses.flatten(1).mean(1)
     return torch.where(real, losses, 0).flatten(1).sum(1) / real.flatten(1).sum(1).clamp(min=1)

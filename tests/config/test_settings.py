@@ -32,6 +32,13 @@ VALID: dict[str, Any] = {"rounds": 1, "clients": 2, "partition": {}}
             "local.betas = [0.5, 0.9]: optimizer = 'sgd' has no such option; leave it out, or choose 'adam' or 'adamw'",
         ),
         ({"local": {"optimizer": "adamw", "betas": [0.9, 1]}}, "local.betas.1 = 1: must be less than 1"),
+        ({"local": {"clip_norm": 0}}, "local.clip_norm = 0: must be greater than 0"),
+        ({"local": {"label_smoothing": 1}}, "local.label_smoothing = 1: must be less than 1"),
+        ({"local": {"lr_scale": {"head": 0}}}, "local.lr_scale.head = 0: must be greater than 0"),
+        (
+            {"local": {"weight_decay_on": "weights"}},
+            "local.weight_decay_on = 'weights': needs a weight_decay greater than 0",
+        ),
         ({"local": {"schedule": "step"}}, "local.schedule = 'step': needs step_size, the steps after which gamma"),
         (
             {"local": {"schedule": "cosine", "gamma": 0.5}},

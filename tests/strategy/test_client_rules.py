@@ -48,9 +48,10 @@ class Own(Strategy):
     upload: str = Option("", "Beginning of the keys that are sent.")
     trains: str = Option("all", "Layer group that is trained.")
     type: str = Option("float32", "Type of the model that the rule returns.")
+    scaled: str = Option("all", "Layer group with twice the step size.")
 
     def local_plan(self, server_round):
-        return LocalPlan((Phase(self.trains),))
+        return LocalPlan((Phase(self.trains, lr_scale={} if self.scaled == "all" else {self.scaled: 2.0}),))
 
     def sets_for(self, server_round, client):
         return {"hint": {"number": torch.ones(3)}}
@@ -148,11 +149,28 @@ def test_a_phase_that_trains_nothing_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("setting", ["momentum", "weight_decay"])
+@pytest.mark.parametrize("setting", ["momentum", "weight_decay", "clip_norm"])
 def test_a_method_for_plain_sgd_refuses_anything_else(setting: str, tiny: Callable[..., Config]) -> None:
     config = tiny(strategy={"name": "scaffold"}, local={"lr": 0.1, setting: 0.1})
     with pytest.raises(ConfigError, match=f"'scaffold' is defined for plain SGD.*{setting} = 0.1; leave it out"):
         experiment.prepare(config)
+    adam = tiny(strategy={"name": "scaffold"}, local={"optimizer": "adamw", "lr_scale": {"head": 2}})
+    with pytest.raises(ConfigError) as caught:
+        experiment.prepare(adam)
+    assert str(caught.value) == (
+        "strategy.name = 'scaffold' is defined for plain SGD, and local.optimizer = \"adamw\", "
+        'local.weight_decay = 0.01, local.lr_scale = {"head": 2.0}; leave them out, or choose another strategy'
+    )
+    experiment.prepare(tiny(strategy={"name": "scaffold"}, local={"schedule": "cosine", "label_smoothing": 0.1}))
+
+
+def test_factors_of_the_step_size_that_name_no_layer_are_refused_before_anything_is_written(
+    tiny: Callable[..., Config],
+) -> None:
+    with pytest.raises(ConfigError, match=r"^local\.lr_scale names 'hed': .* matches nothing; layers are: fc1, fc2"):
+        experiment.prepare(tiny(local={"lr_scale": {"hed": 2.0}}))
+    with pytest.raises(ConfigError, match=r"round 1: a phase's lr_scale names 'fc9': .* matches nothing"):
+        experiment.prepare(own(tiny, scaled="fc9"))
 
 
 def test_options_that_do_not_exist_are_named_with_those_that_do(tiny: Callable[..., Config]) -> None:
