@@ -17,7 +17,7 @@ LIST = re.compile(r"(?:[^\s,;:()][^,;:()]*, ){3,}[^,;:()]+")
 
 def one_line(text: str, longest: int = LINE) -> str:
     """Return a message as one line of printable letters, at most ``longest`` of them."""
-    line = _printable(" ".join(text.split()))
+    line = printable(" ".join(text.split()))
     if len(line) <= longest:
         return line
     line = cut(line, LOOKED_AT)
@@ -31,6 +31,20 @@ def one_line(text: str, longest: int = LINE) -> str:
     return cut(line, longest)
 
 
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return a text whose control characters and lone surrogates are written as escapes.
+
+    Parameters
+    ----------
+    lines
+        Whether the text may have several lines: their ends, and tabs, stay.
+    """
+    if text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(letter if letter.isprintable() or letter in kept else ascii(letter)[1:-1] for letter in text)
+
+
 def cut(text: str, longest: int) -> str:
     """Return a text without its middle if it is longer; of what is left, two thirds are its beginning."""
     if len(text) <= longest:
@@ -38,13 +52,6 @@ def cut(text: str, longest: int) -> str:
     left = longest - len(MARK)
     tail = left // 3
     return f"{text[: left - tail].rstrip()}{MARK}{text[len(text) - tail :].lstrip()}"
-
-
-def _printable(text: str) -> str:
-    """Return a text whose control characters and lone surrogates are written as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _with_cut(line: str, values: Iterable[tuple[int, int]], longest: int) -> str:

@@ -31,11 +31,12 @@ ROOMS = (
     "reading",
     "memory",
     "errors",
+    "console",
     "shortening",
 )
 TORCH_ONLY = (
     *("analysis", "alignment", "data", "training", "models"),
-    *("options", "packages", "lazy", "seeds", "reading", "memory", "errors", "shortening"),
+    *("options", "packages", "lazy", "seeds", "reading", "memory", "errors", "console", "shortening"),
 )
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

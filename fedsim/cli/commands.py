@@ -20,7 +20,7 @@ from fedsim.analysis.suite import BY_LAYER
 from fedsim.cli import finished
 from fedsim.cli.actions import action
 from fedsim.cli.arguments import ExperimentPath, Settings, check_files, check_folder, experiment_of, numbers_of
-from fedsim.cli.terminal import OneLine, print_error
+from fedsim.cli.terminal import OneLine, print_error, print_lines
 from fedsim.config.choices import CATALOGUES, Kind
 from fedsim.config.toml import parse_assignment
 from fedsim.errors import (
@@ -44,7 +44,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"fedsim {__version__}")
+        print_lines(f"fedsim {__version__}")
         raise typer.Exit
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich import box
-from rich.console import Console
 from rich.table import Table as RichTable
 
+from fedsim.console import PlainConsole
 from fedsim.errors import ConfigError, is_of_the_system, system_line
 from fedsim.results.files import write_whole
-from fedsim.shortening import LINE, one_line
+from fedsim.shortening import LINE, one_line, printable
 
 if TYPE_CHECKING:
     from fedsim.results.report.comparing.tables import Table
@@ -30,12 +30,18 @@ class OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         """Write the line of a record, cut to the length of error lines."""
         line = super().formatMessage(record)
-        return line if "\n" in line else one_line(line)
+        return printable(line, lines=True) if "\n" in line else one_line(line)
+
+
+def print_lines(*lines: str) -> None:
+    """Print lines of results; control characters in them are escaped."""
+    for line in lines:
+        print(printable(line))
 
 
 def say(text: str) -> None:
     """Print a line that is no result."""
-    print(text, file=sys.stderr)
+    print(printable(text, lines=True), file=sys.stderr)
 
 
 def print_error(message: str) -> None:
@@ -46,7 +52,7 @@ def print_error(message: str) -> None:
 def print_table(text: "Table") -> None:
     """Print a table and its notes; on a narrow terminal texts are folded, and numbers that have no room follow."""
     # Piped into a file, a table keeps its columns whatever the width of a terminal would be.
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console = PlainConsole(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     is_narrow = not _fits(text, console.width)
     for columns in columns_that_fit(text, console.width):
         table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -59,8 +65,7 @@ def print_table(text: "Table") -> None:
         for row in text.rows:
             table.add_row(*(row[column] for column in columns))
         console.print(table)
-    for note in text.notes:
-        print(f" {note}")
+    print_lines(*(f" {note}" for note in text.notes))
 
 
 def columns_that_fit(text: "Table", width: int) -> Iterator[list[int]]:

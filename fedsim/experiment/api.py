@@ -1,7 +1,6 @@
 """What Python users and the command line call: run, load and compare experiments, measure barriers, split data."""
 
 import logging
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from fedsim.config import naming
 from fedsim.config.config import Config
 from fedsim.config.content import uncounted_files
 from fedsim.config.experiment_file import Experiment, read_experiment, read_overrides
+from fedsim.console import PlainConsole
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.finished import Comparison, FinishedRun, Partition, Round, Runs
 from fedsim.experiment.sweep import sweep
@@ -127,7 +127,7 @@ def run_experiment(
     tunings = tunings_of(config, source) if config.tune.is_wanted else []
     tuned = tune.tune(tunings, folder, source, jobs) if tunings else tune.Tuned(experiment.configs())
     for note in tuned.notes:
-        print(note, file=sys.stderr)
+        PlainConsole(stderr=True).print(note, soft_wrap=True)
     runs = sweep.name_runs(tuned.configs, folder)
     for place in dict.fromkeys(place for config in tuned.configs for place in uncounted_files(config)):
         logger.warning("code names %s, whose content does not name the run; if it reads it, make it an option", place)

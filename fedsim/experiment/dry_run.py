@@ -15,6 +15,7 @@ from fedsim.experiment.run import prepare
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants, unseen
+from fedsim.shortening import printable
 from fedsim.strategy import ClientRule, Phase, Strategy
 from fedsim.strategy.exchange import Exchange
 from fedsim.strategy.traffic import layer_bytes
@@ -44,7 +45,7 @@ def describe_run(config: Config) -> str:
         "evaluation": _evaluation(federation, strategy),
         "barriers": _barriers(federation),
     }
-    texts = {title: list(lines) for title, lines in sections.items()}
+    texts = {title: list(map(printable, lines)) for title, lines in sections.items()}
     return "\n".join(f"# {title}\n" + "\n".join(lines) + "\n" for title, lines in texts.items() if lines)
 
 

@@ -1,8 +1,6 @@
 """Runs, comparisons and partitions as Python and notebooks show them."""
 
-import csv
 import html
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -20,11 +18,12 @@ from fedsim.experiment.restored import restored_model
 from fedsim.federation.data import FederatedData
 from fedsim.results.report.comparing import comparison as comparing
 from fedsim.results.report.comparing.columns import Column
-from fedsim.results.report.comparing.export import as_csv
+from fedsim.results.report.comparing.export import as_csv, values_of
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.tables import Table, comparison_table
 from fedsim.results.report.comparing.units import format_missing
 from fedsim.results.result import Result
+from fedsim.shortening import printable
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class FinishedRun(Result):
     def __repr__(self) -> str:
         values = self.by_client("personalised")
         missing = format_missing(int(values.isna().sum()))
-        return (
+        return printable(
             f"<run {self.strategy}, seed {self.config.seed}, {self.data}, {self.config.clients} clients: personalised "
             f"accuracy {values.mean():.1%}{missing} after round {self.evaluated} of {self.config.rounds}, {self.path}>"
         )
@@ -151,22 +150,27 @@ class Comparison:
     text
         The table as the command line prints it.
     csv
-        The same with full precision: accuracies and shares in [0, 1], amounts in bytes, examples and seconds.
+        The same with full precision: accuracies and shares in [0, 1], amounts in bytes, examples and seconds. A text
+        that a spreadsheet would take for a formula has an apostrophe before it.
+    values
+        The cells of the CSV without apostrophes, headings first.
     """
 
     question: Question
     text: Table
     csv: str
+    values: Sequence[Sequence[str]]
 
     @classmethod
     def of(cls, compared: comparing.Comparison, columns: Sequence[Column]) -> Self:
         """Return a comparison with some of its columns."""
-        return cls(compared.question, comparison_table(compared, columns), as_csv(compared, columns))
+        table, csv = comparison_table(compared, columns), as_csv(compared, columns)
+        return cls(compared.question, table, csv, list(values_of(compared, columns)))
 
     @property
     def table(self) -> pd.DataFrame:
         """The values with full precision, and the half-widths of their 95 % intervals."""
-        names, *rows = csv.reader(io.StringIO(self.csv))
+        names, *rows = self.values
         columns = {name: _numbers(texts) for name, texts in zip(names, zip(*rows, strict=True), strict=True)}
         return pd.DataFrame(columns).astype({"seeds": int})
 
@@ -206,7 +210,7 @@ class Partition:
     def __repr__(self) -> str:
         config = self.data.config
         head = f"{config.data.name}, {config.partition.scheme}, {config.clients} clients, seed {config.seed}"
-        return "\n".join([head, *self.data.heterogeneity().summary()])
+        return "\n".join([printable(head), *self.data.heterogeneity().summary()])
 
     def _repr_html_(self) -> str:
         return self.heterogeneity.describe().to_html()

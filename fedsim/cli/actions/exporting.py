@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedsim.cli.terminal import say
+from fedsim.cli.terminal import print_lines, say
 from fedsim.errors import ConfigError
 from fedsim.experiment.export import describe, export_model
 from fedsim.experiment.kept_round import Metric, WantedRound, kept_round
@@ -16,5 +16,5 @@ def export(path: Path, client: int | None, wanted: WantedRound, metric: Metric, 
         raise ConfigError(f"{path} holds {len(runs)} runs; give one of them, such as {runs[0].path}")
     kept = kept_round(runs[0], client, wanted, metric)
     export_model(kept, to)
-    print(describe(kept))
+    print_lines(describe(kept))
     say(f"model: {to}")

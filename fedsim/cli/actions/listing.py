@@ -1,12 +1,13 @@
 """``fedsim list``: what can be chosen by name. A list of all names imports none of them; one name shows its options."""
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from fedsim.cli.terminal import print_lines
 from fedsim.config.catalogue import Catalogue
 from fedsim.config.choices import CATALOGUES, Kind
+from fedsim.console import PlainConsole
 
 
 def list_all(kind: Kind) -> None:
@@ -16,9 +17,9 @@ def list_all(kind: Kind) -> None:
         table.add_column(heading, overflow="fold")
     catalogue = CATALOGUES[kind]
     for name in catalogue.entries:
-        table.add_row(name, *map(escape, catalogue.describe(name)))
-    Console().print(table)
-    print(f"options of one: fedsim list {kind} NAME")
+        table.add_row(name, *catalogue.describe(name))
+    PlainConsole().print(table)
+    print_lines(f"options of one: fedsim list {kind} NAME")
 
 
 def list_one(kind: Kind, name: str) -> None:
@@ -26,11 +27,11 @@ def list_one(kind: Kind, name: str) -> None:
     catalogue = CATALOGUES[kind]
     name = catalogue.canonical(name)
     summary, source = catalogue.describe(name)
-    console = Console()
-    console.print(f"[bold]{escape(name)}[/bold]  {escape(summary)}", highlight=False)
+    console = PlainConsole()
+    console.print(Text(name, style="bold"), f" {summary}")
     if options := _options(catalogue, name):
         console.print(options)
-    console.print(f"Source: {escape(source)}", highlight=False)
+    console.print(f"Source: {source}")
 
 
 def _options(catalogue: Catalogue, name: str) -> Table | None:
@@ -38,5 +39,5 @@ def _options(catalogue: Catalogue, name: str) -> Table | None:
     for heading in ("option", "default", "range", "meaning"):
         table.add_column(heading, overflow="fold")
     for option in catalogue.described_options(name):
-        table.add_row(*map(escape, (option.name, option.default, option.range, option.text)))
+        table.add_row(option.name, option.default, option.range, option.text)
     return table if table.row_count else None

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from fedsim.cli.terminal import write_to
+from fedsim.cli.terminal import print_lines, write_to
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.experiment_file import Experiment
 from fedsim.errors import ConfigError
@@ -26,8 +26,7 @@ def partition(experiment: Experiment, out: Path, save: Path | None, pfllib: Path
         config, measured = data.config, data.heterogeneity()
         scheme = CATALOGUES["partitions"].label(config.partition)
         title = f"{config.data.name}, {scheme}, {config.clients} clients, seed {config.seed}"
-        print(f"# {title}")
-        print("\n".join([*measured.table(), "", *measured.summary(), ""]))
+        print_lines(f"# {title}", *measured.table(), "", *measured.summary(), "")
         folder = out / experiment.name
         if save:
             write_to(save.parent, partial(data.save_split, save), "index sets", "--save")

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim.cli.terminal import print_table, write_text, write_to
+from fedsim.cli.terminal import print_lines, print_table, write_text, write_to
 from fedsim.config.expectation import Expectation
 from fedsim.experiment import api
 from fedsim.results import report
@@ -48,7 +48,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> None:
 def check(paths: Sequence[Path], wanted: Sequence[Expectation] | None) -> bool:
     """Print what runs show of what is expected of them; return whether they show all of it."""
     checks = list(check_runs(api.load(paths), wanted))
-    print("\n".join(map(str, checks)))
+    print_lines(*map(str, checks))
     return all(each.passed for each in checks)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedsim.cli.terminal import print_error, print_table, say
+from fedsim.cli.terminal import print_error, print_lines, print_table, say
 from fedsim.config.experiment_file import Experiment
 from fedsim.experiment import api
 from fedsim.experiment.dry_run import describe_run
@@ -26,9 +26,9 @@ def run(experiment: Experiment, out: Path, jobs: int | None) -> int:
 def show(experiment: Experiment) -> None:
     """Print what would be run."""
     if experiment.config.tune.is_wanted:
-        print(describe_tuning(tunings_of(experiment.config, experiment.source)))
+        print_lines(*describe_tuning(tunings_of(experiment.config, experiment.source)).split("\n"))
     for config in experiment.configs():
-        print(describe_run(config))
+        print_lines(*describe_run(config).split("\n"))
 
 
 def _print_failures(failures: Mapping[str, Failure], runs: int) -> None:

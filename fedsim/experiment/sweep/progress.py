@@ -6,13 +6,13 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from fedsim.console import PlainConsole
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.results.report.comparing.units import format_missing
-from fedsim.shortening import one_line
+from fedsim.shortening import one_line, printable
 
 
 class Progress:
@@ -52,18 +52,19 @@ class Progress:
     ) -> None:
         self._bars.stop()
 
-    def say(self, text: str) -> None:
-        """Print a line above the bars."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def say(self, *lines: str) -> None:
+        """Print lines above the bars."""
+        for line in lines:
+            self._console.print(line, soft_wrap=True)
 
     def log(self, name: str, level: int, message: str) -> None:
         """Print what the run of that name logged above the bars."""
         line = f"{logging.getLevelName(level)} {name}: {message}"
-        self.say(line if "\n" in message else one_line(line))
+        self.say(*line.split("\n") if "\n" in message else [one_line(line)])
 
     def start(self, name: str, rounds: int) -> None:
         """Begin with the run of that name, which has that many rounds left."""
-        self._tasks[name] = self._bars.add_task(name, total=rounds)
+        self._tasks[name] = self._bars.add_task(printable(name), total=rounds)
 
     def advance(self, name: str, summary: RoundSummary) -> None:
         """Count a round of a run and show what it achieved."""
@@ -77,7 +78,7 @@ class Progress:
         if summary.stopped:
             self.say(f"{name}: stopped after round {summary.server_round}: {summary.stopped}")
             rounds += self._rounds_left(name) - 1
-        self._bars.update(self._tasks[name], advance=1, description=shown)
+        self._bars.update(self._tasks[name], advance=1, description=printable(shown))
         self._bars.update(self._total, advance=rounds)
 
     def _rounds_left(self, name: str) -> int:
@@ -89,11 +90,11 @@ class Progress:
         self._bars.remove_task(self._tasks.pop(name))
 
 
-def _console() -> Console:
+def _console() -> PlainConsole:
     """Return stderr; a notebook shows bars where it has ipywidgets, else lines."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     if console.is_jupyter and not find_spec("ipywidgets"):
-        return Console(stderr=True, force_jupyter=False, force_terminal=False)
+        return PlainConsole(stderr=True, force_jupyter=False, force_terminal=False)
     return console
 
 

@@ -317,7 +317,7 @@ class _Display:
             return
         self.failures[run.name] = failure
         if failure.trace:
-            self._progress.say(failure.trace.rstrip())
+            self._progress.say(*failure.trace.rstrip().split("\n"))
 
 
 def _cause_of_death(exit_code: int | None) -> str:

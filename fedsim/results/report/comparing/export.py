@@ -3,13 +3,17 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fedsim.results.report.comparing.columns import Column
 from fedsim.results.report.comparing.comparison import Comparison
 from fedsim.results.report.comparing.statistics import Interval
-from fedsim.results.report.comparing.tables import Table
+from fedsim.results.report.comparing.tables import UNKNOWN, Table
+from fedsim.shortening import printable
 
+# How a cell begins that a spreadsheet would compute; in some languages also with wide letters.
+FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -31,7 +35,19 @@ LATEX = {
 
 
 def as_csv(comparison: Comparison, columns: Sequence[Column]) -> str:
-    """Return one line per setting with the full precision of each mean and of its interval's half-width.
+    """Return the lines of `values_of`, with an apostrophe before a text that a spreadsheet would take for a formula."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows(map(_cell, line) for line in values_of(comparison, columns))
+    return buffer.getvalue()
+
+
+def _cell(text: str) -> str:
+    return printable(f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text)
+
+
+def values_of(comparison: Comparison, columns: Sequence[Column]) -> Iterator[list[str]]:
+    """Yield headings, and one line per setting with the full precision of each mean and of its interval's half-width.
 
     Accuracies and shares are in [0, 1], amounts in bytes, examples and seconds; a cell is empty where nothing is known.
     A column from which values of clients are missing in some line has their number in a further one.
@@ -43,9 +59,7 @@ def as_csv(comparison: Comparison, columns: Sequence[Column]) -> str:
         for column in columns
         for name in (column.key, f"{column.key}_half_width", *[f"{column.key}_missing"] * (column.key in lacking))
     ]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["strategy", *settings, "metric", "at", "seeds", *names])
+    yield ["strategy", *settings, "metric", "at", "seeds", *names]
     for row in comparison.rows:
         numbers = [
             text
@@ -54,9 +68,8 @@ def as_csv(comparison: Comparison, columns: Sequence[Column]) -> str:
             for text in (*_numbers(value), *[str(value.missing)] * (column.key in lacking))
         ]
         question = comparison.question
-        own = [row.group.settings[key] for key in settings]
-        writer.writerow([row.group.label, *own, question.metric, question.at, row.group.seeds, *numbers])
-    return buffer.getvalue()
+        own = ["" if (value := str(row.group.settings[key])) == UNKNOWN else value for key in settings]
+        yield [row.group.label, *own, question.metric, question.at, str(row.group.seeds), *numbers]
 
 
 def _numbers(value: Interval) -> tuple[str, str]:
@@ -69,7 +82,7 @@ def _numbers(value: Interval) -> tuple[str, str]:
 def as_markdown(table: Table) -> str:
     """Return a table as Markdown of GitHub's kind."""
     lines = [table.headings, tuple("---:" if numeric else "---" for numeric in table.numeric), *table.rows]
-    escaped = [[re.sub(r"([\\|*_<`])", r"\\\1", cell) for cell in line] for line in lines]
+    escaped = [list(map(_escape_markdown, line)) for line in lines]
     widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
     aligned = [
         [
@@ -79,7 +92,11 @@ def as_markdown(table: Table) -> str:
         for line in escaped
     ]
     written = [f"| {' | '.join(line)} |\n" for line in aligned]
-    return "".join([*written, *(f"\n{note}\n" for note in table.notes)])
+    return "".join([*written, *(f"\n{_escape_markdown(note)}\n" for note in table.notes)])
+
+
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"([\\|*_<`\[\]$&~])", r"\\\1", text)
 
 
 def as_latex(table: Table) -> str:

@@ -13,6 +13,7 @@ from fedsim.results.report.comparing.comparison import Comparison
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.statistics import Interval
 from fedsim.results.report.comparing.units import format_bytes, format_count, format_missing
+from fedsim.shortening import printable
 
 UNKNOWN = "-"
 ALL = "all"
@@ -36,6 +37,12 @@ class Table:
     numeric: tuple[bool, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Let each text be one line without control characters, wherever the table is shown."""
+        object.__setattr__(self, "headings", tuple(map(printable, self.headings)))
+        object.__setattr__(self, "rows", tuple(tuple(map(printable, row)) for row in self.rows))
+        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
 
 
 def chosen_columns(comparison: Comparison, wanted: str | None = None) -> list[Column]:

@@ -20,8 +20,10 @@ from fedsim.results.report.drawing.style import (
     WIDTH,
     draw_line,
     legend_height,
+    legend_name,
     legend_outside,
     line_style,
+    log_scale,
     round_axis,
     short,
 )
@@ -79,7 +81,7 @@ def compared_costs(groups: Mapping[str, Group], what: str) -> Figure:
             if spent.isna().all():
                 continue
             if not spent.any():
-                axes.axhline(float(accuracy.iloc[-1]), **line_style(number), label=names[name])
+                axes.axhline(float(accuracy.iloc[-1]), **line_style(number), label=legend_name(names[name]))
                 continue
             draw_line(axes, accuracy.set_axis(spent), names[name], number)
             _draw_range(axes, values.set_axis(spent), number, len(groups))
@@ -145,7 +147,7 @@ def _draw_range(axes: Axes, values: pd.DataFrame, number: int, lines: int) -> No
 
 def _cost_axis(axes: Axes, what: str) -> None:
     if what == costs.BYTES:  # which differ by orders of magnitude, as training does not
-        axes.set_xscale("log")
+        log_scale(axes, "x")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:

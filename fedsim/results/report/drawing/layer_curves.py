@@ -16,6 +16,7 @@ from fedsim.results.report.drawing.style import (
     SHORT_NAME,
     STYLE,
     WIDTH,
+    legend_name,
     line_style,
     log_values,
     short,
@@ -79,7 +80,7 @@ def _draw_panel(axes: Axes, panel: LayerPanel, layers: Sequence[str]) -> None:
             marker=MARKERS[curve.number % len(MARKERS)],
             markersize=3,
             linewidth=1.2,
-            label=curve.label,
+            label=legend_name(curve.label),
         )
     if panel.mark is not None:
         axes.axhline(panel.mark, color="black", linewidth=0.6, zorder=1)

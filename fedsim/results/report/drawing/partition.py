@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsim.data.heterogeneity import Heterogeneity
-from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH
+from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH, log_scale, short
+from fedsim.shortening import printable
 
 MOST_CLIENTS, MOST_CLASSES = 60, 100  # beyond which bubbles can no longer be told apart
 LARGEST_BUBBLE = 0.85  # of the distance between two neighbours
@@ -18,7 +19,7 @@ def partition(measured: Heterogeneity, title: str = "") -> Figure:
     with rc_context(STYLE):
         few = len(measured) <= MOST_CLIENTS and len(measured.classes) <= MOST_CLASSES
         figure = _bubbles(measured) if few else _histograms(measured)
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(printable(title), fontsize=11)
         return figure
 
 
@@ -38,7 +39,7 @@ def _bubbles(measured: Heterogeneity) -> Figure:
     area = (LARGEST_BUBBLE * distance) ** 2 * counts.counts / counts.counts.max()
     below.scatter(owners, counts.labels, s=area, color=COLOURS[0], linewidths=0)
     below.set(xlabel="client", ylabel="class", xlim=(-0.7, clients - 0.3), ylim=(classes - 0.4, -0.6))
-    below.set_yticks(range(classes), measured.classes, fontsize=10 if classes <= 26 else 6)
+    below.set_yticks(range(classes), [short(name) for name in measured.classes], fontsize=10 if classes <= 26 else 6)
     below.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=25, min_n_ticks=1))
     below.set_title(f"largest bubble: {counts.counts.max():,} of one class", fontsize=9, loc="right")
     return figure
@@ -59,7 +60,7 @@ def _histogram(axes: Axes, name: str, values: np.ndarray) -> None:
         axes.set(xlim=(low - 1, low + 1), xticks=[low])
     elif high > 50 * max(low, 1):
         axes.hist(values, bins=np.geomspace(max(low, 1), high, 31).tolist(), color=COLOURS[0])
-        axes.set_xscale("log")
+        log_scale(axes, "x")
     else:
         axes.hist(values, bins=np.linspace(low, high, 31).tolist(), color=COLOURS[0])
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))

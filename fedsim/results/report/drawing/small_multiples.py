@@ -17,8 +17,10 @@ from fedsim.results.report.drawing.style import (
     SHORT_NAME,
     STYLE,
     WIDTH,
+    legend_name,
     legend_outside,
     line_style,
+    log_scale,
     log_values,
     short,
 )
@@ -74,7 +76,7 @@ def small_multiples(
             if group != "full" and limits:
                 axes.set_ylim(*limits)
             if log:
-                axes.set_xscale("log")
+                log_scale(axes, "x")
             if log_y:
                 log_values(axes)
             else:
@@ -103,7 +105,7 @@ def _draw(axes: Axes, curve: Curve) -> None:
         marker=marker,
         markersize=3,
         linewidth=1.2,
-        label=curve.label,
+        label=legend_name(curve.label),
     )
 
 

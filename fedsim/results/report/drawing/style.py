@@ -1,15 +1,18 @@
 """How all figures look, and how they are written."""
 
 import io
+import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
+
+from fedsim.shortening import printable
 
 # Okabe and Ito's palette, which suits all kinds of colour vision; line styles repeat the distinction in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -19,6 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 9.0  # inches
 SHORT_NAME = 24  # to which longer names are cut
 MANY_LINES = 8  # up to which a legend has letters of the usual size
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LEGEND_LETTERS, LINE_LETTERS = 135, 11  # small letters that fit below a figure, and as how many a line counts
 STYLE: Any = {
     "font.size": 10,
@@ -29,6 +33,10 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": "#DDDDDD",
     "legend.frameon": False,
+    # Names of classes, layers, files and runs are in all texts, and none is a formula.
+    "text.parse_math": False,
+    "text.usetex": False,
+    "axes.formatter.min_exponent": 2,  # ticks of logarithmic axes from 0.1 to 10 as plain numbers
     "svg.hashsalt": "fedsim",
     "pdf.fonttype": 42,
 }
@@ -57,13 +65,30 @@ def draw_line(axes: Axes, series: pd.Series, label: str, number: int) -> None:
         marker=MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
         markevery=max(1, len(series) // 8),
         markersize=4,
-        label=label,
+        label=legend_name(label),
     )
+
+
+class PowersOfTen(LogFormatterSciNotation):
+    """Writes ticks of a logarithmic axis as plain text, such as 10⁻³, where formulas are not drawn."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the text of a tick."""
+        text = re.sub(r"\$\\mathdefault\{(.*)\}\$", r"\1", super().__call__(x, pos)).replace(r"\times", "\u00d7")
+        return re.sub(r"\^\{(.*?)\}", lambda power: power[1].translate(SUPERSCRIPTS), text)
+
+
+def log_scale(axes: Axes, name: Literal["x", "y"]) -> None:
+    """Let the axis ``x`` or ``y`` be logarithmic."""
+    axes.set(**{f"{name}scale": "log"})
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    axis.set_major_formatter(PowersOfTen())
+    axis.set_minor_formatter(PowersOfTen())
 
 
 def log_values(axes: Axes) -> None:
     """Show values on a logarithmic scale within the present limits, with some numbers even if these are close."""
-    axes.set_yscale("log")
+    log_scale(axes, "y")
     low, high = axes.get_ylim()
     if high > 100 * low:
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
@@ -80,9 +105,14 @@ def round_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
+def legend_name(name: str) -> str:
+    """Return the name of a line; matplotlib leaves those out that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def short(name: str, length: int = SHORT_NAME) -> str:
-    """Cut the middle out of a long name."""
-    half = length // 2 - 1
+    """Return a name as a figure shows it: without control characters, and without its middle if it is long."""
+    name, half = printable(name), length // 2 - 1
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from fedsim.results.report.pages.evaluation import evaluation_note, evaluation_s
 from fedsim.results.report.pages.schedule import schedule_sections
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
+from fedsim.shortening import printable
 from fedsim.strategy.faults import name_clients
 
 TABLE_NOTE = (
@@ -279,7 +281,10 @@ def _subtitle(result: Result) -> str:
 
 def _write(out: Path, content: Mapping[str, Any], sections: Sequence[Section], export: bool) -> Path:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fedsim.results.report.pages", "."), autoescape=True, trim_blocks=True
+        loader=jinja2.PackageLoader("fedsim.results.report.pages", "."),
+        autoescape=True,
+        trim_blocks=True,
+        finalize=lambda value: printable(value, lines=True) if isinstance(value, str) else value,
     )
     shown = [
         {
@@ -293,6 +298,7 @@ def _write(out: Path, content: Mapping[str, Any], sections: Sequence[Section], e
     write_whole(page, environment.get_template("page.html").render(**content, sections=shown))
     if export:
         for section in sections:
+            name = re.sub(r"[^\w-]+", "-", section.name)  # which has what a table names, and must stay in the folder
             for kind in ("pdf", "png"):
-                write_whole(out / f"{section.name}.{kind}", save(section.figure, kind))
+                write_whole(out / f"{name}.{kind}", save(section.figure, kind))
     return page

@@ -1,0 +1,54 @@
+"""On the terminal, names are text: no markup, no emoji, no control characters."""
+
+import ast
+import io
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from fedsim.console import PlainConsole
+from fedsim.shortening import printable
+
+ROOT = Path(__file__).parent.parent / "fedsim"
+# As they are shown, by what they are.
+HOSTILE = {
+    "[f]c1": "[f]c1",
+    "[f]c2": "[f]c2",
+    "[bold]x[/y]": "[bold]x[/y]",
+    "[link=x]": "[link=x]",
+    ":smile:": ":smile:",
+    "\x1b[31mred": r"\x1b[31mred",
+    "a\nb\rc\td": r"a\nb\rc\td",
+    "\u202eevil": r"\u202eevil",
+    "\udcff": r"\udcff",
+    "\x9b31m\u2028": r"\x9b31m\u2028",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_console_shows_names_as_they_are_written(name: str, is_terminal: bool) -> None:
+    file = io.StringIO()
+    console = PlainConsole(file=file, width=80, force_terminal=is_terminal, color_system=None)
+    table = Table(name)
+    table.add_row(name)
+    console.print(name)
+    console.print(name, soft_wrap=True)
+    console.print(table)
+    assert file.getvalue().count(HOSTILE[name]) == 4
+    assert not any(letter in file.getvalue() for letter in "\r\u202e\x9b")
+
+
+def test_a_text_of_several_lines_keeps_its_lines_only() -> None:
+    assert printable("a\n\tb\r\x1b", lines=True) == "a\n\tb\\r\\x1b"
+
+
+def test_nothing_else_prints() -> None:
+    found = {
+        (path.relative_to(ROOT).as_posix(), node.func.id)
+        for path in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "Console")
+    }
+    assert found == {("cli/terminal.py", "print")}
