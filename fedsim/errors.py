@@ -44,8 +44,10 @@ def is_of_the_system(error: OSError) -> bool:
 
 def system_line(error: OSError) -> str:
     """Return what the system says of a file, such as ``runs/a: No space left on device``, and what helps."""
+    if error.strerror is None:  # of a library
+        return str(error)
     names = " -> ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None)
-    text = f"{names}: {error.strerror}" if names else str(error.strerror)
+    text = f"{names}: {error.strerror}" if names else error.strerror
     return f"{text}; free some space, or choose another folder" if error.errno in FULL else text
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,15 +70,27 @@ def read_archive(path: Path, labels: NDArray[np.int64]) -> dict[str, NDArray[np.
 
 
 def _content(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"path = '{path}' is not a file; fedsim partition --save writes one")
+    check_is_file(path)
     try:
         # np.load leaves a file that it opened and cannot read open.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return dict(file.items())
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # a damaged file may raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is not a complete .npz file of plain arrays ({reason}); save it again") from error
+
+
+def check_is_file(path: Path) -> None:
+    """Check that a path is a file, as a pipe may have no writer, and a device has no end.
+
+    Raises
+    ------
+    OSError
+        If it is not, or does not exist.
+    """
+    if not path.is_file():
+        kind = "exists, but is no file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"path = '{path}' {kind}; correct the path")
 
 
 def _check_sets(path: Path, arrays: Mapping[str, NDArray[np.int64]], n: int) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from partitions.archive import check_is_file
 from partitions.grouping import shuffled
 from partitions.partition import Partition
 from partitions.sizes import share_out
@@ -72,15 +73,22 @@ def _read(path: Path) -> NDArray[np.float64]:
     readers = {
         ".csv": lambda: np.loadtxt(path, delimiter=",", ndmin=2, encoding="utf-8-sig"),
         ".txt": lambda: np.loadtxt(path, ndmin=2, encoding="utf-8-sig"),
-        ".npy": lambda: np.load(path, allow_pickle=False),
+        ".npy": lambda: np.load(path, mmap_mode="r", allow_pickle=False),
     }
     if path.suffix not in readers:
         raise ValueError(f"path = '{path}' ends in {path.suffix!r}; it must end in one of {', '.join(readers)}")
+    check_is_file(path)
     try:
-        return np.asarray(readers[path.suffix](), dtype=np.float64)
-    except (ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+        read = np.asarray(readers[path.suffix]())
+    except Exception as error:  # a damaged file may raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is not a matrix of numbers ({reason}); write plain numbers only") from error
+    if read.ndim != 2 or read.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{path} has {read.dtype} of shape {read.shape}; it must have numbers, one row per client, one column per "
+            "class"
+        )
+    return read.astype(np.float64)
 
 
 def _check(weights: NDArray[np.float64], source: str, clients: int, class_sizes: NDArray[np.int64]) -> None:

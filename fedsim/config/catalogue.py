@@ -14,7 +14,7 @@ from fedsim.config.custom import load_custom
 from fedsim.config.names import canonical, meant
 from fedsim.config.tables import Choice
 from fedsim.config.trusted import check_spelling
-from fedsim.errors import ConfigError, error_line, in_code_of_the_user, is_of_the_user
+from fedsim.errors import ConfigError, error_line, in_code_of_the_user, is_of_the_user, system_line
 from fedsim.lazy import LazyTable, Place
 from fedsim.options import BOUNDS, as_toml, explain_rule, range_of, schema_of, suggest
 
@@ -222,10 +222,11 @@ class Catalogue:
             with self.in_code_of(name):
                 try:
                     return entry(*given, **options, **settings)
-                except (ValueError, OSError) as error:
+                except (ValueError, OSError, MemoryError) as error:
                     if is_of_the_user(error):
                         raise
-                    raise ConfigError(f"[{self.table}] {error}") from error
+                    reason = system_line(error) if isinstance(error, OSError) else error
+                    raise ConfigError(f"[{self.table}] {reason}") from error
                 except TypeError as error:
                     if len(traceback.extract_tb(error.__traceback__)) > 1:
                         raise  # from inside the entry, not from the call

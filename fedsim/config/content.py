@@ -218,3 +218,5 @@ def _fingerprint(place: Path, setting: str) -> str:
         raise ConfigError(
             f"{setting}: {error.filename or place} cannot be read ({error.strerror}), and a run is named by its content"
         ) from error
+    except MemoryError as error:
+        raise ConfigError(f"{setting}: {error}") from error

@@ -1,14 +1,13 @@
 """Your own arrays, from an npz or safetensors file, or a folder of npy files."""
 
+import warnings
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor
 
@@ -16,6 +15,9 @@ from fedsim.data.checks import TOKENS_RULE, looks_channels_last
 from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
 from fedsim.data.places import user_path
 from fedsim.data.target_checks import check_target_kind
+from fedsim.errors import message_of
+from fedsim.memory import check_fits
+from fedsim.reading import check_file
 from fedsim.training.targets import IGNORED, labels_of, real_targets
 
 NEEDED = ("train_inputs", "train_targets", "test_inputs", "test_targets")
@@ -63,7 +65,7 @@ def arrays(
     content = _load(place)
     if missing := [name for name in NEEDED if name not in content]:
         raise ValueError(
-            f"{place} has no array {missing[0]!r}; it has {', '.join(content)} and needs {', '.join(NEEDED)}"
+            f"{place} has no array {missing[0]!r}; it has {', '.join(content) or 'none'} and needs {', '.join(NEEDED)}"
         )
     kinds = {part: content[f"{part}_targets"].dtype for part in ("train", "test")}
     if len({kind.kind in "US" for kind in kinds.values()}) > 1:
@@ -88,25 +90,39 @@ def arrays(
 
 
 def _load(place: Path) -> dict[str, np.ndarray]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old file formats and damaged headers
+        return _content(place)
+
+
+def _content(place: Path) -> dict[str, np.ndarray]:
     content: dict[str, np.ndarray] = {}
     name = ""
     try:
         if place.suffix == ".safetensors":
+            check_fits(place.stat().st_size, "it")
             return load_file(place)
         if place.is_dir():
-            for path in sorted(place.glob("*.npy")):
+            paths = sorted(place.glob("*.npy"))
+            check_fits(sum(check_file(path).st_size for path in paths), "it")
+            for path in paths:
                 name = path.stem
-                content[name] = np.load(path, allow_pickle=False)
+                # Mapped first, so that no memory is taken that a damaged header asks for.
+                content[name] = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
             return content
         if place.suffix == ".npz":
+            with zipfile.ZipFile(place) as archive:
+                check_fits(sum(info.file_size for info in archive.infolist()), "unpacked, it")
             with np.load(place, allow_pickle=False) as file:
                 for name in file.files:
                     content[name] = file[name]
             return content
-    except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile, SafetensorError) as error:
+    except MemoryError as error:
+        raise MemoryError(f"{place}: {error}") from error
+    except Exception as error:  # a damaged file may raise anything
         raise ValueError(
-            f"{place} is damaged or holds objects other than arrays{f', at {name}' if name else ''} ({error}); save it "
-            "again, texts as numpy.array(values, dtype=str)"
+            f"{place} is damaged or holds objects other than arrays{f', at {name}' if name else ''} "
+            f"({message_of(error)}); save it again, texts as numpy.array(values, dtype=str)"
         ) from error
     raise ValueError(f"{place} ends in {place.suffix!r}; give a file that ends in .npz or .safetensors")
 

@@ -11,10 +11,13 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from fedsim.memory import check_fits
 from fedsim.reading import check_file
 
 T = TypeVar("T")
 
+# Of files that a reader takes into memory as a whole.
+READ_WHOLE = {".npz", ".npy", ".safetensors", ".json", ".csv", ".txt", ".pt", ".pth", ".ckpt"}
 # Some file systems count whole seconds or two, so that a file may be written again without another time.
 SETTLED_SECONDS = 2.5
 # What Python writes as it imports a module from a folder.
@@ -31,6 +34,7 @@ def fingerprint(place: Path) -> str:
     OSError
         If a file cannot be read.
     """
+    check_file(place)
     return once(place.absolute(), lambda: digest_of(place)[:8] if place.is_file() else _of_folder(place))
 
 
@@ -64,10 +68,14 @@ def digest_of(path: Path) -> str:
     ------
     OSError
         If the file cannot be read.
+    MemoryError
+        If it is larger than the free memory, and read as a whole.
     """
     status = _status(path)
     if status in _digests:
         return _digests[status]
+    if path.suffix in READ_WHOLE:
+        check_fits(path.stat().st_size, str(path))  # which hashing it does not need, but reading it
     began = time.time_ns()
     with path.open("rb") as file:
         digest = file_digest(file, "sha256").hexdigest()

@@ -2,18 +2,23 @@
 
 import gzip
 import math
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from struct import Struct
 
 import numpy as np
 import torch
 
 from fedsim.data.dataset import Dataset, Examples, image_dataset
 from fedsim.data.places import find_or_download
+from fedsim.memory import check_fits
+from fedsim.reading import check_file
 
 SUFFIXES = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
+ENDING = Struct("<II")  # of a gzip archive: checksum and size of what it holds
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -35,23 +40,42 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     ----------
     The header is 0, 0, type (8 is a byte), dimensions, then each length as a big-endian 32-bit number.
     """
+    start = 4 + 4 * dimensions
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        check_file(path)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(start)
+            if header[:4] != bytes([0, 0, 8, dimensions]) or len(header) < start:
+                raise ValueError(
+                    f"{path} starts with bytes {list(header[:4])}, but its name promises an IDX file with header "
+                    f"{[0, 0, 8, dimensions]}; check the file's name, or download it again"
+                )
+            shape = tuple(int(length) for length in np.frombuffer(header[4:], dtype=">u4"))
+            check_fits(math.prod(shape), f"{path}, by its header,")
+            content = file.read(math.prod(shape) + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} cannot be unpacked ({error}); download the file again") from error
-    header = 4 + 4 * dimensions
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
+    if len(content) != math.prod(shape):
+        found = f"at least {len(content)}" if path.suffix == ".gz" else path.stat().st_size - start
         raise ValueError(
-            f"{path} starts with bytes {list(content[:4])}, but its name promises an IDX file with header "
-            f"{[0, 0, 8, dimensions]}; check the file's name, or download it again"
+            f"{path} holds {found} bytes of data, but its header promises {math.prod(shape)} for shape {shape}; "
+            "download the file again"
         )
-    shape = tuple(int(length) for length in np.frombuffer(content[4:header], dtype=">u4"))
-    if len(content) != header + math.prod(shape):
-        raise ValueError(
-            f"{path} holds {len(content) - header} bytes of data, but its header promises {math.prod(shape)} "
-            f"for shape {shape}; download the file again"
-        )
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
+    _check_archive(path, header + content)
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape).copy()
+
+
+def _check_archive(path: Path, content: bytes) -> None:
+    """Check an unpacked file by the checksum of the archive that it came from, if that is next to it."""
+    archive = path.with_name(f"{path.name}.gz")
+    if not archive.is_file() or archive.stat().st_size < ENDING.size:
+        return
+    with archive.open("rb") as file:
+        file.seek(-ENDING.size, os.SEEK_END)
+        if file.read() != ENDING.pack(zlib.crc32(content), len(content) % 2**32):
+            raise ValueError(
+                f"{path} does not have the checksum of {archive.name} next to it; remove it, and that one is read"
+            )
 
 
 def find_idx(folder: Path, name: str) -> Path | None:

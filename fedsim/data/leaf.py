@@ -14,6 +14,8 @@ import torch
 from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
 from fedsim.data.places import user_path
 from fedsim.data.text import tokens, vocabulary, word_tokens, word_vocabulary
+from fedsim.errors import message_of
+from fedsim.reading import read_text
 
 LARGEST = 10**6  # number of classes
 # A tweet of Sent140 is its id, date, query, user and text, and whether it is from the published training or test file.
@@ -126,7 +128,7 @@ def _part(folder: Path) -> _Part:
     part = _Part([], [], [])
     for path in paths:
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            content = json.loads(read_text(path))
             for user in content["users"]:
                 x, y = content["user_data"][user]["x"], content["user_data"][user]["y"]
                 if len(x) != len(y):
@@ -135,8 +137,8 @@ def _part(folder: Path) -> _Part:
                     part.users.extend([str(user)] * len(x))
                     part.inputs.append(_block(user, x, y))
                     part.targets.append(y)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else message_of(error)
             raise ValueError(
                 f"{path} is damaged or not in LEAF's format ({reason}); download or write it again"
             ) from error

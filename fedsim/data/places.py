@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fedsim.reading import check_file
+
 
 def cache_folder() -> Path:
     """Return the folder of downloads and decoded images: ``$XDG_CACHE_HOME/fedsim``, else ``~/.cache/fedsim``."""
@@ -68,10 +70,11 @@ def user_path(path: str) -> Path:
 
     Raises
     ------
-    FileNotFoundError
-        If it does not exist in either place.
+    OSError
+        If it does not exist in either place, or is no file and no folder.
     """
     if found := existing_path(path):
+        check_file(found)
         return found
     looked = " and ".join(str(place.absolute()) for place in user_places(path))
     raise FileNotFoundError(

@@ -10,6 +10,7 @@ from fedsim.data.checksum import check_md5
 from fedsim.data.dataset import Dataset, Examples
 from fedsim.data.places import find_or_download, user_path
 from fedsim.data.text import tokens, vocabulary, windows
+from fedsim.reading import read_text
 
 FILE = "tinyshakespeare.txt"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -54,10 +55,7 @@ def shakespeare(*, path: str = "", data_dir: str | None = None, length: int = 80
     if length < 1:
         raise ValueError(f"length = {length} must be at least 1 character")
     place = user_path(path) if path else _published(data_dir)
-    try:
-        text = place.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 text ({error}); convert it") from error
+    text = read_text(place)
     speeches: dict[str, list[str]] = {}
     for speaker, speech in SPEECH.findall(text):
         speeches.setdefault(speaker.strip(), []).append(speech.rstrip("\n") + "\n")

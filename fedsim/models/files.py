@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedsim.errors import ConfigError, first_line
+from fedsim.memory import check_fits
 from fedsim.models.params import Params
+from fedsim.reading import check_file, read_text
 
 # Checkpoints in folders as Hugging Face's libraries write them, and other files that may be one.
 IN_FOLDERS = (
@@ -43,8 +45,12 @@ def read_file(path: Path) -> Any:
         If there is none, or it is damaged or holds code.
     """
     path = _file_in(path) if path.is_dir() else path
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; give a checkpoint as torch.save or safetensors write it")
+    try:
+        check_fits(check_file(path).st_size, str(path))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; give a checkpoint as torch.save or safetensors write it") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; give a checkpoint") from error
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -66,9 +72,9 @@ def _file_in(folder: Path) -> Path:
 
 def _read_shards(index: Path) -> Params:
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
+        names = set(json.loads(read_text(index))["weight_map"].values())
         shards = [index.parent / Path(name).name for name in sorted(names)]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ConfigError(f"{index} is damaged or no index of shards ({first_line(error)}); save it again") from error
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise ConfigError(f"{index} names the shard {missing[0]!r}, which is not next to it; copy all shards")
