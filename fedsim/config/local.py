@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedsim.config.tables import Table
-from fedsim.training.settings import LocalSettings
+from fedsim.training.settings import LocalSettings, Precision
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # What torch's optimisers take where a file does not say; SGD has the defaults of the table.
@@ -41,6 +41,7 @@ class LocalConfig(Table):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = LocalSettings.label_smoothing
     lr_scale: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}  # noqa: RUF012 (a field)
     weight_decay_on: Literal["all", "weights"] = LocalSettings.weight_decay_on
+    precision: Precision = LocalSettings.precision
 
     @cached_property
     def settings(self) -> LocalSettings:

@@ -1,6 +1,7 @@
 """What a run's clients train with: checked before it starts, and described."""
 
 import numpy as np
+import torch
 
 from fedsim.config.making import CHECKED_ROUNDS
 from fedsim.errors import ConfigError
@@ -9,6 +10,7 @@ from fedsim.federation.participants import unseen
 from fedsim.strategy import Strategy
 from fedsim.training.batches import cut_batches
 from fedsim.training.parameter_groups import scales
+from fedsim.training.precision import gains_from_bfloat16
 from fedsim.training.schedule import RoundOf, Schedule, steps_of
 
 
@@ -18,13 +20,16 @@ def check_training(federation: Federation, strategy: Strategy) -> None:
     Raises
     ------
     ConfigError
-        If an expression of ``lr_scale`` names no layers to train, or the warm-up of a client would never end.
+        If an expression of ``lr_scale`` names no layers to train, the model or its inputs have a type that does not go
+        with the precision, or the warm-up of a client would never end.
     """
     config, settings = federation.config, federation.config.local.settings
     try:
         scales(federation.layers, settings.lr_scale)
     except ValueError as error:
         raise ConfigError(f"local.{error}") from error
+    if settings.precision == "bfloat16":
+        _check_float32(federation)
     if not settings.warmup:
         return
     clients, batches = _clients_and_batches(federation)
@@ -37,6 +42,25 @@ def check_training(federation: Federation, strategy: Strategy) -> None:
                 f"{clients[int(steps.argmin())]} takes in {'all rounds' if over_run else 'a round'}; use fewer, more "
                 "epochs or rounds, or smaller batches"
             )
+
+
+def _check_float32(federation: Federation) -> None:
+    """Check that there is nothing in the model or the inputs that autocast would leave as it is."""
+    entries = {f"its tensor {key}": value for key, value in (federation.initial | federation.frozen()).items()}
+    for name, value in (entries | {"its input": federation.calibration()}).items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"local.precision = 'bfloat16' needs a model of float32, and {name} is of {dtype} (model.name = "
+                f"{federation.config.model.name!r}); use 'float32', which leaves all types as they are"
+            )
+
+
+def training_note(federation: Federation) -> str:
+    """Return what should be said of the settings on this machine; empty if there is nothing."""
+    if federation.config.local.precision == "float32" or gains_from_bfloat16(federation.device):
+        return ""
+    return f"local.precision = 'bfloat16' gains nothing: {federation.device} has no instructions for it; use 'float32'"
 
 
 def describe_training(federation: Federation, strategy: Strategy) -> str:
@@ -59,6 +83,9 @@ def describe_training(federation: Federation, strategy: Strategy) -> str:
         parts.append("times " + ", ".join(f"{scale:g} in {text!r}" for text, scale in settings.lr_scale.items()))
     if settings.label_smoothing:
         parts.append(f"labels smoothed by {settings.label_smoothing:g}")
+    if settings.precision != "float32":
+        gains = "" if gains_from_bfloat16(federation.device) else ", which gains nothing on this machine"
+        parts.append(f"{settings.precision} by autocast{gains}")
     return ", ".join(parts)
 
 

@@ -16,7 +16,7 @@ from fedsim.config.content import counted_files
 from fedsim.errors import ConfigError, RunError, in_code_of_the_user
 from fedsim.experiment.beginning import beginning_of, open_folder
 from fedsim.experiment.checkpoints import Checkpoints
-from fedsim.experiment.local_training import check_training
+from fedsim.experiment.local_training import check_training, training_note
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
 from fedsim.experiment.measuring.gate import check_gate
 from fedsim.experiment.rounds import Rounds, RoundSummary
@@ -109,6 +109,8 @@ def run(config: Config, folder: RunFolder, on_round: OnRound, parts: Parts | Non
 def _run_from(done: int, federation: Federation, strategy: Strategy, folder: RunFolder, on_round: OnRound) -> None:
     config = federation.config
     make_app = app_maker(federation, folder.read_env()["cohort"])
+    if note := training_note(federation):
+        logger.warning(note)
     with make_engine(_engine_settings(federation), make_app, config.clients, federation.frozen()) as engine:
         strategy.set_global_model(federation.initial)
         rounds = Rounds(federation, strategy, engine, folder)

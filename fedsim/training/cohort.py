@@ -20,6 +20,7 @@ from fedsim.training.dropout import seeded_modules
 from fedsim.training.learner import no_such_set, trained_entries
 from fedsim.training.loss import TrainingLoss
 from fedsim.training.plan import LocalPlan, Passes, Training
+from fedsim.training.precision import in_precision
 from fedsim.training.rule import Position, Ruled
 from fedsim.training.schedule import RoundOf
 from fedsim.training.settings import LocalSettings
@@ -84,7 +85,7 @@ def train_cohort(
     order = sorted(range(len(tasks)), key=lambda i: -steps[i])
     tasks = [tasks[i] for i in order]
     layers = Layers.of(model)
-    stacked = _Stack(model, tasks, TrainingLoss(settings.label_smoothing))
+    stacked = _Stack(model, tasks, settings)
     members = [Member(task.inputs, task.targets, task.rng) for task in tasks]
     batches = Batches(members, model, settings.batch_size, augmentation, len(stacked.dropouts))
     state = _stacked_state([task.optimizer_state for task in tasks], tasks[0].targets.device)
@@ -107,11 +108,12 @@ def _stacked_state(members: Sequence[Params], device: torch.device) -> Params:
 class _Stack:
     """The stacked parameters and buffers of all members, as `fedsim.training.descent.follow_plan` trains them."""
 
-    def __init__(self, model: nn.Module, tasks: Sequence[LocalTask], loss: TrainingLoss) -> None:
+    def __init__(self, model: nn.Module, tasks: Sequence[LocalTask], settings: LocalSettings) -> None:
         device = tasks[0].targets.device
         self._model = model
-        self._forward = forward_of(model)
-        self._loss = loss
+        self._forward = in_precision(forward_of(model), settings.precision)
+        self._precision = settings.precision
+        self._loss = TrainingLoss(settings.label_smoothing)
         self._ruled = [task.ruled for task in tasks]
         self.stacked: tuple[int, ...] = (len(tasks),)
         self.params = stack([task.params for task in tasks], device)
@@ -223,7 +225,7 @@ class _Stack:
                 phase=position.phase,
                 lr=position.lr_of(0) if member.lr is None else member.lr,
                 training_loss=self._loss,
-                network=Network(self._model, passes, member.numbers),
+                network=Network(self._model, passes, member.numbers, self._precision),
             )
             return hook(step, member.gradients)
 

@@ -4,13 +4,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from fedsim.models.params import Params, dense
 from fedsim.training.loss import TrainingLoss
 from fedsim.training.plan import Passes, Phase
-from fedsim.training.settings import LocalSettings
+from fedsim.training.precision import in_precision
+from fedsim.training.settings import LocalSettings, Precision
 from fedsim.training.targets import labels_of
 
 Sets = Mapping[str, Params]
@@ -24,15 +26,23 @@ class Network:
     ----------
     numbers
         Entries of the model besides its parameters, such as the streams of its dropout.
+    precision
+        What it computes in; outputs and features are of float32 anyway.
     """
 
     model: nn.Module
     passes: Passes = field(default_factory=Passes)
     numbers: Params = field(default_factory=dict)
+    precision: Precision = "float32"
 
     def logits(self, params: Params, inputs: Tensor) -> Tensor:
         """Return the outputs for inputs, shape [n, ...]; running statistics in ``params`` change in training mode."""
-        return functional_call(self.model, params | self.numbers, (inputs,))
+
+        def forward(inputs: Tensor) -> Tensor:
+            logits: Tensor = functional_call(self.model, params | self.numbers, (inputs,))
+            return logits
+
+        return in_precision(forward, self.precision)(inputs)
 
     def logits_and_features(self, params: Params, inputs: Tensor, layer: str) -> tuple[Tensor, Tensor]:
         """Return the outputs, and the input of the module ``layer``, such as the body's features."""
@@ -42,7 +52,11 @@ class Network:
             logits = self.logits(params, inputs)
         finally:
             hook.remove()
-        return logits, caught[0]
+        [features] = caught
+        return (
+            logits,
+            features.float() if features.dtype == torch.bfloat16 and self.precision == "bfloat16" else features,
+        )
 
 
 @dataclass(frozen=True)

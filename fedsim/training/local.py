@@ -16,6 +16,7 @@ from fedsim.training.dropout import seeded_modules, set_streams_
 from fedsim.training.learner import no_such_set, trained_entries
 from fedsim.training.loss import TrainingLoss
 from fedsim.training.plan import LocalPlan, Passes, Training
+from fedsim.training.precision import in_precision
 from fedsim.training.rule import Position, Ruled
 from fedsim.training.schedule import RoundOf
 from fedsim.training.settings import LocalSettings
@@ -59,7 +60,7 @@ def train_(
         If a phase's layer group cannot be parsed or holds no parameter, or it names a set that the rule does not have.
     """
     ruled = ruled or Ruled()
-    layers, learner = Layers.of(model), _Single(model, ruled, TrainingLoss(settings.label_smoothing))
+    layers, learner = Layers.of(model), _Single(model, ruled, settings)
     batches = Batches([Member(inputs, targets, rng)], model, settings.batch_size, augmentation, len(learner.dropouts))
     kept = {name: value.to(targets.device, copy=True) for name, value in (optimizer_state or {}).items()}
     try:
@@ -74,10 +75,12 @@ class _Single:
 
     stacked: tuple[int, ...] = ()
 
-    def __init__(self, model: nn.Module, ruled: Ruled, loss: TrainingLoss) -> None:
+    def __init__(self, model: nn.Module, ruled: Ruled, settings: LocalSettings) -> None:
         self._model = model
         self._ruled = ruled
-        self._loss = loss
+        self._precision = settings.precision
+        self._forward = in_precision(model, settings.precision)
+        self._loss = TrainingLoss(settings.label_smoothing)
         self._entries = state_of(model, keep_vars=True)
         self._parameters = {key: value for key, value in model.named_parameters() if key in self._entries}
         self._sets = {name: dict(entries) for name, entries in ruled.sets.items()}
@@ -132,7 +135,7 @@ class _Single:
         if batch.streams is not None:
             set_streams_(self.dropouts, batch.streams[0])
         if self._is_plain:
-            loss = self._loss.mean(self._model(batch.inputs), batch.targets, batch.real)
+            loss = self._loss.mean(self._forward(batch.inputs), batch.targets, batch.real)
             loss.backward()
             return loss.detach()
         step = self._step(batch, position)
@@ -155,7 +158,7 @@ class _Single:
             phase=position.phase,
             lr=position.lr_of(0),
             training_loss=self._loss,
-            network=Network(self._model, self.passes),
+            network=Network(self._model, self.passes, precision=self._precision),
         )
 
     def _change_gradients(self, step: Step) -> None:

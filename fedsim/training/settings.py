@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+Precision = Literal["float32", "bfloat16"]
 # What each has besides the options that all have.
 ADAM = ("betas", "eps", "amsgrad")
 OPTIMIZERS = {"sgd": ("momentum", "nesterov"), "adam": ADAM, "adamw": ADAM}
@@ -50,6 +51,9 @@ class LocalSettings:
         Factors of the step size by layer expression; layers that none names have 1.
     weight_decay_on
         Whether ``all`` parameters decay, or the ``weights`` only: no biases, and nothing in normalisation layers.
+    precision
+        What forward passes compute in: the model's own type, or ``bfloat16`` by autocast. Parameters, their gradients
+        and what the optimiser keeps stay as they are.
 
     Raises
     ------
@@ -78,6 +82,7 @@ class LocalSettings:
     label_smoothing: float = 0.0
     lr_scale: Mapping[str, float] = field(default_factory=dict)
     weight_decay_on: Literal["all", "weights"] = "all"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         self._check_options("optimizer", OPTIMIZERS)

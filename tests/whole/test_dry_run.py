@@ -2,14 +2,27 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 
 from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.errors import ConfigError
 from fedsim.experiment.dry_run import describe_run
 
+MIXED = """
+from torch import nn
+
+class Mixed(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.head = nn.Linear(64, classes).double()
+
+    def forward(self, inputs):
+        return self.head(inputs.flatten(1).double()).float()
+"""
 OPTIONS = {"layer_set": {"shared": "body"}}
 # Of these strategies the clients' rule sends or gets parameter sets, or trains in another way than the plan says.
 MORE_THAN_LAYERS = {
@@ -68,3 +81,22 @@ def test_a_warm_up_that_is_longer_than_a_clients_training_is_refused(tiny: Calla
         describe_run(tiny(local={"warmup": 50}))
     with pytest.raises(ConfigError, match=r"local\.warmup = 9 .* takes in a round; use fewer"):
         describe_run(tiny(local={"warmup": 9, "schedule": "linear", "schedule_over": "round"}))
+
+
+def test_bfloat16_is_refused_where_autocast_leaves_types_as_they_are_and_said_to_gain_nothing_elsewhere(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    local = {"lr": 0.1, "precision": "bfloat16"}
+    (tmp_path / "mixed.py").write_text(MIXED)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"'bfloat16' needs a model of float32, and its tensor head\.\w+ is of float64"
+    ):
+        describe_run(tiny(model={"name": "mixed:Mixed"}, local=local))
+    for has, end in (
+        (True, "bfloat16 by autocast"),
+        (False, "bfloat16 by autocast, which gains nothing on this machine"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has, "avx2": True})
+        [line] = [line for line in describe_run(tiny(local=local)).splitlines() if line.startswith("sgd: ")]
+        assert line == f"sgd: lr 0.1, {end}"

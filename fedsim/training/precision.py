@@ -1,0 +1,36 @@
+"""The precision in which a model computes in training; its weights and outputs stay what they are."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fedsim.training.settings import Precision
+
+
+def in_precision(forward: Callable[..., Tensor], precision: Precision) -> Callable[..., Tensor]:
+    """Return a forward pass, whose last argument are the inputs, in a precision; its outputs are of float32.
+
+    ``float32`` leaves it as it is; ``bfloat16`` is by autocast, which chooses the operations that lose little.
+    """
+    if precision == "float32":
+        return forward
+
+    def forward_in_bfloat16(*arguments: object) -> Tensor:
+        inputs = arguments[-1]
+        assert isinstance(inputs, Tensor)
+        # Its cache of cast weights would hold those of one call of a function that is differentiated or vectorised.
+        with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):
+            outputs = forward(*arguments)
+        return outputs.float()
+
+    return forward_in_bfloat16
+
+
+def gains_from_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has instructions for bfloat16, without which it computes them by those for float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return True
