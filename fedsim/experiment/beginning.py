@@ -2,8 +2,10 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -15,10 +17,12 @@ from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.app import cohort_size
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants
-from fedsim.results.environment import environment, now
-from fedsim.results.files import keep_rounds, write_json, write_whole
+from fedsim.results.environment import different_versions, environment, now, versions
+from fedsim.results.files import cut, json_text, keep_rounds, write_whole
 from fedsim.results.folder import RunFolder
+from fedsim.results.integrity import check_records, damaged_settings, row_files
 from fedsim.results.measured import TABLES
+from fedsim.results.seals import DamagedError, Seal
 
 logger = logging.getLogger(__name__)
 
@@ -31,80 +35,144 @@ class Beginning:
     ----------
     done
         Round after which it resumes; 0 if it starts.
+    manifest
+        What its checkpoint seals; None if it starts, or an earlier version wrote the checkpoint.
     problems
-        What is wrong with the checkpoints of later rounds.
-    is_sealed
-        Whether the checkpoint has a manifest, which those of earlier versions have not.
+        What the user should know: damage that the run does without.
     """
 
     done: int = 0
+    manifest: Mapping[str, Any] | None = None
     problems: Sequence[str] = ()
-    is_sealed: bool = True
 
 
-def beginning_of(folder: RunFolder, federation: Federation) -> Beginning:
+def beginning_of(folder: RunFolder, federation: Federation, *, accept_versions: bool = False) -> Beginning:
     """Find where a run begins; nothing is changed on disk.
+
+    Parameters
+    ----------
+    accept_versions
+        Whether it may resume under other versions than those that it was begun with.
 
     Raises
     ------
     ConfigError
-        If there are checkpoints and none is whole, or the model has other layers now.
+        If there are checkpoints and none is whole, the versions are others, or the model has other layers now.
     """
     begin = last_whole_round(folder)
-    if begin.done:
+    if not begin.done:
+        return begin
+    if not accept_versions:
+        check_versions(folder)
+    damaged = damaged_settings(folder)
+    if folder.model not in (each.path for each in damaged):
         check_layers(folder, federation)
-    return begin
+    notes = [f"{each}; it is written again" for each in damaged]
+    device = environment(federation.device)["device"]
+    if folder.env.exists() and (before := folder.read_env().get("device", device)) != device:
+        notes.append(f"the run resumes on {device}, and ran on {before}: their numbers differ in the last digits")
+    return replace(begin, problems=[*begin.problems, *notes])
 
 
 def last_whole_round(folder: RunFolder) -> Beginning:
-    """Find the newest round whose checkpoint is whole.
+    """Find the newest round whose checkpoint is whole, and up to which the records are.
 
     Raises
     ------
     ConfigError
-        If there are checkpoints and none is whole.
+        If there are checkpoints, but no such round.
     """
     checkpoints = Checkpoints(folder.checkpoints)
     problems: list[str] = []
     for server_round in reversed(checkpoints.rounds()):
         try:
-            manifest = checkpoints.check(server_round)
+            if manifest := checkpoints.check(server_round):
+                check_records(folder, manifest)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            problems.append(message_of(error))
+            problems.append(str(error) if isinstance(error, DamagedError) else message_of(error))
         else:
-            return Beginning(server_round, problems, is_sealed=manifest is not None)
+            return Beginning(
+                server_round,
+                manifest,
+                [f"{problem}; the run resumes after round {server_round} instead" for problem in problems[:1]],
+            )
     if problems:
-        others = ", and no earlier checkpoint is whole" if len(problems) > 1 else ""
+        others = ", and there is no whole round before" if len(problems) > 1 else ""
         raise ConfigError(f"{problems[0]}{others}; remove the run's folder to start it again")
     return Beginning()
 
 
+def check_versions(folder: RunFolder) -> None:
+    """Check that a run resumes under the versions with which it was last started.
+
+    Raises
+    ------
+    ConfigError
+        If a version of which numbers depend is another one.
+    """
+    if folder.env.exists() and (others := different_versions(folder.read_env(), versions())):
+        raise ConfigError(
+            f"run folder {folder.path} was written with {', '.join(others)}, and its numbers would be those of both; "
+            "resume it with --accept-versions, or run it again into another folder with --out"
+        )
+
+
 def open_folder(config: Config, folder: RunFolder, federation: Federation, begin: Beginning) -> None:
     """Cut the folder back to where the run begins, and write what is known at the start."""
-    done = begin.done
-    for problem in begin.problems[:1]:
-        logger.warning("%s; the run resumes after round %d instead", problem, done)
-    if not begin.is_sealed:
-        logger.info("an earlier version wrote the checkpoint of round %d, in which damage cannot be noticed", done)
+    for problem in begin.problems:
+        logger.warning(problem)
     folder.remove_partial_files()
-    if not done:
+    if begin.done:
+        _cut_back(folder, begin)
+    else:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    for path in (folder.metrics, folder.communication, folder.timing, folder.faults):
-        keep_rounds(path, done)
+        for path in row_files(folder):
+            path.unlink(missing_ok=True)
     for name in TABLES:
         for server_round, path in folder.measured_files(name).items():
-            if server_round > done:
+            if server_round > begin.done:
                 path.unlink()
-    known = folder.read_env() if folder.env.exists() else {"started": []}
+    contents = {
+        folder.config: config.to_toml(),
+        folder.model: json_text(asdict(federation.summary)),
+        folder.participants: json_text([participants(config, each) for each in range(1, config.rounds + 1)]),
+        folder.partition: json_text(federation.data.heterogeneity().to_json()),
+    }
+    # First, so that it seals what a kill leaves of the files.
+    folder.write_env(_about(config, folder, federation, begin.done, contents))
+    for path, content in contents.items():
+        write_whole(path, content)
+
+
+def _cut_back(folder: RunFolder, begin: Beginning) -> None:
+    """Drop the rows of later rounds."""
+    if begin.manifest is None:
+        logger.info("an earlier version wrote round %d, in which damage cannot be noticed", begin.done)
+        for path in row_files(folder):
+            keep_rounds(path, begin.done)
+        return
+    sealed = begin.manifest["records"]
+    for path in row_files(folder):
+        if path.name in sealed:
+            # The timing of a round is written after its checkpoint.
+            cut(path, sealed[path.name]["bytes"], begin.done if path == folder.timing else 0)
+        elif path == folder.timing:
+            keep_rounds(path, begin.done)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _about(
+    config: Config, folder: RunFolder, federation: Federation, done: int, contents: Mapping[Path, str]
+) -> dict[str, Any]:
+    """Return what ``env.json`` says of a run that begins now."""
+    known = folder.read_env() if done and folder.env.exists() else {}
     # What was chosen by measuring stays, so that a resumed run has the numbers of one that never stopped.
     chosen = known.get("cohort") if config.engine.cohort == "auto" else None
-    cohort = chosen or cohort_size(federation)
-    about = environment(federation.device) | {"cohort": cohort, "started": [*known["started"], now()]}
+    about = environment(federation.device) | {"cohort": chosen or cohort_size(federation)}
     about |= {key: known[key] for key in ("continues",) if key in known}
     if files := counted_files(config):
         about |= {"files": [each.to_json() for each in files], "named_by": naming.changed_settings(config)}
-    write_json(folder.env, about)
-    write_whole(folder.config, config.to_toml())
-    write_json(folder.model, asdict(federation.summary))
-    write_json(folder.participants, [participants(config, each) for each in range(1, config.rounds + 1)])
-    write_json(folder.partition, federation.data.heterogeneity().to_json())
+    time, written = now(), {path.name: Seal.of(content.encode()).sha256 for path, content in contents.items()}
+    start = {"time": time, "after_round": done, **versions(), "device": about["device"], "files": written}
+    return about | {"started": [*known.get("started", ()), time], "starts": [*known.get("starts", ()), start]}

@@ -9,7 +9,7 @@ that did not take part between them.
 """
 
 import shutil
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.state_files import StateFiles
 from fedsim.models.params import Params, under_all_names, under_first_names
 from fedsim.results.files import by_round
-from fedsim.results.seals import DamagedError, Seal, check_all, read_sealed, sync, write_sealed
+from fedsim.results.folder import RunFolder
+from fedsim.results.integrity import sealed_from
+from fedsim.results.seals import DamagedError, Seal, check_all, read_sealed, sealed, sync, write_sealed
 from fedsim.strategy import Strategy
 
 MANIFEST = "manifest.json"
@@ -51,7 +53,13 @@ class Checkpoints:
         return max(self.rounds(), default=0)
 
     def save(
-        self, server_round: int, strategy: Strategy, engine: Engine, changed: Iterable[int], keep: Container[int] = ()
+        self,
+        server_round: int,
+        strategy: Strategy,
+        engine: Engine,
+        changed: Iterable[int],
+        keep: Container[int] = (),
+        records: Mapping[str, Any] | None = None,
     ) -> None:
         """Save everything after a round, then remove what is no longer needed.
 
@@ -61,8 +69,12 @@ class Checkpoints:
             Clients that took part since the last checkpoint.
         keep
             Earlier rounds whose checkpoints are not removed.
+        records
+            What its manifest seals besides its own files.
         """
         clients = sorted(changed)
+        for path in (self.folder, self._clients.folder):
+            path.mkdir(exist_ok=True)
         engine.save_clients(self._clients.folder, clients, server_round)
         before = self._client_files[max(self._client_files)] if self._client_files else ClientFiles()
         client_files = before.changed(self._clients, clients, server_round)
@@ -74,19 +86,25 @@ class Checkpoints:
         }
         partial = self.folder / f".{_name(server_round)}"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial.mkdir()
         for name, content in contents.items():
             (partial / name).write_bytes(content)
-        sync(partial / name for name in contents)
         seals = {name: Seal.of(content).to_json() for name, content in contents.items()}
-        write_sealed(partial / MANIFEST, {"round": server_round, "files": seals})
+        (partial / MANIFEST).write_text(sealed({"round": server_round, "files": seals, **(records or {})}))
+        written = [self._clients.path(client, server_round) for client in client_files.of_round(server_round)]
+        sync([partial, *partial.iterdir(), *written, *(each.parent for each in written[:1])])
         partial.replace(self.folder / _name(server_round))
         sync([self.folder])
         self._client_files[server_round] = client_files
         for gone in self._client_files.keys() - set(self._tidied(server_round, keep)):
             unused = self._client_files.pop(gone)
-            for client, written in unused.unused_by(self._client_files.values()):
-                self._clients.remove(client, written)
+            for pair in unused.unused_by(self._client_files.values()):
+                self._clients.remove(*pair)
+
+    def seal_again(self, server_round: int, records: Mapping[str, Any]) -> None:
+        """Write the manifest of a checkpoint once more, with what it seals besides its own files."""
+        path = self._round(server_round) / MANIFEST
+        write_sealed(path, {**read_sealed(path), **records})
 
     def check(self, server_round: int, clients: Collection[int] | None = None) -> dict[str, Any] | None:
         """Check that a checkpoint is as it was written.
@@ -107,7 +125,8 @@ class Checkpoints:
             If a file is not as it was written.
         """
         folder = self._round(server_round)
-        if not (folder / MANIFEST).exists() and not self._has_sealed(range(server_round)):
+        first = sealed_from(RunFolder(self.folder.parent))
+        if not (folder / MANIFEST).exists() and (first is None or server_round < first):
             return None
         manifest = read_sealed(folder / MANIFEST)
         if manifest["round"] != server_round:
@@ -143,10 +162,6 @@ class Checkpoints:
     def _round(self, server_round: int) -> Path:
         kept = self._kept / _name(server_round)
         return kept if kept.exists() else self.folder / _name(server_round)
-
-    def _has_sealed(self, rounds: Container[int]) -> bool:
-        """Tell whether one of these rounds has a checkpoint with a manifest, so that all later ones had one."""
-        return any(each in rounds and (self._round(each) / MANIFEST).exists() for each in self.rounds())
 
     def _tidied(self, newest: int, keep: Container[int]) -> list[int]:
         """Set the checkpoints of earlier rounds aside or remove them; return the rounds of those that are left.

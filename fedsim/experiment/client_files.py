@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from fedsim.federation.engines.state_files import StateFiles
-from fedsim.results.seals import Seal, seals_of, sync
+from fedsim.results.seals import Seal, seals_of
 
 HASH_BYTES = 32
 
@@ -52,11 +52,14 @@ class ClientFiles:
         for client in self.clients:
             yield int(client), int(self.rounds[client])
 
+    def of_round(self, server_round: int) -> list[int]:
+        """Return the clients whose file was written after this round."""
+        return [int(client) for client in np.flatnonzero(self.rounds == server_round)]
+
     def changed(self, files: StateFiles, clients: Sequence[int], server_round: int) -> Self:
-        """Return the files after some clients, in ascending order, wrote theirs; wait until these are on disk."""
+        """Return the files after some clients, in ascending order, wrote theirs."""
         has = [client for client in clients if files.has(client, server_round)]
         written = [files.path(client, server_round) for client in has]
-        sync([*written, *[files.folder][: len(written)]])
         n = max(len(self.rounds), clients[-1] + 1 if clients else 0)
         rounds = np.pad(self.rounds, (0, n - len(self.rounds)))
         hashes = np.zeros((n, HASH_BYTES), dtype=np.uint8)

@@ -16,6 +16,7 @@ from fedsim.federation.federation import choose_device
 from fedsim.results.best_round import best_round, validation_means
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
+from fedsim.results.integrity import check_run
 from fedsim.results.seals import DamagedError
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def kept_round(
     ConfigError
         If there is no such client, or the models of the round are not kept or damaged.
     """
+    check_run(folder)
     config, rounds = _on_this_machine(folder.read_config()), Checkpoints(folder.checkpoints).rounds()
     if client is not None and not (isinstance(client, Integral) and 0 <= client < config.clients):
         raise ConfigError(f"client = {client!r} must be from 0 to {config.clients - 1}")

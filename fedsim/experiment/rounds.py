@@ -29,8 +29,9 @@ from fedsim.federation.engines.grid import Engine, processors
 from fedsim.federation.federation import Federation
 from fedsim.results.best_round import SELECTED_BY, best_rounds, reason_to_stop, validation_means
 from fedsim.results.faults import fault_row, rounds_without_loss
-from fedsim.results.files import append_rows, read_rows, write_parquet
+from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
+from fedsim.results.records import Records
 from fedsim.strategy import ClientUpdate, Measurable, Received, Strategy, messages
 from fedsim.strategy.faults import NOT_FINITE, all_failed, kind_of, warn_of
 from fedsim.strategy.traffic import Traffic, layer_bytes
@@ -73,6 +74,7 @@ class Rounds:
         self.strategy = strategy
         self.engine = engine
         self.folder = folder
+        self.records = Records(folder)
         self.checkpoints = Checkpoints(folder.checkpoints)
         # Analysis runs in this process while the clients' actors are idle.
         self._threads = engine.workers if self.config.engine.name == "local" else processors()
@@ -128,12 +130,13 @@ class Rounds:
             self.strategy.step(server_round, received)
         evaluated, failed = self._evaluate(server_round)
         rows += evaluated
-        append_rows(self.folder.metrics, rows)
+        self.records.append("metrics", rows)
         self._note(failed + self._restored(server_round))
         check_any_finite(server_round, evaluated)
         self._check_any_trained(server_round, received.missing)
+        self.records.seal_round(server_round)
         self._save_if_due(server_round)
-        append_rows(self.folder.timing, [{"round": server_round, **self._seconds}])
+        self.records.append("timing", [{"round": server_round, **self._seconds}])
         stopped = self.stopped if server_round < self.config.rounds else None
         return replace(_summary(server_round, rows), faults=self._faults, stopped=stopped)
 
@@ -153,7 +156,7 @@ class Rounds:
                 yield reply
 
         received = self.strategy.receive(server_round, counted(), in_order=not probe)
-        append_rows(self.folder.communication, traffic.rows(server_round))
+        self.records.append("communication", traffic.rows(server_round))
         left_out, missing = received.left_out, received.missing
         self._note([fault_row(server_round, client, "train", left_out[client]) for client in sorted(left_out)])
         for client, why in missing.items():
@@ -187,20 +190,20 @@ class Rounds:
         """Write faults, also those of a round that fails."""
         self._faults += len(faults)
         if faults:
-            append_rows(self.folder.faults, faults)
+            self.records.append("faults", faults)
 
     def _gate(self, server_round: int, gate: Measurable, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Give the strategy the barriers that it asks for; return the updates with the cost of measuring them."""
         finite = [update for update in updates if update.is_finite(self.federation.layers)]
         table = gate_barriers(self.federation, finite, gate, self._threads)
         if len(table):
-            write_parquet(self.folder.measured("gate", server_round), table)
+            self.records.write_table("gate", server_round, table)
         self.strategy.take_barriers(server_round, mean_barriers(table, gate))
         if gate.on == "server":
             return list(updates)
         sizes = layer_bytes(self.strategy, self.federation.initial)
         traffic = gate_traffic(sizes, gate, [update.client for update in finite])
-        append_rows(self.folder.communication, [{"round": server_round, **row} for row in traffic])
+        self.records.append("communication", [{"round": server_round, **row} for row in traffic])
         passes = table.groupby("client")["n"].agg(lambda n: n.iloc[0] * (1 + len(gate.layers)))
         name = metric_name(UPLOADED, "train", "forward_examples")
         return [
@@ -212,7 +215,7 @@ class Rounds:
         """Write what is measured of the models as uploaded; return the metrics of their average."""
         measured = measure_updates(self.federation, updates, self.strategy.global_model, self._threads)
         for name, table in measured.tables.items():
-            write_parquet(self.folder.measured(name, server_round), table)
+            self.records.write_table(name, server_round, table)
         return self._on_server.rows(server_round, AVERAGE, measured.average)
 
     def _evaluate(self, server_round: int) -> tuple[list[Row], list[Row]]:
@@ -248,7 +251,8 @@ class Rounds:
         if due or (self.config.keeps_best and server_round in best):
             keep = self._keep(best, server_round)
             with self._timed("checkpoint"):
-                self.checkpoints.save(server_round, self.strategy, self.engine, self._changed, keep)
+                sealed = self.records.sealed()
+                self.checkpoints.save(server_round, self.strategy, self.engine, self._changed, keep, sealed)
             self._changed = set()
 
     def _keep(self, best: Container[int], server_round: int) -> Container[int]:

@@ -25,8 +25,8 @@ from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.engines import make_engine
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.results.environment import now
-from fedsim.results.files import write_json
 from fedsim.results.folder import RunFolder
+from fedsim.results.integrity import write_done
 from fedsim.strategy import Strategy
 from fedsim.training import cohort_problem
 
@@ -78,7 +78,9 @@ def _prepared(config: Config) -> Parts:
     return federation, strategy
 
 
-def run(config: Config, folder: RunFolder, on_round: OnRound, parts: Parts | None = None) -> None:
+def run(
+    config: Config, folder: RunFolder, on_round: OnRound, parts: Parts | None = None, *, accept_versions: bool = False
+) -> None:
     """Run all rounds that are not yet done, or until ``[stop]`` ends the run; each is on disk when it ends.
 
     Parameters
@@ -89,21 +91,24 @@ def run(config: Config, folder: RunFolder, on_round: OnRound, parts: Parts | Non
         Function that is called after each round.
     parts
         What `prepare` built for this run, perhaps with another engine, and no other run has used; built if not given.
+    accept_versions
+        Whether the run may resume under other versions of fedsim or a package than those that it was begun with.
 
     Raises
     ------
     ConfigError
-        If a part cannot be built, or the folder cannot be written or is in use by another process.
+        If a part cannot be built, the folder cannot be written, is in use by another process or is damaged, or the
+        versions are others.
     RunError
-        If no client of a round sent a valid update, or a worker died.
+        If no client of a round sent a valid update, a worker died, or the folder was removed.
     """
     federation, strategy = parts or prepare(config)
     with _alone_in(folder):
-        begin = beginning_of(folder, federation)
+        begin = beginning_of(folder, federation, accept_versions=accept_versions)
         with _log_to(folder):
             open_folder(config, folder, federation, begin)
             _run_from(begin.done, federation, strategy, folder, on_round)
-            write_json(folder.env, folder.read_env() | {"stopped": now()})
+            folder.write_env(folder.read_env() | {"stopped": now()})
 
 
 def _run_from(done: int, federation: Federation, strategy: Strategy, folder: RunFolder, on_round: OnRound) -> None:
@@ -134,6 +139,21 @@ def _restore(rounds: Rounds, done: int) -> None:
         raise ConfigError(
             f"{folder.checkpoints} is damaged ({error}); remove the folder {folder.path} to start the run again"
         ) from error
+
+
+def complete(folder: RunFolder) -> None:
+    """Write that a run is complete, and seal all its records.
+
+    Raises
+    ------
+    RunError
+        If the folder was removed.
+    ConfigError
+        If a file of it is damaged.
+    """
+    if not folder.lock.exists():
+        raise RunError(f"run folder {folder.path} was removed or replaced before its run was done; run it again")
+    write_done(folder, Checkpoints(folder.checkpoints).rounds())
 
 
 def rounds_done(folder: RunFolder) -> int:

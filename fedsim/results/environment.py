@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,13 +20,33 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
+def versions() -> dict[str, Any]:
+    """Return the versions of fedsim, Python and the packages that compute."""
+    return {
+        "fedsim": fedsim.__version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def different_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the versions of which numbers depend that are not the same, each as ``torch 2.9.0 (now 2.10.0)``."""
+    then, today = _numbers_from(before), _numbers_from(now)
+    return [f"{name} {then[name]} (now {today[name]})" for name in today if then.get(name) not in (None, today[name])]
+
+
+def _numbers_from(env: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions of what computes numbers; Ray only carries them, and a patch of Python changes none."""
+    python = ".".join(str(env["python"]).split(".")[:2]) if "python" in env else None
+    found = {"fedsim": env.get("fedsim"), "Python": python, **env.get("packages", {})}
+    return {name: str(version) for name, version in found.items() if version is not None and name != "ray"}
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Return versions, platform, device and the commit of the source, where it is a git checkout."""
     return {
-        "fedsim": fedsim.__version__,
+        **versions(),
         "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

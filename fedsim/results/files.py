@@ -41,9 +41,14 @@ def write_folder(path: Path) -> Iterator[Path]:
         partial.replace(path)
 
 
+def json_text(content: Any) -> str:
+    """Return the text of a JSON file."""
+    return json.dumps(content, indent=1, default=str) + "\n"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
-    write_whole(path, json.dumps(content, indent=1, default=str) + "\n")
+    write_whole(path, json_text(content))
 
 
 def write_parquet(path: Path, table: "pd.DataFrame") -> None:
@@ -77,6 +82,23 @@ def read_rows(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.DataFrame(_rows(path))
+
+
+def cut(path: Path, size: int, last_round: int) -> None:
+    """Drop what follows the first bytes of a file of JSON lines, except rows of rounds up to the last one.
+
+    Where a line is damaged, or a row is of a later round, the file ends.
+    """
+    with path.open("r+b") as file:
+        file.seek(size)
+        for line in file.readlines():
+            try:
+                if not line.endswith(b"\n") or _row(line, str(path))["round"] > last_round:
+                    break
+            except ConfigError:
+                break
+            size += len(line)
+        file.truncate(size)
 
 
 def keep_rounds(path: Path, last_round: int) -> None:

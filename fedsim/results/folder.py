@@ -2,13 +2,14 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedsim.config import Config, read_toml
-from fedsim.errors import ConfigError
 from fedsim.results.files import by_round
+from fedsim.results.seals import OF_ITSELF, read_sealed, write_sealed
 
 
 def metric_row(
@@ -61,6 +62,7 @@ class RunFolder:
     communication = _File("communication.jsonl")  # one line per round, client and layer: bytes up and down
     faults = _File("faults.jsonl")  # one line per client that failed in a round; absent in a run without faults
     timing = _File("timing.jsonl")  # one line per round: wall seconds by part; equal runs differ in it alone
+    seals = _File("seals.jsonl")  # one line per round: hashes of the records up to it, and of its measured tables
     checkpoints = _File("checkpoints")
     log = _File("log.txt")
     report = _File("report.html")
@@ -85,9 +87,31 @@ class RunFolder:
         """Read the resolved config."""
         return Config.parse(read_toml(self.config), str(self.config))
 
+    def manifests(self) -> dict[int, Path]:
+        """Return what seals the checkpoints, by round and in their order; earlier versions sealed none."""
+        rounds = by_round(self.checkpoints / "kept") | by_round(self.checkpoints)
+        paths = {server_round: folder / "manifest.json" for server_round, folder in sorted(rounds.items())}
+        return {server_round: path for server_round, path in paths.items() if path.exists()}
+
+    def write_env(self, env: Mapping[str, Any]) -> None:
+        """Write versions, device, start and stop."""
+        write_sealed(self.env, env)
+
     def read_env(self) -> dict[str, Any]:
-        """Read versions, device, start and stop."""
-        return json.loads(self.env.read_text())
+        """Read versions, device, start and stop.
+
+        Raises
+        ------
+        ConfigError
+            If the file is damaged.
+        """
+        try:
+            env = json.loads(self.env.read_bytes())
+        except (ValueError, RecursionError):
+            env = None
+        if isinstance(env, dict) and "starts" not in env and OF_ITSELF not in env:
+            return env  # of an earlier version
+        return read_sealed(self.env)
 
     def read_model(self) -> dict[str, Any]:
         """Read the names of the layers, and how many parameters train; empty if an earlier version wrote the folder."""
@@ -101,16 +125,5 @@ class RunFolder:
     @property
     def started(self) -> str:
         """When the run was first started, as ISO 8601; empty if that is not known."""
-        return self.read_env()["started"][0] if self.env.exists() else ""
-
-    def check_whole(self) -> None:
-        """Check that a run that is done has all its records.
-
-        Raises
-        ------
-        ConfigError
-            If one is missing.
-        """
-        for path in (self.config, self.env, self.partition, self.metrics, self.communication, self.timing):
-            if not path.exists():
-                raise ConfigError(f"run folder {self.path} is done but has no {path.name}; remove it to run it again")
+        started = self.read_env().get("started") if self.env.exists() else None
+        return started[0] if started else ""

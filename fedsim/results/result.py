@@ -21,6 +21,7 @@ from fedsim.results.best_round import best_round, validation_means
 from fedsim.results.faults import read_faults, updates_asked_for
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
+from fedsim.results.integrity import check_run
 from fedsim.results.measured import read_measured
 
 logger = logging.getLogger(__name__)
@@ -195,8 +196,10 @@ def read_result(folder: RunFolder) -> Result:
     Raises
     ------
     ConfigError
-        If the folder is not a whole run, or nothing was evaluated in it yet.
+        If the folder is not a whole run, a file is damaged, or nothing was evaluated in it yet.
     """
+    if not check_run(folder):
+        logger.info("%s is of an earlier version, which sealed no records: damage cannot be noticed", folder.path)
     try:
         config = choices.resolve(folder.read_config(), custom=False)
         metrics = read_rows(folder.metrics)
@@ -255,7 +258,7 @@ def find_runs(paths: Iterable[Path]) -> list[RunFolder]:
             raise ConfigError(
                 f"{path} does not exist; give run folders, or an experiment's folder such as runs/quickstart"
             )
-        inside = [path] if (path / "config.toml").is_file() else sorted(p.parent for p in path.glob("*/config.toml"))
+        inside = [path] if _is_run(path) else sorted(each for each in path.glob("*") if _is_run(each))
         if not inside:
             deeper = sorted({p.parent.parent for p in path.glob("*/*/config.toml")})
             remedy = (
@@ -268,6 +271,14 @@ def find_runs(paths: Iterable[Path]) -> list[RunFolder]:
     # One folder may have been named in several ways.
     distinct = {run.path.resolve(): run for run in reversed(found)}.values()
     return sorted(distinct, key=lambda run: (run.started, run.path))
+
+
+def _is_run(path: Path) -> bool:
+    """Tell whether a folder is a run's, also of one that has lost its config; one that has not started has none yet."""
+    folder = RunFolder(path)
+    if folder.config.is_file() or folder.done.is_file():
+        return True
+    return folder.metrics.is_file() and not (folder.env.is_file() and not folder.started)
 
 
 def distinguishing_settings(results: Sequence[Result]) -> list[dict[str, Any]]:

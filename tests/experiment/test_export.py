@@ -30,7 +30,7 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.training.evaluation import evaluate
 from strategies import STRATEGIES
-from tests.conftest import TINY
+from tests.conftest import TINY, unseal
 from tests.strategies.harness import assert_close
 from tests.strategies.test_laws import OPTIONS
 
@@ -303,7 +303,7 @@ def test_a_model_that_is_not_whole_or_not_plain_in_its_checkpoint_is_not_exporte
 def test_the_global_model_is_exported_without_the_code_that_it_was_made_by(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
-    folder = play(tiny(rounds=1, model=TIED))
+    folder = unseal(play(tiny(rounds=1, model=TIED)))
     folder.config.write_text(folder.config.read_text().replace(TIED["name"], "a_module_that_is_gone:tied"))
     export_model(kept_round(folder), tmp_path / "model.safetensors")
     Tied(10).load_state_dict(load_file(tmp_path / "model.safetensors"))
@@ -327,7 +327,7 @@ def test_a_clients_model_whose_data_have_changed_since_is_refused(
 def test_a_model_that_no_longer_fits_its_checkpoint_is_refused(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
-    folder = play(tiny(rounds=1))
+    folder = unseal(play(tiny(rounds=1)))
     folder.config.write_text(re.sub(r"hidden = \[\s*12", "hidden = [13", folder.config.read_text()))
     for client in (None, 1):
         with pytest.raises(ConfigError, match="does not fit the model that its config builds now"):
@@ -337,7 +337,7 @@ def test_a_model_that_no_longer_fits_its_checkpoint_is_refused(
 def test_models_of_a_run_on_a_gpu_are_restored_where_there_is_none(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
-    folder = play(tiny(rounds=1))
+    folder = unseal(play(tiny(rounds=1)))
     folder.config.write_text(folder.config.read_text().replace('device = "auto"', 'device = "cuda:99"'))
     for client in (None, 1):
         assert {value.device.type for value in restored_model(folder, client).parameters()} == {"cpu"}

@@ -9,9 +9,10 @@ import pytest
 
 from fedsim.config import Config
 from fedsim.experiment.checkpoints import Checkpoints
+from fedsim.experiment.run import complete as complete_folder
 from fedsim.experiment.sweep import longer
 from fedsim.experiment.sweep.sweep import Run, name_runs, run_all
-from fedsim.results.files import read_rows, write_json
+from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.result import find_runs
 from tests.conftest import run_files
@@ -82,19 +83,21 @@ def test_a_run_that_begins_with_the_rounds_of_a_shorter_one_has_the_bytes_of_one
 
 
 def change_env(folder: RunFolder, **values: Any) -> None:
-    write_json(folder.env, folder.read_env() | values)
+    folder.write_env(folder.read_env() | values)
+    folder.done.unlink()
+    complete_folder(folder)
 
 
 OBSTACLES: dict[str, tuple[dict[str, Any], Callable[[RunFolder], Any], str]] = {
-    "another version": ({}, lambda folder: change_env(folder, fedsim="0.0.9"), "fedsim was 0.0.9 and is"),
+    "another version": ({}, lambda folder: change_env(folder, fedsim="0.0.9"), "it was run with fedsim 0.0.9 (now"),
     "another device": ({}, lambda folder: change_env(folder, device="a GPU"), "device was a GPU and is cpu"),
-    "no list of layers": ({}, lambda folder: folder.model.unlink(), "an earlier version of fedsim wrote it"),
+    "no list of layers": ({}, lambda folder: folder.model.unlink(), "model.json is missing; remove"),
     "other layers": (
         {},
         lambda folder: folder.model.write_text(folder.model.read_text().replace("fc1", "fc0")),
-        "which named the model's layers otherwise",
+        "model.json has another content than was written; remove",
     ),
-    "no records": ({}, lambda folder: folder.timing.unlink(), "has no timing.jsonl"),
+    "no records": ({}, lambda folder: folder.timing.unlink(), "timing.jsonl is missing; remove"),
     "another cohort": ({"engine": {"cohort": 2}}, lambda folder: None, "its cohort was 1 and engine.cohort is 2"),
     "all models wanted": ({"checkpoints": {"keep": "all"}}, lambda folder: None, "of its round 1 are not kept"),
 }
@@ -177,7 +180,7 @@ def test_a_kill_while_a_shorter_run_is_copied_leaves_nothing_of_it(
     def kill(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    for name in ("keep_rows", "write_json"):
+    for name in ("write_folder", "row_files"):
         with monkeypatch.context() as patched:
             patched.setattr(longer, name, kill)
             with pytest.raises(KeyboardInterrupt):

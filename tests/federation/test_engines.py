@@ -196,13 +196,14 @@ def test_cohorts_give_the_numbers_of_one_after_the_other_to_float_tolerance(
         assert folder.read_env()["cohort"] > 1
 
 
-def test_only_the_newest_checkpoint_and_its_clients_are_kept(
+def test_only_the_newest_two_checkpoints_and_their_clients_are_kept(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
     folder = play(tiny(rounds=4, clients=5, participation=0.4, checkpoints__keep="last"))
     checkpoints = Checkpoints(folder.checkpoints)
     assert checkpoints.newest() == 4
-    assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["clients", "round-00004"]
+    assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["clients", "kept", "round-00004"]
+    assert checkpoints.rounds() == [3, 4]
     took_part = {client for line in json.loads(folder.participants.read_text()) for client in line}
     assert {int(path.name[:6]) for path in (folder.checkpoints / "clients").iterdir()} == took_part
 

@@ -14,6 +14,7 @@ from fedsim.cli import main
 from fedsim.config.config import Config
 from fedsim.config.toml import read_toml, with_settings
 from fedsim.results.folder import RunFolder
+from tests.conftest import unseal
 
 NAMES: dict[str, Any] = {
     "data": {"name": "foreign_code:load", "path": "pipe"},
@@ -54,7 +55,7 @@ def test_reading_results_imports_and_reads_nothing_that_a_run_names(
     monkeypatch.setattr("fedsim.results.report.pages.page.save", lambda figure, kind: b"")  # which takes seconds
     Path("foreign_code.py").write_text("open('imported', 'w')\ndef load(): ...\n")
     os.mkfifo("pipe")  # which waits for ever when it is read
-    run = RunFolder(shutil.copytree(original, tmp_path / "foreign"))
+    run = unseal(RunFolder(shutil.copytree(original, tmp_path / "foreign")))
     settings = with_settings(read_toml(run.config), {(table,): choice for table, choice in changes.items()})
     run.config.write_text(Config.parse(settings, "foreign").to_toml())
     run.env.write_text(json.dumps(run.read_env() | {"named_by": named_by}))

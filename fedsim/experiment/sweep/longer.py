@@ -18,14 +18,14 @@ from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRAINED
 from fedsim.federation.federation import federation_of
 from fedsim.results.best_round import SELECTED_BY, best_rounds, reason_to_stop, validation_means
-from fedsim.results.environment import environment
-from fedsim.results.files import keep_rows, read_rows, write_folder, write_json
+from fedsim.results.environment import different_versions, environment
+from fedsim.results.files import keep_rows, read_rows, write_folder
 from fedsim.results.folder import RunFolder
+from fedsim.results.integrity import check_run, row_files
 from fedsim.results.measured import TABLES
+from fedsim.results.records import Records
 from fedsim.training.schedule import depends_on_rounds
 
-# What must be the same for equal numbers, besides the settings that name a run.
-SAME = ("fedsim", "packages", "device")
 Row = Mapping[Any, Any]
 
 
@@ -36,7 +36,9 @@ def finished_rounds(folder: Path) -> set[int]:
     return {int(found[1]) for text in texts if (found := re.search(r"^rounds = (\d+)$", text, re.MULTILINE))}
 
 
-def begin_from_shorter(config: Config, folder: RunFolder, finished: Collection[int]) -> str | None:
+def begin_from_shorter(
+    config: Config, folder: RunFolder, finished: Collection[int], *, accept_versions: bool = False
+) -> str | None:
     """Begin a run with the rounds of the longest finished one that differs from it only in having fewer.
 
     Parameters
@@ -45,6 +47,8 @@ def begin_from_shorter(config: Config, folder: RunFolder, finished: Collection[i
         Folder of the run, which does not exist yet; it appears as a whole.
     finished
         What `finished_rounds` returns of the folder in which it lies.
+    accept_versions
+        Whether it may continue a run of other versions of fedsim or a package.
 
     Returns
     -------
@@ -57,7 +61,7 @@ def begin_from_shorter(config: Config, folder: RunFolder, finished: Collection[i
         if not shorter.done.exists():
             continue
         try:
-            _check_same(config, shorter, fewer)
+            _check_same(config, shorter, fewer, accept_versions=accept_versions)
             server_round = _begin(config, folder, shorter)
         except _ObstacleError as error:
             obstacle = obstacle or f"starts from round 1, not from the {fewer} rounds of {shorter.path}: {error}"
@@ -85,22 +89,34 @@ def _begin(config: Config, folder: RunFolder, shorter: RunFolder) -> int:
         copy = RunFolder(path)
         for shared in _common(shorter):
             (shutil.copytree if shared.is_dir() else shutil.copy)(shared, path / shared.name)
-        keep_rows(copy.metrics, lambda row: not (row["round"] == last and row["model"] in extra))
-        if PERSONALISED in extra:
-            keep_rows(copy.faults, lambda row: not (row["round"] == last and row["stage"] == "evaluate"))
         origin = {"run": shorter.path.name, "round": last}
-        write_json(copy.env, shorter.read_env() | {"started": [], "continues": origin})
+        copy.write_env(shorter.read_env() | {"started": [], "continues": origin})
+        if extra:
+            _drop(copy, last, extra)
     return last
 
 
-def _check_same(config: Config, shorter: RunFolder, rounds: int) -> None:
+def _drop(copy: RunFolder, last: int, extra: Collection[str]) -> None:
+    """Drop what was measured in the last round only because it was the last, and seal what is left."""
+    keep_rows(copy.metrics, lambda row: not (row["round"] == last and row["model"] in extra))
+    if PERSONALISED in extra:
+        keep_rows(copy.faults, lambda row: not (row["round"] == last and row["stage"] == "evaluate"))
+    if last in copy.manifests():
+        records = Records(copy)
+        records.seal_again(last)
+        Checkpoints(copy.checkpoints).seal_again(last, records.sealed())
+
+
+def _check_same(config: Config, shorter: RunFolder, rounds: int, *, accept_versions: bool) -> None:
     """Check that a shorter run is whole, and that it would have the same numbers here and now."""
     if depends_on_rounds(config.local.settings):
         raise _ObstacleError(
             f"local.schedule = {config.local.schedule!r} goes over all rounds, whose number is another"
         )
+    checkpoints = Checkpoints(shorter.checkpoints)
     try:
-        shorter.check_whole()
+        check_run(shorter)
+        checkpoints.check(checkpoints.newest())
         federation = federation_of(config)
         if not shorter.model.exists():
             raise _ObstacleError("an earlier version of fedsim wrote it")
@@ -108,12 +124,13 @@ def _check_same(config: Config, shorter: RunFolder, rounds: int) -> None:
     except ConfigError as error:
         raise _ObstacleError(str(error)) from error
     before, now = shorter.read_env(), environment(federation.device)
-    for name in SAME:
-        if before.get(name) != now[name]:
-            raise _ObstacleError(f"{name} was {_text(before.get(name))} and is {_text(now[name])}")
+    if not accept_versions and (others := different_versions(before, now)):
+        raise _ObstacleError(f"it was run with {', '.join(others)}; --accept-versions continues it")
+    if before.get("device") != now["device"]:
+        raise _ObstacleError(f"device was {before.get('device')} and is {now['device']}")
     if config.engine.cohort not in ("auto", before["cohort"]):
         raise _ObstacleError(f"its cohort was {before['cohort']} and engine.cohort is {config.engine.cohort}")
-    if Checkpoints(shorter.checkpoints).newest() < rounds and not config.stop.patience:
+    if checkpoints.newest() < rounds and not config.stop.patience:
         raise _ObstacleError("its last checkpoint is not of its last round")
 
 
@@ -136,10 +153,6 @@ def _kept_rounds(config: Config, rows: Sequence[Row], last: int) -> Iterator[int
 
 def _common(shorter: RunFolder) -> Iterator[Path]:
     """Yield the files and folders that a longer run shares with a shorter one."""
-    files = (shorter.model, shorter.metrics, shorter.communication, shorter.timing, shorter.faults, shorter.log)
+    files = (shorter.model, *row_files(shorter), shorter.log)
     folders = (shorter.checkpoints, *(shorter.path / name for name in TABLES))
     yield from (path for path in (*files, *folders) if path.exists())
-
-
-def _text(value: object) -> str:
-    return ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else str(value)

@@ -6,7 +6,6 @@ import signal
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +27,11 @@ from fedsim.errors import (
     system_line,
 )
 from fedsim.experiment import run as experiment
+from fedsim.experiment.beginning import check_versions
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.run import Parts
 from fedsim.experiment.sweep.jobs import Jobs, choose_jobs, processes_that_fit
+from fedsim.experiment.sweep.logged import Logged, warnings_to
 from fedsim.experiment.sweep.longer import begin_from_shorter, finished_rounds
 from fedsim.experiment.sweep.processes import (
     Died,
@@ -46,8 +47,8 @@ from fedsim.experiment.sweep.progress import Progress
 from fedsim.federation.engines.grid import processors
 from fedsim.results import report
 from fedsim.results.faults import faults_of_run
-from fedsim.results.files import write_whole
 from fedsim.results.folder import RunFolder
+from fedsim.results.integrity import check_run
 
 logger = logging.getLogger(__name__)
 AGAIN = "rerun the same command to resume from the last completed round"
@@ -67,6 +68,8 @@ class Run:
         Whether a page about it is written.
     files
         What its folder is named by besides the settings.
+    accept_versions
+        Whether it may resume under other versions of fedsim or a package than those that it was begun with.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Run:
     folder: RunFolder
     with_page: bool = True
     files: Sequence[Counted] = ()
+    accept_versions: bool = False
 
     @property
     def rounds_left(self) -> int:
@@ -82,14 +86,6 @@ class Run:
 
 
 OnRound = Callable[[Run, RoundSummary], None]
-
-
-@dataclass(frozen=True)
-class Logged:
-    """A warning or an error that a run logged."""
-
-    level: int
-    message: str
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ class Failure:
     trace: str = ""
 
 
-def name_runs(configs: Sequence[Config], out: Path) -> list[Run]:
+def name_runs(configs: Sequence[Config], out: Path, *, accept_versions: bool = False) -> list[Run]:
     """Return the runs with these settings, in folders of their own below ``out``.
 
     Raises
@@ -126,7 +122,13 @@ def name_runs(configs: Sequence[Config], out: Path) -> list[Run]:
     names = [f"{CATALOGUES['strategies'].label(config.strategy)} seed {config.seed}" for config in configs]
     alike = Counter(names)
     return [
-        Run(f"{name} ({folder.path.name})" if alike[name] > 1 else name, config, folder, files=counted)
+        Run(
+            f"{name} ({folder.path.name})" if alike[name] > 1 else name,
+            config,
+            folder,
+            files=counted,
+            accept_versions=accept_versions,
+        )
         for name, config, folder, counted in zip(names, configs, folders, files, strict=True)
     ]
 
@@ -168,7 +170,7 @@ def _run_all(runs: Sequence[Run], asked: int | None, on_round: OnRound | None) -
     done = [run for run in runs if run.folder.done.exists()]
     todo = [run for run in runs if not run.folder.done.exists()]
     for run in done:
-        run.folder.check_whole()
+        check_run(run.folder)
     jobs, parts = _prepared(todo, asked) if todo else (None, None)
     notes = list(_begun_from_shorter(todo))
     with Progress(len(todo), sum(run.rounds_left for run in todo)) as progress:
@@ -192,7 +194,9 @@ def _begun_from_shorter(runs: Sequence[Run]) -> Iterator[str]:
     finished = {folder: finished_rounds(folder) for folder in {run.folder.path.parent for run in new}}
     for run in new:
         with looking_once():
-            note = begin_from_shorter(run.config, run.folder, finished[run.folder.path.parent])
+            note = begin_from_shorter(
+                run.config, run.folder, finished[run.folder.path.parent], accept_versions=run.accept_versions
+            )
         if note:
             yield f"{run.name}: {note}"
 
@@ -225,6 +229,8 @@ def check(runs: Sequence[Run]) -> Parts:
             path = run.folder.path
             parts = experiment.prepare(run.config)
             first = first or parts
+            if not run.accept_versions and experiment.rounds_done(run.folder):
+                check_versions(run.folder)
             existing = next(each for each in (path, *path.parents) if each.exists())
             if not existing.is_dir() or not os.access(existing, os.W_OK):
                 raise ConfigError(f"run folder {path} cannot be written: {existing} does not allow it; use --out")
@@ -245,16 +251,16 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
         Workers of the engine, instead of the config's, which on disk does not depend on what runs in parallel.
     """
     try:
-        with _warnings_to(emit):
+        with warnings_to(emit):
             engine = run.config.engine.model_copy(update={"workers": workers or run.config.engine.workers})
             parts = parts or experiment.prepare(run.config.model_copy(update={"engine": engine}))
             check_unchanged(run.config, run.files)  # now that they have been read
-            experiment.run(run.config, run.folder, emit, parts)
+            experiment.run(run.config, run.folder, emit, parts, accept_versions=run.accept_versions)
             for text in faults_of_run(run.folder, experiment.rounds_done(run.folder)):
                 logger.warning(text)
             if run.with_page:
                 report.write_run(report.read_result(run.folder), run.folder.path)
-            write_whole(run.folder.done, "")
+            experiment.complete(run.folder)
     except ConfigError as error:
         return Failure(str(error), wrong_config=True)
     except RunError as error:
@@ -325,25 +331,3 @@ def _cause_of_death(exit_code: int | None) -> str:
         return f"its process ended with exit code {exit_code}; {AGAIN}"
     name = signal.Signals(-exit_code).name
     return f"its process was killed by {name}; {AGAIN}, with a smaller --jobs if memory ran out"
-
-
-@contextmanager
-def _warnings_to(emit: Emit) -> Iterator[None]:
-    """Hand what fedsim logs as a warning or worse to ``emit`` and to no one else."""
-    logger, handler = logging.getLogger("fedsim"), _Handler(emit)
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = True
-
-
-class _Handler(logging.Handler):
-    def __init__(self, emit: Emit) -> None:
-        super().__init__(logging.WARNING)
-        self._emit = emit
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._emit(Logged(record.levelno, record.getMessage()))

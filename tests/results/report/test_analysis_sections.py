@@ -16,13 +16,14 @@ from fedsim.results.report import read_result, write_run
 from fedsim.results.report.drawing.barriers import compared_barriers
 from fedsim.results.report.drawing.style import save
 from fedsim.results.report.pages.analysis import SECTIONS, analysis_sections
+from tests.conftest import unseal
 from tests.results.report import cases
 
 
 @pytest.fixture
 def run(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> RunFolder:
     """Play a run in which nothing but one round's barriers is measured."""
-    return play(tiny(clients=2, rounds=1, barriers={"every": 1, "pairs": 0, "examples": 20, "measures": []}))
+    return unseal(play(tiny(clients=2, rounds=1, barriers={"every": 1, "pairs": 0, "examples": 20, "measures": []})))
 
 
 def write(folder: RunFolder, name: str, number: int, table: pd.DataFrame) -> None:

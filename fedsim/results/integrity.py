@@ -1,0 +1,208 @@
+"""Whether the records of a run are those that it wrote: checked before they are read, and before it resumes."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import ConfigError
+from fedsim.results.folder import RunFolder
+from fedsim.results.measured import TABLES
+from fedsim.results.seals import DamagedError, Seal, check_all, hash_of, read_sealed, seal_of, write_sealed
+
+AGAIN = "remove the run's folder and run it again"
+
+
+def check_run(folder: RunFolder) -> bool:
+    """Check that a run's records are as they were written, as far as they are sealed.
+
+    Returns
+    -------
+    is_sealed
+        False if an earlier version wrote the run, so that damage cannot be noticed.
+
+    Raises
+    ------
+    ConfigError
+        If a file is missing or damaged; the message says what to do.
+    """
+    if not _is_sealed(folder):
+        if folder.done.exists():
+            _check_complete(folder)
+        return False
+    try:
+        if folder.done.exists():
+            _check_done(folder)
+            return True
+        _check_stopped(folder)
+    except DamagedError as error:
+        if error.path == folder.done:
+            remedy = "remove it, and the same command completes the run again"
+        elif folder.done.exists():
+            remedy = AGAIN
+        else:
+            remedy = "'fedsim run' resumes the run from before that, or says that it cannot"
+        raise ConfigError(f"{error}; {remedy}") from error
+    return True
+
+
+def check_records(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
+    """Check that the records up to a checkpoint are those that its manifest seals; more may follow.
+
+    Raises
+    ------
+    DamagedError
+        If a file is missing or damaged.
+    """
+    _check_rows(folder, manifest["records"], beginning=True)
+    _check_tables(folder, _seal_lines(folder, manifest["records"]))
+    starts, sealed = _env(folder)["starts"], manifest["starts"]
+    if hash_of(starts[: sealed["count"]]) != sealed["sha256"]:
+        raise DamagedError(folder.env, "is that of another run")
+
+
+def damaged_settings(folder: RunFolder) -> list[DamagedError]:
+    """Return what is wrong with the files that are written when a run starts, except ``env.json``, which seals them."""
+    starts = _env(folder).get("starts", ())
+    problems = []
+    for name in starts[-1]["files"] if starts else ():
+        path = folder.path / name
+        try:
+            # A start that is killed leaves some files of the one before it.
+            known = {start["files"].get(name) for start in starts}
+            if seal_of(path).sha256 not in known:
+                problems.append(DamagedError(path, "has another content than was written"))
+        except OSError:
+            problems.append(DamagedError(path, "is missing"))
+    return problems
+
+
+def write_done(folder: RunFolder, checkpoints: Sequence[int]) -> None:
+    """Seal a run that is complete, once its records are checked.
+
+    Raises
+    ------
+    ConfigError
+        If a file is not as it was written.
+    """
+    check_run(folder)
+    records = {path.name: seal_of(path).to_json() for path in row_files(folder) if path.exists()}
+    settings = (folder.env, folder.config, folder.model, folder.participants, folder.partition)
+    files = {path.name: seal_of(path).to_json() for path in settings}
+    write_sealed(folder.done, {"records": records, "files": files, "checkpoints": list(checkpoints)})
+
+
+def sealed_from(folder: RunFolder) -> int | None:
+    """Return the first round whose records are sealed; None if an earlier version wrote all of them."""
+    try:
+        with folder.seals.open("rb") as file:
+            return int(json.loads(file.readline())["round"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_sealed(folder: RunFolder) -> bool:
+    """Tell whether anything of a run is sealed, so that everything is."""
+    if folder.seals.exists() or folder.manifests() or (folder.done.exists() and folder.done.stat().st_size):
+        return True
+    return folder.env.exists() and "starts" in folder.read_env()
+
+
+def _check_done(folder: RunFolder) -> None:
+    done = read_sealed(folder.done)
+    check_all({folder.path / name: Seal.from_json(seal) for name, seal in done["files"].items()})
+    _check_rows(folder, done["records"])
+    _check_tables(folder, _seal_lines(folder, done["records"]), is_all=True)
+
+
+def _check_stopped(folder: RunFolder) -> None:
+    """Check a run that is not done: up to its newest checkpoint, and up to its last round that is sealed."""
+    for path in reversed(folder.manifests().values()):
+        # Another process may move it meanwhile; if it is damaged, the run resumes from the one before.
+        try:
+            manifest = read_sealed(path)
+        except DamagedError:
+            continue
+        check_records(folder, manifest)
+        break
+    lines = _whole_lines(folder.seals) if folder.seals.exists() else []
+    if lines:
+        _check_rows(folder, lines[-1]["files"], beginning=True)
+        _check_tables(folder, lines)
+    for problem in damaged_settings(folder):
+        raise problem
+
+
+def _check_complete(folder: RunFolder) -> None:
+    """Check that a run of an earlier version, which is done, has all its files."""
+    for path in (folder.config, folder.env, folder.partition, folder.metrics, folder.communication, folder.timing):
+        if not path.exists():
+            raise ConfigError(f"run folder {folder.path} is done but has no {path.name}; remove it to run it again")
+
+
+def _check_rows(folder: RunFolder, records: Mapping[str, Any], *, beginning: bool = False) -> None:
+    for path in row_files(folder):
+        if path.name in records:
+            try:
+                Seal.from_json(records[path.name]).check(path, beginning=beginning)
+            except DamagedError as error:
+                where = _first_damaged_round(folder, path)
+                raise DamagedError(path, f"{error.problem}{where}") from error
+        elif path.exists() and not beginning:
+            raise DamagedError(path, "was not written by this run")
+
+
+def _check_tables(folder: RunFolder, lines: Sequence[Mapping[str, Any]], *, is_all: bool = False) -> None:
+    sealed = {folder.path / name: Seal.from_json(seal) for line in lines for name, seal in line["tables"].items()}
+    check_all(sealed)
+    first, last = (lines[0]["round"], lines[-1]["round"]) if lines else (1, 0)
+    for name in TABLES:
+        for server_round, path in folder.measured_files(name).items():
+            if path not in sealed and server_round >= first and (is_all or server_round <= last):
+                raise DamagedError(path, "was not written by this run")
+
+
+def _seal_lines(folder: RunFolder, records: Mapping[str, Any]) -> list[Any]:
+    """Return the lines of ``seals.jsonl`` that are sealed themselves."""
+    return _whole_lines(folder.seals)[: records[folder.seals.name].get("rows")]
+
+
+def _whole_lines(path: Path) -> list[Any]:
+    lines = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if line.endswith(b"\n"):
+                lines.append(json.loads(line))
+        except ValueError as error:
+            raise DamagedError(path, f"is damaged in line {len(lines) + 1}") from error
+    return lines
+
+
+def _first_damaged_round(folder: RunFolder, path: Path) -> str:
+    """Say in which round a file begins to differ from what was sealed; nothing if that is not known."""
+    try:
+        seals = [(line["round"], line["files"].get(path.name)) for line in _whole_lines(folder.seals)]
+        with path.open("rb") as file:
+            digest, size = hashlib.sha256(), 0
+            for server_round, seal in seals:
+                if seal is None:
+                    continue
+                digest.update(file.read(seal["bytes"] - size))
+                size = seal["bytes"]
+                if digest.hexdigest() != seal["sha256"]:
+                    return f", from round {server_round} on"
+    except (OSError, DamagedError, KeyError, TypeError):
+        return ""
+    return ""
+
+
+def row_files(folder: RunFolder) -> Iterator[Path]:
+    """Yield the files of rows, first that which says more of the others."""
+    yield from (folder.seals, folder.metrics, folder.communication, folder.faults, folder.timing)
+
+
+def _env(folder: RunFolder) -> dict[str, Any]:
+    if not folder.env.exists():
+        raise DamagedError(folder.env, "is missing")
+    return folder.read_env()

@@ -1,0 +1,162 @@
+"""Damage of any file of a run is noticed: when it resumes, and when its results are read."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedsim.config import Config
+from fedsim.errors import ConfigError
+from fedsim.experiment import run as experiment
+from fedsim.experiment.beginning import beginning_of, last_whole_round
+from fedsim.federation.federation import Federation, federation_of
+from fedsim.results.folder import RunFolder
+from fedsim.results.integrity import check_run
+from fedsim.results.result import find_runs, read_result
+from tests.conftest import run_files, unseal
+from tests.experiment.conftest import STOPPED
+from tests.experiment.damage import DAMAGES, contents, flip, lengthen, sealed_files, swap
+
+SETTINGS = ("config.toml", "model.json", "participants.json", "partition.json")
+RECORDS = ("metrics.jsonl", "communication.jsonl", "seals.jsonl", "timing.jsonl", "barriers/round-00002.parquet")
+OF_THE_RUN = (*SETTINGS, *RECORDS, "env.json")
+
+
+@pytest.fixture(scope="module")
+def federation(small: Config) -> Federation:
+    return federation_of(small)
+
+
+def test_all_files_of_a_run_are_tried_here(done: RunFolder) -> None:
+    names = {str(path.relative_to(done.path)) for path in sealed_files(done)}
+    assert {name for name in names if not name.startswith("checkpoints/")} == {
+        *OF_THE_RUN,
+        "DONE",
+        "barriers/round-00004.parquet",
+    } | {name for name in names if name.startswith("distances/")}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "lengthen"])
+@pytest.mark.parametrize("name", [*OF_THE_RUN, "DONE", "barriers/round-00004.parquet"])
+def test_results_of_a_run_with_a_damaged_file_are_not_read(name: str, damage: str, done: RunFolder) -> None:
+    path = done.path / name
+    if (name, damage) == ("DONE", "delete"):
+        return  # a run that is not done, which resumes
+    (DAMAGES | {"lengthen": lengthen})[damage](path)
+    with pytest.raises(ConfigError) as caught:
+        read_result(done)
+    assert str(caught.value).startswith(f"{path} ")
+    assert "remove " in str(caught.value)
+
+
+@pytest.mark.parametrize("where", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+@pytest.mark.parametrize("name", [*OF_THE_RUN, "DONE"])
+def test_one_bit_anywhere_is_enough(name: str, where: float, done: RunFolder) -> None:
+    flip(done.path / name, where)
+    with pytest.raises(ConfigError, match=name):
+        read_result(done)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_run_whose_records_are_damaged_does_not_resume_after_them(
+    name: str, damage: str, stopped: RunFolder, small: Config
+) -> None:
+    path = stopped.path / name
+    DAMAGES[damage](path)
+    before = contents(stopped)
+    if name == "timing.jsonl" and damage in ("flip", "cut"):  # its first row is whole
+        assert last_whole_round(stopped).done == STOPPED - 1
+        return
+    with pytest.raises(ConfigError) as caught:
+        experiment.run(small, stopped, lambda summary: None)
+    assert str(caught.value).startswith(f"{path} ")
+    assert str(caught.value).endswith("; remove the run's folder to start it again")
+    assert contents(stopped) == before
+
+
+def test_a_run_whose_newest_records_are_damaged_resumes_before_them(
+    stopped: RunFolder, whole: RunFolder, small: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip(stopped.metrics, 1.0)
+    experiment.run(small, stopped, lambda summary: None)
+    where = "metrics.jsonl has another content than was written, from round 3 on; the run resumes after round 2 instead"
+    assert where in caplog.text
+    assert run_files(stopped) == run_files(whole)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_are_damaged_are_written_again(
+    name: str, damage: str, stopped: RunFolder, federation: Federation
+) -> None:
+    """They follow from the experiment's file."""
+    DAMAGES[damage](stopped.path / name)
+    with pytest.raises(ConfigError, match=name):
+        check_run(stopped)
+    begin = beginning_of(stopped, federation)
+    assert begin.done == STOPPED
+    assert f"{name} " in begin.problems[0]
+    assert begin.problems[0].endswith("; it is written again")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_run_whose_env_is_damaged_is_refused_in_one_line(damage: str, stopped: RunFolder, small: Config) -> None:
+    DAMAGES[damage](stopped.env)
+    for use in (lambda: experiment.run(small, stopped, lambda summary: None), lambda: read_result(stopped)):
+        with pytest.raises(ConfigError, match=r"env\.json (is|has)"):
+            use()
+
+
+@pytest.mark.parametrize(("one", "other"), [("metrics", "communication"), ("model", "partition"), ("env", "config")])
+def test_files_that_are_swapped_are_noticed(one: str, other: str, done: RunFolder) -> None:
+    swap(getattr(done, one), getattr(done, other))
+    with pytest.raises(ConfigError, match=r"written|damaged"):
+        read_result(done)
+
+
+@pytest.mark.parametrize("name", ["DONE", *(name for name in OF_THE_RUN if name != "model.json")])  # which is the same
+def test_a_file_of_another_run_is_noticed(name: str, done: RunFolder, other: RunFolder) -> None:
+    shutil.copy(other.path / name, done.path / name)
+    with pytest.raises(ConfigError, match=r"\.(toml|json|jsonl|parquet) has"):
+        read_result(done)
+
+
+def test_an_env_of_another_run_is_noticed_before_the_end(stopped: RunFolder, other: RunFolder) -> None:
+    shutil.copy(other.env, stopped.env)
+    with pytest.raises(ConfigError, match=r"env\.json is that of another run"):
+        last_whole_round(stopped)
+
+
+def test_rows_that_follow_the_last_checkpoint_are_cut(stopped: RunFolder, whole: RunFolder, small: Config) -> None:
+    for path in (stopped.metrics, stopped.communication, stopped.seals, stopped.timing):
+        with path.open("a") as file:
+            file.write('{"round": 4}\n{"round": 4, "cli')
+    experiment.run(small, stopped, lambda summary: None)
+    assert run_files(stopped) == run_files(whole)
+
+
+def test_a_table_that_the_run_did_not_write_is_noticed(done: RunFolder) -> None:
+    table = done.measured("barriers", 2)
+    table.with_name("round-00003.parquet").write_bytes(table.read_bytes())
+    with pytest.raises(ConfigError, match=r"round-00003\.parquet was not written by this run"):
+        read_result(done)
+
+
+def test_a_run_that_has_lost_its_config_is_not_left_out(done: RunFolder) -> None:
+    done.config.unlink()
+    assert find_runs([done.path.parent]) == [done]
+
+
+def test_runs_of_earlier_versions_are_read(done: RunFolder) -> None:
+    assert not check_run(unseal(done))
+    assert read_result(done).evaluated == 4
+
+
+def test_a_damaged_mark_of_a_run_that_is_done_is_written_again(done: RunFolder) -> None:
+    flip(done.done)
+    with pytest.raises(ConfigError, match=r"DONE .*; remove it, and the same command completes the run again"):
+        check_run(done)
+    Path.unlink(done.done)
+    experiment.complete(done)
+    assert check_run(done)
