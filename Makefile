@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: quickstart test quick lint bench clean
+.PHONY: quickstart test quick lint bench soak audit clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/fedsim run experiments/quickstart.toml
@@ -32,10 +32,22 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/frozen.py
 
+# What docs/reliability.md promises, tried for an hour; `make soak ONLY=kills MINUTES=5 SEED=7` for a part of it.
+MINUTES ?= 60
+SEED ?= 0
+ONLY ?= kills signals damage disk folder processes fuzz rounds
+soak: $(INSTALLED)
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --seed $(SEED) --only $(ONLY) --save
+
+# Known vulnerabilities of what is installed; needs the network.
+audit:
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	touch $@
 
 clean:
-	rm -rf .venv runs benchmarks/.venvs
+	rm -rf .venv .venv-audit runs benchmarks/.venvs
