@@ -30,6 +30,7 @@ from fedsim.errors import (
     is_of_the_system,
     is_of_the_user,
     is_out_of_memory,
+    message_of,
     system_line,
 )
 
@@ -235,9 +236,11 @@ def main() -> None:
         _fail(system_line(error), 1)
     except Exception as error:
         # Whatever else is a mistake of fedsim's, whose traceback is wanted.
-        if not is_of_the_user(error) and not is_out_of_memory(error):
+        if is_of_the_user(error):
+            _fail(error_line(error), 1)
+        if not is_out_of_memory(error):
             raise
-        _fail(error_line(error), 1)
+        _fail(message_of(error), 1)
     finally:
         if "triton" in sys.modules:  # which reports at the end of Python what is still frozen
             gc.unfreeze()

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,6 +26,7 @@ IN_FOLDERS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+PIECE = 2**24  # bytes that are read at a time
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 # Of numbers that training scripts save next to the weights; they hold data only.
 NUMBERS = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdFD"}
@@ -44,13 +46,16 @@ def read_file(path: Path) -> Any:
     ConfigError
         If there is none, or it is damaged or holds code.
     """
-    path = _file_in(path) if path.is_dir() else path
     try:
+        check_file(path)
+        path = _file_in(path) if path.is_dir() else path
         check_fits(check_file(path).st_size, str(path))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; give a checkpoint as torch.save or safetensors write it") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; give a checkpoint") from error
+    except MemoryError as error:
+        raise ConfigError(f"{error}; give a smaller checkpoint, or use a machine with more memory") from error
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -97,6 +102,7 @@ def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_of_data()):
             warnings.simplefilter("ignore")  # of old file formats
+            _check_sums(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ConfigError(
@@ -107,6 +113,24 @@ def _read_torch(path: Path) -> Any:
         if "TorchScript" in str(error):
             raise ConfigError(f"{path} is an archive of TorchScript; save model.state_dict() instead") from error
         raise ConfigError(f"{path} is damaged or not a torch file ({first_line(error)}); save it again") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Check the checksums that a file of `torch.save` has, and that `torch.load` does not look at.
+
+    Raises
+    ------
+    BadZipFile
+        If one is not that of the content.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # of an old format, without checksums
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.CRC and info.compress_type == zipfile.ZIP_STORED:  # torch writes 0 where it is to compute none
+                with archive.open(info) as file:
+                    while file.read(PIECE):  # which checks the sum at the end
+                        pass
 
 
 def _of_data() -> list[Any]:

@@ -60,7 +60,13 @@ class Place:
 
 
 def places_of(content: Any, model: nn.Module) -> list[Place]:
-    """Return the places in a file that have keys of the model; if none has, those of any tensors."""
+    """Return the places in a file that have keys of the model; if none has, those of any tensors.
+
+    Raises
+    ------
+    ValueError
+        If a tensor there has no values, as those of models that were built on the device ``meta``.
+    """
     states, names = list(_states(content)), _names(model)
     places = [place for state in states for place in _places(*state, model, names)]
     common = _common_prefix(list(names))
@@ -69,6 +75,11 @@ def places_of(content: Any, model: nn.Module) -> list[Place]:
         inner = {name.removeprefix(common): key for name, key in names.items()}
         inside = [place for state in states for place in _places(*state, model, inner)]
         places = [place for place in inside if place.is_whole] or places
+    for place in places:
+        if empty := [key for key, value in place.entries.items() if value.is_meta]:
+            raise ValueError(
+                f"{empty[0]!r} is on the device 'meta', without values; save the model once they are loaded"
+            )
     return places
 
 

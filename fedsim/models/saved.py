@@ -65,7 +65,10 @@ def find_weights(content: Any, model: nn.Module, name: str, where: str, wanted: 
     ConfigError
         If there are none, or several different ones, or they do not fit.
     """
-    places = places_of(content, model)
+    try:
+        places = places_of(content, model)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
     if not places:
         raise ConfigError(
             f"{where} holds {_described(content)} and no state dict; save model.state_dict(), alone or under "
