@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from fedsim.config.expectation import Expectation
+from fedsim.config.faults import FaultsConfig
 from fedsim.config.local import LocalConfig
 from fedsim.config.tables import (
     BarriersConfig,
@@ -58,6 +59,7 @@ class Config(Table):
     model: ModelConfig = ModelConfig()
     local: LocalConfig = LocalConfig()
     strategy: StrategyConfig = StrategyConfig()
+    faults: FaultsConfig = FaultsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     stop: StopConfig = StopConfig()
     barriers: BarriersConfig = BarriersConfig()
@@ -80,6 +82,14 @@ class Config(Table):
         clients = info.data.get("clients")  # None if that is wrong itself
         if value and clients and max(1, round(value * clients)) >= clients:
             raise ValueError(f"must leave a client to train, of clients = {clients}; use a smaller share")
+        return value
+
+    @field_validator("faults")
+    @classmethod
+    def _hit_clients_of_the_run(cls, value: FaultsConfig, info: ValidationInfo) -> FaultsConfig:
+        clients = info.data.get("clients")  # None if that is wrong itself
+        if value.clients and clients and (last := max(value.clients)) >= clients:
+            raise ValueError(f"clients = holds {last}, and the clients are 0 to {clients - 1}; name some of these")
         return value
 
     @property
@@ -126,7 +136,9 @@ class Config(Table):
 
     def to_toml(self) -> str:
         """Write all settings as TOML; those without a value are left out."""
-        settings = self.model_dump(mode="json", exclude={"sweep", "tune", "expect"})
+        # Who asks for no faults finds no table of them.
+        unwanted = {"faults"} if self.faults == FaultsConfig() else set()
+        settings = self.model_dump(mode="json", exclude={"sweep", "tune", "expect", *unwanted})
         expected = [each.model_dump(mode="json", exclude_unset=True) for each in self.expect]
         return write_toml(settings | ({"expect": expected} if expected else {}))
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
 from fedsim.config.content import describe_files
+from fedsim.experiment.injected import describe_faults
 from fedsim.experiment.local_training import describe_training
 from fedsim.experiment.measuring.barrier_cost import barrier_cost, rounds_between
 from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
@@ -42,6 +43,7 @@ def describe_run(config: Config) -> str:
         "clients: examples, and how many of each class": _clients(federation),
         "training": _training(federation, strategy),
         "traffic": _traffic(federation, strategy),
+        "injected faults": describe_faults(federation, strategy),
         "evaluation": _evaluation(federation, strategy),
         "barriers": _barriers(federation),
     }

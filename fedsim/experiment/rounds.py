@@ -19,6 +19,7 @@ from fedsim.experiment.evaluation import (
     client_rows,
     evaluate_on_clients,
 )
+from fedsim.experiment.injected import InjectedRound
 from fedsim.experiment.measuring.barrier_cost import rounds_between
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
 from fedsim.experiment.measuring.gate import gate_barriers, gate_traffic, mean_barriers
@@ -117,10 +118,11 @@ class Rounds:
         gate = self.strategy.measurable(server_round)
         rows: list[Row] = []
         with self._timed("train"):
-            received = self._train(server_round, probe=measured or gate is not None)
-        if gate:
+            received, injected = self._train(server_round, probe=measured or gate is not None)
+        if gate and received.updates:
             with self._timed("gate"):
                 received.updates = self._gate(server_round, gate, received.updates)
+        rows += injected.time_rows(server_round)
         for update in received.updates:
             rows += client_rows(server_round, update.client, update.metrics)
         if measured and (finite := [update for update in received.updates if update.is_finite(self.federation.layers)]):
@@ -131,7 +133,9 @@ class Rounds:
         evaluated, failed = self._evaluate(server_round)
         rows += evaluated
         self.records.append("metrics", rows)
-        self._note(failed + self._restored(server_round))
+        restored = self._restored(server_round)
+        # Workers die of injected crashes only where their clients lose nothing, and in one engine only.
+        self._note(failed + ([] if injected.has_crashes else restored))
         check_any_finite(server_round, evaluated)
         self._check_any_trained(server_round, received.missing)
         self.records.seal_round(server_round)
@@ -140,7 +144,7 @@ class Rounds:
         stopped = self.stopped if server_round < self.config.rounds else None
         return replace(_summary(server_round, rows), faults=self._faults, stopped=stopped)
 
-    def _train(self, server_round: int, probe: bool) -> Received:
+    def _train(self, server_round: int, probe: bool) -> tuple[Received, InjectedRound]:
         measure = TRAINED in self.config.evaluation.models and is_evaluated(self.config, server_round)
         config = ConfigRecord({messages.PROBE: probe, messages.MEASURE: measure})
         sent = list(self.strategy.configure_train(server_round, self.strategy.arrays, config, self.engine))
@@ -149,24 +153,34 @@ class Rounds:
         for message in sent:
             traffic.count(message.metadata.dst_node_id, "down", message)
 
+        injected = InjectedRound(self.federation, sent)
+
         def counted() -> Iterator[Message]:
             for reply in self.engine.send_and_receive(sent):
                 if reply.has_content():
                     traffic.count(reply.metadata.src_node_id, "up", reply)
                 yield reply
 
-        received = self.strategy.receive(server_round, counted(), in_order=not probe)
+        received = self.strategy.receive(server_round, injected.replies(counted()), in_order=not probe)
         self.records.append("communication", traffic.rows(server_round))
-        left_out, missing = received.left_out, received.missing
-        self._note([fault_row(server_round, client, "train", left_out[client]) for client in sorted(left_out)])
+        left_out, missing = injected.mark(received.left_out), received.missing
+        self._note(
+            [
+                fault_row(server_round, client, "train", left_out[client], injected=injected.kinds.get(client))
+                for client in sorted(left_out)
+            ]
+        )
+        self._note(injected.fault_rows(server_round, received))
         for client, why in missing.items():
             self._note([fault_row(server_round, client, "loss" if why == messages.NO_LOSS else "personal", why)])
-        if not received.updates:
+        if not received.updates and not injected.explain(left_out):
             failure = DivergedError if {*map(kind_of, left_out.values())} == {NOT_FINITE} else RunError
             raise failure(f"round {server_round}: no client sent a valid update; {all_failed(left_out)}")
         warn_of(server_round, left_out)
+        if not received.updates:
+            logger.warning("round %d: no update is left, so the global model stays as it is", server_round)
         warn_of(server_round, missing, "diverged", ("has", "have"))
-        return received
+        return received, injected
 
     def _check_any_trained(self, server_round: int, missing: Mapping[int, str]) -> None:
         """Check that some client has a finite loss after the training that it last took part in.

@@ -8,43 +8,59 @@ import pandas as pd
 
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
-from fedsim.strategy.faults import count_kinds, kind_of, name_clients
+from fedsim.strategy.faults import kind_of, name_clients, name_counts
 
-Stage = Literal["train", "evaluate", "personal", "loss", "worker"]
+Stage = Literal["train", "accepted", "evaluate", "personal", "loss", "worker"]
 COLUMNS = ["round", "client", "stage", "reason", "restored_from"]
 
 
 def fault_row(
-    server_round: int, client: int, stage: Stage, reason: str, restored_from: int | None = None
+    server_round: int,
+    client: int,
+    stage: Stage,
+    reason: str,
+    restored_from: int | None = None,
+    injected: str | None = None,
 ) -> dict[str, Any]:
     """Return one line of ``faults.jsonl``.
 
     Parameters
     ----------
     stage
-        ``train`` where the client's update is left out of the average, ``evaluate`` where a value of it is missing from
+        ``train`` where the client's update is left out of the average, ``accepted`` where the strategy has an update
+        with an injected fault, ``evaluate`` where a value of it is missing from
         an evaluation, ``personal`` where what it keeps is not finite after training, ``loss`` where only its training
         loss is not, ``worker`` where its worker died and it lost what it had learned since its last checkpoint.
     reason
         Message of the error, in one line.
     restored_from
         Round of the checkpoint that a client was set back to, 0 for its initial state.
+    injected
+        Kind of the fault of ``[faults]`` that hit the client, if one did.
     """
     values = (server_round, client, stage, reason, restored_from)
-    return dict(zip(COLUMNS, values, strict=True))
+    row = dict(zip(COLUMNS, values, strict=True))
+    return row | {"injected": True, "kind": injected} if injected else row
 
 
 def read_faults(folder: RunFolder, metrics: pd.DataFrame) -> pd.DataFrame:
     """Return the faults of a run, one row each: the columns of `fault_row`, and ``kind``, what its reason is one of.
+
+    If faults were injected, ``injected`` says which.
 
     Parameters
     ----------
     metrics
         Rows of ``metrics.jsonl``. Runs of earlier versions have their faults there, without reasons.
     """
-    rows = [*_of_earlier_versions(metrics), *read_rows(folder.faults).to_dict("records")]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.assign(kind=[kind_of(str(reason)) for reason in table["reason"]])
+    rows: list[dict[Any, Any]] = [*_of_earlier_versions(metrics), *read_rows(folder.faults).to_dict("records")]
+    injected = [row.get("injected") is True for row in rows]
+    kinds = [
+        f"injected {row['kind']}" if is_injected else kind_of(str(row["reason"]))
+        for row, is_injected in zip(rows, injected, strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS).assign(kind=kinds)
+    return table.assign(injected=injected) if any(injected) else table
 
 
 def rounds_without_loss(folder: RunFolder) -> dict[int, int]:
@@ -63,7 +79,7 @@ def updates_asked_for(folder: RunFolder, rounds: int) -> int:
 
 def faults_of_run(folder: RunFolder, rounds: int) -> list[str]:
     """Return what went wrong in the first rounds of a run, as `describe_faults` does; nothing if all went well."""
-    return describe_faults(read_rows(folder.faults), updates_asked_for(folder, rounds))
+    return describe_faults(read_faults(folder, pd.DataFrame({"metric": []})), updates_asked_for(folder, rounds))
 
 
 def describe_faults(faults: pd.DataFrame, updates: int) -> list[str]:
@@ -79,13 +95,15 @@ def describe_faults(faults: pd.DataFrame, updates: int) -> list[str]:
     of = f" of {updates}" if updates else ""
     texts = []
     for stage, rows in faults.groupby("stage"):
-        count, kinds = len(rows), count_kinds(map(str, rows["reason"]))
+        count, kinds = len(rows), name_counts(rows["kind"])
         plural = "" if count == 1 else "s"
         match stage:
             case "train":
                 texts.append(f"{count}{of} update{'s' if of else plural} left out: {kinds}")
             case "evaluate":
                 texts.append(f"{count} client evaluation{plural} without values: {kinds}")
+            case "accepted":
+                texts.append(f"{count}{of} update{'s' if of else plural} accepted with faults: {kinds}")
             case "personal" | "loss":
                 are_layers = rows["reason"].str.contains("personal layers").all()
                 what = "training loss" if stage == "loss" else "personal layers" if are_layers else "personal state"

@@ -185,6 +185,11 @@ class Result:
         return float(np.nansum(self.timing[part].to_numpy(dtype=float))) if part in self.timing else 0.0
 
     @property
+    def simulated_seconds(self) -> pd.Series:
+        """Simulated seconds of ``[faults]`` by round; empty without simulated time."""
+        return self.of("uploaded", "simulated_seconds", "train", server=True).set_index("round")["value"].astype(float)
+
+    @property
     def seconds_total(self) -> float:
         """Wall seconds of all rounds, without starting up."""
         return float(self.timing.drop(columns="round", errors="ignore").to_numpy(na_value=0.0).sum())

@@ -22,8 +22,12 @@ def kind_of(reason: str) -> str:
 
 def count_kinds(reasons: Iterable[str]) -> str:
     """Return how often each kind occurs, the most frequent first: ``not finite (10), it timed out after 5 s (2)``."""
-    counts = Counter(kind_of(reason) for reason in reasons)
-    return ", ".join(f"{kind} ({count})" for kind, count in counts.most_common())
+    return name_counts(map(kind_of, reasons))
+
+
+def name_counts(kinds: Iterable[str]) -> str:
+    """Return how often each of these kinds occurs, the most frequent first."""
+    return ", ".join(f"{kind} ({count})" for kind, count in Counter(kinds).most_common())
 
 
 def all_failed(reasons: Mapping[int, str]) -> str:

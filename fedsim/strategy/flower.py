@@ -19,7 +19,7 @@ from fedsim.strategy.faults import warn_of, warn_of_size
 from fedsim.strategy.hooks import Hooks
 from fedsim.strategy.messages import Instructions, TensorArray
 from fedsim.strategy.participants import draw_evaluated, draw_participants, draw_unseen
-from fedsim.strategy.replies import read_metrics, read_update, weighted_metrics
+from fedsim.strategy.replies import read_update, weighted_metrics
 from fedsim.strategy.updates import Received, unlike_others
 from fedsim.training import Sets
 
@@ -169,7 +169,7 @@ class Strategy(Hooks, FlowerStrategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return each metric's mean over clients, weighted by examples."""
-        metrics = [read_metrics(reply) for reply in replies if reply.has_content()]
+        metrics = [messages.numbers_of(reply.content) for reply in replies if reply.has_content()]
         weighted = [(values.pop(messages.NUM_EXAMPLES, 0.0), values) for values in metrics]
         return messages.measurements(weighted_metrics(weighted)) if weighted else None
 

@@ -17,6 +17,7 @@ to server  ``arrays``   the shared layers after training
 to server  ``metrics``  ``num-examples`` and whatever the client measured
 to server  ``probe``    where asked for: the entries that are not in ``arrays``; not counted as traffic
 to server  ``config``   ``missing``, why the client's own model has no finite loss; only if that is so
+to server  ``config``   ``stale``, if the client sends again what it sent before; only where ``[faults]`` asks for it
 both       others       named parameter sets of the method, such as control variates
 ========== ============ =============================================================================
 """
@@ -40,9 +41,11 @@ ARRAYS, CONFIG, GLOBAL, METRICS, PROBE = "arrays", "config", "global", "metrics"
 # Of a client's state.
 MODEL = "model"
 OPTIMIZER = "momentum"  # what the optimiser keeps, under the name that it has in checkpoints of SGD with momentum
-RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MODEL, OPTIMIZER)
+EARLIER = "earlier-reply"  # what a client may send again, where [faults] asks for it
+RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MODEL, OPTIMIZER, EARLIER)
 SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
 MODELS, FINE_TUNE, UNSEEN, MEASURE = "models", "fine-tune", "unseen", "measure"
+STALE = "stale"
 MISSING, NO_LOSS = "missing", "its training loss is not finite"
 _NARROW_TYPES = tuple(getattr(torch, name) for name in dir(torch) if name.startswith(("bfloat16", "float8_")))
 CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
@@ -167,6 +170,13 @@ def size_bytes(array: Array) -> int:
     # torch has types that NumPy lacks, such as bfloat16.
     dtype = _torch_type(array.dtype) or np.dtype(array.dtype)
     return math.prod(array.shape) * dtype.itemsize
+
+
+def numbers_of(content: RecordDict) -> dict[str, float]:
+    """Return the numbers that a client measured; lists are left out."""
+    record = content.get(METRICS)
+    values = record.items() if isinstance(record, MetricRecord) else ()
+    return {key: float(value) for key, value in values if not isinstance(value, list)}
 
 
 def measurements(values: Mapping[str, float]) -> MetricRecord:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from flwr.app import Message, MetricRecord
+from flwr.app import Message
 from torch import Tensor
 
 from fedsim.errors import error_line
@@ -44,7 +44,7 @@ def read_update(
     """
     if reply.has_error():
         raise ValueError((reply.error.reason or f"error {reply.error.code}").strip().splitlines()[-1])
-    metrics = read_metrics(reply)
+    metrics = messages.numbers_of(reply.content)
     weight = metrics.pop(messages.NUM_EXAMPLES, 0.0)
     if not 0 < weight < math.inf:
         raise ValueError(f"its {messages.NUM_EXAMPLES} is {weight}; it must be positive")
@@ -112,13 +112,6 @@ def _norm(update: Params, received: Params, max_norm: float | None) -> float:
             f"limit {max_norm:g}"
         )
     return norm
-
-
-def read_metrics(reply: Message) -> dict[str, float]:
-    """Return the numbers that a client measured; lists are left out."""
-    record = reply.content.get(messages.METRICS)
-    values = record.items() if isinstance(record, MetricRecord) else ()
-    return {key: float(value) for key, value in values if not isinstance(value, list)}
 
 
 def weighted_metrics(weighted: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:

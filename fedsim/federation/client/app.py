@@ -7,6 +7,7 @@ that state.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from flwr.app import Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,6 +16,7 @@ from fedsim.config import Config
 from fedsim.config.content import Counted, check_unchanged
 from fedsim.errors import ClientError
 from fedsim.federation.client.evaluation import evaluate_clients, evaluate_trained
+from fedsim.federation.client.faulty import Reply, Request, train_with_faults
 from fedsim.federation.client.state import UPLOADED, local_of, metric_name, not_finite, stored
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.federation.participants import participants
@@ -27,8 +29,7 @@ from fedsim.training import Finished, Local, LocalPlan, LocalTask, Ruled, Traini
 from fedsim.training.schedule import RoundOf
 from fedsim.training.targets import number_of_targets
 
-Request = tuple[Message, Context]
-Reply = RecordDict | ClientError
+Together = Callable[[Sequence[Request]], Sequence[Reply]]
 
 
 class CohortApp(ClientApp):
@@ -43,7 +44,7 @@ class CohortApp(ClientApp):
         clients.
     """
 
-    def __init__(self, cohort: int, together: Callable[[Sequence[Request]], Sequence[Reply]]) -> None:
+    def __init__(self, cohort: int, together: Together) -> None:
         super().__init__()
         self.cohort = cohort
         self._together = together
@@ -54,19 +55,27 @@ class CohortApp(ClientApp):
         return [_written(content, request) for content, (request, _) in zip(contents, requests, strict=True)]
 
 
-def client_app(federation: Federation, cohort: int = 1) -> CohortApp:
+def client_app(federation: Federation, cohort: int = 1, *, dies: bool = False) -> CohortApp:
     """Return the app of a federation's clients; a node's ``partition-id`` says which client it is.
 
     Parameters
     ----------
     cohort
         Clients that train, or are evaluated, as one vectorised computation.
+    dies
+        Whether a crash of ``[faults]`` ends the process.
     """
-    app = CohortApp(cohort, lambda requests: _answers(federation, requests))
+    train_all = partial(_train, federation)
+    if federation.config.faults.is_wanted:
+        train_all = partial(train_with_faults, federation, train=train_all, dies=dies)
+    app = CohortApp(cohort, partial(_answers, train_all, partial(evaluate_clients, federation)))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return Message(_train_alone(federation, (message, context)), reply_to=message)
+        [reply] = train_all([(message, context)])
+        if isinstance(reply, ClientError):
+            raise reply
+        return Message(reply, reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -112,19 +121,13 @@ def app_of(config: Config, cohort: int, files: Sequence[Counted], frozen: Params
     check_unchanged(config, files)
     if frozen:
         federation.share_frozen(frozen)
-    return client_app(federation, cohort)
+    # After more rounds than one, clients of the same worker would lose what they have learned since the checkpoint.
+    return client_app(federation, cohort, dies=config.checkpoint_every == 1)
 
 
-def _answers(federation: Federation, requests: Sequence[Request]) -> Sequence[Reply]:
+def _answers(train: Together, evaluate: Together, requests: Sequence[Request]) -> Sequence[Reply]:
     is_training = requests[0][0].metadata.message_type == MessageType.TRAIN
-    return (_train if is_training else evaluate_clients)(federation, requests)
-
-
-def _train_alone(federation: Federation, request: Request) -> RecordDict:
-    [reply] = _train(federation, [request])
-    if isinstance(reply, ClientError):
-        raise reply
-    return reply
+    return (train if is_training else evaluate)(requests)
 
 
 def _train(federation: Federation, requests: Sequence[Request]) -> list[Reply]:

@@ -53,7 +53,7 @@ def columns_of(results: Sequence[Result], question: Question) -> list[Column]:
     columns = _outcomes(question) + _left_out(results) + _references(results, question)
     if question.baseline is not None:
         columns += _against(Baseline(question.baseline, results), question)
-    columns += _costs(question) + _at_equal_costs(results, question)
+    columns += _costs(results, question) + _at_equal_costs(results, question)
     return columns if question.target is None else columns + _to_target(question, question.target)
 
 
@@ -161,11 +161,13 @@ def _against(baseline: Baseline, question: Question) -> list[Column]:
     ]
 
 
-def _costs(question: Question) -> list[Column]:
+def _costs(results: Sequence[Result], question: Question) -> list[Column]:
     def until(what: str, result: Result) -> float:
         return float(costs.spent(result, what).get(question.round_of(result), NAN))
 
     kinds: dict[str, Kind] = {"up": "bytes", "down": "bytes", "passes": "count", "seconds": "seconds"}
+    if any(len(result.simulated_seconds) for result in results):
+        kinds["simulated"] = "seconds"
     return [_column(what, what, kind, partial(until, what)) for what, kind in kinds.items()]
 
 

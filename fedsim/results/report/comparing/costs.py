@@ -17,9 +17,10 @@ def spent(result: Result, what: str) -> pd.Series:
     Parameters
     ----------
     what
-        ``up``, ``down`` or ``bytes``; ``seconds`` of wall time; or ``passes``: a third of the examples passed forward
-        plus two thirds of those passed backward in local training, as going back through all layers costs about twice
-        as much as going forward. For plain training of all layers that is the number of examples trained on.
+        ``up``, ``down`` or ``bytes``; ``seconds`` of wall time; ``simulated`` seconds of ``[faults]``; or ``passes``: a
+        third of the examples passed forward plus two thirds of those passed backward in local training, as going back
+        through all layers costs about twice as much as going forward. For plain training of all layers that is the
+        number of examples trained on.
 
     Returns
     -------
@@ -30,6 +31,8 @@ def spent(result: Result, what: str) -> pd.Series:
     match what:
         case "seconds":
             each = _rows_of(result.timing)
+        case "simulated":
+            each = result.simulated_seconds
         case "passes":
             forward, backward = (_examples(result, direction) for direction in ("forward", "backward"))
             if forward.empty or backward.empty:

@@ -113,6 +113,8 @@ def _headline(result: Result) -> list[tuple[str, str]]:
         ("traffic, up and down", format_bytes(result.bytes_total)),
         ("wall time of the rounds", f"{result.seconds_total:.0f} s"),
     ]
+    if len(result.simulated_seconds):
+        numbers.append(("simulated time of the rounds", f"{result.simulated_seconds.sum():.4g} s"))
     if analysis := result.seconds_of("barriers"):
         share = analysis / result.seconds_total
         numbers.append(("wall time of the analysis, share of the rounds'", f"{analysis:.3g} s, {share:.0%}"))
