@@ -72,6 +72,13 @@ def run_command(
             min=1, metavar="N", help="Number of runs in parallel (default: as many as the machine can handle)."
         ),
     ] = None,
+    accept_versions: Annotated[
+        bool,
+        typer.Option(
+            "--accept-versions",
+            help="Resume runs under other versions of fedsim, Python or a package than those that ran their rounds.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, without running it.")] = False,
 ) -> None:
     """Run an experiment. Resumes interrupted runs and skips finished ones."""
@@ -80,7 +87,7 @@ def run_command(
     if dry_run:
         action("dry run")(experiment)
     else:
-        raise typer.Exit(action("run")(experiment, out, jobs))
+        raise typer.Exit(action("run")(experiment, out, jobs, accept_versions=accept_versions))
 
 
 @app.command("partition")

@@ -63,6 +63,7 @@ def run(
     jobs: int | None = None,
     engine: Literal["local", "ray"] | None = None,
     name: str | None = None,
+    accept_versions: bool = False,
 ) -> Runs:
     """Run an experiment, resume it where it was interrupted, and read the results of all its runs.
 
@@ -82,6 +83,8 @@ def run(
         Where the clients run.
     name
         Name of the subdirectory: by default that of the file, or ``experiment``.
+    accept_versions
+        Whether runs may resume under other versions of fedsim, Python or a package than those that wrote their rounds.
 
     Raises
     ------
@@ -98,7 +101,7 @@ def run(
         raise ConfigError(f"name = {name!r} must be that of a folder, without a path; set the path with out")
     changes = read_overrides(overrides or {}) | ({} if engine is None else {("engine", "name"): engine})
     experiment = read_experiment(settings, changes, name)
-    outcome = run_experiment(experiment, Path(out), jobs, on_round)
+    outcome = run_experiment(experiment, Path(out), jobs, on_round, accept_versions=accept_versions)
     if outcome.failures:
         listed = "; ".join(f"{name}: {failure.message}" for name, failure in outcome.failures.items())
         kind = ConfigError if all(each.wrong_config for each in outcome.failures.values()) else RunError
@@ -111,6 +114,8 @@ def run_experiment(
     out: Path,
     jobs: int | None = None,
     on_round: Callable[[Round], None] | None = None,
+    *,
+    accept_versions: bool = False,
 ) -> Outcome:
     """Tune what is to be tuned, then run all runs of an experiment that are not done; one that fails stops no other.
 
@@ -125,10 +130,12 @@ def run_experiment(
     """
     config, source, folder = experiment.config, experiment.source, out / experiment.name
     tunings = tunings_of(config, source) if config.tune.is_wanted else []
-    tuned = tune.tune(tunings, folder, source, jobs) if tunings else tune.Tuned(experiment.configs())
+    tuned = tune.Tuned(experiment.configs())
+    if tunings:
+        tuned = tune.tune(tunings, folder, source, jobs, accept_versions=accept_versions)
     for note in tuned.notes:
         PlainConsole(stderr=True).print(note, soft_wrap=True)
-    runs = sweep.name_runs(tuned.configs, folder)
+    runs = sweep.name_runs(tuned.configs, folder, accept_versions=accept_versions)
     for place in dict.fromkeys(place for config in tuned.configs for place in uncounted_files(config)):
         logger.warning("code names %s, whose content does not name the run; if it reads it, make it an option", place)
     tune.take_from_tuning(runs, folder)

@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save
 
+from fedsim.errors import RunError
 from fedsim.experiment.client_files import ClientFiles
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.state_files import StateFiles
@@ -71,7 +72,14 @@ class Checkpoints:
             Earlier rounds whose checkpoints are not removed.
         records
             What its manifest seals besides its own files.
+
+        Raises
+        ------
+        RunError
+            If the last checkpoint was removed since it was written.
         """
+        if self._client_files and not self._round(max(self._client_files)).exists():
+            raise RunError(f"{self.folder} was removed or changed under the run that writes it; run it again")
         clients = sorted(changed)
         for path in (self.folder, self._clients.folder):
             path.mkdir(exist_ok=True)

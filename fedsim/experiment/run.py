@@ -126,9 +126,14 @@ def _run_from(done: int, federation: Federation, strategy: Strategy, folder: Run
             if rounds.stopped:
                 logger.info("stopped after round %d: %s", server_round - 1, rounds.stopped)
                 break
-            summary = rounds.run_round(server_round)
+            try:
+                summary = rounds.run_round(server_round)
+            except FileNotFoundError:
+                rounds.records.check_in_place()
+                raise
             logger.info("round %d done", server_round)
             on_round(summary)
+        rounds.records.check_in_place()
 
 
 def _restore(rounds: Rounds, done: int) -> None:

@@ -11,9 +11,9 @@ from fedsim.experiment.sweep.sweep import Failure
 from fedsim.experiment.tuning.grid import describe_tuning, tunings_of
 
 
-def run(experiment: Experiment, out: Path, jobs: int | None) -> int:
+def run(experiment: Experiment, out: Path, jobs: int | None, *, accept_versions: bool = False) -> int:
     """Run an experiment and print its table; return the exit code."""
-    outcome = api.run_experiment(experiment, out, jobs)
+    outcome = api.run_experiment(experiment, out, jobs, accept_versions=accept_versions)
     if outcome.done:
         print_table(api.compare([folder.path for folder in outcome.done]).text)
     say(f"runs: {out / experiment.name}")

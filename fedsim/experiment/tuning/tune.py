@@ -62,7 +62,9 @@ class Tuned:
     notes: Sequence[str] = ()
 
 
-def tune(tunings: Sequence[Tuning], out: Path, source: str, jobs: int | None = None) -> Tuned:
+def tune(
+    tunings: Sequence[Tuning], out: Path, source: str, jobs: int | None = None, *, accept_versions: bool = False
+) -> Tuned:
     """Run all candidates that are not done yet and choose among them; the choice is in ``out/tuning.json``.
 
     Raises
@@ -72,7 +74,7 @@ def tune(tunings: Sequence[Tuning], out: Path, source: str, jobs: int | None = N
     RunError
         If it is interrupted.
     """
-    runs = _runs(tunings, out / FOLDER)
+    runs = _runs(tunings, out / FOLDER, accept_versions=accept_versions)
     _check_partitions(tunings)
     failures = run_all(list(runs.values()), jobs)
     diverged = {name for name, failure in failures.items() if failure.diverged}
@@ -110,7 +112,7 @@ def take_from_tuning(runs: Sequence[Run], out: Path) -> None:
             shutil.copytree(tuned.path, copy, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
 
 
-def _runs(tunings: Sequence[Tuning], folder: Path) -> dict[str, Run]:
+def _runs(tunings: Sequence[Tuning], folder: Path, *, accept_versions: bool) -> dict[str, Run]:
     """Return the runs of all candidates by the names of their folders; those that do not stay have no page."""
     candidates = [(tuning, candidate) for tuning in tunings for candidate in tuning.candidates]
     runs = name_runs([candidate.config for _, candidate in candidates], folder)
@@ -121,6 +123,7 @@ def _runs(tunings: Sequence[Tuning], folder: Path) -> dict[str, Run]:
             run.folder,
             with_page=candidate.stays,
             files=run.files,
+            accept_versions=accept_versions,
         )
         for run, (tuning, candidate) in zip(runs, candidates, strict=True)
     }
