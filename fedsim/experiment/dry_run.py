@@ -9,7 +9,7 @@ from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
 from fedsim.config.content import describe_files
 from fedsim.experiment.injected import describe_faults
-from fedsim.experiment.local_training import describe_training
+from fedsim.experiment.local_training import describe_training, training_notes
 from fedsim.experiment.measuring.barrier_cost import barrier_cost, rounds_between
 from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
 from fedsim.experiment.run import prepare
@@ -74,6 +74,7 @@ def _clients(federation: Federation) -> Iterator[str]:
 def _training(federation: Federation, strategy: Strategy) -> Iterator[str]:
     """Describe how clients train, and what in which order, each time that it changes."""
     yield describe_training(federation, strategy)
+    yield from training_notes(federation, strategy)
     epochs = federation.config.local.epochs
     plans = ((each, strategy.local_plan(each)) for each in range(1, _counted(federation.config) + 1))
     yield from _first(

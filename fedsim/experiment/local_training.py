@@ -1,5 +1,7 @@
 """What a run's clients train with: checked before it starts, and described."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -21,26 +23,22 @@ def check_training(federation: Federation, strategy: Strategy) -> None:
     ------
     ConfigError
         If an expression of ``lr_scale`` names no layers to train, the model or its inputs have a type that does not go
-        with the precision, or the warm-up of a client would never end.
+        with the precision, or no client would complete the warm-up.
     """
-    config, settings = federation.config, federation.config.local.settings
+    settings = federation.config.local.settings
     try:
         scales(federation.layers, settings.lr_scale)
     except ValueError as error:
         raise ConfigError(f"local.{error}") from error
     if settings.precision == "bfloat16":
         _check_float32(federation)
-    if not settings.warmup:
-        return
-    clients, batches = _clients_and_batches(federation)
-    over_run = settings.schedule_over == "run"
-    for server_round in range(1, min(config.rounds, CHECKED_ROUNDS) + 1):
-        steps = steps_of(strategy.local_plan(server_round), settings, batches) * (config.rounds if over_run else 1)
-        if (fewest := int(steps.min())) <= settings.warmup:
+    if settings.warmup:
+        clients, steps = _clients_and_steps(federation, strategy)
+        if (most := int(steps.max())) <= settings.warmup:
             raise ConfigError(
-                f"local.warmup = {settings.warmup} must be less than the {fewest} steps that client "
-                f"{clients[int(steps.argmin())]} takes in {'all rounds' if over_run else 'a round'}; use fewer, more "
-                "epochs or rounds, or smaller batches"
+                f"local.warmup = {settings.warmup} must be less than the {most} steps that client "
+                f"{clients[int(steps.argmax())]} takes in {_span(federation)}, the most of all; use fewer, more epochs "
+                "or rounds, or smaller batches"
             )
 
 
@@ -56,11 +54,20 @@ def _check_float32(federation: Federation) -> None:
             )
 
 
-def training_note(federation: Federation) -> str:
-    """Return what should be said of the settings on this machine; empty if there is nothing."""
-    if federation.config.local.precision == "float32" or gains_from_bfloat16(federation.device):
-        return ""
-    return f"local.precision = 'bfloat16' gains nothing: {federation.device} has no instructions for it; use 'float32'"
+def training_notes(federation: Federation, strategy: Strategy) -> Iterator[str]:
+    """Yield what a user should know of the settings with these clients and on this machine."""
+    settings = federation.config.local.settings
+    if settings.precision == "bfloat16" and not gains_from_bfloat16(federation.device):
+        yield (
+            f"local.precision = 'bfloat16' gains nothing: {federation.device} has no instructions for it; use 'float32'"
+        )
+    if settings.warmup:
+        clients, steps = _clients_and_steps(federation, strategy)
+        if count := int((steps <= settings.warmup).sum()):
+            yield (
+                f"{count} of {len(clients)} clients do not complete the warm-up of local.warmup = {settings.warmup} "
+                f"steps, as client {clients[int(steps.argmin())]}, which takes {steps.min()} in {_span(federation)}"
+            )
 
 
 def describe_training(federation: Federation, strategy: Strategy) -> str:
@@ -80,13 +87,25 @@ def describe_training(federation: Federation, strategy: Strategy) -> str:
     if settings.clip_norm:
         parts.append(f"gradients clipped to a norm of {settings.clip_norm:g}")
     if settings.lr_scale:
-        parts.append("times " + ", ".join(f"{scale:g} in {text!r}" for text, scale in settings.lr_scale.items()))
+        parts.append("lr times " + ", ".join(f"{scale:g} in {text!r}" for text, scale in settings.lr_scale.items()))
     if settings.label_smoothing:
         parts.append(f"labels smoothed by {settings.label_smoothing:g}")
     if settings.precision != "float32":
-        gains = "" if gains_from_bfloat16(federation.device) else ", which gains nothing on this machine"
-        parts.append(f"{settings.precision} by autocast{gains}")
+        parts.append(f"{settings.precision} by autocast")
     return ", ".join(parts)
+
+
+def _span(federation: Federation) -> str:
+    return "all rounds" if federation.config.local.schedule_over == "run" else "a round"
+
+
+def _clients_and_steps(federation: Federation, strategy: Strategy) -> tuple[list[int], np.ndarray]:
+    """Return the clients that train, and how many steps each takes over the whole schedule, in the shortest rounds."""
+    config = federation.config
+    clients, batches = _clients_and_batches(federation)
+    plans = [strategy.local_plan(each) for each in range(1, min(config.rounds, CHECKED_ROUNDS) + 1)]
+    steps = np.min([steps_of(plan, config.local.settings, batches) for plan in plans], axis=0)
+    return clients, steps * (config.rounds if config.local.schedule_over == "run" else 1)
 
 
 def _clients_and_batches(federation: Federation) -> tuple[list[int], np.ndarray]:

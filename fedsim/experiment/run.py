@@ -16,7 +16,7 @@ from fedsim.config.content import counted_files
 from fedsim.errors import ConfigError, RunError, in_code_of_the_user
 from fedsim.experiment.beginning import beginning_of, open_folder
 from fedsim.experiment.checkpoints import Checkpoints
-from fedsim.experiment.local_training import check_training, training_note
+from fedsim.experiment.local_training import check_training, training_notes
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
 from fedsim.experiment.measuring.gate import check_gate
 from fedsim.experiment.rounds import Rounds, RoundSummary
@@ -114,7 +114,7 @@ def run(
 def _run_from(done: int, federation: Federation, strategy: Strategy, folder: RunFolder, on_round: OnRound) -> None:
     config = federation.config
     make_app = app_maker(federation, folder.read_env()["cohort"])
-    if note := training_note(federation):
+    for note in training_notes(federation, strategy):
         logger.warning(note)
     with make_engine(_engine_settings(federation), make_app, config.clients, federation.frozen()) as engine:
         strategy.set_global_model(federation.initial)

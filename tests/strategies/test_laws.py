@@ -30,7 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedrep": {"head_epochs": 2},
     "fedpart": {"warm_up": 1, "rounds_each": 1},
     "fedlama": {"warm_up": 0},
-    "llmc": {"shared": "body", "epochs": 2, "rounds": 3, "warm_up": 1},
+    "llmc": {"shared": "body"},
     "pfedme": {"inner_steps": 2},
     "barrier_gated": {"measure": "drift"},  # barriers are measured by a whole run
     "hierarchical_average": {"shared": "body", "order": "nearest"},
