@@ -51,6 +51,18 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; {guess}known are: {', '.join(names)}"
 
 
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """Return a check that a text is one of some names, for pydantic."""
+    known = list(names)
+
+    def check(value: str) -> str:
+        if value not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return value
+
+    return check
+
+
 def explain_rule(problem: Mapping[str, Any], record: type[BaseModel] | None = None) -> str:
     """Return the rule that a value broke, from one of pydantic's errors, such as ``must be greater than 0``.
 

@@ -31,7 +31,7 @@ class ApflRule(ClientRule):
         # SGD may carry it out of its range until the round ends; at the bounds a clamp has no slope of its own.
         weight = weight + (weight.clamp(0, 1) - weight).detach()
         mixture = self._mixture(step.sets["personal"], fixed, weight)
-        return step.cross_entropy(step.logits(step.params)) + step.cross_entropy(step.logits(mixture))
+        return step.loss_of(step.logits(step.params)) + step.loss_of(step.logits(mixture))
 
     def gradient(self, step: Step, gradients: Params) -> Params:
         if "mix/weight" not in gradients:

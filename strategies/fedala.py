@@ -6,7 +6,6 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Gt
-from torch.nn.functional import cross_entropy
 
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
@@ -54,7 +53,7 @@ class FedAlaRule(ClientRule):
             inputs, targets = local.inputs[batch], local.targets[batch]
             model = self._mixture(local, weights)
             slopes, loss = local.gradient(
-                lambda mixed: cross_entropy(local.logits(model | mixed, inputs), targets),  # noqa: B023 (called at once)
+                lambda mixed: local.loss_of(local.logits(model | mixed, inputs), targets),  # noqa: B023 (called at once)
                 {key: model[key] for key in weights},
                 len(batch),
             )

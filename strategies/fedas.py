@@ -21,6 +21,7 @@ class Alignment(ClientRule):
     head: str
     align_epochs: int
     align_lr: float
+    cross_entropy_only = True
 
     def prepare(self) -> None:
         head, body = two_parts(self.layers, "head", self.head)

@@ -27,11 +27,11 @@ class FedGucciRule(ClientRule):
         return {"points": torch.from_numpy(points)}
 
     def loss(self, step: Step) -> Tensor:
-        loss = step.cross_entropy(step.logits(step.params))
+        loss = step.loss_of(step.logits(step.params))
         anchors = _anchors(step.sets)
         for anchor, t in zip(anchors, step.drawn["points"], strict=True):
             between = self._between(anchor, step.params, t)
-            loss = loss + self.beta / len(anchors) * step.cross_entropy(step.logits(between))
+            loss = loss + self.beta / len(anchors) * step.loss_of(step.logits(between))
         return loss
 
     def _between(self, anchor: Params, model: Params, t: Tensor) -> Params:

@@ -32,6 +32,8 @@ PERMUTATION, CLASS_COUNTS = "permutation", "class_counts"
 class Reordering(ClientRule):
     """Puts the inputs of a client's layers into the order of the neurons that were matched before them."""
 
+    cross_entropy_only = True
+
     def start(self, local: Local) -> Local:
         params, order = dict(local.params), None
         for name, keys in ((layer.name, layer.parameters) for layer in self.layers):

@@ -14,6 +14,7 @@ class FedRodRule(ClientRule):
     """Trains the set ``personal_head`` with the model; ``classes`` holds the client's class counts for itself."""
 
     trained = ("personal_head",)
+    cross_entropy_only = True
     head: str
     absent_count: float
 

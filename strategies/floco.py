@@ -35,7 +35,7 @@ class Simplex(ClientRule):
 
     def loss(self, step: Step) -> Tensor:
         head = head_at(step.drawn["point"], step.sets[ENDPOINTS])
-        return step.cross_entropy(step.logits(dict(step.params) | head))
+        return step.loss_of(step.logits(dict(step.params) | head))
 
     def finish(self, local: Local, started: Local) -> Finished:
         return Finished(self.personalised(local), sent={ENDPOINTS: local.sets[ENDPOINTS]})

@@ -34,7 +34,7 @@ class PFedMeRule(ClientRule):
         return replace(local, sets={"personal": local.params, **local.sets, "theta": local.params})
 
     def loss(self, step: Step) -> Tensor:
-        return step.cross_entropy(step.logits(step.sets["theta"]))
+        return step.loss_of(step.logits(step.sets["theta"]))
 
     def gradient(self, step: Step, gradients: Params) -> Params:
         # What makes SGD arrive where the inner steps do, the first of which takes the gradient of `loss`.
@@ -56,7 +56,7 @@ class PFedMeRule(ClientRule):
     def _loss(self, step: Step, theta: Params) -> Tensor:
         # Statistics have been counted once for this mini-batch; a gradient may not change what it did not make.
         others = {key: value.clone() for key, value in step.sets["theta"].items() if key not in theta}
-        return step.cross_entropy(step.logits(others | theta))
+        return step.loss_of(step.logits(others | theta))
 
     def _inner_step(self, step: Step, theta: Params, slopes: Params) -> Params:
         pull, decay, lr = self.proximal, self.decay, self.personal_lr

@@ -7,8 +7,7 @@ from torch import Tensor
 from fedsim.analysis.arguments import check_examples, check_is_number
 from fedsim.analysis.samples.sampling import Sampling
 from fedsim.data.dataset import Examples
-from fedsim.training.evaluation import Criterion, cross_entropies
-from fedsim.training.targets import target_counts
+from fedsim.training.evaluation import Criterion, counts_of, cross_entropies
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Data(Examples):
     @property
     def target_counts(self) -> Tensor | None:
         """Number of targets of each example that count, shape [n]; None if all weigh the same."""
-        return target_counts(self.targets) if self.criterion is cross_entropies else None
+        return counts_of(self.targets, self.criterion)
 
     @property
     def sampling(self) -> Sampling:

@@ -15,7 +15,9 @@ from fedsim.errors import ConfigError
 
 def compare_command(
     paths: RunPaths,
-    metric: Annotated[Literal["accuracy", "loss"], typer.Option(help="Metric to compare.")] = "accuracy",
+    metric: Annotated[
+        str, typer.Option(metavar="METRIC", help="Metric to compare, such as accuracy, loss or macro-f1.")
+    ] = "accuracy",
     by: Annotated[
         str | None,
         typer.Option(
@@ -119,7 +121,7 @@ def export_command(
             help="Round of the model: the best on the clients' validation data, that of the last checkpoint, or N.",
         ),
     ] = "last",
-    metric: Annotated[Literal["accuracy", "loss"], typer.Option(help="Metric of the best round.")] = "accuracy",
+    metric: Annotated[str, typer.Option(metavar="METRIC", help="Metric of the best round.")] = "accuracy",
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Export a model of a run, as it was evaluated: a state dict that plain torch loads."""

@@ -12,9 +12,10 @@ from fedsim.data.skews import FEATURES
 from fedsim.lazy import LazyTable, Place
 from fedsim.models.architectures import MODELS
 from fedsim.strategy.flower_table import FLOWER_RULES, NO_RULES, PREFIX
+from fedsim.training.tasks import LOSSES
 from strategies import STRATEGIES
 
-Kind = Literal["strategies", "partitions", "features", "models", "data"]
+Kind = Literal["strategies", "partitions", "features", "models", "losses", "data"]
 
 
 CATALOGUES: dict[Kind, Catalogue] = {
@@ -36,7 +37,8 @@ CATALOGUES: dict[Kind, Catalogue] = {
     ),
     "features": Catalogue(FEATURES, "features", "skew", ("inputs", "client", "clients", "rng")),
     "models": Catalogue(MODELS, "model", "name", ("shape", "classes", "vocabulary"), makes=Place("torch.nn", "Module")),
-    "data": Catalogue(DATA, "data", "name", (), makes=Place("fedsim.data", "Dataset")),
+    "losses": Catalogue(LOSSES, "loss", "name", ("outputs", "targets")),
+    "data": Catalogue(DATA, "data", "name", ("task",), makes=Place("fedsim.data", "Dataset")),
 }
 
 

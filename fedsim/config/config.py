@@ -18,6 +18,7 @@ from fedsim.config.tables import (
     EngineConfig,
     EvaluationConfig,
     FeaturesConfig,
+    LossConfig,
     ModelConfig,
     PartitionConfig,
     StopConfig,
@@ -57,6 +58,7 @@ class Config(Table):
     partition: PartitionConfig
     features: FeaturesConfig = FeaturesConfig()
     model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
     local: LocalConfig = LocalConfig()
     strategy: StrategyConfig = StrategyConfig()
     faults: FaultsConfig = FaultsConfig()

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.analysis.suite import MeasureName
+from fedsim.training.metrics import be_a_metric
 
 # Keys that define the value; any other key of ``of`` is a setting of another run.
 VALUE_KEYS = (
@@ -29,8 +30,8 @@ class Expectation(BaseModel):
     barrier
         Column of the barriers' table, such as ``loss_mean_ends``; or else
     metric
-        ``accuracy`` or ``loss`` of a ``model`` on the clients' own test data, or with ``server`` on the server's; or
-        else
+        Name of a metric, such as ``accuracy`` or ``loss``, of a ``model`` on the clients' own test data, or with
+        ``server`` on the server's; or else
     measure, column
         A table of the analysis, such as ``connectivity``, and one of its columns, such as ``ratio``. Rows of the
         average alone count only with ``model = "average"``; rows of random directions never count, nor do rows of
@@ -67,7 +68,7 @@ class Expectation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     barrier: str | None = None
-    metric: Literal["accuracy", "loss"] | None = None
+    metric: Annotated[str, AfterValidator(be_a_metric)] | None = None
     measure: Literal[MeasureName, "matching"] | None = None
     column: str | None = None
     group: str = "full"

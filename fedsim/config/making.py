@@ -12,6 +12,7 @@ from fedsim.config.config import Config
 from fedsim.config.tables import DataConfig, FeaturesConfig
 from fedsim.data.checks import check_dataset
 from fedsim.data.dataset import Dataset
+from fedsim.data.tasks import with_task
 from fedsim.errors import ConfigError
 from fedsim.models.layers import LayerGroup
 from fedsim.options import as_toml
@@ -33,14 +34,19 @@ def make_dataset(data: DataConfig) -> Dataset:
     ConfigError
         If it cannot be read, or its parts do not fit each other.
     """
-    dataset = CATALOGUES["data"].make(data)
+    catalogue = CATALOGUES["data"]
+    asks = "task" in inspect.signature(catalogue.find(data.name)).parameters
+    dataset = catalogue.make(data, **({"task": data.task} if asks else {}))
     if not isinstance(dataset, Dataset):
         raise ConfigError(
             f"data.name = {data.name!r} gives a {type(dataset).__name__}; it must be a fedsim.data.Dataset"
         )
     with CATALOGUES["data"].in_code_of(data.name):
         try:
+            if data.task != "auto":
+                dataset = with_task(dataset, data.task)
             check_dataset(dataset)
+            dataset = with_task(dataset)
         except ValueError as error:
             raise ConfigError(f"[data] {error}") from error
     if (data.flip or data.crop) and len(dataset.shape) != 3:

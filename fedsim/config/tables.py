@@ -9,12 +9,15 @@ import math
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fedsim.analysis.mixing.names import PAIR_TS
 from fedsim.analysis.suite import MEASURES, MeasureName
 from fedsim.config.expectation import MatchedBy
-from fedsim.options import as_toml
+from fedsim.options import as_toml, one_of
+from fedsim.training.metrics import MAIN, METRICS, SELECTING
+
+SelectingMetric = Annotated[str, AfterValidator(one_of(SELECTING))]
 
 
 class Table(BaseModel):
@@ -35,9 +38,11 @@ class Choice(BaseModel):
 
 
 class DataConfig(Choice):
-    """``[data]``: the data set, how much of it is used, and how training images are augmented.
+    """``[data]``: the data set, how much of it is used, what is learnt, and how training images are augmented.
 
-    ``flip`` mirrors half of them; ``crop`` pads them by that many pixels and cuts out a window of the original size.
+    ``task`` follows from the targets if it is not given: whole numbers are classes, or the next token; 0 and 1 as
+    floats a yes or no, or several labels; other floats numbers to predict. ``flip`` mirrors half of the images;
+    ``crop`` pads them by that many pixels and cuts out a window of the original size.
     """
 
     name: str = "digits"
@@ -45,18 +50,21 @@ class DataConfig(Choice):
     test_examples: Annotated[int, Field(ge=1)] | None = None
     flip: bool = False
     crop: Annotated[int, Field(ge=0)] = 0
+    task: Literal["auto", "classification", "next-token", "binary", "multi-label", "regression"] = "auto"
 
 
 class PartitionConfig(Choice):
     """``[partition]``: how the training set is split across clients, and how much of each client's share is held out.
 
-    With ``test_skew = "uniform"`` clients are tested on equal shares of all examples, set aside before the split.
+    With ``test_skew = "uniform"`` clients are tested on equal shares of all examples, set aside before the split. For
+    schemes by class, numbers to predict are put into ``bins`` of about as many examples each, which stand for classes.
     """
 
     scheme: str = "dirichlet"
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test_skew: Literal["alike", "uniform"] = "alike"
+    bins: Annotated[int, Field(ge=2)] | None = None
 
     @model_validator(mode="after")
     def _leave_some_to_train(self) -> Self:
@@ -82,6 +90,26 @@ class ModelConfig(Choice):
     initial: Literal["shared", "own"] = "shared"
     head: str = ""
     freeze: str = ""
+
+
+ClassWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class LossConfig(Choice):
+    """``[loss]``: what training descends and evaluation measures; ``auto`` is that of the task.
+
+    ``class_weights`` are a positive number for each class; or ``balanced`` for those by which each class has the same
+    weight in a client's training data (``balanced``) or in that of all clients (``balanced-all``). They weigh the
+    targets in training only.
+    """
+
+    name: str = "auto"
+    class_weights: Literal["none", "balanced", "balanced-all"] | tuple[ClassWeight, ...] = "none"
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _be_a_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
 
 
 class StrategyConfig(Choice):
@@ -168,7 +196,8 @@ class EvaluationConfig(Table):
     With ``on = ["test", "server"]`` every client's models are measured on the server's test data too. The server's
     models are also measured on ``perturbed`` test data, such as ``["fgsm:0.1", "noise:0.2"]``: inputs moved by the size
     along the sign of the loss's gradient, or by Gaussian noise of that standard deviation. Sizes are in units of the
-    normalised inputs.
+    normalised inputs. ``metrics`` are measured besides the loss and the task's main metric, on all data.
+    ``save_predictions`` writes what the final models predict for each test example.
     """
 
     models: Annotated[tuple[EvaluatedModel, ...], Field(strict=False)] = ("personalised", "global")
@@ -178,6 +207,8 @@ class EvaluationConfig(Table):
     fine_tune_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     fine_tune_every: Annotated[int, Field(ge=0)] = 0
     perturbed: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    metrics: Annotated[tuple[Annotated[str, AfterValidator(one_of(METRICS))], ...], Field(strict=False)] = ()
+    save_predictions: bool = False
 
     @field_validator("models")
     @classmethod
@@ -219,11 +250,11 @@ class StopConfig(Table):
     """``[stop]``: end the run once the clients' personalised models no longer improve on their validation data.
 
     That is when ``patience`` evaluations in a row, 0 for never, have not been better than the best one before, by the
-    mean over the clients.
+    mean over the clients; ``accuracy`` is the main metric of a task that has none.
     """
 
     patience: Annotated[int, Field(ge=0)] = 0
-    metric: Literal["accuracy", "loss"] = "accuracy"
+    metric: SelectingMetric = MAIN
 
 
 class CheckpointsConfig(Table):
@@ -267,7 +298,8 @@ class TuneConfig(BaseModel):
     """``[tune]``: lists of values of settings; the best ones are chosen for each combination of the sweep separately.
 
     Before the runs, every combination of these values is run with ``seed`` (default: the first of the sweep) for
-    ``rounds`` (default: those of the runs). The best on the clients' validation data is then run with all seeds.
+    ``rounds`` (default: those of the runs). The best by ``metric`` on the clients' validation data is then run with all
+    seeds.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
@@ -275,6 +307,7 @@ class TuneConfig(BaseModel):
 
     rounds: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
+    metric: SelectingMetric = MAIN
 
     @property
     def grid(self) -> dict[str, list[Any]]:

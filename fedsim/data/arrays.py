@@ -19,6 +19,7 @@ from fedsim.errors import message_of
 from fedsim.memory import check_fits
 from fedsim.reading import check_file
 from fedsim.training.targets import IGNORED, labels_of, real_targets
+from fedsim.training.tasks import TASKS
 
 NEEDED = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 IDS = "train_id_"
@@ -33,6 +34,7 @@ def arrays(
     classes: tuple[str, ...] = (),
     targets: Literal["auto", "classes", "tokens"] = "auto",
     vocabulary: int = 0,
+    task: str = "auto",
 ) -> Dataset:
     """Read your own arrays from a .npz or .safetensors file, or a folder of .npy files.
 
@@ -43,7 +45,8 @@ def arrays(
         ``test_inputs`` and ``test_targets``, and may hold ``train_id_<column>``, the origin of each training example.
         Inputs: bytes [n, channels, height, width] or [n, height, width] are images; floats [n, ...] are normalised per
         channel or feature; other integers [n, length] are tokens. Targets: integers or names of classes [n], or
-        integers [n, length] for sequences, with -100 where a position has none.
+        integers [n, length] for sequences, with -100 where a position has none. Floats are numbers to predict, or 0 and
+        1 for a yes or no, and for several labels.
     channels
         Position of the channels in images with four dimensions: ``last`` for [n, height, width, channels].
     classes
@@ -53,6 +56,8 @@ def arrays(
         ``auto`` they are tokens where each is the token that follows in the inputs.
     vocabulary
         Number of different tokens (default: one more than the largest).
+    task
+        What is learnt, as ``[data] task`` says.
 
     Raises
     ------
@@ -73,11 +78,16 @@ def arrays(
             f"{place} has targets of {kinds['train']} to train and of {kinds['test']} to test; make them alike"
         )
     names = classes or _names(content["train_targets"])
-    train, test = (_examples(content, part, place, channels, names) for part in ("train", "test"))
+    train, test = (_examples(content, part, place, channels, names, task) for part in ("train", "test"))
     ids = {
         name.removeprefix(IDS): _ids(values, name, place) for name, values in content.items() if name.startswith(IDS)
     }
     scale = 255.0 if train.inputs.dtype == torch.uint8 else 1.0
+    if train.targets.is_floating_point():
+        is_text = train.inputs.dtype == torch.int64
+        tokens = _vocabulary(train, test, vocabulary, place) if is_text else ()
+        mean, std = ((), ()) if is_text else channel_statistics(train.inputs, scale)
+        return Dataset(place.stem, train, test, names, scale, mean, std, ids, tokens, task)
     if train.inputs.dtype != torch.int64:
         mean, std = channel_statistics(train.inputs, scale)
         return Dataset(place.stem, train, test, names or _numbered(train, test, place), scale, mean, std, ids)
@@ -128,10 +138,10 @@ def _content(place: Path) -> dict[str, np.ndarray]:
 
 
 def _examples(
-    content: dict[str, np.ndarray], part: str, place: Path, channels: Channels, names: Sequence[str]
+    content: dict[str, np.ndarray], part: str, place: Path, channels: Channels, names: Sequence[str], task: str
 ) -> Examples:
     inputs = _inputs(content[f"{part}_inputs"], channels, f"{place}: {part}_inputs")
-    targets = _targets(content[f"{part}_targets"], f"{place}: {part}_targets", inputs, names)
+    targets = _targets(content[f"{part}_targets"], f"{place}: {part}_targets", inputs, names, task)
     if not inputs.numel() or not targets.numel():
         shapes = f"{tuple(inputs.shape)} and {tuple(targets.shape)}"
         raise ValueError(
@@ -171,8 +181,9 @@ def _inputs(values: np.ndarray, channels: Channels, where: str) -> Tensor:
     return _whole(values, where, f"; {TOKENS_RULE}")
 
 
-def _targets(values: np.ndarray, where: str, inputs: Tensor, names: Sequence[str]) -> Tensor:
+def _targets(values: np.ndarray, where: str, inputs: Tensor, names: Sequence[str], task: str) -> Tensor:
     described = f"{where} is {values.dtype} of shape {values.shape}"
+    is_real = task in TASKS and not TASKS[task].of_indices
     if values.dtype.kind in "US":
         if values.ndim != 1:
             raise ValueError(f"{described}; names of classes have shape [n]")
@@ -180,17 +191,17 @@ def _targets(values: np.ndarray, where: str, inputs: Tensor, names: Sequence[str
         found = _texts(values).tolist()
         if unknown := [name for name in found if name not in place]:
             raise ValueError(f"{where} has the class {unknown[0]!r}; known are: {', '.join(names)}")
-        return torch.tensor([place[name] for name in found], dtype=torch.int64)
+        return torch.tensor([place[name] for name in found], dtype=torch.float32 if is_real else torch.int64)
     if values.dtype.kind not in "iubf":
         raise ValueError(f"{described}; it must be integers or names of classes")
-    is_whole = values.dtype.kind != "f"
+    is_whole = values.dtype.kind != "f" and not is_real
     targets = (
         _whole(values, where, f"; {IGNORED} marks a target to ignore", ignored=True)
         if is_whole
-        else torch.from_numpy(values)
+        else torch.from_numpy(values.astype(np.float32 if is_real else values.dtype))
     )
     if targets.numel():
-        check_target_kind(described, targets, inputs, len(names) or None, cast="astype(int)")
+        check_target_kind(described, targets, inputs, len(names) or None, cast="astype(int)", task=task)
     return targets
 
 

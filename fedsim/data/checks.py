@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsim.data.dataset import Dataset, Examples
 from fedsim.data.target_checks import check_labels, check_target_kind, first_with
+from fedsim.data.tasks import task_of
 
 # Numbers of channels of an image.
 CHANNELS = (1, 3, 4)
@@ -29,15 +30,16 @@ def check_dataset(dataset: Dataset) -> None:
         if not isinstance(names, Sequence) or isinstance(names, str):
             example = f", such as tuple(map(str, range({names})))" if isinstance(names, int) else ""
             raise ValueError(f"{dataset.name!r} has {what} = {_short(names)}; give a tuple of names{example}")
+    for part, examples in (("training", dataset.train), ("test", dataset.test)):
+        _check_tensors(examples, f"{dataset.name!r}: its {part} set")
     # Of one class, every loss is 0 and every accuracy 1.
-    if len(dataset.classes) < 2:
+    if not dataset.train.targets.is_floating_point() and len(dataset.classes) < 2:
         raise ValueError(
             f"{dataset.name!r} has classes = {_short(dataset.classes)}; there must be at least two; for a yes or no, "
             "give ('no', 'yes') and targets 0 and 1"
         )
     for part, examples in (("training", dataset.train), ("test", dataset.test)):
         where = f"{dataset.name!r}: its {part} set"
-        _check_tensors(examples, where)
         _check_inputs(examples.inputs, where)
         if examples.inputs.shape[1:] != dataset.train.inputs.shape[1:]:
             raise ValueError(
@@ -108,15 +110,33 @@ def _check_inputs(inputs: Tensor, where: str) -> None:
 def _check_targets(examples: Examples, dataset: Dataset, where: str) -> None:
     targets = examples.targets
     described = f"{where} has targets of {targets.dtype}, shape {tuple(targets.shape)}"
-    check_target_kind(described, targets, examples.inputs, len(dataset.classes))
-    if targets.dtype != torch.int64:
+    check_target_kind(described, targets, examples.inputs, len(dataset.classes), task=dataset.task)
+    if targets.is_floating_point():
+        _check_numbers(described, targets, dataset)
+    elif targets.dtype != torch.int64:
         raise ValueError(f"{described}; give class indices as int64: targets.long()")
     if targets.shape[1:] != dataset.train.targets.shape[1:]:
         raise ValueError(
             f"{where} has targets of shape {tuple(targets.shape[1:])} per example, not "
             f"{tuple(dataset.train.targets.shape[1:])} as in training"
         )
-    check_labels(where, targets, len(dataset.classes))
+    if not targets.is_floating_point():
+        check_labels(where, targets, len(dataset.classes))
+
+
+def _check_numbers(described: str, targets: Tensor, dataset: Dataset) -> None:
+    """Check targets that are no class indices: numbers to predict, or 0 and 1 for each label."""
+    task = task_of(dataset)
+    shape, names = tuple(targets.shape), len(dataset.classes)
+    columns = shape[1] if len(shape) == 2 else 1
+    fits = {"binary": columns == 1, "multi-label": len(shape) == 2 and columns > 1, "regression": True}
+    is_number = task.name == "regression" or bool(((targets == 0) | (targets == 1)).all())
+    if not (fits.get(task.name, False) and is_number and len(shape) <= 2):
+        raise ValueError(f"{described}, which do not fit the task {task.name!r}; give {task.targets}")
+    if task.name == "binary" and names not in (0, 2):
+        raise ValueError(f"{dataset.name!r} has {names} classes, and a yes or no has two; give the names of 0 and 1")
+    if task.name == "multi-label" and names not in (0, columns):
+        raise ValueError(f"{described}, and {names} names of labels; give one for each column as classes")
 
 
 def _check_tokens(inputs: Tensor, dataset: Dataset, where: str) -> None:

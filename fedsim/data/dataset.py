@@ -26,7 +26,8 @@ class Examples:
         sequences of tokens as int64 [n, length].
     targets
         int64 class indices, shape [n], or [n, length] with one for each position of a sequence: -100 where a position
-        has none, such as padding.
+        has none, such as padding. Or float32: 0 and 1 for a yes or no, shape [n], or for each of several labels,
+        [n, labels]; numbers to predict, [n] or [n, outputs].
     """
 
     inputs: Tensor
@@ -40,7 +41,14 @@ class Examples:
 
     @property
     def labels(self) -> Tensor:
-        """The class of each example, shape [n]; for a sequence, its last target that counts."""
+        """The class of each example, shape [n]; for a sequence, its last target that counts.
+
+        A yes or no is class 1 or 0; of several labels, and of numbers, there is one class, 0.
+        """
+        if self.targets.is_floating_point():
+            values = self.targets.reshape(len(self.targets), -1)
+            is_yes = values.shape[1] == 1 and bool(((values == 0) | (values == 1)).all())
+            return values[:, 0].long() if is_yes else values.new_zeros(len(values), dtype=torch.int64)
         if self.targets.ndim == 1:
             return self.targets
         if (real := real_targets(self.targets)) is None:
@@ -62,7 +70,7 @@ class Dataset:
     train, test
         Training set, which is split over the clients, and test set, which is the server's.
     classes
-        Names in the order of the class indices.
+        Names in the order of the class indices, or of several labels; empty where numbers are predicted.
     scale
         Largest possible value of an input: 255 for bytes.
     mean, std
@@ -73,6 +81,8 @@ class Dataset:
     vocabulary
         Names of the tokens in the order of their indices; if inputs are tokens and it is empty, the classes, as where
         the next token is predicted.
+    task
+        What is learnt: a name in `fedsim.training.tasks.TASKS`, or ``auto`` for what the targets are.
     """
 
     name: str
@@ -84,6 +94,15 @@ class Dataset:
     std: tuple[float, ...] = ()
     ids: Mapping[str, np.ndarray] = field(default_factory=dict)
     vocabulary: tuple[str, ...] = ()
+    task: str = "auto"
+
+    @property
+    def outputs(self) -> int:
+        """Number of a model's outputs: one per class, label or number, and one logit for a yes or no."""
+        targets = self.train.targets
+        if not targets.is_floating_point():
+            return len(self.classes)
+        return targets.shape[1] if targets.ndim == 2 else 1
 
     @property
     def shape(self) -> tuple[int, ...]:

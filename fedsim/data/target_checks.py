@@ -7,9 +7,15 @@ from fedsim.training.targets import IGNORED, labels_of, real_targets
 
 
 def check_target_kind(
-    described: str, targets: Tensor, inputs: Tensor, classes: int | None = None, *, cast: str = "long()"
+    described: str,
+    targets: Tensor,
+    inputs: Tensor,
+    classes: int | None = None,
+    *,
+    cast: str = "long()",
+    task: str = "auto",
 ) -> None:
-    """Check that targets are whole numbers, one for each example or for each position of a sequence.
+    """Check that targets are class indices, one for each example or for each position of a sequence, or numbers.
 
     Parameters
     ----------
@@ -19,37 +25,47 @@ def check_target_kind(
         Number of classes, where it is known without the targets.
     cast
         Method by which the user's array becomes int64.
+    task
+        What the targets are declared to be, if they are.
 
     Raises
     ------
     ValueError
-        If they are real numbers, one-hot or for several classes at once, or have a wrong shape.
+        If they are one-hot, class indices of another type or for several classes at once, not finite, or have a wrong
+        shape.
     """
+    if targets.is_floating_point() and not bool((finite := torch.isfinite(targets)).all()):
+        raise ValueError(
+            f"{described}: they are not finite, first at example {first_with(~finite)}; remove or fill them"
+        )
+    if targets.is_floating_point() and task not in ("auto", "classification", "next-token"):
+        return
     shape, is_whole = tuple(targets.shape), not targets.is_floating_point()
     follows_tokens = inputs.dtype == torch.int64 and targets.shape == inputs.shape
     is_column = targets.ndim == 2 and shape[1] == 1 and not follows_tokens
-    if is_column and (is_whole or bool((targets == targets.round()).all())):
+    is_binary, are_whole = _holds_only_zeros_and_ones(targets), is_whole or bool((targets == targets.round()).all())
+    if is_column and are_whole and (is_whole or not is_binary):
         long = "" if targets.dtype == torch.int64 else f".{cast}"
         raise ValueError(f"{described}; give class indices of shape [{shape[0]}]: targets.squeeze(1){long}")
-    if targets.ndim == 2 and not follows_tokens and _holds_only_zeros_and_ones(targets):
+    if targets.ndim == 2 and not is_column and not follows_tokens and is_binary:
         # Whole numbers may also be tags of a sequence, unless there are as many as classes.
         is_row_of_classes = targets.dtype == torch.bool or not is_whole or classes in (None, shape[1])
         if is_row_of_classes and bool((targets.sum(1) == 1).all()):
             raise ValueError(
-                f"{described}: they are one-hot of shape [n, {shape[1]}]; give class indices: targets.argmax(1)"
+                f"{described}: they are one-hot of shape [n, {shape[1]}]; give class indices: targets.argmax(1), or "
+                "declare task = 'multi-label'"
             )
-        if targets.dtype == torch.bool or not is_whole:
-            raise ValueError(
-                f"{described}: they are several classes at once, which is not supported yet; give one class index for "
-                "each example"
-            )
+        if targets.dtype == torch.bool:
+            raise ValueError(f"{described}: they are several labels at once; declare task = 'multi-label'")
     if not is_whole:
-        if not bool(torch.isfinite(targets).all()):
-            bad = first_with(~torch.isfinite(targets))
-            raise ValueError(f"{described}: they are not finite, first at example {bad}; give class indices as int64")
-        if bool((targets == targets.round()).all()):
-            raise ValueError(f"{described}; give class indices as int64: targets.{cast}")
-        raise ValueError(f"{described}: regression is not supported yet; give class indices as int64")
+        if are_whole and not (is_binary and bool(targets.any())):
+            raise ValueError(
+                f"{described}; as whole numbers, give class indices as int64: targets.{cast}, or declare task = "
+                "'regression'"
+            )
+        if task != "auto":
+            raise ValueError(f"{described}, which do not fit the task {task!r}; give class indices as int64")
+        return
     if targets.is_complex() or targets.ndim not in (1, 2) or not targets.numel():
         raise ValueError(f"{described}; give class indices as int64, of shape [n], or [n, length] for sequences")
 

@@ -163,7 +163,7 @@ def load(paths: Paths) -> Runs:
 def compare(
     runs: Runs | Iterable[FinishedRun] | Paths,
     *,
-    metric: Literal["accuracy", "loss"] = "accuracy",
+    metric: str = "accuracy",
     by: str | None = None,
     at: Literal["last", "best"] = "last",
     baseline: str | None = None,
@@ -178,7 +178,7 @@ def compare(
     runs
         Results, or paths as `load` takes them.
     metric
-        What is compared.
+        What is compared: a name in `fedsim.training.metrics.METRICS`.
     by
         Dotted setting to group by, such as ``strategy.name``: by default all settings except the seed.
     at

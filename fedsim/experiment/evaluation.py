@@ -24,8 +24,8 @@ from fedsim.results.faults import fault_row
 from fedsim.results.folder import metric_row
 from fedsim.strategy import Strategy, messages
 from fedsim.strategy.faults import all_failed, warn_of
-from fedsim.training.evaluation import EVALUATION_BATCH, Evaluation, evaluate
-from fedsim.training.targets import number_of_targets, target_counts
+from fedsim.training.evaluation import EVALUATION_BATCH, Evaluation, counts_of, evaluate
+from fedsim.training.targets import number_of_targets
 
 Row = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def _rows_without_values(
     }
     for model in settings[messages.MODELS]:
         for split in splits_of(model, **kinds):
-            for metric in ("loss", "accuracy"):
+            for metric in ("loss", federation.task.main):
                 yield metric_row(server_round, client, split, model, metric, math.nan, 0)
 
 
@@ -140,7 +140,7 @@ class ServerEvaluation:
         whole = self._evaluate(params)
         if not math.isfinite(whole.loss):
             logger.warning("round %d: the %s model has no finite loss on the server's test data", server_round, name)
-        measured = {"loss": whole.loss, "accuracy": whole.accuracy}
+        measured = self.federation.measured(whole)
         n = number_of_targets(self.test[1])
         rows = [metric_row(server_round, None, "test", name, key, value, n) for key, value in measured.items()]
         return rows + self._perturbed_rows(server_round, name, params)
@@ -153,12 +153,12 @@ class ServerEvaluation:
         def evaluate_part(start: int) -> Evaluation:
             model = load_for_evaluation(self.federation, params, self.federation.calibration)
             part = slice(start, start + size)
-            return evaluate(model, inputs[part], targets[part])
+            return evaluate(model, inputs[part], targets[part], self.federation.criterion)
 
         with ThreadPoolExecutor(self.threads) as pool:
             parts = list(pool.map(evaluate_part, range(0, len(targets), size)))
         losses, errors = (torch.cat([getattr(part, name) for part in parts]) for name in ("losses", "errors"))
-        return Evaluation(losses, errors, target_counts(targets))
+        return Evaluation(losses, errors, counts_of(targets, self.federation.criterion))
 
     def _perturbed_rows(self, server_round: int, name: str, params: Params) -> list[Row]:
         """Return the metrics of a model after each perturbation, whose name takes the place of a split."""
@@ -169,10 +169,12 @@ class ServerEvaluation:
         names = {"fgsm": fgsm, "noise": noise}
         model = load_for_evaluation(self.federation, params, self.federation.calibration)
         models = Models(model, [state_of(model)], threads=self.threads, seed=config.seed)
-        table = perturbations(models, Data(*self.test), fgsm=list(fgsm), noise=list(noise))
-        n = number_of_targets(self.test[1])
+        table = perturbations(
+            models, Data(*self.test, criterion=self.federation.criterion), fgsm=list(fgsm), noise=list(noise)
+        )
+        n, task = number_of_targets(self.test[1]), self.federation.task
         return [
             metric_row(server_round, None, names[row["perturbation"]][row["size"]], name, metric, value, n)
             for row in table.to_dict("records")
-            for metric, value in (("loss", row["loss"]), ("accuracy", 1.0 - row["error"]))
+            for metric, value in (("loss", row["loss"]), (task.main, task.main_value(row["error"])))
         ]

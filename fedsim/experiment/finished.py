@@ -24,6 +24,7 @@ from fedsim.results.report.comparing.tables import Table, comparison_table
 from fedsim.results.report.comparing.units import format_missing
 from fedsim.results.result import Result
 from fedsim.shortening import printable
+from fedsim.training.metrics import format_metric, label
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,10 @@ class FinishedRun(Result):
     def __repr__(self) -> str:
         values = self.by_client("personalised")
         missing = format_missing(int(values.isna().sum()))
+        value = f"{label(self.main)} {format_metric(self.main, values.mean())}{missing}"
         return printable(
             f"<run {self.strategy}, seed {self.config.seed}, {self.data}, {self.config.clients} clients: personalised "
-            f"accuracy {values.mean():.1%}{missing} after round {self.evaluated} of {self.config.rounds}, {self.path}>"
+            f"{value} after round {self.evaluated} of {self.config.rounds}, {self.path}>"
         )
 
     def _repr_html_(self) -> str:

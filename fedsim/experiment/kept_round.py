@@ -18,10 +18,11 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run
 from fedsim.results.seals import DamagedError
+from fedsim.training.metrics import meant
 
 logger = logging.getLogger(__name__)
 WantedRound = int | Literal["last", "best"]
-Metric = Literal["accuracy", "loss"]
+Metric = str  # a name in `fedsim.training.metrics.METRICS`
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def kept_round(
     if wanted == "last":
         found, name = _last_whole(folder, client), "the last round"
     elif wanted == "best":
+        metric = meant(metric, table["metric"].unique() if len(table) else ())
         best = best_round(validation_means(table.to_dict("records"), metric), metric)
         if best is None:
             raise ConfigError(

@@ -26,7 +26,7 @@ from fedsim.models.frozen import frozen_keys
 from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, fit
 from fedsim.results.folder import RunFolder
-from fedsim.training.evaluation import evaluate
+from fedsim.training.evaluation import Criterion, evaluate
 
 # How far a client's loss may be from the recorded one: other devices and cohorts round differently.
 TOLERANCE = 1e-3
@@ -55,11 +55,11 @@ def model_of(kept: KeptRound) -> nn.Module:
             model = load_for_evaluation(federation, params, federation.calibration)
             # Frozen tensors and the user's code come from outside the checkpoint.
             if frozen_keys(model) or kept.folder.read_env().get("files"):
-                _check_loss(kept, model, federation.data.test())
+                _check_loss(kept, model, federation.data.test(), federation.criterion)
         else:
             data = federation.data.client(client)
             model = load_for_evaluation(federation, _personalised(federation, kept, client), lambda: data.train[0])
-            _check_loss(kept, model, data.test)
+            _check_loss(kept, model, data.test, federation.criterion)
     except ConfigError:
         raise
     except (KeyError, ValueError, RuntimeError) as error:
@@ -110,10 +110,11 @@ def _personalised(federation: Federation, kept: KeptRound, client: int) -> Param
     return found[0]
 
 
-def _check_loss(kept: KeptRound, model: nn.Module, examples: InputsAndTargets) -> None:
+def _check_loss(kept: KeptRound, model: nn.Module, examples: InputsAndTargets, criterion: Criterion) -> None:
     """Check that a model is the one that was evaluated in the run."""
     recorded = kept.recorded.get("loss")
-    loss = evaluate(copy_of(model).eval(), *examples).loss  # a copy, as some models change when they are evaluated
+    # A copy, as some models change when they are evaluated.
+    loss = evaluate(copy_of(model).eval(), *examples, criterion).loss
     if recorded is not None and not math.isclose(loss, recorded, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
         whose = "the global model" if kept.client is None else f"client {kept.client}"
         raise ConfigError(

@@ -28,7 +28,7 @@ from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRAINED, UPLOADED, metric_name
 from fedsim.federation.engines.grid import Engine, processors
 from fedsim.federation.federation import Federation
-from fedsim.results.best_round import SELECTED_BY, best_rounds, reason_to_stop, validation_means
+from fedsim.results.best_round import best_rounds, reason_to_stop, selecting, validation_means
 from fedsim.results.faults import fault_row, rounds_without_loss
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
@@ -36,6 +36,7 @@ from fedsim.results.records import Records
 from fedsim.strategy import ClientUpdate, Measurable, Received, Strategy, messages
 from fedsim.strategy.faults import NOT_FINITE, all_failed, kind_of, warn_of
 from fedsim.strategy.traffic import Traffic, layer_bytes
+from fedsim.training.metrics import MAIN, meant
 
 AVERAGE = "average"  # of all layers of the uploaded models, whatever the strategy shares
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class RoundSummary:
         Number of faults of clients in the round.
     stopped
         Why the run ends here, if that is before its last round.
+    metric
+        Name of the metric, which is another one where there is no accuracy.
     """
 
     server_round: int
@@ -64,6 +67,7 @@ class RoundSummary:
     missing: int = 0
     faults: int = 0
     stopped: str | None = None
+    metric: str = MAIN
 
 
 class Rounds:
@@ -86,13 +90,16 @@ class Rounds:
         self._faults = 0
         # Read again from the records, so that a resumed run stops where it would have stopped.
         rows = read_rows(folder.metrics).to_dict("records") if folder.metrics.exists() else []
-        self._validation_means = {metric: validation_means(rows, metric) for metric in SELECTED_BY}
+        main = federation.task.main
+        self._stops_by = meant(self.config.stop.metric, (main,))
+        kept = dict.fromkeys((*selecting((main,)), self._stops_by))
+        self._validation_means = {metric: validation_means(rows, metric) for metric in kept}
         self._lost_in = rounds_without_loss(folder)
 
     @property
     def stopped(self) -> str | None:
         """Why ``[stop]`` ends the run here; None if it continues."""
-        return reason_to_stop(self._validation_means[self.config.stop.metric], self.config.stop)
+        return reason_to_stop(self._validation_means[self._stops_by], self.config.stop, self._stops_by)
 
     def restore(self, server_round: int) -> None:
         """Resume after a round, from its checkpoint; the records end with that round already."""
@@ -142,7 +149,7 @@ class Rounds:
         self._save_if_due(server_round)
         self.records.append("timing", [{"round": server_round, **self._seconds}])
         stopped = self.stopped if server_round < self.config.rounds else None
-        return replace(_summary(server_round, rows), faults=self._faults, stopped=stopped)
+        return replace(_summary(server_round, rows, self.federation.task.main), faults=self._faults, stopped=stopped)
 
     def _train(self, server_round: int, probe: bool) -> tuple[Received, InjectedRound]:
         measure = TRAINED in self.config.evaluation.models and is_evaluated(self.config, server_round)
@@ -301,17 +308,17 @@ class Rounds:
         return every > 0 and server_round % every == 0
 
 
-def _summary(server_round: int, rows: Sequence[Mapping[str, Any]]) -> RoundSummary:
+def _summary(server_round: int, rows: Sequence[Mapping[str, Any]], metric: str) -> RoundSummary:
     def accuracies(model: str, of_server: bool) -> list[float | None]:
         return [
             row["value"]
             for row in rows
-            if (row["model"], row["split"], row["metric"]) == (model, "test", "accuracy")
+            if (row["model"], row["split"], row["metric"]) == (model, "test", metric)
             and (row["client"] is None) == of_server
         ]
 
     own, of_server = accuracies(PERSONALISED, False), accuracies(GLOBAL, True)
-    return RoundSummary(server_round, _mean(own), _mean(of_server), missing=own.count(None))
+    return RoundSummary(server_round, _mean(own), _mean(of_server), missing=own.count(None), metric=metric)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -20,6 +20,7 @@ from fedsim.experiment.local_training import check_training, training_notes
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
 from fedsim.experiment.measuring.gate import check_gate
 from fedsim.experiment.rounds import Rounds, RoundSummary
+from fedsim.experiment.task_checks import check_task
 from fedsim.federation.client.app import app_of, client_app
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.engines import make_engine
@@ -61,6 +62,7 @@ def _prepared(config: Config) -> Parts:
     check_examples(federation)
     check_gate(federation, strategy)
     check_training(federation, strategy)
+    check_task(federation, strategy)
     if "fine-tuned" in config.evaluation.models:
         fine_tuned_layers(federation, strategy)
     if config.stop.patience and not len(federation.data.split.validation.indices):
@@ -73,7 +75,7 @@ def _prepared(config: Config) -> Parts:
         raise ConfigError(f"engine.gpus_per_worker = {wanted} but this machine has no GPU; use 0")
     if isinstance(config.engine.cohort, int) and config.engine.cohort > 1:
         inputs, targets = federation.data.client(0).train
-        if problem := cohort_problem(federation.model(), inputs, targets):
+        if problem := cohort_problem(federation.model(), inputs, targets, federation.objective_of(targets)):
             raise ConfigError(f"engine.cohort = {config.engine.cohort}: {problem}; use 1")
     return federation, strategy
 

@@ -14,6 +14,7 @@ from fedsim.data import Augmentation, Dataset
 from fedsim.data.dataset import stratified
 from fedsim.data.fingerprint import looking_once
 from fedsim.data.heterogeneity import Heterogeneity
+from fedsim.data.tasks import label_shares
 from fedsim.federation.participants import unseen
 from fedsim.federation.split import sample_positions, split_of
 from fedsim.seeds import rng
@@ -74,11 +75,14 @@ class FederatedData:
     tested_from: int
 
     def heterogeneity(self) -> Heterogeneity:
-        """Return the number of examples of each class that each client holds; for sequences, of targets."""
+        """Return the number of examples of each class that each client holds; for sequences, of targets.
+
+        Of numbers to predict, ranges between quantiles stand for classes.
+        """
         whole = self.split.whole
-        targets = self.dataset.train.targets.cpu().numpy()
-        counts = LabelCounts.of(whole, targets, len(self.dataset.classes), ignored=IGNORED)
-        return Heterogeneity(whole.sizes, counts, self.dataset.classes)
+        labels, names = label_shares(self.dataset)
+        counts = LabelCounts.of(whole, labels, len(names), ignored=IGNORED)
+        return Heterogeneity(whole.sizes, counts, names)
 
     def save_split(self, path: Path) -> Path:
         """Write the index sets to an ``.npz`` file; return its path."""

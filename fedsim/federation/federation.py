@@ -11,6 +11,7 @@ from fedsim.config import Config, making
 from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, federated_data_of
 from fedsim.federation.model import draw_model, make_model
+from fedsim.federation.objective import balanced, check_custom, make_objective
 from fedsim.models.copies import copy_of
 from fedsim.models.frozen import frozen_of, replace_frozen_
 from fedsim.models.layers import Layers, describe_
@@ -20,6 +21,9 @@ from fedsim.models.purity import keeps_something
 from fedsim.models.summary import ModelSummary, summary_of
 from fedsim.seeds import PathPart, derive
 from fedsim.training import ClientRule
+from fedsim.training.evaluation import Criterion, Evaluation, criterion_of
+from fedsim.training.losses import Loss
+from fedsim.training.tasks import TASKS, Task
 
 CALIBRATION_EXAMPLES = 1000
 
@@ -58,6 +62,38 @@ class Federation:
     def summary(self) -> ModelSummary:
         """The model's layers, and how much of it trains."""
         return summary_of(self._template)
+
+    @cached_property
+    def objective(self) -> Loss:
+        """The loss that training descends; weights of classes that balance all clients' training data are in it."""
+        loss = make_objective(self.config, self.data.dataset)
+        if loss.class_weights is not None:
+            return loss.weighted(loss.class_weights.to(self.device))
+        if self.config.loss.class_weights != "balanced-all":
+            return loss
+        dataset = self.data.dataset
+        trained_on = dataset.train.targets[torch.from_numpy(self.data.trained_on).to(self.device)]
+        return loss.weighted(balanced(trained_on, len(dataset.classes)))
+
+    @cached_property
+    def criterion(self) -> Criterion:
+        """The loss of each example by which models are measured."""
+        return criterion_of(self.objective)
+
+    @property
+    def task(self) -> Task:
+        """What the models learn."""
+        return TASKS[self.data.dataset.task]
+
+    def measured(self, result: Evaluation) -> dict[str, float]:
+        """Return the metrics of a model by name: its loss, and the main metric of the task."""
+        return {"loss": result.loss, self.task.main: self.task.main_value(result.error)}
+
+    def objective_of(self, targets: Tensor) -> Loss:
+        """Return the loss that a client with these training targets descends."""
+        if self.config.loss.class_weights != "balanced":
+            return self.objective
+        return self.objective.weighted(balanced(targets, len(self.data.dataset.classes)))
 
     @cached_property
     def client_rule(self) -> ClientRule:
@@ -126,6 +162,7 @@ def federation_of(config: Config) -> Federation:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "initial model"))
         model = make_model(config, data.dataset, data.split.train.sizes).eval()
+    check_custom(config, data.dataset, model, make_objective(config, data.dataset))
     device = choose_device(config.device)
     return Federation(
         config=config,

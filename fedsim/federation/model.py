@@ -64,7 +64,7 @@ def draw_model(config: Config, dataset: Dataset) -> nn.Module:
     catalogue = CATALOGUES["models"]
     asks = "vocabulary" in inspect.signature(catalogue.find(config.model.name)).parameters
     given = {"vocabulary": dataset.tokens} if asks else {}
-    model = catalogue.make(config.model, dataset.shape, len(dataset.classes), **given)
+    model = catalogue.make(config.model, dataset.shape, dataset.outputs, **given)
     if isinstance(model, nn.Module):
         initialise_lazy_(model, _probes(dataset, 2).contiguous())
         try:
@@ -132,8 +132,17 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> No
             f"{where} adds {added[0]!r} in its forward pass, where it is too late to share it; create it in __init__, "
             "or use a lazy module, such as nn.LazyLinear"
         )
-    expected = (n, len(dataset.classes), *dataset.train.targets.shape[1:])
-    if not isinstance(outputs, Tensor) or outputs.shape != expected:
+    targets = dataset.train.targets
+    are_numbers = targets.is_floating_point()
+    expected = (n, dataset.outputs) if are_numbers else (n, dataset.outputs, *targets.shape[1:])
+    fits = [expected, (n,)] if are_numbers and dataset.outputs == 1 else [expected]
+    if not isinstance(outputs, Tensor) or outputs.shape not in fits:
+        if are_numbers:
+            found = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+            raise ConfigError(
+                f"{where} maps {n} inputs to {found}; it must be {expected} for the task {dataset.task!r} of "
+                f"{dataset.name!r}"
+            )
         found = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise ConfigError(
             f"{where} maps {n} inputs to {found}; it must be {expected}, a logit for each class of {dataset.name!r}"

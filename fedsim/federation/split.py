@@ -3,12 +3,16 @@
 import numpy as np
 
 from fedsim.config import Config, making
+from fedsim.config.choices import CATALOGUES
 from fedsim.data import Dataset
 from fedsim.data.dataset import stratified
+from fedsim.data.tasks import quantile_bins, task_of
 from fedsim.errors import ConfigError
 from fedsim.seeds import rng
 from partitions import Partition, Split, hold_out
 from partitions.iid import iid
+
+BY_CLASS = ("dirichlet", "client_dirichlet", "shards", "matrix")  # schemes that split by the examples' classes
 
 
 def split_of(config: Config, dataset: Dataset) -> Split:
@@ -82,13 +86,32 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
 
 def _partition(config: Config, dataset: Dataset, chosen: np.ndarray) -> Partition | Split:
     ids = {column: values[chosen] for column, values in dataset.ids.items()}
-    partition = making.make_partition(config, dataset.labels[chosen], ids, rng(config.seed, "partition"))
+    labels = _labels(config, dataset)
+    partition = making.make_partition(config, labels[chosen], ids, rng(config.seed, "partition"))
     if not isinstance(partition, Partition | Split) or len(partition) != config.clients:
         raise ConfigError(
             f"partition.scheme = {config.partition.scheme!r} gives a {type(partition).__name__}, not a Partition or "
             f"Split of {config.clients} clients"
         )
     return partition
+
+
+def _labels(config: Config, dataset: Dataset) -> np.ndarray:
+    """Return the class of each training example, or, where numbers are predicted, the range that it is put into."""
+    settings, task = config.partition, task_of(dataset)
+    if settings.bins is not None:
+        if task.name != "regression":
+            raise ConfigError(
+                f"partition.bins = {settings.bins} is for numbers, and the task is {task.name!r}; remove it"
+            )
+        return quantile_bins(dataset, settings.bins)[0]
+    if not task.has_classes and CATALOGUES["partitions"].canonical(settings.scheme) in BY_CLASS:
+        remedy = "set partition.bins = 10, whose ranges stand for classes, or " if task.name == "regression" else ""
+        raise ConfigError(
+            f"partition.scheme = {settings.scheme!r} splits by class, and the task {task.name!r} has none; {remedy}use "
+            "'iid', 'quantity' or 'natural'"
+        )
+    return dataset.labels
 
 
 def _saved(config: Config, dataset: Dataset) -> Split:

@@ -23,6 +23,7 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run
 from fedsim.results.measured import read_measured
+from fedsim.training.metrics import MAIN, meant
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +112,24 @@ class Result:
         return int(self.of("personalised")["round"].max())
 
     def of(self, model: str, metric: str = "accuracy", split: str = "test", *, server: bool = False) -> pd.DataFrame:
-        """Return the rows of one metric of one model, of the clients or of the server."""
-        return self._rows.get((model, metric, split, server), self.metrics.iloc[:0])
+        """Return the rows of one metric of one model, of the clients or of the server.
+
+        Of a run without accuracy, ``accuracy`` is its main metric, here and in all else that takes a metric.
+        """
+        return self._rows.get((model, self.meant(metric), split, server), self.metrics.iloc[:0])
+
+    @cached_property
+    def main(self) -> str:
+        """The metric that reports show first: accuracy, or, where numbers are predicted, their RMSE."""
+        return self.meant(MAIN)
+
+    @cached_property
+    def _measured(self) -> frozenset[str]:
+        return frozenset(self.metrics["metric"].unique())
+
+    def meant(self, metric: str) -> str:
+        """Return the metric that is meant: of a run without accuracy, ``accuracy`` is its main metric."""
+        return meant(metric, self._measured)
 
     @cached_property
     def _rows(self) -> dict[Any, pd.DataFrame]:
@@ -139,6 +156,7 @@ class Result:
 
     def best_round(self, metric: str = "accuracy") -> int | None:
         """Return the first round with the best mean over the clients' validation data; None if there is none."""
+        metric = self.meant(metric)
         table = self.of("personalised", metric, "validation")
         rows = ({str(key): value for key, value in row.items()} for row in table.to_dict("records"))
         return best_round(validation_means(rows, metric), metric)

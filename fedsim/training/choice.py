@@ -16,13 +16,15 @@ from fedsim.models.params import Params, load_state_, moves, state_of
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.cohort import LocalTask, train_cohort
 from fedsim.training.local import train_
+from fedsim.training.losses import CROSS_ENTROPY, Loss
 from fedsim.training.plan import LocalPlan, Phase
+from fedsim.training.rule import Ruled
 from fedsim.training.settings import LocalSettings
 
 MEASURED_STEPS = 3
 
 
-def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor) -> str | None:
+def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor, objective: Loss = CROSS_ENTROPY) -> str | None:
     """Return why a model cannot be trained as a cohort, or None.
 
     It is tested by a step of two clients, with two and three examples, which must have the same effect as alone.
@@ -31,17 +33,20 @@ def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor) -> str | N
     ----------
     inputs, targets
         A few training examples, on the model's device; the model itself does not change.
+    objective
+        The loss of the run.
     """
     model = copy_of(model)
     plan, settings = LocalPlan((Phase(steps=1),)), LocalSettings(batch_size=3)
     params = {key: value.detach().clone() for key, value in state_of(model).items()}
     clients = [(inputs[rows], targets[rows]) for rows in ([0, -1], [0, -1, 0])]
     try:
-        tasks = [LocalTask(params, *client, np.random.default_rng(0)) for client in clients]
+        ruled = Ruled(training_loss=objective)
+        tasks = [LocalTask(params, *client, np.random.default_rng(0), ruled=ruled) for client in clients]
         together = [result for result, _ in train_cohort(model, tasks, plan, settings)]
         for client, result in zip(clients, together, strict=True):
             load_state_(model, params)
-            train_(model, *client, plan, settings, np.random.default_rng(0))
+            train_(model, *client, plan, settings, np.random.default_rng(0), ruled=ruled)
             # No tighter, because statistics over two examples can amplify rounding.
             if _distance(result, state_of(model)) > 0.05 * _distance(params, state_of(model)):
                 return "a step in a cohort has another effect than alone"
@@ -95,17 +100,30 @@ def choose_cohort(
         if device.type != "cuda":
             return 1
         gauge = _CudaGauge(device)
-    if len(tasks) < 2 or cohort_problem(model, tasks[0].inputs, tasks[0].targets):
+    if len(tasks) < 2 or cohort_problem(model, tasks[0].inputs, tasks[0].targets, tasks[0].ruled.training_loss):
         return 1
     short = LocalPlan((replace(plan.phases[0], epochs=None, steps=MEASURED_STEPS),))
     tasks = sorted(tasks, key=lambda task: -len(task.targets))  # the largest need the most memory
     start = {key: value.to(device) for key, value in tasks[0].params.items()}
-    trials = [LocalTask(start, task.inputs, task.targets, np.random.default_rng(0)) for task in tasks]
+    ruled = [Ruled(training_loss=task.ruled.training_loss) for task in tasks]
+    trials = [
+        LocalTask(start, task.inputs, task.targets, np.random.default_rng(0), ruled=own)
+        for task, own in zip(tasks, ruled, strict=True)
+    ]
 
     def alone() -> None:
         load_state_(model, start)
         first = trials[0]
-        train_(model, first.inputs, first.targets, short, settings, first.rng, augmentation=augmentation)
+        train_(
+            model,
+            first.inputs,
+            first.targets,
+            short,
+            settings,
+            first.rng,
+            augmentation=augmentation,
+            ruled=first.ruled,
+        )
 
     def together(clients: int) -> Callable[[], object]:
         return lambda: train_cohort(model, trials[:clients], short, settings, augmentation)

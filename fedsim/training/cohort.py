@@ -18,7 +18,6 @@ from fedsim.training.context import Network, Step
 from fedsim.training.descent import follow_plan
 from fedsim.training.dropout import seeded_modules
 from fedsim.training.learner import no_such_set, trained_entries
-from fedsim.training.loss import TrainingLoss
 from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.precision import in_precision
 from fedsim.training.rule import Position, Ruled
@@ -38,7 +37,8 @@ class LocalTask:
     inputs, targets, rng, optimizer_state
         As in `fedsim.training.train_`.
     ruled
-        The client's rule, the same for all clients, with its sets, which have the same names for all.
+        The client's rule, the same for all clients, with its sets, which have the same names for all, and the run's
+        loss.
     """
 
     params: Params
@@ -113,9 +113,11 @@ class _Stack:
         self._model = model
         self._forward = in_precision(forward_of(model), settings.precision)
         self._precision = settings.precision
-        self._loss = TrainingLoss(settings.label_smoothing)
         self._ruled = [task.ruled for task in tasks]
+        self._loss = self._ruled[0].training_loss.smoothed(settings.label_smoothing)
         self.stacked: tuple[int, ...] = (len(tasks),)
+        weights = [own for ruled in self._ruled if (own := ruled.training_loss.class_weights) is not None]
+        self._class_weights = torch.stack(weights) if weights else None
         self.params = stack([task.params for task in tasks], device)
         self.sets = {name: stack([ruled.sets[name] for ruled in self._ruled], device) for name in self._ruled[0].sets}
         self.dropouts = seeded_modules(model)
@@ -191,6 +193,7 @@ class _Stack:
             targets=batch.targets,
             real=batch.real,
             lr=self._step_sizes(position, active),
+            class_weights=None if self._class_weights is None else self._class_weights[:active],
         )
 
     def _step_sizes(self, position: Position, active: int) -> Tensor | None:
@@ -205,7 +208,7 @@ class _Stack:
         """Return each member's loss."""
         self._begin_masks()
         logits = self._forward(members.params | members.numbers, members.inputs)
-        return self._loss.of_members(logits, members.targets, members.real)
+        return self._loss.of_members(logits, members.targets, members.real, members.class_weights)
 
     def _over_members(self, hook: Callable[[Step, Params], Any], position: Position, members: "_Members") -> Any:
         """Apply a hook of the rule to each member's step and gradients."""
@@ -224,13 +227,15 @@ class _Stack:
                 number=position.number,
                 phase=position.phase,
                 lr=position.lr_of(0) if member.lr is None else member.lr,
-                training_loss=self._loss,
+                training_loss=self._loss.weighted(member.class_weights),
                 network=Network(self._model, passes, member.numbers, self._precision),
             )
             return hook(step, member.gradients)
 
         given = {name: value for name, value in vars(members).items() if value is not None}
-        result = over_members(lambda each: of_one(_Members(**{"real": None, "lr": None} | each)))(given)
+        result = over_members(
+            lambda each: of_one(_Members(**{"real": None, "lr": None, "class_weights": None} | each))
+        )(given)
         self.passes = passes
         return result
 
@@ -275,6 +280,7 @@ class _Members:
     targets: Tensor
     real: Tensor | None
     lr: Tensor | None
+    class_weights: Tensor | None = None
     gradients: Params = field(default_factory=dict)
 
     def of(self, chosen: Tensor, size: int, *, has_ignored: bool) -> "_Members":
@@ -288,6 +294,7 @@ class _Members:
             targets=self.targets[chosen, :size],
             real=self.real[chosen, :size] if has_ignored and self.real is not None else None,
             lr=None if self.lr is None else self.lr[chosen],
+            class_weights=None if self.class_weights is None else self.class_weights[chosen],
             gradients=_picked(self.gradients, chosen),
         )
 

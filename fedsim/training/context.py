@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from fedsim.models.params import Params, dense
-from fedsim.training.loss import TrainingLoss
+from fedsim.training.losses import CROSS_ENTROPY, Loss, cross_entropy
 from fedsim.training.plan import Passes, Phase
 from fedsim.training.precision import in_precision
 from fedsim.training.settings import LocalSettings, Precision
-from fedsim.training.targets import labels_of
+from fedsim.training.targets import labels_of, real_targets
 
 Sets = Mapping[str, Params]
 
@@ -81,6 +81,8 @@ class Local:
         Stream of the rule alone; training draws from another one.
     network
         The architecture, for evaluating and differentiating the model, in evaluation mode.
+    training_loss
+        The loss of the run, such as cross-entropy.
     """
 
     server_round: int
@@ -94,6 +96,7 @@ class Local:
     rng: np.random.Generator
     network: Network
     shared: Collection[str] = ()
+    training_loss: Loss = CROSS_ENTROPY
 
     @property
     def labels(self) -> Tensor:
@@ -109,6 +112,10 @@ class Local:
         """Return the input of ``layer``, shape [n, ...], and count the examples."""
         self.network.passes.forward += len(inputs)
         return self.network.logits_and_features(params, inputs, layer)[1]
+
+    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of the run over the targets that count, such as the cross-entropy."""
+        return self.training_loss.mean(outputs, targets, real_targets(targets))
 
     def gradient(self, loss: Callable[[Params], Tensor], params: Params, examples: int) -> tuple[Params, Tensor]:
         """Return the gradient of a loss with respect to ``params``, and its value; count the backward passes."""
@@ -150,7 +157,7 @@ class Step:
     phase: Phase
     lr: float | Tensor
     network: Network
-    training_loss: TrainingLoss = field(default_factory=TrainingLoss)
+    training_loss: Loss = CROSS_ENTROPY
 
     def logits(self, params: Params) -> Tensor:
         """Return the outputs for the mini-batch, and count a forward and a backward pass."""
@@ -162,9 +169,24 @@ class Step:
         self._count()
         return self.network.logits_and_features(params, self.inputs, layer)
 
+    def loss_of(self, outputs: Tensor) -> Tensor:
+        """Return the mean loss of the run over the targets of the mini-batch that count, such as the cross-entropy."""
+        return self.training_loss.mean(outputs, self.targets, self.real)
+
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Return the run's training loss: the mean cross-entropy in nats over the targets that count."""
-        return self.training_loss.mean(logits, self.targets, self.real)
+        """Return the mean cross-entropy in nats over the targets of the mini-batch that count.
+
+        Raises
+        ------
+        ValueError
+            If the run has another loss.
+        """
+        if self.training_loss.of_targets is not cross_entropy:
+            raise ValueError(
+                f"step.cross_entropy is not the loss of this run, which is {self.training_loss.name!r} for the task "
+                f"{self.training_loss.task!r}; use step.loss_of(outputs)"
+            )
+        return self.loss_of(logits)
 
     def gradient(self, loss: Callable[[Params], Tensor], params: Params) -> tuple[Params, Tensor]:
         """Return the gradient of a loss with respect to ``params``, and its value."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from fedsim.models.params import Params
+from fedsim.training.losses import CROSS_ENTROPY, Loss
 from fedsim.training.stack import forward_of, stack
 from fedsim.training.targets import per_example, target_counts
 
@@ -42,8 +43,9 @@ class Evaluation:
         Loss of each example, shape [n], float64; in nats for cross-entropy.
     errors
         Error of each example, shape [n], float64: 1 where the most likely class is not the target, else 0; for a
-        sequence, the share of such positions. NaN if targets are not class indices, and where the loss is not finite:
-        logits that are no numbers have a most likely class all the same, the first.
+        sequence and several labels, the share of such targets; for regression, the squared error. NaN if what is an
+        error is not known, and where the loss is not finite: logits that are no numbers have a most likely class all
+        the same, the first.
     counts
         Number of targets of each example that count, shape [n]; None if it is the same for all.
     """
@@ -69,7 +71,12 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         """Share of the targets that are the most likely class; NaN if the loss of one is not finite."""
-        return 1.0 - self._mean(self.errors)
+        return 1.0 - self.error
+
+    @property
+    def error(self) -> float:
+        """Mean error over all targets that count; NaN if the loss of one is not finite."""
+        return self._mean(self.errors)
 
     def _mean(self, values: Tensor) -> float:
         if self.counts is None:
@@ -114,8 +121,19 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Crite
             losses.append(loss)
             errors.append(error)
     model.train(was_training)
-    counts = target_counts(targets) if criterion is cross_entropies else None
-    return Evaluation(torch.cat(losses).cpu().double(), torch.cat(errors).cpu().double(), counts)
+    return Evaluation(torch.cat(losses).cpu().double(), torch.cat(errors).cpu().double(), counts_of(targets, criterion))
+
+
+def counts_of(targets: Tensor, criterion: Criterion) -> Tensor | None:
+    """Return how many targets of each example a criterion counts, shape [n]; None if all examples weigh the same."""
+    return target_counts(targets) if criterion is cross_entropies or isinstance(criterion, Loss) else None
+
+
+def criterion_of(loss: Loss) -> Criterion:
+    """Return the loss of each example by which models are measured: without weights of classes or label smoothing."""
+    if loss.of_targets is CROSS_ENTROPY.of_targets:
+        return cross_entropies
+    return replace(loss, class_weights=None, label_smoothing=0.0)
 
 
 def batch_sizes(n: int, size: int) -> list[int]:
@@ -129,14 +147,18 @@ def batch_sizes(n: int, size: int) -> list[int]:
 
 def losses_and_errors(outputs: Tensor, targets: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
     """Return the loss and the error of each example, as in `Evaluation`, for a model's outputs."""
+    if isinstance(criterion, Loss) and targets.is_floating_point():
+        return criterion(outputs, targets), criterion.errors(outputs, targets)
     is_class = not targets.is_floating_point()
     if is_class and len(targets) == 1 and outputs.ndim == targets.ndim:
         outputs = outputs[None]  # of a model that drops dimensions of length 1
     losses = criterion(outputs, targets)
-    return losses, _errors(outputs, targets) if is_class else torch.full_like(losses, torch.nan)
+    return losses, CROSS_ENTROPY.errors(outputs, targets) if is_class else torch.full_like(losses, torch.nan)
 
 
-def evaluate_cohort(model: nn.Module, members: Sequence[tuple[Params, Tensor, Tensor]]) -> list[Evaluation]:
+def evaluate_cohort(
+    model: nn.Module, members: Sequence[tuple[Params, Tensor, Tensor]], criterion: Criterion = cross_entropies
+) -> list[Evaluation]:
     """Evaluate many models, each on its own examples; the results are those of `evaluate`, to float tolerance.
 
     Parameters
@@ -144,8 +166,10 @@ def evaluate_cohort(model: nn.Module, members: Sequence[tuple[Params, Tensor, Te
     model
         Model with the architecture; its weights are not used.
     members
-        Parameters, all entries of `fedsim.models.params.state_of`; normalised inputs, shape [n, ...]; and class
-        indices, shape [n] or [n, length].
+        Parameters, all entries of `fedsim.models.params.state_of`; normalised inputs, shape [n, ...]; and targets, such
+        as class indices, shape [n] or [n, length].
+    criterion
+        As in `evaluate`.
 
     Raises
     ------
@@ -158,7 +182,7 @@ def evaluate_cohort(model: nn.Module, members: Sequence[tuple[Params, Tensor, Te
     results: dict[int, Evaluation] = {}
     with torch.no_grad():
         for bucket in _buckets([len(targets) for _, _, targets in members]):
-            evaluated = _evaluate_bucket(forward, [members[k] for k in bucket])
+            evaluated = _evaluate_bucket(forward, [members[k] for k in bucket], criterion)
             results |= dict(zip(bucket, evaluated, strict=True))
     model.train(was_training)
     return [results[k] for k in range(len(members))]
@@ -177,7 +201,9 @@ def _buckets(sizes: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _evaluate_bucket(
-    forward: Callable[[Params, Tensor], Tensor], members: Sequence[tuple[Params, Tensor, Tensor]]
+    forward: Callable[[Params, Tensor], Tensor],
+    members: Sequence[tuple[Params, Tensor, Tensor]],
+    criterion: Criterion,
 ) -> list[Evaluation]:
     """Evaluate members, the one with the most examples first."""
     inputs, targets = [member[1] for member in members], [member[2] for member in members]
@@ -194,17 +220,14 @@ def _evaluate_bucket(
         )
         outputs = forward({key: value[:active] for key, value in params.items()}, batch).flatten(0, 1)
         flat, width = expected.flatten(0, 1), expected.shape[1]
-        for whole, part in ((losses, cross_entropies(outputs, flat)), (errors, _errors(outputs, flat))):
+        measured = losses_and_errors(outputs, flat, criterion)
+        for whole, part in zip((losses, errors), measured, strict=True):
             whole[:active, start : start + width] = part.view(active, width).cpu()
     return [
-        Evaluation(loss[:n], error[:n], target_counts(own))
+        Evaluation(loss[:n], error[:n], counts_of(own, criterion))
         for loss, error, n, own in zip(losses, errors, sizes.tolist(), targets, strict=True)
     ]
 
 
 def _examples_at_a_time(inputs: Tensor) -> int:
     return EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH
-
-
-def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    return per_example((outputs.argmax(1) != targets).double(), targets)

@@ -14,7 +14,6 @@ from fedsim.training.context import Network, Step
 from fedsim.training.descent import follow_plan
 from fedsim.training.dropout import seeded_modules, set_streams_
 from fedsim.training.learner import no_such_set, trained_entries
-from fedsim.training.loss import TrainingLoss
 from fedsim.training.plan import LocalPlan, Passes, Training
 from fedsim.training.precision import in_precision
 from fedsim.training.rule import Position, Ruled
@@ -34,13 +33,14 @@ def train_(
     ruled: Ruled | None = None,
     at: RoundOf | None = None,
 ) -> Training:
-    """Train ``model`` in place in mini-batches on cross-entropy, or on the loss of the client's rule.
+    """Train ``model`` in place in mini-batches on the run's loss, by default cross-entropy, or the client's rule's own.
 
     Parameters
     ----------
     inputs, targets
-        Normalised inputs, shape [n, ...], and class indices, shape [n] or [n, length], on the model's device. n is at
-        least 1. Targets of -100 do not count: the loss of a batch is the mean over all of its other targets.
+        Normalised inputs, shape [n, ...], and targets, such as class indices, shape [n] or [n, length], on the model's
+        device. n is at least 1. Targets of -100 do not count: the loss of a batch is the mean over all of its other
+        targets.
     plan
         Phases of training; layers that a phase does not train do not change, including their running statistics.
     rng
@@ -50,7 +50,7 @@ def train_(
     augmentation
         Augmentation of images (default: none).
     ruled
-        The client's rule with its sets, which are copied.
+        The client's rule with its sets, which are copied, and the run's loss.
     at
         Round of a run over which the schedule goes (default: this training is the whole run).
 
@@ -80,7 +80,7 @@ class _Single:
         self._ruled = ruled
         self._precision = settings.precision
         self._forward = in_precision(model, settings.precision)
-        self._loss = TrainingLoss(settings.label_smoothing)
+        self._loss = ruled.training_loss.smoothed(settings.label_smoothing)
         self._entries = state_of(model, keep_vars=True)
         self._parameters = {key: value for key, value in model.named_parameters() if key in self._entries}
         self._sets = {name: dict(entries) for name, entries in ruled.sets.items()}

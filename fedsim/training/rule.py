@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params
 from fedsim.training.context import Local, Sets, Step
+from fedsim.training.losses import CROSS_ENTROPY, Loss
 from fedsim.training.overrides import check_overrides
 from fedsim.training.plan import Phase
 
@@ -70,10 +71,13 @@ class ClientRule:
         Names of the sets whose floating-point entries follow the gradient of `loss` together with the model.
     plain_sgd
         Whether the method is defined for plain SGD only: other settings of where a step goes are then refused.
+    cross_entropy_only
+        Whether the method is defined for cross-entropy over classes only: other tasks and losses are then refused.
     """
 
     trained: Sequence[str] = ()
     plain_sgd: bool = False
+    cross_entropy_only: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -108,8 +112,8 @@ class ClientRule:
         return {}
 
     def loss(self, step: Step) -> Tensor:
-        """Return the loss that the step descends: by default the mean cross-entropy."""
-        return step.cross_entropy(step.logits(step.params))
+        """Return the loss that the step descends: by default the run's own, such as the mean cross-entropy."""
+        return step.loss_of(step.logits(step.params))
 
     def gradient(self, step: Step, gradients: Params) -> Params:
         """Return the gradients for the step.
@@ -145,15 +149,16 @@ class ClientRule:
 
 @dataclass(frozen=True)
 class Ruled:
-    """A client's rule, its named parameter sets, and the stream from which it draws in each step."""
+    """A client's rule, its named parameter sets, the stream from which it draws in each step, and the run's loss."""
 
     rule: ClientRule = field(default_factory=ClientRule)
     sets: Sets = field(default_factory=dict)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    training_loss: Loss = CROSS_ENTROPY
 
     @property
     def has_loss(self) -> bool:
-        """Whether the rule descends a loss other than the cross-entropy."""
+        """Whether the rule descends a loss other than the run's."""
         return type(self.rule).loss is not ClientRule.loss
 
     @property

@@ -67,8 +67,8 @@ def test_vectors_are_normalised_by_feature_and_tokens_are_left_alone(tmp_path: P
         ({"train_targets": np.array([0, 1, 3, 0, 1, 3])}, "no training example has the label 2, but labels go up to 3"),
         ({"train_targets": np.zeros(6)}, r"train_targets is float64 of shape \(6,\); .*int64: targets.astype\(int\)"),
         (
-            {"train_targets": np.linspace(0, 1, 6)},
-            "train_targets is float64 of shape .* regression is not supported yet",
+            {"train_targets": np.linspace(0, 1, 6) * np.nan},
+            "train_targets is float64 of shape .* not finite, first at example 0",
         ),
         ({"train_targets": np.eye(3, dtype=int)[[0, 1, 2, 0, 1, 2]]}, r"one-hot of shape \[n, 3\]; .*argmax\(1\)"),
         ({"train_targets": np.array([[0], [1]] * 3)}, r"train_targets is int64 of shape \(6, 1\); .*squeeze\(1\)"),

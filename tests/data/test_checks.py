@@ -37,9 +37,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "one-hot floats": (both(FEATURES, ONE_HOT.double()), r"one-hot of shape \[n, 3\].*targets.argmax\(1\)"),
     "one-hot bools": (both(FEATURES, ONE_HOT.bool()), r"one-hot of shape \[n, 3\].*targets.argmax\(1\)"),
-    "several classes": (
-        both(FEATURES, (ONE_HOT + ONE_HOT.roll(1, 1)).float()),
-        "several classes at once, which is not",
+    "several labels as bools": (
+        both(FEATURES, (ONE_HOT + ONE_HOT.roll(1, 1)).bool()),
+        "several labels at once; declare task = 'multi-label'",
+    ),
+    "too few names of labels": (
+        both(FEATURES, (ONE_HOT + ONE_HOT.roll(1, 1)).float(), classes=("a", "b")),
+        "2 names of labels; give one for each column",
     ),
     "a column": (both(FEATURES, LABELS[:, None]), r"give class indices of shape \[12\]: targets.squeeze\(1\)"),
     "a column of bytes": (both(FEATURES, LABELS[:, None].byte()), r"targets.squeeze\(1\).long\(\)"),
@@ -47,8 +51,21 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         both(FEATURES, LABELS * 0, classes=("a",)),
         "has classes = .*; there must be at least two; for a yes",
     ),
-    "regression": (both(FEATURES, FEATURES[:, 0]), "regression is not supported yet; give class indices"),
-    "a regression's column": (both(FEATURES, FEATURES[:, :1]), "regression is not supported yet"),
+    "numbers as classes": (
+        both(FEATURES, FEATURES[:, 0], task="classification"),
+        "do not fit the task 'classification'; give class indices as int64",
+    ),
+    "numbers as a yes or no": (
+        both(FEATURES, FEATURES[:, 0], task="binary"),
+        r"do not fit the task 'binary'; give 0 and 1 as float32, \[n\] or \[n, 1\]",
+    ),
+    "a column of several labels": (both(FEATURES, FEATURES[:, :1].round(), task="multi-label"), "do not fit the task"),
+    "an unknown task": (both(FEATURES, FEATURES[:, 0], task="ranking"), "task = 'ranking'; it must be one of"),
+    "numbers that are not finite": (
+        both(FEATURES, changed(FEATURES[:, 0], 5, torch.nan), task="regression"),
+        "not finite, first at example 5",
+    ),
+    "maps of numbers": (both(FEATURES, torch.rand(N, 2, 2)), "do not fit the task 'regression'"),
     "whole floats": (both(FEATURES, LABELS.float()), r"targets of torch.float32, shape \(12,\); .*targets.long\(\)"),
     "bools": (both(FEATURES, LABELS > 0), r"targets of torch.bool.*targets.long\(\)"),
     "bytes": (both(FEATURES, LABELS.byte()), r"targets of torch.uint8.*targets.long\(\)"),

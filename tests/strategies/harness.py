@@ -79,7 +79,9 @@ class MadeUpData:
 
     clients: Sequence[MadeUpClient]
     augmentation: Augmentation = field(default_factory=Augmentation)
-    dataset: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(classes=tuple("abc"), shape=(FEATURES,)))
+    dataset: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(classes=tuple("abc"), shape=(FEATURES,), task="classification")
+    )
 
     def client(self, client: int) -> MadeUpClient:
         return self.clients[client]

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from fedsim.models.params import state_of
 from fedsim.training import ClientRule, LocalPlan, LocalSettings, LocalTask, Phase, Ruled, train_, train_cohort
 from fedsim.training.evaluation import evaluate
-from fedsim.training.loss import TrainingLoss
+from fedsim.training.losses import Loss
 from tests.training.torch_loop import optimizer_of, train_by_torch_
 
 PHASES = LocalPlan((Phase("head", epochs=1), Phase("all", steps=5)))
@@ -242,6 +242,6 @@ def test_smoothing_leaves_ignored_targets_out() -> None:
     targets = torch.tensor([[0, 1, -100, 2, 2]] * 4)
     real = targets != -100
     wanted = cross_entropy(logits, targets, label_smoothing=0.3)
-    assert TrainingLoss(0.3).mean(logits, targets, real).item() == pytest.approx(wanted.item(), rel=1e-12)
-    members = TrainingLoss(0.3).of_members(logits.view(2, 2, 3, 5), targets.view(2, 2, 5), real.view(2, 2, 5))
+    assert Loss(label_smoothing=0.3).mean(logits, targets, real).item() == pytest.approx(wanted.item(), rel=1e-12)
+    members = Loss(label_smoothing=0.3).of_members(logits.view(2, 2, 3, 5), targets.view(2, 2, 5), real.view(2, 2, 5))
     assert members.mean().item() == pytest.approx(wanted.item(), rel=1e-12)

@@ -51,12 +51,14 @@ def gate_barriers(
     data, weights = federation.data, [update.num_examples for update in updates]
     views: list[tuple[list[int], Data]] = []
     if gate.on == "server" and updates:
-        views.append((list(range(len(updates))), Data(*data.validation_sample(gate.examples))))
+        views.append((list(range(len(updates))), Data(*data.validation_sample(gate.examples), federation.criterion)))
     else:
         for position, update in enumerate(updates):
             inputs, targets = data.client(update.client).validation
             if len(targets):
-                views.append(([position], Data(inputs[: gate.examples], targets[: gate.examples])))
+                views.append(
+                    ([position], Data(inputs[: gate.examples], targets[: gate.examples], federation.criterion))
+                )
     if not views:
         return pd.DataFrame({name: [] for name in COLUMNS})
     models = Models(federation.model(), whole_models(federation, updates), weights=weights, threads=threads)

@@ -195,17 +195,19 @@ class _Round:
         """Yield the data that ``[barriers] on`` names, the same examples in each round."""
         data, settings = self.federation.data, self.federation.config.barriers
         examples, tolerance = settings.examples, settings.tolerance
+        criterion = self.federation.criterion
         for name in settings.on:
             if name == "clients":
                 for position, client in enumerate(self.clients):
                     inputs, targets = data.client(client).test
-                    yield View(name, Data(inputs[:examples], targets[:examples], tolerance=tolerance), position)
+                    own = Data(inputs[:examples], targets[:examples], criterion, tolerance)
+                    yield View(name, own, position)
             else:
                 of_server = name == "server"
                 sample = data.test(examples) if of_server else data.train_sample(examples)
                 whole = data.tested_from if of_server else len(data.trained_on)
-                stratified_from = whole if len(sample[1]) < whole else None
-                yield View(name, Data(*sample, tolerance=tolerance, stratified_from=stratified_from))
+                is_stratified = len(sample[1]) < whole and not sample[1].is_floating_point()
+                yield View(name, Data(*sample, criterion, tolerance, whole if is_stratified else None))
 
 
 def _with_clients(table: pd.DataFrame, clients: Sequence[int]) -> pd.DataFrame:

@@ -134,7 +134,8 @@ def compare_checkpoints(
         threads=processors(),
         seed=config.seed,
     )
-    data = replace(_sample(dataset, part, examples, config.seed), tolerance=tolerance)
+    sample = _sample(dataset, part, examples, config.seed)
+    data = replace(sample, criterion=federation.criterion, tolerance=tolerance)
     bases = [AVERAGE, *range(len(models))]
     settings = Settings(data, groups=groups_of_texts(groups), against=against, ts=ts, bases=bases)
     others: dict[str, pd.DataFrame] = {}
@@ -192,7 +193,8 @@ def _sample(dataset: Dataset, part: str, wanted: int | None, seed: int) -> Data:
     count = min(EXAMPLES, len(examples)) if wanted is None else wanted
     chosen = stratified(examples.labels.cpu().numpy(), count, rng(seed, "evaluation sample"))
     sample = examples[torch.from_numpy(chosen).to(examples.targets.device)]
-    whole = None if count == len(examples) else len(examples)
+    is_stratified = count < len(examples) and not sample.targets.is_floating_point()
+    whole = len(examples) if is_stratified else None
     return Data(dataset.normalise(sample.inputs), sample.targets, stratified_from=whole)
 
 

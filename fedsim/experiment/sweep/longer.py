@@ -17,13 +17,14 @@ from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tu
 from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRAINED
 from fedsim.federation.federation import federation_of
-from fedsim.results.best_round import SELECTED_BY, best_rounds, reason_to_stop, validation_means
+from fedsim.results.best_round import best_rounds, reason_to_stop, selecting, validation_means
 from fedsim.results.environment import different_versions, environment
 from fedsim.results.files import keep_rows, read_rows, write_folder
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run, row_files
 from fedsim.results.measured import TABLES
 from fedsim.results.records import Records
+from fedsim.training.metrics import meant
 from fedsim.training.schedule import depends_on_rounds
 
 Row = Mapping[Any, Any]
@@ -138,7 +139,8 @@ def _last_only(config: Config, rows: Sequence[Row], last: int) -> set[str]:
     """Return the models that were measured in the last round of a shorter run only because it was the last."""
     extra = set() if is_evaluated(config, last) else {PERSONALISED, GLOBAL, TRAINED}
     left = [row for row in rows if not (row["round"] == last and row["model"] in extra)]
-    if not (is_fine_tuned(config, last) or reason_to_stop(validation_means(left, config.stop.metric), config.stop)):
+    metric = meant(config.stop.metric, {row["metric"] for row in rows})
+    if not (is_fine_tuned(config, last) or reason_to_stop(validation_means(left, metric), config.stop, metric)):
         extra.add(FINE_TUNED)
     return extra & {row["model"] for row in rows if row["round"] == last}
 
@@ -148,7 +150,9 @@ def _kept_rounds(config: Config, rows: Sequence[Row], last: int) -> Iterator[int
     if config.checkpoints.keep == "all":
         yield from range(config.checkpoint_every, last + 1, config.checkpoint_every)
     if config.keeps_best:
-        yield from best_rounds({metric: validation_means(rows, metric) for metric in SELECTED_BY})
+        yield from best_rounds(
+            {metric: validation_means(rows, metric) for metric in selecting({row["metric"] for row in rows})}
+        )
 
 
 def _common(shorter: RunFolder) -> Iterator[Path]:

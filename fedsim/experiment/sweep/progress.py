@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import partial
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,7 @@ from fedsim.console import PlainConsole
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.results.report.comparing.units import format_missing
 from fedsim.shortening import one_line, printable
+from fedsim.training.metrics import MAIN, format_metric
 
 
 class Progress:
@@ -68,8 +70,9 @@ class Progress:
 
     def advance(self, name: str, summary: RoundSummary) -> None:
         """Count a round of a run and show what it achieved."""
-        shown = f"{name}  {_accuracy('personalised', summary.personalised_accuracy)}{format_missing(summary.missing)}"
-        shown += f" {_accuracy('global', summary.global_accuracy)}"
+        write = partial(_value, summary.metric)
+        shown = f"{name}  {write('personalised', summary.personalised_accuracy)}{format_missing(summary.missing)}"
+        shown += f" {write('global', summary.global_accuracy)}"
         if summary.faults:
             shown += f" {summary.faults} {'fault' if summary.faults == 1 else 'faults'}"
         if not self._shows_bars:
@@ -98,7 +101,8 @@ def _console() -> PlainConsole:
     return console
 
 
-def _accuracy(name: str, value: float | None) -> str:
+def _value(metric: str, name: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{name} missing" if math.isnan(value) else f"{name} {value:6.1%}"
+    name = name if metric == MAIN else f"{name} {metric}"
+    return f"{name} missing" if math.isnan(value) else f"{name} {format_metric(metric, value):>6}"

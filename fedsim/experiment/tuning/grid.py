@@ -9,6 +9,7 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import check_count
 from fedsim.errors import ConfigError
 from fedsim.results.result import flat
+from fedsim.training.metrics import MAIN, MAINS
 
 # Other settings change what the clients hold or what is measured, and not how well a method does.
 TUNABLE = ("local", "model", "participation", "strategy", "data.flip", "data.crop")
@@ -43,11 +44,14 @@ class Tuning:
         Configs of its runs, one per seed, as in the file.
     candidates
         In the order of the lists, at least one.
+    metric
+        What is best, on validation data.
     """
 
     label: str
     configs: Sequence[Config]
     candidates: Sequence[Candidate]
+    metric: str = MAIN
 
     @property
     def key(self) -> str:
@@ -81,9 +85,11 @@ def tunings_of(config: Config, source: str) -> list[Tuning]:
     for each in config.runs(source):
         by_setting.setdefault(short_hash(naming.changed_settings(choices.resolve(each))), []).append(each)
     tunings = [
-        Tuning(_label(configs[0], config.sweep), configs, _candidates(config, configs, where))
+        Tuning(_label(configs[0], config.sweep), configs, _candidates(config, configs, where), config.tune.metric)
         for configs in by_setting.values()
     ]
+    if (metric := config.tune.metric) not in (*MAINS, *config.evaluation.metrics):
+        raise ConfigError(f"{where} metric = {metric!r} is not measured; add it to evaluation.metrics")
     for key in grid:  # after the candidates, which find what is no setting at all
         if not any(key == each or key.startswith(f"{each}.") for each in TUNABLE):
             raise ConfigError(

@@ -16,6 +16,7 @@ from fedsim.results import report
 from fedsim.results.files import write_folder, write_json
 from fedsim.results.folder import RunFolder
 from fedsim.results.tuning import CHOICES, read_choices
+from fedsim.training.metrics import MAIN, format_metric, label, metric_of
 
 FOLDER = "tuning"  # of the runs among which is chosen, below the experiment's
 
@@ -27,20 +28,28 @@ class Score:
     Parameters
     ----------
     accuracy
-        Mean over the clients of the personalised models, at its best round; NaN if the models diverged, or values of
-        clients are missing in its last round.
+        Mean over the clients of the personalised models, at its best round, of ``metric``; NaN if the models diverged,
+        or values of clients are missing in its last round.
     round
         The first with that value; None if there is none.
     missing
         Number of clients without a value in its last round.
     left_out
         Number of updates that are in no average.
+    metric
+        Name of the metric.
     """
 
     accuracy: float
     round: int | None
     missing: int = 0
     left_out: int = 0
+    metric: str = MAIN
+
+    @property
+    def goodness(self) -> float:
+        """The value, with a minus sign where a lower one is better."""
+        return self.accuracy if metric_of(self.metric).higher_is_better else -self.accuracy
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ def tune(
         own = [runs[naming.run_name(candidate.config)] for candidate in tuning.candidates]
         if any(run.name in failures and run.name not in diverged for run in own):
             continue
-        scores = [Score(math.nan, None) if run.name in diverged else _score(run.folder) for run in own]
+        scores = [Score(math.nan, None) if run.name in diverged else _score(run.folder, tuning.metric) for run in own]
         best = best_of(scores)
         choices.append(_record(tuning, own, scores, best))
         notes += notes_of(tuning, scores, best)
@@ -99,7 +108,7 @@ def tune(
 def best_of(scores: Sequence[Score]) -> int | None:
     """Return the index of the best score, of equal ones one with the fewest updates left out; None if all diverged."""
     known = [index for index, score in enumerate(scores) if not math.isnan(score.accuracy)]
-    return max(known, key=lambda index: (scores[index].accuracy, -scores[index].left_out, -index), default=None)
+    return max(known, key=lambda index: (scores[index].goodness, -scores[index].left_out, -index), default=None)
 
 
 def take_from_tuning(runs: Sequence[Run], out: Path) -> None:
@@ -139,17 +148,18 @@ def _check_partitions(tunings: Sequence[Tuning]) -> None:
             experiment.prepare(config)
 
 
-def _score(folder: RunFolder) -> Score:
+def _score(folder: RunFolder, asked: str) -> Score:
     result = report.read_result(folder)
-    means = result.mean_by_round("personalised", "accuracy", "validation")
+    metric = result.meant(asked)
+    means = result.mean_by_round("personalised", metric, "validation")
     if means.empty:
-        raise ConfigError(f"{folder.path} has no values on validation data, by which [tune] chooses")
-    best, last = result.best_round("accuracy"), int(means.index[-1])
+        raise ConfigError(f"{folder.path} has no values of {metric} on validation data, by which [tune] chooses")
+    best, last = result.best_round(metric), int(means.index[-1])
     # What was better before it diverged would not be what the runs end with.
-    missing = int(result.by_client("personalised", split="validation", server_round=last).isna().sum())
+    missing = int(result.by_client("personalised", metric, split="validation", server_round=last).isna().sum())
     if missing or best is None:
-        return Score(math.nan, None, missing, result.left_out)
-    return Score(float(means.loc[best]), best, left_out=result.left_out)
+        return Score(math.nan, None, missing, result.left_out, metric)
+    return Score(float(means.loc[best]), best, left_out=result.left_out, metric=metric)
 
 
 def _record(tuning: Tuning, runs: Sequence[Run], scores: Sequence[Score], best: int | None) -> dict[str, Any]:
@@ -163,7 +173,7 @@ def _record(tuning: Tuning, runs: Sequence[Run], scores: Sequence[Score], best: 
         "scores": [
             {
                 "values": dict(candidate.values),
-                "validation_accuracy": None if math.isnan(score.accuracy) else score.accuracy,
+                f"validation_{score.metric}": None if math.isnan(score.accuracy) else score.accuracy,
                 "round": score.round,
                 "run": f"{FOLDER}/{run.folder.path.name}",
             }
@@ -182,13 +192,15 @@ def notes_of(tuning: Tuning, scores: Sequence[Score], best: int | None) -> Itera
     """Yield what the user should know: which values failed, which was chosen, and whether the grid is too narrow."""
     for candidate, score in zip(tuning.candidates, scores, strict=True):
         if math.isnan(score.accuracy):
-            lost = f"the last round has no accuracy of {score.missing} client{'s' if score.missing > 1 else ''}"
+            clients = f"{score.missing} client{'s' if score.missing > 1 else ''}"
+            lost = f"the last round has no {label(score.metric)} of {clients}"
             what = lost if score.missing else "the models diverge"
             yield f"tuning {tuning.label}: {what} with {format_settings(candidate.values)}"
     if best is None:
         return
     values = tuning.candidates[best].values
-    yield f"tuning {tuning.label}: {format_settings(values)}, validation accuracy {scores[best].accuracy:.1%}"
+    text = f"tuning {tuning.label}: {format_settings(values)}, validation {label(scores[best].metric)} "
+    yield text + format_metric(scores[best].metric, scores[best].accuracy)
     for key, value in values.items():
         tried = [candidate.values[key] for candidate in tuning.candidates]
         numbers = sorted({each for each in tried if isinstance(each, int | float) and not isinstance(each, bool)})

@@ -95,10 +95,11 @@ def cohort_size(federation: Federation) -> int:
     config = federation.config
     if config.engine.cohort != "auto" or federation.device.type == "cpu":
         return 1 if config.engine.cohort == "auto" else config.engine.cohort
-    tasks = [
-        LocalTask(federation.initial, *federation.data.client(client).train, rng(config.seed, "trial", client))
-        for client in participants(config, 1)
-    ]
+    tasks = []
+    for client in participants(config, 1):
+        train, stream = federation.data.client(client).train, rng(config.seed, "trial", client)
+        ruled = Ruled(training_loss=federation.objective_of(train[1]))
+        tasks.append(LocalTask(federation.initial, *train, stream, ruled=ruled))
     return choose_cohort(federation.model(), tasks, LocalPlan(), config.local.settings, federation.data.augmentation)
 
 
@@ -185,7 +186,7 @@ def _trained(
             targets=local.targets,
             rng=rng(seed, "train", server_round, local.client),
             optimizer_state=state,
-            ruled=Ruled(federation.client_rule, local.sets, local.rng),
+            ruled=Ruled(federation.client_rule, local.sets, local.rng, local.training_loss),
         )
         for local, state in zip(started, states, strict=True)
     ]

@@ -42,9 +42,8 @@ class _Measurement:
     examples: InputsAndTargets
     calibration: Callable[[], Tensor]
 
-    def metrics(self, result: Evaluation) -> dict[str, float]:
-        n = number_of_targets(self.examples[1])
-        measured = {"loss": result.loss, "accuracy": result.accuracy, "n": n}
+    def metrics(self, federation: Federation, result: Evaluation) -> dict[str, float]:
+        measured = federation.measured(result) | {"n": number_of_targets(self.examples[1])}
         return {metric_name(self.model, self.split, metric): value for metric, value in measured.items()}
 
 
@@ -61,8 +60,9 @@ def evaluate_clients(federation: Federation, requests: Sequence[tuple[Message, C
         metrics = dict(own)
         if GLOBAL in _models(message) and metric_name(GLOBAL, split, "n") not in metrics:
             # The client takes the whole global model.
-            for metric in ("loss", "accuracy", "n"):
-                metrics[metric_name(GLOBAL, split, metric)] = own[metric_name(PERSONALISED, split, metric)]
+            start = metric_name(PERSONALISED, split, "")
+            for name in [name for name in own if name.startswith(start)]:
+                metrics[metric_name(GLOBAL, split, name.removeprefix(start))] = own[name]
         metrics[messages.NUM_EXAMPLES] = next(value for name, value in own.items() if name.endswith(f"/{split}/n"))
         reply = RecordDict({messages.METRICS: messages.measurements(metrics)})
         reply.update(messages.say_missing(_why_missing(federation, context, metrics)))
@@ -177,7 +177,7 @@ def _measured(federation: Federation, planned: Sequence[Sequence[_Measurement]])
     for own in planned:
         metrics: dict[str, float] = {}
         for measurement in own:
-            metrics |= measurement.metrics(next(results))
+            metrics |= measurement.metrics(federation, next(results))
         replies.append(metrics)
     return replies
 
@@ -185,13 +185,13 @@ def _measured(federation: Federation, planned: Sequence[Sequence[_Measurement]])
 def _evaluated(federation: Federation, measurements: Sequence[_Measurement], *, together: bool) -> list[Evaluation]:
     if together and federation.config.strategy.buffers != "recompute":
         members = [(measurement.params, *measurement.examples) for measurement in measurements]
-        return evaluate_cohort(federation.model(), members)
+        return evaluate_cohort(federation.model(), members, federation.criterion)
     results, loaded = [], None
     for measurement in measurements:
         if measurement.params is not loaded:
             model = load_for_evaluation(federation, measurement.params, measurement.calibration)
             loaded = measurement.params
-        results.append(evaluate(model, *measurement.examples))
+        results.append(evaluate(model, *measurement.examples, federation.criterion))
     return results
 
 

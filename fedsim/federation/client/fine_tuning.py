@@ -6,7 +6,7 @@ from fedsim.federation.federation import Federation
 from fedsim.models.params import Params, flat_copy, load_state_, state_of
 from fedsim.seeds import rng
 from fedsim.strategy import Strategy
-from fedsim.training import LocalPlan, Phase, train_
+from fedsim.training import LocalPlan, Phase, Ruled, train_
 from fedsim.training.settings import without_schedule
 
 
@@ -58,5 +58,6 @@ def fine_tune(
         settings=without_schedule(config.local.settings),
         rng=rng(config.seed, "fine-tune", server_round, client),
         augmentation=federation.data.augmentation,
+        ruled=Ruled(training_loss=federation.objective_of(train[1])),
     )
     return flat_copy(state_of(model))

@@ -189,7 +189,7 @@ def _at_equal_costs(results: Sequence[Result], question: Question) -> list[Colum
 
 
 def _to_target(question: Question, target: float) -> list[Column]:
-    goal = f"{100 * target:g} %" if question.metric == "accuracy" else f"{target:g}"
+    goal = f"{100 * target:g} %" if question.is_share else f"{target:g}"
     kinds: dict[str, Kind] = {costs.BYTES: "bytes", costs.PASSES: "count"}
     return [
         _column(

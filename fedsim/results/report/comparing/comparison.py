@@ -35,6 +35,7 @@ def compare(results: Sequence[Result], question: Question = DEFAULT) -> Comparis
     ConfigError
         If no run has the setting to group by, there is no such baseline, or no validation data for the best round.
     """
+    question = question.of(results)
     columns = columns_of(results, question)
     rows = [Row(group, {each.key: each.of(group) for each in columns}) for group in grouped(results, question.by)]
     known = [each for each in columns if each.asked or any(row.values[each.key].is_measured for row in rows)]

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.results.result import Result
+from fedsim.training.metrics import metric_of
 
 BYTES, PASSES = "bytes", "passes"
 COSTS = (BYTES, PASSES)
@@ -77,5 +78,5 @@ def value_within(result: Result, what: str, budget: float, metric: str = "accura
 def spent_until(result: Result, what: str, target: float, metric: str = "accuracy") -> float:
     """Return what is spent when the clients' mean on their test data first reaches a target; NaN if it never does."""
     values = result.mean_by_round(metric=metric)
-    reached = values[values >= target] if metric == "accuracy" else values[values <= target]
+    reached = values[values >= target] if metric_of(result.meant(metric)).higher_is_better else values[values <= target]
     return float(spent(result, what).loc[reached.index[0]]) if len(reached) else float("nan")

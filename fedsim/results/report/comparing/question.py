@@ -1,17 +1,18 @@
 """What a comparison of runs is about."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Literal
+from typing import Literal, Self
 
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.costs import BYTES, COSTS
 from fedsim.results.report.comparing.units import read_amount
 from fedsim.results.result import Result
+from fedsim.training.metrics import MAIN, SELECTING, is_metric, metric_of
 
-METRICS, ROUNDS = ("accuracy", "loss"), ("last", "best")
+ROUNDS = ("last", "best")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Question:
     Parameters
     ----------
     metric
-        ``accuracy`` or ``loss``.
+        Name of what is compared; ``accuracy`` is the main metric of runs that have no accuracy.
     by
         Dotted setting to group by, such as ``strategy.name``; by default, all settings except the seed.
     at
@@ -39,7 +40,7 @@ class Question:
         If the metric or the round is unknown, or the target is not a value of the metric.
     """
 
-    metric: Literal["accuracy", "loss"] = "accuracy"
+    metric: str = MAIN
     by: str | None = None
     at: Literal["last", "best"] = "last"
     baseline: str | None = None
@@ -47,23 +48,52 @@ class Question:
     target: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("metric", self.metric, METRICS), ("at", self.at, ROUNDS)):
-            if value not in allowed:
-                raise ConfigError(f"--{name} {value!r} must be one of {', '.join(allowed)}")
+        if not isinstance(self.metric, str) or not is_metric(self.metric):
+            raise ConfigError(f"--metric {self.metric!r} must be one of {', '.join(SELECTING)}, accuracy:CLASS")
+        if self.at not in ROUNDS:
+            raise ConfigError(f"--at {self.at!r} must be one of {', '.join(ROUNDS)}")
         for name, text in (("by", self.by), ("baseline", self.baseline)):
             if text is not None and not isinstance(text, str):
                 raise ConfigError(f"--{name} {text!r} must be a text, such as 'strategy.name'")
         if self.target is not None and (isinstance(self.target, str | bool) or not isinstance(self.target, Real)):
             raise ConfigError(f"--target {self.target!r} must be a number, such as 0.9 for 90 %")
-        if self.target is not None and not (0 < self.target <= (1 if self.metric == "accuracy" else math.inf)):
+        if self.target is not None and not (0 < self.target <= (1 if self.is_share else math.inf)):
             raise ConfigError(
-                f"--target {self.target:g} must be greater than 0, and an accuracy at most 1, such as 0.9 for 90 %"
+                f"--target {self.target:g} must be greater than 0, and a share such as accuracy at most 1, such as 0.9 "
+                "for 90 %"
             )
 
     @property
     def higher_is_better(self) -> bool:
         """Whether a larger value of the metric is the better one."""
-        return self.metric == "accuracy"
+        return metric_of(self.metric).higher_is_better
+
+    @property
+    def is_share(self) -> bool:
+        """Whether values are between 0 and 1, and written in percent."""
+        return metric_of(self.metric).unit == "share"
+
+    def of(self, results: Sequence[Result]) -> Self:
+        """Return the question with the metric that it means for these runs.
+
+        Raises
+        ------
+        ConfigError
+            If the runs do not have one metric in common, or have not measured it.
+        """
+        found = {result.meant(self.metric): result for result in results}
+        if len(found) > 1:
+            (one, first), (other, second) = list(found.items())[:2]
+            raise ConfigError(
+                f"--metric {self.metric}: {first.folder.path} has {one} and {second.folder.path} has {other}; "
+                "compare runs of one task, or by loss"
+            )
+        metric = next(iter(found), self.metric)
+        if results and all(result.of("personalised", metric).empty for result in results):
+            raise ConfigError(
+                f"--metric {metric}: no run has measured it; run them with evaluation.metrics = [{metric!r}]"
+            )
+        return replace(self, metric=metric)
 
     def round_of(self, result: Result) -> int:
         """Return the round of a run that is shown; 0 for the best if no round has a value of every client.

@@ -115,7 +115,7 @@ def _cell(value: Interval, kind: Kind, question: Question) -> str:
 def _writer(kind: Kind, question: Question) -> Callable[[float], str]:
     match kind:
         case "score" | "difference":
-            return _percent if question.metric == "accuracy" else _thousandths
+            return _percent if question.is_share else _thousandths
         case "share":
             return _percent
         case "index":

@@ -24,10 +24,12 @@ from fedsim.results.report.drawing.style import (
     legend_outside,
     line_style,
     log_scale,
+    metric_axis,
     round_axis,
     short,
 )
 from fedsim.results.result import Result
+from fedsim.training.metrics import MAIN, label, metric_of
 
 MOST_BANDS = 7  # more would hide each other
 BOX, THIN_BOX = 0.5, 0.3  # inches per box, and per box where there are many
@@ -57,7 +59,7 @@ def compared_curves(groups: Mapping[str, Group]) -> Figure:
         for axes, title in zip(panels, (TITLE, "Global model, server's test data"), strict=True):
             axes.set_title(title)
             round_axis(axes)
-            _accuracy_axis(axes)
+            metric_axis(axes, main_of(groups))
         legend_outside(figure, panels[0])
         return figure
 
@@ -86,7 +88,7 @@ def compared_costs(groups: Mapping[str, Group], what: str) -> Figure:
             draw_line(axes, accuracy.set_axis(spent), names[name], number)
             _draw_range(axes, values.set_axis(spent), number, len(groups))
         _cost_axis(axes, what)
-        _accuracy_axis(axes)
+        metric_axis(axes, main_of(groups))
         axes.set_title(TITLE)
         legend_outside(figure, axes)
         return figure
@@ -119,9 +121,16 @@ def compared_clients(groups: Mapping[str, Group]) -> Figure:
         axes.set_yticks(range(1, len(groups) + 1), [short(name, 2 * SHORT_NAME) for name in groups])
         axes.set_ylim(len(groups) + 0.6, 0.4)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("accuracy of the personalised model on the client's own test data")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        main = main_of(groups)
+        axes.set_xlabel(f"{label(main)} of the personalised model on the client's own test data")
+        if metric_of(main).unit == "share":
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         return figure
+
+
+def main_of(groups: Mapping[str, Group]) -> str:
+    """Return the main metric of all runs."""
+    return next((result.main for group in groups.values() for result in group.members), MAIN)
 
 
 def _height(groups: Mapping[str, Group]) -> float:
@@ -154,8 +163,3 @@ def _cost_axis(axes: Axes, what: str) -> None:
         axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: WRITTEN[what](value)))
     axes.set_xlabel(COST_AXIS[what])
-
-
-def _accuracy_axis(axes: Axes) -> None:
-    axes.set_ylabel("accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))

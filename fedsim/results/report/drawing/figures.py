@@ -2,19 +2,26 @@
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH, draw_line, legend_outside, round_axis
+from fedsim.results.report.drawing.style import (
+    COLOURS,
+    STYLE,
+    WIDTH,
+    draw_line,
+    legend_outside,
+    metric_axis,
+    round_axis,
+)
 from fedsim.results.result import Result
+from fedsim.training.metrics import label
 
 
 def curves(result: Result) -> Figure:
-    """Draw accuracy and loss over the rounds of one run, with gaps where a value is missing."""
+    """Draw the main metric and the loss over the rounds of one run, with gaps where a value is missing."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-        for axes, metric in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+        for axes, metric in zip(figure.subplots(1, 2), (result.main, "loss"), strict=True):
             means = result.mean_by_round("personalised", metric)
             own = result.of("personalised", metric).groupby("round")["value"]
             draw_line(axes, means, "personalised, clients' own test data (mean)", 0)
@@ -23,14 +30,14 @@ def curves(result: Result) -> Figure:
             draw_line(axes, result.mean_by_round("global", metric), "global, clients' own test data", 1)
             draw_line(axes, result.on_server("global", metric), "global, server's test data", 2)
             round_axis(axes)
-            _metric_axis(axes, metric)
-            axes.set_title(metric.capitalize())
+            metric_axis(axes, metric)
+            axes.set_title(label(metric, capital=True))
         legend_outside(figure, axes)
         return figure
 
 
 def clients(result: Result) -> Figure:
-    """Draw the personalised and the global model's accuracy on each client's own test data, sorted."""
+    """Draw the personalised and the global model's main metric on each client's own test data, sorted."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
@@ -43,14 +50,7 @@ def clients(result: Result) -> Figure:
         if len(positions) <= 50:
             axes.set_xticks(positions, [str(int(client)) for client in personalised.index])
         axes.grid(axis="x", visible=False)
-        axes.set_xlabel("client, sorted by its personalised accuracy")
-        axes.set_ylim(0, 1.02)
-        _metric_axis(axes, "accuracy")
+        axes.set_xlabel(f"client, sorted by its personalised {label(result.main)}")
+        metric_axis(axes, result.main, whole=True)
         legend_outside(figure, axes)
         return figure
-
-
-def _metric_axis(axes: Axes, metric: str) -> None:
-    axes.set_ylabel("accuracy" if metric == "accuracy" else "cross-entropy (nats per example)")
-    if metric == "accuracy":
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -10,9 +10,17 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import (
+    FormatStrFormatter,
+    LogFormatterSciNotation,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
 
 from fedsim.shortening import printable
+from fedsim.training.metrics import LOSS, label, metric_of
 
 # Okabe and Ito's palette, which suits all kinds of colour vision; line styles repeat the distinction in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -144,3 +152,14 @@ def _legend_columns(names: Sequence[str]) -> int:
         if sum(int(part.max()) + LINE_LETTERS for part in parts) <= LEGEND_LETTERS:
             return columns
     return 2
+
+
+def metric_axis(axes: Axes, metric: str, *, whole: bool = False) -> None:
+    """Label the vertical axis with a metric; a share is in percent, ``whole`` from 0 to 1."""
+    axes.set_ylabel("loss (mean over the examples)" if metric == LOSS else label(metric))
+    if metric_of(metric).unit == "share":
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if whole:
+            axes.set_ylim(0, 1.02)
+    elif whole:
+        axes.set_ylim(bottom=0)

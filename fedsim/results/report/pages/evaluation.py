@@ -7,14 +7,14 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from fedsim.results.report.comparing.statistics import jain, worst_mean
 from fedsim.results.report.comparing.tables import UNKNOWN, Table
 from fedsim.results.report.comparing.units import format_missing
-from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH, legend_outside
+from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH, legend_outside, metric_axis
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
+from fedsim.training.metrics import label, metric_of
 
 MODELS = {
     "global": "global",
@@ -25,7 +25,7 @@ MODELS = {
 DATA = {"test": "own test data", "server": "server's test data", "unseen": "own test data of unseen clients"}
 TITLES = {"test": "Own test data", "server": "Server's test data", "unseen": "Unseen clients"}
 NOTE = (
-    "Accuracies in percent. As received: each client's own model with the layers that it next takes from the server; "
+    "As received: each client's own model with the layers that it next takes from the server; "
     "after local training: models of the round's participants before averaging; after fine-tuning: models as received, "
     "fine-tuned and then discarded. Mean ± standard deviation over the clients; worst 10 %: mean over the worst tenth "
     "of the clients, at least one; Jain: Jain's fairness index, 1 if all clients have the same value. -: not measured "
@@ -45,20 +45,29 @@ def evaluation_sections(result: Result) -> list[Section]:
     """Return the figure of each client's accuracy before and after training; none if it was not measured."""
     if not _panels(result):
         return []
+    name = label(result.main, capital=True)
     text = (
-        f"Accuracy of each client after round {result.evaluated}, sorted by that of the model as received. A grey line "
+        f"{name} of each client after round {result.evaluated}, sorted by that of the model as received. A grey line "
         "connects it with the model after training on the client's own data."
     )
-    return [Section("evaluation", "Accuracy before and after training on each client", text, before_and_after(result))]
+    return [
+        Section(
+            "evaluation",
+            f"{name} before and after training on each client",
+            text,
+            before_and_after(result),
+        )
+    ]
 
 
 def evaluation_note(result: Result) -> str:
     """Explain the numbers of `evaluation_table`."""
-    best = result.best_round()
+    best, is_share = result.best_round(), metric_of(result.main).unit == "share"
+    note = f"{label(result.main, capital=True)}{' in percent' if is_share else ''}. {NOTE}"
     if best is None:
-        return f"{NOTE} Without validation data, there is no best round."
+        return f"{note} Without validation data, there is no best round."
     also = ", and the last one" if best == result.evaluated else ""
-    return f"{NOTE} Best round: {best}{also}, by the mean accuracy on the clients' validation data."
+    return f"{note} Best round: {best}{also}, by the mean {label(result.main)} on the clients' validation data."
 
 
 def evaluation_table(result: Result) -> Table:
@@ -76,7 +85,7 @@ def evaluation_table(result: Result) -> Table:
                 MODELS[model],
                 DATA.get(data, f"server's test data, {data}"),
                 count,
-                *(cell for each in values for cell in _cells(each, of_server)),
+                *(cell for each in values for cell in _cells(each, result.main, of_server)),
             )
         )
     return Table(tuple(headings), (False, False, *[True] * (len(headings) - 2)), tuple(rows))
@@ -93,9 +102,9 @@ def before_and_after(result: Result) -> Figure:
         for axes, (data, values) in zip(every, panels.items(), strict=True):
             _draw_points(axes, values)
             axes.set_title(TITLES[data])
-        every[0].set_ylabel("accuracy")
-        every[0].set_ylim(-0.04, 1.04)
-        every[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+        metric_axis(every[0], result.main)
+        if metric_of(result.main).unit == "share":
+            every[0].set_ylim(-0.04, 1.04)
         legend_outside(figure, every[0])
         return figure
 
@@ -108,7 +117,7 @@ def _rounds(result: Result) -> Mapping[str, int]:
 
 def _measured(result: Result) -> Iterator[tuple[str, str, bool]]:
     """Yield each model, what it was measured on, and whether by the server, perturbed or not."""
-    accuracies = result.metrics[result.metrics["metric"] == "accuracy"]
+    accuracies = result.metrics[result.metrics["metric"] == result.main]
     found = set(zip(accuracies["model"], accuracies["split"], accuracies["client"].isna(), strict=True))
     for model in MODELS:
         for data in DATA:
@@ -127,18 +136,23 @@ def _values(result: Result, model: str, data: str, server_round: int, of_server:
     return rows[rows["round"] == server_round].set_index("client")["value"].astype(float).sort_index()
 
 
-def _cells(values: pd.Series, of_server: bool) -> tuple[str, str, str]:
+def _cells(values: pd.Series, metric: str, of_server: bool) -> tuple[str, str, str]:
     """Return mean and spread, the worst tenth, and fairness, over the clients that have a value; how many have none."""
     numbers = values.dropna().to_numpy()
     missing = format_missing(len(values) - len(numbers))
     if not len(numbers):
         return f"{UNKNOWN}{missing}", UNKNOWN, UNKNOWN
+    is_share, is_higher = metric_of(metric).unit == "share", metric_of(metric).higher_is_better
+
+    def write(value: float) -> str:
+        return f"{100 * value:.1f}" if is_share else f"{value:.4g}"
+
     if of_server:
-        return f"{100 * numbers[0]:.1f}", UNKNOWN, UNKNOWN
+        return write(numbers[0]), UNKNOWN, UNKNOWN
     fairness = jain(numbers)
     return (
-        f"{100 * numbers.mean():.1f} ± {100 * numbers.std():.1f}{missing}",
-        f"{100 * worst_mean(numbers):.1f}{missing}",
+        f"{write(numbers.mean())} ± {write(numbers.std())}{missing}",
+        f"{write(worst_mean(numbers, higher_is_better=is_higher))}{missing}",
         UNKNOWN if np.isnan(fairness) else f"{fairness:.3f}{missing}",
     )
 

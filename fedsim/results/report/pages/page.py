@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
 from fedsim.shortening import printable
 from fedsim.strategy.faults import name_clients
+from fedsim.training.metrics import format_metric, label, metric_of
 
 TABLE_NOTE = (
     "Accuracies and shares of clients in percent, losses in nats per example. Values are means over seeds (see "
@@ -85,7 +87,13 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         "subtitle": _subtitle(result),
         "warnings": describe_faults(result.faults, result.updates),
         "numbers": _headline(result),
-        "tables": [{"title": "Accuracy by model and data", "table": table, "note": evaluation_note(result)}],
+        "tables": [
+            {
+                "title": f"{label(result.main, capital=True)} by model and data",
+                "table": table,
+                "note": evaluation_note(result),
+            }
+        ],
         "details": details,
     }
     if export:
@@ -98,18 +106,20 @@ def _headline(result: Result) -> list[tuple[str, str]]:
     """Return the numbers at the top of a run's page, with their labels."""
     personalised = result.by_client("personalised").astype(float)
     known = personalised.dropna()
+    main = label(result.main)
+    write, is_higher = partial(format_metric, result.main), metric_of(result.main).higher_is_better
     missing = format_missing(len(personalised) - len(known))
     of_server = float(result.on_server("global").loc[result.evaluated])
     numbers = [
         (
-            "personalised accuracy, mean ± std over clients",
-            f"{known.mean():.1%} ± {known.std(ddof=0):.1%}{missing}" if len(known) else "missing",
+            f"personalised {main}, mean ± std over clients",
+            f"{write(known.mean())} ± {write(known.std(ddof=0))}{missing}" if len(known) else "missing",
         ),
         (
-            "personalised accuracy, worst 10 % of clients",
-            f"{worst_mean(known.to_numpy()):.1%}{missing}" if len(known) else "missing",
+            f"personalised {main}, worst 10 % of clients",
+            f"{write(worst_mean(known.to_numpy(), higher_is_better=is_higher))}{missing}" if len(known) else "missing",
         ),
-        ("global accuracy, server's test data", "missing" if math.isnan(of_server) else f"{of_server:.1%}"),
+        (f"global {main}, server's test data", "missing" if math.isnan(of_server) else write(of_server)),
         ("traffic, up and down", format_bytes(result.bytes_total)),
         ("wall time of the rounds", f"{result.seconds_total:.0f} s"),
     ]
@@ -144,24 +154,26 @@ def write_comparison(
         If the question cannot be answered with these runs.
     """
     groups = by_name(grouped(results, question.by))
+    main = Question().of(results).metric
+    name, shown = label(main), label(main, capital=True)
     sections = [
         Section(
             "accuracy",
-            "Accuracy over the rounds",
+            f"{shown} over the rounds",
             "Left: personalised models on the clients' own test data. Right: the server's model on the server's test "
             "data. Lines are means over the seeds; bands, shown for few lines, span the lowest to the highest seed.",
             compared.compared_curves(groups),
         ),
         Section(
             "clients",
-            "Personalised accuracy of each client",
+            f"Personalised {name} of each client",
             "Each point is a client of one seed after the last round. Boxes span the quartiles; their lines are the "
             "medians.",
             compared.compared_clients(groups),
         ),
         Section(
             "traffic",
-            "Accuracy by communication",
+            f"{shown} by communication",
             "Bytes of all clients, up and down: the layers that a strategy shares, and all else that it sends.",
             compared.compared_costs(groups, costs.BYTES),
         ),
@@ -172,7 +184,7 @@ def write_comparison(
             "method that trains twice as much in a round moves twice as far to the right."
         )
         figure = compared.compared_costs(groups, costs.PASSES)
-        sections.append(Section("compute", "Accuracy by training", text, figure))
+        sections.append(Section("compute", f"{shown} by training", text, figure))
     sections += _barriers_of(groups)
     content = {
         "title": f"{len(results)} runs on {', '.join(sorted({result.data for result in results}))}",
@@ -226,19 +238,19 @@ def _barriers_of(groups: Mapping[str, Group]) -> list[Section]:
 
 
 def _run_sections(result: Result) -> list[Section]:
-    measured = result.heterogeneity
+    measured, main = result.heterogeneity, label(result.main)
     sections = [
         Section(
             "curves",
-            "Accuracy and loss over the rounds",
+            f"{label(result.main, capital=True)} and loss over the rounds",
             "Personalised: each client's own model right after it received the server's layers. Global: the server's "
             "model. Rounds in which a client's value is missing are gaps.",
             figures.curves(result),
         ),
         Section(
             "clients",
-            "Personalised accuracy per client",
-            f"After round {result.evaluated}, on each client's own test data. Clients are sorted by accuracy."
+            f"Personalised {main} per client",
+            f"After round {result.evaluated}, on each client's own test data. Clients are sorted by {main}."
             + _without_values(result),
             figures.clients(result),
         ),
@@ -275,8 +287,9 @@ def _subtitle(result: Result) -> str:
         f"seed {config.seed}",
     ]
     if config.stop.patience:
-        means = validation_means(result.metrics.to_dict("records"), config.stop.metric)
-        reason = reason_to_stop(means, config.stop) if result.evaluated < config.rounds else None
+        metric = result.meant(config.stop.metric)
+        means = validation_means(result.metrics.to_dict("records"), metric)
+        reason = reason_to_stop(means, config.stop, metric) if result.evaluated < config.rounds else None
         parts += [f"stopped early: {reason}"] if reason else []
     return "; ".join(parts)
 

@@ -1,0 +1,30 @@
+"""Checks that what an experiment asks for goes with what its models learn."""
+
+from fedsim.errors import ConfigError
+from fedsim.federation.federation import Federation
+from fedsim.strategy import Strategy
+
+
+def check_task(federation: Federation, strategy: Strategy) -> None:
+    """Check that the strategy is defined for the run's task and loss.
+
+    Raises
+    ------
+    ConfigError
+        If not.
+    """
+    config, loss = federation.config, federation.objective
+    if config.local.label_smoothing and loss.name != "cross-entropy":
+        raise ConfigError(
+            f"local.label_smoothing = {config.local.label_smoothing:g} is for cross-entropy over classes, and the loss "
+            f"is {loss.name!r}; leave it out"
+        )
+    if strategy.client_rule.cross_entropy_only:
+        where = f"strategy.name = {config.strategy.name!r} is defined for cross-entropy over classes"
+        if not federation.task.has_classes or loss.of_targets is not type(loss)().of_targets:
+            raise ConfigError(
+                f"{where}, and the task is {federation.task.name!r} with the loss {loss.name!r}; choose another "
+                "strategy"
+            )
+        if config.loss.class_weights != "none":
+            raise ConfigError(f"{where} without weights, and loss.class_weights is set; leave it out")

@@ -1,0 +1,100 @@
+"""The loss that the clients of a run descend, and by which its models are measured."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim.config import Config
+from fedsim.config.choices import CATALOGUES
+from fedsim.data import Dataset
+from fedsim.errors import ConfigError, error_line
+from fedsim.options import as_toml
+from fedsim.training.losses import Loss, loss_of
+from fedsim.training.targets import labels_of
+from fedsim.training.tasks import LOSSES, TASKS
+
+WEIGHTED = ("cross-entropy", "binary-cross-entropy")
+TRIED = 2
+
+
+def make_objective(config: Config, dataset: Dataset) -> Loss:
+    """Return the loss that ``[loss]`` chooses for the data's task, with the weights of classes if they are given.
+
+    Raises
+    ------
+    ConfigError
+        If it does not fit the task, or there is not a weight for each class.
+    """
+    catalogue, name = CATALOGUES["losses"], catalogue_name(config)
+    entry, options = catalogue.find(name), catalogue.options(config.loss)
+    try:
+        loss = loss_of(dataset.task, name, partial(entry, **options) if options else entry)
+    except ValueError as error:
+        raise ConfigError(f"loss.name = {config.loss.name!r} {str(error).partition(' ')[2]}") from error
+    _check_weights(config, dataset, loss)
+    weights = config.loss.class_weights
+    return loss if isinstance(weights, str) else loss.weighted(torch.tensor(weights))
+
+
+def catalogue_name(config: Config) -> str:
+    """Return the name of the run's loss as `fedsim.training.tasks.LOSSES` has it, or that of a custom one."""
+    return CATALOGUES["losses"].canonical(config.loss.name)
+
+
+def balanced(targets: Tensor, classes: int) -> Tensor:
+    """Return the weights by which the classes of these targets weigh the same, with mean 1 over the targets.
+
+    A class without a target has the weight 0.
+    """
+    counts = np.bincount(labels_of(targets).long().flatten().cpu().numpy(), minlength=classes)
+    present = counts > 0
+    weights = np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 0.0)
+    return torch.tensor(weights, dtype=torch.float32, device=targets.device)
+
+
+def check_custom(config: Config, dataset: Dataset, model: nn.Module, loss: Loss) -> None:
+    """Check that a custom loss takes the model's outputs, and returns a number for each example that has a gradient.
+
+    Raises
+    ------
+    ConfigError
+        If not.
+    """
+    if loss.name in LOSSES:
+        return
+    where = f"loss.name = {config.loss.name!r}"
+    examples = dataset.train[torch.arange(TRIED, device=dataset.train.targets.device) % len(dataset.train)]
+    with torch.random.fork_rng(devices=[]):
+        outputs = model(dataset.normalise(examples.inputs))
+    try:
+        losses = loss.of_targets(outputs, examples.targets)
+    except Exception as error:  # code of the user's may raise anything
+        shapes = f"outputs of shape {tuple(outputs.shape)} and targets of {tuple(examples.targets.shape)}"
+        raise ConfigError(f"{where} does not take {shapes}: {error_line(error)}") from error
+    if not isinstance(losses, Tensor) or losses.shape != (TRIED,):
+        found = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+        raise ConfigError(
+            f"{where} returns {found} for {TRIED} examples; it must return one loss for each, shape ({TRIED},), as "
+            "torch's losses do with reduction='none'"
+        )
+    if not losses.requires_grad:
+        raise ConfigError(f"{where} returns losses without a gradient; compute them from the outputs by torch alone")
+
+
+def _check_weights(config: Config, dataset: Dataset, loss: Loss) -> None:
+    weights = config.loss.class_weights
+    if weights == "none":
+        return
+    setting = f"loss.class_weights = {as_toml(list(weights) if isinstance(weights, tuple) else weights)}"
+    if not TASKS[dataset.task].has_classes or loss.name not in WEIGHTED:
+        raise ConfigError(
+            f"{setting} needs classes and cross-entropy, and the task is {dataset.task!r} with the loss {loss.name!r}; "
+            "leave it out"
+        )
+    if isinstance(weights, tuple) and len(weights) != len(dataset.classes):
+        raise ConfigError(
+            f"{setting} has {len(weights)} numbers, and {dataset.name!r} has {len(dataset.classes)} classes; give one "
+            "for each"
+        )

@@ -1,0 +1,105 @@
+"""All metrics of models, in one table: what each is called, for which tasks it is defined, and which way is better.
+
+Nothing here imports torch; `fedsim.training.scores` computes them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from fedsim.training.tasks import TASKS
+
+Unit = Literal["share", "number", "nats"]
+LOSS, MAIN, BY_CLASS = "loss", "accuracy", "accuracy-by-class"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a model's outputs.
+
+    Parameters
+    ----------
+    tasks
+        Names of the tasks that it is defined for.
+    higher_is_better
+        Whether a larger value is the better one.
+    unit
+        Whether it is a ``share`` between 0 and 1, which is written in percent, a ``number`` in the unit of the targets
+        or without one, or in ``nats`` per example.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    higher_is_better: bool = True
+    unit: Unit = "share"
+
+
+_CLASSES = ("classification", "next-token", "binary")
+_LABELS = (*_CLASSES, "multi-label")
+METRICS: dict[str, Metric] = {
+    each.name: each
+    for each in (
+        Metric(LOSS, tuple(TASKS), higher_is_better=False, unit="nats"),
+        Metric(MAIN, _LABELS),
+        Metric("rmse", ("regression",), higher_is_better=False, unit="number"),
+        Metric("balanced-accuracy", _CLASSES),
+        Metric("macro-f1", _LABELS),
+        Metric("auroc", _LABELS),
+        Metric("calibration-error", _CLASSES, higher_is_better=False),
+        Metric("perplexity", ("next-token",), higher_is_better=False, unit="number"),
+        Metric("r2", ("regression",), unit="number"),
+        Metric(BY_CLASS, _LABELS),
+    )
+}
+MAINS = (LOSS, *dict.fromkeys(task.main for task in TASKS.values()))  # which are measured always, if the task has them
+SELECTING = tuple(name for name in METRICS if name != BY_CLASS)
+
+
+def metric_of(name: str) -> Metric:
+    """Return the metric of a name in the records; that of one class is the metric of all, such as ``accuracy:cat``."""
+    return METRICS[BY_CLASS if name.startswith(f"{MAIN}:") else name]
+
+
+def is_metric(name: str) -> bool:
+    """Tell whether a value of that name can be in the records."""
+    return name in SELECTING or name.startswith(f"{MAIN}:")
+
+
+def meant(name: str, measured: Iterable[str]) -> str:
+    """Return the metric that is meant: ``accuracy`` is the main metric of a task that has none, such as ``rmse``.
+
+    Parameters
+    ----------
+    measured
+        Names of what was measured.
+    """
+    known = set(measured)
+    if name != MAIN or MAIN in known:
+        return name
+    return next((task.main for task in TASKS.values() if task.main in known), name)
+
+
+def be_a_metric(name: str) -> str:
+    """Return a name that can be in the records.
+
+    Raises
+    ------
+    ValueError
+        If there is no such metric.
+    """
+    if not is_metric(name):
+        raise ValueError(f"must be one of {', '.join(SELECTING)}, or {MAIN}:CLASS")
+    return name
+
+
+def label(name: str, *, capital: bool = False) -> str:
+    """Return a metric's name in a text, or, with a capital letter, in a title."""
+    if name in ("rmse", "auroc", "r2"):
+        return name.upper()
+    words = name.replace("-", " ").replace("f1", "F1")
+    return words[0].upper() + words[1:] if capital else words
+
+
+def format_metric(name: str, value: float) -> str:
+    """Return a value as text: a share in percent."""
+    return f"{value:.1%}" if metric_of(name).unit == "share" else f"{value:.4g}"
