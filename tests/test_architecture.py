@@ -25,6 +25,7 @@ ROOMS = (
     "models",
     "partitions",
     "options",
+    "scratch",
     "packages",
     "lazy",
     "seeds",
@@ -36,7 +37,7 @@ ROOMS = (
 )
 TORCH_ONLY = (
     *("analysis", "alignment", "data", "training", "models"),
-    *("options", "packages", "lazy", "seeds", "reading", "memory", "errors", "console", "shortening"),
+    *("options", "scratch", "packages", "lazy", "seeds", "reading", "memory", "errors", "console", "shortening"),
 )
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -329,9 +329,9 @@ def test_an_app_that_cannot_be_built_is_the_error_of_the_run() -> None:
         ask(engine, 1)
 
 
-ALONE = """
-import functools, os, ray
-from pathlib import Path
+ALONE = '''
+import functools, os, ray, subprocess, sys
+from tests.federation.listening import listening
 from fedsim.federation.engines import ray as engines, starting
 from flwr.app import Message, RecordDict, MetricRecord
 from flwr.clientapp import ClientApp
@@ -348,33 +348,49 @@ def ask(engine):
     replies = engine.send_and_receive([Message(RecordDict(), client, "train") for client in range(4)])
     return [reply.content["metrics"] for reply in replies]
 
+STRANGER = """
+import sys
+from ray._raylet import GcsClient
+try:
+    GcsClient(address=f"127.0.0.1:{sys.argv[1]}").internal_kv_keys(b"", None)
+except Exception as error:
+    print(type(error).__name__)
+"""
+
 before = dict(os.environ)
 ray.init = functools.partial(ray.init, num_gpus=1)
 with engines.RayEngine(make, 4, 2, gpus_per_worker=0.5) as engine:
-    session = Path(engine.session)
-    assert session.exists()
+    scratch = engine.scratch.path
+    assert list(scratch.glob("*/session_*/sockets")) and scratch.stat().st_mode & 0o077 == 0
     answers = ask(engine)
     assert [answer["gpus"] for answer in answers] == [0.0] * 4 and len({answer["worker"] for answer in answers}) == 2
+    print(sorted({(name, host) for name, host, _ in listening(os.getpid())}))
+    for name, _, port in sorted(listening(os.getpid())):
+        if name == "gcs_server":
+            subprocess.run([sys.executable, "-c", STRANGER, str(port)], stderr=subprocess.DEVNULL)
     try:
         engines.RayEngine(make, 4, 2, gpus_per_worker=0.75)
     except Exception as error:
         print(error)
-latest = session.parent / "session_latest"  # of another Ray, perhaps, that runs at the same time
-assert not session.exists() and (latest.exists() or not latest.is_symlink())
+assert not scratch.exists()
 assert {name: os.environ[name] for name in before} == before
 assert "PYTHONPATH" in before or "PYTHONPATH" not in os.environ
 assert starting.Node.start_monitor.__name__ == "start_monitor"
-"""
+'''
 
 
 @pytest.mark.ray(alone=True)
 @pytest.mark.slow
-def test_ray_alone_cleans_up_and_workers_share_a_gpu(tmp_path: Path) -> None:
+def test_ray_alone_is_closed_to_others_and_cleans_up_and_workers_share_a_gpu(tmp_path: Path) -> None:
     script = tmp_path / "alone.py"
     script.write_text(ALONE)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+    names = ("gcs_server", "python", "ray::Actor", "ray::RuntimeEnv", "raylet")
     assert run.stdout.splitlines() == [
-        "the engine's workers need 1.5 GPUs and Ray has 1; use fewer engine.workers or a smaller engine.gpus_per_worker"
+        str([(name, "127.0.0.1") for name in names]),
+        "AuthenticationError",
+        "the engine's workers need 1.5 GPUs and Ray has 1; "
+        "use fewer engine.workers or a smaller engine.gpus_per_worker",
     ]

@@ -1,13 +1,16 @@
 """Where the clients run: implementations of Flower's Grid. ``ray`` is imported here alone, and only when it is used."""
 
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from flwr.clientapp import ClientApp
 
 from fedsim.config import EngineConfig
 from fedsim.federation.engines.grid import Engine
 from fedsim.models.params import Params
+from fedsim.scratch import remove_leftovers
 
 # Both are read when ray is imported. Without the first, its workers yield to every other process.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -27,6 +30,7 @@ def make_engine(
     frozen
         Tensors that no client changes: workers on a machine share them, and ``make_app`` takes them, if there are any.
     """
+    remove_leftovers(Path(tempfile.gettempdir()))
     if settings.name == "ray":
         from fedsim.federation.engines.ray import RayEngine
 

@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from fedsim.errors import ConfigError, RunError, error_line, is_of_the_user
 from fedsim.federation.engines.clients import Clients
 from fedsim.federation.engines.packing import Buffer, Frozen, Packer, unpack
+from fedsim.scratch import remove_leftovers
 
 
 class Actor:
@@ -29,8 +30,9 @@ class Actor:
 
     def __init__(self, scratch: str | None) -> None:
         torch.set_num_threads(1)
-        # What a killed worker leaves on disk is removed with Ray's own files.
+        # What a killed worker leaves on disk is removed with Ray's own files, or by the next worker on this machine.
         tempfile.tempdir = scratch
+        remove_leftovers(Path(tempfile.gettempdir()))
 
     def placed(self) -> None:
         """Return as soon as the actor has a process."""

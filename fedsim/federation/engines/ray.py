@@ -22,6 +22,7 @@ from fedsim.federation.engines.packing import Buffer, Frozen, Packer, unpack
 from fedsim.federation.engines.queues import Call, Costs, Item
 from fedsim.federation.engines.workers import Worker, Workers, check_resources
 from fedsim.models.params import Params
+from fedsim.scratch import Scratch
 
 CALLS_AHEAD = 2  # per worker, so that it is never idle between calls
 HELD_BYTES = 2**30  # of replies that wait for an earlier one
@@ -66,7 +67,7 @@ class RayEngine(Engine):
     ) -> None:
         super().__init__(clients, workers, deadline)
         self._started = not ray.is_initialized()
-        self.session = starting.start(address, self.workers) if self._started else None
+        self.scratch = self._start(address) if self._started else None
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
         if address and not workers:
@@ -80,7 +81,8 @@ class RayEngine(Engine):
             raise
         self._journal = Journal()
         common = ray.put(Frozen.of(frozen)) if frozen else None  # held by the object store, once on each node
-        self._workers = Workers(count, (make_app, clients, cache_bytes, common), needs, self.session, self._journal)
+        folder = str(self.scratch.path) if self.scratch else None
+        self._workers = Workers(count, (make_app, clients, cache_bytes, common), needs, folder, self._journal)
         self._costs = Costs()
         self._cohort = 1
         self._numbers = itertools.count()
@@ -127,10 +129,17 @@ class RayEngine(Engine):
         """Return the clients that were set back since the last call."""
         return self._workers.take_restored()
 
+    def _start(self, address: str | None) -> Scratch | None:
+        """Connect to the cluster at an address, or start Ray here."""
+        if address is None:
+            return starting.start(self.workers)
+        starting.connect(address)
+        return None
+
     def _disconnect(self) -> None:
         """Stop Ray if it was started here."""
         if self._started:
-            starting.stop(self.session)
+            starting.stop(self.scratch)
             self._started = False
         torch.set_num_threads(self._threads_before)
 

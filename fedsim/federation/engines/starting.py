@@ -1,7 +1,10 @@
 """How Ray starts and stops: on this machine, or by connecting to an existing cluster."""
 
 import logging
-import shutil
+import os
+import signal
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,43 +13,77 @@ from typing import Any
 import ray
 from ray._private.node import Node
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, RunError
 from fedsim.federation.engines.actor import inherited, variables
+from fedsim.federation.engines.failing import reason_of
+from fedsim.federation.engines.isolation import LOOPBACK, check_loopback, forget_token, isolated
+from fedsim.scratch import Scratch, remove_leftovers
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+# A socket's path has up to 107 letters, or 103 on macOS, of which Ray needs all but these below our folder.
+INNER = "r"
+LONGEST_PLACE = 103 - len("/fedsim-ray-12345678/r/session_2026-01-31_23-59-59_999999_1234567/sockets/plasma_store")
 
 
-def start(address: str | None, workers: int) -> str | None:
-    """Connect to a cluster, or start Ray here and return the folder of its files.
+def connect(address: str) -> None:
+    """Connect to a cluster.
 
     Raises
     ------
     ConfigError
-        If there is no cluster at the address.
+        If there is none at the address.
     """
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        try:
-            ray.init(address=address, runtime_env={"env_vars": variables()}, **quiet)
-        except (ValueError, ConnectionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"engine.address = {address!r}: Ray cannot be reached ({reason}); leave it out to start Ray here"
-            ) from error
-        return None
-    # Ray's processes inherit the variables; with a runtime_env it would start every worker a second time.
-    with inherited(variables()), _few_processes():
-        context: Any = ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
-    return context.address_info["session_dir"]
+    try:
+        with _signals_kept():
+            ray.init(address=address, runtime_env={"env_vars": variables()}, **QUIET)
+    except (ValueError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"engine.address = {address!r}: Ray cannot be reached ({reason}); leave it out to start Ray here"
+        ) from error
 
 
-def stop(session: str | None) -> None:
-    """End what `start` began, and remove the files of a Ray that was started here."""
+def start(workers: int) -> Scratch:
+    """Start Ray for this run alone, and return the folder of its files.
+
+    Raises
+    ------
+    RunError
+        If Ray cannot be started.
+    """
+    check_loopback()
+    place = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
+    place = place if len(str(place)) <= LONGEST_PLACE else Path("/tmp")
+    remove_leftovers(place)
+    scratch = Scratch("ray", place)
+    try:
+        # Ray's processes inherit the variables; with a runtime_env it would start every worker a second time.
+        with inherited(variables()), isolated(), _few_processes(), _signals_kept():
+            context: Any = ray.init(
+                "local",
+                num_cpus=workers,
+                include_dashboard=False,
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(scratch.path / INNER),  # to which Ray gives all rights to all users
+                **QUIET,
+            )
+        if context.address_info["node_ip_address"] != LOOPBACK:
+            raise RunError(f"Ray {ray.__version__} would listen to other machines; use engine.name = 'local'")
+    except RuntimeError as error:
+        stop(scratch)
+        raise RunError(f"Ray cannot be started ({reason_of(error)}); engine.name = 'local' needs none") from error
+    except BaseException:
+        stop(scratch)
+        raise
+    return scratch
+
+
+def stop(scratch: Scratch | None) -> None:
+    """End what `start` or `connect` began, and remove the files of a Ray that was started here."""
     ray.shutdown()
-    if session:
-        shutil.rmtree(session, ignore_errors=True)
-        # Ray would never set it again if it pointed nowhere.
-        latest = Path(session).with_name("session_latest")
-        if latest.is_symlink() and not latest.exists():
-            latest.unlink(missing_ok=True)
+    if scratch:
+        forget_token()
+        scratch.remove()
 
 
 @contextmanager
@@ -64,3 +101,14 @@ def _few_processes() -> Iterator[None]:
     finally:
         for name, method in before.items():
             setattr(Node, name, method)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep what this process does when it is asked to end, which Ray would change."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)

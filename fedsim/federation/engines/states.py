@@ -1,6 +1,5 @@
 """States of the clients between messages: recently used ones in memory, the others on disk."""
 
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save
 from fedsim.federation.engines.state_files import StateFiles
 from fedsim.models.params import flatten, unflatten
 from fedsim.results.files import write_whole
+from fedsim.scratch import Scratch
 from fedsim.strategy import messages
 
 
@@ -39,7 +39,7 @@ class States:
         self.held_bytes = 0
         # Files of the clients whose state has not changed since it was written.
         self._files: dict[int, Path] = {}
-        self._spill: tempfile.TemporaryDirectory[str] | None = None
+        self._spill: Scratch | None = None
         self._lock = threading.RLock()
 
     @property
@@ -115,8 +115,8 @@ class States:
                 excess -= _size(held)
         for oldest in leaving:
             if oldest not in self._files:
-                self._spill = self._spill or tempfile.TemporaryDirectory(prefix="fedsim-states-")
-                self._files[oldest] = Path(self._spill.name) / f"{oldest}.safetensors"
+                self._spill = self._spill or Scratch("states")
+                self._files[oldest] = self._spill.path / f"{oldest}.safetensors"
                 self._files[oldest].write_bytes(_encoded(self._cached[oldest]))
             self.held_bytes -= _size(self._cached.pop(oldest))
 

@@ -52,14 +52,14 @@ class Workers:
 
     Parameters
     ----------
-    session
+    scratch
         Folder of Ray's own files, if Ray was started here.
     journal
         Journal from which the clients of a dead worker are restored.
     """
 
-    def __init__(self, count: int, app: App, needs: Needs, session: str | None, journal: Journal) -> None:
-        self._app, self._needs, self._session, self._journal = app, needs, session, journal
+    def __init__(self, count: int, app: App, needs: Needs, scratch: str | None, journal: Journal) -> None:
+        self._app, self._needs, self._scratch, self._journal = app, needs, scratch, journal
         self._actor = ray.remote(num_cpus=needs["CPU"], num_gpus=needs["GPU"])(Actor)
         self._restored: dict[int, Restored] = {}
         self._alive = [Worker(number=number) for number in range(count)]
@@ -142,7 +142,7 @@ class Workers:
         self._alive = []
 
     def _start(self, worker: Worker) -> None:
-        worker.actor = self._actor.remote(self._session)
+        worker.actor = self._actor.remote(self._scratch)
         worker.placed, worker.started = worker.actor.placed.remote(), worker.actor.start.remote(*self._app)
         worker.ready, worker.starts, worker.since = False, worker.starts + 1, time.monotonic()
         worker.look = worker.since + LOOK_SECONDS
