@@ -1,4 +1,4 @@
-"""The commands about finished runs: ``fedsim compare``, ``report``, ``check`` and ``export``."""
+"""The commands about finished runs: ``fedsim compare``, ``report``, ``check``, ``verify`` and ``export``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -133,10 +133,29 @@ def export_command(
     action("export")(run, client, wanted, metric, to)
 
 
+def verify_command(
+    paths: RunPaths,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--replay",
+            min=1,
+            metavar="N",
+            help="Also run N rounds again, from the newest checkpoint that has N rounds after it, else from the start, "
+            "and compare records and checkpoint byte by byte.",
+        ),
+    ] = None,
+) -> None:
+    """Verify that the folders of runs are whole, file by file; the exit code is 1 if one is not."""
+    if not action("verify")(paths, rounds):
+        raise typer.Exit(1)
+
+
 # By name, in the order of the help.
 COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare_command,
     "report": report_command,
     "check": check_command,
+    "verify": verify_command,
     "export": export_command,
 }

@@ -9,7 +9,7 @@ that did not take part between them.
 """
 
 import shutil
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,17 @@ class Checkpoints:
         strategy.load_state(load_file(self._round(server_round) / "strategy.safetensors"))
         engine.load_clients(self._clients.folder, dict(self._read_client_files(server_round).pairs()))
 
+    def files(self, server_round: int) -> Iterator[tuple[str, Path]]:
+        """Yield the files of a checkpoint that are equal in equal runs, with their names: its own, and the clients'."""
+        for path in sorted(self._round(server_round).glob("*.safetensors")):
+            yield path.name, path
+        for pair in self._read_client_files(server_round).pairs():
+            yield self._clients.path(*pair).name, self._clients.path(*pair)
+
+    def remove(self, server_round: int) -> None:
+        """Remove a checkpoint, but not the clients' files, which others share."""
+        shutil.rmtree(self._round(server_round))
+
     def global_model(self, server_round: int) -> Params:
         """Read the global model after a round; earlier versions wrote a tied tensor under its first name only."""
         return load_file(self._round(server_round) / "global.safetensors")
@@ -188,7 +199,7 @@ class Checkpoints:
                 self._round(other).replace(self._kept / _name(other))
                 left.append(other)
             else:
-                shutil.rmtree(self._round(other))
+                self.remove(other)
         if left == [newest] and self._kept.exists():
             self._kept.rmdir()
         return left

@@ -81,7 +81,13 @@ def _prepared(config: Config) -> Parts:
 
 
 def run(
-    config: Config, folder: RunFolder, on_round: OnRound, parts: Parts | None = None, *, accept_versions: bool = False
+    config: Config,
+    folder: RunFolder,
+    on_round: OnRound,
+    parts: Parts | None = None,
+    *,
+    accept_versions: bool = False,
+    until: int | None = None,
 ) -> None:
     """Run all rounds that are not yet done, or until ``[stop]`` ends the run; each is on disk when it ends.
 
@@ -95,6 +101,8 @@ def run(
         What `prepare` built for this run, perhaps with another engine, and no other run has used; built if not given.
     accept_versions
         Whether the run may resume under other versions of fedsim or a package than those that it was begun with.
+    until
+        Round after which it stops, as if it were interrupted.
 
     Raises
     ------
@@ -109,12 +117,15 @@ def run(
         begin = beginning_of(folder, federation, accept_versions=accept_versions)
         with _log_to(folder):
             open_folder(config, folder, federation, begin)
-            _run_from(begin.done, federation, strategy, folder, on_round)
+            rounds = range(begin.done + 1, min(config.rounds, until or config.rounds) + 1)
+            _run_rounds(rounds, federation, strategy, folder, on_round)
             folder.write_env(folder.read_env() | {"stopped": now()})
 
 
-def _run_from(done: int, federation: Federation, strategy: Strategy, folder: RunFolder, on_round: OnRound) -> None:
-    config = federation.config
+def _run_rounds(
+    server_rounds: range, federation: Federation, strategy: Strategy, folder: RunFolder, on_round: OnRound
+) -> None:
+    config, done = federation.config, server_rounds.start - 1
     make_app = app_maker(federation, folder.read_env()["cohort"])
     for note in training_notes(federation, strategy):
         logger.warning(note)
@@ -124,7 +135,7 @@ def _run_from(done: int, federation: Federation, strategy: Strategy, folder: Run
         if done:
             _restore(rounds, done)
         logger.info("rounds %d to %d, engine %s", done + 1, config.rounds, config.engine)
-        for server_round in range(done + 1, config.rounds + 1):
+        for server_round in server_rounds:
             if rounds.stopped:
                 logger.info("stopped after round %d: %s", server_round - 1, rounds.stopped)
                 break

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.config import Config, read_toml
+from fedsim.errors import ConfigError
 from fedsim.results.files import by_round
 from fedsim.results.seals import OF_ITSELF, read_sealed, write_sealed
 
@@ -124,6 +125,9 @@ class RunFolder:
 
     @property
     def started(self) -> str:
-        """When the run was first started, as ISO 8601; empty if that is not known."""
-        started = self.read_env().get("started") if self.env.exists() else None
+        """When the run was first started, as ISO 8601; empty if that is not known, or the file is damaged."""
+        try:
+            started = self.read_env().get("started") if self.env.exists() else None
+        except ConfigError:
+            return ""  # whoever reads more of the run says what is wrong
         return started[0] if started else ""

@@ -15,6 +15,7 @@ ACTIONS: LazyTable[Callable[..., Any]] = LazyTable(
         "compare": "fedsim.cli.actions.reporting:compare",
         "report": "fedsim.cli.actions.reporting:write_report",
         "check": "fedsim.cli.actions.reporting:check",
+        "verify": "fedsim.cli.actions.verifying:verify",
         "export": "fedsim.cli.actions.exporting:export",
         "list": "fedsim.cli.actions.listing:list_all",
         "list one": "fedsim.cli.actions.listing:list_one",

@@ -1,0 +1,144 @@
+"""`fedsim verify` finds every damage in a run's folder, and what differs first when rounds are run again."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from fedsim.cli import main
+from fedsim.errors import ConfigError
+from fedsim.experiment.verifying.replay import replay
+from fedsim.experiment.verifying.verify import verify
+from fedsim.results.folder import RunFolder
+from tests.conftest import unseal
+from tests.experiment.damage import DAMAGES, contents, flip, sealed_files
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["fedsim", "verify", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+@pytest.mark.parametrize("kind", ["done", "stopped"])
+def test_a_run_that_nobody_has_touched_is_whole(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    before = contents(folder)
+    verdict = verify(folder)
+    assert verdict.is_whole
+    assert not verdict.notes
+    state, rounds = ("done", 4) if kind == "done" else ("'fedsim run' resumes it", 3)
+    assert verdict.summary.startswith(f"{rounds} rounds of 4, {state}; ")
+    assert f"2 checkpoints ({rounds - 1}, {rounds}), " in verdict.summary
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["done", "stopped"])
+def test_damage_of_any_file_is_named(kind: str, damage: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    for path in sealed_files(folder):
+        if (path, damage) == (folder.done, "delete"):
+            continue  # which leaves a run that resumes
+        content = path.read_bytes()
+        DAMAGES[damage](path)
+        problems = verify(folder).problems
+        assert any(str(path) in problem for problem in problems), (path, problems)
+        path.write_bytes(content)
+    assert verify(folder).is_whole
+
+
+def test_what_else_is_wrong_is_named(done: RunFolder) -> None:
+    shutil.rmtree(done.checkpoints / "kept")
+    named = RunFolder(done.path.rename(done.path.with_name("12345678-s0")))
+    lost, name = verify(named).problems
+    assert lost == f"{named.checkpoints} has lost the checkpoint of round 3"
+    assert name.startswith(f"{named.config} is that of ")
+
+
+def test_a_run_of_an_earlier_version_is_read_with_a_note(done: RunFolder) -> None:
+    verdict = verify(unseal(done))
+    assert verdict.is_whole
+    assert verdict.notes == ["an earlier version wrote it without seals, so that only what is missing is noticed"]
+
+
+def test_a_run_that_goes_on_is_not_verified(stopped: RunFolder) -> None:
+    with FileLock(stopped.lock), pytest.raises(ConfigError, match="in use by its run"):
+        verify(stopped)
+
+
+@pytest.mark.parametrize(("rounds", "first", "last"), [(1, 4, 4), (2, 1, 2), (4, 1, 4)])
+def test_rounds_that_are_run_again_have_the_same_bytes(rounds: int, first: int, last: int, done: RunFolder) -> None:
+    before = contents(done)
+    found = replay(done, rounds)
+    assert (found.first, found.last, found.has_checkpoint) == (first, last, last == 4)
+    assert found.difference is None
+    assert not found.notes
+    assert contents(done) == before
+
+
+def change_row(path: Path, **changes: Any) -> None:
+    """Change the last row of a client."""
+    lines = path.read_text().splitlines(keepends=True)
+    at = max(k for k, line in enumerate(lines) if json.loads(line).get("client") is not None)
+    lines[at] = json.dumps(json.loads(lines[at]) | changes) + "\n"
+    path.write_text("".join(lines))
+
+
+DIFFERENCES: dict[str, tuple[Callable[[RunFolder], Any], str]] = {
+    "a value": (
+        lambda folder: change_row(folder.metrics, value=0.25),
+        r"metrics\.jsonl, client 3, .*: value was 0\.25",
+    ),
+    "bytes": (lambda folder: change_row(folder.communication, up=1), r"communication\.jsonl, client \d, .*: up was 1 "),
+    "a table": (lambda folder: flip(folder.measured("barriers", 4)), r"barriers/round-00004\.parquet: has other bytes"),
+    "a model": (
+        lambda folder: flip(folder.checkpoints / "round-00004" / "global.safetensors"),
+        r"round-00004/global\.safetensors: has other bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_the_first_difference_is_named(name: str, done: RunFolder) -> None:
+    """Nothing seals these records, so that only their numbers tell."""
+    change, expected = DIFFERENCES[name]
+    change(unseal(done))
+    found = replay(done, 1).difference
+    assert re.match(f"round 4, {expected}", found or ""), found
+
+
+def test_a_run_of_another_device_or_version_is_said_to_differ(done: RunFolder) -> None:
+    unseal(done).env.write_text(json.dumps(done.read_env() | {"device": "a GPU", "fedsim": "0.0.9"}))
+    version, device = replay(done, 1).notes
+    assert version.startswith("it was run with fedsim 0.0.9 (now ")
+    assert device == "only on CPUs are the bytes always the same"
+
+
+def test_more_rounds_than_there_are_cannot_be_run_again(stopped: RunFolder) -> None:
+    with pytest.raises(ConfigError, match="--replay 4 must be from 1 to 3, the rounds that"):
+        replay(stopped, 4)
+
+
+def test_the_command_prints_a_verdict_first_and_says_it_by_its_exit_code(
+    done: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, done.path, "--replay", 1) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"whole    {done.path}: 4 rounds of 4, done; ")
+    assert second == "same     round 4 run again: records and the checkpoint of round 4 are equal, byte for byte"
+    flip(done.metrics)
+    done.participants.unlink()
+    assert command(monkeypatch, done.path, "--replay", 1) == 1
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"DAMAGED  {done.path}: ")
+    assert len(others) == 2
+    assert any(line.startswith(f"         {done.metrics} has another content") for line in others)
+    assert f"         {done.participants} is missing" in others
