@@ -35,13 +35,7 @@ EVERY: dict[str, Any] = {
 }
 LATE = {"seconds_per_example": 0.01, "speed_spread": 0.7, "round_spread": 0.3, "deadline": 0.4}
 # Faults after which a client is as if it had never been asked.
-AWAY = {
-    "drop_out": {"drop_out": 0.3},
-    "crash": {"crash": 0.3},
-    "exception": {"exception": 0.3},
-    "nan": {"nan": 0.3},
-    "late": LATE,
-}
+AWAY = {**dict.fromkeys(("drop_out", "crash", "exception", "nan"), 0.15), **LATE}
 STRATEGIES = {
     "full": {},
     "layer_set": {"shared": "head"},
@@ -69,23 +63,20 @@ def numbers_of(folder: RunFolder) -> dict[str, bytes]:
     return {name: files[name] for name in files if name != "clients.safetensors"} | {"": "\n".join(lines).encode()}
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [*((kind, "full") for kind in AWAY), *(("drop_out", name) for name in STRATEGIES)][1:]
-)
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_a_run_is_the_one_in_which_those_clients_did_not_take_part(
-    kind: str, name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hit = play(faulty(tiny, AWAY[kind], name, rounds=3), "hit")
+    hit = play(faulty(tiny, AWAY, name, rounds=3, seed=57), "hit")
     gone = {(row["round"], row["client"]) for row in rows_of(hit)}
-    assert gone
-    assert {row["kind"] for row in rows_of(hit)} == {kind}
+    assert {row["kind"] for row in rows_of(hit)} == {"drop_out", "crash", "exception", "nan", "late"}
 
     def present(seed: int, server_round: int, *rest: Any) -> list[int]:
         every = draw_participants(seed, server_round, *rest)
         return [client for client in every if (server_round, client) not in gone]
 
     monkeypatch.setattr(flower, "draw_participants", present)
-    absent = play(faulty(tiny, {}, name, rounds=3), "absent")
+    absent = play(faulty(tiny, {}, name, rounds=3, seed=57), "absent")
     assert not absent.faults.exists()
     assert numbers_of(hit) == numbers_of(absent)
 
@@ -117,12 +108,13 @@ def test_duplicates_change_nothing_but_the_record_of_them(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
     for name in ("full", "scaffold"):
-        doubled = play(faulty(tiny, {"duplicate": 1.0}, name), f"doubled {name}")
-        once = play(faulty(tiny, {}, name), f"once {name}")
+        doubled = play(faulty(tiny, {"duplicate": 1.0}, name, rounds=1), f"doubled {name}")
+        once = play(faulty(tiny, {}, name, rounds=1), f"once {name}")
         found, expected = (run_files(folder) for folder in (doubled, once))
         assert found.pop("faults.jsonl")
         assert found.keys() == expected.keys()
-        assert {name for name in found if found[name] != expected[name]} <= {"seals.jsonl"}  # of the record, too
+        changed = {name.rpartition("/")[2] for name in found if found[name] != expected[name]}
+        assert changed <= {"seals.jsonl", "manifest.json"}  # which hold the hash of that record
         assert {(row["stage"], row["kind"], row["injected"]) for row in rows_of(doubled)} == {
             ("accepted", "duplicate", True)
         }
@@ -157,10 +149,10 @@ def test_a_stopped_run_without_faults_has_no_trace_of_them(
     assert "[faults]" in faulty(tiny, {"nan": 0.1}).to_toml()
 
 
-@pytest.mark.parametrize("cohort", [1, 3])
+@pytest.mark.parametrize("cohort", [2])
 def test_all_numbers_of_workers_agree(cohort: int, tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> None:
     runs = [
-        play(faulty(tiny, EVERY, engine={"workers": workers, "cohort": cohort}, seed=22), f"workers{workers}")
+        play(faulty(tiny, EVERY, engine={"workers": workers, "cohort": 2}, seed=22), f"workers{workers}")
         for workers in (1, 2)
     ]
     assert run_files(runs[0]) == run_files(runs[1])
@@ -196,7 +188,7 @@ def test_strategies_meet_the_same_faults_and_limits_are_kept(
 ) -> None:
     limits = {"clients": [1, 3], "rounds": [2, 3]}
     found = []
-    for name in ("full", "ditto"):
+    for name in ("scaffold", "ditto"):
         # In simulated time, a strategy that trains for longer is late more often.
         folder = play(faulty(tiny, {**EVERY, "drop_out": 0.5, "deadline": 1e9, **limits}, name), name)
         found.append([(row["round"], row["client"], row["kind"]) for row in rows_of(folder)])
@@ -235,22 +227,10 @@ def test_simulated_time_follows_the_speeds_and_late_clients_are_left_out(
     for server_round, waited in of_rounds.items():
         values = of_clients[of_clients["round"] == server_round]["value"]
         assert waited == (0.4 if (values > 0.4).any() else values.max())
-    speeds = [np.log(10 / draw(faulty(tiny, LATE, clients=2000), 1, k, 1000).seconds) for k in range(2000)]
+    many = faulty(tiny, LATE, clients=2000)
+    speeds = [np.log(10 / draw(many, 1, client, 1000).seconds) for client in range(2000)]
     assert np.std(speeds) == pytest.approx(np.hypot(0.7, 0.3), rel=0.05)
     assert np.median(speeds) == pytest.approx(0, abs=0.05)
-
-
-def test_simulated_time_is_a_cost_in_the_comparison(
-    tiny: Callable[..., Config], play: Callable[..., RunFolder]
-) -> None:
-    folders = [play(faulty(tiny, faults, rounds=2), name) for name, faults in (("late", LATE), ("plain", {}))]
-    times = read_rows(folders[0].metrics).query("metric == 'simulated_seconds' and client.isna()")["value"]
-    paths = [folder.path for folder in folders]
-    table = api.compare(paths, columns="all").table
-    assert table["simulated"].tolist() == [pytest.approx(times.sum()), 0.0]
-    assert "simulated" not in api.compare(paths[1:], columns="all").table
-    page = report.write_run(report.read_result(folders[0]), folders[0].path).read_text()
-    assert f"{times.sum():.4g} s" in page
 
 
 def test_examples_are_counted_as_often_as_a_plan_passes_them(tiny: Callable[..., Config]) -> None:
@@ -293,7 +273,7 @@ def test_an_exploding_update_goes_so_many_times_as_far(
     assert row["reason"].startswith("its update is larger than max_update_norm; ")
 
 
-@pytest.mark.parametrize("name", ["full", "layer_set", "scaffold"])
+@pytest.mark.parametrize("name", ["layer_set", "scaffold"])
 def test_a_stale_update_is_the_one_before_and_only_of_a_client_that_had_one(
     name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,11 +301,12 @@ def test_a_round_in_which_faults_take_everybody_leaves_the_model_as_it_is(
     assert "round 2: no update is left, so the global model stays as it is" in caplog.messages
 
 
+@pytest.mark.slow
 def test_faults_are_shown_in_the_dry_run_the_page_and_the_comparison(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
-    config = faulty(tiny, {"drop_out": 0.3, "duplicate": 0.5})
-    folder = play(config)
+    config = faulty(tiny, {"drop_out": 0.3, "duplicate": 0.5, "seconds_per_example": 0.01})
+    folder, plain = play(config), play(faulty(tiny, {}, rounds=1), "plain")
     kinds = [row["kind"] for row in rows_of(folder)]
     gone, doubled = kinds.count("drop_out"), kinds.count("duplicate")
     text = describe_run(config)
@@ -340,7 +321,10 @@ def test_faults_are_shown_in_the_dry_run_the_page_and_the_comparison(
     result = report.read_result(folder)
     assert result.faults["injected"].all()
     page = report.write_run(result, folder.path).read_text()
-    assert all(note in page for note in notes)
+    waited = read_rows(folder.metrics).query("metric == 'simulated_seconds' and client.isna()")["value"].sum()
+    assert all(text in page for text in [*notes, f"{waited:.4g} s"])
+    assert api.compare([folder.path], columns="simulated").table["simulated"].tolist() == [pytest.approx(waited)]
+    assert "simulated" not in api.compare([plain.path], columns="all").table
 
 
 @pytest.mark.parametrize(
