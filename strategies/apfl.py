@@ -62,8 +62,9 @@ class Apfl(Strategy):
     At each mini-batch the global model descends its loss, and the personal model that of the mixture of parameters,
     both from where they stood before, as in the paper. The authors' FedTorch mixes logits instead, and steps one after
     the other; from it come the moment at which the weight changes, its clipping to [0, 1] and its decay of 0.02.
-    Momentum and weight decay of the run act on the weight as on parameters. PFLlib begins with a weight of 1, and
-    trains the personal model alone. What is evaluated is the mixture; running statistics are the mixture's own.
+    Momentum, moments and weight decay of the run's optimiser act on the weight as on parameters. PFLlib begins with a
+    weight of 1, and trains the personal model alone. What is evaluated is the mixture; running statistics are the
+    mixture's own.
     """
 
     client_rule = ApflRule

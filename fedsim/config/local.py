@@ -4,7 +4,7 @@ from dataclasses import fields
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedsim.config.tables import Table
 from fedsim.training.settings import LocalSettings, Precision
@@ -42,6 +42,20 @@ class LocalConfig(Table):
     lr_scale: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}  # noqa: RUF012 (a field)
     weight_decay_on: Literal["all", "weights"] = LocalSettings.weight_decay_on
     precision: Precision = LocalSettings.precision
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _two_numbers(cls, value: object) -> object:
+        if not (isinstance(value, list | tuple) and len(value) == 2):
+            raise ValueError("must be two numbers, such as [0.9, 0.999]")
+        return value
+
+    @field_validator("lr_scale", mode="before")
+    @classmethod
+    def _factors_by_layers(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            raise ValueError('must be a table of factors by layer expression, such as { "head" = 10 }')
+        return value
 
     @cached_property
     def settings(self) -> LocalSettings:

@@ -32,6 +32,8 @@ VALID: dict[str, Any] = {"rounds": 1, "clients": 2, "partition": {}}
             "local.betas = [0.5, 0.9]: optimizer = 'sgd' has no such option; leave it out, or choose 'adam' or 'adamw'",
         ),
         ({"local": {"optimizer": "adamw", "betas": [0.9, 1]}}, "local.betas.1 = 1: must be less than 1"),
+        ({"local": {"optimizer": "adam", "betas": [0.9]}}, "local.betas = [0.9]: must be two numbers, such as [0.9,"),
+        ({"local": {"lr_scale": 10}}, "local.lr_scale = 10: must be a table of factors by layer expression, such as {"),
         ({"local": {"clip_norm": 0}}, "local.clip_norm = 0: must be greater than 0"),
         ({"local": {"label_smoothing": 1}}, "local.label_smoothing = 1: must be less than 1"),
         ({"local": {"lr_scale": {"head": 0}}}, "local.lr_scale.head = 0: must be greater than 0"),

@@ -1,6 +1,7 @@
 """Embeddings with sparse gradients train as in plain torch, alone and in cohorts."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +96,23 @@ def test_a_cohort_with_sparse_gradients_trains_as_plain_torch(kind: str, setting
     tasks = [LocalTask(state_of(copy.deepcopy(model)), *tokens(), np.random.default_rng(3)) for _ in range(2)]
     for found, _ in train_cohort(model, tasks, LocalPlan(), settings):
         check_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(PLAIN, optimizer="adamw", weight_decay=0.1),
+        replace(PLAIN, clip_norm=0.1),
+        replace(PLAIN, lr_scale={"head": 3.0}, schedule="cosine"),
+    ],
+    ids=["adamw", "clipped", "scaled"],
+)
+def test_sparse_gradients_give_the_steps_of_dense_ones(settings: SGD) -> None:
+    sparse, dense = build("embedding"), build("embedding")
+    dense[0][0].sparse = False
+    for model in (sparse, dense):
+        train_(model, *tokens(), LocalPlan(), settings, np.random.default_rng(3))
+    check_equal(sparse.state_dict(), dense)
 
 
 class _Decays(ClientRule):

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from fedsim.config.local import LocalConfig
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.best_round import reason_to_stop, validation_means
 from fedsim.results.faults import describe_faults
@@ -274,6 +275,13 @@ def _without_values(result: Result) -> str:
     return f" Missing: {name_clients(clients)}, without a finite loss or not evaluated." if clients else ""
 
 
+def _training(local: LocalConfig) -> str:
+    optimizer = "" if local.optimizer == "sgd" else f"{local.optimizer} with "
+    schedule = "" if local.schedule == "constant" else f", {local.schedule} schedule"
+    sizes = f"epochs {local.epochs}, batches of {local.batch_size}"
+    return f"local training: {sizes}, {optimizer}lr {local.lr:g}{schedule}"
+
+
 def _subtitle(result: Result) -> str:
     config = result.config
     options = ", ".join(f"{key} = {value}" for key, value in config.partition.options.items())
@@ -283,7 +291,7 @@ def _subtitle(result: Result) -> str:
         f"model {config.model.name}",
         f"{result.evaluated} of {config.rounds} rounds",
         f"participation {config.participation:g}",
-        f"local training: epochs {config.local.epochs}, batches of {config.local.batch_size}, lr {config.local.lr:g}",
+        _training(config.local),
         f"seed {config.seed}",
     ]
     if config.stop.patience:
