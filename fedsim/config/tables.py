@@ -17,6 +17,7 @@ from fedsim.config.expectation import MatchedBy
 from fedsim.options import as_toml, one_of
 from fedsim.training.metrics import MAIN, METRICS, SELECTING
 
+ADDRESS = re.compile(r"(ray://)?(\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})", re.ASCII)
 SelectingMetric = Annotated[str, AfterValidator(one_of(SELECTING))]
 
 
@@ -285,6 +286,14 @@ class EngineConfig(Table):
     cache_bytes: Annotated[int, Field(ge=0)] = 2**30
     address: str | None = None
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+
+    @field_validator("address")
+    @classmethod
+    def _of_a_cluster(cls, value: str | None) -> str | None:
+        parts = ADDRESS.fullmatch(value or "")
+        if value not in (None, "auto") and not (parts and 0 < int(parts["port"]) < 2**16):
+            raise ValueError('must be "auto" or the host and port of a Ray cluster, such as "10.0.0.5:6379"')
+        return value
 
     @field_validator("cohort", mode="before")
     @classmethod

@@ -12,11 +12,13 @@ from typing import Any
 
 import ray
 from ray._private.node import Node
+from ray.exceptions import RayError
 
 from fedsim.errors import ConfigError, RunError
 from fedsim.federation.engines.actor import inherited, variables
 from fedsim.federation.engines.failing import reason_of
 from fedsim.federation.engines.isolation import LOOPBACK, check_loopback, forget_token, isolated
+from fedsim.federation.engines.reaching import check_answers
 from fedsim.scratch import Scratch, remove_leftovers
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -34,10 +36,11 @@ def connect(address: str) -> None:
         If there is none at the address.
     """
     try:
+        check_answers(address)
         with _signals_kept():
             ray.init(address=address, runtime_env={"env_vars": variables()}, **QUIET)
-    except (ValueError, ConnectionError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (ValueError, ConnectionError, RuntimeError, RayError) as error:
+        reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"engine.address = {address!r}: Ray cannot be reached ({reason}); leave it out to start Ray here"
         ) from error
