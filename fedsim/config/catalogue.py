@@ -111,8 +111,10 @@ class Catalogue:
         """
         name = getattr(choice, self.key)
         schema = self._schema(name)
+        set_here = choice.model_fields_set.intersection(choice.FILES)
+        own = {key: getattr(choice, key) for key in set_here if not self.is_fixed(key, choice)}
         try:
-            return schema.model_validate(choice.options).model_dump(exclude_defaults=exclude_defaults)
+            return schema.model_validate(choice.options | own).model_dump(exclude_defaults=exclude_defaults)
         except ValidationError as error:
             # A misspelt option is the cause of a missing one, so it comes first.
             problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
@@ -128,6 +130,10 @@ class Catalogue:
         rule = explain_rule(problem, schema)
         colon = "" if problem["type"] in BOUNDS else ":"
         raise ConfigError(f"{self.table}.{option} = {as_toml(problem['input'])}{colon} {rule}")
+
+    def is_fixed(self, key: str, choice: Choice) -> bool:
+        """Return whether one of ``choice.FILES`` is the table's own: a custom entry may have an option of that name."""
+        return key not in self._schema(getattr(choice, self.key)).model_fields
 
     def _schema(self, name: str) -> type[BaseModel]:
         entry = self.find(name)

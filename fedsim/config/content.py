@@ -15,7 +15,7 @@ from fedsim.config.custom import Version, imported_sources
 from fedsim.config.sources import other_files
 from fedsim.config.tables import Choice
 from fedsim.data.fingerprint import fingerprint
-from fedsim.data.places import existing_path, user_places
+from fedsim.data.places import existing_path, split_file, user_places
 from fedsim.errors import ConfigError
 
 PATH = "path"  # the one option by which fedsim's own parts name files
@@ -67,6 +67,9 @@ def counted_files(config: Config, tables: Sequence[str] | None = None) -> list[C
             setting = f"{catalogue.table}.{option}"
             for place in _places_named(option, value, sources):
                 found.append(Counted(setting, place.absolute(), _fingerprint(place, setting)))
+        for key, place, _ in _files_of_settings(catalogue, choice):
+            setting = f"{catalogue.table}.{key}"
+            found.append(Counted(setting, place.absolute(), _fingerprint(place, setting)))
     return found
 
 
@@ -106,6 +109,8 @@ def in_name(catalogue: Catalogue, choice: Choice) -> dict[str, Any]:
             found[option] = _fingerprint(places[0], setting)
         elif places:
             found[option] = _by_content(value, _folders(sources or {}), setting)
+    for key, place, part in _files_of_settings(catalogue, choice):
+        found[key] = _fingerprint(place, f"{catalogue.table}.{key}") + (part and f":{part}")
     if sources is None:
         return found
     name = getattr(choice, catalogue.key)
@@ -148,6 +153,14 @@ def _places_named(option: str, value: Any, sources: Mapping[str, Version] | None
         yield from dict.fromkeys(_places_in(value, _folders(sources)))
     elif option == PATH and (place := existing_path(str(value or ""))):
         yield place
+
+
+def _files_of_settings(catalogue: Catalogue, choice: Choice) -> Iterator[tuple[str, Path, str]]:
+    """Yield each fixed setting that names a file, the file, and the name of the part of it that is meant."""
+    for key in choice.FILES:
+        file, part = split_file(getattr(choice, key)) if catalogue.is_fixed(key, choice) else (None, "")
+        if file is not None:
+            yield key, file, part
 
 
 def _sources(catalogue: Catalogue, choice: Choice) -> Mapping[str, Version] | None:

@@ -7,7 +7,7 @@ options of what they choose; `fedsim.config.choices.resolve` checks those and wr
 import itertools
 import math
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -28,9 +28,10 @@ class Table(BaseModel):
 
 
 class Choice(BaseModel):
-    """A table that chooses an entry of a catalogue and holds its options."""
+    """A table that chooses an entry of a catalogue and holds its options; ``FILES`` are settings that name a file."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    FILES: ClassVar[tuple[str, ...]] = ()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -85,12 +86,24 @@ class ModelConfig(Choice):
 
     ``head`` and ``freeze`` are layer expressions. The first names the layers that give the logits, if what the model
     does leaves this open; the second those that keep their initial weights, as parameters without a gradient do.
+    The global model starts from the ``weights`` in a file, as torch or safetensors write it, except for the layers
+    ``weights_skip``, which start from the seed.
     """
+
+    FILES: ClassVar[tuple[str, ...]] = ("weights",)
 
     name: str = "mlp"
     initial: Literal["shared", "own"] = "shared"
     head: str = ""
     freeze: str = ""
+    weights: str = ""
+    weights_skip: str = ""
+
+    @model_validator(mode="after")
+    def _use_weights(self) -> Self:
+        if self.weights_skip and not self.weights:
+            raise ValueError(f"weights_skip = {self.weights_skip!r} needs weights, the file of which it skips layers")
+        return self
 
 
 ClassWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -13,6 +13,7 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.data import Dataset
 from fedsim.data.checks import TOKENS_RULE
 from fedsim.errors import ConfigError, error_line, message_of
+from fedsim.federation.weights import load_weights_
 from fedsim.models.building import initialise_lazy_, make_trainable_
 from fedsim.models.copies import copy_of
 from fedsim.models.frozen import frozen_keys
@@ -22,7 +23,7 @@ from fedsim.training.dropout import seeded_dropout_
 
 
 def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module:
-    """Build the model that ``[model]`` chooses, with weights from torch's global random state and seeded dropout.
+    """Build the model that ``[model]`` chooses, with weights from its file or from torch's random state.
 
     Parameters
     ----------
@@ -56,6 +57,8 @@ def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     _check_frozen(model, trained, where)
+    if config.model.weights and CATALOGUES["models"].is_fixed("weights", config.model):
+        load_weights_(model, config.model)
     return model
 
 

@@ -1,6 +1,6 @@
 """Where in the content of a checkpoint the weights of a model may lie: at any depth, and under any prefix."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +59,13 @@ class Place:
         return len(self.entries) - len(self.unknown), -len(self.shapes)
 
 
-def places_of(content: Any, model: nn.Module) -> list[Place]:
+def places_of(content: Any, model: nn.Module, skip: Container[str] = ()) -> list[Place]:
     """Return the places in a file that have keys of the model; if none has, those of any tensors.
+
+    Parameters
+    ----------
+    skip
+        Keys of the model whose entries are left out and not missed.
 
     Raises
     ------
@@ -68,12 +73,12 @@ def places_of(content: Any, model: nn.Module) -> list[Place]:
         If a tensor there has no values, as those of models that were built on the device ``meta``.
     """
     states, names = list(_states(content)), _names(model)
-    places = [place for state in states for place in _places(*state, model, names)]
+    places = [place for state in states for place in _places(*state, model, names, skip)]
     common = _common_prefix(list(names))
     if common and not any(place.is_whole for place in places):
         # A file of the part that the model is a wrapper of.
         inner = {name.removeprefix(common): key for name, key in names.items()}
-        inside = [place for state in states for place in _places(*state, model, inner)]
+        inside = [place for state in states for place in _places(*state, model, inner, skip)]
         places = [place for place in inside if place.is_whole] or places
     for place in places:
         if empty := [key for key, value in place.entries.items() if value.is_meta]:
@@ -123,14 +128,17 @@ def _names(model: nn.Module) -> dict[str, str]:
     return names
 
 
-def _places(where: str, state: Params, model: nn.Module, names: Mapping[str, str]) -> Iterator[Place]:
+def _places(
+    where: str, state: Params, model: nn.Module, names: Mapping[str, str], skip: Container[str]
+) -> Iterator[Place]:
     """Yield the entries under each prefix after which the model's keys follow, or all if there is none."""
     first, own, frozen = first_keys(model), model.state_dict(), frozen_keys(model)
     keys = {_plain(key): key for key in state}
     prefixes = dict.fromkeys(key[: len(key) - len(end)] for key in keys for end in _ends(key) if end in names)
     for prefix in prefixes or [""]:
         inside = {key.removeprefix(prefix): state[old] for key, old in keys.items() if key.startswith(prefix)}
-        entries = {names.get(key, key): value for key, value in inside.items()}
+        found = {names.get(key, key): value for key, value in inside.items()}
+        entries = {key: value for key, value in found.items() if key not in skip}
         for key, value in entries.items():
             if value.is_complex() and key.endswith(".original0") and key in own:  # of `parametrise_`
                 entries[key] = torch.view_as_real(value.resolve_conj())
@@ -140,7 +148,9 @@ def _places(where: str, state: Params, model: nn.Module, names: Mapping[str, str
             prefix=prefix,
             entries=entries,
             outside=[old for key, old in keys.items() if not key.startswith(prefix)],
-            missing=[key for key in own if not (first[key] in present or key in frozen or is_optional(key))],
+            missing=[
+                key for key in own if not (first[key] in present or key in frozen or key in skip or is_optional(key))
+            ],
             unknown=[key for key in entries if key not in own],
             shapes={k: tuple(own[k].shape) for k, v in entries.items() if k in own and v.shape != own[k].shape},
         )

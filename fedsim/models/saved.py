@@ -1,7 +1,7 @@
 """Model checkpoints from anywhere, matched to a model: whatever lies around the weights is found and left out."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from fedsim.models.places import Place, is_optional, places_of
 from fedsim.models.tensors import is_same
 
 NAMED = 5  # of several sets of weights, how many a message names
+LISTED = 3  # of several entries
 REMEDY = "choose the model and the options that it was trained with (--model and --set model.KEY=VALUE)"
 logger = logging.getLogger(__name__)
 
 
-def read_checkpoint(path: Path, model: nn.Module, name: str) -> Params:
+def read_checkpoint(path: Path, model: nn.Module, name: str, skip: Container[str] = ()) -> Params:
     """Read the weights of ``model`` from a file.
 
     Parameters
@@ -33,6 +34,8 @@ def read_checkpoint(path: Path, model: nn.Module, name: str) -> Params:
         Model with the keys, shapes and types; it is not changed.
     name
         Name of the model, for messages.
+    skip
+        Keys of the model, under each name, that the file may lack or have in other shapes; they are not read.
 
     Returns
     -------
@@ -47,10 +50,12 @@ def read_checkpoint(path: Path, model: nn.Module, name: str) -> Params:
         different sets of weights in it do.
     """
     file, wanted = _parts(path)
-    return find_weights(read_file(file), model, name, str(path), wanted)
+    return find_weights(read_file(file), model, name, str(path), wanted, skip)
 
 
-def find_weights(content: Any, model: nn.Module, name: str, where: str, wanted: str = "") -> Params:
+def find_weights(
+    content: Any, model: nn.Module, name: str, where: str, wanted: str = "", skip: Container[str] = ()
+) -> Params:
     """Return the weights of ``model`` in what a file holds, as `read_checkpoint` does.
 
     Parameters
@@ -66,7 +71,7 @@ def find_weights(content: Any, model: nn.Module, name: str, where: str, wanted: 
         If there are none, or several different ones, or they do not fit.
     """
     try:
-        places = places_of(content, model)
+        places = places_of(content, model, skip)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     if not places:
@@ -77,7 +82,7 @@ def find_weights(content: Any, model: nn.Module, name: str, where: str, wanted: 
     problem = f"{where} does not fit the model {name!r}"
     place = _chosen(places, wanted, where, problem)
     if place.outside:
-        logger.warning("%s: left out %s, which is not under %r", where, _some(place.outside), place.prefix)
+        logger.warning("%s: left out %s, not under %r", where, _some(place.outside), place.prefix)
     return _fit(place.entries, model, problem, where)
 
 
@@ -132,17 +137,20 @@ def _alike(one: Place, other: Place) -> bool:
 def _difference(place: Place) -> str:
     """Return in which entries a place and the model differ, and what helps."""
     if any("lora_" in key for key in place.unknown):
-        return f"{_some(place.unknown)} is of an adapter; merge adapters first, as peft's merge_and_unload does"
+        found = f"{_some(place.unknown)} {_is(place.unknown)} of an adapter"
+        return f"{found}; merge adapters first, as peft's merge_and_unload does"
     if place.missing and place.unknown:
         return f"it lacks {_some(place.missing)} and has {_some(place.unknown)} instead; {REMEDY}"
     if place.unknown:
         known = [key for key in place.entries if key not in place.unknown]
-        return f"{_some(place.unknown)} is not in the model, which has {_some(known)}; {REMEDY}"
+        return f"{_some(place.unknown)} {_is(place.unknown)} not in the model, which has {_some(known)}; {REMEDY}"
     if not place.shapes:
         return f"it lacks {_some(place.missing)}; {REMEDY}"
-    key, expected = next(iter(place.shapes.items()))
-    shape, more = tuple(place.entries[key].shape), len(place.shapes) - 1
-    found = f"{key!r} has shape {shape} and must be {expected}" + (f" ({more} more differ too)" if more else "")
+    shape, more = tuple(place.entries[next(iter(place.shapes))].shape), len(place.shapes) - LISTED
+    found = ", ".join(
+        f"{key!r} has shape {tuple(place.entries[key].shape)} and must be {expected}"
+        for key, expected in list(place.shapes.items())[:LISTED]
+    ) + (f" ({more} more differ too)" if more > 0 else "")
     if shape and all(place.entries[each].shape[1:] == torch.Size(other[1:]) for each, other in place.shapes.items()):
         found += ", as if for another number of classes"
     return f"{found}; {REMEDY}"
@@ -182,5 +190,9 @@ def _converted(key: str, value: Tensor, expected: Tensor, problem: str, where: s
     return converted
 
 
+def _is(keys: Sequence[str]) -> str:
+    return "is" if len(keys) == 1 else "are"
+
+
 def _some(keys: Sequence[str]) -> str:
-    return repr(keys[0]) + (f" (and {len(keys) - 1} more)" if len(keys) > 1 else "")
+    return ", ".join(map(repr, keys[:LISTED])) + (f" and {len(keys) - LISTED} more" if len(keys) > LISTED else "")

@@ -123,11 +123,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no state dict": (lambda path: torch.save({"epoch": 3}, path), "a dict with 'epoch' and no state dict"),
     "unexpected": (
         lambda path: torch.save(changed(fc__weight=torch.zeros(1)), path),
-        "does not fit the model 'tied': 'fc.weight' is not in the model, which has 'embed.weight' .and",
+        "does not fit the model 'tied': 'fc.weight' is not in the model, which has 'embed.weight', ",
     ),
     "lacking": (
         lambda path: torch.save(changed(norm__bias=None, norm__weight=None), path),
-        "does not fit the model 'tied': it lacks 'norm.weight' .and 1 more.; choose the model",
+        "does not fit the model 'tied': it lacks 'norm.weight', 'norm.bias'; choose the model",
     ),
     "shape": (
         lambda path: torch.save(changed(norm__bias=torch.zeros(3)), path),

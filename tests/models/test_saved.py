@@ -153,7 +153,7 @@ def test_what_is_left_out_and_what_is_converted_is_said(tmp_path: Path, caplog: 
         found = read_checkpoint(tmp_path / "a.ckpt", net(0), "net")
     check(found, {key: value.to(RIGHT[key].dtype) for key, value in halves.items()})
     left_out, converted = (record.getMessage() for record in caplog.records)
-    assert "left out 'train_accuracy.confmat' (and 1 more), which is not under 'model.'" in left_out
+    assert "left out 'train_accuracy.confmat', 'loss_fn.weight', not under 'model.'" in left_out
     assert converted.endswith("a.ckpt: converted from bfloat16 to float32")
 
 
@@ -218,7 +218,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other classes": (
         lambda path: torch.save(net(1, classes=10).state_dict(), path),
-        "'2.weight' has shape (10, 3) and must be (3, 3) (1 more differ too), as if for another number of classes; "
+        "'2.weight' has shape (10, 3) and must be (3, 3), "
+        "'2.bias' has shape (10,) and must be (3,), as if for another number of classes; "
         "choose the model and the options that it was",
     ),
     "other width": (
@@ -227,7 +228,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other names": (
         lambda path: torch.save({key.replace("2.", "head."): value for key, value in RIGHT.items()}, path),
-        "it lacks '2.weight' (and 1 more) and has 'head.weight' (and 1 more) instead; choose the model",
+        "it lacks '2.weight', '2.bias' and has 'head.weight', 'head.bias' instead; choose the model",
     ),
     "an adapter": (
         lambda path: torch.save(under("base_model.model.") | {"base_model.model.0.lora_A.weight": torch.ones(1)}, path),
@@ -235,7 +236,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "more under the prefix": (
         lambda path: torch.save(under("model.") | {"model.aux.weight": torch.ones(1)}, path),
-        "'aux.weight' is not in the model, which has '0.weight' (and 8 more)",
+        "'aux.weight' is not in the model, which has '0.weight', '0.bias', '1.weight' and 6 more",
     ),
     "complex": (
         lambda path: torch.save(RIGHT | {"0.bias": torch.ones(3, dtype=torch.complex64)}, path),
@@ -243,7 +244,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an optimiser alone": (
         lambda path: torch.save({"optimizer": OPTIMISER}, path),
-        "it lacks '0.weight' (and 7 more)",
+        "it lacks '0.weight', '0.bias', '1.weight' and 5 more",
     ),
 }
 
