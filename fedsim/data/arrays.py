@@ -235,6 +235,8 @@ def _counted(number: int) -> tuple[str, ...]:
 
 def _vocabulary(train: Examples, test: Examples, size: int, place: Path) -> tuple[str, ...]:
     largest = max(int(examples.inputs.max()) for examples in (train, test))
+    if size > LARGEST:
+        raise ValueError(f"vocabulary = {size} must be at most {LARGEST}")
     if size and largest >= size:
         raise ValueError(f"{place} has the token {largest}, and vocabulary = {size} must be larger; correct it")
     return _counted(size or largest + 1)

@@ -1,10 +1,15 @@
 """Small generated data for tests and first steps."""
 
+import math
+
 import numpy as np
 import torch
 
 from fedsim.data.dataset import Dataset, Examples, image_dataset
+from fedsim.memory import check_fits
 from fedsim.seeds import rng
+
+VALUES = 24  # bytes that each number of an input takes while it is drawn
 
 
 def toy(
@@ -41,6 +46,8 @@ def toy(
         )
     if len(shape) != 3 or min(shape) < 1 or noise < 0:
         raise ValueError(f"shape = {list(shape)} must be three positive numbers and noise = {noise} at least 0")
+    check_fits(VALUES * examples * math.prod(shape), f"examples = {examples}")
+    check_fits(VALUES * classes * math.prod(shape), f"classes = {classes}")
     stream = rng(seed, "toy")
     patterns = stream.random((classes, *shape))
     parts, domains = [], []
@@ -81,6 +88,8 @@ def toy_text(*, examples: int = 400, classes: int = 6, length: int = 12, speaker
             f"classes = {classes}, length = {length} and speakers = {speakers} must be at least 2, and examples = "
             f"{examples} at least 4 and at least the number of speakers"
         )
+    check_fits(VALUES * examples * length, f"examples = {examples}")
+    check_fits(VALUES * classes, f"classes = {classes}")
     stream = rng(seed, "toy text")
     parts, ids = [], []
     for n in (examples, examples // 4):

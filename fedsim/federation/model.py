@@ -16,6 +16,7 @@ from fedsim.errors import ConfigError, error_line, message_of
 from fedsim.federation.weights import load_weights_
 from fedsim.models.building import initialise_lazy_, make_trainable_
 from fedsim.models.copies import copy_of
+from fedsim.models.fitting import FittingTensors
 from fedsim.models.frozen import frozen_keys
 from fedsim.models.layers import describe_
 from fedsim.models.parametrised import parametrise_
@@ -67,9 +68,11 @@ def draw_model(config: Config, dataset: Dataset) -> nn.Module:
     catalogue = CATALOGUES["models"]
     asks = "vocabulary" in inspect.signature(catalogue.find(config.model.name)).parameters
     given = {"vocabulary": dataset.tokens} if asks else {}
-    model = catalogue.make(config.model, dataset.shape, dataset.outputs, **given)
+    with FittingTensors():
+        model = catalogue.make(config.model, dataset.shape, dataset.outputs, **given)
+        if isinstance(model, nn.Module):
+            initialise_lazy_(model, _probes(dataset, 2).contiguous())
     if isinstance(model, nn.Module):
-        initialise_lazy_(model, _probes(dataset, 2).contiguous())
         try:
             make_trainable_(model)
             parametrise_(model)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+DEEPEST = 1000  # layers, which are built one by one
+
 
 def image_shape(model: str, shape: Sequence[int], smallest: int = 1) -> tuple[int, int, int]:
     """Return ``shape`` as (channels, height, width).
@@ -49,7 +51,7 @@ def sequence_length(model: str, shape: Sequence[int]) -> int:
 
 
 def positive(**sizes: int | float) -> None:
-    """Check that each size is more than 0.
+    """Check that each size is more than 0, and a depth no more than any model has.
 
     Raises
     ------
@@ -59,6 +61,8 @@ def positive(**sizes: int | float) -> None:
     for name, size in sizes.items():
         if size <= 0:
             raise ValueError(f"{name} = {size} must be {'at least 1' if isinstance(size, int) else 'more than 0'}")
+        if name == "depth" and size > DEEPEST:
+            raise ValueError(f"depth = {size} must be at most {DEEPEST}")
 
 
 def probability(**shares: float) -> None:
