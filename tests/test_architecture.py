@@ -123,6 +123,16 @@ def test_each_library_is_imported_where_it_belongs() -> None:
             assert used <= {"strategy", "alignment", "training", "models", "lazy", "seeds", "errors"}, module
 
 
+def test_what_is_printed_goes_through_the_terminal() -> None:
+    found = {
+        module
+        for module, path in FILES.items()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "Console")
+    }
+    assert found == {"fedsim.cli.terminal"}
+
+
 def test_nothing_private_is_imported_from_another_file() -> None:
     private = [
         f"{module} imports {name}"

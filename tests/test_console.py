@@ -1,8 +1,6 @@
 """On the terminal, names are text: no markup, no emoji, no control characters."""
 
-import ast
 import io
-from pathlib import Path
 
 import pytest
 from rich.table import Table
@@ -10,7 +8,6 @@ from rich.table import Table
 from fedsim.console import PlainConsole
 from fedsim.shortening import printable
 
-ROOT = Path(__file__).parent.parent / "fedsim"
 # As they are shown, by what they are.
 HOSTILE = {
     "[f]c1": "[f]c1",
@@ -42,13 +39,3 @@ def test_a_console_shows_names_as_they_are_written(name: str, is_terminal: bool)
 
 def test_a_text_of_several_lines_keeps_its_lines_only() -> None:
     assert printable("a\n\tb\r\x1b", lines=True) == "a\n\tb\\r\\x1b"
-
-
-def test_nothing_else_prints() -> None:
-    found = {
-        (path.relative_to(ROOT).as_posix(), node.func.id)
-        for path in ROOT.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "Console")
-    }
-    assert found == {("cli/terminal.py", "print")}

@@ -23,7 +23,7 @@ from fedsim.models.params import Params, under_all_names, under_first_names
 from fedsim.results.files import by_round
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import sealed_from
-from fedsim.results.seals import DamagedError, Seal, check_all, read_sealed, sealed, sync, write_sealed
+from fedsim.results.seals import DamagedError, Seal, check_all, place_in, read_sealed, sealed, sync, write_sealed
 from fedsim.strategy import Strategy
 
 MANIFEST = "manifest.json"
@@ -139,7 +139,7 @@ class Checkpoints:
         manifest = read_sealed(folder / MANIFEST)
         if manifest["round"] != server_round:
             raise DamagedError(folder / MANIFEST, f"is that of round {manifest['round']}")
-        check_all({folder / name: Seal.from_json(seal) for name, seal in manifest["files"].items()})
+        check_all({place_in(folder, name): Seal.from_json(seal) for name, seal in manifest["files"].items()})
         if clients is None or clients:
             check_all(ClientFiles.read(folder / CLIENTS).seals(self._clients, clients))
         return manifest

@@ -1,7 +1,6 @@
 """Runs, comparisons and partitions as Python and notebooks show them."""
 
 import html
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -16,6 +15,7 @@ from fedsim.analysis.suite import MEASURES
 from fedsim.experiment.kept_round import Metric, WantedRound
 from fedsim.experiment.restored import restored_model
 from fedsim.federation.data import FederatedData
+from fedsim.results.files import read_json
 from fedsim.results.report.comparing import comparison as comparing
 from fedsim.results.report.comparing.columns import Column
 from fedsim.results.report.comparing.export import as_csv, values_of
@@ -67,7 +67,7 @@ class FinishedRun(Result):
     @cached_property
     def participants(self) -> pd.DataFrame:
         """The clients that take part in each round; columns ``round, client``."""
-        rounds = enumerate(json.loads(self.folder.participants.read_text()), start=1)
+        rounds = enumerate(read_json(self.folder.participants, list), start=1)
         rows = [(server_round, client) for server_round, clients in rounds for client in clients]
         return pd.DataFrame(rows, columns=["round", "client"])
 

@@ -1,12 +1,11 @@
 """Faults of a run that continued: clients that failed, and clients whose worker died."""
 
-import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import pandas as pd
 
-from fedsim.results.files import read_rows
+from fedsim.results.files import read_json, read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.strategy.faults import kind_of, name_clients, name_counts
 
@@ -74,7 +73,7 @@ def updates_asked_for(folder: RunFolder, rounds: int) -> int:
     """Return how many updates clients were asked for in the first rounds of a run; 0 if that is not known."""
     if not folder.participants.exists():
         return 0
-    return sum(map(len, json.loads(folder.participants.read_text())[:rounds]))
+    return sum(map(len, read_json(folder.participants, list)[:rounds]))
 
 
 def faults_of_run(folder: RunFolder, rounds: int) -> list[str]:

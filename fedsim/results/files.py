@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, message_of
+from fedsim.reading import check_file, read_bytes
 
 if TYPE_CHECKING:  # a worker that reads no table does not wait for pandas
     import pandas as pd
@@ -71,6 +72,31 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.write(text)
 
 
+def read_json(path: Path, kind: type) -> Any:
+    """Read a JSON file.
+
+    Parameters
+    ----------
+    kind
+        What it must hold: a dict or a list.
+
+    Raises
+    ------
+    ConfigError
+        If it is damaged, or holds something else.
+    """
+    try:
+        content = json.loads(read_bytes(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({message_of(error)}); remove the run's folder and run it again"
+        ) from error
+    if not isinstance(content, kind):
+        what = type(content).__name__
+        raise ConfigError(f"{path} is damaged (it holds a {what}); remove the run's folder and run it again")
+    return content
+
+
 def read_rows(path: Path) -> "pd.DataFrame":
     """Read a file of JSON lines; a last line that a kill cut short is left out.
 
@@ -127,6 +153,7 @@ def keep_rows(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
+    check_file(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):

@@ -9,7 +9,8 @@ from typing import Any
 
 from fedsim.config import Config, read_toml
 from fedsim.errors import ConfigError
-from fedsim.results.files import by_round
+from fedsim.reading import read_bytes
+from fedsim.results.files import by_round, read_json
 from fedsim.results.seals import OF_ITSELF, read_sealed, write_sealed
 
 
@@ -107,7 +108,7 @@ class RunFolder:
             If the file is damaged.
         """
         try:
-            env = json.loads(self.env.read_bytes())
+            env = json.loads(read_bytes(self.env))
         except (ValueError, RecursionError):
             env = None
         if isinstance(env, dict) and "starts" not in env and OF_ITSELF not in env:
@@ -116,7 +117,7 @@ class RunFolder:
 
     def read_model(self) -> dict[str, Any]:
         """Read the names of the layers, and how many parameters train; empty if an earlier version wrote the folder."""
-        return json.loads(self.model.read_text()) if self.model.exists() else {}
+        return dict(read_json(self.model, dict)) if self.model.exists() else {}
 
     @property
     def named_by(self) -> dict[str, Any] | None:
@@ -128,6 +129,6 @@ class RunFolder:
         """When the run was first started, as ISO 8601; empty if that is not known, or the file is damaged."""
         try:
             started = self.read_env().get("started") if self.env.exists() else None
-        except ConfigError:
+        except (ConfigError, OSError):
             return ""  # whoever reads more of the run says what is wrong
-        return started[0] if started else ""
+        return str(started[0]) if isinstance(started, list) and started else ""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import ConfigError
+from fedsim.reading import check_file
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import TABLES
-from fedsim.results.seals import DamagedError, Seal, check_all, hash_of, read_sealed, seal_of, write_sealed
+from fedsim.results.seals import DamagedError, Seal, check_all, hash_of, place_in, read_sealed, seal_of, write_sealed
 
 AGAIN = "remove the run's folder and run it again"
 
@@ -67,7 +68,7 @@ def damaged_settings(folder: RunFolder) -> list[DamagedError]:
     starts = _env(folder).get("starts", ())
     problems = []
     for name in starts[-1]["files"] if starts else ():
-        path = folder.path / name
+        path = place_in(folder.path, name)
         try:
             # A start that is killed leaves some files of the one before it.
             known = {start["files"].get(name) for start in starts}
@@ -111,7 +112,7 @@ def _is_sealed(folder: RunFolder) -> bool:
 
 def _check_done(folder: RunFolder) -> None:
     done = read_sealed(folder.done)
-    check_all({folder.path / name: Seal.from_json(seal) for name, seal in done["files"].items()})
+    check_all({place_in(folder.path, name): Seal.from_json(seal) for name, seal in done["files"].items()})
     _check_rows(folder, done["records"])
     _check_tables(folder, _seal_lines(folder, done["records"]), is_all=True)
 
@@ -154,7 +155,8 @@ def _check_rows(folder: RunFolder, records: Mapping[str, Any], *, beginning: boo
 
 
 def _check_tables(folder: RunFolder, lines: Sequence[Mapping[str, Any]], *, is_all: bool = False) -> None:
-    sealed = {folder.path / name: Seal.from_json(seal) for line in lines for name, seal in line["tables"].items()}
+    tables = [(name, seal) for line in lines for name, seal in line["tables"].items()]
+    sealed = {place_in(folder.path, name): Seal.from_json(seal) for name, seal in tables}
     check_all(sealed)
     first, last = (lines[0]["round"], lines[-1]["round"]) if lines else (1, 0)
     for name in TABLES:
@@ -183,6 +185,7 @@ def _first_damaged_round(folder: RunFolder, path: Path) -> str:
     """Say in which round a file begins to differ from what was sealed; nothing if that is not known."""
     try:
         seals = [(line["round"], line["files"].get(path.name)) for line in _whole_lines(folder.seals)]
+        check_file(path)
         with path.open("rb") as file:
             digest, size = hashlib.sha256(), 0
             for server_round, seal in seals:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fedsim.analysis.suite import MEASURES
 from fedsim.errors import ConfigError
+from fedsim.reading import check_file
 from fedsim.results.files import by_round
 
 UNMATCHED = "none"
@@ -40,6 +41,7 @@ def read_measured(folder: Path) -> pd.DataFrame:
     frames = []
     for server_round, path in by_round(folder, ".parquet").items():
         try:
+            check_file(path)
             frame = pd.read_parquet(path)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]

@@ -16,10 +16,10 @@ from fedsim.config import Config, choices, naming
 from fedsim.config.content import PATH
 from fedsim.config.toml import short_hash
 from fedsim.data.heterogeneity import Heterogeneity
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, first_line
 from fedsim.results.best_round import best_round, validation_means
 from fedsim.results.faults import read_faults, updates_asked_for
-from fedsim.results.files import read_rows
+from fedsim.results.files import read_json, read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run
 from fedsim.results.measured import read_measured
@@ -221,9 +221,10 @@ def read_result(folder: RunFolder) -> Result:
     ConfigError
         If the folder is not a whole run, a file is damaged, or nothing was evaluated in it yet.
     """
-    if not check_run(folder):
-        logger.info("%s is of an earlier version, which sealed no records: damage cannot be noticed", folder.path)
     try:
+        if not check_run(folder):
+            logger.info("%s is of an earlier version, which sealed no records: damage cannot be noticed", folder.path)
+        _check_names(folder.named_by)
         config = choices.resolve(folder.read_config(), custom=False)
         metrics = read_rows(folder.metrics)
         if metrics.empty or "personalised" not in set(metrics["model"]):
@@ -235,13 +236,22 @@ def read_result(folder: RunFolder) -> Result:
             communication=read_rows(folder.communication),
             timing=read_rows(folder.timing),
             barriers=read_measured(folder.path / "barriers"),
-            heterogeneity=Heterogeneity.from_json(json.loads(folder.partition.read_text())),
+            heterogeneity=Heterogeneity.from_json(read_json(folder.partition, dict)),
         )
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"run folder {folder.path} is damaged ({reason}); remove it and run it again") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # a file may hold anything
+        raise ConfigError(
+            f"run folder {folder.path} is damaged ({first_line(error)}); remove it and run it again"
+        ) from error
+
+
+def _check_names(named_by: Any) -> None:
+    if named_by is not None and not isinstance(named_by, dict):
+        raise ValueError("named_by in env.json is no table")
+    for catalogue in choices.CATALOGUES.values():
+        if named_by and not isinstance(named_by.get(catalogue.table, {}), dict):
+            raise ValueError(f"named_by.{catalogue.table} in env.json is no table")
 
 
 def read_results(folders: Sequence[RunFolder]) -> list[Result]:

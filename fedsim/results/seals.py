@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from fedsim.errors import ConfigError, message_of
+from fedsim.reading import check_file, read_bytes
 from fedsim.results.files import write_whole
 
 THREADS = 8
@@ -99,6 +100,7 @@ class Seal:
 
 def seal_of(path: Path, size: int | None = None) -> Seal:
     """Return the seal of a file as it is now, or of its first bytes."""
+    check_file(path)
     digest, left = hashlib.sha256(), sys.maxsize if size is None else size
     with path.open("rb") as file:
         while chunk := file.read(min(left, CHUNK)):
@@ -161,7 +163,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         If the file is missing or damaged.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except FileNotFoundError:
         raise DamagedError(path, "is missing") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -169,6 +171,19 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.pop(OF_ITSELF, None) != hash_of(content):
         raise DamagedError(path, "has another content than was written")
     return content
+
+
+def place_in(folder: Path, name: str) -> Path:
+    """Return the place of a file that a seal names.
+
+    Raises
+    ------
+    DamagedError
+        If it is not in the folder.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DamagedError(folder, f"names {name!r}, which is outside of it")
+    return folder / name
 
 
 def hash_of(content: Any) -> str:

@@ -1,11 +1,12 @@
 """What ``[tune]`` has chosen, as written next to an experiment's runs."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedsim.errors import ConfigError
+from fedsim.reading import read_bytes
 from fedsim.results.result import Result
 
 CHOICES = "tuning.json"
@@ -22,8 +23,12 @@ def read_choices(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return list(json.loads(path.read_text())["choices"])
-    except (ValueError, KeyError, TypeError) as error:
+        choices = list(json.loads(read_bytes(path))["choices"])
+        for choice in choices:
+            if not isinstance(choice["chosen"] or {}, Mapping):
+                raise TypeError(f"what was chosen is {choice['chosen']!r}")
+        return choices
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}); remove it and give 'fedsim run' again") from error
 
 

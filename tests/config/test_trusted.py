@@ -164,7 +164,8 @@ def test_an_entry_is_what_its_kind_needs_before_it_is_called(kind: Kind, name: s
         CATALOGUES[kind].find(f"imports:{name}")
 
 
-def test_a_script_and_what_is_typed_may_be_named(write: Write) -> None:
+@pytest.mark.parametrize("from_a_file", [True, False])
+def test_a_script_and_what_is_typed_may_be_named(from_a_file: bool, write: Write) -> None:
     script = "\n".join(
         [
             "from fedsim.config.choices import CATALOGUES",
@@ -177,9 +178,9 @@ def test_a_script_and_what_is_typed_may_be_named(write: Write) -> None:
             "    print(error)",
         ]
     )
-    for arguments in ([str(write("script.py", script))], ["-c", script]):
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
-        assert "'__main__:getoutput' is code of Python's 'subprocess'" in done.stdout
+    arguments = [str(write("script.py", script))] if from_a_file else ["-c", script]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    assert "'__main__:getoutput' is code of Python's 'subprocess'" in done.stdout
 
 
 @pytest.mark.parametrize(
