@@ -1,5 +1,6 @@
 """The runs of a sweep: the same on disk however many are played at a time, and each on its own when it fails."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from tests.conftest import TINY, heed_interrupts, run_files
 
 OWN = """
 import logging
+import errno
 import os
 import signal
 from fedsim.errors import ConfigError, RunError
@@ -216,3 +218,16 @@ def test_a_bug_that_looks_like_an_error_of_files_is_one_line_as_others_are(
     assert failure.message.startswith("TemplateNotFound: page.html (test_sweep.py, line ")
     with pytest.raises(jinja2.TemplateNotFound):
         write_to(tmp_path, fail)
+
+
+def test_a_write_that_fails_is_told_with_the_runs_folder(
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(experiment, "run", write)
+    run = name_runs([tiny()], tmp_path)[0]
+    failure = sweep.run_one(run, lambda event: None)
+    assert failure is not None
+    assert failure.message.startswith(f"{run.folder.path}: No space left on device; free some space")
