@@ -71,7 +71,7 @@ def training_notes(federation: Federation, strategy: Strategy) -> Iterator[str]:
 
 
 def describe_training(federation: Federation, strategy: Strategy) -> str:
-    """Return the optimiser and its step size, the first and the last one, in a line."""
+    """Return the optimiser, its step size, the first and the last one, and the precision, in a line."""
     config, settings = federation.config, federation.config.local.settings
     parts = [f"{settings.optimizer}: lr {settings.lr:g}"]
     if settings.schedule != "constant" or settings.warmup:
@@ -90,8 +90,10 @@ def describe_training(federation: Federation, strategy: Strategy) -> str:
         parts.append("lr times " + ", ".join(f"{scale:g} in {text!r}" for text, scale in settings.lr_scale.items()))
     if settings.label_smoothing:
         parts.append(f"labels smoothed by {settings.label_smoothing:g}")
-    if settings.precision != "float32":
-        parts.append(f"{settings.precision} by autocast")
+    types = {
+        str(value.dtype).removeprefix("torch.") for value in federation.initial.values() if value.is_floating_point()
+    }
+    parts.append("bfloat16 by autocast" if settings.precision == "bfloat16" else " and ".join(sorted(types)))
     return ", ".join(parts)
 
 
@@ -123,8 +125,8 @@ def _step_size(
     """Return the first client's step sizes in the first and the last step of a round."""
     plan, config = strategy.local_plan(server_round), federation.config
     schedule = Schedule(config.local.settings, plan, batches, RoundOf(server_round, config.rounds))
-    found = []
+    found: list[float] = []
     for phase in plan.phases:
         steps = int(schedule.begin(phase)[0])
         found += [schedule.lr_of(0)(0), schedule.lr_of(steps - 1)(0)]
-    return found[0], found[-1]
+    return (found[0], found[-1]) if found else (config.local.lr, config.local.lr)

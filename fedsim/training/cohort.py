@@ -148,7 +148,7 @@ class _Stack:
         return {key: value[:active] for key, value in values.items()}
 
     def part(self, value: Tensor, start: int, stop: int) -> Tensor:
-        return value[start:stop]
+        return value if start == 0 and stop == len(value) else value[start:stop]
 
     def backward(self, batch: Batch, position: Position) -> Tensor:
         ruled, members = self._ruled[0], self._members(batch, position)

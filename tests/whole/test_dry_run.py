@@ -65,13 +65,15 @@ def test_bytes_are_those_of_the_layers_that_are_averaged_since_a_client_took_par
 
 
 def test_the_optimiser_and_its_schedule_are_one_line(tiny: Callable[..., Config]) -> None:
-    assert "# training\nsgd: lr 0.1\n" in describe_run(tiny())
+    assert "# training\nsgd: lr 0.1, float32\n" in describe_run(tiny())
     local = {"optimizer": "adamw", "lr": 0.01, "batch_size": 16, "schedule": "cosine", "warmup": 3}
     text = describe_run(tiny(rounds=3, local=local))
     [line] = [line for line in text.splitlines() if line.startswith("adamw: lr 0.01, by cosine over the run")]
     # Client 0 has 3 batches in each of 3 rounds.
     last = 0.01 * (1 + math.cos(math.pi * 5 / 6)) / 2
-    assert line.endswith(f"after 3 steps of warm-up (client 0: 0.0025 in its first step, {last:.3g} in its last)")
+    assert line.endswith(
+        f"after 3 steps of warm-up (client 0: 0.0025 in its first step, {last:.3g} in its last), float32"
+    )
 
 
 def test_a_warm_up_that_is_longer_than_a_clients_training_is_refused(tiny: Callable[..., Config]) -> None:
