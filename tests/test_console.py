@@ -1,11 +1,13 @@
-"""On the terminal, names are text: no markup, no emoji, no control characters."""
+"""On the terminal and in logs, names are text: no markup, no emoji, no control characters."""
 
 import io
+import logging
 
 import pytest
 from rich.table import Table
 
-from fedsim.console import PlainConsole
+from fedsim.cli.terminal import OneLine
+from fedsim.console import PlainConsole, PlainFormatter
 from fedsim.shortening import printable
 
 # As they are shown, by what they are.
@@ -39,3 +41,15 @@ def test_a_console_shows_names_as_they_are_written(name: str, is_terminal: bool)
 
 def test_a_text_of_several_lines_keeps_its_lines_only() -> None:
     assert printable("a\n\tb\r\x1b", lines=True) == "a\n\tb\\r\\x1b"
+
+
+@pytest.mark.parametrize("formatter", [PlainFormatter("%(message)s"), OneLine("%(message)s")])
+def test_a_log_holds_no_control_characters(formatter: logging.Formatter) -> None:
+    try:
+        raise ValueError("\x1b[31m\r")
+    except ValueError as error:
+        trace = (ValueError, error, error.__traceback__)
+    record = logging.LogRecord("x", logging.INFO, "x", 1, "layer %s", ("\x9b[f]c1",), trace)
+    text = formatter.format(record)
+    assert text.startswith("layer \\x9b[f]c1\nTraceback")
+    assert text.endswith("ValueError: \\x1b[31m\\r")

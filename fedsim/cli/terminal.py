@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from rich import box
 from rich.table import Table as RichTable
 
-from fedsim.console import PlainConsole
+from fedsim.console import PlainConsole, PlainFormatter
 from fedsim.errors import ConfigError, is_of_the_system, system_line
 from fedsim.results.files import write_whole
 from fedsim.shortening import LINE, one_line, printable
@@ -24,13 +24,13 @@ LABEL_WIDTH, GAP = 16, 2  # letters that a text needs if it is folded, and betwe
 PREFIX = "fedsim: error: "
 
 
-class OneLine(logging.Formatter):
+class OneLine(PlainFormatter):
     """Writes what is logged as one line, and only a traceback as several."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         """Write the line of a record, cut to the length of error lines."""
         line = super().formatMessage(record)
-        return printable(line, lines=True) if "\n" in line else one_line(line)
+        return line if "\n" in line else one_line(line)
 
 
 def print_lines(*lines: str) -> None:

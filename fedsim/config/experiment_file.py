@@ -63,6 +63,8 @@ def read_experiment(
             raise ConfigError(f"settings are {settings!r}; give the path of a TOML file, or a dict of settings")
         path = Path(settings)
         source, name, found = str(path), name or path.stem, read_toml(path)
+        if name in (".", ".."):
+            raise ConfigError(f"{path}: its runs would be in a folder {name!r}; rename the file")
     changes = changes or {}
     for key in map(".".join, changes):
         _table(found, "sweep").pop(key, None)

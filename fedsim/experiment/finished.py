@@ -240,4 +240,5 @@ def _text(table: Table) -> str:
 
 def _html(table: Table) -> str:
     notes = [f"<p>{html.escape(note)}</p>" for note in table.notes]
-    return "".join([_frame_of(table).to_html(index=False), *notes])
+    with pd.option_context("display.html.use_mathjax", False):  # names are no formulas
+        return "".join([_frame_of(table).to_html(index=False), *notes])

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from fedsim.config import Config, EngineConfig, making
 from fedsim.config.choices import custom_names
 from fedsim.config.content import counted_files
+from fedsim.console import PlainFormatter
 from fedsim.errors import ConfigError, RunError, in_code_of_the_user
 from fedsim.experiment.beginning import beginning_of, open_folder
 from fedsim.experiment.checkpoints import Checkpoints
@@ -220,7 +221,7 @@ def _alone_in(folder: RunFolder) -> Iterator[None]:
 def _log_to(folder: RunFolder) -> Iterator[None]:
     """Also write fedsim's log to the file of the run."""
     handler = logging.FileHandler(folder.log, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger("fedsim")
     root.setLevel(logging.INFO)
     root.addHandler(handler)

@@ -78,7 +78,7 @@ class Result:
     def data(self) -> str:
         """The data set's name, and the file or folder of a user's own data."""
         path = self.config.data.options.get("path")
-        return f"{self.config.data.name} {Path(path).name}" if path else self.config.data.name
+        return f"{self.config.data.name} {Path(path).name}" if isinstance(path, str) and path else self.config.data.name
 
     @property
     def setting(self) -> str:

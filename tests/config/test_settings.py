@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fedsim.config import Config, read_toml
+from fedsim.config.experiment_file import read_experiment
 from fedsim.errors import ConfigError
 from fedsim.training.settings import LocalSettings
 
@@ -103,3 +104,10 @@ def test_without_a_step_size_adam_has_torchs_also_in_a_sweep_over_optimisers() -
     assert (local.lr, local.weight_decay) == (0.05, 0)
     written = tomllib.loads(runs[2].to_toml())
     assert Config.parse(written, "config.toml").local.settings == runs[2].local.settings
+
+
+def test_runs_of_a_file_are_below_the_output_directory(tmp_path: Path) -> None:
+    path = tmp_path / "...toml"
+    path.write_text("rounds = 1\n")
+    with pytest.raises(ConfigError, match=r"its runs would be in a folder '\.\.'; rename the file"):
+        read_experiment(path)
