@@ -91,7 +91,7 @@ class Config(Table):
     def _hit_clients_of_the_run(cls, value: FaultsConfig, info: ValidationInfo) -> FaultsConfig:
         clients = info.data.get("clients")  # None if that is wrong itself
         if value.clients and clients and (last := max(value.clients)) >= clients:
-            raise ValueError(f"clients = holds {last}, and the clients are 0 to {clients - 1}; name some of these")
+            raise ValueError(f"clients = {list(value.clients)} names {last}; the clients are 0 to {clients - 1}")
         return value
 
     @property

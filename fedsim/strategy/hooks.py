@@ -256,7 +256,7 @@ class Hooks:
     @property
     def clients_that_train(self) -> list[int]:
         """All clients that are not unseen, as many as there are known to be."""
-        unseen = draw_unseen(self.seed, self.clients, self.unseen)
+        unseen = set(draw_unseen(self.seed, self.clients, self.unseen))
         return [client for client in range(self.clients) if client not in unseen]
 
     def keys(self, layers: Iterable[str]) -> tuple[str, ...]:

@@ -333,7 +333,7 @@ def test_faults_are_shown_in_the_dry_run_the_page_and_the_comparison(
         ({"drop_out": 1.5}, "faults.drop_out = 1.5"),
         ({"dropout": 0.5}, "unknown key 'faults.dropout'; did you mean 'drop_out'"),
         ({"deadline": 3.0}, "deadline = 3 is in simulated time; set seconds_per_example to more than 0"),
-        ({"nan": 0.1, "clients": [5]}, "holds 5, and the clients are 0 to 4"),
+        ({"nan": 0.1, "clients": [5]}, r"faults.clients = \[5\] names 5; the clients are 0 to 4"),
         ({"nan": 0.1, "rounds": [0]}, "faults.rounds"),
     ],
 )
