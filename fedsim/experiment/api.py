@@ -25,6 +25,7 @@ from fedsim.models.frozen import frozen_keys
 from fedsim.models.params import Params
 from fedsim.models.saved import find_weights, read_checkpoint
 from fedsim.results.folder import RunFolder
+from fedsim.results.integrity import check_file_of_checkpoint
 from fedsim.results.report.comparing import comparison as comparing
 from fedsim.results.report.comparing.question import Question, read_budgets
 from fedsim.results.report.comparing.tables import chosen_columns
@@ -273,6 +274,7 @@ def _results(runs: Iterable[Any]) -> Sequence[FinishedRun]:
 def _state(state: str | Path | Params, model: nn.Module) -> Mapping[str, Tensor]:
     device, name = next(model.parameters()).device, type(model).__name__
     if isinstance(state, str | Path):
+        check_file_of_checkpoint(Path(state))
         read = read_checkpoint(Path(state), model, name)
     elif not isinstance(state, Mapping) or _is_plain(state, model):
         return state

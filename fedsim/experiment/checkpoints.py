@@ -153,6 +153,8 @@ class Checkpoints:
             Earlier rounds whose checkpoints are not removed.
         """
         self.read(server_round, strategy, engine)
+        for hidden in self.folder.glob(".round-*"):
+            shutil.rmtree(hidden)
         self._client_files = {each: self._read_client_files(each) for each in self._tidied(server_round, keep)}
         self._clients.keep(pair for each in self._client_files.values() for pair in each.pairs())
 
@@ -171,8 +173,11 @@ class Checkpoints:
             yield self._clients.path(*pair).name, self._clients.path(*pair)
 
     def remove(self, server_round: int) -> None:
-        """Remove a checkpoint, but not the clients' files, which others share."""
-        shutil.rmtree(self._round(server_round))
+        """Remove a checkpoint, but not the clients' files, which others share; no part of it ever counts as whole."""
+        hidden = self.folder / f".{_name(server_round)}"
+        shutil.rmtree(hidden, ignore_errors=True)
+        self._round(server_round).replace(hidden)
+        shutil.rmtree(hidden)
 
     def global_model(self, server_round: int) -> Params:
         """Read the global model after a round; earlier versions wrote a tied tensor under its first name only."""

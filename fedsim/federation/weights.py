@@ -11,6 +11,7 @@ from fedsim.models.frozen import frozen_of
 from fedsim.models.layers import Layers
 from fedsim.models.params import first_keys
 from fedsim.models.saved import LISTED, read_checkpoint
+from fedsim.results.integrity import check_file_of_checkpoint
 
 
 def load_weights_(model: nn.Module, settings: ModelConfig) -> None:
@@ -29,6 +30,7 @@ def load_weights_(model: nn.Module, settings: ModelConfig) -> None:
         looked = " and ".join(str(place.absolute()) for place in user_places(settings.weights))
         raise ConfigError(f"{where} does not exist (looked at {looked}); correct the path, or set $FEDSIM_DATA")
     skip = _keys(model, settings.weights_skip)
+    check_file_of_checkpoint(Path(file))
     found = read_checkpoint(Path(f"{file}:{part}" if part else file), model, settings.name, skip)
     # Only the file could give values to what the config freezes; what the model's author freezes may have its own.
     if lacking := [key for key in frozen_of(model) if settings.freeze and key not in found]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,21 @@ def check_records(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
     starts, sealed = _env(folder)["starts"], manifest["starts"]
     if hash_of(starts[: sealed["count"]]) != sealed["sha256"]:
         raise DamagedError(folder.env, "is that of another run")
+
+
+def check_file_of_checkpoint(path: Path) -> None:
+    """Check a file that is given by its path, if it is one of a run's checkpoint.
+
+    Raises
+    ------
+    ConfigError
+        If it is damaged.
+    """
+    manifest = path.with_name("manifest.json")
+    if re.fullmatch(r"round-\d{5,}", path.parent.name) and path.is_file() and manifest.is_file():
+        files = read_sealed(manifest)["files"]
+        if path.name in files:
+            Seal.from_json(files[path.name]).check(path)
 
 
 def damaged_settings(folder: RunFolder) -> list[DamagedError]:

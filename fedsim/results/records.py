@@ -37,7 +37,7 @@ class Records:
         self._starts: list[Any] = folder.read_env().get("starts", []) if folder.env.exists() else []
         self._tables: dict[str, Any] = {}
         self._written: set[Path] = set()
-        self._places = {path: _identity(path) for path in (folder.path, folder.lock)}
+        self._lock = _identity(folder.lock)  # which is open, so that no file system gives it another number
 
     def append(self, name: Name, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to one of the files of JSON lines.
@@ -104,7 +104,7 @@ class Records:
         RunError
             If it is not.
         """
-        if any(_identity(path) != identity for path, identity in self._places.items()):
+        if _identity(self._folder.lock) != self._lock:
             raise RunError(f"run folder {self._folder.path} was removed, moved or replaced under its run; {RERUN}")
 
     def _all(self) -> Iterable["_Rows"]:

@@ -5,17 +5,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+import fedsim
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.beginning import last_whole_round
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.kept_round import kept_round
+from fedsim.experiment.verifying.verify import verify
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import sealed_from
 from tests.conftest import run_files, unseal
-from tests.experiment.conftest import STOPPED
+from tests.experiment.conftest import STOPPED, Stop
 from tests.experiment.damage import DAMAGES, contents, flip, swap
 
 FILES = ("global", "progress", "strategy", "clients", "manifest", "client")
@@ -98,3 +101,28 @@ def test_models_of_a_damaged_checkpoint_are_not_used(
     assert f"{path} " in caplog.text
     with pytest.raises(ConfigError, match="the models of round 3 are lost"):
         kept_round(stopped, client, STOPPED)
+
+
+def test_barriers_between_damaged_checkpoints_are_not_measured(done: RunFolder) -> None:
+    paths = [done.checkpoints / "round-00004" / "global.safetensors", done.checkpoints / "kept/round-00003"]
+    flip(paths[0])
+    model = fedsim.load(done.path)[0].model(round=3)
+    with pytest.raises(ConfigError, match=r"round-00004/global\.safetensors has another content than was written"):
+        fedsim.barriers(model, [paths[0], paths[1] / "global.safetensors"], torch.zeros(2, 64), torch.zeros(2).long())
+
+
+def test_a_kill_while_a_checkpoint_is_removed_leaves_no_part_of_it(
+    stopped: RunFolder, small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(path: Path, **_: object) -> None:
+        if path.exists():
+            (path / "global.safetensors").unlink()
+            raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedsim.experiment.checkpoints.shutil.rmtree", kill)
+        with pytest.raises(Stop):
+            experiment.run(small, stopped, lambda summary: None)
+    assert verify(stopped).is_whole
+    experiment.run(small, stopped, lambda summary: None)
+    assert not list(stopped.checkpoints.glob(".*"))

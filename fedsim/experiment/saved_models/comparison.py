@@ -30,6 +30,7 @@ from fedsim.models.frozen import adopt_frozen_
 from fedsim.models.params import Params
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.files import write_parquet, write_whole
+from fedsim.results.integrity import check_file_of_checkpoint
 from fedsim.results.report.drawing.checkpoints import checkpoint_figures, feature_figures
 from fedsim.results.report.drawing.style import save
 from fedsim.seeds import rng
@@ -163,6 +164,8 @@ def _check(paths: Sequence[Path], weights: Sequence[float] | None, measures: Seq
 
 def _read(paths: Sequence[Path], model: nn.Module, federation: Federation) -> list[Params]:
     """Read the states of a model, which takes its frozen tensors from them."""
+    for path in paths:
+        check_file_of_checkpoint(path)
     read = [read_checkpoint(path, model, federation.config.model.name) for path in paths]
     try:
         adopt_frozen_(model, dict(zip(map(str, paths), read, strict=True)))
