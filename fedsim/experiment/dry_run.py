@@ -20,6 +20,7 @@ from fedsim.shortening import printable
 from fedsim.strategy import ClientRule, Phase, Strategy
 from fedsim.strategy.exchange import Exchange
 from fedsim.strategy.traffic import layer_bytes
+from fedsim.training.metrics import LOSS, meant
 
 Value = TypeVar("Value")
 # Of a run with more rounds, the first ones are counted, whose clients send about so many updates.
@@ -36,11 +37,13 @@ def describe_run(config: Config) -> str:
         If a part of the run cannot be built.
     """
     federation, strategy = prepare(config)
+    each = "range of the target" if federation.task.name == "regression" else "class"
     sections = {
         "config": config.to_toml().splitlines(),
         "files by whose content the run is named": describe_files(config),
         "layers": _layers(federation),
-        "clients: examples, and how many of each class": _clients(federation),
+        f"clients: examples, and how many of each {each}": _clients(federation),
+        "task": _task(federation),
         "training": _training(federation, strategy),
         "traffic": _traffic(federation, strategy),
         "injected faults": describe_faults(federation, strategy),
@@ -63,6 +66,17 @@ def _layers(federation: Federation) -> Iterator[str]:
     yield f"head: {' | '.join(model.head) or 'not known; name it with [model] head'}"
     if model.order == "registration":
         yield "the layers are in the order of registration, since the order of their use could not be recorded"
+
+
+def _task(federation: Federation) -> Iterator[str]:
+    """Describe what is learnt, by which loss, and what is measured."""
+    loss, dataset = federation.objective, federation.data.dataset
+    weights = federation.config.loss.class_weights
+    weighted = f", class weights {'given' if isinstance(weights, tuple) else weights}" if weights != "none" else ""
+    said = "" if federation.config.data.task != "auto" else ", told from the targets"
+    outputs = f"{dataset.outputs} output{'s' if dataset.outputs > 1 else ''} of the model"
+    yield f"{dataset.task}{said}: {outputs}, loss {loss.name}{weighted}"
+    yield f"metrics: {', '.join((LOSS, federation.task.main, *federation.metrics))}"
 
 
 def _clients(federation: Federation) -> Iterator[str]:
@@ -153,7 +167,7 @@ def _evaluation(federation: Federation, strategy: Strategy) -> Iterator[str]:
             f"{fine_tuned_layers(federation, strategy)!r}: {cost.training_passes:,} examples forward and backward"
         )
     if patience := config.stop.patience:
-        metric = config.stop.metric
+        metric = meant(config.stop.metric, (federation.task.main,))
         yield f"stops once the clients' mean validation {metric} has not improved in {patience} evaluations in a row"
 
 

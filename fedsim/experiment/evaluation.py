@@ -25,6 +25,7 @@ from fedsim.results.folder import metric_row
 from fedsim.strategy import Strategy, messages
 from fedsim.strategy.faults import all_failed, warn_of
 from fedsim.training.evaluation import EVALUATION_BATCH, Evaluation, counts_of, evaluate
+from fedsim.training.metrics import BY_CLASS, LOSS
 from fedsim.training.targets import number_of_targets
 
 Row = dict[str, Any]
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 def client_rows(server_round: int, client: int, metrics: Mapping[str, Any]) -> Iterator[Row]:
     """Yield the rows of what a client measured under the names ``model/split/metric``."""
     for name, value in metrics.items():
-        model, split, metric = name.split("/") if "/" in name else ("", "", "")
+        model, split, metric = name.split("/", 2) if "/" in name else ("", "", "")
         if metric and metric != "n":
             yield metric_row(server_round, client, split, model, metric, value, metrics[f"{model}/{split}/n"])
 
@@ -109,8 +110,9 @@ def _rows_without_values(
     }
     for model in settings[messages.MODELS]:
         for split in splits_of(model, **kinds):
-            for metric in ("loss", federation.task.main):
-                yield metric_row(server_round, client, split, model, metric, math.nan, 0)
+            for metric in (LOSS, federation.task.main, *federation.metrics):
+                if metric != BY_CLASS:  # which classes the client has, it has not said
+                    yield metric_row(server_round, client, split, model, metric, math.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class ServerEvaluation:
         whole = self._evaluate(params)
         if not math.isfinite(whole.loss):
             logger.warning("round %d: the %s model has no finite loss on the server's test data", server_round, name)
-        measured = self.federation.measured(whole)
+        measured = self.federation.measured(whole, self.test[1])
         n = number_of_targets(self.test[1])
         rows = [metric_row(server_round, None, "test", name, key, value, n) for key, value in measured.items()]
         return rows + self._perturbed_rows(server_round, name, params)
@@ -153,12 +155,15 @@ class ServerEvaluation:
         def evaluate_part(start: int) -> Evaluation:
             model = load_for_evaluation(self.federation, params, self.federation.calibration)
             part = slice(start, start + size)
-            return evaluate(model, inputs[part], targets[part], self.federation.criterion)
+            criterion, keeps = self.federation.criterion, bool(self.federation.metrics)
+            return evaluate(model, inputs[part], targets[part], criterion, keep_outputs=keeps)
 
         with ThreadPoolExecutor(self.threads) as pool:
             parts = list(pool.map(evaluate_part, range(0, len(targets), size)))
         losses, errors = (torch.cat([getattr(part, name) for part in parts]) for name in ("losses", "errors"))
-        return Evaluation(losses, errors, counts_of(targets, self.federation.criterion))
+        outputs = [part.outputs for part in parts if part.outputs is not None]
+        counts = counts_of(targets, self.federation.criterion)
+        return Evaluation(losses, errors, counts, torch.cat(outputs) if outputs else None)
 
     def _perturbed_rows(self, server_round: int, name: str, params: Params) -> list[Row]:
         """Return the metrics of a model after each perturbation, whose name takes the place of a split."""

@@ -3,10 +3,11 @@
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation
 from fedsim.strategy import Strategy
+from fedsim.training.metrics import MAIN, METRICS
 
 
 def check_task(federation: Federation, strategy: Strategy) -> None:
-    """Check that the strategy is defined for the run's task and loss.
+    """Check that the strategy is defined for the run's task and loss, and the metrics for the task.
 
     Raises
     ------
@@ -19,6 +20,7 @@ def check_task(federation: Federation, strategy: Strategy) -> None:
             f"local.label_smoothing = {config.local.label_smoothing:g} is for cross-entropy over classes, and the loss "
             f"is {loss.name!r}; leave it out"
         )
+    _check_metrics(federation)
     if strategy.client_rule.cross_entropy_only:
         where = f"strategy.name = {config.strategy.name!r} is defined for cross-entropy over classes"
         if not federation.task.has_classes or loss.of_targets is not type(loss)().of_targets:
@@ -28,3 +30,13 @@ def check_task(federation: Federation, strategy: Strategy) -> None:
             )
         if config.loss.class_weights != "none":
             raise ConfigError(f"{where} without weights, and loss.class_weights is set; leave it out")
+
+
+def _check_metrics(federation: Federation) -> None:
+    config, task = federation.config, federation.task.name
+    asked = [("evaluation.metrics holds", name) for name in config.evaluation.metrics]
+    asked += [("stop.metric =", config.stop.metric)] if config.stop.patience and config.stop.metric != MAIN else []
+    for where, name in asked:
+        if task not in METRICS[name].tasks:
+            known = ", ".join(each.name for each in METRICS.values() if task in each.tasks)
+            raise ConfigError(f"{where} {name!r}, which the task {task!r} does not have; its metrics are: {known}")

@@ -12,6 +12,7 @@ from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, federated_data_of
 from fedsim.federation.model import draw_model, make_model
 from fedsim.federation.objective import balanced, check_custom, make_objective
+from fedsim.lazy import Place
 from fedsim.models.copies import copy_of
 from fedsim.models.frozen import frozen_of, replace_frozen_
 from fedsim.models.layers import Layers, describe_
@@ -23,6 +24,7 @@ from fedsim.seeds import PathPart, derive
 from fedsim.training import ClientRule
 from fedsim.training.evaluation import Criterion, Evaluation, criterion_of
 from fedsim.training.losses import Loss
+from fedsim.training.metrics import LOSS, MAIN
 from fedsim.training.tasks import TASKS, Task
 
 CALIBRATION_EXAMPLES = 1000
@@ -85,9 +87,25 @@ class Federation:
         """What the models learn."""
         return TASKS[self.data.dataset.task]
 
-    def measured(self, result: Evaluation) -> dict[str, float]:
-        """Return the metrics of a model by name: its loss, and the main metric of the task."""
-        return {"loss": result.loss, self.task.main: self.task.main_value(result.error)}
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that are measured besides the loss and the main metric of the task."""
+        config = self.config
+        stop = [config.stop.metric] if config.stop.patience else []
+        main = (LOSS, MAIN, self.task.main)
+        return tuple(dict.fromkeys(name for name in (*config.evaluation.metrics, *stop) if name not in main))
+
+    def measured(self, result: Evaluation, targets: Tensor) -> dict[str, float]:
+        """Return the metrics of a model by name: its loss, the main metric of the task, and what else is asked for."""
+        always = {LOSS: result.loss, self.task.main: self.task.main_value(result.error)}
+        if not self.metrics:
+            return always
+        assert result.outputs is not None
+        scores = Place("fedsim.training.scores", "scores").load()
+        found: dict[str, float] = scores(
+            self.metrics, self.task.name, result.outputs, targets.cpu(), self.data.dataset.classes
+        )
+        return always | found
 
     def objective_of(self, targets: Tensor) -> Loss:
         """Return the loss that a client with these training targets descends."""

@@ -48,11 +48,14 @@ class Evaluation:
         the same, the first.
     counts
         Number of targets of each example that count, shape [n]; None if it is the same for all.
+    outputs
+        The model's outputs, shape [n, ...], on the CPU, if they are kept.
     """
 
     losses: Tensor
     errors: Tensor
     counts: Tensor | None = None
+    outputs: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.losses.sum()):
@@ -101,7 +104,14 @@ class Evaluation:
         return Evaluation(losses, errors)
 
 
-def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Criterion = cross_entropies) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    criterion: Criterion = cross_entropies,
+    *,
+    keep_outputs: bool = False,
+) -> Evaluation:
     """Evaluate ``model`` in eval mode, and restore its mode.
 
     Parameters
@@ -110,18 +120,29 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Crite
         Normalised inputs, shape [n, ...], and targets, shape [n, ...]: class indices, or whatever ``criterion`` takes.
     criterion
         Function from the outputs and targets of a batch to one loss per example.
+    keep_outputs
+        Whether to keep the model's outputs, for metrics of all examples at once.
     """
     was_training = model.training
     model.eval()
     sizes = batch_sizes(len(inputs), _examples_at_a_time(inputs))
-    losses, errors = [], []
+    losses, errors, kept = [], [], []
     with torch.inference_mode():
         for batch, expected in zip(inputs.split(sizes), targets.split(sizes), strict=True):
-            loss, error = losses_and_errors(model(batch), expected, criterion)
+            outputs = model(batch)
+            loss, error = losses_and_errors(outputs, expected, criterion)
+            if keep_outputs:
+                # A model that drops dimensions of length 1 gives a single example without its row.
+                kept.append((outputs if outputs.shape[:1] == expected.shape[:1] else outputs[None]).cpu())
             losses.append(loss)
             errors.append(error)
     model.train(was_training)
-    return Evaluation(torch.cat(losses).cpu().double(), torch.cat(errors).cpu().double(), counts_of(targets, criterion))
+    return Evaluation(
+        torch.cat(losses).cpu().double(),
+        torch.cat(errors).cpu().double(),
+        counts_of(targets, criterion),
+        torch.cat(kept) if kept else None,
+    )
 
 
 def counts_of(targets: Tensor, criterion: Criterion) -> Tensor | None:
@@ -157,7 +178,11 @@ def losses_and_errors(outputs: Tensor, targets: Tensor, criterion: Criterion) ->
 
 
 def evaluate_cohort(
-    model: nn.Module, members: Sequence[tuple[Params, Tensor, Tensor]], criterion: Criterion = cross_entropies
+    model: nn.Module,
+    members: Sequence[tuple[Params, Tensor, Tensor]],
+    criterion: Criterion = cross_entropies,
+    *,
+    keep_outputs: bool = False,
 ) -> list[Evaluation]:
     """Evaluate many models, each on its own examples; the results are those of `evaluate`, to float tolerance.
 
@@ -168,7 +193,7 @@ def evaluate_cohort(
     members
         Parameters, all entries of `fedsim.models.params.state_of`; normalised inputs, shape [n, ...]; and targets, such
         as class indices, shape [n] or [n, length].
-    criterion
+    criterion, keep_outputs
         As in `evaluate`.
 
     Raises
@@ -182,7 +207,7 @@ def evaluate_cohort(
     results: dict[int, Evaluation] = {}
     with torch.no_grad():
         for bucket in _buckets([len(targets) for _, _, targets in members]):
-            evaluated = _evaluate_bucket(forward, [members[k] for k in bucket], criterion)
+            evaluated = _evaluate_bucket(forward, [members[k] for k in bucket], criterion, keep_outputs)
             results |= dict(zip(bucket, evaluated, strict=True))
     model.train(was_training)
     return [results[k] for k in range(len(members))]
@@ -204,12 +229,14 @@ def _evaluate_bucket(
     forward: Callable[[Params, Tensor], Tensor],
     members: Sequence[tuple[Params, Tensor, Tensor]],
     criterion: Criterion,
+    keep_outputs: bool,
 ) -> list[Evaluation]:
     """Evaluate members, the one with the most examples first."""
     inputs, targets = [member[1] for member in members], [member[2] for member in members]
     sizes = torch.tensor([len(each) for each in targets])
     params = stack([member[0] for member in members], targets[0].device)
     losses, errors = torch.zeros(2, len(members), int(sizes[0]), dtype=torch.float64)
+    kept: list[list[Tensor]] = [[] for _ in members]
     rows = max(1, _examples_at_a_time(inputs[0]) // len(members))
     for start in range(0, int(sizes[0]), rows):
         active = int((sizes > start).sum())
@@ -218,14 +245,17 @@ def _evaluate_bucket(
             pad_sequence([value[start : start + rows] for value in part[:active]], batch_first=True)
             for part in (inputs, targets)
         )
-        outputs = forward({key: value[:active] for key, value in params.items()}, batch).flatten(0, 1)
+        each = forward({key: value[:active] for key, value in params.items()}, batch)
+        outputs = each.flatten(0, 1)
+        for k in range(active if keep_outputs else 0):
+            kept[k].append(each[k, : int(sizes[k]) - start].cpu())
         flat, width = expected.flatten(0, 1), expected.shape[1]
         measured = losses_and_errors(outputs, flat, criterion)
         for whole, part in zip((losses, errors), measured, strict=True):
             whole[:active, start : start + width] = part.view(active, width).cpu()
     return [
-        Evaluation(loss[:n], error[:n], counts_of(own, criterion))
-        for loss, error, n, own in zip(losses, errors, sizes.tolist(), targets, strict=True)
+        Evaluation(loss[:n], error[:n], counts_of(own, criterion), torch.cat(outputs) if outputs else None)
+        for loss, error, n, own, outputs in zip(losses, errors, sizes.tolist(), targets, kept, strict=True)
     ]
 
 

@@ -43,7 +43,7 @@ class _Measurement:
     calibration: Callable[[], Tensor]
 
     def metrics(self, federation: Federation, result: Evaluation) -> dict[str, float]:
-        measured = federation.measured(result) | {"n": number_of_targets(self.examples[1])}
+        measured = federation.measured(result, self.examples[1]) | {"n": number_of_targets(self.examples[1])}
         return {metric_name(self.model, self.split, metric): value for metric, value in measured.items()}
 
 
@@ -183,15 +183,16 @@ def _measured(federation: Federation, planned: Sequence[Sequence[_Measurement]])
 
 
 def _evaluated(federation: Federation, measurements: Sequence[_Measurement], *, together: bool) -> list[Evaluation]:
+    keeps = bool(federation.metrics)
     if together and federation.config.strategy.buffers != "recompute":
         members = [(measurement.params, *measurement.examples) for measurement in measurements]
-        return evaluate_cohort(federation.model(), members, federation.criterion)
+        return evaluate_cohort(federation.model(), members, federation.criterion, keep_outputs=keeps)
     results, loaded = [], None
     for measurement in measurements:
         if measurement.params is not loaded:
             model = load_for_evaluation(federation, measurement.params, measurement.calibration)
             loaded = measurement.params
-        results.append(evaluate(model, *measurement.examples, federation.criterion))
+        results.append(evaluate(model, *measurement.examples, federation.criterion, keep_outputs=keeps))
     return results
 
 
