@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=500, help="made-up inputs of a case of fuzz (default: 500)")
     parser.add_argument("--short", action="store_true", help="run a few cases of most parts, always the same")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
-    parser.add_argument("--save", action="store_true", help="write the figures to benchmarks/results")
+    parser.add_argument(
+        "--save", action="store_true", help="write the figures to benchmarks/results, next to those of other seeds"
+    )
     chosen = parser.parse_args()
     import_all()
     scratch = Path(tempfile.mkdtemp(prefix="fedsim-soak-", dir=_fast_folder()))
@@ -69,7 +71,8 @@ def main() -> None:
     rows = [_row(part, chosen.seed, *each) for part, each in found.items()]
     show("soak", rows, ["part", "cases", "tried", "failures", "seconds"])
     if chosen.save:
-        save("soak", describe(), {}, rows, lambda row: row["part"] not in found)
+        now = {(row["part"], row["seed"]) for row in rows}
+        save("soak", describe(), {}, rows, lambda row: (row["part"], row["seed"]) not in now)
     sys.exit(any(row["failures"] for row in rows))
 
 
@@ -85,7 +88,13 @@ def _in_turn(numbers: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, int]]:
 def _soak(
     cases: Iterable[tuple[str, int]], scratch: Path, seconds: float, inputs: int
 ) -> dict[str, tuple[int, Tried, float]]:
-    """Run cases until the time is up; return by part how many there were, what became of them, and their seconds."""
+    """Run cases until the time is up, or until Ctrl-C.
+
+    Returns
+    -------
+    found
+        By part: how many cases there were, what became of them, and their seconds.
+    """
     found: dict[str, tuple[int, Tried, float]] = {}
     deadline = time.monotonic() + seconds
     for part, number in cases:
@@ -93,7 +102,10 @@ def _soak(
         if start > deadline:
             break
         done, tried, spent = found.get(part, (0, Tried(), 0.0))
-        tried.add(_case(part, number, scratch, inputs))
+        try:
+            tried.add(_case(part, number, scratch, inputs))
+        except KeyboardInterrupt:
+            break
         found[part] = done + 1, tried, spent + time.monotonic() - start
     return found
 

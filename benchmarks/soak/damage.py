@@ -77,26 +77,29 @@ def case(number: int, scratch: Path) -> Tried:
     shutil.copytree(base, folder)
     run = run_folder(folder)
     assert run is not None
-    told, damaged = _damage(run, draw)
+    told, *damaged = _damage(run, draw)
     known = [name for name in ANSWERS if name in ("run", *COMMANDS) or name.startswith("export")]
     name = str(draw.choice(known)) if is_done or draw.integers(2) else "run"
     where = f"{study.name}, {'done' if is_done else 'stopped'}, {told}, then {name}"
     tried.counts["damaged folders"] += 1
-    tried.kind("kinds of files", _kind(damaged))
+    tried.kind("kinds of files", _kind(damaged[0]))
     answer, ended = _answer(name, folder)
-    if not tried.check(problem_of(ended), where) or ended.code:
-        return tried
-    if name == "run" and not is_done:
+    is_told = any(Path(each).name in ended.out + ended.err for each in damaged)
+    if name == "verify":
+        tried.check(problem_of(ended) if ended.code not in (0, 1) else "", where)
+        is_found = ended.code == 1 and is_told
+        tried.check("" if is_found or all(map(_may_change, damaged)) else "the damage is not found", where)
+    elif not tried.check(problem_of(ended), where) or ended.code:
+        tried.counts["refused"] += 1
+    elif name == "run" and not is_done:
         tried.check(problem_of_result(folder, study, scratch), f"{where}, silently")
-    elif answer != _whole_answer(name, study, is_done, scratch):
-        tried.check("another answer and exit code 0", where)
-    elif name == "verify" and not _may_change(damaged):
-        tried.check("damage is not found", where)
+    elif answer != _whole_answer(name, study, is_done, scratch) and not is_told:
+        tried.check("another answer, exit code 0 and not a word", where)
     return tried
 
 
-def _damage(run: Path, draw: np.random.Generator) -> tuple[str, str]:
-    """Damage a file of a run, or swap two; return what was done, in words, and the file's name."""
+def _damage(run: Path, draw: np.random.Generator) -> tuple[str, ...]:
+    """Damage a file of a run, or swap two; return what was done, in words, and the files' names."""
     paths = sorted(path for path in run.rglob("*") if path.is_file() and path.name != LOCK and path.stat().st_size)
     kinds = sorted({_kind(str(path.relative_to(run))) for path in paths})
     kind = draw.choice(kinds)  # so that the one file of a kind is damaged as often as the many of another
@@ -110,7 +113,7 @@ def _damage(run: Path, draw: np.random.Generator) -> tuple[str, str]:
         other = draw.choice(others or [each for each in paths if each != path])
         path.write_bytes(other.read_bytes())
         other.write_bytes(content)
-        return f"{name} and {other.relative_to(run)} swapped", name
+        return f"{name} and {other.relative_to(run)} swapped", name, str(other.relative_to(run))
     else:
         path.write_bytes(WAYS[way](path.read_bytes(), draw))
     return f"{way} {name}", name

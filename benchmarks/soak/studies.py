@@ -13,7 +13,7 @@ OPTIONS = {
     "fedrep": "head_epochs = 2",
     "fedpart": "warm_up = 1\nrounds_each = 1",
     "fedlama": "warm_up = 0",
-    "llmc": 'shared = "body"\nepochs = 2\nrounds = 3\nwarm_up = 1',
+    "llmc": 'shared = "body"',
     "pfedme": "inner_steps = 2",
     "hierarchical_average": 'shared = "body"\norder = "nearest"',
 }
