@@ -75,11 +75,12 @@ class PFedMe(Strategy):
 
     Notes
     -----
-    The local model w goes from w to w - eta lambda (w - theta) after each mini-batch, eta being ``local.lr``: with
-    lambda eta above 1 it overshoots. The personal model theta begins each round as the global one and continues from
-    one mini-batch to the next, and it decays, as in the authors' code. The mean is over clients, as in the paper; their
-    code weights by examples. What is evaluated is the theta of the client's last mini-batch, and the global model of a
-    client that never trained. Running statistics are those of theta. A client passes K times the examples of FedAvg.
+    It is defined for plain SGD, without momentum. The local model w goes from w to w - eta lambda (w - theta) after
+    each mini-batch, eta being ``local.lr``: with lambda eta above 1 it overshoots. The personal model theta begins each
+    round as the global one and continues from one mini-batch to the next, and it decays, as in the authors' code. The
+    mean is over clients, as in the paper; their code weights by examples. What is evaluated is the theta of the
+    client's last mini-batch, and the global model of a client that never trained. Running statistics are those of
+    theta. A client passes K times the examples of FedAvg.
     """
 
     client_rule = PFedMeRule

@@ -45,8 +45,9 @@ class Scaffold(Strategy):
 
     Notes
     -----
-    The mean is over clients, not over examples, as in the paper. Control variates are those of parameters; running
-    statistics are averaged as they are. It takes twice FedAvg's bytes, both ways.
+    It is defined for plain SGD; with a schedule, the paper's K eta is the sum of the step sizes. The mean is over
+    clients, not over examples, as in the paper. Control variates are those of parameters; running statistics are
+    averaged as they are. It takes twice FedAvg's bytes, both ways.
     """
 
     client_rule = ScaffoldRule

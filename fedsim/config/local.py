@@ -1,7 +1,6 @@
 """``[local]``: how clients train, with the ranges of its settings."""
 
 from dataclasses import fields
-from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -57,7 +56,7 @@ class LocalConfig(Table):
             raise ValueError('must be a table of factors by layer expression, such as { "head" = 10 }')
         return value
 
-    @cached_property
+    @property
     def settings(self) -> LocalSettings:
         """The same settings as local training takes them."""
         return LocalSettings(**{field.name: getattr(self, field.name) for field in fields(LocalSettings)})
