@@ -51,6 +51,17 @@ def system_line(error: OSError) -> str:
     return f"{text}; free some space, or choose another folder" if error.errno in FULL else text
 
 
+@contextmanager
+def about_file(path: Path) -> Iterator[None]:
+    """Let an error of the system name a file, or a folder, if it names none: those of writing do not."""
+    try:
+        yield
+    except OSError as error:
+        if is_of_the_system(error) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error is that memory was not enough, on the CPU or another device."""
     return (

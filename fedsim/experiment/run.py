@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
@@ -217,10 +217,22 @@ def _alone_in(folder: RunFolder) -> Iterator[None]:
         lock.release()
 
 
+class _LogFile(logging.FileHandler):
+    """The log of a run: if it cannot be written, the next record of the run cannot either, and ends it in one line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Leave a line out."""
+
+    def close(self) -> None:
+        """Close the file, whether what is left to write can be written or not."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _log_to(folder: RunFolder) -> Iterator[None]:
     """Also write fedsim's log to the file of the run."""
-    handler = logging.FileHandler(folder.log, encoding="utf-8", errors="backslashreplace")
+    handler = _LogFile(folder.log, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger("fedsim")
     root.setLevel(logging.INFO)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.errors import ConfigError, message_of
+from fedsim.errors import ConfigError, about_file, message_of
 from fedsim.reading import check_file, read_bytes
 
 if TYPE_CHECKING:  # a worker that reads no table does not wait for pandas
@@ -23,7 +23,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with about_file(path), os.fdopen(handle, "wb") as file:
             file.write(data)
         temporary.chmod(0o644)
         temporary.replace(path)
@@ -68,7 +68,7 @@ def by_round(folder: Path, suffix: str = "") -> dict[int, Path]:
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a file of JSON lines, all in one write."""
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)  # which no other reader would take
-    with path.open("a") as file:
+    with about_file(path), path.open("a") as file:
         file.write(text)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedsim.errors import RunError
+from fedsim.errors import RunError, about_file
 from fedsim.results.files import keep_rounds, read_rows, write_parquet
 from fedsim.results.folder import RunFolder
 from fedsim.results.seals import CHUNK, Seal, hash_of, seal_of, sync
@@ -132,7 +132,7 @@ class _Rows:
             handle = os.open(self.path, mode, 0o644)
         except (FileExistsError, FileNotFoundError):
             raise self._changed() from None
-        with os.fdopen(handle, "ab") as file:
+        with about_file(self.path), os.fdopen(handle, "ab") as file:
             self._exists = True
             file.write(lines.encode())
         self._add(lines.encode())

@@ -226,7 +226,9 @@ def read_result(folder: RunFolder) -> Result:
             logger.info("%s is of an earlier version, which sealed no records: damage cannot be noticed", folder.path)
         _check_names(folder.named_by)
         config = choices.resolve(folder.read_config(), custom=False)
-        metrics = read_rows(folder.metrics)
+        metrics, timing = read_rows(folder.metrics), read_rows(folder.timing)
+        if not folder.done.exists() and len(metrics):  # of a round without a time, some rows may be missing
+            metrics = metrics[metrics["round"] <= (timing["round"].max() if len(timing) else 0)]
         if metrics.empty or "personalised" not in set(metrics["model"]):
             raise NotEvaluatedError(f"{folder.path} has no evaluated round yet; let 'fedsim run' resume it first")
         return Result(
@@ -234,7 +236,7 @@ def read_result(folder: RunFolder) -> Result:
             config=config,
             metrics=metrics,
             communication=read_rows(folder.communication),
-            timing=read_rows(folder.timing),
+            timing=timing,
             barriers=read_measured(folder.path / "barriers"),
             heterogeneity=Heterogeneity.from_json(read_json(folder.partition, dict)),
         )

@@ -19,6 +19,7 @@ from fedsim.errors import (
     ConfigError,
     DivergedError,
     RunError,
+    about_file,
     error_line,
     is_of_the_system,
     is_of_the_user,
@@ -251,7 +252,7 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
         Workers of the engine, instead of the config's, which on disk does not depend on what runs in parallel.
     """
     try:
-        with warnings_to(emit):
+        with warnings_to(emit), about_file(run.folder.path):
             engine = run.config.engine.model_copy(update={"workers": workers or run.config.engine.workers})
             parts = parts or experiment.prepare(run.config.model_copy(update={"engine": engine}))
             check_unchanged(run.config, run.files)  # now that they have been read

@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from fedsim.errors import about_file
 from fedsim.federation.engines.state_files import StateFiles
 from fedsim.models.params import flatten, unflatten
 from fedsim.results.files import write_whole
@@ -117,7 +118,8 @@ class States:
             if oldest not in self._files:
                 self._spill = self._spill or Scratch("states")
                 self._files[oldest] = self._spill.path / f"{oldest}.safetensors"
-                self._files[oldest].write_bytes(_encoded(self._cached[oldest]))
+                with about_file(self._files[oldest]):
+                    self._files[oldest].write_bytes(_encoded(self._cached[oldest]))
             self.held_bytes -= _size(self._cached.pop(oldest))
 
 
