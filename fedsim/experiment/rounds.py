@@ -36,6 +36,7 @@ from fedsim.results.records import Records
 from fedsim.strategy import ClientUpdate, Measurable, Received, Strategy, messages
 from fedsim.strategy.faults import NOT_FINITE, all_failed, kind_of, warn_of
 from fedsim.strategy.traffic import Traffic, layer_bytes
+from fedsim.strategy.updates import check_state
 from fedsim.training.metrics import MAIN, meant
 
 AVERAGE = "average"  # of all layers of the uploaded models, whatever the strategy shares
@@ -118,7 +119,8 @@ class Rounds:
         RunError
             If no client sent a valid update, or can be evaluated.
         DivergedError
-            If that is because none is finite, or if no client's own model has a finite loss.
+            If that is because none is finite, if no client's own model has a finite loss, or if what the strategy
+            remembers is not finite.
         """
         self._seconds, self._faults = {}, 0
         measured = self._is_due(self._measured_every, server_round)
@@ -137,6 +139,8 @@ class Rounds:
                 rows += self._measure(server_round, finite)
         with self._timed("aggregate"):
             self.strategy.step(server_round, received)
+            where = f"round {server_round}: {self.config.strategy.name}"
+            check_state(self.strategy.state, self.strategy.global_model, received.updates, where)
         evaluated, failed = self._evaluate(server_round)
         rows += evaluated
         self.records.append("metrics", rows)

@@ -153,7 +153,10 @@ def _remembered(rule: FedAvg) -> Containers:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep Flower's strategies from writing how many replies there are, and from waiting for Python's memory."""
+    """Keep Flower's strategies from writing how many replies there are, and from waiting for Python's memory.
+
+    NumPy does not warn of what overflows there: the average and what is remembered are checked.
+    """
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -162,7 +165,8 @@ def _undisturbed() -> Iterator[None]:
     if freeze:
         gc.freeze()
     try:
-        yield
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
     finally:
         if freeze:
             gc.unfreeze()

@@ -1,7 +1,7 @@
 """What clients send up in a round, and what a method makes of it, checked."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from fedsim.errors import DivergedError, RunError
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, is_finite
+
+SQUARES_OVERFLOW = 1e15  # norm from which squares of single values may soon leave the range of float32
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,32 @@ class Received:
         if reasons:
             self.left_out |= reasons
             self.updates = [update for update in self.updates if update.client not in reasons]
+
+
+def check_state(state: Callable[[], Params], model: Params, updates: Sequence[ClientUpdate], where: str) -> None:
+    """Check that updates so large that their squares overflow have not spoilt what a strategy remembers of the model.
+
+    A moment that is infinite would keep the model as it is from then on, and nothing else would show it.
+
+    Parameters
+    ----------
+    state
+        Function that returns what the strategy remembers; only paths that end with an entry of the model count.
+
+    Raises
+    ------
+    DivergedError
+        If a value is not finite.
+    """
+    largest = max((update.norm for update in updates), default=0.0)
+    if largest < SQUARES_OVERFLOW:
+        return
+    for path, value in state().items():
+        if path.rpartition("/")[2] in model and not is_finite({path: value}):
+            raise DivergedError(
+                f"{where} remembers {path!r} with values that are not finite, after an update of norm {largest:.4g}; "
+                "strategy.max_update_norm leaves such updates out"
+            )
 
 
 def misfit(sent: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

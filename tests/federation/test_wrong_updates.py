@@ -8,6 +8,7 @@ import torch
 from flwr.app import Message
 
 from fedsim.config import Config
+from fedsim.errors import DivergedError
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.models.params import Params
 from fedsim.results.files import read_rows
@@ -67,6 +68,15 @@ def test_updates_of_other_types_and_sizes_are_left_out_in_every_path(
     for client, name in enumerate(("float64", "complex64", "int64")):
         assert f"has the type {name}, not float32" in found[client]
     assert found[3].startswith("its update is larger than max_update_norm; ")
+
+
+def test_moments_that_overflow_end_the_run_instead_of_stopping_the_model(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], spoil: Spoil
+) -> None:
+    spoil({1: lambda params: {key: 1e30 * value for key, value in params.items()}}, messages.ARRAYS)
+    with pytest.raises(DivergedError, match=r"^round 1: flwr:FedAdam remembers 'v_t/dict/fc1.weight' with values that"):
+        play(tiny(strategy={"name": "flwr:FedAdam"}, barriers={"every": 0}))
+    play(tiny(strategy={"name": "fedadam"}, barriers={"every": 0}), "float64")  # whose moments do not overflow
 
 
 def test_a_probe_of_another_type_is_not_measured_and_one_client_alone_fails(
