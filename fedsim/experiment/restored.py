@@ -5,6 +5,7 @@ take from the server next, as the strategy makes it of them.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -17,7 +18,7 @@ from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.kept_round import KeptRound, Metric, WantedRound, kept_round
 from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.evaluation import load_for_evaluation
-from fedsim.federation.client.state import personalised_model
+from fedsim.federation.client.state import client_of, personalised_model
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.federation import Federation, federation_of
@@ -88,25 +89,43 @@ def global_model(kept: KeptRound) -> Params:
         raise _damaged(kept.folder, error) from error
 
 
-def _personalised(federation: Federation, kept: KeptRound, client: int) -> Params:
-    """Return the model of a client, made by the client as it would make it to evaluate it after the round."""
+def make_personalised(
+    federation: Federation, kept: KeptRound, clients: Sequence[int], use: Callable[[int, Params], None]
+) -> dict[int, str]:
+    """Make the models of clients, each by the client as it would make it to evaluate it after the round.
+
+    Parameters
+    ----------
+    use
+        Function of a client and its model, called for each in turn.
+
+    Returns
+    -------
+    reasons
+        Why the models of some clients cannot be made, by client.
+    """
     strategy = making.make_strategy(kept.config, federation.model(), federation.calibration())
     strategy.clients = kept.config.clients
-    found: list[Params] = []
     app = ClientApp()
 
     @app.evaluate()
     def keep(message: Message, context: Context) -> Message:
-        found.append(personalised_model(federation, message, context))
+        use(client_of(context), personalised_model(federation, message, context))
         return Message(RecordDict(), reply_to=message)
 
     with LocalEngine(lambda: app, kept.config.clients, workers=1) as engine:
         Checkpoints(kept.folder.checkpoints).read(kept.server_round, strategy, engine)
-        strategy.evaluate_clients = None  # this client may not be among those that the run evaluates
+        strategy.evaluate_clients = None  # a client may not be among those that the run evaluates
         messages = strategy.configure_evaluate(kept.server_round, strategy.arrays, ConfigRecord(), engine)
-        replies = list(engine.handle([each for each in messages if each.metadata.dst_node_id == client]))
+        replies = list(engine.handle([each for each in messages if each.metadata.dst_node_id in clients]))
+    return {reply.metadata.src_node_id: str(reply.error.reason) for reply in replies if reply.has_error()}
+
+
+def _personalised(federation: Federation, kept: KeptRound, client: int) -> Params:
+    found: list[Params] = []
+    failed = make_personalised(federation, kept, [client], lambda _, params: found.append(params))
     if not found:
-        raise ConfigError(f"the personalised model of client {client} cannot be made: {replies[0].error.reason}")
+        raise ConfigError(f"the personalised model of client {client} cannot be made: {failed[client]}")
     return found[0]
 
 

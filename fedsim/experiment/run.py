@@ -20,6 +20,7 @@ from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.local_training import check_training, training_notes
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
 from fedsim.experiment.measuring.gate import check_gate
+from fedsim.experiment.predictions import write_predictions
 from fedsim.experiment.rounds import Rounds, RoundSummary
 from fedsim.experiment.task_checks import check_task
 from fedsim.federation.client.app import app_of, client_app
@@ -120,6 +121,8 @@ def run(
             open_folder(config, folder, federation, begin)
             rounds = range(begin.done + 1, min(config.rounds, until or config.rounds) + 1)
             _run_rounds(rounds, federation, strategy, folder, on_round)
+            if config.evaluation.save_predictions and (until is None or until >= config.rounds):
+                write_predictions(folder, federation)
             folder.write_env(folder.read_env() | {"stopped": now()})
 
 

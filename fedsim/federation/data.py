@@ -67,12 +67,15 @@ class FederatedData:
         Positions in the training set that each client trains, validates and tests on.
     tested_from
         Number of examples of the data set's whole test set.
+    tested
+        Positions in it of the test set's examples.
     """
 
     config: Config
     dataset: Dataset
     split: Split
     tested_from: int
+    tested: np.ndarray = field(default_factory=lambda: np.arange(0))
 
     def heterogeneity(self) -> Heterogeneity:
         """Return the number of examples of each class that each client holds; for sequences, of targets.
@@ -171,7 +174,7 @@ def federated_data_of(config: Config) -> FederatedData:
     if len(tested) < len(labels):
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
     split = _split(_Part(config.model_dump_json(include=SPLIT_BY), files, config))
-    data = FederatedData(config, dataset, split, len(labels))
+    data = FederatedData(config, dataset, split, len(labels), tested)
     _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
     return data
 

@@ -68,6 +68,7 @@ class RunFolder:
     checkpoints = _File("checkpoints")
     log = _File("log.txt")
     report = _File("report.html")
+    predictions = _File("predictions.parquet")  # of the final models, one row per model and test example, on request
     lock = _File(".lock")  # held by the process that runs it
     done = _File("DONE")  # written last: the run is complete
 

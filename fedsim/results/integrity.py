@@ -106,7 +106,8 @@ def write_done(folder: RunFolder, checkpoints: Sequence[int]) -> None:
     check_run(folder)
     records = {path.name: seal_of(path).to_json() for path in row_files(folder) if path.exists()}
     settings = (folder.env, folder.config, folder.model, folder.participants, folder.partition)
-    files = {path.name: seal_of(path).to_json() for path in settings}
+    predicted = [folder.predictions] if folder.predictions.exists() else []
+    files = {path.name: seal_of(path).to_json() for path in [*settings, *predicted]}
     write_sealed(folder.done, {"records": records, "files": files, "checkpoints": list(checkpoints)})
 
 

@@ -256,3 +256,34 @@ def test_a_run_learns_something_of_real_texts(task: str, tiny: Tiny, play: Play,
         assert last["rmse"] < ratings.std()
     else:
         assert last["auroc"] > 0.6
+
+
+@pytest.mark.parametrize("task", [*TARGETS, "next-token"])
+def test_predictions_of_the_final_models_give_the_recorded_metrics(
+    task: str, on: Tiny, tiny: Tiny, play: Play, tmp_path: Path
+) -> None:
+    changes = {"evaluation__save_predictions": True, "strategy": {"name": "layer_set", "shared": "body"}}
+    if task == "next-token":
+        data = {"name": "toy-text", "length": 6}
+        config = tiny(data=data, partition={"scheme": "iid"}, model={"name": "char-lstm", "predict": "each"}, **changes)
+    else:
+        config = on(task, **changes, data__test_examples=40)
+    folder = play(config)
+    table = pd.read_parquet(folder.predictions)
+    data = federation_of(config).data
+    assert len(table) == len(data.dataset.test) + data.split.test.sizes.sum()
+    for row in rows(folder, round=2):
+        if row["split"] != "test" or row["metric"] not in ("accuracy", "rmse") or row["model"] == "average":
+            continue
+        if row["client"] is not None and row["model"] != "personalised":
+            continue
+        own = table[table["client"].isna() if row["client"] is None else table["client"] == row["client"]]
+        target, prediction = (np.array(own[name].tolist()) for name in ("target", "prediction"))
+        error = np.sqrt(np.square(target - prediction).mean())
+        value = error if row["metric"] == "rmse" else (target == prediction).mean()
+        assert value == pytest.approx(row["value"], rel=1e-5)
+    if task == "regression":
+        of_server = table[table["client"].isna()]
+        assert np.allclose(NUMBERS[200:][of_server["example"]], of_server["target"])
+        of_clients = table[table["client"].notna()]
+        assert np.allclose(NUMBERS[:200][of_clients["example"]], of_clients["target"])
