@@ -6,6 +6,7 @@ from .context import Local, Network, Sets, Step
 from .local import train_
 from .plan import LocalPlan, Passes, Phase, Training
 from .rule import ClientRule, Finished, Ruled
+from .schedule import RoundOf
 from .settings import SGD, LocalSettings
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Network",
     "Passes",
     "Phase",
+    "RoundOf",
     "Ruled",
     "Sets",
     "Step",

@@ -1,5 +1,6 @@
 """What a method does on a client, through a whole run: what is kept, what travels, what it costs, what is refused."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import run as experiment
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
+from strategies import STRATEGIES
 from tests.strategies.harness import Play
 
 SOURCE = """
@@ -162,6 +164,13 @@ def test_a_method_for_plain_sgd_refuses_anything_else(setting: str, tiny: Callab
         'local.weight_decay = 0.01, local.lr_scale = {"head": 2.0}; leave them out, or choose another strategy'
     )
     experiment.prepare(tiny(strategy={"name": "scaffold"}, local={"schedule": "cosine", "label_smoothing": 0.1}))
+
+
+def test_the_page_on_training_names_every_method_for_plain_sgd() -> None:
+    plain = {name for name, strategy in STRATEGIES.items() if strategy.client_rule.plain_sgd}
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text()
+    [named] = re.findall(r"Methods that are defined for plain SGD \((.*?)\)", page)
+    assert {name.strip("`") for name in named.split(", ")} == plain
 
 
 def test_factors_of_the_step_size_that_name_no_layer_are_refused_before_anything_is_written(
