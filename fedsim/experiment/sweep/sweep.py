@@ -270,7 +270,6 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
         raise
     except BaseException as error:  # in a custom strategy, model or other part, most likely
         if isinstance(error, OSError) and is_of_the_system(error) and not is_of_the_user(error):
-            error.filename = error.filename or str(run.folder.path)  # a write that fails names no file
             return Failure(f"{system_line(error)}; {AGAIN}")
         if is_out_of_memory(error) and not is_of_the_user(error):
             return Failure(f"{message_of(error)}; use a smaller model, batch or number of workers, and {AGAIN}")
