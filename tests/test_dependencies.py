@@ -12,9 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES, DEVELOPMENT = ("fedsim", "strategies", "partitions"), ("tests", "benchmarks", "experiments")
+FOR_USERS = ("flwr-datasets",)  # extras that add to what a run can do
 # What is not imported, and where it is used.
 USED_BY = {
     "scikit-learn": ("fedsim/data/digits.py", 'distribution("scikit-learn")'),  # its file of digits
+    "flwr-datasets": ("fedsim/data/flower_partitioners.py", '"flwr_datasets.partitioner"'),
     "pyarrow": ("fedsim/results/files.py", "to_parquet"),  # by pandas
     "ruff": ("Makefile", "/ruff check"),
     "mypy": ("Makefile", "/mypy"),
@@ -75,19 +77,20 @@ def test_every_dependency_is_used_by_what_is_installed() -> None:
 
 
 def test_everything_that_is_imported_is_a_dependency() -> None:
-    assert not _undeclared(declared(), imported(*PACKAGES))
+    assert not _undeclared(declared() | declared(*FOR_USERS), imported(*PACKAGES))
 
 
-def test_every_dependency_of_an_extra_is_used_in_development() -> None:
+def test_every_dependency_of_an_extra_is_used() -> None:
     assert not _unused(declared("dev", "peers"), imported(*DEVELOPMENT))
+    assert not _unused(declared(*FOR_USERS), imported(*PACKAGES))
 
 
 def test_everything_that_tests_and_benchmarks_import_is_declared() -> None:
-    assert not _undeclared(declared() | declared("dev", "peers"), imported(*DEVELOPMENT))
+    assert not _undeclared(declared() | declared("dev", "peers", *FOR_USERS), imported(*DEVELOPMENT))
 
 
 def test_the_versions_that_are_installed_by_make_are_those_of_all_that_is_declared() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     fixed = {_normal(line.partition("==")[0]) for line in lines}
-    assert declared() | declared("dev", "peers") <= fixed
+    assert declared() | declared("dev", "peers", *FOR_USERS) <= fixed
     assert all(re.fullmatch(r"[\w.-]+==[\w.+]+", line) for line in lines)

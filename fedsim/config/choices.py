@@ -8,6 +8,8 @@ from typing import Literal
 from fedsim.config.catalogue import Catalogue
 from fedsim.config.config import Config
 from fedsim.data import DATA
+from fedsim.data.flower_partitioners import FLOWER_PARTITIONERS, NO_SCHEMES
+from fedsim.data.flower_partitioners import PREFIX as SCHEME
 from fedsim.data.skews import FEATURES
 from fedsim.lazy import LazyTable, Place
 from fedsim.models.architectures import MODELS
@@ -30,10 +32,11 @@ CATALOGUES: dict[Kind, Catalogue] = {
     ),
     "partitions": Catalogue(
         # That package imports NumPy, and is written so that it needs nothing of fedsim.
-        LazyTable.from_source("partitions", "PARTITIONS"),
+        LazyTable.from_source("partitions", "PARTITIONS") | FLOWER_PARTITIONERS,
         "partition",
         "scheme",
         ("labels", "clients", "rng", "ids", "validation", "test"),
+        {SCHEME + name: reason for name, reason in NO_SCHEMES.items()},
     ),
     "features": Catalogue(FEATURES, "features", "skew", ("inputs", "client", "clients", "rng")),
     "models": Catalogue(MODELS, "model", "name", ("shape", "classes", "vocabulary"), makes=Place("torch.nn", "Module")),
