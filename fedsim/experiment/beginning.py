@@ -155,7 +155,7 @@ def _cut_back(folder: RunFolder, begin: Beginning) -> None:
     for path in row_files(folder):
         if path.name in sealed:
             # The timing of a round is written after its checkpoint.
-            cut(path, sealed[path.name]["bytes"], begin.done if path == folder.timing else 0)
+            cut(path, sealed[path.name]["bytes"], begin.done if path == folder.timing else None)
         elif path == folder.timing:
             keep_rounds(path, begin.done)
         else:

@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,20 +110,14 @@ def read_rows(path: Path) -> "pd.DataFrame":
     return pd.DataFrame(_rows(path))
 
 
-def cut(path: Path, size: int, last_round: int) -> None:
-    """Drop what follows the first bytes of a file of JSON lines, except rows of rounds up to the last one.
-
-    Where a line is damaged, or a row is of a later round, the file ends.
-    """
+def cut(path: Path, size: int, last_round: int | None = None) -> None:
+    """Drop what follows the first bytes of a file of JSON lines, except one row of the last round if it comes next."""
     with path.open("r+b") as file:
         file.seek(size)
-        for line in file.readlines():
-            try:
-                if not line.endswith(b"\n") or _row(line, str(path))["round"] > last_round:
-                    break
-            except ConfigError:
-                break
-            size += len(line)
+        line = file.readline()
+        with suppress(ConfigError):
+            if line.endswith(b"\n") and _row(line, str(path))["round"] == last_round:
+                size += len(line)
         file.truncate(size)
 
 

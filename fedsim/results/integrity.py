@@ -9,6 +9,7 @@ from typing import Any
 
 from fedsim.errors import ConfigError
 from fedsim.reading import check_file
+from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import TABLES
 from fedsim.results.seals import DamagedError, Seal, check_all, hash_of, place_in, read_sealed, seal_of, write_sealed
@@ -146,8 +147,16 @@ def _check_stopped(folder: RunFolder) -> None:
         break
     lines = _whole_lines(folder.seals) if folder.seals.exists() else []
     if lines:
-        _check_rows(folder, lines[-1]["files"], beginning=True)
-        _check_tables(folder, lines)
+        try:
+            _check_rows(folder, lines[-1]["files"], beginning=True)
+            _check_tables(folder, lines)
+        except (KeyError, TypeError, AttributeError) as error:  # in rounds that no checkpoint has sealed yet
+            raise DamagedError(folder.seals, "has another content than was written") from error
+    # The timing of the last round is sealed with the next.
+    rows = read_rows(folder.timing)
+    rounds = rows["round"].tolist() if len(rows) else []
+    if rounds != sorted(set(rounds)):
+        raise DamagedError(folder.timing, "has a round twice, or rounds in another order")
     for problem in damaged_settings(folder):
         raise problem
 
@@ -212,7 +221,7 @@ def _first_damaged_round(folder: RunFolder, path: Path) -> str:
                 size = seal["bytes"]
                 if digest.hexdigest() != seal["sha256"]:
                     return f", from round {server_round} on"
-    except (OSError, DamagedError, KeyError, TypeError):
+    except (OSError, DamagedError, KeyError, TypeError, AttributeError):
         return ""
     return ""
 

@@ -10,6 +10,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.beginning import beginning_of, last_whole_round
 from fedsim.federation.federation import Federation, federation_of
+from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run
 from fedsim.results.result import find_runs, read_result
@@ -134,6 +135,24 @@ def test_rows_that_follow_the_last_checkpoint_are_cut(stopped: RunFolder, whole:
             file.write('{"round": 4}\n{"round": 4, "cli')
     experiment.run(small, stopped, lambda summary: None)
     assert run_files(stopped) == run_files(whole)
+    assert read_rows(stopped.timing)["round"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("line", ['{"round": 4}', '{"round": 4, "files": [], "tables": 3}', "7", '{"files": {"a": 1}}'])
+def test_a_line_of_seals_that_is_none_is_noticed(line: str, stopped: RunFolder) -> None:
+    """Also after the last checkpoint, which seals the lines before."""
+    with stopped.seals.open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ConfigError, match=r"seals\.jsonl has another content than was written; 'fedsim run' resumes"):
+        read_result(stopped)
+
+
+def test_the_timing_of_a_round_that_is_there_twice_is_noticed(stopped: RunFolder, small: Config) -> None:
+    lengthen(stopped.timing)
+    with pytest.raises(ConfigError, match=r"timing\.jsonl (has a round twice|is damaged in line)"):
+        read_result(stopped)
+    experiment.run(small, stopped, lambda summary: None)
+    assert read_rows(stopped.timing)["round"].tolist() == [1, 2, 3, 4]
 
 
 def test_a_table_that_the_run_did_not_write_is_noticed(done: RunFolder) -> None:

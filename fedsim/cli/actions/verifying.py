@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsim.cli.terminal import print_lines, say
+from fedsim.experiment.sweep.logged import warnings_to
 from fedsim.experiment.verifying.replay import Replay, replay
 from fedsim.experiment.verifying.verify import Verdict
 from fedsim.experiment.verifying.verify import verify as verify_run
@@ -19,7 +20,8 @@ def verify(paths: Sequence[Path], rounds: int | None) -> bool:
         is_good &= verdict.is_whole
         if rounds is not None and verdict.is_whole:
             say(f"running {rounds} rounds of {folder.path} again")
-            found = replay(folder, rounds)
+            with warnings_to(lambda logged: say(logged.message)):
+                found = replay(folder, rounds)
             _print_replay(found)
             is_good &= found.difference is None
     return is_good
