@@ -4,6 +4,7 @@ from .choice import choose_cohort, cohort_problem
 from .cohort import LocalTask, train_cohort
 from .context import Local, Network, Sets, Step
 from .local import train_
+from .losses import Loss, loss_of
 from .plan import LocalPlan, Passes, Phase, Training
 from .rule import ClientRule, Finished, Ruled
 from .schedule import RoundOf
@@ -18,6 +19,7 @@ __all__ = [
     "LocalPlan",
     "LocalSettings",
     "LocalTask",
+    "Loss",
     "Network",
     "Passes",
     "Phase",
@@ -28,6 +30,7 @@ __all__ = [
     "Training",
     "choose_cohort",
     "cohort_problem",
+    "loss_of",
     "recompute_buffers_",
     "train_",
     "train_cohort",

@@ -47,7 +47,8 @@ def check_outputs(data: Data, outputs: Tensor) -> None:
         shapes = f"[{', '.join(map(str, ('n', *outputs.shape[1:])))}]", tuple(data.targets.shape)
         raise ValueError(
             f"the model has one output for each example (shape {shapes[0]}, targets of shape {shapes[1]}), of which "
-            "cross-entropy is always 0; targets must be indices of two classes or more, or give a criterion"
+            "cross-entropy is always 0; targets must be indices of two classes or more, or give a criterion, such as "
+            "fedsim.training.loss_of('regression')"
         )
 
 
