@@ -147,11 +147,15 @@ class Rounds:
         restored = self._restored(server_round)
         # Workers die of injected crashes only where their clients lose nothing, and in one engine only.
         self._note(failed + ([] if injected.has_crashes else restored))
-        check_any_finite(server_round, evaluated)
-        self._check_any_trained(server_round, received.missing)
         self.records.seal_round(server_round)
+        try:
+            check_any_finite(server_round, evaluated)
+            self._check_any_trained(server_round, received.missing)
+        except DivergedError:  # the round is on record, and its time says that all of it is
+            self._note_time(server_round)
+            raise
         self._save_if_due(server_round)
-        self.records.append("timing", [{"round": server_round, **self._seconds}])
+        self._note_time(server_round)
         stopped = self.stopped if server_round < self.config.rounds else None
         return replace(_summary(server_round, rows, self.federation.task.main), faults=self._faults, stopped=stopped)
 
@@ -192,6 +196,9 @@ class Rounds:
             logger.warning("round %d: no update is left, so the global model stays as it is", server_round)
         warn_of(server_round, missing, "diverged", ("has", "have"))
         return received, injected
+
+    def _note_time(self, server_round: int) -> None:
+        self.records.append("timing", [{"round": server_round, **self._seconds}])
 
     def _check_any_trained(self, server_round: int, missing: Mapping[int, str]) -> None:
         """Check that some client has a finite loss after the training that it last took part in.
