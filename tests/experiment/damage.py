@@ -1,6 +1,7 @@
 """Ways in which files are damaged."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedsim.results.folder import RunFolder
@@ -40,6 +41,15 @@ def swap(one: Path, other: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {"flip": flip, "cut": cut, "empty": empty, "delete": Path.unlink}
+
+
+@contextmanager
+def damaged(path: Path, damage: Callable[[Path], None]) -> Iterator[None]:
+    """Damage a file for a while."""
+    content = path.read_bytes()
+    damage(path)
+    yield
+    path.write_bytes(content)
 
 
 def sealed_files(folder: RunFolder) -> Iterator[Path]:

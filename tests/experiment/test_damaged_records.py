@@ -1,6 +1,7 @@
 """Damage of any file of a run is noticed: when it resumes, and when its results are read."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fedsim.results.integrity import check_run
 from fedsim.results.result import find_runs, read_result
 from tests.conftest import run_files, unseal
 from tests.experiment.conftest import STOPPED
-from tests.experiment.damage import DAMAGES, contents, flip, lengthen, sealed_files, swap
+from tests.experiment.damage import DAMAGES, contents, damaged, flip, lengthen, sealed_files, swap
 
 SETTINGS = ("config.toml", "model.json", "participants.json", "partition.json")
 RECORDS = ("metrics.jsonl", "communication.jsonl", "seals.jsonl", "timing.jsonl", "barriers/round-00002.parquet")
@@ -38,24 +39,23 @@ def test_all_files_of_a_run_are_tried_here(done: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, "lengthen"])
-@pytest.mark.parametrize("name", [*OF_THE_RUN, "DONE", "barriers/round-00004.parquet"])
-def test_results_of_a_run_with_a_damaged_file_are_not_read(name: str, damage: str, done: RunFolder) -> None:
-    path = done.path / name
-    if (name, damage) == ("DONE", "delete"):
-        return  # a run that is not done, which resumes
-    (DAMAGES | {"lengthen": lengthen})[damage](path)
-    with pytest.raises(ConfigError) as caught:
-        read_result(done)
-    assert str(caught.value).startswith(f"{path} ")
-    assert "remove " in str(caught.value)
+def test_results_of_a_run_with_a_damaged_file_are_not_read(damage: str, done: RunFolder) -> None:
+    for name in (*OF_THE_RUN, "DONE", "barriers/round-00004.parquet"):
+        if (name, damage) == ("DONE", "delete"):
+            continue  # a run that is not done, which resumes
+        path = done.path / name
+        with damaged(path, (DAMAGES | {"lengthen": lengthen})[damage]), pytest.raises(ConfigError) as caught:
+            read_result(done)
+        assert str(caught.value).startswith(f"{path} ")
+        assert "remove " in str(caught.value)
+    assert check_run(done)
 
 
 @pytest.mark.parametrize("where", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-@pytest.mark.parametrize("name", [*OF_THE_RUN, "DONE"])
-def test_one_bit_anywhere_is_enough(name: str, where: float, done: RunFolder) -> None:
-    flip(done.path / name, where)
-    with pytest.raises(ConfigError, match=name):
-        read_result(done)
+def test_one_bit_anywhere_is_enough(where: float, done: RunFolder) -> None:
+    for name in (*OF_THE_RUN, "DONE"):
+        with damaged(done.path / name, partial(flip, where=where)), pytest.raises(ConfigError, match=name):
+            check_run(done)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -87,18 +87,16 @@ def test_a_run_whose_newest_records_are_damaged_resumes_before_them(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", SETTINGS)
-def test_settings_that_are_damaged_are_written_again(
-    name: str, damage: str, stopped: RunFolder, federation: Federation
-) -> None:
+def test_settings_that_are_damaged_are_written_again(damage: str, stopped: RunFolder, federation: Federation) -> None:
     """They follow from the experiment's file."""
-    DAMAGES[damage](stopped.path / name)
-    with pytest.raises(ConfigError, match=name):
-        check_run(stopped)
-    begin = beginning_of(stopped, federation)
-    assert begin.done == STOPPED
-    assert f"{name} " in begin.problems[0]
-    assert begin.problems[0].endswith("; it is written again")
+    for name in SETTINGS:
+        with damaged(stopped.path / name, DAMAGES[damage]):
+            with pytest.raises(ConfigError, match=name):
+                check_run(stopped)
+            begin = beginning_of(stopped, federation)
+        assert begin.done == STOPPED
+        assert f"{name} " in begin.problems[0]
+        assert begin.problems[0].endswith("; it is written again")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

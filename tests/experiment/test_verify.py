@@ -17,7 +17,7 @@ from fedsim.experiment.verifying.replay import replay
 from fedsim.experiment.verifying.verify import verify
 from fedsim.results.folder import RunFolder
 from tests.conftest import unseal
-from tests.experiment.damage import DAMAGES, contents, flip, sealed_files
+from tests.experiment.damage import DAMAGES, contents, damaged, flip, sealed_files
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -47,11 +47,9 @@ def test_damage_of_any_file_is_named(kind: str, damage: str, request: pytest.Fix
     for path in sealed_files(folder):
         if (path, damage) == (folder.done, "delete"):
             continue  # which leaves a run that resumes
-        content = path.read_bytes()
-        DAMAGES[damage](path)
-        problems = verify(folder).problems
+        with damaged(path, DAMAGES[damage]):
+            problems = verify(folder).problems
         assert any(str(path) in problem for problem in problems), (path, problems)
-        path.write_bytes(content)
     assert verify(folder).is_whole
 
 
