@@ -1,5 +1,6 @@
 """Arguments that several commands have, and how they are read."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,9 @@ import typer
 from fedsim.config.experiment_file import Experiment, read_experiment
 from fedsim.config.toml import parse_assignment
 from fedsim.errors import ConfigError
+from fedsim.reading import check_file
 
+LONGEST_NUMBER = 20  # digits
 ExperimentPath = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="File with the experiment's settings.")]
 Settings = Annotated[
     list[str] | None,
@@ -43,21 +46,27 @@ def check_folder(folder: Path, option: str) -> None:
 
 
 def check_files(files: Mapping[str, Path | None]) -> None:
-    """Check, before any work, that options name different files, and no folder.
+    """Check, before any work, that options name different files, and no folder, device or pipe.
 
     Raises
     ------
     ConfigError
-        If one names a folder, or two name one file.
+        If one names another thing than a file, or two name one file.
     """
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for option, path in files.items():
         if path is None:
             continue
         if path.is_dir():
             raise ConfigError(f"{option} {path} is a folder; give a file")
         check_folder(path.parent, option)
-        if (first := seen.setdefault(path.resolve(), option)) != option:
+        try:
+            check_file(path)
+        except FileNotFoundError:
+            pass  # which is to be made
+        except OSError as error:
+            raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; give a file") from error
+        if (first := seen.setdefault(os.path.realpath(path), option)) != option:
             raise ConfigError(f"{first} and {option} are both {path}; give two files")
 
 
@@ -86,6 +95,6 @@ def round_of(text: str) -> int | Literal["last", "best"]:
     match text:
         case "last" | "best":
             return text
-        case _ if text.isdecimal():
+        case _ if text.isdecimal() and len(text) < LONGEST_NUMBER:
             return int(text)
     raise ConfigError(f"--round {text!r} must be 'best', 'last' or the number of a round")

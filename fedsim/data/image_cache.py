@@ -15,7 +15,7 @@ from filelock import FileLock
 from fedsim.data.places import cache_folder
 
 MANIFEST = "manifest.json"
-PIECE = 2**26  # bytes that one thread hashes at a time
+PIECE, READ = 2**26, 2**20  # bytes that one thread hashes, and that it reads at a time
 ELSEWHERE = "set $XDG_CACHE_HOME to another folder"
 # What has been found whole in this process, by the size, times and place on the disk of each file.
 _checked: set[tuple[tuple[int, ...], ...]] = set()
@@ -111,6 +111,10 @@ def _manifest(folder: Path) -> dict[str, list[str]]:
 
 def _digest(piece: tuple[Path, int]) -> str:
     path, start = piece
-    with path.open("rb") as file:
+    hashed, left = sha256(), PIECE
+    with path.open("rb", buffering=0) as file:
         file.seek(start)
-        return sha256(file.read(PIECE)).hexdigest()
+        while content := file.read(min(READ, left)):
+            hashed.update(content)
+            left -= len(content)
+    return hashed.hexdigest()

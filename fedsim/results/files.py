@@ -17,7 +17,15 @@ if TYPE_CHECKING:  # a worker that reads no table does not wait for pandas
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a run that was killed, sees all of it or nothing."""
+    """Write a file so that a reader, or a run that was killed, sees all of it or nothing.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, or the path is that of a device, a pipe or a socket: the file would take its place.
+    """
+    with suppress(FileNotFoundError):
+        check_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -1,13 +1,15 @@
 """Files of records: what a kill cut short is left out, and what is damaged is named."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fedsim.cli.arguments import check_files, round_of
 from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
-from fedsim.results.files import by_round, keep_rounds, read_rows
+from fedsim.results.files import by_round, keep_rounds, read_rows, write_whole
 
 ROWS = b'{"round": 1, "up": 3}\n{"round": 2, "up": 5}\n'
 BROKEN_LINES = {
@@ -34,6 +36,27 @@ def test_a_broken_line_inside_records_is_named_and_nothing_changed(
     assert path.read_bytes() == ROWS + broken + ROWS
 
 
+@pytest.mark.parametrize(
+    ("make", "kind"), [(os.mkfifo, "a named pipe"), (lambda path: path.symlink_to("/dev/null"), "a device")]
+)
+def test_a_file_does_not_take_the_place_of_a_device_or_a_pipe(
+    make: Callable[[Path], object], kind: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "table.csv")
+    with pytest.raises(OSError, match=f"it is {kind} and not a file"):
+        write_whole(tmp_path / "table.csv", "a,b")
+    with pytest.raises(ConfigError, match=f"--csv .*table.csv cannot be written: it is {kind} and not a file; give a"):
+        check_files({"--csv": tmp_path / "table.csv"})
+    assert not (tmp_path / "table.csv").is_file()
+
+
+def test_options_may_name_a_new_file_and_no_loop_of_links(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    check_files({"--csv": tmp_path / "new.csv", "--latex": None})
+    with pytest.raises(ConfigError, match=r"--csv .*loop cannot be written: Too many levels of symbolic links"):
+        check_files({"--csv": tmp_path / "loop"})
+
+
 def test_only_a_last_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(ROWS + b'{"round": 3, "u')
@@ -47,3 +70,10 @@ def test_copies_of_checkpoints_and_tables_under_other_names_do_not_count(tmp_pat
     for name in ("round-00004.parquet", "round-00004 (copy).parquet", "round-00005.parquet.bak"):
         (tmp_path / name).touch()
     assert list(by_round(tmp_path, ".parquet")) == [4]
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "-1", "1.0", "", "\u00b2"])
+def test_a_round_is_a_number_of_few_digits(text: str) -> None:
+    with pytest.raises(ConfigError, match="must be 'best', 'last' or the number of a round"):
+        round_of(text)
+    assert round_of("12") == 12
