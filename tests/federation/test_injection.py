@@ -282,6 +282,8 @@ def test_a_stale_update_is_the_one_before_and_only_of_a_client_that_had_one(
     assert [(row["round"], row["client"], row["stage"], row["kind"]) for row in rows_of(folder)] == [
         (3, 2, "accepted", "stale")
     ]
+    passes = read_rows(folder.metrics).query("metric == 'backward_examples' and value == 0")
+    assert passes[["round", "client"]].to_numpy().tolist() == [[3, 2]]
     same = {
         (client, later): all(torch.equal(seen[later, client][key], value) for key, value in seen[now, client].items())
         for client in (1, 2)

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 
 from fedsim.config.faults import LATE
 from fedsim.errors import ClientError
-from fedsim.federation.client.state import TRAINED, client_of, own_model, taken_from
+from fedsim.federation.client.state import TRAINED, UPLOADED, client_of, metric_name, own_model, taken_from
 from fedsim.federation.federation import Federation
 from fedsim.federation.injection import Injected, injected_into
 from fedsim.models.params import Params, combine, flat_copy
@@ -131,6 +131,9 @@ def _again(federation: Federation, message: Message, context: Context) -> Record
     if not parts:
         return None
     metrics = {key: value.item() for key, value in messages.decode(parts.pop(messages.METRICS)).items()}
+    # It does not train again.
+    passed = (metric_name(UPLOADED, "train", f"{direction}_examples") for direction in ("forward", "backward"))
+    metrics |= dict.fromkeys(passed, 0.0)
     reply = RecordDict({**parts, messages.METRICS: messages.measurements(metrics)})
     reply[messages.CONFIG] = ConfigRecord({messages.STALE: True})
     if Instructions.read(messages.settings_of(message.content)).probe:
