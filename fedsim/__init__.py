@@ -4,6 +4,12 @@
 """
 
 import os
+import signal
+import sys
+
+if os.path.basename(sys.argv[0]) in ("-m", "fedsim") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # noqa: PTH119
+    # The command line is about to start: until it does, Ctrl-C just ends it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from fedsim import lazy, packages
 

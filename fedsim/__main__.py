@@ -7,6 +7,6 @@ from pathlib import Path
 if sys.path[:1] == [str(Path.cwd())]:
     sys.path.append(sys.path.pop(0))
 
-from fedsim.cli.commands import main
+from fedsim.cli import main
 
 main()

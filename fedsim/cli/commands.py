@@ -34,6 +34,7 @@ from fedsim.errors import (
     system_line,
 )
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 app = typer.Typer(
     help="Simulate federated learning with partial layer aggregation, and measure what averaging does to each layer.",
     pretty_exceptions_enable=False,
@@ -229,6 +230,8 @@ def main() -> None:
     _prepare_streams()
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         sys.stdout.flush()  # a full disk is noticed here, and not at the end of Python
         sys.exit(code)
     except (ConfigError, click.ClickException) as error:

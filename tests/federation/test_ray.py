@@ -330,7 +330,7 @@ def test_an_app_that_cannot_be_built_is_the_error_of_the_run() -> None:
 
 
 ALONE = '''
-import functools, os, ray, subprocess, sys
+import functools, os, ray, signal, subprocess, sys
 from tests.federation.listening import listening
 from fedsim.federation.engines import ray as engines, starting
 from flwr.app import Message, RecordDict, MetricRecord
@@ -360,6 +360,7 @@ except Exception as error:
 before = dict(os.environ)
 ray.init = functools.partial(ray.init, num_gpus=1)
 with engines.RayEngine(make, 4, 2, gpus_per_worker=0.5) as engine:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     scratch = engine.scratch.path
     assert list(scratch.glob("*/session_*/sockets")) and scratch.stat().st_mode & 0o077 == 0
     answers = ask(engine)

@@ -179,8 +179,7 @@ def _script_hidden() -> Iterator[None]:
 
 def _serve(connection: Connection, work: Callable[[Any, Emit], Any]) -> None:
     """Do the tasks that come through the connection, until it is closed or the process is told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _heed_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     lock = threading.Lock()
 
@@ -191,6 +190,19 @@ def _serve(connection: Connection, work: Callable[[Any, Emit], Any]) -> None:
     with suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
         while True:
             emit(Ended(work(connection.recv(), emit)))
+
+
+def _heed_parent() -> None:
+    """Let only the parent end this process, and only once, so that what cleans up is not interrupted."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for name in ("SIGINT", "SIGHUP"):  # which a terminal sends to all
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)
 
 
 def _end_with_parent() -> None:

@@ -2,15 +2,14 @@
 
 import logging
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import utils
 from ray._private.node import Node
 from ray.exceptions import RayError
 
@@ -108,10 +107,9 @@ def _few_processes() -> Iterator[None]:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Keep what this process does when it is asked to end, which Ray would change."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Keep what this process does when it is told to end, which Ray would change."""
+    before, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread() and before is not None:
-            signal.signal(signal.SIGTERM, before)
+        utils.set_sigterm_handler = before
