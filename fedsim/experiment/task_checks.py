@@ -21,6 +21,11 @@ def check_task(federation: Federation, strategy: Strategy) -> None:
             f"is {loss.name!r}; leave it out"
         )
     _check_metrics(federation)
+    if "similarity" in config.barriers.measures and not (federation.task.has_classes and federation.task.of_indices):
+        raise ConfigError(
+            f"barriers.measures holds 'similarity', which compares most likely classes, and the task is "
+            f"{federation.task.name!r}; leave it out"
+        )
     if strategy.client_rule.cross_entropy_only:
         where = f"strategy.name = {config.strategy.name!r} is defined for cross-entropy over classes"
         if not federation.task.has_classes or loss.of_targets is not type(loss)().of_targets:

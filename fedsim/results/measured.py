@@ -12,7 +12,7 @@ from fedsim.errors import ConfigError
 from fedsim.reading import check_file
 from fedsim.results.files import by_round
 
-UNMATCHED = "none"
+UNMATCHED, SQUARED = "none", "squared"
 # The kinds of tables: barriers, those that decide what a strategy averages, and all other measures.
 TABLES = ("barriers", "gate", "matching", *MEASURES)
 DATA = {
@@ -25,6 +25,22 @@ DATA = {
 def with_matching(table: pd.DataFrame, way: str, ways: Sequence[str]) -> pd.DataFrame:
     """Return a table as it is written: with the column ``matching``, unless models are never matched."""
     return table if tuple(ways) == (UNMATCHED,) else table.assign(matching=way)
+
+
+def with_error_unit(table: pd.DataFrame, *, squared: bool) -> pd.DataFrame:
+    """Return a table as it is written: with the column ``error_unit`` where errors are squared, and not shares."""
+    return table.assign(error_unit=SQUARED) if squared and any(map(_is_error, table)) else table
+
+
+def _is_error(column: object) -> bool:
+    return str(column).startswith("error")
+
+
+def scale_of(metric: str, rows: pd.DataFrame) -> tuple[float, str]:
+    """Return by what figures multiply ``loss`` or ``error``, and the unit that it has then."""
+    if metric == "loss":
+        return 1.0, "per example" if "error_unit" in rows else "nats"
+    return (1.0, "squared error") if "error_unit" in rows else (100.0, "percentage points")
 
 
 def read_measured(folder: Path) -> pd.DataFrame:

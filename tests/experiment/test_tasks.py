@@ -78,6 +78,7 @@ def test_a_regression_is_measured_compared_and_reported_by_its_rmse(on: Tiny, pl
     table = pd.read_parquet(folder.measured("barriers", 4))
     for reference in ("", "_mean_ends", "_own_base", "_swap_ends"):
         assert np.allclose(table[f"loss{reference}"], table[f"error{reference}"], atol=1e-5)
+    assert set(table["error_unit"]) == {"squared"}
     result = report.read_result(folder)
     means = result.mean_by_round(split="validation")
     assert result.main == "rmse"
@@ -185,6 +186,7 @@ def test_a_resumed_run_of_a_loss_of_ones_own_has_the_same_bytes(
         ),
         ("binary", {"loss": {"class_weights": [1.0]}}, r"class_weights = \[1.0\] has 1 numbers, and .* has 2 classes"),
         ("multi-label", {"loss": {"class_weights": "balanced"}}, "needs classes and cross-entropy, and the task is"),
+        ("binary", {"barriers__measures": ["similarity"]}, "'similarity', which compares most likely classes"),
         ("regression", {"strategy": {"name": "fedrod"}}, "'fedrod' is defined for cross-entropy over classes"),
         ("classification", {"strategy": {"name": "fedas"}, "loss": {"class_weights": "balanced"}}, "without weights"),
         ("binary", {"local__label_smoothing": 0.1}, "label_smoothing = 0.1 is for cross-entropy over classes"),

@@ -20,7 +20,7 @@ from fedsim.analysis.suite import MEASURES, Measure
 from fedsim.config import Config
 from fedsim.federation.federation import Federation
 from fedsim.models.params import Params, combine
-from fedsim.results.measured import with_matching
+from fedsim.results.measured import with_error_unit, with_matching
 from fedsim.seeds import rng
 from fedsim.strategy import ClientUpdate
 
@@ -124,7 +124,11 @@ def measure_updates(federation: Federation, updates: Sequence[ClientUpdate], sta
         for name, table in round_.tables(models, again=again):
             tables.setdefault(name, []).append(with_matching(table, way, ways))
         again = True
-    named = {name: _with_clients(pd.concat(several, ignore_index=True), clients) for name, several in tables.items()}
+    squared = federation.task.name == "regression"
+    named = {
+        name: with_error_unit(_with_clients(pd.concat(several, ignore_index=True), clients), squared=squared)
+        for name, several in tables.items()
+    }
     return Measured(named, uploaded.average)
 
 

@@ -31,6 +31,7 @@ from fedsim.models.params import Params
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.files import write_parquet, write_whole
 from fedsim.results.integrity import check_file_of_checkpoint
+from fedsim.results.measured import with_error_unit
 from fedsim.results.report.drawing.checkpoints import checkpoint_figures, feature_figures
 from fedsim.results.report.drawing.style import save
 from fedsim.seeds import rng
@@ -149,8 +150,11 @@ def compare_checkpoints(
     except ValueError as error:
         raise ConfigError(f"barriers: {error}") from error
     names = _names(paths)
-    named = {name: _with_names(each, names) for name, each in others.items()}
-    return Comparison(names, _with_names(table, names), _with_names(apart, names), named)
+    squared = federation.task.name == "regression"
+    named = {name: with_error_unit(_with_names(each, names), squared=squared) for name, each in others.items()}
+    return Comparison(
+        names, with_error_unit(_with_names(table, names), squared=squared), _with_names(apart, names), named
+    )
 
 
 def _check(paths: Sequence[Path], weights: Sequence[float] | None, measures: Sequence[str]) -> None:

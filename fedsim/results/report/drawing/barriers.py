@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fedsim.analysis.mixing.names import AVERAGE, kind_of
-from fedsim.results.measured import of_first_kind
+from fedsim.results.measured import of_first_kind, scale_of
 from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
 from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
 from fedsim.results.result import Result
@@ -30,11 +30,10 @@ def client_name(index: int) -> str:
     return "the average" if index == AVERAGE else f"client {index}"
 
 
-def quantity(metric: str, what: str = "barrier") -> Quantity:
-    """Return what a heat map of ``loss`` in nats, or of ``error`` in percentage points, shows."""
-    if metric == "loss":
-        return Quantity(f"loss {what}\n(nats)")
-    return Quantity(f"error {what}\n(percentage points)", 100.0)
+def quantity(metric: str, rows: pd.DataFrame, what: str = "barrier") -> Quantity:
+    """Return what a heat map of ``loss``, or of ``error`` in percentage points or squares, shows of these rows."""
+    factor, unit = scale_of(metric, rows)
+    return Quantity(f"{metric} {what}\n({unit})", factor)
 
 
 def rows_of_kind(rows: pd.DataFrame, *kinds: str) -> pd.DataFrame:
@@ -88,7 +87,7 @@ def maps(rows: pd.DataFrame, metric: str, *, pairs: bool) -> Figure:
         for reference in references
         for direction, part in directions(chosen).items()
     }
-    return heat_maps(tables, quantity(metric), across=2)
+    return heat_maps(tables, quantity(metric, rows), across=2)
 
 
 def growing_maps(rows: pd.DataFrame, metric: str) -> Figure:
@@ -118,7 +117,7 @@ def _maps_by_kind(
                 tables[f"{text} of {direction}"] = table.set_axis(
                     [label(g.removeprefix(f"{kind}:")) for g in table.index]
                 )
-    return heat_maps(tables, quantity(metric), across=2, rows=what)
+    return heat_maps(tables, quantity(metric, rows), across=2, rows=what)
 
 
 def first_reference(rows: pd.DataFrame, metric: str) -> str:
@@ -148,7 +147,8 @@ def paths(rows: pd.DataFrame, metric: str, name: Name = client_name) -> Figure:
             Curve(direction, _with_band(part, metric), number)
             for number, (direction, part) in enumerate(directions(own, name).items())
         ]
-    unit = "cross-entropy (nats)" if metric == "loss" else "error (%)"
+    factor, words = scale_of(metric, rows)
+    unit = f"{metric} ({'%' if factor == 100 else words})"
     return small_multiples(panels, "t: from the model itself (0) to the other's layers (1)", unit)
 
 
@@ -158,7 +158,7 @@ def _last_round(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _with_band(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return the mean of a metric by t, with the band of its barrier moved there."""
-    factor, barrier = (1.0 if metric == "loss" else 100.0), f"{metric}_{first_reference(rows, metric)}"
+    factor, barrier = scale_of(metric, rows)[0], f"{metric}_{first_reference(rows, metric)}"
     half = 1.96 * rows[f"{barrier}_se"]
     low, high = (
         rows[f"{barrier}_low"] - rows[barrier] if f"{barrier}_low" in rows else -half,
@@ -175,4 +175,5 @@ def compared_barriers(results: Mapping[str, Result], metric: str) -> Figure:
         rows = of_first_kind(result.barriers)
         column = f"{metric}_{first_reference(rows, metric)}"
         tables[name] = barrier_table(at_the_middle(rows_of_kind(rows, ""), pairs=False), column)
-    return heat_maps(tables, quantity(metric), across=2)
+    every = pd.concat([result.barriers.iloc[:1] for result in results.values()])
+    return heat_maps(tables, quantity(metric, every), across=2)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from fedsim.analysis.mixing.names import AVERAGE, kind_of
 from fedsim.analysis.suite import BY_LAYER
+from fedsim.results.measured import scale_of
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.drawing import connectivity
 from fedsim.results.report.drawing.barriers import at_the_middle, barrier_table, has_paths, paths, quantity
@@ -40,10 +41,10 @@ def heat_map(rows: pd.DataFrame, names: Sequence[str], metric: str) -> Figure:
     ends, column = list(dict.fromkeys(labelled["end"])), f"{metric}_mean_ends"
     if rows["t"].nunique() > 1 and len(ends) <= MOST_ENDS:
         tables = {end: barrier_table(labelled[labelled["end"] == end], column, "t") for end in ends}
-        return heat_maps(tables, quantity(metric), across=2, columns="t")
+        return heat_maps(tables, quantity(metric, rows), across=2, columns="t")
     middle = at_the_middle(labelled, pairs=bool((rows["other"] != AVERAGE).any()))
     title = f"t = {middle['t'].iloc[0]:g}, minus the models' mean {metric}"
-    return heat_maps({title: barrier_table(middle, column, "end")[ends]}, quantity(metric), columns="")
+    return heat_maps({title: barrier_table(middle, column, "end")[ends]}, quantity(metric, rows), columns="")
 
 
 def feature_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
@@ -94,8 +95,10 @@ def _columns(tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, pd.Serie
         yield from ((name, means[name]) for name in ("ratio", "coefficient"))
     if "stitching" in tables:
         means = _means(tables["stitching"])
-        yield "stitched error (%)", 100 * means["error"]
-        yield "the models' error (%)", 100 * means["error_ends"]
+        factor, unit = scale_of("error", tables["stitching"])
+        shown = "%" if factor == 100 else unit
+        yield f"stitched error ({shown})", factor * means["error"]
+        yield f"the models' error ({shown})", factor * means["error_ends"]
     if "cka" in tables:
         yield "CKA", _means(tables["cka"])["cka"]
     if "spectra" in tables:
@@ -119,7 +122,8 @@ def matching_table(rows: pd.DataFrame) -> Table:
 
 
 def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
-    """Return the barriers, minus the models' mean, in nats and in percentage points, ± 1.96 standard errors."""
+    """Return the barriers minus the models' mean, errors in percentage points or squares, ± 1.96 standard errors."""
+    factor = scale_of("error", rows)[0]
     headings = ("group", "base", "other", "t", "loss barrier", "error barrier", "loss", "error", "examples")
     cells = tuple(
         (
@@ -128,9 +132,9 @@ def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
             _name(int(row["other"]), names),
             f"{row['t']:g}",
             f"{row['loss_mean_ends']:+.4f} ± {1.96 * row['loss_mean_ends_se']:.4f}",
-            f"{100 * row['error_mean_ends']:+.2f} ± {196 * row['error_mean_ends_se']:.2f}",
+            f"{factor * row['error_mean_ends']:+.2f} ± {factor * 1.96 * row['error_mean_ends_se']:.2f}",
             f"{row['loss']:.4f}",
-            f"{100 * row['error']:.2f}",
+            f"{factor * row['error']:.2f}",
             f"{int(row['n']):,}",
         )
         for row in rows.to_dict(orient="records")

@@ -7,6 +7,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from fedsim.results.measured import scale_of
 from fedsim.results.report.drawing.barriers import barrier_table, quantity
 from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
 from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
@@ -29,7 +30,7 @@ def robustness(rows: pd.DataFrame, metric: str) -> Figure:
         group: [Curve(each.label, _from_zero(each.points), each.number) for each in curves]
         for group, curves in _by_group(rows, ROBUSTNESS, "t", f"{metric}_own_base", metric).items()
     }
-    return small_multiples(panels, "t: share of the distance", _more(metric))
+    return small_multiples(panels, "t: share of the distance", _more(metric, rows))
 
 
 def robustness_map(rows: pd.DataFrame, metric: str) -> Figure:
@@ -38,7 +39,7 @@ def robustness_map(rows: pd.DataFrame, metric: str) -> Figure:
     column = f"{metric}_own_base"
     average, random = (barrier_table(rows[rows["direction"] == each], column) for each in ("average", "random"))
     tables = {"averaging direction": average, "averaging direction,\nminus random directions": average - random}
-    return heat_maps(tables, quantity(metric, "minus its own"), across=2)
+    return heat_maps(tables, quantity(metric, rows, "minus its own"), across=2)
 
 
 def distances(rows: pd.DataFrame) -> Figure:
@@ -59,7 +60,7 @@ def cosines(rows: pd.DataFrame) -> Figure:
 def criticality(rows: pd.DataFrame) -> Figure:
     """Draw by group and round the cost of resetting a layer to the start of the round."""
     table = barrier_table(rows, "loss_own_base")
-    return heat_maps({"layer reset to the round's start, minus own loss": table}, quantity("loss", "difference"))
+    return heat_maps({"layer reset to the round's start, minus own loss": table}, quantity("loss", rows, "difference"))
 
 
 def interaction(rows: pd.DataFrame) -> Figure:
@@ -69,7 +70,7 @@ def interaction(rows: pd.DataFrame) -> Figure:
     half = pairs.pivot_table(index="first", columns="second", values="loss_interaction", sort=False)
     half = half.reindex(index=names, columns=names)
     both = half.combine_first(half.T).loc[names, names]
-    return heat_maps({"both layers minus each alone": both}, quantity("loss", "interaction"), columns="")
+    return heat_maps({"both layers minus each alone": both}, quantity("loss", rows, "interaction"), columns="")
 
 
 def unexplained(rows: pd.DataFrame) -> Figure:
@@ -107,7 +108,7 @@ def _by_group(
 
 def _curves(rows: pd.DataFrame, texts: Mapping[str, str], over: str, column: str, metric: str) -> list[Curve]:
     """Return a curve for each direction: the mean over bases, and the mean spread over draws as its band."""
-    factor = 1.0 if metric == "loss" else 100.0
+    factor, _ = scale_of(metric, rows)
     curves = []
     for number, (direction, text) in enumerate(texts.items()):
         means = rows[rows["direction"] == direction].groupby(over)[[column, f"{metric}_spread"]].mean()
@@ -125,5 +126,5 @@ def _from_zero(points: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(0.0, index=[0.0], columns=points.columns), points])
 
 
-def _more(metric: str) -> str:
-    return "loss minus its own (nats)" if metric == "loss" else "error minus its own (percentage points)"
+def _more(metric: str, rows: pd.DataFrame) -> str:
+    return f"{metric} minus its own ({scale_of(metric, rows)[1]})"

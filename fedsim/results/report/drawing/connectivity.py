@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fedsim.analysis.mixing.names import AVERAGE
+from fedsim.results.measured import scale_of
 from fedsim.results.report.drawing.barriers import barrier_table
 from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
 from fedsim.results.report.drawing.layer_curves import LayerPanel, layer_curves, spread
@@ -89,7 +90,10 @@ def ratios(rows: pd.DataFrame) -> Figure:
 def stitching(rows: pd.DataFrame) -> Figure:
     """Draw by layer the loss and error of models whose later layers come from another one, in the last round."""
     rows = last_round(rows)
-    units = {"loss": ("loss (nats)", 1.0), "error": ("error (%)", 100.0)}
+    units = {}
+    for metric in ("loss", "error"):
+        factor, unit = scale_of(metric, rows)
+        units[metric] = f"{metric} ({'%' if factor == 100 else unit})", factor
     return layer_curves(
         [
             LayerPanel(
