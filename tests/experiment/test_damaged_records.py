@@ -177,3 +177,11 @@ def test_a_damaged_mark_of_a_run_that_is_done_is_written_again(done: RunFolder) 
     Path.unlink(done.done)
     experiment.complete(done)
     assert check_run(done)
+
+
+def test_a_run_is_read_while_it_goes_on(small: Config, tmp_path: Path) -> None:
+    folder, rounds = RunFolder(tmp_path / "run"), []
+    experiment.run(
+        small.model_copy(update={"checkpoint_every": 3}), folder, lambda summary: rounds.append(read_result(folder))
+    )
+    assert [result.evaluated for result in rounds] == [1, 2, 3, 4]
