@@ -17,7 +17,7 @@ from fedsim.federation.federation import federation_of
 from fedsim.models.frozen import frozen_of
 from fedsim.results.folder import RunFolder
 from fedsim.results.result import read_result
-from tests.conftest import run_files
+from tests.conftest import run_files, unseal
 
 FROZEN = {"body.weight", "body.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"}
 
@@ -151,7 +151,7 @@ def test_a_run_whose_layers_have_other_names_now_is_refused(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
     config = tiny(model=MODEL, rounds=1)
-    folder = play(config)
+    folder = unseal(play(config))
     whole = run_files(folder)
     folder.model.unlink()  # as an earlier version has left it
     longer = config.model_copy(update={"rounds": 2})
@@ -160,7 +160,7 @@ def test_a_run_whose_layers_have_other_names_now_is_refused(
     ):
         experiment.run(longer, folder, lambda summary: None)
     assert {name: value for name, value in whole.items() if name != "model.json"} == run_files(folder)
-    plain = play(tiny(rounds=1), "plain")
+    plain = unseal(play(tiny(rounds=1), "plain"))
     plain.model.unlink()  # its layers follow each other as they were registered
     experiment.run(tiny(rounds=1), plain, lambda summary: None)
     shutil.rmtree(plain.path)

@@ -46,7 +46,11 @@ def caught(function: Callable[[], object]) -> BaseException:
 @pytest.mark.parametrize(
     ("function", "says", "remedy"),
     [
-        (lambda: torch.empty(10**15), "allocate memory", "; fewer engine.workers, engine.cohort = 1 or a smaller"),
+        (
+            lambda: torch.empty(10**15),
+            "not enough memory for 4,0",
+            "; fewer engine.workers, engine.cohort = 1 or a smaller",
+        ),
         (lambda: torch.nn.BatchNorm1d(3)(torch.ones(1, 3)), "Expected more than 1 value", "another local.batch_size"),
         (lambda: sys.exit("no licence"), "SystemExit: no licence (test_reasons.py, line ", ")"),
         (lambda: {}["label"], "KeyError: 'label' (test_reasons.py, line ", ")"),

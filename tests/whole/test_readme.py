@@ -42,7 +42,7 @@ LINKED = PAGES | {
 def test_its_experiment_runs_with_each_of_its_own_parts(
     changes: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert len(FILES) == 6
+    assert len(FILES) == 7
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
