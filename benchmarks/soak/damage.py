@@ -33,6 +33,7 @@ metric = "accuracy"
 model = "personalised"
 above = 0.1
 """
+EACH = 25  # cases of a study, which is run only twice for them
 CHANGE = 0.6  # of all changes, those after which a stopped run was killed
 
 
@@ -71,7 +72,7 @@ WAYS: dict[str, Callable[[bytes, np.random.Generator], bytes]] = {
 
 def case(number: int, scratch: Path) -> Tried:
     """Damage a file of a run that is done or was stopped, then ask a command about it."""
-    draw, study, tried = rng(number, "damage"), study_of(number), Tried()
+    draw, study, tried = rng(number, "damage"), study_of(number // EACH), Tried()
     folder, is_done = scratch / "case", bool(draw.integers(2))
     base = _done(study, scratch) if is_done else _stopped(study, scratch)
     shutil.copytree(base, folder)
