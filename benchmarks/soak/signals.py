@@ -2,11 +2,12 @@
 
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from benchmarks.soak.cases import Tried, left_in, problem_of, problem_of_result, whole_run
-from benchmarks.soak.forked import Forked, fedsim_command
+from benchmarks.soak.forked import Ended, Forked, fedsim_command
 from benchmarks.soak.moments import Moment, kill_itself
 from benchmarks.soak.studies import study_of
 from fedsim.seeds import rng
@@ -33,7 +34,7 @@ def case(number: int, scratch: Path) -> Tried:
     tried.counts["signals"] += 1 + twice
     tried.kind("strategies", study.strategy)
     if ended.code not in [-each for each in SIGNALS] or not twice:  # as a second one may end it
-        tried.check(problem_of(ended), where)
+        tried.check(problem_of(_as_others_fail(ended)), where)
         tried.check(left_in(folder), where)
     tried.check(ended.err if "Traceback" in ended.err else "", where)
     tried.check(f"it took {ended.seconds:.0f} s" if ended.seconds > AT_ONCE + whole.seconds else "", where)
@@ -42,3 +43,8 @@ def case(number: int, scratch: Path) -> Tried:
         tried.check(problem_of_result(folder, study, scratch), where)
         tried.check(left_in(folder), where)
     return tried
+
+
+def _as_others_fail(ended: Ended) -> Ended:
+    """Return a command that ended with a shell's exit code for a signal as if it had ended with 1."""
+    return replace(ended, code=1) if ended.code in [128 + each for each in SIGNALS] else ended
