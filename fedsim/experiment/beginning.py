@@ -20,7 +20,7 @@ from fedsim.federation.participants import participants
 from fedsim.results.environment import different_versions, environment, now, versions
 from fedsim.results.files import cut, json_text, keep_rounds, write_whole
 from fedsim.results.folder import RunFolder
-from fedsim.results.integrity import check_records, damaged_settings, row_files
+from fedsim.results.integrity import check_records, damaged_settings, lost_rounds, row_files
 from fedsim.results.measured import TABLES
 from fedsim.results.seals import DamagedError, Seal
 
@@ -88,6 +88,8 @@ def last_whole_round(folder: RunFolder) -> Beginning:
         try:
             if manifest := checkpoints.check(server_round):
                 check_records(folder, manifest)
+            elif problem := lost_rounds(folder, server_round):
+                raise problem
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             problems.append(str(error) if isinstance(error, DamagedError) else message_of(error))
         else:

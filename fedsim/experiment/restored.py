@@ -54,8 +54,9 @@ def model_of(kept: KeptRound) -> nn.Module:
         if client is None:
             params = fit(federation.model(), global_model(kept), "the checkpoint")
             model = load_for_evaluation(federation, params, federation.calibration)
-            # Frozen tensors and the user's code come from outside the checkpoint.
-            if frozen_keys(model) or kept.folder.read_env().get("files"):
+            # Frozen tensors and the user's code come from outside the checkpoint, and earlier versions sealed none.
+            is_sealed = kept.server_round in kept.folder.manifests()
+            if not is_sealed or frozen_keys(model) or kept.folder.read_env().get("files"):
                 _check_loss(kept, model, federation.data.test(), federation.criterion)
         else:
             data = federation.data.client(client)

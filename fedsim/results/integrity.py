@@ -9,7 +9,7 @@ from typing import Any
 
 from fedsim.errors import ConfigError
 from fedsim.reading import check_file
-from fedsim.results.files import read_rows
+from fedsim.results.files import by_round, read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import TABLES
 from fedsim.results.seals import DamagedError, Seal, check_all, hash_of, place_in, read_sealed, seal_of, write_sealed
@@ -33,6 +33,8 @@ def check_run(folder: RunFolder) -> bool:
     if not _is_sealed(folder):
         if folder.done.exists():
             _check_complete(folder)
+        if problem := lost_rounds(folder, max(by_round(folder.checkpoints), default=0)):
+            raise ConfigError(f"{problem}; {AGAIN}") from problem
         return False
     try:
         if folder.done.exists():
@@ -82,7 +84,7 @@ def check_file_of_checkpoint(path: Path) -> None:
 
 def damaged_settings(folder: RunFolder) -> list[DamagedError]:
     """Return what is wrong with the files that are written when a run starts, except ``env.json``, which seals them."""
-    starts = _env(folder).get("starts", ())
+    starts = _env(folder)["starts"] if _is_sealed(folder) else ()
     problems = []
     for name in starts[-1]["files"] if starts else ():
         path = place_in(folder.path, name)
@@ -118,7 +120,24 @@ def sealed_from(folder: RunFolder) -> int | None:
         with folder.seals.open("rb") as file:
             return int(json.loads(file.readline())["round"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        starts = folder.read_env().get("starts") if folder.env.exists() else None
+        return starts[0]["after_round"] + 1 if starts else None
+
+
+def lost_rounds(folder: RunFolder, last: int) -> DamagedError | None:
+    """Return which records of a run that an earlier version wrote, without seals, lack a round up to the last one."""
+    for path in (folder.metrics, folder.communication, folder.timing):
+        found = set(read_rows(path)["round"].tolist()) if path.exists() and path.stat().st_size else set()
+        lost = set(range(1, last + 1)) - found
+        if path == folder.communication and path.exists():
+            lost &= {last} if found else set()  # some methods send nothing in some rounds, or in none
+        if path == folder.timing and folder.env.exists():
+            # A kill may come between a checkpoint and its timing.
+            kills = len(folder.read_env().get("started", ())) - folder.done.exists()
+            lost = lost if len(lost) > kills or not path.exists() else set()
+        if lost:
+            return DamagedError(path, f"has no rows of round {min(lost)}" if path.exists() else "is missing")
+    return None
 
 
 def _is_sealed(folder: RunFolder) -> bool:
@@ -145,6 +164,9 @@ def _check_stopped(folder: RunFolder) -> None:
             continue
         check_records(folder, manifest)
         break
+    first = sealed_from(folder)
+    if not folder.seals.exists() and first is not None and max(by_round(folder.checkpoints), default=0) >= first:
+        raise DamagedError(folder.seals, "is missing")
     lines = _whole_lines(folder.seals) if folder.seals.exists() else []
     if lines:
         try:
@@ -234,4 +256,7 @@ def row_files(folder: RunFolder) -> Iterator[Path]:
 def _env(folder: RunFolder) -> dict[str, Any]:
     if not folder.env.exists():
         raise DamagedError(folder.env, "is missing")
-    return folder.read_env()
+    env = folder.read_env()
+    if "starts" not in env:
+        raise DamagedError(folder.env, "is that of another run")
+    return env

@@ -14,6 +14,7 @@ from fedsim.experiment import run as experiment
 from fedsim.experiment.beginning import last_whole_round
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.kept_round import kept_round
+from fedsim.experiment.restored import restored_model
 from fedsim.experiment.verifying.verify import verify
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import sealed_from
@@ -126,3 +127,12 @@ def test_a_kill_while_a_checkpoint_is_removed_leaves_no_part_of_it(
     assert verify(stopped).is_whole
     experiment.run(small, stopped, lambda summary: None)
     assert not list(stopped.checkpoints.glob(".*"))
+
+
+def test_a_damaged_global_model_of_an_earlier_version_has_another_loss(done: RunFolder) -> None:
+    path = Checkpoints(unseal(done).checkpoints).folder / "round-00004" / "global.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0x40  # the highest bit of an exponent
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"the global model has a loss of .* now, and had "):
+        restored_model(done)

@@ -11,7 +11,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.beginning import beginning_of, last_whole_round
 from fedsim.federation.federation import Federation, federation_of
-from fedsim.results.files import read_rows
+from fedsim.results.files import keep_rounds, read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run
 from fedsim.results.result import find_runs, read_result
@@ -168,6 +168,39 @@ def test_a_run_that_has_lost_its_config_is_not_left_out(done: RunFolder) -> None
 def test_runs_of_earlier_versions_are_read(done: RunFolder) -> None:
     assert not check_run(unseal(done))
     assert read_result(done).evaluated == 4
+
+
+@pytest.mark.parametrize("name", ["metrics", "communication", "timing"])
+def test_rounds_that_are_missing_from_a_run_of_an_earlier_version_are_noticed(name: str, done: RunFolder) -> None:
+    path: Path = getattr(unseal(done), name)
+    keep_rounds(path, 2)
+    with pytest.raises(ConfigError, match=rf"{path.name} has no rows of round [34]; remove the run's folder and run"):
+        check_run(done)
+    with pytest.raises(ConfigError, match=rf"{path.name} has no rows of round [34], and there is no whole round bef"):
+        last_whole_round(unseal(done))
+
+
+def test_a_round_whose_timing_a_kill_prevented_in_an_earlier_version_is_fine(stopped: RunFolder) -> None:
+    keep_rounds(unseal(stopped).timing, 2)
+    assert not check_run(stopped)
+    assert last_whole_round(stopped).done == STOPPED
+
+
+def test_a_run_without_any_seal_is_not_taken_for_one_of_an_earlier_version(stopped: RunFolder) -> None:
+    for path in [stopped.seals, *stopped.checkpoints.rglob("manifest.json")]:
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"seals\.jsonl is missing"):
+        check_run(stopped)
+    with pytest.raises(ConfigError, match=r"manifest\.json is missing, and there is no whole round before"):
+        last_whole_round(stopped)
+
+
+def test_settings_of_an_earlier_version_do_not_pass_for_those_of_a_sealed_run(stopped: RunFolder) -> None:
+    stopped.env.write_text("{}")
+    with pytest.raises(ConfigError, match=r"env\.json is that of another run"):
+        check_run(stopped)
+    with pytest.raises(ConfigError, match=r"env\.json is that of another run"):
+        last_whole_round(stopped)
 
 
 def test_a_damaged_mark_of_a_run_that_is_done_is_written_again(done: RunFolder) -> None:
