@@ -25,7 +25,6 @@ ROOMS = (
     "models",
     "partitions",
     "options",
-    "scratch",
     "packages",
     "lazy",
     "seeds",
@@ -37,7 +36,7 @@ ROOMS = (
 )
 TORCH_ONLY = (
     *("analysis", "alignment", "data", "training", "models"),
-    *("options", "scratch", "packages", "lazy", "seeds", "reading", "memory", "errors", "console", "shortening"),
+    *("options", "packages", "lazy", "seeds", "reading", "memory", "errors", "console", "shortening"),
 )
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -9,8 +9,8 @@ from flwr.clientapp import ClientApp
 
 from fedsim.config import EngineConfig
 from fedsim.federation.engines.grid import Engine
+from fedsim.federation.engines.scratch import remove_leftovers
 from fedsim.models.params import Params
-from fedsim.scratch import remove_leftovers
 
 # Both are read when ray is imported. Without the first, its workers yield to every other process.
 os.environ.setdefault("RAY_worker_niceness", "0")

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from fedsim.errors import ConfigError, RunError, error_line, is_of_the_user
 from fedsim.federation.engines.clients import Clients
 from fedsim.federation.engines.packing import Buffer, Frozen, Packer, unpack
-from fedsim.scratch import remove_leftovers
+from fedsim.federation.engines.scratch import remove_leftovers
 
 
 class Actor:

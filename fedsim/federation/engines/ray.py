@@ -20,9 +20,9 @@ from fedsim.federation.engines.grid import Engine, Restored, error_reply
 from fedsim.federation.engines.journal import Journal
 from fedsim.federation.engines.packing import Buffer, Frozen, Packer, unpack
 from fedsim.federation.engines.queues import Call, Costs, Item
+from fedsim.federation.engines.scratch import Scratch
 from fedsim.federation.engines.workers import Worker, Workers, check_resources
 from fedsim.models.params import Params
-from fedsim.scratch import Scratch
 
 CALLS_AHEAD = 2  # per worker, so that it is never idle between calls
 HELD_BYTES = 2**30  # of replies that wait for an earlier one

@@ -18,7 +18,7 @@ from fedsim.federation.engines.actor import inherited, variables
 from fedsim.federation.engines.failing import reason_of
 from fedsim.federation.engines.isolation import LOOPBACK, check_loopback, forget_token, isolated
 from fedsim.federation.engines.reaching import check_answers
-from fedsim.scratch import Scratch, remove_leftovers
+from fedsim.federation.engines.scratch import Scratch, remove_leftovers
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 # A socket's path has up to 107 letters, or 103 on macOS, of which Ray needs all but these below our folder.

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from fedsim.errors import about_file
+from fedsim.federation.engines.scratch import Scratch
 from fedsim.federation.engines.state_files import StateFiles
 from fedsim.models.params import flatten, unflatten
 from fedsim.results.files import write_whole
-from fedsim.scratch import Scratch
 from fedsim.strategy import messages
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from fedsim import scratch
 from fedsim.config import Config
+from fedsim.federation.engines import scratch
+from fedsim.federation.engines.scratch import LOCK, Scratch, remove_leftovers
 from fedsim.results.folder import RunFolder
-from fedsim.scratch import LOCK, Scratch, remove_leftovers
 
 OWNER = """
 import sys
 from pathlib import Path
-from fedsim.scratch import Scratch
+from fedsim.federation.engines.scratch import Scratch
 held = Scratch("states", Path(sys.argv[1]))
 print(held.path, flush=True)
 sys.stdin.read()
