@@ -23,6 +23,7 @@ DATA: "lazy.LazyTable[Callable[..., Dataset]]" = lazy.LazyTable(
         "cifar100": "fedsim.data.cifar:cifar100",
         "image-folder": "fedsim.data.image_folder:image_folder",
         "arrays": "fedsim.data.arrays:arrays",
+        "table": "fedsim.data.table:table",
         "shakespeare": "fedsim.data.shakespeare:shakespeare",
         "femnist": "fedsim.data.leaf:femnist",
         "leaf": "fedsim.data.leaf:leaf",

@@ -1,0 +1,236 @@
+"""Your own table, from a CSV or parquet file: a row per example, a column per feature."""
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fedsim.data.dataset import Dataset, Examples, numbered
+from fedsim.data.places import user_path
+from fedsim.errors import first_line
+from fedsim.memory import check_fits
+from fedsim.reading import read_bytes, read_text
+
+PARTS = ("train", "test")
+SUFFIXES = (".csv", ".tsv", ".parquet")
+MOST_CATEGORIES = 100  # of a column of texts, unless it is named as categorical
+LISTED = 5
+logger = logging.getLogger(__name__)
+
+
+def table(
+    *,
+    path: str,
+    target: tuple[str, ...],
+    id: tuple[str, ...] = (),  # noqa: A002 (what the column holds)
+    columns: tuple[str, ...] = (),
+    categorical: tuple[str, ...] = (),
+    test_share: float = 0.2,
+    task: str = "auto",
+) -> Dataset:
+    """Read a table from a CSV or parquet file, or a folder with one to train and one to test.
+
+    Numbers are standardised, and texts encoded as one feature per category; both follow from the training rows alone.
+
+    Parameters
+    ----------
+    path
+        Path of a ``.csv``, ``.tsv`` or ``.parquet`` file, or of a folder with ``train`` and ``test`` of one of these
+        kinds; as given, or relative to ``$FEDSIM_DATA``.
+    target
+        Names of the columns with the targets: one column of texts, whole numbers or booleans for classes, one or more
+        of other numbers for regression. Several columns of 0 and 1 are several labels.
+    id
+        Names of the columns with the origin of each row, such as a hospital.
+    columns
+        Names of the columns that are features (default: all others).
+    categorical
+        Names of the features that are categories although they are numbers, or have more than 100 different texts.
+    test_share
+        Share of the rows that become the test set where there is only one file: evenly spaced ones.
+    task
+        What is learnt, as ``[data] task`` says.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, a column is missing, not numeric or has empty cells, or a share is out of range.
+    """
+    place = user_path(path)
+    train, test = _parts(place, test_share)
+    features = columns or tuple(name for name in train.columns if name not in (*target, *id))
+    for part in (train, test):
+        _check_columns(part, (*target, *features), place)
+    _check_columns(train, id, place)
+    encoders = [_encoder(train[name], name in categorical, place) for name in features]
+    if not encoders:
+        raise ValueError(f"{place} has no columns besides target and id; a model needs at least one feature")
+    check_fits(8 * (len(train) + len(test)) * sum(each.width for each in encoders), f"{place}, encoded,")
+    inputs = _standardised(*(_inputs(part, encoders, place) for part in (train, test)))
+    targets, classes = _targets(train, test, target, task, place)
+    return Dataset(
+        place.stem,
+        Examples(inputs[0], targets[0]),
+        Examples(inputs[1], targets[1]),
+        classes,
+        ids={name: numbered(train[name].astype(str)) for name in id},
+        task=task,
+    )
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """How a column becomes features; without categories it is a number."""
+
+    name: str
+    categories: tuple[str, ...] | None
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return 1 if self.categories is None else len(self.categories)
+
+
+def _parts(place: Path, test_share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    if place.is_dir():
+        files = {part: [each for each in sorted(place.glob(f"{part}.*")) if each.suffix in SUFFIXES] for part in PARTS}
+        for part, found in files.items():
+            if len(found) != 1:
+                raise ValueError(f"{place} has {len(found)} files {part}.csv, .tsv or .parquet; it must have one")
+        train, test = (_read(found[0]) for found in files.values())
+        return train, test
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share = {test_share} must be more than 0 and less than 1")
+    rows = _read(place)
+    numbers = np.arange(len(rows))
+    is_test = np.floor((numbers + 1) * test_share + 1e-9) > np.floor(numbers * test_share + 1e-9)
+    if is_test.all() or not is_test.any():
+        raise ValueError(
+            f"{place} has {len(rows)} rows, too few to set test_share = {test_share} aside; give more rows"
+        )
+    return rows[~is_test], rows[is_test]
+
+
+def _read(file: Path) -> pd.DataFrame:
+    try:
+        if file.suffix == ".parquet":
+            return pd.read_parquet(io.BytesIO(read_bytes(file)))
+        if file.suffix in SUFFIXES:
+            separator = "\t" if file.suffix == ".tsv" else ","
+            return pd.read_csv(io.StringIO(read_text(file)), sep=separator, low_memory=False)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        raise ValueError(f"{file} is damaged or no table ({first_line(error)}); save it again") from error
+    raise ValueError(f"{file} ends in {file.suffix!r}; give a file that ends in {', '.join(SUFFIXES)}")
+
+
+def _check_columns(rows: pd.DataFrame, names: Sequence[str], place: Path) -> None:
+    """Check that columns are there, once each, and have a value in every row."""
+    for name in names:
+        found = list(rows.columns).count(name)
+        if found != 1:
+            has = ", ".join(map(str, rows.columns[:LISTED])) + (", ..." if len(rows.columns) > LISTED else "")
+            problem = "has no column" if not found else f"has {found} columns"
+            raise ValueError(f"{place} {problem} {name!r}; its columns are: {has}")
+        if empty := int(rows[name].isna().sum()):
+            row = int(np.flatnonzero(rows[name].isna())[0])
+            raise ValueError(
+                f"{place}: column {name!r} has no value in {empty} of {len(rows)} rows, such as row {row + 1}; fill or "
+                "remove these rows, or leave the column out by naming the others as columns"
+            )
+
+
+def _encoder(column: pd.Series, is_categorical: bool, place: Path) -> _Encoder:
+    name = str(column.name)
+    if _is_number(column) and not is_categorical:
+        return _Encoder(name, None)
+    categories = tuple(sorted(set(column.astype(str))))
+    parsed = pd.to_numeric(column, errors="coerce")
+    if not is_categorical and not _is_number(column) and parsed.notna().mean() > 0.5:
+        wrong = column[parsed.isna()].iloc[0]
+        raise ValueError(
+            f"{place}: column {name!r} is not numeric: {wrong!r} is one of {int(parsed.isna().sum())} texts among "
+            "numbers; correct these, or name the column as categorical"
+        )
+    if not is_categorical and len(categories) > MOST_CATEGORIES:
+        raise ValueError(
+            f"{place}: column {name!r} has {len(categories)} different texts, more than {MOST_CATEGORIES} categories; "
+            "leave it out by naming the others as columns, or name it as categorical"
+        )
+    return _Encoder(name, categories)
+
+
+def _is_number(column: pd.Series) -> bool:
+    return bool(pd.api.types.is_numeric_dtype(column.dtype))
+
+
+def _standardised(train: np.ndarray, test: np.ndarray) -> list[torch.Tensor]:
+    """Return features by the mean and deviation of the training rows; a constant feature is 0 in all of these.
+
+    In float64, as float32 has too few digits for a time in seconds.
+    """
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    scale = np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1.0)
+    return [torch.from_numpy((part - mean) / scale).float() for part in (train, test)]
+
+
+def _inputs(rows: pd.DataFrame, encoders: Sequence[_Encoder], place: Path) -> np.ndarray:
+    """Return the features of some rows, shape [n, features]."""
+    found: list[np.ndarray] = []
+    for encoder in encoders:
+        column = rows[encoder.name]
+        if encoder.categories is None:
+            if not _is_number(column):
+                raise ValueError(f"{place}: column {encoder.name!r} is numeric to train and not to test; make it alike")
+            values = column.to_numpy(dtype=np.float64)
+            if not np.isfinite(values).all():
+                row = int(np.flatnonzero(~np.isfinite(values))[0])
+                raise ValueError(
+                    f"{place}: column {encoder.name!r} is {values[row]} in row {row + 1}; give finite numbers"
+                )
+            found.append(values[:, None])
+            continue
+        texts = column.astype(str).to_numpy()
+        one_hot = texts[:, None] == np.array(encoder.categories)
+        if unknown := int((~one_hot.any(1)).sum()):
+            logger.warning(
+                "%s: %d test rows have a category of %r that no training row has; they count as none of its categories",
+                place,
+                unknown,
+                encoder.name,
+            )
+        found.append(one_hot.astype(np.float64))
+    return np.concatenate(found, axis=1)
+
+
+def _targets(
+    train: pd.DataFrame, test: pd.DataFrame, names: Sequence[str], task: str, place: Path
+) -> tuple[list[torch.Tensor], tuple[str, ...]]:
+    """Return the targets to train and to test, and the names of the classes or labels."""
+    if not names:
+        raise ValueError("target must name a column")
+    kinds = [train[name].dtype for name in names]
+    numeric = all(_is_number(train[name]) for name in names)
+    are_classes = not numeric or all(kind.kind in "iub" for kind in kinds)
+    if len(names) == 1 and are_classes and task not in ("regression", "binary", "multi-label"):
+        known = sorted(set(train[names[0]]), key=lambda value: value if numeric else str(value))
+        index = {value: number for number, value in enumerate(known)}
+        if unknown := set(test[names[0]]) - index.keys():
+            raise ValueError(f"{place}: class {min(map(str, unknown))!r} of {names[0]!r} has no training row; add some")
+        return [torch.tensor([index[value] for value in rows[names[0]]]) for rows in (train, test)], tuple(
+            map(str, known)
+        )
+    if not numeric:
+        wrong = next(name for name in names if not _is_number(train[name]))
+        raise ValueError(f"{place}: column {wrong!r} is not numeric, and targets of {task!r} are numbers")
+    values = [torch.from_numpy(rows[list(names)].to_numpy(dtype=np.float64)).float() for rows in (train, test)]
+    labels = tuple(names) if len(names) > 1 and all(((each == 0) | (each == 1)).all() for each in values) else ()
+    return [each[:, 0] if len(names) == 1 else each for each in values], labels

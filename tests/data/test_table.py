@@ -1,0 +1,165 @@
+"""A table becomes a data set: standardised and encoded by its training rows alone."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.preprocessing import StandardScaler
+
+from fedsim.config import Config, choices
+from fedsim.data.table import table
+from fedsim.data.tasks import task_of
+from fedsim.results.folder import RunFolder
+from fedsim.results.report import read_result
+
+ROWS = pd.DataFrame(
+    {
+        "age": np.arange(40.0) * 2,
+        "colour": ["red", "green", "blue", "red"] * 10,
+        "hospital": ["a", "b"] * 20,
+        "ill": [0, 1] * 20,
+        "price": np.linspace(0.5, 9.1, 40),
+        "kind": ["cat", "dog", "dog", "cat"] * 10,
+    }
+)
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., Any]:
+    def write_and_read(rows: pd.DataFrame = ROWS, **options: Any) -> Any:
+        rows.to_csv(tmp_path / "rows.csv", index=False)
+        return table(path=str(tmp_path / "rows.csv"), **options)
+
+    return write_and_read
+
+
+def test_numbers_are_standardised_and_texts_encoded_by_the_training_rows(read: Callable[..., Any]) -> None:
+    data = read(target=("ill",), id=("hospital",), columns=("age", "colour"))
+    is_test = np.arange(40) % 5 == 4  # a fifth, evenly spaced
+    train = ROWS[~is_test]
+    assert (len(data.train), len(data.test)) == (32, 8)
+    features = pd.get_dummies(ROWS[["age", "colour"]], dtype=float)  # age, blue, green, red
+    fitted = StandardScaler().fit(features[~is_test])
+    for part, rows in ((data.train, features[~is_test]), (data.test, features[is_test])):
+        np.testing.assert_allclose(data.normalise(part.inputs).numpy(), fitted.transform(rows), atol=1e-6)
+    assert (data.train.targets.numpy() == train["ill"]).all()
+    assert data.classes == ("0", "1")
+    assert (data.ids["hospital"] == (train["hospital"] == "b")).all()
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "expected", "classes"),
+    [
+        (("kind",), "auto", "classification", ("cat", "dog")),
+        (("price",), "auto", "regression", ()),
+        (("ill",), "binary", "binary", ()),
+        (("ill",), "regression", "regression", ()),
+        (("price", "age"), "auto", "regression", ()),
+    ],
+)
+def test_the_task_follows_from_the_target_or_is_declared(
+    target: tuple[str, ...], task: str, expected: str, classes: tuple[str, ...], read: Callable[..., Any]
+) -> None:
+    data = read(target=target, task=task, columns=("colour",))
+    assert task_of(data).name == expected
+    assert data.classes == classes
+
+
+def test_large_numbers_keep_their_digits(read: Callable[..., Any]) -> None:
+    times = 1_700_000_000 + np.arange(40)
+    data = read(ROWS.assign(age=times), target=("ill",), columns=("age",))
+    assert len(data.train.inputs.unique()) == 32
+
+
+def test_a_folder_has_its_own_test_set_and_formats_agree(
+    tmp_path: Path, read: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = read(target=("kind",))
+    is_test = np.arange(40) % 5 == 4
+    (tmp_path / "both").mkdir()
+    ROWS[~is_test].to_parquet(tmp_path / "both" / "train.parquet", index=False)
+    ROWS[is_test].to_csv(tmp_path / "both" / "test.tsv", sep="\t", index=False)
+    two = table(path=str(tmp_path / "both"), target=("kind",))
+    assert torch.equal(one.train.inputs, two.train.inputs)
+    assert torch.equal(one.test.inputs, two.test.inputs)
+    other = ROWS[is_test].assign(colour="pink")
+    other.to_csv(tmp_path / "both" / "test.tsv", sep="\t", index=False)
+    with caplog.at_level(logging.WARNING):
+        unknown = table(path=str(tmp_path / "both"), target=("kind",), columns=("colour",))
+    known = table(path=str(tmp_path / "both"), target=("kind",), columns=("colour",)).train.inputs
+    assert (unknown.test.inputs == known.min(0).values).all()  # as a row of no colour
+    assert "8 test rows have a category of 'colour' that no training row has" in caplog.text
+
+
+WRONG: dict[str, tuple[pd.DataFrame, dict[str, Any], str]] = {
+    "missing": (ROWS, {"target": ("cost",)}, "has no column 'cost'; its columns are: age, colour"),
+    "missing feature": (ROWS, {"target": ("ill",), "columns": ("hight",)}, "has no column 'hight'"),
+    "empty cells": (
+        ROWS.assign(age=[None, *range(39)]),
+        {"target": ("ill",)},
+        "'age' has no value in 1 of .*row 1; fill",
+    ),
+    "infinite": (ROWS.assign(age=[np.inf, *range(39)]), {"target": ("ill",)}, "'age' is inf in row 1; give finite"),
+    "not numeric": (
+        ROWS.assign(age=["12,5", *map(str, range(39))]),
+        {"target": ("ill",)},
+        "'age' is not numeric: '12,5' is one of 1 texts among numbers",
+    ),
+    "texts": (
+        pd.DataFrame({"text": [f"word {n}" for n in range(200)], "y": [0, 1] * 100}),
+        {"target": ("y",)},
+        "'text' has 160 different texts, more than 100 categories",
+    ),
+    "no features": (ROWS[["ill"]], {"target": ("ill",)}, "no columns besides target and id"),
+    "targets of texts": (ROWS, {"target": ("kind",), "task": "regression"}, "'kind' is not numeric, and targets of"),
+    "class without training rows": (
+        ROWS.assign(kind=["cat"] * 39 + ["owl"]),
+        {"target": ("kind",)},
+        "class 'owl' of 'kind' has no training row",
+    ),
+    "share": (ROWS, {"target": ("ill",), "test_share": 1.0}, "test_share = 1.0 must be"),
+    "few rows": (ROWS[:2], {"target": ("ill",)}, "2 rows, too few to set"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_learnt_from_is_one_line(name: str, read: Callable[..., Any]) -> None:
+    rows, options, message = WRONG[name]
+    with pytest.raises(ValueError, match=message) as error:
+        read(rows, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "b.csv").write_text("")
+    (tmp_path / "c.xls").write_text("")
+    for name in ("a.parquet", "b.csv", "c.xls"):
+        with pytest.raises(ValueError, match=rf"{name} (is damaged or no table|ends in)") as error:
+            table(path=str(tmp_path / name), target=("y",))
+        assert "\n" not in str(error.value)
+
+
+def test_a_run_learns_numbers_from_a_table_of_two_hospitals(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=400)
+    rows = pd.DataFrame({"x": 50 + 10 * x, "unit": ["one", "two"] * 200, "y": 3 * x + np.tile([0, 1], 200)})
+    rows["site"] = np.where(x > 0, "north", "south")
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    config = tiny(
+        clients=2,
+        rounds=4,
+        data={"name": "table", "path": str(tmp_path / "rows.csv"), "target": ["y"], "id": ["site"]},
+        partition={"scheme": "natural"},
+        barriers__every=0,
+    )
+    result = read_result(play(choices.resolve(config)))
+    errors = result.of("global", "rmse", server=True)["value"].to_numpy()
+    assert errors[-1] < 1 < rows["y"].std()
