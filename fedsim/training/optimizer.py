@@ -51,6 +51,7 @@ class Optimizer:
     ) -> None:
         self._settings, self._learner, self._group_of, self._state, self._of = settings, learner, group_of, state, of
         self._kept = kept_by(settings)
+        self._take = self._take_sgd if settings.optimizer == "sgd" else self._take_adam
         self._parts: list[_Part] = []
 
     def begin(self, leaves: Params, differ: np.ndarray) -> None:
@@ -100,44 +101,36 @@ class Optimizer:
             gradients = self._without_sparse(gradients, lr_of)
         for part in self._parts:
             names = [name for name in part.leaves if name in gradients]
-            leaves = [part.leaves[name] for name in names]
             found = [_laid_out_as(part.of(gradients[name]), part.leaves[name]) for name in names]
-            kept = {slot: [values[name] for name in names] for slot, values in part.kept.items()}
-            self._take(part, leaves, found, kept, lr_of(part.start) * part.group.lr_scale)
+            self._take(part, names, found, lr_of(part.start) * part.group.lr_scale)
 
-    def _take(
-        self,
-        part: "_Part",
-        leaves: list[Tensor],
-        gradients: list[Tensor],
-        kept: dict[str, list[Tensor]],
-        lr: float,
-    ) -> None:
-        settings = self._settings
-        if settings.optimizer == "sgd":
-            momentum: list[Tensor | None] = [*kept.get(MOMENTUM, [None] * len(leaves))]
-            sgd(
-                leaves,
-                gradients,
-                momentum,
-                foreach=False,
-                fused=part.is_fused,
-                lr=lr,
-                momentum=settings.momentum,
-                weight_decay=part.group.weight_decay,
-                dampening=0.0,
-                nesterov=settings.nesterov,
-                maximize=False,
-            )
-            return
-        # One count serves all members of a part, and the step itself adds 1 to it.
-        counts = [count[0].clone() if count.ndim else count for count in kept[COUNT]]
-        adam(
-            leaves,
+    def _take_sgd(self, part: "_Part", names: Sequence[str], gradients: list[Tensor], lr: float) -> None:
+        momentum = part.of_slot(MOMENTUM, names) if self._settings.momentum else [None] * len(names)
+        sgd(
+            [part.leaves[name] for name in names],
             gradients,
-            kept[MEAN],
-            kept[SQUARE],
-            kept.get(LARGEST, []),
+            [*momentum],
+            foreach=False,
+            fused=part.is_fused,
+            lr=lr,
+            momentum=self._settings.momentum,
+            weight_decay=part.group.weight_decay,
+            dampening=0.0,
+            nesterov=self._settings.nesterov,
+            maximize=False,
+        )
+
+    def _take_adam(self, part: "_Part", names: Sequence[str], gradients: list[Tensor], lr: float) -> None:
+        settings = self._settings
+        # One count serves all members of a part, and the step itself adds 1 to it.
+        wholes = part.of_slot(COUNT, names)
+        counts = [count[0].clone() if count.ndim else count for count in wholes]
+        adam(
+            [part.leaves[name] for name in names],
+            gradients,
+            part.of_slot(MEAN, names),
+            part.of_slot(SQUARE, names),
+            part.of_slot(LARGEST, names) if settings.amsgrad else [],
             counts,
             foreach=False,
             fused=part.is_fused,
@@ -150,7 +143,7 @@ class Optimizer:
             eps=settings.eps,
             maximize=False,
         )
-        for whole, count in zip(kept[COUNT], counts, strict=True):
+        for whole, count in zip(wholes, counts, strict=True):
             if whole is not count:
                 whole.fill_(count)
 
@@ -161,9 +154,8 @@ class Optimizer:
             return dense(gradients)
         for part in self._parts:
             for name, leaf in part.leaves.items():
-                if (
-                    name in gradients and gradients[name].is_sparse
-                ):  # a large embedding of which a batch uses a few rows
+                # Of a large embedding of which a batch uses a few rows.
+                if name in gradients and gradients[name].is_sparse:
                     leaf.add_(gradients[name], alpha=-lr_of(0) * part.group.lr_scale)
         return {name: gradient for name, gradient in gradients.items() if not gradient.is_sparse}
 
@@ -194,6 +186,10 @@ class _Part:
     leaves: Params
     kept: dict[str, Params]
     of: Callable[[Tensor], Tensor]
+
+    def of_slot(self, slot: str, names: Sequence[str]) -> list[Tensor]:
+        """Return what the optimiser keeps of some parameters in one of its slots, such as `MEAN`."""
+        return [self.kept[slot][name] for name in names]
 
 
 def _changes(rows: Sequence[np.ndarray]) -> list[int]:
