@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,13 +71,6 @@ def by_round(folder: Path, suffix: str = "") -> dict[int, Path]:
         (re.fullmatch(rf"round-(\d{{5,}}){re.escape(suffix)}", path.name), path) for path in folder.glob("round-*")
     )
     return dict(sorted((int(match[1]), path) for match, path in names if match))
-
-
-def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a file of JSON lines, all in one write."""
-    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)  # which no other reader would take
-    with about_file(path), path.open("a") as file:
-        file.write(text)
 
 
 def read_json(path: Path, kind: type) -> Any:
