@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 
 from fedsim.config.faults import LATE
 from fedsim.errors import ClientError
+from fedsim.federation.client.reasons import CRASHED
 from fedsim.federation.client.state import TRAINED, UPLOADED, client_of, metric_name, own_model, taken_from
 from fedsim.federation.federation import Federation
 from fedsim.federation.injection import Injected, injected_into
@@ -17,8 +18,6 @@ from fedsim.strategy.messages import EARLIER, Instructions
 
 Request = tuple[Message, Context]
 Reply = RecordDict | ClientError
-# The words of an engine whose worker dies.
-CRASHED = "its worker crashed twice while running it"
 
 
 def train_with_faults(

@@ -4,6 +4,7 @@ import torch
 
 from fedsim.errors import ClientError, ConfigError, RunError, error_line, text_of
 
+CRASHED = "its worker crashed twice while running it"
 LESS_MEMORY = "; fewer engine.workers, engine.cohort = 1 or a smaller local.batch_size need less memory"
 NO_STATISTICS = (
     "; batch normalisation cannot train on a single example: take another local.batch_size, give each client more "

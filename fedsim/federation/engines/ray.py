@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from ray import exceptions as failures
 
 from fedsim.errors import ConfigError, RunError
+from fedsim.federation.client.reasons import CRASHED
 from fedsim.federation.engines import grid, starting
 from fedsim.federation.engines.clients import CACHE_BYTES
 from fedsim.federation.engines.failing import DEATHS, raise_cause, reason_of
@@ -309,4 +310,4 @@ class RayEngine(Engine):
 
 
 def _crashed(message: Message) -> Message:
-    return error_reply(message, "its worker crashed twice while running it")
+    return error_reply(message, CRASHED)
