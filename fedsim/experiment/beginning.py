@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def beginning_of(folder: RunFolder, federation: Federation, *, accept_versions: 
     if folder.model not in (each.path for each in damaged):
         check_layers(folder, federation)
     notes = [f"{each}; it is written again" for each in damaged]
+    notes += [f"{problem}; the models of round {each} are lost" for each, problem in _lost_models(folder, begin.done)]
     device = environment(federation.device)["device"]
     if folder.env.exists() and (before := folder.read_env().get("device", device)) != device:
         notes.append(f"the run resumes on {device}, and ran on {before}: their numbers differ in the last digits")
@@ -102,6 +103,17 @@ def last_whole_round(folder: RunFolder) -> Beginning:
         others = ", and there is no whole round before" if len(problems) > 1 else ""
         raise ConfigError(f"{problems[0]}{others}; remove the run's folder to start it again")
     return Beginning()
+
+
+def _lost_models(folder: RunFolder, done: int) -> Iterator[tuple[int, str]]:
+    """Yield the rounds before the one after which a run resumes whose models are kept and damaged, and how."""
+    checkpoints = Checkpoints(folder.checkpoints)
+    for server_round in checkpoints.rounds():
+        if server_round < done:
+            try:
+                checkpoints.check(server_round)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                yield server_round, str(error) if isinstance(error, DamagedError) else message_of(error)
 
 
 def check_versions(folder: RunFolder) -> None:

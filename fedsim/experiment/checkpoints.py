@@ -10,9 +10,11 @@ that did not take part between them.
 
 import shutil
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from fedsim.errors import RunError
@@ -155,7 +157,11 @@ class Checkpoints:
         self.read(server_round, strategy, engine)
         for hidden in self.folder.glob(".round-*"):
             shutil.rmtree(hidden)
-        self._client_files = {each: self._read_client_files(each) for each in self._tidied(server_round, keep)}
+        for each in self._tidied(server_round, keep):
+            with suppress(
+                *() if each == server_round else (OSError, KeyError, SafetensorError)
+            ):  # what is kept is lost
+                self._client_files[each] = self._read_client_files(each)
         self._clients.keep(pair for each in self._client_files.values() for pair in each.pairs())
 
     def read(self, server_round: int, strategy: Strategy, engine: Engine) -> None:

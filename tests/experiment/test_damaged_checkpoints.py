@@ -57,6 +57,19 @@ def test_a_run_that_resumes_before_a_damaged_checkpoint_ends_with_the_bytes_of_a
     assert run_files(stopped) == run_files(whole)
 
 
+@pytest.mark.parametrize(("name", "damage"), [("global", "flip"), ("clients", "cut"), ("manifest", "delete")])
+def test_a_run_that_resumes_says_which_kept_models_are_lost(
+    name: str, damage: str, stopped: RunFolder, whole: RunFolder, small: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    [path] = (stopped.checkpoints / "kept" / f"round-{STOPPED - 1:05d}").glob(f"{name}.*")
+    DAMAGES[damage](path)
+    experiment.run(small, stopped, lambda summary: None)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.startswith(f"{path} ")
+    assert warning.endswith(f"; the models of round {STOPPED - 1} are lost")
+    assert stopped.metrics.read_bytes() == whole.metrics.read_bytes()
+
+
 def test_two_files_of_clients_that_are_swapped_are_noticed(stopped: RunFolder) -> None:
     swap(*sorted((stopped.checkpoints / "clients").glob(f"*-round-{STOPPED:05d}.*"))[:2])
     assert last_whole_round(stopped).done == STOPPED - 1
