@@ -75,7 +75,7 @@ def check_file_of_checkpoint(path: Path) -> None:
     ConfigError
         If it is damaged.
     """
-    manifest = path.with_name("manifest.json")
+    manifest = path.parent / "manifest.json"  # a folder may have no name
     if re.fullmatch(r"round-\d{5,}", path.parent.name) and path.is_file() and manifest.is_file():
         files = read_sealed(manifest)["files"]
         if path.name in files:

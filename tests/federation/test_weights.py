@@ -149,6 +149,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line_with_the_first_three(
             {"weights": "none.pt"},
             r"model.weights = 'none.pt' does not exist \(looked at /.*none.pt\); correct the path",
         ),
+        ({"weights": "."}, r"\. is a folder; give a checkpoint"),
         ({"weights_skip": "head"}, r"weights_skip = 'head' needs weights"),
         ({"weights": "none.pt", "initial": "own"}, r"exclude each other"),
     ],

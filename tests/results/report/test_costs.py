@@ -1,6 +1,7 @@
 """What runs have spent, and what they got for it, with records that are known."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,3 +100,8 @@ def test_bytes_are_written_in_the_unit_that_suits_them(count: float, text: str) 
 def test_counts_are_written_in_the_unit_that_suits_them() -> None:
     written = [format_count(count) for count in (0, 7, 6.6667, 999, 20_193.3, 1.5e6)]
     assert written == ["0", "7", "6.7", "999", "20.2 k", "1.5 M"]
+
+
+def test_seconds_are_not_known_from_a_round_on_whose_timing_a_kill_prevented(run: Result) -> None:
+    known = replace(run, timing=run.timing[run.timing["round"] != 2])
+    assert spent(known, "seconds").fillna(-1).tolist() == [2, -1, -1]

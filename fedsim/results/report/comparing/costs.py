@@ -31,7 +31,8 @@ def spent(result: Result, what: str) -> pd.Series:
     rounds = pd.RangeIndex(1, result.evaluated + 1, name="round")
     match what:
         case "seconds":
-            each = _rows_of(result.timing)
+            # A kill between a checkpoint and its timing loses that round's time, and so the sum from there on.
+            return _rows_of(result.timing).reindex(rounds).cumsum(skipna=False)
         case "simulated":
             each = result.simulated_seconds
         case "passes":

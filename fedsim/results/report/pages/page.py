@@ -111,6 +111,7 @@ def _headline(result: Result) -> list[tuple[str, str]]:
     write, is_higher = partial(format_metric, result.main), metric_of(result.main).higher_is_better
     missing = format_missing(len(personalised) - len(known))
     of_server = float(result.on_server("global").loc[result.evaluated])
+    at_least = "" if set(range(1, result.evaluated + 1)) <= set(result.timing.get("round", ())) else "at least "
     numbers = [
         (
             f"personalised {main}, mean ± std over clients",
@@ -122,7 +123,7 @@ def _headline(result: Result) -> list[tuple[str, str]]:
         ),
         (f"global {main}, server's test data", "missing" if math.isnan(of_server) else write(of_server)),
         ("traffic, up and down", format_bytes(result.bytes_total)),
-        ("wall time of the rounds", f"{result.seconds_total:.0f} s"),
+        ("wall time of the rounds", f"{at_least}{result.seconds_total:.0f} s"),
     ]
     if len(result.simulated_seconds):
         numbers.append(("simulated time of the rounds", f"{result.simulated_seconds.sum():.4g} s"))
