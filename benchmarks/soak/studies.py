@@ -19,7 +19,11 @@ OPTIONS = {
 }
 PLAIN_SGD = ("scaffold", "pfedme", "fedselect")  # methods that are defined for it only
 NO_NORM, ONLY_NORM, NOT_FROZEN = ("fedma",), ("fedbn",), ("fedma",)
-HARD = ("momentum", "frozen", "dropout")  # what a resumed run must have kept
+HARD = ("momentum", "frozen", "dropout", "adamw")  # what a resumed run must have kept
+OPTIMIZERS = {
+    "momentum": 'momentum = 0.9\noptimizer_state = "keep"',
+    "adamw": 'optimizer = "adamw"\noptimizer_state = "keep"\nschedule = "cosine"\nclip_norm = 1.0',
+}
 EXPERIMENT = """
 rounds = {rounds}
 clients = 4
@@ -36,7 +40,7 @@ name = "models:{model}"
 {freeze}
 [local]
 batch_size = 16
-{momentum}
+{optimizer}
 [strategy]
 name = "{strategy}"
 {options}
@@ -105,14 +109,14 @@ class Study:
     def text(self) -> str:
         """The experiment's file."""
         with_norm = self.strategy not in NO_NORM
-        keeps = self.hard == "momentum" and self.strategy not in PLAIN_SGD
+        optimizer = "" if self.strategy in PLAIN_SGD else OPTIMIZERS.get(self.hard, "")
         model = "dropout" if self.hard == "dropout" else "plain" if with_norm else "unnormalised"
         return EXPERIMENT.format(
             rounds=self.rounds,
             every=self.checkpoint_every,
             model="plain" if self.strategy in ONLY_NORM else model,
             freeze='freeze = "fc1"' if self.hard == "frozen" and self.strategy not in NOT_FROZEN else "",
-            momentum='momentum = 0.9\noptimizer_state = "keep"' if keeps else "momentum = 0.0",
+            optimizer=optimizer,
             strategy=self.strategy,
             options=OPTIONS.get(self.strategy, ""),
             engine=self.engine,
