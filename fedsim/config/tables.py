@@ -42,8 +42,8 @@ class Choice(BaseModel):
 class DataConfig(Choice):
     """``[data]``: the data set, how much of it is used, what is learnt, and how training images are augmented.
 
-    ``task`` follows from the targets if it is not given: whole numbers are classes, or the next token; 0 and 1 as
-    floats a yes or no, or several labels; other floats numbers to predict. ``flip`` mirrors half of the images;
+    ``task`` follows from the targets if it is not given: whole numbers are classes, or the next token; floats of 0 and
+    1 are a yes or no, or several labels; other floats are numbers to predict. ``flip`` mirrors half of the images;
     ``crop`` pads them by that many pixels and cuts out a window of the original size.
     """
 
@@ -112,9 +112,8 @@ ClassWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class LossConfig(Choice):
     """``[loss]``: what training descends and evaluation measures; ``auto`` is that of the task.
 
-    ``class_weights`` are a positive number for each class; or ``balanced`` for those by which each class has the same
-    weight in a client's training data (``balanced``) or in that of all clients (``balanced-all``). They weigh the
-    targets in training only.
+    ``class_weights`` are a positive number for each class; or those by which all classes weigh the same in a client's
+    training data (``balanced``), or in that of all clients (``balanced-all``). They weigh the targets in training only.
     """
 
     name: str = "auto"

@@ -27,9 +27,9 @@ def fault_row(
     ----------
     stage
         ``train`` where the client's update is left out of the average, ``accepted`` where the strategy has an update
-        with an injected fault, ``evaluate`` where a value of it is missing from
-        an evaluation, ``personal`` where what it keeps is not finite after training, ``loss`` where only its training
-        loss is not, ``worker`` where its worker died and it lost what it had learned since its last checkpoint.
+        with an injected fault, ``evaluate`` where a value of it is missing from an evaluation, ``personal`` where what
+        it keeps is not finite after training, ``loss`` where only its training loss is not, ``worker`` where its worker
+        died and it lost what it had learned since its last checkpoint.
     reason
         Message of the error, in one line.
     restored_from

@@ -52,7 +52,7 @@ def train_(
     ruled
         The client's rule with its sets, which are copied, and the run's loss.
     at
-        Round of a run over which the schedule goes (default: this training is the whole run).
+        Round of the run that the schedule spans (default: this training is the whole run).
 
     Raises
     ------

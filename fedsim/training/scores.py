@@ -1,7 +1,7 @@
 """Metrics of a model's outputs on all examples at once, by torchmetrics; import it only where some are asked for.
 
 None of these is a mean over batches. Where a metric is not defined, as AUROC is not for examples of one class, it is
-NaN; means over classes are over those that the targets have.
+NaN; means over classes are over those that the targets have, and that of F1 also over those that are predicted.
 """
 
 import math

@@ -34,25 +34,26 @@ class LocalSettings:
     betas, eps, amsgrad
         Options of Adam and AdamW.
     schedule
-        How the step size goes on after the warm-up: it stays (``constant``), falls to ``end_factor`` of it by half a
-        ``cosine`` or in a line (``linear``), or is multiplied by ``gamma`` after each ``step_size`` steps (``step``).
+        Course of the step size after the warm-up: it stays (``constant``), falls to ``end_factor`` times ``lr`` along
+        half a ``cosine`` or a line (``linear``), or is multiplied by ``gamma`` every ``step_size`` steps (``step``).
     schedule_over
-        Whether the schedule goes over all rounds of the ``run``, or begins again in each ``round``.
+        Whether the schedule spans all rounds of the ``run``, or begins again in each ``round``.
     warmup
-        Number of steps in which the step size rises in a line, the first having ``1 / (warmup + 1)`` of it.
+        Number of steps in which the step size rises linearly, from ``lr / (warmup + 1)`` in the first.
     end_factor, step_size, gamma
         Options of the schedules, as in `torch.optim.lr_scheduler`.
     clip_norm
-        Largest norm of the gradient of all that is trained (default: any), as in `torch.nn.utils.clip_grad_norm_`. It
-        acts on what the optimiser takes: after a rule has changed it and with the proximal term, without weight decay.
+        Largest norm of the gradient of all that is trained, as in `torch.nn.utils.clip_grad_norm_` (default: no limit).
+        It acts on what the optimiser takes: after a rule has changed it and with the proximal term, without weight
+        decay.
     label_smoothing
         Share of each target that is spread evenly over all classes in the training loss.
     lr_scale
-        Factors of the step size by layer expression; layers that none names have 1.
+        Factors of the step size by layer expression; 1 for layers that no expression names.
     weight_decay_on
         Whether ``all`` parameters decay, or the ``weights`` only: no biases, and nothing in normalisation layers.
     precision
-        What forward passes compute in: the model's own type, or ``bfloat16`` by autocast. Parameters, their gradients
+        Type in which forward passes compute: the model's own, or ``bfloat16`` by autocast. Parameters, their gradients
         and what the optimiser keeps stay as they are.
 
     Raises
