@@ -1,5 +1,6 @@
 """What ``[faults]`` does to a round as the server sees it: replies that come twice, simulated time, and the records."""
 
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from fedsim.results.folder import metric_row
 from fedsim.strategy import Received, Strategy, messages
 
 SECONDS = "simulated_seconds"
-NEVER_THERE = ("drop_out", "crash")  # whose time nobody waits for to end
+NEVER_THERE = ("drop_out", "crash")  # they have no time of their own: the server waits until the deadline
 MOST_DRAWS = 100_000
 ACCEPTED = {
     "explode": "its update is {factor:g} times as far from what it received",
@@ -125,6 +126,6 @@ def describe_faults(federation: Federation, strategy: Strategy) -> Iterator[str]
 
 def _describe_time(deadline: float | None, seconds: Sequence[float]) -> Iterator[str]:
     if seconds:
-        longest, middle = max(seconds), sorted(seconds)[len(seconds) // 2]
+        longest, middle = max(seconds), statistics.median(seconds)
         limit = f"; later than {deadline:g} s is too late" if deadline else ""
         yield f"simulated training takes {middle:.4g} s in the median and {longest:.4g} s at most{limit}"

@@ -17,6 +17,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import api
 from fedsim.experiment import run as experiment
 from fedsim.experiment.dry_run import describe_run
+from fedsim.federation.federation import federation_of
 from fedsim.federation.injection import draw, examples_of
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.distance import distance
@@ -301,6 +302,14 @@ def test_a_round_in_which_faults_take_everybody_leaves_the_model_as_it_is(
     assert all(torch.equal(one[key], value) for key, value in two.items())
     assert not all(torch.equal(two[key], value) for key, value in three.items())
     assert "round 2: no update is left, so the global model stays as it is" in caplog.messages
+
+
+def test_the_dry_run_says_how_long_simulated_training_takes(tiny: Callable[..., Config]) -> None:
+    config = faulty(tiny, LATE, clients=2, rounds=1)
+    sizes = federation_of(config).data.split.train.sizes
+    seconds = [draw(config, 1, client, int(sizes[client])).seconds for client in range(2)]
+    wanted = f"simulated training takes {np.mean(seconds):.4g} s in the median and {max(seconds):.4g} s at most"
+    assert wanted in describe_run(config)
 
 
 @pytest.mark.slow
