@@ -121,7 +121,7 @@ def _parts(place: Path, test_share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _read(file: Path) -> pd.DataFrame:
     try:
         if file.suffix == ".parquet":
-            return pd.read_parquet(io.BytesIO(read_bytes(file)))
+            return pd.read_parquet(io.BytesIO(read_bytes(file))).reset_index(drop=True)
         if file.suffix in SUFFIXES:
             separator = "\t" if file.suffix == ".tsv" else ","
             return pd.read_csv(io.StringIO(read_text(file)), sep=separator, low_memory=False)
@@ -141,11 +141,16 @@ def _check_columns(rows: pd.DataFrame, names: Sequence[str], place: Path) -> Non
             problem = "has no column" if not found else f"has {found} columns"
             raise ValueError(f"{place} {problem} {name!r}; its columns are: {has}")
         if empty := int(rows[name].isna().sum()):
-            row = int(np.flatnonzero(rows[name].isna())[0])
+            row = _first_row(rows, rows[name].isna())
             raise ValueError(
-                f"{place}: column {name!r} has no value in {empty} of {len(rows)} rows, such as row {row + 1}; fill or "
+                f"{place}: column {name!r} has no value in {empty} of {len(rows)} rows, such as row {row}; fill or "
                 "remove these rows, or leave the column out by naming the others as columns"
             )
+
+
+def _first_row(rows: pd.DataFrame, marks: pd.Series | np.ndarray) -> int:
+    """Return the number of the first row with a mark in its file, from 1: some of the others may be test rows."""
+    return int(rows.index[np.flatnonzero(marks)[0]]) + 1
 
 
 def _encoder(column: pd.Series, is_categorical: bool, place: Path) -> _Encoder:
@@ -192,9 +197,10 @@ def _inputs(rows: pd.DataFrame, encoders: Sequence[_Encoder], place: Path) -> np
                 raise ValueError(f"{place}: column {encoder.name!r} is numeric to train and not to test; make it alike")
             values = column.to_numpy(dtype=np.float64)
             if not np.isfinite(values).all():
-                row = int(np.flatnonzero(~np.isfinite(values))[0])
+                wrong = ~np.isfinite(values)
+                row = _first_row(rows, wrong)
                 raise ValueError(
-                    f"{place}: column {encoder.name!r} is {values[row]} in row {row + 1}; give finite numbers"
+                    f"{place}: column {encoder.name!r} is {values[wrong][0]} in row {row}; give finite numbers"
                 )
             found.append(values[:, None])
             continue

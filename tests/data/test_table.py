@@ -104,6 +104,16 @@ WRONG: dict[str, tuple[pd.DataFrame, dict[str, Any], str]] = {
         {"target": ("ill",)},
         "'age' has no value in 1 of .*row 1; fill",
     ),
+    "infinite after test rows": (
+        ROWS.assign(age=[*range(36), np.inf, *range(3)]),
+        {"target": ("ill",)},
+        "'age' is inf in row 37; give finite",
+    ),
+    "empty cell of a test row": (
+        ROWS.assign(age=[*range(39), None]),
+        {"target": ("ill",)},
+        "'age' has no value in 1 of 8 rows, such as row 40",
+    ),
     "infinite": (ROWS.assign(age=[np.inf, *range(39)]), {"target": ("ill",)}, "'age' is inf in row 1; give finite"),
     "not numeric": (
         ROWS.assign(age=["12,5", *map(str, range(39))]),
