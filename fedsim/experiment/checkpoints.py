@@ -22,10 +22,11 @@ from fedsim.experiment.client_files import ClientFiles
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.state_files import StateFiles
 from fedsim.models.params import Params, under_all_names, under_first_names
+from fedsim.results.disk import sync
 from fedsim.results.files import by_round
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import sealed_from
-from fedsim.results.seals import DamagedError, Seal, check_all, place_in, read_sealed, sealed, sync, write_sealed
+from fedsim.results.seals import DamagedError, Seal, check_all, place_in, read_sealed, sealed, write_sealed
 from fedsim.strategy import Strategy
 
 MANIFEST = "manifest.json"

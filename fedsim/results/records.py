@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.errors import RunError, about_file
+from fedsim.results.disk import sync
 from fedsim.results.files import keep_rounds, read_rows, write_parquet
 from fedsim.results.folder import RunFolder
-from fedsim.results.seals import CHUNK, Seal, hash_of, seal_of, sync
+from fedsim.results.seals import CHUNK, Seal, hash_of, seal_of
 
 if TYPE_CHECKING:
     import pandas as pd

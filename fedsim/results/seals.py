@@ -1,11 +1,9 @@
 """Seals: the size and the hash of a file as it was written, by which damage is noticed when it is read."""
 
-import ctypes
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,12 @@ from typing import Any, Self, TypeVar
 
 from fedsim.errors import ConfigError, message_of
 from fedsim.reading import check_file, read_bytes
+from fedsim.results.disk import sync
 from fedsim.results.files import write_whole
 
 THREADS = 8
 LARGE = 64 << 20
 CHUNK = 1 << 20
-SYNC_DISK = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if os.name == "posix" else None  # of Linux
 OF_ITSELF = "sha256"  # key of a sealed JSON file's own hash
 Found = TypeVar("Found")
 
@@ -125,22 +123,6 @@ def check_all(seals: Mapping[Path, Seal]) -> None:
     _of_each(lambda path: seals[path].check(path), list(seals))
 
 
-def sync(paths: Iterable[Path]) -> None:
-    """Wait until files and folders are on the disk, so that a loss of power does not lose them.
-
-    Several are written with all else that waits for the same disk: for 100 small files that takes a tenth of the time.
-    """
-    by_disk: dict[int, list[Path]] = {}
-    for path in paths:
-        by_disk.setdefault(path.stat().st_dev, []).append(path)
-    for same in by_disk.values():
-        if len(same) > 1 and SYNC_DISK is not None:
-            _with_handle(same[0], _sync_disk)
-        else:
-            for path in same:
-                _with_handle(path, os.fsync)
-
-
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object with the hash of itself: whole or not at all, and on the disk when this returns."""
     write_whole(path, sealed(content))
@@ -189,20 +171,6 @@ def place_in(folder: Path, name: str) -> Path:
 def hash_of(content: Any) -> str:
     """Return the SHA-256 of what a JSON file says, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _with_handle(path: Path, use: Callable[[int], None]) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        use(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_disk(handle: int) -> None:
-    assert SYNC_DISK is not None
-    if SYNC_DISK(handle):
-        raise OSError(number := ctypes.get_errno(), os.strerror(number))
 
 
 def _of_each(work: Callable[[Path], Found], paths: Sequence[Path]) -> list[Found]:
