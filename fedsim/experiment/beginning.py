@@ -20,7 +20,7 @@ from fedsim.federation.participants import participants
 from fedsim.results.environment import different_versions, environment, now, versions
 from fedsim.results.files import cut, json_text, keep_rounds, write_whole
 from fedsim.results.folder import RunFolder
-from fedsim.results.integrity import check_records, damaged_settings, lost_rounds, row_files
+from fedsim.results.integrity import check_name, check_records, damaged_settings, lost_rounds, row_files
 from fedsim.results.measured import TABLES
 from fedsim.results.seals import DamagedError, Seal
 
@@ -65,6 +65,8 @@ def beginning_of(folder: RunFolder, federation: Federation, *, accept_versions: 
     if not accept_versions:
         check_versions(folder)
     damaged = damaged_settings(folder)
+    if folder.config not in (each.path for each in damaged):
+        check_name(folder)
     if folder.model not in (each.path for each in damaged):
         check_layers(folder, federation)
     notes = [f"{each}; it is written again" for each in damaged]

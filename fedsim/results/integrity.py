@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsim.config import naming
+from fedsim.config.toml import short_hash
 from fedsim.errors import ConfigError
 from fedsim.reading import check_file
 from fedsim.results.files import by_round, read_rows
@@ -75,11 +77,39 @@ def check_file_of_checkpoint(path: Path) -> None:
     ConfigError
         If it is damaged.
     """
-    manifest = path.parent / "manifest.json"  # a folder may have no name
-    if re.fullmatch(r"round-\d{5,}", path.parent.name) and path.is_file() and manifest.is_file():
+    folder = path.resolve().parent
+    found = re.fullmatch(r"round-(\d{5,})", folder.name)
+    if not found or not path.is_file():
+        return
+    manifest = folder / "manifest.json"
+    checkpoints = folder.parent.parent if folder.parent.name == "kept" else folder.parent
+    first = sealed_from(RunFolder(checkpoints.parent))
+    if manifest.exists() or (first is not None and int(found[1]) >= first):
         files = read_sealed(manifest)["files"]
-        if path.name in files:
-            Seal.from_json(files[path.name]).check(path)
+        if path.resolve().name in files:
+            Seal.from_json(files[path.resolve().name]).check(path)
+
+
+def other_name(folder: RunFolder) -> str | None:
+    """Return what a run's folder should be called by its config, if it is called by another one's; else None."""
+    name = folder.path.resolve().name
+    if not (re.fullmatch(r"[0-9a-f]{8}-s\d+", name) and folder.config.exists()):
+        return None
+    config = folder.read_config()
+    expected = f"{short_hash(folder.named_by or naming.recorded_settings(config))}-s{config.seed}"
+    return None if name == expected else expected
+
+
+def check_name(folder: RunFolder) -> None:
+    """Check that a run's folder is not that of another run, under the name of this one.
+
+    Raises
+    ------
+    ConfigError
+        If it is.
+    """
+    if name := other_name(folder):
+        raise ConfigError(f"run folder {folder.path} holds the run {name}; give it that name again, or use --out")
 
 
 def damaged_settings(folder: RunFolder) -> list[DamagedError]:

@@ -17,7 +17,7 @@ from fedsim.experiment.kept_round import kept_round
 from fedsim.experiment.restored import restored_model
 from fedsim.experiment.verifying.verify import verify
 from fedsim.results.folder import RunFolder
-from fedsim.results.integrity import sealed_from
+from fedsim.results.integrity import check_file_of_checkpoint, sealed_from
 from tests.conftest import run_files, unseal
 from tests.experiment.conftest import STOPPED, Stop
 from tests.experiment.damage import DAMAGES, contents, flip, swap
@@ -149,3 +149,18 @@ def test_a_damaged_global_model_of_an_earlier_version_has_another_loss(done: Run
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"the global model has a loss of .* now, and had "):
         restored_model(done)
+
+
+def test_a_file_of_a_checkpoint_is_checked_through_a_link_and_without_its_manifest(
+    done: RunFolder, tmp_path: Path
+) -> None:
+    newest = done.checkpoints / "round-00004"
+    (tmp_path / "link").symlink_to(newest / "global.safetensors")
+    check_file_of_checkpoint(tmp_path / "link")
+    flip(newest / "global.safetensors")
+    with pytest.raises(ConfigError, match="link has another content than was written"):
+        check_file_of_checkpoint(tmp_path / "link")
+    (newest / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match=r"manifest\.json is missing"):
+        check_file_of_checkpoint(newest / "global.safetensors")
+    check_file_of_checkpoint(Path(shutil.copytree(newest, tmp_path / newest.name)) / "global.safetensors")

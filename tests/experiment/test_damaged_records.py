@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.config import Config
+from fedsim.config import Config, naming
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.beginning import beginning_of, last_whole_round
+from fedsim.experiment.sweep.sweep import name_runs, run_all
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.results.files import keep_rounds, read_rows
 from fedsim.results.folder import RunFolder
@@ -158,6 +159,23 @@ def test_a_table_that_the_run_did_not_write_is_noticed(done: RunFolder) -> None:
     table.with_name("round-00003.parquet").write_bytes(table.read_bytes())
     with pytest.raises(ConfigError, match=r"round-00003\.parquet was not written by this run"):
         read_result(done)
+
+
+def test_a_run_under_the_name_of_another_is_neither_skipped_nor_resumed(
+    stopped: RunFolder, whole: RunFolder, small: Config, tmp_path: Path
+) -> None:
+    """Their folders were swapped, or one was copied to the place of the other."""
+    [run] = name_runs([small.model_copy(update={"seed": 1})], tmp_path / "out")
+    for folder in (stopped, whole):
+        shutil.copytree(folder.path, run.folder.path)
+        before = contents(run.folder)
+        with pytest.raises(ConfigError, match=rf"holds the run {naming.run_name(small)}; give it that name again, or"):
+            beginning_of(run.folder, federation_of(run.config))
+        assert contents(run.folder) == before
+        if folder is whole:
+            with pytest.raises(ConfigError, match=f"holds the run {naming.run_name(small)}"):
+                run_all([run])
+        shutil.rmtree(run.folder.path)
 
 
 def test_a_run_that_has_lost_its_config_is_not_left_out(done: RunFolder) -> None:

@@ -49,7 +49,7 @@ from fedsim.federation.engines.grid import processors
 from fedsim.results import report
 from fedsim.results.faults import faults_of_run
 from fedsim.results.folder import RunFolder
-from fedsim.results.integrity import check_run
+from fedsim.results.integrity import check_name, check_run
 
 logger = logging.getLogger(__name__)
 AGAIN = "rerun the same command to resume from the last completed round"
@@ -172,6 +172,7 @@ def _run_all(runs: Sequence[Run], asked: int | None, on_round: OnRound | None) -
     todo = [run for run in runs if not run.folder.done.exists()]
     for run in done:
         check_run(run.folder)
+        check_name(run.folder)
     jobs, parts = _prepared(todo, asked) if todo else (None, None)
     notes = list(_begun_from_shorter(todo))
     with Progress(len(todo), sum(run.rounds_left for run in todo)) as progress:

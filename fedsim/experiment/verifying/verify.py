@@ -1,19 +1,16 @@
 """Whether the folder of a run is whole: every checkpoint, every client's file, all records, and the settings."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from fedsim.config import naming
-from fedsim.config.toml import short_hash
 from fedsim.errors import ConfigError, message_of
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
-from fedsim.results.integrity import check_records, check_run, damaged_settings, row_files
+from fedsim.results.integrity import check_records, check_run, damaged_settings, other_name, row_files
 from fedsim.results.measured import TABLES
 from fedsim.results.seals import DamagedError, read_sealed
 
@@ -72,7 +69,8 @@ def _problems(folder: RunFolder) -> Iterator[str]:
     try:
         yield from map(str, damaged_settings(folder))
         yield from _lost_checkpoints(folder, checkpoints.rounds())
-        yield from _other_name(folder)
+        if name := other_name(folder):
+            yield f"{folder.config} is that of {name}"
     except (OSError, ValueError, KeyError) as error:
         yield _without_remedy(error)
 
@@ -83,16 +81,6 @@ def _lost_checkpoints(folder: RunFolder, found: Sequence[int]) -> Iterator[str]:
         for server_round in read_sealed(folder.done)["checkpoints"]:
             if server_round not in found:
                 yield f"{folder.checkpoints} has lost the checkpoint of round {server_round}"
-
-
-def _other_name(folder: RunFolder) -> Iterator[str]:
-    """Yield what the folder should be called by its config, if it is called by another one's."""
-    name = folder.path.resolve().name
-    if re.fullmatch(r"[0-9a-f]{8}-s\d+", name) and folder.config.exists():
-        config = folder.read_config()
-        expected = f"{short_hash(folder.named_by or naming.recorded_settings(config))}-s{config.seed}"
-        if name != expected:
-            yield f"{folder.config} is that of {expected}"
 
 
 def _summary(folder: RunFolder) -> str:
