@@ -231,12 +231,12 @@ def _targets(
         index = {value: number for number, value in enumerate(known)}
         if unknown := set(test[names[0]]) - index.keys():
             raise ValueError(f"{place}: class {min(map(str, unknown))!r} of {names[0]!r} has no training row; add some")
-        return [torch.tensor([index[value] for value in rows[names[0]]]) for rows in (train, test)], tuple(
-            map(str, known)
-        )
+        labels = [torch.tensor([index[value] for value in rows[names[0]]]) for rows in (train, test)]
+        return labels, tuple(map(str, known))
     if not numeric:
         wrong = next(name for name in names if not _is_number(train[name]))
         raise ValueError(f"{place}: column {wrong!r} is not numeric, and targets of {task!r} are numbers")
-    values = [torch.from_numpy(rows[list(names)].to_numpy(dtype=np.float64)).float() for rows in (train, test)]
-    labels = tuple(names) if len(names) > 1 and all(((each == 0) | (each == 1)).all() for each in values) else ()
-    return [each[:, 0] if len(names) == 1 else each for each in values], labels
+    # A tensor that shared its memory with a table could not be written to, of which torch warns.
+    values = [torch.tensor(rows[list(names)].to_numpy(dtype=np.float64)).float() for rows in (train, test)]
+    are_labels = len(names) > 1 and all(((each == 0) | (each == 1)).all() for each in values)
+    return [each[:, 0] if len(names) == 1 else each for each in values], tuple(names) if are_labels else ()

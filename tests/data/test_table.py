@@ -70,6 +70,14 @@ def test_the_task_follows_from_the_target_or_is_declared(
     assert data.classes == classes
 
 
+def test_targets_have_memory_of_their_own(read: Callable[..., Any]) -> None:
+    torch.set_warn_always(True)  # else torch warns once per process, perhaps in another test
+    try:
+        assert len(read(ROWS, target=("price",)).train.targets) == 32
+    finally:
+        torch.set_warn_always(False)
+
+
 def test_large_numbers_keep_their_digits(read: Callable[..., Any]) -> None:
     times = 1_700_000_000 + np.arange(40)
     data = read(ROWS.assign(age=times), target=("ill",), columns=("age",))
