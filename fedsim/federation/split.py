@@ -4,15 +4,18 @@ import numpy as np
 
 from fedsim.config import Config, making
 from fedsim.config.choices import CATALOGUES
+from fedsim.config.tables import PartitionConfig
 from fedsim.data import Dataset
 from fedsim.data.dataset import stratified
+from fedsim.data.flower_partitioners import LABEL, PREFIX
 from fedsim.data.tasks import quantile_bins, task_of
 from fedsim.errors import ConfigError
 from fedsim.seeds import rng
 from partitions import Partition, Split, hold_out
 from partitions.iid import iid
 
-BY_CLASS = ("dirichlet", "client_dirichlet", "shards", "matrix")  # schemes that split by the examples' classes
+# Schemes that split by the examples' classes; those of Flower Datasets do by default.
+BY_CLASS = ("dirichlet", "client_dirichlet", "shards", "matrix")
 
 
 def split_of(config: Config, dataset: Dataset) -> Split:
@@ -96,6 +99,13 @@ def _partition(config: Config, dataset: Dataset, chosen: np.ndarray) -> Partitio
     return partition
 
 
+def _is_by_class(settings: PartitionConfig) -> bool:
+    catalogue = CATALOGUES["partitions"]
+    if catalogue.canonical(settings.scheme) in BY_CLASS:
+        return True
+    return settings.scheme.startswith(PREFIX) and catalogue.options(settings).get("partition_by") == LABEL
+
+
 def _labels(config: Config, dataset: Dataset) -> np.ndarray:
     """Return the class of each training example, or, where numbers are predicted, the range that it is put into."""
     settings, task = config.partition, task_of(dataset)
@@ -105,7 +115,7 @@ def _labels(config: Config, dataset: Dataset) -> np.ndarray:
                 f"partition.bins = {settings.bins} is for numbers, and the task is {task.name!r}; remove it"
             )
         return quantile_bins(dataset, settings.bins)[0]
-    if not task.has_classes and CATALOGUES["partitions"].canonical(settings.scheme) in BY_CLASS:
+    if not task.has_classes and _is_by_class(settings):
         remedy = "set partition.bins = 10, whose ranges stand for classes, or " if task.name == "regression" else ""
         raise ConfigError(
             f"partition.scheme = {settings.scheme!r} splits by class, and the task {task.name!r} has none; {remedy}use "

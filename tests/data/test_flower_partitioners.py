@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -100,3 +101,16 @@ def test_a_run_splits_its_data_by_one(tiny: Callable[..., Config]) -> None:
     scheme = {"scheme": "flwr_datasets:PathologicalPartitioner", "num_classes_per_partition": 2}
     data = federated_data_of(choices.resolve(tiny(partition=scheme)))
     assert (np.array(data.heterogeneity().counts.offsets[1:]) == 2 * np.arange(1, 5)).all()
+
+
+def test_numbers_have_no_classes_to_split_by(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    inputs, targets = np.zeros((80, 3), dtype=np.float32), np.linspace(0, 1.5, 80, dtype=np.float32)
+    content = {"train_inputs": inputs, "train_targets": targets, "test_inputs": inputs, "test_targets": targets}
+    np.savez(tmp_path / "numbers.npz", **content)
+    data, scheme = {"name": "arrays", "path": str(tmp_path / "numbers.npz")}, "flwr_datasets:DirichletPartitioner"
+    with pytest.raises(ConfigError, match=r"splits by class, and the task 'regression' has none; set partition.bins"):
+        federated_data_of(choices.resolve(tiny(data=data, partition={"scheme": scheme, "alpha": 1.0})))
+    by_range = tiny(data=data, partition={"scheme": scheme, "alpha": 1.0, "bins": 4})
+    assert sum(federated_data_of(choices.resolve(by_range)).split.whole.sizes) == 80
+    even = tiny(data=data, partition={"scheme": "flwr_datasets:IidPartitioner"})
+    assert len(federated_data_of(choices.resolve(even)).split.whole.sizes) == 4
