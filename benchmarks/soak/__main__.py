@@ -109,7 +109,7 @@ def _case(part: str, number: int, scratch: Path, inputs: int) -> Tried:
     shutil.rmtree(scratch / "case", ignore_errors=True)
     try:
         tried = blocks.case(number, scratch, inputs) if part == "fuzz" else PARTS[part](number, scratch)
-    except Exception:  # of the soak itself, which goes on to the next case
+    except Exception:  # of the soak itself, which continues with the next case
         tried = Tried(failures=[traceback.format_exc()])
     again = f"python -m benchmarks.soak --only {part} --seed {number} --cases 1"
     if part == "fuzz":

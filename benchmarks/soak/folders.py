@@ -52,7 +52,7 @@ def _timeless(path: Path) -> bytes:
 
 
 def _unsealed(content: Any) -> Any:
-    """Return what is said of files, without the hashes of those that hold times, and of itself."""
+    """Return what is reported of files, without the hashes of those that hold times, and of itself."""
     if not isinstance(content, dict):
         return content
     own = ("sha256",) if "bytes" not in content else ()

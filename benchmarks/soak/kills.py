@@ -17,9 +17,8 @@ from benchmarks.soak.studies import study_of
 from fedsim.seeds import rng
 
 KILLS = 4  # of one run
-RAY_EVERY = (
-    21  # cases of which one is on Ray, which takes a hundred times as long; no divisor of the strategies' number
-)
+# Cases of which one is on Ray, which takes a hundred times as long; no divisor of the number of strategies.
+RAY_EVERY = 21
 
 
 def case(number: int, scratch: Path) -> Tried:
