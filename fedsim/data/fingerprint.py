@@ -71,7 +71,7 @@ def digest_of(path: Path) -> str:
     MemoryError
         If it is larger than the free memory, and read as a whole.
     """
-    status = _status(path)
+    status = status_of(path)
     if status in _digests:
         return _digests[status]
     if path.suffix in READ_WHOLE:
@@ -79,12 +79,19 @@ def digest_of(path: Path) -> str:
     began = time.time_ns()
     with path.open("rb") as file:
         digest = file_digest(file, "sha256").hexdigest()
-    if status == _status(path) and began - max(status[-2:]) > SETTLED_SECONDS * 1e9:
+    if status == status_of(path) and began - max(status[-2:]) > SETTLED_SECONDS * 1e9:
         _digests[status] = digest
     return digest
 
 
-def _status(path: Path) -> tuple[int, ...]:
+def status_of(path: Path) -> tuple[int, ...]:
+    """Return numbers that change when a file is written or replaced: its place on the disk, its size and its times.
+
+    Raises
+    ------
+    OSError
+        If it does not exist, or is no file.
+    """
     status = check_file(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from fedsim.data.fingerprint import status_of
 from fedsim.data.places import cache_folder
 
 MANIFEST = "manifest.json"
@@ -78,7 +79,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
 def _problem(folder: Path) -> str:
     """Return what is wrong with a cache; empty if all files are as they were written."""
     try:
-        before = _statuses(folder)
+        before = tuple(map(status_of, sorted(folder.iterdir())))
         if before in _checked:
             return ""
         if not (folder / MANIFEST).exists():
@@ -91,11 +92,6 @@ def _problem(folder: Path) -> str:
         return f"is damaged in {wrong[0]}"
     _checked.add(before)
     return ""
-
-
-def _statuses(folder: Path) -> tuple[tuple[int, ...], ...]:
-    statuses = [path.stat() for path in sorted(folder.iterdir())]
-    return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in statuses)
 
 
 def _manifest(folder: Path) -> dict[str, list[str]]:

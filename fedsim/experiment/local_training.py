@@ -9,6 +9,7 @@ from fedsim.config.making import CHECKED_ROUNDS
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import unseen
+from fedsim.models.tensors import name_type
 from fedsim.strategy import Strategy
 from fedsim.training.batches import cut_batches
 from fedsim.training.parameter_groups import scales
@@ -47,10 +48,9 @@ def _check_float32(federation: Federation) -> None:
     entries = {f"its tensor {key}": value for key, value in (federation.initial | federation.frozen()).items()}
     for name, value in (entries | {"its input": federation.calibration()}).items():
         if value.is_floating_point() and value.dtype != torch.float32:
-            dtype = str(value.dtype).removeprefix("torch.")
             raise ConfigError(
-                f"local.precision = 'bfloat16' needs a model of float32, and {name} is of {dtype} (model.name = "
-                f"{federation.config.model.name!r}); use 'float32', which leaves all types as they are"
+                f"local.precision = 'bfloat16' needs a model of float32, and {name} is of {name_type(value.dtype)} "
+                f"(model.name = {federation.config.model.name!r}); use 'float32', which leaves all types as they are"
             )
 
 
@@ -90,9 +90,7 @@ def describe_training(federation: Federation, strategy: Strategy) -> str:
         parts.append("lr times " + ", ".join(f"{scale:g} in {text!r}" for text, scale in settings.lr_scale.items()))
     if settings.label_smoothing:
         parts.append(f"labels smoothed by {settings.label_smoothing:g}")
-    types = {
-        str(value.dtype).removeprefix("torch.") for value in federation.initial.values() if value.is_floating_point()
-    }
+    types = {name_type(value.dtype) for value in federation.initial.values() if value.is_floating_point()}
     parts.append("bfloat16 by autocast" if settings.precision == "bfloat16" else " and ".join(sorted(types)))
     return ", ".join(parts)
 

@@ -1,4 +1,4 @@
-"""Tensors apart from any model: those in nested values, and whether two are the same."""
+"""Tensors apart from any model: those in nested values, whether two are the same, and the names of their types."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,3 +23,8 @@ def is_same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have the same type, shape and values; also those that torch cannot compare."""
     wide = torch.complex128 if one.is_complex() else torch.float64 if one.is_floating_point() else one.dtype
     return one.dtype == other.dtype and torch.equal(one.to(wide), other.to(wide))
+
+
+def name_type(dtype: torch.dtype) -> str:
+    """Return a type as a text: ``float32``."""
+    return str(dtype).removeprefix("torch.")

@@ -35,6 +35,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsim.models.params import Params
+from fedsim.models.tensors import name_type
 from fedsim.training import LocalPlan, Phase
 
 ARRAYS, CONFIG, GLOBAL, METRICS, PROBE = "arrays", "config", "global", "metrics", "probe"
@@ -62,7 +63,7 @@ class TensorArray(Array):
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()
-        self.dtype = str(tensor.dtype).removeprefix("torch.")
+        self.dtype = name_type(tensor.dtype)
         self.shape = tuple(tensor.shape)
         self.stype = "numpy.ndarray"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.errors import DivergedError, RunError
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, is_finite
+from fedsim.models.tensors import name_type
 
 SQUARES_OVERFLOW = 1e15  # norm from which squares of single values may soon leave the range of float32
 
@@ -119,11 +120,6 @@ def misfit(sent: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
         if value.dtype != like.dtype:
             return f"{key} has the type {name_type(value.dtype)}, not {name_type(like.dtype)}"
     return ""
-
-
-def name_type(dtype: torch.dtype) -> str:
-    """Return a type as a text: ``float32``."""
-    return str(dtype).removeprefix("torch.")
 
 
 def unlike_others(updates: Sequence[ClientUpdate], model: Params) -> dict[int, str]:
