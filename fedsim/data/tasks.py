@@ -57,7 +57,12 @@ def with_task(dataset: Dataset, declared: str = "auto") -> Dataset:
     Parameters
     ----------
     declared
-        Task that goes before the data set's own.
+        Task that replaces the data set's own.
+
+    Raises
+    ------
+    ValueError
+        As `task_of` does.
     """
     dataset = dataset if declared == "auto" else replace(dataset, task=declared)
     if not all(isinstance(examples.targets, Tensor) for examples in (dataset.train, dataset.test)):

@@ -22,7 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def write_predictions(folder: RunFolder, federation: Federation) -> None:
-    """Write what the models after the last round predict for the test examples, as one table."""
+    """Write what the models after the last round predict for the test examples, as one table.
+
+    Raises
+    ------
+    ConfigError
+        If the models of the last round are damaged.
+    """
     write_parquet(folder.predictions, predictions(kept_round(folder), federation))
 
 

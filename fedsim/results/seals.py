@@ -97,7 +97,13 @@ class Seal:
 
 
 def seal_of(path: Path, size: int | None = None) -> Seal:
-    """Return the seal of a file as it is now, or of its first bytes."""
+    """Return the seal of a file as it is now, or of its first bytes.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
     check_file(path)
     digest, left = hashlib.sha256(), sys.maxsize if size is None else size
     with path.open("rb") as file:

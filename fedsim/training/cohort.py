@@ -77,7 +77,8 @@ def train_cohort(
     Raises
     ------
     ValueError
-        If a phase's layer group cannot be parsed or holds no parameter, or it names a set that the rule does not have.
+        If a phase's layer group cannot be parsed or holds no parameter, it names a set that the rule does not have, or
+        an ``lr_scale`` cannot be read or names no parameter.
     RuntimeError
         If the model cannot be trained as a cohort; `cohort_problem` tests this in advance.
     """

@@ -57,7 +57,8 @@ def train_(
     Raises
     ------
     ValueError
-        If a phase's layer group cannot be parsed or holds no parameter, or it names a set that the rule does not have.
+        If a phase's layer group cannot be parsed or holds no parameter, it names a set that the rule does not have, or
+        an ``lr_scale`` cannot be read or names no parameter.
     """
     ruled = ruled or Ruled()
     layers, learner = Layers.of(model), _Single(model, ruled, settings)
