@@ -186,7 +186,9 @@ def _about(
     # What was chosen by measuring stays, so that a resumed run has the numbers of one that never stopped.
     chosen = known.get("cohort") if config.engine.cohort == "auto" else None
     about = environment(federation.device) | {"cohort": chosen or cohort_size(federation)}
-    about |= {key: known[key] for key in ("continues",) if key in known}
+    about |= {key: known[key] for key in ("continues", "unsealed") if key in known}
+    if known and "starts" not in known:  # an earlier version ran the rounds so far, and did not record its starts
+        about["unsealed"] = {key: known[key] for key in ("fedsim", "python", "packages", "device") if key in known}
     if files := counted_files(config):
         about |= {"files": [each.to_json() for each in files], "named_by": naming.changed_settings(config)}
     time, written = now(), {path.name: Seal.of(content.encode()).sha256 for path, content in contents.items()}

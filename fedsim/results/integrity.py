@@ -32,17 +32,14 @@ def check_run(folder: RunFolder) -> bool:
     ConfigError
         If a file is missing or damaged; the message says what to do.
     """
-    if not _is_sealed(folder):
-        if folder.done.exists():
-            _check_complete(folder)
-        if problem := lost_rounds(folder, max(by_round(folder.checkpoints), default=0)):
-            raise ConfigError(f"{problem}; {AGAIN}") from problem
-        return False
     try:
-        if folder.done.exists():
+        is_sealed = _is_sealed(folder)
+        if not is_sealed:
+            _check_unsealed(folder)
+        elif folder.done.exists():
             _check_done(folder)
-            return True
-        _check_stopped(folder)
+        else:
+            _check_stopped(folder)
     except DamagedError as error:
         if error.path == folder.done:
             remedy = "remove it, and the same command completes the run again"
@@ -51,7 +48,7 @@ def check_run(folder: RunFolder) -> bool:
         else:
             remedy = "'fedsim run' resumes the run from before that, or says that it cannot"
         raise ConfigError(f"{error}; {remedy}") from error
-    return True
+    return is_sealed
 
 
 def check_records(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
@@ -213,11 +210,14 @@ def _check_stopped(folder: RunFolder) -> None:
         raise problem
 
 
-def _check_complete(folder: RunFolder) -> None:
-    """Check that a run of an earlier version, which is done, has all its files."""
-    for path in (folder.config, folder.env, folder.partition, folder.metrics, folder.communication, folder.timing):
+def _check_unsealed(folder: RunFolder) -> None:
+    """Check that a run of an earlier version has the records of all rounds and, if it is done, all its files."""
+    needed = (folder.config, folder.env, folder.partition, folder.metrics, folder.communication, folder.timing)
+    for path in needed if folder.done.exists() else ():
         if not path.exists():
-            raise ConfigError(f"run folder {folder.path} is done but has no {path.name}; remove it to run it again")
+            raise DamagedError(path, "is missing")
+    if problem := lost_rounds(folder, max(by_round(folder.checkpoints), default=0)):
+        raise problem
 
 
 def _check_rows(folder: RunFolder, records: Mapping[str, Any], *, beginning: bool = False) -> None:

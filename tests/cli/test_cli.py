@@ -593,7 +593,7 @@ def test_a_damaged_run_is_named_and_an_unfinished_one_left_out(
     (second / "metrics.jsonl").unlink()
     code, _, err = fedsim("run", str(study), "--set", "seed=1")
     assert code == 2
-    assert "is done but has no metrics.jsonl; remove it" in err
+    assert "metrics.jsonl is missing; remove the run's folder and run it again" in err
     (second / "DONE").unlink()
     next((second / "checkpoints").glob("round-*/global.safetensors")).write_bytes(b"x")
     code, _, err = fedsim("run", str(study), "--set", "seed=1")

@@ -13,7 +13,9 @@ from fedsim.experiment import beginning
 from fedsim.experiment import run as experiment
 from fedsim.results import report
 from fedsim.results.environment import different_versions, versions
+from fedsim.results.files import write_json
 from fedsim.results.folder import RunFolder
+from tests.conftest import unseal
 from tests.experiment.damage import contents
 
 NOW = versions()
@@ -47,6 +49,18 @@ def test_a_run_that_resumes_under_other_versions_records_both(
     assert [(each["after_round"], each["packages"]["torch"]) for each in starts] == [
         (0, NOW["packages"]["torch"]),
         (3, "1.0"),
+    ]
+
+
+def test_the_versions_of_rounds_that_nothing_sealed_are_recorded_too(stopped: RunFolder, small: Config) -> None:
+    write_json(unseal(stopped).env, stopped.read_env() | other(torch="1.0"))
+    with pytest.raises(ConfigError, match=r"torch 1\.0 \(now "):
+        experiment.run(small, stopped, lambda summary: None)
+    experiment.run(small, stopped, lambda summary: None, accept_versions=True)
+    env = stopped.read_env()
+    assert env["unsealed"]["packages"]["torch"] == "1.0"
+    assert [(each["after_round"], each["packages"]["torch"]) for each in env["starts"]] == [
+        (3, NOW["packages"]["torch"])
     ]
 
 
