@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from fedsim.config.expectation import Expectation
 from fedsim.config.faults import FaultsConfig
 from fedsim.config.local import LocalConfig
+from fedsim.config.loss import LossConfig
 from fedsim.config.tables import (
     BarriersConfig,
     CheckpointsConfig,
@@ -18,7 +19,6 @@ from fedsim.config.tables import (
     EngineConfig,
     EvaluationConfig,
     FeaturesConfig,
-    LossConfig,
     ModelConfig,
     PartitionConfig,
     StopConfig,

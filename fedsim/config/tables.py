@@ -106,25 +106,6 @@ class ModelConfig(Choice):
         return self
 
 
-ClassWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class LossConfig(Choice):
-    """``[loss]``: what training descends and evaluation measures; ``auto`` is that of the task.
-
-    ``class_weights`` are a positive number for each class; or those by which all classes weigh the same in a client's
-    training data (``balanced``), or in that of all clients (``balanced-all``). They weigh the targets in training only.
-    """
-
-    name: str = "auto"
-    class_weights: Literal["none", "balanced", "balanced-all"] | tuple[ClassWeight, ...] = "none"
-
-    @field_validator("class_weights", mode="before")
-    @classmethod
-    def _be_a_tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
-
-
 class StrategyConfig(Choice):
     """``[strategy]``: what is averaged, and in which ``precision`` the sum is kept.
 

@@ -57,12 +57,20 @@ def scales(layers: Layers, lr_scale: Mapping[str, float]) -> dict[str, float]:
         for name in group:
             if name in named:
                 raise ValueError(
-                    f"lr_scale names {name} in {named[name]!r} and in {expression!r}; each layer may be named once, as "
-                    f"by {f'{named[name]} - {name}'!r}"
+                    f"lr_scale names {name} in {named[name]!r} and in {expression!r}; each layer may be named once"
+                    f"{_remedy(layers, (named[name], expression), name)}"
                 )
             named[name] = expression
         found |= dict.fromkeys(keys, scale)
     return found
+
+
+def _remedy(layers: Layers, expressions: tuple[str, str], name: str) -> str:
+    """Return how the expression that names more layers leaves one out."""
+    wider = max(expressions, key=lambda each: len(layers.group(each)))
+    if len(layers.group(wider)) == 1:
+        return ", so remove one of these"
+    return f", as by {f'({wider}) - {name}' if ' ' in wider else f'{wider} - {name}'!r}"
 
 
 def _biases_and_norms(layers: Layers) -> set[str]:

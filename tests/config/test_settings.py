@@ -37,6 +37,14 @@ VALID: dict[str, Any] = {"rounds": 1, "clients": 2, "partition": {}}
         ({"local": {"lr_scale": 10}}, "local.lr_scale = 10: must be a table of factors by layer expression, such as {"),
         ({"local": {"clip_norm": 0}}, "local.clip_norm = 0: must be greater than 0"),
         ({"local": {"label_smoothing": 1}}, "local.label_smoothing = 1: must be less than 1"),
+        (
+            {"loss": {"class_weights": [1.0, 0]}},
+            "loss.class_weights = [1.0, 0]: must be 'none', 'balanced', ",
+        ),
+        (
+            {"loss": {"class_weights": "half"}},
+            "loss.class_weights = \"half\": must be 'none', 'balanced', ",
+        ),
         ({"local": {"lr_scale": {"head": 0}}}, "local.lr_scale.head = 0: must be greater than 0"),
         (
             {"local": {"weight_decay_on": "weights"}},

@@ -214,6 +214,8 @@ def test_factors_of_a_phase_come_on_top_of_those_of_the_run_and_act_on_sets_too(
         ({"none": 2.0}, "lr_scale names 'none', which holds no parameter to train; name other layers, of: 0, 1, 4"),
         ({"frozen": 2.0}, "lr_scale names 'frozen', which holds no parameter to train"),
         ({"all": 2.0, "head": 3.0}, "lr_scale names 4 in 'all' and in 'head'; each .* once, as by 'all - 4'"),
+        ({"head": 2.0, "0 | 4": 3.0}, r"names 4 in 'head' and in '0 \| 4'; .* once, as by '\(0 \| 4\) - 4'"),
+        ({"head": 2.0, "4": 3.0}, "lr_scale names 4 in 'head' and in '4'; each .* once, so remove one of these"),
     ],
 )
 def test_factors_that_name_nothing_or_a_layer_twice_are_one_line(lr_scale: dict[str, float], message: str) -> None:
