@@ -126,6 +126,8 @@ def _content(place: Path) -> dict[str, np.ndarray]:
             with np.load(place, allow_pickle=False) as file:
                 for name in file.files:
                     content[name] = file[name]
+                    if not isinstance(content[name], np.ndarray):  # NumPy returns the bytes of what is no .npy file
+                        raise ValueError("it is no array")
             return content
     except MemoryError as error:
         raise MemoryError(f"{place}: {error}") from error

@@ -102,6 +102,13 @@ def test_an_array_without_dimensions_is_named(name: str, value: Any, tmp_path: P
         arrays(path=str(pack(tmp_path / "mine.npz", **{name: as_npy(value)})))
 
 
+@pytest.mark.parametrize("name", CONTENT)
+@pytest.mark.parametrize("content", [b"", b"no array"])
+def test_a_member_of_an_archive_that_is_no_array_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"mine\.npz is damaged or holds objects .*, at {name} \(it is no array\)"):
+        arrays(path=str(pack(tmp_path / "mine.npz", **{name: content})))
+
+
 def test_an_archive_larger_than_memory_is_refused_before_it_is_hashed_or_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     path.touch()
