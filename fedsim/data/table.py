@@ -61,7 +61,8 @@ def table(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged, a column is missing, not numeric or has empty cells, or a share is out of range.
+        If it is damaged, a column is missing, not numeric, has empty cells, is named twice or is target and feature,
+        or a share is out of range.
     """
     place = user_path(path)
     train, test = _parts(place, test_share)
@@ -69,6 +70,7 @@ def table(
     for part in (train, test):
         _check_columns(part, (*target, *features), place)
     _check_columns(train, id, place)
+    _check_names(target, columns, categorical, features)
     encoders = [_encoder(train[name], name in categorical, place) for name in features]
     if not encoders:
         raise ValueError(f"{place} has no columns besides target and id; a model needs at least one feature")
@@ -146,6 +148,23 @@ def _check_columns(rows: pd.DataFrame, names: Sequence[str], place: Path) -> Non
                 f"{place}: column {name!r} has no value in {empty} of {len(rows)} rows, such as row {row}; fill or "
                 "remove these rows, or leave the column out by naming the others as columns"
             )
+
+
+def _check_names(
+    target: Sequence[str], columns: Sequence[str], categorical: Sequence[str], features: Sequence[str]
+) -> None:
+    """Check that no column is named twice, no target is a feature, and what is categorical is one."""
+    for option, names in {"target": target, "columns": columns, "categorical": categorical}.items():
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if list(names).count(name) > 1)
+            raise ValueError(f"{option} names {twice!r} twice; name each column once")
+    if both := [name for name in target if name in features]:
+        raise ValueError(f"columns names {both[0]!r}, which is the target; a model must not be given what it predicts")
+    if unknown := [name for name in categorical if name not in features]:
+        raise ValueError(
+            f"categorical names {unknown[0]!r}, which is no feature; features are: {', '.join(features[:LISTED])}"
+            + (", ..." if len(features) > LISTED else "")
+        )
 
 
 def _first_row(rows: pd.DataFrame, marks: pd.Series | np.ndarray) -> int:

@@ -133,6 +133,18 @@ WRONG: dict[str, tuple[pd.DataFrame, dict[str, Any], str]] = {
         {"target": ("y",)},
         "'text' has 160 different texts, more than 100 categories",
     ),
+    "target among the features": (
+        ROWS,
+        {"target": ("ill",), "columns": ("age", "ill")},
+        "columns names 'ill', which is",
+    ),
+    "feature twice": (ROWS, {"target": ("ill",), "columns": ("age", "age")}, "columns names 'age' twice; name each"),
+    "target twice": (ROWS, {"target": ("price", "price")}, "target names 'price' twice"),
+    "no feature": (
+        ROWS,
+        {"target": ("ill",), "columns": ("age",), "categorical": ("colour",)},
+        "categorical names 'colour', which is no feature; features are: age",
+    ),
     "no features": (ROWS[["ill"]], {"target": ("ill",)}, "no columns besides target and id"),
     "targets of texts": (ROWS, {"target": ("kind",), "task": "regression"}, "'kind' is not numeric, and targets of"),
     "class without training rows": (
