@@ -130,7 +130,7 @@ def test_a_run_whose_schedule_goes_over_all_rounds_starts_from_round_1(
     found = together(tiny(**settings, rounds=2))
     shown = " ".join(capfd.readouterr().err.split())
     assert f"starts from round 1, not from the 1 rounds of {found.path.parent}" in shown
-    assert f"local.schedule = '{schedule}' goes over all rounds, whose number is another" in shown
+    assert f"local.schedule = '{schedule}' spans all rounds, and their number differs" in shown
     assert read_rows(found.timing)["round"].tolist() == [1, 2]
 
 

@@ -111,9 +111,7 @@ def _drop(copy: RunFolder, last: int, extra: Collection[str]) -> None:
 def _check_same(config: Config, shorter: RunFolder, rounds: int, *, accept_versions: bool) -> None:
     """Check that a shorter run is whole, and that it would have the same numbers here and now."""
     if depends_on_rounds(config.local.settings):
-        raise _ObstacleError(
-            f"local.schedule = {config.local.schedule!r} goes over all rounds, whose number is another"
-        )
+        raise _ObstacleError(f"local.schedule = {config.local.schedule!r} spans all rounds, and their number differs")
     checkpoints = Checkpoints(shorter.checkpoints)
     try:
         check_run(shorter)

@@ -73,7 +73,9 @@ def _instead(federation: Federation, request: Request, injected: Injected, *, di
             return _again(federation, message, context)
         case kind if kind == LATE:
             deadline = federation.config.faults.deadline
-            return ClientError(f"it is late; it trained for {injected.seconds:.4g} of {deadline:g} simulated seconds")
+            return ClientError(
+                f"it is late; it needs {injected.seconds:.4g} simulated seconds, and the deadline is {deadline:g}"
+            )
     return None
 
 
