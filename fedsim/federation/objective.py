@@ -25,10 +25,15 @@ def make_objective(config: Config, dataset: Dataset) -> Loss:
     Raises
     ------
     ConfigError
-        If it does not fit the task, or there is not a weight for each class.
+        If it does not fit the task, an option is out of range, or there is not a weight for each class.
     """
     catalogue, name = CATALOGUES["losses"], catalogue_name(config)
     entry, options = catalogue.find(name), catalogue.options(config.loss)
+    if name in LOSSES and options:
+        try:
+            entry(torch.zeros(1), torch.zeros(1), **options)
+        except ValueError as error:
+            raise ConfigError(f"loss.{error}") from error
     try:
         loss = loss_of(dataset.task, name, partial(entry, **options) if options else entry)
     except ValueError as error:

@@ -5,10 +5,9 @@ A loss is a function ``loss(outputs, targets, *, options)`` that returns the los
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Self
+from typing import Self
 
 import torch
-from annotated_types import Gt
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,14 +37,21 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.mse_loss(outputs.reshape(targets.shape), targets, reduction="none")
 
 
-def huber(outputs: Tensor, targets: Tensor, *, delta: Annotated[float, Gt(0)] = 1.0) -> Tensor:
+def huber(outputs: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
     """Half the squared error up to ``delta``, and from there on a line.
 
     Parameters
     ----------
     delta
         Absolute error from which on the loss is linear.
+
+    Raises
+    ------
+    ValueError
+        If ``delta`` is not greater than 0.
     """
+    if delta <= 0:
+        raise ValueError(f"delta = {delta} must be greater than 0")
     return functional.huber_loss(outputs.reshape(targets.shape), targets, reduction="none", delta=delta)
 
 

@@ -26,7 +26,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a path for a name": (lambda: fedsim.run(TINY, name="../a"), "name = '../a' must be that of a folder"),
     "the folder above": (lambda: fedsim.run(TINY, name=".."), "name = '..' must be that of a folder"),
     "no function": (lambda: fedsim.run(TINY, on_round=3), "on_round = 3 must be a function"),  # type: ignore[arg-type]
-    "a metric": (lambda: Question(metric="acc"), "--metric 'acc' must be one of accuracy, loss"),  # type: ignore[arg-type]
+    "a metric": (lambda: Question(metric="acc"), "--metric 'acc' must be one of loss, accuracy, rmse, balanced-"),  # type: ignore[arg-type]
     "a round": (lambda: Question(at=3), "--at 3 must be one of last, best"),  # type: ignore[arg-type]
     "a list to group by": (lambda: Question(by=["seed"]), r"--by \['seed'\] must be a text"),  # type: ignore[arg-type]
     "a text for a target": (lambda: Question(target="0.9"), "--target '0.9' must be a number, such as 0.9"),  # type: ignore[arg-type]

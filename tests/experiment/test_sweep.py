@@ -122,7 +122,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert by_way["config"] == Failure("mend me", wrong_config=True)
     assert by_way["run"] == Failure("came to nothing")
     assert by_way["bug"].message == (
-        "TypeError: odd thing (failing.py, line 17); fix it and run the same command again; the traceback is in "
+        "TypeError: odd thing (failing.py, line 18); fix it and run the same command again; the traceback is in "
         f"{runs['bug'].folder.log}"
     )
     if jobs > 1:

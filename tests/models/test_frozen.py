@@ -94,7 +94,7 @@ def test_training_is_that_of_torch_with_the_parameters_that_require_a_gradient(d
         optimiser.step()
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-5, atol=1e-6)
-    assert trained.momentum.keys() == {"3.bias", "4.weight", "4.bias"}
+    assert trained.optimizer_state.keys() == {"3.bias", "4.weight", "4.bias"}
     assert all(torch.equal(value, before[key]) for key, value in frozen_of(model).items())
     assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in make().parameters()]
 

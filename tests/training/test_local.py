@@ -309,7 +309,8 @@ sys.meta_path.insert(0, Block())
 import importlib, pkgutil, fedsim.training
 
 for module in pkgutil.iter_modules(fedsim.training.__path__):
-    importlib.import_module(f"fedsim.training.{module.name}")
+    if module.name != "scores":  # metrics on request, by torchmetrics
+        importlib.import_module(f"fedsim.training.{module.name}")
 
 try:
     import flwr
