@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -163,3 +165,14 @@ def _row(line: bytes, problem: str) -> dict[str, Any]:
     if not isinstance(row, dict) or type(row.get("round")) is not int:
         raise ConfigError(f"{problem}; remove the run's folder and run it again")
     return row
+
+
+def copy_writable(source: Path, target: Path, *, ignore: Callable[[str, list[str]], set[str]] | None = None) -> None:
+    """Copy a file or a folder, whose copy may be written whatever the rights of the original are."""
+    if not source.is_dir():
+        shutil.copyfile(source, target)
+        return
+    shutil.copytree(source, target, ignore=ignore, copy_function=shutil.copyfile)
+    for path in (target, *target.rglob("*")):
+        if path.is_dir():
+            path.chmod(path.stat().st_mode | stat.S_IRWXU)

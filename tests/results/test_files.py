@@ -9,7 +9,7 @@ import pytest
 from fedsim.cli.arguments import check_files, round_of
 from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
-from fedsim.results.files import by_round, keep_rounds, read_rows, write_whole
+from fedsim.results.files import by_round, copy_writable, keep_rounds, read_rows, write_whole
 
 ROWS = b'{"round": 1, "up": 3}\n{"round": 2, "up": 5}\n'
 BROKEN_LINES = {
@@ -77,3 +77,18 @@ def test_a_round_is_a_number_of_few_digits(text: str) -> None:
     with pytest.raises(ConfigError, match="must be 'best', 'last' or the number of a round"):
         round_of(text)
     assert round_of("12") == 12
+
+
+def test_a_copy_of_what_may_only_be_read_may_be_written(tmp_path: Path) -> None:
+    inner = tmp_path / "archive" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "file").write_text("content")
+    for path in (inner / "file", inner, inner.parent):
+        path.chmod(path.stat().st_mode & ~0o222)
+    copy_writable(inner.parent, tmp_path / "copy")
+    copy_writable(inner / "file", tmp_path / "single")
+    for path in (inner.parent, inner):
+        path.chmod(0o755)
+    copies = [tmp_path / "single", *(tmp_path / "copy").rglob("*"), tmp_path / "copy"]
+    assert all(path.stat().st_mode & 0o200 for path in copies)
+    assert [path.read_text() for path in copies if path.is_file()] == ["content"] * 2

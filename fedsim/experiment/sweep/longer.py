@@ -5,7 +5,6 @@ longer run begin with those of a shorter one, except what is measured in a last 
 """
 
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRA
 from fedsim.federation.federation import federation_of
 from fedsim.results.best_round import best_rounds, reason_to_stop, selecting, validation_means
 from fedsim.results.environment import different_versions, environment
-from fedsim.results.files import keep_rows, read_rows, write_folder
+from fedsim.results.files import copy_writable, keep_rows, read_rows, write_folder
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run, row_files
 from fedsim.results.measured import TABLES
@@ -89,7 +88,7 @@ def _begin(config: Config, folder: RunFolder, shorter: RunFolder) -> int:
     with write_folder(folder.path) as path:
         copy = RunFolder(path)
         for shared in _common(shorter):
-            (shutil.copytree if shared.is_dir() else shutil.copy)(shared, path / shared.name)
+            copy_writable(shared, path / shared.name)
         origin = {"run": shorter.path.name, "round": last}
         copy.write_env(shorter.read_env() | {"started": [], "continues": origin})
         if extra:

@@ -15,7 +15,7 @@ from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.run import run
 from fedsim.federation.federation import choose_device
 from fedsim.results.environment import different_versions, versions
-from fedsim.results.files import read_rows
+from fedsim.results.files import copy_writable, read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import TABLES
 
@@ -67,7 +67,7 @@ def replay(folder: RunFolder, rounds: int) -> Replay:
     with tempfile.TemporaryDirectory(prefix="fedsim-replay-") as path:
         again = RunFolder(Path(path) / folder.path.resolve().name)
         if done:
-            shutil.copytree(folder.path, again.path, ignore=NOT_COPIED)
+            copy_writable(folder.path, again.path, ignore=NOT_COPIED)
             for other in set(Checkpoints(again.checkpoints).rounds()) - {done}:
                 Checkpoints(again.checkpoints).remove(other)
         config = _config(folder)
