@@ -80,9 +80,11 @@ def check_custom(config: Config, dataset: Dataset, model: nn.Module, loss: Loss)
         raise ConfigError(f"{where} does not take {shapes}: {error_line(error)}") from error
     if not isinstance(losses, Tensor) or losses.shape != (TRIED,):
         found = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+        has_more = isinstance(losses, Tensor) and losses.ndim > 1 and len(losses) == TRIED
+        how = "losses.flatten(1).mean(1) is" if has_more else "torch's losses do with reduction='none'"
         raise ConfigError(
             f"{where} returns {found} for {TRIED} examples; it must return one loss for each, shape ({TRIED},), as "
-            "torch's losses do with reduction='none'"
+            f"{how}"
         )
     if not losses.requires_grad:
         raise ConfigError(f"{where} returns losses without a gradient; compute them from the outputs by torch alone")

@@ -143,6 +143,7 @@ def test_a_resumed_run_of_a_loss_of_ones_own_has_the_same_bytes(
     (tmp_path / "own_loss.py").write_text(
         "def loss(outputs, targets, *, power=1.5):\n    return (outputs[:, 0] - targets).abs() ** power\n"
         "def mean(outputs, targets):\n    return (outputs[:, 0] - targets).abs().mean()\n"
+        "def several(outputs, targets):\n    return (outputs - targets[:, None]).abs()\n"
         "def fixed(outputs, targets):\n    return (outputs[:, 0] - targets).detach().abs()\n"
     )
     config = on("regression", loss={"name": "own_loss:loss", "power": 1.2}, rounds=3)
@@ -152,6 +153,7 @@ def test_a_resumed_run_of_a_loss_of_ones_own_has_the_same_bytes(
     assert "regression, told from the targets: 1 output of the model, loss own_loss:loss" in shown
     for name, message in (
         ("mean", r"returns shape \(\) for 2 examples; it must return one loss for each, shape \(2,\)"),
+        ("several", r"returns shape \(2, 1\) for 2 examples; .* as losses.flatten\(1\).mean\(1\) is"),
         ("fixed", "returns losses without a gradient"),
         ("none", "cannot be imported"),
     ):
