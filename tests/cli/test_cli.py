@@ -114,6 +114,10 @@ MISTAKES = {
     ),
     "jobs on ray": (["--engine", "ray", "--jobs", "2"], "--jobs 2 must be 1 with engine.name = 'ray'"),
     "the same run twice": (["--set", "sweep.seed=[1, 1]"], "two of the 2 combinations are the same run"),
+    "the same run twice, dry": (
+        ["--dry-run", "--set", "sweep.seed=[1, 1]"],
+        "two of the 2 combinations are the same run",
+    ),
     "sweep of the engine": (["--set", 'sweep."engine.name"=["local", "ray"]'], "'engine.name' cannot be swept"),
     "dotted key of a sweep": (["--set", "sweep.local.lr=[0.1]"], "a dotted key needs quotes"),
     "dotted key of a grid": (["--set", "tune.local.lr=[0.1]"], "tune.local = .*a dotted key needs quotes"),

@@ -7,7 +7,7 @@ from fedsim.cli.terminal import print_error, print_lines, print_table, say
 from fedsim.config.experiment_file import Experiment
 from fedsim.experiment import api
 from fedsim.experiment.dry_run import describe_run
-from fedsim.experiment.sweep.sweep import Failure
+from fedsim.experiment.sweep.sweep import Failure, name_runs
 from fedsim.experiment.tuning.grid import describe_tuning, tunings_of
 
 
@@ -27,7 +27,9 @@ def show(experiment: Experiment) -> None:
     """Print what would be run."""
     if experiment.config.tune.is_wanted:
         print_lines(*describe_tuning(tunings_of(experiment.config, experiment.source)).split("\n"))
-    for config in experiment.configs():
+    configs = experiment.configs()
+    name_runs(configs, Path())  # refuses a run that would be there twice
+    for config in configs:
         print_lines(*describe_run(config).split("\n"))
 
 
