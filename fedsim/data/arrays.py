@@ -149,6 +149,8 @@ def _examples(
         raise ValueError(
             f"{place} has {part} inputs and targets of shapes {shapes}; it needs at least one example of each"
         )
+    if not targets.is_floating_point() and not labels_of(targets).numel():
+        raise ValueError(f"{place}: all {part} targets are {IGNORED}, which counts as no target; give at least one")
     return Examples(inputs, targets)
 
 

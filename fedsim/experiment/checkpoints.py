@@ -25,7 +25,7 @@ from fedsim.models.params import Params, under_all_names, under_first_names
 from fedsim.results.disk import sync
 from fedsim.results.files import by_round
 from fedsim.results.folder import RunFolder
-from fedsim.results.integrity import sealed_from
+from fedsim.results.integrity import OF_MANIFEST, sealed_from
 from fedsim.results.seals import DamagedError, Seal, check_all, place_in, read_sealed, sealed, write_sealed
 from fedsim.strategy import Strategy
 
@@ -139,7 +139,7 @@ class Checkpoints:
         first = sealed_from(RunFolder(self.folder.parent))
         if not (folder / MANIFEST).exists() and (first is None or server_round < first):
             return None
-        manifest = read_sealed(folder / MANIFEST)
+        manifest = read_sealed(folder / MANIFEST, *OF_MANIFEST)
         if manifest["round"] != server_round:
             raise DamagedError(folder / MANIFEST, f"is that of round {manifest['round']}")
         check_all({place_in(folder, name): Seal.from_json(seal) for name, seal in manifest["files"].items()})

@@ -114,7 +114,7 @@ class RunFolder:
             env = None
         if isinstance(env, dict) and "starts" not in env and OF_ITSELF not in env:
             return env  # of an earlier version
-        return read_sealed(self.env)
+        return read_sealed(self.env, "device", "starts")
 
     def read_model(self) -> dict[str, Any]:
         """Read the names of the layers, and how many parameters train; empty if an earlier version wrote the folder."""

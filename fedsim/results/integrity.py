@@ -16,6 +16,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.measured import TABLES
 from fedsim.results.seals import DamagedError, Seal, check_all, hash_of, place_in, read_sealed, seal_of, write_sealed
 
+OF_MANIFEST = ("round", "files", "records", "starts")  # keys of a checkpoint's manifest
 AGAIN = "remove the run's folder and run it again"
 
 
@@ -82,7 +83,7 @@ def check_file_of_checkpoint(path: Path) -> None:
     checkpoints = folder.parent.parent if folder.parent.name == "kept" else folder.parent
     first = sealed_from(RunFolder(checkpoints.parent))
     if manifest.exists() or (first is not None and int(found[1]) >= first):
-        files = read_sealed(manifest)["files"]
+        files = read_sealed(manifest, "files")["files"]
         if path.resolve().name in files:
             Seal.from_json(files[path.resolve().name]).check(path)
 
@@ -175,7 +176,7 @@ def _is_sealed(folder: RunFolder) -> bool:
 
 
 def _check_done(folder: RunFolder) -> None:
-    done = read_sealed(folder.done)
+    done = read_sealed(folder.done, "files", "records")
     check_all({place_in(folder.path, name): Seal.from_json(seal) for name, seal in done["files"].items()})
     _check_rows(folder, done["records"])
     _check_tables(folder, _seal_lines(folder, done["records"]), is_all=True)
@@ -186,7 +187,7 @@ def _check_stopped(folder: RunFolder) -> None:
     for path in reversed(folder.manifests().values()):
         # Another process may move it meanwhile; if it is damaged, the run resumes from the one before.
         try:
-            manifest = read_sealed(path)
+            manifest = read_sealed(path, *OF_MANIFEST)
         except DamagedError:
             continue
         check_records(folder, manifest)

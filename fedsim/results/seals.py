@@ -142,13 +142,18 @@ def sealed(content: Mapping[str, Any]) -> str:
     return json.dumps({**plain, OF_ITSELF: hash_of(plain)}, indent=1) + "\n"
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, *keys: str) -> dict[str, Any]:
     """Read a JSON object that `write_sealed` has written, without the hash.
+
+    Parameters
+    ----------
+    keys
+        Some that the object has, by which another sealed file in its place is told.
 
     Raises
     ------
     DamagedError
-        If the file is missing or damaged.
+        If the file is missing, damaged or another one.
     """
     try:
         content = json.loads(read_bytes(path))
@@ -156,7 +161,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise DamagedError(path, "is missing") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(path, f"is damaged ({message_of(error)})") from error
-    if not isinstance(content, dict) or content.pop(OF_ITSELF, None) != hash_of(content):
+    if (
+        not isinstance(content, dict)
+        or content.pop(OF_ITSELF, None) != hash_of(content)
+        or not content.keys() >= {*keys}
+    ):
         raise DamagedError(path, "has another content than was written")
     return content
 

@@ -83,6 +83,13 @@ def test_a_checkpoint_that_takes_the_place_of_another_is_noticed(stopped: RunFol
     assert "manifest.json is that of round 2" in last_whole_round(stopped).problems[0]
 
 
+@pytest.mark.parametrize("client", [None, 1])
+def test_a_manifest_in_the_place_of_another_sealed_file_is_noticed(client: int | None, stopped: RunFolder) -> None:
+    swap(stopped.env, stopped.checkpoints / f"round-{STOPPED:05d}" / "manifest.json")
+    with pytest.raises(ConfigError, match=r"env\.json has another content than was written"):
+        kept_round(stopped, client)
+
+
 def test_a_run_without_a_whole_checkpoint_stays_as_it_is(stopped: RunFolder, small: Config) -> None:
     for path in stopped.checkpoints.rglob("global.safetensors"):
         flip(path)

@@ -78,7 +78,7 @@ def _problems(folder: RunFolder) -> Iterator[str]:
 def _lost_checkpoints(folder: RunFolder, found: Sequence[int]) -> Iterator[str]:
     """Yield the checkpoints that a run that is done had and has no more."""
     if folder.done.exists() and folder.done.stat().st_size:
-        for server_round in read_sealed(folder.done)["checkpoints"]:
+        for server_round in read_sealed(folder.done, "checkpoints")["checkpoints"]:
             if server_round not in found:
                 yield f"{folder.checkpoints} has lost the checkpoint of round {server_round}"
 
