@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -85,7 +86,8 @@ def image_folder(
     if size is not None and not 1 <= size <= LARGEST_SIZE:
         raise ValueError(f"size = {size} must be from 1 to {LARGEST_SIZE} pixels")
     place = user_path(path)
-    with open_tree(place) as tree:
+    with open_tree(place) as tree, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of files that it cannot decode, which an error names
         images = sorted_images(tree.names, place, layout=layout, splits=(train, test), test_share=test_share)
         files = {
             part: {name: origin.label for name, origin in listing.items()}
