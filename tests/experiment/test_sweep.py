@@ -76,7 +76,7 @@ def test_side_by_side_a_sweep_leaves_the_bytes_of_one_run_after_the_other(
     configs = [tiny(seed=seed, rounds=3, engine__workers=0) for seed in (0, 1)]
     one, both = (name_runs(configs, tmp_path / name) for name in ("one", "both"))
     for runs in (one, both):  # the first goes on after a round
-        experiment.run(tiny(seed=0, rounds=1), runs[0].folder, lambda summary: None)
+        experiment.run(configs[0], runs[0].folder, lambda summary: None, until=1)
     assert run_all(one, 1) == {}
     one_err = capsys.readouterr().err
     assert run_all(both, 2) == {}

@@ -114,7 +114,7 @@ def test_a_run_that_was_killed_while_it_was_judged_goes_on_and_gives_the_same_ch
     [tuning] = tunings(**tables)
     stopped = tuning.candidates[0].config
     folder = RunFolder(tmp_path / "runs/study/tuning" / run_name(stopped))
-    experiment.run(stopped.model_copy(update={"rounds": 1}), folder, lambda summary: None)
+    experiment.run(stopped, folder, lambda summary: None, until=1)
     code, _, err = fedsim(**tables)
     assert code == 0
     assert "local.lr = 0.3: resuming after round 1" in err
