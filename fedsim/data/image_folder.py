@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 import os
 import warnings
@@ -24,6 +25,7 @@ from fedsim.data.image_cache import cached
 from fedsim.data.layouts import Layout, Sorted, sorted_images
 from fedsim.data.places import user_path
 
+logger = logging.getLogger(__name__)
 Mode = Literal["RGB", "L"]
 LARGEST_SIZE = 4096
 # Errors of Pillow and zipfile for damaged, encrypted or far too large files.
@@ -107,6 +109,8 @@ def image_folder(
             f"{len(versions):,} images of {place}",
             len(versions) * math.prod(shape),
         )
+    if images.note:
+        logger.warning(images.note)
     return _read(cache, images)
 
 

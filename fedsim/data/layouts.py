@@ -1,6 +1,5 @@
 """Which split, site and class each image of a tree of folders belongs to."""
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,6 @@ UNDERSTOOD = (
     "layouts are split/class/file and site/split/class/file, and, with [data] layout, split/site/class, site/class and "
     "class"
 )
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,14 @@ class Sorted:
         Origin of each image by its name, in the order of the names.
     classes
         Names of all classes, sorted: one list for all sites.
+    note
+        Which images are not used; empty if all are.
     """
 
     train: Mapping[str, Origin]
     test: Mapping[str, Origin]
     classes: tuple[str, ...]
+    note: str = ""
 
     @property
     def sites(self) -> list[str]:
@@ -77,7 +78,7 @@ def sorted_images(
     tree = _Tree(names, place, splits)
     levels = (tree.layout() if layout == "auto" else layout).split("/")
     found = {name: origin for name, origin in tree.origins(levels) if not name.endswith("/")}
-    tree.check_rest(levels, found)
+    note = tree.check_rest(levels, found)
     if "split" in levels:
         parts = [{name: each for name, each in found.items() if each.split == split} for split in splits]
     else:
@@ -90,7 +91,7 @@ def sorted_images(
     if empty := every - {origin.label for origin in parts[0].values()}:
         raise ValueError(f"{place}: class {min(empty)!r} has no training image; add some, or remove the class")
     _check_spelling(found.values(), place)
-    return Sorted(parts[0], parts[1], tuple(sorted(every)))
+    return Sorted(parts[0], parts[1], tuple(sorted(every)), note)
 
 
 class _Tree:
@@ -141,8 +142,8 @@ class _Tree:
             if "split" not in at or at["split"] in self._splits:
                 yield name, Origin(at.get("split", ""), at["class"], at.get("site", ""))
 
-    def check_rest(self, levels: Sequence[str], found: Mapping[str, Origin]) -> None:
-        """Check that no site is left out, and say which images are."""
+    def check_rest(self, levels: Sequence[str], found: Mapping[str, Origin]) -> str:
+        """Check that no site is left out, and return which images are."""
         rest = {name: parts for name, parts in self._images.items() if name not in found}
         if levels[0] == "site":
             sites = {origin.site for origin in found.values()}
@@ -151,14 +152,13 @@ class _Tree:
                     f"{self._place}: {odd[0]} is in no folder {' or '.join(self._splits)} of a site, as others are; "
                     f"{UNDERSTOOD}"
                 )
-        if rest and found:
-            logger.warning(
-                "%s images of %s are not used, as they are not in the folders of %s/file: %s is one",
-                f"{len(rest):,}",
-                self._place,
-                "/".join(" or ".join(self._splits) if level == "split" else level for level in levels),
-                next(iter(rest)),
-            )
+        if not rest or not found:
+            return ""
+        folders = "/".join(" or ".join(self._splits) if level == "split" else level for level in levels)
+        return (
+            f"{len(rest):,} images of {self._place} are not used, as they are not in the folders of {folders}/file: "
+            f"{next(iter(rest))} is one"
+        )
 
     def missing(self, levels: Sequence[str], split: str) -> FileNotFoundError:
         """Return the error for a split without images."""
