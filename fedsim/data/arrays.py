@@ -77,7 +77,7 @@ def arrays(
         raise ValueError(
             f"{place} has targets of {kinds['train']} to train and of {kinds['test']} to test; make them alike"
         )
-    names = classes or _names(content["train_targets"])
+    names = classes or _names(content["train_targets"], place)
     train, test = (_examples(content, part, place, channels, names, task) for part in ("train", "test"))
     ids = {
         name.removeprefix(IDS): _ids(values, name, place) for name, values in content.items() if name.startswith(IDS)
@@ -192,7 +192,7 @@ def _targets(values: np.ndarray, where: str, inputs: Tensor, names: Sequence[str
         if values.ndim != 1:
             raise ValueError(f"{described}; names of classes have shape [n]")
         place = {name: index for index, name in enumerate(names)}
-        found = _texts(values).tolist()
+        found = _texts(values, where).tolist()
         if unknown := [name for name in found if name not in place]:
             raise ValueError(f"{where} has the class {unknown[0]!r}; known are: {', '.join(names)}")
         return torch.tensor([place[name] for name in found], dtype=torch.float32 if is_real else torch.int64)
@@ -224,13 +224,16 @@ def _ids(values: np.ndarray, name: str, place: Path) -> np.ndarray:
     return numbered(values)
 
 
-def _names(targets: np.ndarray) -> tuple[str, ...]:
+def _names(targets: np.ndarray, place: Path) -> tuple[str, ...]:
     """Return the names of the classes where the targets are texts, sorted."""
-    return tuple(np.unique(_texts(targets)).tolist()) if targets.dtype.kind in "US" else ()
+    return tuple(np.unique(_texts(targets, f"{place}: train_targets")).tolist()) if targets.dtype.kind in "US" else ()
 
 
-def _texts(values: np.ndarray) -> np.ndarray:
-    return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+def _texts(values: np.ndarray, where: str) -> np.ndarray:
+    try:
+        return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} has bytes that are not UTF-8; save it as numpy.array(values, dtype=str)") from error
 
 
 def _counted(number: int) -> tuple[str, ...]:

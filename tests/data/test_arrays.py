@@ -91,6 +91,10 @@ def test_vectors_are_normalised_by_feature_and_tokens_are_left_alone(tmp_path: P
             {"test_inputs": IMAGES["test_inputs"][:0], "test_targets": np.zeros(0, int)},
             "it needs at least one example of each",
         ),
+        (
+            {"train_targets": np.array([b"\xff", b"a"] * 3), "test_targets": np.array([b"a", b"a"])},
+            "train_targets has bytes that are not UTF-8; save it as",
+        ),
         ({"train_targets": np.full((6, 4), -100)}, "all train targets are -100, which counts as no target"),
         ({"test_inputs": np.array(["a", "b"], dtype=object)}, "damaged or holds objects"),
     ],

@@ -61,6 +61,11 @@ def test_what_else_is_wrong_is_named(done: RunFolder) -> None:
     assert name.startswith(f"{named.config} is that of ")
 
 
+def test_a_stopped_run_without_its_checkpoints_is_named(stopped: RunFolder) -> None:
+    shutil.rmtree(stopped.checkpoints)
+    assert f"{stopped.checkpoints} has lost the checkpoint of round 3" in verify(stopped).problems
+
+
 def test_a_run_of_an_earlier_version_is_read_with_a_note(done: RunFolder) -> None:
     verdict = verify(unseal(done))
     assert verdict.is_whole

@@ -68,8 +68,8 @@ def replay(folder: RunFolder, rounds: int) -> Replay:
         again = RunFolder(Path(path) / folder.path.resolve().name)
         if done:
             copy_writable(folder.path, again.path, ignore=NOT_COPIED)
-            for other in set(Checkpoints(again.checkpoints).rounds()) - {done}:
-                Checkpoints(again.checkpoints).remove(other)
+            for later in [each for each in Checkpoints(again.checkpoints).rounds() if each > done]:
+                Checkpoints(again.checkpoints).remove(later)
         config = _config(folder)
         run(config, again, lambda summary: None, accept_versions=True, until=done + rounds)
         last = done + rounds

@@ -76,11 +76,16 @@ def _problems(folder: RunFolder) -> Iterator[str]:
 
 
 def _lost_checkpoints(folder: RunFolder, found: Sequence[int]) -> Iterator[str]:
-    """Yield the checkpoints that a run that is done had and has no more."""
+    """Yield the checkpoints that a run had and has no more."""
     if folder.done.exists() and folder.done.stat().st_size:
         for server_round in read_sealed(folder.done, "checkpoints")["checkpoints"]:
             if server_round not in found:
                 yield f"{folder.checkpoints} has lost the checkpoint of round {server_round}"
+    elif folder.seals.exists():
+        every = folder.read_config().checkpoint_every
+        due = int(read_rows(folder.seals)["round"].max()) // every * every
+        if max(found, default=0) < due - every:  # a kill may come before that of the last round
+            yield f"{folder.checkpoints} has lost the checkpoint of round {due}"
 
 
 def _summary(folder: RunFolder) -> str:
