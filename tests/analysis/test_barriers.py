@@ -244,7 +244,7 @@ def test_a_measurement_keeps_the_losses_that_its_table_is_made_of() -> None:
     assert measured.sampling.text == "free"
 
 
-def test_bands_stand_beside_each_barrier_and_change_nothing_else() -> None:
+def test_bands_stand_next_to_each_barrier_and_change_nothing_else() -> None:
     model, states, inputs, targets = models(2)
     options = {"groups": ["full", "layers"], "references": ["own_base", "chord"]}
     plain = barriers(model, states, inputs, targets, **options)

@@ -423,7 +423,7 @@ class Mine(Strategy):
 
 
 @pytest.mark.slow
-def test_a_strategy_of_ones_own_is_one_file_in_this_folder(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+def test_a_strategy_of_the_user_is_one_file_in_this_folder(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     (tmp_path / "own_strategy.py").write_text(OWN)
     choice = 'strategy={name="own_strategy:Mine", depth=1}'
     code, out, _ = fedsim("run", str(study), "--set", choice)
@@ -540,7 +540,7 @@ def bad_labels():
         ("data", "bad_labels", 2, "'bad': its training set has the label 19; labels must be from 0 to 1"),
     ],
 )
-def test_a_mistake_in_a_part_of_ones_own_is_one_line(
+def test_a_mistake_in_a_part_of_the_user_is_one_line(
     fedsim: Fedsim, study: Path, tmp_path: Path, table: str, name: str, code: int, message: str
 ) -> None:
     module = f"mine_{name.lower()}"
@@ -554,7 +554,7 @@ def test_a_mistake_in_a_part_of_ones_own_is_one_line(
 
 
 @pytest.mark.slow
-def test_a_changed_strategy_of_ones_own_is_another_run(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+def test_a_changed_strategy_of_the_user_is_another_run(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     path = tmp_path / "changing.py"
     for depth in ("first:1", "first:2"):
         path.write_text(OWN.replace('f"first:{depth}"', f'"{depth}"'))

@@ -230,7 +230,7 @@ def test_a_damaged_mark_of_a_run_that_is_done_is_written_again(done: RunFolder) 
     assert check_run(done)
 
 
-def test_a_run_is_read_while_it_goes_on(small: Config, tmp_path: Path) -> None:
+def test_a_run_is_read_while_it_is_running(small: Config, tmp_path: Path) -> None:
     folder, rounds = RunFolder(tmp_path / "run"), []
     experiment.run(
         small.model_copy(update={"checkpoint_every": 3}), folder, lambda summary: rounds.append(read_result(folder))

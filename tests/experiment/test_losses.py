@@ -139,7 +139,7 @@ def test_it_fails_once_the_last_client_has_lost_its_loss_also_when_resumed(
         play(config, "stopped")
 
 
-def test_a_run_goes_on_as_long_as_one_client_has_a_loss(
+def test_a_run_continues_as_long_as_one_client_has_a_loss(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], spoil: Callable[..., None]
 ) -> None:
     config = body_kept(tiny)

@@ -9,7 +9,7 @@ from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.sweep.progress import Progress
 
 
-def test_a_terminal_shows_a_bar_for_each_run_that_goes_on_and_one_for_all(
+def test_a_terminal_shows_a_bar_for_each_run_under_way_and_one_for_all(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -115,7 +115,7 @@ def test_a_kill_while_a_round_is_written_leaves_nothing_of_it(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_can_go_on_with_another_engine(
+def test_a_run_can_continue_with_another_engine(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
     whole = play(tiny(rounds=3), "whole")
@@ -125,7 +125,7 @@ def test_a_run_can_go_on_with_another_engine(
     assert run_files(first) == run_files(whole)
 
 
-def test_a_run_that_goes_on_keeps_the_cohort_that_was_chosen_unless_it_is_told_another(
+def test_a_run_that_continues_keeps_the_cohort_that_was_chosen_unless_it_is_told_another(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
     folder = play(tiny(rounds=1, engine={"cohort": 2}))
@@ -134,7 +134,7 @@ def test_a_run_that_goes_on_keeps_the_cohort_that_was_chosen_unless_it_is_told_a
         assert folder.read_env()["cohort"] == expected
 
 
-def test_a_second_process_is_kept_out_of_a_run_that_goes_on(
+def test_a_second_process_is_kept_out_of_a_run_under_way(
     tiny: Callable[..., Config], tmp_path: Path, play: Callable[..., RunFolder]
 ) -> None:
     config, folder = tiny(), RunFolder(tmp_path / "busy")

@@ -135,7 +135,7 @@ def test_a_run_stops_and_is_tuned_by_a_metric_of_its_task(on: Tiny, play: Play) 
     assert rows(folder, metric="r2", split="validation")
 
 
-def test_a_resumed_run_of_a_loss_of_ones_own_has_the_same_bytes(
+def test_a_resumed_run_of_a_custom_loss_has_the_same_bytes(
     on: Tiny, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

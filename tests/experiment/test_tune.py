@@ -107,7 +107,7 @@ def test_each_strategy_is_played_with_the_value_that_is_best_on_its_validation_d
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_while_it_was_judged_goes_on_and_gives_the_same_choice(
+def test_a_run_that_was_killed_while_it_was_judged_continues_and_gives_the_same_choice(
     fedsim: Fedsim, tmp_path: Path
 ) -> None:
     tables = {"tune": {"local.lr": [0.3]}}

@@ -72,7 +72,7 @@ def test_a_run_of_an_earlier_version_is_read_with_a_note(done: RunFolder) -> Non
     assert verdict.notes == ["an earlier version wrote it without seals, so that only what is missing is noticed"]
 
 
-def test_a_run_that_goes_on_is_not_verified(stopped: RunFolder) -> None:
+def test_a_run_under_way_is_not_verified(stopped: RunFolder) -> None:
     with FileLock(stopped.lock), pytest.raises(ConfigError, match="in use by its run"):
         verify(stopped)
 

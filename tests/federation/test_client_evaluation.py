@@ -215,7 +215,7 @@ def test_a_cohort_measures_the_same_to_float_tolerance(tiny: Tiny, play: Play) -
     assert np.allclose(one["value"][losses], many["value"][losses], atol=1e-5)
 
 
-def test_defaults_name_no_run_anew(tiny: Tiny) -> None:
+def test_defaults_rename_no_run(tiny: Tiny) -> None:
     assert not naming.changed_settings(tiny()).keys() & {"evaluation", "stop", "unseen"}
     spelt_out = tiny(
         unseen=0.0, evaluation={"models": ["personalised", "global"], "on": ["test"]}, stop={"patience": 0}

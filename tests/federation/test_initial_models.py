@@ -62,7 +62,7 @@ def test_a_first_round_trains_each_client_from_its_own(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", ["none", "head"])
-def test_a_run_that_goes_on_and_one_on_more_threads_have_the_same_bytes(
+def test_a_run_that_continues_and_one_on_more_threads_have_the_same_bytes(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], shared: str
 ) -> None:
     # Half of the clients take part in a round, so that some begin after the interruption.

@@ -82,7 +82,7 @@ def test_validation_data_stop_a_run_that_still_improves_on_test_data(
     assert f"stopped after round 3: {summaries[-1].stopped}" in folder.log.read_text()
 
 
-def test_a_run_that_improves_on_validation_data_goes_on_to_its_last_round(
+def test_a_run_that_improves_on_validation_data_continues_to_its_last_round(
     tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     summaries = summaries_of(tiny(rounds=5, stop=STOP, barriers={"every": 0}), RunFolder(tmp_path / "run"))

@@ -58,7 +58,7 @@ def test_the_weight_stays_between_0_and_1() -> None:
     assert any(weight in (0.0, 1.0) for weights in history for weight in weights)
 
 
-def test_a_weight_of_0_is_fedavg_and_1_local_training_beside_it() -> None:
+def test_a_weight_of_0_is_fedavg_and_1_local_training_next_to_it() -> None:
     plays = [Play("apfl", {"mix": mix, "adaptive": False}) for mix in (0.0, 1.0)]
     full, local = Play("full"), Play("local")
     for server_round in full.rounds():

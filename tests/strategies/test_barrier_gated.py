@@ -171,7 +171,7 @@ def test_the_gate_decides_what_travels_in_the_next_round(folder: RunFolder) -> N
     assert set(sent["layer"]) == {name for name, value in means.items() if value <= GATED["threshold"]}
 
 
-def test_a_killed_run_goes_on_with_the_gate_that_it_had(
+def test_a_killed_run_continues_with_the_gate_that_it_had(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
     config = tiny(rounds=4, strategy=GATED | {"on": "server"}, barriers={"every": 0})

@@ -34,7 +34,7 @@ def test_three_rounds_are_those_of_the_algorithm(model: Callable[[], nn.Module])
         assert_close(play.personalised(client), expected)
 
 
-def test_lambda_0_is_local_training_beside_fedavg() -> None:
+def test_lambda_0_is_local_training_next_to_fedavg() -> None:
     # In one batch an epoch, so that the order of the examples does not matter.
     settings = {"local": {"batch_size": 8}, "absent": {2: 1}}
     ditto, local, full = (

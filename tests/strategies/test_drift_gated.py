@@ -97,7 +97,7 @@ def test_a_cohort_trains_as_one_client_after_the_other() -> None:
         assert_close(together.round(server_round), alone.strategy.global_model)
 
 
-def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
     whole, resumed = Play("drift_gated"), Play("drift_gated")
     for server_round in (1, 2):
         whole.round(server_round)

@@ -44,7 +44,7 @@ def test_beta_0_is_fedavg_with_its_running_statistics() -> None:
         assert_close(gucci.strategy.global_model, full.round(server_round), 0)
 
 
-def test_only_past_global_models_travel_beside_the_current_one() -> None:
+def test_only_past_global_models_travel_next_to_the_current_one() -> None:
     play = Play("fedgucci", {"anchors": 3}, rounds=4)
     names, models = [], [play.initial]
     for _ in play.rounds():
@@ -63,7 +63,7 @@ def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Mo
         assert_close(together.round(server_round), alone.strategy.global_model)
 
 
-def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
     whole, resumed = (Play("fedgucci", {"anchors": 3}, rounds=4) for _ in range(2))
     for server_round in (1, 2, 3):
         whole.round(server_round)

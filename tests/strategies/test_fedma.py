@@ -247,7 +247,7 @@ def test_a_cohort_trains_as_one_client_after_the_other() -> None:
         assert_close(together.round(server_round), alone.strategy.global_model)
 
 
-def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, resumed = Play("fedma"), Play("fedma")
     begin_differently(whole, monkeypatch, noise=0.3)
     for server_round in (1, 2):

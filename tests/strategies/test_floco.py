@@ -173,7 +173,7 @@ def test_a_cohort_trains_as_one_client_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 2])
-def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path: Path, stop: int) -> None:
+def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path, stop: int) -> None:
     whole, resumed = Play("floco", OPTIONS), Play("floco", OPTIONS)
     for server_round in range(1, stop + 1):
         whole.round(server_round)

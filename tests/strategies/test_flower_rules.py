@@ -80,7 +80,7 @@ def test_the_shared_layers_are_what_flowers_class_makes_of_the_same_arrays(name:
 
 @pytest.mark.slow
 @every
-def test_a_run_goes_on_from_a_checkpoint_with_the_same_bytes(name: str, tmp_path: Path) -> None:
+def test_a_run_resumes_from_a_checkpoint_with_the_same_bytes(name: str, tmp_path: Path) -> None:
     whole, stopped = play_of(name), play_of(name)
     for server_round in (1, 2, 3):
         whole.round(server_round)
@@ -125,7 +125,7 @@ def test_many_arrays_keep_their_order_in_a_checkpoint() -> None:
     assert list(rule.state()) == [f"momentum_vector/list/{k}" for k in range(11)]
 
 
-def test_a_rule_of_ones_own_is_used_as_it_is_given_and_not_changed() -> None:
+def test_a_rule_of_the_user_is_used_as_it_is_given_and_not_changed() -> None:
     class Largest(FedMedian):
         def aggregate_train(self, server_round, replies):
             arrays = max(replies, key=lambda reply: reply.content["metrics"][self.weighted_by_key]).content["arrays"]

@@ -237,7 +237,7 @@ def test_the_bytes_that_are_counted_are_those_of_the_arrays_that_travel(name: st
 
 
 @every
-def test_a_run_that_was_stopped_goes_on_with_the_same_bytes(name: str) -> None:
+def test_a_run_that_was_stopped_continues_with_the_same_bytes(name: str) -> None:
     play, rounds = played(name)
     again = play_of(name)
     again.load(folder() / name, STOPPED)
@@ -254,7 +254,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bytes(name: str) -> None:
 
 
 @every
-def test_a_client_goes_on_with_what_it_has_kept_and_taken(name: str) -> None:
+def test_a_client_continues_with_what_it_has_kept_and_taken(name: str) -> None:
     """What it neither keeps nor takes would silently be its initial value again."""
     play, rounds = played(name)
     for seen in rounds[1:]:

@@ -160,7 +160,7 @@ def test_a_cohort_trains_as_one_client_after_the_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pfedla", "heurpfedla"])
-def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(name: str, tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(name: str, tmp_path: Path) -> None:
     whole, resumed = Play(name, OPTIONS), Play(name, OPTIONS)
     for server_round in (1, 2):
         whole.round(server_round)

@@ -211,7 +211,7 @@ def test_options_decide_how_models_are_matched_that_differ() -> None:
         assert not torch.allclose(one, other)
 
 
-def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
     whole, resumed = (pair("matched_average", {"shared": "body"}, model=norm_mlp, absent={2: 2})[0] for _ in range(2))
     whole.round(1)
     whole.round(2)

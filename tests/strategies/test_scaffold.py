@@ -88,7 +88,7 @@ def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Mo
         assert_close(together.strategy.state(), alone.strategy.state())
 
 
-def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
     whole, resumed = Play("scaffold"), Play("scaffold")
     for server_round in (1, 2):
         whole.round(server_round)

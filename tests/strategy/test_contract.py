@@ -119,7 +119,7 @@ def test_a_hook_with_other_arguments_is_refused_with_those_it_must_take() -> Non
                 return {}
 
 
-def test_methods_and_arguments_of_ones_own_are_no_hooks() -> None:
+def test_methods_and_arguments_of_the_user_are_no_hooks() -> None:
     class Own(Strategy):
         def shared(self, server_round: int, deeper: int = 0) -> LayerGroup:
             return self.layers.group(f"first:{1 + deeper}")

@@ -277,7 +277,7 @@ class Clipped(FedAvg):
         return {key: value for key, value in largest.shared.items() if key != "1.weight"}
 
 
-def test_a_rule_of_ones_own_gets_all_updates_whatever_the_order() -> None:
+def test_a_rule_of_the_user_gets_all_updates_whatever_the_order() -> None:
     strategy = Clipped(net(), send_initial=False)
     sent = configure(strategy, Nodes(2, 1), 1)
     received = strategy.receive(1, [reply(sent[k], strategy.global_model) for k in (0, 1)], in_order=True)
@@ -320,7 +320,7 @@ def test_a_fixed_sample_of_the_clients_is_evaluated_if_so_many_are_asked_for() -
 
 
 @pytest.mark.parametrize("name", LAYERS_ONLY)
-def test_a_strategy_goes_on_from_its_state(name: str) -> None:
+def test_a_strategy_continues_from_its_state(name: str) -> None:
     model = model_with_buffers()
     strategy = STRATEGIES[name](model, send_initial=False, participation=0.5)
     strategy.set_global_model(model.state_dict())

@@ -181,7 +181,7 @@ def test_with_batch_norm_no_client_sees_a_padded_example_and_a_last_batch_of_one
     assert [int(params["1.num_batches_tracked"]) for params, _ in found] == [4, 2, 2, 4, 6, 6]
 
 
-def test_a_kept_momentum_goes_on_and_clients_without_one_start_from_zero() -> None:
+def test_a_kept_momentum_continues_and_clients_without_one_start_from_zero() -> None:
     model = perceptron()
     tasks = vectors(model, 9, 5, 6)
     first = one_by_one(model, tasks[:2], LocalPlan((Phase("head"),)), NESTEROV)

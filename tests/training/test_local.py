@@ -86,7 +86,7 @@ def test_one_proximal_step_pulls_by_mu_times_the_distance() -> None:
         assert torch.allclose(w, plain - 0.1 * 3.0 * (w1 - w0), atol=1e-12)
 
 
-def test_momentum_goes_on_where_it_was_kept() -> None:
+def test_momentum_continues_where_it_was_kept() -> None:
     model, inputs, targets = example()
     whole, settings = copy.deepcopy(model), SGD(1, 5, 0.1, 0.9)
     rng = np.random.default_rng(1)

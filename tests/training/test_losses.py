@@ -100,7 +100,7 @@ def test_weights_of_a_yes_or_no_are_those_of_two_classes() -> None:
     assert loss_of("binary").weighted(WEIGHTS[:2]).mean(logits, targets).item() == pytest.approx(wanted.item())
 
 
-def test_huber_and_a_loss_of_ones_own_are_means_over_examples() -> None:
+def test_huber_and_a_custom_loss_are_means_over_examples() -> None:
     targets = INPUTS[:, :2]
     for delta in (0.5, 2.0):
         loss = loss_of(

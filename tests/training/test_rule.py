@@ -148,7 +148,7 @@ def test_a_phase_trains_a_set_in_the_place_of_the_model_and_towards_it() -> None
     assert torch.equal(personal["0.bias"], start["0.bias"] + 0.5)
 
 
-def test_momentum_of_a_set_is_its_own_and_goes_on_where_it_was() -> None:
+def test_momentum_of_a_set_is_its_own_and_continues_where_it_was() -> None:
     model, start = net(), start_of(net())
     plan = LocalPlan((Phase(trains="personal"), Phase()))
     ruled = Ruled(sets={"personal": start})

@@ -27,7 +27,7 @@ class Score:
 
     Parameters
     ----------
-    accuracy
+    value
         Mean over the clients of the personalised models, at its best round, of ``metric``; NaN if the models diverged,
         or values of clients are missing in its last round.
     round
@@ -40,7 +40,7 @@ class Score:
         Name of the metric.
     """
 
-    accuracy: float
+    value: float
     round: int | None
     missing: int = 0
     left_out: int = 0
@@ -49,7 +49,7 @@ class Score:
     @property
     def goodness(self) -> float:
         """The value, with a minus sign where a lower one is better."""
-        return self.accuracy if metric_of(self.metric).higher_is_better else -self.accuracy
+        return self.value if metric_of(self.metric).higher_is_better else -self.value
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def tune(
 
 def best_of(scores: Sequence[Score]) -> int | None:
     """Return the index of the best score, of equal ones one with the fewest updates left out; None if all diverged."""
-    known = [index for index, score in enumerate(scores) if not math.isnan(score.accuracy)]
+    known = [index for index, score in enumerate(scores) if not math.isnan(score.value)]
     return max(known, key=lambda index: (scores[index].goodness, -scores[index].left_out, -index), default=None)
 
 
@@ -173,7 +173,7 @@ def _record(tuning: Tuning, runs: Sequence[Run], scores: Sequence[Score], best: 
         "scores": [
             {
                 "values": dict(candidate.values),
-                f"validation_{score.metric}": None if math.isnan(score.accuracy) else score.accuracy,
+                f"validation_{score.metric}": None if math.isnan(score.value) else score.value,
                 "round": score.round,
                 "run": f"{FOLDER}/{run.folder.path.name}",
             }
@@ -191,7 +191,7 @@ def _write_choices(path: Path, choices: Sequence[Mapping[str, Any]]) -> None:
 def notes_of(tuning: Tuning, scores: Sequence[Score], best: int | None) -> Iterator[str]:
     """Yield what the user should know: which values failed, which was chosen, and whether the grid is too narrow."""
     for candidate, score in zip(tuning.candidates, scores, strict=True):
-        if math.isnan(score.accuracy):
+        if math.isnan(score.value):
             clients = f"{score.missing} client{'s' if score.missing > 1 else ''}"
             lost = f"the last round has no {label(score.metric)} of {clients}"
             what = lost if score.missing else "the models diverge"
@@ -200,7 +200,7 @@ def notes_of(tuning: Tuning, scores: Sequence[Score], best: int | None) -> Itera
         return
     values = tuning.candidates[best].values
     text = f"tuning {tuning.label}: {format_settings(values)}, validation {label(scores[best].metric)} "
-    yield text + format_metric(scores[best].metric, scores[best].accuracy)
+    yield text + format_metric(scores[best].metric, scores[best].value)
     for key, value in values.items():
         tried = [candidate.values[key] for candidate in tuning.candidates]
         numbers = sorted({each for each in tried if isinstance(each, int | float) and not isinstance(each, bool)})

@@ -101,7 +101,7 @@ def test_clients_with_their_average_and_with_each_other_have_sections_of_their_o
     assert gaps["mixed model and mix"] == pytest.approx(0.02 * np.array([1, 2, 3]) * 2)  # nothing of t = 0.25
 
 
-def test_stitched_models_are_drawn_beside_the_two_by_themselves() -> None:
+def test_stitched_models_are_drawn_next_to_the_two_by_themselves() -> None:
     common: dict[str, Any] = {"n": 50, "loss_ends": 1.0, "error_ends": 0.1}
     rows = pd.DataFrame(
         common | {"layer": layer, "base": base, "other": other, "loss": 2.0 + base, "error": 0.2 * place, "round": 4}
