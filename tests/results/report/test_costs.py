@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from fedsim.config import Config
+from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.costs import least_total, spent, spent_until, value_within
+from fedsim.results.report.comparing.tables import comparison_table
 from fedsim.results.report.comparing.units import format_bytes, format_count, read_amount
 from fedsim.results.result import Result
 from tests.results.report import cases
@@ -105,3 +107,10 @@ def test_counts_are_written_in_the_unit_that_suits_them() -> None:
 def test_seconds_are_not_known_from_a_round_on_whose_timing_a_kill_prevented(run: Result) -> None:
     known = replace(run, timing=run.timing[run.timing["round"] != 2])
     assert spent(known, "seconds").fillna(-1).tolist() == [2, -1, -1]
+
+
+def test_a_comparison_says_that_seconds_were_lost(run: Result) -> None:
+    cut = replace(run, timing=run.timing[run.timing["round"] != 2])
+    [note] = comparison_table(compare([cut])).notes
+    assert note == "no seconds, as a kill or a damaged file lost those of 1 round"
+    assert not comparison_table(compare([run])).notes

@@ -45,6 +45,12 @@ def spent(result: Result, what: str) -> pd.Series:
     return each.reindex(rounds, fill_value=0).cumsum()
 
 
+def untimed(result: Result) -> list[int]:
+    """Return the rounds up to the evaluated one whose time is not known, as a kill came before it was written."""
+    known = set(result.timing.get("round", ()))
+    return [server_round for server_round in range(1, result.evaluated + 1) if server_round not in known]
+
+
 def _rows_of(table: pd.DataFrame, columns: Sequence[str] | None = None) -> pd.Series:
     if table.empty:
         return pd.Series(dtype=float)

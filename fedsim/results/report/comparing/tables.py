@@ -10,6 +10,7 @@ from fedsim.errors import ConfigError
 from fedsim.results.faults import describe_faults
 from fedsim.results.report.comparing.columns import Column, Kind
 from fedsim.results.report.comparing.comparison import Comparison
+from fedsim.results.report.comparing.costs import untimed
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.statistics import Interval
 from fedsim.results.report.comparing.units import format_bytes, format_count, format_missing
@@ -88,7 +89,7 @@ def comparison_table(comparison: Comparison, columns: Sequence[Column] | None = 
 
 
 def notes_of(comparison: Comparison) -> Iterator[str]:
-    """Yield, by row, how many updates were left out and why, other faults, and whether there is no best round."""
+    """Yield, by row, how many updates were left out and why, other faults, and what of the values is not known."""
     question = comparison.question
     for row in comparison.rows:
         members = row.group.members
@@ -96,6 +97,8 @@ def notes_of(comparison: Comparison) -> Iterator[str]:
         texts = describe_faults(faults, sum(result.updates for result in members))
         if not all(map(question.round_of, members)):
             texts.append(f"no best round, as none has a validation {question.metric} of every client")
+        if lost := sum(len(untimed(result)) for result in members):
+            texts.append(f"no seconds, as a kill or a damaged file lost those of {lost} round{'s' * (lost > 1)}")
         yield from (f"{row.group.name}: {text}" if len(comparison.rows) > 1 else text for text in texts)
 
 

@@ -111,7 +111,7 @@ def _headline(result: Result) -> list[tuple[str, str]]:
     write, is_higher = partial(format_metric, result.main), metric_of(result.main).higher_is_better
     missing = format_missing(len(personalised) - len(known))
     of_server = float(result.on_server("global").loc[result.evaluated])
-    at_least = "" if set(range(1, result.evaluated + 1)) <= set(result.timing.get("round", ())) else "at least "
+    at_least = "at least " if costs.untimed(result) else ""
     numbers = [
         (
             f"personalised {main}, mean ± std over clients",
