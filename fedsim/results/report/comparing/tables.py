@@ -98,7 +98,8 @@ def notes_of(comparison: Comparison) -> Iterator[str]:
         if not all(map(question.round_of, members)):
             texts.append(f"no best round, as none has a validation {question.metric} of every client")
         if lost := sum(len(untimed(result)) for result in members):
-            texts.append(f"no seconds, as a kill or a damaged file lost those of {lost} round{'s' * (lost > 1)}")
+            rounds = f"{lost} round{'s' * (lost > 1)}"
+            texts.append(f"no seconds, as timing.jsonl lacks those of {rounds}, which a kill or damage has lost")
         yield from (f"{row.group.name}: {text}" if len(comparison.rows) > 1 else text for text in texts)
 
 
