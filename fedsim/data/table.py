@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,9 +139,8 @@ def _check_columns(rows: pd.DataFrame, names: Sequence[str], place: Path) -> Non
     for name in names:
         found = list(rows.columns).count(name)
         if found != 1:
-            has = ", ".join(map(str, rows.columns[:LISTED])) + (", ..." if len(rows.columns) > LISTED else "")
             problem = "has no column" if not found else f"has {found} columns"
-            raise ValueError(f"{place} {problem} {name!r}; its columns are: {has}")
+            raise ValueError(f"{place} {problem} {name!r}; its columns are: {_listed(rows.columns)}")
         if empty := int(rows[name].isna().sum()):
             row = _first_row(rows, rows[name].isna())
             raise ValueError(
@@ -161,10 +160,7 @@ def _check_names(
     if both := [name for name in target if name in features]:
         raise ValueError(f"columns names {both[0]!r}, which is the target; a model must not be given what it predicts")
     if unknown := [name for name in categorical if name not in features]:
-        raise ValueError(
-            f"categorical names {unknown[0]!r}, which is no feature; features are: {', '.join(features[:LISTED])}"
-            + (", ..." if len(features) > LISTED else "")
-        )
+        raise ValueError(f"categorical names {unknown[0]!r}, which is no feature; features are: {_listed(features)}")
 
 
 def _first_row(rows: pd.DataFrame, marks: pd.Series | np.ndarray) -> int:
@@ -259,3 +255,9 @@ def _targets(
     values = [torch.tensor(rows[list(names)].to_numpy(dtype=np.float64)).float() for rows in (train, test)]
     are_labels = len(names) > 1 and all(((each == 0) | (each == 1)).all() for each in values)
     return [each[:, 0] if len(names) == 1 else each for each in values], tuple(names) if are_labels else ()
+
+
+def _listed(names: Iterable[object]) -> str:
+    """Return the first names, for a message."""
+    texts = list(map(str, names))
+    return ", ".join(texts[:LISTED]) + (", ..." if len(texts) > LISTED else "")
