@@ -18,6 +18,8 @@ from fedsim.results.result import Result
 
 Kind = Literal["score", "difference", "share", "index", "bytes", "count", "seconds"]
 NAN = float("nan")
+# Priorities: the question itself, whom it helps, what it costs, and details.
+ANSWER, SECOND, GAIN, COST, SPREAD, OTHER = range(1, 7)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Column:
         Whether a table shows it by default.
     asked
         Whether it is shown even if no run has a value.
+    priority
+        Which columns a narrow terminal shows: those with the lowest numbers, as far as they fit.
     """
 
     key: str
@@ -40,6 +44,7 @@ class Column:
     of: Callable[[Group], Interval]
     compact: bool = True
     asked: bool = False
+    priority: int = OTHER
 
 
 def columns_of(results: Sequence[Result], question: Question) -> list[Column]:
@@ -58,9 +63,16 @@ def columns_of(results: Sequence[Result], question: Question) -> list[Column]:
 
 
 def _column(
-    key: str, heading: str, kind: Kind, of: Callable[[Result], float], *, compact: bool = True, asked: bool = False
+    key: str,
+    heading: str,
+    kind: Kind,
+    of: Callable[[Result], float],
+    *,
+    compact: bool = True,
+    asked: bool = False,
+    priority: int = OTHER,
 ) -> Column:
-    return Column(key, heading, kind, lambda group: group.mean(of), compact, asked)
+    return Column(key, heading, kind, lambda group: group.mean(of), compact, asked, priority)
 
 
 def _clients(question: Question, result: Result, model: str = "personalised", split: str = "test") -> pd.Series:
@@ -78,6 +90,7 @@ def _over_clients(
     kind: Kind = "score",
     compact: bool = True,
     asked: bool = False,
+    priority: int = OTHER,
 ) -> Column:
     """Return a statistic over the clients that have a value; the number of the others comes with it."""
 
@@ -88,7 +101,7 @@ def _over_clients(
     def missing(result: Result) -> int:
         return int(_clients(question, result, model, split).isna().sum())
 
-    return Column(key, heading, kind, lambda group: group.mean(of, missing), compact, asked)
+    return Column(key, heading, kind, lambda group: group.mean(of, missing), compact, asked, priority)
 
 
 def _outcomes(question: Question) -> list[Column]:
@@ -106,14 +119,14 @@ def _outcomes(question: Question) -> list[Column]:
 
     return [
         _column("rounds", "rounds", "count", lambda result: float(question.round_of(result) or NAN)),
-        over_clients("personalised", "personalised", _mean, asked=True),
-        over_clients("std", "std", lambda values: float(values.std(ddof=0))),
-        over_clients("worst", "worst 10 %", worst),
+        over_clients("personalised", "personalised", _mean, asked=True, priority=ANSWER),
+        over_clients("std", "std", lambda values: float(values.std(ddof=0)), priority=SPREAD),
+        over_clients("worst", "worst 10 %", worst, priority=SPREAD),
         over_clients("jain", "Jain", jain, kind="index", compact=False),
-        Column("global", "global", "score", of_server),
+        Column("global", "global", "score", of_server, priority=SECOND),
         over_clients("global_clients", "global, clients", _mean, "global", compact=False),
-        over_clients("fine_tuned", "fine-tuned", _mean, "fine-tuned"),
-        over_clients("unseen", "unseen", _mean, "personalised", "unseen"),
+        over_clients("fine_tuned", "fine-tuned", _mean, "fine-tuned", priority=SECOND),
+        over_clients("unseen", "unseen", _mean, "personalised", "unseen", priority=SECOND),
         over_clients("unseen_fine_tuned", "unseen, tuned", _mean, "fine-tuned", "unseen", compact=False),
     ]
 
@@ -128,7 +141,11 @@ def _left_out(results: Sequence[Result]) -> list[Column]:
     def of(group: Group) -> Interval:
         return Interval(float(sum(result.left_out for result in group.members)))
 
-    return [Column("left_out", "left out", "count", of)] if any(result.left_out for result in results) else []
+    return (
+        [Column("left_out", "left out", "count", of, priority=GAIN)]
+        if any(result.left_out for result in results)
+        else []
+    )
 
 
 def _gain(baseline: Baseline, question: Question, group: Group) -> Gain:
@@ -142,7 +159,7 @@ def _share(key: str, baseline: Baseline, question: Question, *, asked: bool = Fa
         gain = _gain(baseline, question, group)
         return Interval(gain.share, missing=gain.difference.missing)
 
-    return Column(key, f"> {baseline.name}", "share", of, asked=asked)
+    return Column(key, f"> {baseline.name}", "share", of, asked=asked, priority=GAIN)
 
 
 def _references(results: Sequence[Result], question: Question) -> list[Column]:
@@ -156,7 +173,14 @@ def _against(baseline: Baseline, question: Question) -> list[Column]:
     gain = partial(_gain, baseline, question)
     return [
         _share("gain_baseline", baseline, question, asked=True),
-        Column("difference", f"vs {baseline.name}", "difference", lambda group: gain(group).difference, asked=True),
+        Column(
+            "difference",
+            f"vs {baseline.name}",
+            "difference",
+            lambda group: gain(group).difference,
+            asked=True,
+            priority=ANSWER,
+        ),
         Column("pairs", "pairs", "count", lambda group: Interval(float(gain(group).seeds) or NAN), asked=True),
     ]
 
@@ -168,7 +192,10 @@ def _costs(results: Sequence[Result], question: Question) -> list[Column]:
     kinds: dict[str, Kind] = {"up": "bytes", "down": "bytes", "passes": "count", "seconds": "seconds"}
     if any(len(result.simulated_seconds) for result in results):
         kinds["simulated"] = "seconds"
-    return [_column(what, what, kind, partial(until, what)) for what, kind in kinds.items()]
+    return [
+        _column(what, what, kind, partial(until, what), priority=COST if what == "up" else OTHER)
+        for what, kind in kinds.items()
+    ]
 
 
 def _at_equal_costs(results: Sequence[Result], question: Question) -> list[Column]:
@@ -184,7 +211,7 @@ def _at_equal_costs(results: Sequence[Result], question: Question) -> list[Colum
         if budget is not None:
             heading = f"at {format_bytes(budget) if what == costs.BYTES else f'{format_count(budget)} passes'}"
             of = partial(costs.value_within, what=what, budget=budget, metric=question.metric)
-            columns.append(_column(f"at_{what}", heading, "score", of, compact=asked, asked=asked))
+            columns.append(_column(f"at_{what}", heading, "score", of, compact=asked, asked=asked, priority=ANSWER))
     return columns
 
 
@@ -198,6 +225,7 @@ def _to_target(question: Question, target: float) -> list[Column]:
             kind,
             partial(costs.spent_until, what=what, target=target, metric=question.metric),
             asked=True,
+            priority=ANSWER,
         )
         for what, kind in kinds.items()
     ]

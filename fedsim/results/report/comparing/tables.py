@@ -32,12 +32,15 @@ class Table:
         Which columns are aligned to the right.
     notes
         What must be said with it, a line each.
+    priorities
+        Which columns a narrow terminal shows, the lowest first; without them it shows all, in several tables.
     """
 
     headings: tuple[str, ...]
     numeric: tuple[bool, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    priorities: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Let each text be one line without control characters, wherever the table is shown."""
@@ -85,7 +88,8 @@ def comparison_table(comparison: Comparison, columns: Sequence[Column] | None = 
     )
     headings = ("strategy", *settings, "seeds", *(column.heading for column in columns))
     numeric = (*[False] * (1 + len(settings)), *[True] * (1 + len(columns)))
-    return Table(headings, numeric, cells, tuple(notes_of(comparison)))
+    priorities = (*[0] * (2 + len(settings)), *(column.priority for column in columns))
+    return Table(headings, numeric, cells, tuple(notes_of(comparison)), priorities)
 
 
 def notes_of(comparison: Comparison) -> Iterator[str]:
