@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -98,7 +99,7 @@ class _View:
             name, title = f"{name}-{self.data}", f"{title}, on {DATA.get(self.data, self.data)}"
         if self.matching != "none":
             name, title = f"{name}-{self.matching}", f"{title}, after matching by {self.matching}"
-        return Section(name, title, section.text, section.figure)
+        return replace(section, name=name, title=title)
 
 
 def _views(table: pd.DataFrame) -> Iterator[_View]:
@@ -121,35 +122,35 @@ def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str, level: float
     single, pairs = rows_of_kind(rows, ""), rows[rows["other"] != AVERAGE]
     if (single["other"] == AVERAGE).any():
         text = BARRIER_TEXT.format(**words)
-        figure = barriers.maps(rows, metric, pairs=False)
-        yield Section(f"barriers-{metric}", f"Layer-wise {metric} barriers", text, figure)
+        draw = partial(barriers.maps, rows, metric, pairs=False)
+        yield Section(f"barriers-{metric}", f"Layer-wise {metric} barriers", text, draw)
     if (single["other"] != AVERAGE).any():
         count = len({frozenset(pair) for pair in zip(pairs["base"], pairs["other"], strict=True)})
         text = PAIRS_TEXT.format(pairs=count, t=barriers.at_the_middle(pairs, pairs=True)["t"].iloc[0])
-        figure = barriers.maps(rows, metric, pairs=True)
-        yield Section(f"pairs-{metric}", f"Layer-wise {metric} barriers between clients", text, figure)
+        draw = partial(barriers.maps, rows, metric, pairs=True)
+        yield Section(f"pairs-{metric}", f"Layer-wise {metric} barriers between clients", text, draw)
     kinds = set(rows["group"].map(kind_of))
     if kinds & set(GROWING):
-        text, figure = GROWING_TEXT.format(**words), barriers.growing_maps(rows, metric)
-        yield Section(f"cumulative-{metric}", f"Cumulative {metric} barriers", text, figure)
+        text, draw = GROWING_TEXT.format(**words), partial(barriers.growing_maps, rows, metric)
+        yield Section(f"cumulative-{metric}", f"Cumulative {metric} barriers", text, draw)
     if any(kind.startswith("windows") for kind in kinds):
-        text, figure = WINDOWS_TEXT.format(**words), barriers.window_maps(rows, metric)
-        yield Section(f"windows-{metric}", f"{metric.capitalize()} barriers of consecutive layers", text, figure)
+        text, draw = WINDOWS_TEXT.format(**words), partial(barriers.window_maps, rows, metric)
+        yield Section(f"windows-{metric}", f"{metric.capitalize()} barriers of consecutive layers", text, draw)
     if len(single) and has_paths(single):
         bands = SIMULTANEOUS_TEXT.format(level=100 * level) if level else POINTWISE_TEXT
-        text, figure = PATHS_TEXT.format(**words, bands=bands), barriers.paths(rows, metric)
-        yield Section(f"paths-{metric}", f"{metric.capitalize()} along the path", text, figure)
+        text, draw = PATHS_TEXT.format(**words, bands=bands), partial(barriers.paths, rows, metric)
+        yield Section(f"paths-{metric}", f"{metric.capitalize()} along the path", text, draw)
 
 
 def _robustness_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     text = ROBUSTNESS_TEXT.format(data=examples(rows, data), round=rows["round"].max())
     for metric in ("loss", "error"):
         title = f"Robustness of the {metric} to changes of one layer"
-        yield Section(f"robustness-{metric}", title, text, companions.robustness(rows, metric))
+        yield Section(f"robustness-{metric}", title, text, partial(companions.robustness, rows, metric))
     if rows["round"].nunique() > 1 and set(companions.ROBUSTNESS) <= set(rows["direction"]):
         text = "The same at the largest t, by round. Red in the last map: the average's direction is the harmful one."
-        figure = companions.robustness_map(rows, "loss")
-        yield Section("robustness-rounds", "Robustness over the rounds", text, figure)
+        draw = partial(companions.robustness_map, rows, "loss")
+        yield Section("robustness-rounds", "Robustness over the rounds", text, draw)
 
 
 def _criticality_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
@@ -158,7 +159,7 @@ def _criticality_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
         f"model's own loss; mean over the clients. Red: what the layer learned matters. Measured on "
         f"{examples(rows, data)}."
     )
-    yield Section("criticality", "Criticality of layers", text, companions.criticality(rows))
+    yield Section("criticality", "Criticality of layers", text, partial(companions.criticality, rows))
 
 
 def _interaction_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
@@ -166,14 +167,17 @@ def _interaction_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     if (rows["first"] != "").any():
         last = rows["round"].max()
         text = f"Cost of mixing two layers together minus the costs of mixing each alone, after round {last}; "
-        yield Section("interaction", "Interaction of layers", text + where, companions.interaction(rows))
+        yield Section("interaction", "Interaction of layers", text + where, partial(companions.interaction, rows))
     if (rows["first"] == "").any():
         text = (
             "The full barrier minus the sum of the barriers of single layers, ± 1.96 standard errors for each round by "
             "itself; "
         )
         yield Section(
-            "unexplained", "Barrier that single layers do not explain", text + where, companions.unexplained(rows)
+            "unexplained",
+            "Barrier that single layers do not explain",
+            text + where,
+            partial(companions.unexplained, rows),
         )
 
 
@@ -182,20 +186,20 @@ def _similarity_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
         "How often the predictions of two clients' uploaded models agree; mean over the pairs. Measured on "
         f"{examples(rows, data)}."
     )
-    yield Section("similarity", "Function similarity", text, companions.similarity(rows))
+    yield Section("similarity", "Function similarity", text, partial(companions.similarity, rows))
 
 
 def _distance_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     rows = rows.dropna(axis="columns", how="all")  # matched models have no common start
     what = "the average" if (rows["other"] == AVERAGE).any() else "each other"
     text = f"Distance of the clients' uploaded layers from {what}, mean over the clients."
-    yield Section("distances", f"Distances of the clients from {what}", text, companions.distances(rows))
+    yield Section("distances", f"Distances of the clients from {what}", text, partial(companions.distances, rows))
     if {"cosine", "cosine_from_start"} & set(rows):
         text = (
             f"Cosines between the clients' uploaded layers and {what}, mean over the clients: of the weights, and of "
             "their changes since the start of the round where these were measured."
         )
-        yield Section("cosines", "Cosines of weights and of their changes", text, companions.cosines(rows))
+        yield Section("cosines", "Cosines of weights and of their changes", text, partial(companions.cosines, rows))
 
 
 def _against_average(table: pd.DataFrame) -> pd.DataFrame:

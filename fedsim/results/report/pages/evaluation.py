@@ -1,6 +1,7 @@
 """Accuracy of all models that were evaluated, by client and data."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -55,7 +56,7 @@ def evaluation_sections(result: Result) -> list[Section]:
             "evaluation",
             f"{name} before and after training on each client",
             text,
-            before_and_after(result),
+            partial(before_and_after, result),
         )
     ]
 

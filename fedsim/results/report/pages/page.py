@@ -164,20 +164,20 @@ def write_comparison(
             f"{shown} over the rounds",
             "Left: personalised models on the clients' own test data. Right: the server's model on the server's test "
             "data. Lines are means over the seeds; bands, shown for few lines, span the lowest to the highest seed.",
-            compared.compared_curves(groups),
+            partial(compared.compared_curves, groups),
         ),
         Section(
             "clients",
             f"Personalised {name} of each client",
             "Each point is a client of one seed after the last round. Boxes span the quartiles; their lines are the "
             "medians.",
-            compared.compared_clients(groups),
+            partial(compared.compared_clients, groups),
         ),
         Section(
             "traffic",
             f"{shown} by communication",
             "Bytes of all clients, up and down: the layers that a strategy shares, and all else that it sends.",
-            compared.compared_costs(groups, costs.BYTES),
+            partial(compared.compared_costs, groups, costs.BYTES),
         ),
     ]
     if any(costs.spent(result, costs.PASSES).notna().all() for result in results):
@@ -185,8 +185,8 @@ def write_comparison(
             "A third of the examples passed forward plus two thirds of those passed backward in local training. A "
             "method that trains twice as much in a round moves twice as far to the right."
         )
-        figure = compared.compared_costs(groups, costs.PASSES)
-        sections.append(Section("compute", f"{shown} by training", text, figure))
+        draw = partial(compared.compared_costs, groups, costs.PASSES)
+        sections.append(Section("compute", f"{shown} by training", text, draw))
     sections += _barriers_of(groups)
     content = {
         "title": f"{len(results)} runs on {', '.join(sorted({result.data for result in results}))}",
@@ -235,8 +235,8 @@ def _barriers_of(groups: Mapping[str, Group]) -> list[Section]:
         metric="loss", mean="mean over the clients and seeds", data=examples(rows, rows["data"].iloc[0])
     )
     text += missing_text(rows["loss"])
-    figure = compared_barriers(measured, "loss")
-    return [Section("barriers", "Layer-wise barriers, minus the clients' mean loss", text, figure)]
+    draw = partial(compared_barriers, measured, "loss")
+    return [Section("barriers", "Layer-wise barriers, minus the clients' mean loss", text, draw)]
 
 
 def _run_sections(result: Result) -> list[Section]:
@@ -247,14 +247,14 @@ def _run_sections(result: Result) -> list[Section]:
             f"{label(result.main, capital=True)} and loss over the rounds",
             "Personalised: each client's own model right after it received the server's layers. Global: the server's "
             "model. Rounds in which a client's value is missing are gaps.",
-            figures.curves(result),
+            partial(figures.curves, result),
         ),
         Section(
             "clients",
             f"Personalised {main} per client",
             f"After round {result.evaluated}, on each client's own test data. Clients are sorted by {main}."
             + _without_values(result),
-            figures.clients(result),
+            partial(figures.clients, result),
         ),
         *evaluation_sections(result),
         *schedule_sections(result),
@@ -267,7 +267,7 @@ def _run_sections(result: Result) -> list[Section]:
         f"{measured.counts.total_variation().mean():.2f} (0: all alike, towards 1: no class in common), mean "
         f"Jensen-Shannon divergence {measured.counts.jensen_shannon().mean():.2f} nats (at most 0.69)."
     )
-    return [*sections, Section("partition", "Partition", text, partition(measured))]
+    return [*sections, Section("partition", "Partition", text, partial(partition, measured))]
 
 
 def _without_values(result: Result) -> str:

@@ -1,5 +1,7 @@
 """Which layers were sent in which rounds, where that changes, and the barriers that decided it."""
 
+from functools import partial
+
 import pandas as pd
 
 from fedsim.results.measured import mean_gate_barriers
@@ -18,7 +20,7 @@ def schedule_sections(result: Result) -> list[Section]:
             "layers that it needs, whether they are averaged or not."
         )
         share = Quantity("share of the clients, %", 100, signed=False)
-        sections.append(Section("schedule", "Layers that clients sent", text, heat_maps({"": sent}, share)))
+        sections.append(Section("schedule", "Layers that clients sent", text, partial(heat_maps, {"": sent}, share)))
     if len(gate := result.measured("gate")):
         means = pd.Series(mean_gate_barriers(gate, ["layer", "round"])).unstack()
         means = means.reindex(list(dict.fromkeys(gate["layer"]))).rename_axis(columns="round")
@@ -29,7 +31,7 @@ def schedule_sections(result: Result) -> list[Section]:
         )
         barrier = Quantity("barrier, nats")
         sections.append(
-            Section("gate", "Barriers that decided what is averaged", text, heat_maps({"": means}, barrier))
+            Section("gate", "Barriers that decided what is averaged", text, partial(heat_maps, {"": means}, barrier))
         )
     return sections
 

@@ -1,8 +1,16 @@
-"""A figure with a title and what it shows."""
+"""A part of a page: a chart or a figure with a title and what it shows."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from altair.vegalite.v6.api import ChartType
 
 
 @dataclass(frozen=True)
@@ -13,9 +21,23 @@ class Section:
     ----------
     name
         Name of the figure's files, without the suffix.
+    draw
+        Draws the figure of PDF and PNG files; None if there is none. The page shows it where there is no chart.
+    chart
+        What the page shows, in the style of `charts.theme`.
+    how_to_read
+        What the page folds away below the chart: what is good or bad, how it is computed, and pitfalls.
     """
 
     name: str
     title: str
     text: str
-    figure: Figure
+    draw: Callable[[], Figure] | None
+    chart: ChartType | None = None
+    how_to_read: str = ""
+
+    @cached_property
+    def figure(self) -> Figure:
+        """The figure, drawn when it is first asked for."""
+        assert self.draw is not None
+        return self.draw()
