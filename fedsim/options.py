@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -103,3 +104,12 @@ def range_of(metadata: Iterable[object]) -> str:
 def as_toml(value: Any) -> str:
     """Write a value as TOML would, for a message."""
     return json.dumps(value, default=str)
+
+
+def parameter_texts(entry: Callable[..., Any]) -> dict[str, str]:
+    """Return the texts of the parameters in a docstring by their names, which may share one."""
+    _, _, section = (inspect.getdoc(entry) or "").partition("Parameters\n----------\n")
+    texts: dict[str, str] = {}
+    for names, text in re.findall(r"^(\w[\w, ]*)\n((?: +.*\n?|\n(?= ))+)", section, re.MULTILINE):
+        texts |= dict.fromkeys(names.split(", "), " ".join(text.replace("`", "").split()))
+    return texts

@@ -1,7 +1,6 @@
 """One kind of thing that can be chosen by name: its entries, their options, and how one is made."""
 
 import inspect
-import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -16,7 +15,7 @@ from fedsim.config.tables import Choice
 from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError, error_line, in_code_of_the_user, is_of_the_user, system_line
 from fedsim.lazy import LazyTable, Place
-from fedsim.options import BOUNDS, as_toml, explain_rule, range_of, schema_of, suggest
+from fedsim.options import BOUNDS, as_toml, explain_rule, parameter_texts, range_of, schema_of, suggest
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class Catalogue:
     def described_options(self, name: str) -> list[OptionText]:
         """Return an entry's options as texts for a table."""
         entry = self.find(name)
-        texts = _parameter_texts(entry)
+        texts = parameter_texts(entry)
         return [
             OptionText(
                 option,
@@ -246,12 +245,3 @@ def _describe(docstring: str) -> tuple[str, str]:
     docstring = docstring.replace("`", "")
     _, _, references = docstring.partition("References\n----------\n")
     return docstring.partition("\n")[0], references.partition("\n\n")[0].replace("\n", " ") or "fedsim"
-
-
-def _parameter_texts(entry: Callable[..., Any]) -> dict[str, str]:
-    """Return the texts of the parameters in a docstring by their names, which may share one."""
-    _, _, section = (inspect.getdoc(entry) or "").partition("Parameters\n----------\n")
-    texts: dict[str, str] = {}
-    for names, text in re.findall(r"^(\w[\w, ]*)\n((?: +.*\n?|\n(?= ))+)", section, re.MULTILINE):
-        texts |= dict.fromkeys(names.split(", "), " ".join(text.replace("`", "").split()))
-    return texts

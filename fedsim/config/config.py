@@ -8,16 +8,16 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
+from fedsim.config.barriers import BarriersConfig
+from fedsim.config.evaluation import EvaluationConfig
 from fedsim.config.expectation import Expectation
 from fedsim.config.faults import FaultsConfig
 from fedsim.config.local import LocalConfig
 from fedsim.config.loss import LossConfig
 from fedsim.config.tables import (
-    BarriersConfig,
     CheckpointsConfig,
     DataConfig,
     EngineConfig,
-    EvaluationConfig,
     FeaturesConfig,
     ModelConfig,
     PartitionConfig,
@@ -39,10 +39,30 @@ WITHOUT_EFFECT = ("engine", "checkpoints", "checkpoint_every", "expect")
 class Config(Table):
     """One run, or, with ``[sweep]``, a family of runs.
 
-    ``unseen`` is the share of the clients that never take part in training, at least one of them if it is not 0;
-    ``participation`` is a share of the others. ``evaluate_clients`` is how many clients are evaluated, the same in each
-    round, and at most as many unseen ones (default: all). ``[[expect]]`` states what the runs should show, for ``fedsim
-    check``.
+    Parameters
+    ----------
+    rounds
+        Number of communication rounds.
+    clients
+        Number of clients, each of which holds one part of the data.
+    unseen
+        Share of the clients that never take part in training, at least one of them if it is not 0.
+    participation
+        Share of the other clients that train in a round.
+    seed
+        Seed of all random streams: data, weights, participants, mini-batches.
+    device
+        Device of the computations: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+    evaluate_every
+        Rounds from one evaluation to the next.
+    evaluate_clients
+        Number of clients that are evaluated, the same in each round, and at most as many unseen ones (default: all).
+    checkpoint_every
+        Rounds from one checkpoint to the next.
+    sweep
+        Lists of values by dotted setting; one run per combination.
+    expect
+        What the runs should show, for ``fedsim check``.
     """
 
     rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)]

@@ -15,15 +15,36 @@ LATE = "late"
 class FaultsConfig(Table):
     """``[faults]``: faults that hit clients in training, each with its probability per client and round.
 
-    A client does not reply (``drop_out``), ends its worker (``crash``), raises an ``exception``, sends ``nan`` for all
-    values, goes ``explode_factor`` times as far as it has trained (``explode``), sends again what it sent before
-    (``stale``), or sends its reply twice (``duplicate``); of several, the first in this order happens. The others train
-    as if there were none.
+    If several hit a client at once, the first in this order happens. The others train as if there were none.
 
-    With ``seconds_per_example`` training takes simulated time: that many seconds per example and epoch for a client of
-    median speed. ``speed_spread`` is the standard deviation of the logarithm of the clients' speeds, ``round_spread``
-    that of a client's from round to round, and who needs more than ``deadline`` seconds is left out. Faults hit
-    ``clients`` in ``rounds`` only, or all if these are empty; other clients have the median speed and are never late.
+    Parameters
+    ----------
+    drop_out
+        Probability that the client does not reply.
+    crash
+        Probability that its worker dies.
+    exception
+        Probability that it raises an exception.
+    nan
+        Probability that it sends NaN for all values.
+    explode, explode_factor
+        Probability that its update goes some times as far as it has trained, and how many times.
+    stale
+        Probability that it sends again what it sent before.
+    duplicate
+        Probability that it sends its reply twice.
+    seconds_per_example
+        Simulated seconds of training per example and epoch for a client of median speed; 0 for no simulated time.
+    speed_spread
+        Standard deviation of the logarithm of the clients' speeds.
+    round_spread
+        Standard deviation of the logarithm of a client's speed from round to round.
+    deadline
+        Simulated seconds after which a client is left out of its round (default: no limit).
+    clients
+        Clients that may be hit (default: all); others have the median speed and are never late.
+    rounds
+        Rounds in which they may be hit (default: all).
     """
 
     drop_out: Probability = 0.0

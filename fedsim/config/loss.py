@@ -11,10 +11,15 @@ ClassWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class LossConfig(Choice):
-    """``[loss]``: what training descends and evaluation measures; ``auto`` is that of the task.
+    """``[loss]``: what training descends and evaluation measures.
 
-    ``class_weights`` are a positive number for each class; or those by which all classes weigh the same in a client's
-    training data (``balanced``), or in that of all clients (``balanced-all``). They weigh the targets in training only.
+    Parameters
+    ----------
+    name
+        Name of the loss, or a function of your own as ``module:function``; ``auto`` is the first loss of the task.
+    class_weights
+        Weights of the targets in training: a positive number for each class; or those by which all classes weigh the
+        same in a client's training data (``balanced``), or in that of all clients (``balanced-all``).
     """
 
     name: str = "auto"

@@ -1,0 +1,89 @@
+"""``[barriers]``: what is measured of the uploaded models, on which data, and how often."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from fedsim.analysis.mixing.names import PAIR_TS
+from fedsim.analysis.suite import MEASURES, MeasureName
+from fedsim.config.expectation import MatchedBy
+from fedsim.config.tables import Table
+
+
+class BarriersConfig(Table):
+    """``[barriers]``: layer-wise barriers between the uploaded models, and further measures of these models.
+
+    Parameters
+    ----------
+    every
+        Rounds from one measurement to the next: 0 for never, ``auto`` for as often as costs at most a tenth of the
+        training; only barriers, once per kind of ``matching``, are counted, not the matching itself or other measures.
+    groups
+        Kinds of groups (`fedsim.analysis.mixing.groups.named_groups`) or layer expressions.
+    against
+        Where replacement layers come from: the average of the uploaded models.
+    pairs
+        Number of pairs of clients to measure in addition to the average.
+    ts
+        Interpolation coefficients between the models of a pair. Features are compared at those that are neither 0 nor
+        1, or halfway if there are none.
+    on
+        Data that the models are measured on: the server's test data (``server``), all clients' training data
+        (``train``), or, barriers only, each client's model on its own test data (``clients``).
+    examples
+        Largest number of examples, the same in each round.
+    normalisation
+        Running statistics of a mixed layer: mixed too (``interpolate``), the model's own (``base``), or recomputed.
+    tolerance
+        Width in nats to which a mean loss must be known: mixed models then see only as many examples as that takes.
+    bands
+        Confidence level of the simultaneous bands; 0 for none.
+    measures
+        Further measures of the same models.
+    matching
+        Whether models are measured as they are (``none``), after their units have been aligned by ``weights`` or
+        ``activations``, or several of these.
+    """
+
+    every: int | Literal["auto"] = "auto"
+    groups: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("layers", "full")
+    against: Literal["average"] = "average"
+    pairs: Annotated[int, Field(ge=0)] = 0
+    ts: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False, min_length=1)] = PAIR_TS
+    on: Annotated[tuple[Literal["server", "train", "clients"], ...], Field(strict=False, min_length=1)] = ("server",)
+    examples: Annotated[int, Field(ge=1)] = 500
+    normalisation: Literal["interpolate", "base", "recompute"] = "interpolate"
+    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    bands: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    measures: Annotated[tuple[MeasureName, ...], Field(strict=False)] = ("distances",)
+    matching: Annotated[tuple[MatchedBy, ...], Field(strict=False, min_length=1)] = ("none",)
+
+    @field_validator("every", mode="before")
+    @classmethod
+    def _rounds_or_auto(cls, value: object) -> object:
+        if value != "auto" and not (type(value) is int and value >= 0):
+            raise ValueError('must be "auto" or a whole number of at least 0')
+        return value
+
+    @field_validator("matching")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("must hold each of none, weights and activations once at most")
+        return value
+
+    @field_validator("measures")
+    @classmethod
+    def _measurable(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("must hold each once at most")
+        for name in value:
+            if info.data.get("examples", least := MEASURES[name].least_examples) < least:
+                raise ValueError(
+                    f"examples = {info.data['examples']} must be at least {least} where measures hold {name}"
+                )
+        on_data = [name for name in value if MEASURES[name].on_data]
+        if on_data and set(info.data.get("on", ())) == {"clients"}:
+            names = ", ".join(on_data)
+            raise ValueError(f"on 'clients' only barriers are measured, not {names}; add 'server' to barriers.on")
+        return value

@@ -1,0 +1,89 @@
+"""``[evaluation]``: which models are evaluated, on which data, by which metrics."""
+
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, field_validator
+
+from fedsim.config.tables import Table
+from fedsim.options import as_toml, one_of
+from fedsim.training.metrics import METRICS
+
+PERTURBATION = re.compile(r"(fgsm|noise):((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)")
+EvaluatedModel = Literal["personalised", "global", "trained", "fine-tuned"]
+
+
+class EvaluationConfig(Table):
+    """``[evaluation]``: which models of each client are evaluated, and on which data.
+
+    Parameters
+    ----------
+    models
+        Models of each client: the ``personalised`` one, with what it next takes from the server; the ``global`` one;
+        the client's model right after local training (``trained``); and the personalised one after a few more epochs
+        on the client's training data (``fine-tuned``), which is then discarded.
+    on
+        Data of the clients' models: each client's own ``test`` data, and the test data of the ``server``.
+    fine_tune_epochs
+        Epochs of fine-tuning.
+    fine_tune_layers
+        Layers that are fine-tuned: a layer expression, or, with ``auto``, those that the strategy names.
+    fine_tune_lr
+        Step size of fine-tuning (default: that of local training).
+    fine_tune_every
+        Rounds from one fine-tuning to the next, besides that in the last round; 0 for the last round only.
+    perturbed
+        Perturbations of the test data on which the server's models are measured too, such as ``fgsm:0.1`` or
+        ``noise:0.2``: inputs moved by that size along the sign of the loss's gradient, or by Gaussian noise of that
+        standard deviation, in units of the normalised inputs.
+    metrics
+        Metrics besides the loss and the task's main metric, on all data.
+    save_predictions
+        Whether to write what the final models predict for each test example.
+    """
+
+    models: Annotated[tuple[EvaluatedModel, ...], Field(strict=False)] = ("personalised", "global")
+    on: Annotated[tuple[Literal["test", "server"], ...], Field(strict=False)] = ("test",)
+    fine_tune_epochs: Annotated[int, Field(ge=1)] = 5
+    fine_tune_layers: str = "auto"
+    fine_tune_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    fine_tune_every: Annotated[int, Field(ge=0)] = 0
+    perturbed: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    metrics: Annotated[tuple[Annotated[str, AfterValidator(one_of(METRICS))], ...], Field(strict=False)] = ()
+    save_predictions: bool = False
+
+    @field_validator("models")
+    @classmethod
+    def _begin_with_those_of_every_report(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not {"personalised", "global"} <= set(value):
+            raise ValueError('must hold "personalised" and "global", which every report shows')
+        return value
+
+    @field_validator("on")
+    @classmethod
+    def _hold_the_own_test_data(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "test" not in value:
+            raise ValueError('must hold "test", the client\'s own test data')
+        return value
+
+    @field_validator("perturbed")
+    @classmethod
+    def _be_kinds_and_sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        found = []
+        for text in value:
+            match = PERTURBATION.fullmatch(text)
+            if not match or not 0 < float(match[2]) < math.inf:
+                raise ValueError(
+                    'must hold kinds and sizes greater than 0, such as "fgsm:0.1" and "noise:0.2"; '
+                    f"{as_toml(text)} is neither"
+                )
+            found.append((match[1], float(match[2])))
+        if len(set(found)) < len(found):
+            raise ValueError("must hold each perturbation once")
+        return value
+
+    def sizes(self, kind: Literal["fgsm", "noise"]) -> dict[float, str]:
+        """Return the sizes of the perturbations of a kind, each with the text that names it."""
+        parts = [text.partition(":") for text in self.perturbed]
+        return {float(size): f"{found}:{size}" for found, _, size in parts if found == kind}
