@@ -2,13 +2,15 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.table import Table as RichTable
+from rich.text import Text
 
+from fedsim.cli.layout import GAP, columns_that_fit, folded, parts_that_fit, whole_width, widths_of
 from fedsim.console import PlainConsole, PlainFormatter
 from fedsim.errors import ConfigError, is_of_the_system, system_line
 from fedsim.results.files import write_whole
@@ -16,10 +18,6 @@ from fedsim.shortening import LINE, one_line, printable
 
 if TYPE_CHECKING:
     from fedsim.results.report.comparing.tables import Table
-
-PIPED_WIDTH = 400  # letters, which no table has
-LABEL_WIDTH, GAP = 16, 2  # letters that a text needs if it is folded, and between columns
-
 
 PREFIX = "fedsim: error: "
 
@@ -49,63 +47,38 @@ def print_error(message: str) -> None:
     say(PREFIX + one_line(message, LINE - len(PREFIX)))
 
 
-def print_table(text: "Table") -> None:
-    """Print a table and its notes; on a narrow terminal texts are folded, and numbers that have no room follow."""
-    # Piped into a file, a table keeps its columns whatever the width of a terminal would be.
-    console = PlainConsole(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    is_narrow = not _fits(text, console.width)
-    for columns in columns_that_fit(text, console.width):
-        table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for column in columns:
-            numeric = text.numeric[column]
-            # Headings of numbers are folded between words.
-            width = _least_width(text, column) if numeric and is_narrow else None
-            justify: Literal["left", "right"] = "right" if numeric else "left"
-            table.add_column(text.headings[column], justify=justify, overflow="fold", width=width)
-        for row in text.rows:
-            table.add_row(*(row[column] for column in columns))
-        console.print(table)
-    print_lines(*(f" {note}" for note in text.notes))
-
-
-def columns_that_fit(text: "Table", width: int) -> Iterator[list[int]]:
-    """Yield the columns of each of the tables that a table is printed as: its texts, and as many numbers as fit.
+def print_table(text: "Table", *, more: str | None = None) -> None:
+    """Print a table and its notes; a number is never cut.
 
     Parameters
     ----------
-    width
-        Letters in a line. Each table has at least one column of numbers, so that it may be wider.
+    more
+        What to add to the command to see the columns for which a narrow terminal has no room. Without it they follow
+        in tables of their own.
     """
-    every = range(len(text.headings))
-    labels = [column for column in every if not text.numeric[column]]
-    numbers = [column for column in every if text.numeric[column]]
-    if _fits(text, width) or not numbers:
-        yield list(every)
-        return
-    room = width - 1 - sum(min(_width(text, column), LABEL_WIDTH) + GAP for column in labels)
-    chosen: list[int] = []
-    left = room
-    for column in numbers:
-        needed = _least_width(text, column) + GAP
-        if chosen and needed > left:
-            yield sorted(labels + chosen)
-            chosen, left = [], room
-        chosen.append(column)
-        left -= needed
-    yield sorted(labels + chosen)
+    # Piped into a file, a table keeps its columns whatever the width of a terminal would be.
+    width = PlainConsole().width if sys.stdout.isatty() else whole_width(text)
+    drops = bool(more and text.priorities)
+    parts = [columns_that_fit(text, width)] if drops else parts_that_fit(text, width)
+    for columns in parts:
+        _print_columns(text, columns, width)
+        if dropped := [heading for column, heading in enumerate(text.headings) if drops and column not in columns]:
+            counted = f"{len(dropped)} column{'s' * (len(dropped) > 1)}"
+            print_lines(f" + {counted}: {more} ({', '.join(dropped)})")
+    print_lines(*(f" {note}" for note in text.notes))
 
 
-def _fits(text: "Table", width: int) -> bool:
-    return 1 + sum(_width(text, column) + GAP for column in range(len(text.headings))) <= width
-
-
-def _width(text: "Table", column: int) -> int:
-    return max(len(cell) for cell in (text.headings[column], *(row[column] for row in text.rows)))
-
-
-def _least_width(text: "Table", column: int) -> int:
-    """Return the width of a column whose cells are whole and whose heading is folded between words."""
-    return max(map(len, [*text.headings[column].split(), *(row[column] for row in text.rows)]))
+def _print_columns(text: "Table", columns: Sequence[int], width: int) -> None:
+    """Print some columns of a table, wider than the terminal if there is no other way to show a number."""
+    widths = widths_of(text, columns, width)
+    table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column, room in zip(columns, widths, strict=True):
+        justify: Literal["left", "right"] = "right" if text.numeric[column] else "left"
+        heading = Text(folded(text.headings[column], room))
+        table.add_column(heading, justify=justify, width=room, no_wrap=True)
+    for row in text.rows:
+        table.add_row(*(Text(folded(row[column], room)) for column, room in zip(columns, widths, strict=True)))
+    PlainConsole(width=max(width, 1 + sum(widths) + GAP * len(widths))).print(table)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -1,9 +1,13 @@
+"""A table on a terminal of any width: no number is cut, and what has no room is named or follows."""
+
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
-from fedsim.cli.terminal import columns_that_fit, print_table
+from fedsim.cli.layout import columns_that_fit, folded, parts_that_fit
+from fedsim.cli.terminal import print_table
 from fedsim.results.report.comparing.tables import Table
 
 TABLE = Table(
@@ -14,30 +18,113 @@ TABLE = Table(
         ("fc1", "b.pt", "+0.0001 ± 0.0002", "9.75", "100.00", "1,000"),
     ),
 )
+COMPARED = Table(
+    ("strategy", "partition.alpha", "seeds", "rounds", "personalised", "std", "global", "better / equal / worse"),
+    (False, False, *[True] * 6),
+    (
+        (
+            "layer_set(shared=conv1 | head, buffers=personal)",
+            "0.1",
+            "3",
+            "30",
+            "82.6 ± 24.2",
+            "6.1",
+            "9.4",
+            "16 / 0 / 8",
+        ),
+        ("x" * 900, "0.1", "3", "30", "75.6 ± 3.1", "7.2", "94.4 ± 0.2", "-"),
+        ("数据集名称很长的一个策略名称", "10.0", "3", "30", "87.3 (3 missing)", "7.5", "37.7 ± 1.2", "3 / 12 / 9"),
+        ("[bold]\x1b[31m", "10.0", "3", "30", "100.0", "0.0", "100.0", "0 / 0 / 0"),
+    ),
+    ("a note",),
+    (0, 0, 2, 6, 1, 5, 2, 3),
+)
+
+
+def _printed(
+    table: Table,
+    width: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: str | None = None,
+) -> str:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(table, more=more)
+    return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+
+
+def _has(printed: str, cell: str) -> bool:
+    return bool(re.search(rf"(?<![\d.]){re.escape(cell)}(?![\d.])", printed))
 
 
 @pytest.mark.parametrize("width", [60, 72, 80, 100, 200])
 def test_a_narrow_terminal_shows_every_number_whole(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
 ) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    print_table(TABLE)
-    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    printed = _printed(TABLE, width, monkeypatch, capsys)
     assert max(map(len, printed.splitlines())) <= width
     for row in TABLE.rows:
-        for cell in row[2:]:
-            assert re.search(rf"(?<![\d.]){re.escape(cell)}(?![\d.])", printed), cell
+        assert all(_has(printed, cell) for cell in row[2:])
     # Texts are folded, and none is cut.
     assert "…" not in printed
     if width < 100:
-        assert printed.count("b.pt") == len(list(columns_that_fit(TABLE, width)))
+        assert printed.count("b.pt") == len(list(parts_that_fit(TABLE, width)))
 
 
-def test_columns_that_do_not_fit_follow_with_the_texts_again() -> None:
-    assert list(columns_that_fit(TABLE, 200)) == [[0, 1, 2, 3, 4, 5]]
-    assert list(columns_that_fit(TABLE, 60)) == [[0, 1, 2, 3, 4], [0, 1, 5]]
-    assert list(columns_that_fit(TABLE, 10)) == [[0, 1, 2], [0, 1, 3], [0, 1, 4], [0, 1, 5]]
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
+def test_columns_for_which_a_terminal_has_no_room_are_counted_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    printed = _printed(COMPARED, width, monkeypatch, capsys, "--columns all")
+    table, notes = printed.split(" + ") if " + " in printed else (printed, "")
+    assert "…" not in printed
+    assert "\x1b" not in printed
+    if width >= 40:
+        assert max(map(len, table.splitlines())) <= width
+    columns = columns_that_fit(COMPARED, width)
+    assert {0, 1, 4} <= set(columns)  # what tells the rows apart, and the answer
+    for row in COMPARED.rows:
+        assert all(_has(table, row[column]) for column in columns if COMPARED.numeric[column])
+    dropped = [heading for column, heading in enumerate(COMPARED.headings) if column not in columns]
+    if dropped:
+        counted = "1 column" if len(dropped) == 1 else f"{len(dropped)} columns"
+        assert notes.startswith(f"{counted}: --columns all ({', '.join(dropped)})\n")
+    assert "a note" in printed
+    assert bool(dropped) == (width < 120)
+
+
+def test_columns_are_left_out_by_their_priority() -> None:
+    kept = [columns_that_fit(COMPARED, width) for width in range(20, 200)]
+    assert kept[0] == [0, 1, 4]
+    assert kept[60] == [0, 1, 2, 4, 6, 7]
+    assert kept[-1] == list(range(8))
+    by_priority = replace(COMPARED, priorities=(0, 0, *range(6, 0, -1)))
+    assert columns_that_fit(by_priority, 20) == [0, 1, 7]
+
+
+def test_columns_that_do_not_fit_follow_with_the_texts_again_where_nothing_else_shows_them() -> None:
+    assert list(parts_that_fit(TABLE, 200)) == [[0, 1, 2, 3, 4, 5]]
+    assert list(parts_that_fit(TABLE, 60)) == [[0, 1, 2, 3, 4], [0, 1, 5]]
+    assert list(parts_that_fit(TABLE, 10)) == [[0, 1, 2], [0, 1, 3], [0, 1, 4], [0, 1, 5]]
     texts = Table(("a", "b"), (False, False), (("x" * 90, "y"),))
-    assert list(columns_that_fit(texts, 20)) == [[0, 1]]
+    assert list(parts_that_fit(texts, 20)) == [[0, 1]]
+
+
+def test_a_table_that_is_piped_has_all_columns_on_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    print_table(COMPARED, more="--columns all")
+    first, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert all(heading in first for heading in COMPARED.headings)
+    assert [row.split()[0][:3] for row in rows] == ["lay", "xxx", "数据集", "[bo", "a"]
+
+
+def test_texts_are_folded_between_their_parts() -> None:
+    assert folded("layer_set(shared=body)", 22) == "layer_set(shared=body)"
+    assert folded("layer_set(shared=body)", 18) == "layer_set(\nshared=body)"
+    assert folded("worst 10 %", 5) == "worst\n10 %"
+    assert folded("> local, seen", 8) == "> local,\nseen"
+    assert folded("x" * 12, 5) == "xxxxx\nxxxxx\nxx"

@@ -21,7 +21,7 @@ def compare(
     """Print one table of several runs, and write the page and files."""
     results = api.load(paths)
     compared = api.compare(results, **question)
-    print_table(compared.text)
+    print_table(compared.text, more=None if question["columns"] else "--columns all")
     texts = {
         "--csv": lambda: compared.csv,
         "--markdown": lambda: as_markdown(compared.text),

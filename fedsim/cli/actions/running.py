@@ -1,5 +1,6 @@
 """``fedsim run``: runs an experiment, or shows what would be run."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,8 @@ def run(experiment: Experiment, out: Path, jobs: int | None, *, accept_versions:
     """Run an experiment and print its table; return the exit code."""
     outcome = api.run_experiment(experiment, out, jobs, accept_versions=accept_versions)
     if outcome.done:
-        print_table(api.compare([folder.path for folder in outcome.done]).text)
+        more = f"fedsim compare {shlex.quote(str(out / experiment.name))} --columns all"
+        print_table(api.compare([folder.path for folder in outcome.done]).text, more=more)
     say(f"runs: {out / experiment.name}")
     _print_failures(outcome.failures, outcome.runs)
     if not outcome.failures:

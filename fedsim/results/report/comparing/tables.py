@@ -8,7 +8,7 @@ import pandas as pd
 from fedsim.config import suggest
 from fedsim.errors import ConfigError
 from fedsim.results.faults import describe_faults
-from fedsim.results.report.comparing.columns import Column, Kind
+from fedsim.results.report.comparing.columns import SECOND, Column, Kind
 from fedsim.results.report.comparing.comparison import Comparison
 from fedsim.results.report.comparing.costs import untimed
 from fedsim.results.report.comparing.question import Question
@@ -88,7 +88,7 @@ def comparison_table(comparison: Comparison, columns: Sequence[Column] | None = 
     )
     headings = ("strategy", *settings, "seeds", *(column.heading for column in columns))
     numeric = (*[False] * (1 + len(settings)), *[True] * (1 + len(columns)))
-    priorities = (*[0] * (2 + len(settings)), *(column.priority for column in columns))
+    priorities = (*[0] * (1 + len(settings)), SECOND, *(column.priority for column in columns))
     return Table(headings, numeric, cells, tuple(notes_of(comparison)), priorities)
 
 

@@ -1,0 +1,126 @@
+"""How a table is laid out on a terminal: numbers are always whole, texts are folded, whole columns are left out."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, chop_cells
+
+from fedsim.shortening import cut
+
+if TYPE_CHECKING:
+    from fedsim.results.report.comparing.tables import Table
+
+GAP = 2  # letters between columns
+TEXT_WIDTH = 12  # letters that a text needs if it is folded
+MOST_LINES = 4  # of a folded text
+NARROWEST = 6
+# Where a text is folded: after a space or a sign between names.
+PIECE = re.compile(r"[^\s(,;:_./-]*[\s(,;:_./-]*")
+GLUED = re.compile(r"^(\S{1,2}) ")
+
+
+def columns_that_fit(text: "Table", width: int) -> list[int]:
+    """Return the columns to show: all texts, and of the numbers those with the lowest priorities, as far as they fit.
+
+    Parameters
+    ----------
+    width
+        Letters in a line. At least one number is shown, so that the table may be wider.
+    """
+    every = range(len(text.headings))
+    labels = [column for column in every if not text.numeric[column]]
+    if fits(text, width):
+        return list(every)
+    left = width - 1 - _room_for_texts(text, labels, width)
+    chosen: list[int] = []
+    for column in sorted((column for column in every if text.numeric[column]), key=text.priorities.__getitem__):
+        needed = least_width(text, column) + GAP
+        if needed <= left or not chosen:
+            chosen.append(column)
+            left -= needed
+    return sorted(labels + chosen)
+
+
+def parts_that_fit(text: "Table", width: int) -> Iterator[list[int]]:
+    """Yield the columns of each of the tables that a table is printed as: its texts, and as many numbers as fit."""
+    every = range(len(text.headings))
+    labels = [column for column in every if not text.numeric[column]]
+    numbers = [column for column in every if text.numeric[column]]
+    if fits(text, width) or not numbers:
+        yield list(every)
+        return
+    room = width - 1 - _room_for_texts(text, labels, width)
+    chosen: list[int] = []
+    left = room
+    for column in numbers:
+        needed = least_width(text, column) + GAP
+        if chosen and needed > left:
+            yield sorted(labels + chosen)
+            chosen, left = [], room
+        chosen.append(column)
+        left -= needed
+    yield sorted(labels + chosen)
+
+
+def widths_of(text: "Table", columns: Sequence[int], width: int) -> list[int]:
+    """Return the widths of columns on a line: of numbers what they need, of texts what is left."""
+    if 1 + sum(full_width(text, column) + GAP for column in columns) <= width:
+        return [full_width(text, column) for column in columns]
+    labels = [column for column in columns if not text.numeric[column]]
+    numbers = sum(least_width(text, column) + GAP for column in columns if text.numeric[column])
+    room = max(width - 1 - numbers - GAP * len(labels), NARROWEST * len(labels))
+    given = {column: full_width(text, column) for column in labels}
+    while labels and sum(given.values()) > room:
+        widest = max(labels, key=given.__getitem__)
+        given[widest] -= 1
+    return [least_width(text, column) if text.numeric[column] else given[column] for column in columns]
+
+
+def fits(text: "Table", width: int) -> bool:
+    """Tell whether all columns fit on a line as they are."""
+    return whole_width(text) <= width
+
+
+def whole_width(text: "Table") -> int:
+    """Return the letters of a line with all columns as they are."""
+    return 1 + sum(full_width(text, column) + GAP for column in range(len(text.headings)))
+
+
+def full_width(text: "Table", column: int) -> int:
+    """Return the width of a column of which nothing is folded."""
+    return max(map(cell_len, (text.headings[column], *(row[column] for row in text.rows))))
+
+
+def least_width(text: "Table", column: int) -> int:
+    """Return the width of a column of numbers, whose cells are whole and whose heading is folded."""
+    heading = max(map(cell_len, _pieces(text.headings[column])), default=0)
+    return max(heading, *(cell_len(row[column]) for row in text.rows)) if text.rows else heading
+
+
+def _room_for_texts(text: "Table", labels: Sequence[int], width: int) -> int:
+    """Return the letters for all columns of texts: a third of the line, or what they need if they are folded."""
+    whole = sum(full_width(text, column) for column in labels)
+    least = sum(min(full_width(text, column), TEXT_WIDTH) for column in labels)
+    return max(least, min(whole, width // 3)) + GAP * len(labels)
+
+
+def folded(text: str, width: int) -> str:
+    """Return a text as lines of at most that many letters, folded between words or after signs; a long one is cut."""
+    if cell_len(text) <= width:
+        return text
+    lines = [""]
+    for piece in _pieces(cut(text, MOST_LINES * max(width, NARROWEST))):
+        for part in [piece] if cell_len(piece) <= width else chop_cells(piece, max(width, 1)):
+            if lines[-1] and cell_len(lines[-1] + part.rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _pieces(text: str) -> list[str]:
+    """Return the pieces between which a text may be folded; a sign before a name stays with it."""
+    glued = GLUED.match(text)
+    first = glued.group() if glued else ""
+    pieces = [piece for piece in PIECE.findall(text[len(first) :]) if piece]
+    return [first + pieces[0], *pieces[1:]] if pieces else [text]
