@@ -57,14 +57,26 @@ def test_the_difference_is_that_of_a_paired_t_test_over_the_seeds(paired: tuple[
     assert gain.seeds == 3
 
 
-def test_the_share_is_that_of_all_clients_of_all_seeds_and_a_tie_is_no_gain(
-    paired: tuple[list[Result], list[Result]],
-) -> None:
+def test_clients_of_all_seeds_are_better_equal_or_worse(paired: tuple[list[Result], list[Result]]) -> None:
     ours, theirs = paired
-    # Per seed, the clients that gain: 0 and 2; 0, 1 and 2; 1 and 3.
-    assert Baseline("full", [*ours, *theirs]).gain(ours, accuracy).share == 7 / 12
-    # Backwards, those that lose: 3; 3; none.
-    assert Baseline("layer_set", [*ours, *theirs]).gain(theirs, accuracy).share == 2 / 12
+    # Per seed, the clients that gain: 0 and 2; 0, 1 and 2; 1 and 3. Those that lose: 3; 3; none.
+    ahead = Baseline("full", [*ours, *theirs]).gain(ours, accuracy)
+    assert (ahead.better, ahead.equal, ahead.worse) == (7, 3, 2)
+    behind = Baseline("layer_set", [*ours, *theirs]).gain(theirs, accuracy)
+    assert (behind.better, behind.equal, behind.worse) == (2, 3, 7)
+
+
+def test_the_means_are_those_of_the_seeds_that_are_paired(paired: tuple[list[Result], list[Result]]) -> None:
+    ours, theirs = paired
+    gain = Baseline("full", [*ours, *theirs[:2]]).gain(ours, accuracy)
+    assert (gain.own, gain.other) == pytest.approx((np.mean(OURS[:2]), np.mean(THEIRS[:2])))
+    assert gain.difference.mean == pytest.approx(gain.own - gain.other)
+
+
+def test_the_p_value_is_that_of_a_paired_t_test_over_the_seeds(paired: tuple[list[Result], list[Result]]) -> None:
+    ours, theirs = paired
+    gain = Baseline("full", [*ours, *theirs]).gain(ours, accuracy)
+    assert gain.p == pytest.approx(stats.ttest_rel(np.mean(OURS, axis=1), np.mean(THEIRS, axis=1)).pvalue, abs=1e-12)
 
 
 def test_fedavg_is_a_reference_as_full_is_and_a_baseline_in_any_spelling(build: Build) -> None:
@@ -80,7 +92,7 @@ def test_of_a_loss_less_is_more(paired: tuple[list[Result], list[Result]]) -> No
     gain = Baseline("full", [*ours, *theirs]).gain(
         ours, lambda result: result.by_client("personalised", "loss"), higher_is_better=False
     )
-    assert gain.share == 7 / 12
+    assert (gain.better, gain.equal, gain.worse) == (7, 3, 2)
     assert gain.difference.mean == pytest.approx(np.mean(THEIRS) - np.mean(OURS))
 
 
@@ -88,14 +100,14 @@ def test_clients_are_paired_by_their_index_and_those_that_one_run_lacks_are_left
     ours = build([np.nan, 0.5, 0.5], strategy=BODY)
     theirs = build([0.9, 0.4, 0.6], strategy=FULL)
     gain = Baseline("full", [ours, theirs]).gain([ours], accuracy)
-    assert (gain.share, gain.difference.mean) == (0.5, pytest.approx(0))
+    assert (gain.better, gain.worse, gain.difference.mean) == (1, 1, pytest.approx(0))
 
 
 def test_the_baseline_itself_has_no_gain(paired: tuple[list[Result], list[Result]]) -> None:
     ours, theirs = paired
     gain = Baseline("full", [*ours, *theirs]).gain(theirs, accuracy)
     assert gain.seeds == 0
-    assert np.isnan(gain.share)
+    assert np.isnan(gain.difference.mean)
 
 
 @pytest.mark.parametrize(

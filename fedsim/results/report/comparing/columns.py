@@ -9,8 +9,9 @@ import pandas as pd
 
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing import costs
+from fedsim.results.report.comparing.gains import Gain, Values
 from fedsim.results.report.comparing.groups import Group
-from fedsim.results.report.comparing.pairs import Baseline, Gain, reference
+from fedsim.results.report.comparing.pairs import Baseline, reference
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.statistics import Interval, jain, worst_mean
 from fedsim.results.report.comparing.units import format_bytes, format_count
@@ -36,6 +37,10 @@ class Column:
         Whether it is shown even if no run has a value.
     priority
         Which columns a narrow terminal shows: those with the lowest numbers, as far as they fit.
+    by_client
+        Value of each client of a run, by its index, if the measure is their mean.
+    higher_is_better
+        Which of two values is the better one; None if neither is.
     """
 
     key: str
@@ -45,6 +50,14 @@ class Column:
     compact: bool = True
     asked: bool = False
     priority: int = OTHER
+    by_client: Values | None = None
+    higher_is_better: bool | None = None
+
+    def values(self, result: Result) -> pd.Series:
+        """Return the values of a run that those of another one are compared with: of its clients, or the run's own."""
+        if self.by_client is not None:
+            return self.by_client(result)
+        return pd.Series([self.of(Group("", {}, [result])).mean])
 
 
 def columns_of(results: Sequence[Result], question: Question) -> list[Column]:
@@ -71,8 +84,11 @@ def _column(
     compact: bool = True,
     asked: bool = False,
     priority: int = OTHER,
+    higher_is_better: bool | None = None,
 ) -> Column:
-    return Column(key, heading, kind, lambda group: group.mean(of), compact, asked, priority)
+    return Column(
+        key, heading, kind, lambda group: group.mean(of), compact, asked, priority, higher_is_better=higher_is_better
+    )
 
 
 def _clients(question: Question, result: Result, model: str = "personalised", split: str = "test") -> pd.Series:
@@ -91,6 +107,7 @@ def _over_clients(
     compact: bool = True,
     asked: bool = False,
     priority: int = OTHER,
+    higher_is_better: bool | None = None,
 ) -> Column:
     """Return a statistic over the clients that have a value; the number of the others comes with it."""
 
@@ -101,7 +118,11 @@ def _over_clients(
     def missing(result: Result) -> int:
         return int(_clients(question, result, model, split).isna().sum())
 
-    return Column(key, heading, kind, lambda group: group.mean(of, missing), compact, asked, priority)
+    by_client = partial(_clients, question, model=model, split=split) if statistic is _mean else None
+    is_higher = question.higher_is_better if higher_is_better is None else higher_is_better
+    return Column(
+        key, heading, kind, lambda group: group.mean(of, missing), compact, asked, priority, by_client, is_higher
+    )
 
 
 def _outcomes(question: Question) -> list[Column]:
@@ -124,6 +145,11 @@ def _outcomes(question: Question) -> list[Column]:
         over_clients("worst", "worst 10 %", worst, priority=SPREAD),
         over_clients("jain", "Jain", jain, kind="index", compact=False),
         Column("global", "global", "score", of_server, priority=SECOND),
+        over_clients("personalised", "personalised", _mean, asked=True),
+        over_clients("std", "std", lambda values: float(values.std(ddof=0)), higher_is_better=False),
+        over_clients("worst", "worst 10 %", worst),
+        over_clients("jain", "Jain", jain, kind="index", compact=False, higher_is_better=True),
+        Column("global", "global", "score", of_server, higher_is_better=question.higher_is_better),
         over_clients("global_clients", "global, clients", _mean, "global", compact=False),
         over_clients("fine_tuned", "fine-tuned", _mean, "fine-tuned", priority=SECOND),
         over_clients("unseen", "unseen", _mean, "personalised", "unseen", priority=SECOND),
@@ -157,7 +183,8 @@ def _share(key: str, baseline: Baseline, question: Question, *, asked: bool = Fa
 
     def of(group: Group) -> Interval:
         gain = _gain(baseline, question, group)
-        return Interval(gain.share, missing=gain.difference.missing)
+        clients = gain.better + gain.equal + gain.worse
+        return Interval(gain.better / clients if clients else NAN, missing=gain.difference.missing)
 
     return Column(key, f"> {baseline.name}", "share", of, asked=asked, priority=GAIN)
 
@@ -196,6 +223,7 @@ def _costs(results: Sequence[Result], question: Question) -> list[Column]:
         _column(what, what, kind, partial(until, what), priority=COST if what == "up" else OTHER)
         for what, kind in kinds.items()
     ]
+    return [_column(what, what, kind, partial(until, what), higher_is_better=False) for what, kind in kinds.items()]
 
 
 def _at_equal_costs(results: Sequence[Result], question: Question) -> list[Column]:
@@ -212,6 +240,17 @@ def _at_equal_costs(results: Sequence[Result], question: Question) -> list[Colum
             heading = f"at {format_bytes(budget) if what == costs.BYTES else f'{format_count(budget)} passes'}"
             of = partial(costs.value_within, what=what, budget=budget, metric=question.metric)
             columns.append(_column(f"at_{what}", heading, "score", of, compact=asked, asked=asked, priority=ANSWER))
+            columns.append(
+                _column(
+                    f"at_{what}",
+                    heading,
+                    "score",
+                    of,
+                    compact=asked,
+                    asked=asked,
+                    higher_is_better=question.higher_is_better,
+                )
+            )
     return columns
 
 
@@ -226,6 +265,7 @@ def _to_target(question: Question, target: float) -> list[Column]:
             partial(costs.spent_until, what=what, target=target, metric=question.metric),
             asked=True,
             priority=ANSWER,
+            higher_is_better=False,
         )
         for what, kind in kinds.items()
     ]

@@ -1,30 +1,12 @@
 """Comparison of runs: one row per setting, with the mean over its seeds of each measure."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from fedsim.results.report.comparing.columns import Column, columns_of
-from fedsim.results.report.comparing.groups import Group, grouped
+from fedsim.results.report.comparing.columns import columns_of
+from fedsim.results.report.comparing.groups import grouped
 from fedsim.results.report.comparing.question import DEFAULT, Question
-from fedsim.results.report.comparing.statistics import Interval
+from fedsim.results.report.comparing.rows import Comparison, Row
 from fedsim.results.result import Result
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a comparison; values by the keys of the columns."""
-
-    group: Group
-    values: Mapping[str, Interval]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Rows and their columns; a measure that no run has gets no column, unless it was asked for."""
-
-    question: Question
-    columns: Sequence[Column]
-    rows: Sequence[Row]
 
 
 def compare(results: Sequence[Result], question: Question = DEFAULT) -> Comparison:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from fedsim.results.report.comparing.columns import Column
-from fedsim.results.report.comparing.comparison import Comparison
+from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.statistics import Interval
 from fedsim.results.report.comparing.tables import UNKNOWN, Table
 from fedsim.shortening import printable

@@ -3,48 +3,21 @@
 import json
 import logging
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from fedsim.config import suggest
 from fedsim.config.names import canonical
 from fedsim.errors import ConfigError
-from fedsim.results.report.comparing.statistics import Interval, interval
+from fedsim.results.report.comparing.gains import Gain, Values, gain_of
 from fedsim.results.result import Result, flat
 from fedsim.results.tuning import tuned_settings
 
-Values = Callable[[Result], pd.Series]  # of the clients, by their index
 logger = logging.getLogger(__name__)
 
 
 class AmbiguousError(ConfigError):
     """Two runs of a baseline could both be paired with another run."""
-
-
-@dataclass(frozen=True)
-class Gain:
-    """The gain of runs over those that they are paired with.
-
-    Parameters
-    ----------
-    difference
-        Mean over the clients minus that of the baseline, over the seeds.
-    share
-        Share of the clients that are better off than under the baseline, over all seeds; equal is not better.
-    seeds
-        Number of seeds with a pair.
-    """
-
-    difference: Interval
-    share: float
-    seeds: int
-
-
-NO_GAIN = Gain(Interval(float("nan")), float("nan"), 0)
 
 
 class Baseline:
@@ -77,8 +50,10 @@ class Baseline:
         self._free = {self._own, *tuned_settings(results)}
         by_key: dict[str, list[Result]] = {}
         for run in runs:
-            by_key.setdefault(_key(run, self._free), []).append(run)
-        self._partners = {id(each): self._partner(each, by_key.get(_key(each, self._free), [])) for each in results}
+            by_key.setdefault(pairing_key(run, self._free), []).append(run)
+        self._partners = {
+            id(each): self._partner(each, by_key.get(pairing_key(each, self._free), [])) for each in results
+        }
         others = [each for each in results if not any(each is run for run in runs)]
         if others and all(self.partner(each) is None for each in others):
             logger.warning("no run has the partition, seed and other settings of a run of the baseline %s", name)
@@ -95,30 +70,17 @@ class Baseline:
         members
             Runs of one setting, among the results.
         """
-        missing, gained = 0, dict[int, list[np.ndarray]]()
-        for result in members:
-            partner = self.partner(result)
-            if partner is None or partner is result:
-                continue
-            own, others = values(result), values(partner)
-            differences = (own - others).dropna()  # of the clients that have a value in both
-            missing += len(own.index.intersection(others.index)) - len(differences)
-            if len(differences):
-                gained.setdefault(result.config.seed, []).append(differences.to_numpy())
-        if not gained:
-            return replace(NO_GAIN, difference=Interval(float("nan"), missing=missing))
-        means = [float(np.mean([each.mean() for each in of_seed])) for of_seed in gained.values()]
-        pooled = np.concatenate([each for of_seed in gained.values() for each in of_seed])
-        better = pooled > 0 if higher_is_better else pooled < 0
-        return Gain(replace(interval(means), missing=missing), float(better.mean()), len(gained))
+        pairs = [(result, self.partner(result)) for result in members]
+        others = [(result, partner) for result, partner in pairs if partner is not None and partner is not result]
+        return gain_of(others, values, higher_is_better=higher_is_better)
 
     def _partner(self, result: Result, candidates: Sequence[Result]) -> Result | None:
         """Return the only candidate, or the one with the result's own value of every tuned setting."""
         if any(result is each for each in candidates):
             return result
         if len(candidates) > 1:
-            own = _key(result, {self._own})
-            candidates = [each for each in candidates if _key(each, {self._own}) == own] or candidates
+            own = pairing_key(result, {self._own})
+            candidates = [each for each in candidates if pairing_key(each, {self._own}) == own] or candidates
         if len(candidates) > 1:
             first, second = (each.folder.path.name for each in candidates[:2])
             raise AmbiguousError(
@@ -139,7 +101,7 @@ def reference(name: str, results: Sequence[Result]) -> Baseline | None:
         return None
 
 
-def _key(result: Result, free: set[str]) -> str:
+def pairing_key(result: Result, free: Collection[str]) -> str:
     """Return what paired runs have in common: the partition with its seed, and all settings except the free ones."""
     kept = {
         key: value

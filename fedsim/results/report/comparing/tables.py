@@ -9,9 +9,9 @@ from fedsim.config import suggest
 from fedsim.errors import ConfigError
 from fedsim.results.faults import describe_faults
 from fedsim.results.report.comparing.columns import SECOND, Column, Kind
-from fedsim.results.report.comparing.comparison import Comparison
 from fedsim.results.report.comparing.costs import untimed
 from fedsim.results.report.comparing.question import Question
+from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.statistics import Interval
 from fedsim.results.report.comparing.units import format_bytes, format_count, format_missing
 from fedsim.shortening import printable
@@ -111,7 +111,7 @@ def _cell(value: Interval, kind: Kind, question: Question) -> str:
     missing = format_missing(value.missing)
     if not value.is_known:
         return f"{UNKNOWN}{missing}"
-    write = _writer(kind, question)
+    write = writer_of(kind, question)
     text = write(value.mean)
     if kind == "difference" and not text.startswith("-"):
         text = f"+{text}"
@@ -120,7 +120,8 @@ def _cell(value: Interval, kind: Kind, question: Question) -> str:
     return f"{text}{missing}"
 
 
-def _writer(kind: Kind, question: Question) -> Callable[[float], str]:
+def writer_of(kind: Kind, question: Question) -> Callable[[float], str]:
+    """Return how a value of a measure is written."""
     match kind:
         case "score" | "difference":
             return _percent if question.is_share else _thousandths

@@ -1,0 +1,110 @@
+"""The answer of a comparison in a sentence, with its uncertainty, and what weakens it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedsim.config.names import canonical
+from fedsim.results.report.comparing.best import MAIN_COLUMN, Method, Standing, best_and_ties
+from fedsim.results.report.comparing.columns import Column
+from fedsim.results.report.comparing.gains import Gain
+from fedsim.results.report.comparing.question import Question
+from fedsim.results.report.comparing.rows import Comparison
+from fedsim.results.report.comparing.statistics import LEVEL
+from fedsim.results.report.comparing.tables import writer_of
+
+FEW_SEEDS, MANY_SEEDS = 3, 5
+FEW_SETTINGS = 4  # with a sentence each
+REFERENCES = ("local", "full", "fedavg")
+
+
+@dataclass(frozen=True)
+class Light:
+    """What weakens an answer, or helps to read it."""
+
+    level: Literal["warning", "note"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of a comparison.
+
+    Parameters
+    ----------
+    sentences
+        One for each setting, or, of many settings, a summary.
+    """
+
+    sentences: tuple[str, ...]
+    lights: tuple[Light, ...]
+
+    @property
+    def sentence(self) -> str:
+        """All sentences in one text."""
+        return " ".join(self.sentences)
+
+
+def verdict_of(comparison: Comparison) -> Verdict:
+    """Return which method is best, by how much, how certain that is, and what weakens it."""
+    standings = best_and_ties(comparison)
+    column = next(each for each in comparison.columns if each.key == MAIN_COLUMN)
+    sentences = [_sentence(each, column, comparison.question) for each in standings]
+    return Verdict(tuple(sentences), tuple(_lights(comparison)))
+
+
+def _sentence(standing: Standing, column: Column, question: Question) -> str:
+    """Return the best method of a setting against its reference."""
+    write = writer_of(column.kind, question)
+    best, where = standing.best, _at(standing.setting)
+    if best is None:
+        return f"No run has a value{where}."
+    reference = _reference(standing, question)
+    if reference is None:
+        value = best.row.values[MAIN_COLUMN]
+        width = f" ± {write(value.half_width)}" if value.has_width else ""
+        return f"{best.name} {write(value.mean)}{width}{where} with {_seeds(best.row.group.seeds)}."
+    gain = best.gain(reference, column)
+    if not gain.seeds:
+        values = [write(each.row.values[MAIN_COLUMN].mean) for each in (best, reference)]
+        return f"{best.name} {values[0]} against {reference.name} {values[1]}{where}: no run of both is paired."
+    head = f"{best.name} {write(gain.own)} against {reference.name} {write(gain.other)}{where}: "
+    clients = f"{gain.better} / {gain.equal} / {gain.worse} clients better / equal / worse"
+    return f"{head}{_difference(gain, write(gain.difference.mean), write(gain.difference.half_width))}; {clients}."
+
+
+def _difference(gain: Gain, mean: str, half_width: str) -> str:
+    sign = "" if mean.startswith("-") else "+"
+    if gain.seeds == 1:
+        return f"{sign}{mean} with 1 seed, so no interval"
+    is_told_apart = "" if gain.p < LEVEL else "not "
+    return f"{sign}{mean} ± {half_width} with {_seeds(gain.seeds)}, {is_told_apart}distinguishable"
+
+
+def _reference(standing: Standing, question: Question) -> Method | None:
+    """Return what the best is compared with: the baseline, local training, plain averaging, or the next best."""
+    others = [method for method in standing.methods if method is not standing.best]
+    names = REFERENCES if question.baseline is None else (question.baseline, *REFERENCES)
+    for name in names:
+        for method in others:
+            labels = {method.row.group.members[0].strategy, method.row.group.members[0].config.strategy.name}
+            if canonical(name, labels) in labels:
+                return method
+    return next(iter(others), None)
+
+
+def _at(setting: Mapping[str, Any]) -> str:
+    known = [f"{key.rpartition('.')[2]} {value}" for key, value in setting.items() if str(value) != "-"]
+    return f" at {', '.join(known)}" if known else ""
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'' if count == 1 else 's'}"
+
+
+def _lights(comparison: Comparison) -> Iterator[Light]:
+    seeds = min(row.group.seeds for row in comparison.rows)
+    if seeds < FEW_SEEDS:
+        yield Light("warning", f"{_seeds(seeds)}: run at least {MANY_SEEDS} for an interval that says something")
+    elif seeds < MANY_SEEDS:
+        yield Light("note", f"{_seeds(seeds)}: the interval is wide; {MANY_SEEDS} or more make it narrower")
