@@ -81,14 +81,22 @@ def run_command(
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, without running it.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Show the log of every run; with --dry-run, every run in full."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only results, warnings and errors.")] = False,
 ) -> None:
     """Run an experiment. Resumes interrupted runs and skips finished ones."""
+    if verbose and quiet:
+        raise ConfigError("--verbose and --quiet exclude each other; give one of them")
     more = [] if engine is None else [f'engine.name="{engine}"']
     experiment = experiment_of(path, settings, more)
     if dry_run:
         action("dry run")(experiment)
     else:
-        raise typer.Exit(action("run")(experiment, out, jobs, accept_versions=accept_versions))
+        verbosity = "verbose" if verbose else "quiet" if quiet else "normal"
+        raise typer.Exit(action("run")(experiment, out, jobs, accept_versions=accept_versions, verbosity=verbosity))
 
 
 @app.command("partition")

@@ -18,6 +18,7 @@ from fedsim.console import PlainConsole
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.finished import Comparison, FinishedRun, Partition, Round, Runs
 from fedsim.experiment.sweep import sweep
+from fedsim.experiment.sweep.failure import Failure
 from fedsim.experiment.tuning import tune
 from fedsim.experiment.tuning.grid import tunings_of
 from fedsim.federation.data import federated_data_of
@@ -51,7 +52,7 @@ class Outcome:
     """
 
     done: Sequence[RunFolder]
-    failures: Mapping[str, sweep.Failure]
+    failures: Mapping[str, Failure]
     runs: int
 
 
@@ -117,10 +118,11 @@ def run_experiment(
     on_round: Callable[[Round], None] | None = None,
     *,
     accept_versions: bool = False,
+    verbosity: sweep.Verbosity = "normal",
 ) -> Outcome:
     """Tune what is to be tuned, then run all runs of an experiment that are not done; one that fails stops no other.
 
-    What tuning chose is printed to stderr.
+    What tuning chose is printed to stderr, unless the verbosity is ``quiet``.
 
     Raises
     ------
@@ -133,14 +135,15 @@ def run_experiment(
     tunings = tunings_of(config, source) if config.tune.is_wanted else []
     tuned = tune.Tuned(experiment.configs())
     if tunings:
-        tuned = tune.tune(tunings, folder, source, jobs, accept_versions=accept_versions)
-    for note in tuned.notes:
+        tuned = tune.tune(tunings, folder, source, jobs, accept_versions=accept_versions, verbosity=verbosity)
+    for note in tuned.notes if verbosity != "quiet" else ():
         PlainConsole(stderr=True).print(note, soft_wrap=True)
     runs = sweep.name_runs(tuned.configs, folder, accept_versions=accept_versions)
     for place in dict.fromkeys(place for config in tuned.configs for place in uncounted_files(config)):
         logger.warning("code names %s, whose content does not name the run; if it reads it, make it an option", place)
     tune.take_from_tuning(runs, folder)
-    failures = dict(tuned.failures) | sweep.run_all(runs, jobs, on_round=on_round and _with_name(on_round))
+    called = on_round and _with_name(on_round)
+    failures = dict(tuned.failures) | sweep.run_all(runs, jobs, called, others=tuned.others, verbosity=verbosity)
     done = [run.folder for run in runs if run.folder.done.exists()]
     return Outcome(done, failures, len(runs) + len(tuned.failures))
 

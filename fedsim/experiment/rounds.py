@@ -24,6 +24,7 @@ from fedsim.experiment.measuring.barrier_cost import rounds_between
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
 from fedsim.experiment.measuring.gate import gate_barriers, gate_traffic, mean_barriers
 from fedsim.experiment.measuring.uploads import measure_updates
+from fedsim.experiment.round_line import describe_round
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRAINED, UPLOADED, metric_name
 from fedsim.federation.engines.grid import Engine, processors
@@ -156,6 +157,7 @@ class Rounds:
             raise
         self._save_if_due(server_round)
         self._note_time(server_round)
+        logger.info(describe_round(server_round, self.config.rounds, rows, self._seconds))
         stopped = self.stopped if server_round < self.config.rounds else None
         return replace(_summary(server_round, rows, self.federation.task.main), faults=self._faults, stopped=stopped)
 

@@ -148,7 +148,6 @@ def _run_rounds(
             except FileNotFoundError:
                 rounds.records.check_in_place()
                 raise
-            logger.info("round %d done", server_round)
             on_round(summary)
         rounds.records.check_in_place()
 

@@ -12,7 +12,8 @@ from fedsim.errors import RunError
 from fedsim.experiment import rounds as rounds_module
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import Rounds
-from fedsim.experiment.sweep.sweep import Failure, Run, run_one
+from fedsim.experiment.sweep.failure import Failure
+from fedsim.experiment.sweep.sweep import Run, run_one
 from fedsim.results import report
 from fedsim.results.folder import RunFolder
 from tests.experiment.damage import contents, cut, lengthen

@@ -20,7 +20,8 @@ from fedsim.config import Config
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.sweep import sweep
-from fedsim.experiment.sweep.sweep import Failure, Run, name_runs, run_all
+from fedsim.experiment.sweep.failure import Failure
+from fedsim.experiment.sweep.sweep import Run, name_runs, run_all
 from fedsim.results import report
 from tests.conftest import TINY, heed_interrupts, run_files
 

@@ -8,17 +8,26 @@ from fedsim.cli.terminal import print_error, print_lines, print_table, say
 from fedsim.config.experiment_file import Experiment
 from fedsim.experiment import api
 from fedsim.experiment.dry_run import describe_run
-from fedsim.experiment.sweep.sweep import Failure, name_runs
+from fedsim.experiment.sweep.failure import Failure
+from fedsim.experiment.sweep.sweep import Verbosity, name_runs
 from fedsim.experiment.tuning.grid import describe_tuning, tunings_of
 
 
-def run(experiment: Experiment, out: Path, jobs: int | None, *, accept_versions: bool = False) -> int:
+def run(
+    experiment: Experiment,
+    out: Path,
+    jobs: int | None,
+    *,
+    accept_versions: bool = False,
+    verbosity: Verbosity = "normal",
+) -> int:
     """Run an experiment and print its table; return the exit code."""
-    outcome = api.run_experiment(experiment, out, jobs, accept_versions=accept_versions)
+    outcome = api.run_experiment(experiment, out, jobs, accept_versions=accept_versions, verbosity=verbosity)
     if outcome.done:
         more = f"fedsim compare {shlex.quote(str(out / experiment.name))} --columns all"
         print_table(api.compare([folder.path for folder in outcome.done]).text, more=more)
-    say(f"runs: {out / experiment.name}")
+    if verbosity != "quiet":
+        say(f"runs: {out / experiment.name}")
     _print_failures(outcome.failures, outcome.runs)
     if not outcome.failures:
         return 0

@@ -10,16 +10,16 @@ from fedsim.experiment.sweep.processes import Emit
 
 @dataclass(frozen=True)
 class Logged:
-    """A warning or an error that a run logged."""
+    """What a run logged."""
 
     level: int
     message: str
 
 
 @contextmanager
-def warnings_to(emit: Emit) -> Iterator[None]:
-    """Hand what fedsim logs as a warning or worse to ``emit`` and to no one else."""
-    logger, handler = logging.getLogger("fedsim"), _Handler(emit)
+def warnings_to(emit: Emit, level: int = logging.WARNING) -> Iterator[None]:
+    """Hand what fedsim logs as a warning or worse, or from another level, to ``emit`` and to no one else."""
+    logger, handler = logging.getLogger("fedsim"), _Handler(emit, level)
     logger.addHandler(handler)
     logger.propagate = False
     try:
@@ -30,8 +30,8 @@ def warnings_to(emit: Emit) -> Iterator[None]:
 
 
 class _Handler(logging.Handler):
-    def __init__(self, emit: Emit) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, emit: Emit, level: int) -> None:
+        super().__init__(level)
         self._emit = emit
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -2,19 +2,40 @@
 
 import logging
 import math
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import TaskID
 
 from fedsim.console import PlainConsole
 from fedsim.experiment.rounds import RoundSummary
+from fedsim.experiment.sweep.bars import bars_on
 from fedsim.results.report.comparing.units import format_missing
 from fedsim.shortening import one_line, printable
 from fedsim.training.metrics import MAIN, format_metric
+
+
+@dataclass(frozen=True)
+class Others:
+    """Runs that are not shown and are counted: those after tuning while it runs, and tuning's afterwards.
+
+    Parameters
+    ----------
+    runs, rounds
+        Number of these runs, and of their rounds.
+    done
+        Whether they are done.
+    """
+
+    runs: int = 0
+    rounds: int = 0
+    done: bool = False
+
+
+NO_OTHERS = Others()
 
 
 class Progress:
@@ -26,23 +47,19 @@ class Progress:
         Number of runs.
     rounds
         Number of rounds left, of all runs together.
+    others
+        Runs that the bar for all together counts too.
+    quiet
+        Whether only warnings and errors are shown.
     """
 
-    def __init__(self, runs: int, rounds: int) -> None:
-        self._console = _console()
-        self._shows_bars = self._console.is_terminal or self._console.is_jupyter
-        self._bars = RichProgress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("rounds"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._shows_bars,
-        )
-        self._total = self._bars.add_task(f"{runs} runs", total=rounds, visible=runs > 1)
+    def __init__(self, runs: int, rounds: int, others: Others = NO_OTHERS, *, quiet: bool = False) -> None:
+        self._console, self._quiet = _console(), quiet
+        self._shows_bars = (self._console.is_terminal or self._console.is_jupyter) and not quiet
+        self._bars = bars_on(self._console, disable=not self._shows_bars)
+        total, every = rounds + others.rounds, runs + others.runs
+        done = others.rounds if others.done else 0
+        self._total = self._bars.add_task(f"{every} runs", total=total, completed=done, visible=every > 1, values=())
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -56,32 +73,32 @@ class Progress:
 
     def say(self, *lines: str) -> None:
         """Print lines above the bars."""
-        for line in lines:
-            self._console.print(line, soft_wrap=True)
+        if not self._quiet:
+            self._print(*lines)
 
     def log(self, name: str, level: int, message: str) -> None:
         """Print what the run of that name logged above the bars."""
         line = f"{logging.getLevelName(level)} {name}: {message}"
-        self.say(*line.split("\n") if "\n" in message else [one_line(line)])
+        self._print(*line.split("\n") if "\n" in message else [one_line(line)])
+
+    def _print(self, *lines: str) -> None:
+        for line in lines:
+            self._console.print(line, soft_wrap=True)
 
     def start(self, name: str, rounds: int) -> None:
         """Begin with the run of that name, which has that many rounds left."""
-        self._tasks[name] = self._bars.add_task(printable(name), total=rounds)
+        self._tasks[name] = self._bars.add_task(printable(name), total=rounds, values=())
 
     def advance(self, name: str, summary: RoundSummary) -> None:
         """Count a round of a run and show what it achieved."""
-        write = partial(_value, summary.metric)
-        shown = f"{name}  {write('personalised', summary.personalised_accuracy)}{format_missing(summary.missing)}"
-        shown += f" {write('global', summary.global_accuracy)}"
-        if summary.faults:
-            shown += f" {summary.faults} {'fault' if summary.faults == 1 else 'faults'}"
+        values = _values(summary)
         if not self._shows_bars:
-            self.say(f"{shown}  round {summary.server_round}")
+            self.say(f"{name}  {' '.join(values)}  round {summary.server_round}")
         rounds = 1
         if summary.stopped:
             self.say(f"{name}: stopped after round {summary.server_round}: {summary.stopped}")
             rounds += self._rounds_left(name) - 1
-        self._bars.update(self._tasks[name], advance=1, description=printable(shown))
+        self._bars.update(self._tasks[name], advance=1, values=tuple(map(printable, values)))
         self._bars.update(self._total, advance=rounds)
 
     def _rounds_left(self, name: str) -> int:
@@ -89,7 +106,9 @@ class Progress:
         return int((task.total or 0) - task.completed)
 
     def end(self, name: str) -> None:
-        """Take the bar of a run away."""
+        """Take the bar of a run away; rounds that it did not run, as it failed, are not waited for."""
+        [total] = [task.total or 0 for task in self._bars.tasks if task.id == self._total]
+        self._bars.update(self._total, total=total - self._rounds_left(name))
         self._bars.remove_task(self._tasks.pop(name))
 
 
@@ -99,6 +118,19 @@ def _console() -> PlainConsole:
     if console.is_jupyter and not find_spec("ipywidgets"):
         return PlainConsole(stderr=True, force_jupyter=False, force_terminal=False)
     return console
+
+
+def _values(summary: RoundSummary) -> list[str]:
+    """Return what a round achieved, the most important first."""
+    write = partial(_value, summary.metric)
+    own = write("personalised", summary.personalised_accuracy)
+    faults = f"{summary.faults} {'fault' if summary.faults == 1 else 'faults'}" if summary.faults else ""
+    values = [
+        f"{own}{format_missing(summary.missing)}" if own else "",
+        write("global", summary.global_accuracy),
+        faults,
+    ]
+    return [value for value in values if value]
 
 
 def _value(metric: str, name: str, value: float | None) -> str:

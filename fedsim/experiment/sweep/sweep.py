@@ -2,35 +2,23 @@
 
 import logging
 import os
-import signal
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedsim.config import Config, naming
-from fedsim.config.choices import CATALOGUES, custom_names
+from fedsim.config.choices import CATALOGUES
 from fedsim.config.content import Counted, check_unchanged, counted_files
 from fedsim.data.fingerprint import looking_once
-from fedsim.errors import (
-    ConfigError,
-    DivergedError,
-    RunError,
-    about_file,
-    error_line,
-    is_of_the_system,
-    is_of_the_user,
-    is_out_of_memory,
-    message_of,
-    system_line,
-)
+from fedsim.errors import ConfigError, RunError, about_file
 from fedsim.experiment import run as experiment
 from fedsim.experiment.beginning import check_versions
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.run import Parts
+from fedsim.experiment.sweep.failure import AGAIN, Failure, cause_of_death, failure_of
 from fedsim.experiment.sweep.jobs import Jobs, choose_jobs, processes_that_fit
 from fedsim.experiment.sweep.logged import Logged, warnings_to
 from fedsim.experiment.sweep.longer import begin_from_shorter, finished_rounds
@@ -44,7 +32,7 @@ from fedsim.experiment.sweep.processes import (
     side_by_side,
     start_server,
 )
-from fedsim.experiment.sweep.progress import Progress
+from fedsim.experiment.sweep.progress import NO_OTHERS, Others, Progress
 from fedsim.federation.engines.grid import processors
 from fedsim.results import report
 from fedsim.results.faults import faults_of_run
@@ -52,7 +40,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_name, check_run
 
 logger = logging.getLogger(__name__)
-AGAIN = "rerun the same command to resume from the last completed round"
+Verbosity = Literal["quiet", "normal", "verbose"]
 
 
 @dataclass(frozen=True)
@@ -89,24 +77,6 @@ class Run:
 OnRound = Callable[[Run, RoundSummary], None]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a run failed, in one line.
-
-    Parameters
-    ----------
-    diverged
-        Whether it is that no model is finite any more.
-    trace
-        The traceback of an error that is neither the user's nor the machine's, else empty.
-    """
-
-    message: str
-    wrong_config: bool = False
-    diverged: bool = False
-    trace: str = ""
-
-
 def name_runs(configs: Sequence[Config], out: Path, *, accept_versions: bool = False) -> list[Run]:
     """Return the runs with these settings, in folders of their own below ``out``.
 
@@ -134,7 +104,14 @@ def name_runs(configs: Sequence[Config], out: Path, *, accept_versions: bool = F
     ]
 
 
-def run_all(runs: Sequence[Run], asked: int | None = None, on_round: OnRound | None = None) -> dict[str, Failure]:
+def run_all(
+    runs: Sequence[Run],
+    asked: int | None = None,
+    on_round: OnRound | None = None,
+    *,
+    others: Others = NO_OTHERS,
+    verbosity: Verbosity = "normal",
+) -> dict[str, Failure]:
     """Run all runs that are not done yet; one that fails does not stop the others.
 
     Parameters
@@ -143,6 +120,10 @@ def run_all(runs: Sequence[Run], asked: int | None = None, on_round: OnRound | N
         Number of runs in parallel; by default as many as the machine can handle.
     on_round
         Function that is called in this process after each round of a run.
+    others
+        Runs before or after these, which the progress display counts too.
+    verbosity
+        Whether only warnings and errors are shown, or all that the runs log.
 
     Returns
     -------
@@ -157,12 +138,14 @@ def run_all(runs: Sequence[Run], asked: int | None = None, on_round: OnRound | N
         If it is interrupted.
     """
     try:
-        return _run_all(runs, asked, on_round)
+        return _run_all(runs, asked, on_round, others, verbosity)
     except KeyboardInterrupt:
         raise RunError(f"stopped; {AGAIN}") from None
 
 
-def _run_all(runs: Sequence[Run], asked: int | None, on_round: OnRound | None) -> dict[str, Failure]:
+def _run_all(
+    runs: Sequence[Run], asked: int | None, on_round: OnRound | None, others: Others, verbosity: Verbosity
+) -> dict[str, Failure]:
     if is_importing_script():
         raise ConfigError(
             "a process that the script started itself imports it again, and would run everything twice; put what the "
@@ -175,7 +158,9 @@ def _run_all(runs: Sequence[Run], asked: int | None, on_round: OnRound | None) -
         check_name(run.folder)
     jobs, parts = _prepared(todo, asked) if todo else (None, None)
     notes = list(_begun_from_shorter(todo))
-    with Progress(len(todo), sum(run.rounds_left for run in todo)) as progress:
+    left = sum(run.rounds_left for run in todo)
+    work = partial(run_one, level=logging.INFO if verbosity == "verbose" else logging.WARNING)
+    with Progress(len(todo), left, others, quiet=verbosity == "quiet") as progress:
         for run in done:
             progress.say(f"{run.name}: done already, skipped: {run.folder.path}")
         for note in notes:
@@ -184,9 +169,9 @@ def _run_all(runs: Sequence[Run], asked: int | None, on_round: OnRound | None) -
         if jobs and len(todo) > 1:
             progress.say(str(jobs))
         if jobs and jobs.count > 1:
-            side_by_side(partial(run_one, workers=jobs.workers), todo, jobs.count, show)
+            side_by_side(partial(work, workers=jobs.workers), todo, jobs.count, show)
         else:
-            _one_after_the_other(todo, parts, show)
+            _one_after_the_other(work, todo, parts, show)
         return show.failures
 
 
@@ -240,20 +225,24 @@ def check(runs: Sequence[Run]) -> Parts:
     return first
 
 
-def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) -> Failure | None:
+def run_one(
+    run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0, level: int = logging.WARNING
+) -> Failure | None:
     """Carry a run to its end and write its report; return why it failed, if it did.
 
     Parameters
     ----------
     emit
-        Is called with the summary of each round, and with each warning.
+        Is called with the summary of each round, and with what is logged.
     parts
         What `experiment.prepare` built for this run, if that has been done already.
     workers
         Workers of the engine, instead of the config's, which on disk does not depend on what runs in parallel.
+    level
+        Lowest level of what is logged to ``emit``.
     """
     try:
-        with warnings_to(emit), about_file(run.folder.path):
+        with warnings_to(emit, level), about_file(run.folder.path):
             engine = run.config.engine.model_copy(update={"workers": workers or run.config.engine.workers})
             parts = parts or experiment.prepare(run.config.model_copy(update={"engine": engine}))
             check_unchanged(run.config, run.files)  # now that they have been read
@@ -263,29 +252,20 @@ def run_one(run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0) 
             if run.with_page:
                 report.write_run(report.read_result(run.folder), run.folder.path)
             experiment.complete(run.folder)
-    except ConfigError as error:
-        return Failure(str(error), wrong_config=True)
-    except RunError as error:
-        return Failure(str(error), diverged=isinstance(error, DivergedError))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # in a custom strategy, model or other part, most likely
-        if isinstance(error, OSError) and is_of_the_system(error) and not is_of_the_user(error):
-            return Failure(f"{system_line(error)}; {AGAIN}")
-        if is_out_of_memory(error) and not is_of_the_user(error):
-            return Failure(f"{message_of(error)}; use a smaller model, batch or number of workers, and {AGAIN}")
-        reason = f"{error_line(error)}; fix it and"
-        if custom_names(run.config) or is_of_the_user(error):  # whose sources, once they are fixed, name another run
-            return Failure(f"{reason} run the same command again; the traceback is in {run.folder.log}")
-        return Failure(f"{reason} {AGAIN}", trace=traceback.format_exc())
+    except BaseException as error:
+        return failure_of(error, run.config, run.folder.log)
     return None
 
 
-def _one_after_the_other(runs: Sequence[Run], parts: Parts | None, show: Callable[[Run, Any], None]) -> None:
+def _one_after_the_other(
+    work: Callable[..., Failure | None], runs: Sequence[Run], parts: Parts | None, show: Callable[[Run, Any], None]
+) -> None:
     """Carry out runs in this process; the parts are those of the first."""
     for run in runs:
         show(run, Started())
-        failure = run_one(run, partial(show, run), parts)
+        failure = work(run, partial(show, run), parts)
         parts = None
         show(run, Ended(failure))
 
@@ -311,7 +291,7 @@ class _Display:
             case Ended(failure):
                 self._end(run, failure)
             case Died(exit_code):
-                self._end(run, Failure(_cause_of_death(exit_code)))
+                self._end(run, Failure(cause_of_death(exit_code)))
 
     def _start(self, run: Run) -> None:
         self._progress.start(run.name, run.rounds_left)
@@ -326,10 +306,3 @@ class _Display:
         self.failures[run.name] = failure
         if failure.trace:
             self._progress.say(*failure.trace.rstrip().split("\n"))
-
-
-def _cause_of_death(exit_code: int | None) -> str:
-    if exit_code is None or exit_code >= 0:
-        return f"its process ended with exit code {exit_code}; {AGAIN}"
-    name = signal.Signals(-exit_code).name
-    return f"its process was killed by {name}; {AGAIN}, with a smaller --jobs if memory ran out"

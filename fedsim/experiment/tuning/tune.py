@@ -10,7 +10,9 @@ from typing import Any
 from fedsim.config import Config, naming
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
-from fedsim.experiment.sweep.sweep import Failure, Run, name_runs, run_all
+from fedsim.experiment.sweep.failure import Failure
+from fedsim.experiment.sweep.progress import NO_OTHERS, Others
+from fedsim.experiment.sweep.sweep import Run, Verbosity, name_runs, run_all
 from fedsim.experiment.tuning.grid import Tuning, format_settings
 from fedsim.results import report
 from fedsim.results.files import write_folder, write_json
@@ -64,15 +66,24 @@ class Tuned:
         Why nothing was chosen for some, by the name of the run that failed.
     notes
         What was chosen, a line each.
+    others
+        The runs that tuning has run.
     """
 
     configs: Sequence[Config]
     failures: Mapping[str, Failure] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    others: Others = NO_OTHERS
 
 
 def tune(
-    tunings: Sequence[Tuning], out: Path, source: str, jobs: int | None = None, *, accept_versions: bool = False
+    tunings: Sequence[Tuning],
+    out: Path,
+    source: str,
+    jobs: int | None = None,
+    *,
+    accept_versions: bool = False,
+    verbosity: Verbosity = "normal",
 ) -> Tuned:
     """Run all candidates that are not done yet and choose among them; the choice is in ``out/tuning.json``.
 
@@ -85,7 +96,9 @@ def tune(
     """
     runs = _runs(tunings, out / FOLDER, accept_versions=accept_versions)
     _check_partitions(tunings)
-    failures = run_all(list(runs.values()), jobs)
+    todo = [run for run in runs.values() if not run.folder.done.exists()]
+    tuned = Others(len(todo), sum(run.rounds_left for run in todo), done=True)
+    failures = run_all(list(runs.values()), jobs, others=_runs_after(tunings), verbosity=verbosity)
     diverged = {name for name, failure in failures.items() if failure.diverged}
     configs: list[Config] = []
     notes: list[str] = []
@@ -102,7 +115,13 @@ def tune(
             configs += tuning.chosen(tuning.candidates[best].values, source)
     _write_choices(out / CHOICES, choices)
     failed = {name: failure for name, failure in failures.items() if name not in diverged}
-    return Tuned(configs, failed | _diverged(choices), notes)
+    return Tuned(configs, failed | _diverged(choices), notes, tuned)
+
+
+def _runs_after(tunings: Sequence[Tuning]) -> Others:
+    """Return the runs that follow: one for each seed, except that of a candidate that stays."""
+    ahead = [config for tuning in tunings for config in tuning.configs[1 if tuning.candidates[0].stays else 0 :]]
+    return Others(len(ahead), sum(config.rounds for config in ahead))
 
 
 def best_of(scores: Sequence[Score]) -> int | None:
