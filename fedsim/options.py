@@ -107,9 +107,10 @@ def as_toml(value: Any) -> str:
 
 
 def parameter_texts(entry: Callable[..., Any]) -> dict[str, str]:
-    """Return the texts of the parameters in a docstring by their names, which may share one."""
+    """Return the texts of the parameters in a docstring, as written, by their names, which may share one."""
     _, _, section = (inspect.getdoc(entry) or "").partition("Parameters\n----------\n")
+    section = re.split(r"^\w+\n-+$", section, maxsplit=1, flags=re.MULTILINE)[0]
     texts: dict[str, str] = {}
     for names, text in re.findall(r"^(\w[\w, ]*)\n((?: +.*\n?|\n(?= ))+)", section, re.MULTILINE):
-        texts |= dict.fromkeys(names.split(", "), " ".join(text.replace("`", "").split()))
+        texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
     return texts

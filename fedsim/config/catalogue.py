@@ -173,7 +173,7 @@ class Catalogue:
                 option,
                 "required" if info.is_required() else "unset" if info.default is None else as_toml(info.default),
                 range_of(info.metadata).removeprefix("must be "),
-                info.description or texts.get(option, ""),
+                info.description or texts.get(option, "").replace("`", ""),
             )
             for option, info in self._schema(name).model_fields.items()
         ]

@@ -30,8 +30,7 @@ class Expectation(BaseModel):
     barrier
         Column of the barriers' table, such as ``loss_mean_ends``; or else
     metric
-        Name of a metric, such as ``accuracy`` or ``loss``, of a ``model`` on the clients' own test data, or with
-        ``server`` on the server's; or else
+        Name of a metric, such as ``accuracy`` or ``loss``; or else
     measure, column
         A table of the analysis, such as ``connectivity``, and one of its columns, such as ``ratio``. Rows of the
         average alone count only with ``model = "average"``; rows of random directions never count, nor do rows of
@@ -42,6 +41,10 @@ class Expectation(BaseModel):
     against, t
         ``average`` or ``pairs``, and the interpolation coefficient: by default 1 and 1/2, for connectivity 1/2. For
         measures of pairs only, such as ``cka``, pairs are used.
+    model
+        Model of a metric, ``personalised`` or ``global``; of a measure, ``average`` for the rows of the average alone.
+    server
+        Whether a metric is that on the server's data rather than on the clients' own.
     split
         Data of a metric: ``test``, ``validation``, or a perturbation of the server's test data, such as ``fgsm:0.1``.
     data

@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from fedsim.config import Config, read_toml
+from fedsim.config.expectation import Expectation
 from fedsim.config.experiment_file import read_experiment
+from fedsim.config.local import LocalConfig
 from fedsim.errors import ConfigError
+from fedsim.options import parameter_texts
 from fedsim.training.settings import LocalSettings
 
+TABLES = {
+    name: field.annotation for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")
+}
 VALID: dict[str, Any] = {"rounds": 1, "clients": 2, "partition": {}}
 
 
@@ -119,3 +126,13 @@ def test_runs_of_a_file_are_below_the_output_directory(tmp_path: Path) -> None:
     path.write_text("rounds = 1\n")
     with pytest.raises(ConfigError, match=r"its runs would be in a folder '\.\.'; rename the file"):
         read_experiment(path)
+
+
+@pytest.mark.parametrize("record", [*TABLES.values(), Expectation], ids=lambda record: record.__name__)
+def test_each_setting_is_described_by_its_name(record: type[BaseModel]) -> None:
+    texts = parameter_texts(LocalSettings if record is LocalConfig else record)
+    assert texts.keys() == record.model_fields.keys()
+
+
+def test_each_setting_at_the_top_of_a_file_is_described_by_its_name() -> None:
+    assert parameter_texts(Config).keys() == Config.model_fields.keys() - TABLES.keys()

@@ -93,7 +93,7 @@ def test_their_command_lines_are_understood() -> None:
     assert len(lines) > 10
     for line in lines + quoted:
         name, *arguments = shlex.split(line, comments=True)
-        options = {option for each in commands[name].params for option in each.opts}
+        options = {option for each in commands[name].params for option in each.opts} | {"--help"}
         for argument in arguments:
             assert not argument.startswith("--") or argument.partition("=")[0] in options, line
 
@@ -129,5 +129,8 @@ def test_all_files_that_the_pages_name_exist() -> None:
 
 
 def test_each_page_is_linked_from_the_first_one() -> None:
-    for page in (ROOT / "docs").rglob("*.md"):
-        assert page.name == "index.md" or f"({page.name})" in PAGES[ROOT / "docs" / "index.md"], page.name
+    docs = ROOT / "docs"
+    first = PAGES[docs / "index.md"]
+    for page in (*docs.rglob("*.md"), *docs.rglob("*.ipynb")):
+        name = page.relative_to(docs).as_posix()
+        assert name == "index.md" or f"({name})" in first, name

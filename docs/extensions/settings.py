@@ -1,0 +1,102 @@
+"""Every key of an experiment's file, from the records that check it."""
+
+import inspect
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from markdown import as_markdown, code, table
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from fedsim.config import Config
+from fedsim.config.expectation import Expectation
+from fedsim.config.local import LocalConfig
+from fedsim.options import as_toml, parameter_texts, range_of
+from fedsim.training.settings import LocalSettings
+
+NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "table"}
+# What describes the settings of a table, if it is not the table itself.
+DESCRIBED_BY = {LocalConfig: LocalSettings}
+
+
+def write() -> str:
+    """Write a section per table."""
+    tables = {name: field.annotation for name, field in Config.model_fields.items() if _is_table(field.annotation)}
+    own = {name: field for name, field in Config.model_fields.items() if name not in tables}
+    parts = ["## At the top of the file\n", _rows("", own, Config)]
+    for name, record in tables.items():
+        parts += [f"\n## `[{name}]`\n", f"{_first_sentence(record)}\n", _rows(name, record.model_fields, record)]
+    parts += ["\n## `[[expect]]`\n", f"{_first_sentence(Expectation)}\n"]
+    parts += [_rows("expect", Expectation.model_fields, Expectation)]
+    return "\n".join(parts)
+
+
+def _is_table(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _first_sentence(record: type[BaseModel]) -> str:
+    paragraphs = (inspect.getdoc(record) or "").partition("\nParameters\n")[0].split("\n\n")
+    paragraphs[0] = paragraphs[0].partition("``: ")[2]
+    first = paragraphs[0][:1].upper() + paragraphs[0][1:]
+    return "\n\n".join(as_markdown(each) for each in [first, *paragraphs[1:]] if each.strip())
+
+
+def _texts(record: type[BaseModel]) -> dict[str, str]:
+    return parameter_texts(DESCRIBED_BY.get(record, record))
+
+
+def _rows(prefix: str, fields: dict[str, FieldInfo], record: type[BaseModel]) -> str:
+    texts = _texts(record)
+    if lacking := set(fields) - set(texts):
+        raise LookupError(
+            f"{record.__name__} has no text for {min(lacking)!r}; add it to the Parameters of its docstring"
+        )
+    return table(
+        ("key", "type", "default", "meaning"),
+        (
+            (
+                code(f"{prefix}.{key}" if prefix else key),
+                _type(field),
+                "required" if field.is_required() else code(_default(field)),
+                as_markdown(texts[key]),
+            )
+            for key, field in fields.items()
+        ),
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    return "" if value is None or value == {} else as_toml(value)
+
+
+def _type(field: FieldInfo) -> str:
+    rule = range_of(field.metadata).removeprefix("must be ")
+    return ", ".join(part for part in (" or ".join(_words(field.annotation)), rule) if part)
+
+
+def _words(annotation: Any) -> Iterator[str]:
+    """Yield what a setting can be, in the words of TOML."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        rule = range_of(_constraints(inside[1:])).removeprefix("must be ")
+        yield " or ".join(_words(inside[0])) + (f" ({rule})" if rule else "")
+    elif origin is Literal:
+        yield from (code(as_toml(value)) for value in inside)
+    elif origin in (Union, UnionType):
+        for each in inside:
+            if each is not type(None):
+                yield from _words(each)
+    elif origin in (tuple, list):
+        yield "list of " + " or ".join(_words(inside[0]))
+    elif origin is dict:
+        yield "table"
+    else:
+        yield NAMES.get(annotation, "value")
+
+
+def _constraints(metadata: tuple[Any, ...]) -> Iterator[Any]:
+    for each in metadata:
+        yield from each.metadata if isinstance(each, FieldInfo) else (each,)
