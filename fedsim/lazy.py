@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -16,6 +16,25 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a name in the literature stands for.
+
+    Parameters
+    ----------
+    entry
+        Name of the entry in its table.
+    options
+        The options that the name fixes.
+    place
+        Where a name that fixes options is documented.
+    """
+
+    entry: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    place: "Place | None" = None
 
 
 @dataclass(frozen=True)

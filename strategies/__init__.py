@@ -1,20 +1,16 @@
-"""Server strategies: ``STRATEGIES`` maps a name to its class, one short file each, imported when it is used."""
+"""Server strategies, one short file each: ``STRATEGIES`` maps names to classes, ``NAMES`` has those of the papers."""
 
 from typing import TYPE_CHECKING, Any
 
-from fedsim.lazy import LazyTable
+from fedsim.lazy import LazyTable, Named, Place
 
 if TYPE_CHECKING:
     from fedsim.strategy import Strategy
 
 STRATEGIES: "LazyTable[type[Strategy]]" = LazyTable(
     {
-        "fedavg": "strategies.fedavg:FedAvg",
         "full": "strategies.fedavg:FedAvg",
         "local": "strategies.local:Local",
-        "fedper": "strategies.layer_set:FedPer",
-        "lg_fedavg": "strategies.layer_set:LgFedAvg",
-        "fedbn": "strategies.layer_set:FedBn",
         "layer_set": "strategies.layer_set:LayerSet",
         "layer_cycle": "strategies.layer_cycle:LayerCycle",
         "fedprox": "strategies.fedprox:FedProx",
@@ -51,9 +47,46 @@ STRATEGIES: "LazyTable[type[Strategy]]" = LazyTable(
         "barrier_gated": "strategies.barrier_gated:BarrierGated",
     }
 )
-__all__ = ["STRATEGIES", *sorted({place.name for place in STRATEGIES.places.values()})]
+
+# The names by which methods are shown, and another way to choose them.
+NAMES: dict[str, Named] = {
+    "FedAvg": Named("full"),
+    "FedPer": Named("layer_set", {"shared": "body"}, Place("strategies.layer_set", "FedPer")),
+    "LG-FedAvg": Named("layer_set", {"shared": "head"}, Place("strategies.layer_set", "LgFedAvg")),
+    "FedBN": Named("layer_set", {"shared": "!norm"}, Place("strategies.layer_set", "FedBn")),
+    "FedProx": Named("fedprox"),
+    "FedAvgM": Named("fedavgm"),
+    "FedAdam": Named("fedadam"),
+    "FedYogi": Named("fedyogi"),
+    "FedAdagrad": Named("fedadagrad"),
+    "FedRep": Named("fedrep"),
+    "FedBABU": Named("fedbabu"),
+    "FedAlt": Named("fedalt"),
+    "FedSim": Named("fedsim"),
+    "FedPart": Named("fedpart"),
+    "FedLAMA": Named("fedlama"),
+    "FedLUAR": Named("fedluar"),
+    "FedLP": Named("fedlp"),
+    "LLMC": Named("llmc"),
+    "SCAFFOLD": Named("scaffold"),
+    "Ditto": Named("ditto"),
+    "APFL": Named("apfl"),
+    "pFedMe": Named("pfedme"),
+    "FedRoD": Named("fedrod"),
+    "FedALA": Named("fedala"),
+    "FedGuCci": Named("fedgucci"),
+    "FedSelect": Named("fedselect"),
+    "FedCAC": Named("fedcac"),
+    "FedAS": Named("fedas"),
+    "Floco": Named("floco"),
+    "pFedLA": Named("pfedla"),
+    "HeurpFedLA": Named("heurpfedla"),
+    "FedMA": Named("fedma"),
+}
+_CLASSES = STRATEGIES | LazyTable({name: each.place for name, each in NAMES.items() if each.place})
+__all__ = ["NAMES", "STRATEGIES", *sorted({place.name for place in _CLASSES.places.values()})]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class of the table by its own name, as in ``from strategies import FedProx``."""
-    return STRATEGIES.attribute(name)
+    """Import a class of the tables by its own name, as in ``from strategies import FedProx``."""
+    return _CLASSES.attribute(name)

@@ -18,7 +18,7 @@ OPTIONS = {
     "hierarchical_average": 'shared = "body"\norder = "nearest"',
 }
 PLAIN_SGD = ("scaffold", "pfedme", "fedselect")  # methods that are defined for it only
-NO_NORM, ONLY_NORM, NOT_FROZEN = ("fedma",), ("fedbn",), ("fedma",)
+NO_NORM, NOT_FROZEN = ("fedma",), ("fedma",)
 HARD = ("momentum", "frozen", "dropout", "adamw")  # what a resumed run must have kept
 OPTIMIZERS = {
     "momentum": 'momentum = 0.9\noptimizer_state = "keep"',
@@ -114,7 +114,7 @@ class Study:
         return EXPERIMENT.format(
             rounds=self.rounds,
             every=self.checkpoint_every,
-            model="plain" if self.strategy in ONLY_NORM else model,
+            model=model,
             freeze='freeze = "fc1"' if self.hard == "frozen" and self.strategy not in NOT_FROZEN else "",
             optimizer=optimizer,
             strategy=self.strategy,

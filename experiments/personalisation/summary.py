@@ -50,8 +50,7 @@ def table_of(values: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str],
 def gains(values: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str], order: Sequence[str]) -> pd.DataFrame:
     """Return the gain of each strategy over local training measured in the same way."""
     rows = {name: {kind: values[name][kind].mean - values["local"][kind].mean for kind in kinds} for name in order}
-    # A row called full is the sum of all others in other heat maps.
-    return pd.DataFrame.from_dict(rows, orient="index").rename(index={"full": "full (FedAvg)"})
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def main(runs: Path, out: Path) -> None:

@@ -14,7 +14,7 @@ from fedsim.config.names import canonical, meant
 from fedsim.config.tables import Choice
 from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError, error_line, in_code_of_the_user, is_of_the_user, system_line
-from fedsim.lazy import LazyTable, Place
+from fedsim.lazy import LazyTable, Named, Place
 from fedsim.options import BOUNDS, as_toml, explain_rule, parameter_texts, range_of, schema_of, suggest
 
 
@@ -38,6 +38,8 @@ class Catalogue:
         Name of the config's table; its setting ``key`` holds the name.
     given
         Parameters that the run supplies and that are therefore no options.
+    names
+        Names in the literature: the entry that each stands for, and the options that it fixes.
     refused
         Names that somebody may look for here, with the reason why they are no entries.
     makes
@@ -50,6 +52,7 @@ class Catalogue:
     table: str
     key: str
     given: tuple[str, ...]
+    names: Mapping[str, Named] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     makes: Place | None = None
     classes_only: bool = False
@@ -70,7 +73,40 @@ class Catalogue:
 
     def canonical(self, name: str) -> str:
         """Return the name of the entry that is meant: case, hyphens and underscores do not matter."""
-        return canonical(name, self.entries)
+        return self._named(name).entry
+
+    def _named(self, name: str) -> Named:
+        found = canonical(name, self.names)
+        return self.names[found] if found in self.names else Named(canonical(name, self.entries))
+
+    @property
+    def all_names(self) -> list[str]:
+        """All names, those in the literature as they are written there, each next to the entry that it stands for."""
+        found = []
+        for entry in self.entries:
+            found += [canonical(entry, self.names), *(name for name, each in self.names.items() if each.entry == entry)]
+        return list(dict.fromkeys(found))
+
+    def registered(self, choice: Choice) -> Choice:
+        """Return a choice by a name in the literature as that of the entry and the options that it stands for.
+
+        Raises
+        ------
+        ConfigError
+            If an option is set to another value than the one that the name stands for.
+        """
+        name = getattr(choice, self.key)
+        named = self._named(name)
+        entry = named.entry
+        if name == entry:
+            return choice
+        for option, value in named.options.items():
+            if (found := choice.options.get(option, value)) != value:
+                raise ConfigError(
+                    f"{self._where(name)} stands for {entry} with {option} = {as_toml(value)}, which {self.table}."
+                    f"{option} = {as_toml(found)} contradicts; remove one of them, or use {self.key} = {as_toml(entry)}"
+                )
+        return choice.model_copy(update={self.key: entry, **named.options})
 
     def check_name(self, name: str) -> None:
         """Check that there is an entry of that name, or that it can be a custom one; nothing is imported.
@@ -88,7 +124,7 @@ class Catalogue:
         module, colon, _ = name.partition(":")
         alike = [known for known in self.entries if known.startswith(f"{module}:")]
         if alike or not colon:
-            names = alike or list(self.entries)
+            names = alike or self.all_names
             guess = f"did you mean {found!r}? " if (found := meant(name, names)) else ""
             raise ConfigError(f"{where} is unknown; {guess}known are: {', '.join(names)}")
         check_spelling(name, where)
@@ -109,7 +145,8 @@ class Catalogue:
             For an unknown option, a missing one, or a wrong type.
         """
         name = getattr(choice, self.key)
-        schema = self._schema(name)
+        choice = self.registered(choice)
+        schema = self.schema(name)
         set_here = choice.model_fields_set.intersection(choice.FILES)
         own = {key: getattr(choice, key) for key in set_here if not self.is_fixed(key, choice)}
         try:
@@ -132,9 +169,10 @@ class Catalogue:
 
     def is_fixed(self, key: str, choice: Choice) -> bool:
         """Return whether one of ``choice.FILES`` is the table's own: a custom entry may have an option of that name."""
-        return key not in self._schema(getattr(choice, self.key)).model_fields
+        return key not in self.schema(getattr(choice, self.key)).model_fields
 
-    def _schema(self, name: str) -> type[BaseModel]:
+    def schema(self, name: str) -> type[BaseModel]:
+        """Return the record that checks the options of an entry."""
         entry = self.find(name)
         try:
             return schema_of(entry, self.given)
@@ -159,7 +197,10 @@ class Catalogue:
 
         What has no references is fedsim's own.
         """
-        entries = self.entries
+        entries, named = self.entries, self.names.get(name)
+        if named and named.place:
+            return _describe(named.place.docstring())
+        name = self.canonical(name)
         if isinstance(entries, LazyTable) and name in entries.places:
             return _describe(entries.places[name].docstring())
         return _describe(inspect.getdoc(self.find(name)) or "")
@@ -175,32 +216,60 @@ class Catalogue:
                 range_of(info.metadata).removeprefix("must be "),
                 info.description or texts.get(option, "").replace("`", ""),
             )
-            for option, info in self._schema(name).model_fields.items()
+            for option, info in self.schema(name).model_fields.items()
         ]
 
     def signature(self, name: str) -> str:
         """Return an entry's options with their defaults, such as ``alpha, min_size = 10``."""
         options = []
-        for option, info in self._schema(name).model_fields.items():
+        for option, info in self.schema(name).model_fields.items():
             default = "unset" if info.default is None else as_toml(info.default)
             options.append(option if info.is_required() else f"{option} = {default}")
         return ", ".join(options)
 
     def label(self, choice: Choice, changed: Iterable[str] | None = None) -> str:
-        """Return a short name of a choice with its changed options, such as ``layer_set(shared=body)``.
+        """Return the name by which a choice is shown, with its other changed options, such as ``FedProx(mu=0.1)``.
+
+        What has a name in the literature is shown by it.
 
         Parameters
         ----------
         changed
             Names of the options that differ from their defaults, if they are known: the entry is not imported then.
         """
+        name = self.name_of(choice)
+        fixed = self._named(name).options
+        options = self._changed_options(choice, changed)
+        return _with_options(name, {key: options[key] for key in options if key not in fixed})
+
+    def registered_label(self, choice: Choice, changed: Iterable[str] | None = None) -> str:
+        """Return an entry's name with its changed options, such as ``layer_set(shared=body)``, as `label` does."""
+        return _with_options(self.canonical(getattr(choice, self.key)), self._changed_options(choice, changed))
+
+    def name_of(self, choice: Choice) -> str:
+        """Return the name in the literature of what is chosen, or else the entry's."""
+        choice = self.registered(choice)
+        entry = getattr(choice, self.key)
+        found = [
+            name
+            for name, known in self.names.items()
+            if known.entry == entry and known.options.items() <= choice.options.items()
+        ]
+        return found[0] if found else entry
+
+    def is_called(self, choice: Choice, name: str) -> bool:
+        """Return whether a name, in any spelling, is that of the chosen entry or of it with its options."""
+        choice, named = self.registered(choice), self._named(name)
+        return named.entry == getattr(choice, self.key) and named.options.items() <= choice.options.items()
+
+    def _changed_options(self, choice: Choice, changed: Iterable[str] | None) -> dict[str, Any]:
+        choice = self.registered(choice)
         fixed = choice.model_dump(exclude={self.key}, include=set(type(choice).model_fields), exclude_defaults=True)
         if changed is None:
             options = self.options(choice, exclude_defaults=True) | fixed
         else:
             options = {name: choice.options[name] for name in changed if name in choice.options} | fixed
-        text = ", ".join(f"{key}={value}" for key, value in options.items())
-        return getattr(choice, self.key) + (f"({text})" if text else "")
+        return options
 
     def make(self, choice: Choice, *given: Any, **settings: Any) -> Any:
         """Call the chosen entry with what the run gives, its options and further settings.
@@ -220,6 +289,7 @@ class Catalogue:
         ConfigError
             For an option that `options` refuses.
         """
+        choice = self.registered(choice)
         name = getattr(choice, self.key)
         entry, options = self.find(name), self.options(choice)
 
@@ -239,6 +309,11 @@ class Catalogue:
                     raise ConfigError(f"{self._where(name)} cannot be called with {names}: {error}") from error
 
         return make
+
+
+def _with_options(name: str, options: Mapping[str, Any]) -> str:
+    text = ", ".join(f"{key}={value}" for key, value in options.items())
+    return name + (f"({text})" if text else "")
 
 
 def _describe(docstring: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 This is the only module that reaches the packages `strategies` and `partitions`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from fedsim.config.catalogue import Catalogue
 from fedsim.config.config import Config
@@ -15,7 +15,7 @@ from fedsim.lazy import LazyTable, Place
 from fedsim.models.architectures import MODELS
 from fedsim.strategy.flower_table import FLOWER_RULES, NO_RULES, PREFIX
 from fedsim.training.tasks import LOSSES
-from strategies import STRATEGIES
+from strategies import NAMES, STRATEGIES
 
 Kind = Literal["strategies", "partitions", "features", "models", "losses", "data"]
 
@@ -26,6 +26,7 @@ CATALOGUES: dict[Kind, Catalogue] = {
         "strategy",
         "name",
         ("model", "inputs"),
+        NAMES,
         {PREFIX + name: reason for name, reason in NO_RULES.items()},
         Place("fedsim.strategy", "Strategy"),
         classes_only=True,
@@ -36,7 +37,7 @@ CATALOGUES: dict[Kind, Catalogue] = {
         "partition",
         "scheme",
         ("labels", "clients", "rng", "ids", "validation", "test"),
-        {SCHEME + name: reason for name, reason in NO_SCHEMES.items()},
+        refused={SCHEME + name: reason for name, reason in NO_SCHEMES.items()},
     ),
     "features": Catalogue(FEATURES, "features", "skew", ("inputs", "client", "clients", "rng")),
     "models": Catalogue(MODELS, "model", "name", ("shape", "classes", "vocabulary"), makes=Place("torch.nn", "Module")),
@@ -49,6 +50,12 @@ def custom_names(config: Config) -> dict[str, str]:
     """Return what the user has written of the parts of a run, such as ``{"data": "mine:load"}``, by table."""
     chosen = {each: getattr(getattr(config, each.table), each.key) for each in CATALOGUES.values()}
     return {each.table: name for each, name in chosen.items() if each.canonical(name) not in each.entries}
+
+
+def is_name(config: Config, setting: str, value: Any) -> bool:
+    """Return whether a setting chooses something by name, and a value is a name, in any spelling, of what is chosen."""
+    found = [each for each in CATALOGUES.values() if f"{each.table}.{each.key}" == setting]
+    return any(isinstance(value, str) and each.is_called(getattr(config, each.table), value) for each in found)
 
 
 def resolve(config: Config, *, custom: bool = True) -> Config:

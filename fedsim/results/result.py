@@ -71,7 +71,7 @@ class Result:
 
     @property
     def strategy(self) -> str:
-        """The strategy with the options that differ from their defaults."""
+        """The strategy by the name that papers call it, with the options that differ from their defaults."""
         return choices.CATALOGUES["strategies"].label(self.config.strategy, self._changed.get("strategy", {}))
 
     @property

@@ -17,7 +17,7 @@ from fedsim.data.skews import FEATURES
 from fedsim.models.architectures import MODELS
 from fedsim.shortening import LINE
 from partitions import PARTITIONS
-from strategies import STRATEGIES
+from strategies import NAMES, STRATEGIES
 from tests.conftest import TINY
 
 Fedsim = Callable[..., tuple[int, str, str]]
@@ -250,8 +250,8 @@ def test_run_compare_and_report_a_sweep(fedsim: Fedsim, study: Path, tmp_path: P
     assert len(list((tmp_path / "runs" / "study").glob("*/DONE"))) == 4
     assert len(list((tmp_path / "runs" / "study").glob("*/report.html"))) == 4
     assert err.count("round ") == 8
-    lines = [line.split() for line in out.splitlines() if line.strip().startswith(("full", "layer_set"))]
-    assert [line[:3] for line in lines] == [["full", "2", "2"], ["layer_set(shared=head)", "2", "2"]]
+    lines = [line.split() for line in out.splitlines() if line.strip().startswith(("FedAvg", "LG-FedAvg"))]
+    assert [line[:3] for line in lines] == [["FedAvg", "2", "2"], ["LG-FedAvg", "2", "2"]]
 
     code, _, err = fedsim("run", str(study), "--set", sweep, "--set", "sweep.seed=[0, 1]")
     assert code == 0
@@ -404,7 +404,9 @@ def test_a_partition_that_cannot_be_saved_is_one_line(
 def test_list_shows_everything_that_is_registered(fedsim: Fedsim, kind: str, names: dict) -> None:
     code, out, _ = fedsim("list", kind)
     assert code == 0
-    assert all(name in out for name in names)
+    shown = [line.split()[0] for line in out.splitlines() if line.strip()]
+    assert {CATALOGUES[kind].canonical(name) for name in shown} >= set(names)
+    assert kind != "strategies" or set(NAMES) <= set(shown)
 
 
 OWN = """

@@ -1,5 +1,7 @@
 """Names of entries in any spelling, and hints that never point to another method."""
 
+import re
+
 import pytest
 
 from fedsim.config import Config
@@ -8,6 +10,9 @@ from fedsim.config.choices import CATALOGUES, resolve
 from fedsim.config.names import meant
 from fedsim.config.naming import run_name
 from fedsim.errors import ConfigError
+from fedsim.lazy import Named
+from fedsim.options import as_toml
+from strategies import NAMES
 
 STRATEGIES: Catalogue = CATALOGUES["strategies"]
 ELSEWHERE = [
@@ -17,10 +22,9 @@ ELSEWHERE = [
 ]
 
 
-def config_of(name: str) -> Config:
-    return resolve(
-        Config.parse({"rounds": 1, "clients": 2, "partition": {"scheme": "iid"}, "strategy": {"name": name}}, "")
-    )
+def config_of(name: str, **options: object) -> Config:
+    strategy = {"name": name, **options}
+    return resolve(Config.parse({"rounds": 1, "clients": 2, "partition": {"scheme": "iid"}, "strategy": strategy}, ""))
 
 
 @pytest.mark.parametrize(
@@ -29,15 +33,61 @@ def config_of(name: str) -> Config:
         ("FedProx", "fedprox"),
         ("Layer-Set", "layer_set"),
         ("FLWR:fedavg", "flwr:FedAvg"),
-        ("Fed-Avg", "fedavg"),
-        ("LG-FedAvg", "lg_fedavg"),
-        ("LGFedAvg", "lg_fedavg"),
+        ("Fed-Avg", "full"),
+        ("SCAFFOLD", "scaffold"),
+        ("pFedMe", "pfedme"),
     ],
 )
 def test_case_and_hyphens_do_not_matter_and_the_run_is_the_same(typed: str, name: str) -> None:
     assert config_of(typed) == config_of(name)
     assert config_of(typed).strategy.name == name
     assert run_name(config_of(typed)) == run_name(config_of(name))
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown", "shared"),
+    [
+        ("FedPer", "FedPer", "body"),
+        ("fed_per", "FedPer", "body"),
+        ("lg-fedavg", "LG-FedAvg", "head"),
+        ("LGFedAvg", "LG-FedAvg", "head"),
+        ("FedBN", "FedBN", "!norm"),
+    ],
+)
+def test_a_name_in_the_literature_is_the_same_run_as_what_it_stands_for(typed: str, shown: str, shared: str) -> None:
+    named, meant_by_it = config_of(typed), config_of("layer_set", shared=shared)
+    assert named == meant_by_it == config_of(typed, shared=shared)
+    assert run_name(named) == run_name(meant_by_it)
+    assert named.to_toml() == meant_by_it.to_toml()
+    for config in (named, meant_by_it):
+        assert STRATEGIES.label(config.strategy) == shown
+        assert STRATEGIES.registered_label(config.strategy) == f"layer_set(shared={shared})"
+    assert STRATEGIES.label(config_of(typed, buffers="personal").strategy) == f"{shown}(buffers=personal)"
+
+
+@pytest.mark.parametrize("value", ["head", "all", 3, ["body"]])
+def test_an_option_that_contradicts_a_name_is_one_clear_line(value: object) -> None:
+    line = re.escape(f"'FedPer' stands for layer_set with shared = \"body\", which strategy.shared = {as_toml(value)}")
+    with pytest.raises(ConfigError, match=line):
+        config_of("FedPer", shared=value)
+
+
+@pytest.mark.parametrize(("name", "named"), NAMES.items())
+def test_every_name_is_shown_for_what_it_stands_for_and_nothing_else(name: str, named: Named) -> None:
+    assert STRATEGIES.canonical(name) == named.entry
+    assert STRATEGIES.label(config_of(name).strategy) == name
+    defaults = {key: info.default for key, info in STRATEGIES.schema(named.entry).model_fields.items()}
+    assert not any(defaults[option] == value for option, value in named.options.items())
+    if named.place:  # the class of that name does what the options say
+        fixed = named.place.load().option_schema().model_fields
+        assert {option: fixed[option].default for option in named.options} == named.options
+
+
+def test_what_has_no_name_in_the_literature_is_shown_by_its_own() -> None:
+    for name, options in (("layer_set", {}), ("layer_set", {"shared": "fc1"}), ("local", {}), ("flwr:FedAvg", {})):
+        choice = config_of(name, **options).strategy
+        assert STRATEGIES.label(choice) == STRATEGIES.registered_label(choice)
+    assert STRATEGIES.label(config_of("fedprox", mu=0.5).strategy) == "FedProx(mu=0.5)"
 
 
 def test_no_two_entries_differ_in_spelling_only() -> None:
@@ -59,7 +109,7 @@ def test_no_entry_is_taken_for_another_if_it_were_not_here() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "name"),
-    [("fulll", "full"), ("scafold", "scaffold"), ("fedpox", "fedprox"), ("matched_averag", "matched_average")],
+    [("fulll", "full"), ("scafold", "SCAFFOLD"), ("fedpox", "FedProx"), ("matched_averag", "matched_average")],
 )
 def test_a_misspelling_is_recognised(typed: str, name: str) -> None:
     with pytest.raises(ConfigError, match=f"strategy.name = '{typed}' is unknown; did you mean '{name}'"):

@@ -89,8 +89,7 @@ FEWER = OPTIONS | {"fedala": {"max_epochs": 11}}
 def test_a_model_that_is_restored_has_the_loss_that_was_recorded(
     name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
-    model = {"model": TIED} if name == "fedbn" else {}
-    config = tiny(**SETTINGS | model, strategy={"name": name, **FEWER.get(name, {})})
+    config = tiny(**SETTINGS, strategy={"name": name, **FEWER.get(name, {})})
     folder, data = play(config), federation_of(config).data
     for server_round, client in ((1, 0), (2, 1)):  # client 1 never trains
         model = model_of(kept_round(folder, client, server_round))

@@ -194,7 +194,7 @@ def test_gains_over_a_baseline_count_the_clients_without_a_pair(
         1,
         1,
     )
-    assert compared.text.notes[0].startswith("layer_set(shared=head): 1 client evaluation without values")
+    assert compared.text.notes[0].startswith("LG-FedAvg: 1 client evaluation without values")
 
 
 def test_a_value_of_the_grid_loses_if_a_client_diverges_with_it(

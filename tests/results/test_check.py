@@ -226,7 +226,7 @@ def test_a_run_is_compared_with_the_one_that_has_all_else_and_the_seed(result: C
     )
     checks = list(check(results, [expectation]))
     assert [(each.seeds, round(each.value, 6), each.passed) for each in checks] == [(2, 0.25, False), (1, 0.1, True)]
-    assert [each.runs for each in checks] == [f"layer_set(shared=body), local.lr={lr}" for lr in (0.1, 0.2)]
+    assert [each.runs for each in checks] == [f"FedPer, local.lr={lr}" for lr in (0.1, 0.2)]
     with pytest.raises(ConfigError, match=r"is to be compared with a run that has \{'strategy.name': 'full'\}"):
         list(check([each for each in results if each.config.seed == 1][:1], [expectation]))
 

@@ -28,9 +28,8 @@ FROZEN = {"fc1.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_v
 
 
 def play_of(name: str, **settings: Any) -> Play:
-    options = {**OPTIONS.get(name, {}), **({"shared": "fc1 | fc2"} if name == "fedbn" else {})}
     local = {"epochs": 1, **({} if STRATEGIES[name].client_rule.plain_sgd else MOMENTUM)}
-    return Play(name, options, sizes=(5, 8, 4), model=frozen_mlp, local=local, **settings)
+    return Play(name, OPTIONS.get(name, {}), sizes=(5, 8, 4), model=frozen_mlp, local=local, **settings)
 
 
 @pytest.mark.parametrize("cohort", [1, 3])

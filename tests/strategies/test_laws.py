@@ -37,8 +37,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 ROUNDS, STOPPED = 4, 2
 every = pytest.mark.parametrize("name", STRATEGIES)
-# fedbn is layer_set with a group that a model without normalisation does not have.
-without_norm = pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "fedbn"])
 
 
 # Methods that are for models without normalisation.
@@ -187,7 +185,7 @@ def test_equal_models_are_their_own_average(name: str) -> None:
 
 
 @pytest.mark.slow
-@without_norm
+@every
 def test_nothing_personal_leaves_a_client(name: str) -> None:
     # Without running statistics, which are equal where data are, and biases before them, which never change.
     play, rounds = played(name, 3, model=Mlp)
@@ -268,7 +266,7 @@ def test_a_client_continues_with_what_it_has_kept_and_taken(name: str) -> None:
 
 
 @pytest.mark.slow
-@without_norm
+@every
 def test_clients_that_train_together_do_what_they_do_alone(name: str) -> None:
     _, rounds = played(name, 3, model=Mlp)
     together = play_of(name, model=Mlp, cohort=3)

@@ -47,8 +47,7 @@ MORE_THAN_LAYERS = {
 
 @pytest.mark.parametrize("name", CATALOGUES["strategies"].entries)
 def test_a_dry_run_describes_every_strategy(name: str, tiny: Callable[..., Config]) -> None:
-    norm = {"model": {"name": "resnet18", "norm": "batch", "width": 2}} if name == "fedbn" else {}
-    text = describe_run(tiny(**norm, strategy={"name": name, **OPTIONS.get(name, {})}))
+    text = describe_run(tiny(strategy={"name": name, **OPTIONS.get(name, {})}))
     assert "in all rounds: " in text
     assert "from round 1: " in text
     assert ("not counted: parameter sets" in text) == (name in MORE_THAN_LAYERS)

@@ -7,7 +7,9 @@ from rich.text import Text
 from fedsim.cli.terminal import print_lines
 from fedsim.config.catalogue import Catalogue
 from fedsim.config.choices import CATALOGUES, Kind
+from fedsim.config.names import canonical
 from fedsim.console import PlainConsole
+from fedsim.options import as_toml
 
 
 def list_all(kind: Kind) -> None:
@@ -16,7 +18,10 @@ def list_all(kind: Kind) -> None:
     for heading in ("name", "what it does", "source"):
         table.add_column(heading, overflow="fold")
     catalogue = CATALOGUES[kind]
-    for name in catalogue.entries:
+    plain = {each.entry for each in catalogue.names.values() if not each.options}
+    for name in catalogue.all_names:
+        if name in plain:  # listed by its name in the literature
+            continue
         table.add_row(name, *catalogue.describe(name))
     PlainConsole().print(table)
     print_lines(f"options of one: fedsim list {kind} NAME")
@@ -25,12 +30,15 @@ def list_all(kind: Kind) -> None:
 def list_one(kind: Kind, name: str) -> None:
     """Print what an entry does, its options and its source."""
     catalogue = CATALOGUES[kind]
-    name = catalogue.canonical(name)
+    name = canonical(name, catalogue.all_names)
     summary, source = catalogue.describe(name)
     console = PlainConsole()
     console.print(Text(name, style="bold"), f" {summary}")
     if options := _options(catalogue, name):
         console.print(options)
+    if named := catalogue.names.get(name):
+        written = ", ".join(f"{key} = {as_toml(value)}" for key, value in named.options.items())
+        console.print(f"Recorded as: {catalogue.key} = {as_toml(named.entry)}{written and f', {written}'}")
     console.print(f"Source: {source}")
 
 
@@ -38,6 +46,9 @@ def _options(catalogue: Catalogue, name: str) -> Table | None:
     table = Table(box=box.SIMPLE)
     for heading in ("option", "default", "range", "meaning"):
         table.add_column(heading, overflow="fold")
+    fixed = catalogue.names[name].options if name in catalogue.names else {}
     for option in catalogue.described_options(name):
+        if option.name in fixed:
+            continue
         table.add_row(option.name, option.default, option.range, option.text)
     return table if table.row_count else None

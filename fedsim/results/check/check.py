@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.config import Config
+from fedsim.config.choices import is_name
 from fedsim.config.config import WITHOUT_EFFECT
 from fedsim.config.expectation import Expectation
 from fedsim.errors import ConfigError
@@ -99,8 +100,13 @@ def matches(config: Config, wanted: Mapping[str, Any]) -> bool:
     """Return whether a config has these values of settings; a list stands for any of its values."""
     settings = config.model_dump(mode="json")
     return all(
-        _setting(settings, key) in (value if isinstance(value, list) else [value]) for key, value in wanted.items()
+        any(_setting(settings, key) == each or is_name(config, key, each) for each in _listed(value))
+        for key, value in wanted.items()
     )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _setting(settings: Mapping[str, Any], key: str) -> Any:

@@ -45,7 +45,7 @@ def test_a_comparison_of_whole_runs_is_the_mean_over_seeds_of_plain_means(
     folders = [play(tiny(seed=seed, **own), f"seed{seed}") for seed in (0, 1)]
     folders.append(play(tiny(strategy=LOCAL, **own), "local"))
     comparison = compare([read_result(folder) for folder in folders])
-    assert [(row.group.label, row.group.seeds) for row in comparison.rows] == [("full", 2), ("local", 1)]
+    assert [(row.group.label, row.group.seeds) for row in comparison.rows] == [("FedAvg", 2), ("local", 1)]
     plain = []
     for folder in folders[:2]:
         table = read_rows(folder.metrics).query("round == 2 and model == 'personalised' and split == 'test'")
@@ -149,7 +149,7 @@ def test_gains_over_local_training_and_plain_averaging_are_shown_where_both_were
         build([[0.6, 0.6, 0.4, 0.4]], strategy={"name": "layer_set", "shared": "head"}),
     ]
     table = comparison_table(compare(runs))
-    chosen = [table.headings.index(name) for name in ("> local", "> full")]
+    chosen = [table.headings.index(name) for name in ("> local", "> FedAvg")]
     assert [tuple(row[index] for index in chosen) for row in table.rows] == [
         ("75.0", "-"),
         ("-", "25.0"),
@@ -206,6 +206,6 @@ def test_columns_are_chosen_by_name(build: Build) -> None:
 
 def test_groups_of_one_name_are_told_apart_by_their_folders(build: Build) -> None:
     runs = [build([[0.5]], local__lr=lr) for lr in (0.1, 0.2)]
-    assert list(by_name(grouped(runs))) == ["full, local.lr=0.1", "full, local.lr=0.2"]
+    assert list(by_name(grouped(runs))) == ["FedAvg, local.lr=0.1", "FedAvg, local.lr=0.2"]
     groups = [*grouped(runs[:1]), *grouped(runs[1:])]
-    assert list(by_name(groups)) == [f"full {run.setting}" for run in runs]
+    assert list(by_name(groups)) == [f"FedAvg {run.setting}" for run in runs]

@@ -14,6 +14,7 @@ from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.pairs import Baseline, reference
+from fedsim.results.report.comparing.question import Question
 from fedsim.results.result import Result
 from tests.results.report import cases
 
@@ -79,12 +80,31 @@ def test_the_p_value_is_that_of_a_paired_t_test_over_the_seeds(paired: tuple[lis
     assert gain.p == pytest.approx(stats.ttest_rel(np.mean(OURS, axis=1), np.mean(THEIRS, axis=1)).pvalue, abs=1e-12)
 
 
-def test_fedavg_is_a_reference_as_full_is_and_a_baseline_in_any_spelling(build: Build) -> None:
-    ours, theirs = build([0.5, 0.7], strategy=BODY), build([0.4, 0.8], strategy={"name": "fedavg"})
-    keys = [column.key for column in compare([ours, theirs]).columns]
-    assert "gain_fedavg" in keys
-    assert "gain_full" not in keys
-    assert Baseline("FedAvg", [ours, theirs]).partner(ours) is theirs
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        *((name, "FedAvg") for name in ("FedAvg", "fed-avg", "full", "strategy.name=full", 'strategy.name="FedAvg"')),
+        *((name, "FedPer") for name in ("FedPer", "fedper", "layer_set(shared=body)", "strategy.name=FedPer")),
+        *(("LG-FedAvg", "LG-FedAvg(buffers=personal)"), ("lgfedavg", "LG-FedAvg(buffers=personal)")),
+        ("layer_set", "layer_set"),
+    ],
+)
+def test_a_baseline_is_found_by_every_name_and_shown_by_one(typed: str, shown: str, build: Build) -> None:
+    results = [build([0.5, 0.7], strategy=each) for each in (FULL, BODY, HEAD | {"buffers": "personal"}, LOCAL)]
+    if shown == "layer_set":  # the name of two of them
+        del results[2]
+        shown = "FedPer"
+    baseline = Baseline(typed, results)
+    assert baseline.name == shown
+    assert shown in {baseline.partner(each).strategy for each in results}
+
+
+def test_averaging_all_layers_is_a_reference_unless_it_is_the_baseline(build: Build) -> None:
+    results = [build([0.5, 0.7], strategy=BODY), build([0.4, 0.8], strategy={"name": "fedavg"})]
+    assert {column.key: column.heading for column in compare(results).columns}["gain_full"] == "> FedAvg"
+    asked = [column.key for column in compare(results, Question(baseline="FedAvg")).columns]
+    assert "gain_baseline" in asked
+    assert "gain_full" not in asked
 
 
 def test_of_a_loss_less_is_more(paired: tuple[list[Result], list[Result]]) -> None:

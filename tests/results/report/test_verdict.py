@@ -34,8 +34,7 @@ def test_with_one_seed_there_is_no_interval(build: Build) -> None:
     runs = [build([0.4, 0.6], strategy=LOCAL), build([0.5, 0.6], strategy=BODY)]
     verdict = verdict_of(compare(runs))
     assert verdict.sentence == (
-        "layer_set(shared=body) 55.0 against local 50.0: +5.0 with 1 seed, so no interval; "
-        "1 / 1 / 0 clients better / equal / worse."
+        "FedPer 55.0 against local 50.0: +5.0 with 1 seed, so no interval; 1 / 1 / 0 clients better / equal / worse."
     )
     assert verdict.lights[0].level == "warning"
 
@@ -50,29 +49,29 @@ def test_each_swept_setting_has_its_best(build: Build) -> None:
     first, second = verdict_of(comparison).sentences
     # Differences of 0.2 and 0.2: no spread over the seeds.
     assert first == (
-        "layer_set(shared=body) 75.0 against local 55.0 at alpha 0.1: +20.0 ± 0.0 with 2 seeds, distinguishable; "
+        "FedPer 75.0 against local 55.0 at alpha 0.1: +20.0 ± 0.0 with 2 seeds, distinguishable; "
         "2 / 2 / 0 clients better / equal / worse."
     )
-    assert second.startswith("local 55.0 against layer_set(shared=body) 45.0 at alpha 1.0: +10.0 ± 0.0 with 2 seeds")
-    assert [standing.best.name for standing in best_and_ties(comparison)] == ["layer_set(shared=body)", "local"]
+    assert second.startswith("local 55.0 against FedPer 45.0 at alpha 1.0: +10.0 ± 0.0 with 2 seeds")
+    assert [standing.best.name for standing in best_and_ties(comparison)] == ["FedPer", "local"]
 
 
 def test_the_reference_is_the_baseline_if_there_is_one(build: Build) -> None:
     runs = [build([value], strategy=each) for value, each in ((0.5, LOCAL), (0.4, FULL), (0.6, BODY))]
     assert " against local 50.0" in verdict_of(compare(runs)).sentence
-    assert " against full 40.0" in verdict_of(compare(runs, Question(baseline="full"))).sentence
+    assert " against FedAvg 40.0" in verdict_of(compare(runs, Question(baseline="full"))).sentence
 
 
 def test_of_a_loss_the_lower_is_better(build: Build) -> None:
     runs = [build([value], strategy=each) for value, each in ((0.5, LOCAL), (0.4, BODY))]
     sentence = verdict_of(compare(runs, Question("loss"))).sentence
-    assert sentence.startswith("local 0.500 against layer_set(shared=body) 0.600: -0.100 with 1 seed")
+    assert sentence.startswith("local 0.500 against FedPer 0.600: -0.100 with 1 seed")
 
 
 def test_what_is_not_distinguishable_from_the_best_is_a_tie(build: Build) -> None:
     runs = seeds_of(build, BODY, [0.9], [0.8], [0.7]) + seeds_of(build, FULL, [0.5], [0.9], [0.6])
     runs += seeds_of(build, LOCAL, [0.5], [0.39], [0.3])
     [standing] = best_and_ties(compare(runs))
-    assert standing.best.name == "layer_set(shared=body)"
-    assert [each.name for each in standing.ties] == ["full"]
+    assert standing.best.name == "FedPer"
+    assert [each.name for each in standing.ties] == ["FedAvg"]
     assert not standing.untested

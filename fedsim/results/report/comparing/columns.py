@@ -7,6 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
+from fedsim.config.choices import CATALOGUES
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.gains import Gain, Values
@@ -191,7 +192,8 @@ def _share(key: str, baseline: Baseline, question: Question, *, asked: bool = Fa
 
 def _references(results: Sequence[Result], question: Question) -> list[Column]:
     """Return the gains over local training and over plain averaging, if such runs are compared."""
-    names = [name for name in ("local", "full", "fedavg") if name != question.baseline]
+    baseline = CATALOGUES["strategies"].canonical(question.baseline or "")
+    names = [name for name in ("local", "full") if name != baseline]
     found = [(name, reference(name, results)) for name in names]
     return [_share(f"gain_{name}", baseline, question) for name, baseline in found if baseline is not None]
 

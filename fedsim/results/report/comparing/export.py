@@ -49,17 +49,18 @@ def _cell(text: str) -> str:
 def values_of(comparison: Comparison, columns: Sequence[Column]) -> Iterator[list[str]]:
     """Yield headings, and one line per setting with the full precision of each mean and of its interval's half-width.
 
-    Accuracies and shares are in [0, 1], amounts in bytes, examples and seconds; a cell is empty where nothing is known.
-    A column from which values of clients are missing in some line has their number in a further one.
+    The method is named as in the literature, the strategy as in the settings. Accuracies and shares are in [0, 1],
+    amounts in bytes, examples and seconds; a cell is empty where nothing is known. A column from which values of
+    clients are missing in some line has their number in a further one.
     """
     settings = tuple(comparison.rows[0].group.settings)
     lacking = {column.key for column in columns if any(row.values[column.key].missing for row in comparison.rows)}
-    names = [
+    keys = [
         name
         for column in columns
         for name in (column.key, f"{column.key}_half_width", *[f"{column.key}_missing"] * (column.key in lacking))
     ]
-    yield ["strategy", *settings, "metric", "at", "seeds", *names]
+    yield ["method", "strategy", *settings, "metric", "at", "seeds", *keys]
     for row in comparison.rows:
         numbers = [
             text
@@ -69,7 +70,8 @@ def values_of(comparison: Comparison, columns: Sequence[Column]) -> Iterator[lis
         ]
         question = comparison.question
         own = ["" if (value := str(row.group.settings[key])) == UNKNOWN else value for key in settings]
-        yield [row.group.label, *own, question.metric, question.at, str(row.group.seeds), *numbers]
+        names = (row.group.label, row.group.registered)
+        yield [*names, *own, question.metric, question.at, str(row.group.seeds), *numbers]
 
 
 def _numbers(value: Interval) -> tuple[str, str]:

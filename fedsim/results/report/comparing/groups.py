@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.config.choices import CATALOGUES
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.statistics import Interval, interval
 from fedsim.results.result import Result, distinguishing_settings, flat
@@ -30,6 +31,12 @@ class Group:
     def seeds(self) -> int:
         """Number of seeds."""
         return len({result.config.seed for result in self.members})
+
+    @property
+    def registered(self) -> str:
+        """The label with the strategy's name in the settings."""
+        first = self.members[0]
+        return registered_label(first) if self.label == first.strategy else self.label
 
     @property
     def name(self) -> str:
@@ -81,6 +88,12 @@ def by_name(groups: Iterable[Group]) -> dict[str, Group]:
         name if names.count(name) == 1 else f"{name} {group.members[0].setting}": group
         for name, group in zip(names, groups, strict=True)
     }
+
+
+def registered_label(result: Result) -> str:
+    """Return a run's strategy by its name in the settings, with the options that differ from their defaults."""
+    changed = [key.split(".")[1] for key in result.changed_settings if key.startswith("strategy.")]
+    return CATALOGUES["strategies"].registered_label(result.config.strategy, dict.fromkeys(changed))
 
 
 def _setting(result: Result, key: str) -> str:

@@ -1,5 +1,6 @@
 """Runs compared with those of a baseline with the same partition and seed, client by client."""
 
+import itertools
 import json
 import logging
 import tomllib
@@ -7,9 +8,11 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from fedsim.config import suggest
+from fedsim.config.choices import CATALOGUES
 from fedsim.config.names import canonical
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.gains import Gain, Values, gain_of
+from fedsim.results.report.comparing.groups import registered_label
 from fedsim.results.result import Result, flat
 from fedsim.results.tuning import tuned_settings
 
@@ -26,7 +29,7 @@ class Baseline:
     Parameters
     ----------
     name
-        A strategy's label or name, or ``SETTING=VALUE``.
+        A method's label or name in any spelling, or ``SETTING=VALUE``.
     results
         All runs that are compared.
 
@@ -37,14 +40,9 @@ class Baseline:
     """
 
     def __init__(self, name: str, results: Sequence[Result]) -> None:
-        labels = {result.strategy for result in results}
-        names = {result.config.strategy.name for result in results}
-        self.name = name = canonical(name, names)
-        setting = name.partition("=")[0] if "=" in name and name not in labels else None
-        runs = [result for result in results if _is_chosen(result, name, setting, by_label=name in labels)]
-        if not runs:
-            known = suggest(name, sorted(labels | names))
-            raise ConfigError(f"--baseline {name!r} is none of these runs; give a strategy or SETTING=VALUE{known}")
+        runs, setting = _chosen(name, results)
+        shown = {result.strategy for result in runs}
+        self.name, self._given = shown.pop() if setting is None and len(shown) == 1 else name, name
         # A strategy is compared with others; runs of one value of a setting with those of the same strategy.
         self._own = "strategy" if setting is None or setting.startswith("strategy.") else setting
         self._free = {self._own, *tuned_settings(results)}
@@ -84,7 +82,7 @@ class Baseline:
         if len(candidates) > 1:
             first, second = (each.folder.path.name for each in candidates[:2])
             raise AmbiguousError(
-                f"--baseline {self.name!r} matches both {first} and {second} for {result.folder.path.name}; name "
+                f"--baseline {self._given!r} matches both {first} and {second} for {result.folder.path.name}; name "
                 "one of them by its whole label or by SETTING=VALUE, or compare fewer runs"
             )
         return candidates[0] if candidates else None
@@ -92,7 +90,7 @@ class Baseline:
 
 def reference(name: str, results: Sequence[Result]) -> Baseline | None:
     """Return the runs of a strategy with its defaults as a baseline, if they are among those compared."""
-    if not any(result.strategy == name for result in results):
+    if not any(registered_label(result) == name for result in results):
         return None
     try:
         return Baseline(name, results)
@@ -111,11 +109,30 @@ def pairing_key(result: Result, free: Collection[str]) -> str:
     return json.dumps([result.partition_name, kept], sort_keys=True)
 
 
-def _is_chosen(result: Result, name: str, setting: str | None, *, by_label: bool) -> bool:
-    if setting is None:
-        return name == (result.strategy if by_label else result.config.strategy.name)
+def _chosen(name: str, results: Sequence[Result]) -> tuple[list[Result], str | None]:
+    """Return the runs of a baseline, and the setting by which they are chosen, if they are.
+
+    A whole label comes first, then the name of a method, then a setting.
+    """
+    strategies = CATALOGUES["strategies"]
+    labels = [(result.strategy, registered_label(result)) for result in results]
+    label = canonical(name, itertools.chain(*labels))
+    if runs := [result for result, own in zip(results, labels, strict=True) if label in own]:
+        return runs, None
+    setting, equals, value = name.partition("=")
+    called = value.strip(" \"'") if setting == "strategy.name" else name
+    if runs := [result for result in results if strategies.is_called(result.config.strategy, called)]:
+        return runs, None
+    if equals and (runs := [result for result in results if _has(result, setting, value)]):
+        return runs, setting
+    names = {strategies.name_of(result.config.strategy) for result in results}
+    known = suggest(name, sorted({*itertools.chain(*labels), *names}))
+    raise ConfigError(f"--baseline {name!r} is none of these runs; give a strategy or SETTING=VALUE{known}")
+
+
+def _has(result: Result, setting: str, text: str) -> bool:
     value = flat(result.config.model_dump(mode="json")).get(setting)
-    return value is not None and _is_written(value, name.partition("=")[2])
+    return value is not None and _is_written(value, text)
 
 
 def _is_written(value: Any, text: str) -> bool:
