@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedsim.results.report.comparing.tables import Table
 
 PREFIX = "fedsim: error: "
+TEXT_WIDTH, INDENT = 80, "  "
 
 
 class OneLine(PlainFormatter):
@@ -45,6 +46,14 @@ def say(text: str) -> None:
 def print_error(message: str) -> None:
     """Print why a command failed, in one line."""
     say(PREFIX + one_line(message, LINE - len(PREFIX)))
+
+
+def print_texts(*texts: str) -> None:
+    """Print texts of results, each wrapped to 80 columns or a narrower terminal, with its further lines indented."""
+    console = PlainConsole(width=min(TEXT_WIDTH, PlainConsole().width) if sys.stdout.isatty() else TEXT_WIDTH)
+    for text in texts:
+        first, *others = Text(printable(text)).wrap(console, console.width - len(INDENT))
+        print_lines(first.plain.rstrip(), *(INDENT + line.plain.rstrip() for line in others))
 
 
 def print_table(text: "Table", *, more: str | None = None) -> None:

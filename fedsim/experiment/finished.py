@@ -20,8 +20,10 @@ from fedsim.results.report.comparing import comparison as comparing
 from fedsim.results.report.comparing.columns import Column
 from fedsim.results.report.comparing.export import as_csv, values_of
 from fedsim.results.report.comparing.question import Question
+from fedsim.results.report.comparing.rows import Comparison as Compared
 from fedsim.results.report.comparing.tables import Table, comparison_table
 from fedsim.results.report.comparing.units import format_missing
+from fedsim.results.report.comparing.verdict import Verdict, verdict_of
 from fedsim.results.result import Result
 from fedsim.shortening import printable
 from fedsim.training.metrics import format_metric, label
@@ -149,6 +151,8 @@ class Comparison:
     ----------
     question
         What they were asked.
+    verdict
+        Which method is best and how certain that is: its ``sentence``, and ``lights``, what weakens it.
     text
         The table as the command line prints it.
     csv
@@ -159,15 +163,16 @@ class Comparison:
     """
 
     question: Question
+    verdict: Verdict
     text: Table
     csv: str
     values: Sequence[Sequence[str]]
 
     @classmethod
-    def of(cls, compared: comparing.Comparison, columns: Sequence[Column]) -> Self:
+    def of(cls, compared: Compared, columns: Sequence[Column]) -> Self:
         """Return a comparison with some of its columns."""
         table, csv = comparison_table(compared, columns), as_csv(compared, columns)
-        return cls(compared.question, table, csv, list(values_of(compared, columns)))
+        return cls(compared.question, verdict_of(compared), table, csv, list(values_of(compared, columns)))
 
     @property
     def table(self) -> pd.DataFrame:
@@ -177,10 +182,10 @@ class Comparison:
         return pd.DataFrame(columns).astype({"seeds": int})
 
     def __repr__(self) -> str:
-        return _text(self.text)
+        return "\n".join([*self.verdict.lines, "", _text(self.text)])
 
     def _repr_html_(self) -> str:
-        return _html(self.text)
+        return "".join([*(f"<p>{html.escape(line)}</p>" for line in self.verdict.lines), _html(self.text)])
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fedsim.cli.layout import columns_that_fit, folded, parts_that_fit
-from fedsim.cli.terminal import print_table
+from fedsim.cli.terminal import print_table, print_texts
 from fedsim.results.report.comparing.tables import Table
 
 TABLE = Table(
@@ -128,3 +128,18 @@ def test_texts_are_folded_between_their_parts() -> None:
     assert folded("worst 10 %", 5) == "worst\n10 %"
     assert folded("> local, seen", 8) == "> local,\nseen"
     assert folded("x" * 12, 5) == "xxxxx\nxxxxx\nxx"
+
+
+def test_texts_are_wrapped_to_eighty_columns_or_fewer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_texts("word " * 40 + "\x1b[31m" + "x" * 200)
+    piped = capsys.readouterr().out.splitlines()
+    assert max(map(len, piped)) <= 80
+    assert [line.startswith("  ") for line in piped] == [False, *[True] * (len(piped) - 1)]
+    assert "\\x1b[31m" in "".join(piped)
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_texts("word " * 40)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 30

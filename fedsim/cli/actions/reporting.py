@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim.cli.terminal import print_lines, print_table, write_text, write_to
+from fedsim.cli.terminal import print_lines, print_table, print_texts, write_text, write_to
 from fedsim.config.expectation import Expectation
 from fedsim.experiment import api
 from fedsim.results import report
@@ -21,6 +21,7 @@ def compare(
     """Print one table of several runs, and write the page and files."""
     results = api.load(paths)
     compared = api.compare(results, **question)
+    print_texts(*compared.verdict.lines)
     print_table(compared.text, more=None if question["columns"] else "--columns all")
     texts = {
         "--csv": lambda: compared.csv,

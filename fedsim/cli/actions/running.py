@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedsim.cli.terminal import print_error, print_lines, print_table, say
+from fedsim.cli.terminal import print_error, print_lines, print_table, print_texts, say
 from fedsim.config.experiment_file import Experiment
 from fedsim.experiment import api
 from fedsim.experiment.dry_run import describe_run
@@ -21,11 +21,13 @@ def run(
     accept_versions: bool = False,
     verbosity: Verbosity = "normal",
 ) -> int:
-    """Run an experiment and print its table; return the exit code."""
+    """Run an experiment and print its answer and table; return the exit code."""
     outcome = api.run_experiment(experiment, out, jobs, accept_versions=accept_versions, verbosity=verbosity)
     if outcome.done:
         more = f"fedsim compare {shlex.quote(str(out / experiment.name))} --columns all"
-        print_table(api.compare([folder.path for folder in outcome.done]).text, more=more)
+        compared = api.compare([folder.path for folder in outcome.done])
+        print_texts(*compared.verdict.lines)
+        print_table(compared.text, more=more)
     if verbosity != "quiet":
         say(f"runs: {out / experiment.name}")
     _print_failures(outcome.failures, outcome.runs)

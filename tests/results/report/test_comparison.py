@@ -196,6 +196,12 @@ def test_what_is_no_target_is_named(target: float, metric: Any) -> None:
         Question(metric, target=target)
 
 
+def test_no_column_is_there_twice(build: Build) -> None:
+    runs = [build([[0.5], [0.7]], {"up": [1, 1]}, strategy=each) for each in (FULL, LOCAL)]
+    keys = [column.key for column in compare(runs, Question(baseline="full", target=0.6)).columns]
+    assert len(keys) == len(set(keys))
+
+
 def test_columns_are_chosen_by_name(build: Build) -> None:
     comparison = compare([build([[0.5]])])
     chosen = chosen_columns(comparison, "jain, personalised")

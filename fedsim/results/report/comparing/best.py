@@ -53,30 +53,34 @@ class Standing:
     ----------
     setting
         Swept settings and their values; empty if all methods have the same.
-    best
-        The method with the best mean over the seeds that all have, the first of equal ones; None without any value.
+    ranking
+        Those with a value, the best first, by their means over the seeds that all methods have.
     gains
-        Gain of the best over each other method that is paired with it, by name.
+        Gain of the best over each other method, by name.
     p
-        P-values of these gains, corrected if that was asked for.
+        P-values of these gains, corrected if that was asked for; NaN where fewer than two seeds are paired.
     """
 
     setting: Mapping[str, Any]
     methods: Sequence[Method]
-    best: Method | None
+    ranking: Sequence[Method]
     gains: Mapping[str, Gain]
     p: Mapping[str, float]
 
     @property
+    def best(self) -> Method | None:
+        """The method with the best mean, the first of equal ones; None if none has a value."""
+        return next(iter(self.ranking), None)
+
+    @property
     def ties(self) -> list[Method]:
         """The other methods that are not distinguishable from the best."""
-        return [method for method in self.methods if self.p.get(method.name, 0.0) >= LEVEL]
+        return [method for method in self.ranking[1:] if self.p[method.name] >= LEVEL]
 
     @property
     def untested(self) -> list[Method]:
-        """The other methods for which there is no test, as fewer than two of their seeds are paired."""
-        others = [method for method in self.methods if method is not self.best]
-        return [method for method in others if math.isnan(self.p.get(method.name, math.nan))]
+        """The other methods with a value for which there is no test."""
+        return [method for method in self.ranking[1:] if math.isnan(self.p[method.name])]
 
 
 def best_and_ties(comparison: Comparison, column: str = MAIN_COLUMN) -> list[Standing]:
@@ -95,10 +99,11 @@ def best_and_ties(comparison: Comparison, column: str = MAIN_COLUMN) -> list[Sta
     chosen = {each.key: each for each in comparison.columns}[column]
     found = []
     for setting, methods in methods_by_setting(comparison):
-        best = _best(methods, chosen)
-        others = [method for method in methods if best is not None and method is not best]
-        gains = {method.name: best.gain(method, chosen) for method in others if best is not None}
-        found.append(Standing(setting, methods, best, gains, {name: gain.p for name, gain in gains.items()}))
+        means = _means(methods, chosen)
+        known = [method for method in methods if method.name in means]
+        ranking = sorted(known, key=lambda method: means[method.name], reverse=chosen.higher_is_better is not False)
+        gains = {method.name: ranking[0].gain(method, chosen) for method in ranking[1:]}
+        found.append(Standing(setting, methods, ranking, gains, {name: gain.p for name, gain in gains.items()}))
     return found
 
 
@@ -133,14 +138,13 @@ def _by_key(group: Group, free: Collection[str]) -> dict[str, list[Result]]:
     return found
 
 
-def _best(methods: Sequence[Method], column: Column) -> Method | None:
-    """Return the method with the best mean over what all have in common, or over its own runs if that is nothing."""
+def _means(methods: Sequence[Method], column: Column) -> dict[str, float]:
+    """Return the means of methods over what all have in common, or over their own runs if that is nothing, by name."""
     common = set.intersection(*(set(method.runs) for method in methods))
-    sign = -1.0 if column.higher_is_better is False else 1.0
     means = {}
     for method in methods:
         runs = [run for key, each in method.runs.items() if key in common or not common for run in each]
         mean = column.of(Group("", {}, runs)).mean
         if not math.isnan(mean):
-            means[method.name] = sign * mean
-    return max((method for method in methods if method.name in means), key=lambda each: means[each.name], default=None)
+            means[method.name] = mean
+    return means

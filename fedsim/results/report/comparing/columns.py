@@ -142,15 +142,10 @@ def _outcomes(question: Question) -> list[Column]:
     return [
         _column("rounds", "rounds", "count", lambda result: float(question.round_of(result) or NAN)),
         over_clients("personalised", "personalised", _mean, asked=True, priority=ANSWER),
-        over_clients("std", "std", lambda values: float(values.std(ddof=0)), priority=SPREAD),
+        over_clients("std", "std", lambda values: float(values.std(ddof=0)), priority=SPREAD, higher_is_better=False),
         over_clients("worst", "worst 10 %", worst, priority=SPREAD),
-        over_clients("jain", "Jain", jain, kind="index", compact=False),
-        Column("global", "global", "score", of_server, priority=SECOND),
-        over_clients("personalised", "personalised", _mean, asked=True),
-        over_clients("std", "std", lambda values: float(values.std(ddof=0)), higher_is_better=False),
-        over_clients("worst", "worst 10 %", worst),
         over_clients("jain", "Jain", jain, kind="index", compact=False, higher_is_better=True),
-        Column("global", "global", "score", of_server, higher_is_better=question.higher_is_better),
+        Column("global", "global", "score", of_server, priority=SECOND, higher_is_better=question.higher_is_better),
         over_clients("global_clients", "global, clients", _mean, "global", compact=False),
         over_clients("fine_tuned", "fine-tuned", _mean, "fine-tuned", priority=SECOND),
         over_clients("unseen", "unseen", _mean, "personalised", "unseen", priority=SECOND),
@@ -221,11 +216,11 @@ def _costs(results: Sequence[Result], question: Question) -> list[Column]:
     kinds: dict[str, Kind] = {"up": "bytes", "down": "bytes", "passes": "count", "seconds": "seconds"}
     if any(len(result.simulated_seconds) for result in results):
         kinds["simulated"] = "seconds"
+    priorities = {"up": COST}
     return [
-        _column(what, what, kind, partial(until, what), priority=COST if what == "up" else OTHER)
+        _column(what, what, kind, partial(until, what), priority=priorities.get(what, OTHER), higher_is_better=False)
         for what, kind in kinds.items()
     ]
-    return [_column(what, what, kind, partial(until, what), higher_is_better=False) for what, kind in kinds.items()]
 
 
 def _at_equal_costs(results: Sequence[Result], question: Question) -> list[Column]:
@@ -241,7 +236,7 @@ def _at_equal_costs(results: Sequence[Result], question: Question) -> list[Colum
         if budget is not None:
             heading = f"at {format_bytes(budget) if what == costs.BYTES else f'{format_count(budget)} passes'}"
             of = partial(costs.value_within, what=what, budget=budget, metric=question.metric)
-            columns.append(_column(f"at_{what}", heading, "score", of, compact=asked, asked=asked, priority=ANSWER))
+            is_higher = question.higher_is_better
             columns.append(
                 _column(
                     f"at_{what}",
@@ -250,7 +245,8 @@ def _at_equal_costs(results: Sequence[Result], question: Question) -> list[Colum
                     of,
                     compact=asked,
                     asked=asked,
-                    higher_is_better=question.higher_is_better,
+                    priority=ANSWER,
+                    higher_is_better=is_higher,
                 )
             )
     return columns

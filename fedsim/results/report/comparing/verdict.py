@@ -1,7 +1,7 @@
 """The answer of a comparison in a sentence, with its uncertainty, and what weakens it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fedsim.config.names import canonical
@@ -12,6 +12,7 @@ from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.statistics import LEVEL
 from fedsim.results.report.comparing.tables import writer_of
+from fedsim.shortening import printable
 
 FEW_SEEDS, MANY_SEEDS = 3, 5
 FEW_SETTINGS = 4  # with a sentence each
@@ -39,10 +40,20 @@ class Verdict:
     sentences: tuple[str, ...]
     lights: tuple[Light, ...]
 
+    def __post_init__(self) -> None:
+        """Let each text be one line without control characters, wherever it is shown."""
+        object.__setattr__(self, "sentences", tuple(map(printable, self.sentences)))
+        object.__setattr__(self, "lights", tuple(replace(light, text=printable(light.text)) for light in self.lights))
+
     @property
     def sentence(self) -> str:
         """All sentences in one text."""
         return " ".join(self.sentences)
+
+    @property
+    def lines(self) -> list[str]:
+        """The sentences and lights, a line each."""
+        return [*self.sentences, *(f"{light.level}: {light.text}" for light in self.lights)]
 
 
 def verdict_of(comparison: Comparison) -> Verdict:
@@ -82,15 +93,19 @@ def _difference(gain: Gain, mean: str, half_width: str) -> str:
 
 
 def _reference(standing: Standing, question: Question) -> Method | None:
-    """Return what the best is compared with: the baseline, local training, plain averaging, or the next best."""
-    others = [method for method in standing.methods if method is not standing.best]
-    names = REFERENCES if question.baseline is None else (question.baseline, *REFERENCES)
-    for name in names:
-        for method in others:
-            labels = {method.row.group.members[0].strategy, method.row.group.members[0].config.strategy.name}
-            if canonical(name, labels) in labels:
-                return method
-    return next(iter(others), None)
+    """Return what the best is compared with: the baseline, local training or plain averaging, else the next best."""
+    names = [*([question.baseline] if question.baseline else []), *REFERENCES]
+    found = (method for name in names for method in standing.methods if _is_called(method, name))
+    first = next(found, None)
+    if first is not None and first is not standing.best:
+        return first
+    return next(iter(standing.ranking[1:]), None)
+
+
+def _is_called(method: Method, name: str) -> bool:
+    run = method.row.group.members[0]
+    labels = {run.strategy, run.config.strategy.name} if run.strategy != name else {name}
+    return canonical(name, labels) in labels
 
 
 def _at(setting: Mapping[str, Any]) -> str:
