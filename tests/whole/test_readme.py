@@ -37,12 +37,13 @@ LINKED = PAGES | {
         ['features={skew="my_skew:darker"}'],
         ['model={name="my_model:linear"}', 'strategy.shared="head"'],
         ['data={name="my_data:stripes"}', "barriers.examples=160"],
+        ['data={name="my_pair:shapes"}', "barriers.examples=40"],
     ],
 )
 def test_its_experiment_runs_with_each_of_its_own_parts(
     changes: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert len(FILES) == 7
+    assert len(FILES) == 8
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
