@@ -1,0 +1,1 @@
+"""Interactive charts of a page, in Vega-Lite by Altair."""

@@ -1,0 +1,259 @@
+"""The layer strip: a model from input to output, and what averaging each layer costs the clients, by round."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from altair.vegalite.v6.api import ChartType
+
+from fedsim.results.report.charts.compact import MOST_ROWS, distinct, thinned, values_of
+from fedsim.results.report.charts.layer_costs import FULL, LayerCosts
+from fedsim.results.report.comparing.units import format_bytes
+from fedsim.results.report.drawing.heat_maps import colour_limit
+from fedsim.results.report.palette import DIVERGING
+
+HEIGHT = 104  # pixels of one strip with its name
+MOST_STRIPS = 30
+THINNEST, WIDEST = 0.012, 0.06  # share of the width that a layer has at least, of many layers and of few
+# Where a strip has its name, its layers, and the intervals, from its top (0) to its bottom (1).
+TITLE, TOP, BOTTOM, HIGHEST, LOWEST = 0.13, 0.22, 0.54, 0.60, 0.95
+NUMBER = 36  # pixels that a number takes
+WHITE_FROM = 0.6  # share of the colour's limit from which letters on it are white
+LOSS = {
+    "clients": "the clients' loss on their own test data",
+    "train": "the loss of the clients' models on all clients' training data",
+    "server": "the loss of the clients' models on the server's test data",
+}
+
+
+def layer_strip(costs: Mapping[str, LayerCosts], sent: Mapping[str, pd.DataFrame] | None = None) -> ChartType | None:
+    """Return the strips of runs by their names, one below the other; None if nothing was measured.
+
+    Parameters
+    ----------
+    costs
+        What averaging each layer costs; all from the same view.
+    sent
+        Share of the clients that sent each layer, layers by rounds, which a line below the layer marks.
+    """
+    shown = dict(list(costs.items())[:MOST_STRIPS])
+    if not shown:
+        return None
+    cells, full = strip_cells(shown, sent or {})
+    layers = pd.concat([_places(each).assign(g=number) for number, each in enumerate(shown.values())])
+    layers["k"] = _key(layers["g"], layers["l"])
+    first = next(iter(shown.values()))
+    limit, _ = colour_limit([cells["m"].to_numpy(dtype=float)])
+    # Intervals may be far wider than what they are of; what leaves the scale is cut, and the hover has it.
+    means = cells["m"].to_numpy(dtype=float)
+    means = means[np.isfinite(means)]
+    low, high = min(0.0, means.min(initial=0)), max(0.0, means.max(initial=0))
+    margin = 0.35 * (high - low) or 1.0
+    rounds = sorted(set(cells["r"]))
+    at = alt.param("round", value=rounds[-1], bind=_slider(rounds)) if len(rounds) > 1 else None
+    chart = alt.layer(
+        *_marks(cells, full, layers, shown, first, limit, (low - margin, high + margin), at),
+        height=HEIGHT * len(shown),
+        width="container",
+    )
+    return chart.add_params(at) if at is not None else chart
+
+
+def strip_cells(costs: Mapping[str, LayerCosts], sent: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of the layers, and those of all layers together, of as many rounds as a page has room for.
+
+    Columns: ``g`` number of the strip, ``l`` of the layer, ``r`` the measured round and ``e`` the last one before the
+    next of it, ``m, a, b`` mean and interval, ``x, y`` least and most of a client, ``c`` clients, ``w`` of them that
+    lose, ``u`` share of the clients that sent the layer.
+    """
+    tables = []
+    every = sum(len(each.sizes) for each in costs.values())
+    for number, (name, each) in enumerate(costs.items()):
+        measured = sorted(set(each.rows["round"]))
+        kept = thinned(measured, max(2, MOST_ROWS // max(1, every)))
+        until = {r: following - 1 for r, following in zip(kept, [*kept[1:], 10**9], strict=True)}
+        rows = each.rows[each.rows["round"].isin(kept)]
+        numbers = {layer: place for place, layer in enumerate(each.sizes.index)} | {FULL: -1}
+        share = sent.get(name, pd.DataFrame())
+        tables.append(
+            pd.DataFrame(
+                {
+                    "g": number,
+                    "l": [numbers[layer] for layer in rows["layer"]],
+                    "r": rows["round"].astype(int),
+                    "e": [until[r] for r in rows["round"]],
+                    "m": rows["mean"],
+                    "a": rows["low"],
+                    "b": rows["high"],
+                    "x": rows["least"],
+                    "y": rows["most"],
+                    "c": rows["clients"].astype(int),
+                    "w": rows["lose"].astype(int),
+                    "u": [_share(share, layer, r) for layer, r in zip(rows["layer"], rows["round"], strict=True)],
+                }
+            )
+        )
+    table = pd.concat(tables, ignore_index=True)
+    return table[table["l"] >= 0], table[table["l"] < 0]
+
+
+def _share(sent: pd.DataFrame, layer: str, server_round: int) -> float:
+    known = layer in sent.index and server_round in sent.columns
+    return float(sent[server_round][layer]) if known else 0.0
+
+
+def _places(costs: LayerCosts) -> pd.DataFrame:
+    """Return where each layer begins and ends, of a width of 1: by its bytes, but no layer is too thin to be seen."""
+    sizes = costs.sizes.to_numpy(dtype=float)
+    known = np.isfinite(sizes).all() and sizes.sum() > 0
+    shares = sizes / sizes.sum() if known else np.full(len(sizes), 1 / len(sizes))
+    least = max(min(THINNEST, 0.5 / len(sizes)), min(WIDEST, 0.3 / len(sizes)))
+    shares = np.maximum(shares, least)
+    ends = np.cumsum(shares / shares.sum())
+    return pd.DataFrame(
+        {
+            "l": range(len(sizes)),
+            "p": np.concatenate([[0.0], ends[:-1]]),
+            "q": ends,
+            "n": distinct(list(costs.sizes.index)),
+            "z": [format_bytes(size) if np.isfinite(size) else "not known" for size in sizes],
+        }
+    )
+
+
+def widths_are_known(costs: LayerCosts) -> bool:
+    """Tell whether the records have the sizes of all layers."""
+    return bool(np.isfinite(costs.sizes).all())
+
+
+def _key(strip: pd.Series, layer: pd.Series) -> pd.Series:
+    return 10_000 * strip + layer
+
+
+def _slider(rounds: list[int]) -> alt.BindRange:
+    steps = set(np.diff(rounds).tolist())
+    step = steps.pop() if len(steps) == 1 else 1
+    return alt.binding_range(min=rounds[0], max=rounds[-1], step=step, name="round ")
+
+
+def _marks(
+    cells: pd.DataFrame,
+    full: pd.DataFrame,
+    layers: pd.DataFrame,
+    costs: Mapping[str, LayerCosts],
+    first: LayerCosts,
+    limit: float,
+    scale: tuple[float, float],
+    at: alt.Parameter | None,
+) -> list[alt.Chart | alt.LayerChart]:
+    low, high = scale
+    place = (
+        f"datum.g + {LOWEST} - {LOWEST - HIGHEST} * (clamp({{}}, {low:.6g}, {high:.6g}) - {low:.6g}) / {high - low:.6g}"
+    )
+    cells = cells.assign(k=_key(cells["g"], cells["l"])).drop(columns="l")
+    base = alt.Chart(values_of(cells))
+    base = base.transform_filter("datum.r <= round && round <= datum.e") if at is not None else base
+    base = base.transform_lookup(
+        lookup="k",
+        from_=alt.LookupData(data=values_of(layers[["k", "p", "q", "n", "z"]]), key="k", fields=["p", "q", "n", "z"]),
+    ).transform_calculate(
+        top=f"datum.g + {TOP}",
+        bottom=f"datum.g + {BOTTOM}",
+        ym=place.format("datum.m"),
+        ya=place.format("datum.a"),
+        yb=place.format("datum.b"),
+        middle="(datum.p + datum.q) / 2",
+        interval="format(datum.a, '+.3~g') + ' to ' + format(datum.b, '+.3~g')",
+        range="format(datum.x, '+.3~g') + ' to ' + format(datum.y, '+.3~g')",
+        start="datum.g",
+        number="format(datum.m, '+.2~g')",
+        loses="datum.w + ' of ' + datum.c",
+    )
+    x = alt.X("p:Q", axis=None, scale=alt.Scale(domain=[0, 1], nice=False, zero=False))
+    y_scale = alt.Scale(domain=[0, len(costs)], reverse=True, nice=False)
+    colour = alt.Color(
+        "m:Q",
+        scale=alt.Scale(range=list(DIVERGING), domain=[-limit, limit], clamp=True, interpolate="rgb"),
+        legend=alt.Legend(
+            title=f"loss with the average minus own ({first.unit})",
+            titleLimit=0,
+            orient="top",
+            direction="horizontal",
+            gradientLength=160,
+        ),
+    )
+    tooltip = [
+        alt.Tooltip("n:N", title="layer"),
+        alt.Tooltip("r:Q", title="measured in round"),
+        alt.Tooltip("m:Q", title=f"cost, mean ({first.unit})", format="+.3~g"),
+        alt.Tooltip("interval:N", title="95 % interval"),
+        alt.Tooltip("range:N", title="single clients"),
+        alt.Tooltip("loses:N", title="clients that lose"),
+        alt.Tooltip("z:N", title="size"),
+        alt.Tooltip("u:Q", title="sent by share of clients", format=".0%"),
+    ]
+
+    def y(name: str) -> alt.Y:
+        return alt.Y(f"{name}:Q", axis=None, scale=y_scale)
+
+    strip = base.mark_rect(stroke="white", strokeWidth=1).encode(
+        x=x, x2="q:Q", y=y("top"), y2="bottom:Q", color=colour, tooltip=tooltip
+    )
+    sent = (
+        base.transform_filter("datum.u > 0")
+        .mark_rule(strokeWidth=2.5)
+        .encode(x=x, x2="q:Q", y=y("bottom"), opacity=alt.Opacity("u:Q", scale=alt.Scale(domain=[0, 1]), legend=None))
+    )
+    ink = alt.condition(f"abs(datum.m) > {WHITE_FROM * limit:.6g}", alt.value("white"), alt.value("black"))
+    middle = (BOTTOM + TOP) / 2 * HEIGHT
+
+    def written(text: str, among: alt.Chart, offset: float, **style: Any) -> alt.Chart:
+        at_middle = {"x": alt.X("middle:Q", axis=None), "y": y("start"), "yOffset": alt.value(middle + offset)}
+        return among.mark_text(fontSize=11, **style).encode(**at_middle, text=text, color=ink, tooltip=tooltip)
+
+    names = written("n:N", base, -7, limit=alt.ExprRef("max(0, (datum.q - datum.p) * width - 4)"))
+    # A number that is cut would be another number.
+    wide = base.transform_filter(f"(datum.q - datum.p) * width > {NUMBER}")
+    numbers = written("number:N", wide, 8)
+    band = base.mark_rect(fillOpacity=0.6, stroke="#888888", strokeWidth=0.5).encode(
+        x=x, x2="q:Q", y=y("ya"), y2="yb:Q", color=colour, tooltip=tooltip
+    )
+    mean = base.mark_rule(strokeWidth=2).encode(x=x, x2="q:Q", y=y("ym"), tooltip=tooltip)
+    titles = _titles(full, costs, first.unit, at, y_scale)
+    zero = (
+        alt.Chart({"values": [{"g": number} for number in range(len(costs))]})
+        .transform_calculate(y=place.format("0"))
+        .mark_rule(strokeDash=[3, 3], strokeWidth=1)
+        .encode(y=alt.Y("y:Q", axis=None, scale=y_scale))
+    )
+    return [strip, band, zero, mean, sent, names, numbers, *titles]
+
+
+def _titles(
+    full: pd.DataFrame, costs: Mapping[str, LayerCosts], unit: str, at: alt.Parameter | None, y_scale: alt.Scale
+) -> list[alt.Chart]:
+    """Return the name above each strip, with the cost of averaging all layers together."""
+    lines = [{"g": number, "t": name} for number, name in enumerate(distinct(list(costs), 60))]
+    y = alt.Y("y:Q", axis=None, scale=y_scale)
+    name = (
+        alt.Chart({"values": lines})
+        .transform_calculate(y=f"datum.g + {TITLE}")
+        .mark_text(align="left", fontWeight="bold", fontSize=12)
+        .encode(x=alt.value(0), y=y, text="t:N")
+    )
+    if full.empty:
+        return [name]
+    together = alt.Chart(values_of(full[["g", "r", "e", "m", "a", "b"]]))
+    together = together.transform_filter("datum.r <= round && round <= datum.e") if at is not None else together
+    together = (
+        together.transform_calculate(
+            y=f"datum.g + {TITLE}",
+            t="'all together ' + format(datum.m, '+.2f') + (isValid(datum.a) ? "
+            "' (' + format(datum.a, '+.2f') + ' to ' + format(datum.b, '+.2f') + ')' : '')",
+        )
+        .mark_text(align="right", fontSize=11)
+        .encode(x=alt.value("width"), y=y, text="t:N")
+    )
+    return [name, together]
