@@ -1,0 +1,194 @@
+"""The client explorer: what each client gains against its size and labels, and, on a click, its labels and curve."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import pandas as pd
+from altair.vegalite.v6.api import ChartType
+
+from fedsim.results.report.charts.client_records import ClientRecords
+from fedsim.results.report.charts.compact import chart_of, distinct, significant, values_of
+from fedsim.results.report.comparing.groups import Group
+from fedsim.results.report.palette import COLOURS, looks
+from fedsim.training.metrics import label, metric_of
+
+SIZE, ENTROPY = "training examples", "label entropy (nats)"
+WIDTH, HALF, HEIGHT, BELOW = 640, 280, 260, 160  # pixels
+MOST_LETTERS = 60  # of names that stand side by side
+
+
+def client_explorer(
+    found: ClientRecords, groups: Mapping[str, Group], metric: str, *, over: str = ""
+) -> alt.VConcatChart | None:
+    """Return the linked charts of clients; None if there is no client with a value.
+
+    Parameters
+    ----------
+    groups
+        The runs by their names, in the order of the groups of ``found``.
+    metric
+        What the values are.
+    over
+        Name of the baseline that gains are over; where it is empty, values are shown.
+    """
+    points = found.points.assign(y=found.points["d" if over else "v"]).dropna(subset=["y"])
+    if points.empty:
+        return None
+    lowest = int(points.sort_values("y")["k"].iloc[0])  # which asks for a look
+    clicked = alt.selection_point("client", fields=["k"], empty=False, value=[{"k": lowest}])
+    chosen = alt.hconcat(_labels(found, clicked), _curve(found, distinct(list(groups), 60), metric, clicked))
+    scatter = _scatter(points, list(groups.values()), metric, clicked, over)
+    return alt.vconcat(scatter, chosen, spacing=24).resolve_scale(color="independent")
+
+
+def _scatter(
+    points: pd.DataFrame, groups: Sequence[Group], metric: str, clicked: alt.Parameter, over: str
+) -> ChartType:
+    which = alt.param("against", value=SIZE, bind=alt.binding_radio(options=[SIZE, ENTROPY], name="horizontal axis: "))
+    isolated = alt.selection_point("run", fields=["m_name"], bind="legend")
+    # A strategy keeps its colour at every setting, which the shape tells.
+    strategies = list(dict.fromkeys(group.label for group in groups))
+    settings = list(dict.fromkeys(_settings(group) for group in groups))
+    points = points.assign(
+        m=[strategies.index(groups[g].label) for g in points["g"]],
+        z=[settings.index(_settings(groups[g])) for g in points["g"]],
+    )
+    methods, situations = distinct(strategies, 48), distinct(settings, 60)
+    colours = [each.colour for each in looks(strategies).values()]
+    value = _percent(metric)
+    scale = 100 if over and metric_of(metric).unit == "share" else 1
+    base = chart_of(points.drop(columns=["g", "j", "y"]), m=methods, z=situations).transform_calculate(
+        x=f"against == '{SIZE}' ? datum.n : datum.h", y=f"{scale} * datum.{'d' if over else 'v'}"
+    )
+    title, several = _title(metric, over), len(situations) > 1
+    dots = (
+        base.mark_point(filled=True, size=70, cursor="pointer")
+        .encode(
+            x=alt.X("x:Q", title=None, scale=alt.Scale(zero=False, nice=True)),
+            y=alt.Y("y:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format="+.4~g" if over else value)),
+            color=alt.Color(
+                "m_name:N",
+                scale=alt.Scale(domain=methods, range=colours),
+                legend=alt.Legend(title=None) if len(methods) > 1 else None,
+            ),
+            **({"shape": alt.Shape("z_name:N", sort=situations, legend=alt.Legend(title=None))} if several else {}),
+            opacity=alt.condition(isolated, alt.value(0.8), alt.value(0.08)),
+            stroke=alt.condition(clicked, alt.value(COLOURS[1]), alt.value("transparent")),
+            strokeWidth=alt.condition(clicked, alt.value(3), alt.value(0)),
+            tooltip=[
+                alt.Tooltip("i:Q", title="client"),
+                alt.Tooltip("m_name:N", title="strategy"),
+                *([alt.Tooltip("z_name:N", title="setting")] if several else []),
+                alt.Tooltip("s:Q", title="seed"),
+                alt.Tooltip("n:Q", title="training examples", format=",d"),
+                alt.Tooltip("h:Q", title="label entropy (nats)", format=".3~f"),
+                *([alt.Tooltip("y:Q", title=title, format="+.3~g")] if over else []),
+                alt.Tooltip("v:Q", title=label(metric), format=value),
+                alt.Tooltip("t:Q", title="test examples", format=",d"),
+            ],
+        )
+        .add_params(which, isolated, clicked)
+    )
+    # An axis cannot take its title from a switch.
+    axis = (
+        alt.Chart({"values": [{}]})
+        .transform_calculate(t="against")
+        .mark_text(fontSize=11, fontWeight="bold", align="right", baseline="top")
+        .encode(x=alt.value("width"), y=alt.value(HEIGHT + 22), text="t:N")
+    )
+    layers: list[Any] = [dots, axis]
+    if over:
+        layers.insert(0, alt.Chart({"values": [{"z": 0}]}).mark_rule(strokeDash=[4, 4]).encode(y="z:Q"))
+    return alt.layer(*layers, width=WIDTH, height=HEIGHT)
+
+
+def _labels(found: ClientRecords, clicked: alt.Parameter) -> alt.Chart:
+    """Return the bars of the clicked client's labels."""
+    names = distinct(found.classes)
+    used = sorted({number for counts in found.labels.values() for number in counts})
+    owners = found.points[["k", "j", "i"]].astype(int)
+    held = [{"j": j, "o": list(counts), "c": list(counts.values())} for j, counts in found.labels.items()]
+    named = [{"o": number, "name": names[number]} for number in used]
+    return (
+        alt.Chart(values_of(owners), title="Labels of the chosen client")
+        .transform_filter(clicked)
+        .transform_lookup(lookup="j", from_=alt.LookupData(data={"values": held}, key="j", fields=["o", "c"]))
+        .transform_flatten(["o", "c"])
+        .transform_lookup(lookup="o", from_=alt.LookupData(data={"values": named}, key="o", fields=["name"]))
+        .mark_bar(color=COLOURS[0])
+        .encode(
+            x=alt.X(
+                "name:N",
+                title=None,
+                sort=alt.EncodingSortField("o", op="min"),
+                axis=alt.Axis(labelLimit=90, labelOverlap=True, labelAngle=_angle(names[number] for number in used)),
+            ),
+            y=alt.Y("c:Q", title="examples", stack=None),
+            xOffset="k:N",
+            tooltip=[
+                alt.Tooltip("i:Q", title="client"),
+                alt.Tooltip("name:N", title="class"),
+                alt.Tooltip("c:Q", title="examples", format=",d"),
+            ],
+        )
+        .properties(width=HALF, height=BELOW)
+    )
+
+
+def _curve(found: ClientRecords, names: Sequence[str], metric: str, clicked: alt.Parameter) -> alt.Chart:
+    """Return the curve of the clicked client over the rounds."""
+    rows = pd.DataFrame(
+        [
+            {"k": k, "i": int(i), "g": int(g), "v": significant(curve)}
+            for (k, curve), i, g in zip(found.curves.items(), found.points["i"], found.points["g"], strict=True)
+        ]
+    )
+    return (
+        chart_of(rows, g=names)
+        .properties(title=f"{label(metric, capital=True)} of the chosen client by round")
+        .transform_filter(clicked)
+        .transform_flatten(["v"])
+        .transform_window(place="row_number()", groupby=["k"])
+        .transform_calculate(
+            r=f"{list(found.rounds)}[datum.place - 1]", whose="'client ' + datum.i + ', ' + datum.g_name"
+        )
+        .transform_filter("isValid(datum.v)")
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("r:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(zero=False)),
+            y=alt.Y("v:Q", title=label(metric), scale=alt.Scale(zero=False), axis=alt.Axis(format=_percent(metric))),
+            color=alt.Color("whose:N", title=None, legend=alt.Legend()),
+            detail="k:Q",
+            tooltip=[
+                alt.Tooltip("whose:N", title="client"),
+                alt.Tooltip("r:Q", title="round"),
+                alt.Tooltip("v:Q", title=label(metric), format=_percent(metric)),
+            ],
+        )
+        .properties(width=HALF, height=BELOW)
+    )
+
+
+def _percent(metric: str) -> str:
+    return ".1~%" if metric_of(metric).unit == "share" else ".4~g"
+
+
+def _settings(group: Group) -> str:
+    return ", ".join(f"{key}={value}" for key, value in group.settings.items())
+
+
+def _title(metric: str, over: str) -> str:
+    """Return what the vertical axis shows, in its unit."""
+    if not over:
+        return label(metric)
+    chosen = metric_of(metric)
+    unit = "percentage points" if chosen.unit == "share" else chosen.unit if chosen.unit == "nats" else ""
+    what = "gain over" if chosen.higher_is_better else "difference to"
+    better = "" if chosen.higher_is_better else ", below 0 is better"
+    return f"{what} {over}: {label(metric)}{f' ({unit})' if unit else ''}{better}"
+
+
+def _angle(names: Iterable[str]) -> int:
+    """Return how names are turned: not at all where they are short."""
+    return 0 if sum(map(len, names)) < MOST_LETTERS else -45
