@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from fedsim.config.assignments import parse_assignment
 from fedsim.config.experiment_file import Experiment, read_experiment
-from fedsim.config.toml import parse_assignment
 from fedsim.errors import ConfigError
 from fedsim.reading import check_file
 
@@ -16,7 +16,11 @@ LONGEST_NUMBER = 20  # digits
 ExperimentPath = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="File with the experiment's settings.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; the value is TOML. Can be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting, for instance local.lr=0.1 or strategy.name=FedPer. Can be repeated.",
+    ),
 ]
 RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs or of experiments.")]
 

@@ -21,8 +21,8 @@ from fedsim.cli import finished
 from fedsim.cli.actions import action
 from fedsim.cli.arguments import ExperimentPath, Settings, check_files, check_folder, experiment_of, numbers_of
 from fedsim.cli.terminal import OneLine, print_error, print_lines
+from fedsim.config.assignments import parse_assignment
 from fedsim.config.choices import CATALOGUES, Kind
-from fedsim.config.toml import parse_assignment
 from fedsim.errors import (
     ConfigError,
     RunError,

@@ -1,8 +1,9 @@
 """What an experiment's file says, and everything that can be chosen by name."""
 
+from fedsim.config.assignments import parse_assignment
 from fedsim.config.config import Config
 from fedsim.config.tables import Choice, DataConfig, EngineConfig, FeaturesConfig, StopConfig
-from fedsim.config.toml import parse_assignment, read_toml, short_hash, with_settings
+from fedsim.config.toml import read_toml, short_hash, with_settings
 from fedsim.options import as_toml, explain_rule, suggest
 
 __all__ = [

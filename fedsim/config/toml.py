@@ -42,10 +42,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return _parse(text, str(path))
+    return parse_toml(text, str(path))
 
 
-def _parse(text: str, source: str) -> dict[str, Any]:
+def parse_toml(text: str, source: str) -> dict[str, Any]:
     """Read TOML, and check what Python would fail on later.
 
     Raises
@@ -97,41 +97,10 @@ def _inside(value: Any, source: str) -> Iterable[Any]:
     return ()
 
 
-def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
-    """Read ``key.of.setting=value`` as on the command line; key and value are TOML.
-
-    Returns
-    -------
-    path, value
-        The tables and the key, and what it is set to.
-
-    Raises
-    ------
-    ConfigError
-        If there is no key, or the value is not TOML.
-    """
-    key, equals, value = text.partition("=")
-    path = read_key(key)
-    if not equals or not path:
-        raise ConfigError(f"--set {text!r} must be KEY=VALUE, for instance --set local.lr=0.01")
-    try:
-        found = _parse(f"value = {value}", f"--set {text!r}")
-    except ConfigError as error:
-        if not isinstance(error.__cause__, tomllib.TOMLDecodeError):
-            raise
-        found = {}
-    if list(found) != ["value"]:  # or a text with several lines
-        raise ConfigError(
-            f"--set {text!r}: {value!r} is not a TOML value; a string needs quotes, "
-            f"for instance --set '{key.strip()}=\"{value.strip()}\"'"
-        )
-    return path, found["value"]
-
-
 def read_key(key: str) -> tuple[str, ...]:
     """Return the parts of a TOML key, which may be dotted and quoted; none if it is not a key."""
     try:
-        table: Any = _parse(f"{key} = 0", key)
+        table: Any = parse_toml(f"{key} = 0", key)
     except ConfigError:
         return ()
     path = []

@@ -11,9 +11,9 @@ from hypothesis.strategies import SearchStrategy
 
 from benchmarks.soak.fuzz.inputs import Input
 from benchmarks.soak.fuzz.words import expressions, integers, names, numbers, texts, values
+from fedsim.config.assignments import parse_assignment
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import Config
-from fedsim.config.toml import parse_assignment
 
 FILE = "study.toml"
 RIGHT: dict[str, Any] = {

@@ -72,7 +72,7 @@ def comparison_config(model: str, data: str, changes: Mapping[tuple[str, ...], A
     if useless := [path for path in changes if path[0] not in SETTABLE]:
         raise ConfigError(
             f"--set {'.'.join(useless[0])} has no effect without a run; set {', '.join(SETTABLE)}, for instance "
-            "--set model.norm='\"none\"'"
+            "--set model.norm=none"
         )
     base = {"rounds": 1, "clients": 1, "partition": {"scheme": "iid"}, "model": {"name": model}, "data": {"name": data}}
     return choices.resolve(Config.parse(with_settings(base, changes), "--set"))
