@@ -47,7 +47,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _figures_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.results.report.pages.page.save", lambda figure, kind: b"")
+    monkeypatch.setattr("fedsim.results.report.pages.html.save", lambda figure, kind: b"")
 
 
 def unsealed(original: Path, path: Path) -> RunFolder:

@@ -1,5 +1,7 @@
 """The figure of a partition: which client holds what."""
 
+from pathlib import Path
+
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -7,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsim.data.heterogeneity import Heterogeneity
-from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH, log_scale, short
+from fedsim.results.files import write_whole
+from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH, log_scale, save, short
 from fedsim.shortening import printable
 
 MOST_CLIENTS, MOST_CLASSES = 60, 100  # beyond which bubbles can no longer be told apart
@@ -21,6 +24,14 @@ def partition(measured: Heterogeneity, title: str = "") -> Figure:
         figure = _bubbles(measured) if few else _histograms(measured)
         figure.suptitle(printable(title), fontsize=11)
         return figure
+
+
+def write_partition(measured: Heterogeneity, title: str, path: Path) -> Path:
+    """Write the figure of a partition as PDF and as PNG; return the latter's path."""
+    figure = partition(measured, title)
+    for kind in ("pdf", "png"):
+        write_whole(path.with_name(f"{path.name}.{kind}"), save(figure, kind))
+    return path.with_name(f"{path.name}.png")
 
 
 def _bubbles(measured: Heterogeneity) -> Figure:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ class Section:
         What the page shows, in the style of `charts.theme`.
     how_to_read
         What the page folds away below the chart: what is good or bad, how it is computed, and pitfalls.
+    more
+        Further figures of PDF and PNG files, by the names of these, which the chart shows too.
     """
 
     name: str
@@ -35,6 +37,13 @@ class Section:
     draw: Callable[[], Figure] | None
     chart: ChartType | None = None
     how_to_read: str = ""
+    more: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, Callable[[], Figure]]:
+        """The figures of files, by the names of these."""
+        own = {} if self.draw is None else {self.name: lambda: self.figure}
+        return {**own, **self.more}
 
     @cached_property
     def figure(self) -> Figure:

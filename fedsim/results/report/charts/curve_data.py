@@ -1,0 +1,166 @@
+"""What curves are drawn from: values of each line by round, with what was spent up to there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fedsim.results.report.comparing import costs
+from fedsim.results.report.comparing.groups import Group
+from fedsim.results.result import Result
+from fedsim.training.metrics import LOSS, label, metric_of
+
+X_AXES = ("round", costs.BYTES, costs.PASSES, "seconds")
+FREE = {costs.BYTES: "sends nothing", costs.PASSES: "trains nothing"}
+MOST_ROWS, FEWEST_ROUNDS = 6_000, 20  # of one chart, so that a page with 100 runs stays small
+MOST_PANELS = 12
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is on the vertical axis.
+
+    Parameters
+    ----------
+    key
+        Name of its column with the mean; ``low_`` and ``high_`` before it name those of the band.
+    """
+
+    key: str
+    title: str
+    metric: str
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is written in percent."""
+        return metric_of(self.metric).unit == "share"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines over the rounds.
+
+    Parameters
+    ----------
+    rows
+        Columns ``line`` (its place among the lines), ``name`` (which gives its colour), ``panel``, ``round``, what was
+        spent up to the round, and those of the measures. A line that spends nothing has one further row for that cost,
+        named by ``free``, whose values are those of the last round.
+    names
+        All names, in the order of the legend.
+    """
+
+    rows: pd.DataFrame
+    names: Sequence[str]
+    measures: Sequence[Measure]
+
+
+def curves_of_groups(groups: Mapping[str, Group]) -> Curves:
+    """Return a line per setting: means over the seeds, with bands from the lowest to the highest seed."""
+    members = [result for group in groups.values() for result in group.members]
+    measures = _measures(members[0].main)
+    most = max(FEWEST_ROUNDS, MOST_ROWS // len(groups))
+    panels = _panels(groups)
+    tables = [
+        _with_free(_of_group(group, measures, most)).assign(line=number, name=group.label, panel=panels[name])
+        for number, (name, group) in enumerate(groups.items())
+    ]
+    rows = pd.concat(tables, ignore_index=True)
+    return Curves(rows, list(dict.fromkeys(group.label for group in groups.values())), measures)
+
+
+def curves_of_run(result: Result) -> Curves:
+    """Return the lines of a run: its personalised and global models, with the clients' band from 10 % to 90 %."""
+    lines = {
+        "personalised, clients' own test data": (lambda metric: result.mean_by_round("personalised", metric)),
+        "global, clients' own test data": (lambda metric: result.mean_by_round("global", metric)),
+        "global, server's test data": (lambda metric: result.on_server("global", metric)),
+    }
+    metrics = list(dict.fromkeys((result.main, LOSS)))
+    measures = [Measure(f"m{place}", label(metric, capital=True), metric) for place, metric in enumerate(metrics)]
+    spent = _spent([result])
+    tables = []
+    for number, (name, of) in enumerate(lines.items()):
+        columns = {}
+        for measure in measures:
+            values = of(measure.metric)
+            columns[measure.key] = values
+            if not number:
+                own = result.of("personalised", measure.metric).groupby("round")["value"]
+                for side, share in (("low", 0.1), ("high", 0.9)):
+                    columns[f"{side}_{measure.key}"] = own.quantile(share).where(values.notna())
+        table = _thinned(pd.DataFrame(columns), MOST_ROWS // len(lines)).join(spent)
+        tables.append(_with_free(_as_rows(table)).assign(line=number, name=name, panel=""))
+    return Curves(pd.concat(tables, ignore_index=True), list(lines), measures)
+
+
+def _measures(main: str) -> list[Measure]:
+    """Return what groups are compared by: the main metric and the loss, of both kinds of models."""
+    return [
+        Measure(f"{short}{place}", f"{label(metric)}, {which}", metric)
+        for place, metric in enumerate(dict.fromkeys((main, LOSS)))
+        for short, which in (
+            ("p", "personalised models, clients' own test data"),
+            ("g", "global model, server's test data"),
+        )
+    ]
+
+
+def _of_group(group: Group, measures: Sequence[Measure], most: int) -> pd.DataFrame:
+    columns = {}
+    for measure in measures:
+        values = pd.concat([_values(result, measure) for result in group.members], axis=1, join="inner")
+        columns[measure.key] = values.mean(axis=1, skipna=False)
+        if group.seeds > 1:
+            columns |= {f"low_{measure.key}": values.min(axis=1), f"high_{measure.key}": values.max(axis=1)}
+    return _as_rows(_thinned(pd.DataFrame(columns), most).join(_spent(group.members)))
+
+
+def _values(result: Result, measure: Measure) -> pd.Series:
+    own = measure.key.startswith("p")
+    return result.mean_by_round(metric=measure.metric) if own else result.on_server("global", measure.metric)
+
+
+def _spent(members: Sequence[Result]) -> pd.DataFrame:
+    """Return the mean cost over the runs up to each round."""
+    return pd.DataFrame(
+        {
+            what: pd.concat([costs.spent(result, what) for result in members], axis=1).mean(axis=1, skipna=False)
+            for what in X_AXES[1:]
+        }
+    )
+
+
+def _thinned(table: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Return at most so many rounds, evenly spread, with the first and the last."""
+    if len(table) <= most:
+        return table
+    return table.iloc[np.unique(np.linspace(0, len(table) - 1, most).round().astype(int))]
+
+
+def _as_rows(table: pd.DataFrame) -> pd.DataFrame:
+    return table.rename_axis("round").reset_index()
+
+
+def _with_free(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with one more for each cost of which nothing is spent: a horizontal line."""
+    more = []
+    for what in FREE:
+        if len(rows) and not rows[what].fillna(1).any():
+            rows = rows.assign(**{what: np.nan})
+            more.append(rows.tail(1).assign(free=what, **dict.fromkeys(X_AXES, np.nan)))
+    return pd.concat([rows.assign(free=None), *more], ignore_index=True)
+
+
+def _panels(groups: Mapping[str, Group]) -> dict[str, str]:
+    """Return the panel of each group: the values of its swept settings, or of the first ones if these are too many."""
+    keys = list(next(iter(groups.values())).settings)
+    for count in range(len(keys), 0, -1):
+        panels = {
+            name: ", ".join(f"{key.rpartition('.')[2]} {group.settings[key]}" for key in keys[:count])
+            for name, group in groups.items()
+        }
+        if len(set(panels.values())) <= MOST_PANELS:
+            return panels
+    return dict.fromkeys(groups, "")

@@ -1,0 +1,47 @@
+"""What the columns of a comparison mean, for who asks."""
+
+from collections.abc import Sequence
+
+from fedsim.results.report.comparing.columns import Column
+
+SPREAD = "± is the half-width of the 95 % confidence interval (Student's t) over the seeds."
+EXPLAINED = {
+    "rounds": "The evaluated round whose values are shown; a mean where the seeds differ.",
+    "personalised": f"Each client's own model on its own test data, mean over the clients. {SPREAD}",
+    "std": "Standard deviation of the personalised models over the clients, mean over the seeds.",
+    "worst": "Mean over the worst tenth of the clients, at least one.",
+    "jain": "Jain's fairness index: 1 if all clients have the same value, 1/n if one of n has all.",
+    "global": f"The server's model on the server's test data. {SPREAD}",
+    "global_clients": "The server's model on each client's test data, mean over the clients.",
+    "fine_tuned": "Personalised models after further training on each client, on its own test data.",
+    "unseen": "Personalised models of clients that never take part in training.",
+    "unseen_fine_tuned": "The same after further training on each of these clients.",
+    "left_out": "Number of updates that are in no average; the lines below the table say why.",
+    "gain_local": "Share of the clients that are better off than with local training only, for the same partition and "
+    "seed, over all seeds; equal is not better.",
+    "gain_full": "Share of the clients that are better off than with plain averaging of all layers, for the same "
+    "partition and seed, over all seeds; equal is not better.",
+    "gain_baseline": "Share of the clients that are better off than in the baseline's runs with the same partition, "
+    "seed and other settings; equal is not better.",
+    "difference": f"Mean difference from the baseline's runs with the same partition and seed. {SPREAD}",
+    "pairs": "Number of seeds with runs of both.",
+    "up": "Bytes that all clients sent up to the round shown. Only what a strategy shares travels.",
+    "down": "Bytes that all clients received up to the round shown.",
+    "passes": "A third of the examples passed forward plus two thirds of those passed backward in local training, "
+    "which is the number of training examples for plain training.",
+    "seconds": "Wall time of the rounds up to the round shown.",
+    "simulated": "Simulated seconds of the rounds, as [faults] gives them.",
+    "at_bytes": "Personalised value when the run has spent this budget of bytes.",
+    "at_passes": "Personalised value when the run has spent this budget of training passes.",
+    "bytes_to_target": "Bytes up to the first evaluated round that reaches the target; - if a seed never does.",
+    "passes_to_target": "Training passes up to the first evaluated round that reaches the target; - if a seed never "
+    "does.",
+}
+EXPLAINED["gain_fedavg"] = EXPLAINED["gain_full"]
+SEEDS = "Number of seeds; runs with the same settings and another seed are one line."
+
+
+def hints(columns: Sequence[Column]) -> dict[str, str]:
+    """Return the explanation of each column, by its heading."""
+    known = {column.heading: EXPLAINED[column.key] for column in columns if column.key in EXPLAINED}
+    return {"seeds": SEEDS, **known}
