@@ -93,7 +93,7 @@ def run_command(
     more = [] if engine is None else [f'engine.name="{engine}"']
     experiment = experiment_of(path, settings, more)
     if dry_run:
-        action("dry run")(experiment)
+        action("dry run")(experiment, out, jobs, verbose=verbose, accept_versions=accept_versions)
     else:
         verbosity = "verbose" if verbose else "quiet" if quiet else "normal"
         raise typer.Exit(action("run")(experiment, out, jobs, accept_versions=accept_versions, verbosity=verbosity))

@@ -12,19 +12,16 @@ from fedsim.experiment.injected import describe_faults
 from fedsim.experiment.local_training import describe_training, training_notes
 from fedsim.experiment.measuring.barrier_cost import barrier_cost, rounds_between
 from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
+from fedsim.experiment.planning.traffic import counted_rounds, planned_traffic
 from fedsim.experiment.run import prepare
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants, unseen
 from fedsim.shortening import printable
 from fedsim.strategy import ClientRule, Phase, Strategy
-from fedsim.strategy.exchange import Exchange
-from fedsim.strategy.traffic import layer_bytes
 from fedsim.training.metrics import LOSS, meant
 
 Value = TypeVar("Value")
-# Of a run with more rounds, the first ones are counted, whose clients send about so many updates.
-COUNTED = 40_000
 SHOWN = 100  # changes of what is trained or sent, of which a cycle has one in each round
 
 
@@ -37,10 +34,15 @@ def describe_run(config: Config) -> str:
         If a part of the run cannot be built.
     """
     federation, strategy = prepare(config)
+    texts = {"config": config.to_toml().splitlines()} | describe_parts(federation, strategy)
+    return "\n".join(f"# {title}\n" + "\n".join(lines) + "\n" for title, lines in texts.items() if lines)
+
+
+def describe_parts(federation: Federation, strategy: Strategy) -> dict[str, list[str]]:
+    """Return the lines about each part of a run by its title, without control characters."""
     each = "range of the target" if federation.task.name == "regression" else "class"
     sections = {
-        "config": config.to_toml().splitlines(),
-        "files by whose content the run is named": describe_files(config),
+        "files by whose content the run is named": describe_files(federation.config),
         "layers": _layers(federation),
         f"clients: examples, and how many of each {each}": _clients(federation),
         "task": _task(federation),
@@ -50,8 +52,7 @@ def describe_run(config: Config) -> str:
         "evaluation": _evaluation(federation, strategy),
         "barriers": _barriers(federation),
     }
-    texts = {title: list(map(printable, lines)) for title, lines in sections.items()}
-    return "\n".join(f"# {title}\n" + "\n".join(lines) + "\n" for title, lines in texts.items() if lines)
+    return {title: list(map(printable, lines)) for title, lines in sections.items()}
 
 
 def _layers(federation: Federation) -> Iterator[str]:
@@ -90,16 +91,11 @@ def _training(federation: Federation, strategy: Strategy) -> Iterator[str]:
     yield describe_training(federation, strategy)
     yield from training_notes(federation, strategy)
     epochs = federation.config.local.epochs
-    plans = ((each, strategy.local_plan(each)) for each in range(1, _counted(federation.config) + 1))
+    plans = ((each, strategy.local_plan(each)) for each in range(1, counted_rounds(federation.config) + 1))
     yield from _first(
         f"from round {server_round}: {', then '.join(_phase(phase, epochs) for phase in plan.phases)}"
         for server_round, plan in _changes(plans)
     )
-
-
-def _counted(config: Config) -> int:
-    """Return the number of rounds that are looked at one by one."""
-    return min(config.rounds, max(1, COUNTED // len(participants(config, 1))))
 
 
 def _changes(values: Iterable[tuple[int, Value]]) -> Iterator[tuple[int, Value]]:
@@ -126,28 +122,21 @@ def _phase(phase: Phase, epochs: int) -> str:
 
 
 def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
-    """Count the bytes of all rounds, by the rule that a client takes what was averaged since it last took part."""
-    config, size = federation.config, layer_bytes(strategy, federation.initial)
-    exchange, counted = Exchange(federation.layers.names), _counted(config)
-    groups, up, down = [], 0, 0
-    for server_round in range(1, counted + 1):
-        group = strategy.shared(server_round)
-        training = participants(config, server_round)
-        up += sum(size[name] for name in group) * len(training)
-        down += sum(size[name] for client in training for name in exchange.taken_by(client))
-        exchange.note(server_round, group, training)
-        groups.append((server_round, group))
+    """Describe what is sent each time that it changes, and the bytes of all rounds."""
+    config, traffic = federation.config, planned_traffic(federation, strategy)
     clients = len(participants(config, 1))
     yield from _first(
-        f"from round {server_round}: {clients} clients send {sum(size[name] for name in group):,} bytes each: "
+        f"from round {server_round}: {clients} clients send {sum(traffic.sizes[name] for name in group):,} bytes each: "
         f"{', '.join(group.layers) or 'nothing'}"
-        for server_round, group in _changes(groups)
+        for server_round, group in _changes(enumerate(traffic.groups, 1))
     )
-    if counted < config.rounds:
-        up, down = (each * config.rounds // counted for each in (up, down))
-        yield f"in all rounds: about {up:,} bytes up, {down:,} bytes down, as in the first {counted:,} rounds"
+    if traffic.counted < config.rounds:
+        yield (
+            f"in all rounds: about {traffic.up:,} bytes up, {traffic.down:,} bytes down, as in the first "
+            f"{traffic.counted:,} rounds"
+        )
     else:
-        yield f"in all rounds: {up:,} bytes up, {down:,} bytes down"
+        yield f"in all rounds: {traffic.up:,} bytes up, {traffic.down:,} bytes down"
     if strategy.client_rule is not ClientRule or type(strategy).sets_for is not Strategy.sets_for:
         yield "not counted: parameter sets that the method sends in addition to these layers, if any"
 

@@ -116,6 +116,10 @@ def describe_faults(federation: Federation, strategy: Strategy) -> Iterator[str]
             if injected.kind in ("", *ACCEPTED):
                 sent.add(client)
             drawn.append(injected)
+    if after := sorted(each for each in config.faults.rounds if each > config.rounds):
+        listed = ", ".join(map(str, after[:10])) + (" and more" if len(after) > 10 else "")
+        none = "" if len(after) < len(config.faults.rounds) else "; no fault is injected"
+        yield f"rounds of faults.rounds after the last round, {config.rounds}, in which nothing happens: {listed}{none}"
     within = f" in the first {rounds} of {config.rounds} rounds" if rounds < config.rounds else ""
     for kind in (*KINDS[:3], LATE, *KINDS[3:]):
         count, p = sum(injected.kind == kind for injected in drawn), getattr(config.faults, kind, None)

@@ -36,6 +36,7 @@ from fedsim.training import cohort_problem
 Parts = tuple[Federation, Strategy]
 OnRound = Callable[[RoundSummary], None]
 logger = logging.getLogger(__name__)
+LOCK_SECONDS = 0.5  # one who only looks whether the run is running holds the lock for less
 
 
 def prepare(config: Config) -> Parts:
@@ -205,7 +206,7 @@ def _alone_in(folder: RunFolder) -> Iterator[None]:
     """Create the folder and lock it; the lock ends with this process, however that ends."""
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.lock, timeout=0)
+        lock = FileLock(folder.lock, timeout=LOCK_SECONDS)
         lock.acquire()
     except Timeout:
         raise ConfigError(

@@ -333,8 +333,10 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(fedsim: Fedsim, study:
     code, out, _ = fedsim("run", str(study), "--dry-run", "--set", "barriers.pairs=0")
     assert code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
-    assert "lr = 0.1" in out
-    assert "momentum = 0.0" in out
+    assert out.startswith(f"{study}: 1 run of 2 rounds, in runs/study\n")
+    assert "\nlocal.lr = 0.1\n" in out
+    assert "momentum" not in out
+    assert len(out.splitlines()) < 60
     # fc1 has 64 x 12 weights and 12 biases of 4 bytes, fc2 12 x 10 and 10.
     assert re.search(r"fc1 +linear +3,120 bytes", out)
     assert "4 clients send 3,640 bytes each: fc1, fc2" in out
@@ -343,6 +345,12 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(fedsim: Fedsim, study:
     assert "243 forward passes of one example, instead of 520" in out
     assert re.search(r"client    3: +\d+ examples \| +\d+", out)
     assert re.search(r"total variation +0\.\d+", out)
+    code, verbose, _ = fedsim("run", str(study), "--dry-run", "--set", "barriers.pairs=0", "-v")
+    assert code == 0
+    assert verbose.partition("\n\n")[0].rpartition("\n")[0] == out.partition("\n\n")[0].rpartition("\n")[0]
+    assert "\nmomentum = 0.0\n" in verbose
+    code, _, err = fedsim("run", str(study), "-q", "--verbose")
+    assert (code, err) == (2, "fedsim: error: --verbose and --quiet exclude each other; give one of them\n")
 
 
 @pytest.mark.slow

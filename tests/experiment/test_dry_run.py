@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from fedsim.config import Config
-from fedsim.experiment import dry_run
 from fedsim.experiment.dry_run import describe_run
 from fedsim.experiment.measuring import evaluation_cost
+from fedsim.experiment.planning import traffic
 
 
 def test_a_million_rounds_are_described_at_once(tiny: Callable[..., Config]) -> None:
@@ -24,7 +24,7 @@ def test_a_million_rounds_are_described_at_once(tiny: Callable[..., Config]) -> 
 def test_counts_of_the_first_rounds_stand_for_all(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(rounds=40, participation=0.5, evaluation={"models": ["personalised", "global", "trained"]})
     exact = describe_run(config)
-    monkeypatch.setattr(dry_run, "COUNTED", 2 * 20)
+    monkeypatch.setattr(traffic, "COUNTED", 2 * 20)
     monkeypatch.setattr(evaluation_cost, "COUNTED", 20)
     about = describe_run(config)
     assert (

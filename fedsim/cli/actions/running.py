@@ -8,9 +8,10 @@ from fedsim.cli.terminal import print_error, print_lines, print_table, print_tex
 from fedsim.config.experiment_file import Experiment
 from fedsim.experiment import api
 from fedsim.experiment.dry_run import describe_run
+from fedsim.experiment.planning.overview import plan, runs_table, shared_parts, shared_settings, summary
 from fedsim.experiment.sweep.failure import Failure
-from fedsim.experiment.sweep.sweep import Verbosity, name_runs
-from fedsim.experiment.tuning.grid import describe_tuning, tunings_of
+from fedsim.experiment.sweep.sweep import Verbosity
+from fedsim.experiment.tuning.grid import describe_tuning
 
 
 def run(
@@ -36,14 +37,25 @@ def run(
     return 2 if all(failure.wrong_config for failure in outcome.failures.values()) else 1
 
 
-def show(experiment: Experiment) -> None:
-    """Print what would be run."""
-    if experiment.config.tune.is_wanted:
-        print_lines(*describe_tuning(tunings_of(experiment.config, experiment.source)).split("\n"))
-    configs = experiment.configs()
-    name_runs(configs, Path())  # refuses a run that would be there twice
-    for config in configs:
-        print_lines(*describe_run(config).split("\n"))
+def show(
+    experiment: Experiment, out: Path, jobs: int | None, *, verbose: bool = False, accept_versions: bool = False
+) -> None:
+    """Print what would be run: a summary, the settings of all runs, and what differs by run."""
+    overview = plan(experiment, out, jobs, accept_versions=accept_versions)
+    print_lines(*summary(overview), "")
+    if overview.tunings:
+        print_lines(*describe_tuning(overview.tunings).split("\n"))
+    if verbose:
+        if len(overview.runs) > 1:
+            print_table(runs_table(overview))
+        for each in overview.runs:
+            print_lines(*describe_run(each.run.config).split("\n"))
+        return
+    print_lines("# settings" if len(overview.runs) == 1 else "# settings of all runs", *shared_settings(overview), "")
+    if len(overview.runs) > 1:
+        print_lines("# runs")
+        print_table(runs_table(overview), more="--verbose")
+    print_lines(*shared_parts(overview))
 
 
 def _print_failures(failures: Mapping[str, Failure], runs: int) -> None:

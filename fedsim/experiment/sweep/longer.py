@@ -56,10 +56,7 @@ def begin_from_shorter(
         What was done, or why it was not; None if there is no such run.
     """
     obstacle = None
-    for fewer in sorted((rounds for rounds in finished if rounds < config.rounds), reverse=True):
-        shorter = RunFolder(folder.path.parent / naming.run_name(config.model_copy(update={"rounds": fewer})))
-        if not shorter.done.exists():
-            continue
+    for fewer, shorter in _shorter(config, folder, finished):
         try:
             _check_same(config, shorter, fewer, accept_versions=accept_versions)
             server_round = _begin(config, folder, shorter)
@@ -68,6 +65,27 @@ def begin_from_shorter(
         else:
             return f"continues {shorter.path} after its {server_round} rounds"
     return obstacle
+
+
+def shorter_run(
+    config: Config, folder: RunFolder, finished: Collection[int], *, accept_versions: bool = False
+) -> tuple[RunFolder, int] | None:
+    """Return the finished run that `begin_from_shorter` would continue, and its rounds; nothing is written."""
+    for fewer, shorter in _shorter(config, folder, finished):
+        try:
+            _check_same(config, shorter, fewer, accept_versions=accept_versions)
+        except _ObstacleError:
+            continue
+        return shorter, fewer
+    return None
+
+
+def _shorter(config: Config, folder: RunFolder, finished: Collection[int]) -> Iterator[tuple[int, RunFolder]]:
+    """Yield the finished runs that differ only in having fewer rounds, and how many, the longest first."""
+    for fewer in sorted((rounds for rounds in finished if rounds < config.rounds), reverse=True):
+        shorter = RunFolder(folder.path.parent / naming.run_name(config.model_copy(update={"rounds": fewer})))
+        if shorter.done.exists():
+            yield fewer, shorter
 
 
 class _ObstacleError(Exception):

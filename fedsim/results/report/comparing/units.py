@@ -17,6 +17,15 @@ def format_count(count: float) -> str:
     return f"{number} {unit}" if unit else f"{round(count, 1):g}"
 
 
+def format_duration(seconds: float) -> str:
+    """Return seconds with two digits in the unit that suits them, such as ``12 min``."""
+    for scale, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 1.5 * scale:
+            number = seconds / scale
+            return f"{number:.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
+
+
 def format_missing(count: int) -> str:
     """Return what follows a number that lacks the values of some clients, such as `` (2 missing)``."""
     return f" ({count} missing)" if count else ""

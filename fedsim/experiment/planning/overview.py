@@ -1,0 +1,236 @@
+"""An experiment before it is run: a summary, the settings of all runs, and a table of what differs."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.config import Config, as_toml, choices, naming
+from fedsim.config.choices import CATALOGUES
+from fedsim.config.experiment_file import Experiment
+from fedsim.experiment.dry_run import describe_parts
+from fedsim.experiment.planning.duration import Earlier, timed_step
+from fedsim.experiment.planning.states import Standing, standings
+from fedsim.experiment.planning.work import Work, work_of
+from fedsim.experiment.run import prepare
+from fedsim.experiment.sweep.jobs import Jobs, choose_jobs, processes_that_fit
+from fedsim.experiment.sweep.processes import may_start
+from fedsim.experiment.sweep.sweep import Run, name_runs
+from fedsim.experiment.tuning.grid import Tuning, tunings_of
+from fedsim.experiment.tuning.tune import FOLDER
+from fedsim.federation.engines.grid import processors
+from fedsim.federation.participants import participants
+from fedsim.results.report.comparing.tables import Table
+from fedsim.results.report.comparing.units import format_bytes, format_count, format_duration
+from fedsim.results.result import flat
+
+SECTION_LINES = 14  # of a part of a run, of which the others are shown on request
+KINDS = ("done", "running", "resumed", "continued", "new")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run, what there is of it, and the work of it.
+
+    Parameters
+    ----------
+    parts
+        Lines about each part by its title.
+    examples
+        Number of training examples of all clients.
+    round_seconds
+        Seconds of a round, about.
+    timed_rounds
+        How many rounds of earlier runs tell that; 0 for a timed step.
+    """
+
+    run: Run
+    standing: Standing
+    work: Work
+    parts: Mapping[str, Sequence[str]]
+    examples: int
+    round_seconds: float
+    timed_rounds: int
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds of the rounds that are left, about."""
+        return self.round_seconds * max(0, self.run.config.rounds - self.standing.rounds)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """An experiment before it is run.
+
+    Parameters
+    ----------
+    jobs
+        How many runs run in parallel; None if none is left.
+    """
+
+    experiment: Experiment
+    folder: Path
+    runs: Sequence[PlannedRun]
+    tunings: Sequence[Tuning]
+    jobs: Jobs | None
+
+
+def plan(experiment: Experiment, out: Path, asked: int | None = None, *, accept_versions: bool = False) -> Overview:
+    """Build each run without running it.
+
+    Raises
+    ------
+    ConfigError
+        For the first mistake.
+    """
+    folder = out / experiment.name
+    tunings = tunings_of(experiment.config, experiment.source) if experiment.config.tune.is_wanted else []
+    runs = name_runs(experiment.configs(), folder, accept_versions=accept_versions)
+    earlier, steps = Earlier(folder), dict[str, float]()
+    planned = [_planned(run, standing, earlier, steps) for run, standing in zip(runs, standings(runs), strict=True)]
+    todo = [each.run.config for each in planned if each.standing.kind != "done"]
+    jobs = choose_jobs(todo, asked, processors(), processes_that_fit(), may_start()) if todo else None
+    return Overview(experiment, folder, planned, tunings, jobs)
+
+
+def _planned(run: Run, standing: Standing, earlier: Earlier, steps: dict[str, float]) -> PlannedRun:
+    federation, strategy = prepare(run.config)
+    work = work_of(federation, strategy)
+    timed = earlier.seconds_of_round(run.config)
+    if timed is None:
+        # A step takes as long in each run with this model and these data.
+        key = str([run.config.data, run.config.model, run.config.local, run.config.device])
+        if key not in steps:
+            steps[key] = timed_step(federation)
+        workers = min(run.config.engine.workers or processors(), len(participants(run.config, 1)))
+        timed = steps[key] * work.passes / run.config.rounds / max(1, workers), 0
+    examples = int(federation.data.split.train.sizes.sum())
+    return PlannedRun(run, standing, work, describe_parts(federation, strategy), examples, *timed)
+
+
+def summary(overview: Overview) -> Iterator[str]:
+    """Yield how much there is to run, a line for each amount."""
+    runs = overview.runs
+    config = runs[0].run.config
+    rounds = _range([each.run.config.rounds for each in runs])
+    count = f"{len(runs)} run{'s' * (len(runs) > 1)} of {rounds} round{'s' * (rounds != '1')}"
+    yield f"{overview.experiment.source}: {count}, in {overview.folder}"
+    kinds = Counter(each.standing.kind for each in runs)
+    yield f"  runs       {', '.join(f'{kinds[kind]} {kind}' for kind in KINDS if kinds[kind])}"
+    if overview.tunings:
+        yield f"  tuning     {_tuning(overview)}"
+    clients = _range([each.run.config.clients for each in runs])
+    training = _range([len(participants(each.run.config, 1)) for each in runs])
+    examples = _range([each.examples for each in runs])
+    data = config.data.name
+    yield f"  clients    {clients}, of which {training} train in each round, on {examples} examples of {data}"
+    works = [each.work for each in runs]
+    yield f"  examples   {format_count(sum(work.examples for work in works))} trained on, each pass counted"
+    up, down = (format_bytes(sum(amounts)) for amounts in zip(*((work.up, work.down) for work in works), strict=True))
+    yield f"  bytes      {up} up, {down} down"
+    yield f"  time       {_time(overview)}"
+
+
+def _tuning(overview: Overview) -> str:
+    candidates = [candidate for tuning in overview.tunings for candidate in tuning.candidates]
+    rounds = _range([candidate.config.rounds for candidate in candidates])
+    done = sum((overview.folder / FOLDER / naming.run_name(each.config) / "DONE").exists() for each in candidates)
+    already = f", {done} of them done" if done else ""
+    return f"{len(candidates)} runs of {rounds} rounds before these{already}; not in the amounts below, except time"
+
+
+def _tuning_seconds(overview: Overview) -> float:
+    """Return the seconds of tuning, whose rounds are taken to last as long as those of the run that they are for."""
+    of_run = {each.run.folder.path.name: each.round_seconds for each in overview.runs}
+    return sum(
+        of_run[naming.run_name(choices.resolve(tuning.configs[0]))] * candidate.config.rounds
+        for tuning in overview.tunings
+        for candidate in tuning.candidates
+        if not (overview.folder / FOLDER / naming.run_name(candidate.config) / "DONE").exists()
+    )
+
+
+def _time(overview: Overview) -> str:
+    seconds = sum(each.seconds_left for each in overview.runs) + _tuning_seconds(overview)
+    if not seconds or overview.jobs is None:
+        return "none, all runs are done"
+    todo = [each for each in overview.runs if each.seconds_left]
+    timed, count = sum(each.timed_rounds for each in todo), overview.jobs.count
+    by_step = sum(not each.timed_rounds for each in todo)
+    # Runs in parallel share the processors on which a step was timed.
+    at_once = f" with {count} runs at a time" if count > 1 else ""
+    left = sum(each.seconds_left / (1 if not each.timed_rounds else count) for each in todo)
+    left += _tuning_seconds(overview) / (count if timed else 1)
+    bases = [f"{timed} rounds of earlier runs"] * bool(timed)
+    bases += [f"timed steps of one client{f' ({by_step} runs)' if timed else ''}"] * bool(by_step)
+    rough = "" if timed and not by_step else ", a rough guess"
+    return f"about {format_duration(left)}{at_once}, by {' and '.join(bases)}{rough}"
+
+
+def _range(values: Sequence[int]) -> str:
+    least, most = min(values), max(values)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def shared_settings(overview: Overview) -> Iterator[str]:
+    """Yield the settings that all runs have in common, except defaults, and how many of these there are."""
+    written = [_changed(each.run.config) for each in overview.runs]
+    complete = [flat(each.run.config.model_dump(mode="json")) for each in overview.runs]
+    shared = {key: value for key, value in written[0].items() if all(each.get(key) == value for each in complete)}
+    yield from (f"{key} = {as_toml(value)}" for key, value in shared.items())
+    varied = {key for each in written for key in each} - shared.keys()
+    yield f"({len(complete[0].keys() - shared.keys() - varied)} others have their defaults: --verbose)"
+
+
+def _changed(config: Config) -> dict[str, Any]:
+    every = flat(config.model_dump(mode="json", exclude_defaults=True, exclude={"sweep", "tune", "expect"}))
+    recorded = flat(naming.recorded_settings(config))
+    names = {f"{each.table}.{each.key}": getattr(getattr(config, each.table), each.key) for each in CATALOGUES.values()}
+    tables = {catalogue.table for catalogue in CATALOGUES.values()}
+    changed = {key: value for key, value in every.items() if key.partition(".")[0] not in tables or key in recorded}
+    return {"seed": config.seed} | names | changed
+
+
+def runs_table(overview: Overview) -> Table:
+    """Return a row for each run with what differs."""
+    runs = overview.runs
+    complete = [flat(each.run.config.model_dump(mode="json")) for each in runs]
+    varied = [
+        key
+        for key in dict.fromkeys(key for each in complete for key in each)
+        if key != "seed" and not key.startswith("strategy.") and len({str(each.get(key)) for each in complete}) > 1
+    ]
+    rows = tuple(
+        (
+            CATALOGUES["strategies"].label(each.run.config.strategy),
+            *(str(settings.get(key, "-")) for key in varied),
+            str(each.run.config.seed),
+            each.standing.text,
+            each.run.folder.path.name,
+            format_count(each.work.examples),
+            format_bytes(each.work.up),
+            format_bytes(each.work.down),
+            format_duration(each.seconds_left) if each.seconds_left else "-",
+        )
+        for each, settings in zip(runs, complete, strict=True)
+    )
+    headings = ("strategy", *varied, "seed", "state", "run", "examples", "up", "down", "time left")
+    numeric = (*[False] * (1 + len(varied)), *[True] * 7)
+    return Table(headings, numeric, rows, (), (*[0] * (2 + len(varied)), 1, 4, 6, 2, 5, 3))
+
+
+def shared_parts(overview: Overview) -> Iterator[str]:
+    """Yield the parts that all runs have in common, of long ones the beginning, and the titles of the others."""
+    first, others = overview.runs[0].parts, [each.parts for each in overview.runs[1:]]
+    differing = []
+    for title, lines in first.items():
+        if any(each[title] != lines for each in others):
+            differing.append(title.partition(":")[0])
+        elif lines:
+            yield f"# {title}"
+            yield from lines[:SECTION_LINES]
+            if (more := len(lines) - SECTION_LINES) > 0:
+                yield f"(and {more} more line{'s' * (more > 1)}: --verbose)"
+    if differing:
+        yield f"# different by run: {', '.join(differing)} (--verbose)"

@@ -1,0 +1,51 @@
+"""What there is already of the runs of an experiment."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fedsim.data.fingerprint import looking_once
+from fedsim.experiment.run import rounds_done
+from fedsim.experiment.sweep.longer import finished_rounds, shorter_run
+from fedsim.experiment.sweep.sweep import Run
+from fedsim.results.status import is_running
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What there is of a run.
+
+    Parameters
+    ----------
+    text
+        For a table.
+    kind
+        For a count: ``done``, ``running``, ``resumed``, ``continued`` from a shorter run, or ``new``.
+    rounds
+        Number of rounds that are done.
+    """
+
+    text: str
+    kind: str
+    rounds: int
+
+
+def standings(runs: Sequence[Run]) -> Iterator[Standing]:
+    """Yield what there is of each run, without writing anything."""
+    finished = {folder: finished_rounds(folder) for folder in {run.folder.path.parent for run in runs}}
+    with looking_once():
+        for run in runs:
+            yield _standing(run, finished[run.folder.path.parent])
+
+
+def _standing(run: Run, finished: set[int]) -> Standing:
+    if run.folder.done.exists():
+        return Standing("done", "done", run.config.rounds)
+    done = rounds_done(run.folder)
+    if is_running(run.folder):
+        return Standing(f"running, {done}", "running", done)
+    if run.folder.path.exists():
+        return Standing(f"round {done}", "resumed", done) if done else Standing("new", "new", 0)
+    shorter = shorter_run(run.config, run.folder, finished, accept_versions=run.accept_versions)
+    if shorter:
+        return Standing(f"round {shorter[1]}", "continued", shorter[1])
+    return Standing("new", "new", 0)

@@ -1,0 +1,57 @@
+"""The bytes that a run would send."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedsim.config import Config
+from fedsim.federation.federation import Federation
+from fedsim.federation.participants import participants
+from fedsim.models.layers import LayerGroup
+from fedsim.strategy import Strategy
+from fedsim.strategy.exchange import Exchange
+from fedsim.strategy.traffic import layer_bytes
+
+# Of a run with more rounds, the first ones are counted, whose clients send about so many updates.
+COUNTED = 40_000
+
+
+@dataclass(frozen=True)
+class PlannedTraffic:
+    """Bytes of all rounds, without the parameter sets that a method sends in addition to layers.
+
+    Parameters
+    ----------
+    counted
+        Number of rounds that are counted; all have as many bytes on average.
+    groups
+        What each of these shares.
+    sizes
+        Bytes by layer.
+    """
+
+    up: int
+    down: int
+    counted: int
+    groups: Sequence[LayerGroup]
+    sizes: dict[str, int]
+
+
+def counted_rounds(config: Config) -> int:
+    """Return the number of rounds that are looked at one by one."""
+    return min(config.rounds, max(1, COUNTED // len(participants(config, 1))))
+
+
+def planned_traffic(federation: Federation, strategy: Strategy) -> PlannedTraffic:
+    """Count the bytes of all rounds, by the rule that a client takes what was averaged since it last took part."""
+    config, size = federation.config, layer_bytes(strategy, federation.initial)
+    exchange, counted = Exchange(federation.layers.names), counted_rounds(config)
+    groups, up, down = [], 0, 0
+    for server_round in range(1, counted + 1):
+        group = strategy.shared(server_round)
+        training = participants(config, server_round)
+        up += sum(size[name] for name in group) * len(training)
+        down += sum(size[name] for client in training for name in exchange.taken_by(client))
+        exchange.note(server_round, group, training)
+        groups.append(group)
+    up, down = (each * config.rounds // counted for each in (up, down))
+    return PlannedTraffic(up, down, counted, groups, dict(size))

@@ -1,0 +1,119 @@
+"""A dry run begins with a summary and is short; what it counts is what a run does."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim.config import Config
+from fedsim.config.experiment_file import read_experiment
+from fedsim.experiment.dry_run import describe_run
+from fedsim.experiment.planning.duration import Earlier, timed_step
+from fedsim.experiment.planning.overview import plan, runs_table, shared_parts, shared_settings, summary
+from fedsim.experiment.planning.work import work_of
+from fedsim.experiment.run import prepare
+from fedsim.experiment.sweep.sweep import name_runs, run_all
+from fedsim.federation.federation import federation_of
+from fedsim.results.report.comparing.units import format_duration
+from fedsim.results.result import read_result
+from tests.conftest import TINY
+
+SWEEP = {
+    "strategy": [{"name": "full"}, {"name": "layer_set", "shared": "head"}],
+    "partition.alpha": [0.3, 1.0],
+    "seed": [0, 1],
+}
+
+
+def _overview(out: Path, **changes: Any) -> Any:
+    return plan(read_experiment(TINY | {"barriers": {"every": 0}} | changes, name="study"), out)
+
+
+def _text(overview: Any) -> str:
+    return "\n".join([*summary(overview), *shared_settings(overview), *shared_parts(overview)])
+
+
+def test_a_sweep_is_a_summary_its_shared_settings_once_and_a_row_for_each_run(tmp_path: Path) -> None:
+    overview = _overview(tmp_path, sweep=SWEEP)
+    text = _text(overview)
+    assert text.startswith(f"study: 8 runs of 2 rounds, in {tmp_path / 'study'}\n  runs       8 new\n")
+    assert re.search(r"^  time       about .* by timed steps of one client, a rough guess$", text, re.MULTILINE)
+    assert text.count("local.lr = 0.1\n") == 1
+    assert "alpha" not in text.partition("# ")[0]
+    table = runs_table(overview)
+    assert table.headings[:3] == ("strategy", "partition.alpha", "seed")
+    assert len({row[:3] for row in table.rows}) == len(table.rows) == 8
+    assert {row[3] for row in table.rows} == {"new"}
+    assert "# different by run: clients, traffic, evaluation (--verbose)" in text
+    assert len(text.splitlines()) < 50
+    assert not list(tmp_path.iterdir())
+
+
+def test_bytes_and_examples_are_those_of_the_run(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    config = tiny(rounds=3, participation=0.5, local={"epochs": 2, "lr": 0.1}, barriers={"every": 0})
+    [run] = name_runs([config], tmp_path)
+    assert run_all([run], 1) == {}
+    result, work = read_result(run.folder), work_of(*prepare(config))
+    sent = result.communication[["up", "down"]].sum()
+    assert (work.up, work.down) == (sent["up"], sent["down"])
+    rows = result.metrics
+    assert work.examples == rows[rows["metric"] == "backward_examples"]["value"].sum()
+
+
+def test_what_is_done_already_is_counted_and_times_the_rest(tmp_path: Path) -> None:
+    settings = TINY | {"barriers": {"every": 0}}
+    one = read_experiment(settings, name="study")
+    runs = name_runs(one.configs(), tmp_path / "study")
+    assert run_all(runs, 1) == {}
+    overview = _overview(tmp_path, sweep={"seed": [settings.get("seed", 0), 7]})
+    text = _text(overview)
+    assert "  runs       1 done, 1 new\n" in text
+    assert re.search(r"time       about .*, by 2 rounds of earlier runs\n", text)
+    assert [row[2] for row in runs_table(overview).rows] == ["done", "new"]
+    longer = _overview(tmp_path, rounds=3)
+    assert "  runs       1 continued\n" in _text(longer)
+    done = _text(_overview(tmp_path))
+    assert "time       none, all runs are done" in done
+    seconds, count = Earlier(tmp_path / "study").seconds_of_round(one.configs()[0])
+    assert (count, seconds) == (2, pytest.approx(read_result(runs[0].folder).seconds_total / 2))
+
+
+def test_runs_of_tuning_are_counted_and_timed(tmp_path: Path) -> None:
+    text = _text(_overview(tmp_path, tune={"local.lr": [0.1, 0.2, 0.3], "rounds": 1}))
+    assert "  tuning     3 runs of 1 rounds before these; " in text
+
+
+def test_a_timed_step_leaves_no_trace(tiny: Callable[..., Config]) -> None:
+    federation = federation_of(tiny(local={"lr": 0.1, "schedule": "cosine", "warmup": 2, "momentum": 0.9}))
+    before = {key: value.clone() for key, value in federation.initial.items()}
+    state = torch.get_rng_state()
+    assert 0 < timed_step(federation) < 1
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in federation.initial.items())
+
+
+def test_rounds_of_faults_after_the_last_one_are_named(tiny: Callable[..., Config]) -> None:
+    text = describe_run(tiny(rounds=3, faults={"drop_out": 0.5, "rounds": [2, 4, 9]}))
+    assert "rounds of faults.rounds after the last round, 3, in which nothing happens: 4, 9\n" in text
+    text = describe_run(tiny(rounds=3, faults={"drop_out": 0.5, "rounds": [4]}))
+    assert "in which nothing happens: 4; no fault is injected\n" in text
+    assert "after the last round" not in describe_run(tiny(rounds=3, faults={"drop_out": 0.5, "rounds": [3]}))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.04 s"),
+        (1.2, "1 s"),
+        (89, "89 s"),
+        (90, "1.5 min"),
+        (3600, "60 min"),
+        (5400, "1.5 h"),
+        (2e5, "2.3 days"),
+    ],
+)
+def test_durations_have_the_unit_that_suits_them(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
