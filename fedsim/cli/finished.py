@@ -12,6 +12,14 @@ from fedsim.config.config import Config
 from fedsim.config.toml import read_toml
 from fedsim.errors import ConfigError
 
+Unfinished = Annotated[
+    bool,
+    typer.Option(
+        "--unfinished",
+        help="Compare unfinished runs too, all at the last round that they have in common (default: leave them out).",
+    ),
+]
+
 
 def compare_command(
     paths: RunPaths,
@@ -47,6 +55,7 @@ def compare_command(
             help="Report bytes and passes needed to reach this mean personalised accuracy, such as 0.9.",
         ),
     ] = None,
+    unfinished: Unfinished = False,
     columns: Annotated[
         str | None,
         typer.Option(metavar="all|NAME,NAME,...", help="Columns of the table, by their names in the CSV."),
@@ -69,6 +78,7 @@ def compare_command(
         "baseline": baseline,
         "budget": budget or (),
         "target": target,
+        "unfinished": unfinished,
         "columns": columns,
     }
     files = {"--csv": csv, "--markdown": markdown, "--latex": latex}
@@ -84,11 +94,12 @@ def report_command(
         Path | None,
         typer.Option(metavar="DIR", help="Output directory of the page and figures (default: the run's folder)."),
     ] = None,
+    unfinished: Unfinished = False,
 ) -> None:
     """Write a page about a run, or about several, with every figure as PDF and PNG."""
     if out:
         check_folder(out, "--out")
-    action("report")(paths, out)
+    action("report")(paths, out, unfinished=unfinished)
 
 
 def check_command(

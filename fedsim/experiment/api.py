@@ -173,6 +173,7 @@ def compare(
     baseline: str | None = None,
     budget: str | Iterable[str] = (),
     target: float | None = None,
+    unfinished: bool = False,
     columns: str | Iterable[str] | None = None,
 ) -> Comparison:
     """Compare runs in one table, seeds together.
@@ -193,19 +194,22 @@ def compare(
         Amounts at which values are compared, such as ``bytes=50MB`` or ``passes=1M``.
     target
         Mean personalised value; the bytes and passes needed to reach it are reported.
+    unfinished
+        Whether runs that are not finished are compared too, all at the last round that they have in common. By default
+        they are left out.
     columns
         Names of columns, as a list or with commas between them, or ``all``; by default the compact ones.
 
     Raises
     ------
     ConfigError
-        If there is no such run, setting, baseline or column.
+        If there is no such run, setting, baseline or column, or no run is finished.
     """
     results = load(runs) if isinstance(runs, str | Path) else _results(runs)
     if not isinstance(columns, str | None):
         columns = ",".join(columns)
     budgets = read_budgets([budget] if isinstance(budget, str) else budget)
-    compared = comparing.compare(results, Question(metric, by, at, baseline, budgets, target))
+    compared = comparing.compare(results, Question(metric, by, at, baseline, budgets, target, unfinished))
     return Comparison.of(compared, chosen_columns(compared, columns))
 
 

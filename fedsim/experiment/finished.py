@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self, overload
@@ -18,6 +18,7 @@ from fedsim.federation.data import FederatedData
 from fedsim.results.files import read_json
 from fedsim.results.report.comparing import comparison as comparing
 from fedsim.results.report.comparing.columns import Column
+from fedsim.results.report.comparing.comparable import left_out_text
 from fedsim.results.report.comparing.export import as_csv, values_of
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison as Compared
@@ -25,6 +26,7 @@ from fedsim.results.report.comparing.tables import Table, comparison_table
 from fedsim.results.report.comparing.units import format_missing
 from fedsim.results.report.comparing.verdict import Verdict, verdict_of
 from fedsim.results.result import Result
+from fedsim.results.unfinished import is_finished
 from fedsim.shortening import printable
 from fedsim.training.metrics import format_metric, label
 
@@ -232,7 +234,11 @@ def _numbers(texts: Sequence[str]) -> Sequence[str | float]:
 
 
 def _table(runs: Sequence[Result]) -> Table:
-    return comparison_table(comparing.compare(runs))
+    is_any = any(map(is_finished, runs))
+    compared = comparing.compare(runs, Question(unfinished=not is_any))
+    table = comparison_table(compared)
+    left_out = [left_out_text(compared.unfinished)] if compared.unfinished else []
+    return replace(table, notes=(*left_out, *table.notes))
 
 
 def _frame_of(table: Table) -> pd.DataFrame:

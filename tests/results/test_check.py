@@ -309,7 +309,7 @@ def test_what_was_not_measured_is_named(result: Callable[..., Result], settings:
 
 
 def test_a_run_that_is_not_done_is_not_checked(result: Callable[..., Result]) -> None:
-    with pytest.raises(ConfigError, match="is not complete; resume it with 'fedsim run' first"):
+    with pytest.raises(ConfigError, match=r"is not finished \(round 2 of 3\); resume it with 'fedsim run' first"):
         value_of([result(rounds=3)], **FULL)
 
 

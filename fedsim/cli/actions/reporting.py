@@ -12,6 +12,7 @@ from fedsim.experiment import api
 from fedsim.results import report
 from fedsim.results.check.check import check as check_runs
 from fedsim.results.report.comparing.export import as_latex, as_markdown
+from fedsim.results.report.comparing.question import Question
 from fedsim.results.result import Result
 
 
@@ -35,7 +36,7 @@ def compare(
     write_to(folder, partial(report.write_comparison, results, folder, compared.question))
 
 
-def write_report(paths: Sequence[Path], out: Path | None) -> None:
+def write_report(paths: Sequence[Path], out: Path | None, *, unfinished: bool = False) -> None:
     """Write a page about a run, or about several."""
     results = api.load(paths)
     if len(results) == 1:
@@ -43,7 +44,8 @@ def write_report(paths: Sequence[Path], out: Path | None) -> None:
         write_to(folder, partial(report.write_run, results[0], folder, export=True))
     else:
         folder = out or _common_folder(results)
-        write_to(folder, partial(report.write_comparison, results, folder, export=True))
+        question = Question(unfinished=unfinished)
+        write_to(folder, partial(report.write_comparison, results, folder, question, export=True))
 
 
 def check(paths: Sequence[Path], wanted: Sequence[Expectation] | None) -> bool:

@@ -15,6 +15,7 @@ from fedsim.config.expectation import Expectation
 from fedsim.errors import ConfigError
 from fedsim.results.check.selection import is_in, measured_rows, of_kind
 from fedsim.results.result import Result, distinguishing_settings
+from fedsim.results.unfinished import is_finished
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,21 @@ def check(results: Sequence[Result], expectations: Sequence[Expectation] | None 
     Parameters
     ----------
     results
-        Runs that are complete.
+        Runs that are finished.
     expectations
         Expectations to use instead of those in the runs' configs.
 
     Raises
     ------
     ConfigError
-        If a run is not complete, no run has an expectation, or an expected value was not measured.
+        If a run is not finished, no run has an expectation, or an expected value was not measured.
     """
     for result in results:
-        if result.evaluated < result.config.rounds:
-            raise ConfigError(f"{result.folder.path} is not complete; resume it with 'fedsim run' first")
+        if not is_finished(result):
+            raise ConfigError(
+                f"{result.folder.path} is not finished (round {result.evaluated} of {result.config.rounds}); resume it "
+                "with 'fedsim run' first"
+            )
     named = dict(zip([result.folder for result in results], _names(results), strict=True))
     settings: dict[str, list[Result]] = {}
     for result in results:

@@ -17,6 +17,13 @@ from fedsim.results.report.drawing.style import save
 from fedsim.results.result import Result
 from partitions import LabelCounts
 
+
+class Finished(RunFolder):
+    """The folder of a run that has ended, which need not be there."""
+
+    done = Path(__file__)
+
+
 GROUPS = ("conv1", "fc1", "full")
 
 
@@ -98,6 +105,8 @@ def result(
     examples: tuple[ArrayLike, ArrayLike] | None = None,
     more: Sequence[tuple[Any, ...]] = (),
     experiment: Path = Path("made-up"),
+    finished: bool = True,
+    test_examples: int | Sequence[int] = 100,
 ) -> Result:
     """Return a run whose records are known.
 
@@ -112,6 +121,10 @@ def result(
         Passed forward and backward per round, each of shape [rounds]; half of them by either of two clients.
     more
         Further rows of metrics: round, client, split, model, metric, value.
+    finished
+        Whether the run has ended, however many rounds it has.
+    test_examples
+        Number of examples of each client, or of all alike, that its values are means over.
     """
     rows = list(more)
     for split, values in (("test", accuracy), ("validation", validation)):
@@ -125,9 +138,11 @@ def result(
         for at, count in enumerate(np.asarray(counts)):
             rows += [(at + 1, k, "train", "uploaded", f"{direction}_examples", count / 2) for k in (0, 1)]
     metrics = pd.DataFrame(rows, columns=["round", "client", "split", "model", "metric", "value"])
+    sizes = np.broadcast_to(test_examples, int(metrics["client"].max()) + 1)
+    metrics["n"] = [100 if np.isnan(client) else sizes[int(client)] for client in metrics["client"]]
     traffic = [] if up is None else np.asarray(up)
     sent = [{"round": at + 1, "client": 0, "layer": "fc1", "down": n, "up": n} for at, n in enumerate(traffic)]
     timing = pd.DataFrame({"round": range(1, rounds + 1), "train": 1.5, "evaluate": 0.5})
     nobody = Heterogeneity(np.zeros(0), LabelCounts(np.zeros(1), np.zeros(0), np.zeros(0), 2), ("a", "b"))
-    folder = RunFolder(experiment / run_name(config))
+    folder = (Finished if finished else RunFolder)(experiment / run_name(config))
     return Result(folder, config, metrics, pd.DataFrame(sent), timing, pd.DataFrame(), nobody)

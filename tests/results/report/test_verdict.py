@@ -64,7 +64,7 @@ def test_the_reference_is_the_baseline_if_there_is_one(build: Build) -> None:
 
 def test_a_reference_that_is_itself_the_best_is_compared_with_the_next_best(build: Build) -> None:
     runs = [build([value], strategy=each) for value, each in ((0.5, LOCAL), (0.2, FULL), (0.4, BODY))]
-    assert verdict_of(compare(runs)).sentence.startswith("local 50.0 against layer_set(shared=body) 40.0: +10.0")
+    assert verdict_of(compare(runs)).sentence.startswith("local 50.0 against FedPer 40.0: +10.0")
 
 
 def test_of_a_loss_the_lower_is_better(build: Build) -> None:

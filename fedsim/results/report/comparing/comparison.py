@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fedsim.results.report.comparing.columns import columns_of
+from fedsim.results.report.comparing.comparable import comparable
 from fedsim.results.report.comparing.groups import grouped
 from fedsim.results.report.comparing.question import DEFAULT, Question
 from fedsim.results.report.comparing.rows import Comparison, Row
@@ -15,10 +16,12 @@ def compare(results: Sequence[Result], question: Question = DEFAULT) -> Comparis
     Raises
     ------
     ConfigError
-        If no run has the setting to group by, there is no such baseline, or no validation data for the best round.
+        If no run has the setting to group by, there is no such baseline, no validation data for the best round, or no
+        run is finished.
     """
+    results, unfinished = comparable(results, question)
     question = question.of(results)
     columns = columns_of(results, question)
     rows = [Row(group, {each.key: each.of(group) for each in columns}) for group in grouped(results, question.by)]
     known = [each for each in columns if each.asked or any(row.values[each.key].is_measured for row in rows)]
-    return Comparison(question, known, rows)
+    return Comparison(question, known, rows, unfinished)

@@ -33,6 +33,8 @@ class Question:
         Amounts of ``bytes``, training ``passes`` or both at which values are compared; None for the smallest total.
     target
         Mean value of the clients on their test data up to which bytes and passes are counted.
+    unfinished
+        Whether unfinished runs are compared too, all at the last round that they have in common.
 
     Raises
     ------
@@ -46,6 +48,7 @@ class Question:
     baseline: str | None = None
     budgets: Mapping[str, float | None] = field(default_factory=dict)
     target: float | None = None
+    unfinished: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.metric, str) or not is_metric(self.metric):

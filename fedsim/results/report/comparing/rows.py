@@ -20,11 +20,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows and their columns; a measure that no run has gets no column, unless it was asked for."""
+    """Rows and their columns; a measure that no run has gets no column, unless it was asked for.
+
+    Parameters
+    ----------
+    unfinished
+        Runs that are left out, as they are not finished.
+    """
 
     question: Question
     columns: Sequence[Column]
     rows: Sequence[Row]
+    unfinished: Sequence[Result] = ()
 
     @property
     def results(self) -> list[Result]:

@@ -1,30 +1,22 @@
 """The answer of a comparison in a sentence, with its uncertainty, and what weakens it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from fedsim.config.names import canonical
 from fedsim.results.report.comparing.best import MAIN_COLUMN, Method, Standing, best_and_ties
 from fedsim.results.report.comparing.columns import Column
 from fedsim.results.report.comparing.gains import Gain
+from fedsim.results.report.comparing.lights import Light, lights_of
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.statistics import LEVEL
 from fedsim.results.report.comparing.tables import writer_of
 from fedsim.shortening import printable
 
-FEW_SEEDS, MANY_SEEDS = 3, 5
 FEW_SETTINGS = 4  # with a sentence each
 REFERENCES = ("local", "full", "fedavg")
-
-
-@dataclass(frozen=True)
-class Light:
-    """What weakens an answer, or helps to read it."""
-
-    level: Literal["warning", "note"]
-    text: str
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ def verdict_of(comparison: Comparison) -> Verdict:
     standings = best_and_ties(comparison)
     column = next(each for each in comparison.columns if each.key == MAIN_COLUMN)
     sentences = [_sentence(each, column, comparison.question) for each in standings]
-    return Verdict(tuple(sentences), tuple(_lights(comparison)))
+    return Verdict(tuple(sentences), tuple(lights_of(comparison)))
 
 
 def _sentence(standing: Standing, column: Column, question: Question) -> str:
@@ -115,11 +107,3 @@ def _at(setting: Mapping[str, Any]) -> str:
 
 def _seeds(count: int) -> str:
     return f"{count} seed{'' if count == 1 else 's'}"
-
-
-def _lights(comparison: Comparison) -> Iterator[Light]:
-    seeds = min(row.group.seeds for row in comparison.rows)
-    if seeds < FEW_SEEDS:
-        yield Light("warning", f"{_seeds(seeds)}: run at least {MANY_SEEDS} for an interval that says something")
-    elif seeds < MANY_SEEDS:
-        yield Light("note", f"{_seeds(seeds)}: the interval is wide; {MANY_SEEDS} or more make it narrower")

@@ -13,6 +13,7 @@ from fedsim.results.report.charts.curve_data import curves_of_groups
 from fedsim.results.report.charts.curves import curves
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.columns import Column
+from fedsim.results.report.comparing.comparable import comparable
 from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.groups import Group, by_name, grouped
 from fedsim.results.report.comparing.question import DEFAULT, Question
@@ -61,9 +62,10 @@ def write_comparison(
     ConfigError
         If the question cannot be answered with these runs.
     """
-    groups = by_name(grouped(results, question.by))
     compared = compare(results, replace(question, at="last"))
     verdict = verdict_of(compared)
+    results, _ = comparable(results, question)
+    groups = by_name(grouped(results, question.by))
     content = {
         "title": f"{len(results)} runs on {', '.join(sorted({result.data for result in results}))}",
         "subtitle": ", ".join(str(result.folder.path) for result in results),
