@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES, DEVELOPMENT = ("fedsim", "strategies", "partitions"), ("tests", "benchmarks", "experiments")
-FOR_USERS = ("flwr-datasets",)  # extras that add to what a run can do
+FOR_USERS = ("datasets", "flwr-datasets")  # extras that add to what a run can do
 # What is not imported, and where it is used.
 USED_BY = {
     "scikit-learn": ("fedsim/data/digits.py", 'distribution("scikit-learn")'),  # its file of digits

@@ -12,6 +12,7 @@ from fedsim.config.config import Config
 from fedsim.config.tables import DataConfig, FeaturesConfig
 from fedsim.data.checks import check_dataset
 from fedsim.data.dataset import Dataset
+from fedsim.data.map_style import as_dataset
 from fedsim.data.tasks import with_task
 from fedsim.errors import ConfigError
 from fedsim.models.layers import LayerGroup
@@ -37,12 +38,9 @@ def make_dataset(data: DataConfig) -> Dataset:
     catalogue = CATALOGUES["data"]
     asks = "task" in inspect.signature(catalogue.find(data.name)).parameters
     dataset = catalogue.make(data, **({"task": data.task} if asks else {}))
-    if not isinstance(dataset, Dataset):
-        raise ConfigError(
-            f"data.name = {data.name!r} gives a {type(dataset).__name__}; it must be a fedsim.data.Dataset"
-        )
     with CATALOGUES["data"].in_code_of(data.name):
         try:
+            dataset = as_dataset(dataset, data.name, data.task)
             if data.task != "auto":
                 dataset = with_task(dataset, data.task)
             check_dataset(dataset)

@@ -2,7 +2,7 @@
 
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ NEEDED = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 IDS = "train_id_"
 LARGEST = 10**6  # number of classes or tokens
 Channels = Literal["auto", "first", "last"]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def arrays(
@@ -67,36 +68,75 @@ def arrays(
         If it is damaged, an array is missing or has a wrong type or shape, or a label without a name has no example.
     """
     place = user_path(path)
-    content = _load(place)
+    return dataset_from(
+        _load(place),
+        str(place),
+        place.stem,
+        channels=channels,
+        classes=classes,
+        targets=targets,
+        vocabulary=vocabulary,
+        task=task,
+    )
+
+
+def dataset_from(
+    content: Mapping[str, np.ndarray],
+    where: str,
+    name: str,
+    *,
+    channels: Channels = "auto",
+    classes: tuple[str, ...] = (),
+    targets: Literal["auto", "classes", "tokens"] = "auto",
+    vocabulary: int = 0,
+    task: str = "auto",
+    statistics: Callable[[Tensor, float], Statistics] = channel_statistics,
+) -> Dataset:
+    """Return the data set that arrays with the names and meanings of `arrays` make up.
+
+    Parameters
+    ----------
+    where
+        Origin of the arrays, with which messages begin.
+    statistics
+        Function from training inputs and their scale to the mean and deviation of each channel.
+
+    Raises
+    ------
+    ValueError
+        If an array is missing or has a wrong type or shape, or a label without a name has no example.
+    """
     if missing := [name for name in NEEDED if name not in content]:
         raise ValueError(
-            f"{place} has no array {missing[0]!r}; it has {', '.join(content) or 'none'} and needs {', '.join(NEEDED)}"
+            f"{where} has no array {missing[0]!r}; it has {', '.join(content) or 'none'} and needs {', '.join(NEEDED)}"
         )
     kinds = {part: content[f"{part}_targets"].dtype for part in ("train", "test")}
     if len({kind.kind in "US" for kind in kinds.values()}) > 1:
         raise ValueError(
-            f"{place} has targets of {kinds['train']} to train and of {kinds['test']} to test; make them alike"
+            f"{where} has targets of {kinds['train']} to train and of {kinds['test']} to test; make them alike"
         )
-    names = classes or _names(content["train_targets"], place)
-    train, test = (_examples(content, part, place, channels, names, task) for part in ("train", "test"))
+    names = classes or _names(content["train_targets"], where)
+    train, test = (_examples(content, part, where, channels, names, task) for part in ("train", "test"))
     ids = {
-        name.removeprefix(IDS): _ids(values, name, place) for name, values in content.items() if name.startswith(IDS)
+        column.removeprefix(IDS): _ids(values, column, where)
+        for column, values in content.items()
+        if column.startswith(IDS)
     }
     scale = 255.0 if train.inputs.dtype == torch.uint8 else 1.0
     if train.targets.is_floating_point():
         is_text = train.inputs.dtype == torch.int64
-        tokens = _vocabulary(train, test, vocabulary, place) if is_text else ()
-        mean, std = ((), ()) if is_text else channel_statistics(train.inputs, scale)
-        return Dataset(place.stem, train, test, names, scale, mean, std, ids, tokens, task)
+        tokens = _vocabulary(train, test, vocabulary, where) if is_text else ()
+        mean, std = ((), ()) if is_text else statistics(train.inputs, scale)
+        return Dataset(name, train, test, names, scale, mean, std, ids, tokens, task)
     if train.inputs.dtype != torch.int64:
-        mean, std = channel_statistics(train.inputs, scale)
-        return Dataset(place.stem, train, test, names or _numbered(train, test, place), scale, mean, std, ids)
-    tokens = _vocabulary(train, test, vocabulary, place)
-    if targets == "tokens" or (targets == "auto" and _follow(train)):
+        mean, std = statistics(train.inputs, scale)
+        return Dataset(name, train, test, names or _numbered(train, test, where), scale, mean, std, ids)
+    tokens = _vocabulary(train, test, vocabulary, where)
+    if targets == "tokens" or task == "next-token" or (targets == "auto" and _follow(train)):
         largest = max(int(labels_of(part.targets).max()) for part in (train, test))
         known = names or _counted(max(len(tokens), 0 if vocabulary else largest + 1))
-        return Dataset(place.stem, train, test, known, ids=ids)
-    return Dataset(place.stem, train, test, names or _numbered(train, test, place), ids=ids, vocabulary=tokens)
+        return Dataset(name, train, test, known, ids=ids)
+    return Dataset(name, train, test, names or _numbered(train, test, where), ids=ids, vocabulary=tokens)
 
 
 def _load(place: Path) -> dict[str, np.ndarray]:
@@ -140,17 +180,17 @@ def _content(place: Path) -> dict[str, np.ndarray]:
 
 
 def _examples(
-    content: dict[str, np.ndarray], part: str, place: Path, channels: Channels, names: Sequence[str], task: str
+    content: Mapping[str, np.ndarray], part: str, where: str, channels: Channels, names: Sequence[str], task: str
 ) -> Examples:
-    inputs = _inputs(content[f"{part}_inputs"], channels, f"{place}: {part}_inputs")
-    targets = _targets(content[f"{part}_targets"], f"{place}: {part}_targets", inputs, names, task)
+    inputs = _inputs(content[f"{part}_inputs"], channels, f"{where}: {part}_inputs")
+    targets = _targets(content[f"{part}_targets"], f"{where}: {part}_targets", inputs, names, task)
     if not inputs.numel() or not targets.numel():
         shapes = f"{tuple(inputs.shape)} and {tuple(targets.shape)}"
         raise ValueError(
-            f"{place} has {part} inputs and targets of shapes {shapes}; it needs at least one example of each"
+            f"{where} has {part} inputs and targets of shapes {shapes}; it needs at least one example of each"
         )
     if not targets.is_floating_point() and not labels_of(targets).numel():
-        raise ValueError(f"{place}: all {part} targets are {IGNORED}, which counts as no target; give at least one")
+        raise ValueError(f"{where}: all {part} targets are {IGNORED}, which counts as no target; give at least one")
     return Examples(inputs, targets)
 
 
@@ -218,15 +258,15 @@ def _whole(values: np.ndarray, where: str, hint: str, *, ignored: bool = False) 
     return torch.from_numpy(values.astype(np.int64))
 
 
-def _ids(values: np.ndarray, name: str, place: Path) -> np.ndarray:
+def _ids(values: np.ndarray, name: str, where: str) -> np.ndarray:
     if values.dtype.kind == "f" and len(missing := np.flatnonzero(np.isnan(values))):
-        raise ValueError(f"{place}: {name} has no value at example {missing[0]}; give each example its origin")
+        raise ValueError(f"{where}: {name} has no value at example {missing[0]}; give each example its origin")
     return numbered(values)
 
 
-def _names(targets: np.ndarray, place: Path) -> tuple[str, ...]:
+def _names(targets: np.ndarray, where: str) -> tuple[str, ...]:
     """Return the names of the classes where the targets are texts, sorted."""
-    return tuple(np.unique(_texts(targets, f"{place}: train_targets")).tolist()) if targets.dtype.kind in "US" else ()
+    return tuple(np.unique(_texts(targets, f"{where}: train_targets")).tolist()) if targets.dtype.kind in "US" else ()
 
 
 def _texts(values: np.ndarray, where: str) -> np.ndarray:
@@ -240,12 +280,12 @@ def _counted(number: int) -> tuple[str, ...]:
     return tuple(map(str, range(number)))
 
 
-def _vocabulary(train: Examples, test: Examples, size: int, place: Path) -> tuple[str, ...]:
+def _vocabulary(train: Examples, test: Examples, size: int, where: str) -> tuple[str, ...]:
     largest = max(int(examples.inputs.max()) for examples in (train, test))
     if size > LARGEST:
         raise ValueError(f"vocabulary = {size} must be at most {LARGEST}")
     if size and largest >= size:
-        raise ValueError(f"{place} has the token {largest}, and vocabulary = {size} must be larger; correct it")
+        raise ValueError(f"{where} has the token {largest}, and vocabulary = {size} must be larger; correct it")
     return _counted(size or largest + 1)
 
 
@@ -258,16 +298,16 @@ def _follow(examples: Examples) -> bool:
     return bool(same.all() if real is None else same[real].all())
 
 
-def _numbered(train: Examples, test: Examples, place: Path) -> tuple[str, ...]:
+def _numbered(train: Examples, test: Examples, where: str) -> tuple[str, ...]:
     """Return the labels' numbers as names."""
     largest = max(int(labels_of(examples.targets).max()) for examples in (train, test))
     absent = np.flatnonzero(np.bincount(labels_of(train.targets).numpy(), minlength=largest + 1) == 0)
     if len(absent):
         more = ", subtract 1 if they are counted from 1" if absent[0] == 0 else ""
         if train.inputs.dtype == torch.int64:
-            more += ", set [data] targets = 'tokens' if they are tokens"
+            more += ", set [data] task = 'next-token' if they are tokens"
         raise ValueError(
-            f"{place}: no training example has the label {absent[0]}, but labels go up to {largest}; number "
-            f"them without gaps{more}, or name them all with [data] classes"
+            f"{where}: no training example has the label {absent[0]}, but labels go up to {largest}; number "
+            f"them without gaps{more}, or name all classes"
         )
     return _counted(largest + 1)

@@ -200,3 +200,16 @@ def stratified(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarr
     quota[np.argsort(quota - exact, kind="stable")[: n - quota.sum()]] += 1
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, quota, strict=True)]
     return np.sort(np.concatenate(chosen))
+
+
+def evenly_spaced(n: int, share: float) -> np.ndarray:
+    """Return which of ``n`` examples are set aside, so that every stretch of them loses about that share.
+
+    Returns
+    -------
+    marks
+        Booleans, shape [n].
+    """
+    numbers = np.arange(n)
+    marks: np.ndarray = np.floor((numbers + 1) * share + 1e-9) > np.floor(numbers * share + 1e-9)
+    return marks

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +23,10 @@ from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
 from fedsim.data.file_tree import FileTree, open_tree
 from fedsim.data.image_cache import cached
 from fedsim.data.layouts import Layout, Sorted, sorted_images
+from fedsim.data.pictures import Mode, check_size, pixels_of
 from fedsim.data.places import user_path
 
 logger = logging.getLogger(__name__)
-Mode = Literal["RGB", "L"]
-LARGEST_SIZE = 4096
 # Errors of Pillow and zipfile for damaged, encrypted or far too large files.
 UNREADABLE = (
     OSError,
@@ -85,8 +84,7 @@ def image_folder(
     ----------
     The layout of torchvision's ImageFolder, once per split.
     """
-    if size is not None and not 1 <= size <= LARGEST_SIZE:
-        raise ValueError(f"size = {size} must be from 1 to {LARGEST_SIZE} pixels")
+    check_size(size)
     place = user_path(path)
     with open_tree(place) as tree, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of files that it cannot decode, which an error names
@@ -118,16 +116,10 @@ def _decode(tree: FileTree, place: Path, mode: Mode, size: int | None, name: str
     """Return an image as [channels, height, width]."""
     try:
         with Image.open(io.BytesIO(tree.read(name))) as image:
-            if image.mode.startswith("I") or image.mode == "F":
-                raise ValueError("its pixels have more than 8 bits; convert it to 8 bits")
-            converted = image.convert(mode)
-            if size is not None and converted.size != (size, size):
-                converted = converted.resize((size, size), Image.Resampling.BILINEAR)
-            pixels = np.asarray(converted)
+            return pixels_of(image, mode, size)
     except UNREADABLE as error:
         reason = "not an image, or truncated" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"{place}: {name} cannot be decoded ({reason}); replace or remove the file") from error
-    return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
 
 
 def _fill(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fedsim.data.dataset import Dataset, Examples, numbered
+from fedsim.data.dataset import Dataset, Examples, evenly_spaced, numbered
 from fedsim.data.places import user_path
 from fedsim.errors import first_line
 from fedsim.memory import check_fits
@@ -111,8 +111,7 @@ def _parts(place: Path, test_share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not 0 < test_share < 1:
         raise ValueError(f"test_share = {test_share} must be more than 0 and less than 1")
     rows = _read(place)
-    numbers = np.arange(len(rows))
-    is_test = np.floor((numbers + 1) * test_share + 1e-9) > np.floor(numbers * test_share + 1e-9)
+    is_test = evenly_spaced(len(rows), test_share)
     if is_test.all() or not is_test.any():
         raise ValueError(
             f"{place} has {len(rows)} rows, too few to set test_share = {test_share} aside; give more rows"

@@ -116,12 +116,27 @@ def _probes(dataset: Dataset, n: int) -> Tensor:
     return inputs
 
 
+def _other_channels(model: nn.Module, dataset: Dataset) -> str:
+    """Return what to do about a model of images with another number of channels; empty if it is not that."""
+    taken = next((each.in_channels for each in model.modules() if isinstance(each, nn.Conv2d)), None)
+    if taken is None or len(dataset.shape) != 3 or taken == dataset.shape[0]:
+        return ""
+    mode = {1: "L", 3: "RGB"}.get(taken)
+    convert = f" ([data] mode = '{mode}' of image-folder and huggingface)" if mode else ""
+    return (
+        f"takes images of {taken} channel{'s' * (taken != 1)}, and those of {dataset.name!r} have {dataset.shape[0]}; "
+        f"build the model for the shape that it is given, or convert the images{convert}"
+    )
+
+
 def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> None:
     before = model.state_dict().keys()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             outputs = model(_probes(dataset, n))
     except Exception as error:
+        if reason := _other_channels(model, dataset):
+            raise ConfigError(f"{where} {reason}") from error
         kind, hint = "inputs", ""
         if dataset.tokens:
             kind = "tokens"

@@ -102,6 +102,11 @@ NEVER_BUILT = {
         MODEL.format(built="", outputs="self.no(x)"),
         r"does not accept inputs .* AttributeError: .* \(MODULE.py, line 9\)",
     ),
+    "a model's channels": (
+        "model",
+        MODEL.format(built="self.conv = nn.Conv2d(3, 2, 1)", outputs="self.conv(x)"),
+        r"takes images of 3 channels, and those of 'digits' have 1; .* \(\[data\] mode = 'RGB' of image-folder and",
+    ),
     "a model's shapes": (
         "model",
         MODEL.format(built="", outputs="self.fc(x)"),
