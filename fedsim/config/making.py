@@ -1,7 +1,7 @@
 """What a config chooses, made: the data set, the partition, skewed inputs and the strategy."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from fedsim.training import LocalSettings
 from fedsim.training.parameter_groups import scales
 from partitions import Partition, Split
 
-# Settings that change where a step goes, and not only how far.
+# Settings that change where a step goes, and not only how far; and those that make it no sum of gradients.
 NOT_PLAIN = ("optimizer", "momentum", "weight_decay", "clip_norm", "lr_scale")
+NOT_LINEAR = ("optimizer", "clip_norm", "lr_scale")
 CHECKED_ROUNDS = 10_000  # what a strategy does in later rounds is left to the run
 
 
@@ -122,19 +123,21 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
         for phase in strategy.local_plan(server_round).phases:
             _check_phase(strategy, phase, f"strategy.name = {name!r}, round {server_round}")
     if strategy.client_rule.plain_sgd:
-        _check_plain_sgd(config)
+        _check_steps(config, NOT_PLAIN, "plain SGD")
+    if strategy.client_rule.linear_steps:
+        _check_steps(config, NOT_LINEAR, "SGD with one step size")
     return strategy
 
 
-def _check_plain_sgd(config: Config) -> None:
-    """Check that nothing but the gradient and a step size decides where a step goes."""
+def _check_steps(config: Config, names: Sequence[str], wanted: str) -> None:
+    """Check that settings of ``[local]`` have the values that they have in plain SGD."""
     plain = LocalSettings()
-    names = [name for name in NOT_PLAIN if getattr(config.local, name) != getattr(plain, name)]
-    if names:
-        found = ", ".join(f"local.{name} = {as_toml(getattr(config.local, name))}" for name in names)
+    odd = [name for name in names if getattr(config.local, name) != getattr(plain, name)]
+    if odd:
+        found = ", ".join(f"local.{name} = {as_toml(getattr(config.local, name))}" for name in odd)
         raise ConfigError(
-            f"strategy.name = {config.strategy.name!r} is defined for plain SGD, and {found}; leave "
-            f"{'it' if len(names) == 1 else 'them'} out, or choose another strategy"
+            f"strategy.name = {config.strategy.name!r} is defined for {wanted}, and {found}; leave "
+            f"{'it' if len(odd) == 1 else 'them'} out, or choose another strategy"
         )
 
 

@@ -71,12 +71,16 @@ class ClientRule:
         Names of the sets whose floating-point entries follow the gradient of `loss` together with the model.
     plain_sgd
         Whether the method is defined for plain SGD only: other settings of where a step goes are then refused.
+    linear_steps
+        Whether the method is defined only where a client's move is a sum of gradients times a step size, as with SGD,
+        with or without momentum: other optimisers, clipping and step sizes by layer are then refused.
     cross_entropy_only
         Whether the method is defined for cross-entropy over classes only: other tasks and losses are then refused.
     """
 
     trained: Sequence[str] = ()
     plain_sgd: bool = False
+    linear_steps: bool = False
     cross_entropy_only: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:

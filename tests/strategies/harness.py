@@ -321,6 +321,27 @@ def descend(
     return {key: value.detach().clone() for key, value in state_of(network).items()}
 
 
+def descend_on(
+    model: nn.Module, params: Params, batches: Sequence[Batch], lr: float, loss: Callable[[nn.Module, Batch], Tensor]
+) -> Params:
+    """Return all entries of the model after steps of plain SGD on a loss of the network and a batch."""
+    network = network_of(model, params)
+    weights = dict(network.named_parameters())
+    for batch in batches:
+        gradients = torch.autograd.grad(loss(network, batch), list(weights.values()))
+        with torch.no_grad():
+            for value, gradient_ in zip(weights.values(), gradients, strict=True):
+                value -= lr * gradient_
+    return {key: value.detach().clone() for key, value in state_of(network).items()}
+
+
+def network_of(model: nn.Module, params: Params) -> nn.Module:
+    """Return a network of the model's architecture with these entries, in training mode."""
+    network = copy.deepcopy(model).train()
+    load_state_(network, params)
+    return network
+
+
 def mean_of(members: Sequence[Params], weights: Sequence[float]) -> Params:
     """Return the weighted mean, written down plainly; integer entries are left out."""
     total = sum(weights)

@@ -170,6 +170,8 @@ MOVES_EQUAL_MODELS = {
     "fedadam": "the server steps by its own step size",
     "fedyogi": "the server steps by its own step size",
     "fedadagrad": "the server steps by its own step size",
+    "feddyn": "the server remembers what clients have moved",
+    "fedlws": "the average shrinks",
 }
 
 
@@ -209,6 +211,7 @@ def test_nothing_personal_leaves_a_client(name: str) -> None:
 # Of these methods, records that hold what a client keeps too, by design.
 SENT_AND_KEPT = {
     ("scaffold", "control_change"): "in the first round the change of a control variate is the variate",
+    ("moon", "arrays"): "a client remembers the model that it sent",
     ("fedselect", "arrays"): "clients remember the shared entries that they sent; those in the mask are not sent",
 }
 

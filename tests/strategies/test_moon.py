@@ -1,0 +1,53 @@
+"""MOON against equation 3 of its paper, by plain autograd."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from fedsim.models.params import Params
+from tests.strategies.harness import Batch, Mlp, Play, assert_close, descend_on, mean_of, network_of, norm_mlp
+
+
+def logits_and_features(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs, and what the head ``fc3`` gets."""
+    caught: list[Tensor] = []
+    hook = network.get_submodule("fc3").register_forward_pre_hook(lambda _, values: caught.append(values[0]))
+    logits = network(inputs)
+    hook.remove()
+    return logits, caught[0]
+
+
+@pytest.mark.parametrize("model", [Mlp, norm_mlp])
+def test_rounds_are_those_of_the_equation(model: type[nn.Module]) -> None:
+    play = Play("moon", {"mu": 2.0, "temperature": 0.4}, model=model, sizes=(5, 8, 4))
+    averaged, own = play.initial, dict[int, Params]()
+    for server_round in play.rounds():
+        there = sorted(play.present(server_round))
+        for client in there:
+            frozen = [network_of(play.model, each) for each in (averaged, own.get(client, averaged))]
+
+            def loss(network: nn.Module, batch: Batch, frozen=frozen) -> Tensor:  # type: ignore[no-untyped-def]
+                inputs, targets = batch
+                logits, features = logits_and_features(network, inputs)
+                with torch.no_grad():
+                    others = [logits_and_features(each, inputs)[1] for each in frozen]
+                alike = torch.stack([cosine_similarity(features, each, dim=1) for each in others], 1) / 0.4
+                return cross_entropy(logits, targets) + 2.0 * cross_entropy(alike, torch.zeros_like(targets))
+
+            own[client] = descend_on(play.model, averaged, play.batches(server_round, client), 0.1, loss)
+            sent = play.uploaded(client)
+            assert_close(sent, {key: own[client][key] for key in sent})
+        averaged = averaged | mean_of([own[client] for client in there], [play.sizes[client] for client in there])
+        found = play.strategy.global_model
+        assert_close({key: found[key] for key in play.uploaded(0)}, {key: averaged[key] for key in play.uploaded(0)})
+
+
+def test_with_mu_zero_it_is_fedavg_bit_by_bit() -> None:
+    contrastive, average = Play("moon", {"mu": 0.0}), Play("full")
+    for server_round in contrastive.rounds():
+        assert_close(contrastive.strategy.global_model, average.round(server_round), tolerance=0.0)
+
+
+def test_in_the_first_round_the_term_is_constant() -> None:
+    assert_close(Play("moon", {"mu": 5.0}).round(1), Play("full").round(1), tolerance=1e-13)
