@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
     "partition": {"scheme": "dirichlet", "alpha": 0.5},
     "model": {"name": "mlp", "hidden": [12]},
     "local": {"lr": 0.1, "batch_size": 16},
-    "barriers": {"every": 2, "pairs": 2, "examples": 40},
+    "barriers": {"every": 2, "pairs": 2, "on": ["server"], "examples": 40},
     "engine": {"workers": 1},
 }
 
@@ -59,10 +59,14 @@ def heed_interrupts() -> None:
 
 @pytest.fixture
 def tiny() -> Callable[..., Config]:
-    """Build a resolved config of a run that takes a moment; changes are dotted settings."""
+    """Build a resolved config of a run that takes a moment; changes are dotted settings.
+
+    Barriers are measured on the server's data, unless the changes say otherwise.
+    """
 
     def build(**changes: Any) -> Config:
         settings = with_settings(TINY, {tuple(key.split("__")): value for key, value in changes.items()})
+        settings["barriers"] = {"on": ["server"]} | settings["barriers"]
         return choices.resolve(Config.parse(settings, "tiny"))
 
     return build

@@ -47,6 +47,7 @@ name = "{strategy}"
 [barriers]
 every = 2
 pairs = 1
+on = ["server"]
 examples = 20
 [engine]
 name = "{engine}"

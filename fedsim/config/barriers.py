@@ -9,6 +9,8 @@ from fedsim.analysis.suite import MEASURES, MeasureName
 from fedsim.config.expectation import MatchedBy
 from fedsim.config.tables import Table
 
+MeasuredOn = Literal["server", "train", "clients"]
+
 
 class BarriersConfig(Table):
     """``[barriers]``: layer-wise barriers between the uploaded models, and further measures of these models.
@@ -28,8 +30,8 @@ class BarriersConfig(Table):
         Interpolation coefficients between the models of a pair. Features are compared at those that are neither 0 nor
         1, or halfway if there are none.
     on
-        Data that the models are measured on: the server's test data (``server``), all clients' training data
-        (``train``), or, barriers only, each client's model on its own test data (``clients``).
+        Data that the models are measured on: barriers only, each client's model on its own test data (``clients``);
+        the server's test data (``server``); or all clients' training data (``train``).
     examples
         Largest number of examples, the same in each round.
     normalisation
@@ -50,7 +52,7 @@ class BarriersConfig(Table):
     against: Literal["average"] = "average"
     pairs: Annotated[int, Field(ge=0)] = 0
     ts: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False, min_length=1)] = PAIR_TS
-    on: Annotated[tuple[Literal["server", "train", "clients"], ...], Field(strict=False, min_length=1)] = ("server",)
+    on: Annotated[tuple[MeasuredOn, ...], Field(strict=False, min_length=1)] = ("clients", "server")
     examples: Annotated[int, Field(ge=1)] = 500
     normalisation: Literal["interpolate", "base", "recompute"] = "interpolate"
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -10,6 +10,10 @@ from fedsim.config.content import in_name
 from fedsim.config.tables import Choice
 from fedsim.config.toml import short_hash
 
+# The former default of ``barriers.on``. Runs that measure there keep their names, and the new default names others, so
+# that no run takes one that measured less for itself.
+NAMELESS_ON = ("server",)
+
 
 def changed_settings(config: Config) -> dict[str, Any]:
     """Return the settings that differ from their defaults, less those that do not change a run's numbers.
@@ -46,7 +50,13 @@ def recorded_settings(config: Config) -> dict[str, Any]:
 
 def _written(config: Config) -> dict[str, Any]:
     unnamed = {"seed", "sweep", "tune", *WITHOUT_EFFECT}
-    return config.model_dump(mode="json", exclude_defaults=True, exclude=unnamed)
+    written = config.model_dump(mode="json", exclude_defaults=True, exclude=unnamed)
+    barriers = dict(written.pop("barriers", {}))
+    if config.barriers.on == NAMELESS_ON:
+        barriers.pop("on", None)
+    elif config.barriers.every:
+        barriers["on"] = list(config.barriers.on)
+    return written | ({"barriers": barriers} if barriers else {})
 
 
 def _table(

@@ -301,7 +301,7 @@ def test_what_was_named_before_keeps_its_name() -> None:
         "8b422c43-s0 partition-394c4a7c-s0": {"data": {"name": "golden_one:load", "noise": 0.5}},
     }
     for names, settings in written.items():
-        [config] = read_experiment(BASE | settings).configs()
+        [config] = read_experiment(BASE | {"barriers": {"on": ["server"]}} | settings).configs()
         assert f"{run_name(config)} {partition_name(config)}" == names
 
 

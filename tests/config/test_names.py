@@ -120,3 +120,17 @@ def test_a_message_says_which_entries_have_an_option() -> None:
     settings = {"rounds": 1, "clients": 2, "partition": {"scheme": "iid", "alpha": 0.1}}
     with pytest.raises(ConfigError, match=r"unknown key 'partition.alpha' for 'iid'.*; 'dirichlet', .* have it"):
         resolve(Config.parse(settings, ""))
+
+
+def measured_on(**barriers: object) -> str:
+    return run_name(
+        resolve(Config.parse({"rounds": 1, "clients": 2, "partition": {"scheme": "iid"}, "barriers": barriers}, ""))
+    )
+
+
+def test_the_default_data_of_barriers_name_a_run_and_the_former_default_renames_none() -> None:
+    of_server = measured_on(on=["server"])
+    assert of_server == "e0376e98-s0"  # as it was named when this was the default
+    assert len({of_server, measured_on(), measured_on(on=["clients"]), measured_on(on=["server", "clients"])}) == 4
+    assert measured_on() == measured_on(on=["clients", "server"])
+    assert measured_on(every=0) == measured_on(every=0, on=["server"])
