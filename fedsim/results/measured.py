@@ -13,12 +13,13 @@ from fedsim.reading import check_file
 from fedsim.results.files import by_round
 
 UNMATCHED, SQUARED = "none", "squared"
+CLIENTS = "clients"
 # The kinds of tables: barriers, those that decide what a strategy averages, and all other measures.
 TABLES = ("barriers", "gate", "matching", *MEASURES)
 DATA = {
     "server": "the server's test examples",
     "train": "the union of the clients' training examples",
-    "clients": "each client's own test examples",
+    CLIENTS: "each client's own test examples",
 }
 
 
@@ -81,10 +82,12 @@ def examples(rows: pd.DataFrame, data: str) -> str:
     return f"{count} of {DATA.get(data, data)}{how}"
 
 
-def of_first_kind(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with the kind of data and of matching that come first in a table."""
-    kept = [column for column in ("data", "matching") if column in table]
-    return table[(table[kept] == table[kept].iloc[0]).all(axis=1)] if len(table) else table
+def by_kind(table: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """Return the rows of each kind of data and of matching: on the clients' own data first, then in their order."""
+    if table.empty:
+        return {}
+    kinds = {(str(data), str(way)): rows for (data, way), rows in table.groupby(["data", "matching"], sort=False)}
+    return dict(sorted(kinds.items(), key=lambda kind: kind[0][0] != CLIENTS))
 
 
 def mean_gate_barriers(gate: pd.DataFrame, by: Sequence[str]) -> dict[tuple[Any, ...], float]:

@@ -13,9 +13,10 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import read_measured
 from fedsim.results.report import read_result, write_run
-from fedsim.results.report.drawing.barriers import compared_barriers
+from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.drawing.style import save
 from fedsim.results.report.pages.analysis import SECTIONS, analysis_sections
+from fedsim.results.report.pages.comparison_barriers import barrier_sections
 from tests.conftest import unseal
 from tests.results.report import cases
 
@@ -127,12 +128,47 @@ def test_matched_models_have_sections_of_their_own_and_no_angles_to_a_start(run:
     assert drawn == {"cosines": 3, "cosines-weights": 2}  # with the scale of colours
 
 
-def test_runs_are_compared_by_their_models_as_uploaded(run: RunFolder) -> None:
-    rows = pd.concat([cases.barriers([1]).assign(matching=way) for way in ("none", "weights")])
-    rows.loc[rows["matching"] == "weights", "loss_mean_ends"] = 0.0
-    write(run, "barriers", 1, rows)
-    figure = compared_barriers({"a": read_result(run)}, "loss")
-    assert figure.axes[0].images[0].get_array()[0] == pytest.approx(106.02)  # of bases 0 and 1
+def test_a_comparison_draws_each_kind_of_data_and_of_matching_and_the_clients_first(run: RunFolder) -> None:
+    own = cases.barriers([1], data="clients").assign(matching="none", loss_own_base=0.6, loss_mean_ends=-1.0)
+    ways = [cases.barriers([1]).assign(matching=way) for way in ("none", "weights")]
+    ways[1]["loss_mean_ends"] = 0.0
+    write(run, "barriers", 1, pd.concat([*ways, own]))
+    result = read_result(run)
+    sections = barrier_sections({"a": Group("a", {}, [result]), "b": Group("b", {}, [result])})
+    assert {each.name: each.title for each in sections} == {
+        "barriers": "Layer-wise barriers, on each client's own test examples",
+        "barriers-server": "Layer-wise barriers, on the server's test examples",
+        "barriers-server-weights": "Layer-wise barriers, on the server's test examples, after matching by weights",
+    }
+    drawn = [np.asarray(each.figure.axes[0].images[0].get_array())[0] for each in sections]
+    assert [values.item() for values in drawn] == pytest.approx([0.6, 106.02, 0.0])  # of bases 0 and 1
+    assert [list(each.figure.axes[1].get_title()) for each in sections] == [["b"]] * 3
+    assert "minus the loss of the client's own model" in sections[0].text
+    assert not any(each in sections[0].text for each in ("a reference", "all classes"))
+
+
+def test_a_setting_without_barriers_on_some_data_is_not_in_its_figure(run: RunFolder) -> None:
+    write(run, "barriers", 1, cases.barriers([1]))
+    result = read_result(run)
+    both = replace(
+        result, barriers=pd.concat([result.barriers, cases.barriers([1], data="clients").assign(matching="none")])
+    )
+    sections = barrier_sections({"server only": Group("a", {}, [result]), "both": Group("b", {}, [both])})
+    assert [[axes.get_title() for axes in each.figure.axes[:-1] if axes.get_visible()] for each in sections] == [
+        ["both"],
+        ["server only", "both"],
+    ]
+    unmeasured = Group("c", {}, [replace(result, barriers=pd.DataFrame())])
+    assert barrier_sections({"unmeasured": unmeasured}) == []
+
+
+def test_a_page_shows_the_clients_own_data_first_minus_their_own_loss(run: RunFolder) -> None:
+    write(run, "barriers", 1, pd.concat([cases.barriers([1]), cases.barriers([1], data="clients")]))
+    sections = {each.name: each for each in analysis_sections(read_result(run))}
+    assert [name for name in sections if name.startswith("barriers-loss")] == ["barriers-loss", "barriers-loss-server"]
+    titles = [axes.get_title() for axes in sections["barriers-loss"].figure.axes if axes.get_title()]
+    assert titles
+    assert all(title.endswith("minus its own loss") for title in titles)
 
 
 @pytest.mark.slow

@@ -10,10 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fedsim.analysis.mixing.names import AVERAGE, kind_of
-from fedsim.results.measured import of_first_kind, scale_of
+from fedsim.results.measured import CLIENTS, scale_of
 from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
 from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
-from fedsim.results.result import Result
 
 GROWING_TEXTS = {"shallow": "first k layers", "deep": "last k layers", "random": "k layers in random order"}
 REFERENCES = {
@@ -68,7 +67,9 @@ def directions(rows: pd.DataFrame, name: Name = client_name) -> dict[str, pd.Dat
 
 
 def maps(rows: pd.DataFrame, metric: str, *, pairs: bool) -> Figure:
-    """Draw barriers by group and round, against two references: of two clients in both directions.
+    """Draw barriers by group and round, against two references; of two clients in both directions.
+
+    On each client's own data there is one reference, the client's own model.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def maps(rows: pd.DataFrame, metric: str, *, pairs: bool) -> Figure:
         Whether to draw pairs of clients halfway, or clients with the average's layers.
     """
     chosen = at_the_middle(rows_of_kind(rows, ""), pairs=pairs)
-    wanted = ("mean_ends", "swap_ends" if pairs else "own_base")
+    wanted = () if is_of_clients(rows) else ("mean_ends", "swap_ends" if pairs else "own_base")
     references = [each for each in wanted if f"{metric}_{each}" in rows] or [first_reference(rows, metric)]
     tables = {
         f"{direction},\nminus {REFERENCES[reference]} {metric}": barrier_table(part, f"{metric}_{reference}")
@@ -121,8 +122,14 @@ def _maps_by_kind(
 
 
 def first_reference(rows: pd.DataFrame, metric: str) -> str:
-    """Return the first reference against which barriers were measured."""
-    return next(each for each in REFERENCES if f"{metric}_{each}" in rows)
+    """Return the reference to draw where there is room for one: of a client on its own data, its own model."""
+    measured = [each for each in REFERENCES if f"{metric}_{each}" in rows]
+    return "own_base" if is_of_clients(rows) and "own_base" in measured else measured[0]
+
+
+def is_of_clients(rows: pd.DataFrame) -> bool:
+    """Return whether each client's model was measured on that client's data, on which others' models say little."""
+    return "data" in rows and bool((rows["data"] == CLIENTS).all())
 
 
 def has_paths(rows: pd.DataFrame) -> bool:
@@ -168,12 +175,17 @@ def _with_band(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     return factor * bounds.groupby(rows["t"]).mean()
 
 
-def compared_barriers(results: Mapping[str, Result], metric: str) -> Figure:
-    """Draw the barriers of several runs, of clients with the average's layers, on one scale."""
-    tables = {}
-    for name, result in results.items():
-        rows = of_first_kind(result.barriers)
+def compared_barriers(tables: Mapping[str, pd.DataFrame], metric: str) -> Figure:
+    """Draw the barriers of several runs, of clients with the average's layers, on one scale.
+
+    Parameters
+    ----------
+    tables
+        By name, the rows of `fedsim.analysis.barriers` with a column ``round``, all of one kind of data.
+    """
+    drawn = {}
+    for name, rows in tables.items():
         column = f"{metric}_{first_reference(rows, metric)}"
-        tables[name] = barrier_table(at_the_middle(rows_of_kind(rows, ""), pairs=False), column)
-    every = pd.concat([result.barriers.iloc[:1] for result in results.values()])
-    return heat_maps(tables, quantity(metric, every), across=2)
+        drawn[name] = barrier_table(at_the_middle(rows_of_kind(rows, ""), pairs=False), column)
+    every = pd.concat([rows.iloc[:1] for rows in tables.values()])
+    return heat_maps(drawn, quantity(metric, every), across=2)

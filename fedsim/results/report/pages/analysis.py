@@ -1,14 +1,14 @@
 """The sections of a run's page about what averaging does to the models."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from fedsim.analysis.mixing.names import AVERAGE, GROWING, kind_of
-from fedsim.results.measured import DATA, examples
+from fedsim.results.measured import DATA, UNMATCHED, by_kind, examples
 from fedsim.results.report.drawing import barriers, companions
 from fedsim.results.report.drawing.barriers import has_paths, rows_of_kind
 from fedsim.results.report.pages.feature_sections import (
@@ -26,10 +26,11 @@ MISSING = ("loss", "same_class", "loss_interaction")
 Build = Callable[[pd.DataFrame, str], Iterator[Section]]
 BARRIER_TEXT = (
     "Each cell is the {metric} of a client's uploaded model with one layer replaced by the average over the clients, "
-    "minus a reference; {mean}. The first row, full, replaces all layers. Red: averaging the layer hurts. Blue, or "
-    "with a minus: it helps, as is common where clients with few classes are measured on all classes. Measured on "
-    "{data}, the same in each round; clients are weighted by their training examples in the average."
+    "minus {reference}; {mean}. The first row, full, replaces all layers. Red: averaging the layer hurts. Blue, or "
+    "with a minus: it helps{when}. Measured on {data}, the same in each round; clients are weighted by their training "
+    "examples in the average."
 )
+OF_FEW_CLASSES = ", as is common where clients with few classes are measured on all classes"
 PAIRS_TEXT = (
     "As above, but between {pairs} pairs of clients, in both directions: the layer is at t = {t:g} on the line from "
     "one client's layer to the other's. The ends of the path are the model with its own layer and with the other's."
@@ -59,11 +60,12 @@ def analysis_sections(result: Result) -> list[Section]:
     """Return the sections of all that was measured of the uploaded models, by the data that they were measured on."""
     sections = [*_barrier_sections(result.barriers, result.config.barriers.bands)]
     for name, build in SECTIONS.items():
-        for view in _views(result.measured(name)):
-            values = [view.rows[column] for column in MISSING if column in view.rows]
+        kinds = by_kind(result.measured(name))
+        for kind, rows in kinds.items():
+            values = [rows[column] for column in MISSING if column in rows]
             missing = missing_text(values[0]) if values else ""
-            built = (replace(section, text=section.text + missing) for section in build(view.rows, view.data))
-            sections += map(view.named, built)
+            built = (replace(section, text=section.text + missing) for section in build(rows, kind[0]))
+            sections += [titled(section, kind, kinds) for section in built]
     return sections
 
 
@@ -77,43 +79,39 @@ def missing_text(values: pd.Series) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _View:
-    """Rows of one kind of data and of models that were matched in one way.
-
-    Parameters
-    ----------
-    is_first
-        Whether this kind of data comes first in the table; titles then leave it out.
-    """
-
-    rows: pd.DataFrame
-    data: str
-    matching: str
-    is_first: bool
-
-    def named(self, section: Section) -> Section:
-        """Return a section with the data and the matching in its title and file names."""
-        name, title = section.name, section.title
-        if not self.is_first:
-            name, title = f"{name}-{self.data}", f"{title}, on {DATA.get(self.data, self.data)}"
-        if self.matching != "none":
-            name, title = f"{name}-{self.matching}", f"{title}, after matching by {self.matching}"
-        return replace(section, name=name, title=title)
+def barrier_text(rows: pd.DataFrame, metric: str, mean: str) -> str:
+    """Return what a heat map of barriers against the average shows."""
+    own = barriers.is_of_clients(rows)
+    return BARRIER_TEXT.format(
+        metric=metric,
+        reference=f"the {metric} of the client's own model" if own else "a reference",
+        mean=mean,
+        when="" if own else OF_FEW_CLASSES,
+        data=examples(rows, str(rows["data"].iloc[0])),
+    )
 
 
-def _views(table: pd.DataFrame) -> Iterator[_View]:
-    if len(table):
-        for (data, matching), rows in table.groupby(["data", "matching"], sort=False):
-            yield _View(rows, str(data), str(matching), data == table["data"].iloc[0])
+def titled(section: Section, kind: tuple[str, str], kinds: Iterable[tuple[str, str]]) -> Section:
+    """Return a section with its kind of data and of matching, where there are others, in title and file name."""
+    data, matching = kind
+    every = list(dict.fromkeys(each for each, _ in kinds))
+    name, title = section.name, section.title
+    if len(every) > 1:
+        title = f"{title}, on {DATA.get(data, data)}"
+    if data != every[0]:
+        name = f"{name}-{data}"
+    if matching != UNMATCHED:
+        name, title = f"{name}-{matching}", f"{title}, after matching by {matching}"
+    return replace(section, name=name, title=title)
 
 
 def _barrier_sections(table: pd.DataFrame, level: float) -> Iterator[Section]:
-    for view in _views(table):
+    kinds = by_kind(table)
+    for kind, rows in kinds.items():
         for metric in ("loss", "error"):
-            missing = missing_text(view.rows[metric])
-            for section in _sections_of_metric(view.rows, view.data, metric, level):
-                yield view.named(replace(section, text=section.text + missing))
+            missing = missing_text(rows[metric])
+            for section in _sections_of_metric(rows, kind[0], metric, level):
+                yield titled(replace(section, text=section.text + missing), kind, kinds)
 
 
 def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str, level: float) -> Iterator[Section]:
@@ -121,7 +119,7 @@ def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str, level: float
     words = {"metric": metric, "mean": mean, "data": examples(rows, data), "round": rows["round"].max()}
     single, pairs = rows_of_kind(rows, ""), rows[rows["other"] != AVERAGE]
     if (single["other"] == AVERAGE).any():
-        text = BARRIER_TEXT.format(**words)
+        text = barrier_text(rows, metric, mean)
         draw = partial(barriers.maps, rows, metric, pairs=False)
         yield Section(f"barriers-{metric}", f"Layer-wise {metric} barriers", text, draw)
     if (single["other"] != AVERAGE).any():

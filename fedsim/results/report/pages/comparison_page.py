@@ -6,9 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from fedsim.results.measured import examples, of_first_kind
 from fedsim.results.report.charts.curve_data import curves_of_groups
 from fedsim.results.report.charts.curves import curves
 from fedsim.results.report.comparing import costs
@@ -21,8 +18,7 @@ from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.tables import comparison_table
 from fedsim.results.report.comparing.verdict import verdict_of
 from fedsim.results.report.drawing import compared as drawing
-from fedsim.results.report.drawing.barriers import compared_barriers
-from fedsim.results.report.pages.analysis import BARRIER_TEXT, missing_text
+from fedsim.results.report.pages.comparison_barriers import barrier_sections
 from fedsim.results.report.pages.explained import hints
 from fedsim.results.report.pages.html import write_page
 from fedsim.results.report.pages.section import Section
@@ -100,7 +96,7 @@ def _sections(results: Sequence[Result], groups: Mapping[str, Group]) -> list[Se
             "medians.",
             partial(drawing.compared_clients, groups),
         ),
-        *_barriers_of(groups),
+        *barrier_sections(groups),
     ]
 
 
@@ -137,21 +133,3 @@ def _table(title: str, comparison: Comparison, columns: Sequence[Column], note: 
         for row in comparison.rows
     ]
     return {"title": title, "table": table, "numbers": values, "hints": hints(columns), "note": note}
-
-
-def _barriers_of(groups: Mapping[str, Group]) -> list[Section]:
-    """Return the section of the barriers, means over clients and seeds, where they were measured."""
-    measured = {
-        name: replace(members[0], barriers=pd.concat([result.barriers for result in members]))
-        for name, group in groups.items()
-        if (members := [result for result in group.members if len(result.barriers)])
-    }
-    if not measured:
-        return []
-    rows = pd.concat([of_first_kind(result.barriers) for result in measured.values()])
-    text = BARRIER_TEXT.format(
-        metric="loss", mean="mean over the clients and seeds", data=examples(rows, rows["data"].iloc[0])
-    )
-    text += missing_text(rows["loss"])
-    draw = partial(compared_barriers, measured, "loss")
-    return [Section("barriers", "Layer-wise barriers, minus the clients' mean loss", text, draw)]
