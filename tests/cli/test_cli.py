@@ -47,6 +47,12 @@ def study(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("arguments", [["rnu"], ["run", "x.toml", "--enginee", "ray"]])
+def test_a_hint_is_given_once(arguments: list[str], fedsim: Fedsim) -> None:
+    code, _, err = fedsim(*arguments)
+    assert (code, err.lower().count("did you mean"), err.count("\n")) == (2, 1, 1)
+
+
 MISTAKES = {
     "unknown key": (["--set", "local.learning_rate=0.1"], "unknown key 'local.learning_rate'; .*known are: .*lr"),
     "misspelt key": (["--set", "local.epoch=1"], "unknown key 'local.epoch'; did you mean 'epochs'"),
