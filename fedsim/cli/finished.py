@@ -45,7 +45,7 @@ def compare_command(
         list[str] | None,
         typer.Option(
             metavar="bytes[=50MB]|passes[=1M]",
-            help="Compare accuracy at this budget (default amount: the smallest total of any run).",
+            help="Compare accuracy at this budget (default: by partition and seed, the smallest total of a run).",
         ),
     ] = None,
     target: Annotated[

@@ -14,6 +14,7 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result
 from fedsim.results.report.comparing.comparison import Comparison, compare
+from fedsim.results.report.comparing.export import values_of
 from fedsim.results.report.comparing.groups import by_name, grouped
 from fedsim.results.report.comparing.question import Question, read_budgets
 from fedsim.results.report.comparing.tables import chosen_columns, comparison_table
@@ -159,7 +160,8 @@ def test_gains_over_local_training_and_plain_averaging_are_shown_where_both_were
 
 def test_a_seed_that_never_reaches_the_target_leaves_the_mean_unknown(build: Build) -> None:
     runs = [build([[0.5], [value]], {"up": [10, 10]}, seed=seed) for seed, value in ((0, 0.9), (1, 0.6))]
-    assert values(compare(runs, Question(target=0.6)), "bytes_to_target") == [40]
+    # From 0.5 after 20 bytes, one reaches it a quarter into its next 20 bytes, the other at their end.
+    assert values(compare(runs, Question(target=0.6)), "bytes_to_target") == [pytest.approx((25 + 40) / 2)]
     assert np.isnan(values(compare(runs, Question(target=0.9)), "bytes_to_target")).all()
 
 
@@ -172,6 +174,25 @@ def test_the_budget_is_by_default_the_least_that_a_run_spends(build: Build) -> N
     assert "at 20 bytes" in comparison_table(compare(runs), chosen_columns(compare(runs), "all")).headings
     with pytest.raises(ConfigError, match="--budget passes: no run has spent any"):
         compare(runs, Question(budgets={"passes": None}))
+
+
+def test_each_partition_has_a_budget_of_its_own(build: Build) -> None:
+    amounts = {(0, "full"): [10, 10], (0, "local"): [5, 25], (1, "full"): [1, 1], (1, "local"): [1, 3]}
+    runs = [
+        build([[0.5], [0.7]], {"up": up}, seed=seed, strategy={"name": name}) for (seed, name), up in amounts.items()
+    ]
+    comparison = compare(runs, Question(budgets={"bytes": None}))
+    # Of seed 0, 40 bytes: full ends there, local is between 10 and 60. Of seed 1, 4 bytes: between 2 and 8.
+    assert values(comparison, "at_bytes") == pytest.approx([0.7, 0.5 + 0.2 * (30 / 50 + 2 / 6) / 2])
+    table = comparison_table(comparison)
+    column = table.headings.index("at equal bytes")
+    assert [row[column].startswith("~") for row in table.rows] == [False, True]
+    assert table.notes == (
+        "at equal bytes: the least that a run of the same partition and seed spends, 4 bytes to 40 bytes",
+        "~: interpolated between two evaluated rounds",
+    )
+    head, first, second = list(values_of(comparison, comparison.columns))
+    assert [line[head.index("at_bytes_interpolated")] for line in (first, second)] == ["false", "true"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from fedsim.config import Config
 from fedsim.results.report.comparing.comparison import compare
-from fedsim.results.report.comparing.costs import least_total, spent, spent_until, value_within
+from fedsim.results.report.comparing.costs import Read, least_totals, spent, spent_until, value_within
 from fedsim.results.report.comparing.tables import comparison_table
 from fedsim.results.report.comparing.units import format_bytes, format_count, read_amount
 from fedsim.results.result import Result
@@ -35,43 +35,75 @@ def test_a_pass_is_an_example_forward_and_backward_which_costs_twice_as_much(run
 def test_a_run_without_a_record_of_its_training_has_no_passes(tiny: Callable[..., Config]) -> None:
     old = cases.result(tiny(), ACCURACY, up=[5, 10, 20])
     assert spent(old, "passes").isna().all()
-    assert np.isnan(value_within(old, "passes", 1e9))
-    assert np.isnan(spent_until(old, "passes", 0.2))
+    assert np.isnan(value_within(old, "passes", 1e9).value)
+    assert np.isnan(spent_until(old, "passes", 0.2).value)
 
 
+# The run has 0.2 for 10 bytes, 0.5 for 30 and 0.4 for 70.
 @pytest.mark.parametrize(
-    ("budget", "expected"), [(9, np.nan), (10, 0.2), (29, 0.2), (30, 0.5), (69, 0.5), (70, 0.4), (1e9, 0.4)]
+    ("budget", "expected"),
+    [
+        *[(9, (np.nan, False)), (10, (0.2, False)), (11, (0.2 + 0.3 / 20, True)), (29, (0.5 - 0.3 / 20, True))],
+        *[(30, (0.5, False)), (50, (0.45, True)), (70, (0.4, False)), (70 * (1 - 1e-12), (0.4, False))],
+        (1e9, (0.4, False)),
+    ],
 )
-def test_a_budget_gives_the_last_round_that_it_pays_for(run: Result, budget: float, expected: float) -> None:
-    assert value_within(run, "bytes", budget) == pytest.approx(expected, nan_ok=True)
+def test_between_two_rounds_the_value_at_a_budget_is_linear_in_the_cost(
+    run: Result, budget: float, expected: tuple[float, bool]
+) -> None:
+    value, interpolated = value_within(run, "bytes", budget)
+    assert (value, interpolated) == (pytest.approx(expected[0], nan_ok=True), expected[1])
+
+
+def test_a_run_just_above_the_budget_does_not_fall_back_by_a_round(tiny: Callable[..., Config]) -> None:
+    # 0.07 % above the budget of 6000 bytes, of which the last round has 2000.
+    run = cases.result(tiny(), [[0.5], [0.704], [0.756]], up=[1000, 1000, 1002.1])
+    assert value_within(run, "bytes", 6000).value == pytest.approx(0.756, abs=2e-4)
+
+
+def test_a_value_next_to_a_missing_one_is_not_interpolated(tiny: Callable[..., Config]) -> None:
+    lost = [(2, client, "test", "personalised", "accuracy", value) for client, value in ((0, np.nan), (1, 0.5))]
+    run = cases.result(tiny(), [[0.1, 0.3], [np.nan, np.nan], [0.3, 0.5]], up=[5, 10, 20], more=lost)
+    values = [value_within(run, "bytes", budget).value for budget in (10, 20, 30, 50, 70)]
+    assert values == pytest.approx([0.2, np.nan, np.nan, np.nan, 0.4], nan_ok=True)
 
 
 def test_what_sends_nothing_reaches_its_end_with_any_bytes(tiny: Callable[..., Config]) -> None:
     silent = cases.result(tiny(), ACCURACY)
-    assert value_within(silent, "bytes", 1) == pytest.approx(0.4)
-    assert spent_until(silent, "bytes", 0.5) == 0
+    assert value_within(silent, "bytes", 1) == (pytest.approx(0.4), False)
+    assert spent_until(silent, "bytes", 0.5) == Read(0)
 
 
-@pytest.mark.parametrize(("target", "expected"), [(0.2, 10), (0.21, 30), (0.45, 30), (0.51, np.nan)])
-def test_a_target_is_reached_in_the_first_round_that_is_as_good(run: Result, target: float, expected: float) -> None:
-    assert spent_until(run, "bytes", target) == pytest.approx(expected, nan_ok=True)
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [(0.1, (10, False)), (0.2, (10, False)), (0.21, (10 + 20 / 30, True)), (0.5, (30, False)), (0.51, (np.nan, False))],
+)
+def test_between_two_rounds_the_cost_of_a_target_is_linear_in_the_value(
+    run: Result, target: float, expected: tuple[float, bool]
+) -> None:
+    cost, interpolated = spent_until(run, "bytes", target)
+    assert (cost, interpolated) == (pytest.approx(expected[0], nan_ok=True), expected[1])
 
 
 def test_a_loss_reaches_its_target_from_above(run: Result) -> None:
-    assert spent_until(run, "bytes", 0.5, "loss") == 30  # the means are 0.8, 0.5 and 0.6
-    assert np.isnan(spent_until(run, "bytes", 0.49, "loss"))
+    assert spent_until(run, "bytes", 0.5, "loss").value == 30  # the means are 0.8, 0.5 and 0.6
+    assert spent_until(run, "bytes", 0.65, "loss") == (pytest.approx(20), True)
+    assert np.isnan(spent_until(run, "bytes", 0.49, "loss").value)
 
 
 def test_rounds_without_an_evaluation_still_cost(tiny: Callable[..., Config]) -> None:
     seldom = cases.result(tiny(), [[np.nan], [0.5], [np.nan], [0.7]], up=[1, 1, 1, 1])
-    assert value_within(seldom, "bytes", 7) == 0.5
-    assert spent_until(seldom, "bytes", 0.6) == 8
+    assert value_within(seldom, "bytes", 7) == (pytest.approx(0.65), True)
+    assert spent_until(seldom, "bytes", 0.6) == (pytest.approx(6), True)
 
 
-def test_the_least_total_is_that_of_a_run_that_spends_something(tiny: Callable[..., Config], run: Result) -> None:
+def test_the_least_total_is_that_of_a_run_of_the_partition_that_spends_something(
+    tiny: Callable[..., Config], run: Result
+) -> None:
     cheap, silent = cases.result(tiny(), ACCURACY, up=[1, 1, 1]), cases.result(tiny(), ACCURACY)
-    assert least_total([run, silent, cheap], "bytes") == 6
-    assert least_total([silent], "bytes") is None
+    other = cases.result(tiny(seed=1), ACCURACY, up=[2, 2, 2])
+    assert least_totals([run, silent, cheap, other], "bytes") == {run.partition_name: 6, other.partition_name: 12}
+    assert least_totals([silent], "bytes") == {}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The measures that a comparison shows, each as a function of the runs of one line."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -42,6 +43,8 @@ class Column:
         Value of each client of a run, by its index, if the measure is their mean.
     higher_is_better
         Which of two values is the better one; None if neither is.
+    note
+        What must be said below a table that shows it.
     """
 
     key: str
@@ -53,6 +56,7 @@ class Column:
     priority: int = OTHER
     by_client: Values | None = None
     higher_is_better: bool | None = None
+    note: str = ""
 
     def values(self, result: Result) -> pd.Series:
         """Return the values of a run that those of another one are compared with: of its clients, or the run's own."""
@@ -224,43 +228,58 @@ def _costs(results: Sequence[Result], question: Question) -> list[Column]:
 
 
 def _at_equal_costs(results: Sequence[Result], question: Question) -> list[Column]:
-    """Return the values at the budgets asked for; otherwise, among all columns only, at the smallest total."""
+    """Return the values at the budgets asked for; otherwise, in all columns only, at the least total by partition."""
     columns = []
     for what in costs.COSTS:
-        asked = what in question.budgets
-        budget = question.budgets.get(what) or costs.least_total(results, what)
-        if asked and budget is None:
+        asked, fixed = what in question.budgets, question.budgets.get(what)
+        least = costs.least_totals(results, what)
+        if asked and not fixed and not least:
             raise ConfigError(
                 f"--budget {what}: no run has spent any, so there is no smallest total; give {what}=AMOUNT"
             )
-        if budget is not None:
-            heading = f"at {format_bytes(budget) if what == costs.BYTES else f'{format_count(budget)} passes'}"
-            of = partial(costs.value_within, what=what, budget=budget, metric=question.metric)
-            is_higher = question.higher_is_better
-            columns.append(
-                _column(
-                    f"at_{what}",
-                    heading,
-                    "score",
-                    of,
-                    compact=asked,
-                    asked=asked,
-                    priority=ANSWER,
-                    higher_is_better=is_higher,
-                )
-            )
+        if fixed or least:
+            columns.append(_at_cost(what, question, {} if fixed else least, fixed))
     return columns
+
+
+def _at_cost(what: str, question: Question, least: Mapping[str, float], fixed: float | None) -> Column:
+    write = format_bytes if what == costs.BYTES else lambda amount: f"{format_count(amount)} passes"
+
+    def read(result: Result) -> costs.Read:
+        budget = fixed or least.get(result.partition_name)
+        # Where no run of a partition spends anything, all of them are compared at their ends.
+        return costs.value_within(result, what, math.inf if budget is None else budget, question.metric)
+
+    amounts = list(dict.fromkeys(map(write, [fixed] if fixed else sorted(least.values()))))
+    asked, equal = what in question.budgets, f"at equal {what}"
+    range_of = f"{equal}: the least that a run of the same partition and seed spends, {amounts[0]} to {amounts[-1]}"
+    return Column(
+        f"at_{what}",
+        f"at {amounts[0]}" if len(amounts) == 1 else equal,
+        "score",
+        partial(_mean_of_reads, read),
+        compact=asked,
+        asked=asked,
+        priority=ANSWER,
+        higher_is_better=question.higher_is_better,
+        note="" if len(amounts) == 1 else range_of,
+    )
+
+
+def _mean_of_reads(read: Callable[[Result], costs.Read], group: Group) -> Interval:
+    found = group.mean(lambda result: read(result).value)
+    return replace(found, interpolated=any(read(result).interpolated for result in group.members))
 
 
 def _to_target(question: Question, target: float) -> list[Column]:
     goal = f"{100 * target:g} %" if question.is_share else f"{target:g}"
     kinds: dict[str, Kind] = {costs.BYTES: "bytes", costs.PASSES: "count"}
     return [
-        _column(
+        Column(
             f"{what}_to_target",
             f"{what} to {goal}",
             kind,
-            partial(costs.spent_until, what=what, target=target, metric=question.metric),
+            partial(_mean_of_reads, partial(costs.spent_until, what=what, target=target, metric=question.metric)),
             asked=True,
             priority=ANSWER,
             higher_is_better=False,

@@ -1,6 +1,8 @@
 """What a run has spent up to a round, in bytes, training passes or seconds, and its accuracy at that cost."""
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ from fedsim.training.metrics import metric_of
 
 BYTES, PASSES = "bytes", "passes"
 COSTS = (BYTES, PASSES)
+ROUNDING = 1e-9  # of a budget, which may be a sum of thirds
 
 
 def spent(result: Result, what: str) -> pd.Series:
@@ -63,27 +66,68 @@ def _examples(result: Result, direction: str) -> pd.Series:
     return result.of("uploaded", f"{direction}_examples", "train").groupby("round")["value"].sum()
 
 
-def least_total(results: Iterable[Result], what: str) -> float | None:
-    """Return the smallest total of the runs that spend anything; None if none does."""
-    totals = [float(spent(result, what).iloc[-1]) for result in results]
-    return min((total for total in totals if total > 0), default=None)
+def least_totals(results: Iterable[Result], what: str) -> dict[str, float]:
+    """Return, by the partition's name, the smallest total of its runs that spend anything."""
+    least: dict[str, float] = {}
+    for result in results:
+        total = float(spent(result, what).iloc[-1])
+        if total > 0:
+            least[result.partition_name] = min(total, least.get(result.partition_name, total))
+    return least
 
 
-def value_within(result: Result, what: str, budget: float, metric: str = "accuracy") -> float:
-    """Return the clients' mean on their own test data in the last evaluated round within a budget.
+class Read(NamedTuple):
+    """A number read off a run's curve, and whether it lies between two evaluated rounds."""
+
+    value: float
+    interpolated: bool = False
+
+
+NOTHING = Read(float("nan"))
+
+
+def value_within(result: Result, what: str, budget: float, metric: str = "accuracy") -> Read:
+    """Return the clients' mean on their own test data when a run has spent a budget.
+
+    Between two evaluated rounds it is interpolated linearly in the cost.
 
     Returns
     -------
-    value
-        Mean of the personalised models; NaN if the first evaluated round exceeds the budget.
+    read
+        Mean of the personalised models; that of the last round if the run spends less. NaN if the first evaluated round
+        exceeds the budget, or a client's value is missing.
     """
     values = result.mean_by_round(metric=metric)
-    paid = values[(spent(result, what).reindex(values.index) <= budget).to_numpy()]
-    return float(paid.iloc[-1]) if len(paid) else float("nan")
+    costs = spent(result, what).reindex(values.index).to_numpy(dtype=float)
+    paid = np.flatnonzero(costs <= budget * (1 + ROUNDING))
+    if not len(paid):
+        return NOTHING
+    last = paid[-1]
+    here = Read(float(values.iloc[last]))
+    if last + 1 == len(values) or costs[last] >= budget * (1 - ROUNDING):
+        return here
+    share = (budget - costs[last]) / (costs[last + 1] - costs[last])
+    return Read(_between(here.value, float(values.iloc[last + 1]), share), interpolated=True)
 
 
-def spent_until(result: Result, what: str, target: float, metric: str = "accuracy") -> float:
-    """Return what is spent when the clients' mean on their test data first reaches a target; NaN if it never does."""
+def spent_until(result: Result, what: str, target: float, metric: str = "accuracy") -> Read:
+    """Return what is spent when the clients' mean on their test data first reaches a target; NaN if it never does.
+
+    Between two evaluated rounds the cost is interpolated linearly in the value.
+    """
     values = result.mean_by_round(metric=metric)
-    reached = values[values >= target] if metric_of(result.meant(metric)).higher_is_better else values[values <= target]
-    return float(spent(result, what).loc[reached.index[0]]) if len(reached) else float("nan")
+    is_higher = metric_of(result.meant(metric)).higher_is_better
+    reached = np.flatnonzero((values >= target) if is_higher else (values <= target))
+    if not len(reached):
+        return NOTHING
+    first = reached[0]
+    costs = spent(result, what).reindex(values.index).to_numpy(dtype=float)
+    here, before = float(values.iloc[first]), float(values.iloc[first - 1]) if first else float("nan")
+    if math.isnan(before) or here == target or costs[first - 1] == costs[first]:
+        return Read(float(costs[first]))
+    share = (target - before) / (here - before)
+    return Read(_between(float(costs[first - 1]), float(costs[first]), share), interpolated=True)
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return start + share * (end - start)

@@ -3,11 +3,10 @@
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from fedsim.results.report.comparing.columns import Column
-from fedsim.results.report.comparing.rows import Comparison
-from fedsim.results.report.comparing.statistics import Interval
+from fedsim.results.report.comparing.rows import Comparison, Row
 from fedsim.results.report.comparing.tables import UNKNOWN, Table
 from fedsim.shortening import printable
 
@@ -51,34 +50,30 @@ def values_of(comparison: Comparison, columns: Sequence[Column]) -> Iterator[lis
 
     The method is named as in the literature, the strategy as in the settings. Accuracies and shares are in [0, 1],
     amounts in bytes, examples and seconds; a cell is empty where nothing is known. A column from which values of
-    clients are missing in some line has their number in a further one.
+    clients are missing in some line has their number in a further one, and one of which values are interpolated whether
+    they are.
     """
     settings = tuple(comparison.rows[0].group.settings)
-    lacking = {column.key for column in columns if any(row.values[column.key].missing for row in comparison.rows)}
-    keys = [
-        name
-        for column in columns
-        for name in (column.key, f"{column.key}_half_width", *[f"{column.key}_missing"] * (column.key in lacking))
-    ]
-    yield ["method", "strategy", *settings, "metric", "at", "seeds", *keys]
+    fields = [field for column in columns for field in _fields(comparison, column)]
+    yield ["method", "strategy", *settings, "metric", "at", "seeds", *(name for name, _ in fields)]
     for row in comparison.rows:
-        numbers = [
-            text
-            for column in columns
-            for value in [row.values[column.key]]
-            for text in (*_numbers(value), *[str(value.missing)] * (column.key in lacking))
-        ]
         question = comparison.question
         own = ["" if (value := str(row.group.settings[key])) == UNKNOWN else value for key in settings]
         names = (row.group.label, row.group.registered)
+        numbers = (read(row) for _, read in fields)
         yield [*names, *own, question.metric, question.at, str(row.group.seeds), *numbers]
 
 
-def _numbers(value: Interval) -> tuple[str, str]:
-    return (
-        repr(value.mean) if value.is_known else "",
-        repr(value.half_width) if value.has_width else "",
-    )
+def _fields(comparison: Comparison, column: Column) -> Iterator[tuple[str, Callable[[Row], str]]]:
+    """Yield the headings that a column has in a file, and what a row has there."""
+    key = column.key
+    values = [row.values[key] for row in comparison.rows]
+    yield key, lambda row: repr(row.values[key].mean) if row.values[key].is_known else ""
+    yield f"{key}_half_width", lambda row: repr(row.values[key].half_width) if row.values[key].has_width else ""
+    if any(value.missing for value in values):
+        yield f"{key}_missing", lambda row: str(row.values[key].missing)
+    if any(value.interpolated for value in values):
+        yield f"{key}_interpolated", lambda row: str(row.values[key].interpolated).lower()
 
 
 def as_markdown(table: Table) -> str:

@@ -30,7 +30,8 @@ class Question:
     baseline
         Runs to pair with: a strategy or ``SETTING=VALUE``.
     budgets
-        Amounts of ``bytes``, training ``passes`` or both at which values are compared; None for the smallest total.
+        Amounts of ``bytes``, training ``passes`` or both at which values are compared; None for the smallest total
+        of the runs of the same partition.
     target
         Mean value of the clients on their test data up to which bytes and passes are counted.
     unfinished
@@ -120,7 +121,7 @@ DEFAULT = Question()
 
 
 def read_budgets(texts: Iterable[str]) -> dict[str, float | None]:
-    """Read budgets such as ``bytes=50MB`` and ``passes=1M``; a name alone stands for the smallest total of any run.
+    """Read budgets such as ``bytes=50MB`` and ``passes=1M``; a name alone stands for the smallest total.
 
     Raises
     ------

@@ -25,11 +25,14 @@ class Interval:
         NaN if there is one seed only, which says nothing about others, or if this is no mean over seeds.
     missing
         Number of values, of clients or of a server, that are missing: these are not in the mean.
+    interpolated
+        Whether a run's value lies between two rounds that were evaluated.
     """
 
     mean: float
     half_width: float = float("nan")
     missing: int = 0
+    interpolated: bool = False
 
     @property
     def is_known(self) -> bool:

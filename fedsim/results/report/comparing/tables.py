@@ -17,6 +17,7 @@ from fedsim.results.report.comparing.units import format_bytes, format_count, fo
 from fedsim.shortening import printable
 
 UNKNOWN = "-"
+INTERPOLATED = "~"
 ALL = "all"
 # Amounts are shown without their interval; a file of values has it.
 WITH_INTERVAL: tuple[Kind, ...] = ("score", "difference", "index")
@@ -89,7 +90,15 @@ def comparison_table(comparison: Comparison, columns: Sequence[Column] | None = 
     headings = ("strategy", *settings, "seeds", *(column.heading for column in columns))
     numeric = (*[False] * (1 + len(settings)), *[True] * (1 + len(columns)))
     priorities = (*[0] * (1 + len(settings)), SECOND, *(column.priority for column in columns))
-    return Table(headings, numeric, cells, tuple(notes_of(comparison)), priorities)
+    notes = (*notes_of(comparison), *_notes_of_columns(comparison, columns))
+    return Table(headings, numeric, cells, notes, priorities)
+
+
+def _notes_of_columns(comparison: Comparison, columns: Sequence[Column]) -> Iterator[str]:
+    yield from (column.note for column in columns if column.note)
+    shown = [row.values[column.key] for row in comparison.rows for column in columns]
+    if any(value.interpolated and value.is_known for value in shown):
+        yield f"{INTERPOLATED}: interpolated between two evaluated rounds"
 
 
 def notes_of(comparison: Comparison) -> Iterator[str]:
@@ -113,6 +122,8 @@ def _cell(value: Interval, kind: Kind, question: Question) -> str:
         return f"{UNKNOWN}{missing}"
     write = writer_of(kind, question)
     text = write(value.mean)
+    if value.interpolated:
+        text = f"{INTERPOLATED}{text}"
     if kind == "difference" and not text.startswith("-"):
         text = f"+{text}"
     if kind in WITH_INTERVAL and value.has_width:

@@ -42,9 +42,9 @@ HOW_TO_READ_CURVES = (
     "rounds that average layers which clients disagree on."
 )
 COSTS_NOTE = (
-    "Mean over the clients of the personalised models on their own test data, in the last evaluated round within the "
-    "budget{least}; and the cost at the first evaluated round that reaches the target. -: the first evaluated round "
-    "exceeds the budget, or a seed never reaches the target."
+    "Mean over the clients of the personalised models on their own test data when the budget is spent{least}; and the "
+    "cost at which they first reach the target. Between two evaluated rounds both are interpolated linearly, which ~ "
+    "marks. -: the first evaluated round exceeds the budget, or a seed never reaches the target."
 )
 
 
@@ -120,7 +120,7 @@ def _tables(results: Sequence[Result], question: Question, last: Comparison) -> 
         )
     if at_cost:
         defaults = not all(question.budgets.get(what) for what in costs.COSTS)
-        least = " (by default, the smallest total of any of these runs)" if defaults else ""
+        least = " (by default, the smallest total of the runs of the same partition and seed)" if defaults else ""
         tables.append(_table("At equal cost", last, at_cost, COSTS_NOTE.format(least=least)))
     return tables
 

@@ -31,11 +31,13 @@ EXPLAINED = {
     "which is the number of training examples for plain training.",
     "seconds": "Wall time of the rounds up to the round shown.",
     "simulated": "Simulated seconds of the rounds, as [faults] gives them.",
-    "at_bytes": "Personalised value when the run has spent this budget of bytes.",
-    "at_passes": "Personalised value when the run has spent this budget of training passes.",
-    "bytes_to_target": "Bytes up to the first evaluated round that reaches the target; - if a seed never does.",
-    "passes_to_target": "Training passes up to the first evaluated round that reaches the target; - if a seed never "
-    "does.",
+    "at_bytes": "Personalised value when the run has spent this budget of bytes; ~: interpolated between two rounds.",
+    "at_passes": "Personalised value when the run has spent this budget of training passes; ~: interpolated between "
+    "two rounds.",
+    "bytes_to_target": "Bytes until the target is first reached; ~: interpolated between two rounds; -: never by a "
+    "seed.",
+    "passes_to_target": "Training passes until the target is first reached; ~: interpolated between two rounds; -: "
+    "never by a seed.",
 }
 EXPLAINED["gain_fedavg"] = EXPLAINED["gain_full"]
 SEEDS = "Number of seeds; runs with the same settings and another seed are one line."
