@@ -7,22 +7,36 @@ from typing import Annotated, Literal
 
 import typer
 
+from fedsim.cli import completion
 from fedsim.config.assignments import parse_assignment
 from fedsim.config.experiment_file import Experiment, read_experiment
 from fedsim.errors import ConfigError
 from fedsim.reading import check_file
 
 LONGEST_NUMBER = 20  # digits
-ExperimentPath = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="File with the experiment's settings.")]
+ExperimentPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="EXPERIMENT.toml", help="File with the experiment's settings.", autocompletion=completion.experiments
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
         help="Change a setting, for instance local.lr=0.1 or strategy.name=FedPer. Can be repeated.",
+        autocompletion=completion.settings,
     ),
 ]
-RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs or of experiments.")]
+RunPaths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN...",
+        help="Folders of runs or of experiments.",
+        autocompletion=completion.run_folders,
+    ),
+]
 
 
 def experiment_of(path: Path, settings: Sequence[str] | None, more: Sequence[str] = ()) -> Experiment:

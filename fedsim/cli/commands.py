@@ -17,7 +17,7 @@ import typer
 from fedsim import __version__
 from fedsim.analysis.mixing.names import KINDS
 from fedsim.analysis.suite import BY_LAYER
-from fedsim.cli import finished
+from fedsim.cli import completion, finished, watching
 from fedsim.cli.actions import action
 from fedsim.cli.arguments import ExperimentPath, Settings, check_files, check_folder, experiment_of, numbers_of
 from fedsim.cli.terminal import OneLine, print_error, print_lines
@@ -130,8 +130,18 @@ def barriers_command(
         list[Path],
         typer.Argument(metavar="CHECKPOINT...", help="Two or more checkpoint files (torch.save or safetensors)."),
     ],
-    model: Annotated[str, typer.Option(metavar="NAME", help="Model of the checkpoints; see 'fedsim list models'.")],
-    data: Annotated[str, typer.Option(metavar="NAME", help="Data set to evaluate on; see 'fedsim list data'.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Model of the checkpoints; see 'fedsim list models'.", autocompletion=completion.models
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Data set to evaluate on; see 'fedsim list data'.", autocompletion=completion.data
+        ),
+    ],
     settings: Settings = None,
     groups: Annotated[
         list[str] | None,
@@ -214,14 +224,21 @@ def barriers_command(
     )
 
 
-for name, command in finished.COMMANDS.items():
+for name, command in (finished.COMMANDS | watching.COMMANDS).items():
     app.command(name)(command)
 
 
 @app.command("list")
 def list_command(
     kind: Annotated[Kind, typer.Argument(metavar="KIND", help="strategies, partitions, features, models or data.")],
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the options of this one.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="Show the options of this one.",
+            autocompletion=completion.names_of_kind,
+        ),
+    ] = None,
 ) -> None:
     """List what is available, with references; with a name, its options and their defaults."""
     if name is None:

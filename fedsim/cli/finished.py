@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fedsim.cli import completion
 from fedsim.cli.actions import action
 from fedsim.cli.arguments import RunPaths, check_files, check_folder, round_of
 from fedsim.config.config import Config
@@ -24,13 +25,19 @@ Unfinished = Annotated[
 def compare_command(
     paths: RunPaths,
     metric: Annotated[
-        str, typer.Option(metavar="METRIC", help="Metric to compare, such as accuracy, loss or macro-f1.")
+        str,
+        typer.Option(
+            metavar="METRIC",
+            help="Metric to compare, such as accuracy, loss or macro-f1.",
+            autocompletion=completion.metrics,
+        ),
     ] = "accuracy",
     by: Annotated[
         str | None,
         typer.Option(
             metavar="SETTING",
             help="Setting to group by, such as strategy.name (default: all settings except the seed).",
+            autocompletion=completion.swept_settings,
         ),
     ] = None,
     at: Annotated[
@@ -39,7 +46,11 @@ def compare_command(
     ] = "last",
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="STRATEGY|SETTING=VALUE", help="Baseline runs; gains are paired by partition and seed."),
+        typer.Option(
+            metavar="STRATEGY|SETTING=VALUE",
+            help="Baseline runs; gains are paired by partition and seed.",
+            autocompletion=completion.strategies,
+        ),
     ] = None,
     budget: Annotated[
         list[str] | None,
@@ -118,7 +129,14 @@ def check_command(
 
 
 def export_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of one run.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of one run.",
+            autocompletion=completion.run_folders,
+        ),
+    ],
     to: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="File to write.")],
     client: Annotated[
         int | None,

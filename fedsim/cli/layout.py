@@ -21,21 +21,21 @@ GLUED = re.compile(r"^(\S{1,2}) ")
 
 
 def columns_that_fit(text: "Table", width: int) -> list[int]:
-    """Return the columns to show: all texts, and of the numbers those with the lowest priorities, as far as they fit.
+    """Return the columns to show: texts of priority 0, and the others with the lowest priorities, as far as they fit.
 
     Parameters
     ----------
     width
-        Letters in a line. At least one number is shown, so that the table may be wider.
+        Letters in a line. At least one of the others is shown, so that the table may be wider.
     """
     every = range(len(text.headings))
-    labels = [column for column in every if not text.numeric[column]]
+    labels = [column for column in every if not text.numeric[column] and not text.priorities[column]]
     if fits(text, width):
         return list(every)
     left = width - 1 - _room_for_texts(text, labels, width)
     chosen: list[int] = []
-    for column in sorted((column for column in every if text.numeric[column]), key=text.priorities.__getitem__):
-        needed = least_width(text, column) + GAP
+    for column in sorted((column for column in every if column not in labels), key=text.priorities.__getitem__):
+        needed = GAP + (least_width(text, column) if text.numeric[column] else _least_label(text, column))
         if needed <= left or not chosen:
             chosen.append(column)
             left -= needed
@@ -101,8 +101,12 @@ def least_width(text: "Table", column: int) -> int:
 def _room_for_texts(text: "Table", labels: Sequence[int], width: int) -> int:
     """Return the letters for all columns of texts: a third of the line, or what they need if they are folded."""
     whole = sum(full_width(text, column) for column in labels)
-    least = sum(min(full_width(text, column), TEXT_WIDTH) for column in labels)
+    least = min(sum(_least_label(text, column) for column in labels), max(width // 2, NARROWEST * len(labels)))
     return max(least, min(whole, width // 3)) + GAP * len(labels)
+
+
+def _least_label(text: "Table", column: int) -> int:
+    return min(full_width(text, column), TEXT_WIDTH)
 
 
 def folded(text: str, width: int) -> str:

@@ -14,6 +14,7 @@ from types import FrameType
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 GRACE_SECONDS = 15.0  # to remove temporary folders and end other processes
 TOGETHER_SECONDS = 0.5  # some senders send a signal to a process and to its group, and mean one
+INTERRUPTED = 130  # of a command that ends by Ctrl-C as it should, such as one that only shows something
 CLOSED = 0  # no signal has this number
 SHOW_CURSOR = "\033[?25h"  # which a progress display hides
 
@@ -108,7 +109,7 @@ def run_heeding_signals(load: Callable[[], Callable[[], None]]) -> None:
             signals.at_once = False
             command()
         except BaseException as error:
-            if signals.first is None or (isinstance(error, SystemExit) and not error.code):
+            if signals.first is None or (isinstance(error, SystemExit) and error.code in (None, 0, INTERRUPTED)):
                 raise
             if not isinstance(error, SystemExit):  # any error may come of an interrupt, such as one in an import
                 say_stopped()

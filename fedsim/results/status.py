@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,9 @@ class Status:
         Why it failed, or what cannot be read.
     started
         When it was first started, as ISO 8601.
+    settings
+        Those that differ from their defaults, with dotted keys, and all options of what is chosen by name, whose
+        defaults only its code knows: nothing that a config names is imported.
     """
 
     run: str
@@ -60,6 +63,7 @@ class Status:
     value_round: int | None = None
     reason: str | None = None
     started: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def status_of(folder: RunFolder) -> Status:
@@ -118,7 +122,7 @@ def _read(folder: RunFolder) -> Status:
     metric, value, at = _last_value(folder)
     return Status(
         run=str(folder.path),
-        strategy=CATALOGUES["strategies"].label(config.strategy),
+        strategy=CATALOGUES["strategies"].name_of(config.strategy),
         seed=config.seed,
         state=state,
         round=done,
@@ -129,7 +133,15 @@ def _read(folder: RunFolder) -> Status:
         value_round=at,
         reason=reason,
         started=folder.started or None,
+        settings=_flat(config.model_dump(mode="json", exclude_defaults=True, exclude={"seed"})),
     )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def _state(folder: RunFolder, done: int, rounds: int) -> tuple[State, str | None]:

@@ -16,6 +16,8 @@ ACTIONS: LazyTable[Callable[..., Any]] = LazyTable(
         "report": "fedsim.cli.actions.reporting:write_report",
         "check": "fedsim.cli.actions.reporting:check",
         "verify": "fedsim.cli.actions.verifying:verify",
+        "status": "fedsim.cli.actions.watching:show_status",
+        "watch": "fedsim.cli.actions.watching:watch",
         "export": "fedsim.cli.actions.exporting:export",
         "list": "fedsim.cli.actions.listing:list_all",
         "list one": "fedsim.cli.actions.listing:list_one",
