@@ -123,7 +123,7 @@ def test_what_was_not_measured_has_no_column_and_what_was_asked_for_has_one(buil
     table = comparison_table(asked)
     cells = dict(zip(table.headings, table.rows[0], strict=True))
     assert (cells["bytes to 99 %"], cells["passes to 99 %"]) == ("-", "-")
-    assert (cells["vs local"], cells["> local"], cells["pairs"]) == ("+10.0", "100.0", "1")
+    assert (cells["vs local"], cells["> / = / < local"], cells["pairs"]) == ("+10.0", "1 / 0 / 0", "1")
     assert cells["at 20 bytes"] == "50.0"
     assert {row[table.headings.index("at 20 bytes")] for row in table.rows} == {"50.0", "60.0"}
 
@@ -150,12 +150,27 @@ def test_gains_over_local_training_and_plain_averaging_are_shown_where_both_were
         build([[0.6, 0.6, 0.4, 0.4]], strategy={"name": "layer_set", "shared": "head"}),
     ]
     table = comparison_table(compare(runs))
-    chosen = [table.headings.index(name) for name in ("> local", "> FedAvg")]
+    chosen = [table.headings.index(name) for name in ("> / = / < local", "> / = / < FedAvg")]
     assert [tuple(row[index] for index in chosen) for row in table.rows] == [
-        ("75.0", "-"),
-        ("-", "25.0"),
-        ("25.0", "50.0"),
+        ("3 / 0 / 1", "-"),
+        ("-", "1 / 0 / 3"),
+        ("1 / 3 / 0", "2 / 0 / 2"),
     ]
+
+
+def test_counts_of_clients_are_three_columns_of_a_file_and_few_test_examples_are_marked(build: Build) -> None:
+    records = {"test_examples": [5, 100, 9, 10]}
+    runs = [build([[0.5, 0.5, 0.5, 0.5]], records, strategy=FULL, seed=seed) for seed in (0, 1)] + [
+        build([[0.4, 0.5, 0.6, 0.4]], records, strategy=LOCAL, seed=seed) for seed in (0, 1)
+    ]
+    comparison = compare(runs)
+    head, first, second = values_of(comparison, chosen_columns(comparison, "gain_local"))
+    assert head[-3:] == ["gain_local_better", "gain_local_equal", "gain_local_worse"]
+    assert (first[-3:], second[-3:]) == (["4", "2", "2"], ["", "", ""])
+    table = comparison_table(comparison, chosen_columns(comparison, "gain_local"))
+    assert [row[-1] for row in table.rows] == ["4 / 2 / 2*", "-"]
+    assert table.notes == ("*: some of these clients have fewer than 10 test examples",)
+    assert comparison.rows[0].values["gain_local"].few == 4
 
 
 def test_a_seed_that_never_reaches_the_target_leaves_the_mean_unknown(build: Build) -> None:

@@ -101,7 +101,7 @@ def test_a_baseline_is_found_by_every_name_and_shown_by_one(typed: str, shown: s
 
 def test_averaging_all_layers_is_a_reference_unless_it_is_the_baseline(build: Build) -> None:
     results = [build([0.5, 0.7], strategy=BODY), build([0.4, 0.8], strategy={"name": "fedavg"})]
-    assert {column.key: column.heading for column in compare(results).columns}["gain_full"] == "> FedAvg"
+    assert {column.key: column.heading for column in compare(results).columns}["gain_full"] == "> / = / < FedAvg"
     asked = [column.key for column in compare(results, Question(baseline="FedAvg")).columns]
     assert "gain_baseline" in asked
     assert "gain_full" not in asked

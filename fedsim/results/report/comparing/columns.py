@@ -15,11 +15,12 @@ from fedsim.results.report.comparing.gains import Gain, Values
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.comparing.pairs import Baseline, reference
 from fedsim.results.report.comparing.question import Question
-from fedsim.results.report.comparing.statistics import Interval, jain, worst_mean
+from fedsim.results.report.comparing.small_clients import few_examples
+from fedsim.results.report.comparing.statistics import Interval, Tally, Value, jain, worst_mean
 from fedsim.results.report.comparing.units import format_bytes, format_count
 from fedsim.results.result import Result
 
-Kind = Literal["score", "difference", "share", "index", "bytes", "count", "seconds"]
+Kind = Literal["score", "difference", "clients", "index", "bytes", "count", "seconds"]
 NAN = float("nan")
 # Priorities: the question itself, whom it helps, what it costs, and details.
 ANSWER, SECOND, GAIN, COST, SPREAD, OTHER = range(1, 7)
@@ -50,7 +51,7 @@ class Column:
     key: str
     heading: str
     kind: Kind
-    of: Callable[[Group], Interval]
+    of: Callable[[Group], Value]
     compact: bool = True
     asked: bool = False
     priority: int = OTHER
@@ -178,15 +179,15 @@ def _gain(baseline: Baseline, question: Question, group: Group) -> Gain:
     return baseline.gain(group.members, partial(_clients, question), higher_is_better=question.higher_is_better)
 
 
-def _share(key: str, baseline: Baseline, question: Question, *, asked: bool = False) -> Column:
-    """Return the share of the clients that are better off than under a baseline, over all seeds."""
+def _tally(key: str, baseline: Baseline, question: Question, *, asked: bool = False) -> Column:
+    """Return how many clients are better off than under a baseline, as well off, and worse off, over all seeds."""
 
-    def of(group: Group) -> Interval:
+    def of(group: Group) -> Tally:
         gain = _gain(baseline, question, group)
-        clients = gain.better + gain.equal + gain.worse
-        return Interval(gain.better / clients if clients else NAN, missing=gain.difference.missing)
+        few = sum(len(few_examples(result, question)) for result, _ in baseline.pairs(group.members))
+        return Tally(gain.better, gain.equal, gain.worse, gain.difference.missing, few)
 
-    return Column(key, f"> {baseline.name}", "share", of, asked=asked, priority=GAIN)
+    return Column(key, f"> / = / < {baseline.name}", "clients", of, asked=asked, priority=GAIN)
 
 
 def _references(results: Sequence[Result], question: Question) -> list[Column]:
@@ -194,13 +195,13 @@ def _references(results: Sequence[Result], question: Question) -> list[Column]:
     baseline = CATALOGUES["strategies"].canonical(question.baseline or "")
     names = [name for name in ("local", "full") if name != baseline]
     found = [(name, reference(name, results)) for name in names]
-    return [_share(f"gain_{name}", baseline, question) for name, baseline in found if baseline is not None]
+    return [_tally(f"gain_{name}", baseline, question) for name, baseline in found if baseline is not None]
 
 
 def _against(baseline: Baseline, question: Question) -> list[Column]:
     gain = partial(_gain, baseline, question)
     return [
-        _share("gain_baseline", baseline, question, asked=True),
+        _tally("gain_baseline", baseline, question, asked=True),
         Column(
             "difference",
             f"vs {baseline.name}",

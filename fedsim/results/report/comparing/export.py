@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from fedsim.results.report.comparing.columns import Column
 from fedsim.results.report.comparing.rows import Comparison, Row
@@ -48,7 +49,7 @@ def _cell(text: str) -> str:
 def values_of(comparison: Comparison, columns: Sequence[Column]) -> Iterator[list[str]]:
     """Yield headings, and one line per setting with the full precision of each mean and of its interval's half-width.
 
-    The method is named as in the literature, the strategy as in the settings. Accuracies and shares are in [0, 1],
+    The method is named as in the literature, the strategy as in the settings. Accuracies are in [0, 1],
     amounts in bytes, examples and seconds; a cell is empty where nothing is known. A column from which values of
     clients are missing in some line has their number in a further one, and one of which values are interpolated whether
     they are.
@@ -68,12 +69,21 @@ def _fields(comparison: Comparison, column: Column) -> Iterator[tuple[str, Calla
     """Yield the headings that a column has in a file, and what a row has there."""
     key = column.key
     values = [row.values[key] for row in comparison.rows]
-    yield key, lambda row: repr(row.values[key].mean) if row.values[key].is_known else ""
-    yield f"{key}_half_width", lambda row: repr(row.values[key].half_width) if row.values[key].has_width else ""
+    if column.kind == "clients":
+        for name in ("better", "equal", "worse"):
+            yield f"{key}_{name}", partial(_count, key, name)
+    else:
+        yield key, lambda row: repr(row.values[key].mean) if row.values[key].is_known else ""
+        yield f"{key}_half_width", lambda row: repr(row.values[key].half_width) if row.values[key].has_width else ""
     if any(value.missing for value in values):
         yield f"{key}_missing", lambda row: str(row.values[key].missing)
     if any(value.interpolated for value in values):
         yield f"{key}_interpolated", lambda row: str(row.values[key].interpolated).lower()
+
+
+def _count(key: str, name: str, row: Row) -> str:
+    value = row.values[key]
+    return str(getattr(value, name)) if value.is_known else ""
 
 
 def as_markdown(table: Table) -> str:

@@ -68,9 +68,12 @@ class Baseline:
         members
             Runs of one setting, among the results.
         """
+        return gain_of(self.pairs(members), values, higher_is_better=higher_is_better)
+
+    def pairs(self, members: Iterable[Result]) -> list[tuple[Result, Result]]:
+        """Return runs, each with its partner, without those that have none or are of the baseline themselves."""
         pairs = [(result, self.partner(result)) for result in members]
-        others = [(result, partner) for result, partner in pairs if partner is not None and partner is not result]
-        return gain_of(others, values, higher_is_better=higher_is_better)
+        return [(result, partner) for result, partner in pairs if partner is not None and partner is not result]
 
     def _partner(self, result: Result, candidates: Sequence[Result]) -> Result | None:
         """Return the only candidate, or the one with the result's own value of every tuned setting."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fedsim.results.report.comparing.columns import Column
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.comparing.question import Question
-from fedsim.results.report.comparing.statistics import Interval
+from fedsim.results.report.comparing.statistics import Value
 from fedsim.results.result import Result
 
 
@@ -15,7 +15,7 @@ class Row:
     """One line of a comparison; values by the keys of the columns."""
 
     group: Group
-    values: Mapping[str, Interval]
+    values: Mapping[str, Value]
 
 
 @dataclass(frozen=True)

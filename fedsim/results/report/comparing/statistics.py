@@ -50,6 +50,55 @@ class Interval:
         return not math.isnan(self.half_width)
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How many clients are better off, over all seeds, than others that they are paired with.
+
+    Parameters
+    ----------
+    missing
+        Number of clients without a value in one of both.
+    few
+        Number of clients with few test examples among those that are counted.
+    """
+
+    better: int
+    equal: int
+    worse: int
+    missing: int = 0
+    few: int = 0
+    half_width: float = float("nan")
+    interpolated: bool = False
+
+    @property
+    def total(self) -> int:
+        """Number of clients that are counted."""
+        return self.better + self.equal + self.worse
+
+    @property
+    def mean(self) -> float:
+        """Share of the clients that are better off; NaN of none."""
+        return self.better / self.total if self.total else float("nan")
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any client is counted."""
+        return self.total > 0
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether any client is counted, or their values are all missing."""
+        return self.is_known or self.missing > 0
+
+    @property
+    def has_width(self) -> bool:
+        """Whether there is an interval, which counts have not."""
+        return False
+
+
+Value = Interval | Tally
+
+
 def interval(values: ArrayLike) -> Interval:
     """Return the mean of independent values with its interval by Student's t distribution."""
     numbers = np.asarray(values, dtype=np.float64)

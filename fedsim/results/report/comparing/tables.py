@@ -12,12 +12,13 @@ from fedsim.results.report.comparing.columns import SECOND, Column, Kind
 from fedsim.results.report.comparing.costs import untimed
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison
-from fedsim.results.report.comparing.statistics import Interval
+from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES
+from fedsim.results.report.comparing.statistics import Tally, Value
 from fedsim.results.report.comparing.units import format_bytes, format_count, format_missing
 from fedsim.shortening import printable
 
 UNKNOWN = "-"
-INTERPOLATED = "~"
+INTERPOLATED, FEW = "~", "*"
 ALL = "all"
 # Amounts are shown without their interval; a file of values has it.
 WITH_INTERVAL: tuple[Kind, ...] = ("score", "difference", "index")
@@ -99,6 +100,8 @@ def _notes_of_columns(comparison: Comparison, columns: Sequence[Column]) -> Iter
     shown = [row.values[column.key] for row in comparison.rows for column in columns]
     if any(value.interpolated and value.is_known for value in shown):
         yield f"{INTERPOLATED}: interpolated between two evaluated rounds"
+    if any(isinstance(value, Tally) and value.few for value in shown):
+        yield f"{FEW}: some of these clients have fewer than {FEW_EXAMPLES} test examples"
 
 
 def notes_of(comparison: Comparison) -> Iterator[str]:
@@ -116,10 +119,12 @@ def notes_of(comparison: Comparison) -> Iterator[str]:
         yield from (f"{row.group.name}: {text}" if len(comparison.rows) > 1 else text for text in texts)
 
 
-def _cell(value: Interval, kind: Kind, question: Question) -> str:
+def _cell(value: Value, kind: Kind, question: Question) -> str:
     missing = format_missing(value.missing)
     if not value.is_known:
         return f"{UNKNOWN}{missing}"
+    if isinstance(value, Tally):
+        return f"{value.better} / {value.equal} / {value.worse}{FEW * (value.few > 0)}{missing}"
     write = writer_of(kind, question)
     text = write(value.mean)
     if value.interpolated:
@@ -136,9 +141,7 @@ def writer_of(kind: Kind, question: Question) -> Callable[[float], str]:
     match kind:
         case "score" | "difference":
             return _percent if question.is_share else _thousandths
-        case "share":
-            return _percent
-        case "index":
+        case "index" | "clients":
             return _thousandths
         case "bytes":
             return format_bytes

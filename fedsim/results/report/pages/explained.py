@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from fedsim.results.report.comparing.columns import Column
 
 SPREAD = "± is the half-width of the 95 % confidence interval (Student's t) over the seeds."
+TALLY = (
+    "Clients that are better off / as well off / worse off, over all seeds and for the same partition and seed, than"
+)
+FEW_TEXT = "*: some have fewer than 10 test examples."
 EXPLAINED = {
     "rounds": "The evaluated round whose values are shown; a mean where the seeds differ.",
     "personalised": f"Each client's own model on its own test data, mean over the clients. {SPREAD}",
@@ -17,12 +21,9 @@ EXPLAINED = {
     "unseen": "Personalised models of clients that never take part in training.",
     "unseen_fine_tuned": "The same after further training on each of these clients.",
     "left_out": "Number of updates that are in no average; the lines below the table say why.",
-    "gain_local": "Share of the clients that are better off than with local training only, for the same partition and "
-    "seed, over all seeds; equal is not better.",
-    "gain_full": "Share of the clients that are better off than with plain averaging of all layers, for the same "
-    "partition and seed, over all seeds; equal is not better.",
-    "gain_baseline": "Share of the clients that are better off than in the baseline's runs with the same partition, "
-    "seed and other settings; equal is not better.",
+    "gain_local": f"{TALLY} with local training only. {FEW_TEXT}",
+    "gain_full": f"{TALLY} with plain averaging of all layers. {FEW_TEXT}",
+    "gain_baseline": f"{TALLY} in the baseline's runs. {FEW_TEXT}",
     "difference": f"Mean difference from the baseline's runs with the same partition and seed. {SPREAD}",
     "pairs": "Number of seeds with runs of both.",
     "up": "Bytes that all clients sent up to the round shown. Only what a strategy shares travels.",
