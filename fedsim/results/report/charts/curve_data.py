@@ -100,10 +100,7 @@ def _measures(main: str) -> list[Measure]:
     return [
         Measure(f"{short}{place}", f"{label(metric)}, {which}", metric)
         for place, metric in enumerate(dict.fromkeys((main, LOSS)))
-        for short, which in (
-            ("p", "personalised models, clients' own test data"),
-            ("g", "global model, server's test data"),
-        )
+        for short, which in (("p", "personalised"), ("g", "global"))
     ]
 
 

@@ -10,6 +10,7 @@ from fedsim.results.report.charts.theme import BYTES_FORMAT, LOSS_FORMAT, SHARE_
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.palette import looks
 
+LEGEND = alt.Legend(title=None, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3, symbolSize=180)
 HEIGHT = 280
 FEW_POINTS = 40  # rounds up to which each has a marker
 LOGARITHMIC_FROM = 30  # ratio of the largest to the smallest total from which bytes have a logarithmic axis
@@ -58,10 +59,10 @@ def _layers(base: alt.Chart, found: Curves, picked: alt.Parameter) -> ChartType:
     y = alt.Y("y:Q", scale=alt.Scale(zero=False), **_y_axis(found.measures[0]))
     x = alt.X("x:Q", scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(title="round", format="d", tickMinStep=1))
     shown = {
-        "color": alt.Color("name:N", scale=names, legend=alt.Legend(title=None, symbolType="stroke")),
+        "color": alt.Color("name:N", scale=names, legend=LEGEND),
         "detail": "line:N",
     }
-    dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=found.names, range=dashes), legend=alt.Legend(title=None))
+    dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=found.names, range=dashes), legend=LEGEND)
     tooltip = [
         alt.Tooltip("name:N", title="line"),
         *([alt.Tooltip("panel:N", title="setting")] if found.rows["panel"].nunique() > 1 else []),
@@ -135,4 +136,4 @@ def _x_encoding(found: Curves, what: str) -> dict[str, Any]:
     least = found.rows[what].min()
     is_log = what == costs.BYTES and least > 0 and totals.max() > LOGARITHMIC_FROM * totals.min()
     scale = {"type": "log", "nice": False} if is_log else {"type": "linear", "zero": True, "nice": False}
-    return {"axis": {"title": X_TITLES[what], "format": BYTES_FORMAT, "tickMinStep": 0}, "scale": scale}
+    return {"axis": {"title": X_TITLES[what], "format": BYTES_FORMAT, "tickMinStep": 0, "tickCount": 6}, "scale": scale}

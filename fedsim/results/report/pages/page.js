@@ -213,6 +213,84 @@
     input.addEventListener("input", () => filter(table, input.value));
     table.parentElement.before(make("div", { className: "controls" }, input));
   }
+  // --- The pivot: a method in each row, the values of one setting in the columns.
+  function pivotTable(pivot, state) {
+    const [place, measure] = [state.setting, state.measure];
+    const columns = [...new Set(pivot.lines.map(([, values]) => values[place]))];
+    const lines = new Map();
+    for (const [method, values, cells] of pivot.lines) {
+      const others = pivot.settings.map((name, at) => [name, values[at]]).filter((_, at) => at !== place);
+      const name = [method, ...others.map(([key, value]) => `${key.split(".").pop()} ${value}`)].join(", ");
+      if (!lines.has(name)) lines.set(name, new Map());
+      lines.get(name).set(values[place], cells[measure]);
+    }
+    const heading = (text, number, hint) => make("th", { scope: "col", className: number ? "number" : "" }, make("span", { className: "name", textContent: text, title: hint || "" }));
+    const hasMarks = pivot.lines.some(([, , cells]) => cells[measure][2]);
+    const setting = pivot.settings[place].split(".").pop();
+    const head = make("tr", {}, heading("method"), ...columns.map((value) => heading(`${setting} ${value}`, true)));
+    if (hasMarks) head.append(heading("win / tie / loss", true, "In how many settings the method is the best, not distinguishable from the best, or distinguishably worse."));
+    const body = make("tbody");
+    for (const [name, cells] of lines) {
+      const row = make("tr", {}, make("th", { scope: "row", textContent: name }));
+      const count = { best: 0, tied: 0, worse: 0 };
+      for (const value of columns) {
+        const [text, number, mark] = cells.get(value) || ["-", null, ""];
+        if (mark in count) count[mark]++;
+        row.append(make("td", { className: `number ${mark}`, "data-value": number ?? "", textContent: text }));
+      }
+      if (hasMarks) row.append(make("td", { className: "number", "data-value": count.best + count.tied / 1000, textContent: `${count.best} / ${count.tied} / ${count.worse}` }));
+      body.append(row);
+    }
+    return make("table", { ariaLabel: `${pivot.measures[measure].heading} by ${setting}` }, make("thead", {}, head), body);
+  }
+  function showPivot(pivot) {
+    const [section, state] = [document.getElementById("pivot"), { measure: 0, setting: 0 }];
+    const [controls, box] = [section.querySelector(".controls"), section.querySelector(".wide")];
+    const hint = make("span", { className: "muted" });
+    const search = make("input", { type: "search", placeholder: "filter methods", ariaLabel: "Filter the methods" });
+    const show = () => {
+      const table = pivotTable(pivot, state);
+      sortable(table);
+      box.replaceChildren(table);
+      hint.textContent = pivot.measures[state.measure].hint;
+      filter(table, search.value);
+    };
+    const list = (label, names, key) => {
+      const node = make("select", {}, ...names.map((name, place) => make("option", { value: place, textContent: name })));
+      node.addEventListener("change", () => { state[key] = Number(node.value); show(); });
+      return make("label", {}, make("span", { className: "muted", textContent: label }), node);
+    };
+    controls.append(list("measure", pivot.measures.map((measure) => measure.heading), "measure"));
+    if (pivot.settings.length > 1) controls.append(list("columns", pivot.settings, "setting"));
+    controls.append(search, hint);
+    search.addEventListener("input", () => filter(box.querySelector("table"), search.value));
+    section.hidden = false;
+    show();
+  }
+  if (data.pivot) showPivot(data.pivot);
+
+  // --- Copying, also where the browser lets no page write to the clipboard.
+  async function copy(text) {
+    try { await navigator.clipboard.writeText(text); return true; } catch { /* the old way */ }
+    const area = make("textarea", { value: text, readOnly: true });
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
+  for (const controls of document.querySelectorAll(".copies")) {
+    controls.hidden = false;
+    const status = controls.querySelector(".status");
+    for (const button of controls.querySelectorAll("button")) {
+      button.addEventListener("click", async () => {
+        const text = "copyAbove" in button.dataset ? controls.previousElementSibling.textContent : data.texts[button.dataset.copy];
+        status.textContent = await copy(text) ? "copied" : "the browser does not allow it";
+        setTimeout(() => { status.textContent = ""; }, 2500);
+      });
+    }
+  }
+
   // A hint opens below its button.
   for (const hint of document.querySelectorAll("[popover]")) {
     hint.addEventListener("toggle", (event) => {

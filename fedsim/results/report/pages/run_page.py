@@ -18,6 +18,8 @@ from fedsim.results.report.comparing.units import format_bytes, format_missing
 from fedsim.results.report.drawing import figures
 from fedsim.results.report.drawing.partition import partition
 from fedsim.results.report.pages.analysis import analysis_sections
+from fedsim.results.report.pages.citation import bibtex
+from fedsim.results.report.pages.configuration import changed_settings, running_command
 from fedsim.results.report.pages.evaluation import evaluation_note, evaluation_sections, evaluation_table
 from fedsim.results.report.pages.html import write_page
 from fedsim.results.report.pages.schedule import schedule_sections
@@ -47,18 +49,22 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
                 "title": f"{label(result.main, capital=True)} by model and data",
                 "table": table,
                 "note": evaluation_note(result),
+                "copies": [("latex", "LaTeX"), ("markdown", "Markdown")],
             }
         ],
         "details": [
-            ("Configuration", result.folder.config.read_text()),
+            ("Settings that differ from their defaults", changed_settings(result)),
+            ("All settings", result.folder.config.read_text()),
             *([("Layers", json.dumps(model, indent=1))] if (model := result.folder.read_model()) else []),
             ("Environment", json.dumps(result.folder.read_env(), indent=1)),
         ],
+        "copied": [("This run again:", running_command(result)), ("BibTeX:", bibtex([result]))],
     }
+    texts = {"latex": as_latex(table), "markdown": as_markdown(table)}
     if export:
-        for kind, written in (("md", as_markdown(table)), ("tex", as_latex(table))):
-            write_whole(out / f"evaluation.{kind}", written)
-    return write_page(out, content, _run_sections(result), {}, export=export)
+        write_whole(out / "evaluation.md", texts["markdown"])
+        write_whole(out / "evaluation.tex", texts["latex"])
+    return write_page(out, content, _run_sections(result), {"texts": texts}, export=export)
 
 
 def _sentence(result: Result) -> str:
