@@ -52,6 +52,7 @@ STRATEGIES: "LazyTable[type[Strategy]]" = LazyTable(
         "matched_average": "strategies.rebasin:MatchedAverage",
         "hierarchical_average": "strategies.rebasin:HierarchicalAverage",
         "barrier_gated": "strategies.barrier_gated:BarrierGated",
+        "barrier_mix": "strategies.barrier_mix:BarrierMix",
     }
 )
 

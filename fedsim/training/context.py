@@ -75,6 +75,8 @@ class Local:
         its first round, have their initial values.
     inputs, targets
         The client's training examples, shape [n, ...] and [n] or [n, length]; targets of -100 do not count.
+    validation
+        The client's validation examples: inputs and targets, of which there may be none. Nothing is trained on them.
     shared
         Names of the layers that the client shares in this round.
     rng
@@ -95,6 +97,7 @@ class Local:
     settings: LocalSettings
     rng: np.random.Generator
     network: Network
+    validation: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
     shared: Collection[str] = ()
     training_loss: Loss = CROSS_ENTROPY
 

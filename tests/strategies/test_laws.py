@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedlama": {"warm_up": 0},
     "llmc": {"shared": "body"},
     "pfedme": {"inner_steps": 2},
+    "barrier_mix": {"personal_epochs": 2},  # with one, both models of a client may see the same batches
     "barrier_gated": {"measure": "drift"},  # barriers are measured by a whole run
     "hierarchical_average": {"shared": "body", "order": "nearest"},
 }
@@ -167,6 +168,7 @@ def test_weights_matter_only_up_to_their_scale(name: str) -> None:
 
 MOVES_EQUAL_MODELS = {
     "fedavgm": "the last step goes on",
+    "barrier_mix": "the last step goes on",
     "fedadam": "the server steps by its own step size",
     "fedyogi": "the server steps by its own step size",
     "fedadagrad": "the server steps by its own step size",

@@ -57,7 +57,8 @@ def local_of(federation: Federation, message: Message, context: Context, ahead: 
     kept, brought = (messages.sets_of(content) for content in (context.state, message.content))
     own, taken = own_model(federation, context), taken_from(message)
     sets = {name: messages.decode(record) for name, record in (kept | brought).items()}
-    inputs, targets = federation.data.client(client).train
+    data = federation.data.client(client)
+    inputs, targets = data.train
     return Local(
         server_round=server_round,
         client=client,
@@ -69,6 +70,7 @@ def local_of(federation: Federation, message: Message, context: Context, ahead: 
         settings=config.local.settings,
         rng=rng(config.seed, "rule", server_round, client),
         network=Network(federation.model()),
+        validation=data.validation,
         training_loss=federation.objective_of(targets),
         shared=tuple(dict.fromkeys(map(federation.layers.of_key, settings.get(messages.UPLOAD, ())))),
     )
