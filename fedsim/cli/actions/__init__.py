@@ -15,6 +15,7 @@ ACTIONS: LazyTable[Callable[..., Any]] = LazyTable(
         "compare": "fedsim.cli.actions.reporting:compare",
         "report": "fedsim.cli.actions.reporting:write_report",
         "check": "fedsim.cli.actions.reporting:check",
+        "table": "fedsim.cli.actions.tabling:table",
         "verify": "fedsim.cli.actions.verifying:verify",
         "status": "fedsim.cli.actions.watching:show_status",
         "watch": "fedsim.cli.actions.watching:watch",

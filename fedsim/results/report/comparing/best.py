@@ -97,14 +97,26 @@ def best_and_ties(comparison: Comparison, column: str = MAIN_COLUMN) -> list[Sta
         If the comparison has no such column.
     """
     chosen = {each.key: each for each in comparison.columns}[column]
-    found = []
-    for setting, methods in methods_by_setting(comparison):
-        means = _means(methods, chosen)
-        known = [method for method in methods if method.name in means]
-        ranking = sorted(known, key=lambda method: means[method.name], reverse=chosen.higher_is_better is not False)
-        gains = {method.name: ranking[0].gain(method, chosen) for method in ranking[1:]}
-        found.append(Standing(setting, methods, ranking, gains, {name: gain.p for name, gain in gains.items()}))
-    return found
+    return [_standing(setting, methods, chosen) for setting, methods in methods_by_setting(comparison)]
+
+
+def standing_of(rows: Sequence[Row], column: Column, free: Collection[str]) -> Standing:
+    """Return which of some lines is best in a column.
+
+    Parameters
+    ----------
+    free
+        Settings in which runs may differ that are compared with each other.
+    """
+    return _standing({}, _methods(rows, free), column)
+
+
+def _standing(setting: Mapping[str, Any], methods: Sequence[Method], column: Column) -> Standing:
+    means = _means(methods, column)
+    known = [method for method in methods if method.name in means]
+    ranking = sorted(known, key=lambda method: means[method.name], reverse=column.higher_is_better is not False)
+    gains = {method.name: ranking[0].gain(method, column) for method in ranking[1:]}
+    return Standing(setting, methods, ranking, gains, {name: gain.p for name, gain in gains.items()})
 
 
 def methods_by_setting(comparison: Comparison) -> list[tuple[Mapping[str, Any], list[Method]]]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from fedsim.results.report.comparing.columns import Column
@@ -31,14 +31,20 @@ LATEX = {
     '"': "''",
     "±": r"$\pm$",
     "…": r"\ldots{}",
+    "†": r"$^{\dagger}$",
 }
 
 
 def as_csv(comparison: Comparison, columns: Sequence[Column]) -> str:
-    """Return the lines of `values_of`, with an apostrophe before a text that a spreadsheet would take for a formula."""
+    """Return the lines of `values_of`."""
+    return csv_text(values_of(comparison, columns))
+
+
+def csv_text(lines: Iterable[Sequence[str]]) -> str:
+    """Return lines as CSV, with an apostrophe before a text that a spreadsheet would take for a formula."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows(map(_cell, line) for line in values_of(comparison, columns))
+    writer.writerows(map(_cell, line) for line in lines)
     return buffer.getvalue()
 
 
@@ -86,10 +92,18 @@ def _count(key: str, name: str, row: Row) -> str:
     return str(getattr(value, name)) if value.is_known else ""
 
 
-def as_markdown(table: Table) -> str:
-    """Return a table as Markdown of GitHub's kind."""
+def as_markdown(table: Table, bold: Collection[tuple[int, int]] = ()) -> str:
+    """Return a table as Markdown of GitHub's kind.
+
+    Parameters
+    ----------
+    bold
+        Row and column of each cell in bold.
+    """
     lines = [table.headings, tuple("---:" if numeric else "---" for numeric in table.numeric), *table.rows]
     escaped = [list(map(_escape_markdown, line)) for line in lines]
+    for row, column in bold:
+        escaped[2 + row][column] = f"**{escaped[2 + row][column]}**"
     widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
     aligned = [
         [

@@ -1,6 +1,6 @@
 """Runs that differ only in their seed."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -69,15 +69,26 @@ def grouped(results: Sequence[Result], by: str | None = None) -> list[Group]:
     members: dict[str, list[Result]] = {}
     for result in results:
         members.setdefault(_setting(result, by) if by else result.setting, []).append(result)
-    if by and set(members) == {f"{by}=-"}:
-        known = sorted({key for result in results for key in flat(result.config.model_dump(mode="json"))})
-        near = get_close_matches(by, known, n=1) or [key for key in known if key.endswith(f".{by}")]
-        hint = f"did you mean {near[0]!r}?" if near else "for instance strategy.name or partition.alpha"
-        raise ConfigError(f"--by {by!r} is not a setting of these runs; {hint}")
     if by:
+        check_setting(results, by, "--by")
         return [Group(name, {}, runs) for name, runs in members.items()]
     settings = distinguishing_settings([runs[0] for runs in members.values()])
     return [Group(runs[0].strategy, each, runs) for runs, each in zip(members.values(), settings, strict=True)]
+
+
+def check_setting(results: Sequence[Result], key: str, option: str) -> None:
+    """Check that some runs have a setting.
+
+    Raises
+    ------
+    ConfigError
+        If none has.
+    """
+    if all(result.shown_settings.get(key, "-") == "-" for result in results):
+        known = sorted({each for result in results for each in flat(result.config.model_dump(mode="json"))})
+        near = get_close_matches(key, known, n=1) or [each for each in known if each.endswith(f".{key}")]
+        hint = f"did you mean {near[0]!r}?" if near else "for instance strategy.name or partition.alpha"
+        raise ConfigError(f"{option} {key!r} is not a setting of these runs; {hint}")
 
 
 def by_name(groups: Iterable[Group]) -> dict[str, Group]:
@@ -92,8 +103,20 @@ def by_name(groups: Iterable[Group]) -> dict[str, Group]:
 
 def registered_label(result: Result) -> str:
     """Return a run's strategy by its name in the settings, with the options that differ from their defaults."""
-    changed = [key.split(".")[1] for key in result.changed_settings if key.startswith("strategy.")]
-    return CATALOGUES["strategies"].registered_label(result.config.strategy, dict.fromkeys(changed))
+    return CATALOGUES["strategies"].registered_label(result.config.strategy, _changed_options(result))
+
+
+def label_without(result: Result, options: Collection[str]) -> str:
+    """Return a run's strategy as it is shown, as if some of its options had not been set."""
+    choice = result.config.strategy
+    left = {key: value for key, value in choice.model_dump().items() if key not in options}
+    changed = [key for key in _changed_options(result) if key not in options]
+    return CATALOGUES["strategies"].label(type(choice).model_validate(left), changed)
+
+
+def _changed_options(result: Result) -> list[str]:
+    keys = [key.split(".")[1] for key in result.changed_settings if key.startswith("strategy.")]
+    return list(dict.fromkeys(keys))
 
 
 def _setting(result: Result, key: str) -> str:

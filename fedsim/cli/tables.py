@@ -1,0 +1,70 @@
+"""The command about tables for papers: ``fedsim table``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fedsim.cli.actions import action
+from fedsim.cli.arguments import RunPaths, check_files
+from fedsim.cli.finished import Unfinished
+from fedsim.errors import ConfigError
+
+SUFFIXES = {".tex": "latex", ".md": "markdown", ".csv": "csv"}
+
+
+def table_command(
+    paths: RunPaths,
+    pivot: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SETTING",
+            help="Setting whose values are the columns, such as partition.alpha. Can be repeated (default: those in "
+            "which the runs differ).",
+        ),
+    ] = None,
+    column: Annotated[
+        str, typer.Option(metavar="NAME", help="Measure in the cells: a column of 'fedsim compare', by its name.")
+    ] = "personalised",
+    metric: Annotated[
+        str, typer.Option(metavar="METRIC", help="Metric of the measure, such as accuracy, loss or macro-f1.")
+    ] = "accuracy",
+    at: Annotated[
+        Literal["last", "best"],
+        typer.Option(help="Round of the measure: the last, or the best on the clients' validation data."),
+    ] = "last",
+    bold: Annotated[
+        Literal["best", "none"],
+        typer.Option(help="Mark the best of each column, and the methods that are not distinguishable from it."),
+    ] = "best",
+    spread: Annotated[
+        Literal["std", "interval", "none"],
+        typer.Option(
+            help="Spread behind the mean over the seeds: standard deviation, or half-width of the 95 % interval."
+        ),
+    ] = "std",
+    unfinished: Unfinished = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Write LaTeX (booktabs).")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write Markdown.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Write CSV, a line per cell, with full precision.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File to write, in the format of its ending: .tex, .md or .csv."),
+    ] = None,
+) -> None:
+    """Print a table for a paper: methods by the values of a setting, each a mean over the seeds with its spread."""
+    wanted = [name for name, is_wanted in (("latex", latex), ("markdown", markdown), ("csv", csv)) if is_wanted]
+    if len(wanted) > 1:
+        raise ConfigError(f"--{wanted[0]} and --{wanted[1]} exclude each other; give one of them")
+    kind = wanted[0] if wanted else SUFFIXES.get(out.suffix, "") if out else "text"
+    if not kind:
+        raise ConfigError(f"--out {out}: the file's name must end in {', '.join(SUFFIXES)}, or give --latex")
+    if out:
+        check_files({"--out": out})
+    settings = None if pivot is None else [each.strip() for text in pivot for each in text.split(",")]
+    question = {"metric": metric, "at": at, "unfinished": unfinished}
+    action("table")(paths, settings, column, question, spread, kind, out, marks=bold == "best")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"table": table_command}
