@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedlama": {"warm_up": 0},
     "llmc": {"shared": "body"},
     "pfedme": {"inner_steps": 2},
+    "pfedsim": {"warm_up": 1},
     "barrier_mix": {"personal_epochs": 2},  # with one, both models of a client may see the same batches
     "barrier_gated": {"measure": "drift"},  # barriers are measured by a whole run
     "hierarchical_average": {"shared": "body", "order": "nearest"},
@@ -174,6 +175,7 @@ MOVES_EQUAL_MODELS = {
     "fedadagrad": "the server steps by its own step size",
     "feddyn": "the server remembers what clients have moved",
     "fedlws": "the average shrinks",
+    "elastic": "equally sensitive clients move by tau",
 }
 
 

@@ -1,0 +1,87 @@
+"""Each client has a shift of its features, so that the shared ones have the same mean everywhere."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from fedsim.models.params import Params
+from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, NonNegative, Option, Sets, Step, Strategy
+
+CONSENSUS = "consensus"
+
+
+class FedDbeRule(ClientRule):
+    """Trains the set ``shift``, which is added to the features, with the model, once there is a ``consensus``."""
+
+    trained = ("shift",)
+    head: str
+    kappa: float
+
+    def prepare(self) -> None:
+        self._head = self.layers.group(self.head).layers[0]
+
+    def start(self, local: Local) -> Local:
+        zeros = torch.zeros_like(local.params[f"{self._head}.weight"][0])
+        return replace(local, sets={"shift": {"value": zeros}, **local.sets})
+
+    def loss(self, step: Step) -> Tensor:
+        logits, features = step.logits_and_features(step.params, self._head)
+        if CONSENSUS not in step.sets:
+            return step.loss_of(logits)
+        shifted = linear(step.sets["shift"]["value"], step.params[f"{self._head}.weight"])
+        shifted = shifted.view(-1, *[1] * (logits.dim() - 2))  # of sequences, classes are the second dimension
+        apart = features.flatten(0, -2).mean(0) - step.sets[CONSENSUS]["mean"]
+        return step.loss_of(logits + shifted) + self.kappa * 0.5 * apart.square().mean()
+
+    def finish(self, local: Local, started: Local) -> Finished:
+        kept = {"shift": local.sets["shift"]}
+        if CONSENSUS in started.sets:
+            return Finished(local.params, kept=kept)
+        with torch.no_grad():
+            mean = local.features(local.params, local.inputs, self._head).flatten(0, -2).double().mean(0)
+        return Finished(local.params, kept=kept, sent={"features": {"mean": mean}})
+
+    def personalised(self, local: Local) -> Params:
+        # A shift of the head's inputs is a shift of its bias.
+        weight, bias = (local.params[f"{self._head}.{kind}"] for kind in ("weight", "bias"))
+        return local.params | {f"{self._head}.bias": bias + weight @ local.sets["shift"]["value"]}
+
+
+class FedDbe(Strategy):
+    """Average all layers of clients that learn a shift of their features, towards one mean of all: FedDBE.
+
+    References
+    ----------
+    Zhang et al. 2023, Eliminating domain bias for federated learning in representation space, arXiv 2311.14975.
+
+    Notes
+    -----
+    The first round is FedAvg's; in it the clients send the mean of their features after training, whose mean by
+    examples is fixed from then on. Afterwards a client's logits are head(features + shift), and the squared distance of
+    the mini-batch's mean features from the fixed mean is added to its loss, half its mean over the features. This is
+    the paper's momentum mu = 1; PFLlib's defaults, kappa 0 and mu 0.1, switch the regulariser off. PFLlib trains one
+    epoch apart from the rounds for the fixed mean. What is evaluated has the shift in the bias of its head.
+    """
+
+    client_rule = FedDbeRule
+    head: str = Option("head", "Linear layer whose inputs are the features.")
+    kappa: NonNegative = Option(1.0, "Weight of the distance between means; the paper's grid goes up to 50.")
+
+    def prepare(self) -> None:
+        head = self.layers.group(self.head)
+        module = dict(self.model.named_modules()).get("".join(head.layers[:1]))
+        if len(head) != 1 or not isinstance(module, nn.Linear) or module.bias is None:
+            found = ", ".join(head) or "nothing"
+            raise ValueError(f"head = {self.head!r} is {found}; it must be a linear layer with a bias; name that layer")
+
+    def sets_for(self, server_round: int, client: int) -> Sets:
+        return {CONSENSUS: {"mean": self.memory["mean"]}} if self.memory else {}
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        if not self.memory:
+            mean = self.average(updates, of="features")["mean"]
+            self.memory["mean"] = mean.to(self.global_model[self.parameters[0]].dtype)
+        return self.average(updates)

@@ -1,0 +1,65 @@
+"""Bodies are averaged with those of clients whose heads are alike."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from fedsim.models.averaging import weighted_mean
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
+from fedsim.strategy import ClientUpdate, CountOrZero, Option, Strategy
+from strategies.parts import two_parts
+
+OWN = 0.9999  # similarity of a client to itself, as in FL-bench: 1 has no finite weight
+
+
+class PFedSim(Strategy):
+    """After some rounds of FedAvg, give each client the body of those whose heads are similar to its own: pFedSim.
+
+    References
+    ----------
+    Tan et al. 2023, pFedSim: similarity-aware model aggregation towards personalized federated learning,
+    arXiv 2305.15706.
+
+    Notes
+    -----
+    Client i's body is the mean of all clients' last bodies, weighted by -log(1 - s_ij), for the cosine s_ij of their
+    heads, at least 0. A similarity is computed anew for pairs that took part in the same round. From then on heads stay
+    with their clients, but travel up, as the similarities are read from them. The global model is the average of all.
+    """
+
+    head: str = Option("head", "Layers that are personal in the end, and from which similarity is read.")
+    warm_up: CountOrZero = Option(10, "Rounds of FedAvg before; the paper's is half of all.")
+
+    def prepare(self) -> None:
+        head, body = two_parts(self.layers, "head", self.head)
+        self._personal = head
+        self._head, self._body = self.layers.keys(head, buffers=False), self.keys(body)
+
+    def kept(self, server_round: int) -> LayerGroup:
+        return self._personal
+
+    def for_client(self, server_round: int, client: int) -> Params:
+        if server_round <= self.warm_up or str(client) not in self.memory.get("body", {}):
+            return super().for_client(server_round, client)
+        weights = {other: float(self.memory["weights"][client, int(other)]) for other in self.memory["body"]}
+        alike = [other for other in sorted(weights, key=int) if weights[other] > 0]
+        return weighted_mean(
+            [self.memory["body"][other] for other in alike], [weights[other] for other in alike], self.dtype
+        )
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        if "weights" not in self.memory:
+            self.memory["weights"] = -math.log(1 - OWN) * torch.eye(self.clients, dtype=torch.float64)
+        bodies = self.memory.setdefault("body", {})
+        for update in updates:
+            bodies[str(update.client)] = {key: update.shared[key] for key in self._body}
+        heads = [torch.cat([update.shared[key].double().flatten() for key in self._head]) for update in updates]
+        for i, one in enumerate(updates):
+            for j, other in enumerate(updates[:i]):
+                alike = float(cosine_similarity(heads[i], heads[j], dim=0).clamp(0, OWN))
+                for pair in ((one.client, other.client), (other.client, one.client)):
+                    self.memory["weights"][pair] = -math.log(1 - alike)
+        return self.average(updates)
