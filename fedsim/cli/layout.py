@@ -34,11 +34,14 @@ def columns_that_fit(text: "Table", width: int) -> list[int]:
         return list(every)
     left = width - 1 - _room_for_texts(text, labels, width)
     chosen: list[int] = []
+    last = None  # the priority of the first column that does not fit: only equal ones may follow
     for column in sorted((column for column in every if column not in labels), key=text.priorities.__getitem__):
         needed = GAP + (least_width(text, column) if text.numeric[column] else _least_label(text, column))
-        if needed <= left or not chosen:
+        if not chosen or (needed <= left and last in (None, text.priorities[column])):
             chosen.append(column)
             left -= needed
+        elif last is None:
+            last = text.priorities[column]
     return sorted(labels + chosen)
 
 

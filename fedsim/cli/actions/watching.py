@@ -29,6 +29,7 @@ from fedsim.training.metrics import format_metric, label
 FORMAT = 1  # of the JSON object; a key may be added without another number
 STATES: tuple[State, ...] = ("done", "running", "stopped", "failed", "damaged")
 EVERY_SECONDS = 1.0
+LINES = 33  # of the picture without a terminal
 
 
 def show_status(paths: Sequence[Path], *, as_json: bool = False) -> None:
@@ -150,9 +151,11 @@ def _picture(status: Status, curves: Curves, console: PlainConsole) -> Group:
 
 
 def _parts(status: Status, curves: Curves, console: PlainConsole) -> Iterator[Text]:
-    yield Text(printable(_line(status)))
+    line = Text(printable(_line(status)))
+    yield line
     # One line less than the terminal has, or the picture would scroll.
-    height = (console.height if console.is_terminal else 2 * 16 + 3) - 3
+    height = console.height - 1 if console.is_terminal else LINES
+    height -= len(line.wrap(console, console.width)) + bool(status.reason)
     charts = [chart for chart in SHOWN if any(curves.of(each) for each in chart.curves(status.metric))]
     if charts and height < 10 * len(charts):
         charts = charts[:1]
