@@ -33,7 +33,7 @@ def test_the_kind_of_a_group_is_in_its_name(group: str, kind: str) -> None:
 
 
 def test_two_clients_are_drawn_in_both_directions_with_the_full_model_first() -> None:
-    drawn = panels(maps(cases.barriers(), "loss", pairs=False))
+    drawn = panels(maps(cases.barriers(), "loss", pairs=False).figure())
     assert list(drawn) == [
         "the average into client 0, minus the models' mean loss",
         "the average into client 1, minus the models' mean loss",
@@ -47,7 +47,7 @@ def test_two_clients_are_drawn_in_both_directions_with_the_full_model_first() ->
 
 
 def test_more_clients_are_drawn_as_their_mean() -> None:
-    drawn = panels(maps(cases.barriers(bases=3, rounds=[4]), "error", pairs=False))
+    drawn = panels(maps(cases.barriers(bases=3, rounds=[4]), "error", pairs=False).figure())
     assert next(iter(drawn)) == "the average into each model, minus the models' mean error"
     assert next(iter(drawn.values()))[1] == pytest.approx(-4.11)  # percentage points
 
@@ -56,19 +56,21 @@ def test_pairs_are_drawn_where_they_are_nearest_to_halfway() -> None:
     rows = cases.barriers(ends=[(-1, 0.5), (-1, 1.0), (0, 0.2), (0, 0.6), (0, 1.0), (1, 0.2), (1, 0.6), (1, 1.0)])
     assert set(at_the_middle(rows, pairs=True)["t"]) == {0.6}
     assert set(at_the_middle(rows, pairs=False)["t"]) == {1.0}
-    drawn = panels(maps(rows, "loss", pairs=True))
+    drawn = panels(maps(rows, "loss", pairs=True).figure())
     assert next(iter(drawn)) == "client 1 into client 0, minus the models' mean loss"
     assert drawn["client 0 into client 1, minus the path's ends' loss"][0] == pytest.approx([210.62, 1010.62])
 
 
 def test_only_references_that_were_measured_are_drawn() -> None:
     rows = cases.barriers().drop(columns=["loss_mean_ends", "loss_swap_ends"])
-    assert {title.partition("minus ")[2] for title in panels(maps(rows, "loss", pairs=False))} == {"its own loss"}
+    assert {title.partition("minus ")[2] for title in panels(maps(rows, "loss", pairs=False).figure())} == {
+        "its own loss"
+    }
 
 
 def test_growing_groups_have_a_map_of_each_kind_in_the_order_of_k() -> None:
     groups = ["conv1", *(f"{kind}:{k}" for kind in ("deep", "shallow") for k in range(1, 12))]
-    figure = growing_maps(cases.barriers(bases=3, groups=groups), "loss")
+    figure = growing_maps(cases.barriers(bases=3, groups=groups), "loss").figure()
     drawn = panels(figure)
     assert list(drawn) == [
         "first k layers of the average into each model",
@@ -82,7 +84,7 @@ def test_growing_groups_have_a_map_of_each_kind_in_the_order_of_k() -> None:
 
 def test_windows_are_named_by_their_first_layer() -> None:
     groups = ["windows:2:a.0", "windows:2:a.1", "windows:3:a.0", "full"]
-    figure = window_maps(cases.barriers(bases=1, groups=groups), "error")
+    figure = window_maps(cases.barriers(bases=1, groups=groups), "error").figure()
     assert list(panels(figure)) == [
         "2 layers of the average into each model",
         "3 layers of the average into each model",
@@ -95,12 +97,12 @@ def test_paths_show_the_last_round_with_measured_bands_or_standard_errors() -> N
     rows = cases.barriers(ends=ends)
     assert has_paths(rows)
     assert not has_paths(cases.barriers())
-    [line, _] = lines(paths(rows, "loss"), "conv1")
+    [line, _] = lines(paths(rows, "loss").figure(), "conv1")
     assert line.get_label() == "client 1 into client 0"
     assert line.get_ydata() == pytest.approx([1003.0, 1003.25, 1004.0])
-    assert band(paths(rows, "loss"), "conv1") == pytest.approx((1003.0 - 1.96 * 0.5, 1014.0 + 1.96 * 0.5))
+    assert band(paths(rows, "loss").figure(), "conv1") == pytest.approx((1003.0 - 1.96 * 0.5, 1014.0 + 1.96 * 0.5))
     rows = rows.assign(loss_mean_ends_low=rows["loss_mean_ends"] - 1, loss_mean_ends_high=rows["loss_mean_ends"] + 3)
-    assert band(paths(rows, "loss"), "conv1") == pytest.approx((1002.0, 1017.0))
+    assert band(paths(rows, "loss").figure(), "conv1") == pytest.approx((1002.0, 1017.0))
 
 
 def lines(figure: Figure, group: str) -> list:

@@ -55,7 +55,7 @@ def cells(figure: Figure) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_connectivity_is_drawn_by_layer_in_forward_order_with_its_baseline() -> None:
-    drawn = panels(connectivity.connectivity(pd.concat([features(1), features(3)])))
+    drawn = panels(connectivity.connectivity(pd.concat([features(1), features(3)])).figure())
     assert list(drawn) == [  # nothing is known of additivity
         "1 - cosine, mean over the examples",
         "ratio of the two",
@@ -82,7 +82,7 @@ def test_connectivity_is_drawn_by_layer_in_forward_order_with_its_baseline() -> 
 
 
 def test_the_ratio_is_mapped_by_layer_and_round() -> None:
-    [(title, values)] = cells(connectivity.ratios(pd.concat([features(1), features(3)]))).items()
+    [(title, values)] = cells(connectivity.ratios(pd.concat([features(1), features(3)])).figure()).items()
     assert title == "1 - cosine of mixed model and mix, over that of the two"
     assert values == pytest.approx(np.outer([1, 2, 3], [1, 3]) * 0.02 / 0.4)  # without the average of all
 
@@ -125,7 +125,7 @@ def test_cka_is_the_mean_over_the_pairs_by_layer_and_round() -> None:
         for other in (1, 2)
         for number in (1, 2)
     )
-    [values] = cells(connectivity.cka(rows)).values()
+    [values] = cells(connectivity.cka(rows).figure()).values()
     assert values == pytest.approx(np.array([[0.4, 0.5]] * 3))
 
 
@@ -140,17 +140,17 @@ def spectra() -> pd.DataFrame:
 
 
 def test_stable_ranks_of_the_models_and_of_their_average_are_mapped() -> None:
-    drawn = cells(connectivity.stable_ranks(spectra()))
+    drawn = cells(connectivity.stable_ranks(spectra()).figure())
     assert drawn["models, mean"] == pytest.approx(np.array([[3.5, 4.5]] * 2))
     assert drawn["their average"] == pytest.approx(np.array([[2.0, 3.0]] * 2))
-    of_checkpoints = connectivity.stable_ranks(spectra().query("round == 1"), "base_name")
+    of_checkpoints = connectivity.stable_ranks(spectra().query("round == 1"), "base_name").figure()
     [values] = cells(of_checkpoints).values()
     assert values == pytest.approx(np.array([[2.0, 3.0, 4.0]] * 2))
     assert [label.get_text() for label in of_checkpoints.axes[0].get_xticklabels()] == ["average", "b.pt", "a.pt"]
 
 
 def test_singular_values_are_drawn_over_the_largest_on_two_logarithmic_scales() -> None:
-    figure = connectivity.spectra(spectra())
+    figure = connectivity.spectra(spectra()).figure()
     axes = panels(figure)["zeta"]
     drawn = curves(axes)
     assert drawn["models, mean"] == pytest.approx([1.0, 0.375, 0.175])
@@ -198,7 +198,7 @@ def test_a_logarithmic_scale_has_some_numbers_and_none_for_minor_ticks(values: t
 
 def test_equal_models_have_nothing_on_a_logarithmic_scale() -> None:
     rows = features().assign(cosine=1.0, cosine_ends=1.0, ratio=np.nan)
-    assert save(connectivity.connectivity(rows), "svg").startswith(b"<?xml")
+    assert save(connectivity.connectivity(rows).figure(), "svg").startswith(b"<?xml")
 
 
 def test_a_single_model_is_matched_to_nothing_and_has_no_section() -> None:

@@ -15,6 +15,7 @@ from fedsim.training.metrics import label, metric_of
 
 SIZE, ENTROPY = "training examples", "label entropy (nats)"
 WIDTH, HALF, HEIGHT, BELOW = 640, 280, 260, 160  # pixels
+MIDDLE = "#808080"  # which can be told from a light and from a dark page
 MOST_LETTERS = 60  # of names that stand side by side
 
 
@@ -39,7 +40,7 @@ def client_explorer(
     clicked = alt.selection_point("client", fields=["k"], empty=False, value=[{"k": lowest}])
     chosen = alt.hconcat(_labels(found, clicked), _curve(found, distinct(list(groups), 60), metric, clicked))
     scatter = _scatter(points, list(groups.values()), metric, clicked, over)
-    return alt.vconcat(scatter, chosen, spacing=24).resolve_scale(color="independent")
+    return alt.vconcat(scatter, chosen, spacing=24).resolve_scale(color="independent", shape="independent")
 
 
 def _scatter(
@@ -72,7 +73,11 @@ def _scatter(
                 scale=alt.Scale(domain=methods, range=colours),
                 legend=alt.Legend(title=None) if len(methods) > 1 else None,
             ),
-            **({"shape": alt.Shape("z_name:N", sort=situations, legend=alt.Legend(title=None))} if several else {}),
+            **(
+                {"shape": alt.Shape("z_name:N", sort=situations, legend=alt.Legend(title=None, symbolFillColor=MIDDLE))}
+                if several
+                else {}
+            ),
             opacity=alt.condition(isolated, alt.value(0.8), alt.value(0.08)),
             stroke=alt.condition(clicked, alt.value(COLOURS[1]), alt.value("transparent")),
             strokeWidth=alt.condition(clicked, alt.value(3), alt.value(0)),
@@ -92,7 +97,7 @@ def _scatter(
     )
     # An axis cannot take its title from a switch.
     axis = (
-        alt.Chart({"values": [{}]})
+        alt.Chart({"values": [{"z": 0}]})
         .transform_calculate(t="against")
         .mark_text(fontSize=11, fontWeight="bold", align="right", baseline="top")
         .encode(x=alt.value("width"), y=alt.value(HEIGHT + 22), text="t:N")

@@ -1,4 +1,4 @@
-"""Data of charts in few letters: numbers for names, and fewer rounds where there are many."""
+"""Data of charts as a page holds them, which writes each name once, with fewer rounds where there are many."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,23 +13,17 @@ MOST_ROWS = 5_000  # of one chart, so that a page with several of them stays wit
 
 
 def chart_of(rows: pd.DataFrame, **names: Sequence[str]) -> alt.Chart:
-    """Return a chart of rows that looks up the names of its numbers: those of the column ``l`` as ``l_name``."""
-    chart = alt.Chart(values_of(rows))
-    for field, texts in names.items():
-        used = [{field: int(number), f"{field}_name": texts[int(number)]} for number in sorted(set(rows[field]))]
-        data = alt.LookupData(data={"values": used}, key=field, fields=[f"{field}_name"])
-        chart = chart.transform_lookup(lookup=field, from_=data)
-    return chart
+    """Return a chart of rows with the names of its numbers: those of the column ``l`` as ``l_name``."""
+    named = {f"{field}_name": [texts[int(number)] for number in rows[field]] for field, texts in names.items()}
+    return alt.Chart(values_of(rows.assign(**named)))
 
 
-def values_of(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return rows as the data of a chart; numbers that are not finite are null.
+def values_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows as the data of a chart; Altair writes null for numbers that are not finite.
 
-    Not as an object of Altair, which would compare each row with the schema.
+    As a table, which Altair neither copies nor compares with its schema for each chart that is made of it.
     """
-    known = rows.replace([np.inf, -np.inf], np.nan)
-    cells = known.astype(object).where(known.notna(), None).to_dict("records")
-    return {"values": [{str(name): value for name, value in row.items()} for row in cells]}
+    return rows.reset_index(drop=True)
 
 
 def significant(values: Iterable[float], digits: int = 4) -> list[Any]:
@@ -56,3 +50,8 @@ def distinct(names: Sequence[object], length: int = 24) -> list[str]:
         alike = sum(each == text or each.startswith(f"{text} #") for each in shown)
         shown.append(f"{text} #{alike + 1}" if alike else text)
     return shown
+
+
+def scale_of(*, log: bool, **options: Any) -> alt.Scale:
+    """Return a scale that fits its values, with or without 0."""
+    return alt.Scale(type="log", **options) if log else alt.Scale(zero=False, **options)

@@ -164,6 +164,12 @@ def cost_sentence(costs: LayerCosts, server_round: int | None = None) -> str:
     return f"{cost_claims(costs, last)} ({level_of(costs)}, after round {last})."
 
 
+def shows_anything(costs: LayerCosts, server_round: int) -> bool:
+    """Tell whether the interval of any layer excludes 0 in a round."""
+    rows = costs.rows[(costs.rows["round"] == server_round) & (costs.rows["layer"] != FULL)]
+    return bool(((rows["low"] > 0) | (rows["high"] < 0)).any())
+
+
 def level_of(costs: LayerCosts) -> str:
     """Return what the intervals of a sentence are."""
     return f"95 % intervals over {costs.over}, on {WHERE[costs.view]}"

@@ -14,11 +14,11 @@ from fedsim.results.report.comparing.units import format_bytes
 from fedsim.results.report.drawing.heat_maps import colour_limit
 from fedsim.results.report.palette import DIVERGING
 
-HEIGHT = 104  # pixels of one strip with its name
+HEIGHT = 122  # pixels of one strip with its name
 MOST_STRIPS = 30
 THINNEST, WIDEST = 0.012, 0.06  # share of the width that a layer has at least, of many layers and of few
-# Where a strip has its name, its layers, and the intervals, from its top (0) to its bottom (1).
-TITLE, TOP, BOTTOM, HIGHEST, LOWEST = 0.13, 0.22, 0.54, 0.60, 0.95
+# Where a strip has its name, the cost of all layers, each layer, and the intervals, from its top (0) to its bottom (1).
+TITLE, TOGETHER, TOP, BOTTOM, HIGHEST, LOWEST = 0.1, 0.22, 0.3, 0.58, 0.64, 0.95
 NUMBER = 36  # pixels that a number takes
 WHITE_FROM = 0.6  # share of the colour's limit from which letters on it are white
 LOSS = {
@@ -249,11 +249,11 @@ def _titles(
     together = together.transform_filter("datum.r <= round && round <= datum.e") if at is not None else together
     together = (
         together.transform_calculate(
-            y=f"datum.g + {TITLE}",
-            t="'all together ' + format(datum.m, '+.2f') + (isValid(datum.a) ? "
+            y=f"datum.g + {TOGETHER}",
+            t="'all layers together ' + format(datum.m, '+.2f') + (isValid(datum.a) ? "
             "' (' + format(datum.a, '+.2f') + ' to ' + format(datum.b, '+.2f') + ')' : '')",
         )
-        .mark_text(align="right", fontSize=11)
-        .encode(x=alt.value("width"), y=y, text="t:N")
+        .mark_text(align="left", fontSize=11)
+        .encode(x=alt.value(0), y=y, text="t:N")
     )
     return [name, together]

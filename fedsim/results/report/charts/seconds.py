@@ -107,7 +107,7 @@ def run_seconds(seconds: Mapping[str, pd.Series]) -> alt.Chart | None:
                 scale=alt.Scale(domain=names),
                 axis=alt.Axis(labelLimit=220),
             ),
-            x=alt.X("v:Q", title="wall seconds of all rounds, mean over seeds"),
+            x=alt.X("v:Q", title="seconds, mean over seeds"),
             color=_part_colour(parts),
             order="o:Q",
             tooltip=[

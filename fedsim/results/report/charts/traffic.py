@@ -82,7 +82,7 @@ def _of_one(rows: pd.DataFrame, bytes_of: Mapping[str, pd.DataFrame]) -> alt.Cha
         .mark_bar()
         .encode(
             y=alt.Y("l_name:N", title=None, sort=alt.EncodingSortField("l", op="min")),
-            x=_bytes_axis("bytes, all clients and rounds"),
+            x=_bytes_axis("bytes of all rounds"),
             color=alt.Color("d_name:N", title=None, scale=_direction_scale(), legend=alt.Legend(orient="top")),
             order="d:Q",
             tooltip=_tooltip(l="layer", d="direction"),
@@ -109,7 +109,7 @@ def _of_several(rows: pd.DataFrame, bytes_of: Mapping[str, pd.DataFrame]) -> alt
                 axis=alt.Axis(labelLimit=220),
                 scale=alt.Scale(domain=runs),
             ),
-            x=_bytes_axis("bytes of all clients and rounds, mean over seeds"),
+            x=_bytes_axis("bytes, mean over seeds"),
             color=alt.Color(
                 "l_name:N",
                 scale=alt.Scale(domain=layers, range=_depths(len(layers))),

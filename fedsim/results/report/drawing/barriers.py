@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from fedsim.analysis.mixing.names import AVERAGE, kind_of
 from fedsim.results.measured import CLIENTS, scale_of
-from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
-from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
+from fedsim.results.report.drawing.heat_maps import HeatMaps, Quantity
+from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples
 
 GROWING_TEXTS = {"shallow": "first k layers", "deep": "last k layers", "random": "k layers in random order"}
 REFERENCES = {
@@ -66,8 +65,8 @@ def directions(rows: pd.DataFrame, name: Name = client_name) -> dict[str, pd.Dat
     return {f"{name(others[base])} into {name(base)}": rows[rows["base"] == base] for base in bases}
 
 
-def maps(rows: pd.DataFrame, metric: str, *, pairs: bool) -> Figure:
-    """Draw barriers by group and round, against two references; of two clients in both directions.
+def maps(rows: pd.DataFrame, metric: str, *, pairs: bool) -> HeatMaps:
+    """Return barriers by group and round, against two references; of two clients in both directions.
 
     On each client's own data there is one reference, the client's own model.
 
@@ -88,16 +87,16 @@ def maps(rows: pd.DataFrame, metric: str, *, pairs: bool) -> Figure:
         for reference in references
         for direction, part in directions(chosen).items()
     }
-    return heat_maps(tables, quantity(metric, rows), across=2)
+    return HeatMaps(tables, quantity(metric, rows), across=2)
 
 
-def growing_maps(rows: pd.DataFrame, metric: str) -> Figure:
-    """Draw the barriers of the first, last and random k layers by k and round."""
+def growing_maps(rows: pd.DataFrame, metric: str) -> HeatMaps:
+    """Return the barriers of the first, last and random k layers by k and round."""
     return _maps_by_kind(rows, metric, GROWING_TEXTS, "k", int)
 
 
-def window_maps(rows: pd.DataFrame, metric: str) -> Figure:
-    """Draw the barriers of each k consecutive layers by the first of them and by round."""
+def window_maps(rows: pd.DataFrame, metric: str) -> HeatMaps:
+    """Return the barriers of each k consecutive layers by the first of them and by round."""
     kinds = [kind for kind in rows["group"].map(kind_of).unique() if kind.startswith("windows:")]
     texts = {kind: f"{kind.removeprefix('windows:')} layers" for kind in kinds}
     return _maps_by_kind(rows, metric, texts, "first layer", str)
@@ -105,7 +104,7 @@ def window_maps(rows: pd.DataFrame, metric: str) -> Figure:
 
 def _maps_by_kind(
     rows: pd.DataFrame, metric: str, kinds: Mapping[str, str], what: str, label: Callable[[str], int | str]
-) -> Figure:
+) -> HeatMaps:
     chosen = rows_of_kind(rows, *kinds)
     against_average = (chosen["other"] == AVERAGE).any()
     chosen = at_the_middle(chosen, pairs=not against_average)
@@ -118,7 +117,7 @@ def _maps_by_kind(
                 tables[f"{text} of {direction}"] = table.set_axis(
                     [label(g.removeprefix(f"{kind}:")) for g in table.index]
                 )
-    return heat_maps(tables, quantity(metric, rows), across=2, rows=what)
+    return HeatMaps(tables, quantity(metric, rows), across=2, rows=what)
 
 
 def first_reference(rows: pd.DataFrame, metric: str) -> str:
@@ -137,8 +136,8 @@ def has_paths(rows: pd.DataFrame) -> bool:
     return bool((_last_round(rows).groupby(["group", "base", "other"])["t"].nunique() > 2).any())
 
 
-def paths(rows: pd.DataFrame, metric: str, name: Name = client_name) -> Figure:
-    """Draw the metric of the mixed models along their paths, by group, in the last round, with bands.
+def paths(rows: pd.DataFrame, metric: str, name: Name = client_name) -> SmallMultiples:
+    """Return the metric of the mixed models along their paths, by group, in the last round, with bands.
 
     Bands are those that were measured, or 1.96 standard errors; that of a mean over models is the mean of theirs,
     which is at least as wide as it must be.
@@ -156,7 +155,7 @@ def paths(rows: pd.DataFrame, metric: str, name: Name = client_name) -> Figure:
         ]
     factor, words = scale_of(metric, rows)
     unit = f"{metric} ({'%' if factor == 100 else words})"
-    return small_multiples(panels, "t: from the model itself (0) to the other's layers (1)", unit)
+    return SmallMultiples(panels, "t: from the model itself (0) to the other's layers (1)", unit)
 
 
 def _last_round(rows: pd.DataFrame) -> pd.DataFrame:
@@ -175,8 +174,8 @@ def _with_band(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     return factor * bounds.groupby(rows["t"]).mean()
 
 
-def compared_barriers(tables: Mapping[str, pd.DataFrame], metric: str) -> Figure:
-    """Draw the barriers of several runs, of clients with the average's layers, on one scale.
+def compared_barriers(tables: Mapping[str, pd.DataFrame], metric: str) -> HeatMaps:
+    """Return the barriers of several runs, of clients with the average's layers, on one scale.
 
     Parameters
     ----------
@@ -188,4 +187,4 @@ def compared_barriers(tables: Mapping[str, pd.DataFrame], metric: str) -> Figure
         column = f"{metric}_{first_reference(rows, metric)}"
         drawn[name] = barrier_table(at_the_middle(rows_of_kind(rows, ""), pairs=False), column)
     every = pd.concat([rows.iloc[:1] for rows in tables.values()])
-    return heat_maps(drawn, quantity(metric, every), across=2)
+    return HeatMaps(drawn, quantity(metric, every), across=2)

@@ -31,7 +31,7 @@ def checkpoint_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Fi
     for metric in ("loss", "error"):
         figures[f"barriers-{metric}"] = heat_map(rows, names, metric)
         if has_paths(rows[rows["group"].map(kind_of) == ""]):
-            figures[f"paths-{metric}"] = paths(rows, metric, lambda index: _name(index, names))
+            figures[f"paths-{metric}"] = paths(rows, metric, lambda index: _name(index, names)).figure()
     return figures
 
 
@@ -58,17 +58,19 @@ def feature_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """
     figures = {}
     if "connectivity" in tables:
-        figures["connectivity"] = connectivity.connectivity(connectivity.halfway(tables["connectivity"]))
+        figures["connectivity"] = connectivity.connectivity(connectivity.halfway(tables["connectivity"])).figure()
     if "stitching" in tables:
-        figures["stitching"] = connectivity.stitching(tables["stitching"])
+        figures["stitching"] = connectivity.stitching(tables["stitching"]).figure()
     if "cka" in tables:
         rows = tables["cka"]
-        figures["cka"] = connectivity.cka(rows.assign(ends=rows["base_name"] + ", " + rows["other_name"]), "ends")
+        figures["cka"] = connectivity.cka(
+            rows.assign(ends=rows["base_name"] + ", " + rows["other_name"]), "ends"
+        ).figure()
     if "spectra" in tables:
-        figures["stable-rank"] = connectivity.stable_ranks(tables["spectra"], "base_name")
-        figures["spectra"] = connectivity.spectra(tables["spectra"])
+        figures["stable-rank"] = connectivity.stable_ranks(tables["spectra"], "base_name").figure()
+        figures["spectra"] = connectivity.spectra(tables["spectra"]).figure()
     if "matching" in tables:
-        figures["matching"] = connectivity.matching(tables["matching"], "base_name")
+        figures["matching"] = connectivity.matching(tables["matching"], "base_name").figure()
     return figures
 
 

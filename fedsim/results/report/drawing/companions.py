@@ -2,23 +2,20 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from fedsim.results.measured import scale_of
 from fedsim.results.report.drawing.barriers import barrier_table, quantity
-from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
-from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
-from fedsim.results.report.drawing.style import STYLE, WIDTH, draw_line, legend_outside, round_axis
+from fedsim.results.report.drawing.heat_maps import HeatMaps, Quantity
+from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples
 
 # Labels and places of the directions: one that is absent does not change the others' colours.
 ROBUSTNESS = {"average": "averaging direction", "random": "random, equal norm (± std over draws)"}
 
 
-def robustness(rows: pd.DataFrame, metric: str) -> Figure:
-    """Draw by group the cost of moving towards the average, and in random directions of equal norm.
+def robustness(rows: pd.DataFrame, metric: str) -> SmallMultiples:
+    """Return by group the cost of moving towards the average, and in random directions of equal norm.
 
     Parameters
     ----------
@@ -30,72 +27,68 @@ def robustness(rows: pd.DataFrame, metric: str) -> Figure:
         group: [Curve(each.label, _from_zero(each.points), each.number) for each in curves]
         for group, curves in _by_group(rows, ROBUSTNESS, "t", f"{metric}_own_base", metric).items()
     }
-    return small_multiples(panels, "t: share of the distance", _more(metric, rows))
+    return SmallMultiples(panels, "t: share of the distance", _more(metric, rows))
 
 
-def robustness_map(rows: pd.DataFrame, metric: str) -> Figure:
-    """Draw by group and round how much more the direction of the average costs than random ones of equal norm."""
+def robustness_map(rows: pd.DataFrame, metric: str) -> HeatMaps:
+    """Return by group and round how much more the direction of the average costs than random ones of equal norm."""
     rows = rows[rows["t"] == rows["t"].max()]
     column = f"{metric}_own_base"
     average, random = (barrier_table(rows[rows["direction"] == each], column) for each in ("average", "random"))
     tables = {"averaging direction": average, "averaging direction,\nminus random directions": average - random}
-    return heat_maps(tables, quantity(metric, rows, "minus its own"), across=2)
+    return HeatMaps(tables, quantity(metric, rows, "minus its own"), across=2)
 
 
-def distances(rows: pd.DataFrame) -> Figure:
-    """Draw by group and round the distances of clients from their partners, relative to the layer's norm."""
-    return heat_maps(
+def distances(rows: pd.DataFrame) -> HeatMaps:
+    """Return by group and round the distances of clients from their partners, relative to the layer's norm."""
+    return HeatMaps(
         {"L2 distance over the norm of the client's own layer": barrier_table(rows, "distance_relative")},
         Quantity("relative distance", signed=False),
     )
 
 
-def cosines(rows: pd.DataFrame) -> Figure:
-    """Draw by group and round the cosines between models' weights, and between their displacements from the start."""
+def cosines(rows: pd.DataFrame) -> HeatMaps:
+    """Return by group and round the cosines between models' weights, and between their displacements from the start."""
     texts = {"cosine": "weights", "cosine_from_start": "displacements from the round's start"}
     tables = {text: barrier_table(rows, column) for column, text in texts.items() if column in rows}
-    return heat_maps(tables, Quantity("cosine"), across=2)
+    return HeatMaps(tables, Quantity("cosine"), across=2)
 
 
-def criticality(rows: pd.DataFrame) -> Figure:
-    """Draw by group and round the cost of resetting a layer to the start of the round."""
+def criticality(rows: pd.DataFrame) -> HeatMaps:
+    """Return by group and round the cost of resetting a layer to the start of the round."""
     table = barrier_table(rows, "loss_own_base")
-    return heat_maps({"layer reset to the round's start, minus own loss": table}, quantity("loss", rows, "difference"))
+    return HeatMaps({"layer reset to the round's start, minus own loss": table}, quantity("loss", rows, "difference"))
 
 
-def interaction(rows: pd.DataFrame) -> Figure:
-    """Draw the interaction of each pair of layers in the last round."""
+def interaction(rows: pd.DataFrame) -> HeatMaps:
+    """Return the interaction of each pair of layers in the last round."""
     pairs = rows[(rows["first"] != "") & (rows["round"] == rows["round"].max())]
     names = list(dict.fromkeys([*pairs["first"], *pairs["second"]]))
     half = pairs.pivot_table(index="first", columns="second", values="loss_interaction", sort=False)
     half = half.reindex(index=names, columns=names)
     both = half.combine_first(half.T).loc[names, names]
-    return heat_maps({"both layers minus each alone": both}, quantity("loss", rows, "interaction"), columns="")
+    return HeatMaps({"both layers minus each alone": both}, quantity("loss", rows, "interaction"), columns="")
 
 
-def unexplained(rows: pd.DataFrame) -> Figure:
-    """Draw over the rounds the full barrier minus the sum of the single ones."""
+def unexplained(rows: pd.DataFrame) -> SmallMultiples:
+    """Return over the rounds the full barrier minus the sum of the single ones."""
     whole = rows[rows["first"] == ""].groupby("round")[["loss_interaction", "loss_interaction_se"]].mean()
     value, half = whole["loss_interaction"], 1.96 * whole["loss_interaction_se"]
     points = pd.DataFrame({"value": value, "low": value - half, "high": value + half})
-    figure = small_multiples({"full": [Curve("full minus the single layers", points, 0)]}, "", "loss (nats)")
-    round_axis(figure.axes[0])
-    return figure
+    panels = {"full": [Curve("full minus the single layers", points, 0)]}
+    return SmallMultiples(panels, "round", "loss (nats)", of_rounds=True)
 
 
-def similarity(rows: pd.DataFrame) -> Figure:
-    """Draw over the rounds how often the models of two clients agree."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
-        axes = figure.subplots()
-        texts = {"same_class": "same most likely class", "same_probability": "equal probabilities (to 1e-4)"}
-        for number, (column, text) in enumerate(texts.items()):
-            draw_line(axes, rows.groupby("round")[column].mean(), text, number)
-        axes.set_ylim(-0.02, 1.02)
-        round_axis(axes)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        legend_outside(figure, axes)
-        return figure
+def similarity(rows: pd.DataFrame) -> SmallMultiples:
+    """Return over the rounds how often the models of two clients agree."""
+    texts = {"same_class": "same most likely class", "same_probability": "equal probabilities (to 1e-4)"}
+    curves = [
+        Curve(
+            text, pd.DataFrame({"value": 100 * rows.groupby("round")[column].mean(), "low": np.nan, "high": np.nan}), k
+        )
+        for k, (column, text) in enumerate(texts.items())
+    ]
+    return SmallMultiples({"": curves}, "round", "share of the examples (%)", of_rounds=True)
 
 
 def _by_group(

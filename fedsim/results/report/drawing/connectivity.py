@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.results.measured import scale_of
 from fedsim.results.report.drawing.barriers import barrier_table
-from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
-from fedsim.results.report.drawing.layer_curves import LayerPanel, layer_curves, spread
-from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
+from fedsim.results.report.drawing.heat_maps import HeatMaps, Quantity
+from fedsim.results.report.drawing.layer_curves import LayerCurves, LayerPanel, spread
+from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples
 
 # Singular values below this share of the largest are left out.
 SMALLEST_SHARE = 1e-4
@@ -31,8 +30,8 @@ def halfway(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["base"] == AVERAGE) | (apart == apart[rows["base"] != AVERAGE].min())]
 
 
-def connectivity(rows: pd.DataFrame) -> Figure:
-    """Draw by layer whether features of mixed models are mixes of features, and why, in the last round.
+def connectivity(rows: pd.DataFrame) -> LayerCurves:
+    """Return by layer whether features of mixed models are mixes of features, and why, in the last round.
 
     Parameters
     ----------
@@ -54,7 +53,7 @@ def connectivity(rows: pd.DataFrame) -> Figure:
             log=True,
         ),
     ]
-    return layer_curves(panels)
+    return LayerCurves(panels)
 
 
 def _angles(each: pd.DataFrame, all_of_them: pd.DataFrame) -> Iterator[Curve]:
@@ -81,20 +80,20 @@ def _commutativity(rows: pd.DataFrame) -> Iterator[Curve]:
         yield Curve(text, spread(rows, rows[column]), number)
 
 
-def ratios(rows: pd.DataFrame) -> Figure:
-    """Draw by layer and round the distance of mixed features from the mix, relative to that of the models."""
+def ratios(rows: pd.DataFrame) -> HeatMaps:
+    """Return by layer and round the distance of mixed features from the mix, relative to that of the models."""
     table = _table(rows[rows["base"] != AVERAGE], "ratio")
-    return heat_maps({"1 - cosine of mixed model and mix, over that of the two": table}, Quantity("ratio", 1.0, False))
+    return HeatMaps({"1 - cosine of mixed model and mix, over that of the two": table}, Quantity("ratio", 1.0, False))
 
 
-def stitching(rows: pd.DataFrame) -> Figure:
-    """Draw by layer the loss and error of models whose later layers come from another one, in the last round."""
+def stitching(rows: pd.DataFrame) -> LayerCurves:
+    """Return by layer the loss and error of models whose later layers come from another one, in the last round."""
     rows = last_round(rows)
     units = {}
     for metric in ("loss", "error"):
         factor, unit = scale_of(metric, rows)
         units[metric] = f"{metric} ({'%' if factor == 100 else unit})", factor
-    return layer_curves(
+    return LayerCurves(
         [
             LayerPanel(
                 title,
@@ -108,40 +107,40 @@ def stitching(rows: pd.DataFrame) -> Figure:
     )
 
 
-def cka(rows: pd.DataFrame, over: str = "round") -> Figure:
-    """Draw by layer and round, or another column, how similar the features of two models are up to a rotation."""
-    return heat_maps(
+def cka(rows: pd.DataFrame, over: str = "round") -> HeatMaps:
+    """Return by layer and round, or another column, how similar the features of two models are up to a rotation."""
+    return HeatMaps(
         {"linear CKA of two models' features": _table(rows, "cka", over)},
         Quantity("CKA", signed=False),
         columns=over if over == "round" else "",
     )
 
 
-def stable_ranks(rows: pd.DataFrame, over: str = "round") -> Figure:
-    """Draw by layer and round, or another column, how many directions the weights span."""
+def stable_ranks(rows: pd.DataFrame, over: str = "round") -> HeatMaps:
+    """Return by layer and round, or another column, how many directions the weights span."""
     parts = {text: part for text, part, _ in _models(rows)} if over == "round" else {"models and their average": rows}
     tables = {text: _table(part, "stable_rank", over) for text, part in parts.items()}
-    return heat_maps(tables, Quantity("stable rank", signed=False), across=2, columns=over if over == "round" else "")
+    return HeatMaps(tables, Quantity("stable rank", signed=False), across=2, columns=over if over == "round" else "")
 
 
-def spectra(rows: pd.DataFrame) -> Figure:
-    """Draw by layer the singular values, relative to the largest, in the last round."""
+def spectra(rows: pd.DataFrame) -> SmallMultiples:
+    """Return by layer the singular values, relative to the largest, in the last round."""
     rows = last_round(rows)
     panels: dict[str, list[Curve]] = {}
     for text, part, number in _models(rows):
         for layer, of_layer in part.groupby("layer", sort=False):
             panels.setdefault(str(layer), []).append(Curve(text, _shares(of_layer), number))
-    return small_multiples(panels, "number of the singular value", "share of the largest", log=True, log_y=True)
+    return SmallMultiples(panels, "number of the singular value", "share of the largest", log=True, log_y=True)
 
 
-def matching(rows: pd.DataFrame, over: str = "round") -> Figure:
-    """Draw by order of units and round, or another column, the share of them that moved.
+def matching(rows: pd.DataFrame, over: str = "round") -> HeatMaps:
+    """Return by order of units and round, or another column, the share of them that moved.
 
     The units of the first model stay in place and are left out.
     """
     matched = without_first(rows)
     named = matched.assign(layer=matched["order"] + " (" + matched["units"].astype(str) + ")")
-    return heat_maps(
+    return HeatMaps(
         {"units in another place": _table(named, "moved", over)},
         Quantity("share of units (%)", 100.0, signed=False),
         columns=over if over == "round" else "",

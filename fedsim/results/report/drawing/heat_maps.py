@@ -36,6 +36,21 @@ class Quantity:
     signed: bool = True
 
 
+@dataclass(frozen=True)
+class HeatMaps:
+    """What `heat_maps` draws; a page shows the same as a chart."""
+
+    tables: Mapping[str, pd.DataFrame]
+    quantity: Quantity
+    across: int = 1
+    columns: str = "round"
+    rows: str = ""
+
+    def figure(self) -> Figure:
+        """Draw it for a file."""
+        return heat_maps(self.tables, self.quantity, across=self.across, columns=self.columns, rows=self.rows)
+
+
 def heat_maps(
     tables: Mapping[str, pd.DataFrame], quantity: Quantity, *, across: int = 1, columns: str = "round", rows: str = ""
 ) -> Figure:

@@ -43,6 +43,17 @@ class LayerPanel:
     mark: float | None = None
 
 
+@dataclass(frozen=True)
+class LayerCurves:
+    """What `layer_curves` draws; a page shows the same as a chart."""
+
+    panels: Sequence[LayerPanel]
+
+    def figure(self) -> Figure:
+        """Draw it for a file."""
+        return layer_curves(self.panels)
+
+
 def spread(rows: pd.DataFrame, values: pd.Series, factor: float = 1.0) -> pd.DataFrame:
     """Return by layer, in the rows' order, the mean of values, with the smallest and the largest as its band."""
     grouped = (factor * values).groupby(rows["layer"], sort=False)

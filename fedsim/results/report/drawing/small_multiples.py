@@ -22,6 +22,7 @@ from fedsim.results.report.drawing.style import (
     line_style,
     log_scale,
     log_values,
+    round_axis,
     short,
 )
 
@@ -47,6 +48,31 @@ class Curve:
     number: int
 
 
+@dataclass(frozen=True)
+class SmallMultiples:
+    """What `small_multiples` draws; a page shows the same as a chart.
+
+    Parameters
+    ----------
+    of_rounds
+        Whether positions are rounds.
+    """
+
+    panels: Mapping[str, Sequence[Curve]]
+    x: str
+    y: str
+    log: bool = False
+    log_y: bool = False
+    of_rounds: bool = False
+
+    def figure(self) -> Figure:
+        """Draw it for a file."""
+        figure = small_multiples(self.panels, "" if self.of_rounds else self.x, self.y, log=self.log, log_y=self.log_y)
+        for axes in figure.axes if self.of_rounds else ():
+            round_axis(axes)
+        return figure
+
+
 def small_multiples(
     panels: Mapping[str, Sequence[Curve]], x: str, y: str, *, log: bool = False, log_y: bool = False
 ) -> Figure:
@@ -61,7 +87,7 @@ def small_multiples(
     log, log_y
         Whether positions, and values, are on a logarithmic scale.
     """
-    kept = _most_moving(panels)
+    kept = most_moving(panels)
     across = min(ACROSS, len(kept))
     lines = -(-len(kept) // across)
     limits = _limits([curve for group, curves in kept.items() if group != "full" for curve in curves], log_y)
@@ -109,7 +135,8 @@ def _draw(axes: Axes, curve: Curve) -> None:
     )
 
 
-def _most_moving(panels: Mapping[str, Sequence[Curve]]) -> Mapping[str, Sequence[Curve]]:
+def most_moving(panels: Mapping[str, Sequence[Curve]]) -> Mapping[str, Sequence[Curve]]:
+    """Return the panels that are drawn: all, or of many those whose curves move furthest from their start."""
     if len(panels) <= MOST_PANELS:
         return panels
     reach = {

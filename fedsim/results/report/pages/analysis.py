@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from fedsim.analysis.mixing.names import AVERAGE, GROWING, kind_of
 from fedsim.results.measured import DATA, UNMATCHED, by_kind, examples
+from fedsim.results.report.charts.pictures import Picture
 from fedsim.results.report.drawing import barriers, companions
 from fedsim.results.report.drawing.barriers import has_paths, rows_of_kind
 from fedsim.results.report.pages.feature_sections import (
@@ -18,6 +18,7 @@ from fedsim.results.report.pages.feature_sections import (
     spectra_sections,
     stitching_sections,
 )
+from fedsim.results.report.pages.pictured import pictured
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
 
@@ -118,37 +119,38 @@ def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str, level: float
     mean = "shown separately for both clients" if rows["base"].nunique() == 2 else "mean over the clients"
     words = {"metric": metric, "mean": mean, "data": examples(rows, data), "round": rows["round"].max()}
     single, pairs = rows_of_kind(rows, ""), rows[rows["other"] != AVERAGE]
+    picture: Picture
     if (single["other"] == AVERAGE).any():
         text = barrier_text(rows, metric, mean)
-        draw = partial(barriers.maps, rows, metric, pairs=False)
-        yield Section(f"barriers-{metric}", f"Layer-wise {metric} barriers", text, draw)
+        picture = barriers.maps(rows, metric, pairs=False)
+        yield pictured(f"barriers-{metric}", f"Layer-wise {metric} barriers", text, picture)
     if (single["other"] != AVERAGE).any():
         count = len({frozenset(pair) for pair in zip(pairs["base"], pairs["other"], strict=True)})
         text = PAIRS_TEXT.format(pairs=count, t=barriers.at_the_middle(pairs, pairs=True)["t"].iloc[0])
-        draw = partial(barriers.maps, rows, metric, pairs=True)
-        yield Section(f"pairs-{metric}", f"Layer-wise {metric} barriers between clients", text, draw)
+        picture = barriers.maps(rows, metric, pairs=True)
+        yield pictured(f"pairs-{metric}", f"Layer-wise {metric} barriers between clients", text, picture)
     kinds = set(rows["group"].map(kind_of))
     if kinds & set(GROWING):
-        text, draw = GROWING_TEXT.format(**words), partial(barriers.growing_maps, rows, metric)
-        yield Section(f"cumulative-{metric}", f"Cumulative {metric} barriers", text, draw)
+        text, picture = GROWING_TEXT.format(**words), barriers.growing_maps(rows, metric)
+        yield pictured(f"cumulative-{metric}", f"Cumulative {metric} barriers", text, picture)
     if any(kind.startswith("windows") for kind in kinds):
-        text, draw = WINDOWS_TEXT.format(**words), partial(barriers.window_maps, rows, metric)
-        yield Section(f"windows-{metric}", f"{metric.capitalize()} barriers of consecutive layers", text, draw)
+        text, picture = WINDOWS_TEXT.format(**words), barriers.window_maps(rows, metric)
+        yield pictured(f"windows-{metric}", f"{metric.capitalize()} barriers of consecutive layers", text, picture)
     if len(single) and has_paths(single):
         bands = SIMULTANEOUS_TEXT.format(level=100 * level) if level else POINTWISE_TEXT
-        text, draw = PATHS_TEXT.format(**words, bands=bands), partial(barriers.paths, rows, metric)
-        yield Section(f"paths-{metric}", f"{metric.capitalize()} along the path", text, draw)
+        text, picture = PATHS_TEXT.format(**words, bands=bands), barriers.paths(rows, metric)
+        yield pictured(f"paths-{metric}", f"{metric.capitalize()} along the path", text, picture)
 
 
 def _robustness_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     text = ROBUSTNESS_TEXT.format(data=examples(rows, data), round=rows["round"].max())
     for metric in ("loss", "error"):
         title = f"Robustness of the {metric} to changes of one layer"
-        yield Section(f"robustness-{metric}", title, text, partial(companions.robustness, rows, metric))
+        yield pictured(f"robustness-{metric}", title, text, companions.robustness(rows, metric))
     if rows["round"].nunique() > 1 and set(companions.ROBUSTNESS) <= set(rows["direction"]):
         text = "The same at the largest t, by round. Red in the last map: the average's direction is the harmful one."
-        draw = partial(companions.robustness_map, rows, "loss")
-        yield Section("robustness-rounds", "Robustness over the rounds", text, draw)
+        picture = companions.robustness_map(rows, "loss")
+        yield pictured("robustness-rounds", "Robustness over the rounds", text, picture)
 
 
 def _criticality_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
@@ -157,7 +159,7 @@ def _criticality_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
         f"model's own loss; mean over the clients. Red: what the layer learned matters. Measured on "
         f"{examples(rows, data)}."
     )
-    yield Section("criticality", "Criticality of layers", text, partial(companions.criticality, rows))
+    yield pictured("criticality", "Criticality of layers", text, companions.criticality(rows))
 
 
 def _interaction_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
@@ -165,17 +167,17 @@ def _interaction_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     if (rows["first"] != "").any():
         last = rows["round"].max()
         text = f"Cost of mixing two layers together minus the costs of mixing each alone, after round {last}; "
-        yield Section("interaction", "Interaction of layers", text + where, partial(companions.interaction, rows))
+        yield pictured("interaction", "Interaction of layers", text + where, companions.interaction(rows))
     if (rows["first"] == "").any():
         text = (
             "The full barrier minus the sum of the barriers of single layers, ± 1.96 standard errors for each round by "
             "itself; "
         )
-        yield Section(
+        yield pictured(
             "unexplained",
             "Barrier that single layers do not explain",
             text + where,
-            partial(companions.unexplained, rows),
+            companions.unexplained(rows),
         )
 
 
@@ -184,20 +186,20 @@ def _similarity_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
         "How often the predictions of two clients' uploaded models agree; mean over the pairs. Measured on "
         f"{examples(rows, data)}."
     )
-    yield Section("similarity", "Function similarity", text, partial(companions.similarity, rows))
+    yield pictured("similarity", "Function similarity", text, companions.similarity(rows))
 
 
 def _distance_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     rows = rows.dropna(axis="columns", how="all")  # matched models have no common start
     what = "the average" if (rows["other"] == AVERAGE).any() else "each other"
     text = f"Distance of the clients' uploaded layers from {what}, mean over the clients."
-    yield Section("distances", f"Distances of the clients from {what}", text, partial(companions.distances, rows))
+    yield pictured("distances", f"Distances of the clients from {what}", text, companions.distances(rows))
     if {"cosine", "cosine_from_start"} & set(rows):
         text = (
             f"Cosines between the clients' uploaded layers and {what}, mean over the clients: of the weights, and of "
             "their changes since the start of the round where these were measured."
         )
-        yield Section("cosines", "Cosines of weights and of their changes", text, partial(companions.cosines, rows))
+        yield pictured("cosines", "Cosines of weights and of their changes", text, companions.cosines(rows))
 
 
 def _against_average(table: pd.DataFrame) -> pd.DataFrame:

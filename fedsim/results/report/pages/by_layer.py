@@ -13,6 +13,7 @@ from fedsim.results.report.charts.layer_costs import (
     cost_sentence,
     layer_costs,
     level_of,
+    shows_anything,
 )
 from fedsim.results.report.charts.layer_strip import MOST_STRIPS, layer_strip, widths_are_known
 from fedsim.results.report.charts.seconds import round_seconds, run_seconds, seconds_of_runs
@@ -26,10 +27,9 @@ from fedsim.results.report.pages.section import Section
 from fedsim.training.metrics import label
 
 STRIP_TEXT = (
-    "The model from input (left) to output (right); the wider, the more bytes{widths}. The colour is the cost of "
-    "averaging a layer: {whose} with the layer replaced by the average, minus the loss of the client's own model "
-    "(own-base barrier), mean over the clients{seeds}. Below each layer, its 95 % interval over {over}; a dark "
-    "line marks the layers that clients sent in that round."
+    "Layers from input (left) to output{widths}. Colour: {whose} with the layer's average, minus the loss of the "
+    "client's own model; mean over the clients{seeds}. Below, 95 % intervals over {over}; a line marks layers that "
+    "clients sent."
 )
 WHOSE = {
     "clients": "the client's loss on its own test data",
@@ -56,7 +56,7 @@ def strip_section(groups: Mapping[str, Group], name: str = "strip") -> Section |
     seeds = max(each.seeds for each in costs.values())
     over = next(iter(overs)) if len(overs := {each.over for each in costs.values()}) == 1 else "seeds or clients"
     text = STRIP_TEXT.format(
-        widths="" if all(map(widths_are_known, costs.values())) else ", where their sizes are known",
+        widths=", as wide as their bytes" if all(map(widths_are_known, costs.values())) else "",
         whose=WHOSE[first.view],
         seeds=" and seeds" if seeds > 1 else "",
         over=over,
@@ -75,15 +75,21 @@ def _one_view(found: Mapping[str, LayerCosts | None], groups: Mapping[str, Group
 
 
 def _sentences(costs: Mapping[str, LayerCosts]) -> str:
-    """Say what averaging costs: of one setting in a sentence, of several in one each."""
+    """Say what averaging costs: of one setting in a sentence, of several by what is clear."""
     if len(costs) == 1:
         return cost_sentence(next(iter(costs.values())))
-    shown = list(costs.items())[:MOST_SENTENCES]
-    each = [f"{name}: {cost_claims(found, found.rows['round'].max(), together=False)}." for name, found in shown]
-    more = f" For the other {len(costs) - len(shown)}, see the strips." if len(costs) > len(shown) else ""
+    last = {name: found.rows["round"].max() for name, found in costs.items()}
+    clear = [name for name, found in costs.items() if shows_anything(found, last[name])]
+    texts = [f"{name}: {cost_claims(costs[name], last[name], together=False)}." for name in clear[:MOST_SENTENCES]]
+    if more := len(clear) - MOST_SENTENCES:
+        texts += [f"{more} more settings show a cost or a gain: see the strips."] if more > 0 else []
+    if unclear := [name for name in costs if name not in clear]:
+        shown, others = "; ".join(unclear[:MOST_SENTENCES]), len(unclear) - MOST_SENTENCES
+        texts.append(f"No layer shows a clear cost or gain for {shown}{f'; and {others} more' if others > 0 else ''}.")
     levels = {level_of(found) for found in costs.values()}
-    level = f" ({levels.pop()}, after the last measured round.)" if len(levels) == 1 else " (95 % intervals.)"
-    return " ".join(each) + more + level
+    return (
+        f"{' '.join(texts)} ({levels.pop() if len(levels) == 1 else '95 % intervals'}, after the last measured round.)"
+    )
 
 
 def _limits(costs: Mapping[str, LayerCosts], groups: Mapping[str, Group]) -> str:

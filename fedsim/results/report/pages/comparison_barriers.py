@@ -1,7 +1,6 @@
 """The sections of a comparison about the barriers of its runs, one for each kind of data."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import pandas as pd
 
@@ -9,6 +8,7 @@ from fedsim.results.measured import by_kind
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.drawing.barriers import compared_barriers
 from fedsim.results.report.pages.analysis import barrier_text, missing_text, titled
+from fedsim.results.report.pages.pictured import pictured
 from fedsim.results.report.pages.section import Section
 
 
@@ -33,5 +33,4 @@ def _section(kind: tuple[str, str], kinds: Mapping[tuple[str, str], pd.DataFrame
     tables = {
         str(name): part.dropna(axis="columns", how="all") for name, part in rows.groupby("group_name", sort=False)
     }
-    draw = partial(compared_barriers, tables, "loss")
-    return titled(Section("barriers", "Layer-wise barriers", text, draw), kind, kinds)
+    return titled(pictured("barriers", "Layer-wise barriers", text, compared_barriers(tables, "loss")), kind, kinds)

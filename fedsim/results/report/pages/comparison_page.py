@@ -12,10 +12,12 @@ from fedsim.results.report.comparing.comparable import comparable
 from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.export import as_csv, as_latex
 from fedsim.results.report.comparing.groups import Group, by_name, grouped
+from fedsim.results.report.comparing.pairs import Baseline, reference
 from fedsim.results.report.comparing.question import DEFAULT, Question
 from fedsim.results.report.comparing.tables import comparison_table
 from fedsim.results.report.comparing.verdict import verdict_of
 from fedsim.results.report.drawing import compared as drawing
+from fedsim.results.report.pages.by_layer import client_section, strip_section, time_section, traffic_section
 from fedsim.results.report.pages.citation import bibtex
 from fedsim.results.report.pages.comparison_barriers import barrier_sections
 from fedsim.results.report.pages.comparison_tables import comparison_tables, is_at_cost
@@ -67,13 +69,15 @@ def write_comparison(
         ],
     }
     texts = {"csv": as_csv(compared, columns), "latex": as_latex(comparison_table(compared, columns))}
-    return write_page(out, content, _sections(results, groups), {"pivot": pivot, "texts": texts}, export=export)
+    data = {"pivot": pivot, "texts": texts}
+    return write_page(out, content, _sections(results, groups, question), data, export=export)
 
 
-def _sections(results: Sequence[Result], groups: Mapping[str, Group]) -> list[Section]:
+def _sections(results: Sequence[Result], groups: Mapping[str, Group], question: Question) -> list[Section]:
     main = Question().of(results).metric
-    name, shown = label(main), label(main, capital=True)
-    return [
+    shown = label(main, capital=True)
+    baseline = Baseline(question.baseline, results) if question.baseline else reference("local", results)
+    sections = [
         Section(
             "accuracy",
             f"{shown} over rounds, bytes, passes or time",
@@ -85,15 +89,15 @@ def _sections(results: Sequence[Result], groups: Mapping[str, Group]) -> list[Se
             HOW_TO_READ_CURVES,
             {what: partial(drawing.compared_costs, groups, cost) for what, cost in _costs_of(results).items()},
         ),
-        Section(
-            "clients",
-            f"Personalised {name} of each client",
-            "Each point is a client of one seed after the last round. Boxes span the quartiles; their lines are the "
-            "medians.",
-            partial(drawing.compared_clients, groups),
-        ),
-        *barrier_sections(groups),
     ]
+    parts = [
+        strip_section(groups),
+        *barrier_sections(groups),
+        client_section(groups, main, partial(drawing.compared_clients, groups), baseline),
+        traffic_section(groups),
+        time_section(groups),
+    ]
+    return [*sections, *(part for part in parts if part is not None)]
 
 
 def _costs_of(results: Sequence[Result]) -> dict[str, str]:

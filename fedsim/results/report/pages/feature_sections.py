@@ -1,13 +1,13 @@
 """The parts of a run's page about features and units: connectivity, stitching, CKA, spectra and matching."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import pandas as pd
 
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.results.measured import examples
 from fedsim.results.report.drawing import connectivity
+from fedsim.results.report.pages.pictured import pictured
 from fedsim.results.report.pages.section import Section
 
 CONNECTIVITY_TEXT = (
@@ -59,41 +59,39 @@ def connectivity_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
         words |= {"data": examples(part, data), "round": part["round"].max(), "t": own["t"].iloc[0]}
         title = f"Feature connectivity {words['title']}"
         text = CONNECTIVITY_TEXT.format(**words)
-        yield Section(f"connectivity{suffix}", title, text, partial(connectivity.connectivity, part))
+        yield pictured(f"connectivity{suffix}", title, text, connectivity.connectivity(part))
         if part["round"].nunique() > 1:
-            draw = partial(connectivity.ratios, part)
+            picture = connectivity.ratios(part)
             name, title = f"connectivity-rounds{suffix}", f"{title}, over the rounds"
-            yield Section(name, title, RATIOS_TEXT.format(**words), draw)
+            yield pictured(name, title, RATIOS_TEXT.format(**words), picture)
 
 
 def stitching_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     """Yield the sections of clients stitched to their average, and to each other."""
     for part, suffix, words in _by_ends(rows):
         text = STITCHING_TEXT.format(**words, data=examples(part, data), round=part["round"].max())
-        yield Section(
-            f"stitching{suffix}", f"Stitching {words['stitched']}", text, partial(connectivity.stitching, part)
-        )
+        yield pictured(f"stitching{suffix}", f"Stitching {words['stitched']}", text, connectivity.stitching(part))
 
 
 def cka_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     """Yield the section of the similarity of features."""
     pairs = len({frozenset(pair) for pair in zip(rows["base"], rows["other"], strict=True)})
     text = CKA_TEXT.format(pairs=pairs, data=examples(rows, data))
-    yield Section("cka", "Similarity of features (CKA)", text, partial(connectivity.cka, rows))
+    yield pictured("cka", "Similarity of features (CKA)", text, connectivity.cka(rows))
 
 
 def spectra_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     """Yield the sections of the weights' singular values."""
     more = "" if (rows["base"] != AVERAGE).any() else OF_AVERAGE
-    yield Section("stable-rank", "Stable rank of weights", RANK_TEXT + more, partial(connectivity.stable_ranks, rows))
+    yield pictured("stable-rank", "Stable rank of weights", RANK_TEXT + more, connectivity.stable_ranks(rows))
     text = SPECTRA_TEXT.format(round=rows["round"].max()) + more
-    yield Section("spectra", "Singular values of weights", text, partial(connectivity.spectra, rows))
+    yield pictured("spectra", "Singular values of weights", text, connectivity.spectra(rows))
 
 
 def matching_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     """Yield the section of units that moved, if there was more than one model."""
     if len(connectivity.without_first(rows)):
-        yield Section("matching", "Units that matching moved", MATCHING_TEXT, partial(connectivity.matching, rows))
+        yield pictured("matching", "Units that matching moved", MATCHING_TEXT, connectivity.matching(rows))
 
 
 def _by_ends(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str, dict[str, object]]]:

@@ -34,3 +34,132 @@ TIME = (
     "barriers.every. Pitfalls: wall time depends on the machine, on the number of workers and on what else ran; "
     "compare methods by passes or bytes instead. A kill just before a round's time was written loses it."
 )
+# Of all other sections, by the beginning of their names.
+OF = {
+    "barriers": (
+        "What it is: what happens to a client's uploaded model if one layer, or all (full), is replaced by the "
+        "average over the clients. How it is computed: the loss of the mixed model minus a reference, which the "
+        "title of each map names: the mean of all clients' losses (the paper's definition, Adilova et al. 2024, "
+        "arXiv 2307.06966), or the client's own loss; mean over the clients. Good: pale rows near 0, the layer is "
+        "connected. Bad: a red row, averaging it costs loss in each round. Pitfalls: with the mean of all models as"
+        " reference a bad client looks like a barrier; on the server's data blue is normal for clients that have "
+        "seen few classes; the rows do not add up to full."
+    ),
+    "pairs": (
+        "What it is: the same for the line between two clients' layers instead of the average of all. How it is "
+        "computed: the loss halfway minus a reference: the mean of both models' losses, or the loss interpolated "
+        "between the path's own ends, where only the layer differs. Good: about 0 or below. Bad: far above 0 for a "
+        "single layer, which then separates the clients. Pitfalls: the two references differ where the clients' own"
+        " losses do; few pairs say little about all of them."
+    ),
+    "cumulative": (
+        "What it is: averaging a growing set of layers, from the input, from the output, or in random order. How it"
+        " is computed: the loss of the mixed model minus the models' mean loss. Good: pale up to the last column. "
+        "Bad: a barrier that appears when certain layers enter. Pitfalls: a barrier need not grow with the set; "
+        "random orders are one draw each."
+    ),
+    "windows": (
+        "What it is: averaging equally many consecutive layers, so that sets of different position can be compared."
+        " How it is computed: the loss of the mixed model minus the models' mean loss. Good: pale everywhere. Bad: "
+        "red where the window covers the layers that clients disagree on. Pitfalls: windows have equal numbers of "
+        "layers, not of parameters."
+    ),
+    "paths": (
+        "What it is: the loss, or error, on the way from a model (t = 0) to the model with the other's layer (t = "
+        "1). How it is computed: the layer is (1 - t) times its own plus t times the other's, all else stays. Good:"
+        " a line that sags or is straight. Bad: a hill between the ends, a barrier. Pitfalls: the two ends may "
+        "differ, so compare with the straight line between them; panels other than full share one scale."
+    ),
+    "robustness": (
+        "What it is: whether the direction of the average is worse than a random one. How it is computed: one layer"
+        " moved towards the average by a share t of the distance, and equally far in random directions; the loss "
+        "minus the model's own. Good: both curves low. Bad: the averaging direction far above the random ones, so "
+        "that its direction does harm and not the distance. Pitfalls: bands are standard deviations over few draws,"
+        " no confidence intervals."
+    ),
+    "criticality": (
+        "What it is: how much of what a layer learned in this round matters. How it is computed: the layer is reset"
+        " to its state at the start of the round; the loss minus the model's own loss. Good or bad depends on the "
+        "question: red layers carry what was learned, pale ones could be skipped or frozen. Pitfalls: layers are "
+        "reset one at a time; two that stand in for each other both look uncritical."
+    ),
+    "interaction": (
+        "What it is: whether mixing two layers together costs more than the two alone. How it is computed: cost of "
+        "both minus the costs of each. About 0: the layers can be judged one at a time. Red: they must be averaged "
+        "together or not at all. Pitfalls: with many layers some pairs stand out by chance."
+    ),
+    "unexplained": (
+        "What it is: how much of the barrier of all layers the single layers do not explain. How it is computed: "
+        "the full barrier minus the sum of the single ones. About 0: costs add up. Far from 0: layers interact, and"
+        " single barriers mislead. Pitfalls: the band is 1.96 standard errors for each round by itself."
+    ),
+    "similarity": (
+        "What it is: how often two clients' models predict the same. How it is computed: share of examples with the"
+        " same most likely class, and share of probabilities that are equal to 1e-4; mean over the pairs. High: the"
+        " clients have learned the same function. Low: their average mixes different functions. Pitfalls: two "
+        "models that are both right agree, whatever their weights."
+    ),
+    "distances": (
+        "What it is: how far the clients' layers are from the average, or from each other. How it is computed: L2 "
+        "distance over the norm of the client's own layer. Small: averaging changes the layer little. Large: "
+        "clients drift apart in this layer. Pitfalls: distance is not harm (see the barriers); the norm of a layer "
+        "with a scale-free follower means little."
+    ),
+    "cosines": (
+        "What it is: the angle between clients' layers and the average, of the weights and of their changes since "
+        "the start of the round. 1: the same direction; 0: unrelated; below 0: opposed changes. Good: changes with "
+        "a clearly positive cosine, clients pull the same way. Bad: about 0, averaging mostly cancels. Pitfalls: in"
+        " many dimensions even related changes have small cosines; cosines of weights are near 1 because of the "
+        "common start."
+    ),
+    "connectivity": (
+        "What it is: whether the features of the mixed model are the mix of the models' features (Zhou et al. 2023,"
+        " arXiv 2307.08286). How it is computed: 1 - cosine between the two, by layer, and its ratio to that of the"
+        " two models. Good: a ratio far below 1. Bad: near 1. Pitfalls: 1 - cosine alone is small in the first "
+        "layers of any two models, so read the ratio."
+    ),
+    "stitching": (
+        "What it is: whether later layers of one model can use the features of another. How it is computed: loss "
+        "and error of a model with one client's layers up to here and another's after it, without any training. "
+        "Good: no more than the two models themselves. Bad: a jump at one layer. Pitfalls: the last point is the "
+        "first model itself."
+    ),
+    "cka": (
+        "What it is: similarity of two models' features up to rotation and scale. How it is computed: linear CKA, 1"
+        " is equal and 0 unrelated, mean over the pairs. High: clients represent the examples alike. Low, towards "
+        "the output: they have specialised. Pitfalls: early layers are similar for any models of similar data; it "
+        "ignores the order of units, which averaging does not."
+    ),
+    "stable": (
+        "What it is: about how many directions a layer's weights use. How it is computed: sum of the squared "
+        "singular values over the largest squared. Compare the average with the clients: a much lower rank means "
+        "that they disagree about all but a few directions. Pitfalls: it says nothing about which directions."
+    ),
+    "spectra": (
+        "What it is: the singular values of each layer over its largest. A steep line: few directions; a flat one: "
+        "many. Compare the average with the clients: an earlier fall means that averaging cancels what they do not "
+        "share. Pitfalls: both axes are logarithmic; values below 1e-4 of the largest are left out."
+    ),
+    "matching": (
+        "What it is: the share of units that were put into another place before models were compared. Near 0: "
+        "clients from one start have kept their units. Near 100 %: units of models from different starts. Pitfalls:"
+        " equal units can be exchanged for nothing, so a few per cent mean little."
+    ),
+    "schedule": (
+        "What it is: which layers travelled in which round. How it is computed: share of the round's clients that "
+        "sent the layer. Dark: all sent it. Pitfalls: a gate that measures needs all layers in that round, whether "
+        "they are averaged or not."
+    ),
+    "gate": (
+        "What it is: the numbers by which the strategy decided what to average. How it is computed: increase of a "
+        "client's validation loss with the layer's average, weighted by training examples. Above the threshold the "
+        "layer stays personal until the next measurement. Pitfalls: it is measured on validation data, and the "
+        "layer strip on test data."
+    ),
+    "evaluation": (
+        "What it is: each client before and after training on its own data. How it is computed: accuracy on the "
+        "client's own test data of the model as received, after local training and after fine-tuning. Good: short "
+        "lines high up. Bad: a long line upwards, so that the received model suits the client badly; downwards: "
+        "training overfits. Pitfalls: clients with few test examples move in large steps."
+    ),
+}

@@ -13,11 +13,13 @@ from fedsim.results.report.charts.curve_data import curves_of_run
 from fedsim.results.report.charts.curves import curves
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.export import as_latex, as_markdown
+from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.comparing.statistics import worst_mean
 from fedsim.results.report.comparing.units import format_bytes, format_missing
 from fedsim.results.report.drawing import figures
 from fedsim.results.report.drawing.partition import partition
 from fedsim.results.report.pages.analysis import analysis_sections
+from fedsim.results.report.pages.by_layer import client_section, strip_section, time_section, traffic_section
 from fedsim.results.report.pages.citation import bibtex
 from fedsim.results.report.pages.configuration import changed_settings, running_command
 from fedsim.results.report.pages.evaluation import evaluation_note, evaluation_sections, evaluation_table
@@ -25,7 +27,6 @@ from fedsim.results.report.pages.html import write_page
 from fedsim.results.report.pages.schedule import schedule_sections
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
-from fedsim.strategy.faults import name_clients
 from fedsim.training.metrics import format_metric, label, metric_of
 
 
@@ -120,7 +121,7 @@ def _headline(result: Result) -> list[tuple[str, str]]:
 
 
 def _run_sections(result: Result) -> list[Section]:
-    measured, main = result.heterogeneity, label(result.main)
+    measured = result.heterogeneity
     sections = [
         Section(
             "curves",
@@ -130,17 +131,18 @@ def _run_sections(result: Result) -> list[Section]:
             partial(figures.curves, result),
             curves(curves_of_run(result)),
         ),
-        Section(
-            "clients",
-            f"Personalised {main} per client",
-            f"After round {result.evaluated}, on each client's own test data. Clients are sorted by {main}."
-            + _without_values(result),
-            partial(figures.clients, result),
-        ),
-        *evaluation_sections(result),
-        *schedule_sections(result),
     ]
-    sections += analysis_sections(result)
+    one = {result.strategy: Group(result.strategy, {}, [result])}
+    parts = [
+        strip_section(one),
+        *schedule_sections(result),
+        *analysis_sections(result),
+        client_section(one, result.main, partial(figures.clients, result)),
+        *evaluation_sections(result),
+        traffic_section(one),
+        time_section(one),
+    ]
+    sections += [part for part in parts if part is not None]
     text = (
         f"Training, validation and test examples of each client: {measured.sizes.min():,} to "
         f"{measured.sizes.max():,} examples, on average {measured.counts.effective_classes().mean():.1f} effective "
@@ -149,12 +151,6 @@ def _run_sections(result: Result) -> list[Section]:
         f"Jensen-Shannon divergence {measured.counts.jensen_shannon().mean():.2f} nats (at most 0.69)."
     )
     return [*sections, Section("partition", "Partition", text, partial(partition, measured))]
-
-
-def _without_values(result: Result) -> str:
-    values = result.by_client("personalised")
-    clients = sorted(map(int, values[values.isna()].index))
-    return f" Missing: {name_clients(clients)}, without a finite loss or not evaluated." if clients else ""
 
 
 def _training(local: LocalConfig) -> str:

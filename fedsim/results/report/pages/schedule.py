@@ -1,11 +1,10 @@
 """Which layers were sent in which rounds, where that changes, and the barriers that decided it."""
 
-from functools import partial
-
 import pandas as pd
 
 from fedsim.results.measured import mean_gate_barriers
-from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
+from fedsim.results.report.drawing.heat_maps import HeatMaps, Quantity
+from fedsim.results.report.pages.pictured import pictured
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
 
@@ -20,7 +19,7 @@ def schedule_sections(result: Result) -> list[Section]:
             "layers that it needs, whether they are averaged or not."
         )
         share = Quantity("share of the clients, %", 100, signed=False)
-        sections.append(Section("schedule", "Layers that clients sent", text, partial(heat_maps, {"": sent}, share)))
+        sections.append(pictured("schedule", "Layers that clients sent", text, HeatMaps({"": sent}, share)))
     if len(gate := result.measured("gate")):
         means = pd.Series(mean_gate_barriers(gate, ["layer", "round"])).unstack()
         means = means.reindex(list(dict.fromkeys(gate["layer"]))).rename_axis(columns="round")
@@ -31,7 +30,7 @@ def schedule_sections(result: Result) -> list[Section]:
         )
         barrier = Quantity("barrier, nats")
         sections.append(
-            Section("gate", "Barriers that decided what is averaged", text, partial(heat_maps, {"": means}, barrier))
+            pictured("gate", "Barriers that decided what is averaged", text, HeatMaps({"": means}, barrier))
         )
     return sections
 
