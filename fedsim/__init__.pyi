@@ -3,11 +3,14 @@ from .data import Dataset, Examples
 from .errors import ConfigError, RunError
 from .experiment.api import barriers, compare, load, partition, run
 from .experiment.finished import Comparison, FinishedRun, Partition, Round, Runs
+from .experiment.tracking.callback import ActiveRun, Callback
 from .models.layers import LayerGroup
 from .models.params import lerp
 from .strategy import ClientRule, ClientUpdate, Option, Phase, Strategy
 
 __all__ = [
+    "ActiveRun",
+    "Callback",
     "ClientRule",
     "ClientUpdate",
     "Comparison",

@@ -12,12 +12,16 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES, DEVELOPMENT = ("fedsim", "strategies", "partitions"), ("tests", "benchmarks", "experiments")
-FOR_USERS = ("datasets", "flwr-datasets")  # extras that add to what a run can do
+FOR_USERS = ("datasets", "flwr-datasets", "mlflow", "tensorboard", "wandb")  # extras that add to what a run can do
+NOT_HERE = frozenset({"trackio"})  # an extra too, which takes no Pillow as new as ours
 # What is not imported, and where it is used.
 USED_BY = {
     "scikit-learn": ("fedsim/data/digits.py", 'distribution("scikit-learn")'),  # its file of digits
     "flwr-datasets": ("fedsim/data/flower_partitioners.py", '"flwr_datasets.partitioner"'),
     "pyarrow": ("fedsim/results/files.py", "to_parquet"),  # by pandas
+    "tensorboard": ("fedsim/experiment/tracking/tensorboard.py", "torch.utils.tensorboard"),
+    "sqlalchemy": ("fedsim/experiment/tracking/mlflow.py", 'SQLITE = "sqlite:'),
+    "alembic": ("fedsim/experiment/tracking/mlflow.py", 'SQLITE = "sqlite:'),
     "ruff": ("Makefile", "/ruff check"),
     "mypy": ("Makefile", "/mypy"),
     "pandas-stubs": ("Makefile", "/mypy"),
@@ -38,7 +42,7 @@ def imported(*folders: str) -> frozenset[str]:
     """Return the top-level names that the code of folders imports, without the standard library's and our own."""
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     names = {name for path in paths if not str(path.relative_to(ROOT)).startswith(ELSEWHERE) for name in _names(path)}
-    return frozenset(names - sys.stdlib_module_names - OURS)
+    return frozenset(names - sys.stdlib_module_names - OURS - NOT_HERE)
 
 
 def distributions(names: frozenset[str]) -> dict[str, set[str]]:

@@ -27,13 +27,15 @@ from fedsim.config.tables import (
     TuneConfig,
 )
 from fedsim.config.toml import with_settings, write_toml
+from fedsim.config.track import TrackConfig
+from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError
 from fedsim.options import as_toml, explain_rule, suggest
 
 # Participants of all rounds are drawn before the first one, and each combination is checked before the first run.
 MOST_ROUNDS, MOST_RUNS = 10**6, 10**4
 # Settings that change no number of a run.
-WITHOUT_EFFECT = ("engine", "checkpoints", "checkpoint_every", "expect")
+WITHOUT_EFFECT = ("engine", "checkpoints", "checkpoint_every", "expect", "track", "callbacks")
 
 
 class Config(Table):
@@ -63,6 +65,8 @@ class Config(Table):
         Lists of values by dotted setting; one run per combination.
     expect
         What the runs should show, for ``fedsim check``.
+    callbacks
+        Functions of yours, or subclasses of `fedsim.Callback`, that are called while a run runs.
     """
 
     rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
@@ -87,6 +91,8 @@ class Config(Table):
     barriers: BarriersConfig = BarriersConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     engine: EngineConfig = EngineConfig()
+    track: TrackConfig = TrackConfig()
+    callbacks: Annotated[tuple[str, ...], Field(strict=False)] = ()
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})
     tune: TuneConfig = TuneConfig()
     expect: Annotated[tuple[Expectation, ...], Field(strict=False)] = ()
@@ -112,6 +118,13 @@ class Config(Table):
         clients = info.data.get("clients")  # None if that is wrong itself
         if value.clients and clients and (last := max(value.clients)) >= clients:
             raise ValueError(f"clients = {list(value.clients)} names {last}; the clients are 0 to {clients - 1}")
+        return value
+
+    @field_validator("callbacks")
+    @classmethod
+    def _be_names_of_code(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            check_spelling(name, as_toml(name))
         return value
 
     @property
@@ -160,6 +173,8 @@ class Config(Table):
         """Write all settings as TOML; those without a value are left out."""
         # Who asks for no faults finds no table of them.
         unwanted = {"faults"} if self.faults == FaultsConfig() else set()
+        # Where results are sent is no business of who is given the run's folder.
+        unwanted |= {"track", "callbacks"}
         settings = self.model_dump(mode="json", exclude={"sweep", "tune", "expect", *unwanted})
         expected = [each.model_dump(mode="json", exclude_unset=True) for each in self.expect]
         return write_toml(settings | ({"expect": expected} if expected else {}))

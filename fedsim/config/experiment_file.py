@@ -76,7 +76,8 @@ def read_experiment(
     for each in runs:
         for catalogue in CATALOGUES.values():
             catalogue.check_name(getattr(getattr(each, catalogue.table), catalogue.key))
-    forget_changed({name for each in runs for name in custom_names(each).values()} | set(_texts(config.tune.grid)))
+    named = {name for each in runs for name in custom_names(each).values()}
+    forget_changed(named | set(_texts(config.tune.grid)) | set(config.callbacks))
     return Experiment(config, name or NAME, source)
 
 

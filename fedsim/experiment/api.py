@@ -19,6 +19,8 @@ from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.finished import Comparison, FinishedRun, Partition, Round, Runs
 from fedsim.experiment.sweep import sweep
 from fedsim.experiment.sweep.failure import Failure
+from fedsim.experiment.tracking.callback import ActiveRun, Callback, callback_of
+from fedsim.experiment.tracking.calls import round_of
 from fedsim.experiment.tuning import tune
 from fedsim.experiment.tuning.grid import tunings_of
 from fedsim.federation.data import federated_data_of
@@ -61,6 +63,7 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     *,
     on_round: Callable[[Round], None] | None = None,
+    callbacks: Sequence[Callback | Callable[[ActiveRun, Round], None]] = (),
     out: str | Path = "runs",
     jobs: int | None = None,
     engine: Literal["local", "ray"] | None = None,
@@ -77,6 +80,9 @@ def run(
         Values by dotted setting, such as ``{"strategy.shared": "head", "rounds": 5}``; they have the last word.
     on_round
         Function that is called in this process after each round of each run.
+    callbacks
+        Objects of `fedsim.Callback`, or functions of a run and a round that are called after each round: in the process
+        of the run, each of which has its own copies of them if several run in parallel.
     out
         Output directory; the runs go into a subdirectory.
     jobs
@@ -99,11 +105,12 @@ def run(
         raise ConfigError(f"jobs = {jobs!r} must be a whole number of at least 1")
     if on_round is not None and not callable(on_round):
         raise ConfigError(f"on_round = {on_round!r} must be a function that takes a round")
+    called = _callbacks(callbacks)
     if name is not None and (Path(name).name != name or name == ".."):
         raise ConfigError(f"name = {name!r} must be that of a folder, without a path; set the path with out")
     changes = read_overrides(overrides or {}) | ({} if engine is None else {("engine", "name"): engine})
     experiment = read_experiment(settings, changes, name)
-    outcome = run_experiment(experiment, Path(out), jobs, on_round, accept_versions=accept_versions)
+    outcome = run_experiment(experiment, Path(out), jobs, on_round, callbacks=called, accept_versions=accept_versions)
     if outcome.failures:
         listed = "; ".join(f"{name}: {failure.message}" for name, failure in outcome.failures.items())
         kind = ConfigError if all(each.wrong_config for each in outcome.failures.values()) else RunError
@@ -117,6 +124,7 @@ def run_experiment(
     jobs: int | None = None,
     on_round: Callable[[Round], None] | None = None,
     *,
+    callbacks: Sequence[Callback] = (),
     accept_versions: bool = False,
     verbosity: sweep.Verbosity = "normal",
 ) -> Outcome:
@@ -138,7 +146,7 @@ def run_experiment(
         tuned = tune.tune(tunings, folder, source, jobs, accept_versions=accept_versions, verbosity=verbosity)
     for note in tuned.notes if verbosity != "quiet" else ():
         PlainConsole(stderr=True).print(note, soft_wrap=True)
-    runs = sweep.name_runs(tuned.configs, folder, accept_versions=accept_versions)
+    runs = sweep.name_runs(tuned.configs, folder, accept_versions=accept_versions, callbacks=callbacks)
     for place in dict.fromkeys(place for config in tuned.configs for place in uncounted_files(config)):
         logger.warning("code names %s, whose content does not name the run; if it reads it, make it an option", place)
     tune.take_from_tuning(runs, folder)
@@ -257,11 +265,16 @@ def partitions_of(experiment: Experiment) -> dict[str, Config]:
 
 
 def _with_name(on_round: Callable[[Round], None]) -> sweep.OnRound:
-    def call(run: sweep.Run, summary: sweep.RoundSummary) -> None:
-        accuracies = summary.personalised_accuracy, summary.global_accuracy
-        on_round(Round(run.name, summary.server_round, *accuracies, summary.missing))
+    return lambda run, summary: on_round(round_of(run.name, summary))
 
-    return call
+
+def _callbacks(given: Any) -> list[Callback]:
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise ConfigError(f"callbacks = {given!r} must be a list of callbacks")
+    try:
+        return [callback_of(each) for each in given]
+    except TypeError as error:
+        raise ConfigError(f"callbacks {error}") from error
 
 
 def _paths(paths: Paths) -> list[Path]:

@@ -36,7 +36,12 @@ class Jobs:
 
 
 def choose_jobs(
-    configs: Sequence[Config], asked: int | None, processors: int, fitting: int | None = None, can_start: bool = True
+    configs: Sequence[Config],
+    asked: int | None,
+    processors: int,
+    fitting: int | None = None,
+    can_start: bool = True,
+    only_here: str = "",
 ) -> Jobs:
     """Choose how many runs run in parallel.
 
@@ -53,12 +58,14 @@ def choose_jobs(
         How many processes the free memory holds, if that is known.
     can_start
         Whether this process may start others: a worker of a `multiprocessing.Pool` may not.
+    only_here
+        Why the runs need this process, if they do.
 
     Raises
     ------
     ConfigError
-        If more than one is asked for with the engine ``ray`` or where no process may be started, or a device is not on
-        this machine.
+        If more than one is asked for with the engine ``ray``, where no process may be started or where the runs need
+        this one, or a device is not on this machine.
     """
     runs, engine = len(configs), configs[0].engine
     if engine.name == "ray":
@@ -75,6 +82,10 @@ def choose_jobs(
                 "it out, or call fedsim from outside the pool"
             )
         return Jobs(runs, 1, engine.workers, "a worker of a multiprocessing pool starts no processes")
+    if only_here:
+        if asked and asked > 1:
+            raise ConfigError(f"jobs = {asked} must be 1: {only_here}; leave it out, or move the code into a module")
+        return Jobs(runs, 1, engine.workers, only_here)
     if asked:
         count, why = min(asked, runs), f"--jobs {asked}"
     elif any(choose_device(config.device).type != "cpu" for config in configs):

@@ -16,6 +16,7 @@ from fedsim.data.fingerprint import looking_once
 from fedsim.errors import ConfigError, RunError, about_file
 from fedsim.experiment import run as experiment
 from fedsim.experiment.beginning import check_versions
+from fedsim.experiment.finished import FinishedRun
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.run import Parts
 from fedsim.experiment.sweep.failure import AGAIN, Failure, cause_of_death, failure_of
@@ -33,6 +34,9 @@ from fedsim.experiment.sweep.processes import (
     start_server,
 )
 from fedsim.experiment.sweep.progress import NO_OTHERS, Others, Progress
+from fedsim.experiment.tracking.callback import ActiveRun, Callback
+from fedsim.experiment.tracking.calls import Calls, custom_callbacks, why_only_here
+from fedsim.experiment.tracking.feed import catch_up, check_trackers
 from fedsim.federation.engines.grid import processors
 from fedsim.results import report
 from fedsim.results.faults import faults_of_run
@@ -59,6 +63,8 @@ class Run:
         What its folder is named by besides the settings.
     accept_versions
         Whether it may resume under other versions of fedsim or a package than those that it was begun with.
+    callbacks
+        What is called while it runs, besides the callbacks that its config names.
     """
 
     name: str
@@ -67,17 +73,29 @@ class Run:
     with_page: bool = True
     files: Sequence[Counted] = ()
     accept_versions: bool = False
+    callbacks: Sequence[Callback] = ()
 
     @property
     def rounds_left(self) -> int:
         """Number of rounds left."""
         return self.config.rounds - experiment.rounds_done(self.folder)
 
+    def active(self) -> ActiveRun:
+        """Return what callbacks are told of it."""
+        done = experiment.rounds_done(self.folder)
+        return ActiveRun(self.name, self.folder.path.parent.name, self.folder.path, self.config, done)
+
+    def results(self) -> FinishedRun:
+        """Read its results."""
+        return FinishedRun.from_result(report.read_result(self.folder))
+
 
 OnRound = Callable[[Run, RoundSummary], None]
 
 
-def name_runs(configs: Sequence[Config], out: Path, *, accept_versions: bool = False) -> list[Run]:
+def name_runs(
+    configs: Sequence[Config], out: Path, *, accept_versions: bool = False, callbacks: Sequence[Callback] = ()
+) -> list[Run]:
     """Return the runs with these settings, in folders of their own below ``out``.
 
     Raises
@@ -99,6 +117,7 @@ def name_runs(configs: Sequence[Config], out: Path, *, accept_versions: bool = F
             folder,
             files=counted,
             accept_versions=accept_versions,
+            callbacks=callbacks,
         )
         for name, config, folder, counted in zip(names, configs, folders, files, strict=True)
     ]
@@ -153,6 +172,9 @@ def _run_all(
         )
     done = [run for run in runs if run.folder.done.exists()]
     todo = [run for run in runs if not run.folder.done.exists()]
+    for run in runs:
+        check_trackers(run.config)
+        custom_callbacks(run.config)
     for run in done:
         check_run(run.folder)
         check_name(run.folder)
@@ -163,6 +185,8 @@ def _run_all(
     with Progress(len(todo), left, others, quiet=verbosity == "quiet") as progress:
         for run in done:
             progress.say(f"{run.name}: done already, skipped: {run.folder.path}")
+            if catch_up(run.active(), run.results):
+                progress.say(f"{run.name}: its trackers did not have all of it, and were sent the rest")
         for note in notes:
             progress.say(note)
         show = _Display(progress, on_round)
@@ -190,12 +214,12 @@ def _begun_from_shorter(runs: Sequence[Run]) -> Iterator[str]:
 
 def _prepared(runs: Sequence[Run], asked: int | None) -> tuple[Jobs, Parts | None]:
     """Check the runs; return how many run in parallel, and the parts of the first if they run one by one."""
-    configs = [run.config for run in runs]
-    jobs = choose_jobs(configs, asked, processors(), can_start=may_start())
+    configs, only_here = [run.config for run in runs], why_only_here(runs[0].callbacks)
+    jobs = choose_jobs(configs, asked, processors(), can_start=may_start(), only_here=only_here)
     if jobs.count > 1:
         start_server([__name__])  # imports meanwhile what the runs' processes need
     first = check(runs)
-    jobs = choose_jobs(configs, asked, processors(), processes_that_fit(), may_start())
+    jobs = choose_jobs(configs, asked, processors(), processes_that_fit(), may_start(), only_here)
     # With several, each process builds the parts of its runs.
     return jobs, first if jobs.count == 1 else None
 
@@ -246,11 +270,14 @@ def run_one(
             engine = run.config.engine.model_copy(update={"workers": workers or run.config.engine.workers})
             parts = parts or experiment.prepare(run.config.model_copy(update={"engine": engine}))
             check_unchanged(run.config, run.files)  # now that they have been read
-            experiment.run(run.config, run.folder, emit, parts, accept_versions=run.accept_versions)
-            for text in faults_of_run(run.folder, experiment.rounds_done(run.folder)):
-                logger.warning(text)
-            if run.with_page:
-                report.write_run(report.read_result(run.folder), run.folder.path)
+            with Calls(run.active(), [*run.callbacks, *custom_callbacks(run.config)]) as calls:
+                on_round = calls.after(emit)
+                experiment.run(run.config, run.folder, on_round, parts, accept_versions=run.accept_versions)
+                for text in faults_of_run(run.folder, experiment.rounds_done(run.folder)):
+                    logger.warning(text)
+                if run.with_page:
+                    report.write_run(report.read_result(run.folder), run.folder.path)
+                calls.end(run.results)
             experiment.complete(run.folder)
     except KeyboardInterrupt:
         raise

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.config import Config, naming
+from fedsim.config.track import TrackConfig
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.sweep.failure import Failure
@@ -141,13 +142,14 @@ def take_from_tuning(runs: Sequence[Run], out: Path) -> None:
 
 
 def _runs(tunings: Sequence[Tuning], folder: Path, *, accept_versions: bool) -> dict[str, Run]:
-    """Return the runs of all candidates by the names of their folders; those that do not stay have no page."""
+    """Return the runs of all candidates by the names of their folders; only those that stay have a page."""
     candidates = [(tuning, candidate) for tuning in tunings for candidate in tuning.candidates]
     runs = name_runs([candidate.config for _, candidate in candidates], folder)
     return {
         run.folder.path.name: Run(
             f"tuning {tuning.label}, {format_settings(candidate.values)}",
-            run.config,
+            # Trackers show the experiment's runs only.
+            run.config.model_copy(update={"track": TrackConfig(), "callbacks": ()}),
             run.folder,
             with_page=candidate.stays,
             files=run.files,
