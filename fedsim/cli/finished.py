@@ -67,6 +67,10 @@ def compare_command(
         ),
     ] = None,
     unfinished: Unfinished = False,
+    correct: Annotated[
+        Literal["holm"] | None,
+        typer.Option(help="Show p-values against the baseline, else the best, corrected for their number."),
+    ] = None,
     columns: Annotated[
         str | None,
         typer.Option(metavar="all|NAME,NAME,...", help="Columns of the table, by their names in the CSV."),
@@ -90,6 +94,7 @@ def compare_command(
         "budget": budget or (),
         "target": target,
         "unfinished": unfinished,
+        "correct": correct,
         "columns": columns,
     }
     files = {"--csv": csv, "--markdown": markdown, "--latex": latex}

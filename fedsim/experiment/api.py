@@ -182,6 +182,7 @@ def compare(
     budget: str | Iterable[str] = (),
     target: float | None = None,
     unfinished: bool = False,
+    correct: Literal["holm"] | None = None,
     columns: str | Iterable[str] | None = None,
 ) -> Comparison:
     """Compare runs in one table, seeds together.
@@ -205,6 +206,8 @@ def compare(
     unfinished
         Whether runs that are not finished are compared too, all at the last round that they have in common. By default
         they are left out.
+    correct
+        Correction of the p-values for the number of comparisons: Holm's, or none.
     columns
         Names of columns, as a list or with commas between them, or ``all``; by default the compact ones.
 
@@ -217,7 +220,7 @@ def compare(
     if not isinstance(columns, str | None):
         columns = ",".join(columns)
     budgets = read_budgets([budget] if isinstance(budget, str) else budget)
-    compared = comparing.compare(results, Question(metric, by, at, baseline, budgets, target, unfinished))
+    compared = comparing.compare(results, Question(metric, by, at, baseline, budgets, target, unfinished, correct))
     return Comparison.of(compared, chosen_columns(compared, columns))
 
 

@@ -32,7 +32,29 @@ def read_choices(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path} is damaged ({error}); remove it and give 'fedsim run' again") from error
 
 
+def choices_of(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """Return what was chosen for the experiments of these runs, as `read_choices` does."""
+    paths = dict.fromkeys(result.folder.path.parent / CHOICES for result in results)
+    return [choice for path in paths for choice in read_choices(path)]
+
+
 def tuned_settings(results: Iterable[Result]) -> set[str]:
     """Return the settings that were tuned separately for each strategy; runs that differ in these may be compared."""
-    paths = {result.folder.path.parent / CHOICES for result in results}
-    return {key for path in paths for choice in read_choices(path) for key in choice["chosen"] or ()}
+    return {key for choice in choices_of(results) for key in choice["chosen"] or ()}
+
+
+def edges_of(choice: Mapping[str, Any]) -> list[str]:
+    """Return the chosen values at an edge of what was tried, such as ``local.lr = 0.4 of 0.1, 0.2, 0.4``."""
+    scores = [score for score in choice.get("scores", ()) if isinstance(score, Mapping)]
+    tried = [score["values"] for score in scores if isinstance(score.get("values"), Mapping)]
+    return [
+        f"{key} = {value:g} of {', '.join(f'{number:g}' for number in numbers)}"
+        for key, value in (choice["chosen"] or {}).items()
+        if (numbers := grid_at_edge(value, [values.get(key) for values in tried]))
+    ]
+
+
+def grid_at_edge(value: Any, tried: Iterable[Any]) -> list[float]:
+    """Return the numbers that were tried, in their order, if a value is the first or the last of several."""
+    numbers = sorted({each for each in tried if isinstance(each, int | float) and not isinstance(each, bool)})
+    return numbers if len(numbers) > 1 and value in (numbers[0], numbers[-1]) else []

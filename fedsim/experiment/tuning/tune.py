@@ -18,7 +18,7 @@ from fedsim.experiment.tuning.grid import Tuning, format_settings
 from fedsim.results import report
 from fedsim.results.files import write_folder, write_json
 from fedsim.results.folder import RunFolder
-from fedsim.results.tuning import CHOICES, read_choices
+from fedsim.results.tuning import CHOICES, grid_at_edge, read_choices
 from fedsim.training.metrics import MAIN, format_metric, label, metric_of
 
 FOLDER = "tuning"  # of the runs among which is chosen, below the experiment's
@@ -223,9 +223,7 @@ def notes_of(tuning: Tuning, scores: Sequence[Score], best: int | None) -> Itera
     text = f"tuning {tuning.label}: {format_settings(values)}, validation {label(scores[best].metric)} "
     yield text + format_metric(scores[best].metric, scores[best].value)
     for key, value in values.items():
-        tried = [candidate.values[key] for candidate in tuning.candidates]
-        numbers = sorted({each for each in tried if isinstance(each, int | float) and not isinstance(each, bool)})
-        if len(numbers) > 1 and value in (numbers[0], numbers[-1]):
+        if numbers := grid_at_edge(value, [candidate.values[key] for candidate in tuning.candidates]):
             grid = ", ".join(f"{number:g}" for number in numbers)
             yield f"tuning {tuning.label}: {key} = {value:g} is at the edge of {grid}; a wider grid may be better"
 

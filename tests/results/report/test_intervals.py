@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedsim.results.report.comparing.statistics import interval, jain, worst_mean
+from fedsim.results.report.comparing.statistics import holm, interval, jain, paired_p, worst_mean
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
@@ -52,3 +52,47 @@ def test_the_worst_tenth_has_at_least_one_client(values: list[float], expected: 
 
 def test_the_worst_loss_is_the_largest() -> None:
     assert worst_mean([1.0, 5.0, 2.0], higher_is_better=False) == 5.0
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_the_p_value_is_that_of_scipys_paired_t_test(n: int) -> None:
+    first, second = np.random.default_rng(n).normal(size=(2, n))
+    expected = stats.ttest_rel(first, second).pvalue
+    assert paired_p(first - second) == pytest.approx(expected, abs=1e-14)
+    found = interval(first - second)
+    assert (abs(found.mean) > found.half_width) == (expected < 0.05)
+
+
+def test_equal_runs_are_not_told_apart_and_runs_with_one_difference_are() -> None:
+    assert paired_p([0.0, 0.0, 0.0]) == 1
+    assert paired_p([1e-17, 1.1e-17]) == 1  # what another order of a sum makes
+    assert paired_p([0.25, 0.25]) == 0
+    assert np.isnan(paired_p([0.25]))
+
+
+# By hand: the smallest times the number of tests, the next times one less, none smaller than the one before, at most 1.
+# R's p.adjust(p, "holm") gives the same.
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        ([0.01, 0.02, 0.03, 0.04], [0.04, 0.06, 0.06, 0.06]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.5, 0.6, 0.001], [1, 1, 0.003]),
+        ([0.04], [0.04]),
+        ([0.04, np.nan, 0.02], [0.04, np.nan, 0.04]),
+        ([], []),
+    ],
+)
+def test_holms_correction_by_hand(p: list[float], expected: list[float]) -> None:
+    assert holm(p) == pytest.approx(expected, nan_ok=True)
+
+
+def test_holms_correction_rejects_what_his_procedure_rejects() -> None:
+    for p in np.random.default_rng(0).beta(0.3, 2, size=(50, 6)):
+        # As in the paper: from the smallest on, until one is not below the level divided by how many are left.
+        rejected = set[int]()
+        for left, test in zip(range(len(p), 0, -1), np.argsort(p), strict=True):
+            if p[test] >= 0.05 / left:
+                break
+            rejected.add(int(test))
+        assert set(map(int, np.flatnonzero(holm(p) < 0.05))) == rejected

@@ -1,16 +1,22 @@
 """The verdict says which method is best, by how much, and how certain that is."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from fedsim.config import Config
-from fedsim.results.report.comparing.best import best_and_ties
+from fedsim.results.report.comparing.best import best_and_ties, records_of
 from fedsim.results.report.comparing.comparison import compare
+from fedsim.results.report.comparing.lights import Light
 from fedsim.results.report.comparing.question import Question
-from fedsim.results.report.comparing.verdict import verdict_of
+from fedsim.results.report.comparing.rows import Comparison
+from fedsim.results.report.comparing.tables import chosen_columns
+from fedsim.results.report.comparing.verdict import Verdict, verdict_of
 from fedsim.results.result import Result
 from tests.results.report import cases
 
@@ -70,7 +76,7 @@ def test_a_reference_that_is_itself_the_best_is_compared_with_the_next_best(buil
 def test_of_a_loss_the_lower_is_better(build: Build) -> None:
     runs = [build([value], strategy=each) for value, each in ((0.5, LOCAL), (0.4, BODY))]
     sentence = verdict_of(compare(runs, Question("loss"))).sentence
-    assert sentence.startswith("local 0.500 against FedPer 0.600: -0.100 with 1 seed")
+    assert sentence.startswith("Loss, lower is better: local 0.500 against FedPer 0.600: -0.100 with 1 seed")
 
 
 def test_what_is_not_distinguishable_from_the_best_is_a_tie(build: Build) -> None:
@@ -80,3 +86,112 @@ def test_what_is_not_distinguishable_from_the_best_is_a_tie(build: Build) -> Non
     assert standing.best.name == "FedPer"
     assert [each.name for each in standing.ties] == ["FedAvg"]
     assert not standing.untested
+
+
+def lights(comparison: Comparison) -> list[str]:
+    return [f"{light.level}: {light.text}" for light in verdict_of(comparison).lights]
+
+
+@pytest.fixture
+def three_methods(build: Build) -> list[Result]:
+    """Return three seeds each of methods of which the first is distinguishable from the last only."""
+    runs = seeds_of(build, BODY, [0.9], [0.8], [0.7]) + seeds_of(build, FULL, [0.5], [0.9], [0.6])
+    return runs + seeds_of(build, LOCAL, [0.5], [0.3], [0.31])
+
+
+def test_p_values_are_corrected_together_as_holm_does(three_methods: list[Result]) -> None:
+    plain, corrected = (compare(three_methods, Question(correct=each)) for each in (None, "holm"))
+    p = [row.values["p"].mean for row in plain.rows]
+    ours, full, local = (np.array(values) for values in ([0.9, 0.8, 0.7], [0.5, 0.9, 0.6], [0.5, 0.3, 0.31]))
+    assert np.isnan(p[0])
+    assert p[1:] == pytest.approx([stats.ttest_rel(ours, full).pvalue, stats.ttest_rel(ours, local).pvalue])
+    assert p[2] < p[1]
+    # Of two, the smaller is doubled.
+    assert [row.values["p"].mean for row in corrected.rows][1:] == pytest.approx([p[1], 2 * p[2]])
+    assert "p" not in [column.key for column in chosen_columns(plain)]
+    assert corrected.columns[-1].heading == "p vs best, Holm"
+    assert "not distinguishable" not in verdict_of(corrected).sentences[0]
+    assert f"distinguishable (p = {2 * p[2]:.3f}, Holm's correction for 2 tests)" in verdict_of(corrected).sentences[0]
+    assert verdict_of(corrected).sentences[1] == "Not distinguishable from FedPer either: FedAvg."
+    assert any("2 comparisons with the best, uncorrected" in light for light in lights(plain))
+    assert not any("uncorrected" in light for light in lights(corrected))
+
+
+def test_with_a_baseline_p_values_are_against_it(three_methods: list[Result]) -> None:
+    comparison = compare(three_methods, Question(baseline="full", correct="holm"))
+    p = [row.values["p"].mean for row in comparison.rows]
+    assert np.isnan(p[1])
+    assert comparison.columns[-1].heading == "p vs FedAvg, Holm"
+    assert verdict_of(comparison).sentence.startswith("FedPer 80.0 against FedAvg 66.7: +13.3")
+
+
+def test_wins_ties_and_losses_are_over_all_other_methods(three_methods: list[Result]) -> None:
+    records = records_of(compare(three_methods))
+    assert [(each.wins, each.ties, each.losses) for each in records.values()] == [(1, 1, 0), (0, 2, 0), (0, 1, 1)]
+
+
+def test_a_baseline_of_one_value_of_a_setting_is_compared_with_its_other_values(build: Build) -> None:
+    runs = [
+        build([value], strategy=each, local__lr=lr)
+        for each, lr, value in ((FULL, 0.1, 0.5), (FULL, 0.2, 0.6), (BODY, 0.1, 0.7), (BODY, 0.2, 0.4))
+    ]
+    first, second = verdict_of(compare(runs, Question(baseline="local.lr=0.1"))).sentences
+    assert first.startswith("lr=0.2 60.0 against lr=0.1 50.0 for FedAvg: +10.0")
+    assert second.startswith("lr=0.1 70.0 against lr=0.2 40.0 for FedPer: +30.0")
+    one = verdict_of(compare(runs[:2])).sentence
+    assert one.startswith("lr=0.2 60.0 against lr=0.1 50.0: +10.0")
+
+
+def test_many_settings_are_summed_up(build: Build) -> None:
+    runs = []
+    for alpha in (0.1, 0.2, 0.5, 1.0, 2.0):
+        change = {"partition": {"scheme": "dirichlet", "alpha": alpha}}
+        runs += [build([0.5], strategy=LOCAL, **change), build([alpha / 3], strategy=BODY, **change)]
+    first, second = verdict_of(compare(runs)).sentences
+    assert first == "Best of 5 settings: local in 4, FedPer in 1; distinguishable from what it is compared with in 0."
+    assert second.startswith("The largest difference: local 50.0 against FedPer 3.3 at alpha 0.1: +46.7")
+
+
+def test_runs_of_different_partitions_are_not_paired(build: Build) -> None:
+    runs = [
+        build([value], partition={"scheme": "dirichlet", "alpha": alpha}) for alpha, value in ((0.1, 0.4), (1.0, 0.6))
+    ]
+    assert verdict_of(compare(runs)).sentence == (
+        "alpha=1.0 60.0 against alpha=0.1 40.0: not paired, as their partitions, seeds or other settings differ."
+    )
+
+
+def test_one_run_is_told_as_it_is(build: Build) -> None:
+    assert verdict_of(compare([build([0.4, 0.6])])).sentence == "FedAvg 50.0 with 1 seed."
+    assert verdict_of(compare(seeds_of(build, FULL, [0.5], [0.7]))).sentence == "FedAvg 60.0 ± 127.1 with 2 seeds."
+
+
+def test_the_best_is_chosen_over_the_seeds_that_all_have_and_others_are_named(build: Build) -> None:
+    # Over all its seeds, the mean of FedPer is the highest.
+    runs = seeds_of(build, BODY, [0.4], [0.5], [0.9]) + seeds_of(build, LOCAL, [0.5], [0.6])
+    comparison = compare(runs)
+    assert verdict_of(comparison).sentence.startswith("local 55.0 against FedPer 45.0: +10.0 ± 0.0 with 2 seeds")
+    assert any(light.startswith("warning: fewer seeds than others: local 2 of 3") for light in lights(comparison))
+
+
+def test_what_weakens_an_answer_is_said(build: Build, tmp_path: Path, tiny: Callable[..., Config]) -> None:
+    scores = [{"values": {"local.lr": lr}} for lr in (0.1, 0.2, 0.4)]
+    choice = {"runs": "FedAvg", "chosen": {"local.lr": 0.4}, "scores": scores}
+    (tmp_path / "tuning.json").write_text(json.dumps({"choices": [choice]}))
+    small = cases.result(tiny(), [[0.5, 0.6]] * 2, test_examples=[5, 100], experiment=tmp_path)
+    lost = (1, 1, "test", "personalised", "accuracy", None)
+    short = cases.result(tiny(strategy=LOCAL), [[0.5, np.nan]], experiment=tmp_path, more=[lost])
+    found = lights(compare([small, short]))
+    for text in (
+        "warning: values of clients missing: local 1; ",
+        "warning: 1 seed: run at least 5",
+        "warning: runs of different numbers of rounds: FedAvg 2, local 1; --budget",
+        "warning: tiny test sets: 1 of the 4 clients have fewer than 10 test examples, the fewest 5, where one example",
+        "warning: tuned to the edge of the grid: FedAvg local.lr = 0.4 of 0.1, 0.2, 0.4; a wider",
+    ):
+        assert any(light.startswith(text) for light in found), (text, found)
+
+
+def test_texts_hold_no_control_characters(build: Build) -> None:
+    light = Light("note", "\x1b[31m")
+    assert Verdict(("a\x07",), (light,)).lines == ["a\\x07", "note: \\x1b[31m"]

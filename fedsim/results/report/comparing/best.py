@@ -3,14 +3,15 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 from typing import Any
 
 from fedsim.results.report.comparing.columns import Column
 from fedsim.results.report.comparing.gains import Gain, gain_of
 from fedsim.results.report.comparing.groups import Group
-from fedsim.results.report.comparing.pairs import pairing_key
+from fedsim.results.report.comparing.pairs import compared_setting, pairing_key
 from fedsim.results.report.comparing.rows import Comparison, Row
-from fedsim.results.report.comparing.statistics import LEVEL
+from fedsim.results.report.comparing.statistics import LEVEL, holm
 from fedsim.results.result import Result
 from fedsim.results.tuning import tuned_settings
 
@@ -38,7 +39,8 @@ class Method:
     def pairs(self, other: "Method") -> list[tuple[Result, Result]]:
         """Return its runs, each with the run of another method with the same partition and seed."""
         found = [(own, other.runs.get(key, ())) for key, own in self.runs.items()]
-        return [(own[0], others[0]) for own, others in found if len(own) == len(others) == 1]
+        # Several of both, as where options are grouped, could be paired in several ways.
+        return [pair for own, others in found if min(len(own), len(others)) == 1 for pair in product(own, others)]
 
     def gain(self, other: "Method", column: Column) -> Gain:
         """Return its gain over another method in a column."""
@@ -97,7 +99,14 @@ def best_and_ties(comparison: Comparison, column: str = MAIN_COLUMN) -> list[Sta
         If the comparison has no such column.
     """
     chosen = {each.key: each for each in comparison.columns}[column]
-    return [_standing(setting, methods, chosen) for setting, methods in methods_by_setting(comparison)]
+    ranked = [(setting, methods, _ranking(methods, chosen)) for setting, methods in methods_by_setting(comparison)]
+    gains = [{method.name: ranking[0].gain(method, chosen) for method in ranking[1:]} for _, _, ranking in ranked]
+    values = [gain.p for each in gains for gain in each.values()]
+    p = iter(holm(values) if comparison.question.correct == "holm" else values)
+    return [
+        Standing(setting, methods, ranking, own, {name: float(next(p)) for name in own})
+        for (setting, methods, ranking), own in zip(ranked, gains, strict=True)
+    ]
 
 
 def standing_of(rows: Sequence[Row], column: Column, free: Collection[str]) -> Standing:
@@ -108,39 +117,95 @@ def standing_of(rows: Sequence[Row], column: Column, free: Collection[str]) -> S
     free
         Settings in which runs may differ that are compared with each other.
     """
-    return _standing({}, _methods(rows, free), column)
-
-
-def _standing(setting: Mapping[str, Any], methods: Sequence[Method], column: Column) -> Standing:
-    means = _means(methods, column)
-    known = [method for method in methods if method.name in means]
-    ranking = sorted(known, key=lambda method: means[method.name], reverse=column.higher_is_better is not False)
+    methods = _methods(rows, [_settings_of(row) for row in rows], free)
+    ranking = _ranking(methods, column)
     gains = {method.name: ranking[0].gain(method, column) for method in ranking[1:]}
-    return Standing(setting, methods, ranking, gains, {name: gain.p for name, gain in gains.items()})
+    return Standing({}, methods, ranking, gains, {name: gain.p for name, gain in gains.items()})
+
+
+@dataclass(frozen=True)
+class Record:
+    """How often a method wins and loses, over all other methods and settings in which both are paired and tested."""
+
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
+
+
+def records_of(comparison: Comparison, column: str = MAIN_COLUMN) -> dict[int, Record]:
+    """Return, by the place of each row, in how many comparisons with others of its setting it is better or worse.
+
+    A difference that a paired t-test does not distinguish from 0 is a tie. All pairs of methods are tested; with
+    ``correct``, their p-values are corrected together.
+
+    Raises
+    ------
+    KeyError
+        If the comparison has no such column.
+    """
+    chosen = {each.key: each for each in comparison.columns}[column]
+    pairs = [pair for _, methods in methods_by_setting(comparison) for pair in combinations(methods, 2)]
+    gains = [first.gain(second, chosen) for first, second in pairs]
+    values = [gain.p for gain in gains]
+    corrected = holm(values) if comparison.question.correct == "holm" else values
+    places = {id(row): place for place, row in enumerate(comparison.rows)}
+    counts = {place: [0, 0, 0] for place in places.values()}
+    for (first, second), gain, p in zip(pairs, gains, corrected, strict=True):
+        if not math.isnan(p):
+            is_better = (gain.difference.mean > 0) == (chosen.higher_is_better is not False)
+            outcome = 1 if p >= LEVEL else 0 if is_better else 2
+            counts[places[id(first.row)]][outcome] += 1
+            counts[places[id(second.row)]][2 - outcome] += 1
+    return {place: Record(*each) for place, each in counts.items()}
 
 
 def methods_by_setting(comparison: Comparison) -> list[tuple[Mapping[str, Any], list[Method]]]:
-    """Return the methods of each swept setting; where each has one only, the settings are the methods."""
-    tuned = tuned_settings(comparison.results)
-    cells: dict[str, list[Row]] = {}
-    swept = [{key: value for key, value in row.group.settings.items() if key not in tuned} for row in comparison.rows]
-    for row, setting in zip(comparison.rows, swept, strict=True):
-        cells.setdefault(str(setting), []).append(row)
-    free = {comparison.question.by or "strategy", *tuned}
-    if len(cells) > 1 and all(len(rows) == 1 for rows in cells.values()):
-        return [({}, _methods(comparison.rows, free | set(swept[0])))]
-    settings = {str(setting): setting for setting in swept}
-    return [(settings[key], _methods(rows, free)) for key, rows in cells.items()]
+    """Return the methods of each swept setting.
+
+    Methods differ in their strategy, or in the setting of a baseline such as ``local.lr=0.1``; what was tuned for each
+    of them is part of it. Where each setting has one method only, the settings are the methods.
+    """
+    results, rows, question = comparison.results, comparison.rows, comparison.question
+    free = {compared_setting(question, results), *tuned_settings(results)}
+    known = [_settings_of(row) for row in rows]
+    if question.by:
+        return [({}, _methods(rows, known, free))]
+    kept = [{key: value for key, value in each.items() if key not in free} for each in known]
+    swept = [key for key in kept[0] if len({str(each[key]) for each in kept}) > 1]
+    settings = [{key: each[key] for key in swept} for each in kept]
+    cells: dict[str, list[int]] = {}
+    for place, setting in enumerate(settings):
+        cells.setdefault(str(setting), []).append(place)
+    if len(cells) > 1 and all(len(places) == 1 for places in cells.values()):
+        return [({}, _methods(rows, known, free | set(known[0])))]
+    return [
+        (settings[places[0]], _methods([rows[place] for place in places], [known[place] for place in places], free))
+        for places in cells.values()
+    ]
 
 
-def _methods(rows: Sequence[Row], free: Collection[str]) -> list[Method]:
-    labels = [row.group.label for row in rows]
-    names = [row.group.label if labels.count(row.group.label) == 1 else _settings_name(row.group) for row in rows]
+def _settings_of(row: Row) -> dict[str, Any]:
+    return {"strategy": row.group.label, **row.group.settings}
+
+
+def _methods(rows: Sequence[Row], known: Sequence[Mapping[str, Any]], free: Collection[str]) -> list[Method]:
+    """Return methods with names that tell them apart: the strategy if it does, else what differs too."""
+    labels = [str(each["strategy"]) for each in known]
+    if len(set(labels)) == len(labels):
+        names = labels
+    else:
+        differing = [key for key in known[0] if len({str(each[key]) for each in known}) > 1]
+        texts = [", ".join(describe(key, each[key], "=") for key in differing) for each in known]
+        names = [
+            text if texts.count(text) == 1 else f"{text} {row.group.members[0].setting}"
+            for text, row in zip(texts, rows, strict=True)
+        ]
     return [Method(name, row, _by_key(row.group, free)) for name, row in zip(names, rows, strict=True)]
 
 
-def _settings_name(group: Group) -> str:
-    return group.name
+def describe(key: str, value: Any, between: str = " ") -> str:
+    """Return a setting as a text has it, such as ``alpha 0.1``; a strategy by its name."""
+    return str(value) if key == "strategy" else f"{key.rpartition('.')[2]}{between}{value}"
 
 
 def _by_key(group: Group, free: Collection[str]) -> dict[str, list[Result]]:
@@ -148,6 +213,13 @@ def _by_key(group: Group, free: Collection[str]) -> dict[str, list[Result]]:
     for result in group.members:
         found.setdefault(pairing_key(result, free), []).append(result)
     return found
+
+
+def _ranking(methods: Sequence[Method], column: Column) -> list[Method]:
+    """Return the methods with a value, the best first; of equal ones the first."""
+    means = _means(methods, column)
+    known = [method for method in methods if method.name in means]
+    return sorted(known, key=lambda method: means[method.name], reverse=column.higher_is_better is not False)
 
 
 def _means(methods: Sequence[Method], column: Column) -> dict[str, float]:

@@ -20,7 +20,7 @@ from fedsim.results.report.comparing.statistics import Interval, Tally, Value, j
 from fedsim.results.report.comparing.units import format_bytes, format_count
 from fedsim.results.result import Result
 
-Kind = Literal["score", "difference", "clients", "index", "bytes", "count", "seconds"]
+Kind = Literal["score", "difference", "clients", "index", "bytes", "count", "seconds", "p"]
 NAN = float("nan")
 # Priorities: the question itself, whom it helps, what it costs, and details.
 ANSWER, SECOND, GAIN, COST, SPREAD, OTHER = range(1, 7)
@@ -66,17 +66,17 @@ class Column:
         return pd.Series([self.of(Group("", {}, [result])).mean])
 
 
-def columns_of(results: Sequence[Result], question: Question) -> list[Column]:
+def columns_of(results: Sequence[Result], question: Question, baseline: Baseline | None = None) -> list[Column]:
     """Return the measures that answer a question about these runs.
 
     Raises
     ------
     ConfigError
-        If there is no such baseline, or it stands for more than one run.
+        If a budget is to be the smallest total, and no run has spent any.
     """
     columns = _outcomes(question) + _left_out(results) + _references(results, question)
-    if question.baseline is not None:
-        columns += _against(Baseline(question.baseline, results), question)
+    if baseline is not None:
+        columns += _against(baseline, question)
     columns += _costs(results, question) + _at_equal_costs(results, question)
     return columns if question.target is None else columns + _to_target(question, question.target)
 

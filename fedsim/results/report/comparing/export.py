@@ -80,6 +80,7 @@ def _fields(comparison: Comparison, column: Column) -> Iterator[tuple[str, Calla
             yield f"{key}_{name}", partial(_count, key, name)
     else:
         yield key, lambda row: repr(row.values[key].mean) if row.values[key].is_known else ""
+    if column.kind not in ("clients", "p"):
         yield f"{key}_half_width", lambda row: repr(row.values[key].half_width) if row.values[key].has_width else ""
     if any(value.missing for value in values):
         yield f"{key}_missing", lambda row: str(row.values[key].missing)

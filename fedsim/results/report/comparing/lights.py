@@ -1,14 +1,21 @@
 """What weakens the answer of a comparison, each as a line with the remedy."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
+
+from fedsim.results.report.comparing.best import MAIN_COLUMN, Standing
 from fedsim.results.report.comparing.comparable import left_out_text, name_unfinished
 from fedsim.results.report.comparing.rows import Comparison
+from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES, few_examples
+from fedsim.results.tuning import choices_of, edges_of
 from fedsim.results.unfinished import is_finished
 
 FEW_SEEDS, ENOUGH_SEEDS = 3, 5
+NAMED = 4  # lines in a list
 
 
 @dataclass(frozen=True)
@@ -19,10 +26,15 @@ class Light:
     text: str
 
 
-def lights_of(comparison: Comparison) -> Iterator[Light]:
+def lights_of(comparison: Comparison, standings: Sequence[Standing]) -> Iterator[Light]:
     """Yield what weakens the answer of a comparison, the most important first."""
     yield from _unfinished(comparison)
-    yield from _seeds(comparison)
+    yield from _missing(comparison)
+    yield from _seeds(standings)
+    yield from _lengths(standings)
+    yield from _small_clients(comparison)
+    yield from _grid_edges(comparison)
+    yield from _corrections(comparison, standings)
 
 
 def _unfinished(comparison: Comparison) -> Iterator[Light]:
@@ -38,10 +50,81 @@ def _unfinished(comparison: Comparison) -> Iterator[Light]:
             yield Light("warning", f"compared at round {shown}, the last that all runs have; unfinished: {names}")
 
 
-def _seeds(comparison: Comparison) -> Iterator[Light]:
-    seeds = min(row.group.seeds for row in comparison.rows)
+def _missing(comparison: Comparison) -> Iterator[Light]:
+    """Yield which lines lack updates in their averages, or values of clients."""
+    left_out, missing = [], []
+    for row in comparison.rows:
+        members = row.group.members
+        if count := sum(result.left_out for result in members):
+            asked = sum(result.updates for result in members)
+            left_out.append(f"{row.group.name} {count}{f' of {asked}' * bool(asked)}")
+        if count := row.values[MAIN_COLUMN].missing:
+            missing.append(f"{row.group.name} {count}")
+    if left_out:
+        yield Light("warning", f"updates left out of averages: {_listed(left_out)}; see why below the table")
+    if missing:
+        why = "without a finite loss or not evaluated, so that their means are of fewer clients"
+        yield Light("warning", f"values of clients missing: {_listed(missing)}; {why}")
+
+
+def _seeds(standings: Sequence[Standing]) -> Iterator[Light]:
+    groups = [method.row.group for standing in standings for method in standing.methods]
+    seeds = min(group.seeds for group in groups)
+    text = "1 seed" if seeds == 1 else f"{seeds} seeds"
     if seeds < FEW_SEEDS:
-        text = "1 seed" if seeds == 1 else f"{seeds} seeds"
         yield Light("warning", f"{text}: run at least {ENOUGH_SEEDS} for an interval that says something")
     elif seeds < ENOUGH_SEEDS:
-        yield Light("note", f"{seeds} seeds: the interval is wide; {ENOUGH_SEEDS} or more make it narrower")
+        yield Light("note", f"{text}: the intervals are wide; {ENOUGH_SEEDS} or more make them narrower")
+    fewer = [
+        f"{method.name} {method.row.group.seeds} of {most}"
+        for standing in standings
+        for most in [max(each.row.group.seeds for each in standing.methods)]
+        for method in standing.methods
+        if method.row.group.seeds < most
+    ]
+    if fewer:
+        yield Light("warning", f"fewer seeds than others: {_listed(fewer)}; differences are over those that both have")
+
+
+def _lengths(standings: Sequence[Standing]) -> Iterator[Light]:
+    for standing in standings:
+        rounds = {
+            method.name: sorted({result.evaluated for result in method.row.group.members})
+            for method in standing.methods
+        }
+        if len({tuple(each) for each in rounds.values()}) > 1 or any(len(each) > 1 for each in rounds.values()):
+            texts = [f"{name} {'-'.join(map(str, (each[0], each[-1])[: len(each)]))}" for name, each in rounds.items()]
+            remedy = "--budget bytes or passes compares them at equal cost"
+            yield Light("warning", f"runs of different numbers of rounds: {_listed(texts)}; {remedy}")
+            return
+
+
+def _small_clients(comparison: Comparison) -> Iterator[Light]:
+    """Yield how many clients have few test examples; those of one partition are the same in all its runs."""
+    first = {result.partition_name: result for result in reversed(comparison.results)}
+    counts = pd.concat([few_examples(result, comparison.question) for result in first.values()])
+    if counts.empty:
+        return
+    clients = sum(result.config.clients for result in first.values())
+    where = f" of {len(first)} partitions" if len(first) > 1 else ""
+    step = f", where one example is up to {100 / counts.min():.0f} points" if comparison.question.is_share else ""
+    text = f"{len(counts)} of the {clients} clients{where} have fewer than {FEW_EXAMPLES} test examples"
+    yield Light("warning", f"tiny test sets: {text}, the fewest {counts.min():.0f}{step}")
+
+
+def _grid_edges(comparison: Comparison) -> Iterator[Light]:
+    choices = choices_of(comparison.results)
+    texts = [f"{choice.get('runs', '')} {edge}".strip() for choice in choices for edge in edges_of(choice)]
+    if texts:
+        yield Light("warning", f"tuned to the edge of the grid: {_listed(texts)}; a wider grid may be better")
+
+
+def _corrections(comparison: Comparison, standings: Sequence[Standing]) -> Iterator[Light]:
+    tests = sum(not math.isnan(p) for standing in standings for p in standing.p.values())
+    if tests > 1 and comparison.question.correct is None:
+        yield Light("note", f"{tests} comparisons with the best, uncorrected for their number: --correct holm")
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return ", ".join(texts[:NAMED]) + more

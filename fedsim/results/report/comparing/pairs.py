@@ -13,6 +13,7 @@ from fedsim.config.names import canonical
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.gains import Gain, Values, gain_of
 from fedsim.results.report.comparing.groups import registered_label
+from fedsim.results.report.comparing.question import Question
 from fedsim.results.result import Result, flat
 from fedsim.results.tuning import tuned_settings
 
@@ -43,8 +44,7 @@ class Baseline:
         runs, setting = _chosen(name, results)
         shown = {result.strategy for result in runs}
         self.name, self._given = shown.pop() if setting is None and len(shown) == 1 else name, name
-        # A strategy is compared with others; runs of one value of a setting with those of the same strategy.
-        self._own = "strategy" if setting is None or setting.startswith("strategy.") else setting
+        self._own = _own_setting(setting)
         self._free = {self._own, *tuned_settings(results)}
         by_key: dict[str, list[Result]] = {}
         for run in runs:
@@ -93,13 +93,47 @@ class Baseline:
 
 def reference(name: str, results: Sequence[Result]) -> Baseline | None:
     """Return the runs of a strategy with its defaults as a baseline, if they are among those compared."""
-    if not any(registered_label(result) == name for result in results):
+    if not plain_runs(name, results):
         return None
     try:
         return Baseline(name, results)
     except AmbiguousError as error:
         logger.warning("no gain over %s is shown: %s", name, error)
         return None
+
+
+def plain_runs(name: str, results: Sequence[Result]) -> list[Result]:
+    """Return the runs of a strategy with its defaults."""
+    return [result for result in results if registered_label(result) == name]
+
+
+def compared_setting(question: Question, results: Sequence[Result]) -> str:
+    """Return the setting in which runs are compared: what they are grouped by, that of the baseline, or ``strategy``.
+
+    Raises
+    ------
+    ConfigError
+        If none of the runs is of the baseline.
+    """
+    if question.by or question.baseline is None:
+        return _own_setting(question.by)
+    return _own_setting(_chosen(question.baseline, results)[1])
+
+
+def runs_of(name: str, results: Sequence[Result]) -> list[Result]:
+    """Return the runs of a baseline.
+
+    Raises
+    ------
+    ConfigError
+        If none of the runs is of this baseline.
+    """
+    return _chosen(name, results)[0]
+
+
+def _own_setting(setting: str | None) -> str:
+    """Return what is compared: strategies, or, for a baseline of one value of a setting, its other values."""
+    return "strategy" if setting is None or setting.startswith("strategy.") else setting
 
 
 def pairing_key(result: Result, free: Collection[str]) -> str:

@@ -13,6 +13,7 @@ from fedsim.results.result import Result
 from fedsim.training.metrics import MAIN, SELECTING, is_metric, metric_of
 
 ROUNDS = ("last", "best")
+CORRECTIONS = ("holm",)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Question:
         Mean value of the clients on their test data up to which bytes and passes are counted.
     unfinished
         Whether unfinished runs are compared too, all at the last round that they have in common.
+    correct
+        Correction of p-values for their number: ``holm``, or None.
 
     Raises
     ------
@@ -50,10 +53,13 @@ class Question:
     budgets: Mapping[str, float | None] = field(default_factory=dict)
     target: float | None = None
     unfinished: bool = False
+    correct: Literal["holm"] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.metric, str) or not is_metric(self.metric):
             raise ConfigError(f"--metric {self.metric!r} must be one of {', '.join(SELECTING)}, accuracy:CLASS")
+        if self.correct not in (None, *CORRECTIONS):
+            raise ConfigError(f"--correct {self.correct!r} must be {' or '.join(CORRECTIONS)}")
         if self.at not in ROUNDS:
             raise ConfigError(f"--at {self.at!r} must be one of {', '.join(ROUNDS)}")
         for name, text in (("by", self.by), ("baseline", self.baseline)):

@@ -124,6 +124,27 @@ def paired_p(differences: ArrayLike) -> float:
     return float(2 * scipy.special.stdtr(len(numbers) - 1, -statistic))
 
 
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Return p-values corrected for their number, so that the chance of any false finding among them is kept.
+
+    Parameters
+    ----------
+    p_values
+        P-values; one that is NaN is no test, and stays NaN.
+
+    References
+    ----------
+    Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
+    """
+    numbers = np.asarray(p_values, dtype=np.float64)
+    corrected = np.full(len(numbers), np.nan)
+    known = np.flatnonzero(~np.isnan(numbers))
+    order = known[np.argsort(numbers[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(factors * numbers[order]))
+    return corrected
+
+
 def jain(values: ArrayLike) -> float:
     """Return Jain's fairness index: 1 if all clients have the same, 1/n if one of n has all; NaN if none has any.
 

@@ -129,8 +129,8 @@ def _cell(value: Value, kind: Kind, question: Question) -> str:
     text = write(value.mean)
     if value.interpolated:
         text = f"{INTERPOLATED}{text}"
-    if kind == "difference" and not text.startswith("-"):
-        text = f"+{text}"
+    if kind == "difference":
+        text = signed(text)
     if kind in WITH_INTERVAL and value.has_width:
         text += f" ± {write(value.half_width)}"
     return f"{text}{missing}"
@@ -149,6 +149,18 @@ def writer_of(kind: Kind, question: Question) -> Callable[[float], str]:
             return format_count
         case "seconds":
             return _tenths
+        case "p":
+            return format_p
+
+
+def format_p(value: float) -> str:
+    """Return a p-value as text."""
+    return "< 0.001" if value < 0.001 else _thousandths(value)
+
+
+def signed(text: str) -> str:
+    """Return a difference as text with its sign; one that is rounded to 0 has a plus."""
+    return text if text.startswith("-") and text.strip("-0.") else f"+{text.removeprefix('-')}"
 
 
 def _percent(value: float) -> str:

@@ -1,22 +1,27 @@
 """The answer of a comparison in a sentence, with its uncertainty, and what weakens it."""
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedsim.config.names import canonical
-from fedsim.results.report.comparing.best import MAIN_COLUMN, Method, Standing, best_and_ties
-from fedsim.results.report.comparing.columns import Column
+from fedsim.results.report.comparing.best import MAIN_COLUMN, Method, Standing, best_and_ties, describe
 from fedsim.results.report.comparing.gains import Gain
 from fedsim.results.report.comparing.lights import Light, lights_of
+from fedsim.results.report.comparing.p_values import KEY as P_VALUE
+from fedsim.results.report.comparing.pairs import plain_runs, runs_of
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.statistics import LEVEL
-from fedsim.results.report.comparing.tables import writer_of
+from fedsim.results.report.comparing.tables import format_p, signed, writer_of
+from fedsim.results.result import Result
 from fedsim.shortening import printable
+from fedsim.training.metrics import MAIN, label
 
 FEW_SETTINGS = 4  # with a sentence each
-REFERENCES = ("local", "full", "fedavg")
+NAMED = 3  # methods in a list
+REFERENCES = ("local", "full")
 
 
 @dataclass(frozen=True)
@@ -51,58 +56,128 @@ class Verdict:
 def verdict_of(comparison: Comparison) -> Verdict:
     """Return which method is best, by how much, how certain that is, and what weakens it."""
     standings = best_and_ties(comparison)
-    column = next(each for each in comparison.columns if each.key == MAIN_COLUMN)
-    sentences = [_sentence(each, column, comparison.question) for each in standings]
-    return Verdict(tuple(sentences), tuple(lights_of(comparison)))
+    answers = [_answer(standing, comparison) for standing in standings]
+    sentences = [answer.sentence for answer in answers]
+    if len(answers) > FEW_SETTINGS:
+        sentences = _summary(standings, answers)
+    elif len(standings) == 1 and (other := _other_ties(standings[0], answers[0])):
+        sentences.append(other)
+    lights = sorted(lights_of(comparison, standings), key=lambda light: light.level != "warning")
+    return Verdict(tuple(sentences), tuple(lights))
 
 
-def _sentence(standing: Standing, column: Column, question: Question) -> str:
+@dataclass(frozen=True)
+class _Answer:
+    """The sentence about one setting, and the gain and p-value that it tells of."""
+
+    sentence: str
+    reference: Method | None = None
+    gain: Gain | None = None
+    p: float = math.nan
+
+
+def _answer(standing: Standing, comparison: Comparison) -> _Answer:
     """Return the best method of a setting against its reference."""
-    write = writer_of(column.kind, question)
-    best, where = standing.best, _at(standing.setting)
+    question = comparison.question
+    column = next(each for each in comparison.columns if each.key == MAIN_COLUMN)
+    write, where, of_metric = writer_of(column.kind, question), _at(standing.setting), _of_metric(question)
+    best, reference = standing.best, _reference(standing, comparison)
     if best is None:
-        return f"No run has a value{where}."
-    reference = _reference(standing, question)
+        return _Answer(f"No run has a value{where}.")
     if reference is None:
-        value = best.row.values[MAIN_COLUMN]
-        width = f" ± {write(value.half_width)}" if value.has_width else ""
-        return f"{best.name} {write(value.mean)}{width}{where} with {_seeds(best.row.group.seeds)}."
+        return _Answer(f"{of_metric}{best.name} {_alone(best, write)}{where} with {_seeds(best.row.group.seeds)}.")
     gain = best.gain(reference, column)
     if not gain.seeds:
-        values = [write(each.row.values[MAIN_COLUMN].mean) for each in (best, reference)]
-        return f"{best.name} {values[0]} against {reference.name} {values[1]}{where}: no run of both is paired."
-    head = f"{best.name} {write(gain.own)} against {reference.name} {write(gain.other)}{where}: "
+        texts = [f"{each.name} {_alone(each, write)}" for each in (best, reference)]
+        no_pair = "not paired, as their partitions, seeds or other settings differ"
+        return _Answer(f"{of_metric}{texts[0]} against {texts[1]}{where}: {no_pair}.", reference)
+    p = _p_value(standing, reference, gain, comparison)
+    head = f"{of_metric}{best.name} {write(gain.own)} against {reference.name} {write(gain.other)}{where}"
     clients = f"{gain.better} / {gain.equal} / {gain.worse} clients better / equal / worse"
-    return f"{head}{_difference(gain, write(gain.difference.mean), write(gain.difference.half_width))}; {clients}."
+    return _Answer(f"{head}: {_difference(gain, p, write, comparison)}; {clients}.", reference, gain, p)
 
 
-def _difference(gain: Gain, mean: str, half_width: str) -> str:
-    sign = "" if mean.startswith("-") else "+"
+def _alone(method: Method, write: Callable[[float], str]) -> str:
+    value = method.row.values[MAIN_COLUMN]
+    return write(value.mean) + (f" ± {write(value.half_width)}" if value.has_width else "")
+
+
+def _of_metric(question: Question) -> str:
+    """Return what values are of, unless it is accuracy."""
+    if question.metric == MAIN:
+        return ""
+    return f"{label(question.metric, capital=True)}, {'higher' if question.higher_is_better else 'lower'} is better: "
+
+
+def _difference(gain: Gain, p: float, write: Callable[[float], str], comparison: Comparison) -> str:
+    mean = signed(write(gain.difference.mean))
     if gain.seeds == 1:
-        return f"{sign}{mean} with 1 seed, so no interval"
-    is_told_apart = "" if gain.p < LEVEL else "not "
-    return f"{sign}{mean} ± {half_width} with {_seeds(gain.seeds)}, {is_told_apart}distinguishable"
+        return f"{mean} with 1 seed, so no interval"
+    is_told_apart = f"{'' if p < LEVEL else 'not '}distinguishable"
+    if comparison.question.correct:
+        tests = sum(row.values[P_VALUE].is_known for row in comparison.rows)
+        is_told_apart += f" (p {'' if p < 0.001 else '= '}{format_p(p)}, Holm's correction for {tests} tests)"
+    return f"{mean} ± {write(gain.difference.half_width)} with {_seeds(gain.seeds)}, {is_told_apart}"
 
 
-def _reference(standing: Standing, question: Question) -> Method | None:
-    """Return what the best is compared with: the baseline, local training or plain averaging, else the next best."""
-    names = [*([question.baseline] if question.baseline else []), *REFERENCES]
-    found = (method for name in names for method in standing.methods if _is_called(method, name))
-    first = next(found, None)
+def _p_value(standing: Standing, reference: Method, gain: Gain, comparison: Comparison) -> float:
+    """Return the p-value of the best against its reference as the table has it, corrected if that is asked for."""
+    baseline = comparison.question.baseline
+    is_baseline = baseline is not None and _is_of(reference, runs_of(baseline, comparison.results))
+    row = standing.ranking[0].row if is_baseline else reference.row
+    found = row.values[P_VALUE].mean
+    return gain.p if math.isnan(found) else found
+
+
+def _reference(standing: Standing, comparison: Comparison) -> Method | None:
+    """Return what the best is compared with: the baseline, local training or plain averaging, else the next best.
+
+    One that is the best itself is compared with the next best.
+    """
+    baseline = comparison.question.baseline
+    found = [runs_of(baseline, comparison.results)] if baseline else []
+    found += [plain_runs(name, comparison.results) for name in REFERENCES]
+    matching = ([method for method in standing.methods if _is_of(method, runs)] for runs in found)
+    first = next((methods[0] for methods in matching if len(methods) == 1), None)
     if first is not None and first is not standing.best:
         return first
     return next(iter(standing.ranking[1:]), None)
 
 
-def _is_called(method: Method, name: str) -> bool:
-    run = method.row.group.members[0]
-    labels = {run.strategy, run.config.strategy.name} if run.strategy != name else {name}
-    return canonical(name, labels) in labels
+def _is_of(method: Method, runs: Sequence[Result]) -> bool:
+    return all(any(member is run for run in runs) for member in method.row.group.members)
+
+
+def _other_ties(standing: Standing, answer: _Answer) -> str | None:
+    """Return a sentence about the methods, besides the reference, that are not distinguishable from the best."""
+    names = [method.name for method in standing.ties if method is not answer.reference]
+    if not names or standing.best is None:
+        return None
+    shown = names[:NAMED] + ([f"{len(names) - NAMED} more"] if len(names) > NAMED else [])
+    listed = " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
+    return f"Not distinguishable from {standing.best.name} either: {listed}."
+
+
+def _summary(standings: Sequence[Standing], answers: Sequence[_Answer]) -> list[str]:
+    """Return how often each method is best, in how many settings that is certain, and where it matters most."""
+    bests = Counter(standing.best.name for standing in standings if standing.best is not None)
+    counted = [f"{name} in {count}" for name, count in bests.most_common(NAMED)]
+    counted += [f"others in {sum(bests.values()) - sum(count for _, count in bests.most_common(NAMED))}"] * (
+        len(bests) > NAMED
+    )
+    certain = sum(answer.p < LEVEL for answer in answers)
+    sentences = [
+        f"Best of {len(answers)} settings: {', '.join(counted)}; distinguishable from what it is compared with in "
+        f"{certain}."
+    ]
+    known = [(abs(answer.gain.difference.mean), answer.sentence) for answer in answers if answer.gain is not None]
+    return [*sentences, f"The largest difference: {max(known)[1]}"] if known else sentences
 
 
 def _at(setting: Mapping[str, Any]) -> str:
-    known = [f"{key.rpartition('.')[2]} {value}" for key, value in setting.items() if str(value) != "-"]
-    return f" at {', '.join(known)}" if known else ""
+    method = f" for {setting['strategy']}" if "strategy" in setting else ""
+    known = [describe(key, value) for key, value in setting.items() if key != "strategy" and str(value) != "-"]
+    return method + (f" at {', '.join(known)}" if known else "")
 
 
 def _seeds(count: int) -> str:

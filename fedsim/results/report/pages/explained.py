@@ -25,6 +25,7 @@ EXPLAINED = {
     "gain_full": f"{TALLY} with plain averaging of all layers. {FEW_TEXT}",
     "gain_baseline": f"{TALLY} in the baseline's runs. {FEW_TEXT}",
     "difference": f"Mean difference from the baseline's runs with the same partition and seed. {SPREAD}",
+    "p": "P-value of a paired t-test over the seeds, against the baseline or else the best of the setting.",
     "pairs": "Number of seeds with runs of both.",
     "up": "Bytes that all clients sent up to the round shown. Only what a strategy shares travels.",
     "down": "Bytes that all clients received up to the round shown.",

@@ -1,0 +1,49 @@
+"""P-values of a comparison: of each line against the baseline, or else against the best of its setting."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedsim.results.report.comparing.best import MAIN_COLUMN, best_and_ties
+from fedsim.results.report.comparing.columns import GAIN, Column
+from fedsim.results.report.comparing.groups import Group
+from fedsim.results.report.comparing.pairs import Baseline
+from fedsim.results.report.comparing.rows import Comparison
+from fedsim.results.report.comparing.statistics import Interval, holm
+
+KEY = "p"
+
+
+def with_p_values(comparison: Comparison, baseline: Baseline | None) -> Comparison:
+    """Return a comparison with a column of p-values, which a table shows if they are to be corrected."""
+    question = comparison.question
+    values = _against_baseline(comparison, baseline) if baseline else _against_best(comparison)
+    by_group = {id(row.group): Interval(p) for row, p in zip(comparison.rows, values, strict=True)}
+
+    def of(group: Group) -> Interval:
+        return by_group[id(group)]
+
+    rows = [replace(row, values={**row.values, KEY: of(row.group)}) for row in comparison.rows]
+    is_asked = question.correct is not None
+    if not is_asked and not any(value.is_known for value in by_group.values()):
+        return replace(comparison, rows=rows)
+    name = baseline.name if baseline else "best"
+    heading = f"p vs {name}{', Holm' * is_asked}"
+    column = Column(KEY, heading, "p", of, compact=is_asked, asked=is_asked, priority=GAIN)
+    return replace(comparison, rows=rows, columns=[*comparison.columns, column])
+
+
+def _against_best(comparison: Comparison) -> list[float]:
+    found = {
+        id(method.row): standing.p[method.name]
+        for standing in best_and_ties(comparison)
+        for method in standing.ranking[1:]
+    }
+    return [found.get(id(row), float("nan")) for row in comparison.rows]
+
+
+def _against_baseline(comparison: Comparison, baseline: Baseline) -> Sequence[float]:
+    question = comparison.question
+    column = next(each for each in comparison.columns if each.key == MAIN_COLUMN)
+    is_higher = question.higher_is_better
+    values = [baseline.gain(row.group.members, column.values, higher_is_better=is_higher).p for row in comparison.rows]
+    return [*map(float, holm(values))] if question.correct == "holm" else values
