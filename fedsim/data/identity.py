@@ -25,13 +25,16 @@ def identity_of(value: object) -> str | None:
     Returns
     -------
     identity
-        None if the object holds something that cannot be pickled, such as a lambda or an open file.
+        None if the object holds something that cannot be pickled, such as a lambda or an open file, or names a folder
+        that is too large to look at, such as the home folder.
     """
     hashed = _Hashed()
     pickler = _Pickler(hashed, protocol=5)
     try:
         pickler.dump(value)
     except Exception:  # __reduce__ may raise anything
+        return None
+    if any(map(_is_around, pickler.paths)):
         return None
     for path in sorted(pickler.paths):
         hashed.write(repr((path, _status(Path(path)))).encode(errors="surrogateescape"))
@@ -62,9 +65,10 @@ class _Pickler(pickle.Pickler):
             text = str(obj)
             if 0 < len(text) < LONGEST_PATH and "\0" not in text and os.path.exists(text):  # noqa: PTH110 (any text)
                 self.paths.add(text)
-        elif isinstance(obj, set | frozenset):
+            return text if isinstance(obj, Path) else None  # whose parts are no paths
+        if isinstance(obj, set | frozenset):
             return sorted(obj, key=repr)
-        elif callable(obj) and (file := _source(obj)):
+        if callable(obj) and (file := _source(obj)):
             self.paths.add(file)
         return None
 
@@ -84,6 +88,12 @@ def _rebuilt(*parts: Any) -> tuple[Any, ...]:
 def _source(obj: Callable[..., Any]) -> str | None:
     module = sys.modules.get(getattr(obj, "__module__", None) or "")
     return getattr(module, "__file__", None)
+
+
+def _is_around(path: str) -> bool:
+    """Tell whether a folder holds the working folder or all that the user has, such as ``.`` or ``/``."""
+    real = os.path.realpath(path)
+    return any(os.path.realpath(each) == real or each.is_relative_to(real) for each in (Path.cwd(), Path.home()))
 
 
 def _status(place: Path) -> list[Any]:
