@@ -143,6 +143,12 @@ def test_models_after_fine_tuning_and_unseen_clients_have_columns_of_their_own(b
     assert [values(comparison, key)[0] for key in keys] == pytest.approx([0.7, 0.9, 0.35, 0.1, 0.25])
 
 
+def test_a_weighted_mean_is_that_of_all_test_examples(build: Build) -> None:
+    run = build([[0.5, 1.0, 0.0]], {"test_examples": [10, 30, 40]})
+    assert values(compare([run]), "weighted") == pytest.approx([(5 + 30) / 80])
+    assert "weighted" not in [column.key for column in chosen_columns(compare([run]))]
+
+
 def test_gains_over_local_training_and_plain_averaging_are_shown_where_both_were_run(build: Build) -> None:
     runs = [
         build([[0.5, 0.5, 0.5, 0.5]], strategy=FULL),

@@ -44,9 +44,15 @@ def test_jains_index_is_the_share_of_clients_that_have_equally_much_and_knows_no
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([0.9, 0.1, 0.5], 0.1), (np.arange(20) / 20, 0.025), (np.arange(25) / 25, 0.02), ([0.7], 0.7)],
+    [
+        ([0.9, 0.1, 0.5], 0.1),
+        (np.arange(20) / 20, 0.025),
+        (np.arange(11) / 11, 1 / 22),
+        (np.arange(21) / 21, 1 / 21),
+        ([0.7], 0.7),
+    ],
 )
-def test_the_worst_tenth_has_at_least_one_client(values: list[float], expected: float) -> None:
+def test_the_worst_tenth_is_rounded_up(values: list[float], expected: float) -> None:
     assert worst_mean(values) == pytest.approx(expected)
 
 

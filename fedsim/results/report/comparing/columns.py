@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from fedsim.config.choices import CATALOGUES
@@ -141,12 +142,18 @@ def _outcomes(question: Question) -> list[Column]:
     def of_server(group: Group) -> Interval:
         return group.mean(lambda result: float(on_server(result).mean()), lambda result: on_server(result).isna().sum())
 
+    def weighted(result: Result) -> float:
+        rows = result.of("personalised", question.metric)
+        known = rows[(rows["round"] == question.round_of(result)) & rows["value"].notna()]
+        return float(np.average(known["value"].astype(float), weights=known["n"])) if len(known) else NAN
+
     def worst(values: pd.Series) -> float:
         return worst_mean(values, higher_is_better=question.higher_is_better)
 
     return [
         _column("rounds", "rounds", "count", lambda result: float(question.round_of(result) or NAN)),
         over_clients("personalised", "personalised", _mean, asked=True, priority=ANSWER),
+        _column("weighted", "weighted", "score", weighted, compact=False, higher_is_better=question.higher_is_better),
         over_clients("std", "std", lambda values: float(values.std(ddof=0)), priority=SPREAD, higher_is_better=False),
         over_clients("worst", "worst 10 %", worst, priority=SPREAD),
         over_clients("jain", "Jain", jain, kind="index", compact=False, higher_is_better=True),

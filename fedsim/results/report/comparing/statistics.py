@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 CONFIDENCE = 0.95
 LEVEL = 1 - CONFIDENCE  # p-values below it are distinguishable from chance
-WORST_SHARE = 0.1
+WORST_ONE_OF = 10
 ROUNDING = 1e-12  # differences of means of equal values, summed in another order
 
 
@@ -158,7 +158,7 @@ def jain(values: ArrayLike) -> float:
 
 
 def worst_mean(values: ArrayLike, *, higher_is_better: bool = True) -> float:
-    """Return the mean over the worst tenth of the clients, at least one."""
+    """Return the mean over the worst tenth of the clients, rounded up."""
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     ordered = ordered if higher_is_better else ordered[::-1]
-    return float(ordered[: max(1, round(WORST_SHARE * len(ordered)))].mean())
+    return float(ordered[: -(-len(ordered) // WORST_ONE_OF)].mean())

@@ -29,7 +29,7 @@ NOTE = (
     "As received: each client's own model with the layers that it next takes from the server; "
     "after local training: models of the round's participants before averaging; after fine-tuning: models as received, "
     "fine-tuned and then discarded. Mean ± standard deviation over the clients; worst 10 %: mean over the worst tenth "
-    "of the clients, at least one; Jain: Jain's fairness index, 1 if all clients have the same value. -: not measured "
+    "of the clients, rounded up; Jain: Jain's fairness index, 1 if all clients have the same value. -: not measured "
     "in that round, or undefined."
 )
 # For each model in the figure: marker, colour, fill and size. The model as received is a ring around the others.

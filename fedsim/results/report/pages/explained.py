@@ -12,8 +12,9 @@ FEW_TEXT = "*: some have fewer than 10 test examples."
 EXPLAINED = {
     "rounds": "The evaluated round whose values are shown; a mean where the seeds differ.",
     "personalised": f"Each client's own model on its own test data, mean over the clients. {SPREAD}",
+    "weighted": "The same with each client weighted by its number of test examples.",
     "std": "Standard deviation of the personalised models over the clients, mean over the seeds.",
-    "worst": "Mean over the worst tenth of the clients, at least one.",
+    "worst": "Mean over the worst tenth of the clients, rounded up.",
     "jain": "Jain's fairness index: 1 if all clients have the same value, 1/n if one of n has all.",
     "global": f"The server's model on the server's test data. {SPREAD}",
     "global_clients": "The server's model on each client's test data, mean over the clients.",
