@@ -64,6 +64,8 @@ class Checkpoints:
         changed: Iterable[int],
         keep: Container[int] = (),
         records: Mapping[str, Any] | None = None,
+        *,
+        passing: Container[int] = (),
     ) -> None:
         """Save everything after a round, then remove what is no longer needed.
 
@@ -75,6 +77,8 @@ class Checkpoints:
             Earlier rounds whose checkpoints are not removed.
         records
             What its manifest seals besides its own files.
+        passing
+            Earlier rounds whose checkpoints are removed.
 
         Raises
         ------
@@ -107,7 +111,7 @@ class Checkpoints:
         partial.replace(self.folder / _name(server_round))
         sync([self.folder])
         self._client_files[server_round] = client_files
-        for gone in self._client_files.keys() - set(self._tidied(server_round, keep)):
+        for gone in self._client_files.keys() - set(self._tidied(server_round, keep, passing)):
             unused = self._client_files.pop(gone)
             for pair in unused.unused_by(self._client_files.values()):
                 self._clients.remove(*pair)
@@ -165,6 +169,10 @@ class Checkpoints:
                 self._client_files[each] = self._read_client_files(each)
         self._clients.keep(pair for each in self._client_files.values() for pair in each.pairs())
 
+    def written_after(self, server_round: int) -> list[int]:
+        """Return the clients that had changed since the checkpoint before that of a round, which was loaded."""
+        return self._client_files[server_round].of_round(server_round)
+
     def read(self, server_round: int, strategy: Strategy, engine: Engine) -> None:
         """Restore strategy and clients to where they were after a round; no file is changed."""
         strategy.set_global_model(under_first_names(strategy.model, self.global_model(server_round)))
@@ -194,7 +202,7 @@ class Checkpoints:
         kept = self._kept / _name(server_round)
         return kept if kept.exists() else self.folder / _name(server_round)
 
-    def _tidied(self, newest: int, keep: Container[int]) -> list[int]:
+    def _tidied(self, newest: int, keep: Container[int], passing: Container[int] = ()) -> list[int]:
         """Set the checkpoints of earlier rounds aside or remove them; return the rounds of those that are left.
 
         The one before the newest stays, as the newest may turn out to be damaged; later ones have.
@@ -202,11 +210,11 @@ class Checkpoints:
         if self._round(newest).parent == self._kept:
             self._round(newest).replace(self.folder / _name(newest))
         left = [newest]
-        before = max((each for each in self.rounds() if each < newest), default=0)
+        before = max((each for each in self.rounds() if each < newest and each not in passing), default=0)
         for other in self.rounds():
             if other == newest:
                 continue
-            if other < newest and (other == before or other in keep):
+            if other < newest and other not in passing and (other == before or other in keep):
                 self._kept.mkdir(exist_ok=True)
                 self._round(other).replace(self._kept / _name(other))
                 left.append(other)

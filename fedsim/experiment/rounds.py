@@ -88,6 +88,7 @@ class Rounds:
         self._on_server = ServerEvaluation(federation, federation.data.test(), self._threads)
         self._measured_every = rounds_between(federation)
         self._changed: set[int] = set()
+        self._passing: tuple[int, ...] = ()
         self._seconds: dict[str, float] = {}
         self._faults = 0
         # Read again from the records, so that a resumed run stops where it would have stopped.
@@ -107,6 +108,9 @@ class Rounds:
         """Resume after a round, from its checkpoint; the records end with that round already."""
         best = best_rounds(self._validation_means)
         self.checkpoints.load(server_round, self.strategy, self.engine, self._keep(best, server_round))
+        if not self._has_checkpoint(server_round, best):  # the last round of a shorter run
+            self._passing = (server_round,)
+            self._changed.update(self.checkpoints.written_after(server_round))
         if self.config.keeps_best and (lost := best - set(self.checkpoints.rounds())):
             logger.warning(
                 "the models of round %d, the best so far, are not kept, as checkpoints.keep was 'last' then", min(lost)
@@ -281,13 +285,19 @@ class Rounds:
     def _save_if_due(self, server_round: int) -> None:
         """Write a checkpoint of a round after which the run could resume, or whose models are to be kept."""
         best = best_rounds(self._validation_means)
-        due = self._is_last(server_round) or self._is_due(self.config.checkpoint_every, server_round)
-        if due or (self.config.keeps_best and server_round in best):
+        if self._is_last(server_round) or self._has_checkpoint(server_round, best):
             keep = self._keep(best, server_round)
             with self._timed("checkpoint"):
                 sealed = self.records.sealed()
-                self.checkpoints.save(server_round, self.strategy, self.engine, self._changed, keep, sealed)
+                self.checkpoints.save(
+                    server_round, self.strategy, self.engine, self._changed, keep, sealed, passing=self._passing
+                )
             self._changed = set()
+
+    def _has_checkpoint(self, server_round: int, best: Container[int]) -> bool:
+        """Return whether a round has a checkpoint whether or not it is the last."""
+        is_kept = self.config.keeps_best and server_round in best
+        return is_kept or self._is_due(self.config.checkpoint_every, server_round)
 
     def _keep(self, best: Container[int], server_round: int) -> Container[int]:
         """Return the rounds before this one whose models are kept."""

@@ -55,6 +55,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "all models": {"checkpoints": {"keep": "all"}},
     "clients with sets of their own": {"strategy": {"name": "ditto"}, "unseen": 0.2, "clients": 5},
+    "a checkpoint now and then": {"checkpoint_every": 2, "strategy": {"name": "ditto"}},
+    "a checkpoint now and then, all kept": {"checkpoint_every": 2, "checkpoints": {"keep": "all"}},
     "a schedule whatever is still to come": {"local__schedule": "step", "local__step_size": 3, "local__warmup": 2},
     "a stop before the end": {"stop": {"patience": 1}},
     "a stop that fine-tunes": {"stop": {"patience": 1}, "evaluation": TUNED},
