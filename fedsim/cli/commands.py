@@ -154,7 +154,8 @@ def barriers_command(
     against: Annotated[
         Literal["average", "pairs"],
         typer.Option(
-            help="Where replacement layers come from: the average of all checkpoints, or each other checkpoint."
+            help="Where replacement layers come from: the average of all checkpoints, with barriers above the mean of "
+            "the models' losses, or each other checkpoint, with barriers above the line between the two losses."
         ),
     ] = "average",
     ts: Annotated[
@@ -196,7 +197,7 @@ def barriers_command(
         typer.Option(help="Align the units of all checkpoints to the first one before measuring."),
     ] = "none",
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sample and of random groups.")] = 0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory of tables and figures.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory of the page, tables and figures.")] = Path(
         "barriers"
     ),
 ) -> None:

@@ -27,7 +27,7 @@ from fedsim.models.architectures import MODELS
 from fedsim.models.params import Params, state_of
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.folder import RunFolder
-from fedsim.results.report.drawing.checkpoints import feature_figures, features_table, matching_table
+from fedsim.results.report.drawing.checkpoints import barriers_table, feature_figures, features_table, matching_table
 from fedsim.seeds import rng
 from fedsim.training.evaluation import evaluate
 
@@ -248,9 +248,29 @@ def test_statistics_are_recomputed_on_training_data(tmp_path: Path) -> None:
 def test_pairs_have_their_paths_drawn(files: list[Path], tmp_path: Path) -> None:
     compared = compare_checkpoints(files, config(), against="pairs", groups=["full"], part="train", examples=30)
     assert set(compared.barriers["t"]) == {0.0, 0.5, 1.0}
-    write_comparison(compared, tmp_path / "out")
+    page = write_comparison(compared, tmp_path / "out", "fedsim barriers 'a <b>.pt'").read_text()
+    first, second, third = (page.index(title) for title in ("Largest barrier over t", "at each t", "Settings and"))
+    assert first < second < third
+    assert "fedsim barriers &#39;a &lt;b&gt;.pt&#39;" in page
+    row = compared.peaks.nlargest(1, "loss_chord_max").iloc[0]
+    assert f"The largest loss barrier is {row['loss_chord_max']:.3g} nats" in page
     drawn = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert drawn == {"barriers-loss.png", "barriers-error.png", "paths-loss.png", "paths-error.png"}
+
+
+def test_pairs_are_shown_above_the_chord_with_the_largest_barrier_of_each_path_first(files: list[Path]) -> None:
+    compared = compare_checkpoints(files, config(), against="pairs", ts=(0, 0.25, 0.5, 1), examples=60)
+    table, largest = compared.barriers, compared.peaks
+    paths = table.groupby(["group", "base", "other"], sort=False)["loss_chord"]
+    assert list(largest["loss_chord_max"]) == list(paths.max())
+    assert list(largest["loss_chord_max_t"]) == list(table.loc[paths.idxmax(), "t"])
+    assert (largest["loss_chord_max_low"] <= largest["loss_chord_max"]).all()
+    ends = table[(table["group"] == "full") & table["t"].isin([0, 1])]["loss_chord"]
+    assert len(ends) == 4
+    assert not ends.any()
+    shown = barriers_table(table, compared.names)
+    barriers = [float(row[4].split()[0]) for row in shown.rows]
+    assert barriers == pytest.approx(list(table["loss_chord"]), abs=1e-4)
 
 
 @pytest.mark.slow
@@ -355,7 +375,7 @@ def test_the_command_prints_a_table_and_writes_tables_and_heat_maps(
         *("a.pt", ours, "--model", "my_net:net", *settings, "--ts", "0.25,1", "--weights", "1,2"), *more
     )
     assert code == 0, err
-    assert "tables and figures: out" in err
+    assert "page, tables and figures: out/report.html" in err
     assert "sample: stratified: 40 of 355; intervals are for the population of the data set" in err
     *lines, first, second, units = [
         line.split() for line in out.splitlines() if line.strip().startswith(("full", "fc"))
@@ -364,12 +384,16 @@ def test_the_command_prints_a_table_and_writes_tables_and_heat_maps(
     alike = pd.read_parquet(tmp_path / "out" / "cka.parquet")
     assert [float(first[1]), float(second[1])] == pytest.approx(list(alike["cka"]), abs=1e-4)
     assert units[:3] == ["fc1", "global.safetensors", "4"]
+    largest, lines = lines[: 3 * 2], lines[3 * 2 :]
+    assert [line[0] for line in largest] == ["full", "full", "fc1", "fc1", "fc2", "fc2"]
+    over_t = table.groupby(["group", "base"], sort=False)["loss_mean_ends"].max()
+    assert [float(line[4]) for line in largest] == pytest.approx(list(over_t), abs=1e-4)
     assert [line[0] for line in lines] == list(table["group"])
     assert len(lines) == 3 * 2 * 2
     assert float(lines[0][5]) == pytest.approx(table["loss_mean_ends"][0], abs=1e-4)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         f"{name}.{kind}" for name in ("barriers-loss", "barriers-error", "cka", "matching") for kind in ("pdf", "png")
-    } | {f"{name}.parquet" for name in ("barriers", "distances", "cka", "matching")}
+    } | {f"{name}.parquet" for name in ("barriers", "peaks", "distances", "cka", "matching")} | {"report.html"}
 
 
 @pytest.mark.parametrize(

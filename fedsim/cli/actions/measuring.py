@@ -1,5 +1,7 @@
 """``fedsim barriers``: barriers between checkpoints."""
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ from fedsim.results.report.drawing.checkpoints import (
     barriers_table,
     features_table,
     matching_table,
+    peaks_table,
     uncertainty_note,
 )
 
@@ -20,10 +23,12 @@ def barriers(
 ) -> None:
     """Measure, print and write the barriers between checkpoints."""
     compared = compare_checkpoints(paths, comparison_config(model, data, changes), **options)
+    print_table(peaks_table(compared.peaks, compared.names))
     print_table(barriers_table(compared.barriers, compared.names))
     say(uncertainty_note(compared.barriers))
     if features := features_table(compared.others):
         print_table(features)
     if "matching" in compared.others:
         print_table(matching_table(compared.others["matching"]))
-    write_to(out, partial(write_comparison, compared, out), "tables and figures")
+    command = shlex.join(["fedsim", *sys.argv[1:]])
+    write_to(out, partial(write_comparison, compared, out, command), "page, tables and figures")

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from fedsim.analysis import barriers
+from fedsim.analysis import measure, peaks
 from fedsim.analysis.data import Data
 from fedsim.analysis.matching import match
 from fedsim.analysis.mixing.groups import groups_of_texts
@@ -22,6 +22,7 @@ from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import BY_LAYER, MEASURES
 from fedsim.config import Config, choices, with_settings
 from fedsim.config.expectation import MatchedBy
+from fedsim.config.toml import write_toml
 from fedsim.data.dataset import Dataset, stratified
 from fedsim.errors import ConfigError
 from fedsim.federation.engines.grid import processors
@@ -29,11 +30,11 @@ from fedsim.federation.federation import Federation, federation_of
 from fedsim.models.frozen import adopt_frozen_
 from fedsim.models.params import Params
 from fedsim.models.saved import read_checkpoint
-from fedsim.results.files import write_parquet, write_whole
+from fedsim.results.files import write_parquet
 from fedsim.results.integrity import check_file_of_checkpoint
 from fedsim.results.measured import with_error_unit
-from fedsim.results.report.drawing.checkpoints import checkpoint_figures, feature_figures
-from fedsim.results.report.drawing.style import save
+from fedsim.results.report.drawing.checkpoints import reference_of
+from fedsim.results.report.pages.checkpoint_page import write_checkpoints
 from fedsim.seeds import rng
 
 EXAMPLES, BANDS = 1000, 0.95
@@ -48,17 +49,21 @@ class Comparison:
     ----------
     names
         Names of the checkpoints, by index.
-    barriers, distances
-        The tables of `fedsim.analysis.barriers` and `fedsim.analysis.distances`, with columns ``base_name`` and
-        ``other_name``.
+    barriers, peaks, distances
+        The tables of `fedsim.analysis.barriers`, `fedsim.analysis.peaks` and `fedsim.analysis.distances`, with columns
+        ``base_name`` and ``other_name``.
     others
         The tables of the other measures, by name, and ``matching``: the units that moved.
+    config
+        The settings of model and data.
     """
 
     names: tuple[str, ...]
     barriers: pd.DataFrame
+    peaks: pd.DataFrame
     distances: pd.DataFrame
     others: dict[str, pd.DataFrame]
+    config: Config
 
 
 def comparison_config(model: str, data: str, changes: Mapping[tuple[str, ...], Any]) -> Config:
@@ -145,16 +150,19 @@ def compare_checkpoints(
         if matching != "none":
             models, others["matching"] = match(models, matching, federation.calibration())
         apart = MEASURES["distances"].table(models, settings)
-        table = barriers(models, data, groups=settings.groups, against=against, ts=ts, bands=BANDS)
+        measured = measure(models, data, groups=settings.groups, against=against, ts=ts, bands=BANDS)
+        largest = peaks(measured, reference_of(measured.table), level=BANDS, seed=models.seed)
         others |= {name: MEASURES[name].table(models, settings) for name in BY_LAYER if name in measures}
     except ValueError as error:
         raise ConfigError(f"barriers: {error}") from error
     names = _names(paths)
     squared = federation.task.name == "regression"
-    named = {name: with_error_unit(_with_names(each, names), squared=squared) for name, each in others.items()}
-    return Comparison(
-        names, with_error_unit(_with_names(table, names), squared=squared), _with_names(apart, names), named
-    )
+
+    def named(table: pd.DataFrame) -> pd.DataFrame:
+        return with_error_unit(_with_names(table, names), squared=squared)
+
+    every = {name: named(each) for name, each in others.items()}
+    return Comparison(names, named(measured.table), named(largest), _with_names(apart, names), every, config)
 
 
 def _check(paths: Sequence[Path], weights: Sequence[float] | None, measures: Sequence[str]) -> None:
@@ -178,17 +186,33 @@ def _read(paths: Sequence[Path], model: nn.Module, federation: Federation) -> li
     return [_to(federation.device, state) for state in read]
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> Path:
-    """Write the tables as parquet and the figures as PDF and PNG; return the folder."""
-    figures = checkpoint_figures(comparison.barriers, comparison.names) | feature_figures(comparison.others)
-    pictures = {f"{name}.{kind}": save(figure, kind) for name, figure in figures.items() for kind in ("pdf", "png")}
+def write_comparison(comparison: Comparison, folder: Path, command: str = "") -> Path:
+    """Write the page, its figures as PDF and PNG, and the tables as parquet; return the page's path.
+
+    Parameters
+    ----------
+    command
+        The command that measured this, if there was one.
+    """
+    config = comparison.config
+    rows = comparison.barriers
+    page = write_checkpoints(
+        folder,
+        comparison.names,
+        rows,
+        comparison.peaks,
+        comparison.others,
+        subtitle=f"{config.model.name} on {config.data.name}, {int(rows['n'].max()):,} examples, "
+        f"{rows['sampling'].iloc[0]}",
+        settings=write_toml(config.model_dump(mode="json", include=set(SETTABLE))),
+        command=command,
+    )
     write_parquet(folder / "barriers.parquet", comparison.barriers)
+    write_parquet(folder / "peaks.parquet", comparison.peaks)
     write_parquet(folder / "distances.parquet", comparison.distances)
     for name, table in comparison.others.items():
         write_parquet(folder / f"{name}.parquet", table)
-    for name, picture in pictures.items():
-        write_whole(folder / name, picture)
-    return folder
+    return page
 
 
 def _sample(dataset: Dataset, part: str, wanted: int | None, seed: int) -> Data:

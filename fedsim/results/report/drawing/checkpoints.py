@@ -1,6 +1,7 @@
 """Figures and tables of the barriers between checkpoints and of their features, without a run."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,15 @@ from fedsim.analysis.suite import BY_LAYER
 from fedsim.results.measured import scale_of
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.drawing import connectivity
-from fedsim.results.report.drawing.barriers import at_the_middle, barrier_table, has_paths, paths, quantity
+from fedsim.results.report.drawing.barriers import REFERENCES, at_the_middle, barrier_table, has_paths, paths, quantity
 from fedsim.results.report.drawing.heat_maps import heat_maps
 
 MOST_ENDS = 8  # as many as fit on a page with their barriers by t
+
+
+def reference_of(rows: pd.DataFrame) -> str:
+    """Return the reference that is shown: of pairs the chord, which is 0 at both ends of a path of all layers."""
+    return "mean_ends" if (rows["other"] == AVERAGE).all() else "chord"
 
 
 def checkpoint_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Figure]:
@@ -36,14 +42,15 @@ def checkpoint_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Fi
 
 
 def heat_map(rows: pd.DataFrame, names: Sequence[str], metric: str) -> Figure:
-    """Draw barriers, minus the models' mean, by group and model, or by group and t for each direction."""
-    labelled = rows.assign(end=_ends(rows, names))
-    ends, column = list(dict.fromkeys(labelled["end"])), f"{metric}_mean_ends"
+    """Draw barriers by group and model, or by group and t for each direction."""
+    labelled = rows.assign(end=ends_of(rows, names))
+    reference = reference_of(rows)
+    ends, column = list(dict.fromkeys(labelled["end"])), f"{metric}_{reference}"
     if rows["t"].nunique() > 1 and len(ends) <= MOST_ENDS:
         tables = {end: barrier_table(labelled[labelled["end"] == end], column, "t") for end in ends}
         return heat_maps(tables, quantity(metric, rows), across=2, columns="t")
     middle = at_the_middle(labelled, pairs=bool((rows["other"] != AVERAGE).any()))
-    title = f"t = {middle['t'].iloc[0]:g}, minus the models' mean {metric}"
+    title = f"t = {middle['t'].iloc[0]:g}, minus {REFERENCES[reference]} {metric}"
     return heat_maps({title: barrier_table(middle, column, "end")[ends]}, quantity(metric, rows), columns="")
 
 
@@ -124,8 +131,8 @@ def matching_table(rows: pd.DataFrame) -> Table:
 
 
 def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
-    """Return the barriers minus the models' mean, errors in percentage points or squares, ± 1.96 standard errors."""
-    factor = scale_of("error", rows)[0]
+    """Return the barriers of each t, errors in percentage points or squares, ± 1.96 standard errors."""
+    factor, reference = scale_of("error", rows)[0], reference_of(rows)
     headings = ("group", "base", "other", "t", "loss barrier", "error barrier", "loss", "error", "examples")
     cells = tuple(
         (
@@ -133,8 +140,8 @@ def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
             _name(int(row["base"]), names),
             _name(int(row["other"]), names),
             f"{row['t']:g}",
-            f"{row['loss_mean_ends']:+.4f} ± {1.96 * row['loss_mean_ends_se']:.4f}",
-            f"{factor * row['error_mean_ends']:+.2f} ± {factor * 1.96 * row['error_mean_ends_se']:.2f}",
+            f"{row[f'loss_{reference}']:+.4f} ± {1.96 * row[f'loss_{reference}_se']:.4f}",
+            f"{factor * row[f'error_{reference}']:+.2f} ± {factor * 1.96 * row[f'error_{reference}_se']:.2f}",
             f"{row['loss']:.4f}",
             f"{factor * row['error']:.2f}",
             f"{int(row['n']):,}",
@@ -142,6 +149,39 @@ def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
         for row in rows.to_dict(orient="records")
     )
     return Table(headings, (False, False, False, *[True] * 6), cells)
+
+
+def peaks_table(peaks: pd.DataFrame, names: Sequence[str]) -> Table:
+    """Return the largest barrier of each path over t, with its band."""
+    factor, reference = scale_of("error", peaks)[0], reference_of(peaks)
+    loss, error = (f"{metric}_{reference}_max" for metric in ("loss", "error"))
+    headings = ("group", "base", "other", "loss barrier (band)", "at t", "error barrier (band)")
+    cells = tuple(
+        (
+            str(row["group"]),
+            _name(int(row["base"]), names),
+            _name(int(row["other"]), names),
+            _with_ends(row, loss, 1.0, 4),
+            f"{row[f'{loss}_t']:g}",
+            _with_ends(row, error, factor, 2),
+        )
+        for row in peaks.to_dict(orient="records")
+    )
+    return Table(headings, (False, False, False, *[True] * 3), cells, (peaks_note(peaks),))
+
+
+def _with_ends(row: Mapping[Any, Any], name: str, factor: float, digits: int) -> str:
+    value, low, high = (f"{factor * row[key]:+.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value} ({low} to {high})"
+
+
+def peaks_note(peaks: pd.DataFrame) -> str:
+    """Say what the largest barriers are."""
+    above = {
+        "chord": "the straight line between the losses of the two models, which is 0 at both ends of a whole path",
+        "mean_ends": "the mean of all models' losses",
+    }[reference_of(peaks)]
+    return f"largest value over t above {above}; bands hold for all rows of a column together (95 %)"
 
 
 def uncertainty_note(rows: pd.DataFrame) -> str:
@@ -152,7 +192,8 @@ def uncertainty_note(rows: pd.DataFrame) -> str:
     )
 
 
-def _ends(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
+def ends_of(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """Return what is mixed into what, by row."""
     ends = zip(rows["base"], rows["other"], strict=True)
     return [names[a] if b == AVERAGE else f"{names[b]} into {names[a]}" for a, b in ends]
 

@@ -163,3 +163,13 @@ OF = {
         "training overfits. Pitfalls: clients with few test examples move in large steps."
     ),
 }
+PEAKS = (
+    "What it is: for each layer or group of layers, the most that a model loses on the way from its own layers to "
+    "those of another model, or of the average. How it is computed: the loss of mixed models at several t minus, for a "
+    "pair, the straight line between the losses of the two models (the chord, 0 at both ends of a path of all layers), "
+    "or, against the average, the mean of all models' losses; then the largest over t. Good: points near 0 with narrow "
+    "bands: the models are connected in this layer (Adilova et al. 2024, arXiv 2307.06966). Bad: a point whose band is "
+    "above 0. Pitfalls: with few values of t the top of a path may lie between two of them, so give --ts more values; "
+    "a swapped layer alone may cost or help at t = 1, where the chord of a single layer is not 0; bands hold for all "
+    "rows of a chart together, for the population that the examples were drawn from, and not for other trainings."
+)
