@@ -12,7 +12,7 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross"
 # In line widths: line, gap, line, gap; the first is solid.
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 1.5, 1.5, 1.5), (6, 1.5, 1.5, 1.5, 1.5, 1.5))
 # Methods that most comparisons show have the same colour in all of them.
-USUAL = ("fedavg", "fedper", "lg-fedavg", "fedbn", "local", "fedrep", "fedprox", "ditto")
+USUAL = ("fedavg", "fedper", "lg-fedavg", "fedbn", "local", "fedrep", "ditto", "fedprox")
 
 # Below 0 averaging helps, above 0 it hurts; the middle is neither.
 DIVERGING = ("#2166AC", "#4393C3", "#92C5DE", "#D1E5F0", "#F7F7F7", "#FDDBC7", "#F4A582", "#D6604D", "#B2182B")

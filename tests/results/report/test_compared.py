@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from fedsim.config import Config
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.drawing.compared import compared_clients, compared_costs, compared_curves
-from fedsim.results.report.drawing.style import COLOURS, STYLES
+from fedsim.results.report.palette import COLOURS, DASHES
 from tests.results.report import cases
 
 MANY = 30
@@ -48,8 +48,8 @@ def laid_out(figure: Figure) -> Figure:
 
 
 def test_as_many_lines_as_there_are_methods_differ_in_colour_and_dashes() -> None:
-    assert np.gcd(len(COLOURS), len(STYLES)) == 1
-    assert len(COLOURS) * len(STYLES) >= MANY
+    assert np.gcd(len(COLOURS), len(DASHES)) == 1
+    assert len(COLOURS) * len(DASHES) >= MANY
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.report.charts.compact import MOST_ROWS, chart_of, distinct, thinned
-from fedsim.results.report.drawing.heat_maps import HeatMaps, colour_limit
-from fedsim.results.report.palette import AMOUNT, DIVERGING, NOT_MEASURED
+from fedsim.results.report.drawing.heat_maps import HeatMaps, domain_of
+from fedsim.results.report.palette import NOT_MEASURED
 
 ROW, WIDTH = 17, 380  # pixels
 MOST_NUMBERS = 8  # columns whose cells are wide enough for numbers, on a narrow screen too
@@ -20,16 +20,14 @@ ROUND = "round"
 def heat_map_chart(maps: HeatMaps) -> ChartType | None:
     """Return a panel for each table; of many rounds, as many as there is room for. None if there is no value."""
     tables = _with_room(maps)
-    limit, _ = colour_limit([table.to_numpy(dtype=float) for table in tables])
     factor = maps.quantity.factor
     rows, columns = _names([table.index for table in tables]), _names([table.columns for table in tables])
     cells = pd.concat([_cells(table, rows, columns, factor).assign(p=number) for number, table in enumerate(tables)])
     if cells.empty:
         return None
     base = chart_of(cells, y=distinct([str(name) for name in rows]), x=distinct([str(name) for name in columns]))
-    domain = [-limit * factor if maps.quantity.signed else 0.0, limit * factor]
-    stops = DIVERGING if maps.quantity.signed else AMOUNT
-    scale = alt.Scale(range=list(stops), domain=domain, clamp=True, interpolate="rgb")
+    low, high, _ = domain_of(tables, maps.quantity)
+    scale = alt.Scale(range=list(maps.quantity.scale), domain=[low, high], clamp=True, interpolate="rgb")
     colour = alt.Color(
         "v:Q", scale=scale, legend=alt.Legend(title=maps.quantity.label.split("\n"), titleLimit=0, format=".3~g")
     )
@@ -40,7 +38,7 @@ def heat_map_chart(maps: HeatMaps) -> ChartType | None:
             maps,
             colour,
             table,
-            domain[1],
+            high,
         )
         for number, (title, table) in enumerate(zip(maps.tables, tables, strict=True))
     ]

@@ -51,7 +51,7 @@ def cosines(rows: pd.DataFrame) -> HeatMaps:
     """Return by group and round the cosines between models' weights, and between their displacements from the start."""
     texts = {"cosine": "weights", "cosine_from_start": "displacements from the round's start"}
     tables = {text: barrier_table(rows, column) for column, text in texts.items() if column in rows}
-    return HeatMaps(tables, Quantity("cosine"), across=2)
+    return HeatMaps(tables, Quantity("cosine", signed=False, aligned=True), across=2)
 
 
 def criticality(rows: pd.DataFrame) -> HeatMaps:

@@ -1,66 +1,74 @@
-"""Figures that compare settings, legible for about thirty of them: means over the seeds."""
+"""Figures that compare settings by the mean over their seeds: a colour per strategy, a panel per swept value."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.comparing.units import format_bytes, format_count
 from fedsim.results.report.drawing.style import (
-    COLOURS,
     MANY_LINES,
-    SHORT_NAME,
     STYLE,
     WIDTH,
     draw_line,
+    folded,
     legend_height,
     legend_name,
     legend_outside,
-    line_style,
     log_scale,
+    look_style,
     metric_axis,
+    metric_label,
+    percents,
     round_axis,
-    short,
 )
+from fedsim.results.report.facets import Line, lines_of, panels_of
 from fedsim.results.result import Result
-from fedsim.training.metrics import MAIN, label, metric_of
+from fedsim.training.metrics import MAIN, metric_of
 
-MOST_BANDS = 7  # more would hide each other
+MOST_BANDS = 8  # more would hide each other
 BOX, THIN_BOX = 0.5, 0.3  # inches per box, and per box where there are many
+NAME = 60  # letters of a box's name in a line
 WRITTEN: Mapping[str, Callable[[float], str]] = {costs.BYTES: format_bytes, costs.PASSES: format_count}
 COST_AXIS = {
+    "rounds": "round",
     costs.BYTES: "traffic up and down so far, all clients",
     costs.PASSES: "training passes so far, all clients (examples)",
+    "seconds": "wall time so far (s)",
 }
 FREE = {costs.BYTES: "sends nothing", costs.PASSES: "trains nothing"}
 TITLE = "Personalised models, clients' own test data (mean)"
+GLOBAL_TITLE = "Global model, server's test data"
 
 
 def compared_curves(groups: Mapping[str, Group]) -> Figure:
-    """Draw personalised and global accuracy over the rounds, one line per setting, with the range of its seeds.
+    """Draw personalised and global accuracy over the rounds, one line per strategy, with the range of its seeds.
 
-    There are gaps where a value of a client or of a seed is missing.
+    Swept settings have a row of panels for each of their values. There are gaps where a value of a client or of a seed
+    is missing.
     """
+    panels = panels_of(groups.values())
+    names = lines_of(panels)
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, _height(groups) + legend_height(groups)), layout="constrained")
-        panels = figure.subplots(1, 2)
-        for number, (name, group) in enumerate(groups.items()):
-            own = _by_seed(group, lambda result: result.mean_by_round())
-            of_server = _by_seed(group, lambda result: result.on_server("global"))
-            for axes, values in zip(panels, (own, of_server), strict=True):
-                draw_line(axes, values.mean(axis=1, skipna=False), name, number)
-                _draw_range(axes, values, number, len(groups))
-        for axes, title in zip(panels, (TITLE, "Global model, server's test data"), strict=True):
-            axes.set_title(title)
+        height = _height(len(names), len(panels)) * len(panels)
+        figure = Figure(figsize=(WIDTH, height + legend_height(names)), layout="constrained")
+        grid = figure.subplots(len(panels), 2, squeeze=False, sharex="col", sharey="col")
+        for row, panel in zip(grid, panels, strict=True):
+            for line in panel.lines:
+                draw_seeds(row[0], line, personalised(line.group), bands=len(panel.lines) <= MOST_BANDS)
+                draw_seeds(row[1], line, on_server(line.group), bands=len(panel.lines) <= MOST_BANDS)
+            for axes, title in zip(row, (TITLE, GLOBAL_TITLE), strict=True):
+                axes.set_title("\n".join(filter(None, (title if panel is panels[0] else "", folded(panel.title, 60)))))
+                metric_axis(axes, main_of(groups))
+        for axes in grid[-1]:
             round_axis(axes)
-            metric_axis(axes, main_of(groups))
-        legend_outside(figure, panels[0])
+        legend_outside(figure, list(grid[:, 0]))
         return figure
 
 
@@ -72,60 +80,86 @@ def compared_costs(groups: Mapping[str, Group], what: str) -> Figure:
     what
         ``bytes`` or ``passes``.
     """
+    panels = panels_of(groups.values())
+    names = lines_of(panels)
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
     with rc_context(STYLE):
-        names = {name: name if _spends(group, what) else f"{name}, {FREE[what]}" for name, group in groups.items()}
-        figure = Figure(figsize=(WIDTH, _height(groups) + legend_height(names.values())), layout="constrained")
-        axes = figure.subplots()
-        for number, (name, group) in enumerate(groups.items()):
-            values = _by_seed(group, lambda result: result.mean_by_round())
-            spent = _by_seed(group, lambda result: costs.spent(result, what)).mean(axis=1).reindex(values.index)
-            accuracy = values.mean(axis=1, skipna=False)
-            if spent.isna().all():
-                continue
-            if not spent.any():
-                axes.axhline(float(accuracy.iloc[-1]), **line_style(number), label=legend_name(names[name]))
-                continue
-            draw_line(axes, accuracy.set_axis(spent), names[name], number)
-            _draw_range(axes, values.set_axis(spent), number, len(groups))
-        _cost_axis(axes, what)
-        metric_axis(axes, main_of(groups))
-        axes.set_title(TITLE)
-        legend_outside(figure, axes)
+        figure = Figure(figsize=(WIDTH, _height(len(names), down) * down + legend_height(names)), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+        every = list(grid.ravel())
+        for axes, panel in zip(every, panels, strict=False):
+            for line in panel.lines:
+                draw_cost(axes, line, personalised(line.group), what, bands=len(panel.lines) <= MOST_BANDS)
+            axes.set_title(folded(panel.title, 60) or TITLE)
+        for axes in every[len(panels) :]:
+            axes.set_visible(False)
+        cost_axis(every[0], what)
+        for row in grid:
+            metric_axis(row[0], main_of(groups))
+        for place in range(across):
+            lowest = every[: len(panels)][place::across][-1]
+            lowest.tick_params(labelbottom=True)
+            lowest.set_xlabel(COST_AXIS[what])
+        if panels[0].title:
+            figure.suptitle(TITLE, fontsize=11)
+        legend_outside(figure, every[: len(panels)])
         return figure
 
 
 def compared_clients(groups: Mapping[str, Group]) -> Figure:
     """Draw the distribution of personalised accuracy over the clients of all seeds: a point each, with quartiles."""
-    box = BOX if len(groups) <= MANY_LINES else THIN_BOX
+    panels = panels_of(groups.values())
+    lines = [line for panel in panels for line in panel.lines]
+    names = [", ".join(filter(None, (line.name, panel.title))) for panel in panels for line in panel.lines]
+    box = BOX if len(lines) <= MANY_LINES else THIN_BOX
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.4 + box * len(groups)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.4 + box * len(lines)), layout="constrained")
         axes = figure.subplots()
-        values = [
-            np.concatenate(
-                [result.by_client("personalised").dropna().to_numpy(dtype=float) for result in group.members]
-            )
-            for group in groups.values()
-        ]
-        axes.boxplot(
-            values,
-            orientation="horizontal",
-            widths=0.5,
-            showfliers=False,
-            medianprops={"color": "black", "linewidth": 2},
-        )
-        for number, points in enumerate(values):
-            # Spread over the height in the order of their values, so that equal points do not hide each other.
-            offsets = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else np.zeros(len(points))
-            colour, size = COLOURS[number % len(COLOURS)], 5 if box == BOX else 3.5
-            axes.plot(np.sort(points), number + 1 + offsets, "o", color=colour, alpha=0.7, markersize=size)
-        axes.set_yticks(range(1, len(groups) + 1), [short(name, 2 * SHORT_NAME) for name in groups])
-        axes.set_ylim(len(groups) + 0.6, 0.4)
-        axes.grid(axis="y", visible=False)
+        draw_boxes(axes, lines, size=5 if box == BOX else 3.5)
+        axes.set_yticks(range(1, len(lines) + 1), [folded(name, NAME) for name in names])
         main = main_of(groups)
-        axes.set_xlabel(f"{label(main)} of the personalised model on the client's own test data")
-        if metric_of(main).unit == "share":
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel(f"{metric_label(main)}, personalised model on the client's own test data")
         return figure
+
+
+def draw_boxes(
+    axes: Axes, lines: Sequence[Line], *, size: float, metric: str = MAIN, rows: Sequence[str] | None = None
+) -> None:
+    """Draw a box with a point for each client of each seed, the first at the top.
+
+    Parameters
+    ----------
+    size
+        Size of the points.
+    rows
+        Names of all rows, where there are more than these lines; by default a line has the row of its place.
+    """
+    places = [1 + (place if rows is None else rows.index(line.name)) for place, line in enumerate(lines)]
+    values = [own_values(line.group, metric) for line in lines]
+    axes.boxplot(
+        values,
+        positions=places,
+        orientation="horizontal",
+        widths=0.5,
+        showfliers=False,
+        medianprops={"color": "black", "linewidth": 0.4 * size},
+    )
+    for place, points, line in zip(places, values, lines, strict=True):
+        # Spread over the height in the order of their values, so that equal points do not hide each other.
+        offsets = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else np.zeros(len(points))
+        axes.plot(np.sort(points), place + offsets, "o", color=line.look.colour, alpha=0.7, markersize=size, mew=0)
+    axes.set_ylim(len(lines if rows is None else rows) + 0.6, 0.4)
+    axes.grid(axis="y", visible=False)
+    meant = next((result.meant(metric) for line in lines for result in line.group.members), metric)
+    if metric_of(meant).unit == "share":
+        percents(axes.xaxis)
+
+
+def own_values(group: Group, metric: str = MAIN) -> np.ndarray:
+    """Return the personalised models' values of all clients of all seeds that have one."""
+    values = [result.by_client("personalised", metric).dropna().to_numpy(dtype=float) for result in group.members]
+    return np.concatenate(values)
 
 
 def main_of(groups: Mapping[str, Group]) -> str:
@@ -133,33 +167,67 @@ def main_of(groups: Mapping[str, Group]) -> str:
     return next((result.main for group in groups.values() for result in group.members), MAIN)
 
 
-def _height(groups: Mapping[str, Group]) -> float:
+def personalised(group: Group, metric: str = MAIN) -> pd.DataFrame:
+    """Return the clients' mean on their own test data by round, a column per run, in the rounds that all have."""
+    return _by_seed(group, lambda result: result.mean_by_round(metric=metric))
+
+
+def on_server(group: Group, metric: str = MAIN) -> pd.DataFrame:
+    """Return the global model's values on the server's test data by round, a column per run."""
+    return _by_seed(group, lambda result: result.on_server("global", metric))
+
+
+def spent(group: Group, what: str, rounds: pd.Index) -> pd.Series:
+    """Return the mean cost over the runs up to each of some rounds."""
+    return _by_seed(group, lambda result: costs.spent(result, what)).mean(axis=1, skipna=False).reindex(rounds)
+
+
+def draw_seeds(axes: Axes, line: Line, values: pd.DataFrame, *, bands: bool = True, size: float = 4) -> None:
+    """Draw the mean over the runs as a line, and their range as a band."""
+    draw_line(axes, values.mean(axis=1, skipna=False), line.name, line.look, size=size)
+    if bands and values.shape[1] > 1:
+        low, high = values.min(axis=1, skipna=False), values.max(axis=1, skipna=False)
+        axes.fill_between(values.index, low, high, color=line.look.colour, alpha=0.15, linewidth=0)
+
+
+def draw_cost(axes: Axes, line: Line, values: pd.DataFrame, what: str, *, bands: bool = True, size: float = 4) -> None:
+    """Draw values against what was spent; if nothing was, the last one as a horizontal line."""
+    cost = spent(line.group, what, values.index)
+    if cost.isna().all():
+        return
+    if not cost.any():
+        name = f"{line.name}, {FREE[what]}" if what in FREE else line.name
+        last = float(values.mean(axis=1, skipna=False).iloc[-1])
+        axes.axhline(last, **look_style(line.look), label=legend_name(name))
+        return
+    draw_seeds(axes, line, values.set_axis(cost), bands=bands, size=size)
+
+
+def cost_axis(axes: Axes, what: str) -> None:
+    """Write costs below an axis: bytes on a logarithmic scale where there is room for two ticks."""
+    low, high = axes.dataLim.intervalx
+    if what == costs.BYTES and 0 < low < high and len(_log_ticks(low, high)) > 1:
+        log_scale(axes, "x")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=12))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(left=0)
+    if what in WRITTEN:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: WRITTEN[what](value)))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return the numbers 1, 2 and 5 times a power of ten between two numbers."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _height(lines: int, panels: int) -> float:
     """Return the inches of the axes; many lines need room."""
-    return 3.2 if len(groups) <= MANY_LINES else 4.5
-
-
-def _spends(group: Group, what: str) -> bool:
-    return any(costs.spent(result, what).iloc[-1] for result in group.members)
+    return 2.5 if panels > 1 else 3.2 if lines <= MANY_LINES else 4.5
 
 
 def _by_seed(group: Group, of: Callable[[Result], pd.Series]) -> pd.DataFrame:
     """Return a column per run over the rounds that all of them have."""
     return pd.concat([of(result) for result in group.members], axis=1, join="inner", ignore_index=True)
-
-
-def _draw_range(axes: Axes, values: pd.DataFrame, number: int, lines: int) -> None:
-    """Shade from the lowest to the highest seed."""
-    if values.shape[1] > 1 and lines <= MOST_BANDS:
-        colour = COLOURS[number % len(COLOURS)]
-        axes.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15, linewidth=0)
-
-
-def _cost_axis(axes: Axes, what: str) -> None:
-    if what == costs.BYTES:  # which differ by orders of magnitude, as training does not
-        log_scale(axes, "x")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: WRITTEN[what](value)))
-    axes.set_xlabel(COST_AXIS[what])

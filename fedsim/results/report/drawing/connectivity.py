@@ -111,7 +111,7 @@ def cka(rows: pd.DataFrame, over: str = "round") -> HeatMaps:
     """Return by layer and round, or another column, how similar the features of two models are up to a rotation."""
     return HeatMaps(
         {"linear CKA of two models' features": _table(rows, "cka", over)},
-        Quantity("CKA", signed=False),
+        Quantity("CKA", signed=False, aligned=True),
         columns=over if over == "round" else "",
     )
 

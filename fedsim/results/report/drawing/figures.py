@@ -5,7 +5,6 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from fedsim.results.report.drawing.style import (
-    COLOURS,
     STYLE,
     WIDTH,
     draw_line,
@@ -13,6 +12,7 @@ from fedsim.results.report.drawing.style import (
     metric_axis,
     round_axis,
 )
+from fedsim.results.report.palette import COLOURS
 from fedsim.results.result import Result
 from fedsim.training.metrics import label
 

@@ -1,22 +1,22 @@
 """Grids of heat maps on one colour scale."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from fedsim.results.report.drawing.style import STYLE, WIDTH, short
+from fedsim.results.report.palette import ALIGNED, AMOUNT, DIVERGING, NOT_MEASURED
 
 ROW = 0.2  # inches
-NUMBER = 0.31  # inches that a number in a cell takes
+NUMBER, DIGITS = 0.31, 6.5  # inches that a number in a cell takes, and its points
 LETTER, LINE = 0.075, 0.15  # inches of a name's letter, and of its height
 MOST_NUMBERS, MOST_COLUMNS, MOST_NAMES = 500, 60, 14
-NOT_MEASURED = "#E4E4E4"
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,20 @@ class Quantity:
     factor
         Factor from the table's unit to the one shown.
     signed
-        Whether 0 is the middle of the colour scale; otherwise it is the lower end.
+        Whether 0 is the middle of the colour scale, and red what hurts; otherwise it is the lower end.
+    aligned
+        Whether it is how well models agree, from 0 to 1, which has a colour scale of its own; below 0 they disagree.
     """
 
     label: str
     factor: float = 1.0
     signed: bool = True
+    aligned: bool = False
+
+    @property
+    def scale(self) -> Sequence[str]:
+        """The colours."""
+        return ALIGNED if self.aligned else DIVERGING if self.signed else AMOUNT
 
 
 @dataclass(frozen=True)
@@ -45,14 +53,31 @@ class HeatMaps:
     across: int = 1
     columns: str = "round"
     rows: str = ""
+    inches: float = WIDTH
+    points: float = 9
 
     def figure(self) -> Figure:
         """Draw it for a file."""
-        return heat_maps(self.tables, self.quantity, across=self.across, columns=self.columns, rows=self.rows)
+        return heat_maps(
+            self.tables,
+            self.quantity,
+            across=self.across,
+            columns=self.columns,
+            rows=self.rows,
+            inches=self.inches,
+            points=self.points,
+        )
 
 
 def heat_maps(
-    tables: Mapping[str, pd.DataFrame], quantity: Quantity, *, across: int = 1, columns: str = "round", rows: str = ""
+    tables: Mapping[str, pd.DataFrame],
+    quantity: Quantity,
+    *,
+    across: int = 1,
+    columns: str = "round",
+    rows: str = "",
+    inches: float = WIDTH,
+    points: float = 9,
 ) -> Figure:
     """Draw tables by their titles, on one colour scale.
 
@@ -67,33 +92,61 @@ def heat_maps(
         Number of panels in a row.
     columns, rows
         Labels of the columns and rows.
+    inches, points
+        Width of the figure, and size of its letters.
     """
     across = min(across, len(tables))
     lines = [list(tables.items())[start : start + across] for start in range(0, len(tables), across)]
-    heights = [0.9 + ROW * max(len(table) for _, table in line) for line in lines]
-    limit, is_clipped = colour_limit([table.to_numpy(dtype=float) for table in tables.values()])
-    norm = Normalize(-limit * quantity.factor if quantity.signed else 0.0, limit * quantity.factor)
+    is_last = _last_of_columns(lines)
+    heights = [
+        (0.9 if any(last) else 0.7) + ROW * max(len(table) for _, table in line)
+        for line, last in zip(lines, is_last, strict=True)
+    ]
+    low, high, is_clipped = domain_of(tables.values(), quantity)
+    norm = Normalize(low, high)
     names = [short(str(name)) for table in tables.values() for name in table.index]
-    width = (WIDTH - 1.0 - LETTER * max(map(len, names), default=0)) / across
+    width = (inches - 1.0 - LETTER * max(map(len, names), default=0)) / across
     with_numbers = sum(table.size for table in tables.values()) <= MOST_NUMBERS
-    with rc_context(STYLE | {"axes.grid": False, "axes.facecolor": NOT_MEASURED, "font.size": 9, "axes.titlesize": 9}):
-        figure = Figure(figsize=(WIDTH, max(2.2, sum(heights))), layout="constrained")
+    digits = DIGITS if points > DIGITS + 2 else points
+    letters = dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), points)
+    with rc_context(STYLE | letters | {"axes.grid": False, "axes.facecolor": NOT_MEASURED}):
+        figure = Figure(figsize=(inches, max(2.2, sum(heights))), layout="constrained")
         panels = figure.subplots(len(lines), across, squeeze=False, height_ratios=heights)
-        for line, row_of_axes in zip(lines, panels, strict=True):
+        for line, row_of_axes, last in zip(lines, panels, is_last, strict=True):
             for place, axes in enumerate(row_of_axes):
                 axes.set_visible(place < len(line))
             for place, (title, table) in enumerate(line):
                 axes = row_of_axes[place]
                 values = table.to_numpy(dtype=float) * quantity.factor
-                _draw_cells(axes, values, norm, quantity.signed, width, with_numbers)
+                _draw_cells(axes, values, norm, quantity.scale, width, digits if with_numbers else None)
                 _name_rows(axes, table, named=place == 0 or not table.index.equals(line[0][1].index))
                 _name_columns(axes, table, width / max(1, values.shape[1]))
-                axes.set(xlabel=columns, ylabel=rows if place == 0 else "")
+                axes.set(xlabel=columns if last[place] else "", ylabel=rows if place == 0 else "")
                 axes.set_title("\n".join(short(part, int(width / 0.065)) for part in title.splitlines()))
         ends = ("both" if quantity.signed else "max") if is_clipped else "neither"
         image = panels[0, 0].images[0]
         figure.colorbar(image, ax=panels.ravel().tolist(), label=quantity.label, pad=0.01, aspect=30, extend=ends)
         return figure
+
+
+def _last_of_columns(lines: Sequence[Sequence[tuple[str, pd.DataFrame]]]) -> list[list[bool]]:
+    """Return which panels name their columns: those with none below them, or all where the columns differ."""
+    alike = all(table.columns.equals(lines[0][0][1].columns) for line in lines for _, table in line)
+    below = [len(line) for line in lines[1:]] + [0]
+    return [
+        [not alike or place >= count for place in range(len(line))] for line, count in zip(lines, below, strict=True)
+    ]
+
+
+def domain_of(tables: Iterable[pd.DataFrame], quantity: Quantity) -> tuple[float, float, bool]:
+    """Return the values at the ends of the colours, as they are shown, and whether some cells are beyond them."""
+    values = [quantity.factor * table.to_numpy(dtype=float) for table in tables]
+    if quantity.aligned:
+        every = np.concatenate([each.ravel() for each in values])
+        every = every[np.isfinite(every)]
+        return float(every.min(initial=0.0)), float(every.max(initial=1.0)), False
+    limit, is_clipped = colour_limit(values)
+    return -limit if quantity.signed else 0.0, limit, is_clipped
 
 
 def colour_limit(tables: Sequence[np.ndarray]) -> tuple[float, bool]:
@@ -113,35 +166,41 @@ def colour_limit(tables: Sequence[np.ndarray]) -> tuple[float, bool]:
 
 
 def _draw_cells(
-    axes: Axes, values: np.ndarray, norm: Normalize, signed: bool, width: float, with_numbers: bool
+    axes: Axes, values: np.ndarray, norm: Normalize, scale: Sequence[str], width: float, digits: float | None
 ) -> None:
-    """Draw coloured cells in a panel of some inches, with numbers or minuses where these fit."""
-    cmap, limit, columns = "RdBu_r" if signed else "Blues", float(norm.vmax or 1.0), values.shape[1]
+    """Draw coloured cells in a panel of some inches, with numbers of some points, or minuses, where these fit."""
+    cmap, limit, columns = colour_map(scale), float(norm.vmax or 1.0), values.shape[1]
     axes.imshow(values, cmap=cmap, norm=norm, aspect="auto", interpolation="nearest")
-    if with_numbers and width / max(1, columns) >= NUMBER:
-        _write_numbers(axes, values, limit)
-    elif signed and columns <= MOST_COLUMNS:
-        _mark_negative(axes, values, limit, width / columns)
+    letters = inks(cmap(norm(values)))
+    if digits and width / max(1, columns) >= NUMBER * digits / DIGITS:
+        _write_numbers(axes, values, letters, limit, digits)
+    elif norm.vmin and columns <= MOST_COLUMNS:
+        _mark_negative(axes, values, letters, limit, width / columns)
 
 
-def _write_numbers(axes: Axes, values: np.ndarray, limit: float) -> None:
+def colour_map(scale: Sequence[str]) -> LinearSegmentedColormap:
+    """Return a scale of colours, linear between its stops, for matplotlib."""
+    return LinearSegmentedColormap.from_list("scale", list(scale))
+
+
+def _write_numbers(axes: Axes, values: np.ndarray, letters: np.ndarray, limit: float, points: float) -> None:
     decimals = 1 if limit >= 10 else 2 if limit >= 0.1 else 4 if limit < 0.01 else 3
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             text = f"{round(value, decimals) + 0.0:.{decimals}f}"  # adding zero takes the minus from a zero
-            axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=_ink(value, limit))
+            axes.text(column, row, text, ha="center", va="center", fontsize=points, color=letters[row, column])
 
 
-def _mark_negative(axes: Axes, values: np.ndarray, limit: float, cell: float) -> None:
+def _mark_negative(axes: Axes, values: np.ndarray, letters: np.ndarray, limit: float, cell: float) -> None:
     """Draw a minus into cells that are clearly negative, as wide as the cells."""
     row, column = np.nonzero(np.nan_to_num(values) < -0.05 * limit)
-    colours = [_ink(value, limit) for value in values[row, column]]
-    axes.scatter(column, row, marker="_", s=min(30.0, (40 * cell) ** 2), color=colours, linewidths=0.7)
+    size = min(30.0, (40 * cell) ** 2)
+    axes.scatter(column, row, marker="_", s=size, color=list(letters[row, column]), linewidths=0.7)
 
 
-def _ink(value: float, limit: float) -> str:
-    """Return the text colour that is legible on the colour of a value."""
-    return "white" if abs(value) > 0.6 * limit else "black"
+def inks(colours: np.ndarray) -> np.ndarray:
+    """Return the text colour that is legible on each colour."""
+    return np.where(colours[..., :3] @ [0.299, 0.587, 0.114] < 0.55, "white", "black")
 
 
 def _name_rows(axes: Axes, table: pd.DataFrame, *, named: bool) -> None:

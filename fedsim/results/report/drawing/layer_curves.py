@@ -11,8 +11,6 @@ from matplotlib.ticker import MaxNLocator
 
 from fedsim.results.report.drawing.small_multiples import Curve
 from fedsim.results.report.drawing.style import (
-    COLOURS,
-    MARKERS,
     SHORT_NAME,
     STYLE,
     WIDTH,
@@ -21,6 +19,7 @@ from fedsim.results.report.drawing.style import (
     log_values,
     short,
 )
+from fedsim.results.report.palette import COLOURS, MARKERS
 
 PANEL, LETTER = 1.3, 0.06  # inches: height of a panel, and length of an upright name's letter
 MOST_NAMES = 60

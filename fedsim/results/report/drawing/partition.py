@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.files import write_whole
-from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH, log_scale, save, short
+from fedsim.results.report.drawing.style import STYLE, WIDTH, log_scale, save, short
+from fedsim.results.report.palette import COLOURS
 from fedsim.shortening import printable
 
 MOST_CLIENTS, MOST_CLASSES = 60, 100  # beyond which bubbles can no longer be told apart

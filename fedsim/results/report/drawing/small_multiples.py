@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsim.results.report.drawing.style import (
-    COLOURS,
-    MARKERS,
     SHORT_NAME,
     STYLE,
     WIDTH,
@@ -25,6 +23,7 @@ from fedsim.results.report.drawing.style import (
     round_axis,
     short,
 )
+from fedsim.results.report.palette import COLOURS, MARKERS
 
 ACROSS, MOST_PANELS = 4, 32
 HEIGHT = 1.45  # inches

@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -9,26 +10,24 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FormatStrFormatter,
+    Formatter,
     LogFormatterSciNotation,
     LogLocator,
     MaxNLocator,
     NullFormatter,
-    PercentFormatter,
 )
 
+from fedsim.results.report.palette import COLOURS, DASHES, MARKERS, Look
 from fedsim.shortening import printable
 from fedsim.training.metrics import LOSS, label, metric_of
 
-# Okabe and Ito's palette, which suits all kinds of colour vision; line styles repeat the distinction in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# As many as have no common divisor with the colours, so that 35 lines differ.
-STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 9.0  # inches
 SHORT_NAME = 24  # to which longer names are cut
+MOST_LINES = 3  # of a name in a legend
 MANY_LINES = 8  # up to which a legend has letters of the usual size
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LEGEND_LETTERS, LINE_LETTERS = 135, 11  # small letters that fit below a figure, and as how many a line counts
@@ -44,6 +43,7 @@ STYLE: Any = {
     # Names of classes, layers, files and runs are in all texts, and none is a formula.
     "text.parse_math": False,
     "text.usetex": False,
+    "axes.formatter.useoffset": False,  # a tick is its value
     "axes.formatter.min_exponent": 2,  # ticks of logarithmic axes from 0.1 to 10 as plain numbers
     "svg.hashsalt": "fedsim",
     "pdf.fonttype": 42,
@@ -60,21 +60,59 @@ def save(figure: Figure, kind: str) -> bytes:
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Return colour and line style of the n-th line."""
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
+    """Return colour and dashes of the n-th curve of one run; dashes repeat the distinction in grey."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": _dashes(DASHES[number % len(DASHES)])}
 
 
-def draw_line(axes: Axes, series: pd.Series, label: str, number: int) -> None:
-    """Draw a series over its index as the n-th line."""
+def look_style(look: Look) -> dict[str, Any]:
+    """Return colour and dashes of a strategy's lines."""
+    return {"color": look.colour, "linestyle": _dashes(look.dash)}
+
+
+def _dashes(lengths: Sequence[float]) -> Any:
+    return (0, tuple(lengths)) if lengths else "-"
+
+
+def draw_line(axes: Axes, series: pd.Series, label: str, look: int | Look, *, size: float = 4) -> None:
+    """Draw a series over its index, as the n-th curve of a run or as a strategy looks."""
+    marker = look.marker if isinstance(look, Look) else MARKERS[look % len(MARKERS)]
     axes.plot(
         series.index,
         series.to_numpy(),
-        **line_style(number),
-        marker=MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
+        **(look_style(look) if isinstance(look, Look) else line_style(look)),
+        marker=marker,
         markevery=max(1, len(series) // 8),
-        markersize=4,
+        markersize=size,
         label=legend_name(label),
     )
+
+
+class Percents(Formatter):
+    """Writes shares in percent, all with as many decimals as it takes to be exact; the sign is in the axis' label."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the text of one share."""
+        return self.format_ticks([x])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Return the texts of an axis."""
+        percents = [100 * value for value in values]
+        digits = next((n for n in range(6) if all(abs(round(each, n) - each) < 1e-7 for each in percents)), 6)
+        return [
+            f"{round(each, digits) + 0.0:.{digits}f}" for each in percents
+        ]  # adding zero takes the minus from a zero
+
+
+def percents(axis: Axis, *, most: int | None = None) -> None:
+    """Show shares on an axis in percent, at round numbers, which are whole unless the axis is short.
+
+    Parameters
+    ----------
+    most
+        Largest number of ticks.
+    """
+    axis.set_major_locator(MaxNLocator("auto" if most is None else most, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(Percents())
 
 
 class PowersOfTen(LogFormatterSciNotation):
@@ -124,31 +162,43 @@ def short(name: str, length: int = SHORT_NAME) -> str:
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
 
 
-def legend_outside(figure: Figure, axes: Axes, *, above: bool = False) -> None:
-    """Put one legend for all panels below or above them."""
-    handles, names = axes.get_legend_handles_labels()
-    shown = [short(name, 2 * SHORT_NAME) for name in names]
+def folded(name: str, length: int = 2 * SHORT_NAME) -> str:
+    """Return a name in lines of some letters; only one of more than three lines is cut, at its end."""
+    lines = textwrap.wrap(printable(name), length, break_on_hyphens=False) or [""]
+    lines = lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1][: length - 1] + "…"]
+    return "\n".join(f" {line}" if line.startswith("_") else line for line in lines)
+
+
+def legend_outside(figure: Figure, axes: Axes | Sequence[Axes], *, above: bool = False) -> None:
+    """Put one legend for all panels below or above them, with each name once."""
+    handles: dict[str, Any] = {}
+    for each in [axes] if isinstance(axes, Axes) else axes:
+        for handle, name in zip(*each.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    shown = [folded(name) for name in handles]
     figure.legend(
-        handles,
+        handles.values(),
         shown,
         loc="outside upper center" if above else "outside lower center",
         ncols=_legend_columns(shown),
-        fontsize="small" if len(names) > MANY_LINES else None,
-        handlelength=3.5 if len(names) > MANY_LINES else None,  # for long patterns of dashes
+        fontsize="small" if len(shown) > MANY_LINES else None,
+        handlelength=3.5 if len(shown) > MANY_LINES else None,  # for long patterns of dashes
     )
 
 
 def legend_height(names: Iterable[str]) -> float:
     """Return the inches that a legend of these lines takes below its figure."""
-    shown = [short(name, 2 * SHORT_NAME) for name in names]
-    return 0.2 * -(-len(shown) // _legend_columns(shown))
+    shown = [folded(name) for name in names]
+    lines = -(-sum(name.count("\n") + 1 for name in shown) // _legend_columns(shown))
+    return 0.2 * lines
 
 
 def _legend_columns(names: Sequence[str]) -> int:
+    lengths = [max(map(len, name.split("\n"))) for name in names]
     if len(names) <= MANY_LINES:
-        return 2 if len(names) > 3 else max(1, len(names))
+        return min(len(names), 4) if sum(lengths) < 60 else 2 if len(names) > 3 else max(1, len(names))
     for columns in (4, 3):
-        parts = np.array_split([len(name) for name in names], columns)
+        parts = np.array_split(lengths, columns)
         if sum(int(part.max()) + LINE_LETTERS for part in parts) <= LEGEND_LETTERS:
             return columns
     return 2
@@ -156,10 +206,17 @@ def _legend_columns(names: Sequence[str]) -> int:
 
 def metric_axis(axes: Axes, metric: str, *, whole: bool = False) -> None:
     """Label the vertical axis with a metric; a share is in percent, ``whole`` from 0 to 1."""
-    axes.set_ylabel("loss (mean over the examples)" if metric == LOSS else label(metric))
+    axes.set_ylabel(metric_label(metric))
     if metric_of(metric).unit == "share":
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        percents(axes.yaxis)
         if whole:
             axes.set_ylim(0, 1.02)
     elif whole:
         axes.set_ylim(bottom=0)
+
+
+def metric_label(metric: str) -> str:
+    """Return a metric's name on an axis, with the unit of its ticks."""
+    if metric == LOSS:
+        return "loss (mean over the examples)"
+    return f"{label(metric)} (%)" if metric_of(metric).unit == "share" else label(metric)

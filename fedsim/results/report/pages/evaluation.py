@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from fedsim.results.report.comparing.statistics import jain, worst_mean
 from fedsim.results.report.comparing.tables import UNKNOWN, Table
 from fedsim.results.report.comparing.units import format_missing
-from fedsim.results.report.drawing.style import COLOURS, STYLE, WIDTH, legend_outside, metric_axis
+from fedsim.results.report.drawing.style import STYLE, WIDTH, legend_outside, metric_axis
 from fedsim.results.report.pages.section import Section
+from fedsim.results.report.palette import COLOURS
 from fedsim.results.result import Result
 from fedsim.training.metrics import label, metric_of
 
