@@ -17,7 +17,7 @@ import typer
 from fedsim import __version__
 from fedsim.analysis.mixing.names import KINDS
 from fedsim.analysis.suite import BY_LAYER
-from fedsim.cli import completion, finished, tables, watching
+from fedsim.cli import completion, finished, paper, tables, watching
 from fedsim.cli.actions import action
 from fedsim.cli.arguments import ExperimentPath, Settings, check_files, check_folder, experiment_of, numbers_of
 from fedsim.cli.terminal import OneLine, print_error, print_lines
@@ -225,7 +225,7 @@ def barriers_command(
     )
 
 
-for name, command in (finished.COMMANDS | tables.COMMANDS | watching.COMMANDS).items():
+for name, command in (finished.COMMANDS | tables.COMMANDS | paper.COMMANDS | watching.COMMANDS).items():
     app.command(name)(command)
 
 

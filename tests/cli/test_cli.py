@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from fedsim.cli import commands as cli
+from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.data import DATA
 from fedsim.data.skews import FEATURES
 from fedsim.models.architectures import MODELS
+from fedsim.results.folder import RunFolder
 from fedsim.shortening import LINE
 from partitions import PARTITIONS
 from strategies import NAMES, STRATEGIES
@@ -622,3 +624,38 @@ def test_a_damaged_run_is_named_and_an_unfinished_one_left_out(
     code, _, err = fedsim("run", str(study), "--set", "seed=1")
     assert code == 2
     assert "global.safetensors has 1 bytes, and " in err
+
+
+@pytest.fixture
+def played(tmp_path: Path, tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> Path:
+    return play(tiny(rounds=1, clients=2, barriers={"every": 0})).path
+
+
+def test_a_figure_is_written_by_its_suffix(played: Path, fedsim: Fedsim) -> None:
+    for suffix, start in ((".pdf", b"%PDF"), (".PNG", b"\x89PNG"), (".svg", b"<?xml")):
+        code, _, err = fedsim("figure", "clients", str(played), "--out", f"new/a{suffix}")
+        assert (code, err) == (0, f"figure: new/a{suffix}\n")
+        assert Path(f"new/a{suffix}").read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["strp", "--out", "a.pdf"], "'strp' is not one of 'curves', 'clients', 'barriers', 'strip'"),
+        (["strip", "--out", "a.pdf"], "no barriers were measured in FedAvg; set [barriers] every, and run again"),
+        (["barriers", "--out", "a.pdf"], "no barriers were measured in FedAvg"),
+        (["curves", "--out", "a.tex"], "--out a.tex: the file's name must end in .pdf, .png or .svg"),
+        (["curves", "--out", "a"], "must end in"),
+        (["curves", "--out", "a.pdf", "--width", "3"], "'3' is not one of 'column', 'page'"),
+        (["curves", "--out", "a.pdf", "--facet", "alpha"], "did you mean 'partition.alpha'"),
+        (["curves", "--out", "a.pdf", "--metric", "acuracy"], "--metric 'acuracy' must be one of"),
+        (["curves", "--out", "a.pdf", "--metric", "auroc"], "no run has measured it"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn_is_one_line_and_no_file(
+    arguments: list[str], message: str, played: Path, fedsim: Fedsim
+) -> None:
+    code, _, err = fedsim("figure", arguments[0], str(played), *arguments[1:])
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert not list(Path().glob("a*"))

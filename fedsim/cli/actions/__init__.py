@@ -14,6 +14,7 @@ ACTIONS: LazyTable[Callable[..., Any]] = LazyTable(
         "barriers": "fedsim.cli.actions.measuring:barriers",
         "compare": "fedsim.cli.actions.reporting:compare",
         "report": "fedsim.cli.actions.reporting:write_report",
+        "figure": "fedsim.cli.actions.drawing:figure",
         "check": "fedsim.cli.actions.reporting:check",
         "table": "fedsim.cli.actions.tabling:table",
         "verify": "fedsim.cli.actions.verifying:verify",

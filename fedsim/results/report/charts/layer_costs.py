@@ -20,6 +20,7 @@ WHERE = {
 }
 FULL = "full"
 MOST_NAMES = 3  # in a sentence
+THINNEST, WIDEST = 0.012, 0.06  # share of the width that a layer has at least, of many layers and of few
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,24 @@ def layer_bytes(members: Sequence[Result]) -> pd.Series:
         for name, size in {**_travelled(result), **_of_distances(result)}.items():
             sizes[name] = max(size, sizes.get(name, 0.0))
     return pd.Series(sizes, dtype=float)
+
+
+def shares_of(sizes: pd.Series, widest: float = WIDEST, room: float = 0.3) -> np.ndarray:
+    """Return the width of each layer, of a width of 1: by its bytes, but no layer is too thin to be seen.
+
+    Parameters
+    ----------
+    widest
+        Least width of a layer where there are few.
+    room
+        Share of the whole width that these may take together.
+    """
+    known = sizes.to_numpy(dtype=float)
+    is_known = np.isfinite(known).all() and known.sum() > 0
+    shares = known / known.sum() if is_known else np.full(len(known), 1 / len(known))
+    least = max(min(THINNEST, 0.5 / len(known)), min(widest, room / len(known)))
+    shares = np.maximum(shares, least)
+    return np.asarray(shares / shares.sum())
 
 
 def _of_distances(result: Result) -> dict[str, float]:

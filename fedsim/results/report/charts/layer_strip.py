@@ -9,14 +9,13 @@ import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.report.charts.compact import MOST_ROWS, distinct, thinned, values_of
-from fedsim.results.report.charts.layer_costs import FULL, LayerCosts
+from fedsim.results.report.charts.layer_costs import FULL, LayerCosts, shares_of
 from fedsim.results.report.comparing.units import format_bytes
 from fedsim.results.report.drawing.heat_maps import colour_limit
 from fedsim.results.report.palette import DIVERGING
 
 HEIGHT = 122  # pixels of one strip with its name
 MOST_STRIPS = 30
-THINNEST, WIDEST = 0.012, 0.06  # share of the width that a layer has at least, of many layers and of few
 # Where a strip has its name, the cost of all layers, each layer, and the intervals, from its top (0) to its bottom (1).
 TITLE, TOGETHER, TOP, BOTTOM, HIGHEST, LOWEST = 0.1, 0.22, 0.3, 0.58, 0.64, 0.95
 NUMBER = 36  # pixels that a number takes
@@ -107,11 +106,7 @@ def _share(sent: pd.DataFrame, layer: str, server_round: int) -> float:
 def _places(costs: LayerCosts) -> pd.DataFrame:
     """Return where each layer begins and ends, of a width of 1: by its bytes, but no layer is too thin to be seen."""
     sizes = costs.sizes.to_numpy(dtype=float)
-    known = np.isfinite(sizes).all() and sizes.sum() > 0
-    shares = sizes / sizes.sum() if known else np.full(len(sizes), 1 / len(sizes))
-    least = max(min(THINNEST, 0.5 / len(sizes)), min(WIDEST, 0.3 / len(sizes)))
-    shares = np.maximum(shares, least)
-    ends = np.cumsum(shares / shares.sum())
+    ends = np.cumsum(shares_of(costs.sizes))
     return pd.DataFrame(
         {
             "l": range(len(sizes)),

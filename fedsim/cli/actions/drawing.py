@@ -1,0 +1,29 @@
+"""``fedsim figure``: one figure of a paper."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsim.cli.terminal import write_to
+from fedsim.experiment import api
+from fedsim.results.files import write_whole
+from fedsim.results.report.comparing.comparable import left_out_text
+from fedsim.results.report.drawing.paper.figures import paper_figure
+from fedsim.results.report.drawing.paper.frame import paper_file
+
+logger = logging.getLogger(__name__)
+
+
+def figure(name: str, paths: Sequence[Path], out: Path, **options: Any) -> None:
+    """Draw a figure of runs and write it into a file, whose suffix is its kind."""
+    drawn, left_out = paper_figure(name, api.load(paths), **options)
+    if left_out:
+        logger.warning(left_out_text(left_out))
+    written = paper_file(drawn, out.suffix[1:].lower())
+
+    def write() -> Path:
+        write_whole(out, written)
+        return out
+
+    write_to(out.parent, write, "figure")
