@@ -20,7 +20,7 @@ from fedsim.experiment.finished import Comparison, FinishedRun, Partition, Round
 from fedsim.experiment.sweep import sweep
 from fedsim.experiment.sweep.failure import Failure
 from fedsim.experiment.tracking.callback import ActiveRun, Callback, callback_of
-from fedsim.experiment.tracking.calls import round_of
+from fedsim.experiment.tracking.calls import check_calls, round_of
 from fedsim.experiment.tuning import tune
 from fedsim.experiment.tuning.grid import tunings_of
 from fedsim.federation.data import federated_data_of
@@ -140,6 +140,7 @@ def run_experiment(
         If it is interrupted.
     """
     config, source, folder = experiment.config, experiment.source, out / experiment.name
+    check_calls(config)
     tunings = tunings_of(config, source) if config.tune.is_wanted else []
     tuned = tune.Tuned(experiment.configs())
     if tunings:

@@ -266,12 +266,14 @@ def test_a_tracker_that_fails_is_a_warning_once_and_gets_the_rest_at_the_end(
 
 
 def test_what_a_tracker_never_got_is_sent_when_the_same_command_is_run_again(
-    tiny: Callable[..., Config], tmp_path: Path, memory: type[Memory]
+    tiny: Callable[..., Config], tmp_path: Path, memory: type[Memory], capsys: pytest.CaptureFixture[str]
 ) -> None:
     memory.failures = 100
     config = tiny(rounds=2, barriers__every=0, track__tensorboard=True)
     assert not run_all(name_runs([config], tmp_path / "study"), 1)
     assert not memory.kept
+    shown = " ".join(capsys.readouterr().err.split())
+    assert shown.count("tensorboard failed") == shown.count("tensorboard did not get all of the run") == 1
     memory.failures = 0
     assert not run_all(name_runs([config], tmp_path / "study"), 1)
     assert sorted(memory.kept) == [1, 2]
@@ -302,7 +304,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(feed, "find_spec", lambda name: None)
     with pytest.raises(fedsim.ConfigError, match=r"track.wandb needs .* pip install 'fedsim-layerwise\[wandb\]'"):
-        fedsim.run(TINY, {"track.wandb": "study"}, out=tmp_path)
+        fedsim.run(TINY | {"tune": {"local.lr": [0.1]}}, {"track.wandb": "study"}, out=tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -11,6 +11,7 @@ from fedsim.experiment.dry_run import describe_run
 from fedsim.experiment.planning.overview import plan, runs_table, shared_parts, shared_settings, summary
 from fedsim.experiment.sweep.failure import Failure
 from fedsim.experiment.sweep.sweep import Verbosity
+from fedsim.experiment.tracking.calls import check_calls
 from fedsim.experiment.tuning.grid import describe_tuning
 
 
@@ -41,6 +42,7 @@ def show(
     experiment: Experiment, out: Path, jobs: int | None, *, verbose: bool = False, accept_versions: bool = False
 ) -> None:
     """Print what would be run: a summary, the settings of all runs, and what differs by run."""
+    check_calls(experiment.config)
     overview = plan(experiment, out, jobs, accept_versions=accept_versions)
     print_lines(*summary(overview), "")
     if overview.tunings:

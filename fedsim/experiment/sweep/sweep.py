@@ -36,7 +36,7 @@ from fedsim.experiment.sweep.processes import (
 from fedsim.experiment.sweep.progress import NO_OTHERS, Others, Progress
 from fedsim.experiment.tracking.callback import ActiveRun, Callback
 from fedsim.experiment.tracking.calls import Calls, custom_callbacks, why_only_here
-from fedsim.experiment.tracking.feed import catch_up, check_trackers
+from fedsim.experiment.tracking.feed import catch_up
 from fedsim.federation.engines.grid import processors
 from fedsim.results import report
 from fedsim.results.faults import faults_of_run
@@ -172,9 +172,6 @@ def _run_all(
         )
     done = [run for run in runs if run.folder.done.exists()]
     todo = [run for run in runs if not run.folder.done.exists()]
-    for run in runs:
-        check_trackers(run.config)
-        custom_callbacks(run.config)
     for run in done:
         check_run(run.folder)
         check_name(run.folder)

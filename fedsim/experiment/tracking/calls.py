@@ -12,7 +12,7 @@ from fedsim.errors import ConfigError, RunError, error_line
 from fedsim.experiment.finished import FinishedRun, Round
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.tracking.callback import ActiveRun, Callback, callback_of, name_of
-from fedsim.experiment.tracking.feed import Feed
+from fedsim.experiment.tracking.feed import Feed, check_trackers
 from fedsim.lazy import Place
 
 BASE = Place("fedsim.experiment.tracking.callback", "Callback")
@@ -39,6 +39,18 @@ def custom_callbacks(config: Config) -> list[Callback]:
                 f"callbacks = [{name!r}] cannot be made without arguments: {error_line(error)}"
             ) from error
     return found
+
+
+def check_calls(config: Config) -> None:
+    """Check that all that is called while a run runs is there, before anything is written.
+
+    Raises
+    ------
+    ConfigError
+        If a tracker is not installed, or a callback of the settings cannot be made.
+    """
+    check_trackers(config)
+    custom_callbacks(config)
 
 
 def why_only_here(callbacks: Sequence[Callback]) -> str:

@@ -78,6 +78,7 @@ class _Line:
     tracker: Tracker | None = None
     sent: int = 0
     failed: bool = False
+    warned: bool = False
 
 
 class Feed:
@@ -121,6 +122,8 @@ class Feed:
             for line in self._lines:
                 self._guarded(line, lambda tracker: tracker.attach(Path(folder), last))
         self.close(complete=True)
+        if lacking := [line.name for line in self._lines if line.failed]:
+            logger.warning("%s did not get all of the run; the same command sends the rest", " and ".join(lacking))
         write_json(self._ended, [self._mark(line) for line in self._lines if not line.failed])
 
     def close(self, *, complete: bool = False) -> None:
@@ -188,12 +191,10 @@ def _surviving(line: _Line) -> Iterator[None]:
             with suppress(Exception):
                 line.tracker.close(complete=False)
             line.tracker = None
-        logger.warning(
-            "%s failed (%s); the run continues, and what is missing is sent at its end, or when the same command is "
-            "run again",
-            line.name,
-            PASSWORD.sub("...", one_line(first_line(error))),
-        )
+        if not line.warned:
+            reason = PASSWORD.sub("...", one_line(first_line(error)))
+            logger.warning("%s failed (%s); the run continues, and it is tried again at its end", line.name, reason)
+        line.warned = True
 
 
 def catch_up(run: ActiveRun, read: Callable[[], FinishedRun]) -> bool:
