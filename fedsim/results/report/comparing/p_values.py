@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fedsim.results.report.comparing.best import MAIN_COLUMN, best_and_ties
-from fedsim.results.report.comparing.columns import GAIN, Column
+from fedsim.results.report.comparing.columns import ANSWER, Column
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.comparing.pairs import Baseline
 from fedsim.results.report.comparing.rows import Comparison
@@ -28,7 +28,7 @@ def with_p_values(comparison: Comparison, baseline: Baseline | None) -> Comparis
         return replace(comparison, rows=rows)
     name = baseline.name if baseline else "best"
     heading = f"p vs {name}{', Holm' * is_asked}"
-    column = Column(KEY, heading, "p", of, compact=is_asked, asked=is_asked, priority=GAIN)
+    column = Column(KEY, heading, "p", of, compact=is_asked, asked=is_asked, priority=ANSWER)
     return replace(comparison, rows=rows, columns=[*comparison.columns, column])
 
 
