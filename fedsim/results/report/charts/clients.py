@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
@@ -16,6 +17,7 @@ from fedsim.training.metrics import label, metric_of
 SIZE, ENTROPY = "training examples", "label entropy (nats)"
 WIDTH, HALF, HEIGHT, BELOW = 640, 280, 260, 160  # pixels
 MIDDLE = "#808080"  # which can be told from a light and from a dark page
+MOST_CLASSES = 40  # that stay on the axis, whatever the chosen client has
 MOST_LETTERS = 60  # of names that stand side by side
 
 
@@ -36,8 +38,17 @@ def client_explorer(
     points = found.points.assign(y=found.points["d" if over else "v"]).dropna(subset=["y"])
     if points.empty:
         return None
+    # A click on a legend, or next to a point, leaves the chosen client: without one, scales would be infinite.
+    chooses = "click[event.item && event.item.datum && isValid(event.item.datum.k)]"
     lowest = int(points.sort_values("y")["k"].iloc[0])  # which asks for a look
-    clicked = alt.selection_point("client", fields=["k"], empty=False, value=[{"k": lowest}])
+    clicked = alt.selection_point(
+        "client",
+        fields=["k"],
+        empty=False,
+        value=[{"k": lowest}],
+        on=chooses,
+        clear=False,
+    )
     chosen = alt.hconcat(_labels(found, clicked), _curve(found, distinct(list(groups), 60), metric, clicked))
     scatter = _scatter(points, list(groups.values()), metric, clicked, over)
     return alt.vconcat(scatter, chosen, spacing=24).resolve_scale(color="independent", shape="independent")
@@ -64,7 +75,8 @@ def _scatter(
     )
     title, several = _title(metric, over), len(situations) > 1
     dots = (
-        base.mark_point(filled=True, size=70, cursor="pointer")
+        base.transform_filter(isolated)  # what is only pale would still be in front of others
+        .mark_point(filled=True, size=70, cursor="pointer")
         .encode(
             x=alt.X("x:Q", title=None, scale=alt.Scale(zero=False, nice=True)),
             y=alt.Y("y:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format="+.4~g" if over else value)),
@@ -78,7 +90,7 @@ def _scatter(
                 if several
                 else {}
             ),
-            opacity=alt.condition(isolated, alt.value(0.8), alt.value(0.08)),
+            opacity=alt.value(0.8),
             stroke=alt.condition(clicked, alt.value(COLOURS[1]), alt.value("transparent")),
             strokeWidth=alt.condition(clicked, alt.value(3), alt.value(0)),
             tooltip=[
@@ -114,6 +126,8 @@ def _labels(found: ClientRecords, clicked: alt.Parameter) -> alt.Chart:
     used = sorted({number for counts in found.labels.values() for number in counts})
     owners = found.points[["k", "j", "i"]].astype(int)
     held = [{"j": j, "o": list(counts), "c": list(counts.values())} for j, counts in found.labels.items()]
+    most = max((count for counts in found.labels.values() for count in counts.values()), default=1)
+    few = [names[number] for number in used] if len(used) <= MOST_CLASSES else None
     named = [{"o": number, "name": names[number]} for number in used]
     return (
         alt.Chart(values_of(owners), title="Labels of the chosen client")
@@ -126,10 +140,11 @@ def _labels(found: ClientRecords, clicked: alt.Parameter) -> alt.Chart:
             x=alt.X(
                 "name:N",
                 title=None,
-                sort=alt.EncodingSortField("o", op="min"),
+                sort=few or alt.EncodingSortField("o", op="min"),
+                scale=alt.Scale(domain=few) if few else alt.Undefined,
                 axis=alt.Axis(labelLimit=90, labelOverlap=True, labelAngle=_angle(names[number] for number in used)),
             ),
-            y=alt.Y("c:Q", title="examples", stack=None),
+            y=alt.Y("c:Q", title="examples", stack=None, scale=alt.Scale(domain=[0, most])),
             xOffset="k:N",
             tooltip=[
                 alt.Tooltip("i:Q", title="client"),
@@ -145,24 +160,29 @@ def _curve(found: ClientRecords, names: Sequence[str], metric: str, clicked: alt
     """Return the curve of the clicked client over the rounds."""
     rows = pd.DataFrame(
         [
-            {"k": k, "i": int(i), "g": int(g), "v": significant(curve)}
-            for (k, curve), i, g in zip(found.curves.items(), found.points["i"], found.points["g"], strict=True)
+            {"k": k, "i": int(i), "s": int(s), "g": int(g), "v": significant(curve)}
+            for (k, curve), i, s, g in zip(found.curves.items(), *(found.points[each] for each in "isg"), strict=True)
         ]
     )
+    # Scales of all clients, which also hold where no client is chosen.
+    values = np.array(list(found.curves.values()), dtype=float)
+    spread = [float(np.nanmin(values)), float(np.nanmax(values))]
+    rounds = [found.rounds[0], max(found.rounds[-1], found.rounds[0] + 1)]
+    several = found.points["s"].nunique() > 1
+    seed = " + ', seed ' + datum.s" if several else ""
+    whose = f"'client ' + datum.i{seed} + ', ' + datum.g_name"
     return (
         chart_of(rows, g=names)
         .properties(title=f"{label(metric, capital=True)} of the chosen client by round")
         .transform_filter(clicked)
         .transform_flatten(["v"])
         .transform_window(place="row_number()", groupby=["k"])
-        .transform_calculate(
-            r=f"{list(found.rounds)}[datum.place - 1]", whose="'client ' + datum.i + ', ' + datum.g_name"
-        )
+        .transform_calculate(r=f"{list(found.rounds)}[datum.place - 1]", whose=whose)
         .transform_filter("isValid(datum.v)")
         .mark_line(point=True)
         .encode(
-            x=alt.X("r:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(zero=False)),
-            y=alt.Y("v:Q", title=label(metric), scale=alt.Scale(zero=False), axis=alt.Axis(format=_percent(metric))),
+            x=alt.X("r:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(domain=rounds)),
+            y=alt.Y("v:Q", title=label(metric), scale=alt.Scale(domain=spread), axis=alt.Axis(format=_percent(metric))),
             color=alt.Color("whose:N", title=None, legend=alt.Legend()),
             detail="k:Q",
             tooltip=[

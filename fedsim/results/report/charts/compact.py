@@ -55,3 +55,8 @@ def distinct(names: Sequence[object], length: int = 24) -> list[str]:
 def scale_of(*, log: bool, **options: Any) -> alt.Scale:
     """Return a scale that fits its values, with or without 0."""
     return alt.Scale(type="log", **options) if log else alt.Scale(zero=False, **options)
+
+
+def line_legend() -> alt.Legend:
+    """Return the legend of lines with bands, which shows the lines."""
+    return alt.Legend(title=None, labelLimit=320, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2)

@@ -4,7 +4,7 @@ import altair as alt
 import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
-from fedsim.results.report.charts.compact import chart_of, distinct, scale_of
+from fedsim.results.report.charts.compact import chart_of, distinct, line_legend, scale_of
 from fedsim.results.report.drawing.layer_curves import SMALLEST, LayerCurves, LayerPanel
 from fedsim.results.report.palette import COLOURS
 
@@ -45,7 +45,7 @@ def _panel(panel: LayerPanel, layers: list[str]) -> ChartType | None:
     scale = scale_of(log=panel.log)
     y = alt.Y("v:Q", title=None, scale=scale, axis=alt.Axis(format=".3~g", tickCount=4))
     colours = [COLOURS[curve.number % len(COLOURS)] for curve in panel.curves]
-    colour = alt.Color("c_name:N", scale=alt.Scale(domain=shown, range=colours), legend=alt.Legend(title=None))
+    colour = alt.Color("c_name:N", scale=alt.Scale(domain=shown, range=colours), legend=line_legend())
     tooltip = [
         alt.Tooltip("l_name:N", title="layer"),
         alt.Tooltip("c_name:N", title="curve"),

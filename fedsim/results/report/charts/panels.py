@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
-from fedsim.results.report.charts.compact import MOST_ROWS, chart_of, distinct, scale_of, thinned
+from fedsim.results.report.charts.compact import MOST_ROWS, chart_of, distinct, line_legend, scale_of, thinned
 from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples, most_moving
 from fedsim.results.report.palette import COLOURS
 
@@ -84,7 +84,7 @@ def _curves(rows: pd.DataFrame, labels: Sequence[str], multiples: SmallMultiples
         scale=alt.Scale(
             domain=[shown[each] for each in used], range=[COLOURS[int(numbers[each]) % len(COLOURS)] for each in used]
         ),
-        legend=alt.Legend(title=None, labelLimit=320),
+        legend=line_legend(),
     )
     tooltip = [
         *(alt.Tooltip(f"{field}_name:N", title="layers") for field in names),

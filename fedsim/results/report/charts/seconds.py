@@ -60,7 +60,12 @@ def round_seconds(result: Result) -> alt.Chart | None:
         .transform_stack(stack="v", as_=["low", "high"], groupby=["a"], sort=[alt.SortField("o")])
         .mark_bar()
         .encode(
-            x=alt.X("left:Q", title="round", axis=alt.Axis(format="d", tickMinStep=1), scale=alt.Scale(nice=False)),
+            x=alt.X(
+                "left:Q",
+                title="round",
+                axis=alt.Axis(format="d", tickMinStep=1),
+                scale=alt.Scale(nice=False, zero=False),
+            ),
             x2="right:Q",
             y=alt.Y("low:Q", title="seconds" if width == 1 else f"seconds per round, means of {width} rounds"),
             y2="high:Q",

@@ -70,7 +70,9 @@ def _one_view(found: Mapping[str, LayerCosts | None], groups: Mapping[str, Group
     known = {name: each for name, each in found.items() if each is not None}
     views = [each.view for each in known.values()]
     view = next((each for each in VIEWS if each in views), None)
-    same = {name: layer_costs(groups[name].members, view) for name in known}
+    same = {
+        name: each if each.view == view else layer_costs(groups[name].members, view) for name, each in known.items()
+    }
     return {name: each for name, each in same.items() if each is not None}
 
 
