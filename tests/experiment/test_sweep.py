@@ -88,8 +88,8 @@ def test_side_by_side_a_sweep_leaves_the_bytes_of_one_run_after_the_other(
     assert both_err.startswith("2 runs, 2 at a time with ")
     shown = [sorted(line.partition(": /")[0] for line in text.splitlines()[1:]) for text in (one_err, both_err)]
     assert shown[0] == shown[1]
-    assert shown[0].count("full seed 0: resuming after round 1") == 1
-    assert [line[-7:] for line in shown[0] if line.startswith("full seed 0  ")] == ["round 2", "round 3"]
+    assert shown[0].count("FedAvg seed 0: resuming after round 1") == 1
+    assert [line[-7:] for line in shown[0] if line.startswith("FedAvg seed 0  ")] == ["round 2", "round 3"]
 
 
 @pytest.mark.slow
@@ -149,9 +149,9 @@ def test_runs_that_differ_in_more_than_strategy_and_seed_have_names_of_their_own
 ) -> None:
     runs = name_runs([tiny(local__lr=0.1), tiny(local__lr=0.2), tiny(seed=1)], tmp_path)
     assert [run.name for run in runs] == [
-        f"full seed 0 ({runs[0].folder.path.name})",
-        f"full seed 0 ({runs[1].folder.path.name})",
-        "full seed 1",
+        f"FedAvg seed 0 ({runs[0].folder.path.name})",
+        f"FedAvg seed 0 ({runs[1].folder.path.name})",
+        "FedAvg seed 1",
     ]
     with pytest.raises(ConfigError, match="two of the 2 combinations are the same run"):
         name_runs([tiny(), tiny()], tmp_path)

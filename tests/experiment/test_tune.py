@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_each_strategy_is_played_with_the_value_that_is_best_on_its_validation_d
     assert code == 0
     study = tmp_path / "runs" / "study"
     choices = json.loads((study / "tuning.json").read_text())["choices"]
-    assert [choice["runs"] for choice in choices] == ["full", "local"]
+    assert [choice["runs"] for choice in choices] == ["FedAvg", "local"]
     for strategy, choice in zip(STRATEGIES, choices, strict=True):
         judged = {}
         for lr, score in zip(GRID, choice["scores"], strict=True):
@@ -85,7 +86,7 @@ def test_each_strategy_is_played_with_the_value_that_is_best_on_its_validation_d
             }
         best = max(GRID, key=lambda lr: judged[lr][0])
         assert (choice["chosen"], choice["seed"], choice["rounds"]) == ({"local.lr": best}, 1, 2)
-        assert f"tuning {strategy['name']}: local.lr = {best}, validation accuracy {judged[best][0]:.1%}\n" in err
+        assert f"tuning {choice['runs']}: local.lr = {best}, validation accuracy {judged[best][0]:.1%}\n" in err
         for seed in (0, 1):
             config = tiny(rounds=2, barriers={"every": 0}, strategy=strategy, local__lr=best, seed=seed)
             assert read_toml(study / run_name(config) / "config.toml")["local"]["lr"] == best
@@ -94,9 +95,8 @@ def test_each_strategy_is_played_with_the_value_that_is_best_on_its_validation_d
         assert run_files(played) == run_files(copied_from)
         assert played.env.read_bytes() == copied_from.env.read_bytes()  # not played again
     assert len(list(study.glob("*/DONE"))) == 4
-    lines = [line.split() for line in out.splitlines() if line.strip().startswith(("full", "local"))]
-    seeds = out.splitlines()[1].split().index("seeds")
-    assert [(line[0], line[seeds]) for line in lines] == [("full", "2"), ("local", "2")]
+    rows = re.findall(r"^ (FedAvg|local) +(\d) ", out, re.MULTILINE)
+    assert rows == [("FedAvg", "2"), ("local", "2")]
 
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*.jsonl")}
     record = (study / "tuning.json").read_bytes()
@@ -135,7 +135,7 @@ def test_a_value_with_which_the_models_diverge_is_not_chosen(fedsim: Fedsim, tmp
     record.write_text(json.dumps({"choices": [before]}))
     code, _, err = fedsim(tune={"local.lr": [1e30, 0.1]})
     assert code == 0
-    assert "tuning full: the models diverge with local.lr = 1e+30\n" in err
+    assert "tuning FedAvg: the models diverge with local.lr = 1e+30\n" in err
     other, choice = json.loads(record.read_text())["choices"]
     assert other == before
     assert choice["chosen"] == {"local.lr": 0.1}
@@ -166,7 +166,7 @@ def test_a_strategy_whose_runs_fail_leaves_the_others_to_be_tuned(fedsim: Fedsim
     sweep = {"strategy": [{"name": "raises:Raises"}, {"name": "local"}]}
     code, out, err = fedsim(sweep=sweep, tune={"local.lr": [0.1]})
     assert code == 1
-    assert [line.split()[0] for line in out.splitlines() if line.strip()[:5] in ("local", "raise")] == ["local"]
+    assert [line.split()[0] for line in out.splitlines() if line[:6] in (" local", " raise")] == ["local"]
     assert "tuning raises:Raises, local.lr = 0.1: TypeError: odd thing (raises.py, line " in err
     choices = json.loads((tmp_path / "runs/study/tuning.json").read_text())["choices"]
     assert [choice["runs"] for choice in choices] == ["local"]
@@ -198,7 +198,7 @@ def test_several_settings_make_a_product_for_each_combination_of_the_sweep_but_i
         tune={"local.lr": [0.1, 0.2], "local.momentum": [0.0, 0.9]},
     )
     assert [tuning.label for tuning in found] == [
-        f"{name}, partition.alpha = {alpha}" for name in ("full", "local") for alpha in (0.1, 1.0)
+        f"{name}, partition.alpha = {alpha}" for name in ("FedAvg", "local") for alpha in (0.1, 1.0)
     ]
     for tuning in found:
         assert [config.seed for config in tuning.configs] == [4, 5]

@@ -142,7 +142,7 @@ def test_an_error_at_one_client_is_told_in_every_place_and_its_traceback_once(
     assert len(failed) == 1
     said = capsys.readouterr().err
     kind = f"KeyError in failing_model.py, line {line} (2)"
-    assert f"WARNING full seed 0: 2 of 8 updates left out: {kind}\n" in said
+    assert f"WARNING FedAvg seed 0: 2 of 8 updates left out: {kind}\n" in said
     assert said.count(f"client {min(failed)} is left out of the average: KeyError: '7 of\\nthem'") == 2
     assert f"2 of 8 updates left out: {kind}" in folder.report.read_text()
     assert folder.log.read_text().count("Traceback") == 1
