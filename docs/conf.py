@@ -30,8 +30,8 @@ suppress_warnings = ["toc.not_included"]
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 60
-nb_merge_streams = True
+nb_execution_timeout = 300
+nb_output_stderr = "remove"  # lines of progress
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

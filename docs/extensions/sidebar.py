@@ -5,7 +5,7 @@ import re
 from sphinx.application import Sphinx
 
 SECTION = re.compile(r"^## (?P<title>.+)\n(?P<body>(?:(?!^## ).*\n?)*)", re.MULTILINE)
-LINK = re.compile(r"\]\((?!http)(?P<page>[^)#\s]+)\.(?:md|ipynb)\)")
+LINK = re.compile(r"\]\((?!http)(?P<page>[^)#\s]+)\.(?:md|ipynb)(?:#\S*)?\)")
 TREE = """
 ```{{toctree}}
 :hidden:
