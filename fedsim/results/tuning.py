@@ -8,8 +8,10 @@ from typing import Any
 from fedsim.errors import ConfigError
 from fedsim.reading import read_bytes
 from fedsim.results.result import Result
+from fedsim.results.seals import OF_ITSELF, DamagedError, read_sealed
 
 CHOICES = "tuning.json"
+AGAIN = "remove it and give 'fedsim run' again"
 
 
 def read_choices(path: Path) -> list[dict[str, Any]]:
@@ -23,13 +25,18 @@ def read_choices(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        choices = list(json.loads(read_bytes(path))["choices"])
+        content = json.loads(read_bytes(path))
+        if OF_ITSELF in content:  # which an earlier version did not write
+            content = read_sealed(path, "choices")
+        choices = list(content["choices"])
         for choice in choices:
             if not isinstance(choice["chosen"] or {}, Mapping):
                 raise TypeError(f"what was chosen is {choice['chosen']!r}")
         return choices
+    except DamagedError as error:
+        raise ConfigError(f"{error}; {AGAIN}") from error
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); remove it and give 'fedsim run' again") from error
+        raise ConfigError(f"{path} is damaged ({error}); {AGAIN}") from error
 
 
 def choices_of(results: Iterable[Result]) -> list[dict[str, Any]]:

@@ -16,8 +16,9 @@ from fedsim.experiment.sweep.progress import NO_OTHERS, Others
 from fedsim.experiment.sweep.sweep import Run, Verbosity, name_runs, run_all
 from fedsim.experiment.tuning.grid import Tuning, format_settings
 from fedsim.results import report
-from fedsim.results.files import write_folder, write_json
+from fedsim.results.files import write_folder
 from fedsim.results.folder import RunFolder
+from fedsim.results.seals import write_sealed
 from fedsim.results.tuning import CHOICES, grid_at_edge, read_choices
 from fedsim.training.metrics import MAIN, format_metric, label, metric_of
 
@@ -206,7 +207,7 @@ def _record(tuning: Tuning, runs: Sequence[Run], scores: Sequence[Score], best: 
 def _write_choices(path: Path, choices: Sequence[Mapping[str, Any]]) -> None:
     """Write what was chosen; what another sweep of the same experiment chose stays."""
     by_key = {choice["key"]: choice for choice in [*read_choices(path), *choices]}
-    write_json(path, {"choices": list(by_key.values())})
+    write_sealed(path, {"choices": list(by_key.values())})
 
 
 def notes_of(tuning: Tuning, scores: Sequence[Score], best: int | None) -> Iterator[str]:
