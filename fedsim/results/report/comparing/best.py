@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import product
 from typing import Any
 
 from fedsim.results.report.comparing.columns import Column
@@ -121,42 +121,6 @@ def standing_of(rows: Sequence[Row], column: Column, free: Collection[str]) -> S
     ranking = _ranking(methods, column)
     gains = {method.name: ranking[0].gain(method, column) for method in ranking[1:]}
     return Standing({}, methods, ranking, gains, {name: gain.p for name, gain in gains.items()})
-
-
-@dataclass(frozen=True)
-class Record:
-    """How often a method wins and loses, over all other methods and settings in which both are paired and tested."""
-
-    wins: int = 0
-    ties: int = 0
-    losses: int = 0
-
-
-def records_of(comparison: Comparison, column: str = MAIN_COLUMN) -> dict[int, Record]:
-    """Return, by the place of each row, in how many comparisons with others of its setting it is better or worse.
-
-    A difference that a paired t-test does not distinguish from 0 is a tie. All pairs of methods are tested; with
-    ``correct``, their p-values are corrected together.
-
-    Raises
-    ------
-    KeyError
-        If the comparison has no such column.
-    """
-    chosen = {each.key: each for each in comparison.columns}[column]
-    pairs = [pair for _, methods in methods_by_setting(comparison) for pair in combinations(methods, 2)]
-    gains = [first.gain(second, chosen) for first, second in pairs]
-    values = [gain.p for gain in gains]
-    corrected = holm(values) if comparison.question.correct == "holm" else values
-    places = {id(row): place for place, row in enumerate(comparison.rows)}
-    counts = {place: [0, 0, 0] for place in places.values()}
-    for (first, second), gain, p in zip(pairs, gains, corrected, strict=True):
-        if not math.isnan(p):
-            is_better = (gain.difference.mean > 0) == (chosen.higher_is_better is not False)
-            outcome = 1 if p >= LEVEL else 0 if is_better else 2
-            counts[places[id(first.row)]][outcome] += 1
-            counts[places[id(second.row)]][2 - outcome] += 1
-    return {place: Record(*each) for place, each in counts.items()}
 
 
 def methods_by_setting(comparison: Comparison) -> list[tuple[Mapping[str, Any], list[Method]]]:

@@ -275,8 +275,9 @@ def _at_cost(what: str, question: Question, least: Mapping[str, float], fixed: f
 
 
 def _mean_of_reads(read: Callable[[Result], costs.Read], group: Group) -> Interval:
-    found = group.mean(lambda result: read(result).value)
-    return replace(found, interpolated=any(read(result).interpolated for result in group.members))
+    reads = {id(result): read(result) for result in group.members}
+    found = group.mean(lambda result: reads[id(result)].value)
+    return replace(found, interpolated=any(each.interpolated for each in reads.values()))
 
 
 def _to_target(question: Question, target: float) -> list[Column]:
