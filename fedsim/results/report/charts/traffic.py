@@ -125,7 +125,7 @@ def _of_several(rows: pd.DataFrame, bytes_of: Mapping[str, pd.DataFrame]) -> alt
 
 def _within(rows: pd.DataFrame, layers: list[str]) -> pd.DataFrame:
     """Return rows that have room: the layers with the fewest bytes as one."""
-    most = max(2, MOST_ROWS // max(1, len(rows.groupby(["g", "d"]))))
+    most = max(1, MOST_ROWS // max(1, len(rows.groupby(["g", "d"]))) - 1)
     if rows["l"].nunique() <= most:
         return rows
     kept = rows.groupby("l")["v"].sum().sort_values(ascending=False).index[:most]
