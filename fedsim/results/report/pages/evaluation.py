@@ -13,6 +13,7 @@ from fedsim.results.report.comparing.statistics import jain, worst_mean
 from fedsim.results.report.comparing.tables import UNKNOWN, Table
 from fedsim.results.report.comparing.units import format_missing
 from fedsim.results.report.drawing.style import STYLE, WIDTH, legend_outside, metric_axis
+from fedsim.results.report.pages import how_to_read
 from fedsim.results.report.pages.section import Section
 from fedsim.results.report.palette import COLOURS
 from fedsim.results.result import Result
@@ -58,6 +59,7 @@ def evaluation_sections(result: Result) -> list[Section]:
             f"{name} before and after training on each client",
             text,
             partial(before_and_after, result),
+            how_to_read=how_to_read.OF["evaluation"],
         )
     ]
 
