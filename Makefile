@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: quickstart test quick lint docs bench soak audit clean
+.PHONY: quickstart test quick lint docs pictures bench soak audit clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/fedsim run experiments/quickstart.toml
@@ -25,6 +25,12 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --fresh-env --conf-dir docs . build/docs
 	@echo "The documentation is in build/docs/index.html"
+
+# What docs/pictures shows, from real runs.
+pictures: $(INSTALLED)
+	$(BIN)/fedsim run experiments/quickstart.toml --out runs/pictures --set 'barriers={every=10, on=["clients"]}' \
+		--set 'sweep.strategy=[{name="full"}, {name="layer_set", shared="body"}]'
+	$(BIN)/fedsim figure strip runs/pictures/quickstart --out docs/pictures/strip.png
 
 # About 40 minutes on two idle cores, and 5 GB of downloads for the peers' environments the first time.
 bench: $(INSTALLED)
