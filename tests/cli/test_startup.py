@@ -68,7 +68,9 @@ def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["run", "partition", "barriers", "compare", "report", "check", "export", "list"])
+@pytest.mark.parametrize(
+    "command", ["run", "partition", "barriers", "compare", "report", "check", "export", "table", "list"]
+)
 def test_help_fits_80_columns_and_explains_arguments(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

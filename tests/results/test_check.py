@@ -18,7 +18,7 @@ from fedsim.config.expectation import Expectation
 from fedsim.config.naming import run_name
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.errors import ConfigError
-from fedsim.results.check.check import check
+from fedsim.results.check.check import check, matches
 from fedsim.results.folder import RunFolder
 from fedsim.results.result import Result
 from partitions import LabelCounts
@@ -343,3 +343,21 @@ def test_the_command_prints_a_line_each_and_exits_with_1_where_one_fails(
     code, lines = fedsim("check", "runs/good", "--expect", "none.toml")
     assert code == 2
     assert "no run has an expectation" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "is_meant"),
+    [
+        ("strategy.name", "FedPer", True),
+        ("strategy.name", ["full", "fed-per"], True),
+        ("strategy.name", "layer_set", True),
+        ("strategy.name", ["LG-FedAvg", "full"], False),
+        ("partition.scheme", "IID", True),
+        ("strategy.shared", "Body", False),
+    ],
+)
+def test_a_name_of_an_expectation_may_be_that_of_a_paper(
+    setting: str, value: Any, is_meant: bool, tiny: Callable[..., Config]
+) -> None:
+    config = tiny(partition={"scheme": "iid"}, strategy={"name": "layer_set", "shared": "body"})
+    assert matches(config, {setting: value}) == is_meant
