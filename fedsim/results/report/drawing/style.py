@@ -27,7 +27,7 @@ from fedsim.training.metrics import LOSS, label, metric_of
 
 WIDTH = 9.0  # inches
 SHORT_NAME = 24  # to which longer names are cut
-MOST_LINES = 3  # of a name in a legend
+MOST_LINES, LEGEND_LINE = 3, 40  # lines of a name, and letters of its lines in a legend
 MANY_LINES = 8  # up to which a legend has letters of the usual size
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LEGEND_LETTERS, LINE_LETTERS = 135, 11  # small letters that fit below a figure, and as how many a line counts
@@ -162,10 +162,10 @@ def short(name: str, length: int = SHORT_NAME) -> str:
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
 
 
-def folded(name: str, length: int = 2 * SHORT_NAME) -> str:
-    """Return a name in lines of some letters; only one of more than three lines is cut, at its end."""
+def folded(name: str, length: int = 2 * SHORT_NAME, most: int = MOST_LINES) -> str:
+    """Return a name in lines of some letters; only one of more than ``most`` lines is cut, at its end."""
     lines = textwrap.wrap(printable(name), length, break_on_hyphens=False) or [""]
-    lines = lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1][: length - 1] + "…"]
+    lines = lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1][: length - 1] + "…"]
     return "\n".join(f" {line}" if line.startswith("_") else line for line in lines)
 
 
@@ -175,7 +175,7 @@ def legend_outside(figure: Figure, axes: Axes | Sequence[Axes], *, above: bool =
     for each in [axes] if isinstance(axes, Axes) else axes:
         for handle, name in zip(*each.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
-    shown = [folded(name) for name in handles]
+    shown = [folded(name, LEGEND_LINE) for name in handles]
     figure.legend(
         handles.values(),
         shown,
@@ -188,7 +188,7 @@ def legend_outside(figure: Figure, axes: Axes | Sequence[Axes], *, above: bool =
 
 def legend_height(names: Iterable[str]) -> float:
     """Return the inches that a legend of these lines takes below its figure."""
-    shown = [folded(name) for name in names]
+    shown = [folded(name, LEGEND_LINE) for name in names]
     lines = -(-sum(name.count("\n") + 1 for name in shown) // _legend_columns(shown))
     return 0.2 * lines
 

@@ -88,15 +88,17 @@ def strip(panels: Sequence[Panel], frame: Frame) -> Figure:
     limit = float(np.abs(means[np.isfinite(means)]).max(initial=0.0)) or 1.0
     norm = Normalize(-limit, limit)
     names = [short(str(layer), 18) for layer in first.sizes.index]
-    ends = np.concatenate([[0.0], np.cumsum(shares_of(first.sizes, NUMBER / (0.75 * frame.width), room=0.6))])
+    longest = max(len(part) for lines in measured.values() for name in lines for part in _row_name(name).split("\n"))
+    inches = frame.width - LETTER * longest - 0.2  # of the layers
+    ends = np.concatenate([[0.0], np.cumsum(shares_of(first.sizes, NUMBER / inches, room=0.6))])
     with rc_context(PAPER | {"axes.grid": False}):
-        upright = any(LETTER * len(n) > w * 0.75 * frame.width for n, w in zip(names, np.diff(ends), strict=True))
+        upright = any(LETTER * len(n) > w * inches for n, w in zip(names, np.diff(ends), strict=True))
         below = LETTER * max(map(len, names)) if upright else 0.15
         titles = sum(0.2 for title in measured if title)
-        figure = Figure(figsize=(frame.width, ROW * sum(rows) + titles + below + 0.75), layout="constrained")
+        figure = Figure(figsize=(frame.width, ROW * sum(rows) + titles + below + 0.9), layout="constrained")
         grid = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows, sharex=True)[:, 0]
         for axes, (title, lines) in zip(grid, measured.items(), strict=True):
-            _strips(axes, lines, ends, norm, frame.width)
+            _strips(axes, lines, ends, norm, inches)
             axes.set_title(folded(title, 40))
         grid[-1].set_xticks((ends[:-1] + ends[1:]) / 2, names, rotation=90 if upright else 0)
         bar = figure.colorbar(
@@ -105,14 +107,18 @@ def strip(panels: Sequence[Panel], frame: Frame) -> Figure:
             location="bottom",
             aspect=40,
             pad=0.02,
-            label=f"cost of averaging, {ON[first.view]} ({first.unit})",
         )
-        bar.ax.locator_params(nbins=5)
+        bar.ax.locator_params(nbins=5 if inches > 2 else 3)
+        figure.supxlabel(f"cost of averaging a layer ({first.unit}),\n{ON[first.view]}", fontsize=LETTERS)
         return figure
 
 
 def _name(line: Line, panel: Panel, between: str = ", ") -> str:
     return between.join(filter(None, (line.name, panel.title)))
+
+
+def _row_name(name: str) -> str:
+    return folded(name, NAME, 2)
 
 
 def _costs(line: Line, panel: Panel) -> LayerCosts:
@@ -127,7 +133,7 @@ def _last(costs: LayerCosts) -> pd.DataFrame:
     return rows[rows.index != FULL].reindex(costs.sizes.index)
 
 
-def _strips(axes: Axes, lines: Mapping[str, LayerCosts], ends: np.ndarray, norm: Normalize, width: float) -> None:
+def _strips(axes: Axes, lines: Mapping[str, LayerCosts], ends: np.ndarray, norm: Normalize, inches: float) -> None:
     cmap = colour_map(DIVERGING)
     for place, costs in enumerate(lines.values()):
         rows = _last(costs)
@@ -139,10 +145,10 @@ def _strips(axes: Axes, lines: Mapping[str, LayerCosts], ends: np.ndarray, norm:
             colour = colours[number] if np.isfinite(value) else NOT_MEASURED
             axes.barh(place, share, 0.86, left, color=colour, edgecolor="white", linewidth=0.6)
             text = _text(value, float(rows["low"].iloc[number]), float(rows["high"].iloc[number]))
-            if LETTER * len(text) < share * 0.75 * width:
+            if LETTER * len(text) < share * inches:
                 axes.text(left + share / 2, place, text, ha="center", va="center", color=letters[number])
     axes.set(xlim=(0, 1), ylim=(len(lines) - 0.5, -0.5))
-    axes.set_yticks(range(len(lines)), [folded(name, NAME) for name in lines])
+    axes.set_yticks(range(len(lines)), [_row_name(name) for name in lines])
     axes.tick_params(length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
 

@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 
 from fedsim.errors import ConfigError
 from fedsim.results.report.drawing.compared import draw_boxes, own_values
-from fedsim.results.report.drawing.paper.frame import PAPER, Frame, hide_rest
+from fedsim.results.report.drawing.paper.frame import LETTERS, PAPER, Frame, hide_rest
 from fedsim.results.report.drawing.style import folded, metric_label
 from fedsim.results.report.facets import Panel, lines_of
+from fedsim.training.metrics import LOSS
 
 ROW = 0.3  # inches
 NAME = 22  # letters in a line of a name
@@ -38,6 +39,6 @@ def clients(panels: Sequence[Panel], frame: Frame, *, metric: str) -> Figure:
             axes.set_title(folded(panel.title, 40 * (4 - across) // 2))
             is_lowest = place + across >= len(every)
             axes.tick_params(labelbottom=is_lowest)
-            axes.set_xlabel(f"{metric_label(metric)} of each client" if is_lowest else "")
-        every[0].set_yticks(range(1, len(names) + 1), [folded(name, NAME) for name in names])
+        every[0].set_yticks(range(1, len(names) + 1), [folded(name, NAME, 2) for name in names])
+        figure.supxlabel(f"{LOSS if metric == LOSS else metric_label(metric)} of each client", fontsize=LETTERS)
         return figure

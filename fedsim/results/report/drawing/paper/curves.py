@@ -18,6 +18,7 @@ from fedsim.results.report.drawing.compared import (
 from fedsim.results.report.drawing.paper.frame import PAPER, Frame, hide_rest, legend_below
 from fedsim.results.report.drawing.style import folded, metric_axis, metric_label, round_axis
 from fedsim.results.report.facets import Panel
+from fedsim.training.metrics import LOSS
 
 X_AXES = {
     "rounds": "round",
@@ -64,7 +65,7 @@ def curves(panels: Sequence[Panel], frame: Frame, *, x: str = "rounds", metric: 
             axes.set_title(folded(panel.title, 40 * (4 - across) // 2))
         for row in grid:
             metric_axis(row[0], metric)
-            row[0].set_ylabel(f"{model} {metric_label(metric)}")
+            row[0].set_ylabel(f"{model} {LOSS if metric == LOSS else metric_label(metric)}")
         for place, axes in enumerate(every):
             if x == "rounds":
                 round_axis(axes)

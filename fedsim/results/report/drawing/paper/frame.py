@@ -15,7 +15,7 @@ from fedsim.results.report.drawing.style import STYLE, folded
 WIDTHS = {"column": 3.3, "page": 7.0}  # inches
 LETTERS = 8  # points
 KINDS = ("pdf", "png", "svg")
-LEGEND_LETTERS = 34  # in a line of a name
+LEGEND_LETTERS = (34, 22, 14)  # in a line of a name, the fewer the wider its letters are
 GAP = 0.06  # inches below the panels
 PAPER: Any = STYLE | {
     **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "legend.fontsize", "figure.titlesize"), LETTERS),
@@ -68,13 +68,15 @@ def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
     handles: dict[str, Any] = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(folded(name, LEGEND_LETTERS), handle)
+            handles.setdefault(name, handle)
     renderer = FigureCanvasAgg(figure).get_renderer()
     width, height = figure.get_size_inches()
-    for columns in range(len(handles), 0, -1):
-        legend = figure.legend(handles.values(), list(handles), loc="outside lower center", ncols=columns)
+    tries = [(columns, LEGEND_LETTERS[0]) for columns in range(len(handles), 0, -1)]
+    for columns, letters in [*tries, *((1, each) for each in LEGEND_LETTERS[1:])]:
+        names = [folded(name, letters) for name in handles]
+        legend = figure.legend(handles.values(), names, loc="outside lower center", ncols=columns)
         box = legend.get_window_extent(renderer)
-        if box.width <= 0.98 * figure.bbox.width or columns == 1:
+        if box.width <= 0.98 * figure.bbox.width or letters == LEGEND_LETTERS[-1]:
             break
         legend.remove()
     figure.set_size_inches(width, height + box.height / figure.dpi + GAP)
