@@ -125,7 +125,9 @@ def _labels(found: ClientRecords, clicked: alt.Parameter) -> alt.Chart:
     names = distinct(found.classes)
     used = sorted({number for counts in found.labels.values() for number in counts})
     owners = found.points[["k", "j", "i"]].astype(int)
-    held = [{"j": j, "o": list(counts), "c": list(counts.values())} for j, counts in found.labels.items()]
+    # Also of clients without labels: flattening what is missing stops the chart.
+    every = {int(j): found.labels.get(j, {}) for j in owners["j"].unique()}
+    held = [{"j": j, "o": list(counts), "c": list(counts.values())} for j, counts in every.items()]
     most = max((count for counts in found.labels.values() for count in counts.values()), default=1)
     few = [names[number] for number in used] if len(used) <= MOST_CLASSES else None
     named = [{"o": number, "name": names[number]} for number in used]

@@ -88,7 +88,11 @@ def _layers(base: alt.Chart, found: Curves, picked: alt.Parameter) -> ChartType:
     faded = {"opacity": alt.condition(picked, alt.value(1), alt.value(0.12))}
     layers.append(line.mark_line().encode(x=x, y=y, strokeDash=dash, **shown, **faded))
     free = base.transform_filter("datum.free == x_axis")
-    layers.append(free.mark_rule(strokeWidth=2).encode(y=y, strokeDash=dash, **shown, **faded, tooltip=_free_tooltip()))
+    layers.append(
+        free.mark_rule(strokeWidth=2, aria=False).encode(
+            y=y, strokeDash=dash, **shown, **faded, tooltip=_free_tooltip()
+        )
+    )
     shown_points = alt.when(hovered).then(alt.value(1)).when(picked).then(alt.value(0.9 if few else 0))
     points = line.mark_point(filled=True, size=36).encode(
         x=x,

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.tables import UNKNOWN, Table
-from fedsim.results.result import Result, distinguishing_settings, find_runs
+from fedsim.results.result import Result, distinguishing_settings
 
 
 def runs_table(results: Sequence[Result], out: Path) -> dict[str, Any]:
@@ -81,9 +81,9 @@ def compared_paths(results: Sequence[Result]) -> list[str]:
     paths: list[str] = []
     compared = {result.folder.path.resolve() for result in results}
     for parent in dict.fromkeys(result.folder.path.parent for result in results):
-        inside = {run.path.resolve() for run in find_runs([parent])}
+        inside = {config.parent.resolve() for config in parent.glob("*/config.toml")}
         own = [result.folder.path for result in results if result.folder.path.parent == parent]
-        paths += map(_path, [parent] if inside <= compared else own)
+        paths += map(_path, [parent] if inside and inside <= compared else own)
     return paths
 
 

@@ -90,6 +90,7 @@
     const isSingle = !(spec.vconcat || spec.hconcat || spec.concat || spec.spec);
     if (isSingle) Object.assign(spec, { width: "container", autosize: { type: "fit-x", contains: "padding" } });
     else fit(spec, width);
+    spec.description = chart.box.closest("section")?.querySelector("h2")?.textContent || chart.name;
     spec.datasets = Object.fromEntries([...namesOfData(spec)].map((name) => [name, datasets.get(name)]));
     return spec;
   }
@@ -129,7 +130,9 @@
       room -= over + 1;
     }
     chart.box.dataset.width = width;
-    chart.box.querySelectorAll(".vega-bind input, .vega-bind select").forEach((input) => {
+    // A group of no marks is nothing that a screen reader could name.
+    chart.box.querySelectorAll('g[role="graphics-symbol"]:empty').forEach((group) => group.removeAttribute("role"));
+    chart.box.querySelectorAll(".vega-bind input:not([type=radio]), .vega-bind select").forEach((input) => {
       input.ariaLabel = input.closest(".vega-bind").querySelector(".vega-bind-name")?.textContent || chart.name;
     });
   }
