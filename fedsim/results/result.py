@@ -146,16 +146,8 @@ class Result:
         It is NaN for a client whose loss is not finite, or that could not be evaluated.
         """
         server_round = self.evaluated if server_round is None else server_round
-        key = (model, metric, split, server_round)
-        if key not in self._by_client:
-            rows = self.of(model, metric, split)
-            self._by_client[key] = rows[rows["round"] == server_round].set_index("client")["value"].sort_index()
-        return self._by_client[key].copy()
-
-    @cached_property
-    def _by_client(self) -> dict[tuple[str, str, str, int], pd.Series]:
-        """What `by_client` has found: a comparison asks for the same values many times."""
-        return {}
+        rows = self.of(model, metric, split)
+        return rows[rows["round"] == server_round].set_index("client")["value"].sort_index()
 
     def mean_by_round(self, model: str = "personalised", metric: str = "accuracy", split: str = "test") -> pd.Series:
         """Return the mean over the clients by round; NaN where one client's value is not finite."""
