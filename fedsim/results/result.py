@@ -145,8 +145,8 @@ class Result:
 
         It is NaN for a client whose loss is not finite, or that could not be evaluated.
         """
-        server_round = self.evaluated if server_round is None else server_round
         rows = self.of(model, metric, split)
+        server_round = self.evaluated if server_round is None else server_round
         return rows[rows["round"] == server_round].set_index("client")["value"].sort_index()
 
     def mean_by_round(self, model: str = "personalised", metric: str = "accuracy", split: str = "test") -> pd.Series:
@@ -157,15 +157,9 @@ class Result:
     def best_round(self, metric: str = "accuracy") -> int | None:
         """Return the first round with the best mean over the clients' validation data; None if there is none."""
         metric = self.meant(metric)
-        if metric not in self._best_rounds:
-            table = self.of("personalised", metric, "validation")
-            rows = ({str(key): value for key, value in row.items()} for row in table.to_dict("records"))
-            self._best_rounds[metric] = best_round(validation_means(rows, metric), metric)
-        return self._best_rounds[metric]
-
-    @cached_property
-    def _best_rounds(self) -> dict[str, int | None]:
-        return {}
+        table = self.of("personalised", metric, "validation")
+        rows = ({str(key): value for key, value in row.items()} for row in table.to_dict("records"))
+        return best_round(validation_means(rows, metric), metric)
 
     @cached_property
     def faults(self) -> pd.DataFrame:
