@@ -33,6 +33,7 @@ Ts = tuple[float, ...]
 class BarrierMixRule(ClientRule):
     """Chooses the set ``personal`` before training, by the set ``curve``: losses of all mixes on validation data."""
 
+    needs_validation = True
     groups: tuple[str, ...]
     prior: float
 
@@ -49,7 +50,9 @@ class BarrierMixRule(ClientRule):
         with torch.no_grad():
             sums = self._sums(local)
         population = local.sets["population"]["curve"] if "population" in local.sets else torch.zeros_like(sums)
-        best = int(torch.nan_to_num(sums + self.prior * population, nan=torch.inf).argmin())
+        losses = sums + self.prior * population
+        # Where nothing is known, as without validation data, it is the average: the last point.
+        best = int(torch.nan_to_num(losses, nan=torch.inf).argmin()) if losses.any() else len(self._points) - 1
         return replace(local, sets={**local.sets, "personal": self._mix(local, best), "curve": {"sums": sums}})
 
     def finish(self, local: Local, started: Local) -> Finished:
@@ -126,12 +129,12 @@ class BarrierMix(Strategy):
     -----
     The population's losses are the mean over the examples of the clients of the last round. Each client sends and gets
     one number per mix besides FedAvg's bytes. It trains two models. A client without validation data takes what is best
-    for the population.
+    for the population, or the average while nothing is known of it.
     """
 
     client_rule = BarrierMixRule
-    groups: tuple[str, ...] = Option(("body", "head"), "Layer groups that are mixed apart from each other.")
-    prior: NonNegative = Option(60.0, "Examples for which the population's mean loss counts.")
+    groups: tuple[str, ...] = Option(("body", "head"), "Layer groups that are mixed independently.")
+    prior: NonNegative = Option(60.0, "Weight of the population's mean loss, in examples.")
     server_momentum: Decay = Option(0.5, "Share of the last step of the average that the next one keeps.")
     personal_epochs: Count | None = Option(None, "Epochs of the personal model; as many as of the other if not given.")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import Config
+from fedsim.config.custom import imported_sources
 from fedsim.config.tables import DataConfig, FeaturesConfig
 from fedsim.data.checks import check_dataset
 from fedsim.data.dataset import Dataset
@@ -41,7 +42,9 @@ def make_dataset(data: DataConfig) -> Dataset:
     dataset = catalogue.make(data, **({"task": data.task} if asks else {}))
     with CATALOGUES["data"].in_code_of(data.name):
         try:
-            dataset = as_dataset(dataset, data.name, data.task)
+            if not isinstance(dataset, Dataset):
+                code = sorted(version.digest for version in imported_sources(data.name).values())
+                dataset = as_dataset(dataset, data.name, data.task, code)
             if data.task != "auto":
                 dataset = with_task(dataset, data.task)
             check_dataset(dataset)

@@ -19,7 +19,7 @@ LONGEST_PATH = 4096
 def identity_of(value: object) -> str | None:
     """Return sixteen hexadecimal digits that change with an object.
 
-    They are a hash of its pickled state, of the source files of its classes and functions, and of the sizes, times and
+    They are a hash of its pickled state, of the files of its classes and functions, and of the sizes, times and
     places on the disk of all files that its texts and paths name, those in folders included.
 
     Returns

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ class MapStyle(Protocol):
         """Return an example."""
 
 
-def as_dataset(found: object, name: str, task: str = "auto") -> Dataset:
+def as_dataset(found: object, name: str, task: str = "auto", code: Sequence[str] = ()) -> Dataset:
     """Return what a user's function returns as a `Dataset`.
 
     Parameters
@@ -57,6 +57,8 @@ def as_dataset(found: object, name: str, task: str = "auto") -> Dataset:
         Name by which the function was chosen.
     task
         What is learnt, as ``[data] task`` says.
+    code
+        Hashes of the function's sources, imported modules included; examples are read again when one changes.
 
     Raises
     ------
@@ -80,7 +82,7 @@ def as_dataset(found: object, name: str, task: str = "auto") -> Dataset:
         }
         return dataset_from(_as_arrays(content, name), name, name, channels="first", task=task)
     sets = {part: _checked(parts[part], f"{name!r}: its {part} set") for part in PARTS}
-    return read_examples(sets, name, identity_of(sets), classes=_classes(sets["train"]), task=task)
+    return read_examples(sets, name, identity_of((sets, code)), classes=_classes(sets["train"]), task=task)
 
 
 def _is_array(values: object) -> bool:

@@ -68,11 +68,7 @@ def _prepared(config: Config) -> Parts:
     check_task(federation, strategy)
     if "fine-tuned" in config.evaluation.models:
         fine_tuned_layers(federation, strategy)
-    if config.stop.patience and not len(federation.data.split.validation.indices):
-        raise ConfigError(
-            f"stop.patience = {config.stop.patience} needs validation data, and no client has any; let "
-            "partition.validation be 0.1, or stop.patience 0"
-        )
+    _check_validation(federation, strategy)
     wanted = config.engine.gpus_per_worker
     if config.engine.name == "ray" and config.engine.address is None and wanted and not torch.cuda.is_available():
         raise ConfigError(f"engine.gpus_per_worker = {wanted} but this machine has no GPU; use 0")
@@ -81,6 +77,23 @@ def _prepared(config: Config) -> Parts:
         if problem := cohort_problem(federation.model(), inputs, targets, federation.objective_of(targets)):
             raise ConfigError(f"engine.cohort = {config.engine.cohort}: {problem}; use 1")
     return federation, strategy
+
+
+def _check_validation(federation: Federation, strategy: Strategy) -> None:
+    """Check that clients have validation data where something is decided by them."""
+    if len(federation.data.split.validation.indices):
+        return
+    patience = federation.config.stop.patience
+    remedy = "let partition.validation be 0.1"
+    if patience:
+        raise ConfigError(
+            f"stop.patience = {patience} needs validation data, and no client has any; {remedy}, or stop.patience 0"
+        )
+    if strategy.client_rule.needs_validation:
+        raise ConfigError(
+            f"strategy.name = {federation.config.strategy.name!r} decides by validation data, and no client has any; "
+            f"{remedy}, or choose another strategy"
+        )
 
 
 def run(

@@ -74,6 +74,8 @@ class ClientRule:
     linear_steps
         Whether the method is defined only where a client's move is a sum of gradients times a step size, as with SGD,
         with or without momentum: other optimisers, clipping and step sizes by layer are then refused.
+    needs_validation
+        Whether the method decides by the clients' validation examples: a run in which no client has any is refused.
     cross_entropy_only
         Whether the method is defined for cross-entropy over classes only: other tasks and losses are then refused.
     """
@@ -81,6 +83,7 @@ class ClientRule:
     trained: Sequence[str] = ()
     plain_sgd: bool = False
     linear_steps: bool = False
+    needs_validation: bool = False
     cross_entropy_only: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:

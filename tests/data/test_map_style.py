@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 from torchvision import transforms
 
+from fedsim.config.custom import forget_changed
 from fedsim.config.making import make_dataset
 from fedsim.config.tables import DataConfig
 from fedsim.data.checks import check_dataset
@@ -208,6 +209,7 @@ def test_what_is_no_data_set_is_named_with_what_to_return(case: str) -> None:
 
 MINE = """
 import torch
+from my_parts import SCALE
 from torch.utils.data import TensorDataset
 
 
@@ -223,10 +225,16 @@ def nothing():
 
 def test_an_experiment_names_the_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_pairs.py").write_text(MINE)
+    (tmp_path / "my_parts.py").write_text("SCALE = 2\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     found = make_dataset(DataConfig.model_validate({"name": "my_pairs:load", "classes": 4}))
     assert (found.shape, found.outputs, found.task) == ((6,), 4, "classification")
+    assert len(caches()) == 1
+    (tmp_path / "my_parts.py").write_text("# what the module imports has changed\nSCALE = 2\n")
+    forget_changed(["my_pairs:load"])
+    make_dataset(DataConfig.model_validate({"name": "my_pairs:load", "classes": 4}))
+    assert len(caches()) == 2
     with pytest.raises(ConfigError, match=r"^\[data\] 'my_pairs:nothing' returns a int; return a fedsim"):
         make_dataset(DataConfig(name="my_pairs:nothing"))
 

@@ -9,8 +9,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedsim.models.params import Params
+from fedsim.seeds import rng
 from fedsim.strategy.messages import decode, sets_of
-from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, network_of, norm_mlp
+from fedsim.training import Local, Network
+from strategies.barrier_mix import BarrierMixRule
+from tests.strategies.harness import FEATURES, Mlp, Play, assert_close, descend, mean_of, network_of, norm_mlp
 
 BODY, HEAD = ("fc1", "bn", "fc2"), ("fc3",)
 
@@ -114,6 +117,16 @@ def test_it_passes_few_examples_more_than_two_trainings() -> None:
 def test_groups_that_overlap_or_are_none_are_refused(groups: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Play("barrier_mix", {"groups": groups})
+
+
+def test_without_validation_data_a_client_takes_the_average() -> None:
+    rule, nothing = BarrierMixRule(Mlp(), groups=("body", "head"), prior=60.0), torch.empty(0, dtype=torch.int64)
+    zeros = {key: torch.zeros_like(value) for key, value in Mlp().state_dict().items()}
+    ones = {key: torch.ones_like(value) for key, value in zeros.items()}
+    settings = Play("full").config.local.settings
+    empty = (torch.empty(0, FEATURES), nothing)
+    local = Local(2, 0, ones, {"personal": zeros}, zeros, *empty, settings, rng(0), Network(Mlp()), validation=empty)
+    assert_close(rule.personalised(rule.start(local)), ones)
 
 
 def test_without_a_model_of_its_own_a_client_takes_the_average() -> None:

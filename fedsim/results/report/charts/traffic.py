@@ -74,9 +74,7 @@ def _names(bytes_of: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def _of_one(rows: pd.DataFrame, bytes_of: Mapping[str, pd.DataFrame]) -> alt.Chart:
-    most = rows.groupby("l")["v"].sum().sort_values(ascending=False).index[:MOST_BARS]
-    rows = rows[rows["l"].isin(most)]
-    names = distinct(_names(bytes_of))
+    rows, names = _within(rows, distinct(_names(bytes_of)), MOST_BARS)
     return (
         chart_of(rows, l=names, d=list(DIRECTIONS.values()))
         .mark_bar()
@@ -93,7 +91,7 @@ def _of_one(rows: pd.DataFrame, bytes_of: Mapping[str, pd.DataFrame]) -> alt.Cha
 
 def _of_several(rows: pd.DataFrame, bytes_of: Mapping[str, pd.DataFrame]) -> alt.Chart:
     runs, layers = distinct(list(bytes_of), 48), distinct(_names(bytes_of))
-    rows = _within(rows, layers)
+    rows, layers = _within(rows, layers, MOST_ROWS // max(1, len(rows.groupby(["g", "d"]))))
     ways = ["up and down", *DIRECTIONS]
     which = alt.param("direction", value=ways[0], bind=alt.binding_radio(options=ways, name="bytes "))
     few = rows["l"].nunique() <= MOST_IN_LEGEND
@@ -123,15 +121,14 @@ def _of_several(rows: pd.DataFrame, bytes_of: Mapping[str, pd.DataFrame]) -> alt
     )
 
 
-def _within(rows: pd.DataFrame, layers: list[str]) -> pd.DataFrame:
-    """Return rows that have room: the layers with the fewest bytes as one."""
-    most = max(1, MOST_ROWS // max(1, len(rows.groupby(["g", "d"]))) - 1)
+def _within(rows: pd.DataFrame, layers: Sequence[str], room: int) -> tuple[pd.DataFrame, list[str]]:
+    """Return rows of as many layers as have room, those with the fewest bytes as one, and the layers' names."""
+    most = max(1, room - 1)
     if rows["l"].nunique() <= most:
-        return rows
+        return rows, list(layers)
     kept = rows.groupby("l")["v"].sum().sort_values(ascending=False).index[:most]
-    layers.append(REST)
-    merged = rows.assign(l=rows["l"].where(rows["l"].isin(kept), len(layers) - 1))
-    return merged.groupby(["g", "l", "d"])["v"].sum().reset_index()
+    merged = rows.assign(l=rows["l"].where(rows["l"].isin(kept), len(layers)))
+    return merged.groupby(["g", "l", "d"])["v"].sum().reset_index(), [*layers, REST]
 
 
 def _bytes_axis(title: str) -> alt.X:
