@@ -125,6 +125,19 @@ def test_with_a_baseline_p_values_are_against_it(three_methods: list[Result]) ->
     assert verdict_of(comparison).sentence.startswith("FedPer 80.0 against FedAvg 66.7: +13.3")
 
 
+def test_the_p_value_is_of_the_two_methods_that_the_sentence_names(build: Build) -> None:
+    runs, values = [], {0.1: [0.5, 0.6, 0.7], 0.2: [0.7, 0.6, 0.73]}
+    for lr, own in values.items():
+        runs += seeds_of(build, FULL, *([value] for value in own), local__lr=lr)
+        better = [[value + 0.1 + gain] for value, gain in zip(own, (0.01, 0.0, 0.005), strict=True)]
+        runs += seeds_of(build, BODY, *better, local__lr=lr)
+    comparison = compare(runs, Question(by="local.lr", baseline="full", correct="holm"))
+    own = stats.ttest_rel(*values.values()).pvalue
+    # The table's p-values are of FedPer against FedAvg, and small.
+    assert max(row.values["p"].mean for row in comparison.rows) < 0.01
+    assert f"not distinguishable (p = {own:.3f}, uncorrected)" in verdict_of(comparison).sentence
+
+
 def test_a_baseline_of_one_value_of_a_setting_is_compared_with_its_other_values(build: Build) -> None:
     runs = [
         build([value], strategy=each, local__lr=lr)

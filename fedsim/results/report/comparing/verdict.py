@@ -10,7 +10,7 @@ from fedsim.results.report.comparing.best import MAIN_COLUMN, Method, Standing, 
 from fedsim.results.report.comparing.gains import Gain
 from fedsim.results.report.comparing.lights import Light, lights_of
 from fedsim.results.report.comparing.p_values import KEY as P_VALUE
-from fedsim.results.report.comparing.pairs import plain_runs, runs_of
+from fedsim.results.report.comparing.pairs import compared_setting, plain_runs, runs_of
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.statistics import LEVEL
@@ -91,10 +91,12 @@ def _answer(standing: Standing, comparison: Comparison) -> _Answer:
         texts = [f"{each.name} {_alone(each, write)}" for each in (best, reference)]
         no_pair = "not paired, as their partitions, seeds or other settings differ"
         return _Answer(f"{of_metric}{texts[0]} against {texts[1]}{where}: {no_pair}.", reference)
-    p = _p_value(standing, reference, gain, comparison)
+    in_table = _table_p(standing, reference, comparison)
+    is_own = math.isnan(in_table)
+    p = gain.p if is_own else in_table
     head = f"{of_metric}{best.name} {write(gain.own)} against {reference.name} {write(gain.other)}{where}"
     clients = f"{gain.better} / {gain.equal} / {gain.worse} clients better / equal / worse"
-    return _Answer(f"{head}: {_difference(gain, p, write, comparison)}; {clients}.", reference, gain, p)
+    return _Answer(f"{head}: {_difference(gain, p, write, comparison, is_own=is_own)}; {clients}.", reference, gain, p)
 
 
 def _alone(method: Method, write: Callable[[float], str]) -> str:
@@ -109,24 +111,33 @@ def _of_metric(question: Question) -> str:
     return f"{label(question.metric, capital=True)}, {'higher' if question.higher_is_better else 'lower'} is better: "
 
 
-def _difference(gain: Gain, p: float, write: Callable[[float], str], comparison: Comparison) -> str:
+def _difference(gain: Gain, p: float, write: Callable[[float], str], comparison: Comparison, *, is_own: bool) -> str:
+    """Return a difference with its interval and p-value, which is the gain's own one or that of the table."""
     mean = signed(write(gain.difference.mean))
     if gain.seeds == 1:
         return f"{mean} with 1 seed, so no interval"
     is_told_apart = f"{'' if p < LEVEL else 'not '}distinguishable"
     if comparison.question.correct:
         tests = sum(row.values[P_VALUE].is_known for row in comparison.rows)
-        is_told_apart += f" (p {'' if p < 0.001 else '= '}{format_p(p)}, Holm's correction for {tests} tests)"
+        correction = "uncorrected" if is_own else f"Holm's correction for {tests} tests"
+        is_told_apart += f" (p {'' if p < 0.001 else '= '}{format_p(p)}, {correction})"
     return f"{mean} ± {write(gain.difference.half_width)} with {_seeds(gain.seeds)}, {is_told_apart}"
 
 
-def _p_value(standing: Standing, reference: Method, gain: Gain, comparison: Comparison) -> float:
-    """Return the p-value of the best against its reference as the table has it, corrected if that is asked for."""
-    baseline = comparison.question.baseline
-    is_baseline = baseline is not None and _is_of(reference, runs_of(baseline, comparison.results))
-    row = standing.ranking[0].row if is_baseline else reference.row
-    found = row.values[P_VALUE].mean
-    return gain.p if math.isnan(found) else found
+def _table_p(standing: Standing, reference: Method, comparison: Comparison) -> float:
+    """Return the table's p-value of the best against its reference, corrected if that is asked for.
+
+    It is NaN if the table compares other runs: those with a baseline that is neither of the two, or that is paired in
+    another setting than the one in which the methods differ.
+    """
+    question, results, best = comparison.question, comparison.results, standing.ranking[0]
+    if question.baseline is None:
+        return reference.row.values[P_VALUE].mean
+    if compared_setting(question, results) != compared_setting(replace(question, by=None), results):
+        return math.nan
+    runs = runs_of(question.baseline, results)
+    tested = best if _is_of(reference, runs) else reference if _is_of(best, runs) else None
+    return math.nan if tested is None else tested.row.values[P_VALUE].mean
 
 
 def _reference(standing: Standing, comparison: Comparison) -> Method | None:
