@@ -1,7 +1,9 @@
 """Curves over the rounds, drawn with letters."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import plotext
 
@@ -55,8 +57,10 @@ def draw(chart: Chart, curves: Curves, status: Status, width: int, height: int) 
         chart.lines, chart.curves(status.metric), MARKERS, COLOURS, strict=False
     ):
         if points := curves.of(measured):
-            values = [100 * value if is_share else value for value in points.values()]
-            plot.plot(list(points), values, label=name, marker=marker, color=colour)
+            for place, part in enumerate(_without_gaps(points)):
+                values = [100 * value if is_share else value for value in part.values()]
+                # One name for all parts; without one, a part has no line in the legend.
+                plot.plot(list(part), values, label=None if place else name, marker=marker, color=colour)
     rounds = status.rounds or max(status.round, 1)
     plot.xlim(0, rounds)
     plot.xticks(sorted({round(rounds * tick / (TICKS - 1)) for tick in range(TICKS)}))
@@ -65,3 +69,10 @@ def draw(chart: Chart, curves: Curves, status: Status, width: int, height: int) 
         plot.yticks([0, 20, 40, 60, 80, 100])
     plot.title(f"{label(metric)}{' (%)' if is_share else ''} by round")
     return str(plot.build()).rstrip("\n")
+
+
+def _without_gaps(points: Mapping[int, float]) -> Iterator[dict[int, float]]:
+    """Yield the parts of a curve between its gaps."""
+    for is_gap, part in groupby(points.items(), key=lambda point: math.isnan(point[1])):
+        if not is_gap:
+            yield dict(part)

@@ -1,6 +1,7 @@
 """Means by round of a run that may be running: only what has been added to its records is read."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ class Curves:
     def _forget(self) -> None:
         self._read = 0
         self._sums: dict[Measured, dict[int, tuple[float, int]]] = {}
+        self._incomplete: dict[Measured, set[int]] = {}
 
     def update(self) -> bool:
         """Read what has been added, and all again after a resumed run has cut its records; return if anything was."""
@@ -51,13 +53,16 @@ class Curves:
         return bool(whole)
 
     def _add(self, row: Mapping[str, Any]) -> None:
-        if row["value"] is None:
-            return
         of = Measured(row["model"], row["split"], row["metric"], row["client"] is None)
+        if row["value"] is None:
+            self._incomplete.setdefault(of, set()).add(row["round"])
+            return
         by_round = self._sums.setdefault(of, {})
         total, count = by_round.get(row["round"], (0.0, 0))
         by_round[row["round"]] = total + row["value"], count + 1
 
     def of(self, measured: Measured) -> dict[int, float]:
-        """Return the means by round."""
-        return {at: total / count for at, (total, count) in sorted(self._sums.get(measured, {}).items())}
+        """Return the means by round; NaN where a client's value is missing, and nothing if that is so in all rounds."""
+        gaps = self._incomplete.get(measured, set())
+        means = {at: total / count for at, (total, count) in self._sums.get(measured, {}).items() if at not in gaps}
+        return dict(sorted((means | dict.fromkeys(gaps, math.nan)).items())) if means else {}

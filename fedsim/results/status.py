@@ -42,6 +42,8 @@ class Status:
         Of a running one: seconds until its last round, by its last rounds.
     metric, value, value_round
         The newest mean over the clients of their personalised models on their test data, and its round.
+    missing
+        Number of clients without a value that the mean lacks.
     reason
         Why it failed, or what cannot be read.
     started
@@ -61,6 +63,7 @@ class Status:
     metric: str | None = None
     value: float | None = None
     value_round: int | None = None
+    missing: int = 0
     reason: str | None = None
     started: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -119,7 +122,7 @@ def _read(folder: RunFolder) -> Status:
     done = int(times[-1]["round"]) if times else 0
     state, reason = _state(folder, done, config.rounds)
     seconds = [sum(value for part, value in row.items() if part != "round") for row in times]
-    metric, value, at = _last_value(folder)
+    metric, value, at, missing = _last_value(folder)
     return Status(
         run=str(folder.path),
         strategy=CATALOGUES["strategies"].name_of(config.strategy),
@@ -131,6 +134,7 @@ def _read(folder: RunFolder) -> Status:
         metric=metric,
         value=value,
         value_round=at,
+        missing=missing,
         reason=reason,
         started=folder.started or None,
         settings=_flat(config.model_dump(mode="json", exclude_defaults=True, exclude={"seed"})),
@@ -159,8 +163,8 @@ def _state(folder: RunFolder, done: int, rounds: int) -> tuple[State, str | None
     return "stopped", None
 
 
-def _last_value(folder: RunFolder) -> tuple[str | None, float | None, int | None]:
-    """Return the main metric, its newest mean over the clients, and its round."""
+def _last_value(folder: RunFolder) -> tuple[str | None, float | None, int | None, int]:
+    """Return the main metric, its newest mean over the clients, its round, and how many clients the mean lacks."""
     size = TAIL
     whole = folder.metrics.stat().st_size if folder.metrics.exists() else 0
     while whole:
@@ -177,17 +181,18 @@ def _last_value(folder: RunFolder) -> tuple[str | None, float | None, int | None
         if own or size >= whole:
             return _mean_of(own)
         size *= 4
-    return None, None, None
+    return None, None, None, 0
 
 
-def _mean_of(rows: list[Mapping[str, Any]]) -> tuple[str | None, float | None, int | None]:
+def _mean_of(rows: list[Mapping[str, Any]]) -> tuple[str | None, float | None, int | None, int]:
     if not rows:
-        return None, None, None
+        return None, None, None, 0
     last = rows[-1]["round"]
     newest = [row for row in rows if row["round"] == last]
     metric = next((row["metric"] for row in newest if row["metric"] != LOSS), LOSS)
-    known = [row["value"] for row in newest if row["metric"] == metric and row["value"] is not None]
-    return metric, sum(known) / len(known) if known else None, last
+    values = [row["value"] for row in newest if row["metric"] == metric]
+    known = [value for value in values if value is not None]
+    return metric, sum(known) / len(known) if known else None, last, len(values) - len(known)
 
 
 def _last_rows(path: Path, count: int) -> list[Mapping[str, Any]]:

@@ -1,6 +1,7 @@
 """``fedsim status`` and ``watch``, on a terminal, piped and for programs."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -17,12 +18,13 @@ from filelock import FileLock
 
 from fedsim.cli import commands as cli
 from fedsim.cli.actions import watching
+from fedsim.cli.curves import _without_gaps
 from fedsim.config import Config
 from fedsim.results.folder import RunFolder, metric_row
 
 KEYS = {
     *("run", "strategy", "seed", "state", "round", "rounds", "seconds_left"),
-    *("metric", "value", "value_round", "reason", "started", "settings"),
+    *("metric", "value", "value_round", "missing", "reason", "started", "settings"),
 }
 Fedsim = Callable[..., tuple[int, str, str]]
 
@@ -156,3 +158,8 @@ def test_ctrl_c_ends_the_watch_and_not_the_run(study: list[RunFolder]) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (130, "")
+
+
+def test_a_curve_has_a_gap_where_a_clients_value_is_missing() -> None:
+    parts = list(_without_gaps({1: 0.1, 2: math.nan, 3: 0.3, 4: 0.4}))
+    assert parts == [{1: 0.1}, {3: 0.3, 4: 0.4}]

@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError
 from fedsim.results.curves import Curves
 from fedsim.results.folder import RunFolder
 from fedsim.results.report.comparing.tables import UNKNOWN, Table
-from fedsim.results.report.comparing.units import format_duration
+from fedsim.results.report.comparing.units import format_duration, format_missing
 from fedsim.results.status import State, Status, run_folders, status_of
 from fedsim.shortening import printable
 from fedsim.training.metrics import format_metric, label
@@ -81,7 +81,7 @@ def _varied(found: Sequence[Status]) -> Iterator[str]:
 def _value(status: Status, *, named: bool = True) -> str:
     if status.metric is None or status.value is None:
         return UNKNOWN
-    value = format_metric(status.metric, status.value)
+    value = format_metric(status.metric, status.value) + format_missing(status.missing)
     return f"{label(status.metric)} {value}" if named else value
 
 

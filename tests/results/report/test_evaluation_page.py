@@ -17,7 +17,9 @@ from fedsim.results.report.pages.evaluation import (
     evaluation_sections,
     evaluation_table,
 )
+from fedsim.results.report.pages.run_page import _sentence
 from fedsim.results.result import Result
+from tests.results.report import cases
 
 # Accuracy by round, model and data of clients 0, 1, ...; those of unseen clients begin at 7.
 VALUES: Mapping[tuple[int, str, str], list[float]] = {
@@ -127,3 +129,9 @@ def test_a_run_that_fine_tunes_has_the_figure_on_its_page(
     page = write_run(result, tmp_path / "out", export=True).read_text()
     assert "Accuracy before and after training on each client" in page
     assert (tmp_path / "out" / "evaluation.pdf").stat().st_size > 1000
+
+
+def test_the_sentence_of_a_run_counts_every_client_and_marks_those_without_a_value(tiny: Callable[..., Config]) -> None:
+    lost = (1, 2, "test", "personalised", "accuracy", None)
+    text = _sentence(cases.result(tiny(), [[0.4, 0.6]], more=[lost]))
+    assert "the 3 clients' own models have a mean accuracy of 50.0% (1 missing) on their own test data" in text

@@ -194,10 +194,17 @@ def test_what_weakens_an_answer_is_said(build: Build, tmp_path: Path, tiny: Call
         "warning: values of clients missing: local 1; ",
         "warning: 1 seed: run at least 5",
         "warning: runs of different numbers of rounds: FedAvg 2, local 1; --budget",
-        "warning: tiny test sets: 1 of the 4 clients have fewer than 10 test examples, the fewest 5, where one example",
+        "warning: tiny test sets: 1 of the 2 clients have fewer than 10 test examples, the fewest 5, where one example",
         "warning: tuned to the edge of the grid: FedAvg local.lr = 0.4 of 0.1, 0.2, 0.4; a wider",
     ):
         assert any(light.startswith(text) for light in found), (text, found)
+
+
+def test_tiny_test_sets_are_counted_among_the_clients_that_are_evaluated(tiny: Callable[..., Config]) -> None:
+    earlier = (1, 2, "test", "personalised", "accuracy", 0.5)  # one that the last round did not evaluate
+    accuracy = [[0.5, 0.6]] * 2
+    run = cases.result(tiny(), accuracy, more=[earlier], test_examples=[5, 100, 3])
+    assert any("1 of the 2 clients have fewer than 10" in light for light in lights(compare([run])))
 
 
 def test_texts_hold_no_control_characters(build: Build) -> None:

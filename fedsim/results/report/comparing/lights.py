@@ -10,7 +10,7 @@ import pandas as pd
 from fedsim.results.report.comparing.best import MAIN_COLUMN, Standing
 from fedsim.results.report.comparing.comparable import left_out_text, name_unfinished
 from fedsim.results.report.comparing.rows import Comparison
-from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES, few_examples
+from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES, few_examples, rows_shown
 from fedsim.results.tuning import choices_of, edges_of
 from fedsim.results.unfinished import is_finished
 
@@ -105,7 +105,7 @@ def _small_clients(comparison: Comparison) -> Iterator[Light]:
     counts = pd.concat([few_examples(result, comparison.question) for result in first.values()])
     if counts.empty:
         return
-    clients = sum(result.config.clients for result in first.values())
+    clients = sum(map(len, (rows_shown(result, comparison.question) for result in first.values())))
     where = f" of {len(first)} partitions" if len(first) > 1 else ""
     step = f", where one example is up to {100 / counts.min():.0f} points" if comparison.question.is_share else ""
     text = f"{len(counts)} of the {clients} clients{where} have fewer than {FEW_EXAMPLES} test examples"

@@ -16,7 +16,12 @@ def few_examples(result: Result, question: Question) -> pd.Series:
     counts
         Number of examples by client.
     """
-    rows = result.of("personalised", question.metric)
-    shown = rows[(rows["round"] == question.round_of(result)) & rows["value"].notna()]
-    counts = shown.set_index("client")["n"].sort_index()
+    shown = rows_shown(result, question)
+    counts = shown[shown["value"].notna()].set_index("client")["n"].sort_index()
     return counts[counts < FEW_EXAMPLES]
+
+
+def rows_shown(result: Result, question: Question) -> pd.DataFrame:
+    """Return the rows of the clients that were evaluated in the round that is shown."""
+    rows = result.of("personalised", question.metric)
+    return rows[rows["round"] == question.round_of(result)]

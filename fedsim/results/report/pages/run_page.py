@@ -70,7 +70,8 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
 
 def _sentence(result: Result) -> str:
     """Return what the run achieved, in a sentence."""
-    values = result.by_client("personalised").astype(float).dropna()
+    every = result.by_client("personalised").astype(float)
+    values = every.dropna()
     of_server = float(result.on_server("global").loc[result.evaluated])
     write = partial(format_metric, result.main)
     if values.empty:
@@ -78,8 +79,8 @@ def _sentence(result: Result) -> str:
     least, most = sorted((values.min(), values.max()))
     ends = f"from {write(least)} to {write(most)}" if len(values) > 1 else "of one client"
     models = (
-        f"After round {result.evaluated}, the {len(values)} clients' own models have a mean {label(result.main)} of "
-        f"{write(values.mean())} on their own test data, {ends}"
+        f"After round {result.evaluated}, the {len(every)} clients' own models have a mean {label(result.main)} of "
+        f"{write(values.mean())}{format_missing(len(every) - len(values))} on their own test data, {ends}"
     )
     server = "" if math.isnan(of_server) else f"; the global model has {write(of_server)} on the server's test data"
     traffic = format_bytes(result.bytes_total) if result.bytes_total else "nothing"
