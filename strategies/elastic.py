@@ -61,7 +61,7 @@ class Elastic(Strategy, shared="all"):
     """
 
     client_rule = ElasticRule
-    tau: NonNegative = Option(0.5, "What zeta has where all clients are equally sensitive.")
+    tau: NonNegative = Option(0.5, "Value of zeta when all clients are equally sensitive.")
     share: PositiveShare = Option(0.3, "Share of the training examples on which sensitivity is measured, rounded up.")
     decay: Decay = Option(0.95, "Share of the running mean that the next mini-batch keeps, the paper's mu.")
 

@@ -86,7 +86,7 @@ class FedSelect(Strategy):
     partial = True  # a client without personal parameters sends no mask
     every: Count = Option(3, "Rounds after which each client makes more of its parameters personal.")
     growth: Share = Option(0.25, "Share of each tensor's shared parameters that become personal then, the paper's p.")
-    target: Share = Option(0.8, "Share of each tensor that is personal in the end, the paper's alpha; 0 is FedAvg.")
+    target: Share = Option(0.8, "Share of each tensor that ends up personal, the paper's alpha; 0 is FedAvg.")
     shared_epochs: Count = Option(1, "Epochs of the shared parameters; before them, local.epochs of the personal ones.")
 
     def kept(self, server_round: int) -> LayerGroup:

@@ -58,7 +58,7 @@ class Moon(Strategy, shared="all"):
     """
 
     client_rule = MoonRule
-    head: str = Option("head", "Layer whose input are the features.")
+    head: str = Option("head", "Layer whose inputs are the features.")
     mu: NonNegative = Option(1.0, "Weight of the contrastive loss; 0 is FedAvg. The paper's grid: 0.1, 1, 5, 10.")
     temperature: Positive = Option(0.5, "Temperature of the contrastive loss.")
 

@@ -26,11 +26,12 @@ class PFedSim(Strategy):
     Notes
     -----
     Client i's body is the mean of all clients' last bodies, weighted by -log(1 - s_ij), for the cosine s_ij of their
-    heads, at least 0. A similarity is computed anew for pairs that took part in the same round. From then on heads stay
-    with their clients, but travel up, as the similarities are read from them. The global model is the average of all.
+    heads, at least 0. Similarities are recomputed for pairs of clients that took part in the same round. After the
+    warm-up heads stay with their clients, but travel up, as they determine the similarities. The global model is the
+    average of all.
     """
 
-    head: str = Option("head", "Layers that are personal in the end, and from which similarity is read.")
+    head: str = Option("head", "Layers that stay personal after the warm-up and determine similarity.")
     warm_up: CountOrZero = Option(10, "Rounds of FedAvg before; the paper's is half of all.")
 
     def prepare(self) -> None:

@@ -69,7 +69,9 @@ def compare_command(
     unfinished: Unfinished = False,
     correct: Annotated[
         Literal["holm"] | None,
-        typer.Option(help="Show p-values against the baseline, else the best, corrected for their number."),
+        typer.Option(
+            help="Show p-values against the baseline (default: the best method), corrected for multiple testing."
+        ),
     ] = None,
     columns: Annotated[
         str | None,

@@ -66,7 +66,7 @@ class Config(Table):
     expect
         What the runs should show, for ``fedsim check``.
     callbacks
-        Functions of yours, or subclasses of `fedsim.Callback`, that are called while a run runs.
+        Custom functions or subclasses of `fedsim.Callback` to call during a run.
     """
 
     rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)]

@@ -32,7 +32,7 @@ class EvaluationConfig(Table):
     fine_tune_lr
         Step size of fine-tuning (default: that of local training).
     fine_tune_every
-        Rounds from one fine-tuning to the next, besides that in the last round; 0 for the last round only.
+        Rounds between fine-tunings, in addition to the one in the last round; 0 for the last round only.
     perturbed
         Perturbations of the test data on which the server's models are measured too, such as ``fgsm:0.1`` or
         ``noise:0.2``: inputs moved by that size along the sign of the loss's gradient, or by Gaussian noise of that

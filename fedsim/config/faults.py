@@ -28,7 +28,7 @@ class FaultsConfig(Table):
     nan
         Probability that it sends NaN for all values.
     explode, explode_factor
-        Probability that its update goes some times as far as it has trained, and how many times.
+        Probability that its update is scaled up, and the factor.
     stale
         Probability that it sends again what it sent before.
     duplicate

@@ -16,7 +16,7 @@ class LossConfig(Choice):
     Parameters
     ----------
     name
-        Name of the loss, or a function of your own as ``module:function``; ``auto`` is the first loss of the task.
+        Name of the loss, or a custom function, as ``module:function``; ``auto`` is the first loss of the task.
     class_weights
         Weights of the targets in training: a positive number for each class; or those by which all classes weigh the
         same in a client's training data (``balanced``), or in that of all clients (``balanced-all``).

@@ -41,7 +41,7 @@ class DataConfig(Choice):
     Parameters
     ----------
     name
-        Name of the data set, or a function of your own as ``module:function``.
+        Name of the data set, or a custom function, as ``module:function``.
     train_examples, test_examples
         Size of a sample of the training or test set in which each class keeps its share (default: all).
     flip
@@ -67,7 +67,7 @@ class PartitionConfig(Choice):
     Parameters
     ----------
     scheme
-        Name of the scheme, or a function of your own as ``module:function``.
+        Name of the scheme, or a custom function, as ``module:function``.
     validation, test
         Share of each client's examples that is held out for validation or test.
     test_skew
@@ -96,7 +96,7 @@ class FeaturesConfig(Choice):
     Parameters
     ----------
     skew
-        Name of the skew, or a function of your own as ``module:function``.
+        Name of the skew, or a custom function, as ``module:function``.
     """
 
     skew: str = "none"
@@ -108,7 +108,7 @@ class ModelConfig(Choice):
     Parameters
     ----------
     name
-        Name of the architecture, or a function or class of your own as ``module:attribute``.
+        Name of the architecture, or a custom function or class, as ``module:attribute``.
     initial
         Whether all clients start from the same weights (``shared``), or each from its ``own``.
     head
@@ -143,7 +143,7 @@ class StrategyConfig(Choice):
     Parameters
     ----------
     name
-        Name of the strategy, or a class of your own as ``module:Class``.
+        Name of the strategy, or a custom class, as ``module:Class``.
     buffers
         Running statistics: averaged with their layer (``shared``), kept by the client (``personal``), or computed from
         the client's training data again (``recompute``).

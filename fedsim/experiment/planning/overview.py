@@ -126,7 +126,7 @@ def summary(overview: Overview) -> Iterator[str]:
     data = config.data.name
     yield f"  clients    {clients}, of which {training} train in each round, on {examples} examples of {data}"
     works = [each.work for each in runs]
-    yield f"  examples   {format_count(sum(work.examples for work in works))} trained on, each pass counted"
+    yield f"  examples   {format_count(sum(work.examples for work in works))} trained on, counted once per epoch"
     up, down = (format_bytes(sum(amounts)) for amounts in zip(*((work.up, work.down) for work in works), strict=True))
     yield f"  bytes      {up} up, {down} down"
     yield f"  time       {_time(overview)}"
@@ -137,7 +137,7 @@ def _tuning(overview: Overview) -> str:
     rounds = _range([candidate.config.rounds for candidate in candidates])
     done = sum((overview.folder / FOLDER / naming.run_name(each.config) / "DONE").exists() for each in candidates)
     already = f", {done} of them done" if done else ""
-    return f"{len(candidates)} runs of {rounds} rounds before these{already}; not in the amounts below, except time"
+    return f"{len(candidates)} runs of {rounds} rounds before these{already}; included below in time only"
 
 
 def _tuning_seconds(overview: Overview) -> float:

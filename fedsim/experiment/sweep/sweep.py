@@ -183,7 +183,7 @@ def _run_all(
         for run in done:
             progress.say(f"{run.name}: done already, skipped: {run.folder.path}")
             if catch_up(run.active(), run.results):
-                progress.say(f"{run.name}: its trackers did not have all of it, and were sent the rest")
+                progress.say(f"{run.name}: sent the missing rounds to its trackers")
         for note in notes:
             progress.say(note)
         show = _Display(progress, on_round)

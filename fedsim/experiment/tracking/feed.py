@@ -123,7 +123,8 @@ class Feed:
                 self._guarded(line, lambda tracker: tracker.attach(Path(folder), last))
         self.close(complete=True)
         if lacking := [line.name for line in self._lines if line.failed]:
-            logger.warning("%s did not get all of the run; the same command sends the rest", " and ".join(lacking))
+            names = " and ".join(lacking)
+            logger.warning("%s is missing part of the run; rerun the same command to send the rest", names)
         write_json(self._ended, [self._mark(line) for line in self._lines if not line.failed])
 
     def close(self, *, complete: bool = False) -> None:
@@ -193,7 +194,7 @@ def _surviving(line: _Line) -> Iterator[None]:
             line.tracker = None
         if not line.warned:
             reason = PASSWORD.sub("...", one_line(first_line(error)))
-            logger.warning("%s failed (%s); the run continues, and it is tried again at its end", line.name, reason)
+            logger.warning("%s failed (%s); fedsim will retry at the end of the run", line.name, reason)
         line.warned = True
 
 

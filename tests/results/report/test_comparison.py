@@ -248,7 +248,7 @@ def test_columns_are_chosen_by_name(build: Build) -> None:
     comparison = compare([build([[0.5]])])
     chosen = chosen_columns(comparison, "jain, personalised")
     assert comparison_table(comparison, chosen).headings == ("strategy", "seeds", "Jain", "personalised")
-    with pytest.raises(ConfigError, match=r"'jane' is no column of this table; did you mean 'jain'"):
+    with pytest.raises(ConfigError, match=r"'jane' is not a column of this table; did you mean 'jain'"):
         chosen_columns(comparison, "jane")
 
 

@@ -180,7 +180,7 @@ def test_an_option_of_a_method_can_be_a_column(run: Run) -> None:
         (
             ["local.lr"],
             "personalized",
-            "--column 'personalized' is no measure of these runs; did you mean 'personalised'",
+            "--column 'personalized' is not a measure of these runs; did you mean 'personalised'",
         ),
     ],
 )

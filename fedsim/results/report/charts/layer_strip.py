@@ -20,11 +20,6 @@ MOST_STRIPS = 30
 TITLE, TOGETHER, TOP, BOTTOM, HIGHEST, LOWEST = 0.1, 0.22, 0.3, 0.58, 0.64, 0.95
 NUMBER = 36  # pixels that a number takes
 WHITE_FROM = 0.6  # share of the colour's limit from which letters on it are white
-LOSS = {
-    "clients": "the clients' loss on their own test data",
-    "train": "the loss of the clients' models on all clients' training data",
-    "server": "the loss of the clients' models on the server's test data",
-}
 
 
 def layer_strip(costs: Mapping[str, LayerCosts], sent: Mapping[str, pd.DataFrame] | None = None) -> ChartType | None:

@@ -99,7 +99,7 @@ def pivot_of(comparison: Comparison, settings: Sequence[str] | None = None, colu
         check_setting(comparison.results, each, "--pivot")
     known = {each.key: each for each in comparison.columns if each.kind != "clients"}  # these are counts of clients
     if column not in known:
-        raise ConfigError(f"--column {column!r} is no measure of these runs{suggest(column, known)}")
+        raise ConfigError(f"--column {column!r} is not a measure of these runs{suggest(column, known)}")
     others = [key for key in varying if key not in settings]
     apart = [key for key in others if key.partition(".")[0] not in OF_METHODS]
     members: dict[tuple[str, Key], list[Group]] = {}

@@ -67,7 +67,7 @@ def chosen_columns(comparison: Comparison, wanted: str | None = None) -> list[Co
     names = [name.strip() for name in wanted.split(",")]
     for name in names:
         if name not in known:
-            raise ConfigError(f"--columns: {name!r} is no column of this table{suggest(name, [*known, ALL])}")
+            raise ConfigError(f"--columns: {name!r} is not a column of this table{suggest(name, [*known, ALL])}")
     return [known[name] for name in dict.fromkeys(names)]
 
 

@@ -42,7 +42,6 @@ EXPLAINED = {
     "passes_to_target": "Training passes until the target is first reached; ~: interpolated between two rounds; -: "
     "never by a seed.",
 }
-EXPLAINED["gain_fedavg"] = EXPLAINED["gain_full"]
 SEEDS = "Number of seeds; runs with the same settings and another seed are one line."
 
 

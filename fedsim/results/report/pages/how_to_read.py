@@ -3,13 +3,14 @@
 STRIP = (
     "What it is: for each layer, what a client would lose, or gain, in its own loss if only that layer of its "
     "uploaded model were replaced by the average over the clients. How it is computed: loss(client's model with "
-    "the layer's average) - loss(client's model), on data that neither was trained on; the reference is the "
-    "client's own model (Adilova et al. 2024, arXiv 2307.06966, with this reference in place of the mean of all "
-    "models, which mixes up how good a client is with what a layer does). Good: pale layers, whose intervals are "
-    "narrow around 0: averaging them is free. Bad: a red layer whose interval is far above 0: clients pay for "
-    "averaging it, and might keep it personal. Blue: averaging helps. Pitfalls: layers are changed one at a time,"
-    " and costs do not add up (see all together); each interval holds for one layer by itself, so among many "
-    "layers one in twenty may miss 0 by chance; intervals over the clients of one seed say nothing about other "
+    "the layer's average) - loss(client's model), both on the data named above: test data, which no client has "
+    "trained on, or else all clients' training data; the reference is the client's own model "
+    "(Adilova et al. 2024, arXiv 2307.06966, with this reference in place of the mean of all models, which mixes up "
+    "how good a client is with what a layer does). Good: pale layers, whose intervals are narrow "
+    "around 0: averaging them is free. Bad: a red layer whose interval is far above 0: clients pay for averaging it, "
+    "and might keep it personal. Blue: averaging helps. Pitfalls: layers are changed one at a time, and "
+    "costs do not add up (see all together); each interval holds for one layer by itself, so among many layers "
+    "one in twenty may miss 0 by chance; intervals over the clients of one seed say nothing about other "
     "seeds; on the server's data, averaging nearly always helps a client that has seen few classes."
 )
 CLIENTS = (
@@ -17,9 +18,9 @@ CLIENTS = (
     "examples) or on how varied they are (label entropy: -sum p ln p over its classes; 0 for one class, ln of the"
     " number of classes for equal shares). How it is computed: the personalised model on the client's own test "
     "data{gain}. Good: most points above the dashed line, small clients included. Bad: a cloud that falls below 0"
-    " for large or one-sided clients, who would do better by themselves. Pitfalls: a client with 5 test examples "
-    "changes in steps of 20 points, so look at the number of test examples in the hover before reading a single "
-    "point; clients of one run share their average and are not independent."
+    " for large clients or clients with skewed labels, which would do better with local training. Pitfalls: "
+    "a client with 5 test examples changes in steps of 20 points, so look at the number of test examples in the hover "
+    "before reading a single point; clients of one run share their average and are not independent."
 )
 TRAFFIC = (
     "What it is: which layers pay for the communication. How it is computed: sizes of the tensors in the "
@@ -30,8 +31,8 @@ TRAFFIC = (
 )
 TIME = (
     "What it is: where the time goes on this machine. How it is computed: seconds from the start to the end of "
-    "each part of a round. Good: mostly training. Bad: mostly analysis: let it happen less often with "
-    "barriers.every. Pitfalls: wall time depends on the machine, on the number of workers and on what else ran; "
+    "each part of a round. Good: mostly training. Bad: mostly analysis: raise barriers.every to run it less "
+    "often. Pitfalls: wall time depends on the machine, on the number of workers and on what else ran; "
     "compare methods by passes or bytes instead. A kill just before a round's time was written loses it."
 )
 # Of all other sections, by the beginning of their names.
