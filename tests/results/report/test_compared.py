@@ -1,5 +1,6 @@
 """Figures of many settings beside each other stay legible."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -8,8 +9,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from fedsim.config import Config
+from fedsim.results.report.charts.curve_data import curves_of_groups
 from fedsim.results.report.comparing.groups import Group
-from fedsim.results.report.drawing.compared import compared_clients, compared_costs, compared_curves
+from fedsim.results.report.drawing.compared import (
+    compared_clients,
+    compared_costs,
+    compared_curves,
+    personalised,
+    spent,
+)
 from fedsim.results.report.palette import COLOURS, DASHES
 from tests.results.report import cases
 
@@ -76,6 +84,24 @@ def test_what_sends_nothing_is_a_level_line_and_says_so(groups: Callable[..., di
     assert np.asarray(silent.get_ydata()) == pytest.approx([0.525, 0.525])
     assert np.asarray(other.get_xdata()).tolist() == [2000, 4000, 6000]
     assert figure.axes[0].get_xscale() == "log"
+
+
+def test_runs_of_one_seed_count_as_one_in_a_line_and_its_band(tiny: Callable[..., Config]) -> None:
+    # Two runs of the first seed, as where runs are grouped by another setting, and one of the second.
+    values = [(0, [0.2, 0.2]), (0, [0.4, 0.4]), (1, [0.9, math.nan])]
+    lost = (2, 1, "test", "personalised", "accuracy", None)
+    members = [
+        cases.result(tiny(seed=seed), [[own[0]] * 2, own], more=[lost] if seed else (), up=[1000.0 * (1 + seed)] * 2)
+        for seed, own in values
+    ]
+    group = Group("lr=0.1", {}, members)
+    by_run = personalised(group)
+    assert by_run.loc[1].tolist() == pytest.approx([0.3, 0.9])
+    assert by_run.loc[2].tolist() == pytest.approx([0.3, math.nan], nan_ok=True)
+    rows = curves_of_groups({"lr=0.1": group}).rows.set_index("round")
+    for key, first in (("p0", 0.6), ("low_p0", 0.3), ("high_p0", 0.9)):
+        assert rows[key].tolist() == pytest.approx([first, math.nan], nan_ok=True)
+    assert rows["bytes"].tolist() == spent(group, "bytes", rows.index).tolist() == [3000.0, 6000.0]
 
 
 @pytest.mark.slow

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from fedsim.results.report.comparing import costs
-from fedsim.results.report.comparing.groups import Group
+from fedsim.results.report.comparing.groups import Group, by_seed
 from fedsim.results.result import Result
 from fedsim.training.metrics import LOSS, label, metric_of
 
@@ -107,25 +108,23 @@ def _measures(main: str) -> list[Measure]:
 def _of_group(group: Group, measures: Sequence[Measure], most: int) -> pd.DataFrame:
     columns = {}
     for measure in measures:
-        values = pd.concat([_values(result, measure) for result in group.members], axis=1, join="inner")
+        values = by_seed(group.members, partial(_values, measure))
         columns[measure.key] = values.mean(axis=1, skipna=False)
         if group.seeds > 1:
-            columns |= {f"low_{measure.key}": values.min(axis=1), f"high_{measure.key}": values.max(axis=1)}
+            columns[f"low_{measure.key}"] = values.min(axis=1, skipna=False)
+            columns[f"high_{measure.key}"] = values.max(axis=1, skipna=False)
     return _as_rows(_thinned(pd.DataFrame(columns), most).join(_spent(group.members)))
 
 
-def _values(result: Result, measure: Measure) -> pd.Series:
+def _values(measure: Measure, result: Result) -> pd.Series:
     own = measure.key.startswith("p")
     return result.mean_by_round(metric=measure.metric) if own else result.on_server("global", measure.metric)
 
 
 def _spent(members: Sequence[Result]) -> pd.DataFrame:
-    """Return the mean cost over the runs up to each round."""
+    """Return the mean cost over the seeds up to each round."""
     return pd.DataFrame(
-        {
-            what: pd.concat([costs.spent(result, what) for result in members], axis=1).mean(axis=1, skipna=False)
-            for what in X_AXES[1:]
-        }
+        {what: by_seed(members, partial(costs.spent, what=what)).mean(axis=1, skipna=False) for what in X_AXES[1:]}
     )
 
 

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fedsim.config.choices import CATALOGUES
 from fedsim.errors import ConfigError
@@ -56,6 +57,18 @@ class Group:
             by_seed.setdefault(result.config.seed, []).append(of(result))
         found = interval([float(np.mean(values)) for values in by_seed.values()])
         return replace(found, missing=sum(map(missing, self.members)))
+
+
+def by_seed(members: Iterable[Result], of: Callable[[Result], pd.Series]) -> pd.DataFrame:
+    """Return values by round over the rounds that all runs have, a column per seed: the mean over its runs.
+
+    It is NaN where a run has none.
+    """
+    values: dict[int, list[pd.Series]] = {}
+    for result in members:
+        values.setdefault(result.config.seed, []).append(of(result))
+    means = [pd.concat(each, axis=1, join="inner").mean(axis=1, skipna=False) for each in values.values()]
+    return pd.concat(means, axis=1, join="inner", keys=list(values))
 
 
 def grouped(results: Sequence[Result], by: str | None = None) -> list[Group]:

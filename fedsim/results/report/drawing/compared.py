@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fedsim.results.report.comparing import costs
-from fedsim.results.report.comparing.groups import Group
+from fedsim.results.report.comparing.groups import Group, by_seed
 from fedsim.results.report.comparing.units import format_bytes, format_count
 from fedsim.results.report.drawing.style import (
     MANY_LINES,
@@ -29,7 +29,6 @@ from fedsim.results.report.drawing.style import (
     round_axis,
 )
 from fedsim.results.report.facets import Line, lines_of, panels_of
-from fedsim.results.result import Result
 from fedsim.training.metrics import MAIN, metric_of
 
 MOST_BANDS = 8  # more would hide each other
@@ -168,22 +167,22 @@ def main_of(groups: Mapping[str, Group]) -> str:
 
 
 def personalised(group: Group, metric: str = MAIN) -> pd.DataFrame:
-    """Return the clients' mean on their own test data by round, a column per run, in the rounds that all have."""
-    return _by_seed(group, lambda result: result.mean_by_round(metric=metric))
+    """Return the clients' mean on their own test data by round, a column per seed, in the rounds that all have."""
+    return by_seed(group.members, lambda result: result.mean_by_round(metric=metric))
 
 
 def on_server(group: Group, metric: str = MAIN) -> pd.DataFrame:
-    """Return the global model's values on the server's test data by round, a column per run."""
-    return _by_seed(group, lambda result: result.on_server("global", metric))
+    """Return the global model's values on the server's test data by round, a column per seed."""
+    return by_seed(group.members, lambda result: result.on_server("global", metric))
 
 
 def spent(group: Group, what: str, rounds: pd.Index) -> pd.Series:
-    """Return the mean cost over the runs up to each of some rounds."""
-    return _by_seed(group, lambda result: costs.spent(result, what)).mean(axis=1, skipna=False).reindex(rounds)
+    """Return the mean cost over the seeds up to each of some rounds."""
+    return by_seed(group.members, lambda result: costs.spent(result, what)).mean(axis=1, skipna=False).reindex(rounds)
 
 
 def draw_seeds(axes: Axes, line: Line, values: pd.DataFrame, *, bands: bool = True, size: float = 4) -> None:
-    """Draw the mean over the runs as a line, and their range as a band."""
+    """Draw the mean over the seeds as a line, and their range as a band."""
     draw_line(axes, values.mean(axis=1, skipna=False), line.name, line.look, size=size)
     if bands and values.shape[1] > 1:
         low, high = values.min(axis=1, skipna=False), values.max(axis=1, skipna=False)
@@ -226,8 +225,3 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def _height(lines: int, panels: int) -> float:
     """Return the inches of the axes; many lines need room."""
     return 2.5 if panels > 1 else 3.2 if lines <= MANY_LINES else 4.5
-
-
-def _by_seed(group: Group, of: Callable[[Result], pd.Series]) -> pd.DataFrame:
-    """Return a column per run over the rounds that all of them have."""
-    return pd.concat([of(result) for result in group.members], axis=1, join="inner", ignore_index=True)
