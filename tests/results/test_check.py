@@ -44,7 +44,7 @@ MOVED = {"measure": "matching", "column": "moved", "above": 0.0}
 def result(tiny: Callable[..., Config]) -> Callable[..., Result]:
     """Build a result with made-up barriers and client accuracies; ``scale`` multiplies the barriers."""
     nothing = pd.DataFrame()
-    nobody = Heterogeneity(np.zeros(0), LabelCounts(np.zeros(1), np.zeros(0), np.zeros(0), 2), ("a", "b"))
+    nobody = Heterogeneity(np.zeros(0), LabelCounts(np.zeros(1, dtype=int), np.zeros(0), np.zeros(0), 2), ("a", "b"))
 
     def build(name: str = "a", scale: float = 1.0, accuracy: tuple[float, ...] = (0.5,), **changes: Any) -> Result:
         table = pd.DataFrame(ROWS, columns=["group", "base", "other", "t", "loss_mean_ends"])

@@ -143,6 +143,6 @@ def result(
     traffic = [] if up is None else np.asarray(up)
     sent = [{"round": at + 1, "client": 0, "layer": "fc1", "down": n, "up": n} for at, n in enumerate(traffic)]
     timing = pd.DataFrame({"round": range(1, rounds + 1), "train": 1.5, "evaluate": 0.5})
-    nobody = Heterogeneity(np.zeros(0), LabelCounts(np.zeros(1), np.zeros(0), np.zeros(0), 2), ("a", "b"))
+    nobody = Heterogeneity(np.zeros(0), LabelCounts(np.zeros(1, dtype=int), np.zeros(0), np.zeros(0), 2), ("a", "b"))
     folder = (Finished if finished else RunFolder)(experiment / run_name(config))
     return Result(folder, config, metrics, pd.DataFrame(sent), timing, pd.DataFrame(), nobody)

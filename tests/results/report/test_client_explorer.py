@@ -11,8 +11,12 @@ from fedsim.config import Config
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.report.charts.client_records import client_records, training_examples
 from fedsim.results.report.charts.clients import client_explorer
+from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.comparing.pairs import Baseline
+from fedsim.results.report.comparing.question import Question
+from fedsim.results.report.comparing.small_clients import counts_targets, few_examples
+from fedsim.results.report.comparing.verdict import verdict_of
 from fedsim.results.result import Result
 from tests.results.report.cases import result
 
@@ -87,6 +91,23 @@ def test_further_seeds_are_left_out_where_there_is_no_room(tiny: Callable[..., C
 def test_training_examples_of_a_run_without_counts_are_all_that_a_client_holds(tiny: Callable[..., Config]) -> None:
     run = run_of(tiny(), [[0.1, 0.2, 0.3]], LABELS)
     assert training_examples(replace(run, metrics=run.metrics.drop(columns="n"))).tolist() == [20.0, 30.0, 20.0]
+
+
+def test_training_examples_of_sequences_are_targets_and_never_negative(tiny: Callable[..., Config]) -> None:
+    run = run_of(tiny(), [[0.1, 0.2, 0.3]], LABELS)
+    # Sequences of 5 targets: each client validates on one and tests on one; client 0 has reported its 7 targets.
+    run = replace(run, heterogeneity=replace(run.heterogeneity, sizes=np.array([4, 6, 4])))
+    assert training_examples(run).tolist() == [7.0, 20.0, 10.0]
+    assert counts_targets(run)
+    assert few_examples(run, Question()).empty
+    [note] = [each for each in verdict_of(compare([run])).lights if "sequences" in each.text]
+    assert note.level == "note"
+
+
+def test_clients_with_a_label_for_each_example_are_marked_if_they_have_few(tiny: Callable[..., Config]) -> None:
+    run = run_of(tiny(), [[0.1, 0.2, 0.3]], LABELS)
+    assert not counts_targets(run)
+    assert few_examples(run, Question()).tolist() == [5, 5, 5]
 
 
 @pytest.mark.parametrize("over", ["", HOSTILE])

@@ -124,11 +124,16 @@ def _of_run(result: Result, baseline: Baseline | None, metric: str) -> pd.DataFr
 
 
 def training_examples(result: Result) -> pd.Series:
-    """Return the training examples of each client: as it reported, or all that are neither validated nor tested on."""
-    sizes = pd.Series(np.asarray(result.heterogeneity.sizes, dtype=float))
+    """Return the training examples of each client: as it reported, or all that are neither validated nor tested on.
+
+    Of sequences they are labels, as the records count these. It is NaN where that is not known.
+    """
+    # In the unit of the records: targets subtracted from examples would give negative numbers.
+    sizes = pd.Series(np.asarray(result.heterogeneity.counts.totals, dtype=float))
     for split in ("validation", "test"):
         rows = result.of("personalised", "loss", split)
         sizes = sizes.sub(rows.groupby("client")["n"].max() if "n" in rows else 0, fill_value=0).reindex(sizes.index)
+    sizes = sizes.where(sizes >= 0)  # of several labels for each example, the records count those too that it lacks
     trained = result.of("uploaded", "loss", "train")
     if "n" in trained:
         reported = trained.dropna(subset=["n"]).groupby("client")["n"].last().astype(float)

@@ -10,7 +10,7 @@ import pandas as pd
 from fedsim.results.report.comparing.best import MAIN_COLUMN, Standing
 from fedsim.results.report.comparing.comparable import left_out_text, name_unfinished
 from fedsim.results.report.comparing.rows import Comparison
-from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES, few_examples, rows_shown
+from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES, counts_targets, few_examples, rows_shown
 from fedsim.results.tuning import choices_of, edges_of
 from fedsim.results.unfinished import is_finished
 
@@ -102,6 +102,10 @@ def _lengths(standings: Sequence[Standing]) -> Iterator[Light]:
 def _small_clients(comparison: Comparison) -> Iterator[Light]:
     """Yield how many clients have few test examples; those of one partition are the same in all its runs."""
     first = {result.partition_name: result for result in reversed(comparison.results)}
+    if any(map(counts_targets, first.values())):
+        yield Light(
+            "note", "examples with several labels, as sequences, are counted in labels: tiny test sets are not marked"
+        )
     counts = pd.concat([few_examples(result, comparison.question) for result in first.values()])
     if counts.empty:
         return

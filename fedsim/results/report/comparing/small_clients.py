@@ -11,6 +11,8 @@ FEW_EXAMPLES = 10
 def few_examples(result: Result, question: Question) -> pd.Series:
     """Return the numbers of test examples of the clients that have fewer than ten, in the round that is shown.
 
+    There are none of sequences, as their records count targets.
+
     Returns
     -------
     counts
@@ -18,7 +20,12 @@ def few_examples(result: Result, question: Question) -> pd.Series:
     """
     shown = rows_shown(result, question)
     counts = shown[shown["value"].notna()].set_index("client")["n"].sort_index()
-    return counts[counts < FEW_EXAMPLES]
+    return counts[(counts < FEW_EXAMPLES) & (not counts_targets(result))]
+
+
+def counts_targets(result: Result) -> bool:
+    """Tell whether the records count several targets for an example, as for sequences."""
+    return bool((result.heterogeneity.counts.totals > result.heterogeneity.sizes).any())
 
 
 def rows_shown(result: Result, question: Question) -> pd.DataFrame:

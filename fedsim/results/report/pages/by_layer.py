@@ -21,6 +21,7 @@ from fedsim.results.report.charts.traffic import bytes_by_layer, traffic_chart
 from fedsim.results.report.comparing.costs import untimed
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.comparing.pairs import Baseline
+from fedsim.results.report.comparing.small_clients import counts_targets
 from fedsim.results.report.pages import how_to_read
 from fedsim.results.report.pages.schedule import sent_layers
 from fedsim.results.report.pages.section import Section
@@ -124,6 +125,8 @@ def client_section(
     chart = client_explorer(found, groups, metric, over=over)
     what = f"gain over {over} in {label(metric)}" if over else label(metric)
     text = CLIENTS_TEXT.format(what=what, more="" if len(groups) == 1 else "; click a name to isolate a strategy")
+    if any(counts_targets(result) for group in groups.values() for result in group.members):
+        text += " Examples with several labels, as sequences, are counted in labels."
     if over:
         text += f" Clients without a run of {over} with the same partition and seed are not shown."
     if found.left_out:
