@@ -15,6 +15,7 @@ from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.pivot import Pivot, pivot_of
 from fedsim.results.report.comparing.pivot_text import pivot_csv, pivot_latex, pivot_markdown, pivot_table
+from fedsim.results.report.comparing.question import Question
 from fedsim.results.result import Result
 from tests.results.report import cases
 
@@ -162,6 +163,17 @@ def test_seeds_that_are_missing_and_cells_that_are_not_tested_are_noted(run: Run
     notes = pivot_table(pivot_of(compare(results))).notes
     assert notes[0].endswith("over 2 seeds; fewer seeds: FedPer 1")
     assert any("1 cell not tested against the best" in note for note in notes)
+
+
+def test_only_a_column_of_a_round_is_said_to_be_of_it(run: Run) -> None:
+    comparison = compare([run(FULL, [0.5]), run(BODY, [0.7])], Question(target=0.4))
+    starts = {
+        "personalised": "personalised accuracy in %, last round, 1 seed",
+        "at_bytes": "at 2 kB accuracy in %, 1 seed",
+        "bytes_to_target": "bytes to 40 %, 1 seed",
+    }
+    notes = {column: pivot_table(pivot_of(comparison, column=column)).notes[0] for column in starts}
+    assert notes == starts
 
 
 def test_an_option_of_a_method_can_be_a_column(run: Run) -> None:

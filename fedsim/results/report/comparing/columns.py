@@ -47,6 +47,8 @@ class Column:
         Which of two values is the better one; None if neither is.
     note
         What must be said below a table that shows it.
+    at_round
+        Whether it is of the round that the question asks for, not at an amount spent or a value reached.
     """
 
     key: str
@@ -59,6 +61,7 @@ class Column:
     by_client: Values | None = None
     higher_is_better: bool | None = None
     note: str = ""
+    at_round: bool = True
 
     def values(self, result: Result) -> pd.Series:
         """Return the values of a run that those of another one are compared with: of its clients, or the run's own."""
@@ -271,6 +274,7 @@ def _at_cost(what: str, question: Question, least: Mapping[str, float], fixed: f
         priority=ANSWER,
         higher_is_better=question.higher_is_better,
         note="" if len(amounts) == 1 else range_of,
+        at_round=False,
     )
 
 
@@ -292,6 +296,7 @@ def _to_target(question: Question, target: float) -> list[Column]:
             asked=True,
             priority=ANSWER,
             higher_is_better=False,
+            at_round=False,
         )
         for what, kind in kinds.items()
     ]

@@ -53,7 +53,7 @@ def pivot_latex(pivot: Pivot, spread: Spread = "std", *, marks: bool = True) -> 
     # One level has plain values: of a tuple with one, pandas would print the brackets.
     values = [key[0] for key in keys] if names else [escape_latex(pivot.column.heading)]
     columns = pd.Index(values, name=names[0] if names else None)
-    if len(names) > 1:  # one level has plain values: of a tuple with one, pandas would print the brackets
+    if len(names) > 1:
         columns = pd.MultiIndex.from_tuples(keys, names=names)
     frame = pd.DataFrame([row[1:] for row in cells], index=[row[0] for row in cells], columns=columns)
     body = frame.style.to_latex(hrules=True, column_format="l" + "r" * len(keys), multicol_align="c")
@@ -97,7 +97,8 @@ def _what(pivot: Pivot, spread: Spread) -> Iterator[str]:
     """Say what the numbers are, over how many seeds, and which cells have fewer."""
     question, column = pivot.comparison.question, pivot.column
     is_of_metric = column.kind in ("score", "difference")
-    unit = " in %" if column.kind == "share" or (is_of_metric and question.is_share) else ""
+    unit = " in %" if is_of_metric and question.is_share else ""
+    at = f", {question.at} round" if column.at_round else ""
     what = f"{column.heading} {question.metric}" if is_of_metric else column.heading
     most = max(cell.seeds for cell in pivot.cells.values())
     interval = f" ± half-width of the {100 * CONFIDENCE:g} % interval"
@@ -108,7 +109,7 @@ def _what(pivot: Pivot, spread: Spread) -> Iterator[str]:
         for (method, key), cell in pivot.cells.items()
         if cell.seeds < most
     ]
-    yield f"{what}{unit}, {question.at} round, {over}" + (f"; fewer seeds: {', '.join(fewer)}" if fewer else "")
+    yield f"{what}{unit}{at}, {over}" + (f"; fewer seeds: {', '.join(fewer)}" if fewer else "")
     if column.note:
         yield column.note
     if pivot.comparison.unfinished:
