@@ -27,6 +27,7 @@ from fedsim.cli import main
 HANGS = 120.0  # seconds after which a command is taken to hang; its work takes two on an idle processor
 CRASHED = 70  # exit code of a command that ended with an exception
 NOT_IN_A_FORK = ("__main__", "ray", "actor", "workers", "starting")  # what imports Ray, which starts threads
+TRACKERS = "fedsim.experiment.tracking."  # which need packages that may not be installed
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def import_all() -> None:
     """Import what commands import when they need it."""
     for package in (fedsim, strategies):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if module.name.rpartition(".")[2] not in NOT_IN_A_FORK:
+            if module.name.rpartition(".")[2] not in NOT_IN_A_FORK and not module.name.startswith(TRACKERS):
                 importlib.import_module(module.name)
     Figure.savefig = _no_drawing  # type: ignore[method-assign]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -284,15 +284,15 @@ def test_run_compare_and_report_a_sweep(fedsim: Fedsim, study: Path, tmp_path: P
     tables = ("--csv", "tables/a.csv", "--markdown", "tables/a.md", "--latex", "tables/a.tex")
     code, by_name, err = fedsim("compare", "runs/study", *asked, *tables)
     assert code == 0
-    assert "strategy.name=layer_set" in by_name
+    assert "strategy.name=LG-FedAvg" in by_name
     assert "vs FedAvg" in by_name
     assert [line for line in err.splitlines() if line.startswith("table: ")] == [
         f"table: {path}" for path in tables[1::2]
     ]
     lines = list(csv.DictReader((tmp_path / "tables/a.csv").read_text().splitlines()))
     assert [(line["strategy"], line["at"], line["seeds"]) for line in lines] == [
-        ("strategy.name=full", "best", "2"),
-        ("strategy.name=layer_set", "best", "2"),
+        ("strategy.name=FedAvg", "best", "2"),
+        ("strategy.name=LG-FedAvg", "best", "2"),
     ]
 
     code, _, err = fedsim("compare", "runs/study", "--latex", "study.toml/a.tex")

@@ -156,7 +156,7 @@ def test_ctrl_c_ends_the_watch_and_not_the_run(study: list[RunFolder]) -> None:
         while "round 2 of 3" not in process.stdout.readline():
             pass
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=90)
     assert (process.returncode, err) == (130, "")
 
 

@@ -1,5 +1,6 @@
 """From the real data to the numbers of a report."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,8 +58,9 @@ def test_fedavg_learns_fashion_mnist(
     assert set(barriers["group"]) == {"full", "conv1", "conv2", "fc1", "fc2"}
     assert len(barriers) == 5 * 5
     page = write_run(result, tmp_path).read_text()
-    # Curves, clients and partition; maps, pairs and paths in loss and error; distances and cosines.
-    assert page.count("<img") == 3 + 3 * 2 + 2
+    charts = set(re.findall(r'data-chart="([^"]+)"', page))
+    in_both = {f"{kind}-{metric}" for kind in ("barriers", "pairs", "paths") for metric in ("loss", "error")}
+    assert charts == in_both | {"bytes-by-layer", "clients", "cosines", "curves", "distances", "seconds", "strip"}
 
 
 @pytest.mark.slow

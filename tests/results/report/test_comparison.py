@@ -109,7 +109,7 @@ def test_runs_of_one_seed_count_as_one_when_grouped_by_a_setting(build: Build) -
         build([[value]], seed=seed, local__lr=lr) for seed, lr, value in ((0, 0.1, 0.2), (0, 0.2, 0.4), (1, 0.1, 0.9))
     ]
     [row] = compare(runs, Question(by="strategy.name")).rows
-    assert (row.group.label, row.group.seeds) == ("strategy.name=full", 2)
+    assert (row.group.label, row.group.seeds) == ("strategy.name=FedAvg", 2)
     assert row.values["personalised"].mean == pytest.approx((0.3 + 0.9) / 2)
     assert row.values["personalised"].half_width == pytest.approx(stats.t.ppf(0.975, 1) * stats.sem([0.3, 0.9]))
     with pytest.raises(ConfigError, match=r"'strategy\.nam' is not a setting"):

@@ -133,4 +133,6 @@ def _changed_options(result: Result) -> list[str]:
 
 
 def _setting(result: Result, key: str) -> str:
+    if key == "strategy.name":  # of which one may be several methods, such as FedPer and LG-FedAvg
+        return f"{key}={CATALOGUES['strategies'].name_of(result.config.strategy)}"
     return f"{key}={result.shown_settings.get(key, '-')}"

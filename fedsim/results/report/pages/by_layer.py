@@ -132,7 +132,7 @@ def client_section(
     if found.left_out:
         text += f" For lack of room, {found.left_out} runs of further seeds are not shown."
     if missing := int(found.points["v"].isna().sum()):
-        text += f" Missing: {missing} clients without a finite loss or not evaluated."
+        text += f" Missing: {missing} client{'s' * (missing > 1)} without a finite loss or not evaluated."
     gain = f", minus that of {over} with the same partition and seed" if over else ""
     title = f"Clients: {what} by size and labels"
     return Section("clients", title, text, draw, chart, how_to_read.CLIENTS.format(gain=gain))

@@ -25,7 +25,7 @@ CLIENTS = (
 TRAFFIC = (
     "What it is: which layers pay for the communication. How it is computed: sizes of the tensors in the "
     "messages, summed over rounds and clients; models that only the analysis needs are not counted. Good: the "
-    "wide bars are layers whose averaging helps. Bad: a layer that costs clients accuracy in the layer strip and "
+    "wide bars are layers whose averaging helps. Bad: a layer whose averaging costs clients in the layer strip and "
     "takes most of the bytes. Pitfalls: a compressed update counts with its compressed size; a client that takes "
     "part rarely takes more down at once; sets of parameters besides the model are named in brackets."
 )
