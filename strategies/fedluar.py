@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsim import seeds
+from fedsim.models.distance import norm
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, Decay, Option, Strategy
@@ -50,9 +50,9 @@ class FedLuar(Strategy):
                 repeated |= {key: value + last[key] for key, value in before.items()}
             else:
                 last |= {key: mean[key] - value for key, value in before.items()}
-                size = _norm(before.values())
+                size = norm(before.values())
                 # A layer of zeros has no direction yet, so that any step changes it without bound.
-                self.memory["ratio"][position] = _norm(last[key] for key in before) / size if size else math.inf
+                self.memory["ratio"][position] = norm(last[key] for key in before) / size if size else math.inf
         self.memory["recycled"] = self.draw(server_round)
         return mean | repeated
 
@@ -62,7 +62,3 @@ class FedLuar(Strategy):
         arrival = [ratio * time for ratio, time in zip(self.memory["ratio"].tolist(), clock, strict=True)]
         first = sorted(range(len(arrival)), key=lambda position: arrival[position])[: int(self.recycled * len(arrival))]
         return torch.tensor([position in first for position in range(len(arrival))])
-
-
-def _norm(values: Any) -> float:
-    return float(sum(value.to(torch.float64).square().sum() for value in values)) ** 0.5

@@ -1,9 +1,8 @@
 """The server shrinks the average, each layer by how much the clients disagree in it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor
-
+from fedsim.models.distance import norm
 from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, NonNegative, Option, Strategy
 
@@ -38,13 +37,9 @@ class FedLws(Strategy, shared="all"):
             keys = [key for key in layer.parameters if key in averaged]
             before = [self.global_model[key] for key in keys]
             # What all updates start from cancels in their distance from the mean.
-            apart = sum(_norm(update.shared[key] - mean[key] for key in keys) for update in updates) / len(updates)
+            apart = sum(norm(update.shared[key] - mean[key] for key in keys) for update in updates) / len(updates)
             tau = min(max(self.beta * apart, self.least), self.most)
-            size, moved = _norm(before), _norm(averaged[key] - old for key, old in zip(keys, before, strict=True))
+            size, moved = norm(before), norm(averaged[key] - old for key, old in zip(keys, before, strict=True))
             gamma = size / (size + tau * moved) if size else 1.0
             averaged |= {key: gamma * averaged[key] for key in keys}
         return averaged
-
-
-def _norm(values: Iterable[Tensor]) -> float:
-    return float(sum(value.double().square().sum() for value in values)) ** 0.5

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from fedsim.strategy import ClientRule, Local, NonNegative, Option, Positive, Step, Strategy
+from strategies.frozen import frozen
 
 
 class FedNtdRule(ClientRule):
@@ -21,10 +22,7 @@ class FedNtdRule(ClientRule):
 
     def loss(self, step: Step) -> Tensor:
         logits, received = step.logits(step.params), step.sets["received"]
-        # A pass may change running statistics, so it gets copies.
-        copied = {key: value if key in self.parameters else value.clone() for key, value in received.items()}
-        step.network.passes.forward += 1
-        taught = step.network.logits(copied, step.inputs).detach()
+        taught = step.network.logits(frozen(step, received, self.parameters), step.inputs).detach()
         own, others = (_not_true(each, step.targets) / self.temperature for each in (logits, taught))
         apart = kl_div(own.log_softmax(-1), others.log_softmax(-1), reduction="none", log_target=True).sum(-1)
         counts = torch.ones_like(apart) if step.real is None else step.real.to(apart.dtype)

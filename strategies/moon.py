@@ -7,6 +7,7 @@ from torch.nn.functional import cosine_similarity, softplus
 
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, Finished, Local, NonNegative, Option, Positive, Step, Strategy
+from strategies.frozen import frozen
 from strategies.parts import two_parts
 
 
@@ -26,7 +27,7 @@ class MoonRule(ClientRule):
     def loss(self, step: Step) -> Tensor:
         logits, features = step.logits_and_features(step.params, self._head)
         near, far = (
-            cosine_similarity(features.flatten(1), self._frozen(step, step.sets[name]).flatten(1), dim=1)
+            cosine_similarity(features.flatten(1), self._features(step, step.sets[name]).flatten(1), dim=1)
             for name in ("received", "previous")
         )
         # -log(e^a / (e^a + e^b)) is softplus(b - a).
@@ -35,12 +36,10 @@ class MoonRule(ClientRule):
     def finish(self, local: Local, started: Local) -> Finished:
         return Finished(local.params, kept={"previous": local.params})
 
-    def _frozen(self, step: Step, model: Params) -> Tensor:
+    def _features(self, step: Step, model: Params) -> Tensor:
         """Return the features of a model that takes no gradient."""
-        step.network.passes.forward += 1
-        # A pass may change running statistics, so it gets copies.
-        copied = {key: value if key in self.parameters else value.clone() for key, value in model.items()}
-        return step.network.logits_and_features(copied, step.inputs, self._head)[1].detach()
+        still = frozen(step, model, self.parameters)
+        return step.network.logits_and_features(still, step.inputs, self._head)[1].detach()
 
 
 class Moon(Strategy, shared="all"):

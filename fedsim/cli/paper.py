@@ -8,6 +8,7 @@ import typer
 
 from fedsim.cli.actions import action
 from fedsim.cli.arguments import RunPaths, check_files
+from fedsim.cli.finished import Unfinished
 from fedsim.errors import ConfigError
 
 SUFFIXES = (".pdf", ".png", ".svg")
@@ -45,13 +46,7 @@ def figure_command(
         Literal["personalised", "global"],
         typer.Option(help="Model of curves: on the clients' or the server's test data."),
     ] = "personalised",
-    unfinished: Annotated[
-        bool,
-        typer.Option(
-            "--unfinished",
-            help="Draw unfinished runs too, all up to the last round that they have in common.",
-        ),
-    ] = False,
+    unfinished: Unfinished = False,
 ) -> None:
     """Draw a figure for a paper: as wide as a column or a page, with text of 8 points and embedded fonts."""
     if out.suffix.lower() not in SUFFIXES:

@@ -159,6 +159,14 @@ def with_settings(settings: Mapping[str, Any], changes: Changes) -> dict[str, An
     return result
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 def short_hash(settings: Mapping[str, Any]) -> str:
     """Return eight hexadecimal digits that depend on the settings and not on their order."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"), default=str)

@@ -1,4 +1,4 @@
-"""What tells whether a user's object is still the same in another process: its state, its code and its files."""
+"""Identity of a user's object across processes: a hash of its state, its code and its files."""
 
 import io
 import os

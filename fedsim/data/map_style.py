@@ -23,7 +23,7 @@ from fedsim.data.pictures import pixels_of
 from fedsim.errors import error_line
 
 PARTS = ("train", "test")
-# So many examples are read twice: a flip of every other image passes unseen once in 65,536 times.
+# Number of examples that are read twice: a flip of every other image goes unnoticed once in 65,536 times.
 READ_TWICE = 16
 GIVE = (
     "return a fedsim.data.Dataset, a training and a test set of torch (map-style, giving pairs of an input and a "

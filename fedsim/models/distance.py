@@ -1,6 +1,7 @@
-"""The L2 distance between two models."""
+"""The L2 distance between two models, and the L2 norm of a part of one."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -36,6 +37,11 @@ def distance(one: Params, other: Params, dtype: torch.dtype = torch.float64) -> 
                 return math.sqrt(total)
     keys = [key for key, value in one.items() if moves(value)]
     return math.sqrt(sum(_squares(as_real(one[key]), as_real(other[key]), torch.float64) for key in keys))
+
+
+def norm(values: Iterable[Tensor]) -> float:
+    """Return the L2 norm of tensors together, summed in float64."""
+    return float(sum(value.to(torch.float64).square().sum() for value in values)) ** 0.5
 
 
 def _are_float32(one: Tensor, other: Tensor) -> bool:

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd
 
 from fedsim.config import Config, choices, naming
 from fedsim.config.content import PATH
-from fedsim.config.toml import short_hash
+from fedsim.config.toml import flat, short_hash
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.errors import ConfigError, first_line
 from fedsim.results.best_round import best_round, validation_means
@@ -340,11 +340,3 @@ def _with_path(shown: Any, written: Any) -> Any:
     if not isinstance(written, str) or shown == written:
         return shown
     return f"{written} {str(shown).removeprefix(Path(written).name).strip()}"
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found

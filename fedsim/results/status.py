@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsim.config.choices import CATALOGUES
+from fedsim.config.toml import flat
 from fedsim.errors import ConfigError
 from fedsim.results.folder import RunFolder
 from fedsim.training.metrics import LOSS, MAINS
@@ -137,15 +138,8 @@ def _read(folder: RunFolder) -> Status:
         missing=missing,
         reason=reason,
         started=folder.started or None,
-        settings=_flat(config.model_dump(mode="json", exclude_defaults=True, exclude={"seed"})),
+        settings=flat(config.model_dump(mode="json", exclude_defaults=True, exclude={"seed"})),
     )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def _state(folder: RunFolder, done: int, rounds: int) -> tuple[State, str | None]:

@@ -9,6 +9,7 @@ from typing import Any
 from fedsim.config import Config, as_toml, choices, naming
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.experiment_file import Experiment
+from fedsim.config.toml import flat
 from fedsim.experiment.dry_run import describe_parts
 from fedsim.experiment.planning.duration import Earlier, timed_step
 from fedsim.experiment.planning.states import Standing, standings
@@ -23,7 +24,6 @@ from fedsim.federation.engines.grid import processors
 from fedsim.federation.participants import participants
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.comparing.units import format_bytes, format_count, format_duration
-from fedsim.results.result import flat
 
 SECTION_LINES = 14  # of a part of a run, of which the others are shown on request
 KINDS = ("done", "running", "resumed", "continued", "new")
@@ -31,7 +31,7 @@ KINDS = ("done", "running", "resumed", "continued", "new")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run, what there is of it, and the work of it.
+    """A run, how far it is, and its work.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What there is already of the runs of an experiment."""
+"""How far the runs of an experiment are on the disk."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fedsim.results.status import is_running
 
 @dataclass(frozen=True)
 class Standing:
-    """What there is of a run.
+    """How far a run is.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class Standing:
 
 
 def standings(runs: Sequence[Run]) -> Iterator[Standing]:
-    """Yield what there is of each run, without writing anything."""
+    """Yield how far each run is, without writing anything."""
     finished = {folder: finished_rounds(folder) for folder in {run.folder.path.parent for run in runs}}
     with looking_once():
         for run in runs:

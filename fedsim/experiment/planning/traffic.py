@@ -11,7 +11,7 @@ from fedsim.strategy import Strategy
 from fedsim.strategy.exchange import Exchange
 from fedsim.strategy.traffic import layer_bytes
 
-# Of a run with more rounds, the first ones are counted, whose clients send about so many updates.
+# Number of updates that are counted, about; of longer runs, those of the first rounds.
 COUNTED = 40_000
 
 

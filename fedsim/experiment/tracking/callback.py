@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.config import Config
+from fedsim.config.toml import flat
 from fedsim.experiment.finished import FinishedRun, Round
-from fedsim.results.result import flat
 
 OnRound = Callable[["ActiveRun", Round], None]
 

@@ -61,7 +61,7 @@ def why_only_here(callbacks: Sequence[Callback]) -> str:
         except Exception as error:  # of any kind, by the user's code
             return f"callback {name_of(callback)} cannot be sent to another process: {error_line(error)}"
         if b"__main__" in sent:  # which other processes do not run
-            return f"callback {name_of(callback)} is defined in the script or notebook, not in a module of its own"
+            return f"callback {name_of(callback)} is defined in the script or notebook, not in a module"
     return ""
 
 

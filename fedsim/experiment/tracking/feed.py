@@ -84,7 +84,7 @@ class _Line:
 class Feed:
     """Sends the records of a run to its trackers.
 
-    An exception of a tracker is a warning, once; the run goes on, and what is missing is sent at its end, or when the
+    An exception of a tracker is a warning, once; the run continues, and what is missing is sent at its end, or when the
     same command is run again.
     """
 
@@ -150,7 +150,7 @@ class Feed:
 
     @property
     def _key(self) -> str:
-        """What tells this run from another one that had its folder before: its name, and when it was first started."""
+        """Identity of the run, also against an earlier one in the same folder: its name and first start."""
         return f"{self._run.path.name}-{short_hash({'started': self._folder.started})}"
 
     @property

@@ -17,7 +17,7 @@ KEY, ROUND = "fedsim.key", "fedsim.round"
 SQLITE = "sqlite:///"
 MOST_METRICS, MOST_PARAMS, LONGEST = 1000, 100, 500  # in one request; letters of a parameter
 logging.getLogger("mlflow").setLevel(logging.WARNING)
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # which tells of each attempt
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs each attempt
 
 
 class MLflow:

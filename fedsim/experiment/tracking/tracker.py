@@ -17,7 +17,7 @@ class Sent:
     group
         Name of the experiment.
     key
-        What tells this run from all others, also from an earlier one in the same folder; stable when it resumes.
+        Identity of the run, also against an earlier one in the same folder; stable when it resumes.
     settings
         Values by dotted setting.
     place

@@ -7,8 +7,8 @@ from typing import Any
 from fedsim.config import Config, as_toml, choices, naming, short_hash, with_settings
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import check_count
+from fedsim.config.toml import flat
 from fedsim.errors import ConfigError
-from fedsim.results.result import flat
 from fedsim.training.metrics import MAIN, MAINS
 
 # Other settings change what the clients hold or what is measured, and not how well a method does.

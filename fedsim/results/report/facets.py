@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 from fedsim.errors import ConfigError
-from fedsim.results.report.comparing.groups import Group
+from fedsim.results.report.comparing.groups import Group, check_setting
 from fedsim.results.report.palette import DASHES, MARKERS, SHAPES, Look, looks
 
 MOST_PANELS = 8  # that follow from a sweep by themselves
@@ -92,11 +91,7 @@ def _value(group: Group, key: str) -> object:
 def _check(groups: Sequence[Group], key: str) -> None:
     if key == "seed":
         raise ConfigError("--facet seed: lines are means over the seeds; give another setting")
-    if all(_value(group, key) is None for group in groups):
-        known = sorted({each for group in groups for each in group.members[0].shown_settings})
-        near = get_close_matches(key, known, n=1) or [each for each in known if each.endswith(f".{key}")]
-        hint = f"did you mean {near[0]!r}?" if near else "for instance partition.alpha"
-        raise ConfigError(f"--facet {key!r} is not a setting of these runs; {hint}")
+    check_setting([member for group in groups for member in group.members], key, "--facet")
 
 
 def _title(group: Group, keys: Sequence[str]) -> str:

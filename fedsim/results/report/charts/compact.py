@@ -31,7 +31,7 @@ def significant(values: Iterable[float], digits: int = 4) -> list[Any]:
     return [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in values]
 
 
-def thinned(rounds: Sequence[int], most: int) -> list[int]:
+def thinned(rounds: Iterable[int], most: int) -> list[int]:
     """Return at most so many rounds, evenly spread, with the first and the last of them."""
     ordered = sorted({int(each) for each in rounds})
     if len(ordered) <= max(most, 1):

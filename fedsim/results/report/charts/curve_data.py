@@ -7,13 +7,13 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from fedsim.results.report.charts.compact import thinned
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.groups import Group, by_seed
 from fedsim.results.result import Result
 from fedsim.training.metrics import LOSS, label, metric_of
 
 X_AXES = ("round", costs.BYTES, costs.PASSES, "seconds")
-FREE = {costs.BYTES: "sends nothing", costs.PASSES: "trains nothing"}
 MOST_ROWS, FEWEST_ROUNDS = 6_000, 20  # of one chart, so that a page with 100 runs stays small
 MOST_PANELS = 12
 
@@ -91,7 +91,8 @@ def curves_of_run(result: Result) -> Curves:
                 own = result.of("personalised", measure.metric).groupby("round")["value"]
                 for side, share in (("low", 0.1), ("high", 0.9)):
                     columns[f"{side}_{measure.key}"] = own.quantile(share).where(values.notna())
-        table = _thinned(pd.DataFrame(columns), MOST_ROWS // len(lines)).join(spent)
+        table = pd.DataFrame(columns)
+        table = table.loc[thinned(table.index, MOST_ROWS // len(lines))].join(spent)
         tables.append(_with_free(_as_rows(table)).assign(line=number, name=name, panel=""))
     return Curves(pd.concat(tables, ignore_index=True), list(lines), measures)
 
@@ -113,7 +114,8 @@ def _of_group(group: Group, measures: Sequence[Measure], most: int) -> pd.DataFr
         if group.seeds > 1:
             columns[f"low_{measure.key}"] = values.min(axis=1, skipna=False)
             columns[f"high_{measure.key}"] = values.max(axis=1, skipna=False)
-    return _as_rows(_thinned(pd.DataFrame(columns), most).join(_spent(group.members)))
+    table = pd.DataFrame(columns)
+    return _as_rows(table.loc[thinned(table.index, most)].join(_spent(group.members)))
 
 
 def _values(measure: Measure, result: Result) -> pd.Series:
@@ -128,13 +130,6 @@ def _spent(members: Sequence[Result]) -> pd.DataFrame:
     )
 
 
-def _thinned(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Return at most so many rounds, evenly spread, with the first and the last."""
-    if len(table) <= most:
-        return table
-    return table.iloc[np.unique(np.linspace(0, len(table) - 1, most).round().astype(int))]
-
-
 def _as_rows(table: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis("round").reset_index()
 
@@ -142,7 +137,7 @@ def _as_rows(table: pd.DataFrame) -> pd.DataFrame:
 def _with_free(rows: pd.DataFrame) -> pd.DataFrame:
     """Return rows with one more for each cost of which nothing is spent: a horizontal line."""
     more = []
-    for what in FREE:
+    for what in costs.FREE:
         if len(rows) and not rows[what].fillna(1).any():
             rows = rows.assign(**{what: np.nan})
             more.append(rows.tail(1).assign(free=what, **dict.fromkeys(X_AXES, np.nan)))

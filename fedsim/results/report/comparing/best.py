@@ -25,7 +25,7 @@ class Method:
     Parameters
     ----------
     name
-        What tells it from the others of the setting.
+        Its distinguishing part among the methods of the setting.
     row
         Its line.
     runs

@@ -12,6 +12,7 @@ from fedsim.training.metrics import metric_of
 
 BYTES, PASSES = "bytes", "passes"
 COSTS = (BYTES, PASSES)
+FREE = {BYTES: "sends nothing", PASSES: "trains nothing"}  # what is said of a method without that cost
 ROUNDING = 1e-9  # of a budget, which may be a sum of thirds
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from fedsim.config.choices import CATALOGUES
+from fedsim.config.toml import flat
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.statistics import Interval, interval
-from fedsim.results.result import Result, distinguishing_settings, flat
+from fedsim.results.result import Result, distinguishing_settings
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from typing import Any
 from fedsim.config import suggest
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.names import canonical
+from fedsim.config.toml import flat
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.gains import Gain, Values, gain_of
 from fedsim.results.report.comparing.groups import registered_label
 from fedsim.results.report.comparing.question import Question
-from fedsim.results.result import Result, flat
+from fedsim.results.result import Result
 from fedsim.results.tuning import tuned_settings
 
 logger = logging.getLogger(__name__)

@@ -41,7 +41,6 @@ COST_AXIS = {
     costs.PASSES: "training passes so far, all clients (examples)",
     "seconds": "wall time so far (s)",
 }
-FREE = {costs.BYTES: "sends nothing", costs.PASSES: "trains nothing"}
 TITLE = "Personalised models, clients' own test data (mean)"
 GLOBAL_TITLE = "Global model, server's test data"
 
@@ -195,7 +194,7 @@ def draw_cost(axes: Axes, line: Line, values: pd.DataFrame, what: str, *, bands:
     if cost.isna().all():
         return
     if not cost.any():
-        name = f"{line.name}, {FREE[what]}" if what in FREE else line.name
+        name = f"{line.name}, {costs.FREE[what]}" if what in costs.FREE else line.name
         last = float(values.mean(axis=1, skipna=False).iloc[-1])
         axes.axhline(last, **look_style(line.look), label=legend_name(name))
         return
