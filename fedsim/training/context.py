@@ -75,8 +75,8 @@ class Local:
         its first round, have their initial values.
     inputs, targets
         The client's training examples, shape [n, ...] and [n] or [n, length]; targets of -100 do not count.
-    validation
-        The client's validation examples: inputs and targets, of which there may be none. Nothing is trained on them.
+    read_validation
+        Function that returns `validation`; it is called by rules that want them only, as reading them takes a while.
     shared
         Names of the layers that the client shares in this round.
     rng
@@ -97,9 +97,14 @@ class Local:
     settings: LocalSettings
     rng: np.random.Generator
     network: Network
-    validation: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+    read_validation: Callable[[], tuple[Tensor, Tensor]] = lambda: (torch.empty(0), torch.empty(0))
     shared: Collection[str] = ()
     training_loss: Loss = CROSS_ENTROPY
+
+    @property
+    def validation(self) -> tuple[Tensor, Tensor]:
+        """The client's validation examples, inputs and targets, of which there may be none; none is trained on."""
+        return self.read_validation()
 
     @property
     def labels(self) -> Tensor:

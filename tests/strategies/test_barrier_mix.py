@@ -1,6 +1,7 @@
 """barrier_mix against its definition, with every mix built and evaluated on its own."""
 
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -119,13 +120,25 @@ def test_groups_that_overlap_or_are_none_are_refused(groups: list[str], message:
         Play("barrier_mix", {"groups": groups})
 
 
+def test_only_rules_that_want_validation_data_read_them() -> None:
+    for name, fails in (("ditto", False), ("barrier_mix", True)):
+        play = Play(name, absent={})
+        play.round(1)
+        for client in play.federation.data.clients:  # type: ignore[attr-defined]
+            del client.validation
+        with pytest.raises(AssertionError) if fails else nullcontext():
+            play.train(2)
+
+
 def test_without_validation_data_a_client_takes_the_average() -> None:
     rule, nothing = BarrierMixRule(Mlp(), groups=("body", "head"), prior=60.0), torch.empty(0, dtype=torch.int64)
     zeros = {key: torch.zeros_like(value) for key, value in Mlp().state_dict().items()}
     ones = {key: torch.ones_like(value) for key, value in zeros.items()}
     settings = Play("full").config.local.settings
     empty = (torch.empty(0, FEATURES), nothing)
-    local = Local(2, 0, ones, {"personal": zeros}, zeros, *empty, settings, rng(0), Network(Mlp()), validation=empty)
+    local = Local(
+        2, 0, ones, {"personal": zeros}, zeros, *empty, settings, rng(0), Network(Mlp()), read_validation=lambda: empty
+    )
     assert_close(rule.personalised(rule.start(local)), ones)
 
 

@@ -70,7 +70,7 @@ def local_of(federation: Federation, message: Message, context: Context, ahead: 
         settings=config.local.settings,
         rng=rng(config.seed, "rule", server_round, client),
         network=Network(federation.model()),
-        validation=data.validation,
+        read_validation=lambda: data.validation,
         training_loss=federation.objective_of(targets),
         shared=tuple(dict.fromkeys(map(federation.layers.of_key, settings.get(messages.UPLOAD, ())))),
     )
