@@ -5,7 +5,6 @@ arguments and settings; what a command does is imported once they are right, so 
 """
 
 import gc
-import io
 import logging
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from fedsim.analysis.suite import BY_LAYER
 from fedsim.cli import completion, finished, paper, tables, watching
 from fedsim.cli.actions import action
 from fedsim.cli.arguments import ExperimentPath, Settings, check_files, check_folder, experiment_of, numbers_of
+from fedsim.cli.streams import end_streams, prepare_streams
 from fedsim.cli.terminal import OneLine, print_error, print_lines
 from fedsim.config.assignments import parse_assignment
 from fedsim.config.choices import CATALOGUES, Kind
@@ -253,12 +253,13 @@ def main() -> None:
     """Run the command line; a mistake of the user is one line and exit code 2."""
     if len(sys.argv) == 1:
         sys.argv.append("--help")
-    _prepare_streams()
+    prepare_streams()
+    _prepare_log()
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
-        sys.stdout.flush()  # a full disk is noticed here, and not at the end of Python
+        end_streams()  # a full disk is noticed here
         sys.exit(code)
     except (ConfigError, click.ClickException) as error:
         _fail(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
@@ -282,10 +283,8 @@ def main() -> None:
             gc.unfreeze()
 
 
-def _prepare_streams() -> None:
-    """Let every text be printed, whatever the locale, and what is logged be lines of limited length."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+def _prepare_log() -> None:
+    """Let what is logged be lines of limited length."""
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("fedsim: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

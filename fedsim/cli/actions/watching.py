@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fedsim.cli.curves import SHOWN, draw
 from fedsim.cli.signals import INTERRUPTED
+from fedsim.cli.streams import is_read
 from fedsim.cli.terminal import print_lines, print_table
 from fedsim.console import PlainConsole
 from fedsim.errors import ConfigError
@@ -111,9 +112,9 @@ def _until_it_ends(folder: RunFolder, curves: Curves, console: PlainConsole) -> 
 
 
 def _follow(folder: RunFolder, curves: Curves) -> Status:
-    """Print a line for each round while a run is running."""
+    """Print a line for each round while a run is running and somebody reads them."""
     seen = (status := _updated(folder, curves)).round
-    while status.state == "running":
+    while status.state == "running" and is_read():
         time.sleep(EVERY_SECONDS)
         status = _updated(folder, curves)
         if status.round > seen:
