@@ -248,6 +248,9 @@ class TuneConfig(BaseModel):
         Seed of the runs that are compared (default: the first of the sweep).
     metric
         Metric, on the clients' validation data, by which the best combination is chosen.
+    at
+        Round by which it is chosen: the ``last`` one, which comparisons show by default, or the ``best`` one of each
+        run, for comparisons with ``--at best``.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
@@ -256,6 +259,7 @@ class TuneConfig(BaseModel):
     rounds: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
     metric: SelectingMetric = MAIN
+    at: Literal["last", "best"] = "last"
 
     @property
     def grid(self) -> dict[str, list[Any]]:

@@ -1,7 +1,8 @@
 """What ``[tune]`` has chosen, as written next to an experiment's runs."""
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fedsim.results.result import Result
 from fedsim.results.seals import OF_ITSELF, DamagedError, read_sealed
 
 CHOICES = "tuning.json"
+SAME = 1e-9  # of a score: less is a matter of rounding
 AGAIN = "remove it and give 'fedsim run' again"
 
 
@@ -45,6 +47,13 @@ def choices_of(results: Iterable[Result]) -> list[dict[str, Any]]:
     return [choice for path in paths for choice in read_choices(path)]
 
 
+def choices_for(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return what was chosen for these runs, and for no other runs of their experiments."""
+    names = {result.folder.path.name for result in results}
+    # An earlier version did not write for which runs a choice is.
+    return [choice for choice in choices_of(results) if "for" not in choice or not names.isdisjoint(choice["for"])]
+
+
 def tuned_settings(results: Iterable[Result]) -> set[str]:
     """Return the settings that were tuned separately for each strategy; runs that differ in these may be compared."""
     return {key for choice in choices_of(results) for key in choice["chosen"] or ()}
@@ -52,16 +61,54 @@ def tuned_settings(results: Iterable[Result]) -> set[str]:
 
 def edges_of(choice: Mapping[str, Any]) -> list[str]:
     """Return the chosen values at an edge of what was tried, such as ``local.lr = 0.4 of 0.1, 0.2, 0.4``."""
-    scores = [score for score in choice.get("scores", ()) if isinstance(score, Mapping)]
-    tried = [score["values"] for score in scores if isinstance(score.get("values"), Mapping)]
-    return [
-        f"{key} = {value:g} of {', '.join(f'{number:g}' for number in numbers)}"
-        for key, value in (choice["chosen"] or {}).items()
-        if (numbers := grid_at_edge(value, [values.get(key) for values in tried]))
-    ]
+    scores = [each for each in choice.get("scores", ()) if isinstance(each, Mapping)]
+    tried = [(each["values"], _score(each)) for each in scores if isinstance(each.get("values"), Mapping)]
+    return edges(choice["chosen"] or {}, tried)
 
 
-def grid_at_edge(value: Any, tried: Iterable[Any]) -> list[float]:
-    """Return the numbers that were tried, in their order, if a value is the first or the last of several."""
-    numbers = sorted({each for each in tried if isinstance(each, int | float) and not isinstance(each, bool)})
-    return numbers if len(numbers) > 1 and value in (numbers[0], numbers[-1]) else []
+def _score(score: Mapping[str, Any]) -> float:
+    found = next((value for key, value in score.items() if str(key).startswith("validation_")), None)
+    return float(found) if isinstance(found, int | float) else math.nan
+
+
+def edges(chosen: Mapping[str, Any], tried: Sequence[tuple[Mapping[str, Any], float]]) -> list[str]:
+    """Return the chosen values at an edge of their grid, each with the grid.
+
+    A value does not count if another value of its setting did as well: a grid cannot be too narrow in a direction in
+    which nothing changes.
+
+    Parameters
+    ----------
+    tried
+        All combinations of values, each with its score; NaN for one that failed.
+    """
+    best = [values for values, score in tried if any(values == chosen and is_tie(score, own) for values, own in tried)]
+    found = []
+    for key, value in chosen.items():
+        grid = numbers_of(values.get(key) for values, _ in tried)
+        if len(grid) > 1 and value in (grid[0], grid[-1]) and all(values.get(key) == value for values in best):
+            found.append(f"{key} = {value:g} of {', '.join(f'{number:g}' for number in grid)}")
+    return found
+
+
+def is_tie(score: float, other: float) -> bool:
+    """Tell whether two scores differ by no more than rounding; NaN is like nothing."""
+    return math.isclose(score, other, rel_tol=SAME)
+
+
+def off_centre(values: Mapping[str, Any], tried: Iterable[Mapping[str, Any]]) -> float:
+    """Return how far values lie from the middle of their grids: 0 in the middle, 1 at an edge, summed over settings.
+
+    Distances are counted in values of the grid, as its steps may be equal or grow; only numbers have a middle.
+    """
+    tried, total = list(tried), 0.0
+    for key, value in values.items():
+        grid = numbers_of(each.get(key) for each in tried)
+        if len(grid) > 1 and value in grid:
+            total += abs(2 * grid.index(value) / (len(grid) - 1) - 1)
+    return total
+
+
+def numbers_of(tried: Iterable[Any]) -> list[float]:
+    """Return the distinct numbers that were tried, in their order."""
+    return sorted({each for each in tried if isinstance(each, int | float) and not isinstance(each, bool)})

@@ -217,11 +217,6 @@ def test_a_value_of_the_grid_loses_if_a_client_diverges_with_it(
     assert tuned.notes[0].endswith(": the last round has no accuracy of 1 client with local.lr = 0.2")
 
 
-def test_of_equal_scores_the_one_with_fewer_updates_left_out_is_chosen() -> None:
-    scores = [tune.Score(0.5, 1, left_out=3), tune.Score(0.5, 1), tune.Score(0.4, 1), tune.Score(math.nan, None, 1)]
-    assert tune.best_of(scores) == 1
-
-
 def test_a_client_of_a_cohort_whose_update_is_not_finite_leaves_its_neighbours_alone(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], diverge: Diverge
 ) -> None:

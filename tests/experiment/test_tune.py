@@ -5,8 +5,9 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import tomli_w
@@ -16,10 +17,13 @@ from fedsim.config import Config, read_toml
 from fedsim.config.naming import run_name
 from fedsim.experiment import run as experiment
 from fedsim.experiment.tuning.grid import Tuning, describe_tuning, tunings_of
-from fedsim.experiment.tuning.tune import Score, best_of, notes_of
+from fedsim.experiment.tuning.tune import Score, best_of, notes_of, score_of
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
+from fedsim.results.report.comparing.question import Question
+from fedsim.results.tuning import edges_of
 from tests.conftest import TINY, run_files
+from tests.results.report import cases
 
 Fedsim = Callable[..., tuple[int, str, str]]
 STRATEGIES = [{"name": "full"}, {"name": "local"}]
@@ -50,12 +54,12 @@ def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return run
 
 
-def best_validation(folder: Path) -> tuple[float, int]:
-    """Return the clients' mean validation accuracy of the personalised models at its best round, and that round."""
+def last_validation(folder: Path) -> tuple[float, int]:
+    """Return the clients' mean validation accuracy of the personalised models in the last round, and that round."""
     rows = read_rows(folder / "metrics.jsonl")
     own = rows.query("model == 'personalised' and split == 'validation' and metric == 'accuracy'")
-    means = {int(at): float(part["value"].mean()) for at, part in own.groupby("round")}
-    return max((value, -at) for at, value in means.items())
+    last = own["round"].max()
+    return float(own[own["round"] == last]["value"].mean()), int(last)
 
 
 @pytest.mark.slow
@@ -77,11 +81,11 @@ def test_each_strategy_is_played_with_the_value_that_is_best_on_its_validation_d
                 / "tuning"
                 / run_name(tiny(rounds=2, barriers={"every": 0}, strategy=strategy, local__lr=lr, seed=1))
             )
-            judged[lr] = best_validation(folder)
+            judged[lr] = last_validation(folder)
             assert score == {
                 "values": {"local.lr": lr},
                 "validation_accuracy": pytest.approx(judged[lr][0]),
-                "round": -judged[lr][1],
+                "round": judged[lr][1],
                 "run": f"tuning/{folder.name}",
             }
         best = max(GRID, key=lambda lr: judged[lr][0])
@@ -174,22 +178,79 @@ def test_a_strategy_whose_runs_fail_leaves_the_others_to_be_tuned(fedsim: Fedsim
 
 @pytest.mark.parametrize(
     ("scores", "best"),
-    [([0.1, 0.3, 0.2], 1), ([0.3, 0.1, 0.3], 0), ([math.nan, 0.0], 1), ([math.nan, math.nan], None)],
+    [
+        ([0.1, 0.3, 0.2], 1),
+        ([0.3, 0.3, 0.1], 0),  # both at an edge: the first
+        ([math.nan, 0.0, math.nan], 1),
+        ([math.nan] * 3, None),
+        ([0.3, 0.3, 0.3], 2),  # which is the middle of 0.01, 0.03, 0.1
+        ([0.1 + 0.2, 0.1, 0.3], 2),  # equal but for rounding
+    ],
 )
-def test_the_first_of_the_best_values_is_chosen(scores: list[float], best: int | None) -> None:
-    assert best_of([Score(score, 1) for score in scores]) == best
+def test_the_best_value_is_chosen_and_of_equal_ones_that_in_the_middle(scores: list[float], best: int | None) -> None:
+    values = [{"local.lr": lr} for lr in (0.01, 0.1, 0.03)]
+    assert best_of([Score(score, 1) for score in scores], values) == best
+
+
+def test_of_equal_scores_one_with_fewer_updates_left_out_comes_before_the_middle() -> None:
+    values = [{"local.lr": lr, "local.nesterov": True} for lr in (0.1, 0.2, 0.3)]
+    scores = [Score(0.5, 1, left_out=count) for count in (0, 1, 0)]
+    assert best_of(scores, values) == 0
+    assert best_of([replace(score, metric="loss") for score in [*scores[:2], Score(0.4, 1, left_out=9)]], values) == 2
+
+
+def test_of_a_product_the_combination_is_chosen_that_is_in_the_middle_of_most_settings() -> None:
+    values = [{"local.lr": lr, "local.momentum": each} for lr in (0.1, 0.2, 0.4) for each in (0.0, 0.5, 0.9)]
+    assert best_of([Score(0.5, 1)] * 9, values) == 4
+    assert best_of([Score(0.5, 1) if place in (0, 5, 8) else Score(0.4, 1) for place in range(9)], values) == 5
 
 
 @pytest.mark.parametrize(
-    ("best", "edge"),
-    [(0, "local.lr = 0.1 is at the edge of 0.1, 0.2, 0.3;"), (1, "local.lr = 0.3 is at the edge"), (2, "")],
+    ("at", "metric", "value", "server_round"),
+    [("last", "accuracy", 0.4, 3), ("best", "accuracy", 0.6, 2), ("last", "loss", 0.6, 3), ("best", "loss", 0.4, 2)],
 )
-def test_a_choice_at_the_edge_of_its_grid_is_said(best: int, edge: str) -> None:
+def test_a_score_is_that_of_the_round_which_a_comparison_shows(
+    at: Literal["last", "best"], metric: str, value: float, server_round: int, tiny: Callable[..., Config]
+) -> None:
+    # On test data the first round is the best.
+    run = cases.result(tiny(rounds=3), [[0.9], [0.1], [0.1]], validation=[[0.3], [0.6], [0.4]])
+    [tuning] = tunings(tune={"local.lr": [0.1], "at": at, "metric": metric})
+    score = score_of(run, tuning)
+    assert (score.value, score.round) == (pytest.approx(value), server_round)
+    assert score.round == Question(metric=metric, at=at).round_of(run)
+
+
+@pytest.mark.parametrize(
+    ("scores", "edge"),
+    [
+        ((0.5, 0.4, 0.3), "local.lr = 0.1 of 0.1, 0.2, 0.3 is at the edge of its grid;"),
+        ((0.4, 0.5, 0.3), "local.lr = 0.3 of 0.1, 0.2, 0.3 is at the edge"),
+        ((0.3, 0.4, 0.5), ""),
+        ((0.5, 0.5, 0.3), ""),  # nothing says in which direction a wider grid would be better
+        ((0.5, 0.3, math.nan), "local.lr = 0.1"),
+    ],
+)
+def test_a_choice_at_the_edge_of_its_grid_is_said_unless_another_value_did_as_well(
+    scores: tuple[float, ...], edge: str
+) -> None:
     [tuning] = tunings(tune={"local.lr": [0.1, 0.3, 0.2], "local.nesterov": [False]})
-    chosen, *notes = notes_of(tuning, [Score(0.5, 1)] * 3, best)
-    assert "validation accuracy 50.0%" in chosen
-    assert len(notes) == bool(edge)
-    assert edge in " ".join(notes)
+    every = [Score(score, 1) for score in scores]
+    best = best_of(every, [candidate.values for candidate in tuning.candidates])
+    _, *edges = [note for note in notes_of(tuning, every, best) if "diverge" not in note]
+    assert len(edges) == bool(edge)
+    assert edge in " ".join(edges)
+
+
+def test_the_light_of_a_comparison_counts_the_edges_that_the_run_has_told() -> None:
+    grid = (0.1, 0.2, 0.4)
+
+    def choice(chosen: float, *scores: float | None) -> dict[str, Any]:
+        tried = [{"values": {"local.lr": lr}, "validation_loss": each} for lr, each in zip(grid, scores, strict=True)]
+        return {"chosen": {"local.lr": chosen}, "scores": tried}
+
+    assert edges_of(choice(0.4, 0.9, 0.8, 0.7)) == ["local.lr = 0.4 of 0.1, 0.2, 0.4"]
+    assert edges_of(choice(0.1, 0.5, None, None)) == ["local.lr = 0.1 of 0.1, 0.2, 0.4"]
+    assert edges_of(choice(0.4, 0.9, 0.7, 0.7)) == edges_of(choice(0.2, 0.9, 0.8, 0.9)) == []
 
 
 def test_several_settings_make_a_product_for_each_combination_of_the_sweep_but_its_seeds() -> None:

@@ -9,7 +9,7 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import check_count
 from fedsim.config.toml import flat
 from fedsim.errors import ConfigError
-from fedsim.training.metrics import MAIN, MAINS
+from fedsim.training.metrics import MAIN, MAINS, label
 
 # Other settings change what the clients hold or what is measured, and not how well a method does.
 TUNABLE = ("local", "model", "participation", "strategy", "data.flip", "data.crop")
@@ -46,12 +46,15 @@ class Tuning:
         In the order of the lists, at least one.
     metric
         What is best, on validation data.
+    at
+        In which round: ``last`` or ``best``.
     """
 
     label: str
     configs: Sequence[Config]
     candidates: Sequence[Candidate]
     metric: str = MAIN
+    at: str = "last"
 
     @property
     def key(self) -> str:
@@ -85,7 +88,13 @@ def tunings_of(config: Config, source: str) -> list[Tuning]:
     for each in config.runs(source):
         by_setting.setdefault(short_hash(naming.changed_settings(choices.resolve(each))), []).append(each)
     tunings = [
-        Tuning(_label(configs[0], config.sweep), configs, _candidates(config, configs, where), config.tune.metric)
+        Tuning(
+            _label(configs[0], config.sweep),
+            configs,
+            _candidates(config, configs, where),
+            config.tune.metric,
+            config.tune.at,
+        )
         for configs in by_setting.values()
     ]
     if (metric := config.tune.metric) not in (*MAINS, *config.evaluation.metrics):
@@ -135,11 +144,12 @@ def describe_tuning(tunings: Sequence[Tuning]) -> str:
     """Return what would be run before the runs, as text."""
     first = tunings[0].candidates[0].config
     count = sum(len(tuning.candidates) for tuning in tunings)
+    at = "each run's best round" if tunings[0].at == "best" else "the last round"
     lines = [
         "# tuning",
         f"{count} runs of {first.rounds} rounds with seed {first.seed} before the others, {len(tunings[0].candidates)} "
         "for each combination of the sweep without its seed; the",
-        "values with the best mean validation accuracy of the personalised models, each at its best round, are run:",
+        f"values with the best mean validation {label(tunings[0].metric)} of the personalised models in {at} are run:",
         *(format_settings(candidate.values) for candidate in tunings[0].candidates),
     ]
     return "\n".join(lines) + "\n"

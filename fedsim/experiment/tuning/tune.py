@@ -18,8 +18,9 @@ from fedsim.experiment.tuning.grid import Tuning, format_settings
 from fedsim.results import report
 from fedsim.results.files import write_folder
 from fedsim.results.folder import RunFolder
+from fedsim.results.result import Result
 from fedsim.results.seals import write_sealed
-from fedsim.results.tuning import CHOICES, grid_at_edge, read_choices
+from fedsim.results.tuning import CHOICES, edges, is_tie, off_centre, read_choices
 from fedsim.training.metrics import MAIN, format_metric, label, metric_of
 
 FOLDER = "tuning"  # of the runs among which is chosen, below the experiment's
@@ -32,10 +33,10 @@ class Score:
     Parameters
     ----------
     value
-        Mean over the clients of the personalised models, at its best round, of ``metric``; NaN if the models diverged,
-        or values of clients are missing in its last round.
+        Mean over the clients of the personalised models of ``metric``, in the round by which is chosen; NaN if the
+        models diverged, or values of clients are missing in its last round.
     round
-        The first with that value; None if there is none.
+        That round; None if there is none.
     missing
         Number of clients without a value in its last round.
     left_out
@@ -109,12 +110,15 @@ def tune(
         own = [runs[naming.run_name(candidate.config)] for candidate in tuning.candidates]
         if any(run.name in failures and run.name not in diverged for run in own):
             continue
-        scores = [Score(math.nan, None) if run.name in diverged else _score(run.folder, tuning.metric) for run in own]
-        best = best_of(scores)
-        choices.append(_record(tuning, own, scores, best))
+        scores = [
+            Score(math.nan, None) if run.name in diverged else score_of(report.read_result(run.folder), tuning)
+            for run in own
+        ]
+        best = best_of(scores, [candidate.values for candidate in tuning.candidates])
+        chosen = [] if best is None else tuning.chosen(tuning.candidates[best].values, source)
+        choices.append(_record(tuning, own, scores, best) | {"for": [*map(naming.run_name, chosen)]})
         notes += notes_of(tuning, scores, best)
-        if best is not None:
-            configs += tuning.chosen(tuning.candidates[best].values, source)
+        configs += chosen
     _write_choices(out / CHOICES, choices)
     failed = {name: failure for name, failure in failures.items() if name not in diverged}
     return Tuned(configs, failed | _diverged(choices), notes, tuned)
@@ -126,10 +130,18 @@ def _runs_after(tunings: Sequence[Tuning]) -> Others:
     return Others(len(ahead), sum(config.rounds for config in ahead))
 
 
-def best_of(scores: Sequence[Score]) -> int | None:
-    """Return the index of the best score, of equal ones one with the fewest updates left out; None if all diverged."""
+def best_of(scores: Sequence[Score], values: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the index of the best score; None if all diverged.
+
+    Of equal scores it is one with the fewest updates left out, of these the one closest to the middle of the grid, and
+    of these the first: the order of the lists favours no edge.
+    """
     known = [index for index, score in enumerate(scores) if not math.isnan(score.value)]
-    return max(known, key=lambda index: (scores[index].goodness, -scores[index].left_out, -index), default=None)
+    if not known:
+        return None
+    best = max(known, key=lambda index: scores[index].goodness)
+    ties = [index for index in known if is_tie(scores[index].value, scores[best].value)]
+    return min(ties, key=lambda index: (scores[index].left_out, off_centre(values[index], values), index))
 
 
 def take_from_tuning(runs: Sequence[Run], out: Path) -> None:
@@ -170,18 +182,25 @@ def _check_partitions(tunings: Sequence[Tuning]) -> None:
             experiment.prepare(config)
 
 
-def _score(folder: RunFolder, asked: str) -> Score:
-    result = report.read_result(folder)
-    metric = result.meant(asked)
+def score_of(result: Result, tuning: Tuning) -> Score:
+    """Return the mean on validation data in the round whose mean on test data a comparison shows.
+
+    Raises
+    ------
+    ConfigError
+        If there are no validation data.
+    """
+    metric = result.meant(tuning.metric)
     means = result.mean_by_round("personalised", metric, "validation")
     if means.empty:
-        raise ConfigError(f"{folder.path} has no values of {metric} on validation data, by which [tune] chooses")
-    best, last = result.best_round(metric), int(means.index[-1])
+        raise ConfigError(f"{result.folder.path} has no values of {metric} on validation data, by which [tune] chooses")
+    last = int(means.index[-1])
+    chosen = result.best_round(metric) if tuning.at == "best" else last
     # What was better before it diverged would not be what the runs end with.
     missing = int(result.by_client("personalised", metric, split="validation", server_round=last).isna().sum())
-    if missing or best is None:
+    if missing or chosen is None:
         return Score(math.nan, None, missing, result.left_out, metric)
-    return Score(float(means.loc[best]), best, left_out=result.left_out, metric=metric)
+    return Score(float(means.loc[chosen]), chosen, left_out=result.left_out, metric=metric)
 
 
 def _record(tuning: Tuning, runs: Sequence[Run], scores: Sequence[Score], best: int | None) -> dict[str, Any]:
@@ -191,6 +210,7 @@ def _record(tuning: Tuning, runs: Sequence[Run], scores: Sequence[Score], best: 
         "runs": tuning.label,
         "seed": config.seed,
         "rounds": config.rounds,
+        "at": tuning.at,
         "chosen": None if best is None else dict(tuning.candidates[best].values),
         "scores": [
             {
@@ -223,10 +243,9 @@ def notes_of(tuning: Tuning, scores: Sequence[Score], best: int | None) -> Itera
     values = tuning.candidates[best].values
     text = f"tuning {tuning.label}: {format_settings(values)}, validation {label(scores[best].metric)} "
     yield text + format_metric(scores[best].metric, scores[best].value)
-    for key, value in values.items():
-        if numbers := grid_at_edge(value, [candidate.values[key] for candidate in tuning.candidates]):
-            grid = ", ".join(f"{number:g}" for number in numbers)
-            yield f"tuning {tuning.label}: {key} = {value:g} is at the edge of {grid}; a wider grid may be better"
+    tried = [(candidate.values, score.value) for candidate, score in zip(tuning.candidates, scores, strict=True)]
+    for edge in edges(values, tried):
+        yield f"tuning {tuning.label}: {edge} is at the edge of its grid; a wider one may be better"
 
 
 def _diverged(choices: Sequence[Mapping[str, Any]]) -> dict[str, Failure]:

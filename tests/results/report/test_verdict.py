@@ -184,8 +184,9 @@ def test_the_best_is_chosen_over_the_seeds_that_all_have_and_others_are_named(bu
 
 def test_what_weakens_an_answer_is_said(build: Build, tmp_path: Path, tiny: Callable[..., Config]) -> None:
     scores = [{"values": {"local.lr": lr}} for lr in (0.1, 0.2, 0.4)]
-    choice = {"runs": "FedAvg", "chosen": {"local.lr": 0.4}, "scores": scores}
-    (tmp_path / "tuning.json").write_text(json.dumps({"choices": [choice]}))
+    choice = {"runs": "FedAvg", "chosen": {"local.lr": 0.4}, "scores": scores, "rounds": 1}
+    unrelated = choice | {"runs": "FedProx", "for": ["00000000-s0"]}
+    (tmp_path / "tuning.json").write_text(json.dumps({"choices": [choice, unrelated]}))
     small = cases.result(tiny(), [[0.5, 0.6]] * 2, test_examples=[5, 100], experiment=tmp_path)
     lost = (1, 1, "test", "personalised", "accuracy", None)
     short = cases.result(tiny(strategy=LOCAL), [[0.5, np.nan]], experiment=tmp_path, more=[lost])
@@ -195,7 +196,9 @@ def test_what_weakens_an_answer_is_said(build: Build, tmp_path: Path, tiny: Call
         "warning: 1 seed: run at least 5",
         "warning: runs of different numbers of rounds: FedAvg 2, local 1; --budget",
         "warning: tiny test sets: 1 of the 2 clients have fewer than 10 test examples, the fewest 5, where one example",
-        "warning: tuned to the edge of the grid: FedAvg local.lr = 0.4 of 0.1, 0.2, 0.4; a wider",
+        "warning: tuned to the edge of the grid in 1 of 1 choices: FedAvg local.lr = 0.4 of 0.1, 0.2, 0.4; a wider",
+        "note: tuned by the best round, shown is the last one",
+        "note: tuned in runs of 1 rounds, shown are runs of 2",
     ):
         assert any(light.startswith(text) for light in found), (text, found)
 

@@ -11,7 +11,7 @@ from fedsim.results.report.comparing.best import MAIN_COLUMN, Standing
 from fedsim.results.report.comparing.comparable import left_out_text, name_unfinished
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES, counts_targets, few_examples, rows_shown
-from fedsim.results.tuning import choices_of, edges_of
+from fedsim.results.tuning import choices_for, edges_of
 from fedsim.results.unfinished import is_finished
 
 FEW_SEEDS, ENOUGH_SEEDS = 3, 5
@@ -33,7 +33,7 @@ def lights_of(comparison: Comparison, standings: Sequence[Standing]) -> Iterator
     yield from _seeds(standings)
     yield from _lengths(standings)
     yield from _small_clients(comparison)
-    yield from _grid_edges(comparison)
+    yield from _tuning(comparison)
     yield from _corrections(comparison, standings)
 
 
@@ -116,11 +116,22 @@ def _small_clients(comparison: Comparison) -> Iterator[Light]:
     yield Light("warning", f"tiny test sets: {text}, the fewest {counts.min():.0f}{step}")
 
 
-def _grid_edges(comparison: Comparison) -> Iterator[Light]:
-    choices = choices_of(comparison.results)
-    texts = [f"{choice.get('runs', '')} {edge}".strip() for choice in choices for edge in edges_of(choice)]
+def _tuning(comparison: Comparison) -> Iterator[Light]:
+    """Yield which tuned values are at an edge of their grid, and whether they were chosen by what is shown."""
+    choices = choices_for(comparison.results)
+    found = {place: edges for place, choice in enumerate(choices) if (edges := edges_of(choice))}
+    texts = [f"{choices[place].get('runs', '')} {edge}".strip() for place, edges in found.items() for edge in edges]
     if texts:
-        yield Light("warning", f"tuned to the edge of the grid: {_listed(texts)}; a wider grid may be better")
+        count = f"in {len(found)} of {len(choices)} choices"
+        yield Light("warning", f"tuned to the edge of the grid {count}: {_listed(texts)}; a wider grid may be better")
+    # Choices without a round are of an earlier version, which chose by the best one.
+    at = comparison.question.at
+    if others := {own for choice in choices if "rounds" in choice and (own := choice.get("at", "best")) != at}:
+        yield Light("note", f"tuned by the {min(others)} round, shown is the {at} one")
+    shown = max(result.config.rounds for result in comparison.results)
+    shorter = {rounds for choice in choices if isinstance(rounds := choice.get("rounds"), int) and rounds < shown}
+    if shorter:
+        yield Light("note", f"tuned in runs of {min(shorter)} rounds, shown are runs of {shown}")
 
 
 def _corrections(comparison: Comparison, standings: Sequence[Standing]) -> Iterator[Light]:
