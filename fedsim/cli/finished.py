@@ -128,10 +128,21 @@ def check_command(
             metavar="EXPERIMENT.toml", help="Read expectations from this file instead of the runs' own config."
         ),
     ] = None,
+    means: Annotated[
+        bool,
+        typer.Option("--means", help="Decide by the mean over the seeds, or the value of one seed, without interval."),
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with exit code 1 if an expectation is undecided, too.")
+    ] = False,
 ) -> None:
-    """Test whether runs show what their experiment expects; the exit code is 1 if they do not."""
+    """Test whether runs show what their experiment expects; the exit code is 1 if they do not.
+
+    Each expectation is ok if the whole 95 % interval over the seeds keeps its rule, FAILED if none of it does, and
+    else undecided.
+    """
     wanted = Config.parse(read_toml(expect), str(expect)).expect if expect else None
-    if not action("check")(paths, wanted):
+    if not action("check")(paths, wanted, means=means, strict=strict):
         raise typer.Exit(1)
 
 

@@ -1,5 +1,6 @@
 """The expectations of an experiment, as written in its file and tested by ``fedsim check``."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -20,6 +21,7 @@ BELONGS = {
 }
 # How the units of models are aligned before the models are measured.
 MatchedBy = Literal["none", "weights", "activations"]
+Verdict = Literal["ok", "FAILED", "undecided"]
 
 
 class Expectation(BaseModel):
@@ -99,6 +101,8 @@ class Expectation(BaseModel):
             raise ValueError("measure and column go together: a table, and which of its columns")
         if self.above is None and self.below is None and self.within is None:
             raise ValueError("must have a rule: above, below or within")
+        if self.region[0] > self.region[1]:
+            raise ValueError(f"{self.rule()} is kept by no value; change a bound")
         if self.compare == "ratio" and not self.of:
             raise ValueError("compare = 'ratio' needs of, which the value is divided by")
         if message := self._without_effect():
@@ -163,11 +167,21 @@ class Expectation(BaseModel):
         rules = (("above", self.above), ("below", self.below), ("within +-", self.within))
         return " and ".join(f"{name} {bound:g}" for name, bound in rules if bound is not None)
 
+    @property
+    def region(self) -> tuple[float, float]:
+        """The least and the greatest value that keep the rule."""
+        lower = (bound for bound in (self.above, None if self.within is None else -self.within) if bound is not None)
+        upper = (bound for bound in (self.below, self.within) if bound is not None)
+        return max(lower, default=-math.inf), min(upper, default=math.inf)
+
     def holds(self, value: float) -> bool:
         """Return whether a value satisfies the rule; NaN does not."""
-        return (
-            value == value
-            and (self.above is None or value >= self.above)
-            and (self.below is None or value <= self.below)
-            and (self.within is None or abs(value) <= self.within)
-        )
+        lower, upper = self.region
+        return lower <= value <= upper
+
+    def verdict(self, low: float, high: float) -> Verdict:
+        """Return whether all values of an interval keep the rule, none does, or some do; NaN decides nothing."""
+        lower, upper = self.region
+        if lower <= low and high <= upper:
+            return "ok"
+        return "FAILED" if high < lower or low > upper else "undecided"

@@ -142,7 +142,7 @@ def test_means_over_clients_say_how_many_are_missing_and_pass_over_none(
     assert best.text.notes == (*notes, "no best round, as none has a validation accuracy of every client")
     wanted = Expectation.model_validate({"metric": "accuracy", "above": 0.0})
     [checked] = check([run], [wanted])
-    assert not checked.passed
+    assert checked.verdict == "FAILED"
 
 
 def test_a_run_in_which_every_loss_is_missing_fails_at_once(

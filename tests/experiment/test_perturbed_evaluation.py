@@ -88,11 +88,11 @@ def test_threads_change_no_byte(
 
 def test_an_expectation_can_name_a_perturbation(perturbed: RunFolder) -> None:
     expected: dict[str, Any] = {"metric": "loss", "model": "global", "server": True, "split": "fgsm:0.3", "above": 0.1}
-    [found] = check([read_result(perturbed)], [Expectation(**expected, of={"split": "test"})])
+    [found] = check([read_result(perturbed)], [Expectation(**expected, of={"split": "test"})], means=True)
     of = read_result(perturbed).of
     losses = [of("global", "loss", split, server=True)["value"].iloc[-1] for split in ("fgsm:0.3", "test")]
     assert found.value == pytest.approx(losses[0] - losses[1])
-    assert found.passed
+    assert found.verdict == "ok"
     assert found.expectation.what() == (
         "mean global loss on the server on fgsm:0.3 data, round last, minus that of split = test"
     )

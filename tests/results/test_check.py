@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import tomli_w
 from pydantic import ValidationError
 
@@ -18,6 +19,7 @@ from fedsim.config.expectation import Expectation
 from fedsim.config.naming import run_name
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.errors import ConfigError
+from fedsim.results.check.bounds import Bounds, of_ratio
 from fedsim.results.check.check import check, matches
 from fedsim.results.folder import RunFolder
 from fedsim.results.result import Result
@@ -225,10 +227,78 @@ def test_a_run_is_compared_with_the_one_that_has_all_else_and_the_seed(result: C
         }
     )
     checks = list(check(results, [expectation]))
-    assert [(each.seeds, round(each.value, 6), each.passed) for each in checks] == [(2, 0.25, False), (1, 0.1, True)]
+    assert [(each.seeds, round(each.value, 6)) for each in checks] == [(2, 0.25), (1, 0.1)]
+    # The differences 0.2 and 0.3 have a wide interval, and one seed has none.
+    assert [each.verdict for each in checks] == ["undecided", "undecided"]
+    assert [each.verdict for each in check(results, [expectation], means=True)] == ["FAILED", "ok"]
     assert [each.runs for each in checks] == [f"FedPer, local.lr={lr}" for lr in (0.1, 0.2)]
     with pytest.raises(ConfigError, match=r"is to be compared with a run that has \{'strategy.name': 'full'\}"):
         list(check([each for each in results if each.config.seed == 1][:1], [expectation]))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "rule", "verdict"),
+    [
+        # The intervals are 0.6 ± 0.248 and 0.6 ± 0.024.
+        ((0.5, 0.6, 0.7), {"above": 0.3}, "ok"),
+        ((0.5, 0.6, 0.7), {"above": 0.4}, "undecided"),
+        ((0.5, 0.6, 0.7), {"above": 0.8}, "undecided"),
+        ((0.5, 0.6, 0.7), {"above": 0.9}, "FAILED"),
+        ((0.59, 0.6, 0.61), {"above": 0.5, "below": 0.7}, "ok"),
+        ((0.59, 0.6, 0.61), {"within": 0.61}, "undecided"),
+        ((0.59, 0.6, 0.61), {"within": 0.5}, "FAILED"),
+        ((0.59, 0.6, 0.61), {"above": 0.605, "below": 0.61}, "undecided"),
+        ((0.6, 0.6, 0.6), {"above": 0.61}, "FAILED"),  # without a spread, any difference decides
+        ((0.6,), {"above": 0.1}, "undecided"),
+        ((0.6, np.nan), {"above": 0.1}, "FAILED"),
+    ],
+)
+def test_the_whole_interval_over_the_seeds_decides(
+    result: Callable[..., Result], accuracies: tuple[float, ...], rule: dict[str, float], verdict: str
+) -> None:
+    results = [result(seed=seed, accuracy=(value,)) for seed, value in enumerate(accuracies)]
+    [found] = check(results, [Expectation.model_validate({"metric": "accuracy"} | rule)])
+    assert (found.verdict, found.seeds) == (verdict, len(accuracies))
+    if len(set(accuracies)) == 3:
+        ends = scipy.stats.t.interval(0.95, 2, np.mean(accuracies), scipy.stats.sem(accuracies))
+        assert (found.bounds.low, found.bounds.high) == pytest.approx(ends)
+
+
+def test_what_is_compared_is_paired_by_seed(result: Callable[..., Result]) -> None:
+    # Both accuracies vary by 0.4 over the seeds, and their difference by 0.02.
+    full, local = ({"name": name} for name in ("full", "local"))
+    ours, theirs = (0.5, 0.7, 0.9), (0.39, 0.6, 0.81)
+    results = [
+        result(strategy=strategy, seed=seed, accuracy=(value,))
+        for strategy, values in ((full, ours), (local, theirs))
+        for seed, value in enumerate(values)
+    ]
+    wanted = {"metric": "accuracy", "where": {"strategy.name": "full"}, "of": {"strategy.name": "local"}, "above": 0.05}
+    [found] = check(results, [Expectation.model_validate(wanted)])
+    test = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert (found.bounds.low, found.bounds.high) == pytest.approx((test.low, test.high))
+    assert str(found).startswith(f"ok           0.1000 [{test.low:.4f}, {test.high:.4f}]     above 0.05: FedAvg: mean")
+    # A run that is there twice is no further seed.
+    [again] = check([*results, result("copy", strategy=full, seed=0, accuracy=(0.5,))], [found.expectation])
+    assert (again.seeds, again.bounds) == (3, found.bounds)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_ratio_is_in_its_interval_just_if_a_paired_test_does_not_refuse_it(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    references = rng.normal(2, 0.3, 4)
+    values = 0.7 * references + rng.normal(0, 0.2, 4)
+    found = of_ratio(values, references)
+    assert found.value == pytest.approx(values.mean() / references.mean())
+    for end in (found.low, found.high):
+        assert scipy.stats.ttest_rel(values, end * references).pvalue == pytest.approx(0.05)
+    assert found.low < found.value < found.high
+
+
+def test_a_ratio_to_what_may_be_nothing_is_not_bounded() -> None:
+    assert of_ratio([1.0, 1.1, 0.9], [0.5, -0.4, 0.2]) == Bounds(pytest.approx(10), -np.inf, np.inf)
+    assert np.isnan(of_ratio([1.0, 1.0], [0.0, 0.0]).value)
+    assert of_ratio([3.0, 3.0], [2.0, 2.0]) == Bounds(1.5, 1.5, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -280,6 +350,8 @@ def test_what_is_expected_names_no_run_and_comes_back_from_its_folder(tiny: Call
         (FULL | {"compare": "ratio"}, "compare = 'ratio' needs of"),
         (FULL | {"abov": 1.0}, "unknown key 'expect.0.abov'; did you mean 'above'"),
         (FULL | {"round": "first"}, "expect.0.round"),
+        (FULL | {"below": -1.0}, "above 0 and below -1 is kept by no value; change a bound"),
+        ({"metric": "loss", "above": 2.0, "within": 1.0}, r"above 2 and within \+- 1 is kept by no value"),
         (FULL | {"within": -1.0}, "expect.0.within = -1.0: .*greater than 0"),
     ],
 )
@@ -334,11 +406,14 @@ def test_the_command_prints_a_line_each_and_exits_with_1_where_one_fails(
     assert fedsim("run", "good.toml")[0] == 0
     code, lines = fedsim("check", "runs/good")
     assert code == 0
-    assert [line[:6].strip() for line in lines] == ["ok", "ok"]
-    assert lines[1].endswith("above -9: mean loss_mean_ends of fc1, round last")
-    code, lines = fedsim("check", "runs/good", "--expect", "bad.toml")
+    assert [line[:9].strip() for line in lines[:-1]] == ["undecided", "undecided"]
+    assert lines[1].endswith("above -9: mean loss_mean_ends of fc1, round last (1 seed)")
+    assert lines[-1].startswith("0 ok, 0 FAILED, 2 undecided; one seed has no interval: run more, or decide by")
+    assert fedsim("check", "runs/good", "--strict")[0] == 1
+    assert fedsim("check", "runs/good", "--means", "--strict")[0] == 0
+    code, lines = fedsim("check", "runs/good", "--expect", "bad.toml", "--means")
     assert code == 1
-    assert [line[:6].strip() for line in lines] == ["ok", "ok", "FAILED"]
+    assert [line[:9].strip() for line in lines] == ["ok", "ok", "FAILED"]
     Path("none.toml").write_text(tomli_w.dumps(TINY))
     code, lines = fedsim("check", "runs/good", "--expect", "none.toml")
     assert code == 2

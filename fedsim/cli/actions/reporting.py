@@ -1,12 +1,13 @@
 """``fedsim compare``, ``report`` and ``check``: what runs have shown."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim.cli.terminal import print_lines, print_table, print_texts, write_text, write_to
+from fedsim.cli.terminal import print_lines, print_table, print_texts, say, write_text, write_to
 from fedsim.config.expectation import Expectation
 from fedsim.experiment import api
 from fedsim.results import report
@@ -48,11 +49,16 @@ def write_report(paths: Sequence[Path], out: Path | None, *, unfinished: bool = 
         write_to(folder, partial(report.write_comparison, results, folder, question, export=True))
 
 
-def check(paths: Sequence[Path], wanted: Sequence[Expectation] | None) -> bool:
-    """Print what runs show of what is expected of them; return whether they show all of it."""
-    checks = list(check_runs(api.load(paths), wanted))
+def check(paths: Sequence[Path], wanted: Sequence[Expectation] | None, *, means: bool, strict: bool) -> bool:
+    """Print what runs show of what is expected of them; return whether they show all of it, or might."""
+    checks = list(check_runs(api.load(paths), wanted, means=means))
     print_lines(*map(str, checks))
-    return all(each.passed for each in checks)
+    counts = Counter(each.verdict for each in checks)
+    if counts["undecided"]:
+        one = any(each.verdict == "undecided" and each.seeds == 1 for each in checks)
+        remedy = "one seed has no interval: run more, or decide by the value with --means" if one else "run more seeds"
+        say(f"{counts['ok']} ok, {counts['FAILED']} FAILED, {counts['undecided']} undecided; {remedy}")
+    return not (counts["FAILED"] or (strict and counts["undecided"]))
 
 
 def _common_folder(results: Sequence[Result]) -> Path:

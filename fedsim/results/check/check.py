@@ -11,8 +11,9 @@ import pandas as pd
 from fedsim.config import Config
 from fedsim.config.choices import is_name
 from fedsim.config.config import WITHOUT_EFFECT
-from fedsim.config.expectation import Expectation
+from fedsim.config.expectation import Expectation, Verdict
 from fedsim.errors import ConfigError
+from fedsim.results.check.bounds import Bounds, of_mean, of_ratio
 from fedsim.results.check.selection import is_in, measured_rows, of_kind
 from fedsim.results.result import Result, distinguishing_settings
 from fedsim.results.unfinished import is_finished
@@ -26,28 +27,36 @@ class Check:
     ----------
     runs
         What distinguishes these runs from the others; empty if there are no others.
-    value
-        The mean over the seeds, compared as the expectation says.
+    bounds
+        The mean over the seeds, compared as the expectation says, with its interval.
     """
 
     expectation: Expectation
     runs: str
     seeds: int
-    value: float
+    bounds: Bounds
 
     @property
-    def passed(self) -> bool:
-        """Whether the value keeps the expectation's rule."""
-        return self.expectation.holds(self.value)
+    def value(self) -> float:
+        """The mean over the seeds; NaN if a value is missing."""
+        return self.bounds.value
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the whole interval keeps the rule, none of it does, or neither; what is missing keeps no rule."""
+        if math.isnan(self.value):
+            return "FAILED"
+        return self.expectation.verdict(self.bounds.low, self.bounds.high)
 
     def __str__(self) -> str:
         runs = f"{self.runs}: " if self.runs else ""
-        seeds = "" if self.seeds == 1 else f" ({self.seeds} seeds)"
-        verdict = "ok" if self.passed else "FAILED"
-        return f"{verdict:6}  {self.value:8.4f}  {self.expectation.rule()}: {runs}{self.expectation.what()}{seeds}"
+        seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
+        return f"{self.verdict:9}  {self.bounds}  {self.expectation.rule()}: {runs}{self.expectation.what()} ({seeds})"
 
 
-def check(results: Sequence[Result], expectations: Sequence[Expectation] | None = None) -> Iterator[Check]:
+def check(
+    results: Sequence[Result], expectations: Sequence[Expectation] | None = None, *, means: bool = False
+) -> Iterator[Check]:
     """Yield a check for each expectation and each setting that it applies to, in the order of the expectations.
 
     Parameters
@@ -56,6 +65,8 @@ def check(results: Sequence[Result], expectations: Sequence[Expectation] | None 
         Runs that are finished.
     expectations
         Expectations to use instead of those in the runs' configs.
+    means
+        Whether the mean alone decides, as if it were known exactly.
 
     Raises
     ------
@@ -81,8 +92,10 @@ def check(results: Sequence[Result], expectations: Sequence[Expectation] | None 
     for key in dict.fromkeys(key for each in expected.values() for key in each):
         for setting, members in settings.items():
             if expectation := expected[setting].get(key):
-                value = _compared(expectation, members, results)
-                yield Check(expectation, named[members[0].folder], len(members), value)
+                by_seed = _by_seed(expectation, members, results)
+                bounds = _bounds(expectation, by_seed)
+                name = named[members[0].folder]
+                yield Check(expectation, name, len(by_seed), bounds.alone() if means else bounds)
     if not any(expected.values()):
         raise ConfigError(
             "no run has an expectation; give the experiment's file with --expect, or add [[expect]] to it and rerun it"
@@ -120,16 +133,27 @@ def _setting(settings: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _compared(expectation: Expectation, members: Sequence[Result], results: Sequence[Result]) -> float:
-    """Return the mean over the seeds of what is measured, compared with that of the reference."""
-    value = float(np.mean([_measured(expectation, result) for result in members]))
-    if expectation.reference is None:
-        return value
-    others = [_other(expectation, result, results) for result in members]
-    reference = float(np.mean([_measured(expectation.reference, result) for result in others]))
+def _by_seed(
+    expectation: Expectation, members: Sequence[Result], results: Sequence[Result]
+) -> list[tuple[float, float]]:
+    """Return what is measured and the reference, 0 without one, of each seed; runs of one seed count as one."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for result in members:
+        reference, value = 0.0, _measured(expectation, result)
+        if expectation.reference is not None:
+            reference = _measured(expectation.reference, _other(expectation, result, results))
+        found.setdefault(result.config.seed, []).append((value, reference))
+    return [
+        (float(np.mean([own for own, _ in each])), float(np.mean([of for _, of in each]))) for each in found.values()
+    ]
+
+
+def _bounds(expectation: Expectation, by_seed: Sequence[tuple[float, float]]) -> Bounds:
+    """Return the mean over the seeds, paired with the reference, and its interval."""
+    values, references = zip(*by_seed, strict=True)
     if expectation.compare == "ratio":
-        return value / reference if reference else float("nan")
-    return value - reference
+        return of_ratio(values, references)
+    return of_mean([value - reference for value, reference in by_seed])
 
 
 def _other(expectation: Expectation, result: Result, results: Sequence[Result]) -> Result:
