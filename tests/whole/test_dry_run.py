@@ -49,6 +49,7 @@ MORE_THAN_LAYERS = {
     "moon",
     "matched_average",
     "pfedme",
+    "perfedavg",
     "scaffold",
 }
 
