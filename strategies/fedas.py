@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, CountOrZero, Finished, Local, Option, Positive, Strategy
-from fedsim.training.targets import labels_of, real_targets
+from fedsim.training.class_means import class_means, rows_of_targets
+from fedsim.training.targets import labels_of
 from strategies.parts import two_parts
 
 PROTOTYPES, FISHER_TRACE = "prototypes", "fisher_trace"
@@ -39,19 +40,13 @@ class Alignment(ClientRule):
 
     def finish(self, local: Local, started: Local) -> Finished:
         order = torch.arange(len(local.targets), device=local.targets.device)
-        trace, features = 0.0, []
-        for inputs, targets in _batches(local, order):
-            trace += self._squared_gradient(local, inputs, targets)
-            with torch.no_grad():
-                features.append(_by_target(local.features(local.params, inputs, self._head), targets))
-        of_class = one_hot(local.labels).double()
-        mean = of_class.T @ torch.cat(features).double() / of_class.sum(0).clamp(min=1)[:, None]
-        kept = {PROTOTYPES: {"mean": mean.to(features[0].dtype)}}
-        return Finished(local.params, kept=kept, metrics={FISHER_TRACE: trace})
+        trace = sum(self._squared_gradient(local, *batch) for batch in _batches(local, order))
+        means, _ = class_means(local, local.params, self._head, classes=-1)
+        return Finished(local.params, kept={PROTOTYPES: {"mean": means["mean"]}}, metrics={FISHER_TRACE: trace})
 
     def _step_(self, local: Local, params: Params, inputs: Tensor, targets: Tensor, prototypes: Tensor) -> None:
         def distance(body: Params) -> Tensor:
-            features = _by_target(local.features(params | body, inputs, self._head), targets)
+            features = rows_of_targets(local.features(params | body, inputs, self._head), targets)
             labels = labels_of(targets)
             of_same_class = labels.bincount()[labels]
             return ((features - prototypes[labels]).square().mean(1) / of_same_class).sum()
@@ -104,9 +99,3 @@ class FedAs(Strategy):
 def _batches(local: Local, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for chosen in order.split(local.settings.batch_size):
         yield local.inputs[chosen], local.targets[chosen]
-
-
-def _by_target(features: Tensor, targets: Tensor) -> Tensor:
-    """Return one row of features for each target that counts, also where an example has one at each position."""
-    rows = features.reshape(targets.numel(), -1)
-    return rows if (real := real_targets(targets)) is None else rows[real.flatten()]

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, NonNegative, Option, Sets, Step, Strategy
+from strategies.parts import linear_head
 
 CONSENSUS = "consensus"
 
@@ -71,11 +72,7 @@ class FedDbe(Strategy):
     kappa: NonNegative = Option(1.0, "Weight of the distance between means; the paper's grid goes up to 50.")
 
     def prepare(self) -> None:
-        head = self.layers.group(self.head)
-        module = dict(self.model.named_modules()).get("".join(head.layers[:1]))
-        if len(head) != 1 or not isinstance(module, nn.Linear) or module.bias is None:
-            found = ", ".join(head) or "nothing"
-            raise ValueError(f"head = {self.head!r} is {found}; it must be a linear layer with a bias; name that layer")
+        linear_head(self.model, self.layers, "head", self.head, with_bias=True)
 
     def sets_for(self, server_round: int, client: int) -> Sets:
         return {CONSENSUS: {"mean": self.memory["mean"]}} if self.memory else {}

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, Finished, Local, Option, Positive, Step, Strategy
+from strategies.parts import linear_head
 
 
 class FedRodRule(ClientRule):
@@ -67,9 +68,4 @@ class FedRod(Strategy):
     absent_count: Positive = Option(1e-8, "Count of a class that a client lacks in its balanced loss, for log 0.")
 
     def prepare(self) -> None:
-        head = self.layers.group(self.head)
-        module = dict(self.model.named_modules()).get("".join(head.layers[:1]))
-        own = {key.rpartition(".")[2] for key in self.layers.keys(head)}
-        if len(head) != 1 or not isinstance(module, nn.Linear) or own != dict(module.named_parameters()).keys():
-            found = ", ".join(head) or "nothing"
-            raise ValueError(f"head = {self.head!r} is {found}; it must be a plain linear layer; name that layer")
+        linear_head(self.model, self.layers, "head", self.head)

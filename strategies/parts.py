@@ -1,4 +1,6 @@
-"""A model's layers in two parts, both of which can be trained."""
+"""A model's layers in two parts, both of which can be trained, and a head that is a linear layer."""
+
+from torch import nn
 
 from fedsim.models.layers import LayerGroup, Layers
 
@@ -22,3 +24,23 @@ def two_parts(layers: Layers, option: str, expression: str) -> tuple[LayerGroup,
             names = ", ".join(layers.names)
             raise ValueError(f"{option} = {expression!r} leaves nothing to train in {which}; layers are: {names}")
     return part, rest
+
+
+def linear_head(model: nn.Module, layers: Layers, option: str, expression: str, *, with_bias: bool = False) -> str:
+    """Return the name of the one linear layer of an expression.
+
+    Raises
+    ------
+    ValueError
+        If the expression cannot be read, or is anything else, such as a linear layer with a parametrised weight, or one
+        without the bias that is asked for.
+    """
+    head = layers.group(expression)
+    module = dict(model.named_modules()).get("".join(head.layers[:1]))
+    own = {key.rpartition(".")[2] for key in layers.keys(head)}
+    is_plain = len(head) == 1 and isinstance(module, nn.Linear) and own == dict(module.named_parameters()).keys()
+    if not is_plain or (with_bias and "bias" not in own):
+        wanted = "a linear layer with a bias" if with_bias else "a plain linear layer"
+        found = ", ".join(head) or "nothing"
+        raise ValueError(f"{option} = {expression!r} is {found}; it must be {wanted}; name that layer")
+    return head.layers[0]

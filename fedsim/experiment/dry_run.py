@@ -130,6 +130,12 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
         f"{', '.join(group.layers) or 'nothing'}"
         for server_round, group in _changes(enumerate(traffic.groups, 1))
     )
+    yield from _first(
+        f"from round {server_round}: and their sets, each: "
+        + ", ".join(f"{name} ({up:,} bytes up, {down:,} down)" for name, (up, down) in sets.items())
+        for server_round, sets in _changes(enumerate(traffic.sets, 1))
+        if sets
+    )
     if traffic.counted < config.rounds:
         yield (
             f"in all rounds: about {traffic.up:,} bytes up, {traffic.down:,} bytes down, as in the first "
@@ -137,7 +143,8 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
         )
     else:
         yield f"in all rounds: {traffic.up:,} bytes up, {traffic.down:,} bytes down"
-    if strategy.client_rule is not ClientRule or type(strategy).sets_for is not Strategy.sets_for:
+    sends_more = strategy.client_rule is not ClientRule or type(strategy).sets_for is not Strategy.sets_for
+    if sends_more and not any(traffic.sets):
         yield "not counted: parameter sets that the method sends in addition to these layers, if any"
 
 

@@ -1,7 +1,8 @@
 from fedsim.training import ClientRule, Finished, Local, LocalPlan, Phase, Sets, Step
 
 from .flower import Strategy
-from .hooks import Hooks, Measurable, Precision
+from .hooks import Hooks, Precision
+from .measurable import Measurable
 from .options import Count, CountOrZero, Decay, NonNegative, Option, Positive, PositiveShare, Share
 from .participants import draw_unseen
 from .updates import ClientUpdate, Received

@@ -1,7 +1,6 @@
 """What a method decides on the server: pure hooks of a round and its updates, without Flower."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -14,6 +13,7 @@ from fedsim.models.averaging import weighted_mean
 from fedsim.models.layers import LayerGroup, Layers
 from fedsim.models.params import Params, combine, flatten, unflatten
 from fedsim.strategy.exchange import Exchange
+from fedsim.strategy.measurable import Measurable
 from fedsim.strategy.options import Count, Decay, Declared, Setting, check_client_rule, check_options, declared, schema
 from fedsim.strategy.participants import draw_unseen
 from fedsim.strategy.updates import ClientUpdate, Received, check_average
@@ -26,27 +26,8 @@ Precision = Literal["float64", "float32"]
 Memory = dict[str, Any]
 HOOKS = (
     *("shared", "aggregate", "kept", "shared_by", "local_plan", "fine_tuning", "for_client", "sets_for"),
-    *("prepare", "measurable", "take_barriers", "state", "load_state"),
+    *("planned_sets", "prepare", "measurable", "take_barriers", "state", "load_state"),
 )
-
-
-@dataclass(frozen=True)
-class Measurable:
-    """What a strategy wants to know of a round's models as uploaded: the barrier of each layer.
-
-    Parameters
-    ----------
-    on
-        Each client's own validation data (``clients``), or a sample of those of all clients (``server``).
-    layers
-        Layers that are measured.
-    examples
-        Largest number of examples of each client, or in the sample.
-    """
-
-    on: Literal["clients", "server"]
-    layers: LayerGroup
-    examples: int
 
 
 class Hooks:
@@ -204,6 +185,13 @@ class Hooks:
         """Return the named parameter sets that the client's rule gets from the server besides layers of the model.
 
         They travel in each round in which the client takes part, and count as traffic.
+        """
+        return {}
+
+    def planned_sets(self, server_round: int) -> Mapping[str, tuple[int, int]]:
+        """Return the bytes of each parameter set that a client sends in this round, and gets, by name: for a dry run.
+
+        By default they are not known in advance.
         """
         return {}
 

@@ -239,6 +239,11 @@ def test_the_bytes_that_are_counted_are_those_of_the_arrays_that_travel(name: st
                 arrays = [array for record in records_of(message).values() for array in record.values()]
                 written = sum(np.load(io.BytesIO(array.data)).nbytes for array in arrays)
                 assert sum(row[direction] for row in rows if row["client"] == client) == written
+                if planned := seen.before.planned_sets(seen.server_round):
+                    sets = [row for row in rows if row["client"] == client and row["set"] != messages.MODEL]
+                    assert sum(row[direction] for row in sets) == sum(
+                        up if direction == "up" else down for up, down in planned.values()
+                    )
 
 
 @every

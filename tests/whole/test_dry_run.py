@@ -62,6 +62,15 @@ def test_a_dry_run_describes_every_strategy(name: str, tiny: Callable[..., Confi
     assert ("not counted: parameter sets" in text) == (name in MORE_THAN_LAYERS)
 
 
+def test_sets_whose_sizes_are_known_are_counted(tiny: Callable[..., Config]) -> None:
+    # Ten means of twelve features of 4 bytes, and ten counts of 8; from the second round on they come back.
+    size = 10 * 12 * 4 + 10 * 8
+    text = describe_run(tiny(rounds=3, strategy={"name": "fedproto"}))
+    assert f"from round 1: and their sets, each: class_means ({size} bytes up, 0 down)" in text
+    assert f"from round 2: and their sets, each: class_means ({size} bytes up, {size} down)" in text
+    assert f"in all rounds: {3 * 4 * size:,} bytes up, {2 * 4 * size:,} bytes down" in text
+
+
 def test_bytes_are_those_of_the_layers_that_are_averaged_since_a_client_took_part(tiny: Callable[..., Config]) -> None:
     # fc1 has 64 x 12 weights and 12 biases of 4 bytes, fc2 12 x 10 and 10; all four clients take part in each round.
     fc1, fc2 = (64 * 12 + 12) * 4, (12 * 10 + 10) * 4

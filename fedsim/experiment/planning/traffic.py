@@ -1,6 +1,6 @@
 """The bytes that a run would send."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsim.config import Config
@@ -17,7 +17,7 @@ COUNTED = 40_000
 
 @dataclass(frozen=True)
 class PlannedTraffic:
-    """Bytes of all rounds, without the parameter sets that a method sends in addition to layers.
+    """Bytes of all rounds: of layers, and of the parameter sets that the method plans in addition.
 
     Parameters
     ----------
@@ -27,6 +27,8 @@ class PlannedTraffic:
         What each of these shares.
     sizes
         Bytes by layer.
+    sets
+        Bytes that a client sends and gets by parameter set, in each of these rounds.
     """
 
     up: int
@@ -34,6 +36,7 @@ class PlannedTraffic:
     counted: int
     groups: Sequence[LayerGroup]
     sizes: dict[str, int]
+    sets: Sequence[Mapping[str, tuple[int, int]]]
 
 
 def counted_rounds(config: Config) -> int:
@@ -45,7 +48,7 @@ def planned_traffic(federation: Federation, strategy: Strategy) -> PlannedTraffi
     """Count the bytes of all rounds, by the rule that a client takes what was averaged since it last took part."""
     config, size = federation.config, layer_bytes(strategy, federation.initial)
     exchange, counted = Exchange(federation.layers.names), counted_rounds(config)
-    groups, up, down = [], 0, 0
+    groups, planned, up, down = [], [], 0, 0
     for server_round in range(1, counted + 1):
         group = strategy.shared(server_round)
         training = participants(config, server_round)
@@ -53,5 +56,8 @@ def planned_traffic(federation: Federation, strategy: Strategy) -> PlannedTraffi
         down += sum(size[name] for client in training for name in exchange.taken_by(client))
         exchange.note(server_round, group, training)
         groups.append(group)
+        planned.append(sets := dict(strategy.planned_sets(server_round)))
+        up += sum(sent for sent, _ in sets.values()) * len(training)
+        down += sum(taken for _, taken in sets.values()) * len(training)
     up, down = (each * config.rounds // counted for each in (up, down))
-    return PlannedTraffic(up, down, counted, groups, dict(size))
+    return PlannedTraffic(up, down, counted, groups, dict(size), planned)
