@@ -12,13 +12,21 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES, DEVELOPMENT = ("fedsim", "strategies", "partitions"), ("tests", "benchmarks", "experiments")
-FOR_USERS = ("datasets", "flwr-datasets", "mlflow", "tensorboard", "wandb")  # extras that add to what a run can do
+FOR_USERS = (
+    "adapters",
+    "datasets",
+    "flwr-datasets",
+    "mlflow",
+    "tensorboard",
+    "wandb",
+)  # extras that add to what a run can do
 NOT_HERE = frozenset({"trackio"})  # an extra too, which takes no Pillow as new as ours
 # What is not imported, and where it is used.
 USED_BY = {
     "scikit-learn": ("fedsim/data/digits.py", 'distribution("scikit-learn")'),  # its file of digits
     "flwr-datasets": ("fedsim/data/flower_partitioners.py", '"flwr_datasets.partitioner"'),
     "pyarrow": ("fedsim/results/files.py", "to_parquet"),  # by pandas
+    "peft": ("fedsim/models/adapters.py", 'Place("peft"'),
     "tensorboard": ("fedsim/experiment/tracking/tensorboard.py", "torch.utils.tensorboard"),
     "sqlalchemy": ("fedsim/experiment/tracking/mlflow.py", 'SQLITE = "sqlite:'),
     "alembic": ("fedsim/experiment/tracking/mlflow.py", 'SQLITE = "sqlite:'),

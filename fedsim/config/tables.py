@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fedsim.config.adapter import AdapterConfig
 from fedsim.options import one_of
 from fedsim.training.metrics import MAIN, SELECTING
 
@@ -119,6 +120,8 @@ class ModelConfig(Choice):
         File of torch or safetensors with the weights that the global model starts from.
     weights_skip
         Layer expression of the layers that start from the seed, whatever the file has for them.
+    adapter
+        Small layers that train in place of the model's own, which are frozen then.
     """
 
     FILES: ClassVar[tuple[str, ...]] = ("weights",)
@@ -129,6 +132,7 @@ class ModelConfig(Choice):
     freeze: str = ""
     weights: str = ""
     weights_skip: str = ""
+    adapter: AdapterConfig = AdapterConfig()
 
     @model_validator(mode="after")
     def _use_weights(self) -> Self:

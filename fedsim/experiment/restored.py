@@ -22,6 +22,7 @@ from fedsim.federation.client.state import client_of, personalised_model
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.federation import Federation, federation_of
+from fedsim.models.adapters import merge_
 from fedsim.models.copies import copy_of
 from fedsim.models.frozen import frozen_keys
 from fedsim.models.parametrised import plain_
@@ -73,6 +74,7 @@ def model_of(kept: KeptRound) -> nn.Module:
         raise _damaged(kept.folder, error) from error
     restored = copy_of(model).eval()
     plain_(restored)
+    merge_(restored)
     return restored
 
 

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
+from fedsim.config.tables import ModelConfig
 from fedsim.data import Dataset
 from fedsim.data.checks import TOKENS_RULE
 from fedsim.errors import ConfigError, error_line, message_of
 from fedsim.federation.weights import load_weights_
+from fedsim.models.adapters import Adapter, adapt_
 from fedsim.models.building import initialise_lazy_, make_trainable_
 from fedsim.models.copies import copy_of
 from fedsim.models.fitting import FittingTensors
-from fedsim.models.frozen import frozen_keys
+from fedsim.models.frozen import frozen_keys, unsettle_
 from fedsim.models.layers import describe_
 from fedsim.models.parametrised import parametrise_
 from fedsim.training.dropout import seeded_dropout_
@@ -58,8 +60,8 @@ def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     _check_frozen(model, trained, where)
-    if config.model.weights and CATALOGUES["models"].is_fixed("weights", config.model):
-        load_weights_(model, config.model)
+    if config.model.adapter.kind == "none":
+        _load_weights_(model, config.model)
     return model
 
 
@@ -78,7 +80,27 @@ def draw_model(config: Config, dataset: Dataset) -> nn.Module:
             parametrise_(model)
         except ValueError as error:
             raise ConfigError(f"model.name = {config.model.name!r}: {error}") from error
+        if config.model.adapter.kind != "none":
+            _adapt_(model, config.model, _probes(dataset, 2))
     return model
+
+
+def _adapt_(model: nn.Module, settings: ModelConfig, inputs: Tensor) -> None:
+    """Add the adapters that ``[model.adapter]`` asks for to a model, whose weights come from their file first."""
+    try:
+        describe_(model, inputs, settings.head)
+        _load_weights_(model, settings)
+        adapt_(model, Adapter(**settings.adapter.model_dump()), inputs)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"[model.adapter] {error}") from error
+    unsettle_(model)
+
+
+def _load_weights_(model: nn.Module, settings: ModelConfig) -> None:
+    if settings.weights and CATALOGUES["models"].is_fixed("weights", settings):
+        load_weights_(model, settings)
 
 
 def _copy(model: nn.Module, where: str) -> nn.Module:

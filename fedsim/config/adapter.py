@@ -1,0 +1,41 @@
+"""``[model.adapter]``: what is trained on top of a frozen model."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class AdapterConfig(BaseModel):
+    """``[model.adapter]``: small layers that train in place of the model's own, which are frozen.
+
+    Parameters
+    ----------
+    kind
+        What is added to a linear layer: the product of two factors (``lora``), that and the length of its rows
+        (``dora``), or a scale of its outputs (``ia3``); ``none`` adds nothing.
+    rank
+        Rank of the product.
+    alpha
+        Scale of the product: it is multiplied by ``alpha / rank``.
+    dropout
+        Share of an adapter's inputs that is dropped in training.
+    targets
+        Layer expression; the linear layers among these get an adapter.
+    head
+        Whether the head trains whole, next to the adapters.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    kind: Literal["none", "lora", "dora", "ia3"] = "none"
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[str, Field(min_length=1)] = "body"
+    head: bool = True
+
+    @model_validator(mode="after")
+    def _say_the_kind(self) -> Self:
+        if self.model_fields_set and "kind" not in self.model_fields_set:
+            raise ValueError(f"{min(self.model_fields_set)} is set without a kind; add kind = 'lora'")
+        return self

@@ -1,0 +1,197 @@
+"""Adapters: small layers that are trained on top of a frozen base, by the library peft."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from fedsim.lazy import Place
+from fedsim.models.layers import Layers
+from fedsim.models.usage import usage_of
+
+AdapterKind = Literal["lora", "dora", "ia3"]
+NAME = "default"  # peft's name of the only adapter, which is part of the keys
+LISTED = 5
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is added to a model, and where.
+
+    Parameters
+    ----------
+    kind
+        ``lora`` adds the product of two factors, ``dora`` trains the length of the rows as well, ``ia3`` scales
+        outputs.
+    rank
+        Number of rows of the first factor and of columns of the second.
+    alpha
+        The product is multiplied by ``alpha / rank``.
+    dropout
+        Share of the inputs of the first factor that is dropped in training.
+    targets
+        Layer expression; the linear layers among these get an adapter.
+    head
+        Whether the head trains whole, next to the adapters.
+    """
+
+    kind: AdapterKind = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str = "body"
+    head: bool = True
+
+
+def adapt_(model: nn.Module, adapter: Adapter, inputs: Tensor) -> None:
+    """Freeze a model and add adapters to its linear layers; their weights come from torch's global random state.
+
+    The second factor of an adapter is 0 at first, so that the model gives what it gave without it.
+
+    Parameters
+    ----------
+    inputs
+        A few inputs of the model, normalised, shape [n, ...].
+
+    Raises
+    ------
+    ValueError
+        If peft is not installed, the expression names no linear layer or one that cannot have an adapter, or the rank
+        is greater than a layer's size.
+    """
+    if find_spec("peft") is None:
+        raise ValueError("an adapter needs the library peft; pip install 'fedsim-layerwise[adapters]'")
+    layers = Layers.of(model, inputs)
+    trains = {key for key, value in model.named_parameters() if value.requires_grad}
+    head = set(layers.group("head")) if adapter.head else set()
+    paths = _targets(model, layers, adapter, head)
+    _inject_(model, adapter, paths)
+    kept = {key for name in head for key in layers[name].parameters} & trains
+    for key, value in model.named_parameters():
+        if key in kept:
+            value.requires_grad_(True)
+    _check_used(model, paths, inputs)
+
+
+def adapted_paths(model: nn.Module) -> list[str]:
+    """Return the paths of the modules with an adapter, in the order of registration."""
+    return [path for path, module in model.named_modules() if is_adapted(module)]
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Tell whether a module is a linear layer with peft's adapter around it."""
+    return isinstance(getattr(module, "base_layer", None), nn.Module) and hasattr(module, "get_base_layer")
+
+
+def merge_(model: nn.Module) -> None:
+    """Add all adapters to the weights of their layers, which replace them: the model has the keys of its base again."""
+    for path in adapted_paths(model):
+        module: Any = model.get_submodule(path)
+        module.merge(safe_merge=True)
+        model.set_submodule(path, module.get_base_layer())
+
+
+def _targets(model: nn.Module, layers: Layers, adapter: Adapter, head: set[str]) -> list[str]:
+    """Return the paths of the modules that get an adapter."""
+    where = f"targets = {adapter.targets!r}"
+    group = layers.group(adapter.targets)
+    tied = _tied(model, layers)
+    found = [name for name in group if _is_linear(model, name)]
+    if bad := [name for name in found if name in tied]:
+        raise ValueError(
+            f"{where} names {bad[0]}, which shares its weight with {tied[bad[0]]}, so that an adapter would change one "
+            f"of them only; leave it out, as by '{adapter.targets} - {bad[0]}'"
+        )
+    if not found:
+        linear = [name for name in layers.names if _is_linear(model, name) and name not in tied]
+        ties = [f"{name} (with {tied[name]})" for name in group if name in tied]
+        shares = f"; {ties[0]} ties its weight, which no adapter can change alone" if ties else ""
+        raise ValueError(f"{where} names no linear layer{shares}; linear layers are: {', '.join(linear) or 'none'}")
+    paths = [name for name in found if name not in head]
+    if not paths:
+        raise ValueError(f"{where} names only the head, which trains whole; add other layers, or set head = false")
+    for name in paths if adapter.kind != "ia3" else ():
+        if adapter.rank > (least := _smaller_side(model, name)):
+            raise ValueError(
+                f"rank = {adapter.rank} is greater than the size of {name}, {least}; use a smaller rank, or other "
+                "targets"
+            )
+    return paths
+
+
+def _smaller_side(model: nn.Module, path: str) -> int:
+    weight = model.get_submodule(path).weight
+    assert isinstance(weight, Tensor)
+    return min(weight.shape)
+
+
+def _is_linear(model: nn.Module, path: str) -> bool:
+    """Tell whether a module is a plain linear layer, or GPT-2's, which stores the weight transposed."""
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:  # a parameter of the model itself
+        return False
+    # Subclasses, such as the output of torch's attention, are often used without being called.
+    return (type(module) is nn.Linear or is_transposed(module)) and not hasattr(module, "parametrizations")
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Tell whether a module is transformers' Conv1D, a linear layer whose weight has the shape [inputs, outputs]."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def _tied(model: nn.Module, layers: Layers) -> dict[str, str]:
+    """Return the layers whose weight is used elsewhere too, each with the module that does."""
+    tied: dict[str, str] = {}
+    for alias, key in layers.aliases.items():
+        owner, first = alias.rpartition(".")[0], key.rpartition(".")[0]
+        tied |= {layers.of_key(key): owner, owner: first}
+    paths: dict[int, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if (first := paths.setdefault(id(module), path)) != path and any(True for _ in module.parameters(False)):
+            tied |= {first: path}
+    return tied
+
+
+def _inject_(model: nn.Module, adapter: Adapter, paths: list[str]) -> None:
+    options = {"target_modules": "|".join(map(re.escape, paths))}
+    if adapter.kind == "ia3":
+        config = Place("peft", "IA3Config").load()(feedforward_modules=[], **options)
+    else:
+        config = Place("peft", "LoraConfig").load()(
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            lora_dropout=adapter.dropout,
+            use_dora=adapter.kind == "dora",
+            fan_in_fan_out=is_transposed(model.get_submodule(paths[0])),
+            **options,
+        )
+    with warnings.catch_warnings():
+        # A model of both kinds of linear layers: peft sets what it warns of itself.
+        warnings.filterwarnings("ignore", "fan_in_fan_out")
+        Place("peft", "inject_adapter_in_model").load()(config, model, adapter_name=NAME)
+    vars(model).pop("peft_config", None)
+
+
+def _check_used(model: nn.Module, paths: list[str], inputs: Tensor) -> None:
+    """Check that the model calls each adapter: one that reads the weight of a layer would go past it."""
+    try:
+        used = set(usage_of(model, inputs[:2]).keys)
+    except Exception:  # of whatever the model raises, others tell
+        return
+    unused = [path for path in paths if used.isdisjoint(_own_keys(model, path))]
+    if unused:
+        raise ValueError(
+            f"targets: the model uses the weight of {', '.join(unused[:LISTED])} without calling the layer, so that an "
+            "adapter would have no effect; leave it out"
+        )
+
+
+def _own_keys(model: nn.Module, path: str) -> Iterator[str]:
+    for key in model.get_submodule(path).state_dict():
+        if not key.startswith("base_layer."):
+            yield f"{path}.{key}"

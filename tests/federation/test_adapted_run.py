@@ -1,0 +1,94 @@
+"""Whole runs of models with adapters: what travels, where clients start, and merged models taken out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedsim.config import Config, choices, naming
+from fedsim.errors import ConfigError
+from fedsim.experiment.restored import restored_model
+from fedsim.federation.federation import federation_of
+from fedsim.models.adapters import adapted_paths
+from fedsim.results.folder import RunFolder
+from fedsim.results.result import read_result
+from tests.conftest import run_files
+
+ADAPTER = {"kind": "lora", "rank": 3}
+MODEL: dict[str, Any] = {"name": "mlp", "hidden": [12, 12], "adapter": ADAPTER}
+A = {"fc1.lora_A.default.weight", "fc2.lora_A.default.weight"}
+B = {"fc1.lora_B.default.weight", "fc2.lora_B.default.weight"}
+HEAD = {"fc3.weight", "fc3.bias"}
+
+
+def test_an_adapted_model_starts_as_its_base_and_its_first_factor_follows_from_the_seed(
+    tiny: Callable[..., Config],
+) -> None:
+    model = federation_of(tiny(model=MODEL)).model()
+    base = federation_of(tiny(model=MODEL | {"adapter": {"kind": "none"}})).model()
+    again, other = (federation_of(tiny(model=MODEL, seed=seed)).initial for seed in (0, 1))
+    inputs = torch.linspace(0, 1, 128).view(2, 1, 8, 8)
+    assert torch.equal(model(inputs), base(inputs))
+    assert again.keys() == A | B | HEAD
+    assert all(torch.equal(again[key], model.state_dict()[key]) for key in again)
+    assert not any(torch.equal(again[key], other[key]) for key in A)
+    assert not any(again[key].any() for key in B)
+
+
+def test_a_config_without_an_adapter_has_the_name_and_the_text_that_it_had(tiny: Callable[..., Config]) -> None:
+    plain, none = tiny(model={"name": "mlp"}), tiny(model={"name": "mlp", "adapter": {"kind": "none"}})
+    assert naming.run_name(none) == naming.run_name(plain) != naming.run_name(tiny(model={"name": "mlp"} | MODEL))
+    assert "adapter" not in plain.to_toml()
+    assert "[model.adapter]" in tiny(model=MODEL).to_toml()
+
+
+def test_only_what_is_shared_of_the_factors_travels_and_a_client_s_model_comes_out_merged(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    settings = {
+        "model": MODEL,
+        "strategy": {"name": "layer_set", "shared": "*lora_A* | head"},
+        "barriers": {"every": 0},
+    }
+    folder, cohort = play(tiny(**settings)), play(tiny(**settings, engine__cohort=4), "cohort")
+    result = read_result(folder)
+    assert set(result.communication["layer"]) == {"fc1.lora_A.default", "fc2.lora_A.default", "fc3"}
+    kept = {
+        key.rpartition("/")[2] for path in folder.checkpoints.rglob("clients/*.safetensors") for key in load_file(path)
+    }
+    assert kept & (A | B | HEAD) == B
+    model = restored_model(folder, client=1)  # which compares its loss with the recorded one
+    assert not adapted_paths(model)
+    assert [tuple(value.shape) for value in model.state_dict().values()][:2] == [(12, 64), (12,)]
+    values = (torch.tensor(each.metrics["value"].to_numpy()) for each in (read_result(cohort), result))
+    torch.testing.assert_close(*values, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_from_a_file_are_the_base_s(tiny: Callable[..., Config], tmp_path: Any) -> None:
+    base = federation_of(tiny(model={"name": "mlp", "hidden": [12, 12]}, seed=3)).model()
+    torch.save(base.state_dict(), tmp_path / "base.pt")
+    found = federation_of(tiny(model=MODEL | {"weights": str(tmp_path / "base.pt")})).model()
+    inputs = torch.linspace(0, 1, 128).view(2, 1, 8, 8)
+    assert torch.equal(found(inputs), base(inputs))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"rank": 4}, "model.adapter: rank is set without a kind; add kind = 'lora'"),
+        ({"kind": "lora", "rank": 0}, "model.adapter.rank = 0: must be at least 1"),
+        ({"kind": "lora", "ranks": 1}, "unknown key 'model.adapter.ranks'; did you mean 'rank'"),
+        ({"kind": "lora", "targets": "nope"}, r"\[model.adapter\] layer pattern 'nope' matches nothing"),
+        ({"kind": "lora", "rank": 40}, r"\[model.adapter\] rank = 40 is greater than the size of fc1, 12"),
+    ],
+)
+def test_a_wrong_adapter_is_one_line(tiny: Callable[..., Config], adapter: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        federation_of(tiny(model=MODEL | {"adapter": adapter}))
+
+
+def test_a_file_and_a_resumed_run_keep_their_bytes(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> None:
+    config = tiny(model=MODEL, strategy={"name": "fedper"}, barriers={"every": 2, "on": ["server"], "examples": 20})
+    assert run_files(play(config)) == run_files(play(choices.resolve(config), "again"))
