@@ -63,9 +63,13 @@ def compare_command(
         float | None,
         typer.Option(
             metavar="VALUE",
-            help="Report bytes and passes needed to reach this mean personalised accuracy, such as 0.9.",
+            help="Report rounds, bytes and passes needed to reach this mean personalised accuracy on validation data, "
+            "such as 0.9.",
         ),
     ] = None,
+    smooth: Annotated[
+        int, typer.Option(metavar="N", help="Evaluations whose mean is compared with --target; 1 for single rounds.")
+    ] = 3,
     unfinished: Unfinished = False,
     correct: Annotated[
         Literal["holm"] | None,
@@ -95,6 +99,7 @@ def compare_command(
         "baseline": baseline,
         "budget": budget or (),
         "target": target,
+        "smooth": smooth,
         "unfinished": unfinished,
         "correct": correct,
         "columns": columns,

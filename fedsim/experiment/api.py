@@ -30,6 +30,7 @@ from fedsim.models.saved import find_weights, read_checkpoint
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_file_of_checkpoint
 from fedsim.results.report.comparing import comparison as comparing
+from fedsim.results.report.comparing.costs import SMOOTH
 from fedsim.results.report.comparing.question import Question, read_budgets
 from fedsim.results.report.comparing.tables import chosen_columns
 from fedsim.results.result import find_runs, read_results
@@ -182,6 +183,7 @@ def compare(
     baseline: str | None = None,
     budget: str | Iterable[str] = (),
     target: float | None = None,
+    smooth: int = SMOOTH,
     unfinished: bool = False,
     correct: Literal["holm"] | None = None,
     columns: str | Iterable[str] | None = None,
@@ -203,7 +205,9 @@ def compare(
     budget
         Amounts at which values are compared, such as ``bytes=50MB`` or ``passes=1M``.
     target
-        Mean personalised value; the bytes and passes needed to reach it are reported.
+        Mean personalised value on validation data; the rounds, bytes and passes needed to reach it are reported.
+    smooth
+        Number of evaluations whose mean is compared with the target; 1 for the value of a single round.
     unfinished
         Whether runs that are not finished are compared too, all at the last round that they have in common. By default
         they are left out.
@@ -221,7 +225,8 @@ def compare(
     if not isinstance(columns, str | None):
         columns = ",".join(columns)
     budgets = read_budgets([budget] if isinstance(budget, str) else budget)
-    compared = comparing.compare(results, Question(metric, by, at, baseline, budgets, target, unfinished, correct))
+    question = Question(metric, by, at, baseline, budgets, target, unfinished, correct, smooth)
+    compared = comparing.compare(results, question)
     return Comparison.of(compared, chosen_columns(compared, columns))
 
 

@@ -30,6 +30,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a round": (lambda: Question(at=3), "--at 3 must be one of last, best"),  # type: ignore[arg-type]
     "a list to group by": (lambda: Question(by=["seed"]), r"--by \['seed'\] must be a text"),  # type: ignore[arg-type]
     "a text for a target": (lambda: Question(target="0.9"), "--target '0.9' must be a number, such as 0.9"),  # type: ignore[arg-type]
+    "no evaluations to smooth": (lambda: Question(smooth=0), "--smooth 0 must be a whole number of evaluations from 1"),
     "a target that is no number": (lambda: Question(target=math.nan), "--target nan must be greater than 0"),
     "a number for a budget": (lambda: read_budgets([3]), "--budget 3 must be a text, such as bytes=50MB"),  # type: ignore[list-item]
 }

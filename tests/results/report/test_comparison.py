@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -117,12 +118,17 @@ def test_runs_of_one_seed_count_as_one_when_grouped_by_a_setting(build: Build) -
 
 
 def test_what_was_not_measured_has_no_column_and_what_was_asked_for_has_one(build: Build) -> None:
-    runs = [build([[0.5], [0.7]], {"up": [10, 10]}, strategy=FULL), build([[0.6], [0.6]], strategy=LOCAL)]
+    validated = {"validation": [[0.5], [0.6]]}
+    runs = [
+        build([[0.5], [0.7]], {"up": [10, 10], **validated}, strategy=FULL),
+        build([[0.6], [0.6]], validated, strategy=LOCAL),
+    ]
     assert {"fine_tuned", "unseen", "passes", "difference"}.isdisjoint(each.key for each in compare(runs).columns)
     asked = compare(runs, Question(baseline="local", target=0.99, budgets={"bytes": 20.0}))
     table = comparison_table(asked)
     cells = dict(zip(table.headings, table.rows[0], strict=True))
-    assert (cells["bytes to 99 %"], cells["passes to 99 %"]) == ("-", "-")
+    assert (cells["bytes to 99 %"], cells["passes to 99 %"], cells["rounds to 99 %"]) == ("-", "-", "-")
+    assert any("running mean of 3 evaluations on validation data" in note for note in table.notes)
     assert (cells["vs local"], cells["> / = / < local"], cells["pairs"]) == ("+10.0", "1 / 0 / 0", "1")
     assert cells["at 20 bytes"] == "50.0"
     assert {row[table.headings.index("at 20 bytes")] for row in table.rows} == {"50.0", "60.0"}
@@ -180,10 +186,15 @@ def test_counts_of_clients_are_three_columns_of_a_file_and_few_test_examples_are
 
 
 def test_a_seed_that_never_reaches_the_target_leaves_the_mean_unknown(build: Build) -> None:
-    runs = [build([[0.5], [value]], {"up": [10, 10]}, seed=seed) for seed, value in ((0, 0.9), (1, 0.6))]
+    runs = [
+        build([[1.0], [1.0]], {"up": [10, 10], "validation": [[0.5], [value]]}, seed=seed)
+        for seed, value in ((0, 0.9), (1, 0.6))
+    ]
     # From 0.5 after 20 bytes, one reaches it a quarter into its next 20 bytes, the other at their end.
-    assert values(compare(runs, Question(target=0.6)), "bytes_to_target") == [pytest.approx((25 + 40) / 2)]
-    assert np.isnan(values(compare(runs, Question(target=0.9)), "bytes_to_target")).all()
+    single = Question(target=0.6, smooth=1)
+    assert values(compare(runs, single), "bytes_to_target") == [pytest.approx((25 + 40) / 2)]
+    assert np.isnan(values(compare(runs, replace(single, target=0.9)), "bytes_to_target")).all()
+    assert np.isnan(values(compare(runs, Question(target=0.6)), "bytes_to_target")).all()  # the means of both rounds
 
 
 def test_the_budget_is_by_default_the_least_that_a_run_spends(build: Build) -> None:
@@ -239,7 +250,8 @@ def test_what_is_no_target_is_named(target: float, metric: Any) -> None:
 
 
 def test_no_column_is_there_twice(build: Build) -> None:
-    runs = [build([[0.5], [0.7]], {"up": [1, 1]}, strategy=each) for each in (FULL, LOCAL)]
+    records = {"up": [1, 1], "validation": [[0.5], [0.7]]}
+    runs = [build([[0.5], [0.7]], records, strategy=each) for each in (FULL, LOCAL)]
     keys = [column.key for column in compare(runs, Question(baseline="full", target=0.6)).columns]
     assert len(keys) == len(set(keys))
 

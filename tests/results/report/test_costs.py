@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedsim.config import Config
+from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.costs import Read, least_totals, spent, spent_until, value_within
 from fedsim.results.report.comparing.tables import comparison_table
@@ -19,7 +20,8 @@ ACCURACY = [[0.1, 0.3], [0.4, 0.6], [0.3, 0.5]]  # means 0.2, 0.5, 0.4
 
 @pytest.fixture
 def run(tiny: Callable[..., Config]) -> Result:
-    return cases.result(tiny(), ACCURACY, up=[5, 10, 20], examples=([300, 30, 0], [300, 0, 30]))
+    """A run that has the same on validation data as on test data."""
+    return cases.result(tiny(), ACCURACY, validation=ACCURACY, up=[5, 10, 20], examples=([300, 30, 0], [300, 0, 30]))
 
 
 def test_traffic_and_time_add_up_over_the_rounds(run: Result) -> None:
@@ -33,7 +35,7 @@ def test_a_pass_is_an_example_forward_and_backward_which_costs_twice_as_much(run
 
 
 def test_a_run_without_a_record_of_its_training_has_no_passes(tiny: Callable[..., Config]) -> None:
-    old = cases.result(tiny(), ACCURACY, up=[5, 10, 20])
+    old = cases.result(tiny(), ACCURACY, validation=ACCURACY, up=[5, 10, 20])
     assert spent(old, "passes").isna().all()
     assert np.isnan(value_within(old, "passes", 1e9).value)
     assert np.isnan(spent_until(old, "passes", 0.2).value)
@@ -69,9 +71,9 @@ def test_a_value_next_to_a_missing_one_is_not_interpolated(tiny: Callable[..., C
 
 
 def test_what_sends_nothing_reaches_its_end_with_any_bytes(tiny: Callable[..., Config]) -> None:
-    silent = cases.result(tiny(), ACCURACY)
+    silent = cases.result(tiny(), ACCURACY, validation=ACCURACY)
     assert value_within(silent, "bytes", 1) == (pytest.approx(0.4), False)
-    assert spent_until(silent, "bytes", 0.5) == Read(0)
+    assert spent_until(silent, "bytes", 0.5, evaluations=1) == Read(0)
 
 
 @pytest.mark.parametrize(
@@ -81,20 +83,59 @@ def test_what_sends_nothing_reaches_its_end_with_any_bytes(tiny: Callable[..., C
 def test_between_two_rounds_the_cost_of_a_target_is_linear_in_the_value(
     run: Result, target: float, expected: tuple[float, bool]
 ) -> None:
-    cost, interpolated = spent_until(run, "bytes", target)
+    cost, interpolated = spent_until(run, "bytes", target, evaluations=1)
     assert (cost, interpolated) == (pytest.approx(expected[0], nan_ok=True), expected[1])
 
 
 def test_a_loss_reaches_its_target_from_above(run: Result) -> None:
-    assert spent_until(run, "bytes", 0.5, "loss").value == 30  # the means are 0.8, 0.5 and 0.6
-    assert spent_until(run, "bytes", 0.65, "loss") == (pytest.approx(20), True)
-    assert np.isnan(spent_until(run, "bytes", 0.49, "loss").value)
+    assert spent_until(run, "bytes", 0.5, "loss", 1).value == 30  # the means are 0.8, 0.5 and 0.6
+    assert spent_until(run, "bytes", 0.65, "loss", 1) == (pytest.approx(20), True)
+    assert np.isnan(spent_until(run, "bytes", 0.49, "loss", 1).value)
+
+
+# Means 0.1, 0.2, 0.9, 0.3, 0.5, 0.7, 0.9 on validation data, one per round, each of 2 bytes and 2 seconds.
+@pytest.mark.parametrize(
+    ("target", "evaluations", "rounds"),
+    [
+        (0.9, 1, 3),  # one lucky round
+        (0.9, 3, np.nan),
+        (0.6, 3, 6 + 0.1 / 0.2),  # the running means are 0.1, 0.15, 0.4, 0.467, 0.567, 0.5, 0.7
+        (0.15, 3, 2),
+        (0.55, 3, 4 + (0.55 - 7 / 15) / 0.1),
+        (0.5, 2, 2 + (0.5 - 0.15) / 0.4),
+        (0.5, 100, 6 + (0.5 - 2.7 / 6) / (3.6 / 7 - 2.7 / 6)),
+    ],
+)
+def test_a_target_is_reached_by_the_running_mean_on_validation_data(
+    target: float, evaluations: int, rounds: float, tiny: Callable[..., Config]
+) -> None:
+    validation = [[0.0, 0.2], [0.2, 0.2], [0.8, 1.0], [0.3, 0.3], [0.5, 0.5], [0.7, 0.7], [0.9, 0.9]]
+    run = cases.result(tiny(), np.ones((7, 2)), validation=validation, up=[1] * 7)
+    found = {what: spent_until(run, what, target, "accuracy", evaluations).value for what in ("rounds", "bytes")}
+    assert found == pytest.approx({"rounds": rounds, "bytes": 2 * rounds}, nan_ok=True)
+    assert spent_until(run, "seconds", target, evaluations=evaluations).value == pytest.approx(2 * rounds, nan_ok=True)
+
+
+def test_a_running_mean_has_no_value_where_a_clients_is_missing(tiny: Callable[..., Config]) -> None:
+    lost = [(2, 1, "validation", "personalised", "accuracy", np.nan)]
+    run = cases.result(
+        tiny(), np.ones((5, 2)), validation=[[0.5, 0.5], [0.9, np.nan], [0.9, 0.9], [0.9, 0.9], [0.6, 0.6]], more=lost
+    )
+    assert spent_until(run, "rounds", 0.8) == Read(5)  # the mean of 0.9, 0.9 and 0.6, after unknown ones
+    assert spent_until(run, "rounds", 0.8, evaluations=1) == Read(3)
+
+
+def test_without_validation_data_no_target_is_reached_by_test_data(tiny: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"--target: .* has no values on validation data.*partition.validation"):
+        spent_until(cases.result(tiny(), ACCURACY), "bytes", 0.1)
 
 
 def test_rounds_without_an_evaluation_still_cost(tiny: Callable[..., Config]) -> None:
-    seldom = cases.result(tiny(), [[np.nan], [0.5], [np.nan], [0.7]], up=[1, 1, 1, 1])
+    accuracy = [[np.nan], [0.5], [np.nan], [0.7]]
+    seldom = cases.result(tiny(), accuracy, validation=accuracy, up=[1, 1, 1, 1])
     assert value_within(seldom, "bytes", 7) == (pytest.approx(0.65), True)
-    assert spent_until(seldom, "bytes", 0.6) == (pytest.approx(6), True)
+    assert spent_until(seldom, "bytes", 0.6) == (pytest.approx(8), False)  # the mean of 0.5 and 0.7
+    assert spent_until(seldom, "bytes", 0.6, evaluations=1) == (pytest.approx(6), True)
 
 
 def test_the_least_total_is_that_of_a_run_of_the_partition_that_spends_something(

@@ -34,7 +34,8 @@ Run = Callable[..., Result]
 @pytest.fixture
 def run(tiny: Callable[..., Config], tmp_path: Path) -> Run:
     def build(strategy: dict[str, Any], accuracy: Sequence[float], **changes: Any) -> Result:
-        return cases.result(tiny(strategy=strategy, **changes), [accuracy], up=[1000], experiment=tmp_path)
+        config = tiny(strategy=strategy, **changes)
+        return cases.result(config, [accuracy], validation=[accuracy], up=[1000], experiment=tmp_path)
 
     return build
 

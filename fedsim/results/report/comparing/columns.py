@@ -286,16 +286,22 @@ def _mean_of_reads(read: Callable[[Result], costs.Read], group: Group) -> Interv
 
 def _to_target(question: Question, target: float) -> list[Column]:
     goal = f"{100 * target:g} %" if question.is_share else f"{target:g}"
-    kinds: dict[str, Kind] = {costs.BYTES: "bytes", costs.PASSES: "count"}
+    kinds: dict[str, Kind] = {costs.ROUNDS: "count", costs.BYTES: "bytes", costs.PASSES: "count"}
+    kinds |= {costs.SECONDS: "seconds"}
+    smoothed = f"running mean of {question.smooth} evaluations" if question.smooth > 1 else "mean"
+    read = partial(costs.spent_until, target=target, metric=question.metric, evaluations=question.smooth)
+    note = f"to {goal}: until the clients' {smoothed} on validation data reaches it; -: a seed never does"
     return [
         Column(
             f"{what}_to_target",
             f"{what} to {goal}",
             kind,
-            partial(_mean_of_reads, partial(costs.spent_until, what=what, target=target, metric=question.metric)),
+            partial(_mean_of_reads, partial(read, what=what)),
+            compact=what != costs.SECONDS,
             asked=True,
             priority=ANSWER,
             higher_is_better=False,
+            note=note,
             at_round=False,
         )
         for what, kind in kinds.items()

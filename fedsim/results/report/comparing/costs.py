@@ -7,13 +7,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from fedsim.errors import ConfigError
 from fedsim.results.result import Result
 from fedsim.training.metrics import metric_of
 
-BYTES, PASSES = "bytes", "passes"
+BYTES, PASSES, ROUNDS, SECONDS = "bytes", "passes", "rounds", "seconds"
 COSTS = (BYTES, PASSES)
 FREE = {BYTES: "sends nothing", PASSES: "trains nothing"}  # what is said of a method without that cost
-ROUNDING = 1e-9  # of a budget, which may be a sum of thirds
+SMOOTH = 3  # evaluations in the running mean that a target is compared with
+ROUNDING = 1e-9  # of a budget, which may be a sum of thirds, and of a target, which means may reach exactly
 
 
 def spent(result: Result, what: str) -> pd.Series:
@@ -25,7 +27,7 @@ def spent(result: Result, what: str) -> pd.Series:
         ``up``, ``down`` or ``bytes``; ``seconds`` of wall time; ``simulated`` seconds of ``[faults]``; or ``passes``: a
         third of the examples passed forward plus two thirds of those passed backward in local training, as going back
         through all layers costs about twice as much as going forward. For plain training of all layers that is the
-        number of examples trained on.
+        number of examples trained on; or ``rounds``.
 
     Returns
     -------
@@ -37,6 +39,8 @@ def spent(result: Result, what: str) -> pd.Series:
         case "seconds":
             # A kill between a checkpoint and its timing loses that round's time, and so the sum from there on.
             return _rows_of(result.timing).reindex(rounds).cumsum(skipna=False)
+        case "rounds":
+            return pd.Series(rounds, index=rounds, dtype=float)
         case "simulated":
             each = result.simulated_seconds
         case "passes":
@@ -111,20 +115,50 @@ def value_within(result: Result, what: str, budget: float, metric: str = "accura
     return Read(_between(here.value, float(values.iloc[last + 1]), share), interpolated=True)
 
 
-def spent_until(result: Result, what: str, target: float, metric: str = "accuracy") -> Read:
-    """Return what is spent when the clients' mean on their test data first reaches a target; NaN if it never does.
+def smoothed(values: pd.Series, evaluations: int) -> pd.Series:
+    """Return at each evaluated round the mean of its value and of those before it, at most so many evaluations in all.
 
-    Between two evaluated rounds the cost is interpolated linearly in the value.
+    It is NaN where one of them is.
     """
-    values = result.mean_by_round(metric=metric)
+    return pd.Series(
+        [values.iloc[max(0, end - evaluations) : end].mean(skipna=False) for end in range(1, len(values) + 1)],
+        index=values.index,
+        dtype=float,
+    )
+
+
+def spent_until(result: Result, what: str, target: float, metric: str = "accuracy", evaluations: int = SMOOTH) -> Read:
+    """Return what is spent until the clients' smoothed mean on their validation data reaches a target.
+
+    Between two evaluated rounds the cost is interpolated linearly in the value, as in McMahan et al. (arXiv
+    1602.05629). They take the best test accuracy so far, which one lucky round raises for good; a running mean needs
+    as many good evaluations as it is wide, and comes later by half its width for all methods alike.
+
+    Returns
+    -------
+    read
+        NaN if the target is never reached.
+
+    Raises
+    ------
+    ConfigError
+        If there are no validation data.
+    """
+    values = smoothed(result.mean_by_round(metric=metric, split="validation"), evaluations)
+    if values.empty:
+        raise ConfigError(
+            f"--target: {result.folder.path} has no values on validation data, by which a target is reached; run it "
+            "with partition.validation greater than 0"
+        )
     is_higher = metric_of(result.meant(metric)).higher_is_better
-    reached = np.flatnonzero((values >= target) if is_higher else (values <= target))
+    room = ROUNDING * target
+    reached = np.flatnonzero((values >= target - room) if is_higher else (values <= target + room))
     if not len(reached):
         return NOTHING
     first = reached[0]
     costs = spent(result, what).reindex(values.index).to_numpy(dtype=float)
     here, before = float(values.iloc[first]), float(values.iloc[first - 1]) if first else float("nan")
-    if math.isnan(before) or here == target or costs[first - 1] == costs[first]:
+    if math.isnan(before) or math.isclose(here, target, rel_tol=ROUNDING) or costs[first - 1] == costs[first]:
         return Read(float(costs[first]))
     share = (target - before) / (here - before)
     return Read(_between(float(costs[first - 1]), float(costs[first]), share), interpolated=True)

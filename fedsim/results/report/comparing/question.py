@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Literal, Self
 
 from fedsim.errors import ConfigError
-from fedsim.results.report.comparing.costs import BYTES, COSTS
+from fedsim.results.report.comparing.costs import BYTES, COSTS, SMOOTH
 from fedsim.results.report.comparing.units import read_amount
 from fedsim.results.result import Result
 from fedsim.training.metrics import MAIN, SELECTING, is_metric, metric_of
@@ -34,16 +34,19 @@ class Question:
         Amounts of ``bytes``, training ``passes`` or both at which values are compared; None for the smallest total
         of the runs of the same partition.
     target
-        Mean value of the clients on their test data up to which bytes and passes are counted.
+        Mean value of the clients on their validation data up to which rounds, bytes and passes are counted.
     unfinished
         Whether unfinished runs are compared too, all at the last round that they have in common.
     correct
         Correction of p-values for their number: ``holm``, or None.
+    smooth
+        Number of evaluations whose mean is compared with the target.
 
     Raises
     ------
     ConfigError
-        If the metric or the round is unknown, or the target is not a value of the metric.
+        If the metric or the round is unknown, the target is not a value of the metric, or ``smooth`` is not a number
+        from 1.
     """
 
     metric: str = MAIN
@@ -54,12 +57,17 @@ class Question:
     target: float | None = None
     unfinished: bool = False
     correct: Literal["holm"] | None = None
+    smooth: int = SMOOTH
 
     def __post_init__(self) -> None:
         if not isinstance(self.metric, str) or not is_metric(self.metric):
             raise ConfigError(f"--metric {self.metric!r} must be one of {', '.join(SELECTING)}, accuracy:CLASS")
         if self.correct not in (None, *CORRECTIONS):
             raise ConfigError(f"--correct {self.correct!r} must be {' or '.join(CORRECTIONS)}")
+        if isinstance(self.smooth, bool) or not isinstance(self.smooth, int) or self.smooth < 1:
+            raise ConfigError(
+                f"--smooth {self.smooth!r} must be a whole number of evaluations from 1, such as {SMOOTH}"
+            )
         if self.at not in ROUNDS:
             raise ConfigError(f"--at {self.at!r} must be one of {', '.join(ROUNDS)}")
         for name, text in (("by", self.by), ("baseline", self.baseline)):

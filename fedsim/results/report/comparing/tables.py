@@ -96,7 +96,7 @@ def comparison_table(comparison: Comparison, columns: Sequence[Column] | None = 
 
 
 def _notes_of_columns(comparison: Comparison, columns: Sequence[Column]) -> Iterator[str]:
-    yield from (column.note for column in columns if column.note)
+    yield from dict.fromkeys(column.note for column in columns if column.note)
     shown = [row.values[column.key] for row in comparison.rows for column in columns]
     if any(value.interpolated and value.is_known for value in shown):
         yield f"{INTERPOLATED}: interpolated between two evaluated rounds"

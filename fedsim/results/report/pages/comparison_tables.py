@@ -25,8 +25,9 @@ BEST_NOTE = (
 )
 COSTS_NOTE = (
     "Mean over the clients of the personalised models on their own test data when the budget is spent{least}; and the "
-    "cost at which they first reach the target. Between two evaluated rounds both are interpolated linearly, which ~ "
-    "marks. -: the first evaluated round exceeds the budget, or a seed never reaches the target."
+    "cost at which their running mean on validation data first reaches the target. Between two evaluated rounds both "
+    "are interpolated linearly, which ~ marks. -: the first evaluated round exceeds the budget, or a seed never "
+    "reaches the target."
 )
 
 
