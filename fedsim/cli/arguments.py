@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedsim.cli import completion
-from fedsim.config.assignments import parse_assignment
+from fedsim.config.assignments import parse_assignments
 from fedsim.config.experiment_file import Experiment, read_experiment
 from fedsim.errors import ConfigError
 from fedsim.reading import check_file
@@ -47,7 +47,8 @@ def experiment_of(path: Path, settings: Sequence[str] | None, more: Sequence[str
     ConfigError
         If a setting is unknown or wrong.
     """
-    return read_experiment(path, dict(parse_assignment(text) for text in [*(settings or []), *more]))
+    changes, as_texts = parse_assignments([*(settings or []), *more])
+    return read_experiment(path, changes, as_texts=as_texts)
 
 
 def check_folder(folder: Path, option: str) -> None:

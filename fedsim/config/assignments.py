@@ -1,6 +1,7 @@
 """Settings as they are typed on the command line: ``strategy.name=FedPer``, ``local.lr=0.1``, ``sweep.seed=[0, 1]``."""
 
 import tomllib
+from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -14,14 +15,20 @@ from fedsim.options import as_toml
 
 LISTS = ("sweep", "tune")  # whose settings are lists of values of other settings
 # What begins like this and is not TOML is unfinished rather than a text.
+Kind = Literal["text", "texts", "other", "unknown"]  # of what a setting holds
 QUOTES, BRACKETS = ('"', "'"), ("[", "{")
 
 
-def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
+def parse_assignment(text: str, *, is_text: bool = False) -> tuple[tuple[str, ...], Any]:
     """Read ``key.of.setting=value`` as on the command line: the value is TOML, and a text needs no quotes.
 
     What is not TOML is taken as text, in a list each value for itself; a setting that holds nothing but a text is one
     whatever it looks like. Whether the text is right for the setting is checked with all others.
+
+    Parameters
+    ----------
+    is_text
+        Whether the setting holds a text only; of most settings that is known without it.
 
     Returns
     -------
@@ -39,13 +46,32 @@ def parse_assignment(text: str) -> tuple[tuple[str, ...], Any]:
         raise ConfigError(f"--set {text!r} must be KEY=VALUE, for instance --set local.lr=0.01")
     if path[0] in LISTS and len(path) > 2:
         path = (path[0], ".".join(path[1:]))
-    return path, _value(path, written.strip(), text)
+    return path, _value(path, written.strip(), text, "text" if is_text else _kind_of(path))
 
 
-def _value(path: tuple[str, ...], written: str, source: str) -> Any:
+def parse_assignments(texts: Iterable[str]) -> tuple[dict[tuple[str, ...], Any], dict[tuple[str, ...], Any]]:
+    """Read several assignments.
+
+    Returns
+    -------
+    changes, as_texts
+        Values by path, and the other values of options that turn out to hold a text only, such as the layer ``1``.
+    """
+    changes: dict[tuple[str, ...], Any] = {}
+    as_texts: dict[tuple[str, ...], Any] = {}
+    for text in texts:
+        path, value = parse_assignment(text)
+        changes[path] = value
+        as_texts.pop(path, None)
+        if _kind_of(path) == "unknown" and (other := parse_assignment(text, is_text=True)[1]) != value:
+            as_texts[path] = other
+    return changes, as_texts
+
+
+def _value(path: tuple[str, ...], written: str, source: str, kind: Kind) -> Any:
     if not written:
         raise ConfigError(f"--set {source!r} has no value; an empty text is --set {'.'.join(path)}='\"\"'")
-    kind, is_list = _kind_of(path), path[0] in LISTS
+    is_list = path[0] in LISTS
     found = _toml(written, source)
     if found is None and not written.isprintable():
         raise _not_toml(path, written, source)
@@ -54,8 +80,11 @@ def _value(path: tuple[str, ...], written: str, source: str) -> Any:
             return found
         if not written.startswith(QUOTES):
             return written
+    if isinstance(found, list) and kind in ("text", "texts"):
+        return _as_texts(found, written)
     if found is not None:
-        return [found] if kind == "texts" and isinstance(found, str) and not is_list else found
+        is_one = kind == "texts" and not is_list and not isinstance(found, dict)
+        return [found if isinstance(found, str) else written] if is_one else found
     if written.startswith("[") and written.endswith("]"):
         return [_item(each.strip(), kind, source) for each in written[1:-1].split(",") if each.strip()]
     if written.startswith((*QUOTES, *BRACKETS)):
@@ -63,7 +92,7 @@ def _value(path: tuple[str, ...], written: str, source: str) -> Any:
     return [each.strip() for each in written.split(",")] if kind == "texts" and not is_list else written
 
 
-def _item(written: str, kind: str, source: str) -> Any:
+def _item(written: str, kind: Kind, source: str) -> Any:
     found = _toml(written, source)
     if found is None and written.startswith((*QUOTES, *BRACKETS)):
         raise ConfigError(f"--set {source!r}: {written!r} in the list is not a TOML value; put texts in quotes")
@@ -86,7 +115,16 @@ def _toml(written: str, source: str) -> Any:
     return found["value"] if list(found) == ["value"] else None
 
 
-def _kind_of(path: tuple[str, ...]) -> Literal["text", "texts", "other", "unknown"]:
+def _as_texts(values: list[Any], written: str) -> list[Any]:
+    """Return a list of texts, in which numbers are as they are written, as far as that can be told."""
+    parts = written[1:-1].rstrip(", ").split(",")
+    if len(parts) != len(values) or not written.endswith("]"):
+        parts = [each if isinstance(each, str) else as_toml(each) for each in values]
+    kept = (str, dict, list)
+    return [each if isinstance(each, kept) else part.strip() for each, part in zip(values, parts, strict=True)]
+
+
+def _kind_of(path: tuple[str, ...]) -> Kind:
     """Return what a setting holds, as far as it is not an option of what is chosen by name.
 
     Of ``[sweep]`` and ``[tune]``, what the settings hold that are listed.
@@ -99,17 +137,18 @@ def _kind_of(path: tuple[str, ...]) -> Literal["text", "texts", "other", "unknow
         if name not in fields:
             return "unknown"
         table = fields[name].annotation
-    return "text" if _is_text(table) else "texts" if _is_list_of_text(table) else "other"
+    return "text" if is_text(table) else "texts" if _is_list_of_text(table) else "other"
 
 
-def _is_text(hint: Any) -> bool:
+def is_text(hint: Any) -> bool:
+    """Tell whether a type holds texts only, or nothing."""
     origin, inside = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _is_text(inside[0])
+        return is_text(inside[0])
     if origin is Literal:
         return all(isinstance(each, str) for each in inside)
     if origin in (Union, UnionType):
-        return all(_is_text(each) for each in inside if each is not NoneType)
+        return all(is_text(each) for each in inside if each is not NoneType)
     return hint is str
 
 
@@ -117,4 +156,4 @@ def _is_list_of_text(hint: Any) -> bool:
     origin, inside = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _is_list_of_text(inside[0])
-    return origin in (tuple, list) and all(_is_text(each) for each in inside if each is not Ellipsis)
+    return origin in (tuple, list) and all(is_text(each) for each in inside if each is not Ellipsis)

@@ -72,7 +72,7 @@ class Catalogue:
         return load_custom(name, self._where(name), self.makes, classes_only=self.classes_only)
 
     def canonical(self, name: str) -> str:
-        """Return the name of the entry that is meant: case, hyphens and underscores do not matter."""
+        """Return the name of the entry that is meant: case, spaces, hyphens and underscores do not matter."""
         return self._named(name).entry
 
     def _named(self, name: str) -> Named:
@@ -257,6 +257,12 @@ class Catalogue:
         ]
         return found[0] if found else entry
 
+    def _stands_for(self, choice: Choice) -> str:
+        """Return what a name in the literature stands for, whose options the user may not have written."""
+        options = self._named(name := self.name_of(choice)).options
+        written = ", ".join(f"{key} = {as_toml(value)}" for key, value in options.items())
+        return f"{name}, which is {getattr(choice, self.key)} with {written}: " if written else ""
+
     def is_called(self, choice: Choice, name: str) -> bool:
         """Return whether a name, in any spelling, is that of the chosen entry or of it with its options."""
         choice, named = self.registered(choice), self._named(name)
@@ -301,7 +307,7 @@ class Catalogue:
                     if is_of_the_user(error):
                         raise
                     reason = system_line(error) if isinstance(error, OSError) else error
-                    raise ConfigError(f"[{self.table}] {reason}") from error
+                    raise ConfigError(f"[{self.table}] {self._stands_for(choice)}{reason}") from error
                 except TypeError as error:
                     if len(traceback.extract_tb(error.__traceback__)) > 1:
                         raise  # from inside the entry, not from the call

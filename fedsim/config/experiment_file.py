@@ -1,10 +1,11 @@
 """An experiment as a user gives it: a file or settings, and changes; what is wrong is found before torch is needed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsim.config.assignments import LISTS, is_text
 from fedsim.config.choices import CATALOGUES, custom_names, resolve
 from fedsim.config.config import Config
 from fedsim.config.custom import forget_changed
@@ -38,7 +39,11 @@ class Experiment:
 
 
 def read_experiment(
-    settings: str | Path | Mapping[str, Any], changes: Changes | None = None, name: str | None = None
+    settings: str | Path | Mapping[str, Any],
+    changes: Changes | None = None,
+    name: str | None = None,
+    *,
+    as_texts: Changes | None = None,
 ) -> Experiment:
     """Read and check an experiment.
 
@@ -50,6 +55,8 @@ def read_experiment(
         Values by path; they have the last word over the file, its sweep and its tuning.
     name
         Name of the folder of its runs: by default that of the file, or ``experiment``.
+    as_texts
+        Other values of some changes, for options that hold a text only.
 
     Raises
     ------
@@ -66,19 +73,50 @@ def read_experiment(
         if name in (".", ".."):
             raise ConfigError(f"{path}: its runs would be in a folder {name!r}; rename the file")
     changes = changes or {}
-    for key in map(".".join, changes):
-        _table(found, "sweep").pop(key, None)
-        tuned = _table(found, "tune")
-        if tuned.pop(key, None) is not None and not set(tuned) - {"rounds", "seed"}:
-            del found["tune"]
-    config = Config.parse(with_settings(found, changes), source)
+    config = Config.parse(_changed(found, changes), source)
+    runs = _checked_runs(config, source)
+    named = {name for each in runs for name in custom_names(each).values()}
+    forget_changed(named | set(_texts(config.tune.grid)) | set(config.callbacks))
+    if texts := {path: value for path, value in (as_texts or {}).items() if _holds_text(runs, path)}:
+        config = Config.parse(_changed(found, {**changes, **texts}), source)
+        _checked_runs(config, source)
+    return Experiment(config, name or NAME, source)
+
+
+def _checked_runs(config: Config, source: str) -> list[Config]:
+    """Return the runs of a sweep; what each of them chooses by name is known."""
     runs = config.runs(source)
     for each in runs:
         for catalogue in CATALOGUES.values():
             catalogue.check_name(getattr(getattr(each, catalogue.table), catalogue.key))
-    named = {name for each in runs for name in custom_names(each).values()}
-    forget_changed(named | set(_texts(config.tune.grid)) | set(config.callbacks))
-    return Experiment(config, name or NAME, source)
+    return runs
+
+
+def _changed(settings: dict[str, Any], changes: Changes) -> dict[str, Any]:
+    """Return settings with changes, which no list of values in the sweep or the tuning sets otherwise."""
+    for key in map(".".join, changes):
+        _table(settings, "sweep").pop(key, None)
+        tuned = _table(settings, "tune")
+        if tuned.pop(key, None) is not None and not set(tuned) - {"rounds", "seed"}:
+            del settings["tune"]
+    changed = with_settings(settings, changes)
+    for path, value in changes.items():
+        for listed in (_table(changed, name) for name in LISTS if len(path) > 1):
+            if isinstance(tables := listed.get(path[0]), list):  # whole tables, each of which has the change too
+                each_changed = [
+                    with_settings(each, {path[1:]: value}) if isinstance(each, dict) else each for each in tables
+                ]
+                listed[path[0]] = [each for place, each in enumerate(each_changed) if each not in each_changed[:place]]
+    return changed
+
+
+def _holds_text(runs: Iterable[Config], path: tuple[str, ...]) -> bool:
+    """Tell whether an option of what some run chooses by name holds a text only."""
+    table, _, option = (path[1] if path[0] in LISTS else ".".join(path)).partition(".")
+    catalogues = [each for each in CATALOGUES.values() if each.table == table]
+    chosen = dict.fromkeys((each, getattr(getattr(run, table), each.key)) for run in runs for each in catalogues)
+    fields = [catalogue.schema(name).model_fields.get(option) for catalogue, name in chosen]
+    return any(field is not None and is_text(field.annotation) for field in fields)
 
 
 def read_overrides(overrides: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:

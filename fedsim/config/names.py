@@ -1,14 +1,20 @@
 """Names that a user types: which entry is meant, and which misspelling is one beyond doubt."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
 # What many methods begin with, so that it says nothing about which one is meant.
 COMMON = ("flwr:", "fed")
+# What names may have between their parts: spaces, underscores, and hyphens and dashes of any length.
+BETWEEN = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")
 
 
 def canonical(name: str, known: Iterable[str]) -> str:
-    """Return the known name that differs in case, hyphens and underscores only; else the name as it is."""
+    """Return the known name that differs in case, spaces, hyphens and underscores only; else the name as it is.
+
+    Of options in parentheses behind a name, only case and spaces are free: a hyphen may be a minus.
+    """
     return {_spelled(each): each for each in known}.get(_spelled(name), name)
 
 
@@ -24,11 +30,12 @@ def meant(name: str, known: Iterable[str]) -> str | None:
 
 
 def _spelled(name: str) -> str:
-    return _folded(name).replace("_", "")
+    name, *options = name.lower().partition("(")
+    return BETWEEN.sub("", name) + "".join("".join(options).split())
 
 
 def _folded(name: str) -> str:
-    return name.lower().replace("-", "_")
+    return BETWEEN.sub("_", name.strip().lower())
 
 
 def _misspells(name: str, known: str) -> bool:

@@ -143,6 +143,11 @@ class Layers:
             matched = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
         if not matched and (pattern == "frozen" or fnmatch.filter(self.frozen, pattern)):
             raise ValueError(f"layer pattern {pattern!r} matches only frozen layers, which stay; {self._remedy()}")
+        if not matched and pattern == "norm":
+            raise ValueError(
+                f"layer pattern {pattern!r} matches nothing, as the model has no normalisation; choose one that has "
+                f"some, or other layers; {self._remedy()}"
+            )
         if not matched:
             raise ValueError(f"layer pattern {pattern!r} matches nothing; {self._remedy()}")
         return matched

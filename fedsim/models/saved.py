@@ -16,7 +16,7 @@ from fedsim.models.tensors import is_same
 
 NAMED = 5  # of several sets of weights, how many a message names
 LISTED = 3  # of several entries
-REMEDY = "choose the model and the options that it was trained with (--model and --set model.KEY=VALUE)"
+REMEDY = "choose the model and the options that it was trained with, by model.name and its other settings"
 logger = logging.getLogger(__name__)
 
 

@@ -96,6 +96,10 @@ MISTAKES = {
         r"layer pattern 'hed\*' matches nothing; layers are: fc1, fc2",
     ),
     "layer group of the barriers": (["--set", 'barriers.groups=["ful"]'], "'ful' matches nothing; layers are"),
+    "no normalisation for a name in the literature": (
+        ["--set", "strategy.name=Fed BN"],
+        r"\[strategy\] FedBN, which is layer_set with shared = \"!norm\": .*no normalisation; choose one that",
+    ),
     "no normalisation": (["--set", 'strategy={name="layer_set", shared="!norm"}'], "'norm' matches nothing"),
     "more clients than examples": (["--set", "clients=201"], "clients = 201 is more than the 200 training examples"),
     "clients that cannot be filled": (["--set", "clients=50"], "50 clients with at least 10 examples each need 500"),
@@ -120,10 +124,10 @@ MISTAKES = {
         "engine.cohort = 4: .*lstm.*; use 1",
     ),
     "jobs on ray": (["--engine", "ray", "--jobs", "2"], "--jobs 2 must be 1 with engine.name = 'ray'"),
-    "the same run twice": (["--set", "sweep.seed=[1, 1]"], "two of the 2 combinations are the same run"),
+    "the same run twice": (["--set", "sweep.seed=[1, 1]"], "1 and 2 are both FedAvg seed 1 .*: the same run"),
     "the same run twice, dry": (
         ["--dry-run", "--set", "sweep.seed=[1, 1]"],
-        "two of the 2 combinations are the same run",
+        "1 and 2 are both FedAvg seed 1 .*: the same run",
     ),
     "sweep of the engine": (["--set", 'sweep."engine.name"=["local", "ray"]'], "'engine.name' cannot be swept"),
     "misspelt key of a grid": (

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from fedsim.config import Config, parse_assignment
+from fedsim.config.assignments import parse_assignments
+from fedsim.config.experiment_file import read_experiment
 from fedsim.errors import ConfigError
 
 VALUES: dict[str, Any] = {
@@ -39,6 +41,9 @@ VALUES: dict[str, Any] = {
     "sweep.seed=[0,1]": [0, 1],
     "sweep.strategy.name=[full,FedPer]": ["full", "FedPer"],
     "sweep.data.name=[digits, 1]": ["digits", "1"],
+    "sweep.data.name=[1, 1e3]": ["1", "1e3"],
+    'barriers.groups=["a, b", 1]': ["a, b", "1"],
+    "barriers.groups=1": ["1"],
     'sweep.strategy=[{name="full"}]': [{"name": "full"}],
     "tune.local.lr=[0.1, 0.01]": [0.1, 0.01],
     "tune.metric=loss": "loss",
@@ -78,3 +83,36 @@ def test_a_text_where_a_number_belongs_is_named_with_the_rule() -> None:
     path, value = parse_assignment("rounds=ten")
     with pytest.raises(ConfigError, match='rounds = "ten": must be a valid integer'):
         Config.parse({path[0]: value, "clients": 2, "partition": {"scheme": "iid"}}, "study.toml")
+
+
+TABLE = {"rounds": 1, "clients": 2, "partition": {"scheme": "iid"}, "strategy": {"name": "layer_set"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("strategy.shared=1", ["1"]),
+        ("strategy.shared=1e3", ["1e3"]),
+        ("strategy.shared=true", ["true"]),
+        ("sweep.strategy.shared=[1, conv1]", ["1", "conv1"]),
+        ("sweep.strategy.shared=[1, 2]", ["1", "2"]),
+    ],
+)
+def test_an_option_that_holds_a_text_is_one_whatever_it_looks_like(text: str, values: list[str]) -> None:
+    changes, as_texts = parse_assignments([text])
+    configs = read_experiment(TABLE, changes, as_texts=as_texts).configs()
+    assert [config.strategy.options["shared"] for config in configs] == values
+
+
+def test_a_number_of_another_option_stays_one() -> None:
+    changes, as_texts = parse_assignments(["strategy.name=fedprox", "strategy.mu=1", "model.hidden=[7]"])
+    config = read_experiment(TABLE | {"model": {"name": "mlp"}}, changes, as_texts=as_texts).configs()[0]
+    assert (config.strategy.options["mu"], config.model.options["hidden"]) == (1, (7,))
+
+
+def test_a_change_has_the_last_word_over_whole_tables_of_a_sweep() -> None:
+    sweep = {"strategy": [{"name": "layer_set"}, {"name": "layer_set", "shared": "body"}, {"name": "full"}]}
+    configs = read_experiment(TABLE | {"sweep": sweep}, {("strategy", "buffers"): "personal"}).configs()
+    assert [config.strategy.buffers for config in configs] == ["personal"] * 3
+    configs = read_experiment(TABLE | {"sweep": sweep}, {("strategy", "name"): "layer_set"}).configs()
+    assert [config.strategy.options["shared"] for config in configs] == ["all", "body"]

@@ -7,7 +7,7 @@ import pytest
 from fedsim.config import Config
 from fedsim.config.catalogue import Catalogue
 from fedsim.config.choices import CATALOGUES, resolve
-from fedsim.config.names import meant
+from fedsim.config.names import canonical, meant
 from fedsim.config.naming import run_name
 from fedsim.errors import ConfigError
 from fedsim.lazy import Named
@@ -36,12 +36,19 @@ def config_of(name: str, **options: object) -> Config:
         ("Fed-Avg", "full"),
         ("SCAFFOLD", "scaffold"),
         ("pFedMe", "pfedme"),
+        ("FED PROX", "fedprox"),
+        (" p fed\u2011me ", "pfedme"),
     ],
 )
-def test_case_and_hyphens_do_not_matter_and_the_run_is_the_same(typed: str, name: str) -> None:
+def test_case_spaces_and_hyphens_do_not_matter_and_the_run_is_the_same(typed: str, name: str) -> None:
     assert config_of(typed) == config_of(name)
     assert config_of(typed).strategy.name == name
     assert run_name(config_of(typed)) == run_name(config_of(name))
+
+
+def test_a_minus_in_an_option_is_no_hyphen() -> None:
+    labels = ["FedX(mu=1)", "FedX(mu=-1)"]
+    assert [canonical(each, labels) for each in ("fed-x(MU = 1)", "FEDX(mu=-1)")] == labels
 
 
 @pytest.mark.parametrize(
@@ -51,6 +58,9 @@ def test_case_and_hyphens_do_not_matter_and_the_run_is_the_same(typed: str, name
         ("fed_per", "FedPer", "body"),
         ("lg-fedavg", "LG-FedAvg", "head"),
         ("LGFedAvg", "LG-FedAvg", "head"),
+        ("lg fed avg", "LG-FedAvg", "head"),
+        ("FED PER", "FedPer", "body"),
+        ("Fed-Per", "FedPer", "body"),
         ("FedBN", "FedBN", "!norm"),
     ],
 )

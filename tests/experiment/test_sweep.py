@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.sweep import sweep
 from fedsim.experiment.sweep.failure import Failure
-from fedsim.experiment.sweep.sweep import Run, name_runs, run_all
+from fedsim.experiment.sweep.sweep import Run, check, name_runs, run_all
 from fedsim.results import report
 from tests.conftest import TINY, heed_interrupts, run_files
 
@@ -153,8 +153,19 @@ def test_runs_that_differ_in_more_than_strategy_and_seed_have_names_of_their_own
         f"FedAvg seed 0 ({runs[1].folder.path.name})",
         "FedAvg seed 1",
     ]
-    with pytest.raises(ConfigError, match="two of the 2 combinations are the same run"):
+    with pytest.raises(ConfigError, match=r"1 and 2 are both FedAvg seed 0 .*: the same run"):
         name_runs([tiny(), tiny()], tmp_path)
+
+
+def test_runs_that_average_the_same_layers_are_named_once(
+    tiny: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = [{"name": "layer_set", "shared": shared} for shared in ("body", "!head", "head")]
+    check(name_runs([tiny(strategy=each) for each in shared], tmp_path))
+    assert caplog.messages == [
+        "FedPer seed 0 and layer_set(shared=!head) seed 0 average the same layers and give the same numbers; one of "
+        "them is enough"
+    ]
 
 
 def test_a_mistake_in_the_last_run_is_found_before_the_first_begins(

@@ -1,5 +1,6 @@
 """An experiment before it is run: a summary, the settings of all runs, and a table of what differs."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from fedsim.experiment.planning.duration import Earlier, timed_step
 from fedsim.experiment.planning.states import Standing, standings
 from fedsim.experiment.planning.work import Work, work_of
 from fedsim.experiment.run import prepare
+from fedsim.experiment.sweep.alike import Alike
 from fedsim.experiment.sweep.jobs import Jobs, choose_jobs, processes_that_fit
 from fedsim.experiment.sweep.processes import may_start
 from fedsim.experiment.sweep.sweep import Run, name_runs
@@ -25,6 +27,7 @@ from fedsim.federation.participants import participants
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.comparing.units import format_bytes, format_count, format_duration
 
+logger = logging.getLogger(__name__)
 SECTION_LINES = 14  # of a part of a run, of which the others are shown on request
 KINDS = ("done", "running", "resumed", "continued", "new")
 
@@ -88,14 +91,20 @@ def plan(experiment: Experiment, out: Path, asked: int | None = None, *, accept_
     tunings = tunings_of(experiment.config, experiment.source) if experiment.config.tune.is_wanted else []
     runs = name_runs(experiment.configs(), folder, accept_versions=accept_versions)
     earlier, steps = Earlier(folder), dict[str, float]()
-    planned = [_planned(run, standing, earlier, steps) for run, standing in zip(runs, standings(runs), strict=True)]
+    alike = Alike()
+    planned = [
+        _planned(run, standing, earlier, steps, alike) for run, standing in zip(runs, standings(runs), strict=True)
+    ]
+    for note in alike.notes():
+        logger.warning(note)
     todo = [each.run.config for each in planned if each.standing.kind != "done"]
     jobs = choose_jobs(todo, asked, processors(), processes_that_fit(), may_start()) if todo else None
     return Overview(experiment, folder, planned, tunings, jobs)
 
 
-def _planned(run: Run, standing: Standing, earlier: Earlier, steps: dict[str, float]) -> PlannedRun:
+def _planned(run: Run, standing: Standing, earlier: Earlier, steps: dict[str, float], alike: Alike) -> PlannedRun:
     federation, strategy = prepare(run.config)
+    alike.add(run.name, run.config, strategy)
     work = work_of(federation, strategy)
     timed = earlier.seconds_of_round(run.config)
     if timed is None:

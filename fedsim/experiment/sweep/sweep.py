@@ -19,6 +19,7 @@ from fedsim.experiment.beginning import check_versions
 from fedsim.experiment.finished import FinishedRun
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.run import Parts
+from fedsim.experiment.sweep.alike import Alike, check_distinct
 from fedsim.experiment.sweep.failure import AGAIN, Failure, cause_of_death, failure_of
 from fedsim.experiment.sweep.jobs import Jobs, choose_jobs, processes_that_fit
 from fedsim.experiment.sweep.logged import Logged, warnings_to
@@ -106,9 +107,8 @@ def name_runs(
     with looking_once():
         folders = [RunFolder(out / naming.run_name(config)) for config in configs]
         files = [counted_files(config) for config in configs]
-    if len({folder.path for folder in folders}) < len(folders):
-        raise ConfigError(f"[sweep]: two of the {len(configs)} combinations are the same run; remove one of them")
     names = [f"{CATALOGUES['strategies'].label(config.strategy)} seed {config.seed}" for config in configs]
+    check_distinct([folder.path.name for folder in folders], names)
     alike = Counter(names)
     return [
         Run(
@@ -231,11 +231,12 @@ def check(runs: Sequence[Run]) -> Parts:
     ConfigError
         For the first mistake.
     """
-    first = None
+    first, alike = None, Alike()
     with looking_once():
         for run in runs:
             path = run.folder.path
             parts = experiment.prepare(run.config)
+            alike.add(run.name, run.config, parts[1])
             first = first or parts
             if not run.accept_versions and experiment.rounds_done(run.folder):
                 check_versions(run.folder)
@@ -243,6 +244,8 @@ def check(runs: Sequence[Run]) -> Parts:
             if not existing.is_dir() or not os.access(existing, os.W_OK):
                 raise ConfigError(f"run folder {path} cannot be written: {existing} does not allow it; use --out")
     assert first is not None
+    for note in alike.notes():
+        logger.warning(note)
     return first
 
 

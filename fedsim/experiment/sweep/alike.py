@@ -1,0 +1,66 @@
+"""Runs of a sweep that are one run, or that give the same numbers under two names."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fedsim.config import Config, naming
+from fedsim.errors import ConfigError
+from fedsim.strategy import Strategy
+
+NAMED = 3  # groups of equal combinations
+
+
+def check_distinct(folders: Sequence[str], names: Sequence[str]) -> None:
+    """Check that no two combinations of a sweep are one run.
+
+    Parameters
+    ----------
+    folders
+        Names of the runs' folders, which equal runs share.
+    names
+        What the runs are called.
+
+    Raises
+    ------
+    ConfigError
+        If two are.
+    """
+    places: dict[str, list[int]] = {}
+    for place, folder in enumerate(folders, start=1):
+        places.setdefault(folder, []).append(place)
+    equal = [
+        f"{', '.join(map(str, each[:-1]))} and {each[-1]} are all {names[each[0] - 1]} ({folder})"
+        if len(each) > 2
+        else f"{each[0]} and {each[1]} are both {names[each[0] - 1]} ({folder})"
+        for folder, each in places.items()
+        if len(each) > 1
+    ]
+    if equal:
+        more = f"; and {len(equal) - NAMED} more" if len(equal) > NAMED else ""
+        raise ConfigError(
+            f"[sweep]: of the {len(folders)} combinations, {'; '.join(equal[:NAMED])}{more}: the same run; remove all "
+            "but one"
+        )
+
+
+class Alike:
+    """Runs that differ only in how they write the layers that are averaged, such as ``body`` and ``!head``."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+
+    def add(self, name: str, config: Config, strategy: Strategy) -> None:
+        """Add a run with its strategy."""
+        changed: dict[str, Any] = naming.changed_settings(config)
+        options = dict(changed.get("strategy", {}))
+        if "shared" in options:
+            options["shared"] = sorted(strategy.group)
+        key = json.dumps([changed | {"strategy": options}, config.seed], sort_keys=True, default=str)
+        self._names.setdefault(key, []).append(name)
+
+    def notes(self) -> Iterator[str]:
+        """Yield a line for each set of such runs."""
+        for names in self._names.values():
+            if len(names) > 1:
+                yield f"{' and '.join(names)} average the same layers and give the same numbers; one of them is enough"
