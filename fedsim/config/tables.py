@@ -45,6 +45,9 @@ class DataConfig(Choice):
         Name of the data set, or a custom function, as ``module:function``.
     train_examples, test_examples
         Size of a sample of the training or test set in which each class keeps its share (default: all).
+    server_examples
+        Number of training examples that the server holds and no client gets, drawn in the same way: for methods that
+        learn on the server (default: none).
     flip
         Whether half of the training images are mirrored.
     crop
@@ -57,6 +60,7 @@ class DataConfig(Choice):
     name: str = "digits"
     train_examples: Annotated[int, Field(ge=1)] | None = None
     test_examples: Annotated[int, Field(ge=1)] | None = None
+    server_examples: Annotated[int, Field(ge=1)] | None = None
     flip: bool = False
     crop: Annotated[int, Field(ge=0)] = 0
     task: Literal["auto", "classification", "next-token", "binary", "multi-label", "regression"] = "auto"

@@ -60,6 +60,7 @@ def _prepared(config: Config) -> Parts:
             f"{config.data.name!r} are tokens, which have no small perturbations; use []"
         )
     strategy = making.make_strategy(config, federation.model(), inputs)
+    strategy.server_data, strategy.training_loss = federation.data.server(), federation.objective
     check_groups(federation)
     check_matching(federation)
     check_examples(federation)
@@ -69,6 +70,7 @@ def _prepared(config: Config) -> Parts:
     if "fine-tuned" in config.evaluation.models:
         fine_tuned_layers(federation, strategy)
     _check_validation(federation, strategy)
+    _check_server_data(strategy, config)
     wanted = config.engine.gpus_per_worker
     if config.engine.name == "ray" and config.engine.address is None and wanted and not torch.cuda.is_available():
         raise ConfigError(f"engine.gpus_per_worker = {wanted} but this machine has no GPU; use 0")
@@ -93,6 +95,15 @@ def _check_validation(federation: Federation, strategy: Strategy) -> None:
         raise ConfigError(
             f"strategy.name = {federation.config.strategy.name!r} decides by validation data, and no client has any; "
             f"{remedy}, or choose another strategy"
+        )
+
+
+def _check_server_data(strategy: Strategy, config: Config) -> None:
+    """Check that the server holds examples where the method learns on them."""
+    if strategy.needs_server_data and strategy.server_data is None:
+        raise ConfigError(
+            f"strategy.name = {config.strategy.name!r} learns on examples of the server, and it holds none; let "
+            "data.server_examples be 2 % of the training examples, or choose another strategy"
         )
 
 

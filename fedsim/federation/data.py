@@ -16,7 +16,7 @@ from fedsim.data.fingerprint import looking_once
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.data.tasks import label_shares
 from fedsim.federation.participants import unseen
-from fedsim.federation.split import sample_positions, split_of
+from fedsim.federation.split import held_by_server, sample_positions, split_of
 from fedsim.seeds import rng
 from fedsim.training.targets import IGNORED
 from partitions import LabelCounts, Split
@@ -122,6 +122,11 @@ class FederatedData:
             test = test[torch.from_numpy(chosen).to(test.targets.device)]
         return self.dataset.normalise(test.inputs), test.targets
 
+    def server(self) -> InputsAndTargets | None:
+        """Return the training examples that the server holds, normalised; None if it holds none."""
+        held = held_by_server(self.config, self.dataset)
+        return self._select(held) if len(held) else None
+
     def train_sample(self, examples: int) -> InputsAndTargets:
         """Return a fixed stratified sample of what the clients train on, normalised: all if it has fewer."""
         return self._sample(self.trained_on, examples, "calibration sample")
@@ -197,7 +202,7 @@ class _Part:
 
 
 def _dataset(config: Config) -> Dataset:
-    settings = config.data.model_dump_json(exclude={"train_examples", "test_examples"})
+    settings = config.data.model_dump_json(exclude={"train_examples", "test_examples", "server_examples"})
     return _read(_Part(settings, content.versions(config, "data"), config))
 
 

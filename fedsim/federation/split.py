@@ -28,13 +28,37 @@ def split_of(config: Config, dataset: Dataset) -> Split:
     """
     if config.partition.scheme == "saved":
         return _saved(config, dataset)
-    chosen = sample_positions(config, dataset.labels, config.data.train_examples, "train", dataset.name)
+    chosen = np.setdiff1d(_sample_of(config, dataset), held_by_server(config, dataset))
     if config.clients > len(chosen):
         raise ConfigError(
             f"clients = {config.clients} is more than the {len(chosen)} training examples of {dataset.name!r}; "
             "use fewer clients"
         )
     return _split(config, dataset, chosen)
+
+
+def held_by_server(config: Config, dataset: Dataset) -> np.ndarray:
+    """Return the positions in the training set of the examples that the server holds, stratified by class.
+
+    Raises
+    ------
+    ConfigError
+        If it would hold all.
+    """
+    wanted = config.data.server_examples
+    if wanted is None:
+        return np.arange(0)
+    chosen = _sample_of(config, dataset)
+    if wanted >= len(chosen):
+        raise ConfigError(
+            f"data.server_examples = {wanted} leaves the clients none of the {len(chosen)} training examples of "
+            f"{dataset.name!r}; use fewer"
+        )
+    return chosen[stratified(dataset.labels[chosen], wanted, rng(config.seed, "server examples"))]
+
+
+def _sample_of(config: Config, dataset: Dataset) -> np.ndarray:
+    return sample_positions(config, dataset.labels, config.data.train_examples, "train", dataset.name)
 
 
 def sample_positions(config: Config, labels: np.ndarray, wanted: int | None, part: str, name: str) -> np.ndarray:
@@ -125,7 +149,7 @@ def _labels(config: Config, dataset: Dataset) -> np.ndarray:
 
 
 def _saved(config: Config, dataset: Dataset) -> Split:
-    given = {"data.train_examples": config.data.train_examples is not None}
+    given = {f"data.{name}": getattr(config.data, name) is not None for name in ("train_examples", "server_examples")}
     for name in ("validation", "test"):
         default = type(config.partition).model_fields[name].default
         given[f"partition.{name}"] = getattr(config.partition, name) != default

@@ -18,6 +18,7 @@ from fedsim.strategy.options import Count, Decay, Declared, Setting, check_clien
 from fedsim.strategy.participants import draw_unseen
 from fedsim.strategy.updates import ClientUpdate, Received, check_average
 from fedsim.training import ClientRule, LocalPlan, Sets
+from fedsim.training.losses import CROSS_ENTROPY
 from fedsim.training.overrides import check_overrides
 
 Buffers = Literal["shared", "personal", "recompute"]
@@ -59,6 +60,10 @@ class Hooks:
     memory
         What the method remembers between rounds, as a tree of tensors. It is in every checkpoint, and before
         `aggregate` it is on the device of the updates, as the global model is.
+    server_data
+        Training examples that the server holds, normalised inputs and targets, where the run gives it some.
+    training_loss
+        The loss of the run, such as cross-entropy.
     exchange
         When each layer was averaged and each client took part: what a client takes follows from it.
     clients
@@ -66,6 +71,8 @@ class Hooks:
     partial
         Whether a client may leave out some of the layers that it was asked for, and send more sets or fewer than
         others; `aggregate` must then be the strategy's own.
+    needs_server_data
+        Whether the method learns on examples of the server: a run in which it holds none is refused.
 
     Raises
     ------
@@ -77,6 +84,7 @@ class Hooks:
 
     client_rule: ClassVar[type[ClientRule]] = ClientRule
     partial: ClassVar[bool] = False
+    needs_server_data: ClassVar[bool] = False
 
     participation: Annotated[float, Gt(0), Le(1)] = Setting(
         1.0, "Share of the clients that train in a round, of those that are not unseen."
@@ -122,6 +130,8 @@ class Hooks:
             raise ValueError(f"shared = {values['shared']!r} names {min(frozen)}, which is frozen and never travels")
         self.parameters = self.layers.keys(self.layers.names, buffers=False)
         self.model, self.inputs = model, inputs
+        self.server_data: tuple[Tensor, Tensor] | None = None
+        self.training_loss = CROSS_ENTROPY
         self.global_model: Params = {}
         self.memory: Memory = {}
         self.clients = 0

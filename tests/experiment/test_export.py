@@ -55,7 +55,7 @@ def tied(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 TIED = {"name": f"{__name__}:tied"}
 SETTINGS: dict[str, Any] = {
-    "data": {"name": "digits", "train_examples": 120, "test_examples": 30},
+    "data": {"name": "digits", "train_examples": 130, "test_examples": 30, "server_examples": 10},
     "clients": 4,
     "unseen": 0.2,  # client 1
     "participation": 0.5,

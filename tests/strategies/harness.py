@@ -90,6 +90,9 @@ class MadeUpData:
         inputs, targets = examples(len(self.clients), "test", 6)
         return inputs[:count], targets[:count]
 
+    def server(self) -> Batch:
+        return examples(len(self.clients), "server", 7)
+
     def train_sample(self, examples: int) -> Batch:
         inputs, targets = (torch.cat(parts) for parts in zip(*(each.train for each in self.clients), strict=True))
         return inputs[:examples], targets[:examples]
@@ -161,6 +164,7 @@ class Play:
         )
         model, inputs = copy.deepcopy(self.model), self.federation.calibration()
         self.strategy = making.make_strategy(self.config, model, inputs)
+        self.strategy.server_data = self.federation.data.server()
         self.strategy.set_global_model(self.federation.initial)
         self.engine = LocalEngine(lambda: client_app(self.federation, cohort), len(sizes), workers=1)
         weakref.finalize(self, self.engine.close)

@@ -175,6 +175,7 @@ MOVES_EQUAL_MODELS = {
     "fedadagrad": "the server steps by its own step size",
     "feddyn": "the server remembers what clients have moved",
     "fedlws": "the average shrinks",
+    "fedlaw": "the average shrinks",
     "elastic": "equally sensitive clients move by tau",
 }
 

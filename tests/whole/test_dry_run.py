@@ -56,7 +56,8 @@ MORE_THAN_LAYERS = {
 
 @pytest.mark.parametrize("name", CATALOGUES["strategies"].entries)
 def test_a_dry_run_describes_every_strategy(name: str, tiny: Callable[..., Config]) -> None:
-    text = describe_run(tiny(strategy={"name": name, **OPTIONS.get(name, {})}))
+    server = {"data__server_examples": 5} if name == "fedlaw" else {}
+    text = describe_run(tiny(strategy={"name": name, **OPTIONS.get(name, {})}, **server))
     assert "in all rounds: " in text
     assert "from round 1: " in text
     assert ("not counted: parameter sets" in text) == (name in MORE_THAN_LAYERS)
