@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.models.averaging import weighted_mean
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Count, Finished, Local, Option, Sets, Share, Strategy
 
@@ -76,8 +75,7 @@ class FedCac(Strategy):
     def sets_for(self, server_round: int, client: int) -> Sets:
         if str(client) not in self.memory.get("model", {}):
             return {}
-        members = [self.memory["model"][other] for other in self.similar()[str(client)]]
-        return {CUSTOMISED: weighted_mean(members, [1.0] * len(members), self.dtype)}
+        return {CUSTOMISED: self.mixture(self.memory["model"], dict.fromkeys(self.similar()[str(client)], 1.0))}
 
     def similar(self) -> dict[str, list[str]]:
         """Return, for each client, itself and those whose masks overlap with its own by at least the threshold."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import cosine_similarity
 
-from fedsim.models.averaging import weighted_mean
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, CountOrZero, Option, Strategy
@@ -46,10 +45,7 @@ class PFedSim(Strategy):
         if server_round <= self.warm_up or str(client) not in self.memory.get("body", {}):
             return super().for_client(server_round, client)
         weights = {other: float(self.memory["weights"][client, int(other)]) for other in self.memory["body"]}
-        alike = [other for other in sorted(weights, key=int) if weights[other] > 0]
-        return weighted_mean(
-            [self.memory["body"][other] for other in alike], [weights[other] for other in alike], self.dtype
-        )
+        return self.mixture(self.memory["body"], weights)
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         if "weights" not in self.memory:

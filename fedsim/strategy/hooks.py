@@ -244,6 +244,11 @@ class Hooks:
         weights = [update.num_examples for update in updates] if weights is None else weights
         return weighted_mean(members, weights, self.dtype)
 
+    def mixture(self, members: Mapping[str, Params], weights: Mapping[str, float]) -> Params:
+        """Return a client's own mean of what others have sent, by client as text; those of weight 0 are left out."""
+        chosen = [client for client in sorted(weights, key=int) if weights[client] > 0]
+        return weighted_mean([members[client] for client in chosen], [weights[client] for client in chosen], self.dtype)
+
     def toward(self, mean: Params, share: float) -> Params:
         """Return parameters that go a share of the way from the global model to ``mean``, and buffers of ``mean``."""
         return {
