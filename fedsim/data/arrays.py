@@ -127,10 +127,11 @@ def dataset_from(
         is_text = train.inputs.dtype == torch.int64
         tokens = _vocabulary(train, test, vocabulary, where) if is_text else ()
         mean, std = ((), ()) if is_text else statistics(train.inputs, scale)
-        return Dataset(name, train, test, names, scale, mean, std, ids, tokens, task)
+        return Dataset(name, train, test, names, scale, mean, std, ids, tokens, task, fitted=not is_text)
     if train.inputs.dtype != torch.int64:
         mean, std = statistics(train.inputs, scale)
-        return Dataset(name, train, test, names or _numbered(train, test, where), scale, mean, std, ids)
+        known = names or _numbered(train, test, where)
+        return Dataset(name, train, test, known, scale, mean, std, ids, fitted=True)
     tokens = _vocabulary(train, test, vocabulary, where)
     if targets == "tokens" or task == "next-token" or (targets == "auto" and _follow(train)):
         largest = max(int(labels_of(part.targets).max()) for part in (train, test))

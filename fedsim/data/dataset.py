@@ -1,6 +1,6 @@
 """A data set in memory, and the normalisation of its inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
@@ -83,6 +83,9 @@ class Dataset:
         the next token is predicted.
     task
         What is learnt: a name in `fedsim.training.tasks.TASKS`, or ``auto`` for what the targets are.
+    fitted
+        Whether ``mean`` and ``std`` are those of the training inputs, and no numbers of their own. Clients test and
+        validate on a part of these inputs, so that a run takes the statistics of those that clients train on.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Dataset:
     ids: Mapping[str, np.ndarray] = field(default_factory=dict)
     vocabulary: tuple[str, ...] = ()
     task: str = "auto"
+    fitted: bool = False
 
     @property
     def outputs(self) -> int:
@@ -126,13 +130,27 @@ class Dataset:
         """
         if inputs.dtype == torch.int64 or inputs.is_complex():
             return inputs
-        normalised = inputs.float() / self.scale
+        # In float32, a time in seconds would lose its digits before its mean is subtracted.
+        values = inputs if inputs.dtype == torch.float64 else inputs.float()
+        normalised = values / self.scale
         if self.mean:
             shape = (1, -1) + (1,) * (inputs.ndim - 2)
-            mean = torch.tensor(self.mean, device=inputs.device).view(shape)
-            std = torch.tensor(self.std, device=inputs.device).view(shape)
-            normalised = (normalised - mean) / std
+            mean, std = (torch.tensor(each, dtype=values.dtype, device=inputs.device) for each in (self.mean, self.std))
+            normalised = (normalised - mean.view(shape)) / std.view(shape)
+        normalised = normalised.float()
         return channels_last(normalised) if inputs.ndim == 4 else normalised
+
+    def fitted_to(self, positions: np.ndarray) -> Self:
+        """Return the data set normalised by the statistics of some training examples only, if by any of its inputs."""
+        if not self.fitted:
+            return self
+        mean, std = channel_statistics(self.train.inputs, self.scale, positions)
+        found = replace(self, mean=mean, std=std)
+        if self.train.inputs.dtype != torch.float64:
+            return found
+        # Once normalised, they need no more than float32, which is all that some devices have.
+        parts = (replace(part, inputs=found.normalise(part.inputs)) for part in (self.train, self.test))
+        return replace(found, train=next(parts), test=next(parts), mean=(), std=(), scale=1.0, fitted=False)
 
     def to(self, device: torch.device) -> Self:
         """Return the data set with its tensors on ``device``."""
@@ -144,7 +162,7 @@ def image_dataset(
 ) -> Dataset:
     """Return a data set of uint8 images, normalised by the statistics of its training images."""
     mean, std = channel_statistics(train.inputs, 255.0)
-    return Dataset(name, train, test, classes, 255.0, mean, std, ids or {})
+    return Dataset(name, train, test, classes, 255.0, mean, std, ids or {}, fitted=True)
 
 
 def numbered(values: ArrayLike) -> np.ndarray:
@@ -152,26 +170,44 @@ def numbered(values: ArrayLike) -> np.ndarray:
     return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def channel_statistics(inputs: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(
+    inputs: Tensor, scale: float, positions: np.ndarray | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of ``inputs / scale``; a constant channel has deviation 1.
 
     Parameters
     ----------
     inputs
         Shape [n, channels, ...].
+    positions
+        The examples that count: all by default.
     """
-    channels = inputs.shape[1]
-    sums = torch.zeros(2, channels, dtype=torch.float64)
-    for chunk in inputs.split(STATISTICS_CHUNK):
-        # NumPy's sums do not depend on the number of threads, as torch's do.
-        values = chunk.transpose(0, 1).reshape(channels, -1).double().numpy()
-        sums += torch.from_numpy(np.stack([values.sum(1), np.square(values).sum(1)]))
-    count = inputs.numel() / channels
-    mean, square = sums[0] / (count * scale), sums[1] / (count * scale**2)
-    std = (square - mean.square()).clamp(min=0).sqrt()
+    sums = _sums(inputs, positions, 0.0)
+    count = (len(inputs) if positions is None else len(positions)) * (inputs[0].numel() / inputs.shape[1])
+    mean = sums[0] / count
+    if inputs.dtype != torch.uint8:  # of which sums are exact; the square of a large mean leaves no digits to others
+        sums = _sums(inputs, positions, mean)
+    shift = (sums[0] / count) ** 2
+    std = np.sqrt(np.maximum(sums[1] / count - shift, 0)) / scale
+    mean = mean / scale
     # Rounding can leave a constant channel a tiny variance, which must not be divided by.
-    std = torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0)
+    std = np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1.0)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _sums(inputs: Tensor, positions: np.ndarray | None, shift: ArrayLike) -> np.ndarray:
+    """Return the sums of the values and of their squares, minus a shift, by channel."""
+    channels = inputs.shape[1]
+    sums = np.zeros((2, channels))
+    if positions is None:
+        chunks: Iterable[Tensor] = inputs.split(STATISTICS_CHUNK)
+    else:
+        chunks = (inputs[each] for each in torch.from_numpy(positions).to(inputs.device).split(STATISTICS_CHUNK))
+    for chunk in chunks:
+        # NumPy's sums do not depend on the number of threads, as torch's do.
+        values = chunk.transpose(0, 1).reshape(channels, -1).double().cpu().numpy() - np.reshape(shift, (-1, 1))
+        sums += [values.sum(1), np.square(values).sum(1)]
+    return sums
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -161,4 +161,4 @@ def _read(cache: Path, images: Sorted) -> Dataset:
     train, test = (Examples(load(split, mmap_mode="c"), load(f"{split}_targets")) for split in ("train", "test"))
     mean, std = json.loads((cache / "statistics.json").read_text())
     ids = {"site": numbered(images.sites)} if images.sites else {}
-    return Dataset("image-folder", train, test, images.classes, 255.0, tuple(mean), tuple(std), ids)
+    return Dataset("image-folder", train, test, images.classes, 255.0, tuple(mean), tuple(std), ids, fitted=True)

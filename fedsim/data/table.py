@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fedsim.data.dataset import Dataset, Examples, evenly_spaced, numbered
+from fedsim.data.dataset import Dataset, Examples, channel_statistics, evenly_spaced, numbered
 from fedsim.data.places import user_path
 from fedsim.errors import first_line
 from fedsim.memory import check_fits
@@ -75,15 +75,20 @@ def table(
     if not encoders:
         raise ValueError(f"{place} has no columns besides target and id; a model needs at least one feature")
     check_fits(8 * (len(train) + len(test)) * sum(each.width for each in encoders), f"{place}, encoded,")
-    inputs = _standardised(*(_inputs(part, encoders, place) for part in (train, test)))
+    # In float64, as float32 has too few digits for a time in seconds.
+    inputs = [torch.from_numpy(_inputs(part, encoders, place)) for part in (train, test)]
+    mean, std = channel_statistics(inputs[0], 1.0)
     targets, classes = _targets(train, test, target, task, place)
     return Dataset(
         place.stem,
         Examples(inputs[0], targets[0]),
         Examples(inputs[1], targets[1]),
         classes,
+        mean=mean,
+        std=std,
         ids={name: numbered(train[name].astype(str)) for name in id},
         task=task,
+        fitted=True,
     )
 
 
@@ -189,16 +194,6 @@ def _encoder(column: pd.Series, is_categorical: bool, place: Path) -> _Encoder:
 
 def _is_number(column: pd.Series) -> bool:
     return bool(pd.api.types.is_numeric_dtype(column.dtype))
-
-
-def _standardised(train: np.ndarray, test: np.ndarray) -> list[torch.Tensor]:
-    """Return features by the mean and deviation of the training rows; a constant feature is 0 in all of these.
-
-    In float64, as float32 has too few digits for a time in seconds.
-    """
-    mean, std = train.mean(axis=0), train.std(axis=0)
-    scale = np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1.0)
-    return [torch.from_numpy((part - mean) / scale).float() for part in (train, test)]
 
 
 def _inputs(rows: pd.DataFrame, encoders: Sequence[_Encoder], place: Path) -> np.ndarray:

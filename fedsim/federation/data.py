@@ -19,7 +19,7 @@ from fedsim.federation.participants import unseen
 from fedsim.federation.split import held_by_server, sample_positions, split_of
 from fedsim.seeds import rng
 from fedsim.training.targets import IGNORED
-from partitions import LabelCounts, Split
+from partitions import LabelCounts, Partition, Split
 
 InputsAndTargets = tuple[Tensor, Tensor]
 SPLIT_BY = {"clients", "seed", "data", "partition"}  # what a split depends on
@@ -133,19 +133,12 @@ class FederatedData:
 
     def validation_sample(self, examples: int) -> InputsAndTargets:
         """Return a fixed stratified sample of what the clients validate on, normalised: all if it has fewer."""
-        return self._sample(self._seen("validation"), examples, "validation sample")
+        return self._sample(_seen(self.split.validation, self.config), examples, "validation sample")
 
     @cached_property
     def trained_on(self) -> np.ndarray:
         """Positions in the training set that the clients train on, in ascending order, without unseen clients'."""
-        return self._seen("train")
-
-    def _seen(self, part: str) -> np.ndarray:
-        positions, never = getattr(self.split, part), set(unseen(self.config))
-        if not never:
-            return np.sort(positions.indices)
-        seen = [client for client in range(self.config.clients) if client not in never]
-        return np.sort(np.concatenate([positions[client] for client in seen]))
+        return _seen(self.split.train, self.config)
 
     def _sample(self, held: np.ndarray, examples: int, name: str) -> InputsAndTargets:
         stream = rng(self.config.seed, name)
@@ -164,6 +157,14 @@ class FederatedData:
         return self.dataset.normalise(chosen.inputs), chosen.targets
 
 
+def _seen(positions: Partition, config: Config) -> np.ndarray:
+    """Return the positions of all clients but unseen ones, in ascending order."""
+    never = set(unseen(config))
+    if not never:
+        return np.sort(positions.indices)
+    return np.sort(np.concatenate([positions[client] for client in range(config.clients) if client not in never]))
+
+
 def federated_data_of(config: Config) -> FederatedData:
     """Read the data of a resolved config, once per process, and split them across the clients.
 
@@ -179,6 +180,7 @@ def federated_data_of(config: Config) -> FederatedData:
     if len(tested) < len(labels):
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
     split = _split(_Part(config.model_dump_json(include=SPLIT_BY), files, config))
+    dataset = dataset.fitted_to(_seen(split.train, config))
     data = FederatedData(config, dataset, split, len(labels), tested)
     _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
     return data

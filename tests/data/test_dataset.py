@@ -45,11 +45,16 @@ def test_the_last_target_of_a_sequence_is_its_label() -> None:
     assert Examples(targets, targets).labels.tolist() == [3, 0]
 
 
+@pytest.mark.parametrize("positions", [None, np.arange(0, 5000, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
 @pytest.mark.parametrize("shape", [(3, 4, 5), (6,)])
-def test_channel_statistics_agree_with_torchs_own(shape: tuple[int, ...]) -> None:
-    inputs = torch.rand(5000, *shape, generator=torch.Generator().manual_seed(0)) * 7
-    mean, std = channel_statistics(inputs, 7.0)
-    values = (inputs / 7).transpose(0, 1).flatten(1).double()
+def test_channel_statistics_agree_with_torchs_own(
+    shape: tuple[int, ...], dtype: torch.dtype, positions: np.ndarray | None
+) -> None:
+    inputs = (torch.rand(5000, *shape, generator=torch.Generator().manual_seed(0)) * 7).to(dtype)
+    mean, std = channel_statistics(inputs, 7.0, positions)
+    counted = inputs if positions is None else inputs[torch.from_numpy(positions)]
+    values = (counted.double() / 7).transpose(0, 1).flatten(1)
     assert mean == pytest.approx(values.mean(1).tolist(), abs=1e-7)
     assert std == pytest.approx(values.std(1, correction=0).tolist(), abs=1e-7)
 

@@ -82,6 +82,8 @@ def test_pictures_are_read_once_and_mapped_by_every_process() -> None:
     assert found.test.inputs[3].tolist() == Pictures(12, 1).pixels[3].transpose(2, 0, 1).tolist()
     assert found.classes == ("cat", "dog", "owl")
     assert (found.mean, found.std) == channel_statistics(pixels, 255.0)
+    some = np.array([1, 4, 20])
+    assert (found.fitted_to(some).mean, found.fitted_to(some).std) == channel_statistics(pixels[some], 255.0)
     Pictures.reads = 0
     again = as_dataset(pair(), "mine:pair")
     assert torch.equal(again.train.inputs, pixels)

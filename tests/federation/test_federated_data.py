@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from fedsim.config import Config, naming
+from fedsim.data import Dataset, Examples
 from fedsim.errors import ConfigError
 from fedsim.federation.data import federated_data_of
 from fedsim.federation.pfllib import write_pfllib
@@ -31,6 +33,57 @@ def test_the_sets_of_all_clients_are_disjoint_parts_of_the_sample(toy: Callable[
     expected = data.dataset.train[torch.from_numpy(data.split.validation[1])]
     assert torch.equal(inputs, data.dataset.normalise(expected.inputs))
     assert torch.equal(targets, expected.targets)
+
+
+Written = Callable[[Path, np.ndarray, np.ndarray], dict[str, object]]
+
+
+def as_arrays(folder: Path, train: np.ndarray, test: np.ndarray) -> dict[str, object]:
+    """Write inputs as a file of arrays; return ``[data]``."""
+    targets = {f"{part}_targets": np.arange(len(inputs)) % 2 for part, inputs in (("train", train), ("test", test))}
+    np.savez(folder / "x.npz", train_inputs=train, test_inputs=test, **targets)
+    return {"name": "arrays", "path": str(folder / "x.npz")}
+
+
+def as_bytes(folder: Path, train: np.ndarray, test: np.ndarray) -> dict[str, object]:
+    """Write inputs as bytes of images."""
+    return as_arrays(folder, *(each[:, None].clip(0, 255).astype(np.uint8) for each in (train, test)))
+
+
+def as_table(folder: Path, train: np.ndarray, test: np.ndarray) -> dict[str, object]:
+    """Write inputs as tables, with a column of texts."""
+    for part, inputs in (("train", train), ("test", test)):
+        rows = pd.DataFrame(inputs.reshape(len(inputs), -1)).add_prefix("x")
+        rows.assign(text=np.where(np.arange(len(rows)) % 3, "a", "b"), label=np.arange(len(rows)) % 2).to_csv(
+            folder / f"{part}.csv", index=False
+        )
+    return {"name": "table", "path": str(folder), "target": ["label"]}
+
+
+@pytest.mark.parametrize("written", [as_arrays, as_bytes, as_table])
+def test_what_is_held_out_has_no_part_in_the_normalisation(
+    written: Written, toy: Callable[..., Config], tmp_path: Path
+) -> None:
+    numbers = np.random.default_rng(0).normal(100, 20, (80, 3, 3)).round()
+    settings = {"unseen": 0.25, "partition": {"scheme": "iid"}}
+    before = federated_data_of(toy(data=written(tmp_path, numbers[:60], numbers[60:]), **settings))
+    trained = before.trained_on
+    assert 0 < len(trained) < 40
+    odd = np.full_like(numbers, 2e6)
+    odd[trained] = numbers[trained]
+    after = federated_data_of(toy(data=written(tmp_path, odd[:60], odd[60:]), **settings))
+    assert torch.equal(*(data.train_sample(100)[0] for data in (before, after)))
+    assert not torch.equal(*(data.test()[0] for data in (before, after)))
+    inputs = before.train_sample(100)[0][:, : 9 if written is as_table else None].double()
+    channels = inputs.transpose(0, 1).flatten(1)
+    assert channels.mean(1).abs().max() < 1e-5
+    assert channels.std(1, correction=0).numpy() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_statistics_of_a_data_set_of_ones_own_stay_as_given() -> None:
+    inputs, targets = torch.rand(6, 2), torch.arange(6) % 2
+    given = Dataset("x", Examples(inputs, targets), Examples(inputs, targets), ("a", "b"), mean=(0.1, 0.2), std=(1, 2))
+    assert given.fitted_to(np.arange(3)) is given
 
 
 def test_with_uniform_tests_each_client_is_tested_on_like_shares_of_all_classes(toy: Callable[..., Config]) -> None:
