@@ -14,6 +14,7 @@ from fedsim.models.layers import LayerGroup, Layers
 from fedsim.models.params import Params, combine, flatten, unflatten
 from fedsim.strategy.exchange import Exchange
 from fedsim.strategy.measurable import Measurable
+from fedsim.strategy.memory import Memory, check_memory
 from fedsim.strategy.options import Count, Decay, Declared, Setting, check_client_rule, check_options, declared, schema
 from fedsim.strategy.participants import draw_unseen
 from fedsim.strategy.updates import ClientUpdate, Received, check_average
@@ -23,8 +24,6 @@ from fedsim.training.overrides import check_overrides
 
 Buffers = Literal["shared", "personal", "recompute"]
 Precision = Literal["float64", "float32"]
-# A tree of tensors; branches are named by text.
-Memory = dict[str, Any]
 HOOKS = (
     *("shared", "aggregate", "kept", "shared_by", "local_plan", "fine_tuning", "for_client", "sets_for"),
     *("planned_sets", "prepare", "measurable", "take_barriers", "state", "load_state"),
@@ -221,7 +220,7 @@ class Hooks:
 
     def state(self) -> Params:
         """Return what the strategy remembers between rounds, as named tensors for a checkpoint: its `memory`."""
-        _check_memory(self.memory, f"{type(self).__name__}.memory")
+        check_memory(self.memory, f"{type(self).__name__}.memory")
         return flatten(self.memory)
 
     def load_state(self, state: Params) -> None:
@@ -338,16 +337,5 @@ class Hooks:
         device = next((value.device for part in parts for value in part.values()), None)
         if device is not None:
             self.global_model = {key: value.to(device) for key, value in self.global_model.items()}
-            _check_memory(self.memory, f"{type(self).__name__}.memory")
+            check_memory(self.memory, f"{type(self).__name__}.memory")
             self.memory = unflatten({path: value.to(device) for path, value in flatten(self.memory).items()})
-
-
-def _check_memory(tree: Mapping[Any, Any], where: str) -> None:
-    """Check that a strategy's memory comes back from a checkpoint as it went in."""
-    for name, value in tree.items():
-        if not isinstance(name, str) or "/" in name:
-            raise RunError(f"{where} has the key {name!r}; it must be text without '/', such as str(client)")
-        if isinstance(value, dict):
-            _check_memory(value, f"{where}[{name!r}]")
-        elif not isinstance(value, Tensor):
-            raise RunError(f"{where}[{name!r}] is a {type(value).__name__}; it must be a tensor or a dict of them")
