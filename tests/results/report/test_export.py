@@ -9,7 +9,8 @@ import pytest
 
 from fedsim.config import Config
 from fedsim.results.report.comparing.comparison import Comparison, compare
-from fedsim.results.report.comparing.export import as_csv, as_latex, as_markdown, escape_latex
+from fedsim.results.report.comparing.export import as_csv, as_latex, as_markdown
+from fedsim.results.report.comparing.latex import escape_latex
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.tables import Table, comparison_table
 from tests.results.report import cases

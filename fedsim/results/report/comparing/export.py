@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from fedsim.results.report.comparing.columns import Column
+from fedsim.results.report.comparing.latex import escape_latex, needed_packages
 from fedsim.results.report.comparing.rows import Comparison, Row
 from fedsim.results.report.comparing.tables import UNKNOWN, Table
 from fedsim.shortening import printable
@@ -14,25 +15,6 @@ from fedsim.shortening import printable
 # How a cell begins that a spreadsheet would compute; in some languages also with wide letters.
 FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    "±": r"$\pm$",
-    "…": r"\ldots{}",
-    "†": r"$^{\dagger}$",
-}
 
 
 def as_csv(comparison: Comparison, columns: Sequence[Column]) -> str:
@@ -126,7 +108,7 @@ def as_latex(table: Table) -> str:
     body = [" & ".join(map(escape_latex, line)) + r" \\" for line in (table.headings, *table.rows)]
     alignment = "".join("r" if numeric else "l" for numeric in table.numeric)
     lines = [
-        r"% Needs \usepackage{booktabs}. What follows a $\pm$ is the half-width of the 95 % interval over seeds.",
+        f"{needed_packages(''.join(body))} What follows a ± is the half-width of the 95 % interval over seeds.",
         *(f"% {note}" for note in table.notes),
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
@@ -137,11 +119,3 @@ def as_latex(table: Table) -> str:
         r"\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def escape_latex(text: str) -> str:
-    """Return text as LaTeX prints it, also at the start of a line of a table, where a bracket would be an option."""
-    escaped = "".join(LATEX.get(character, character) for character in text)
-    if re.match(r"-\d", escaped):
-        return f"$-${escaped[1:]}"
-    return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped

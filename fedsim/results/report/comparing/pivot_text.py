@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from fedsim.results.report.comparing.comparable import left_out_text
-from fedsim.results.report.comparing.export import as_markdown, csv_text, escape_latex
+from fedsim.results.report.comparing.export import as_markdown, csv_text
+from fedsim.results.report.comparing.latex import escape_latex, needed_packages
 from fedsim.results.report.comparing.pivot import Cell, Key, Pivot, Spread, lines_of
 from fedsim.results.report.comparing.statistics import CONFIDENCE, LEVEL
 from fedsim.results.report.comparing.tables import INTERPOLATED, UNKNOWN, Table, notes_of, writer_of
@@ -57,7 +58,7 @@ def pivot_latex(pivot: Pivot, spread: Spread = "std", *, marks: bool = True) -> 
         columns = pd.MultiIndex.from_tuples(keys, names=names)
     frame = pd.DataFrame([row[1:] for row in cells], index=[row[0] for row in cells], columns=columns)
     body = frame.style.to_latex(hrules=True, column_format="l" + "r" * len(keys), multicol_align="c")
-    return "".join([r"% Needs \usepackage{booktabs}.", *(f"\n% {note}" for note in table.notes), "\n", body])
+    return "".join([needed_packages(body), *(f"\n% {note}" for note in table.notes), "\n", body])
 
 
 def pivot_csv(pivot: Pivot) -> str:

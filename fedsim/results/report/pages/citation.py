@@ -5,20 +5,21 @@ from collections.abc import Sequence
 
 from fedsim import __version__
 from fedsim.config.choices import CATALOGUES
-from fedsim.results.report.comparing.export import escape_latex
+from fedsim.results.report.comparing.latex import escape_latex
 from fedsim.results.result import Result
 
-FEDSIM = """@software{{fedsim,
+# Of a kind that every style knows: not all of them know software.
+FEDSIM = """@misc{{fedsim,
+  author = {{{{fedsim contributors}}}},
   title = {{fedsim: federated learning with partial layer aggregation and layer-wise barriers}},
-  version = {{{version}}},
+  note = {{Version {version}}},
 }}"""
 BARRIERS = """@inproceedings{adilova2024layerwise,
   title = {Layer-wise Linear Mode Connectivity},
   author = {Adilova, Linara and Andriushchenko, Maksym and Kamp, Michael and Fischer, Asja and Jaggi, Martin},
   booktitle = {International Conference on Learning Representations},
   year = {2024},
-  eprint = {2307.06966},
-  archivePrefix = {arXiv},
+  note = {arXiv:2307.06966},
 }"""
 # As the docstrings of strategies have them: authors, year, title, and the number on arXiv.
 REFERENCE = re.compile(
@@ -37,8 +38,8 @@ def bibtex(results: Sequence[Result]) -> str:
     known = set(catalogue.all_names)  # those of the user's are not imported
     for name in names:
         entry = _entry(catalogue.describe(name)[1]) if name in known else ""
-        number = next((line for line in entry.splitlines() if "eprint" in line), "")
-        if entry and number not in "\n".join(entries):
+        number = re.search(r"arXiv:[\d.]+", entry)
+        if number and number[0] not in "\n".join(entries):
             entries.append(entry)
     return "\n\n".join(entries) + "\n"
 
@@ -50,12 +51,10 @@ def _entry(reference: str) -> str:
         return ""
     authors = found["who"].replace(" et al.", " and others").replace(", ", " and ")
     key = f"{re.sub(r'[^a-z]', '', found['who'].split()[0].lower())}{found['year']}{found['arxiv'].replace('.', '')}"
-    title = escape_latex(" ".join(found["title"].split()))
     fields = {
-        "title": title,
+        "title": f"{{{escape_latex(' '.join(found['title'].split()))}}}",  # styles change no case within braces
         "author": escape_latex(authors),
+        "journal": f"arXiv preprint arXiv:{found['arxiv']}",
         "year": found["year"],
-        "eprint": found["arxiv"],
-        "archivePrefix": "arXiv",
     }
-    return "\n".join([f"@misc{{{key},", *(f"  {name} = {{{text}}}," for name, text in fields.items()), "}"])
+    return "\n".join([f"@article{{{key},", *(f"  {name} = {{{text}}}," for name, text in fields.items()), "}"])
