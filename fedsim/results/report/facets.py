@@ -7,7 +7,7 @@ from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.groups import Group, check_setting
 from fedsim.results.report.palette import DASHES, MARKERS, SHAPES, Look, looks
 
-MOST_PANELS = 8  # that follow from a sweep by themselves
+MOST_PANELS = 12  # that follow from a sweep by themselves
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def panels_of(groups: Iterable[Group], settings: Sequence[str] | None = None) ->
     Parameters
     ----------
     settings
-        Settings with a panel for each of their values; by default those that are swept, unless that is too many panels.
+        Settings with a panel for each of their values; by default those that are swept, or the first ones of them if
+        all are too many panels.
 
     Raises
     ------
@@ -50,10 +51,9 @@ def panels_of(groups: Iterable[Group], settings: Sequence[str] | None = None) ->
     chosen = _swept(groups) if settings is None else tuple(dict.fromkeys(settings))
     for key in chosen:
         _check(groups, key)
+    while settings is None and len({_title(group, chosen) for group in groups}) > MOST_PANELS:
+        chosen = chosen[:-1]
     titles = [_title(group, chosen) for group in groups]
-    if settings is None and len(set(titles)) > MOST_PANELS:
-        titles = [""] * len(groups)
-        chosen = ()
     others = _others(groups, titles, chosen)
     colours = looks(group.label for group in groups)
     turns = {text: turn for turn, text in enumerate(dict.fromkeys(others))}
@@ -65,6 +65,12 @@ def panels_of(groups: Iterable[Group], settings: Sequence[str] | None = None) ->
         Panel(title, [line for line, its in zip(lines, titles, strict=True) if its == title])
         for title in dict.fromkeys(titles)
     ]
+
+
+def named(panels: Iterable[Panel]) -> dict[str, Group]:
+    """Return all groups by unique names: that of the line, with the title of its panel."""
+    lines = [(line, panel.title) for panel in panels for line in panel.lines]
+    return {", ".join(filter(None, (line.name, title))): line.group for line, title in lines}
 
 
 def lines_of(panels: Iterable[Panel]) -> dict[str, Line]:

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fedsim.config import Config
-from fedsim.results.report.charts.curve_data import curves_of_groups
+from fedsim.results.report.charts.curve_data import curves_of_panels
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.drawing.compared import (
     compared_clients,
@@ -18,6 +18,7 @@ from fedsim.results.report.drawing.compared import (
     personalised,
     spent,
 )
+from fedsim.results.report.facets import Panel, panels_of
 from fedsim.results.report.palette import COLOURS, DASHES
 from tests.results.report import cases
 
@@ -25,13 +26,13 @@ MANY = 30
 
 
 @pytest.fixture
-def groups(tiny: Callable[..., Config]) -> Callable[..., dict[str, Group]]:
+def panels(tiny: Callable[..., Config]) -> Callable[..., list[Panel]]:
     """Build settings with two seeds each; the first sends nothing."""
 
     configs = [tiny(seed=seed) for seed in (0, 1)]
 
-    def build(count: int) -> dict[str, Group]:
-        found = {}
+    def build(count: int) -> list[Panel]:
+        found = []
         for number in range(count):
             accuracy = np.linspace(0.2, 0.5 + 0.4 * number / count, 3)
             members = [
@@ -44,8 +45,8 @@ def groups(tiny: Callable[..., Config]) -> Callable[..., dict[str, Group]]:
                 for seed, config in enumerate(configs)
             ]
             name = f"method_{number:02d}(with_an_option={number})"
-            found[name] = Group(name, {}, members)
-        return found
+            found.append(Group(name, {}, members))
+        return panels_of(found)
 
     return build
 
@@ -62,13 +63,13 @@ def test_as_many_lines_as_there_are_methods_differ_in_colour_and_dashes() -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, MANY])
-def test_the_legend_names_every_line_and_hides_none(count: int, groups: Callable[..., dict[str, Group]]) -> None:
-    every = groups(count)
+def test_the_legend_names_every_line_and_hides_none(count: int, panels: Callable[..., list[Panel]]) -> None:
+    every = panels(count)
     figures = [compared_curves(every), compared_costs(every, "bytes"), compared_costs(every, "passes")]
     for figure in map(laid_out, figures):
         legend = figure.legends[0]
         names = [text.get_text() for text in legend.get_texts()]
-        assert [name.partition(",")[0] for name in names] == list(every)
+        assert [name.partition(",")[0] for name in names] == [line.name for line in every[0].lines]
         box = legend.get_window_extent()
         assert box.x0 >= 0
         assert box.y0 >= 0
@@ -77,8 +78,8 @@ def test_the_legend_names_every_line_and_hides_none(count: int, groups: Callable
         assert min(axes.get_window_extent().height for axes in figure.axes) >= 1.5 * figure.dpi
 
 
-def test_what_sends_nothing_is_a_level_line_and_says_so(groups: Callable[..., dict[str, Group]]) -> None:
-    figure = compared_costs(groups(2), "bytes")
+def test_what_sends_nothing_is_a_level_line_and_says_so(panels: Callable[..., list[Panel]]) -> None:
+    figure = compared_costs(panels(2), "bytes")
     silent, other = figure.axes[0].lines
     assert silent.get_label() == "method_00(with_an_option=0), sends nothing"
     assert np.asarray(silent.get_ydata()) == pytest.approx([0.525, 0.525])
@@ -98,24 +99,24 @@ def test_runs_of_one_seed_count_as_one_in_a_line_and_its_band(tiny: Callable[...
     by_run = personalised(group)
     assert by_run.loc[1].tolist() == pytest.approx([0.3, 0.9])
     assert by_run.loc[2].tolist() == pytest.approx([0.3, math.nan], nan_ok=True)
-    rows = curves_of_groups({"lr=0.1": group}).rows.set_index("round")
+    rows = curves_of_panels(panels_of([group])).rows.set_index("round")
     for key, first in (("p0", 0.6), ("low_p0", 0.3), ("high_p0", 0.9)):
         assert rows[key].tolist() == pytest.approx([first, math.nan], nan_ok=True)
     assert rows["bytes"].tolist() == spent(group, "bytes", rows.index).tolist() == [3000.0, 6000.0]
 
 
 @pytest.mark.slow
-def test_lines_are_means_over_the_seeds_and_bands_their_range(groups: Callable[..., dict[str, Group]]) -> None:
-    axes = compared_curves(groups(1)).axes[0]
+def test_lines_are_means_over_the_seeds_and_bands_their_range(panels: Callable[..., list[Panel]]) -> None:
+    axes = compared_curves(panels(1)).axes[0]
     # Of the second seed, one of two clients is 0.1 better.
     assert np.asarray(axes.lines[0].get_ydata()) == pytest.approx([0.225, 0.375, 0.525])
     band = axes.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (pytest.approx(0.2), pytest.approx(0.55))
-    assert not compared_curves(groups(MANY)).axes[0].collections
+    assert not compared_curves(panels(MANY)).axes[0].collections
 
 
-def test_every_client_of_every_seed_is_a_point(groups: Callable[..., dict[str, Group]]) -> None:
-    figure = laid_out(compared_clients(groups(MANY)))
+def test_every_client_of_every_seed_is_a_point(panels: Callable[..., list[Panel]]) -> None:
+    figure = laid_out(compared_clients(panels(MANY)))
     axes = figure.axes[0]
     points = [line for line in axes.lines if line.get_marker() == "o"]
     assert [len(line.get_xdata()) for line in points] == [4] * MANY

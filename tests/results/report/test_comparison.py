@@ -16,7 +16,6 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result
 from fedsim.results.report.comparing.comparison import Comparison, compare
 from fedsim.results.report.comparing.export import values_of
-from fedsim.results.report.comparing.groups import by_name, grouped
 from fedsim.results.report.comparing.question import Question, read_budgets
 from fedsim.results.report.comparing.tables import chosen_columns, comparison_table
 from fedsim.results.result import Result
@@ -262,10 +261,3 @@ def test_columns_are_chosen_by_name(build: Build) -> None:
     assert comparison_table(comparison, chosen).headings == ("strategy", "seeds", "Jain", "personalised")
     with pytest.raises(ConfigError, match=r"'jane' is not a column of this table; did you mean 'jain'"):
         chosen_columns(comparison, "jane")
-
-
-def test_groups_of_one_name_are_told_apart_by_their_folders(build: Build) -> None:
-    runs = [build([[0.5]], local__lr=lr) for lr in (0.1, 0.2)]
-    assert list(by_name(grouped(runs))) == ["FedAvg, local.lr=0.1", "FedAvg, local.lr=0.2"]
-    groups = [*grouped(runs[:1]), *grouped(runs[1:])]
-    assert list(by_name(groups)) == [f"FedAvg {run.setting}" for run in runs]

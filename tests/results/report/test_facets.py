@@ -9,7 +9,7 @@ import pytest
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.groups import Group
-from fedsim.results.report.facets import lines_of, panels_of
+from fedsim.results.report.facets import MOST_PANELS, lines_of, named, panels_of
 from tests.results.report import cases
 
 Make = Callable[[str, Mapping[str, Any]], Group]
@@ -54,10 +54,19 @@ def test_what_has_no_panel_is_told_by_dashes_and_named(group: Make) -> None:
 
 
 def test_a_sweep_of_many_values_stays_in_one_panel(group: Make) -> None:
-    groups = [group("FedAvg", {"local.lr": number}) for number in range(12)]
+    groups = [group("FedAvg", {"local.lr": number}) for number in range(MOST_PANELS + 1)]
     [panel] = panels_of(groups)
-    assert [line.name for line in panel.lines] == [f"FedAvg, lr = {number}" for number in range(12)]
+    assert [line.name for line in panel.lines] == [f"FedAvg, lr = {number}" for number in range(MOST_PANELS + 1)]
     assert len({line.look.colour for line in panel.lines}) == 1
+
+
+def test_of_many_swept_settings_the_first_have_panels_and_the_others_are_in_names(group: Make) -> None:
+    swept = [(alpha, lr) for alpha in (0.1, 1.0) for lr in range(MOST_PANELS)]
+    groups = [group("FedAvg", {"partition.alpha": alpha, "local.lr": lr}) for alpha, lr in swept]
+    panels = panels_of(groups)
+    assert [panel.title for panel in panels] == ["alpha = 0.1", "alpha = 1.0"]
+    assert list(named(panels)) == [f"FedAvg, lr = {lr}, alpha = {alpha}" for alpha, lr in swept]
+    assert list(named(panels).values()) == groups
 
 
 def test_runs_that_nothing_tells_apart_are_lines_of_their_own(group: Make) -> None:

@@ -14,10 +14,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from fedsim.config import Config, choices, with_settings
 from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result, write_comparison, write_run
-from fedsim.results.report.charts.curve_data import curves_of_groups
+from fedsim.results.report.charts.curve_data import curves_of_panels
 from fedsim.results.report.charts.curves import curves
 from fedsim.results.report.charts.embedded import embedded
 from fedsim.results.report.comparing.groups import Group
+from fedsim.results.report.facets import panels_of
 from tests.conftest import TINY
 from tests.results.report import cases
 
@@ -164,9 +165,9 @@ def test_a_run_is_drawn_and_readable_without_scripts(
 def test_the_curves_of_100_long_runs_take_less_than_two_megabytes() -> None:
     rng = np.random.default_rng(0)
     member = cases.result(config(), rng.uniform(0.2, 0.9, (500, 2)), up=rng.uniform(1e3, 1e6, 500))
-    groups = {f"method {number}": Group(f"method {number}", {}, [member]) for number in range(100)}
-    chart = curves(curves_of_groups(groups))
+    groups = [Group(f"method {number}", {}, [member]) for number in range(100)]
+    chart = curves(curves_of_panels(panels_of(groups)))
     assert chart is not None
     text = json.dumps(embedded({"accuracy": chart}))
     assert len(text) < 2e6
-    assert all(name in text for name in groups)
+    assert all(group.label in text for group in groups)

@@ -10,12 +10,13 @@ import pandas as pd
 from fedsim.results.report.charts.compact import thinned
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.groups import Group, by_seed
+from fedsim.results.report.facets import Panel, lines_of
+from fedsim.results.report.palette import Look, look
 from fedsim.results.result import Result
 from fedsim.training.metrics import LOSS, label, metric_of
 
 X_AXES = ("round", costs.BYTES, costs.PASSES, "seconds")
 MOST_ROWS, FEWEST_ROUNDS = 6_000, 20  # of one chart, so that a page with 100 runs stays small
-MOST_PANELS = 12
 
 
 @dataclass(frozen=True)
@@ -45,30 +46,29 @@ class Curves:
     Parameters
     ----------
     rows
-        Columns ``line`` (its place among the lines), ``name`` (which gives its colour), ``panel``, ``round``, what was
+        Columns ``line`` (its place among the lines), ``name`` (which gives its look), ``panel``, ``round``, what was
         spent up to the round, and those of the measures. A line that spends nothing has one further row for that cost,
         named by ``free``, whose values are those of the last round.
-    names
-        All names, in the order of the legend.
+    looks
+        Of all names, in the order of the legend.
     """
 
     rows: pd.DataFrame
-    names: Sequence[str]
+    looks: Mapping[str, Look]
     measures: Sequence[Measure]
 
 
-def curves_of_groups(groups: Mapping[str, Group]) -> Curves:
+def curves_of_panels(panels: Sequence[Panel]) -> Curves:
     """Return a line per setting: means over the seeds, with bands from the lowest to the highest seed."""
-    members = [result for group in groups.values() for result in group.members]
-    measures = _measures(members[0].main)
-    most = max(FEWEST_ROUNDS, MOST_ROWS // len(groups))
-    panels = _panels(groups)
+    lines = [(line, panel.title) for panel in panels for line in panel.lines]
+    measures = _measures(lines[0][0].group.members[0].main)
+    most = max(FEWEST_ROUNDS, MOST_ROWS // len(lines))
     tables = [
-        _with_free(_of_group(group, measures, most)).assign(line=number, name=group.label, panel=panels[name])
-        for number, (name, group) in enumerate(groups.items())
+        _with_free(_of_group(line.group, measures, most)).assign(line=number, name=line.name, panel=title)
+        for number, (line, title) in enumerate(lines)
     ]
     rows = pd.concat(tables, ignore_index=True)
-    return Curves(rows, list(dict.fromkeys(group.label for group in groups.values())), measures)
+    return Curves(rows, {name: line.look for name, line in lines_of(panels).items()}, measures)
 
 
 def curves_of_run(result: Result) -> Curves:
@@ -94,7 +94,7 @@ def curves_of_run(result: Result) -> Curves:
         table = pd.DataFrame(columns)
         table = table.loc[thinned(table.index, MOST_ROWS // len(lines))].join(spent)
         tables.append(_with_free(_as_rows(table)).assign(line=number, name=name, panel=""))
-    return Curves(pd.concat(tables, ignore_index=True), list(lines), measures)
+    return Curves(pd.concat(tables, ignore_index=True), {name: look(n) for n, name in enumerate(lines)}, measures)
 
 
 def _measures(main: str) -> list[Measure]:
@@ -142,16 +142,3 @@ def _with_free(rows: pd.DataFrame) -> pd.DataFrame:
             rows = rows.assign(**{what: np.nan})
             more.append(rows.tail(1).assign(free=what, **dict.fromkeys(X_AXES, np.nan)))
     return pd.concat([rows.assign(free=None), *more], ignore_index=True)
-
-
-def _panels(groups: Mapping[str, Group]) -> dict[str, str]:
-    """Return the panel of each group: the values of its swept settings, or of the first ones if these are too many."""
-    keys = list(next(iter(groups.values())).settings)
-    for count in range(len(keys), 0, -1):
-        panels = {
-            name: ", ".join(f"{key.rpartition('.')[2]} {group.settings[key]}" for key in keys[:count])
-            for name, group in groups.items()
-        }
-        if len(set(panels.values())) <= MOST_PANELS:
-            return panels
-    return dict.fromkeys(groups, "")

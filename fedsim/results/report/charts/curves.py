@@ -8,7 +8,6 @@ from altair.vegalite.v6.api import ChartType
 from fedsim.results.report.charts.curve_data import X_AXES, Curves, Measure
 from fedsim.results.report.charts.theme import BYTES_FORMAT, LOSS_FORMAT, SHARE_FORMAT
 from fedsim.results.report.comparing import costs
-from fedsim.results.report.palette import looks
 
 LEGEND = alt.Legend(title=None, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3, symbolSize=180)
 HEIGHT = 280
@@ -53,16 +52,16 @@ def curves(found: Curves) -> ChartType | None:
 
 
 def _layers(base: alt.Chart, found: Curves, picked: alt.Parameter) -> ChartType:
-    styles = looks(found.names)
-    names = alt.Scale(domain=found.names, range=[styles[name].colour for name in found.names])
-    dashes = [list(styles[name].dash) or [1, 0] for name in found.names]
+    shown_names = list(found.looks)
+    names = alt.Scale(domain=shown_names, range=[look.colour for look in found.looks.values()])
+    dashes = [list(look.dash) or [1, 0] for look in found.looks.values()]
     y = alt.Y("y:Q", scale=alt.Scale(zero=False), **_y_axis(found.measures[0]))
     x = alt.X("x:Q", scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(title="round", format="d", tickMinStep=1))
     shown = {
         "color": alt.Color("name:N", scale=names, legend=LEGEND),
         "detail": "line:N",
     }
-    dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=found.names, range=dashes), legend=LEGEND)
+    dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=shown_names, range=dashes), legend=LEGEND)
     tooltip = [
         alt.Tooltip("name:N", title="line"),
         *([alt.Tooltip("panel:N", title="setting")] if found.rows["panel"].nunique() > 1 else []),

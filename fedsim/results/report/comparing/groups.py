@@ -105,16 +105,6 @@ def check_setting(results: Sequence[Result], key: str, option: str) -> None:
         raise ConfigError(f"{option} {key!r} is not a setting of these runs; {hint}")
 
 
-def by_name(groups: Iterable[Group]) -> dict[str, Group]:
-    """Return groups by unique names: with the folder's name where label and settings are the same."""
-    groups = list(groups)
-    names = [group.name for group in groups]
-    return {
-        name if names.count(name) == 1 else f"{name} {group.members[0].setting}": group
-        for name, group in zip(names, groups, strict=True)
-    }
-
-
 def registered_label(result: Result) -> str:
     """Return a run's strategy by its name in the settings, with the options that differ from their defaults."""
     return CATALOGUES["strategies"].registered_label(result.config.strategy, _changed_options(result))

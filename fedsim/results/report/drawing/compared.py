@@ -28,7 +28,7 @@ from fedsim.results.report.drawing.style import (
     percents,
     round_axis,
 )
-from fedsim.results.report.facets import Line, lines_of, panels_of
+from fedsim.results.report.facets import Line, Panel, lines_of
 from fedsim.training.metrics import MAIN, metric_of
 
 MOST_BANDS = 8  # more would hide each other
@@ -45,13 +45,12 @@ TITLE = "Personalised models, clients' own test data (mean)"
 GLOBAL_TITLE = "Global model, server's test data"
 
 
-def compared_curves(groups: Mapping[str, Group]) -> Figure:
+def compared_curves(panels: Sequence[Panel]) -> Figure:
     """Draw personalised and global accuracy over the rounds, one line per strategy, with the range of its seeds.
 
     Swept settings have a row of panels for each of their values. There are gaps where a value of a client or of a seed
     is missing.
     """
-    panels = panels_of(groups.values())
     names = lines_of(panels)
     with rc_context(STYLE):
         height = _height(len(names), len(panels)) * len(panels)
@@ -63,14 +62,14 @@ def compared_curves(groups: Mapping[str, Group]) -> Figure:
                 draw_seeds(row[1], line, on_server(line.group), bands=len(panel.lines) <= MOST_BANDS)
             for axes, title in zip(row, (TITLE, GLOBAL_TITLE), strict=True):
                 axes.set_title("\n".join(filter(None, (title if panel is panels[0] else "", folded(panel.title, 60)))))
-                metric_axis(axes, main_of(groups))
+                metric_axis(axes, main_of(panels))
         for axes in grid[-1]:
             round_axis(axes)
         legend_outside(figure, list(grid[:, 0]))
         return figure
 
 
-def compared_costs(groups: Mapping[str, Group], what: str) -> Figure:
+def compared_costs(panels: Sequence[Panel], what: str) -> Figure:
     """Draw personalised accuracy against the cost so far; a setting without costs is a horizontal line.
 
     Parameters
@@ -78,7 +77,6 @@ def compared_costs(groups: Mapping[str, Group], what: str) -> Figure:
     what
         ``bytes`` or ``passes``.
     """
-    panels = panels_of(groups.values())
     names = lines_of(panels)
     across = min(2, len(panels))
     down = -(-len(panels) // across)
@@ -94,7 +92,7 @@ def compared_costs(groups: Mapping[str, Group], what: str) -> Figure:
             axes.set_visible(False)
         cost_axis(every[0], what)
         for row in grid:
-            metric_axis(row[0], main_of(groups))
+            metric_axis(row[0], main_of(panels))
         for place in range(across):
             lowest = every[: len(panels)][place::across][-1]
             lowest.tick_params(labelbottom=True)
@@ -105,9 +103,8 @@ def compared_costs(groups: Mapping[str, Group], what: str) -> Figure:
         return figure
 
 
-def compared_clients(groups: Mapping[str, Group]) -> Figure:
+def compared_clients(panels: Sequence[Panel]) -> Figure:
     """Draw the distribution of personalised accuracy over the clients of all seeds: a point each, with quartiles."""
-    panels = panels_of(groups.values())
     lines = [line for panel in panels for line in panel.lines]
     names = [", ".join(filter(None, (line.name, panel.title))) for panel in panels for line in panel.lines]
     box = BOX if len(lines) <= MANY_LINES else THIN_BOX
@@ -116,7 +113,7 @@ def compared_clients(groups: Mapping[str, Group]) -> Figure:
         axes = figure.subplots()
         draw_boxes(axes, lines, size=5 if box == BOX else 3.5)
         axes.set_yticks(range(1, len(lines) + 1), [folded(name, NAME) for name in names])
-        main = main_of(groups)
+        main = main_of(panels)
         axes.set_xlabel(f"{metric_label(main)}, personalised model on the client's own test data")
         return figure
 
@@ -160,9 +157,9 @@ def own_values(group: Group, metric: str = MAIN) -> np.ndarray:
     return np.concatenate(values)
 
 
-def main_of(groups: Mapping[str, Group]) -> str:
+def main_of(panels: Sequence[Panel]) -> str:
     """Return the main metric of all runs."""
-    return next((result.main for group in groups.values() for result in group.members), MAIN)
+    return next((result.main for panel in panels for line in panel.lines for result in line.group.members), MAIN)
 
 
 def personalised(group: Group, metric: str = MAIN) -> pd.DataFrame:

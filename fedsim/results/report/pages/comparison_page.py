@@ -1,22 +1,23 @@
 """The page that compares several runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from fedsim.results.report.charts.curve_data import curves_of_groups
+from fedsim.results.report.charts.curve_data import curves_of_panels
 from fedsim.results.report.charts.curves import curves
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.comparable import comparable
 from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.export import as_csv, as_latex
-from fedsim.results.report.comparing.groups import Group, by_name, grouped
+from fedsim.results.report.comparing.groups import grouped
 from fedsim.results.report.comparing.pairs import Baseline, reference
 from fedsim.results.report.comparing.question import DEFAULT, Question
 from fedsim.results.report.comparing.tables import comparison_table
 from fedsim.results.report.comparing.verdict import verdict_of
 from fedsim.results.report.drawing import compared as drawing
+from fedsim.results.report.facets import Panel, named, panels_of
 from fedsim.results.report.pages.by_layer import client_section, strip_section, time_section, traffic_section
 from fedsim.results.report.pages.citation import bibtex
 from fedsim.results.report.pages.comparison_barriers import barrier_sections
@@ -53,7 +54,7 @@ def write_comparison(
     columns = [column for column in compared.columns if not is_at_cost(column)]
     marks = marks_of(compared, columns)
     pivot = pivot_of(compared, columns, marks)
-    groups = by_name(grouped(results, question.by))
+    panels = panels_of(grouped(results, question.by))
     content = {
         "title": f"{len(results)} runs on {', '.join(sorted({result.data for result in results}))}",
         "subtitle": ", ".join(compared_paths(results)),
@@ -70,10 +71,11 @@ def write_comparison(
     }
     texts = {"csv": as_csv(compared, columns), "latex": as_latex(comparison_table(compared, columns))}
     data = {"pivot": pivot, "texts": texts}
-    return write_page(out, content, _sections(results, groups, question), data, export=export)
+    return write_page(out, content, _sections(results, panels, question), data, export=export)
 
 
-def _sections(results: Sequence[Result], groups: Mapping[str, Group], question: Question) -> list[Section]:
+def _sections(results: Sequence[Result], panels: Sequence[Panel], question: Question) -> list[Section]:
+    groups = named(panels)
     main = Question().of(results).metric
     shown = label(main, capital=True)
     baseline = Baseline(question.baseline, results) if question.baseline else reference("local", results)
@@ -84,16 +86,16 @@ def _sections(results: Sequence[Result], groups: Mapping[str, Group], question: 
             "Personalised: each client's own model on its own test data, mean over the clients; global: the server's "
             "model on the server's test data. Lines are means over the seeds, bands span the lowest to the highest "
             "seed. Click a name in the legend to see it alone, and with the shift key several.",
-            partial(drawing.compared_curves, groups),
-            curves(curves_of_groups(groups)),
+            partial(drawing.compared_curves, panels),
+            curves(curves_of_panels(panels)),
             HOW_TO_READ_CURVES,
-            {what: partial(drawing.compared_costs, groups, cost) for what, cost in _costs_of(results).items()},
+            {what: partial(drawing.compared_costs, panels, cost) for what, cost in _costs_of(results).items()},
         ),
     ]
     parts = [
         strip_section(groups),
         *barrier_sections(groups),
-        client_section(groups, main, partial(drawing.compared_clients, groups), baseline),
+        client_section(groups, main, partial(drawing.compared_clients, panels), baseline),
         traffic_section(groups),
         time_section(groups),
     ]
