@@ -27,7 +27,7 @@ from fedsim.models.architectures import MODELS
 from fedsim.models.params import Params, state_of
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.folder import RunFolder
-from fedsim.results.report.drawing.checkpoints import barriers_table, feature_figures, features_table, matching_table
+from fedsim.results.report.drawing.checkpoints import barriers_table, feature_pictures, features_table, matching_table
 from fedsim.seeds import rng
 from fedsim.training.evaluation import evaluate
 
@@ -293,7 +293,7 @@ def test_other_measures_are_those_of_the_analysis(files: list[Path]) -> None:
     for name, table in compared.others.items():
         pd.testing.assert_frame_equal(table[expected[name].columns], expected[name], rtol=1e-6)
         assert set(table["base_name"]) <= {"a.pt", "b.safetensors", "average"}
-    assert set(feature_figures(compared.others)) == {*wanted, "stable-rank"}
+    assert set(feature_pictures(compared.others)) == {*wanted, "stable-rank"}
 
 
 @pytest.mark.parametrize("matching", ["none", "weights", "activations"])

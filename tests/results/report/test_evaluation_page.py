@@ -12,12 +12,8 @@ import pytest
 from fedsim.config import Config
 from fedsim.results.folder import RunFolder, metric_row
 from fedsim.results.report import read_result, write_run
-from fedsim.results.report.pages.evaluation import (
-    before_and_after,
-    evaluation_note,
-    evaluation_sections,
-    evaluation_table,
-)
+from fedsim.results.report.drawing.before_after import before_and_after
+from fedsim.results.report.pages.evaluation import evaluation_note, evaluation_sections, evaluation_table
 from fedsim.results.report.pages.run_page import _sentence
 from fedsim.results.result import Result
 from tests.results.report import cases

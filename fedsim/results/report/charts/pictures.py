@@ -7,9 +7,8 @@ from fedsim.results.report.charts.over_layers import over_layers_chart
 from fedsim.results.report.charts.panels import panels_chart
 from fedsim.results.report.drawing.heat_maps import HeatMaps
 from fedsim.results.report.drawing.layer_curves import LayerCurves
+from fedsim.results.report.drawing.picture import Picture
 from fedsim.results.report.drawing.small_multiples import SmallMultiples
-
-Picture = HeatMaps | SmallMultiples | LayerCurves
 
 
 def picture_chart(picture: Picture) -> ChartType | None:

@@ -1,11 +1,10 @@
-"""Figures and tables of the barriers between checkpoints and of their features, without a run."""
+"""Pictures and tables of the barriers between checkpoints and of their features, without a run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from fedsim.analysis.mixing.names import AVERAGE, kind_of
 from fedsim.analysis.suite import BY_LAYER
@@ -13,7 +12,8 @@ from fedsim.results.measured import scale_of
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.drawing import connectivity
 from fedsim.results.report.drawing.barriers import REFERENCES, at_the_middle, barrier_table, has_paths, paths, quantity
-from fedsim.results.report.drawing.heat_maps import heat_maps
+from fedsim.results.report.drawing.heat_maps import HeatMaps
+from fedsim.results.report.drawing.picture import Picture
 
 MOST_ENDS = 8  # as many as fit on a page with their barriers by t
 
@@ -23,8 +23,8 @@ def reference_of(rows: pd.DataFrame) -> str:
     return "mean_ends" if (rows["other"] == AVERAGE).all() else "chord"
 
 
-def checkpoint_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Figure]:
-    """Return the figures of barriers between checkpoints, by the names of their files.
+def checkpoint_pictures(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Picture]:
+    """Return the pictures of barriers between checkpoints, by the names of their files.
 
     Parameters
     ----------
@@ -33,29 +33,29 @@ def checkpoint_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Fi
     names
         Names of the checkpoints, by index.
     """
-    figures = {}
+    pictures: dict[str, Picture] = {}
     for metric in ("loss", "error"):
-        figures[f"barriers-{metric}"] = heat_map(rows, names, metric)
+        pictures[f"barriers-{metric}"] = heat_map(rows, names, metric)
         if has_paths(rows[rows["group"].map(kind_of) == ""]):
-            figures[f"paths-{metric}"] = paths(rows, metric, lambda index: _name(index, names)).figure()
-    return figures
+            pictures[f"paths-{metric}"] = paths(rows, metric, lambda index: _name(index, names))
+    return pictures
 
 
-def heat_map(rows: pd.DataFrame, names: Sequence[str], metric: str) -> Figure:
-    """Draw barriers by group and model, or by group and t for each direction."""
+def heat_map(rows: pd.DataFrame, names: Sequence[str], metric: str) -> HeatMaps:
+    """Return barriers by group and model, or by group and t for each direction."""
     labelled = rows.assign(end=ends_of(rows, names))
     reference = reference_of(rows)
     ends, column = list(dict.fromkeys(labelled["end"])), f"{metric}_{reference}"
     if rows["t"].nunique() > 1 and len(ends) <= MOST_ENDS:
         tables = {end: barrier_table(labelled[labelled["end"] == end], column, "t") for end in ends}
-        return heat_maps(tables, quantity(metric, rows), across=2, columns="t")
+        return HeatMaps(tables, quantity(metric, rows), across=2, columns="t")
     middle = at_the_middle(labelled, pairs=bool((rows["other"] != AVERAGE).any()))
     title = f"t = {middle['t'].iloc[0]:g}, minus {REFERENCES[reference]} {metric}"
-    return heat_maps({title: barrier_table(middle, column, "end")[ends]}, quantity(metric, rows), columns="")
+    return HeatMaps({title: barrier_table(middle, column, "end")[ends]}, quantity(metric, rows), columns="")
 
 
-def feature_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """Return the figures of the other measures of checkpoints, by the names of their files.
+def feature_pictures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Picture]:
+    """Return the pictures of the other measures of checkpoints, by the names of their files.
 
     Parameters
     ----------
@@ -63,22 +63,20 @@ def feature_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
         Tables of `fedsim.analysis` by name, and ``matching``; the names of models are in ``base_name`` and
         ``other_name``.
     """
-    figures = {}
+    pictures: dict[str, Picture] = {}
     if "connectivity" in tables:
-        figures["connectivity"] = connectivity.connectivity(connectivity.halfway(tables["connectivity"])).figure()
+        pictures["connectivity"] = connectivity.connectivity(connectivity.halfway(tables["connectivity"]))
     if "stitching" in tables:
-        figures["stitching"] = connectivity.stitching(tables["stitching"]).figure()
+        pictures["stitching"] = connectivity.stitching(tables["stitching"])
     if "cka" in tables:
         rows = tables["cka"]
-        figures["cka"] = connectivity.cka(
-            rows.assign(ends=rows["base_name"] + ", " + rows["other_name"]), "ends"
-        ).figure()
+        pictures["cka"] = connectivity.cka(rows.assign(ends=rows["base_name"] + ", " + rows["other_name"]), "ends")
     if "spectra" in tables:
-        figures["stable-rank"] = connectivity.stable_ranks(tables["spectra"], "base_name").figure()
-        figures["spectra"] = connectivity.spectra(tables["spectra"]).figure()
+        pictures["stable-rank"] = connectivity.stable_ranks(tables["spectra"], "base_name")
+        pictures["spectra"] = connectivity.spectra(tables["spectra"])
     if "matching" in tables:
-        figures["matching"] = connectivity.matching(tables["matching"], "base_name").figure()
-    return figures
+        pictures["matching"] = connectivity.matching(tables["matching"], "base_name")
+    return pictures
 
 
 def features_table(tables: Mapping[str, pd.DataFrame]) -> Table | None:

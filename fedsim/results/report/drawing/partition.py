@@ -15,16 +15,34 @@ from fedsim.results.report.palette import COLOURS
 from fedsim.shortening import printable
 
 MOST_CLIENTS, MOST_CLASSES = 60, 100  # beyond which bubbles can no longer be told apart
+BINS = 30
 LARGEST_BUBBLE = 0.85  # of the distance between two neighbours
 
 
 def partition(measured: Heterogeneity, title: str = "") -> Figure:
     """Draw each client's labels as bubbles under its size; of many clients or classes, how the clients are spread."""
     with rc_context(STYLE):
-        few = len(measured) <= MOST_CLIENTS and len(measured.classes) <= MOST_CLASSES
-        figure = _bubbles(measured) if few else _histograms(measured)
+        figure = _bubbles(measured) if is_small(measured) else _histograms(measured)
         figure.suptitle(printable(title), fontsize=11)
         return figure
+
+
+def is_small(measured: Heterogeneity) -> bool:
+    """Tell whether the bubbles of all clients and classes can be told apart."""
+    return len(measured) <= MOST_CLIENTS and len(measured.classes) <= MOST_CLASSES
+
+
+def is_wide(values: np.ndarray) -> bool:
+    """Tell whether values need a logarithmic axis."""
+    return bool(values.max() > 50 * max(values.min(), 1))
+
+
+def histogram_edges(values: np.ndarray) -> np.ndarray:
+    """Return the edges of a histogram's bars: one narrow bar for equal values."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return np.array([low - 0.05, low + 0.05])
+    return np.geomspace(max(low, 1), high, BINS + 1) if is_wide(values) else np.linspace(low, high, BINS + 1)
 
 
 def write_partition(measured: Heterogeneity, title: str, path: Path) -> Path:
@@ -65,16 +83,14 @@ def _histograms(measured: Heterogeneity) -> Figure:
 
 
 def _histogram(axes: Axes, name: str, values: np.ndarray) -> None:
-    low, high = float(values.min()), float(values.max())
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    if low == high:
-        axes.bar([low], [len(values)], width=0.1, color=COLOURS[0])
-        axes.set(xlim=(low - 1, low + 1), xticks=[low])
-    elif high > 50 * max(low, 1):
-        axes.hist(values, bins=np.geomspace(max(low, 1), high, 31).tolist(), color=COLOURS[0])
+    edges = histogram_edges(values)
+    axes.hist(values, bins=edges.tolist(), color=COLOURS[0])
+    if len(edges) == 2:
+        axes.set(xlim=(values[0] - 1, values[0] + 1), xticks=[values[0]])
+    elif is_wide(values):
         log_scale(axes, "x")
     else:
-        axes.hist(values, bins=np.linspace(low, high, 31).tolist(), color=COLOURS[0])
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.axvline(values.mean(), color=COLOURS[1], linestyle="--", linewidth=1.2)
     axes.set(xlabel=name, ylabel="clients")

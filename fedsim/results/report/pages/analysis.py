@@ -8,9 +8,9 @@ import pandas as pd
 
 from fedsim.analysis.mixing.names import AVERAGE, GROWING, kind_of
 from fedsim.results.measured import DATA, UNMATCHED, by_kind, examples
-from fedsim.results.report.charts.pictures import Picture
 from fedsim.results.report.drawing import barriers, companions
 from fedsim.results.report.drawing.barriers import has_paths, rows_of_kind
+from fedsim.results.report.drawing.picture import Picture
 from fedsim.results.report.pages.feature_sections import (
     cka_sections,
     connectivity_sections,

@@ -62,8 +62,9 @@ def strip_section(groups: Mapping[str, Group], name: str = "strip") -> Section |
         seeds=" and seeds" if seeds > 1 else "",
         over=over,
     )
-    text = f"{_sentences(costs)} {text}{_limits(costs, groups)}"
-    return Section(name, "What averaging each layer costs", text, None, chart, how_to_read.STRIP)
+    title = "What averaging each layer costs"
+    text += _limits(costs, groups)
+    return Section(name, title, text, None, chart, how_to_read.STRIP, findings=_findings(costs))
 
 
 def _one_view(found: Mapping[str, LayerCosts | None], groups: Mapping[str, Group]) -> dict[str, LayerCosts]:
@@ -77,10 +78,10 @@ def _one_view(found: Mapping[str, LayerCosts | None], groups: Mapping[str, Group
     return {name: each for name, each in same.items() if each is not None}
 
 
-def _sentences(costs: Mapping[str, LayerCosts]) -> str:
+def _findings(costs: Mapping[str, LayerCosts]) -> list[str]:
     """Say what averaging costs: of one setting in a sentence, of several by what is clear."""
     if len(costs) == 1:
-        return cost_sentence(next(iter(costs.values())))
+        return [cost_sentence(next(iter(costs.values())))]
     last = {name: found.rows["round"].max() for name, found in costs.items()}
     clear = [name for name, found in costs.items() if shows_anything(found, last[name])]
     texts = [f"{name}: {cost_claims(costs[name], last[name], together=False)}." for name in clear[:MOST_SENTENCES]]
@@ -90,9 +91,8 @@ def _sentences(costs: Mapping[str, LayerCosts]) -> str:
         shown, others = "; ".join(unclear[:MOST_SENTENCES]), len(unclear) - MOST_SENTENCES
         texts.append(f"No layer shows a clear cost or gain for {shown}{f'; and {others} more' if others > 0 else ''}.")
     levels = {level_of(found) for found in costs.values()}
-    return (
-        f"{' '.join(texts)} ({levels.pop() if len(levels) == 1 else '95 % intervals'}, after the last measured round.)"
-    )
+    level = levels.pop() if len(levels) == 1 else "95 % intervals"
+    return [*texts, f"These are {level}, after the last measured round."]
 
 
 def _limits(costs: Mapping[str, LayerCosts], groups: Mapping[str, Group]) -> str:

@@ -1,18 +1,17 @@
 """The page about barriers between checkpoints, without a run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from fedsim.results.report.charts.peaks import peaks_chart
 from fedsim.results.report.comparing.export import as_latex, as_markdown
 from fedsim.results.report.drawing.checkpoints import (
     barriers_table,
-    checkpoint_figures,
+    checkpoint_pictures,
     ends_of,
-    feature_figures,
+    feature_pictures,
     features_table,
     matching_table,
     peaks_table,
@@ -21,6 +20,7 @@ from fedsim.results.report.drawing.checkpoints import (
 from fedsim.results.report.pages.citation import BARRIERS
 from fedsim.results.report.pages.how_to_read import PEAKS
 from fedsim.results.report.pages.html import write_page
+from fedsim.results.report.pages.pictured import pictured
 from fedsim.results.report.pages.section import Section
 
 TITLES = {
@@ -109,10 +109,6 @@ def _sections(
         )
         for metric in ("loss", "error")
     ]
-    for name, figure in (checkpoint_figures(barriers, names) | feature_figures(others)).items():
-        found.append(Section(name, TITLES.get(name, name.replace("-", " ").capitalize()), "", _returning(figure)))
+    for name, picture in (checkpoint_pictures(barriers, names) | feature_pictures(others)).items():
+        found.append(pictured(name, TITLES.get(name, name.replace("-", " ").capitalize()), "", picture))
     return found
-
-
-def _returning(figure: Figure) -> Callable[[], Figure]:
-    return lambda: figure

@@ -5,28 +5,18 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from fedsim.results.report.charts.before_after import before_after_chart
 from fedsim.results.report.comparing.statistics import jain, worst_mean
 from fedsim.results.report.comparing.tables import UNKNOWN, Table
 from fedsim.results.report.comparing.units import format_missing
-from fedsim.results.report.drawing.style import STYLE, WIDTH, legend_outside, metric_axis
+from fedsim.results.report.drawing.before_after import MODELS, before_and_after, models_by_client, values_by_client
 from fedsim.results.report.pages import how_to_read
 from fedsim.results.report.pages.section import Section
-from fedsim.results.report.palette import COLOURS
 from fedsim.results.result import Result
 from fedsim.training.metrics import label, metric_of
 
-MODELS = {
-    "global": "global",
-    "personalised": "as received",
-    "trained": "after local training",
-    "fine-tuned": "after fine-tuning",
-}
 DATA = {"test": "own test data", "server": "server's test data", "unseen": "own test data of unseen clients"}
-TITLES = {"test": "Own test data", "server": "Server's test data", "unseen": "Unseen clients"}
 NOTE = (
     "As received: each client's own model with the layers that it next takes from the server; "
     "after local training: models of the round's participants before averaging; after fine-tuning: models as received, "
@@ -34,19 +24,12 @@ NOTE = (
     "of the clients, rounded up; Jain: Jain's fairness index, 1 if all clients have the same value. -: not measured "
     "in that round, or undefined."
 )
-# For each model in the figure: marker, colour, fill and size. The model as received is a ring around the others.
-POINTS = {
-    "global": ("_", "#555555", "#555555", 7),
-    "personalised": ("o", COLOURS[0], "white", 9),
-    "trained": ("^", COLOURS[2], COLOURS[2], 5),
-    "fine-tuned": ("o", COLOURS[1], COLOURS[1], 5),
-}
-MANY_CLIENTS = 40  # more are drawn without their numbers
 
 
 def evaluation_sections(result: Result) -> list[Section]:
     """Return the figure of each client's accuracy before and after training; none if it was not measured."""
-    if not _panels(result):
+    panels = models_by_client(result)
+    if not panels:
         return []
     name = label(result.main, capital=True)
     text = (
@@ -59,6 +42,7 @@ def evaluation_sections(result: Result) -> list[Section]:
             f"{name} before and after training on each client",
             text,
             partial(before_and_after, result),
+            before_after_chart(panels, result.main),
             how_to_read=how_to_read.OF["evaluation"],
         )
     ]
@@ -82,7 +66,7 @@ def evaluation_table(result: Result) -> Table:
         headings += [f"{name} round ({server_round})", "worst 10 %", "Jain"]
     rows = []
     for model, data, of_server in _measured(result):
-        values = [_values(result, model, data, server_round, of_server) for server_round in rounds.values()]
+        values = [values_by_client(result, model, data, server_round, of_server) for server_round in rounds.values()]
         count = UNKNOWN if of_server else str(max(map(len, values)))
         rows.append(
             (
@@ -93,24 +77,6 @@ def evaluation_table(result: Result) -> Table:
             )
         )
     return Table(tuple(headings), (False, False, *[True] * (len(headings) - 2)), tuple(rows))
-
-
-def before_and_after(result: Result) -> Figure:
-    """Draw each client's accuracy before and after training on its own data."""
-    panels = _panels(result)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-        # A panel with few clients keeps room for its title.
-        widths = [max(len(values), 0.35 * max(map(len, panels.values()))) for values in panels.values()]
-        every = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
-        for axes, (data, values) in zip(every, panels.items(), strict=True):
-            _draw_points(axes, values)
-            axes.set_title(TITLES[data])
-        metric_axis(every[0], result.main)
-        if metric_of(result.main).unit == "share":
-            every[0].set_ylim(-0.04, 1.04)
-        legend_outside(figure, every[0])
-        return figure
 
 
 def _rounds(result: Result) -> Mapping[str, int]:
@@ -134,12 +100,6 @@ def _measured(result: Result) -> Iterator[tuple[str, str, bool]]:
         )
 
 
-def _values(result: Result, model: str, data: str, server_round: int, of_server: bool) -> pd.Series:
-    split = "test" if of_server and data == "server" else data
-    rows = result.of(model, split=split, server=of_server)
-    return rows[rows["round"] == server_round].set_index("client")["value"].astype(float).sort_index()
-
-
 def _cells(values: pd.Series, metric: str, of_server: bool) -> tuple[str, str, str]:
     """Return mean and spread, the worst tenth, and fairness, over the clients that have a value; how many have none."""
     numbers = values.dropna().to_numpy()
@@ -159,34 +119,3 @@ def _cells(values: pd.Series, metric: str, of_server: bool) -> tuple[str, str, s
         f"{write(worst_mean(numbers, higher_is_better=is_higher))}{missing}",
         UNKNOWN if np.isnan(fairness) else f"{fairness:.3f}{missing}",
     )
-
-
-def _panels(result: Result) -> dict[str, pd.DataFrame]:
-    """Return accuracy by client (rows) and model (columns) for all data on which more was measured than by default."""
-    panels = {}
-    for data in DATA:
-        columns = {model: _values(result, model, data, result.evaluated, of_server=False) for model in MODELS}
-        values = pd.DataFrame({model: column for model, column in columns.items() if len(column)})
-        if "personalised" in values and (data == "unseen" or {"trained", "fine-tuned"} & set(values)):
-            panels[data] = values.sort_values("personalised", kind="stable")
-    return panels if any({"trained", "fine-tuned"} & set(values) for values in panels.values()) else {}
-
-
-def _draw_points(axes: Axes, values: pd.DataFrame) -> None:
-    """Draw a column of points for each client, with a line from the model as received to the trained one."""
-    places = np.arange(len(values))
-    end = "fine-tuned" if "fine-tuned" in values else "trained"
-    if end in values:
-        low, high = values["personalised"], values[end]
-        axes.vlines(places, low, high, color="#BBBBBB", linewidth=1.5, zorder=1)
-    for model in values:
-        marker, colour, inside, size = POINTS[str(model)]
-        label = MODELS[str(model)]
-        # The dash of the global model is drawn over the ring of a client that receives just that model.
-        order = 3 if model == "global" else 2
-        axes.plot(places, values[model], marker, c=colour, mfc=inside, ms=size, label=label, zorder=order)
-    few = len(values) <= MANY_CLIENTS
-    axes.set_xticks(places if few else [], [str(int(client)) for client in values.index] if few else [])
-    axes.set_xlim(-0.6, len(values) - 0.4)
-    axes.grid(axis="x", visible=False)
-    axes.set_xlabel("client")

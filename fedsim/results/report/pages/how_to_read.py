@@ -22,6 +22,14 @@ CLIENTS = (
     "a client with 5 test examples changes in steps of 20 points, so look at the number of test examples in the hover "
     "before reading a single point; clients of one run share their average and are not independent."
 )
+PARTITION = (
+    "What it is: which client holds how many examples of which class. How it is computed: from the split itself, "
+    "training, validation and test examples together; the area of a bubble is in proportion to its count. Good: the "
+    "split that you meant; with Dirichlet alpha 0.1 most clients hold two to four of ten classes, and with alpha 100 "
+    "all columns look alike. Bad: clients with a handful of examples, one client with half of all data, or a class "
+    "that a single client holds. Pitfalls: alpha alone does not say how skewed a split is, so report the total "
+    "variation next to it; every seed draws another split."
+)
 TRAFFIC = (
     "What it is: which layers pay for the communication. How it is computed: sizes of the tensors in the "
     "messages, summed over rounds and clients; models that only the analysis needs are not counted. Good: the "

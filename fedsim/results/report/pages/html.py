@@ -21,6 +21,8 @@ from fedsim.results.report.pages.vega import vega_script
 from fedsim.shortening import printable
 
 PAGE = "report.html"
+# Where a new paragraph of "how to read this" begins.
+LEADS = re.compile(r" (?=(?:How it is computed|Good|Bad|Pitfalls): )")
 
 
 def write_page(
@@ -65,16 +67,15 @@ def write_page(
 
 
 def _shown(section: Section, export: bool) -> dict[str, Any]:
-    shown = {
+    return {
         "name": section.name,
         "title": section.title,
+        "findings": section.findings,
         "text": section.text,
-        "how_to_read": section.how_to_read,
+        "how_to_read": LEADS.split(section.how_to_read),
+        "has_chart": section.chart is not None,
         "files": [file for name in section.figures for file in _files(name)] if export else [],
     }
-    if section.chart is None and section.draw is not None:
-        shown["image"] = base64.b64encode(save(section.figure, "svg")).decode()
-    return shown
 
 
 def _files(name: str) -> list[str]:

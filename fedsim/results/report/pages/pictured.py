@@ -1,6 +1,7 @@
 """A section that shows a chart, and whose files have the same as a figure."""
 
-from fedsim.results.report.charts.pictures import Picture, picture_chart
+from fedsim.results.report.charts.pictures import picture_chart
+from fedsim.results.report.drawing.picture import Picture
 from fedsim.results.report.pages import how_to_read
 from fedsim.results.report.pages.section import Section
 

@@ -11,6 +11,7 @@ from fedsim.results.faults import describe_faults
 from fedsim.results.files import write_whole
 from fedsim.results.report.charts.curve_data import curves_of_run
 from fedsim.results.report.charts.curves import curves
+from fedsim.results.report.charts.partition import partition_chart
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.export import as_latex, as_markdown
 from fedsim.results.report.comparing.groups import Group
@@ -18,6 +19,7 @@ from fedsim.results.report.comparing.statistics import worst_mean
 from fedsim.results.report.comparing.units import format_bytes, format_missing
 from fedsim.results.report.drawing import figures
 from fedsim.results.report.drawing.partition import partition
+from fedsim.results.report.pages import how_to_read
 from fedsim.results.report.pages.analysis import analysis_sections
 from fedsim.results.report.pages.by_layer import client_section, strip_section, time_section, traffic_section
 from fedsim.results.report.pages.citation import bibtex
@@ -151,7 +153,17 @@ def _run_sections(result: Result) -> list[Section]:
         f"{measured.counts.total_variation().mean():.2f} (0: all alike, towards 1: no class in common), mean "
         f"Jensen-Shannon divergence {measured.counts.jensen_shannon().mean():.2f} nats (at most 0.69)."
     )
-    return [*sections, Section("partition", "Partition", text, partial(partition, measured))]
+    return [
+        *sections,
+        Section(
+            "partition",
+            "Partition",
+            text,
+            partial(partition, measured),
+            partition_chart(measured),
+            how_to_read.PARTITION,
+        ),
+    ]
 
 
 def _training(local: LocalConfig) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,13 +22,15 @@ class Section:
     name
         Name of the figure's files, without the suffix.
     draw
-        Draws the figure of PDF and PNG files; None if there is none. The page shows it where there is no chart.
+        Draws the figure of PDF and PNG files; None if there is none.
     chart
-        What the page shows, in the style of `charts.theme`.
+        What the page shows, in the style of `charts.theme`; None if no value is known.
     how_to_read
         What the page folds away below the chart: what is good or bad, how it is computed, and pitfalls.
     more
         Further figures of PDF and PNG files, by the names of these, which the chart shows too.
+    findings
+        What the chart says, a sentence each, above its text.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Section:
     chart: ChartType | None = None
     how_to_read: str = ""
     more: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+    findings: Sequence[str] = ()
 
     @property
     def figures(self) -> dict[str, Callable[[], Figure]]:

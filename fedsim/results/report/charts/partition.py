@@ -1,0 +1,96 @@
+"""The chart of a partition: which client holds what."""
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from altair.vegalite.v6.api import ChartType
+
+from fedsim.data.heterogeneity import Heterogeneity
+from fedsim.results.report.charts.compact import chart_of, distinct, scale_of
+from fedsim.results.report.drawing.partition import histogram_edges, is_small, is_wide
+from fedsim.results.report.palette import COLOURS
+
+WIDTH, HALF, BAR, ROW = 640, 300, 110, 22  # pixels; of a class, fewer where there are many
+SMALLEST_BUBBLE, LARGEST_BUBBLE = 6, 480  # square pixels; of none and of most
+LABELS = 70  # pixels of the names of classes, which both charts keep free so that clients are below each other
+
+
+def partition_chart(measured: Heterogeneity) -> ChartType:
+    """Return each client's labels as bubbles below its size; of many clients or classes, how the clients are spread."""
+    return _bubbles(measured) if is_small(measured) else _histograms(measured)
+
+
+def _bubbles(measured: Heterogeneity) -> alt.VConcatChart:
+    counts = measured.counts
+    owners = np.repeat(np.arange(len(measured)), np.diff(counts.offsets))
+    held = pd.DataFrame({"i": owners, "l": counts.labels.astype(int), "c": counts.counts.astype(int)})
+    classes = distinct(measured.classes)
+    sizes = pd.DataFrame({"i": range(len(measured)), "n": measured.sizes.astype(int)})
+    clients = list(range(len(measured)))
+
+    def x(*, labelled: bool) -> alt.X:
+        axis = alt.Axis(labels=labelled, ticks=labelled, labelAngle=0, labelOverlap=True)
+        title = "client" if labelled else None
+        return alt.X("i:O", title=title, scale=alt.Scale(domain=clients), axis=axis)
+
+    room: dict[str, Any] = {"minExtent": LABELS, "labelLimit": LABELS - 8}
+    client = alt.Tooltip("i:O", title="client")
+    bars = (
+        alt.Chart(sizes)
+        .mark_bar(color=COLOURS[0])
+        .encode(
+            x=x(labelled=False),
+            y=alt.Y("n:Q", title="examples", axis=alt.Axis(format="~s", tickCount=4, **room)),
+            tooltip=[client, alt.Tooltip("n:Q", title="examples", format=",d")],
+        )
+        .properties(width=WIDTH, height=BAR)
+    )
+    bubbles = (
+        chart_of(held, l=classes)
+        .mark_circle(color=COLOURS[0], opacity=0.85)
+        .encode(
+            x=x(labelled=True),
+            y=alt.Y("l_name:N", title="class", scale=alt.Scale(domain=classes), axis=alt.Axis(grid=True, **room)),
+            size=alt.Size(
+                "c:Q",
+                scale=alt.Scale(domain=[0, int(counts.counts.max(initial=1))], range=[SMALLEST_BUBBLE, LARGEST_BUBBLE]),
+                legend=alt.Legend(title="examples of the class", tickCount=4, symbolFillColor=COLOURS[0]),
+            ),
+            tooltip=[
+                client,
+                alt.Tooltip("l_name:N", title="class"),
+                alt.Tooltip("c:Q", title="examples", format=",d"),
+            ],
+        )
+        .properties(width=WIDTH, height=max(8, min(ROW, 700 // len(classes))) * max(2, len(classes)))
+    )
+    return alt.vconcat(bars, bubbles, spacing=8)
+
+
+def _histograms(measured: Heterogeneity) -> alt.ConcatChart:
+    return alt.concat(*(_histogram(name, values) for name, values in measured.by_client.items()), columns=2)
+
+
+def _histogram(name: str, values: np.ndarray) -> ChartType:
+    edges = histogram_edges(values)
+    found, _ = np.histogram(values, edges)
+    rows = pd.DataFrame({"a": edges[:-1], "b": edges[1:], "c": found})
+    x = alt.X("a:Q", title=name, scale=scale_of(log=is_wide(values), nice=False), axis=alt.Axis(format="~g"))
+    span = "format(datum.a, '.3~g') + ' to ' + format(datum.b, '.3~g')"
+    bars = (
+        alt.Chart(rows)
+        .transform_calculate(span=span)
+        .mark_bar(color=COLOURS[0])
+        .encode(
+            x=x,
+            x2="b:Q",
+            y=alt.Y("c:Q", title="clients", axis=alt.Axis(format="d", tickMinStep=1)),
+            tooltip=[alt.Tooltip("span:N", title=name), alt.Tooltip("c:Q", title="clients", format=",d")],
+        )
+    )
+    mean = alt.Chart(pd.DataFrame({"m": [float(values.mean())]}))
+    line = mean.mark_rule(color=COLOURS[1], strokeDash=[5, 4], strokeWidth=1.5)
+    line = line.encode(x="m:Q", tooltip=[alt.Tooltip("m:Q", title="mean", format=".4~g")])
+    return alt.layer(bars, line, title=f"mean {values.mean():.4g}", width=HALF, height=BAR + 30)
