@@ -110,7 +110,7 @@ class Config(Table):
     def _leave_a_client_to_train(cls, value: float, info: ValidationInfo) -> float:
         clients = info.data.get("clients")  # None if that is wrong itself
         if value and clients and max(1, round(value * clients)) >= clients:
-            raise ValueError(f"must leave a client to train, of clients = {clients}; use a smaller share")
+            raise ValueError(f"leaves none of clients = {clients} to train; use a smaller share")
         return value
 
     @field_validator("faults")

@@ -77,7 +77,7 @@ def describe_files(config: Config) -> Iterator[str]:
     """Yield a line for each file whose content is part of a run's name, and for each that only the code names."""
     yield from map(str, counted_files(config))
     for place in uncounted_files(config):
-        yield f"not counted: {place}, which the code names; make it an option, so that another content is another run"
+        yield f"not counted: {place}, which the code names; make it an option, so that a changed file names another run"
 
 
 def uncounted_files(config: Config) -> list[Path]:
@@ -137,8 +137,8 @@ def check_unchanged(config: Config, counted: Sequence[Counted]) -> None:
         changed = next((each for each, key in zip(counted, then, strict=True) if key not in now), None)
         what = f"{changed.place} ({changed.setting})" if changed else "a file of this run"
         raise ConfigError(
-            f"{what} has changed since this run was named by its content; run the same command again, which makes it "
-            "another run"
+            f"{what} has changed since this run was named by its content; run the same command again, which starts "
+            "a new run"
         )
 
 
@@ -229,7 +229,8 @@ def _fingerprint(place: Path, setting: str) -> str:
         return fingerprint(place)
     except OSError as error:
         raise ConfigError(
-            f"{setting}: {error.filename or place} cannot be read ({error.strerror}), and a run is named by its content"
+            f"{setting}: {error.filename or place} cannot be read ({error.strerror}), but a run's name "
+            "depends on its content"
         ) from error
     except MemoryError as error:
         raise ConfigError(f"{setting}: {error}") from error

@@ -102,7 +102,7 @@ class Expectation(BaseModel):
         if self.above is None and self.below is None and self.within is None:
             raise ValueError("must have a rule: above, below or within")
         if self.region[0] > self.region[1]:
-            raise ValueError(f"{self.rule()} is kept by no value; change a bound")
+            raise ValueError(f"{self.rule()} cannot be met by any value; change a bound")
         if self.compare == "ratio" and not self.of:
             raise ValueError("compare = 'ratio' needs of, which the value is divided by")
         if message := self._without_effect():

@@ -132,7 +132,7 @@ def read_overrides(overrides: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
         raise ConfigError(f"overrides are {overrides!r}; give a dict by setting, such as {{'local.lr': 0.1}}")
     for key, value in plain_settings(overrides).items():
         if not (path := read_key(key)):
-            raise ConfigError(f"{key!r} is no setting; give a dotted one, such as 'local.lr'")
+            raise ConfigError(f"{key!r} is not a setting; give a dotted key, such as 'local.lr'")
         changes[path] = value
     return changes
 

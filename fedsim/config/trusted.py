@@ -89,7 +89,7 @@ def check_entry(entry: Any, makes: Place | None, *, classes_only: bool) -> None:
     """
     kind = "a class" if classes_only else "a function or a class" if makes else "a function"
     if not callable(entry):
-        raise ConfigError(f"must be {kind}, and is a {type(entry).__name__}")
+        raise ConfigError(f"must be {kind}, not a {type(entry).__name__}")
     module, file = _defined_in(entry)
     if not _is_trusted(module, file):
         raise ConfigError(f"is code of {_owner(module)}, {RULE}")
@@ -97,10 +97,10 @@ def check_entry(entry: Any, makes: Place | None, *, classes_only: bool) -> None:
         return
     wanted = makes.load() if makes and isinstance(entry, type) else None
     if wanted is None or not issubclass(entry, wanted):
-        found = f"is {entry.__name__}" if isinstance(entry, type) else f"is a {type(entry).__name__}"
+        found = entry.__name__ if isinstance(entry, type) else f"a {type(entry).__name__}"
         subclass = f"a subclass of {makes.module}.{makes.name}" if makes else "a function"
         raise ConfigError(
-            f"must be {subclass if classes_only or not makes else f'a function or {subclass}'}, and {found}"
+            f"must be {subclass if classes_only or not makes else f'a function or {subclass}'}, not {found}"
         )
 
 

@@ -199,7 +199,7 @@ def _default_inputs(
     found = pictures or [name for name, feature in rest.items() if _is_number(library, feature)]
     if not found:
         raise ValueError(
-            f"{path} has no column of pictures or numbers besides {', '.join(others)}; its columns are: "
+            f"{path} has no column of pictures or numbers other than {', '.join(others)}; its columns are: "
             f"{', '.join(features)}; texts need a function of your own, with fedsim.data.word_tokens"
         )
     return tuple(found)

@@ -108,7 +108,7 @@ def run(
         raise ConfigError(f"on_round = {on_round!r} must be a function that takes a round")
     called = _callbacks(callbacks)
     if name is not None and (Path(name).name != name or name == ".."):
-        raise ConfigError(f"name = {name!r} must be that of a folder, without a path; set the path with out")
+        raise ConfigError(f"name = {name!r} must be a folder's name, without a path; set the path with out")
     changes = read_overrides(overrides or {}) | ({} if engine is None else {("engine", "name"): engine})
     experiment = read_experiment(settings, changes, name)
     outcome = run_experiment(experiment, Path(out), jobs, on_round, callbacks=called, accept_versions=accept_versions)

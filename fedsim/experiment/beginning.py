@@ -102,7 +102,7 @@ def last_whole_round(folder: RunFolder) -> Beginning:
                 [f"{problem}; the run resumes after round {server_round} instead" for problem in problems[:1]],
             )
     if problems:
-        others = ", and there is no whole round before" if len(problems) > 1 else ""
+        others = ", and no earlier round is intact" if len(problems) > 1 else ""
         raise ConfigError(f"{problems[0]}{others}; remove the run's folder to start it again")
     return Beginning()
 
@@ -128,8 +128,8 @@ def check_versions(folder: RunFolder) -> None:
     """
     if folder.env.exists() and (others := different_versions(folder.read_env(), versions())):
         raise ConfigError(
-            f"run folder {folder.path} was written with {', '.join(others)}, and its numbers would be those of both; "
-            "resume it with --accept-versions, or run it again into another folder with --out"
+            f"run folder {folder.path} was written with {', '.join(others)}, and resuming it now would mix the "
+            "numbers of both; resume it with --accept-versions, or run it again into another folder with --out"
         )
 
 

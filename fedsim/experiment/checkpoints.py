@@ -145,7 +145,7 @@ class Checkpoints:
             return None
         manifest = read_sealed(folder / MANIFEST, *OF_MANIFEST)
         if manifest["round"] != server_round:
-            raise DamagedError(folder / MANIFEST, f"is that of round {manifest['round']}")
+            raise DamagedError(folder / MANIFEST, f"belongs to round {manifest['round']}")
         check_all({place_in(folder, name): Seal.from_json(seal) for name, seal in manifest["files"].items()})
         if clients is None or clients:
             check_all(ClientFiles.read(folder / CLIENTS).seals(self._clients, clients))

@@ -92,11 +92,11 @@ def kept_round(
         keep = "all" if wanted != "best" else "best"
         some = "round" if len(rounds) == 1 else "rounds"
         raise ConfigError(
-            f"{folder.path}: the models of {name} are not kept, only those of {some} {', '.join(map(str, rounds))}; "
+            f"{folder.path}: the models of {name} were not kept, only of {some} {', '.join(map(str, rounds))}; "
             f"to keep them set checkpoints.keep to '{keep}', remove the folder and run it again"
         )
     if wanted != "last" and (problem := _problem(folder, found, client)):
-        raise ConfigError(f"{problem}; the models of {name} are lost, remove the run's folder to run it again")
+        raise ConfigError(f"{problem}; the models of {name} are lost; remove the run's folder to run it again")
     return KeptRound(folder, config, found, client, _recorded(table, found, client))
 
 
@@ -110,7 +110,7 @@ def _last_whole(folder: RunFolder, client: int | None) -> int:
                 logger.warning("%s; the models of round %d are used instead", newest_problem, server_round)
             return server_round
         newest_problem = newest_problem or problem
-    raise ConfigError(f"{newest_problem}, and no other models are whole; remove the run's folder to run it again")
+    raise ConfigError(f"{newest_problem}, and no other models are intact; remove the run's folder to run it again")
 
 
 def _problem(folder: RunFolder, server_round: int, client: int | None) -> str | None:

@@ -128,7 +128,7 @@ def _personalised(federation: Federation, kept: KeptRound, client: int) -> Param
     found: list[Params] = []
     failed = make_personalised(federation, kept, [client], lambda _, params: found.append(params))
     if not found:
-        raise ConfigError(f"the personalised model of client {client} cannot be made: {failed[client]}")
+        raise ConfigError(f"the personalised model of client {client} cannot be built: {failed[client]}")
     return found[0]
 
 

@@ -199,7 +199,7 @@ class Rounds:
             raise failure(f"round {server_round}: no client sent a valid update; {all_failed(left_out)}")
         warn_of(server_round, left_out)
         if not received.updates:
-            logger.warning("round %d: no update is left, so the global model stays as it is", server_round)
+            logger.warning("round %d: no valid update is left; the global model is unchanged", server_round)
         warn_of(server_round, missing, "diverged", ("has", "have"))
         return received, injected
 

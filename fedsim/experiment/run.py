@@ -56,8 +56,8 @@ def _prepared(config: Config) -> Parts:
     inputs = federation.calibration()
     if config.evaluation.perturbed and not inputs.is_floating_point():
         raise ConfigError(
-            f"evaluation.perturbed = {list(config.evaluation.perturbed)} perturbs inputs, and those of data.name = "
-            f"{config.data.name!r} are tokens, which have no small perturbations; use []"
+            f"evaluation.perturbed = {list(config.evaluation.perturbed)} perturbs inputs, but the inputs of "
+            f"data.name = {config.data.name!r} are tokens, which have no small perturbations; use []"
         )
     strategy = making.make_strategy(config, federation.model(), inputs)
     strategy.server_data, strategy.training_loss = federation.data.server(), federation.objective
@@ -89,11 +89,11 @@ def _check_validation(federation: Federation, strategy: Strategy) -> None:
     remedy = "let partition.validation be 0.1"
     if patience:
         raise ConfigError(
-            f"stop.patience = {patience} needs validation data, and no client has any; {remedy}, or stop.patience 0"
+            f"stop.patience = {patience} needs validation data, but no client has any; {remedy}, or stop.patience 0"
         )
     if strategy.client_rule.needs_validation:
         raise ConfigError(
-            f"strategy.name = {federation.config.strategy.name!r} decides by validation data, and no client has any; "
+            f"strategy.name = {federation.config.strategy.name!r} decides by validation data, but no client has any; "
             f"{remedy}, or choose another strategy"
         )
 

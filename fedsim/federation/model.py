@@ -146,8 +146,8 @@ def _other_channels(model: nn.Module, dataset: Dataset) -> str:
     mode = {1: "L", 3: "RGB"}.get(taken)
     convert = f" ([data] mode = '{mode}' of image-folder and huggingface)" if mode else ""
     return (
-        f"takes images of {taken} channel{'s' * (taken != 1)}, and those of {dataset.name!r} have {dataset.shape[0]}; "
-        f"build the model for the shape that it is given, or convert the images{convert}"
+        f"takes images with {taken} channel{'s' * (taken != 1)}, but the images of {dataset.name!r} have "
+        f"{dataset.shape[0]}; build the model for the shape that it is given, or convert the images{convert}"
     )
 
 

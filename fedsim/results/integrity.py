@@ -47,7 +47,7 @@ def check_run(folder: RunFolder) -> bool:
         elif folder.done.exists():
             remedy = AGAIN
         else:
-            remedy = "'fedsim run' resumes the run from before that, or says that it cannot"
+            remedy = "'fedsim run' resumes the run from before that, or reports that it cannot"
         raise ConfigError(f"{error}; {remedy}") from error
     return is_sealed
 
@@ -64,7 +64,7 @@ def check_records(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
     _check_tables(folder, _seal_lines(folder, manifest["records"]))
     starts, sealed = _env(folder)["starts"], manifest["starts"]
     if hash_of(starts[: sealed["count"]]) != sealed["sha256"]:
-        raise DamagedError(folder.env, "is that of another run")
+        raise DamagedError(folder.env, "belongs to another run")
 
 
 def check_file_of_checkpoint(path: Path) -> None:
@@ -120,7 +120,7 @@ def damaged_settings(folder: RunFolder) -> list[DamagedError]:
             # A start that is killed leaves some files of the one before it.
             known = {start["files"].get(name) for start in starts}
             if seal_of(path).sha256 not in known:
-                problems.append(DamagedError(path, "has another content than was written"))
+                problems.append(DamagedError(path, "differs from what was written"))
         except OSError:
             problems.append(DamagedError(path, "is missing"))
     return problems
@@ -201,12 +201,12 @@ def _check_stopped(folder: RunFolder) -> None:
             _check_rows(folder, lines[-1]["files"], beginning=True)
             _check_tables(folder, lines)
         except (KeyError, TypeError, AttributeError) as error:  # in rounds that no checkpoint has sealed yet
-            raise DamagedError(folder.seals, "has another content than was written") from error
+            raise DamagedError(folder.seals, "differs from what was written") from error
     # The timing of the last round is sealed with the next.
     rows = read_rows(folder.timing)
     rounds = rows["round"].tolist() if len(rows) else []
     if rounds != sorted(set(rounds)):
-        raise DamagedError(folder.timing, "has a round twice, or rounds in another order")
+        raise DamagedError(folder.timing, "has a round twice, or rounds out of order")
     for problem in damaged_settings(folder):
         raise problem
 
@@ -289,5 +289,5 @@ def _env(folder: RunFolder) -> dict[str, Any]:
         raise DamagedError(folder.env, "is missing")
     env = folder.read_env()
     if "starts" not in env:
-        raise DamagedError(folder.env, "is that of another run")
+        raise DamagedError(folder.env, "belongs to another run")
     return env

@@ -93,7 +93,7 @@ class Seal:
         if self.size not in (None, found.size):
             raise DamagedError(path, f"has {found.size} bytes, and {self.size} were written")
         if found.sha256 != self.sha256:
-            raise DamagedError(path, "has another content than was written")
+            raise DamagedError(path, "differs from what was written")
 
 
 def seal_of(path: Path, size: int | None = None) -> Seal:
@@ -166,7 +166,7 @@ def read_sealed(path: Path, *keys: str) -> dict[str, Any]:
         or content.pop(OF_ITSELF, None) != hash_of(content)
         or not content.keys() >= {*keys}
     ):
-        raise DamagedError(path, "has another content than was written")
+        raise DamagedError(path, "differs from what was written")
     return content
 
 

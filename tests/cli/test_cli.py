@@ -547,7 +547,7 @@ def bad_labels():
     [
         ("strategy", "SharesText", 2, "returns 'body'; it must be a group of the model's layers"),
         ("strategy", "TakesNothing", 2, "unexpected keyword argument 'inputs'"),
-        ("strategy", "no_strategy", 2, "must be a subclass of fedsim.strategy.Strategy, and is a function"),
+        ("strategy", "no_strategy", 2, "must be a subclass of fedsim.strategy.Strategy, not a function"),
         ("strategy", "AveragesNothing", 1, "AveragesNothing.aggregate returns a NoneType"),
         (
             "strategy",

@@ -351,7 +351,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         ),
     )
     with pytest.raises(
-        ConfigError, match=r"^data.csv: a.csv cannot be read \(Permission denied\), and a run is named by"
+        ConfigError, match=r"^data.csv: a.csv cannot be read \(Permission denied\), but a run.s name depends on"
     ):
         name_of({"data": {"name": "mine:load", "csv": "a.csv"}})
 

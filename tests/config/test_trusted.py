@@ -149,13 +149,13 @@ def test_what_a_file_of_the_users_defines_is_called(name: str, write: Write) -> 
 @pytest.mark.parametrize(
     ("kind", "name", "rule"),
     [
-        ("strategies", "load", r"must be a subclass of fedsim.strategy.Strategy, and is a function"),
-        ("strategies", "Net", r"must be a subclass of fedsim.strategy.Strategy, and is Net"),
-        ("models", "Other", r"must be a function or a subclass of torch.nn.Module, and is Other"),
-        ("data", "Net", r"must be a function or a subclass of fedsim.data.Dataset, and is Net"),
-        ("partitions", "Other", r"must be a function, and is Other"),
-        ("features", "Other", r"must be a function, and is Other"),
-        ("features", "os", r"must be a function, and is a module"),
+        ("strategies", "load", r"must be a subclass of fedsim.strategy.Strategy, not a function"),
+        ("strategies", "Net", r"must be a subclass of fedsim.strategy.Strategy, not Net"),
+        ("models", "Other", r"must be a function or a subclass of torch.nn.Module, not Other"),
+        ("data", "Net", r"must be a function or a subclass of fedsim.data.Dataset, not Net"),
+        ("partitions", "Other", r"must be a function, not Other"),
+        ("features", "Other", r"must be a function, not Other"),
+        ("features", "os", r"must be a function, not a module"),
     ],
 )
 def test_an_entry_is_what_its_kind_needs_before_it_is_called(kind: Kind, name: str, rule: str, write: Write) -> None:

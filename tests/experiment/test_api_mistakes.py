@@ -23,8 +23,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         r"overrides are \['a'\]; give a dict by setting",
     ),
     "no job": (lambda: fedsim.run(TINY, jobs=0), "jobs = 0 must be a whole number of at least 1"),
-    "a path for a name": (lambda: fedsim.run(TINY, name="../a"), "name = '../a' must be that of a folder"),
-    "the folder above": (lambda: fedsim.run(TINY, name=".."), "name = '..' must be that of a folder"),
+    "a path for a name": (lambda: fedsim.run(TINY, name="../a"), "name = '../a' must be a folder's name"),
+    "the folder above": (lambda: fedsim.run(TINY, name=".."), "name = '..' must be a folder's name"),
     "no function": (lambda: fedsim.run(TINY, on_round=3), "on_round = 3 must be a function"),  # type: ignore[arg-type]
     "a metric": (lambda: Question(metric="acc"), "--metric 'acc' must be one of loss, accuracy, rmse, balanced-"),  # type: ignore[arg-type]
     "a round": (lambda: Question(at=3), "--at 3 must be one of last, best"),  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ def test_a_file_that_changes_while_a_run_waits_stops_it_before_it_writes() -> No
         assert failure.wrong_config
         assert failure.message.endswith(
             "labels.csv (data.csv) has changed since this run was named by its content; run the same command again, "
-            "which makes it another run"
+            "which starts a new run"
         )
     assert not Path("runs").exists()
 

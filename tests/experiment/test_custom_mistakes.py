@@ -105,7 +105,8 @@ NEVER_BUILT = {
     "a model's channels": (
         "model",
         MODEL.format(built="self.conv = nn.Conv2d(3, 2, 1)", outputs="self.conv(x)"),
-        r"takes images of 3 channels, and those of 'digits' have 1; .* \(\[data\] mode = 'RGB' of image-folder and",
+        r"takes images with 3 channels, but the images of 'digits' have 1; .* "
+        r"\(\[data\] mode = 'RGB' of image-folder and",
     ),
     "a model's shapes": (
         "model",

@@ -80,13 +80,13 @@ def test_a_checkpoint_that_takes_the_place_of_another_is_noticed(stopped: RunFol
     shutil.rmtree(newest)
     shutil.copytree(before, newest)
     assert last_whole_round(stopped).done == STOPPED - 1
-    assert "manifest.json is that of round 2" in last_whole_round(stopped).problems[0]
+    assert "manifest.json belongs to round 2" in last_whole_round(stopped).problems[0]
 
 
 @pytest.mark.parametrize("client", [None, 1])
 def test_a_manifest_in_the_place_of_another_sealed_file_is_noticed(client: int | None, stopped: RunFolder) -> None:
     swap(stopped.env, stopped.checkpoints / f"round-{STOPPED:05d}" / "manifest.json")
-    with pytest.raises(ConfigError, match=r"env\.json has another content than was written"):
+    with pytest.raises(ConfigError, match=r"env\.json differs from what was written"):
         kept_round(stopped, client)
 
 
@@ -94,7 +94,7 @@ def test_a_run_without_a_whole_checkpoint_stays_as_it_is(stopped: RunFolder, sma
     for path in stopped.checkpoints.rglob("global.safetensors"):
         flip(path)
     before = contents(stopped)
-    with pytest.raises(ConfigError, match="another content than was written, and there is no whole round before; rem"):
+    with pytest.raises(ConfigError, match="differs from what was written, and no earlier round is intact; rem"):
         experiment.run(small, stopped, lambda summary: None)
     assert contents(stopped) == before
 
@@ -128,7 +128,7 @@ def test_barriers_between_damaged_checkpoints_are_not_measured(done: RunFolder) 
     paths = [done.checkpoints / "round-00004" / "global.safetensors", done.checkpoints / "kept/round-00003"]
     flip(paths[0])
     model = fedsim.load(done.path)[0].model(round=3)
-    with pytest.raises(ConfigError, match=r"round-00004/global\.safetensors has another content than was written"):
+    with pytest.raises(ConfigError, match=r"round-00004/global\.safetensors differs from what was written"):
         fedsim.barriers(model, [paths[0], paths[1] / "global.safetensors"], torch.zeros(2, 64), torch.zeros(2).long())
 
 
@@ -165,7 +165,7 @@ def test_a_file_of_a_checkpoint_is_checked_through_a_link_and_without_its_manife
     (tmp_path / "link").symlink_to(newest / "global.safetensors")
     check_file_of_checkpoint(tmp_path / "link")
     flip(newest / "global.safetensors")
-    with pytest.raises(ConfigError, match="link has another content than was written"):
+    with pytest.raises(ConfigError, match="link differs from what was written"):
         check_file_of_checkpoint(tmp_path / "link")
     (newest / "manifest.json").unlink()
     with pytest.raises(ConfigError, match=r"manifest\.json is missing"):

@@ -82,7 +82,7 @@ def test_a_run_whose_newest_records_are_damaged_resumes_before_them(
 ) -> None:
     flip(stopped.metrics, 1.0)
     experiment.run(small, stopped, lambda summary: None)
-    where = "metrics.jsonl has another content than was written, from round 3 on; the run resumes after round 2 instead"
+    where = "metrics.jsonl differs from what was written, from round 3 on; the run resumes after round 2 instead"
     assert where in caplog.text
     assert run_files(stopped) == run_files(whole)
 
@@ -124,7 +124,7 @@ def test_a_file_of_another_run_is_noticed(name: str, done: RunFolder, other: Run
 
 def test_an_env_of_another_run_is_noticed_before_the_end(stopped: RunFolder, other: RunFolder) -> None:
     shutil.copy(other.env, stopped.env)
-    with pytest.raises(ConfigError, match=r"env\.json is that of another run"):
+    with pytest.raises(ConfigError, match=r"env\.json belongs to another run"):
         last_whole_round(stopped)
 
 
@@ -142,7 +142,7 @@ def test_a_line_of_seals_that_is_none_is_noticed(line: str, stopped: RunFolder) 
     """Also after the last checkpoint, which seals the lines before."""
     with stopped.seals.open("a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(ConfigError, match=r"seals\.jsonl has another content than was written; 'fedsim run' resumes"):
+    with pytest.raises(ConfigError, match=r"seals\.jsonl differs from what was written; 'fedsim run' resumes"):
         read_result(stopped)
 
 
@@ -209,15 +209,15 @@ def test_a_run_without_any_seal_is_not_taken_for_one_of_an_earlier_version(stopp
         path.unlink()
     with pytest.raises(ConfigError, match=r"seals\.jsonl is missing"):
         check_run(stopped)
-    with pytest.raises(ConfigError, match=r"manifest\.json is missing, and there is no whole round before"):
+    with pytest.raises(ConfigError, match=r"manifest\.json is missing, and no earlier round is intact"):
         last_whole_round(stopped)
 
 
 def test_settings_of_an_earlier_version_do_not_pass_for_those_of_a_sealed_run(stopped: RunFolder) -> None:
     stopped.env.write_text("{}")
-    with pytest.raises(ConfigError, match=r"env\.json is that of another run"):
+    with pytest.raises(ConfigError, match=r"env\.json belongs to another run"):
         check_run(stopped)
-    with pytest.raises(ConfigError, match=r"env\.json is that of another run"):
+    with pytest.raises(ConfigError, match=r"env\.json belongs to another run"):
         last_whole_round(stopped)
 
 

@@ -190,7 +190,7 @@ def test_the_best_round_that_a_comparison_reports_is_the_one_whose_models_are_gi
         (("3",), "client = '3' must be from 0 to 3"),
         (
             (None, 4),
-            "the models of round 4 are not kept, only those of rounds 1, 2, 5, 6; to keep",
+            "the models of round 4 were not kept, only of rounds 1, 2, 5, 6; to keep",
         ),
         ((None, 7), "round = 7 must be 'last', 'best' or from 1 to 6"),
         ((None, "first"), "round = 'first' must be 'last', 'best' or from 1 to 6"),
@@ -218,7 +218,7 @@ def test_a_best_round_that_is_not_kept_names_the_setting(tiny: Callable[..., Con
         experiment.run(config, folder, stop)
     assert kept_round(folder).server_round == 3
     with pytest.raises(
-        ConfigError, match=r"round 2, the best by validation accuracy, are not kept, only .* round 3; .*'best'"
+        ConfigError, match=r"round 2, the best by validation accuracy, were not kept, only .* round 3; .*'best'"
     ):
         kept_round(folder, wanted="best")
 
@@ -346,7 +346,7 @@ def test_a_damaged_checkpoint_is_named(tiny: Callable[..., Config], play: Callab
     folder = play(tiny(rounds=1))
     next(folder.checkpoints.glob("round-*/global.safetensors")).write_bytes(b"x")
     for client in (None, 1):
-        with pytest.raises(ConfigError, match="has 1 bytes, and 3920 were written, and no other models are whole"):
+        with pytest.raises(ConfigError, match="has 1 bytes, and 3920 were written, and no other models are intact"):
             restored_model(folder, client)
 
 

@@ -97,7 +97,7 @@ OBSTACLES: dict[str, tuple[dict[str, Any], Callable[[RunFolder], Any], str]] = {
     "other layers": (
         {},
         lambda folder: folder.model.write_text(folder.model.read_text().replace("fc1", "fc0")),
-        "model.json has another content than was written; remove",
+        "model.json differs from what was written; remove",
     ),
     "no records": ({}, lambda folder: folder.timing.unlink(), "timing.jsonl is missing; remove"),
     "another cohort": ({"engine": {"cohort": 2}}, lambda folder: None, "its cohort was 1 and engine.cohort is 2"),

@@ -139,7 +139,7 @@ def test_means_over_clients_say_how_many_are_missing_and_pass_over_none(
     # The best round is one in which no value is missing, and there is none.
     best = api.compare([run], at="best")
     assert math.isnan(best.table["personalised"][0])
-    assert best.text.notes == (*notes, "no best round, as none has a validation accuracy of every client")
+    assert best.text.notes == (*notes, "no best round: none has a validation accuracy of every client")
     wanted = Expectation.model_validate({"metric": "accuracy", "above": 0.0})
     [checked] = check([run], [wanted])
     assert checked.verdict == "FAILED"

@@ -130,7 +130,7 @@ def test_tokens_cannot_be_moved(tiny: Callable[..., Config], tmp_path: Path) -> 
     }
     prepare(tiny(**settings))
     with pytest.raises(
-        ConfigError, match=r"evaluation.perturbed = \['fgsm:0.1'\] perturbs inputs, and .* are tokens"
+        ConfigError, match=r"evaluation.perturbed = \['fgsm:0.1'\] perturbs inputs, but .* are tokens"
     ) as error:
         prepare(tiny(**settings, evaluation={"perturbed": ["fgsm:0.1"]}))
     assert "\n" not in str(error.value)

@@ -58,7 +58,7 @@ def test_what_else_is_wrong_is_named(done: RunFolder) -> None:
     named = RunFolder(done.path.rename(done.path.with_name("12345678-s0")))
     lost, name = verify(named).problems
     assert lost == f"{named.checkpoints} has lost the checkpoint of round 3"
-    assert name.startswith(f"{named.config} is that of ")
+    assert name.startswith(f"{named.config} belongs to ")
 
 
 def test_a_stopped_run_without_its_checkpoints_is_named(stopped: RunFolder) -> None:
@@ -143,5 +143,5 @@ def test_the_command_prints_a_verdict_first_and_says_it_by_its_exit_code(
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith(f"DAMAGED  {done.path}: ")
     assert len(others) == 2
-    assert any(line.startswith(f"         {done.metrics} has another content") for line in others)
+    assert any(line.startswith(f"         {done.metrics} differs from what was written") for line in others)
     assert f"         {done.participants} is missing" in others

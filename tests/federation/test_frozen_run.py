@@ -156,7 +156,7 @@ def test_a_run_whose_layers_have_other_names_now_is_refused(
     folder.model.unlink()  # as an earlier version has left it
     longer = config.model_copy(update={"rounds": 2})
     with pytest.raises(
-        ConfigError, match=r"was written by fedsim .*, which named the model's layers otherwise \(body, "
+        ConfigError, match=r"was written by fedsim .*, which named the model's layers differently \(body, "
     ):
         experiment.run(longer, folder, lambda summary: None)
     assert {name: value for name, value in whole.items() if name != "model.json"} == run_files(folder)

@@ -301,7 +301,7 @@ def test_a_round_in_which_faults_take_everybody_leaves_the_model_as_it_is(
     one, two, three = (models[name] for name in sorted(models))
     assert all(torch.equal(one[key], value) for key, value in two.items())
     assert not all(torch.equal(two[key], value) for key, value in three.items())
-    assert "round 2: no update is left, so the global model stays as it is" in caplog.messages
+    assert "round 2: no valid update is left; the global model is unchanged" in caplog.messages
 
 
 def test_the_dry_run_says_how_long_simulated_training_takes(tiny: Callable[..., Config]) -> None:

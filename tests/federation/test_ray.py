@@ -392,6 +392,6 @@ def test_ray_alone_is_closed_to_others_and_cleans_up_and_workers_share_a_gpu(tmp
     assert run.stdout.splitlines() == [
         str([(name, "127.0.0.1") for name in names]),
         "AuthenticationError",
-        "the engine's workers need 1.5 GPUs and Ray has 1; "
+        "the engine's workers need 1.5 GPUs, but Ray has 1; "
         "use fewer engine.workers or a smaller engine.gpus_per_worker",
     ]

@@ -142,8 +142,8 @@ def test_means_of_reports_leave_unseen_clients_out(tiny: Callable[..., Config], 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"unseen": 0.9}, "unseen = 0.9: must leave a client to train, of clients = 4; use a smaller share"),
-        ({"clients": 1, "unseen": 0.1}, "unseen = 0.1: must leave a client to train, of clients = 1"),
+        ({"unseen": 0.9}, "unseen = 0.9: leaves none of clients = 4 to train; use a smaller share"),
+        ({"clients": 1, "unseen": 0.1}, "unseen = 0.1: leaves none of clients = 1 to train"),
         ({"unseen": 1.0}, "unseen = 1.0: must be less than 1"),
         ({"unseen": -0.1}, "unseen = -0.1: must be at least 0"),
     ],

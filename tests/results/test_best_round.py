@@ -210,10 +210,10 @@ def test_settings_that_make_no_sense_are_named(
 
 def test_stopping_without_validation_data_is_found_before_anything_is_written(tiny: Callable[..., Config]) -> None:
     config = tiny(partition={"scheme": "iid", "validation": 0.0}, stop={"patience": 3})
-    with pytest.raises(ConfigError, match=r"stop\.patience = 3 needs validation data, and no client has any"):
+    with pytest.raises(ConfigError, match=r"stop\.patience = 3 needs validation data, but no client has any"):
         experiment.prepare(config)
 
 
 def test_a_strategy_that_decides_by_validation_data_needs_some(tiny: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError, match=r"'barrier_mix' decides by validation data, and no client has any"):
+    with pytest.raises(ConfigError, match=r"'barrier_mix' decides by validation data, but no client has any"):
         experiment.prepare(tiny(strategy={"name": "barrier_mix"}, partition={"scheme": "iid", "validation": 0.0}))

@@ -350,8 +350,8 @@ def test_what_is_expected_names_no_run_and_comes_back_from_its_folder(tiny: Call
         (FULL | {"compare": "ratio"}, "compare = 'ratio' needs of"),
         (FULL | {"abov": 1.0}, "unknown key 'expect.0.abov'; did you mean 'above'"),
         (FULL | {"round": "first"}, "expect.0.round"),
-        (FULL | {"below": -1.0}, "above 0 and below -1 is kept by no value; change a bound"),
-        ({"metric": "loss", "above": 2.0, "within": 1.0}, r"above 2 and within \+- 1 is kept by no value"),
+        (FULL | {"below": -1.0}, "above 0 and below -1 cannot be met by any value; change a bound"),
+        ({"metric": "loss", "above": 2.0, "within": 1.0}, r"above 2 and within \+- 1 cannot be met by any value"),
         (FULL | {"within": -1.0}, "expect.0.within = -1.0: .*greater than 0"),
     ],
 )

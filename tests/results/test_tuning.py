@@ -15,7 +15,7 @@ def test_a_choice_that_was_changed_by_hand_is_noticed(tmp_path: Path) -> None:
     write_sealed(path, {"choices": CHOICES})
     assert read_choices(path) == CHOICES
     path.write_text(path.read_text().replace("0.1", "0.2"))
-    with pytest.raises(ConfigError, match=r"tuning.json has another content than was written; remove it and give"):
+    with pytest.raises(ConfigError, match=r"tuning.json differs from what was written; remove it and give"):
         read_choices(path)
 
 

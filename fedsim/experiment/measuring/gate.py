@@ -32,7 +32,7 @@ def check_gate(federation: Federation, strategy: Strategy) -> None:
     rounds = range(1, federation.config.rounds + 1)
     if not len(federation.data.split.validation.indices) and any(map(strategy.measurable, rounds)):
         raise ConfigError(
-            f"strategy.name = {federation.config.strategy.name!r} measures on validation data, and no client has any; "
+            f"strategy.name = {federation.config.strategy.name!r} measures on validation data, but no client has any; "
             "set partition.validation to more than 0"
         )
 

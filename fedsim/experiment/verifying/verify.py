@@ -70,7 +70,7 @@ def _problems(folder: RunFolder) -> Iterator[str]:
         yield from map(str, damaged_settings(folder))
         yield from _lost_checkpoints(folder, checkpoints.rounds())
         if name := other_name(folder):
-            yield f"{folder.config} is that of {name}"
+            yield f"{folder.config} belongs to {name}"
     except (OSError, ValueError, KeyError) as error:
         yield _without_remedy(error)
 
@@ -118,7 +118,9 @@ def _check_idle(folder: RunFolder) -> None:
         try:
             FileLock(folder.lock, timeout=0).acquire().lock.release()
         except Timeout:
-            raise ConfigError(f"run folder {folder.path} is in use by its run; verify it once that has ended") from None
+            raise ConfigError(
+                f"run folder {folder.path} is in use by its run; verify it when the run has ended"
+            ) from None
         except OSError:
             return  # somebody else's folder, which only they write
 

@@ -12,8 +12,8 @@ ANSWER_SECONDS, LONGEST = 15.0, 160
 CLIENT = "ray://"
 REASONS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: f"no answer in {ANSWER_SECONDS:g} s",
-    grpc.StatusCode.UNIMPLEMENTED: "what answers there is no Ray cluster",
-    grpc.StatusCode.UNAUTHENTICATED: "the cluster asks for its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+    grpc.StatusCode.UNIMPLEMENTED: "what answers there is not a Ray cluster",
+    grpc.StatusCode.UNAUTHENTICATED: "the cluster requires its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
 }
 
 

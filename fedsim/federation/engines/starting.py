@@ -70,7 +70,9 @@ def start(workers: int) -> Scratch:
                 **QUIET,
             )
         if context.address_info["node_ip_address"] != LOOPBACK:
-            raise RunError(f"Ray {ray.__version__} would listen to other machines; use engine.name = 'local'")
+            raise RunError(
+                f"Ray {ray.__version__} would accept connections from other machines; use engine.name = 'local'"
+            )
     except RuntimeError as error:
         stop(scratch)
         raise RunError(f"Ray cannot be started ({reason_of(error)}); engine.name = 'local' needs none") from error

@@ -89,7 +89,7 @@ class Workers:
             If workers die as they start, or none is left.
         """
         if worker.starts >= STARTS:
-            raise RunError(f"Ray's workers die as they start ({reason}); use fewer engine.workers")
+            raise RunError(f"Ray's workers die when they start ({reason}); use fewer engine.workers")
         if room(self._needs) < len(self._alive):
             return self._remove(worker, reason)
         ray.kill(worker.actor)
@@ -188,8 +188,8 @@ def check_resources(needs: Needs, workers: int) -> None:
     for resource, need in needs.items():
         if workers * need > available.get(resource, 0):
             raise ConfigError(
-                f"the engine's workers need {workers * need:g} {resource}s and Ray has {available.get(resource, 0):g}; "
-                "use fewer engine.workers or a smaller engine.gpus_per_worker"
+                f"the engine's workers need {workers * need:g} {resource}s, but Ray has "
+                f"{available.get(resource, 0):g}; use fewer engine.workers or a smaller engine.gpus_per_worker"
             )
 
 

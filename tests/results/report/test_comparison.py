@@ -219,7 +219,7 @@ def test_each_partition_has_a_budget_of_its_own(build: Build) -> None:
     column = table.headings.index("at equal bytes")
     assert [row[column].startswith("~") for row in table.rows] == [False, True]
     assert table.notes == (
-        "at equal bytes: the least that a run of the same partition and seed spends, 4 bytes to 40 bytes",
+        "at equal bytes: the smallest total of a run with the same partition and seed, 4 bytes to 40 bytes",
         "~: interpolated between two evaluated rounds",
     )
     head, first, second = list(values_of(comparison, comparison.columns))

@@ -185,5 +185,5 @@ def test_seconds_are_not_known_from_a_round_on_whose_timing_a_kill_prevented(run
 def test_a_comparison_says_that_seconds_were_lost(run: Result) -> None:
     cut = replace(run, timing=run.timing[run.timing["round"] != 2])
     [note] = comparison_table(compare([cut])).notes
-    assert note == "no seconds, as timing.jsonl lacks those of 1 round, which a kill or damage has lost"
+    assert note == "no seconds: timing.jsonl lacks 1 round, lost to a kill or to damage"
     assert not comparison_table(compare([run])).notes

@@ -178,9 +178,9 @@ def test_a_damaged_record_of_tuning_is_named(build: Build, tmp_path: Path) -> No
 
 def test_what_is_no_run_is_no_baseline(build: Build, caplog: pytest.LogCaptureFixture) -> None:
     runs = [build([0.5], strategy=FULL), build([0.5], strategy=LOCAL)]
-    with pytest.raises(ConfigError, match=r"'fill' is none of these runs; .*did you mean 'full'"):
+    with pytest.raises(ConfigError, match=r"'fill' is not among these runs; .*did you mean 'full'"):
         Baseline("fill", runs)
-    with pytest.raises(ConfigError, match=r"'local.lr=0.3' is none of these runs"):
+    with pytest.raises(ConfigError, match=r"'local.lr=0.3' is not among these runs"):
         Baseline("local.lr=0.3", runs)
     assert reference("layer_set", runs) is None
     assert not caplog.text

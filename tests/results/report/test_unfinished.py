@@ -61,7 +61,7 @@ def test_unfinished_runs_are_compared_at_the_last_round_that_all_have(stopped: l
     assert values(comparison, "up") == [20, 20]
     assert values(comparison, "at_bytes") == pytest.approx([(0.2 + 0.9) / 2, 0.1])
     text = verdict_of(comparison).lights[0].text
-    assert text.startswith("compared at round 2, the last that all runs have; unfinished: ")
+    assert text.startswith("compared at round 2, the last round of all runs; unfinished: ")
 
 
 def test_a_run_that_stopped_early_by_its_own_rule_is_finished(stopped: list[Result], build: Build) -> None:

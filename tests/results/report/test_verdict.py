@@ -197,8 +197,8 @@ def test_what_weakens_an_answer_is_said(build: Build, tmp_path: Path, tiny: Call
         "warning: runs of different numbers of rounds: FedAvg 2, local 1; --budget",
         "warning: tiny test sets: 1 of the 2 clients have fewer than 10 test examples, the fewest 5, where one example",
         "warning: tuned to the edge of the grid in 1 of 1 choices: FedAvg local.lr = 0.4 of 0.1, 0.2, 0.4; a wider",
-        "note: tuned by the best round, shown is the last one",
-        "note: tuned in runs of 1 rounds, shown are runs of 2",
+        "note: tuned by the best round, but the last round is shown",
+        "note: tuned in runs of 1 rounds, but shown are runs of 2",
     ):
         assert any(light.startswith(text) for light in found), (text, found)
 

@@ -263,7 +263,7 @@ def _at_cost(what: str, question: Question, least: Mapping[str, float], fixed: f
 
     amounts = list(dict.fromkeys(map(write, [fixed] if fixed else sorted(least.values()))))
     asked, equal = what in question.budgets, f"at equal {what}"
-    range_of = f"{equal}: the least that a run of the same partition and seed spends, {amounts[0]} to {amounts[-1]}"
+    range_of = f"{equal}: the smallest total of a run with the same partition and seed, {amounts[0]} to {amounts[-1]}"
     return Column(
         f"at_{what}",
         f"at {amounts[0]}" if len(amounts) == 1 else equal,

@@ -47,7 +47,7 @@ def _unfinished(comparison: Comparison) -> Iterator[Light]:
             yield Light("warning", f"unfinished: {names}; resume it with 'fedsim run'")
         else:
             shown = max(result.evaluated for result in unfinished)
-            yield Light("warning", f"compared at round {shown}, the last that all runs have; unfinished: {names}")
+            yield Light("warning", f"compared at round {shown}, the last round of all runs; unfinished: {names}")
 
 
 def _missing(comparison: Comparison) -> Iterator[Light]:
@@ -61,7 +61,7 @@ def _missing(comparison: Comparison) -> Iterator[Light]:
         if count := row.values[MAIN_COLUMN].missing:
             missing.append(f"{row.group.name} {count}")
     if left_out:
-        yield Light("warning", f"updates left out of averages: {_listed(left_out)}; see why below the table")
+        yield Light("warning", f"updates left out of averages: {_listed(left_out)}; reasons are below the table")
     if missing:
         why = "without a finite loss or not evaluated, so that their means are of fewer clients"
         yield Light("warning", f"values of clients missing: {_listed(missing)}; {why}")
@@ -72,7 +72,7 @@ def _seeds(standings: Sequence[Standing]) -> Iterator[Light]:
     seeds = min(group.seeds for group in groups)
     text = "1 seed" if seeds == 1 else f"{seeds} seeds"
     if seeds < FEW_SEEDS:
-        yield Light("warning", f"{text}: run at least {ENOUGH_SEEDS} for an interval that says something")
+        yield Light("warning", f"{text}: run at least {ENOUGH_SEEDS} for a usable interval")
     elif seeds < ENOUGH_SEEDS:
         yield Light("note", f"{text}: the intervals are wide; {ENOUGH_SEEDS} or more make them narrower")
     fewer = [
@@ -83,7 +83,9 @@ def _seeds(standings: Sequence[Standing]) -> Iterator[Light]:
         if method.row.group.seeds < most
     ]
     if fewer:
-        yield Light("warning", f"fewer seeds than others: {_listed(fewer)}; differences are over those that both have")
+        yield Light(
+            "warning", f"fewer seeds than others: {_listed(fewer)}; differences are over the seeds that both have"
+        )
 
 
 def _lengths(standings: Sequence[Standing]) -> Iterator[Light]:
@@ -127,11 +129,11 @@ def _tuning(comparison: Comparison) -> Iterator[Light]:
     # Choices without a round are of an earlier version, which chose by the best one.
     at = comparison.question.at
     if others := {own for choice in choices if "rounds" in choice and (own := choice.get("at", "best")) != at}:
-        yield Light("note", f"tuned by the {min(others)} round, shown is the {at} one")
+        yield Light("note", f"tuned by the {min(others)} round, but the {at} round is shown")
     shown = max(result.config.rounds for result in comparison.results)
     shorter = {rounds for choice in choices if isinstance(rounds := choice.get("rounds"), int) and rounds < shown}
     if shorter:
-        yield Light("note", f"tuned in runs of {min(shorter)} rounds, shown are runs of {shown}")
+        yield Light("note", f"tuned in runs of {min(shorter)} rounds, but shown are runs of {shown}")
 
 
 def _corrections(comparison: Comparison, standings: Sequence[Standing]) -> Iterator[Light]:

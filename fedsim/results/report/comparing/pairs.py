@@ -165,7 +165,7 @@ def _chosen(name: str, results: Sequence[Result]) -> tuple[list[Result], str | N
         return runs, setting
     names = {strategies.name_of(result.config.strategy) for result in results}
     known = suggest(name, sorted({*itertools.chain(*labels), *names}))
-    raise ConfigError(f"--baseline {name!r} is none of these runs; give a strategy or SETTING=VALUE{known}")
+    raise ConfigError(f"--baseline {name!r} is not among these runs; give a strategy or SETTING=VALUE{known}")
 
 
 def _has(result: Result, setting: str, text: str) -> bool:

@@ -112,10 +112,10 @@ def notes_of(comparison: Comparison) -> Iterator[str]:
         faults = pd.concat([result.faults for result in members])
         texts = describe_faults(faults, sum(result.updates for result in members))
         if not all(map(question.round_of, members)):
-            texts.append(f"no best round, as none has a validation {question.metric} of every client")
+            texts.append(f"no best round: none has a validation {question.metric} of every client")
         if lost := sum(len(untimed(result)) for result in members):
             rounds = f"{lost} round{'s' * (lost > 1)}"
-            texts.append(f"no seconds, as timing.jsonl lacks those of {rounds}, which a kill or damage has lost")
+            texts.append(f"no seconds: timing.jsonl lacks {rounds}, lost to a kill or to damage")
         yield from (f"{row.group.name}: {text}" if len(comparison.rows) > 1 else text for text in texts)
 
 

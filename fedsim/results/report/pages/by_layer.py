@@ -42,8 +42,8 @@ CLIENTS_TEXT = (
     "Each point is a client after the last round: its {what} against its training examples, or against the "
     "entropy of its labels. Click a point for the client's labels and curve; shift-click adds one{more}."
 )
-TRAFFIC_TEXT = "Bytes that travelled, up and down, by layer: what a strategy shares, and what else it sends{seeds}."
-TIME_TEXT = "Wall seconds of {what}, by part: training, evaluation, analysis (barriers and the like) and aggregation."
+TRAFFIC_TEXT = "Bytes sent up and down, by layer: what a strategy shares, and whatever else it sends{seeds}."
+TIME_TEXT = "Wall seconds of {what}, by part: training, evaluation, analysis (such as barriers) and aggregation."
 
 
 def strip_section(groups: Mapping[str, Group], name: str = "strip") -> Section | None:
@@ -126,11 +126,11 @@ def client_section(
     what = f"gain over {over} in {label(metric)}" if over else label(metric)
     text = CLIENTS_TEXT.format(what=what, more="" if len(groups) == 1 else "; click a name to isolate a strategy")
     if any(counts_targets(result) for group in groups.values() for result in group.members):
-        text += " Examples with several labels, as sequences, are counted in labels."
+        text += " Examples with several labels, as sequences, are counted as labels."
     if over:
         text += f" Clients without a run of {over} with the same partition and seed are not shown."
     if found.left_out:
-        text += f" For lack of room, {found.left_out} runs of further seeds are not shown."
+        text += f" {found.left_out} runs of further seeds are not shown, to keep the page small."
     if missing := int(found.points["v"].isna().sum()):
         text += f" Missing: {missing} client{'s' * (missing > 1)} without a finite loss or not evaluated."
     gain = f", minus that of {over} with the same partition and seed" if over else ""
@@ -155,5 +155,5 @@ def time_section(groups: Mapping[str, Group], name: str = "seconds") -> Section 
         what = "all rounds, mean over the seeds"
     text = TIME_TEXT.format(what=what)
     if lost := sum(map(len, map(untimed, runs))):
-        text += f" The time of {lost} round{'s' * (lost > 1)} is lost and not in it."
+        text += f" The time of {lost} round{'s' * (lost > 1)} is lost and not included."
     return Section(name, "Time", text, None, chart, how_to_read.TIME) if chart else None

@@ -16,7 +16,7 @@ from fedsim.results.result import Result
 
 TABLE_NOTE = (
     "Accuracies and shares of clients in percent, losses in nats per example; means over the seeds. -: not measured, "
-    "or never reached. (n missing): the number is without n values, of clients whose model has no finite loss or that "
+    "or never reached. (n missing): the number leaves out n values of clients whose model has no finite loss or that "
     "could not be evaluated."
 )
 BEST_NOTE = (

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from fedsim.results.report.comparing.columns import Column
 
 SPREAD = "± is the half-width of the 95 % confidence interval (Student's t) over the seeds."
-TALLY = (
-    "Clients that are better off / as well off / worse off, over all seeds and for the same partition and seed, than"
-)
+TALLY = "Clients that are better / equal / worse, over all seeds and for the same partition and seed, than"
 FEW_TEXT = "*: some have fewer than 10 test examples."
 EXPLAINED = {
     "rounds": "The evaluated round whose values are shown; a mean where the seeds differ.",
@@ -21,7 +19,7 @@ EXPLAINED = {
     "fine_tuned": "Personalised models after further training on each client, on its own test data.",
     "unseen": "Personalised models of clients that never take part in training.",
     "unseen_fine_tuned": "The same after further training on each of these clients.",
-    "left_out": "Number of updates that are in no average; the lines below the table say why.",
+    "left_out": "Number of updates left out of every average; the lines below the table say why.",
     "gain_local": f"{TALLY} with local training only. {FEW_TEXT}",
     "gain_full": f"{TALLY} with plain averaging of all layers. {FEW_TEXT}",
     "gain_baseline": f"{TALLY} in the baseline's runs. {FEW_TEXT}",

@@ -13,16 +13,16 @@ from fedsim.results.report.pages.section import Section
 CONNECTIVITY_TEXT = (
     "Whether the features of mixed models are the mix of the features of both ends, by layer, after round {round}: "
     "{who}, at t = {t:g}{also}. Read the ratio, since 1 - cosine is small in the first layers of any two models. Far "
-    "below 1, the layer is linearly connected; near 1, the mixed model's features are as far from the mix as those of "
-    "the two models are from each other. With a coefficient of 1 they also have the length of the mix. Why: a layer is "
-    "connected where its weights commute (exchanging them between the inputs of the two models changes far less than "
-    "weights and inputs differ) and the nonlinearity after it is additive (near 0). Lines are means over {mean}, bands "
-    "span the smallest to the largest; values that are 0 up to rounding are left out of logarithmic scales. Measured "
+    "below 1, the layer is linearly connected; near 1, the mixed model's features are as far from the mix as the two "
+    "models' features are from each other. With a coefficient of 1 they also have the length of the mix. Why: a layer "
+    "is connected where its weights commute (exchanging them between the inputs of the two models changes far less "
+    "than weights and inputs differ) and the nonlinearity after it is additive (near 0). Lines are means over {mean}, "
+    "bands span the smallest to the largest; logarithmic scales omit values that are 0 up to rounding. Measured "
     "on {data}."
 )
 RATIOS_TEXT = (
     "The ratio by round, mean over {mean}. 0: the layer is linearly connected; 1: the mixed model's features are as "
-    "far from the mix as those of the two models are from each other."
+    "far from the mix as the two models' features are from each other."
 )
 STITCHING_TEXT = (
     "Models with the layers of one client up to this one, and {other} after it, after round {round}. Where stitching "
@@ -43,7 +43,7 @@ SPECTRA_TEXT = (
     "Singular values of each layer's weights relative to the largest one, after round {round}: steep lines mean few "
     "directions. Bands span the smallest to the largest of the clients; compare the average with them."
 )
-OF_AVERAGE = " Matching changes those of the average only; those of the models themselves are shown without matching."
+OF_AVERAGE = " Matching changes the average only; the models themselves are shown without matching."
 MATCHING_TEXT = (
     "Share of a layer's units that matching moved to another place, mean over the clients except the first, whose "
     "units stay. Few units of clients that start from the same model move (near 0); nearly all do between models with "

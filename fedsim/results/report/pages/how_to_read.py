@@ -174,7 +174,7 @@ OF = {
 }
 PEAKS = (
     "What it is: for each layer or group of layers, the most that a model loses on the way from its own layers to "
-    "those of another model, or of the average. How it is computed: the loss of mixed models at several t minus, for a "
+    "another model's, or to the average. How it is computed: the loss of mixed models at several t minus, for a "
     "pair, the straight line between the losses of the two models (the chord, 0 at both ends of a path of all layers), "
     "or, against the average, the mean of all models' losses; then the largest over t. Good: points near 0 with narrow "
     "bands: the models are connected in this layer (Adilova et al. 2024, arXiv 2307.06966). Bad: a point whose band is "

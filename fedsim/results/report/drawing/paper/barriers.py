@@ -81,7 +81,7 @@ def strip(panels: Sequence[Panel], frame: Frame) -> Figure:
         if costs.view != first.view:
             raise ConfigError(
                 f"barriers were measured on {ON[first.view]} in some runs and on {ON[costs.view]} in others; "
-                "draw them one at a time"
+                "draw each kind by itself"
             )
     rows = [len(lines) for lines in measured.values()]
     means = np.concatenate([_last(costs)["mean"].to_numpy(dtype=float) for costs in every])
