@@ -1,0 +1,248 @@
+"""Each number that README, findings and experiments quote is that of a committed table, rounded."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from tests.whole.quoted import ROOT, assert_near, assert_quoted, assert_row, over_seeds, read, tables_of
+
+REBASIN, LLFC, FINDINGS = "experiments/rebasin/README.md", "experiments/llfc/README.md", "docs/findings.md"
+PERSONALISATION, LLMC = "experiments/personalisation/README.md", "experiments/llmc/README.md"
+ONE_ROUND, PAIRS = "| initialisation | average | MLP", "| barriers, own initialisation"
+PERFORMANCE = "docs/performance.md"
+# Methods of the study of the catalogue whose clients all have the server's model.
+ONE_MODEL = (
+    "fedadagrad",
+    "fedadam",
+    "fedavgm",
+    "fedbabu",
+    "fedgucci",
+    "fedlama",
+    "fedlp",
+    "fedluar",
+    "fedma",
+    "fedpart",
+)
+ONE_MODEL += ("fedprox", "fedyogi", "full", "pfedla", "scaffold")
+# Tables whose runs left no committed table; the pages say so.
+UNRECORDED = {(LLMC, "| two models | full"), (LLMC, "| shared | Dirichlet 0.01")}
+IN_SENTENCES = {(FINDINGS, "| experiment |"), (LLFC, "| file |")}  # whose numbers are tested one by one, or settings
+RECORDED = {
+    *(
+        (REBASIN, heading)
+        for heading in (ONE_ROUND, PAIRS, "| average | accuracy", "| average | round 1", "| models |")
+    ),
+    (LLFC, "| | barrier | cosine"),
+}
+REPAIRED, ONLY_REPAIRED = "matched_average(repair=repair)", "matched_average(matching=none, repair=repair)"
+
+
+@pytest.mark.parametrize("page", [REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC])
+def test_each_table_with_numbers_is_recomputed_or_said_to_be_unrecorded(page: str) -> None:
+    known = [start for each, start in RECORDED | UNRECORDED | IN_SENTENCES if each == page]
+    unknown = [heading for heading in tables_of(page) if not heading.startswith(tuple(known))]
+    assert not unknown, "add a committed table and a test for it, or say on the page that there is none"
+    is_marked = "No table is kept" in (ROOT / page).read_text()
+    assert is_marked == (page == FINDINGS or any(each == page for each, _ in UNRECORDED))
+
+
+@pytest.mark.parametrize(
+    ("label", "strategy"),
+    [
+        ("own, plain (`full`)", "full"),
+        ("own, plain, repaired", ONLY_REPAIRED),
+        ("own, `hierarchical_average`", "hierarchical_average"),
+        ("own, `matched_average`", "matched_average"),
+        ("own, `matched_average`, repaired", REPAIRED),
+    ],
+)
+def test_averages_of_independent_models_after_one_round(label: str, strategy: str) -> None:
+    rows = read("rebasin/one_round.csv")
+    rows = rows[(rows["model.initial"] == "own") & (rows["strategy"] == strategy)]
+    values: list[float] = []
+    for model in ("mlp", "lenet5"):
+        own = rows[rows["model.name"] == model]
+        values += [*over_seeds(own["accuracy"]), own["fgsm:0.05"].mean(), own["noise:0.5"].mean()]
+    assert_row(REBASIN, ONE_ROUND, label, values)
+
+
+def test_averages_of_models_that_start_alike() -> None:
+    rows = read("rebasin/one_round.csv").query("`model.initial` == 'shared'")
+    columns = [(model, column) for model in ("mlp", "lenet5") for column in ("accuracy", "fgsm:0.05", "noise:0.5")]
+    means = [rows[rows["model.name"] == model].groupby("strategy")[column].mean() for model, column in columns]
+    values = [end for each in means for end in (each.min(), each.max())]
+    assert_row(REBASIN, ONE_ROUND, "shared, all of these", values)
+
+
+@pytest.mark.parametrize(("label", "model"), [("MLP, 3 hidden layers of 256", "mlp"), ("LeNet-5", "lenet5")])
+def test_barriers_of_independent_models(label: str, model: str) -> None:
+    rows = read("rebasin/one_round.csv").query("`model.initial` == 'own' and strategy == 'matched_average'")
+    own = rows[rows["model.name"] == model]
+    columns = [f"barrier{matched}{layer}" for matched in ("", ", matched") for layer in ("", ", largest layer")]
+    assert_row(REBASIN, PAIRS, label, [number for column in columns for number in over_seeds(own[column])])
+
+
+@pytest.mark.parametrize(
+    ("label", "strategy"),
+    [
+        ("plain", "full"),
+        (
+            'new statistics only (`matching = "none"`, `repair = "reset"`)',
+            "matched_average(matching=none, repair=reset)",
+        ),
+        ("matching only", "matched_average"),
+        ("matching and new statistics (`reset`)", "matched_average(repair=reset)"),
+        ("matching and `repair`", REPAIRED),
+    ],
+)
+def test_averages_with_batch_normalisation(label: str, strategy: str) -> None:
+    rows = read("rebasin/batch_norm.csv").query("strategy == @strategy")
+    values = [*over_seeds(rows["accuracy"]), rows["fgsm:0.05"].mean(), rows["noise:0.5"].mean()]
+    assert_row(REBASIN, "| average | accuracy", label, values)
+
+
+@pytest.mark.parametrize(
+    ("label", "strategy"),
+    [
+        ("plain (`full`)", "full"),
+        ("`hierarchical_average`", "hierarchical_average"),
+        ("`matched_average`", "matched_average"),
+        ("`matched_average`, repaired", REPAIRED),
+    ],
+)
+def test_averages_over_many_rounds(label: str, strategy: str) -> None:
+    rows = read("rebasin/rounds.csv").query("strategy == @strategy")
+    first, last = (rows[rows["round"] == server_round] for server_round in (1, 6))
+    values = [*over_seeds(first["accuracy"]), *over_seeds(last["accuracy"])]
+    assert_row(REBASIN, "| average | round 1", label, [*values, last["fgsm:0.05"].mean(), last["barrier"].mean()])
+
+
+@pytest.mark.parametrize("clients", [2, 4, 8, 16])
+def test_averages_of_more_models(clients: int) -> None:
+    rows = read("rebasin/number_of_models.csv").query("clients == @clients")
+    values: list[float] = []
+    for strategy in ("matched_average", "hierarchical_average"):
+        own = rows[rows["strategy"] == strategy]
+        values += [*over_seeds(own["accuracy"]), own["fgsm:0.1"].mean(), own["noise:1"].mean()]
+    assert_row(REBASIN, "| models |", str(clients), [*values, rows["sum of norms"].mean()])
+
+
+@pytest.mark.parametrize(("model", "file"), [("MLP", "mlp"), ("LeNet-5", "convolutional")])
+@pytest.mark.parametrize("way", ["spawned", "independent", "matched by weights", "matched by activations"])
+def test_features_of_averaged_models(model: str, file: str, way: str) -> None:
+    rows = read(f"llfc/{file}.csv").query("way == @way")
+    values = [rows["cosine"].min(), rows["commutativity"].mean(), rows["feature_distance"].mean()]
+    values += [rows["additivity"].max(), 100 * rows["stitching_error"].max(), 100 * rows["stitching_error_ends"].mean()]
+    # The barrier is of all layers together, and the table of each layer.
+    assert_row(LLFC, "| | barrier | cosine", f"{model}, {way}", values, skipped=1)
+
+
+def test_the_findings_on_measured_barriers() -> None:
+    rows = read("gated/gated.csv").set_index("strategy")
+    gated, lama, head = rows.loc["barrier_gated"], rows.loc["fedlama(warm_up=2)"], rows.loc["layer_set(shared=head)"]
+    gap = 100 * (gated["personalised"] - lama["personalised"])
+    values = [100 * gated["personalised"], 100 * gated["personalised_half_width"], gap]
+    assert_quoted(FINDINGS, "`barrier_gated` has {} ± {} % personalised: {} ± 8.7 points above `fedlama`", *values)
+    behind = [-100 * gated["difference"], 100 * gated["difference_half_width"]]
+    assert_quoted(FINDINGS, "and {} ± {} below the best fixed group, the head", *behind)
+    assert head["personalised"] == rows[rows.index.str.startswith("layer_set")]["personalised"].max()
+    assert_quoted("README.md", "`barrier_gated` is {} ± 8.7 points above FedLAMA", gap)
+
+
+def test_the_findings_on_mixing_by_barriers() -> None:
+    rows = read("barrier_mix/comparison.csv")
+    means = 100 * rows.groupby("method")["personalised"].mean()
+    fixed = rows[rows["method"].isin(["FedAvg", "FedPer", "LG-FedAvg"])]
+    best = 100 * fixed.groupby("partition.alpha")["personalised"].max().mean()
+    text = "alphas, {} %, `fedrep` {} %, `fedala` {} %, the best fixed group of each alpha {} %, `barrier_gated` {} %"
+    values = [means["barrier_mix(personal_epochs=2)"], means["FedRep(head_epochs=4)"], means["FedALA"], best]
+    assert_quoted(FINDINGS, text, *values, means["barrier_gated"])
+    assert means.idxmax() == "barrier_mix(personal_epochs=2)"
+
+
+def test_what_matching_and_repair_give() -> None:
+    rows = read("rebasin/one_round.csv").query("`model.name` == 'mlp'")
+    own = rows[rows["model.initial"] == "own"].groupby("strategy")["accuracy"]
+    plain, matched, repaired = (over_seeds(own.get_group(name)) for name in ("full", "matched_average", REPAIRED))
+    alike = over_seeds(rows.query("`model.initial` == 'shared' and strategy == 'full'")["accuracy"])
+    text = "8 MLPs have {} ± {} % plain, {} ± {} % matched, {} ± {} % matched and repaired, and {} ± {} % where they"
+    assert_quoted(FINDINGS, text, *plain, *matched, *repaired, *alike)
+    text = "the average of 8 independent MLPs from {} to {} %, with repair to {} %"
+    assert_quoted("README.md", text, plain[0], matched[0], repaired[0])
+
+
+@pytest.fixture
+def study() -> pd.DataFrame:
+    """Percentages of the study of the catalogue by method, at each alpha and with two classes."""
+    rows = read("personalisation/study.csv")
+    by_kind = rows.assign(kind=rows["partition.alpha"].where(rows["partition.scheme"] != "shards", "two"))
+    return 100 * by_kind.groupby(["strategy", "kind"])[["personalised", "fine_tuned"]].mean().unstack()
+
+
+def test_the_study_of_the_catalogue(study: pd.DataFrame) -> None:
+    received = study["personalised"]
+    gains = received["10.0"] - received.loc["local", "10.0"]
+    text = "(alpha 10): by `fedala` ({}), `fedrep` ({}), `fedalt` ({}), `fedrod` ({}) and the shared body ({})"
+    methods = ("fedala", "fedrep(head_epochs=4)", "fedalt", "fedrod", "layer_set(shared=body)")
+    assert_quoted(PERSONALISATION, text, *(gains[method] for method in methods))
+    assert set(gains[gains > 2].index) == set(methods)
+    full, tuned = received.loc["full"], study["fine_tuned"].loc["full", "0.1"]
+    text = "FedAvg's model has {} % at alpha 0.1 ({} % before)"
+    assert_quoted(PERSONALISATION, text, tuned, full["0.1"])
+    values = [received.loc[method, kind] for kind in ("0.1", "two") for method in ("full", "fedprox")]
+    assert_quoted(
+        PERSONALISATION, "here {} and {} after 12 rounds; 80.4 and 78.1 % with two classes, here {} and {})", *values
+    )
+    few = [received.loc[method, kind] for method in ("floco(whole_rounds=5)", "fedcac") for kind in ("0.1", "two")]
+    assert_quoted(PERSONALISATION, "except `floco` ({}, {}), `llmc` (93, 76) and `fedcac` ({}, {});", *few)
+    one = received.loc[[method for method in received.index if method.partition("(")[0] in ONE_MODEL], ["0.1", "two"]]
+    ends = one.min().min(), one.max().max()
+    assert_quoted(PERSONALISATION, "methods with one model for all have {} to {} %", *ends)
+    assert_quoted(
+        "README.md", "those with one model for all {} to {} %, local training {} %", *ends, received.loc["local", "0.1"]
+    )
+
+
+def test_the_quickstarts_table() -> None:
+    rows = read("quickstart/comparison.csv").set_index("method")
+    lines = [
+        line for line in (ROOT / "README.md").read_text().splitlines() if " MB" in line or line.startswith(" local")
+    ]
+    for name in ("FedAvg", "FedPer", "LG-FedAvg", "local"):
+        [shown] = [line.split() for line in lines if line.startswith(f" {name} ")]
+        own = rows.loc[name]
+        values = [own["seeds"], own["rounds"], *(100 * own[key] for key in ("personalised", "std", "worst", "global"))]
+        for text, value in zip(shown[1:7], values, strict=True):
+            assert_near(text, value, name)
+        assert f"{own['passes'] / 1000:.1f} k" in " ".join(shown)
+
+
+def benchmark(name: str) -> pd.DataFrame:
+    """Return the rows of a benchmark's results."""
+    return pd.DataFrame(json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"])
+
+
+def test_how_long_barriers_take() -> None:
+    [shown] = [rows for heading, rows in tables_of(PERFORMANCE).items() if heading.startswith("| | mixed models")]
+    measured = benchmark("barriers")[["mixed_models", "examples", "plain_seconds", "seconds", "faster_by"]]
+    assert len(shown) <= len(measured)
+    for (label, texts), values in zip(shown.items(), measured.to_numpy(), strict=False):
+        assert len(texts) == len(values)
+        for text, value in zip(texts, values, strict=True):
+            assert_near(text, value, label)
+
+
+def test_how_long_training_takes() -> None:
+    rows = benchmark("training").set_index(["variant", "model"])
+    labels = {"BlazeFL 2.0.3, threads": "blazefl-threads", "FedLab 1.3.0": "fedlab", "fluke 0.8.1": "fluke"}
+    labels |= {"DataLoader loop": "DataLoader loop", "Flower's own simulation, without its start": "flower"}
+    models = ["mlp", "mlp-512", "cnn", "resnet18"]
+    for label, variant in labels.items():
+        assert_row(PERFORMANCE, "| | `mlp`", label, rows.loc[variant]["fedsim_is_faster_by"][models].tolist())
+    loops = rows["fedsim_is_faster_by"].unstack()
+    plain = loops.loc[["plain loop", "plain loop, one thread"], models].min()
+    assert_row(PERFORMANCE, "| | `mlp`", "plain loop, data in memory", plain.tolist())
+    own = rows.loc["fedsim"].loc[models]
+    assert_row(PERFORMANCE, "| | `mlp`", "fedsim", own["seconds"].tolist())
+    assert_row(PERFORMANCE, "| | `mlp`", "share of the limit", (100 * own["of_limit"]).tolist())
