@@ -77,8 +77,11 @@ def local_of(federation: Federation, message: Message, context: Context, ahead: 
 
 
 def _on(federation: Federation, params: Params) -> Params:
-    """Return parameters on the run's device, where they are not after a message from elsewhere or a checkpoint."""
-    return {key: value.to(federation.device) for key, value in params.items()}
+    """Return copies of parameters on the run's device.
+
+    Those of a message or a checkpoint may be elsewhere, and lie in memory as it comes, by which kernels round.
+    """
+    return {key: value.to(federation.device, copy=True) for key, value in params.items()}
 
 
 def personalised_model(federation: Federation, message: Message, context: Context) -> Params:
