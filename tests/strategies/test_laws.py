@@ -176,6 +176,7 @@ MOVES_EQUAL_MODELS = {
     "feddyn": "the server remembers what clients have moved",
     "fedlws": "the average shrinks",
     "fedlaw": "the average shrinks",
+    "flayer": "entries that nobody sends stay",
     "elastic": "equally sensitive clients move by tau",
 }
 
