@@ -117,6 +117,24 @@ def test_p_values_are_corrected_together_as_holm_does(three_methods: list[Result
     assert not any("uncorrected" in light for light in lights(corrected))
 
 
+@pytest.mark.parametrize("baseline", [None, "local"])
+def test_at_equal_cost_p_values_are_of_the_values_there(tiny: Callable[..., Config], baseline: str | None) -> None:
+    # 20 bytes are one round of FedAvg and both rounds of FedPer, whose last rounds are level.
+    there = {"FedAvg": [0.5, 0.62, 0.55], "FedPer": [0.8, 0.84, 0.7], "local": [0.5, 0.6, 0.5]}
+    runs = []
+    for (name, values), strategy, up in zip(there.items(), (FULL, BODY, LOCAL), ([10, 10], [5, 5], None), strict=True):
+        for seed, value in enumerate(values):
+            accuracy = [[value], [0.8]] if name == "FedAvg" else [[0.1], [value]]
+            runs.append(cases.result(tiny(strategy=strategy, seed=seed), accuracy, up=up))
+    comparison = compare(runs, Question(budgets={"bytes": 20.0}, correct="holm", baseline=baseline))
+    other = "FedPer" if baseline is None else "local"
+    p = {name: stats.ttest_rel(there[other], there[name]).pvalue for name in there if name != other}
+    first, last = sorted(p, key=lambda name: p[name])
+    found = {row.group.label: row.values["p_at_bytes"].mean for row in comparison.rows if row.group.label != other}
+    assert found == pytest.approx({first: 2 * p[first], last: max(2 * p[first], p[last])})
+    assert comparison.columns[-1].heading == f"p at 20 bytes vs {baseline or 'best'}, Holm"
+
+
 def test_with_a_baseline_p_values_are_against_it(three_methods: list[Result]) -> None:
     comparison = compare(three_methods, Question(baseline="full", correct="holm"))
     p = [row.values["p"].mean for row in comparison.rows]
