@@ -57,7 +57,7 @@ audit:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,peers,adapters,flwr-datasets,tensorboard,wandb,mlflow]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,peers,adapters,transformers,flwr-datasets,tensorboard,wandb,mlflow]'
 	touch $@
 
 clean:

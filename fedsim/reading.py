@@ -79,3 +79,15 @@ def read_text(path: Path) -> str:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path} is not UTF-8 text ({error.reason}, line {line}); save it as UTF-8") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def existing_path(path: str) -> Path | None:
+    """Return a user's file or folder, as given or relative to ``$FEDSIM_DATA``; None if it does not exist."""
+    return next((place for place in user_places(path) if os.path.exists(place)), None) if path else None  # noqa: PTH110 (any text)
+
+
+def user_places(path: str) -> list[Path]:
+    """Return where a user's file or folder may be: as given, and relative to ``$FEDSIM_DATA``."""
+    given = Path(os.path.expanduser(path))  # noqa: PTH111 (Path's own raises for a user that does not exist)
+    environment = os.environ.get("FEDSIM_DATA")
+    return [given, *([Path(environment).expanduser() / given] if environment and not given.is_absolute() else [])]

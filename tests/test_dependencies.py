@@ -18,6 +18,7 @@ FOR_USERS = (
     "flwr-datasets",
     "mlflow",
     "tensorboard",
+    "transformers",
     "wandb",
 )  # extras that add to what a run can do
 NOT_HERE = frozenset({"trackio"})  # an extra too, which takes no Pillow as new as ours
@@ -27,6 +28,7 @@ USED_BY = {
     "flwr-datasets": ("fedsim/data/flower_partitioners.py", '"flwr_datasets.partitioner"'),
     "pyarrow": ("fedsim/results/files.py", "to_parquet"),  # by pandas
     "peft": ("fedsim/models/adapters.py", 'Place("peft"'),
+    "transformers": ("fedsim/models/architectures/huggingface.py", 'Place("transformers"'),
     "tensorboard": ("fedsim/experiment/tracking/tensorboard.py", "torch.utils.tensorboard"),
     "sqlalchemy": ("fedsim/experiment/tracking/mlflow.py", 'SQLITE = "sqlite:'),
     "alembic": ("fedsim/experiment/tracking/mlflow.py", 'SQLITE = "sqlite:'),

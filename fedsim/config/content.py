@@ -18,7 +18,7 @@ from fedsim.data.fingerprint import fingerprint
 from fedsim.data.places import existing_path, split_file, user_places
 from fedsim.errors import ConfigError
 
-PATH = "path"  # the one option by which fedsim's own parts name files
+PATHS = ("path", "tokenizer")  # the options by which fedsim's own parts name files
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def in_name(catalogue: Catalogue, choice: Choice) -> dict[str, Any]:
     for option, value in catalogue.options(choice).items():
         setting = f"{catalogue.table}.{option}"
         places = list(_places_named(option, value, sources))
-        if option == PATH and len(places) == 1:
+        if option in PATHS and len(places) == 1:
             found[option] = _fingerprint(places[0], setting)
         elif places:
             found[option] = _by_content(value, _folders(sources or {}), setting)
@@ -151,7 +151,7 @@ def _places_named(option: str, value: Any, sources: Mapping[str, Version] | None
     """Yield the files and folders that an option names, each once; a part of fedsim's own has no sources."""
     if sources is not None:
         yield from dict.fromkeys(_places_in(value, _folders(sources)))
-    elif option == PATH and (place := existing_path(str(value or ""))):
+    elif option in PATHS and (place := existing_path(str(value or ""))):
         yield place
 
 

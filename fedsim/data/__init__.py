@@ -24,6 +24,7 @@ DATA: "lazy.LazyTable[Callable[..., Dataset]]" = lazy.LazyTable(
         "image-folder": "fedsim.data.image_folder:image_folder",
         "arrays": "fedsim.data.arrays:arrays",
         "table": "fedsim.data.table:table",
+        "lines": "fedsim.data.lines:lines",
         "huggingface": "fedsim.data.huggingface:huggingface",
         "shakespeare": "fedsim.data.shakespeare:shakespeare",
         "femnist": "fedsim.data.leaf:femnist",

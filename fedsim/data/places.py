@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fedsim.reading import check_file
+from fedsim.reading import check_file, existing_path, user_places
 
 
 def cache_folder() -> Path:
@@ -82,21 +82,9 @@ def user_path(path: str) -> Path:
     )
 
 
-def existing_path(path: str) -> Path | None:
-    """Return what `user_path` returns, or None if it does not exist."""
-    return next((place for place in user_places(path) if os.path.exists(place)), None) if path else None  # noqa: PTH110 (any text)
-
-
 def split_file(path: str) -> tuple[Path | None, str]:
     """Return a user's file, None if it does not exist, and the name of a part of it that may follow after a colon."""
     if found := existing_path(path):
         return found, ""
     file, _, part = path.rpartition(":")
     return existing_path(file), part
-
-
-def user_places(path: str) -> list[Path]:
-    """Return where a user's file or folder may be: as given, and relative to ``$FEDSIM_DATA``."""
-    given = Path(os.path.expanduser(path))  # noqa: PTH111 (Path's own raises for a user that does not exist)
-    environment = os.environ.get("FEDSIM_DATA")
-    return [given, *([Path(environment).expanduser() / given] if environment and not given.is_absolute() else [])]

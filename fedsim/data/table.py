@@ -5,13 +5,16 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
+from annotated_types import Ge
 
 from fedsim.data.dataset import Dataset, Examples, channel_statistics, evenly_spaced, numbered
 from fedsim.data.places import user_path
+from fedsim.data.tokenised import tokenised
 from fedsim.errors import first_line
 from fedsim.memory import check_fits
 from fedsim.reading import read_bytes, read_text
@@ -30,6 +33,10 @@ def table(
     id: tuple[str, ...] = (),  # noqa: A002 (what the column holds)
     columns: tuple[str, ...] = (),
     categorical: tuple[str, ...] = (),
+    text: str = "",
+    tokenizer: str = "",
+    length: Annotated[int, Ge(0)] = 0,
+    threshold: float | None = None,
     test_share: float = 0.2,
     task: str = "auto",
 ) -> Dataset:
@@ -51,6 +58,14 @@ def table(
         Names of the columns that are features (default: all others).
     categorical
         Names of the features that are categories although they are numbers, or have more than 100 different texts.
+    text
+        Name of the column with texts that are the inputs, as tokens, in place of features.
+    tokenizer
+        Folder of a pretrained model with its tokenizer, or the id of a model of the hub, for ``text``.
+    length
+        Largest number of tokens of a text, 0 for as many as the model takes; longer texts are truncated.
+    threshold
+        Number that splits a target of numbers into two classes: at most it, and above it.
     test_share
         Share of the rows that become the test set where there is only one file: evenly spaced ones.
     task
@@ -66,6 +81,10 @@ def table(
     """
     place = user_path(path)
     train, test = _parts(place, test_share)
+    if threshold is not None:
+        train, test = (_split_at(threshold, rows, target, place) for rows in (train, test))
+    if text or tokenizer or length:
+        return _of_texts(train, test, place, text, tokenizer, length, target, columns, id, task)
     features = columns or tuple(name for name in train.columns if name not in (*target, *id))
     for part in (train, test):
         _check_columns(part, (*target, *features), place)
@@ -90,6 +109,55 @@ def table(
         task=task,
         fitted=True,
     )
+
+
+def _of_texts(
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    place: Path,
+    text: str,
+    tokenizer: str,
+    length: int,
+    target: Sequence[str],
+    columns: Sequence[str],
+    id: Sequence[str],  # noqa: A002 (as above)
+    task: str,
+) -> Dataset:
+    """Return a data set whose inputs are one column's texts, as tokens."""
+    if not text or not tokenizer:
+        lacking, other = ("tokenizer", "text") if text else ("text", "tokenizer and length")
+        raise ValueError(f"{other} needs {lacking}: give the column as text, and a model's folder as tokenizer")
+    if columns:
+        raise ValueError(f"columns names {columns[0]!r}, and the inputs are the texts of {text!r}; remove one of them")
+    for part in (train, test):
+        _check_columns(part, (*target, text), place)
+    _check_columns(train, id, place)
+    if _is_number(train[text]):
+        raise ValueError(f"{place}: column {text!r} holds numbers; text must name a column of texts")
+    texts = {part: list(rows[text].astype(str)) for part, rows in zip(PARTS, (train, test), strict=True)}
+    tokens = tokenised(texts, tokenizer, length, str(place))
+    targets, classes = _targets(train, test, target, task, place)
+    return Dataset(
+        place.stem,
+        Examples(tokens.of["train"], targets[0]),
+        Examples(tokens.of["test"], targets[1]),
+        classes,
+        ids={name: numbered(train[name].astype(str)) for name in id},
+        vocabulary=tokens.vocabulary,
+        task=task,
+    )
+
+
+def _split_at(threshold: float, rows: pd.DataFrame, target: Sequence[str], place: Path) -> pd.DataFrame:
+    """Return a table whose target says whether it was above a threshold."""
+    if len(target) != 1:
+        raise ValueError(f"threshold = {threshold} splits one target, and target names {len(target)}")
+    _check_columns(rows, target, place)
+    [name] = target
+    if not _is_number(rows[name]):
+        raise ValueError(f"{place}: column {name!r} is not numeric, so that threshold = {threshold} cannot split it")
+    names = np.where(rows[name].to_numpy() > threshold, f"> {threshold:g}", f"<= {threshold:g}")
+    return rows.assign(**{name: names})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.config import Config, choices, naming
-from fedsim.config.content import PATH
+from fedsim.config.content import PATHS
 from fedsim.config.toml import flat, short_hash
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.errors import ConfigError, first_line
@@ -97,7 +97,7 @@ class Result:
         resolved = flat(self.config.model_dump(mode="json"))
         if self.named_by:
             for key, value in self.changed_settings.items():
-                is_path = key.endswith(f".{PATH}") and resolved.get(key) != value
+                is_path = key.rpartition(".")[2] in PATHS and resolved.get(key) != value
                 resolved[key] = f"{Path(str(resolved[key])).name} {value}" if is_path else value
         return resolved
 

@@ -38,5 +38,6 @@ MODELS: "LazyTable[Callable[..., nn.Module]]" = LazyTable(
         "gpt": "fedsim.models.architectures.gpt:gpt",
         "text-cnn": "fedsim.models.architectures.text_cnn:text_cnn",
         "torchvision": "fedsim.models.architectures.torchvision:torchvision",
+        "huggingface": "fedsim.models.architectures.huggingface:huggingface",
     }
 )
