@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedsim.results.differences import distinguishing_settings
 from fedsim.results.files import write_whole
 from fedsim.results.report import find_runs, read_results
 from fedsim.results.report.comparing.export import as_markdown
@@ -16,7 +17,7 @@ from fedsim.results.report.comparing.statistics import interval
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
 from fedsim.results.report.drawing.style import save
-from fedsim.results.result import Result, distinguishing_settings
+from fedsim.results.result import Result
 
 BARRIER = "loss_mean_ends"
 

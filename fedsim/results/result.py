@@ -3,11 +3,11 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from fedsim.results.integrity import check_run
 from fedsim.results.measured import read_measured
 from fedsim.training.metrics import MAIN, meant
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -138,6 +139,17 @@ class Result:
         keys = [table["model"], table["metric"], table["split"], table["client"].isna()]
         return dict(iter(table.groupby(keys, observed=True, sort=False)))
 
+    @cached_property
+    def _memory(self) -> dict[Hashable, Any]:
+        return {}
+
+    def remembered(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return what was computed of this run under a key, which a comparison asks for many times."""
+        if key not in self._memory:
+            self._memory[key] = compute()
+        found: T = self._memory[key]
+        return found
+
     def by_client(
         self, model: str, metric: str = "accuracy", *, split: str = "test", server_round: int | None = None
     ) -> pd.Series:
@@ -145,21 +157,33 @@ class Result:
 
         It is NaN for a client whose loss is not finite, or that could not be evaluated.
         """
-        rows = self.of(model, metric, split)
-        server_round = self.evaluated if server_round is None else server_round
-        return rows[rows["round"] == server_round].set_index("client")["value"].sort_index()
+        wanted = self.evaluated if server_round is None else server_round
+
+        def compute() -> pd.Series:
+            rows = self.of(model, metric, split)
+            return rows[rows["round"] == wanted].set_index("client")["value"].sort_index()
+
+        return self.remembered(("by client", model, self.meant(metric), split, wanted), compute).copy()
 
     def mean_by_round(self, model: str = "personalised", metric: str = "accuracy", split: str = "test") -> pd.Series:
         """Return the mean over the clients by round; NaN where one client's value is not finite."""
-        values = self.of(model, metric, split).groupby("round")["value"]
-        return values.mean().where(values.count() == values.size())
+
+        def compute() -> pd.Series:
+            values = self.of(model, metric, split).groupby("round")["value"]
+            return values.mean().where(values.count() == values.size())
+
+        return self.remembered(("mean by round", model, self.meant(metric), split), compute).copy()
 
     def best_round(self, metric: str = "accuracy") -> int | None:
         """Return the first round with the best mean over the clients' validation data; None if there is none."""
         metric = self.meant(metric)
-        table = self.of("personalised", metric, "validation")
-        rows = ({str(key): value for key, value in row.items()} for row in table.to_dict("records"))
-        return best_round(validation_means(rows, metric), metric)
+
+        def compute() -> int | None:
+            table = self.of("personalised", metric, "validation")
+            rows = ({str(key): value for key, value in row.items()} for row in table.to_dict("records"))
+            return best_round(validation_means(rows, metric), metric)
+
+        return self.remembered(("best round", metric), compute)
 
     @cached_property
     def faults(self) -> pd.DataFrame:
@@ -314,29 +338,3 @@ def _is_run(path: Path) -> bool:
     if folder.config.is_file() or folder.done.is_file():
         return True
     return folder.metrics.is_file() and not (folder.env.is_file() and not folder.started)
-
-
-def distinguishing_settings(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return, for each run, the settings in which these runs differ, besides strategy and seed."""
-    changed = [result.changed_settings for result in results]
-    shown = [result.shown_settings for result in results]
-    # The label of a strategy has its settings, but not the content of its files.
-    settings = [flat(result.config.model_dump(mode="json")) for result in results]
-    keys = dict.fromkeys(
-        key
-        for each, labelled in zip(changed, settings, strict=True)
-        for key, value in each.items()
-        if not key.startswith("strategy.") or labelled.get(key) != value
-    )
-    varying = [key for key in keys if len({str(each.get(key)) for each in changed}) > 1]
-    return [
-        {key: _with_path(each.get(key, "-"), written.get(key)) for key in varying}
-        for each, written in zip(shown, settings, strict=True)
-    ]
-
-
-def _with_path(shown: Any, written: Any) -> Any:
-    """Return a file's content with the path that the settings have, not only its last part."""
-    if not isinstance(written, str) or shown == written:
-        return shown
-    return f"{written} {str(shown).removeprefix(Path(written).name).strip()}"

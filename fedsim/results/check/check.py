@@ -15,7 +15,8 @@ from fedsim.config.expectation import Expectation, Verdict
 from fedsim.errors import ConfigError
 from fedsim.results.check.bounds import Bounds, of_mean, of_ratio
 from fedsim.results.check.selection import is_in, measured_rows, of_kind
-from fedsim.results.result import Result, distinguishing_settings
+from fedsim.results.differences import distinguishing_settings
+from fedsim.results.result import Result
 from fedsim.results.unfinished import is_finished
 
 

@@ -34,6 +34,10 @@ def spent(result: Result, what: str) -> pd.Series:
     spent
         Cost by round, from round 1; NaN if the run has no records of it.
     """
+    return result.remembered(("spent", what), lambda: _spent(result, what)).copy()
+
+
+def _spent(result: Result, what: str) -> pd.Series:
     rounds = pd.RangeIndex(1, result.evaluated + 1, name="round")
     match what:
         case "seconds":

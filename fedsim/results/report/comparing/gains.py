@@ -53,11 +53,11 @@ def gain_of(pairs: Iterable[tuple[Result, Result]], values: Values, *, higher_is
     missing = 0
     by_seed = dict[int, list[tuple[np.ndarray, np.ndarray]]]()
     for result, partner in pairs:
-        both = pd.concat([values(result), values(partner)], axis=1, join="inner", ignore_index=True).astype(float)
-        known = both.dropna()  # the clients that have a value in both
-        missing += len(both) - len(known)
-        if len(known):
-            by_seed.setdefault(result.config.seed, []).append((known[0].to_numpy(), known[1].to_numpy()))
+        first, second = _of_same_clients(values(result), values(partner))
+        is_known = ~(np.isnan(first) | np.isnan(second))
+        missing += int((~is_known).sum())
+        if is_known.any():
+            by_seed.setdefault(result.config.seed, []).append((first[is_known], second[is_known]))
     if not by_seed:
         return Gain(Interval(NAN, missing=missing))
     means = [float(np.mean([(own - other).mean() for own, other in pairs])) for pairs in by_seed.values()]
@@ -77,6 +77,13 @@ def gain_of(pairs: Iterable[tuple[Result, Result]], values: Values, *, higher_is
         seeds=len(means),
         p=paired_p(means),
     )
+
+
+def _of_same_clients(one: pd.Series, other: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of the clients that both have."""
+    if not one.index.equals(other.index):
+        one, other = one.align(other, join="inner")
+    return one.to_numpy(dtype=float, na_value=NAN), other.to_numpy(dtype=float, na_value=NAN)
 
 
 def _mean(by_seed: Iterable[list[tuple[np.ndarray, np.ndarray]]], side: int) -> float:

@@ -11,8 +11,9 @@ import pandas as pd
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.toml import flat
 from fedsim.errors import ConfigError
+from fedsim.results.differences import distinguishing_settings
 from fedsim.results.report.comparing.statistics import Interval, interval
-from fedsim.results.result import Result, distinguishing_settings
+from fedsim.results.result import Result
 
 
 @dataclass(frozen=True)

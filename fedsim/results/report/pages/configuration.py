@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from fedsim.results.differences import distinguishing_settings
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.tables import UNKNOWN, Table
-from fedsim.results.result import Result, distinguishing_settings
+from fedsim.results.result import Result
 
 
 def runs_table(results: Sequence[Result], out: Path) -> dict[str, Any]:
