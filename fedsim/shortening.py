@@ -11,6 +11,9 @@ LAST = LEFT[-1]
 LOOKED_AT = 10_000  # letters in which values are looked for, which can take the square of their number
 # Values as messages have them: quoted, beginning with a bracket, or without spaces, such as paths.
 BEGINNING = re.compile(rf"""(?<!\w)(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")(?!\w)|[\[{{]|[^\s\[{{'"]\S{{{LAST},}}""")
+# Control characters as `printable` writes them.
+ESCAPE = re.compile(r"\\(?:[abfnrtv]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+LETTER = re.compile(rf"{ESCAPE.pattern}|.", re.DOTALL)
 # Names with commas between them, as in: known are: conv1, conv2, head.
 LIST = re.compile(r"(?:[^\s,;:()][^,;:()]*, ){3,}[^,;:()]+")
 
@@ -51,7 +54,18 @@ def cut(text: str, longest: int) -> str:
         return text
     left = longest - len(MARK)
     tail = left // 3
-    return f"{text[: left - tail].rstrip()}{MARK}{text[len(text) - tail :].lstrip()}"
+    end, start = left - tail, len(text) - tail
+    for match in ESCAPE.finditer(text):  # which is one letter of a name, and says nothing in part
+        if match.start() < end < match.end():
+            end = match.start()
+        if match.start() < start < match.end():
+            start = match.end()
+    return f"{text[:end].rstrip()}{MARK}{text[start:].lstrip()}"
+
+
+def letters(text: str) -> list[str]:
+    """Return the letters of a text, each escape as one."""
+    return LETTER.findall(text)
 
 
 def _with_cut(line: str, values: Iterable[tuple[int, int]], longest: int) -> str:

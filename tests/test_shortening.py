@@ -1,5 +1,7 @@
 """Error lines: a long value is cut in its middle, and what is around it stays."""
 
+import re
+
 import pytest
 
 from fedsim.shortening import LINE, cut, one_line
@@ -43,6 +45,14 @@ def test_a_list_of_names_keeps_its_ends() -> None:
 @pytest.mark.parametrize("text", ["[ " * 9000, "'" * 9000, "it's a dog's " * 900, "a" * 9000, "\x1b" * 9000])
 def test_whatever_a_message_holds_it_has_the_length_of_a_line(text: str) -> None:
     assert len(one_line(text)) <= LINE
+
+
+def test_an_escape_is_cut_as_a_whole() -> None:
+    name = "ab" + r"\u202e\x1b\U000e0001\n" * 40
+    for longest in range(10, 120):
+        short = cut(name, longest)
+        assert len(short) <= longest
+        assert re.fullmatch(r"ab(\\u202e|\\x1b|\\U000e0001|\\n)* \.\.\. (\\u202e|\\x1b|\\U000e0001|\\n)*", short)
 
 
 def test_a_short_message_is_only_made_one_printable_line() -> None:

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len
 
-from fedsim.shortening import cut
+from fedsim.shortening import cut, letters
 
 if TYPE_CHECKING:
     from fedsim.results.report.comparing.tables import Table
@@ -118,11 +118,22 @@ def folded(text: str, width: int) -> str:
         return text
     lines = [""]
     for piece in _pieces(cut(text, MOST_LINES * max(width, NARROWEST))):
-        for part in [piece] if cell_len(piece) <= width else chop_cells(piece, max(width, 1)):
+        for part in [piece] if cell_len(piece) <= width else chopped(piece, max(width, 1)):
             if lines[-1] and cell_len(lines[-1] + part.rstrip()) > width:
                 lines.append("")
             lines[-1] += part
     return "\n".join(line.rstrip() for line in lines)
+
+
+def chopped(piece: str, width: int) -> Iterator[str]:
+    """Yield parts of at most that many letters, none of which ends within an escape or a wide letter."""
+    part = ""
+    for letter in letters(piece):
+        if part and cell_len(part + letter) > width:
+            yield part
+            part = ""
+        part += letter
+    yield part
 
 
 def _pieces(text: str) -> list[str]:

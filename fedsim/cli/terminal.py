@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedsim.cli.layout import GAP, columns_that_fit, folded, parts_that_fit, whole_width, widths_of
+from fedsim.cli.layout import GAP, chopped, columns_that_fit, folded, parts_that_fit, whole_width, widths_of
 from fedsim.console import PlainConsole, PlainFormatter
 from fedsim.errors import ConfigError, is_of_the_system, system_line
 from fedsim.results.files import write_whole
@@ -50,10 +50,20 @@ def print_error(message: str) -> None:
 
 def print_texts(*texts: str) -> None:
     """Print texts of results, each wrapped to 80 columns or a narrower terminal, with its further lines indented."""
-    console = PlainConsole(width=min(TEXT_WIDTH, PlainConsole().width) if sys.stdout.isatty() else TEXT_WIDTH)
+    width = min(TEXT_WIDTH, PlainConsole().width) if sys.stdout.isatty() else TEXT_WIDTH
     for text in texts:
-        first, *others = Text(printable(text)).wrap(console, console.width - len(INDENT))
-        print_lines(first.plain.rstrip(), *(INDENT + line.plain.rstrip() for line in others))
+        print_lines(*_wrapped(text, width))
+
+
+def _wrapped(text: str, width: int, before: str = "") -> Iterator[str]:
+    """Yield a text as lines of at most that many letters, further ones with an indent."""
+    room = max(width - len(before) - len(INDENT), 1)
+    wide = PlainConsole(width=room)
+    # A word that is longer than a line is folded too, but not within an escape.
+    words = [" ".join(chopped(word, room)) for word in printable(text).split(" ")]
+    first, *others = Text(" ".join(words)).wrap(wide, room)
+    yield before + first.plain.rstrip()
+    yield from (before + INDENT + line.plain.rstrip() for line in others)
 
 
 def print_table(text: "Table", *, more: str | None = None) -> None:
@@ -73,8 +83,14 @@ def print_table(text: "Table", *, more: str | None = None) -> None:
         _print_columns(text, columns, width)
         if dropped := [heading for column, heading in enumerate(text.headings) if drops and column not in columns]:
             counted = f"{len(dropped)} column{'s' * (len(dropped) > 1)}"
-            print_lines(f" + {counted}: {more} ({', '.join(dropped)})")
-    print_lines(*(f" {note}" for note in text.notes))
+            _print_note(f"+ {counted}: {more} ({', '.join(dropped)})", width)
+    for note in text.notes:
+        _print_note(note, width)
+
+
+def _print_note(note: str, width: int) -> None:
+    """Print a note of a table, wrapped to a terminal; in a file it is one line."""
+    print_lines(*(_wrapped(note, width, " ") if sys.stdout.isatty() else [f" {note}"]))
 
 
 def _print_columns(text: "Table", columns: Sequence[int], width: int) -> None:

@@ -18,7 +18,7 @@ from fedsim.federation.data import FederatedData
 from fedsim.results.files import read_json
 from fedsim.results.report.comparing import comparison as comparing
 from fedsim.results.report.comparing.columns import Column
-from fedsim.results.report.comparing.comparable import left_out_text
+from fedsim.results.report.comparing.comparable import unfinished_texts
 from fedsim.results.report.comparing.export import as_csv, values_of
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison as Compared
@@ -237,8 +237,7 @@ def _table(runs: Sequence[Result]) -> Table:
     is_any = any(map(is_finished, runs))
     compared = comparing.compare(runs, Question(unfinished=not is_any))
     table = comparison_table(compared)
-    left_out = [left_out_text(compared.unfinished)] if compared.unfinished else []
-    return replace(table, notes=(*left_out, *table.notes))
+    return replace(table, notes=(*unfinished_texts(compared.results, compared.unfinished), *table.notes))
 
 
 def _frame_of(table: Table) -> pd.DataFrame:

@@ -90,9 +90,23 @@ def test_columns_for_which_a_terminal_has_no_room_are_counted_and_named(
     dropped = [heading for column, heading in enumerate(COMPARED.headings) if column not in columns]
     if dropped:
         counted = "1 column" if len(dropped) == 1 else f"{len(dropped)} columns"
-        assert notes.startswith(f"{counted}: --columns all ({', '.join(dropped)})\n")
+        assert " ".join(notes.split()).startswith(f"{counted}: --columns all ({', '.join(dropped)}) ")
+        assert max(map(len, notes.splitlines())) <= width
     assert "a note" in printed
     assert bool(dropped) == (width < 120)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_note_is_wrapped_to_a_terminal_and_an_escape_stays_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    note = "runs/" + "long-" * 40 + "\u202e" * 60 + ": it failed, for a reason of several words that is told in full"
+    printed = _printed(Table(("a",), (True,), (("1",),), (note,)), width, monkeypatch, capsys)
+    lines = printed.splitlines()[4:]
+    assert max(map(len, lines)) <= width
+    assert len(lines) > 1
+    assert re.sub(r"\s", "", "".join(lines)) == re.sub(r"\s", "", note).replace("\u202e", r"\u202e")
+    assert not any(re.search(r"\\u?[0-9a-f]{0,3}$", line) for line in lines)
 
 
 def test_columns_are_left_out_by_their_priority() -> None:
@@ -120,6 +134,12 @@ def test_a_table_that_is_piped_has_all_columns_on_one_line(
     first, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert all(heading in first for heading in COMPARED.headings)
     assert [row.split()[0][:3] for row in rows] == ["lay", "xxx", "数据集", "[bo", "a"]
+
+
+def test_no_letter_is_folded_in_its_middle() -> None:
+    for width in range(1, 30):
+        lines = folded(r"\u202e" * 3 + r"\x1b" * 3 + "数据集", width).split("\n")
+        assert all(re.fullmatch(r"(\\u202e|\\x1b|[^\\])*", line) for line in lines) or " ... " in "".join(lines)
 
 
 def test_texts_are_folded_between_their_parts() -> None:

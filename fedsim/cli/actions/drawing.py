@@ -8,7 +8,6 @@ from typing import Any
 from fedsim.cli.terminal import write_to
 from fedsim.experiment import api
 from fedsim.results.files import write_whole
-from fedsim.results.report.comparing.comparable import left_out_text
 from fedsim.results.report.drawing.paper.figures import paper_figure
 from fedsim.results.report.drawing.paper.frame import paper_file
 
@@ -17,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 def figure(name: str, paths: Sequence[Path], out: Path, **options: Any) -> None:
     """Draw a figure of runs and write it into a file, whose suffix is its kind."""
-    drawn, left_out = paper_figure(name, api.load(paths), **options)
-    if left_out:
-        logger.warning(left_out_text(left_out))
+    drawn, notes = paper_figure(name, api.load(paths), **options)
+    for note in notes:
+        logger.warning(note)
     written = paper_file(drawn, out.suffix[1:].lower())
 
     def write() -> Path:

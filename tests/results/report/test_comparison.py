@@ -1,6 +1,7 @@
 """A comparison says of each setting what its seeds say, at the last round and at the best on validation data."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -261,3 +262,49 @@ def test_columns_are_chosen_by_name(build: Build) -> None:
     assert comparison_table(comparison, chosen).headings == ("strategy", "seeds", "Jain", "personalised")
     with pytest.raises(ConfigError, match=r"'jane' is not a column of this table; did you mean 'jain'"):
         chosen_columns(comparison, "jane")
+
+
+def test_every_name_in_a_csv_and_every_heading_is_a_column(build: Build) -> None:
+    records = {"up": [1, 1], "validation": [[0.5], [0.7]]}
+    runs = [build([[0.5], [0.7]], records, strategy=each, seed=seed) for each in (FULL, LOCAL) for seed in (0, 1)]
+    comparison = compare(runs, Question(baseline="full", target=0.6, correct="holm"))
+    columns = {each.key: each for each in comparison.columns}
+    names = next(values_of(comparison, comparison.columns))
+    for name in names:
+        chosen = chosen_columns(comparison, name)
+        assert name in next(values_of(comparison, chosen))
+        assert len(chosen) <= 1
+    for name in [each.heading for each in columns.values()]:
+        assert [each.heading for each in chosen_columns(comparison, name)] == [name]
+    every = ", ".join([*names, *(each.heading.upper() for each in columns.values())])
+    assert {each.key for each in chosen_columns(comparison, every)} == set(columns)
+    assert comparison_table(comparison, chosen_columns(comparison, "seeds")).headings == ("strategy", "seeds")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("difference", "'difference' needs --baseline STRATEGY"),
+        ("gain_baseline_better", "'gain_baseline_better' needs --baseline"),
+        ("vs FedAvg", "'vs FedAvg' needs --baseline"),
+        ("bytes_to_target_half_width", "needs --target"),
+        ("fine-tuned", 'needs runs with "fine-tuned" in evaluation.models'),
+        ("gain_local_worse", "needs a run of local"),
+        ("jane", "is not a column of this table; did you mean 'jain'"),
+    ],
+)
+def test_a_column_that_is_not_there_says_what_it_needs(build: Build, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        chosen_columns(compare([build([[0.5]])]), name)
+
+
+def test_nothing_is_interpolated_where_nothing_is_known(build: Build) -> None:
+    accuracy, records = [[0.5], [0.7]], {"up": [10, 10]}
+    runs = [build(accuracy, records, seed=seed, strategy=FULL) for seed in (0, 1)]
+    runs += [build(accuracy, {"up": up}, seed=seed, strategy=LOCAL) for seed, up in ((0, [15, 10]), (1, [60, 1]))]
+    comparison = compare(runs, Question(budgets={"bytes": 35.0}))
+    head, first, second = list(values_of(comparison, comparison.columns))
+    place = head.index("at_bytes")
+    assert [float(text) for text in first[place : place + 2]] == [pytest.approx(0.5 + 0.2 * 15 / 20), 0]
+    assert [line[head.index("at_bytes_interpolated")] for line in (first, second)] == ["true", ""]
+    assert second[place] == ""

@@ -1,6 +1,7 @@
 """Runs are compared with those of the same partition and seed, client by client."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.pairs import Baseline, reference
 from fedsim.results.report.comparing.question import Question
+from fedsim.results.report.comparing.verdict import verdict_of
 from fedsim.results.result import Result
 from tests.results.report import cases
 
@@ -176,22 +178,44 @@ def test_a_damaged_record_of_tuning_is_named(build: Build, tmp_path: Path) -> No
         Baseline("full", [build([0.5], strategy=FULL)])
 
 
-def test_what_is_no_run_is_no_baseline(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_run_is_no_baseline(build: Build) -> None:
     runs = [build([0.5], strategy=FULL), build([0.5], strategy=LOCAL)]
-    with pytest.raises(ConfigError, match=r"'fill' is not among these runs; .*did you mean 'full'"):
-        Baseline("fill", runs)
-    with pytest.raises(ConfigError, match=r"'local.lr=0.3' is not among these runs"):
-        Baseline("local.lr=0.3", runs)
+    wrong = {
+        "fill": "is not among these runs; did you mean 'full'? the methods are FedAvg, local; or give SETTING=VALUE",
+        "local.lr=0.3": "is not among these runs; local.lr is 0.1",
+        "local.rl=0.3": "'local.rl' is not a setting of these runs; did you mean 'local.lr'?",
+        "partition.alpha = 3": "is not among these runs; partition.alpha is 0.5",
+    }
+    for name, message in wrong.items():
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            Baseline(name, runs)
     assert reference("layer_set", runs) is None
-    assert not caplog.text
-    Baseline("full", [runs[0], build([0.5], strategy=LOCAL, rounds=5)])
-    assert "no run has the partition, seed and other settings" in caplog.text
 
 
-def test_a_reference_that_stands_for_two_runs_is_said_and_not_shown(
-    build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def texts_of(runs: list[Result], baseline: str | None) -> list[str]:
+    return [light.text for light in verdict_of(compare(runs, Question(baseline=baseline))).lights]
+
+
+def test_a_baseline_without_a_pair_is_told_of_if_it_was_asked_for(
+    build: Build, caplog: pytest.LogCaptureFixture
 ) -> None:
+    runs = [build([0.5], strategy=FULL), build([0.5], strategy=LOCAL, rounds=5)]
+    unpaired = "no run has the partition, seed and other settings of a run of the baseline full"
+    assert [text.startswith(unpaired) for text in texts_of(runs, "full")].count(True) == 1
+    assert not any("no run has" in text for text in texts_of(runs, None))
+    assert not caplog.text
+
+
+def test_a_reference_that_stands_for_two_runs_is_told_of_and_not_shown(build: Build, tmp_path: Path) -> None:
     (tmp_path / "tuning.json").write_text(json.dumps({"choices": [{"chosen": {"local.lr": 0.2}}]}))
     runs = [build([0.5], strategy=FULL, local__lr=lr) for lr in (0.2, 0.3)]
-    assert reference("full", [*runs, build([0.5], strategy=LOCAL, local__lr=0.4)]) is None
-    assert "no gain over full is shown" in caplog.text
+    runs += [build([0.5], strategy=LOCAL, local__lr=0.4)]
+    assert reference("full", runs) is None
+    [text] = [text for text in texts_of(runs, None) if "FedAvg, of which two runs match another" in text]
+    assert "--baseline SETTING=VALUE" in text
+
+
+def test_the_same_run_in_two_folders_is_named(build: Build) -> None:
+    runs = [build([0.5], strategy=FULL), build([0.5], strategy=FULL), build([0.5], strategy=LOCAL)]
+    [text] = [text for text in texts_of(runs, None) if "the same run several times" in text]
+    assert text.count(runs[0].folder.path.name) == 2

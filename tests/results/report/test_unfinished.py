@@ -8,9 +8,12 @@ import pytest
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.comparison import compare
+from fedsim.results.report.comparing.pivot import pivot_of
+from fedsim.results.report.comparing.pivot_text import pivot_table
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.verdict import verdict_of
+from fedsim.results.report.drawing.paper.figures import paper_figure
 from fedsim.results.result import Result
 from tests.results.report import cases
 
@@ -88,4 +91,7 @@ def test_runs_of_which_none_is_finished_are_refused_and_one_alone_is_shown(stopp
         compare([stopped[1], stopped[1]])
     alone = compare([stopped[1]])
     assert values(alone, "personalised") == [0.9]
-    assert verdict_of(alone).lights[0].text.startswith("unfinished: ")
+    text = verdict_of(alone).lights[0].text
+    assert text == f"unfinished: {stopped[1].folder.path.name} (round 2 of 4); resume it with 'fedsim run'"
+    assert text in pivot_table(pivot_of(alone)).notes
+    assert paper_figure("curves", [stopped[1]])[1] == [text]

@@ -281,7 +281,7 @@ def _at_cost(what: str, question: Question, least: Mapping[str, float], fixed: f
 def _mean_of_reads(read: Callable[[Result], costs.Read], group: Group) -> Interval:
     reads = {id(result): read(result) for result in group.members}
     found = group.mean(lambda result: reads[id(result)].value)
-    return replace(found, interpolated=any(each.interpolated for each in reads.values()))
+    return replace(found, interpolated=found.is_known and any(each.interpolated for each in reads.values()))
 
 
 def _to_target(question: Question, target: float) -> list[Column]:

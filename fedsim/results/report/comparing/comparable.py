@@ -1,6 +1,6 @@
 """Which runs a comparison is about: finished ones, or all of them up to a round that they have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.question import Question
@@ -43,6 +43,19 @@ def name_unfinished(results: Sequence[Result]) -> str:
     """Return the names of runs with how far they came, the first ones if they are many."""
     more = f" and {len(results) - NAMED} more" if len(results) > NAMED else ""
     return ", ".join(map(state_of, results[:NAMED])) + more
+
+
+def unfinished_texts(compared: Sequence[Result], left_out: Sequence[Result]) -> Iterator[str]:
+    """Yield a line about the runs that are left out as they are not finished, and one about those that are compared."""
+    if left_out:
+        yield left_out_text(left_out)
+    if unfinished := [result for result in compared if not is_finished(result)]:
+        names = name_unfinished(unfinished)
+        if len(compared) == 1:
+            yield f"unfinished: {names}; resume it with 'fedsim run'"
+        else:
+            shown = max(result.evaluated for result in unfinished)
+            yield f"compared at round {shown}, the last round of all runs; unfinished: {names}"
 
 
 def left_out_text(unfinished: Sequence[Result]) -> str:

@@ -67,12 +67,17 @@ def _fields(comparison: Comparison, column: Column) -> Iterator[tuple[str, Calla
     if any(value.missing for value in values):
         yield f"{key}_missing", lambda row: str(row.values[key].missing)
     if any(value.interpolated for value in values):
-        yield f"{key}_interpolated", lambda row: str(row.values[key].interpolated).lower()
+        yield f"{key}_interpolated", partial(_is_interpolated, key)
 
 
 def _count(key: str, name: str, row: Row) -> str:
     value = row.values[key]
     return str(getattr(value, name)) if value.is_known else ""
+
+
+def _is_interpolated(key: str, row: Row) -> str:
+    value = row.values[key]
+    return str(value.interpolated).lower() if value.is_known else ""
 
 
 def as_markdown(table: Table, bold: Collection[tuple[int, int]] = ()) -> str:

@@ -8,11 +8,12 @@ from typing import Literal
 import pandas as pd
 
 from fedsim.results.report.comparing.best import MAIN_COLUMN, Standing
-from fedsim.results.report.comparing.comparable import left_out_text, name_unfinished
+from fedsim.results.report.comparing.comparable import unfinished_texts
+from fedsim.results.report.comparing.pairs import plain_runs, runs_of, why_no_reference
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES, counts_targets, few_examples, rows_shown
+from fedsim.results.result import Result
 from fedsim.results.tuning import choices_for, edges_of
-from fedsim.results.unfinished import is_finished
 
 FEW_SEEDS, ENOUGH_SEEDS = 3, 5
 NAMED = 4  # lines in a list
@@ -29,6 +30,8 @@ class Light:
 def lights_of(comparison: Comparison, standings: Sequence[Standing]) -> Iterator[Light]:
     """Yield what weakens the answer of a comparison, the most important first."""
     yield from _unfinished(comparison)
+    yield from _unpaired(comparison)
+    yield from _equal_runs(comparison)
     yield from _missing(comparison)
     yield from _seeds(standings)
     yield from _lengths(standings)
@@ -38,16 +41,39 @@ def lights_of(comparison: Comparison, standings: Sequence[Standing]) -> Iterator
 
 
 def _unfinished(comparison: Comparison) -> Iterator[Light]:
-    results = comparison.results
-    if comparison.unfinished:
-        yield Light("warning", left_out_text(comparison.unfinished))
-    if unfinished := [result for result in results if not is_finished(result)]:
-        names = name_unfinished(unfinished)
-        if len(results) == 1:
-            yield Light("warning", f"unfinished: {names}; resume it with 'fedsim run'")
-        else:
-            shown = max(result.evaluated for result in unfinished)
-            yield Light("warning", f"compared at round {shown}, the last round of all runs; unfinished: {names}")
+    for text in unfinished_texts(comparison.results, comparison.unfinished):
+        yield Light("warning", text)
+
+
+def _unpaired(comparison: Comparison) -> Iterator[Light]:
+    """Yield that a baseline, or a method that others are counted against, cannot be paired with any run."""
+    question, results = comparison.question, comparison.results
+    if question.baseline is not None:
+        own = {id(run) for run in runs_of(question.baseline, results)}
+        others = [row for row in comparison.rows if not own.issuperset(map(id, row.group.members))]
+        if others and not any(row.values["pairs"].is_known for row in others):
+            text = "no run has the partition, seed and other settings of a run of the baseline"
+            yield Light("warning", f"{text} {question.baseline}, so that there is no difference to it")
+        return
+    for name in ("local", "full"):
+        if which := why_no_reference(name, results):
+            label = plain_runs(name, results)[0].strategy
+            text = f"clients are not counted against {label}, of which two runs match another: {which}"
+            yield Light("note", f"{text}; choose with --baseline SETTING=VALUE")
+
+
+def _equal_runs(comparison: Comparison) -> Iterator[Light]:
+    """Yield which runs are the same one, in several folders."""
+    places: dict[str, list[Result]] = {}
+    for result in comparison.results:
+        places.setdefault(f"{result.setting} {result.config.seed}", []).append(result)
+    equal = [
+        f"{found[0].strategy} seed {found[0].config.seed} in {' and '.join(str(each.folder.path) for each in found)}"
+        for found in places.values()
+        if len(found) > 1
+    ]
+    if equal:
+        yield Light("warning", f"the same run several times, whose mean counts as one seed: {_listed(equal)}")
 
 
 def _missing(comparison: Comparison) -> Iterator[Light]:

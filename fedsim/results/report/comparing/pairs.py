@@ -2,27 +2,39 @@
 
 import itertools
 import json
-import logging
+import re
 import tomllib
 from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
-from fedsim.config import suggest
+from fedsim.config import as_toml
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.names import canonical
 from fedsim.config.toml import flat
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.gains import Gain, Values, gain_of
-from fedsim.results.report.comparing.groups import registered_label
+from fedsim.results.report.comparing.groups import check_setting, registered_label
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.result import Result
 from fedsim.results.tuning import tuned_settings
 
-logger = logging.getLogger(__name__)
-
 
 class AmbiguousError(ConfigError):
-    """Two runs of a baseline could both be paired with another run."""
+    """Two runs of a baseline could both be paired with another run.
+
+    Parameters
+    ----------
+    which
+        The three runs.
+    """
+
+    def __init__(self, given: str, which: str) -> None:
+        self.which = which
+        super().__init__(
+            f"--baseline {given!r} matches both {which}; name one of them by its whole label or by SETTING=VALUE, or "
+            "compare fewer runs"
+        )
 
 
 class Baseline:
@@ -53,9 +65,6 @@ class Baseline:
         self._partners = {
             id(each): self._partner(each, by_key.get(pairing_key(each, self._free), [])) for each in results
         }
-        others = [each for each in results if not any(each is run for run in runs)]
-        if others and all(self.partner(each) is None for each in others):
-            logger.warning("no run has the partition, seed and other settings of a run of the baseline %s", name)
 
     def partner(self, result: Result) -> Result | None:
         """Return the run of the baseline with the same partition, seed and other settings; None if there is none."""
@@ -85,22 +94,26 @@ class Baseline:
             candidates = [each for each in candidates if pairing_key(each, {self._own}) == own] or candidates
         if len(candidates) > 1:
             first, second = (each.folder.path.name for each in candidates[:2])
-            raise AmbiguousError(
-                f"--baseline {self._given!r} matches both {first} and {second} for {result.folder.path.name}; name "
-                "one of them by its whole label or by SETTING=VALUE, or compare fewer runs"
-            )
+            raise AmbiguousError(self._given, f"{first} and {second} for {result.folder.path.name}")
         return candidates[0] if candidates else None
 
 
 def reference(name: str, results: Sequence[Result]) -> Baseline | None:
-    """Return the runs of a strategy with its defaults as a baseline, if they are among those compared."""
-    if not plain_runs(name, results):
-        return None
+    """Return the runs of a strategy with its defaults as a baseline, if they are among those compared and clear."""
     try:
-        return Baseline(name, results)
-    except AmbiguousError as error:
-        logger.warning("no gain over %s is shown: %s", name, error)
+        return Baseline(name, results) if plain_runs(name, results) else None
+    except AmbiguousError:  # `why_no_reference` tells
         return None
+
+
+def why_no_reference(name: str, results: Sequence[Result]) -> str | None:
+    """Return which two runs of a strategy could be paired with one, so that they are no baseline; None if they are."""
+    try:
+        if plain_runs(name, results):
+            Baseline(name, results)
+    except AmbiguousError as error:
+        return error.which
+    return None
 
 
 def plain_runs(name: str, results: Sequence[Result]) -> list[Result]:
@@ -163,9 +176,22 @@ def _chosen(name: str, results: Sequence[Result]) -> tuple[list[Result], str | N
         return runs, None
     if equals and (runs := [result for result in results if _has(result, setting, value)]):
         return runs, setting
-    names = {strategies.name_of(result.config.strategy) for result in results}
-    known = suggest(name, sorted({*itertools.chain(*labels), *names}))
-    raise ConfigError(f"--baseline {name!r} is not among these runs; give a strategy or SETTING=VALUE{known}")
+    raise ConfigError(f"--baseline {name!r} is not among these runs; {_meant(name, labels, results)}")
+
+
+def _meant(name: str, labels: Sequence[tuple[str, str]], results: Sequence[Result]) -> str:
+    """Return what may be meant by a wrong baseline: a value of its setting, or one of the methods that are there."""
+    setting, equals, _ = name.partition("=")
+    if equals and re.fullmatch(r"[\w.-]+", setting.strip()):
+        check_setting(results, setting.strip(), "--baseline")
+        found = [flat(each.config.model_dump(mode="json")).get(setting.strip()) for each in results]
+        values = dict.fromkeys(as_toml(each) for each in found if each is not None)
+        return f"{setting.strip()} is {' or '.join(values)}"
+    strategies = CATALOGUES["strategies"]
+    every = {*itertools.chain(*labels), *(strategies.name_of(result.config.strategy) for result in results)}
+    near = get_close_matches(name, sorted(every), n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return f"{guess}the methods are {', '.join(dict.fromkeys(label for label, _ in labels))}; or give SETTING=VALUE"
 
 
 def _has(result: Result, setting: str, text: str) -> bool:

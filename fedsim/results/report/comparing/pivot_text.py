@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from fedsim.results.report.comparing.comparable import left_out_text
+from fedsim.results.report.comparing.comparable import unfinished_texts
 from fedsim.results.report.comparing.export import as_markdown, csv_text
 from fedsim.results.report.comparing.latex import escape_latex, needed_packages
 from fedsim.results.report.comparing.pivot import Cell, Key, Pivot, Spread, lines_of
@@ -113,8 +113,7 @@ def _what(pivot: Pivot, spread: Spread) -> Iterator[str]:
     yield f"{what}{unit}{at}, {over}" + (f"; fewer seeds: {', '.join(fewer)}" if fewer else "")
     if column.note:
         yield column.note
-    if pivot.comparison.unfinished:
-        yield left_out_text(pivot.comparison.unfinished)
+    yield from unfinished_texts(pivot.comparison.results, pivot.comparison.unfinished)
     if any(cell.value.interpolated for cell in pivot.cells.values()):
         yield f"{INTERPOLATED}: interpolated between two evaluated rounds"
 

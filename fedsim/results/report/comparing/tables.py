@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fedsim.config import suggest
-from fedsim.errors import ConfigError
 from fedsim.results.faults import describe_faults
+from fedsim.results.report.comparing.column_names import ALL, columns_called
 from fedsim.results.report.comparing.columns import SECOND, Column, Kind
 from fedsim.results.report.comparing.costs import untimed
 from fedsim.results.report.comparing.question import Question
@@ -19,7 +18,6 @@ from fedsim.shortening import printable
 
 UNKNOWN = "-"
 INTERPOLATED, FEW = "~", "*"
-ALL = "all"
 # Amounts are shown without their interval; a file of values has it.
 WITH_INTERVAL: tuple[Kind, ...] = ("score", "difference", "index")
 
@@ -52,7 +50,7 @@ class Table:
 
 
 def chosen_columns(comparison: Comparison, wanted: str | None = None) -> list[Column]:
-    """Return the columns of that names, with commas between them, ``all``, or the compact ones if not given.
+    """Return the columns of some names, with commas between them, ``all``, or the compact ones if not given.
 
     Raises
     ------
@@ -63,12 +61,7 @@ def chosen_columns(comparison: Comparison, wanted: str | None = None) -> list[Co
         return [column for column in comparison.columns if column.compact]
     if wanted == ALL:
         return list(comparison.columns)
-    known = {column.key: column for column in comparison.columns}
-    names = [name.strip() for name in wanted.split(",")]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--columns: {name!r} is not a column of this table{suggest(name, [*known, ALL])}")
-    return [known[name] for name in dict.fromkeys(names)]
+    return columns_called(comparison, wanted)
 
 
 def comparison_table(comparison: Comparison, columns: Sequence[Column] | None = None) -> Table:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from fedsim.results.report.comparing.comparable import comparable
+from fedsim.results.report.comparing.comparable import comparable, unfinished_texts
 from fedsim.results.report.comparing.groups import grouped
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.drawing.paper.barriers import barriers, strip
@@ -25,8 +25,8 @@ def paper_figure(
     metric: str = "accuracy",
     model: str = "personalised",
     unfinished: bool = False,
-) -> tuple[Figure, Sequence[Result]]:
-    """Return a figure, and the unfinished runs that are left out of it.
+) -> tuple[Figure, list[str]]:
+    """Return a figure, and what must be said of unfinished runs, a line each.
 
     Parameters
     ----------
@@ -59,4 +59,4 @@ def paper_figure(
             figure = barriers(panels, frame)
         case _:
             figure = strip(panels, frame)
-    return figure, left_out
+    return figure, list(unfinished_texts(kept, left_out))
