@@ -26,11 +26,9 @@ docs: $(INSTALLED)
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --fresh-env --conf-dir docs . build/docs
 	@echo "The documentation is in build/docs/index.html"
 
-# What docs/pictures shows, from real runs.
+# What docs/pictures shows, from 29 runs that take a minute on two idle cores.
 pictures: $(INSTALLED)
-	$(BIN)/fedsim run experiments/quickstart.toml --out runs/pictures --set 'barriers={every=10, on=["clients"]}' \
-		--set 'sweep.strategy=[{name="full"}, {name="layer_set", shared="body"}]'
-	$(BIN)/fedsim figure strip runs/pictures/quickstart --out docs/pictures/strip.png
+	$(BIN)/python docs/pictures/draw.py runs/pictures
 
 # About 40 minutes on two idle cores, and 5 GB of downloads for the peers' environments the first time.
 bench: $(INSTALLED)
