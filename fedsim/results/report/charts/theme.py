@@ -1,4 +1,4 @@
-"""How all charts of a page look, on a light and on a dark page."""
+"""How all charts of a page look; colours are the page's own, which follow its theme."""
 
 from typing import Any
 
@@ -6,16 +6,14 @@ from fedsim.results.report.palette import ALIGNED, AMOUNT, COLOURS, DIVERGING
 
 FONT = 'system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif'
 SMALL, USUAL = 11, 12  # pixels of letters
-# Text, lines of axes, and grid.
-INK = {"light": ("#1a1a1a", "#767676", "#e3e3e3"), "dark": ("#e8e8ea", "#8b8b93", "#34343c")}
+INK, LINE, GRID = "var(--ink)", "var(--axis)", "var(--grid)"  # of text, of lines of axes, and of the grid
 LOSS_FORMAT, SHARE_FORMAT, BYTES_FORMAT = ".3~g", "~%", ".3~s"
 
 
-def config(theme: str) -> dict[str, Any]:
-    """Return the configuration of Vega-Lite for a theme: ``light`` or ``dark``."""
-    ink, line, grid = INK[theme]
+def config() -> dict[str, Any]:
+    """Return the configuration of Vega-Lite."""
     letters = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": SMALL, "titleFontSize": USUAL}
-    colours = {"labelColor": ink, "titleColor": ink}
+    colours = {"labelColor": INK, "titleColor": INK}
     return {
         "background": "transparent",
         "font": FONT,
@@ -24,9 +22,9 @@ def config(theme: str) -> dict[str, Any]:
             **letters,
             **colours,
             "titleFontWeight": "normal",
-            "domainColor": line,
-            "tickColor": line,
-            "gridColor": grid,
+            "domainColor": LINE,
+            "tickColor": LINE,
+            "gridColor": GRID,
             "labelOverlap": True,
             "labelLimit": 160,
         },
@@ -40,11 +38,11 @@ def config(theme: str) -> dict[str, Any]:
             "symbolLimit": 0,  # which hides none
         },
         "header": {**letters, **colours, "titleFontWeight": "normal", "labelFontSize": USUAL, "labelLimit": 280},
-        "title": {"font": FONT, "fontSize": USUAL + 1, "fontWeight": 600, "color": ink, "subtitleColor": ink},
+        "title": {"font": FONT, "fontSize": USUAL + 1, "fontWeight": 600, "color": INK, "subtitleColor": INK},
         "line": {"strokeWidth": 2},
-        "rule": {"color": line},
-        "tick": {"color": ink},
-        "text": {"color": ink, "font": FONT, "fontSize": SMALL},
+        "rule": {"color": LINE},
+        "tick": {"color": INK},
+        "text": {"color": INK, "font": FONT, "fontSize": SMALL},
         "point": {"size": 40},
         "range": {
             "category": list(COLOURS),

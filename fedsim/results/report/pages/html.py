@@ -44,7 +44,6 @@ def write_page(
         finalize=lambda value: printable(value, lines=True) if type(value) is str else value,
     )
     charts = embedded({section.name: section.chart for section in sections if section.chart is not None})
-    themes = {theme: config(theme) for theme in ("light", "dark")}
     scripts, style = [vega_script(), _part("page.js")], _part("page.css")
     page = out / PAGE
     text = environment.get_template("page.html").render(
@@ -54,7 +53,7 @@ def write_page(
         style_hash=_hash(style),
         scripts=[_script(script) for script in scripts],
         script_hashes=" ".join(map(_hash, scripts)),
-        data=_json({**charts, "themes": themes, **data}),
+        data=_json({**charts, "config": config(), **data}),
     )
     write_whole(page, text)
     if export:

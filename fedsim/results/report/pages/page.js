@@ -28,9 +28,8 @@
     root.dataset.theme = theme() === "dark" ? "light" : "dark";
     remembered("fedsim-theme", root.dataset.theme);
     nameToggle();
-    drawAll();
   });
-  dark.addEventListener("change", () => { nameToggle(); drawAll(); });
+  dark.addEventListener("change", nameToggle);
 
   // --- Charts.
   const datasets = new Map(Object.entries(data.datasets).map(([key, table]) => [key, rowsOf(table)]));
@@ -105,7 +104,7 @@
   }
 
   function configuration(width) {
-    const config = structuredClone(data.themes[theme()]);
+    const config = structuredClone(data.config);
     // Entries of a legend have about the same width, so that they stand in columns.
     config.legend.columns = Math.max(1, Math.floor(width / (config.legend.labelLimit + 40)));
     return config;
@@ -173,6 +172,19 @@
       if (charts.some((chart) => Number(chart.box.dataset.width) !== chart.box.clientWidth)) drawAll();
     }, 150);
   });
+
+  // On paper charts are drawn for its narrower side, so that letters can be read, and scaled to its width.
+  const PAPER = 680;
+  addEventListener("beforeprint", () => {
+    for (const { view, box } of charts) {
+      if (!view || !box.clientWidth) continue;
+      const share = Math.min(1, PAPER / box.clientWidth);
+      const widths = view.view.getState({ signals: (name) => /(^|_|child)width$/i.test(name), data: () => false }).signals;
+      for (const [name, width] of Object.entries(widths)) if (width > 0) view.view.signal(name, width * share);
+      view.view.resize().run();
+    }
+  });
+  addEventListener("afterprint", drawAll);
 
   // --- Tables: sorted by a click on a heading, filtered by text.
   function valueOf(cell) {
