@@ -11,7 +11,7 @@ from fedsim.options import as_toml, one_of
 from fedsim.training.metrics import METRICS
 
 PERTURBATION = re.compile(r"(fgsm|noise):((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)")
-EvaluatedModel = Literal["personalised", "global", "trained", "fine-tuned"]
+EvaluatedModel = Literal["personalised", "global", "trained", "fine-tuned", "knn"]
 
 
 class EvaluationConfig(Table):
@@ -21,8 +21,9 @@ class EvaluationConfig(Table):
     ----------
     models
         Models of each client: the ``personalised`` one, with what it next takes from the server; the ``global`` one;
-        the client's model right after local training (``trained``); and the personalised one after a few more epochs
-        on the client's training data (``fine-tuned``), which is then discarded.
+        the client's model right after local training (``trained``); the personalised one after a few more epochs on
+        the client's training data (``fine-tuned``), which is then discarded; and the personalised one mixed with the
+        nearest neighbours among the client's training examples (``knn``).
     on
         Data of the clients' models: each client's own ``test`` data, and the test data of the ``server``.
     fine_tune_epochs
@@ -33,6 +34,13 @@ class EvaluationConfig(Table):
         Step size of fine-tuning (default: that of local training).
     fine_tune_every
         Rounds between fine-tunings, in addition to the one in the last round; 0 for the last round only.
+    knn_neighbours
+        Number of nearest neighbours, by what the head gets.
+    knn_weight
+        Weight of the neighbours in the mix of probabilities, 0 for the model alone (default: for each client, that of
+        0, 0.1, ... and 1 with the least loss on its validation data).
+    knn_scale
+        Scale of the distances: a neighbour at the distance d counts exp(-d^2 / (features * scale)).
     perturbed
         Perturbations of the test data on which the server's models are measured too, such as ``fgsm:0.1`` or
         ``noise:0.2``: inputs moved by that size along the sign of the loss's gradient, or by Gaussian noise of that
@@ -49,6 +57,9 @@ class EvaluationConfig(Table):
     fine_tune_layers: str = "auto"
     fine_tune_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     fine_tune_every: Annotated[int, Field(ge=0)] = 0
+    knn_neighbours: Annotated[int, Field(ge=1)] = 10
+    knn_weight: Annotated[float, Field(ge=0, le=1)] | None = None
+    knn_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     perturbed: Annotated[tuple[str, ...], Field(strict=False)] = ()
     metrics: Annotated[tuple[Annotated[str, AfterValidator(one_of(METRICS))], ...], Field(strict=False)] = ()
     save_predictions: bool = False

@@ -26,7 +26,7 @@ from fedsim.experiment.measuring.gate import gate_barriers, gate_traffic, mean_b
 from fedsim.experiment.measuring.uploads import measure_updates
 from fedsim.experiment.round_line import describe_round
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
-from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRAINED, UPLOADED, metric_name
+from fedsim.federation.client.state import FINE_TUNED, GLOBAL, NEIGHBOURS, PERSONALISED, TRAINED, UPLOADED, metric_name
 from fedsim.federation.engines.grid import Engine, processors
 from fedsim.federation.federation import Federation
 from fedsim.results.best_round import best_rounds, reason_to_stop, selecting, validation_means
@@ -268,7 +268,8 @@ class Rounds:
         faults: list[Row] = []
         if is_evaluated(self.config, server_round):
             with self._timed("evaluate"):
-                wanted = ConfigRecord({messages.MODELS: [PERSONALISED, GLOBAL]})
+                with_neighbours = [NEIGHBOURS] * (NEIGHBOURS in self.config.evaluation.models)
+                wanted = ConfigRecord({messages.MODELS: [PERSONALISED, GLOBAL, *with_neighbours]})
                 rows, faults = evaluate_on_clients(server_round, self.federation, self.strategy, self.engine, wanted)
                 rows += self._on_server.rows(server_round, GLOBAL, self.strategy.global_model)
             for metric, means in self._validation_means.items():

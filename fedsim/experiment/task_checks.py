@@ -1,5 +1,7 @@
 """Checks that what an experiment asks for goes with what its models learn."""
 
+from torch import nn
+
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation
 from fedsim.strategy import Strategy
@@ -21,6 +23,7 @@ def check_task(federation: Federation, strategy: Strategy) -> None:
             f"is {loss.name!r}; leave it out"
         )
     _check_metrics(federation)
+    _check_neighbours(federation)
     if "similarity" in config.barriers.measures and not (federation.task.has_classes and federation.task.of_indices):
         raise ConfigError(
             f"barriers.measures holds 'similarity', which compares most likely classes, and the task is "
@@ -35,6 +38,28 @@ def check_task(federation: Federation, strategy: Strategy) -> None:
             )
         if config.loss.class_weights != "none":
             raise ConfigError(f"{where} without weights, and loss.class_weights is set; leave it out")
+
+
+def _check_neighbours(federation: Federation) -> None:
+    """Check that examples have one class each and the model has a head, where neighbours are evaluated."""
+    if "knn" not in federation.config.evaluation.models:
+        return
+    task, targets = federation.task, federation.data.dataset.train.targets
+    where = "evaluation.models holds 'knn', "
+    if not (task.has_classes and task.of_indices and targets.ndim == 1):
+        kind = "of sequences" if task.of_indices else f"of the task {task.name!r}"
+        raise ConfigError(
+            f"{where}in which neighbours name the class of an example, and targets {kind} have none each; leave it out"
+        )
+    try:
+        head = federation.layers.group("head").layers
+    except ValueError as error:
+        raise ConfigError(f"{where}whose neighbours are by what the head gets: {error}") from error
+    if len(head) != 1 or not isinstance(federation.model().get_submodule(head[0]), nn.Linear):
+        raise ConfigError(
+            f"{where}whose neighbours are by what a linear head gets, and the head of this model is "
+            f"{', '.join(head) or 'none'}; leave it out, or name a linear layer in model.head"
+        )
 
 
 def _check_metrics(federation: Federation) -> None:

@@ -73,6 +73,9 @@ def evaluation_cost(federation: Federation) -> EvaluationCost:
         counted = rounds[:COUNTED]
         of_trained = sum(own[k] for r in counted for k in participants(config, r))
         passes += of_trained * len(rounds) // len(counted)
+    if "knn" in config.evaluation.models:
+        stored = sum(int(split.train.sizes[k]) for k in measured)
+        passes += len(rounds) * (stored + own_all + unseen_test)
     epochs = config.evaluation.fine_tune_epochs
     return EvaluationCost(
         rounds=len(rounds),

@@ -14,7 +14,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
 from fedsim.experiment.same_layers import check_layers
-from fedsim.federation.client.state import FINE_TUNED, GLOBAL, PERSONALISED, TRAINED
+from fedsim.federation.client.state import FINE_TUNED, GLOBAL, NEIGHBOURS, PERSONALISED, TRAINED
 from fedsim.federation.federation import federation_of
 from fedsim.results.best_round import best_rounds, reason_to_stop, selecting, validation_means
 from fedsim.results.environment import different_versions, environment
@@ -152,7 +152,7 @@ def _check_same(config: Config, shorter: RunFolder, rounds: int, *, accept_versi
 
 def _last_only(config: Config, rows: Sequence[Row], last: int) -> set[str]:
     """Return the models that were measured in the last round of a shorter run only because it was the last."""
-    extra = set() if is_evaluated(config, last) else {PERSONALISED, GLOBAL, TRAINED}
+    extra = set() if is_evaluated(config, last) else {PERSONALISED, GLOBAL, TRAINED, NEIGHBOURS}
     left = [row for row in rows if not (row["round"] == last and row["model"] in extra)]
     metric = meant(config.stop.metric, {row["metric"] for row in rows})
     if not (is_fine_tuned(config, last) or reason_to_stop(validation_means(left, metric), config.stop, metric)):

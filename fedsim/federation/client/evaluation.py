@@ -8,9 +8,11 @@ from flwr.app import Context, Message, RecordDict
 from torch import Tensor, nn
 
 from fedsim.federation.client.fine_tuning import fine_tune
+from fedsim.federation.client.neighbours import neighbour_metrics
 from fedsim.federation.client.state import (
     FINE_TUNED,
     GLOBAL,
+    NEIGHBOURS,
     PERSONALISED,
     TRAINED,
     client_of,
@@ -58,6 +60,8 @@ def evaluate_clients(federation: Federation, requests: Sequence[tuple[Message, C
     for (message, context), own in zip(requests, _measured(federation, planned), strict=True):
         split = "unseen" if _is_unseen(message) else "test"
         metrics = dict(own)
+        if NEIGHBOURS in _models(message):
+            metrics |= _with_neighbours(federation, server, message, context)
         if GLOBAL in _models(message) and metric_name(GLOBAL, split, "n") not in metrics:
             # The client takes the whole global model.
             start = metric_name(PERSONALISED, split, "")
@@ -103,7 +107,9 @@ def splits_of(model: str, *, is_unseen: bool, validated: bool, on_server: bool) 
     if is_unseen:
         return ["unseen"]
     selected = model in SELECTED
-    return ["validation"] * (selected and validated) + ["test"] + ["server"] * (selected and on_server)
+    # Validation data decide how much the neighbours count.
+    everywhere = selected or model == NEIGHBOURS
+    return ["validation"] * (selected and validated) + ["test"] + ["server"] * (everywhere and on_server)
 
 
 def _why_missing(federation: Federation, context: Context, metrics: Mapping[str, float]) -> str:
@@ -145,6 +151,19 @@ def _measurements(
         server_round, layers = settings[messages.SERVER_ROUND], settings[messages.FINE_TUNE]
         tuned = fine_tune(federation, personalised, data.train, server_round, client, layers)
         yield from _on_each_part(federation, FINE_TUNED, tuned, data, server, is_unseen=is_unseen)
+
+
+def _with_neighbours(
+    federation: Federation, server: InputsAndTargets | None, message: Message, context: Context
+) -> dict[str, float]:
+    """Return the metrics of a client's personalised model and its training examples' neighbours together."""
+    data = federation.data.client(client_of(context))
+    personalised = personalised_model(federation, message, context)
+    model = load_for_evaluation(federation, personalised, lambda: data.train[0])
+    is_unseen = _is_unseen(message)
+    parts = {"unseen": data.test, "test": data.test} | ({"server": server} if server is not None else {})
+    splits = splits_of(NEIGHBOURS, is_unseen=is_unseen, validated=False, on_server=server is not None)
+    return neighbour_metrics(federation, model, data, {split: parts[split] for split in splits})
 
 
 def _on_each_part(

@@ -10,7 +10,7 @@ from fedsim.strategy.messages import MODEL, OPTIMIZER
 from fedsim.training import Local, Network
 
 UPLOADED, PERSONALISED, GLOBAL = "uploaded", "personalised", "global"
-TRAINED, FINE_TUNED = "trained", "fine-tuned"
+TRAINED, FINE_TUNED, NEIGHBOURS = "trained", "fine-tuned", "knn"
 
 
 def client_of(context: Context) -> int:

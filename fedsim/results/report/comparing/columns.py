@@ -163,6 +163,7 @@ def _outcomes(question: Question) -> list[Column]:
         Column("global", "global", "score", of_server, priority=SECOND, higher_is_better=question.higher_is_better),
         over_clients("global_clients", "global, clients", _mean, "global", compact=False),
         over_clients("fine_tuned", "fine-tuned", _mean, "fine-tuned", priority=SECOND),
+        over_clients("knn", "kNN", _mean, "knn", priority=SECOND),
         over_clients("unseen", "unseen", _mean, "personalised", "unseen", priority=SECOND),
         over_clients("unseen_fine_tuned", "unseen, tuned", _mean, "fine-tuned", "unseen", compact=False),
     ]
