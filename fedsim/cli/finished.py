@@ -48,7 +48,8 @@ def compare_command(
         str | None,
         typer.Option(
             metavar="STRATEGY|SETTING=VALUE",
-            help="Baseline runs; gains are paired by partition and seed.",
+            help="Baseline runs; gains are paired by partition and seed. best:NAME,NAME takes the best of several on "
+            "validation data, in each setting.",
             autocompletion=completion.strategies,
         ),
     ] = None,

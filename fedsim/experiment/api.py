@@ -201,7 +201,8 @@ def compare(
     at
         The last round, or the best one on the clients' validation data.
     baseline
-        Baseline runs, a strategy or ``SETTING=VALUE``; gains are paired by partition and seed.
+        Baseline runs, a strategy or ``SETTING=VALUE``; gains are paired by partition and seed. ``best:layer_set`` or
+        ``best:FedPer,LG-FedAvg`` is the best of several methods on validation data, in each setting.
     budget
         Amounts at which values are compared, such as ``bytes=50MB`` or ``passes=1M``.
     target

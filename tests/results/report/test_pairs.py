@@ -16,6 +16,7 @@ from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.pairs import Baseline, reference
 from fedsim.results.report.comparing.question import Question
+from fedsim.results.report.comparing.tables import comparison_table
 from fedsim.results.report.comparing.verdict import verdict_of
 from fedsim.results.result import Result
 from tests.results.report import cases
@@ -99,6 +100,58 @@ def test_a_baseline_is_found_by_every_name_and_shown_by_one(typed: str, shown: s
     baseline = Baseline(typed, results)
     assert baseline.name == shown
     assert shown in {baseline.partner(each).strategy for each in results}
+
+
+def variants(tiny: Callable[..., Config], *, validated: bool = True) -> list[Result]:
+    """Return two layer groups, of which test data favour the other one than validation data, and local training."""
+    of = {("body", 0.1): (0.8, 0.5), ("head", 0.1): (0.7, 0.9), ("body", 10.0): (0.6, 0.9), ("head", 10.0): (0.65, 0.1)}
+    runs = [
+        cases.result(
+            tiny(strategy={"name": "layer_set", "shared": shared}, seed=seed, partition__alpha=alpha),
+            [[test + seed / 100]],
+            validation=[[validation + seed / 100]] if validated else None,
+        )
+        for (shared, alpha), (validation, test) in of.items()
+        for seed in (0, 1)
+    ]
+    more = [(seed, alpha) for alpha in (0.1, 10.0) for seed in (0, 1)]
+    return runs + [
+        cases.result(tiny(strategy=LOCAL, seed=seed, partition__alpha=alpha), [[0.6]], validation=[[0.99]])
+        for seed, alpha in more
+    ]
+
+
+@pytest.mark.parametrize("name", ["best:layer_set", "best:FedPer, LG-FedAvg", "best:layer_set(shared=head),fedper"])
+def test_the_best_of_several_baselines_is_that_on_validation_data_in_each_setting(
+    name: str, tiny: Callable[..., Config]
+) -> None:
+    runs = variants(tiny)
+    comparison = compare(runs, Question(baseline=name))
+    baseline = Baseline(name, runs, comparison.question)
+    chosen = {(run.config.partition.options["alpha"], baseline.partner(run).strategy) for run in runs}
+    assert chosen == {(0.1, "FedPer"), (10.0, "LG-FedAvg")}
+    note = f"{name} by validation data: FedPer at alpha 0.1, LG-FedAvg at alpha 10.0"
+    assert note in comparison_table(comparison).notes
+    differences = {row.group.name: row.values["difference"].mean for row in comparison.rows}
+    assert differences["LG-FedAvg, partition.alpha=0.1"] == pytest.approx(0.9 - 0.5)
+    assert differences["local, partition.alpha=10.0"] == pytest.approx(0.6 - 0.105)
+    assert "LG-FedAvg 90.5 against FedPer 50.5 at alpha 0.1" in verdict_of(comparison).sentence
+    validation = {row.group.name: row.values["validation"].mean for row in comparison.rows}
+    assert validation["FedPer, partition.alpha=0.1"] == pytest.approx(0.805)
+
+
+def test_a_seed_that_one_method_lacks_does_not_decide_which_is_the_best(tiny: Callable[..., Config]) -> None:
+    runs = [run for run in variants(tiny)[:4] if (run.strategy, run.config.seed) != ("LG-FedAvg", 1)]
+    lucky = cases.result(runs[-1].config.model_copy(update={"seed": 5}), [[0.5]], validation=[[1.0]])
+    [first, *_] = Baseline("best:layer_set", [*runs, lucky])._partners.values()
+    assert first.strategy == "FedPer"
+
+
+def test_the_best_of_several_needs_validation_data(tiny: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"'best:layer_set': .* has no values on validation data.*name one method"):
+        compare(variants(tiny, validated=False), Question(baseline="best:layer_set"))
+    with pytest.raises(ConfigError, match="--baseline '' is not among these runs"):
+        compare(variants(tiny), Question(baseline="best:"))
 
 
 def test_averaging_all_layers_is_a_reference_unless_it_is_the_baseline(build: Build) -> None:

@@ -161,6 +161,7 @@ def _outcomes(question: Question) -> list[Column]:
         over_clients("worst", "worst 10 %", worst, priority=SPREAD),
         over_clients("jain", "Jain", jain, kind="index", compact=False, higher_is_better=True),
         Column("global", "global", "score", of_server, priority=SECOND, higher_is_better=question.higher_is_better),
+        over_clients("validation", "validation", _mean, split="validation", compact=False),
         over_clients("global_clients", "global, clients", _mean, "global", compact=False),
         over_clients("fine_tuned", "fine-tuned", _mean, "fine-tuned", priority=SECOND),
         over_clients("knn", "kNN", _mean, "knn", priority=SECOND),
@@ -220,6 +221,7 @@ def _against(baseline: Baseline, question: Question) -> list[Column]:
             lambda group: gain(group).difference,
             asked=True,
             priority=ANSWER,
+            note=baseline.note,
         ),
         Column("pairs", "pairs", "count", lambda group: Interval(float(gain(group).seeds) or NAN), asked=True),
     ]

@@ -23,7 +23,7 @@ def compare(results: Sequence[Result], question: Question = DEFAULT) -> Comparis
     """
     results, unfinished = comparable(results, question)
     question = question.of(results)
-    baseline = Baseline(question.baseline, results) if question.baseline else None
+    baseline = Baseline(question.baseline, results, question) if question.baseline else None
     columns = columns_of(results, question, baseline)
     rows = [Row(group, {each.key: each.of(group) for each in columns}) for group in grouped(results, question.by)]
     known = [each for each in columns if each.asked or any(row.values[each.key].is_measured for row in rows)]

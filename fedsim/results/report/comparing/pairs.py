@@ -13,11 +13,15 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.config.names import canonical
 from fedsim.config.toml import flat
 from fedsim.errors import ConfigError
+from fedsim.results.report.comparing.best_baseline import best_on_validation, describe_choice
 from fedsim.results.report.comparing.gains import Gain, Values, gain_of
 from fedsim.results.report.comparing.groups import check_setting, registered_label
-from fedsim.results.report.comparing.question import Question
+from fedsim.results.report.comparing.question import DEFAULT, Question
 from fedsim.results.result import Result
 from fedsim.results.tuning import tuned_settings
+
+BEST = "best:"
+COMMA = re.compile(r",(?![^(]*\))")  # but for those between a method's options
 
 
 class AmbiguousError(ConfigError):
@@ -43,9 +47,12 @@ class Baseline:
     Parameters
     ----------
     name
-        A method's label or name in any spelling, or ``SETTING=VALUE``.
+        A method's label or name in any spelling, ``SETTING=VALUE``, or ``best:`` and names with commas between them:
+        in each setting, the one of these methods that is best on validation data.
     results
         All runs that are compared.
+    question
+        What is best, in which round.
 
     Raises
     ------
@@ -53,12 +60,14 @@ class Baseline:
         If none of them is such a run, or one could be paired with two of them.
     """
 
-    def __init__(self, name: str, results: Sequence[Result]) -> None:
-        runs, setting = _chosen(name, results)
+    def __init__(self, name: str, results: Sequence[Result], question: Question = DEFAULT) -> None:
+        runs, setting = _chosen(name, results, question)
+        tuned = tuned_settings(results)
+        self.note = f"{name} by validation data: {describe_choice(runs, tuned)}" if name.startswith(BEST) else ""
         shown = {result.strategy for result in runs}
         self.name, self._given = shown.pop() if setting is None and len(shown) == 1 else name, name
         self._own = _own_setting(setting)
-        self._free = {self._own, *tuned_settings(results)}
+        self._free = {self._own, *tuned}
         by_key: dict[str, list[Result]] = {}
         for run in runs:
             by_key.setdefault(pairing_key(run, self._free), []).append(run)
@@ -131,10 +140,10 @@ def compared_setting(question: Question, results: Sequence[Result]) -> str:
     """
     if question.by or question.baseline is None:
         return _own_setting(question.by)
-    return _own_setting(_chosen(question.baseline, results)[1])
+    return _own_setting(_chosen(question.baseline, results, question)[1])
 
 
-def runs_of(name: str, results: Sequence[Result]) -> list[Result]:
+def runs_of(name: str, results: Sequence[Result], question: Question = DEFAULT) -> list[Result]:
     """Return the runs of a baseline.
 
     Raises
@@ -142,7 +151,7 @@ def runs_of(name: str, results: Sequence[Result]) -> list[Result]:
     ConfigError
         If none of the runs is of this baseline.
     """
-    return _chosen(name, results)[0]
+    return _chosen(name, results, question)[0]
 
 
 def _own_setting(setting: str | None) -> str:
@@ -160,11 +169,15 @@ def pairing_key(result: Result, free: Collection[str]) -> str:
     return json.dumps([result.partition_name, kept], sort_keys=True)
 
 
-def _chosen(name: str, results: Sequence[Result]) -> tuple[list[Result], str | None]:
+def _chosen(name: str, results: Sequence[Result], question: Question) -> tuple[list[Result], str | None]:
     """Return the runs of a baseline, and the setting by which they are chosen, if they are.
 
     A whole label comes first, then the name of a method, then a setting.
     """
+    if name.startswith(BEST):
+        several = [each.strip() for each in COMMA.split(name.removeprefix(BEST))]
+        found = {id(run): run for each in several for run in _chosen(each, results, question)[0]}
+        return best_on_validation([*found.values()], question, tuned_settings(results)), None
     strategies = CATALOGUES["strategies"]
     labels = [(result.strategy, registered_label(result)) for result in results]
     label = canonical(name, itertools.chain(*labels))

@@ -29,7 +29,7 @@ class Question:
     at
         The ``last`` evaluated round, or the ``best`` by the clients' mean on their validation data.
     baseline
-        Runs to pair with: a strategy or ``SETTING=VALUE``.
+        Runs to pair with: a strategy, ``SETTING=VALUE``, or ``best:`` and several strategies.
     budgets
         Amounts of ``bytes``, training ``passes`` or both at which values are compared; None for the smallest total
         of the runs of the same partition.

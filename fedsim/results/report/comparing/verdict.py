@@ -135,7 +135,7 @@ def _table_p(standing: Standing, reference: Method, comparison: Comparison) -> f
         return reference.row.values[P_VALUE].mean
     if compared_setting(question, results) != compared_setting(replace(question, by=None), results):
         return math.nan
-    runs = runs_of(question.baseline, results)
+    runs = runs_of(question.baseline, results, question)
     tested = best if _is_of(reference, runs) else reference if _is_of(best, runs) else None
     return math.nan if tested is None else tested.row.values[P_VALUE].mean
 
@@ -146,7 +146,7 @@ def _reference(standing: Standing, comparison: Comparison) -> Method | None:
     One that is the best itself is compared with the next best.
     """
     baseline = comparison.question.baseline
-    found = [runs_of(baseline, comparison.results)] if baseline else []
+    found = [runs_of(baseline, comparison.results, comparison.question)] if baseline else []
     found += [plain_runs(name, comparison.results) for name in REFERENCES]
     matching = ([method for method in standing.methods if _is_of(method, runs)] for runs in found)
     first = next((methods[0] for methods in matching if len(methods) == 1), None)

@@ -78,7 +78,7 @@ def _sections(results: Sequence[Result], panels: Sequence[Panel], question: Ques
     groups = named(panels)
     main = Question().of(results).metric
     shown = label(main, capital=True)
-    baseline = Baseline(question.baseline, results) if question.baseline else reference("local", results)
+    baseline = Baseline(question.baseline, results, question) if question.baseline else reference("local", results)
     sections = [
         Section(
             "accuracy",

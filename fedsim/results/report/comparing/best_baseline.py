@@ -1,0 +1,81 @@
+"""The best of several methods as a baseline, chosen by validation data in each setting by itself."""
+
+import json
+import math
+from collections.abc import Collection, Sequence
+
+from fedsim.errors import ConfigError
+from fedsim.results.differences import distinguishing_settings
+from fedsim.results.report.comparing.groups import Group, registered_label
+from fedsim.results.report.comparing.question import Question
+from fedsim.results.result import Result
+
+
+def best_on_validation(runs: Sequence[Result], question: Question, tuned: Collection[str]) -> list[Result]:
+    """Return the runs of the method that is best in each setting, by the clients' mean on their validation data.
+
+    It is the mean over the seeds that all methods have in the setting, in the round that the question asks for; of
+    equal methods the first is chosen.
+
+    Parameters
+    ----------
+    tuned
+        Settings that belong to a method.
+
+    Raises
+    ------
+    ConfigError
+        If a run has no validation data, or no method a value of every client.
+    """
+    by_setting: dict[str, dict[str, list[Result]]] = {}
+    for run in runs:
+        by_setting.setdefault(_setting(run, tuned), {}).setdefault(registered_label(run), []).append(run)
+    return [run for methods in by_setting.values() for run in _best(methods, question)]
+
+
+def describe_choice(chosen: Sequence[Result], tuned: Collection[str]) -> str:
+    """Return which method was chosen in which setting, such as ``FedPer at alpha 0.1, LG-FedAvg at alpha 10``."""
+    first = list({_setting(run, tuned): run for run in reversed(chosen)}.values())[::-1]
+    texts = []
+    for run, settings in zip(first, distinguishing_settings(first), strict=True):
+        known = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key not in tuned]
+        texts.append(f"{run.strategy} at {', '.join(known)}" if known else run.strategy)
+    return ", ".join(texts)
+
+
+def _setting(run: Result, tuned: Collection[str]) -> str:
+    """Return what methods that are compared have in common, besides the seed."""
+    own = ("seed", "strategy", *tuned)
+    kept = {key: value for key, value in run.changed_settings.items() if not _is_of(key, own)}
+    return json.dumps(kept, sort_keys=True)
+
+
+def _is_of(key: str, settings: Collection[str]) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in settings)
+
+
+def _best(methods: dict[str, list[Result]], question: Question) -> list[Result]:
+    common = set.intersection(*({run.config.seed for run in runs} for runs in methods.values()))
+    sign, values = 1 if question.higher_is_better else -1, dict[str, float]()
+    for name, runs in methods.items():
+        compared = [run for run in runs if run.config.seed in common or not common]
+        value = Group("", {}, compared).mean(lambda run: _mean(run, question)).mean
+        if not math.isnan(value):
+            values[name] = sign * value
+    if not values:
+        first = next(iter(methods.values()))[0]
+        raise ConfigError(
+            f"--baseline {question.baseline!r}: no method has validation values of all clients, such as "
+            f"{first.folder.path}; name one method"
+        )
+    return methods[max(values, key=lambda name: values[name])]
+
+
+def _mean(run: Result, question: Question) -> float:
+    values = run.by_client("personalised", question.metric, split="validation", server_round=question.round_of(run))
+    if run.of("personalised", question.metric, "validation").empty:
+        raise ConfigError(
+            f"--baseline {question.baseline!r}: {run.folder.path} has no values on validation data, by which the best "
+            "is chosen; name one method, or run it with partition.validation greater than 0"
+        )
+    return float(values.mean(skipna=False)) if len(values) else math.nan
