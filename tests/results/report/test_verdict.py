@@ -221,6 +221,22 @@ def test_what_weakens_an_answer_is_said(build: Build, tmp_path: Path, tiny: Call
         assert any(light.startswith(text) for light in found), (text, found)
 
 
+def test_seeds_that_lack_a_setting_of_their_line_are_noticed(build: Build) -> None:
+    runs = [build([0.5], strategy=FULL, seed=seed, local__lr=lr) for seed, lr in ((0, 0.1), (0, 0.2), (1, 0.1))]
+    runs += [build([0.5], strategy=LOCAL, seed=seed, local__lr=0.1) for seed in (0, 1)]
+    text = "warning: not every seed has the same settings: strategy.name=FedAvg; run"
+    assert any(light.startswith(text) for light in lights(compare(runs, Question(by="strategy.name"))))
+    assert not any("same settings" in light for light in lights(compare(runs)))
+
+
+def test_a_difference_without_any_spread_is_no_certainty(build: Build) -> None:
+    runs = (
+        seeds_of(build, BODY, [0.9], [0.8]) + seeds_of(build, FULL, [0.8], [0.7]) + seeds_of(build, LOCAL, [0.9], [0.8])
+    )
+    text = "warning: the same difference from the best in each seed: FedAvg; few test examples"
+    assert any(light.startswith(text) for light in lights(compare(runs)))
+
+
 def test_tiny_test_sets_are_counted_among_the_clients_that_are_evaluated(tiny: Callable[..., Config]) -> None:
     earlier = (1, 2, "test", "personalised", "accuracy", 0.5)  # one that the last round did not evaluate
     accuracy = [[0.5, 0.6]] * 2

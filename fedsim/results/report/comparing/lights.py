@@ -12,6 +12,7 @@ from fedsim.results.report.comparing.comparable import unfinished_texts
 from fedsim.results.report.comparing.pairs import plain_runs, runs_of, why_no_reference
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES, counts_targets, few_examples, rows_shown
+from fedsim.results.report.comparing.statistics import ROUNDING
 from fedsim.results.result import Result
 from fedsim.results.tuning import choices_for, edges_of
 
@@ -33,7 +34,9 @@ def lights_of(comparison: Comparison, standings: Sequence[Standing]) -> Iterator
     yield from _unpaired(comparison)
     yield from _equal_runs(comparison)
     yield from _missing(comparison)
+    yield from _unlike_seeds(comparison)
     yield from _seeds(standings)
+    yield from _without_spread(standings)
     yield from _lengths(standings)
     yield from _small_clients(comparison)
     yield from _tuning(comparison)
@@ -49,7 +52,7 @@ def _unpaired(comparison: Comparison) -> Iterator[Light]:
     """Yield that a baseline, or a method that others are counted against, cannot be paired with any run."""
     question, results = comparison.question, comparison.results
     if question.baseline is not None:
-        own = {id(run) for run in runs_of(question.baseline, results)}
+        own = {id(run) for run in runs_of(question.baseline, results, question)}
         others = [row for row in comparison.rows if not own.issuperset(map(id, row.group.members))]
         if others and not any(row.values["pairs"].is_known for row in others):
             text = "no run has the partition, seed and other settings of a run of the baseline"
@@ -112,6 +115,33 @@ def _seeds(standings: Sequence[Standing]) -> Iterator[Light]:
         yield Light(
             "warning", f"fewer seeds than others: {_listed(fewer)}; differences are over the seeds that both have"
         )
+
+
+def _unlike_seeds(comparison: Comparison) -> Iterator[Light]:
+    """Yield which lines average other settings for one seed than for another, which no interval shows."""
+    unlike = []
+    for row in comparison.rows:
+        by_seed: dict[int, set[str]] = {}
+        for result in row.group.members:
+            by_seed.setdefault(result.config.seed, set()).add(result.setting)
+        if any(settings != next(iter(by_seed.values())) for settings in by_seed.values()):
+            unlike.append(row.group.name)
+    if unlike:
+        remedy = "run what is missing, or compare without --by"
+        yield Light("warning", f"not every seed has the same settings: {_listed(unlike)}; {remedy}")
+
+
+def _without_spread(standings: Sequence[Standing]) -> Iterator[Light]:
+    """Yield which methods differ from the best by the same in each seed, of which a test makes a certainty."""
+    names = [
+        name
+        for standing in standings
+        for name, gain in standing.gains.items()
+        if gain.seeds > 1 and gain.difference.half_width < ROUNDING <= abs(gain.difference.mean)
+    ]
+    if names:
+        why = "few test examples can cause that, and the interval of 0 says nothing"
+        yield Light("warning", f"the same difference from the best in each seed: {_listed(names)}; {why}")
 
 
 def _lengths(standings: Sequence[Standing]) -> Iterator[Light]:
