@@ -28,8 +28,11 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH to open pages with"),
 ]
 SCRIPT = '</script><img src=x onerror="window.stolen = 1"><b>\'&quot;'
-BIDI = "a\u202eb\u2066\u0007"
-NAMES = (SCRIPT, "__proto__", BIDI, "constructor", "$\\frac$")
+NAMES = (SCRIPT, "__proto__ constructor $\\frac$ a\u202eb\u2066\u0007")
+# What is copied, also where the browser of a test lets no page write to the clipboard.
+CLIPBOARD = (
+    "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async (text) => { window.copied = text; }}})"
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,8 @@ def browser() -> Iterator[Browser]:
 def opened(browser: Browser, path: Path) -> tuple[Page, list[str]]:
     """Return the page once its charts are drawn, and what it has asked for or complained about."""
     page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light", reduced_motion="reduce")
+    page.set_default_timeout(20_000)
+    page.add_init_script(CLIPBOARD)
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
@@ -58,16 +63,31 @@ def config(**changes: Any) -> Config:
 
 
 def assert_fits(page: Page) -> None:
-    for width in (390, 1280):
-        page.evaluate("document.documentElement.removeAttribute('data-drawn')")
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_selector("html[data-drawn]")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    """Check that nothing scrolls sideways on a wide screen, as the page is, and on a narrow one."""
+    assert page.evaluate("innerWidth") == 1280
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    page.evaluate("document.documentElement.removeAttribute('data-drawn')")
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.wait_for_selector("html[data-drawn]")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def assert_accessible(page: Page) -> None:
     found = Axe().run(page).response["violations"]
     assert not found, [(each["id"], [node["target"] for node in each["nodes"]]) for each in found]
+
+
+def assert_printable(page: Page) -> None:
+    """Check that a page of A4 shows whole charts in dark letters, whatever is on the screen, and nothing to click."""
+    page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size({"width": 700, "height": 990})
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    too_wide = "boxes => boxes.filter(box => box.querySelector('svg').getBoundingClientRect().right > innerWidth + 1)"
+    assert page.eval_on_selector_all(".chart", f"{too_wide}.map(box => box.dataset.chart)") == []
+    letters = "texts => [...new Set(texts.map(text => getComputedStyle(text).fill))]"
+    assert page.eval_on_selector_all(".role-axis-label text", letters) == ["rgb(26, 26, 26)"]
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator(".controls:visible, .hint:visible, summary:visible, input:visible").count() == 0
 
 
 def column(page: Page, label: str, place: int) -> list[str]:
@@ -99,7 +119,7 @@ def test_a_comparison_is_drawn_sorted_filtered_and_safe(browser: Browser, tmp_pa
     assert page.evaluate("window.stolen === undefined && Object.prototype.stolen === undefined")
     assert page.locator("body b, body i, img:not([src^=data])").count() == 0
     shown = page.inner_text("body")
-    assert all(name in shown for name in (SCRIPT, "__proto__", "a\\u202eb\\u2066\\x07", "constructor", "$\\frac$"))
+    assert all(name in shown for name in (SCRIPT, "__proto__ constructor $\\frac$ a\\u202eb\\u2066\\x07"))
     assert "\u202e" not in page.content()
 
     # The pivot: a method in each row, a setting in each column, the best marked, sorted and filtered.
@@ -134,10 +154,26 @@ def test_a_comparison_is_drawn_sorted_filtered_and_safe(browser: Browser, tmp_pa
     page.locator("[data-chart=accuracy] .role-legend-label text").first.click()
     page.wait_for_selector("[data-chart=accuracy] .mark-line path[opacity='0.12']", state="attached")
 
-    page.get_by_role("button", name="Dark").click()
-    assert page.locator("html").get_attribute("data-theme") == "dark"
-    assert_fits(page)
+    # A point has its values on hover, and a chart a name for those who do not see it.
+    page.locator("[data-chart=accuracy] .role-mark.mark-symbol path").first.hover(force=True)
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    assert {"line", "value", "round"} <= {*page.locator("#vg-tooltip-element td.key").all_inner_texts()}
+    named = "boxes => boxes.every(box => box.querySelector('svg [aria-label], svg[aria-label]'))"
+    assert page.eval_on_selector_all(".chart", named)
+
+    # Texts are copied as they are in the page's data, and as they stand above the button.
+    page.get_by_role("button", name="Copy CSV").click()
+    page.wait_for_selector(".status:text-is('copied')")
+    assert page.evaluate("copied").startswith("method,strategy,partition.alpha,metric,at,seeds,")
+    page.locator("[data-copy-above]").last.press("Enter")
+    page.wait_for_function("copied.startsWith('@misc{fedsim,')")
+
     assert_accessible(page)
+    page.get_by_role("button", name="Dark").press("Enter")
+    assert page.locator("html").get_attribute("data-theme") == "dark"
+    assert_accessible(page)
+    assert_fits(page)
+    assert_printable(page)
     assert not told
 
 
@@ -149,11 +185,11 @@ def test_a_run_is_drawn_and_readable_without_scripts(
     assert page.locator(".chart[data-chart=curves] .mark-line path").count() > 0
     page.get_by_role("radio", name="Loss").check()
     before = page.locator(".chart[data-chart=strip] svg").inner_html()
-    page.locator("input[type=range]").first.fill("1")
+    page.locator("input[type=range]").first.press("ArrowLeft")
     wanted = "before => document.querySelector('.chart[data-chart=strip] svg').innerHTML !== before"
     page.wait_for_function(wanted, arg=before)
-    assert_fits(page)
     assert_accessible(page)
+    assert_fits(page)
     assert not told
     plain = browser.new_page(java_script_enabled=False)
     plain.goto(path.as_uri())
