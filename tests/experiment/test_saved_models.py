@@ -21,7 +21,7 @@ from fedsim.config import Config
 from fedsim.data import DATA
 from fedsim.data.dataset import stratified
 from fedsim.errors import ConfigError
-from fedsim.experiment.saved_models.comparison import _names, compare_checkpoints, comparison_config, write_comparison
+from fedsim.experiment.saved_models.comparison import _names, compare_checkpoints, comparison_config, write_compared
 from fedsim.federation.federation import federation_of
 from fedsim.models.architectures import MODELS
 from fedsim.models.params import Params, state_of
@@ -248,7 +248,7 @@ def test_statistics_are_recomputed_on_training_data(tmp_path: Path) -> None:
 def test_pairs_have_their_paths_drawn(files: list[Path], tmp_path: Path) -> None:
     compared = compare_checkpoints(files, config(), against="pairs", groups=["full"], part="train", examples=30)
     assert set(compared.barriers["t"]) == {0.0, 0.5, 1.0}
-    page = write_comparison(compared, tmp_path / "out", "fedsim barriers 'a <b>.pt'").read_text()
+    page = write_compared(compared, tmp_path / "out", "fedsim barriers 'a <b>.pt'").read_text()
     first, second, third = (page.index(title) for title in ("Largest barrier over t", "at each t", "Settings and"))
     assert first < second < third
     assert "fedsim barriers &#39;a &lt;b&gt;.pt&#39;" in page

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.cli.terminal import print_table, say, write_to
-from fedsim.experiment.saved_models.comparison import compare_checkpoints, comparison_config, write_comparison
+from fedsim.experiment.saved_models.comparison import compare_checkpoints, comparison_config, write_compared
 from fedsim.results.report.drawing.checkpoints import (
     barriers_table,
     features_table,
@@ -31,4 +31,4 @@ def barriers(
     if "matching" in compared.others:
         print_table(matching_table(compared.others["matching"]))
     command = shlex.join(["fedsim", *sys.argv[1:]])
-    write_to(out, partial(write_comparison, compared, out, command), "page, tables and figures")
+    write_to(out, partial(write_compared, compared, out, command), "page, tables and figures")

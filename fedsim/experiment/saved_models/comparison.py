@@ -186,7 +186,7 @@ def _read(paths: Sequence[Path], model: nn.Module, federation: Federation) -> li
     return [_to(federation.device, state) for state in read]
 
 
-def write_comparison(comparison: Comparison, folder: Path, command: str = "") -> Path:
+def write_compared(comparison: Comparison, folder: Path, command: str = "") -> Path:
     """Write the page, its figures as PDF and PNG, and the tables as parquet; return the page's path.
 
     Parameters

@@ -73,7 +73,7 @@ def _free(wanted: int, taken: Iterable[int]) -> int:
         turn += len(COLOURS)
 
 
-def scale_of(stops: Sequence[str], share: float) -> str:
+def colour_at(stops: Sequence[str], share: float) -> str:
     """Return the colour of a scale at a share of its length from 0 to 1, with linear steps between its stops."""
     place = min(max(share, 0.0), 1.0) * (len(stops) - 1)
     low = min(int(place), len(stops) - 2)

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fedsim.results.report.palette import ALIGNED, AMOUNT, COLOURS, DIVERGING, Look, looks, scale_of
+from fedsim.results.report.palette import ALIGNED, AMOUNT, COLOURS, DIVERGING, Look, colour_at, looks
 
 # Machado, Oliveira and Fernandes 2009: what light looks like without one kind of cone.
 VISION = {
@@ -88,14 +88,14 @@ def test_red_is_the_colour_of_what_hurts_alone() -> None:
     assert is_red(DIVERGING[-1])
     assert not is_red(DIVERGING[0])
     for scale in (ALIGNED, AMOUNT):
-        assert not any(is_red(scale_of(scale, share)) for share in np.linspace(0, 1, 21))
+        assert not any(is_red(colour_at(scale, share)) for share in np.linspace(0, 1, 21))
         brightness = [light(colour) @ [0.2126, 0.7152, 0.0722] for colour in scale]
         assert all(np.diff(brightness) < 0)
 
 
 def test_a_scale_is_linear_between_its_stops() -> None:
     stops = ("#000000", "#FF0000", "#FFFF00")
-    assert [scale_of(stops, share) for share in (-1, 0, 0.25, 0.5, 1, 2)] == [
+    assert [colour_at(stops, share) for share in (-1, 0, 0.25, 0.5, 1, 2)] == [
         *("#000000", "#000000", "#800000", "#FF0000", "#FFFF00", "#FFFF00")
     ]
 

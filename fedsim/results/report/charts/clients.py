@@ -11,6 +11,7 @@ from altair.vegalite.v6.api import ChartType
 from fedsim.results.report.charts.client_records import ClientRecords
 from fedsim.results.report.charts.compact import chart_of, distinct, significant, values_of
 from fedsim.results.report.comparing.groups import Group
+from fedsim.results.report.facets import short_key
 from fedsim.results.report.palette import COLOURS, looks
 from fedsim.training.metrics import label, metric_of
 
@@ -74,6 +75,8 @@ def _scatter(
         x=f"against == '{SIZE}' ? datum.n : datum.h", y=f"{scale} * datum.{'d' if over else 'v'}"
     )
     title, several = _title(metric, over), len(situations) > 1
+    tooltip = _tooltip(metric, title if over else "", several=several)
+    shape = alt.Shape("z_name:N", sort=situations, legend=alt.Legend(title=None, symbolFillColor=MIDDLE))
     dots = (
         base.transform_filter(isolated)  # what is only pale would still be in front of others
         .mark_point(filled=True, size=70, cursor="pointer")
@@ -85,39 +88,51 @@ def _scatter(
                 scale=alt.Scale(domain=methods, range=colours),
                 legend=alt.Legend(title=None) if len(methods) > 1 else None,
             ),
-            **(
-                {"shape": alt.Shape("z_name:N", sort=situations, legend=alt.Legend(title=None, symbolFillColor=MIDDLE))}
-                if several
-                else {}
-            ),
+            **({"shape": shape} if several else {}),
             opacity=alt.value(0.8),
             stroke=alt.condition(clicked, alt.value(COLOURS[1]), alt.value("transparent")),
             strokeWidth=alt.condition(clicked, alt.value(3), alt.value(0)),
-            tooltip=[
-                alt.Tooltip("i:Q", title="client"),
-                alt.Tooltip("m_name:N", title="strategy"),
-                *([alt.Tooltip("z_name:N", title="setting")] if several else []),
-                alt.Tooltip("s:Q", title="seed"),
-                alt.Tooltip("n:Q", title="training examples", format=",d"),
-                alt.Tooltip("h:Q", title="label entropy (nats)", format=".3~f"),
-                *([alt.Tooltip("y:Q", title=title, format="+.3~g")] if over else []),
-                alt.Tooltip("v:Q", title=label(metric), format=value),
-                alt.Tooltip("t:Q", title="test examples", format=",d"),
-            ],
+            tooltip=tooltip,
         )
         .add_params(which, isolated, clicked)
     )
-    # An axis cannot take its title from a switch.
-    axis = (
+    layers: list[Any] = [dots, _axis_title()]
+    if over:
+        layers.insert(0, alt.Chart({"values": [{"z": 0}]}).mark_rule(strokeDash=[4, 4]).encode(y="z:Q"))
+    return alt.layer(*layers, width=WIDTH, height=HEIGHT)
+
+
+def _tooltip(metric: str, gain: str, *, several: bool) -> list[alt.Tooltip]:
+    """Return what the hover tells of a client.
+
+    Parameters
+    ----------
+    gain
+        What the vertical axis shows, where it is a gain.
+    several
+        Whether there are several settings.
+    """
+    return [
+        alt.Tooltip("i:Q", title="client"),
+        alt.Tooltip("m_name:N", title="strategy"),
+        *([alt.Tooltip("z_name:N", title="setting")] if several else []),
+        alt.Tooltip("s:Q", title="seed"),
+        alt.Tooltip("n:Q", title="training examples", format=",d"),
+        alt.Tooltip("h:Q", title="label entropy (nats)", format=".3~f"),
+        *([alt.Tooltip("y:Q", title=gain, format="+.3~g")] if gain else []),
+        alt.Tooltip("v:Q", title=label(metric), format=_percent(metric)),
+        alt.Tooltip("t:Q", title="test examples", format=",d"),
+    ]
+
+
+def _axis_title() -> alt.Chart:
+    """Return the title of the horizontal axis, which no axis can take from a switch."""
+    return (
         alt.Chart({"values": [{"z": 0}]})
         .transform_calculate(t="against")
         .mark_text(fontSize=11, fontWeight="bold", align="right", baseline="top")
         .encode(x=alt.value("width"), y=alt.value(HEIGHT + 22), text="t:N")
     )
-    layers: list[Any] = [dots, axis]
-    if over:
-        layers.insert(0, alt.Chart({"values": [{"z": 0}]}).mark_rule(strokeDash=[4, 4]).encode(y="z:Q"))
-    return alt.layer(*layers, width=WIDTH, height=HEIGHT)
 
 
 def _labels(found: ClientRecords, clicked: alt.Parameter) -> alt.Chart:
@@ -185,7 +200,7 @@ def _curve(found: ClientRecords, names: Sequence[str], metric: str, clicked: alt
         .encode(
             x=alt.X("r:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(domain=rounds)),
             y=alt.Y("v:Q", title=label(metric), scale=alt.Scale(domain=spread), axis=alt.Axis(format=_percent(metric))),
-            color=alt.Color("whose:N", title=None, legend=alt.Legend()),
+            color=alt.Color("whose:N", title=None, legend=alt.Legend(labelLimit=400)),
             detail="k:Q",
             tooltip=[
                 alt.Tooltip("whose:N", title="client"),
@@ -202,7 +217,7 @@ def _percent(metric: str) -> str:
 
 
 def _settings(group: Group) -> str:
-    return ", ".join(f"{key}={value}" for key, value in group.settings.items())
+    return ", ".join(f"{short_key(key, group.settings)} = {value}" for key, value in group.settings.items())
 
 
 def _title(metric: str, over: str) -> str:

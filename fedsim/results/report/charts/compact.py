@@ -52,7 +52,7 @@ def distinct(names: Sequence[object], length: int = 24) -> list[str]:
     return shown
 
 
-def scale_of(*, log: bool, **options: Any) -> alt.Scale:
+def axis_scale(*, log: bool, **options: Any) -> alt.Scale:
     """Return a scale that fits its values, with or without 0."""
     return alt.Scale(type="log", **options) if log else alt.Scale(zero=False, **options)
 

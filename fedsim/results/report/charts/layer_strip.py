@@ -1,6 +1,7 @@
 """The layer strip: a model from input to output, and what averaging each layer costs the clients, by round."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
@@ -47,8 +48,14 @@ def layer_strip(costs: Mapping[str, LayerCosts], sent: Mapping[str, pd.DataFrame
     margin = 0.35 * (high - low) or 1.0
     rounds = sorted(set(cells["r"]))
     at = alt.param("round", value=rounds[-1], bind=_slider(rounds)) if len(rounds) > 1 else None
+    place = _place_of(low - margin, high + margin)
+    base, channels = _placed(cells, layers, place, at), _channels(first.unit, limit, len(shown))
     chart = alt.layer(
-        *_marks(cells, full, layers, shown, first, limit, (low - margin, high + margin), at),
+        _blocks(base, channels),
+        *_intervals(base, channels, place, len(shown)),
+        _sent(base, channels),
+        *_texts(base, channels, limit),
+        *_titles(full, shown, first.unit, at, channels.y_scale),
         height=HEIGHT * len(shown),
         width="container",
     )
@@ -128,27 +135,66 @@ def _slider(rounds: list[int]) -> alt.BindRange:
     return alt.binding_range(min=rounds[0], max=rounds[-1], step=step, name="round ")
 
 
-def _marks(
-    cells: pd.DataFrame,
-    full: pd.DataFrame,
-    layers: pd.DataFrame,
-    costs: Mapping[str, LayerCosts],
-    first: LayerCosts,
-    limit: float,
-    scale: tuple[float, float],
-    at: alt.Parameter | None,
-) -> list[alt.Chart | alt.LayerChart]:
-    low, high = scale
-    place = (
-        f"datum.g + {LOWEST} - {LOWEST - HIGHEST} * (clamp({{}}, {low:.6g}, {high:.6g}) - {low:.6g}) / {high - low:.6g}"
+def _place_of(low: float, high: float) -> str:
+    """Return the expression of the height of a value, ``{}``, below the blocks of its strip."""
+    share = f"(clamp({{}}, {low:.6g}, {high:.6g}) - {low:.6g}) / {high - low:.6g}"
+    return f"datum.g + {LOWEST} - {LOWEST - HIGHEST} * {share}"
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """What the marks of all strips have in common."""
+
+    x: alt.X
+    colour: alt.Color
+    tooltip: list[alt.Tooltip]
+    y_scale: alt.Scale
+
+    def y(self, name: str) -> alt.Y:
+        """Return the vertical axis of a field."""
+        return alt.Y(f"{name}:Q", axis=None, scale=self.y_scale)
+
+
+def _channels(unit: str, limit: float, strips: int) -> _Channels:
+    colour = alt.Color(
+        "m:Q",
+        scale=alt.Scale(range=list(DIVERGING), domain=[-limit, limit], clamp=True, interpolate="rgb"),
+        legend=alt.Legend(
+            title=f"loss with the average minus own ({unit})",
+            titleLimit=0,
+            orient="top",
+            direction="horizontal",
+            gradientLength=160,
+        ),
     )
+    tooltip = [
+        alt.Tooltip("n:N", title="layer"),
+        alt.Tooltip("r:Q", title="measured in round"),
+        alt.Tooltip("m:Q", title=f"cost, mean ({unit})", format="+.3~g"),
+        alt.Tooltip("interval:N", title="95 % interval"),
+        alt.Tooltip("range:N", title="single clients"),
+        alt.Tooltip("loses:N", title="clients that lose"),
+        alt.Tooltip("z:N", title="size"),
+        alt.Tooltip("u:Q", title="sent by share of clients", format=".0%"),
+    ]
+    x = alt.X("p:Q", axis=None, scale=alt.Scale(domain=[0, 1], nice=False, zero=False))
+    return _Channels(x, colour, tooltip, alt.Scale(domain=[0, strips], reverse=True, nice=False))
+
+
+def _placed(cells: pd.DataFrame, layers: pd.DataFrame, place: str, at: alt.Parameter | None) -> alt.Chart:
+    """Return the chart of the cells in the chosen round, with where each is and what its tooltip says.
+
+    Parameters
+    ----------
+    place
+        Expression of the height of a value within its strip, in which ``{}`` stands for the value.
+    """
     cells = cells.assign(k=_key(cells["g"], cells["l"])).drop(columns="l")
     base = alt.Chart(values_of(cells))
     base = base.transform_filter("datum.r <= round && round <= datum.e") if at is not None else base
-    base = base.transform_lookup(
-        lookup="k",
-        from_=alt.LookupData(data=values_of(layers[["k", "p", "q", "n", "z"]]), key="k", fields=["p", "q", "n", "z"]),
-    ).transform_calculate(
+    fields = ["p", "q", "n", "z"]
+    places = alt.LookupData(data=values_of(layers[["k", *fields]]), key="k", fields=fields)
+    return base.transform_lookup(lookup="k", from_=places).transform_calculate(
         top=f"datum.g + {TOP}",
         bottom=f"datum.g + {BOTTOM}",
         ym=place.format("datum.m"),
@@ -161,64 +207,60 @@ def _marks(
         number="format(datum.m, '+.2~g')",
         loses="datum.w + ' of ' + datum.c",
     )
-    x = alt.X("p:Q", axis=None, scale=alt.Scale(domain=[0, 1], nice=False, zero=False))
-    y_scale = alt.Scale(domain=[0, len(costs)], reverse=True, nice=False)
-    colour = alt.Color(
-        "m:Q",
-        scale=alt.Scale(range=list(DIVERGING), domain=[-limit, limit], clamp=True, interpolate="rgb"),
-        legend=alt.Legend(
-            title=f"loss with the average minus own ({first.unit})",
-            titleLimit=0,
-            orient="top",
-            direction="horizontal",
-            gradientLength=160,
-        ),
-    )
-    tooltip = [
-        alt.Tooltip("n:N", title="layer"),
-        alt.Tooltip("r:Q", title="measured in round"),
-        alt.Tooltip("m:Q", title=f"cost, mean ({first.unit})", format="+.3~g"),
-        alt.Tooltip("interval:N", title="95 % interval"),
-        alt.Tooltip("range:N", title="single clients"),
-        alt.Tooltip("loses:N", title="clients that lose"),
-        alt.Tooltip("z:N", title="size"),
-        alt.Tooltip("u:Q", title="sent by share of clients", format=".0%"),
-    ]
 
-    def y(name: str) -> alt.Y:
-        return alt.Y(f"{name}:Q", axis=None, scale=y_scale)
 
-    strip = base.mark_rect(stroke="white", strokeWidth=1).encode(
-        x=x, x2="q:Q", y=y("top"), y2="bottom:Q", color=colour, tooltip=tooltip
+def _blocks(base: alt.Chart, channels: _Channels) -> alt.Chart:
+    """Return the coloured block of each layer."""
+    return base.mark_rect(stroke="white", strokeWidth=1).encode(
+        x=channels.x,
+        x2="q:Q",
+        y=channels.y("top"),
+        y2="bottom:Q",
+        color=channels.colour,
+        tooltip=channels.tooltip,
     )
-    sent = (
-        base.transform_filter("datum.u > 0")
-        .mark_rule(strokeWidth=2.5)
-        .encode(x=x, x2="q:Q", y=y("bottom"), opacity=alt.Opacity("u:Q", scale=alt.Scale(domain=[0, 1]), legend=None))
+
+
+def _intervals(base: alt.Chart, channels: _Channels, place: str, strips: int) -> list[alt.Chart]:
+    """Return each mean with its interval below the block of its layer, and a line at 0."""
+    x, tooltip = channels.x, channels.tooltip
+    band = base.mark_rect(fillOpacity=0.6, stroke="#888888", strokeWidth=0.5).encode(
+        x=x, x2="q:Q", y=channels.y("ya"), y2="yb:Q", color=channels.colour, tooltip=tooltip
     )
+    zero = (
+        alt.Chart({"values": [{"g": number} for number in range(strips)]})
+        .transform_calculate(y=place.format("0"))
+        .mark_rule(strokeDash=[3, 3], strokeWidth=1)
+        .encode(y=channels.y("y"))
+    )
+    mean = base.mark_rule(strokeWidth=2).encode(x=x, x2="q:Q", y=channels.y("ym"), tooltip=tooltip)
+    return [band, zero, mean]
+
+
+def _sent(base: alt.Chart, channels: _Channels) -> alt.Chart:
+    """Return the line below the layers that clients sent."""
+    shown = alt.Opacity("u:Q", scale=alt.Scale(domain=[0, 1]), legend=None)
+    line = base.transform_filter("datum.u > 0").mark_rule(strokeWidth=2.5)
+    return line.encode(x=channels.x, x2="q:Q", y=channels.y("bottom"), opacity=shown)
+
+
+def _texts(base: alt.Chart, channels: _Channels, limit: float) -> list[alt.Chart]:
+    """Return the name and the number of each layer that has room for them."""
     ink = alt.condition(f"abs(datum.m) > {WHITE_FROM * limit:.6g}", alt.value("white"), alt.value("black"))
     middle = (BOTTOM + TOP) / 2 * HEIGHT
 
     def written(text: str, among: alt.Chart, offset: float, **style: Any) -> alt.Chart:
-        at_middle = {"x": alt.X("middle:Q", axis=None), "y": y("start"), "yOffset": alt.value(middle + offset)}
-        return among.mark_text(fontSize=11, **style).encode(**at_middle, text=text, color=ink, tooltip=tooltip)
+        at_middle = {
+            "x": alt.X("middle:Q", axis=None),
+            "y": channels.y("start"),
+            "yOffset": alt.value(middle + offset),
+        }
+        return among.mark_text(fontSize=11, **style).encode(**at_middle, text=text, color=ink, tooltip=channels.tooltip)
 
     names = written("n:N", base, -7, limit=alt.ExprRef("max(0, (datum.q - datum.p) * width - 4)"))
     # A number that is cut would be another number.
     wide = base.transform_filter(f"(datum.q - datum.p) * width > {NUMBER}")
-    numbers = written("number:N", wide, 8)
-    band = base.mark_rect(fillOpacity=0.6, stroke="#888888", strokeWidth=0.5).encode(
-        x=x, x2="q:Q", y=y("ya"), y2="yb:Q", color=colour, tooltip=tooltip
-    )
-    mean = base.mark_rule(strokeWidth=2).encode(x=x, x2="q:Q", y=y("ym"), tooltip=tooltip)
-    titles = _titles(full, costs, first.unit, at, y_scale)
-    zero = (
-        alt.Chart({"values": [{"g": number} for number in range(len(costs))]})
-        .transform_calculate(y=place.format("0"))
-        .mark_rule(strokeDash=[3, 3], strokeWidth=1)
-        .encode(y=alt.Y("y:Q", axis=None, scale=y_scale))
-    )
-    return [strip, band, zero, mean, sent, names, numbers, *titles]
+    return [names, written("number:N", wide, 8)]
 
 
 def _titles(

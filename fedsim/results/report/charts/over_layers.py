@@ -4,7 +4,7 @@ import altair as alt
 import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
-from fedsim.results.report.charts.compact import chart_of, distinct, line_legend, scale_of
+from fedsim.results.report.charts.compact import axis_scale, chart_of, distinct, line_legend
 from fedsim.results.report.drawing.layer_curves import SMALLEST, LayerCurves, LayerPanel
 from fedsim.results.report.palette import COLOURS
 
@@ -42,7 +42,7 @@ def _panel(panel: LayerPanel, layers: list[str]) -> ChartType | None:
         sort=alt.EncodingSortField("l", op="min"),
         axis=alt.Axis(labelAngle=-50, labelLimit=90, labelOverlap=True),
     )
-    scale = scale_of(log=panel.log)
+    scale = axis_scale(log=panel.log)
     y = alt.Y("v:Q", title=None, scale=scale, axis=alt.Axis(format=".3~g", tickCount=4))
     colours = [COLOURS[curve.number % len(COLOURS)] for curve in panel.curves]
     colour = alt.Color("c_name:N", scale=alt.Scale(domain=shown, range=colours), legend=line_legend())

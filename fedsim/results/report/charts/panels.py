@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
-from fedsim.results.report.charts.compact import MOST_ROWS, chart_of, distinct, line_legend, scale_of, thinned
+from fedsim.results.report.charts.compact import MOST_ROWS, axis_scale, chart_of, distinct, line_legend, thinned
 from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples, most_moving
 from fedsim.results.report.palette import COLOURS
 
@@ -70,13 +70,13 @@ def _curves(rows: pd.DataFrame, labels: Sequence[str], multiples: SmallMultiples
     x = alt.X(
         "x:Q",
         title=multiples.x.partition(":")[0] if names else multiples.x,  # small panels have no room for more
-        scale=scale_of(log=multiples.log, nice=False),
+        scale=axis_scale(log=multiples.log, nice=False),
         axis=alt.Axis(tickMinStep=1, format="d") if multiples.of_rounds else alt.Axis(format="~g", tickCount=5),
     )
     y = alt.Y(
         "v:Q",
         title=multiples.y,
-        scale=scale_of(log=multiples.log_y),
+        scale=axis_scale(log=multiples.log_y),
         axis=alt.Axis(format=".3~g", tickCount=4),
     )
     colour = alt.Color(

@@ -8,7 +8,7 @@ import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
 from fedsim.data.heterogeneity import Heterogeneity
-from fedsim.results.report.charts.compact import chart_of, distinct, scale_of
+from fedsim.results.report.charts.compact import axis_scale, chart_of, distinct
 from fedsim.results.report.drawing.partition import histogram_edges, is_small, is_wide
 from fedsim.results.report.palette import COLOURS
 
@@ -77,7 +77,7 @@ def _histogram(name: str, values: np.ndarray) -> ChartType:
     edges = histogram_edges(values)
     found, _ = np.histogram(values, edges)
     rows = pd.DataFrame({"a": edges[:-1], "b": edges[1:], "c": found})
-    x = alt.X("a:Q", title=name, scale=scale_of(log=is_wide(values), nice=False), axis=alt.Axis(format="~g"))
+    x = alt.X("a:Q", title=name, scale=axis_scale(log=is_wide(values), nice=False), axis=alt.Axis(format="~g"))
     span = "format(datum.a, '.3~g') + ' to ' + format(datum.b, '.3~g')"
     bars = (
         alt.Chart(rows)

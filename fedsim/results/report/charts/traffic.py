@@ -6,7 +6,7 @@ import altair as alt
 import pandas as pd
 
 from fedsim.results.report.charts.compact import MOST_ROWS, chart_of, distinct
-from fedsim.results.report.palette import COLOURS, scale_of
+from fedsim.results.report.palette import COLOURS, colour_at
 from fedsim.results.result import Result
 
 DIRECTIONS = {"up": "up (clients to server)", "down": "down (server to clients)"}
@@ -141,7 +141,7 @@ def _direction_scale() -> alt.Scale:
 
 def _depths(count: int) -> list[str]:
     """Return a colour for each layer, darker towards the output."""
-    return [scale_of(DEPTH, place / max(1, count - 1)) for place in range(count)]
+    return [colour_at(DEPTH, place / max(1, count - 1)) for place in range(count)]
 
 
 def _tooltip(**titles: str) -> list[alt.Tooltip]:

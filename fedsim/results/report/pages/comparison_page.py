@@ -24,7 +24,7 @@ from fedsim.results.report.pages.comparison_barriers import barrier_sections
 from fedsim.results.report.pages.comparison_tables import comparison_tables, is_at_cost
 from fedsim.results.report.pages.configuration import compared_paths, comparing_command, runs_table, shared_settings
 from fedsim.results.report.pages.html import write_page
-from fedsim.results.report.pages.pivot import marks_of, pivot_of
+from fedsim.results.report.pages.pivot import marks_of, pivot_data
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
 from fedsim.training.metrics import label
@@ -53,7 +53,7 @@ def write_comparison(
     results, _ = comparable(results, question)
     columns = [column for column in compared.columns if not is_at_cost(column)]
     marks = marks_of(compared, columns)
-    pivot = pivot_of(compared, columns, marks)
+    pivot = pivot_data(compared, columns, marks)
     panels = panels_of(grouped(results, question.by))
     content = {
         "title": f"{len(results)} runs on {', '.join(sorted({result.data for result in results}))}",

@@ -35,7 +35,7 @@ def _mark(method: Method, standing: Any) -> str:
     return TIED if method in standing.ties else WORSE
 
 
-def pivot_of(comparison: Comparison, columns: Sequence[Column], marks: Marks) -> dict[str, Any] | None:
+def pivot_data(comparison: Comparison, columns: Sequence[Column], marks: Marks) -> dict[str, Any] | None:
     """Return what the page's script makes the pivot of; None where no setting is swept.
 
     Returns
