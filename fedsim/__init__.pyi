@@ -3,6 +3,7 @@ from .data import Dataset, Examples
 from .errors import ConfigError, RunError
 from .experiment.api import barriers, compare, load, partition, run
 from .experiment.finished import Comparison, FinishedRun, Partition, Round, Runs
+from .experiment.paper_table import PaperTable, table
 from .experiment.tracking.callback import ActiveRun, Callback
 from .models.layers import LayerGroup
 from .models.params import lerp
@@ -20,6 +21,7 @@ __all__ = [
     "FinishedRun",
     "LayerGroup",
     "Option",
+    "PaperTable",
     "Partition",
     "Phase",
     "Round",
@@ -38,6 +40,7 @@ __all__ = [
     "partition",
     "run",
     "strategy",
+    "table",
     "training",
 ]
 

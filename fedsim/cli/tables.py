@@ -62,9 +62,8 @@ def table_command(
         raise ConfigError(f"--out {out}: the file's name must end in {', '.join(SUFFIXES)}, or give --latex")
     if out:
         check_files({"--out": out})
-    settings = None if pivot is None else [each.strip() for text in pivot for each in text.split(",")]
-    question = {"metric": metric, "at": at, "unfinished": unfinished}
-    action("table")(paths, settings, column, question, spread, kind, out, marks=bold == "best")
+    options = {"column": column, "metric": metric, "at": at, "bold": bold, "spread": spread, "unfinished": unfinished}
+    action("table")(paths, kind, out, pivot=pivot, **options)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"table": table_command}

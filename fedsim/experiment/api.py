@@ -222,7 +222,7 @@ def compare(
     ConfigError
         If there is no such run, setting, baseline or column, or no run is finished.
     """
-    results = load(runs) if isinstance(runs, str | Path) else _results(runs)
+    results = results_of(runs)
     if not isinstance(columns, str | None):
         columns = ",".join(columns)
     budgets = read_budgets([budget] if isinstance(budget, str) else budget)
@@ -293,8 +293,16 @@ def _paths(paths: Paths) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | Path) else [Path(each) for each in paths]
 
 
-def _results(runs: Iterable[Any]) -> Sequence[FinishedRun]:
-    """Return results as they are, and those of paths read."""
+def results_of(runs: Iterable[Any] | str | Path) -> Sequence[FinishedRun]:
+    """Return results as they are, and those of paths read.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    if isinstance(runs, str | Path):
+        return load(runs)
     given = list(runs)
     if not given:
         raise ConfigError("there are no runs to compare; give results or paths")

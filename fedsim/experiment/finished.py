@@ -22,7 +22,7 @@ from fedsim.results.report.comparing.comparable import unfinished_texts
 from fedsim.results.report.comparing.export import as_csv, values_of
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison as Compared
-from fedsim.results.report.comparing.tables import Table, comparison_table
+from fedsim.results.report.comparing.tables import Table, comparison_table, numbers
 from fedsim.results.report.comparing.units import format_missing
 from fedsim.results.report.comparing.verdict import Verdict, verdict_of
 from fedsim.results.result import Result
@@ -117,7 +117,7 @@ class FinishedRun(Result):
         )
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(str(self.path))}</p>{_html(_table([self]))}"
+        return f"<p>{html.escape(str(self.path))}</p>{html_of(_table([self]))}"
 
 
 class Runs(Sequence[FinishedRun]):
@@ -139,10 +139,10 @@ class Runs(Sequence[FinishedRun]):
         return Runs(self._runs[index]) if isinstance(index, slice) else self._runs[index]
 
     def __repr__(self) -> str:
-        return f"{len(self)} runs\n{_text(_table(self))}" if self else "no runs"
+        return f"{len(self)} runs\n{text_of(_table(self))}" if self else "no runs"
 
     def _repr_html_(self) -> str:
-        return _html(_table(self)) if self else "no runs"
+        return html_of(_table(self)) if self else "no runs"
 
 
 @dataclass(frozen=True, repr=False)
@@ -180,14 +180,14 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         """The values with full precision, and the half-widths of their 95 % intervals."""
         names, *rows = self.values
-        columns = {name: _numbers(texts) for name, texts in zip(names, zip(*rows, strict=True), strict=True)}
+        columns = {name: numbers(texts) for name, texts in zip(names, zip(*rows, strict=True), strict=True)}
         return pd.DataFrame(columns).astype({"seeds": int})
 
     def __repr__(self) -> str:
-        return "\n".join([*self.verdict.lines, "", _text(self.text)])
+        return "\n".join([*self.verdict.lines, "", text_of(self.text)])
 
     def _repr_html_(self) -> str:
-        return "".join([*(f"<p>{html.escape(line)}</p>" for line in self.verdict.lines), _html(self.text)])
+        return "".join([*(f"<p>{html.escape(line)}</p>" for line in self.verdict.lines), html_of(self.text)])
 
 
 @dataclass(frozen=True, repr=False)
@@ -225,14 +225,6 @@ class Partition:
         return self.heterogeneity.describe().to_html()
 
 
-def _numbers(texts: Sequence[str]) -> Sequence[str | float]:
-    """Return the cells of a column as numbers, NaN where they are empty; as they are if one is a text."""
-    try:
-        return [float(text or "nan") for text in texts]
-    except ValueError:
-        return texts
-
-
 def _table(runs: Sequence[Result]) -> Table:
     is_any = any(map(is_finished, runs))
     compared = comparing.compare(runs, Question(unfinished=not is_any))
@@ -244,11 +236,13 @@ def _frame_of(table: Table) -> pd.DataFrame:
     return pd.DataFrame(list(table.rows), columns=list(table.headings))
 
 
-def _text(table: Table) -> str:
+def text_of(table: Table) -> str:
+    """Return a table and its notes as lines."""
     return "\n".join([_frame_of(table).to_string(index=False), *table.notes])
 
 
-def _html(table: Table) -> str:
+def html_of(table: Table) -> str:
+    """Return a table and its notes as a notebook shows them."""
     notes = [f"<p>{html.escape(note)}</p>" for note in table.notes]
     with pd.option_context("display.html.use_mathjax", False):  # names are no formulas
         return "".join([_frame_of(table).to_html(index=False), *notes])

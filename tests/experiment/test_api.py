@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import fedsim
+from fedsim.cli import commands as cli
 from fedsim.config import Config, choices
 from fedsim.federation.federation import federation_of
 from fedsim.training.evaluation import evaluate
@@ -88,6 +89,24 @@ def test_a_comparison_is_a_table_of_numbers_and_of_text(runs: fedsim.Runs) -> No
     assert len(fedsim.compare([str(run.path) for run in runs], by="seed").table) == 2
     with pytest.raises(fedsim.ConfigError, match="no runs"):
         fedsim.compare([])
+
+
+def test_a_table_of_a_paper_is_that_of_the_command_line(
+    runs: fedsim.Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = fedsim.table(runs, column="std", spread="interval")
+    means = [run.by_client("personalised").std(ddof=0) for run in runs]
+    assert found.table["mean"].tolist() == [pytest.approx(sum(means) / 2, rel=1e-15)]
+    assert (found.table["seeds"].tolist(), found.table["best"].tolist()) == ([2], [True])
+    options = ("--column", "std", "--spread", "interval")
+    for kind, text in (("--latex", found.latex), ("--markdown", found.markdown), ("--csv", found.csv)):
+        monkeypatch.setattr(sys, "argv", ["fedsim", "table", str(runs[0].path.parent), *options, kind])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert capsys.readouterr().out.strip() == text.strip()
+    assert "<table" in found._repr_html_()
+    with pytest.raises(fedsim.ConfigError, match="--spread 'all' must be one of std, interval, none"):
+        fedsim.table(runs, spread="all")  # type: ignore[arg-type]
 
 
 def test_each_round_is_told_and_a_second_call_repeats_none(tmp_path: Path) -> None:

@@ -1,41 +1,27 @@
 """``fedsim table``: one measure of runs as a table for a paper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedsim.cli.terminal import print_lines, print_table, write_text, write_to
-from fedsim.experiment import api
-from fedsim.results.report.comparing.comparison import compare
-from fedsim.results.report.comparing.pivot import Spread, pivot_of
-from fedsim.results.report.comparing.pivot_text import pivot_csv, pivot_latex, pivot_markdown, pivot_table
-from fedsim.results.report.comparing.question import Question
+from fedsim.experiment.paper_table import table as table_of
 
 
-def table(
-    paths: Sequence[Path],
-    settings: Sequence[str] | None,
-    column: str,
-    question: Mapping[str, Any],
-    spread: Spread,
-    kind: str,
-    out: Path | None,
-    *,
-    marks: bool,
-) -> None:
+def table(paths: Sequence[Path], kind: str, out: Path | None, **options: Any) -> None:
     """Print a table, or write it to a file."""
-    pivot = pivot_of(compare(api.load(paths), Question(**question)), settings, column)
-    if kind == "text" and out is None:
-        print_table(pivot_table(pivot, spread, marks=marks))
-        return
+    found = table_of(paths, **options)
     match kind:
         case "latex":
-            text = pivot_latex(pivot, spread, marks=marks)
+            text = found.latex
         case "markdown":
-            text = pivot_markdown(pivot, spread, marks=marks)
+            text = found.markdown
+        case "csv":
+            text = found.csv
         case _:
-            text = pivot_csv(pivot)
+            print_table(found.text)
+            return
     if out:
         write_to(out.parent, partial(write_text, out, text), "table", "--out")
     else:

@@ -195,8 +195,21 @@ def test_an_option_of_a_method_can_be_a_column(run: Run) -> None:
             "personalized",
             "--column 'personalized' is not a measure of these runs; did you mean 'personalised'",
         ),
+        (["local.lr"], "difference", "is a column of 'fedsim compare' and needs --baseline"),
+        (["local.lr"], "gain_local_better", "needs a run of local"),
+        (["local.lr"], "std_half_width", "give the measure, 'std'; .* --spread interval"),
     ],
 )
 def test_what_cannot_be_a_column_is_named(settings: list[str], column: str, message: str, run: Run) -> None:
     with pytest.raises(ConfigError, match=message):
         pivot_of(compare([run(FULL, [0.5])]), settings, column)
+
+
+def test_a_measure_is_called_by_its_heading_too_and_counts_of_clients_are_none(run: Run) -> None:
+    compared = compare([run(each, [0.5, 0.6]) for each in (FULL, LOCAL)])
+    assert pivot_of(compared, (), "Worst 10 %").column.key == "worst"
+    with pytest.raises(ConfigError, match="'gain_local' is of all seeds together"):
+        pivot_of(compared, (), "gain_local")
+    both = [run(each, [0.5 + seed / 10], seed=seed) for each in (FULL, LOCAL) for seed in (0, 1)]
+    with pytest.raises(ConfigError, match="'p' is of all seeds together"):
+        pivot_of(compare(both), (), "p")

@@ -51,7 +51,7 @@ def columns_called(comparison: Comparison, wanted: str) -> list[Column]:
         if column is not None:
             found[column.key] = column
         elif _folded(name) not in map(_folded, always):
-            raise ConfigError(f"--columns: {name!r} {why_no_column(name, [*known, *always])}")
+            raise ConfigError(f"--columns: {name!r} {_why(name, [*known, *always])}")
     return list(found.values())
 
 
@@ -68,17 +68,43 @@ def names_of(columns: Iterable[Column]) -> dict[str, Column]:
     return found
 
 
-def tally_of(name: str, column: Column) -> str | None:
-    """Return which of three counts of clients a name stands for, if the column has these."""
-    own = name.removeprefix(f"{column.key}_")
-    return own if column.kind == "clients" and own in TALLIES else None
+def measure_called(comparison: Comparison, name: str) -> Column:
+    """Return the measure of a name, which has a mean over the seeds.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or it is of all seeds together.
+    """
+    column = _find(name, names_of(comparison.columns))
+    measures = [each.key for each in comparison.columns if each.kind not in ("clients", "p")]
+    if column is None:
+        need = _need(name)
+        where = "is a column of 'fedsim compare' and " if need in (BASELINE, TARGET) else ""
+        why = f"{where}needs {need}" if need else f"is not a measure of these runs{suggest(name, measures)}"
+        raise ConfigError(f"--column {name!r} {why}")
+    if name.strip().endswith(tuple(f"_{each}" for each in ALSO)):
+        raise ConfigError(
+            f"--column {name!r}: give the measure, {column.key!r}; what the CSV has of it besides is in the same cell, "
+            "such as its half-width with --spread interval"
+        )
+    if column.key not in measures:
+        raise ConfigError(
+            f"--column {name!r} is of all seeds together, and has no mean over them; see it in 'fedsim compare', "
+            f"or give one of {', '.join(measures)}"
+        )
+    return column
 
 
-def why_no_column(name: str, known: Iterable[str]) -> str:
+def _need(name: str) -> str | None:
+    """Return what must be the case for a measure that is not there; None if there is none of that name."""
+    return next((NEEDS[each] for each in _keys_of(name) if each in NEEDS), None)
+
+
+def _why(name: str, known: Iterable[str]) -> str:
     """Return why a name is none of the columns: what it needs, or what else may be meant."""
-    key = next((each for each in _keys_of(name) if each in NEEDS), None)
-    if key is not None:
-        return f"needs {NEEDS[key]}"
+    if need := _need(name):
+        return f"needs {need}"
     listed = [each for each in known if not each.endswith(ALSO) and " " not in each and each == each.lower()]
     return f"is not a column of this table{suggest(name, [*listed, ALL])}"
 

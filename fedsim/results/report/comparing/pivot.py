@@ -9,8 +9,8 @@ import numpy as np
 
 from fedsim.config.config import WITHOUT_EFFECT
 from fedsim.errors import ConfigError
-from fedsim.options import suggest
 from fedsim.results.report.comparing.best import MAIN_COLUMN, Standing, standing_of
+from fedsim.results.report.comparing.column_names import measure_called
 from fedsim.results.report.comparing.columns import Column
 from fedsim.results.report.comparing.groups import Group, check_setting, label_without
 from fedsim.results.report.comparing.rows import Comparison, Row
@@ -18,6 +18,7 @@ from fedsim.results.report.comparing.statistics import Interval
 from fedsim.results.tuning import tuned_settings
 
 Spread = Literal["std", "interval", "none"]
+SPREADS: tuple[Spread, ...] = ("std", "interval", "none")
 Key = tuple[str, ...]
 # Tables whose settings belong to a method: lines that differ in them are compared with each other.
 OF_METHODS = ("local", "participation")
@@ -80,7 +81,7 @@ def pivot_of(comparison: Comparison, settings: Sequence[str] | None = None, colu
     settings
         Dotted settings: by default those in which the runs differ, besides the strategy, the seed and what was tuned.
     column
-        Key of the measure.
+        Name of the measure: its key or heading.
 
     Raises
     ------
@@ -97,9 +98,7 @@ def pivot_of(comparison: Comparison, settings: Sequence[str] | None = None, colu
                 "checkpoints change no number; give another setting, such as partition.alpha"
             )
         check_setting(comparison.results, each, "--pivot")
-    known = {each.key: each for each in comparison.columns if each.kind != "clients"}  # these are counts of clients
-    if column not in known:
-        raise ConfigError(f"--column {column!r} is not a measure of these runs{suggest(column, known)}")
+    measure = measure_called(comparison, column)
     others = [key for key in varying if key not in settings]
     apart = [key for key in others if key.partition(".")[0] not in OF_METHODS]
     members: dict[tuple[str, Key], list[Group]] = {}
@@ -116,12 +115,12 @@ def pivot_of(comparison: Comparison, settings: Sequence[str] | None = None, colu
     for key, block in itertools.product(keys, dict.fromkeys(blocks.values())):
         names = [name for name in blocks if blocks[name] == block and (name, key) in members]
         groups = [Group(name, {}, [run for each in members[name, key] for run in each.members]) for name in names]
-        rows = [Row(group, {column: known[column].of(group)}) for group in groups]
-        is_ranked = known[column].higher_is_better is not None and rows
-        standing = standing_of(rows, known[column], free) if is_ranked else None
-        cells |= {(row.group.label, key): _cell(row, known[column], standing) for row in rows}
+        rows = [Row(group, {measure.key: measure.of(group)}) for group in groups]
+        is_ranked = measure.higher_is_better is not None and rows
+        standing = standing_of(rows, measure, free) if is_ranked else None
+        cells |= {(row.group.label, key): _cell(row, measure, standing) for row in rows}
         untested += len(standing.untested) if standing and standing.best else 0
-    return Pivot(comparison, known[column], settings, tuple(apart), tuple(blocks), tuple(keys), cells, untested)
+    return Pivot(comparison, measure, settings, tuple(apart), tuple(blocks), tuple(keys), cells, untested)
 
 
 def _method(group: Group, pivoted: Sequence[str], others: Sequence[str]) -> str:

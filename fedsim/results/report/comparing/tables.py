@@ -49,6 +49,14 @@ class Table:
         object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
 
 
+def numbers(texts: Sequence[str]) -> Sequence[str | float]:
+    """Return the cells of a column as numbers, NaN where they are empty; as they are if one is a text."""
+    try:
+        return [float(text or "nan") for text in texts]
+    except ValueError:
+        return texts
+
+
 def chosen_columns(comparison: Comparison, wanted: str | None = None) -> list[Column]:
     """Return the columns of some names, with commas between them, ``all``, or the compact ones if not given.
 
