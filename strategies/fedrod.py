@@ -34,9 +34,7 @@ class FedRodRule(ClientRule):
         logits, features = step.logits_and_features(step.params, self._head)
         log_counts = step.sets["classes"]["log_counts"]
         log_counts = log_counts.view(-1, *[1] * (logits.dim() - 2))  # of sequences, classes are the second dimension
-        personal = linear(features.detach(), **step.sets["personal_head"])
-        if personal.dim() > 2:
-            personal = personal.movedim(-1, 1)
+        personal = linear(features.detach(), **step.sets["personal_head"]).movedim(-1, 1)
         return step.cross_entropy(logits + log_counts) + step.cross_entropy(logits.detach() + personal)
 
     def finish(self, local: Local, started: Local) -> Finished:

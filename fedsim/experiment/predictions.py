@@ -50,7 +50,7 @@ def predictions(kept: KeptRound, federation: Federation) -> pd.DataFrame:
 
     def use(client: int, own: Params) -> None:
         data = federation.data.client(client)
-        found = _outputs(federation, own, data.test, lambda: data.train[0])
+        found = _outputs(federation, own, data.test, lambda: data.train[0], own=True)
         examples = federation.data.split.test[client]
         tables.append(_table(federation, PERSONALISED, client, examples, data.test[1], found))
 
@@ -61,9 +61,14 @@ def predictions(kept: KeptRound, federation: Federation) -> pd.DataFrame:
 
 
 def _outputs(
-    federation: Federation, params: Params, examples: InputsAndTargets, calibration: Callable[[], Tensor]
+    federation: Federation,
+    params: Params,
+    examples: InputsAndTargets,
+    calibration: Callable[[], Tensor],
+    *,
+    own: bool = False,
 ) -> Tensor:
-    model = load_for_evaluation(federation, params, calibration)
+    model = load_for_evaluation(federation, params, calibration, own=own)
     outputs = evaluate(model, *examples, federation.criterion, keep_outputs=True).outputs
     assert outputs is not None
     return outputs

@@ -61,7 +61,8 @@ def model_of(kept: KeptRound) -> nn.Module:
                 _check_loss(kept, model, federation.data.test(), federation.criterion)
         else:
             data = federation.data.client(client)
-            model = load_for_evaluation(federation, _personalised(federation, kept, client), lambda: data.train[0])
+            params = _personalised(federation, kept, client)
+            model = load_for_evaluation(federation, params, lambda: data.train[0], own=True)
             _check_loss(kept, model, data.test, federation.criterion)
     except ConfigError:
         raise

@@ -145,6 +145,14 @@ class Federation:
             self._models.model = copy_of(self._template)
         return self._models.model
 
+    def own_model(self) -> nn.Module:
+        """Return this thread's module for clients' own models, which may have more than the model: as `model` does."""
+        if not self.client_rule.has_network:
+            return self.model()
+        if self._keeps_something or not hasattr(self._models, "own"):
+            self._models.own = self.client_rule.network(copy_of(self._template)).eval()
+        return self._models.own
+
     def plain_model(self) -> nn.Module:
         """Return a copy of the model as its author builds it, with the keys of its checkpoints."""
         dataset, settings = self.data.dataset, self.config.model

@@ -15,7 +15,7 @@ from fedsim.training.losses import CROSS_ENTROPY, Loss
 from fedsim.training.overrides import check_overrides
 from fedsim.training.plan import Phase
 
-HOOKS = ("prepare", "start", "draw", "loss", "gradient", "finish", "personalised")
+HOOKS = ("prepare", "start", "draw", "loss", "gradient", "finish", "network", "personalised")
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,22 @@ class ClientRule:
         """
         return Finished(local.params)
 
+    def network(self, model: nn.Module) -> nn.Module:
+        """Return the module that evaluates a client's own model: by default ``model``, a copy that may be changed.
+
+        A method with modules beyond the model, such as a second head, adds them here, with the weights to come from
+        `personalised`.
+        """
+        return model
+
     def personalised(self, local: Local) -> Params:
-        """Return all entries of the client's own model for evaluation, for a client as `start` returned it."""
+        """Return all entries of `network` for evaluation, for a client as `start` returned it."""
         return local.params
+
+    @property
+    def has_network(self) -> bool:
+        """Whether a client's own model has more than the run's."""
+        return type(self).network is not ClientRule.network
 
     @property
     def personalises(self) -> bool:

@@ -44,6 +44,10 @@ class _Measurement:
     examples: InputsAndTargets
     calibration: Callable[[], Tensor]
 
+    def is_own(self, federation: Federation) -> bool:
+        """Tell whether the model has more than the run's."""
+        return federation.client_rule.has_network and self.model in SELECTED
+
     def metrics(self, federation: Federation, result: Evaluation) -> dict[str, float]:
         measured = federation.measured(result, self.examples[1]) | {"n": number_of_targets(self.examples[1])}
         return {metric_name(self.model, self.split, metric): value for metric, value in measured.items()}
@@ -204,26 +208,37 @@ def _measured(federation: Federation, planned: Sequence[Sequence[_Measurement]])
 def _evaluated(federation: Federation, measurements: Sequence[_Measurement], *, together: bool) -> list[Evaluation]:
     keeps = bool(federation.metrics)
     if together and federation.config.strategy.buffers != "recompute":
-        members = [(measurement.params, *measurement.examples) for measurement in measurements]
-        return evaluate_cohort(federation.model(), members, federation.criterion, keep_outputs=keeps)
+        found: dict[int, Evaluation] = {}
+        for own in (False, True):
+            places = [place for place, each in enumerate(measurements) if each.is_own(federation) == own]
+            members = [(measurements[place].params, *measurements[place].examples) for place in places]
+            model = federation.own_model() if own else federation.model()
+            evaluated = evaluate_cohort(model, members, federation.criterion, keep_outputs=keeps)
+            found |= dict(zip(places, evaluated, strict=True))
+        return [found[place] for place in range(len(measurements))]
     results, loaded = [], None
     for measurement in measurements:
         if measurement.params is not loaded:
-            model = load_for_evaluation(federation, measurement.params, measurement.calibration)
+            calibration, own = measurement.calibration, measurement.is_own(federation)
+            model = load_for_evaluation(federation, measurement.params, calibration, own=own)
             loaded = measurement.params
         results.append(evaluate(model, *measurement.examples, federation.criterion, keep_outputs=keeps))
     return results
 
 
-def load_for_evaluation(federation: Federation, params: Params, calibration: Callable[[], Tensor]) -> nn.Module:
+def load_for_evaluation(
+    federation: Federation, params: Params, calibration: Callable[[], Tensor], *, own: bool = False
+) -> nn.Module:
     """Return this thread's model with ``params``; running statistics are recomputed where the config asks for it.
 
     Parameters
     ----------
     calibration
         Function that returns normalised training inputs for the running statistics, shape [n, ...].
+    own
+        Whether it is a client's own model, which may have more than the run's.
     """
-    model = federation.model()
+    model = federation.own_model() if own else federation.model()
     load_state_(model, params)
     if federation.config.strategy.buffers == "recompute":
         recompute_buffers_(model, calibration(), federation.config.local.batch_size)

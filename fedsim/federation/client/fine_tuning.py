@@ -16,8 +16,13 @@ def fine_tuned_layers(federation: Federation, strategy: Strategy) -> str:
     Raises
     ------
     ConfigError
-        If it cannot be read, or holds no parameter.
+        If it cannot be read, or holds no parameter, or clients' own models have more than the run's.
     """
+    if federation.client_rule.has_network:
+        raise ConfigError(
+            f"evaluation.models holds 'fine-tuned', and strategy.name = {federation.config.strategy.name!r} evaluates "
+            "more than the model, which has no layers to fine-tune; leave it out"
+        )
     chosen = federation.config.evaluation.fine_tune_layers
     layers = strategy.fine_tuning() if chosen == "auto" else chosen
     name = f"evaluation.fine_tune_layers = {chosen!r}" + (f", here {layers!r}," if layers != chosen else "")
