@@ -1,5 +1,6 @@
 """What an experiment expects is measured from its runs' records and tested."""
 
+import json
 import sys
 import tomllib
 from collections.abc import Callable
@@ -281,6 +282,34 @@ def test_what_is_compared_is_paired_by_seed(result: Callable[..., Result]) -> No
     # A run that is there twice is no further seed.
     [again] = check([*results, result("copy", strategy=full, seed=0, accuracy=(0.5,))], [found.expectation])
     assert (again.seeds, again.bounds) == (3, found.bounds)
+
+
+def test_several_runs_to_compare_with_are_refused_and_tuned_settings_may_differ(
+    result: Callable[..., Result], tmp_path: Path
+) -> None:
+    prox = {"strategy.name": "fedprox"}
+    wanted = {
+        "metric": "accuracy",
+        "where": {"strategy.name": "full"},
+        "of": {"strategy.name": "fedprox"},
+        "above": 0.0,
+    }
+    full = result(str(tmp_path), accuracy=(0.7,), strategy={"name": "full"}, local__lr=0.1)
+    weak, strong = (
+        result(str(tmp_path), accuracy=(mu,), strategy={"name": "fedprox", "mu": mu}, local__lr=lr)
+        for mu, lr in ((0.2, 0.3), (0.5, 0.3))
+    )
+    (tmp_path / "tuning.json").write_text(json.dumps({"choices": [{"chosen": {"local.lr": 0.3}}]}))
+    assert value_of([full, strong], **wanted) == pytest.approx(0.2)
+    text = (
+        r'of = \{ strategy.name = "fedprox" \} matches several runs of seed 0, such as those of FedProx\(mu=0.2\) and'
+    )
+    with pytest.raises(ConfigError, match=text):
+        value_of([full, weak, strong], **wanted)
+    assert value_of([full, weak, strong], **wanted | {"of": prox | {"strategy.mu": 0.2}}) == pytest.approx(0.5)
+    (tmp_path / "tuning.json").unlink()
+    with pytest.raises(ConfigError, match="is to be compared with a run that has"):
+        value_of([full, strong], **wanted)
 
 
 @pytest.mark.parametrize("seed", range(4))

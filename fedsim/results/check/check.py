@@ -1,22 +1,24 @@
 """``fedsim check``: whether runs meet the expectations of their experiment."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fedsim.config import Config
-from fedsim.config.choices import is_name
+from fedsim.config import Config, as_toml
+from fedsim.config.choices import CATALOGUES, is_name
 from fedsim.config.config import WITHOUT_EFFECT
 from fedsim.config.expectation import Expectation, Verdict
+from fedsim.config.toml import flat
 from fedsim.errors import ConfigError
 from fedsim.results.check.bounds import Bounds, of_mean, of_ratio
 from fedsim.results.check.selection import is_in, measured_rows, of_kind
 from fedsim.results.differences import distinguishing_settings
 from fedsim.results.result import Result
+from fedsim.results.tuning import tuned_settings
 from fedsim.results.unfinished import is_finished
 
 
@@ -161,7 +163,7 @@ def _other(expectation: Expectation, result: Result, results: Sequence[Result]) 
     """Return the run that a run is compared with."""
     if not expectation.other_settings:
         return result
-    config = reference_config(expectation, result.config, [other.config for other in results])
+    config = reference_config(expectation, result.config, [other.config for other in results], tuned_settings([result]))
     if config is None:
         raise ConfigError(
             f"{result.folder.path} is to be compared with a run that has {expectation.other_settings} and the same "
@@ -170,12 +172,37 @@ def _other(expectation: Expectation, result: Result, results: Sequence[Result]) 
     return next(other for other in results if other.config is config)
 
 
-def reference_config(expectation: Expectation, config: Config, configs: Sequence[Config]) -> Config | None:
-    """Return the config, if there is one, of the run that a run of this config is compared with."""
+def reference_config(
+    expectation: Expectation, config: Config, configs: Sequence[Config], tuned: Collection[str] = ()
+) -> Config | None:
+    """Return the config, if there is one, of the run that a run of this config is compared with.
+
+    Parameters
+    ----------
+    tuned
+        Settings in which it may differ, as each method has its own.
+
+    Raises
+    ------
+    ConfigError
+        If there are several.
+    """
     wanted = expectation.other_settings
     free = {key.partition(".")[0] for key in wanted} | set(WITHOUT_EFFECT)
-    same = config.model_dump(exclude=free)
-    return next((each for each in configs if each.model_dump(exclude=free) == same and matches(each, wanted)), None)
+    same = _kept(config, free, tuned)
+    found = [each for each in configs if _kept(each, free, tuned) == same and matches(each, wanted)]
+    if others := [each for each in found if each != found[0]]:
+        names = " and ".join(CATALOGUES["strategies"].label(each.strategy) for each in (found[0], others[0]))
+        raise ConfigError(
+            f"[[expect]] of = {{ {', '.join(f'{key} = {as_toml(value)}' for key, value in wanted.items())} }} matches "
+            f"several runs of seed {config.seed}, such as those of {names}; name more of their settings"
+        )
+    return next(iter(found), None)
+
+
+def _kept(config: Config, free: Collection[str], tuned: Collection[str]) -> dict[str, Any]:
+    kept = flat(config.model_dump(exclude=set(free)))
+    return {key: value for key, value in kept.items() if key not in tuned}
 
 
 def _measured(expectation: Expectation, result: Result) -> float:
