@@ -62,13 +62,18 @@ def config(**changes: Any) -> Config:
     return choices.resolve(Config.parse(settings, "tiny"))
 
 
+def resize(page: Page, width: int) -> None:
+    """Change the width of the window, and wait until all charts are drawn for it."""
+    page.evaluate("document.documentElement.removeAttribute('data-drawn')")
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_selector("html[data-drawn]")
+
+
 def assert_fits(page: Page) -> None:
     """Check that nothing scrolls sideways on a wide screen, as the page is, and on a narrow one."""
     assert page.evaluate("innerWidth") == 1280
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-    page.evaluate("document.documentElement.removeAttribute('data-drawn')")
-    page.set_viewport_size({"width": 390, "height": 900})
-    page.wait_for_selector("html[data-drawn]")
+    resize(page, 390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -79,8 +84,8 @@ def assert_accessible(page: Page) -> None:
 
 def assert_printable(page: Page) -> None:
     """Check that a page of A4 shows whole charts in dark letters, whatever is on the screen, and nothing to click."""
+    resize(page, 700)
     page.emulate_media(media="print", color_scheme="dark")
-    page.set_viewport_size({"width": 700, "height": 990})
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     too_wide = "boxes => boxes.filter(box => box.querySelector('svg').getBoundingClientRect().right > innerWidth + 1)"
     assert page.eval_on_selector_all(".chart", f"{too_wide}.map(box => box.dataset.chart)") == []
