@@ -110,6 +110,19 @@ def test_clients_with_a_label_for_each_example_are_marked_if_they_have_few(tiny:
     assert few_examples(run, Question()).tolist() == [5, 5, 5]
 
 
+def test_several_labels_of_each_example_are_counted_as_examples(tiny: Callable[..., Config]) -> None:
+    # Three yes-or-no labels: client 0 has 7 examples to train on, 2 to validate and 3 to test on, client 1 has not
+    # trained. The labels that are yes are fewer than examples.
+    run = run_of(tiny(), [[0.1, 0.2]], [{"0": 5}, {"1": 2, "2": 3}])
+    counts = {"train": 21, "validation": 6, "test": 9}
+    metrics = run.metrics.assign(n=[counts[split] for split in run.metrics["split"]])
+    run = replace(run, metrics=metrics, heterogeneity=replace(run.heterogeneity, sizes=np.array([12, 15])))
+    assert not counts_targets(run)
+    assert few_examples(run, Question()).tolist() == [3, 3]
+    assert training_examples(run).tolist() == [7, 10]
+    assert client_records([[run]]).points["t"].tolist() == [3, 3]
+
+
 @pytest.mark.parametrize("over", ["", HOSTILE])
 def test_the_explorer_links_points_labels_and_curves(over: str, tiny: Callable[..., Config]) -> None:
     run = run_of(tiny(), [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], LABELS, ("cat", HOSTILE, "owl"))

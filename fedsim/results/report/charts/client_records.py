@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fedsim.results.example_counts import targets_per_example
 from fedsim.results.report.charts.compact import thinned
 from fedsim.results.report.comparing.pairs import Baseline
 from fedsim.results.result import Result
@@ -118,7 +119,7 @@ def _of_run(result: Result, baseline: Baseline | None, metric: str) -> pd.DataFr
             "h": _entropies(result).reindex(clients).to_numpy(dtype=float),
             "v": own.to_numpy(),
             "d": np.nan if gains is None else gains.reindex(own.index).to_numpy(),
-            "t": tested.reindex(own.index).to_numpy(dtype=float),
+            "t": tested.reindex(own.index).to_numpy(dtype=float) / (targets_per_example(result) or 1),
         }
     )
 
@@ -126,10 +127,12 @@ def _of_run(result: Result, baseline: Baseline | None, metric: str) -> pd.DataFr
 def training_examples(result: Result) -> pd.Series:
     """Return the training examples of each client: as it reported, or all that are neither validated nor tested on.
 
-    Of sequences they are labels, as the records count these. It is NaN where that is not known.
+    Of sequences of various lengths they are labels, as the records count these. It is NaN where that is not known.
     """
-    # In the unit of the records: targets subtracted from examples would give negative numbers.
-    sizes = pd.Series(np.asarray(result.heterogeneity.counts.totals, dtype=float))
+    each = targets_per_example(result)
+    # Of sequences, in the unit of the records: targets subtracted from examples would give negative numbers.
+    held = result.heterogeneity.counts.totals if each is None else each * result.heterogeneity.sizes
+    sizes = pd.Series(np.asarray(held, dtype=float))
     for split in ("validation", "test"):
         rows = result.of("personalised", "loss", split)
         sizes = sizes.sub(rows.groupby("client")["n"].max() if "n" in rows else 0, fill_value=0).reindex(sizes.index)
@@ -138,7 +141,7 @@ def training_examples(result: Result) -> pd.Series:
     if "n" in trained:
         reported = trained.dropna(subset=["n"]).groupby("client")["n"].last().astype(float)
         sizes = reported.combine_first(sizes)
-    return sizes.set_axis(sizes.index.astype(int))
+    return sizes.set_axis(sizes.index.astype(int)) / (each or 1)
 
 
 def _entropies(result: Result) -> pd.Series:
