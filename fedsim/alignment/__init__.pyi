@@ -3,6 +3,7 @@ from .matching.straight_through import match_straight_through
 from .matching.weight_matching import match_weights
 from .merging.merging import Merged, merge_hierarchically, merge_many, merge_to_universe
 from .repair.biases import scale_biases
+from .repair.head import ClassGaussians, calibrate_head
 from .repair.repairing import repair, reset_statistics
 from .symmetries.checks import check_spec
 from .symmetries.permutations import (
@@ -17,9 +18,11 @@ from .symmetries.permutations import (
 from .symmetries.spec import derive, permutation_spec
 
 __all__ = [
+    "ClassGaussians",
     "Merged",
     "Permutation",
     "Spec",
+    "calibrate_head",
     "check_spec",
     "compose",
     "derive",

@@ -36,6 +36,7 @@ MORE_THAN_LAYERS = {
     "fedma",
     "fedrod",
     "fedselect",
+    "ccvr",
     "flayer",
     "barrier_mix",
     "elastic",
