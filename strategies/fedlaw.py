@@ -1,11 +1,9 @@
 """The server learns on a few examples of its own how much each client counts and how much the average shrinks."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.func import functional_call
 
 from fedsim import seeds
@@ -14,8 +12,6 @@ from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate, Count, CountOrZero, Option, Positive, Strategy
 from fedsim.training.targets import real_targets
-
-HALVED_EVERY = 20  # epochs, as in the authors' code
 
 
 class FedLaw(Strategy):
@@ -42,6 +38,9 @@ class FedLaw(Strategy):
     batch_size: Count = Option(128, "Largest number of examples in a mini-batch of the server.")
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        if self.server_data is None:
+            raise ValueError("FedLaw learns on examples of the server; set its server_data, inputs and targets")
+        inputs, targets = self.server_data
         whole = self.global_model | self.average(updates)
         statistics = {key: value.clone() for key, value in whole.items() if key not in self.parameters}
         members = {key: torch.stack([update.shared[key] for update in updates]) for key in self.parameters}
@@ -49,29 +48,22 @@ class FedLaw(Strategy):
         # The weights of the clients, and last the factor.
         learned = torch.zeros(len(updates) + 1, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.Adam([learned], lr=self.weight_lr, betas=(0.5, 0.999))
-        halving = torch.optim.lr_scheduler.StepLR(optimizer, HALVED_EVERY, 0.5)
+        halving = torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.5)
         network = copy_of(self.model).eval()
         for name, module in network.named_modules():
             module.train(isinstance(module, StatisticsNorm) and f"{name}.running_mean" in statistics)
         stream = seeds.rng(self.seed, "server batches", server_round)
         for _ in range(self.epochs):
-            for inputs, targets in self._batches(stream):
+            order = torch.from_numpy(stream.permutation(len(targets))).to(targets.device)
+            # Of about the same size: none has a single example, which cannot be normalised.
+            for chosen in order.tensor_split(math.ceil(len(order) / self.batch_size)):
                 weights = learned[-1].exp() * (examples.log() + learned[:-1]).softmax(0)
                 mixed = {key: torch.tensordot(weights.to(value), value, 1) for key, value in members.items()}
-                outputs = functional_call(network, mixed | statistics, (inputs,))
+                outputs = functional_call(network, mixed | statistics, (inputs[chosen],))
                 optimizer.zero_grad()
-                self.training_loss.mean(outputs, targets, real_targets(targets)).backward()
+                self.training_loss.mean(outputs, targets[chosen], real_targets(targets[chosen])).backward()
                 optimizer.step()
             halving.step()
         *t, s = learned.detach().exp().tolist()
         mean = self.average(updates, [n * each for n, each in zip(examples.tolist(), t, strict=True)])
         return {key: s * mean[key] if key in members else statistics[key] for key in mean}
-
-    def _batches(self, stream: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.server_data is None:
-            raise ValueError("FedLaw learns on examples of the server; set its server_data, inputs and targets")
-        inputs, targets = self.server_data
-        order = torch.from_numpy(stream.permutation(len(targets))).to(targets.device)
-        # Of about the same size: none has a single example, which cannot be normalised.
-        for chosen in order.tensor_split(math.ceil(len(order) / self.batch_size)):
-            yield inputs[chosen], targets[chosen]
