@@ -19,6 +19,7 @@ from fedsim.errors import ConfigError
 from fedsim.models.layers import LayerGroup
 from fedsim.options import as_toml
 from fedsim.strategy import ClientRule, Phase, Strategy
+from fedsim.strategy.factor_checks import check_factors
 from fedsim.training import LocalSettings
 from fedsim.training.parameter_groups import scales
 from partitions import Partition, Split
@@ -125,6 +126,11 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
             )
         for phase in strategy.local_plan(server_round).phases:
             _check_phase(strategy, phase, f"strategy.name = {name!r}, round {server_round}")
+    try:
+        rounds = range(1, min(config.rounds, CHECKED_ROUNDS) + 1)
+        check_factors(strategy, rounds, own=config.model.initial == "own")
+    except ValueError as error:
+        raise ConfigError(f"strategy.name = {name!r} {error}") from error
     if strategy.client_rule.plain_sgd:
         _check_steps(config, NOT_PLAIN, "plain SGD")
     if strategy.client_rule.linear_steps:

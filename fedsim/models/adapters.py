@@ -82,6 +82,37 @@ def adapted_paths(model: nn.Module) -> list[str]:
     return [path for path, module in model.named_modules() if is_adapted(module)]
 
 
+@dataclass(frozen=True)
+class Factors:
+    """The two factors of an adapted layer, whose scaled product is added to its weight.
+
+    Parameters
+    ----------
+    path
+        Path of the layer.
+    first, second
+        State-dict keys of A, shape [rank, inputs], and of B, shape [outputs, rank].
+    scaling
+        Factor of the product B A.
+    """
+
+    path: str
+    first: str
+    second: str
+    scaling: float
+
+
+def factors_of(model: nn.Module) -> tuple[Factors, ...]:
+    """Return the factors of all layers with LoRA, in the order of registration."""
+    found = []
+    for path in adapted_paths(model):
+        module: Any = model.get_submodule(path)
+        for name in getattr(module, "lora_A", ()):
+            first, second = (f"{path}.{factor}.{name}.weight" for factor in ("lora_A", "lora_B"))
+            found.append(Factors(path, first, second, float(module.scaling[name])))
+    return tuple(found)
+
+
 def is_adapted(module: nn.Module) -> bool:
     """Tell whether a module is a linear layer with peft's adapter around it."""
     return isinstance(getattr(module, "base_layer", None), nn.Module) and hasattr(module, "get_base_layer")

@@ -31,7 +31,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.training.evaluation import evaluate
 from strategies import STRATEGIES
 from tests.conftest import TINY, unseal
-from tests.strategies.harness import assert_close
+from tests.strategies.harness import ADAPTED, assert_close
 from tests.strategies.test_laws import OPTIONS
 
 
@@ -84,7 +84,12 @@ FEWER = OPTIONS | {"fedala": {"max_epochs": 11}}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in STRATEGIES]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in STRATEGIES
+        if name not in ADAPTED
+    ],
 )
 def test_a_model_that_is_restored_has_the_loss_that_was_recorded(
     name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder]

@@ -56,6 +56,36 @@ def norm_mlp() -> nn.Module:
     return Mlp(norm=True)
 
 
+class Adapted(nn.Module):
+    """A linear layer with LoRA, with the names that the library peft gives to its parts."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, rank, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, base.out_features, bias=False)})
+        nn.init.zeros_(self.lora_B["default"].weight)
+        self.scaling = {"default": 1.5}
+
+    def get_base_layer(self) -> nn.Module:
+        return self.base_layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        added = self.lora_B["default"](self.lora_A["default"](inputs))
+        return self.base_layer(inputs) + self.scaling["default"] * added
+
+
+def lora_mlp() -> nn.Module:
+    """Layers with the factors of LoRA on the frozen ``fc1`` and ``fc2``, and the head ``fc3``."""
+    model = Mlp()
+    model.fc1, model.fc2 = Adapted(model.fc1, 2), Adapted(model.fc2, 2)
+    return model
+
+
+# Methods that are for models with the factors of LoRA.
+ADAPTED = ("lora", "flexlora", "fedrot_lora")
+
+
 def examples(client: int, part: str, n: int) -> Batch:
     """Return made-up inputs, [n, 4], float64, and targets; each client has a distribution of its own."""
     stream = rng(0, "made up", client, part)

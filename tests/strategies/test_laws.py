@@ -20,7 +20,7 @@ from fedsim.models.params import Params
 from fedsim.strategy import Received, Strategy, messages
 from fedsim.strategy.traffic import Traffic
 from strategies import STRATEGIES
-from tests.strategies.harness import Mlp, Play, assert_close, norm_mlp
+from tests.strategies.harness import ADAPTED, Mlp, Play, assert_close, lora_mlp, norm_mlp
 
 # Options that have no default, or that let more happen in a few rounds of a tiny model.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,8 @@ PLAIN = ("fedma",)
 def play_of(name: str, **settings: Any) -> Play:
     # More than a batch for each client: with one, two models that begin alike would end alike.
     chosen = {"sizes": (5, 8, 4), "rounds": ROUNDS, "local": {"epochs": 1}, "model": norm_mlp, **settings}
-    return Play(name, OPTIONS.get(name), **chosen | ({"model": Mlp} if name in PLAIN else {}))
+    model = {"model": Mlp} if name in PLAIN else {"model": lora_mlp} if name in ADAPTED else {}
+    return Play(name, OPTIONS.get(name), **chosen | model)
 
 
 @dataclass
@@ -179,6 +180,7 @@ MOVES_EQUAL_MODELS = {
     "fedlaw": "the average shrinks",
     "flayer": "entries that nobody sends stay",
     "elastic": "equally sensitive clients move by tau",
+    "flexlora": "the average of products is factorised again",
 }
 
 

@@ -1,0 +1,61 @@
+"""The products of the clients' factors are averaged, and factorised again."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedsim.models.params import Params
+from fedsim.strategy import ClientUpdate
+from strategies.lora import Lora
+
+
+class FlexLora(Lora):
+    """Average the products of LoRA factors, and take the closest factors of the same rank: FlexLoRA.
+
+    References
+    ----------
+    Bai et al. 2024, Federated fine-tuning of large language models under heterogeneous tasks and client resources,
+    arXiv 2402.11505.
+
+    Notes
+    -----
+    With the mean product's singular values S, new factors are B = U S and A = V', cut at the adapters' rank: exact if
+    the clients' factors together have no higher one. All clients have the same rank here.
+    """
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.share != "both":
+            raise ValueError(f"share = {self.share!r} must be 'both', as new factors are made of their products")
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        averaged, total = self.average(updates), sum(update.num_examples for update in updates)
+        weights = [update.num_examples / total for update in updates]
+        for each in self.factors:
+            first = torch.cat([update.shared[each.first].double() for update in updates])
+            second = [w * update.shared[each.second].double() for w, update in zip(weights, updates, strict=True)]
+            factors = best_factors(torch.cat(second, 1), first, len(averaged[each.first]))
+            for key, value in zip((each.second, each.first), factors, strict=True):
+                averaged[key] = value.to(averaged[key].dtype)
+        return averaged
+
+
+def best_factors(second: Tensor, first: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the factors of the closest product of a rank to ``second @ first``, which is never made itself.
+
+    Returns
+    -------
+    second, first
+        Shapes [outputs, rank] and [rank, inputs].
+    """
+    left, upper = torch.linalg.qr(second)
+    right, lower = torch.linalg.qr(first.T)
+    u, s, v = torch.linalg.svd(upper @ lower.T)
+    found = min(rank, len(s))
+    narrow = (left @ (u[:, :found] * s[:found]), v[:found] @ right.T)
+    # Where a layer, or the clients' factors together, are smaller than the rank, the rest is 0.
+    return (
+        torch.nn.functional.pad(narrow[0], (0, rank - found)),
+        torch.nn.functional.pad(narrow[1], (0, 0, 0, rank - found)),
+    )

@@ -1,0 +1,135 @@
+"""Factors of LoRA: which travel, which train, and what becomes of their products."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedsim.errors import ConfigError
+from fedsim.models.adapters import factors_of
+from fedsim.models.params import Params
+from strategies.fedrot_lora import rotation_of
+from strategies.flexlora import best_factors
+from tests.strategies.harness import Mlp, Play, assert_close, descend, lora_mlp, mean_of
+
+A = ("fc1.lora_A.default.weight", "fc2.lora_A.default.weight")
+B = ("fc1.lora_B.default.weight", "fc2.lora_B.default.weight")
+HEAD = ("fc3.weight", "fc3.bias")
+
+
+def play_of(name: str = "lora", **options: Any) -> Play:
+    return Play(name, options, model=lora_mlp, absent={}, rounds=3, sizes=(5, 8, 4))
+
+
+def products(params: Params) -> list[Tensor]:
+    return [params[second] @ params[first] for first, second in zip(A, B, strict=True)]
+
+
+def mean_products(play: Play) -> list[Tensor]:
+    members = [{str(i): value for i, value in enumerate(products(play.initial | play.uploaded(k)))} for k in range(3)]
+    return list(mean_of(members, play.sizes).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "second"),
+    [
+        ({}, (*A, *B, *HEAD), (*A, *B, *HEAD)),
+        ({"share": "A", "head": "personal"}, A, A),
+        ({"share": "A"}, (*A, *HEAD), (*A, *HEAD)),
+        ({"share": "B"}, (*B, *HEAD), (*B, *HEAD)),
+        ({"share": "alternate"}, (*B, *HEAD), (*A, *HEAD)),
+    ],
+)
+def test_only_the_factors_that_are_shared_travel(
+    options: dict[str, Any], first: tuple[str, ...], second: tuple[str, ...]
+) -> None:
+    play = play_of(**options)
+    for server_round, expected in ((1, first), (2, second)):
+        play.round(server_round)
+        assert set(play.uploaded(1)) == set(expected)
+    frozen = {key for key in A if options.get("share") == "B"}
+    moved = {key for key, value in play.personalised(1).items() if not torch.equal(value, play.initial[key])}
+    assert moved == {*A, *B, *HEAD} - frozen
+
+
+@pytest.mark.parametrize("share", ["B", "alternate"])
+def test_a_factor_that_rests_stays_where_plain_descent_of_the_other_leaves_it(share: str) -> None:
+    play = play_of(share=share)
+    for server_round in (1, 2):
+        before = play.strategy.global_model
+        play.round(server_round)
+        moving = A if share == "alternate" and server_round == 2 else B
+        layers = {key.rpartition(".")[0] for key in moving} | {"fc3"}
+        ends = [
+            descend(play.model, before, play.batches(server_round, client), 0.1, trained=sorted(layers))
+            for client in range(3)
+        ]
+        expected = mean_of([{key: end[key] for key in (*moving, *HEAD)} for end in ends], play.sizes)
+        assert_close({key: play.strategy.global_model[key] for key in expected}, expected)
+
+
+def test_products_of_averages_are_the_averages_of_products_if_one_factor_is_common() -> None:
+    for share, exact in (("B", True), ("both", False)):
+        play = play_of(share=share)
+        play.round(1)
+        play.round(2)
+        apart = [
+            float((found - mean).norm() / mean.norm())
+            for found, mean in zip(products(play.strategy.global_model), mean_products(play), strict=True)
+        ]
+        assert all(error < 1e-12 if exact else error > 1e-4 for error in apart)
+
+
+def test_flexlora_is_exact_if_the_rank_is_that_of_all_clients_together() -> None:
+    second, first = torch.randn(7, 6, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    found, other = best_factors(second, first, 5)
+    torch.testing.assert_close(found @ other, second @ first, rtol=1e-12, atol=1e-12)
+    u, s, v = torch.linalg.svd(second @ first)
+    found, other = best_factors(second, first, 2)
+    torch.testing.assert_close(found @ other, (u[:, :2] * s[:2]) @ v[:2], rtol=1e-12, atol=1e-12)
+    play = play_of("flexlora")
+    play.round(1)
+    for product, mean in zip(products(play.strategy.global_model), mean_products(play), strict=True):
+        u, s, v = torch.linalg.svd(mean)
+        torch.testing.assert_close(product, (u[:, :2] * s[:2]) @ v[:2], rtol=1e-9, atol=1e-12)
+
+
+def test_a_rotation_takes_factors_of_the_same_update_in_random_frames_back() -> None:
+    stream = torch.manual_seed(0)
+    first = torch.randn(3, 5, generator=stream, dtype=torch.float64)
+    for _ in range(5):
+        frame = rotation_of(torch.randn(3, 3, generator=stream, dtype=torch.float64), 1.0)
+        assert torch.linalg.det(frame) == pytest.approx(1)
+        turned = frame.T @ first
+        back = rotation_of(turned @ first.T, 1.0)
+        torch.testing.assert_close(back.T @ turned, first)
+        half = rotation_of(turned @ first.T, 0.5)
+        assert (half.T @ turned - first).norm() < (turned - first).norm()
+
+
+def test_fedrot_without_strength_is_fedit_and_with_it_keeps_each_client_s_product() -> None:
+    plain, none, whole = play_of(), play_of("fedrot_lora", strength=0.0), play_of("fedrot_lora", strength=1.0)
+    for server_round in (1, 2):
+        for play in (plain, none, whole):
+            play.round(server_round)
+    assert_close(none.strategy.global_model, plain.strategy.global_model, tolerance=0.0)
+    for client in range(3):
+        turned, straight = whole.uploaded(client), plain.uploaded(client)
+        assert (turned[A[0]] - straight[A[0]]).abs().max() > 1e-6
+        for one, other in zip(products(turned), products(straight), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_an_average_of_b_alone_over_own_a_is_refused_with_the_reason() -> None:
+    line = "averages fc1.lora_B.default without fc1.lora_A.default, which trains and stays with each client"
+    with pytest.raises(ConfigError, match=line):
+        Play("layer_set", {"shared": "*lora_B*"}, model=lora_mlp)
+    Play("layer_cycle", {"order": "deep-first"}, model=lora_mlp)  # in which A has its turn too
+    assert [each.scaling for each in factors_of(lora_mlp())] == [1.5, 1.5]
+
+
+@pytest.mark.parametrize("name", ["lora", "flexlora", "fedrot_lora"])
+def test_a_model_without_factors_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no factors of LoRA.*; add \[model.adapter\] kind = 'lora'"):
+        Play(name, {}, model=Mlp)
