@@ -214,7 +214,7 @@ def test_what_weakens_an_answer_is_said(build: Build, tmp_path: Path, tiny: Call
         "warning: 1 seed: run at least 5",
         "warning: runs of different numbers of rounds: FedAvg 2, local 1; --budget",
         "warning: tiny test sets: 1 of the 2 clients have fewer than 10 test examples, the fewest 5, where one example",
-        "warning: tuned to the edge of the grid in 1 of 1 choices: FedAvg local.lr = 0.4 of 0.1, 0.2, 0.4; a wider",
+        "warning: tuned to the edge of the grid in 1 of 1 choices: FedAvg: local.lr = 0.4 of 0.1, 0.2, 0.4; a wider",
         "note: tuned by the best round, but the last round is shown",
         "note: tuned in runs of 1 rounds, but shown are runs of 2",
     ):

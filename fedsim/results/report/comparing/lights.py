@@ -178,7 +178,7 @@ def _tuning(comparison: Comparison) -> Iterator[Light]:
     """Yield which tuned values are at an edge of their grid, and whether they were chosen by what is shown."""
     choices = choices_for(comparison.results)
     found = {place: edges for place, choice in enumerate(choices) if (edges := edges_of(choice))}
-    texts = [f"{choices[place].get('runs', '')} {edge}".strip() for place, edges in found.items() for edge in edges]
+    texts = [f"{choices[place].get('runs', 'tuning')}: {edge}" for place, edges in found.items() for edge in edges]
     if texts:
         count = f"in {len(found)} of {len(choices)} choices"
         yield Light("warning", f"tuned to the edge of the grid {count}: {_listed(texts)}; a wider grid may be better")
