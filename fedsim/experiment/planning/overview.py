@@ -13,7 +13,7 @@ from fedsim.config.experiment_file import Experiment
 from fedsim.config.toml import flat
 from fedsim.experiment.dry_run import describe_parts
 from fedsim.experiment.planning.duration import Earlier, timed_step
-from fedsim.experiment.planning.states import Standing, standings
+from fedsim.experiment.planning.states import Stage, stages_of
 from fedsim.experiment.planning.work import Work, work_of
 from fedsim.experiment.run import prepare
 from fedsim.experiment.sweep.alike import Alike
@@ -49,7 +49,7 @@ class PlannedRun:
     """
 
     run: Run
-    standing: Standing
+    stage: Stage
     work: Work
     parts: Mapping[str, Sequence[str]]
     examples: int
@@ -59,7 +59,7 @@ class PlannedRun:
     @property
     def seconds_left(self) -> float:
         """Seconds of the rounds that are left, about."""
-        return self.round_seconds * max(0, self.run.config.rounds - self.standing.rounds)
+        return self.round_seconds * max(0, self.run.config.rounds - self.stage.rounds)
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,15 @@ def plan(experiment: Experiment, out: Path, asked: int | None = None, *, accept_
     runs = name_runs(experiment.configs(), folder, accept_versions=accept_versions)
     earlier, steps = Earlier(folder), dict[str, float]()
     alike = Alike()
-    planned = [
-        _planned(run, standing, earlier, steps, alike) for run, standing in zip(runs, standings(runs), strict=True)
-    ]
+    planned = [_planned(run, stage, earlier, steps, alike) for run, stage in zip(runs, stages_of(runs), strict=True)]
     for note in alike.notes():
         logger.warning(note)
-    todo = [each.run.config for each in planned if each.standing.kind != "done"]
+    todo = [each.run.config for each in planned if each.stage.kind != "done"]
     jobs = choose_jobs(todo, asked, processors(), processes_that_fit(), may_start()) if todo else None
     return Overview(experiment, folder, planned, tunings, jobs)
 
 
-def _planned(run: Run, standing: Standing, earlier: Earlier, steps: dict[str, float], alike: Alike) -> PlannedRun:
+def _planned(run: Run, stage: Stage, earlier: Earlier, steps: dict[str, float], alike: Alike) -> PlannedRun:
     federation, strategy = prepare(run.config)
     alike.add(run.name, run.config, strategy)
     work = work_of(federation, strategy)
@@ -115,7 +113,7 @@ def _planned(run: Run, standing: Standing, earlier: Earlier, steps: dict[str, fl
         workers = min(run.config.engine.workers or processors(), len(participants(run.config, 1)))
         timed = steps[key] * work.passes / run.config.rounds / max(1, workers), 0
     examples = int(federation.data.split.train.sizes.sum())
-    return PlannedRun(run, standing, work, describe_parts(federation, strategy), examples, *timed)
+    return PlannedRun(run, stage, work, describe_parts(federation, strategy), examples, *timed)
 
 
 def summary(overview: Overview) -> Iterator[str]:
@@ -125,7 +123,7 @@ def summary(overview: Overview) -> Iterator[str]:
     rounds = _range([each.run.config.rounds for each in runs])
     count = f"{len(runs)} run{'s' * (len(runs) > 1)} of {rounds} round{'s' * (rounds != '1')}"
     yield f"{overview.experiment.source}: {count}, in {overview.folder}"
-    kinds = Counter(each.standing.kind for each in runs)
+    kinds = Counter(each.stage.kind for each in runs)
     yield f"  runs       {', '.join(f'{kinds[kind]} {kind}' for kind in KINDS if kinds[kind])}"
     if overview.tunings:
         yield f"  tuning     {_tuning(overview)}"
@@ -215,7 +213,7 @@ def runs_table(overview: Overview) -> Table:
             CATALOGUES["strategies"].label(each.run.config.strategy),
             *(str(settings.get(key, "-")) for key in varied),
             str(each.run.config.seed),
-            each.standing.text,
+            each.stage.text,
             each.run.folder.path.name,
             format_count(each.work.examples),
             format_bytes(each.work.up),

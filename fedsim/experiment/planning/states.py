@@ -11,7 +11,7 @@ from fedsim.results.status import is_running
 
 
 @dataclass(frozen=True)
-class Standing:
+class Stage:
     """How far a run is.
 
     Parameters
@@ -29,23 +29,23 @@ class Standing:
     rounds: int
 
 
-def standings(runs: Sequence[Run]) -> Iterator[Standing]:
+def stages_of(runs: Sequence[Run]) -> Iterator[Stage]:
     """Yield how far each run is, without writing anything."""
     finished = {folder: finished_rounds(folder) for folder in {run.folder.path.parent for run in runs}}
     with looking_once():
         for run in runs:
-            yield _standing(run, finished[run.folder.path.parent])
+            yield _stage(run, finished[run.folder.path.parent])
 
 
-def _standing(run: Run, finished: set[int]) -> Standing:
+def _stage(run: Run, finished: set[int]) -> Stage:
     if run.folder.done.exists():
-        return Standing("done", "done", run.config.rounds)
+        return Stage("done", "done", run.config.rounds)
     done = rounds_done(run.folder)
     if is_running(run.folder):
-        return Standing(f"running, {done}", "running", done)
+        return Stage(f"running, {done}", "running", done)
     if run.folder.path.exists():
-        return Standing(f"round {done}", "resumed", done) if done else Standing("new", "new", 0)
+        return Stage(f"round {done}", "resumed", done) if done else Stage("new", "new", 0)
     shorter = shorter_run(run.config, run.folder, finished, accept_versions=run.accept_versions)
     if shorter:
-        return Standing(f"round {shorter[1]}", "continued", shorter[1])
-    return Standing("new", "new", 0)
+        return Stage(f"round {shorter[1]}", "continued", shorter[1])
+    return Stage("new", "new", 0)

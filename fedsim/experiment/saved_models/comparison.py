@@ -130,39 +130,56 @@ def compare_checkpoints(
     """
     _check(paths, weights, measures)
     federation = federation_of(config)
-    dataset = federation.data.dataset
-    model = federation.plain_model()
-    models = Models(
+    models = _models(paths, federation, weights, normalisation)
+    sample = _sample(federation.data.dataset, part, examples, config.seed)
+    data = replace(sample, criterion=federation.criterion, tolerance=tolerance)
+    bases = [AVERAGE, *range(len(models))]
+    settings = Settings(data, groups=groups_of_texts(groups), against=against, ts=ts, bases=bases)
+    try:
+        tables = _tables(models, settings, measures, matching, federation)
+    except ValueError as error:
+        raise ConfigError(f"barriers: {error}") from error
+    return _named(tables, _names(paths), config, squared=federation.task.name == "regression")
+
+
+def _models(
+    paths: Sequence[Path], federation: Federation, weights: Sequence[float] | None, normalisation: Normalisation
+) -> Models:
+    model, seed = federation.plain_model(), federation.config.seed
+    wanted = normalisation == "recompute"
+    return Models(
         model,
         _read(paths, model, federation),
         weights,
         normalisation=normalisation,
-        calibration=_sample(dataset, "train", None, config.seed).inputs if normalisation == "recompute" else None,
+        calibration=_sample(federation.data.dataset, "train", None, seed).inputs if wanted else None,
         threads=processors(),
-        seed=config.seed,
+        seed=seed,
     )
-    sample = _sample(dataset, part, examples, config.seed)
-    data = replace(sample, criterion=federation.criterion, tolerance=tolerance)
-    bases = [AVERAGE, *range(len(models))]
-    settings = Settings(data, groups=groups_of_texts(groups), against=against, ts=ts, bases=bases)
-    others: dict[str, pd.DataFrame] = {}
-    try:
-        if matching != "none":
-            models, others["matching"] = match(models, matching, federation.calibration())
-        apart = MEASURES["distances"].table(models, settings)
-        measured = measure(models, data, groups=settings.groups, against=against, ts=ts, bands=BANDS)
-        largest = peaks(measured, reference_of(measured.table), level=BANDS, seed=models.seed)
-        others |= {name: MEASURES[name].table(models, settings) for name in BY_LAYER if name in measures}
-    except ValueError as error:
-        raise ConfigError(f"barriers: {error}") from error
-    names = _names(paths)
-    squared = federation.task.name == "regression"
 
-    def named(table: pd.DataFrame) -> pd.DataFrame:
-        return with_error_unit(_with_names(table, names), squared=squared)
 
-    every = {name: named(each) for name, each in others.items()}
-    return Comparison(names, named(measured.table), named(largest), _with_names(apart, names), every, config)
+def _tables(
+    models: Models, settings: Settings, measures: Sequence[str], matching: MatchedBy, federation: Federation
+) -> dict[str, pd.DataFrame]:
+    """Return all tables by name; those of barriers are called ``barriers`` and ``peaks``."""
+    tables: dict[str, pd.DataFrame] = {}
+    if matching != "none":
+        models, tables["matching"] = match(models, matching, federation.calibration())
+    tables["distances"] = MEASURES["distances"].table(models, settings)
+    assert settings.data is not None
+    groups, against, ts = settings.groups, settings.against, settings.ts
+    measured = measure(models, settings.data, groups=groups, against=against, ts=ts, bands=BANDS)
+    tables["barriers"] = measured.table
+    tables["peaks"] = peaks(measured, reference_of(measured.table), level=BANDS, seed=models.seed)
+    return tables | {name: MEASURES[name].table(models, settings) for name in BY_LAYER if name in measures}
+
+
+def _named(tables: Mapping[str, pd.DataFrame], names: tuple[str, ...], config: Config, *, squared: bool) -> Comparison:
+    """Return a comparison whose tables have the names of the checkpoints."""
+    named = {name: _with_names(table, names) for name, table in tables.items()}
+    apart = named.pop("distances")
+    shown = {name: with_error_unit(table, squared=squared) for name, table in named.items()}
+    return Comparison(names, shown.pop("barriers"), shown.pop("peaks"), apart, shown, config)
 
 
 def _check(paths: Sequence[Path], weights: Sequence[float] | None, measures: Sequence[str]) -> None:
