@@ -102,7 +102,7 @@ class FedCpRule(ClientRule):
         return entries | {"context": sets[CONTEXT]["value"]}
 
 
-class FedCp(Strategy, shared="all"):
+class FedCp(Strategy):
     """Learn which features of an example go through a generic and which through a personal head: FedCP.
 
     References
