@@ -246,3 +246,70 @@ def test_how_long_training_takes() -> None:
     own = rows.loc["fedsim"].loc[models]
     assert_row(PERFORMANCE, "| | `mlp`", "fedsim", own["seconds"].tolist())
     assert_row(PERFORMANCE, "| | `mlp`", "share of the limit", (100 * own["of_limit"]).tolist())
+
+
+@pytest.mark.parametrize(
+    ("label", "variant"),
+    [
+        ("float64, the default", "fedsim, float64"),
+        ("float64, as updates arrive", "fedsim, float64, streaming"),
+        ("float32", "fedsim, float32"),
+        ("Flower's `aggregate_arrayrecords`", "Flower's aggregate_arrayrecords"),
+    ],
+)
+def test_how_long_averaging_takes(label: str, variant: str) -> None:
+    rows = benchmark("aggregation").query("variant == @variant").sort_values("models")
+    values = [each for row in rows.to_dict("records") for each in (row["seconds"], row["best_kernel_is_faster_by"])]
+    assert_row(PERFORMANCE, "| | 10 models", label, [*values, rows["peak_models"].max()])
+
+
+def test_what_a_round_and_a_whole_run_cost() -> None:
+    rows = benchmark("overhead")
+    messages = rows[rows["part"] == "messages"].set_index(["payload", "clients", "engine"])["seconds"].sort_index()
+    labels = {"10": ("tiny", 10), "100": ("tiny", 100), "1,000": ("tiny", 1000), "10,000": ("tiny", 10_000)}
+    labels |= {"100 of 100,000": ("tiny", 100_000), "10, with 11 million parameters each": ("large", 10)}
+    for label, key in labels.items():
+        engines = [engine for engine in ("local", "ray", "flower") if engine in messages[key].index]
+        assert_row(PERFORMANCE, "| clients in a round", label, messages[key][engines].tolist())
+    full, body = (100 * value for value in rows.query("part == 'run' and engine == 'local'")["wall_overhead"])
+    text = "the same two threads: {} % more time with all layers shared and {} % with the body shared"
+    assert_quoted(PERFORMANCE, text, full, body)
+    assert_quoted(PERFORMANCE, "and hold {} and {} GB.", *(rows.query("part == 'scale'")["peak_mb"] / 1000))
+
+
+def test_how_long_partitions_take() -> None:
+    rows = benchmark("partitions")
+    own = rows.query("what == 'dirichlet'").set_index("clients")
+    ends = [end for key in ("seconds", "peak_mb") for end in (own[key].min(), own[key].max())]
+    text = "takes {} to {} s and {} to {} MB from 10 to 100,000 clients, {} to {} times one stable sort"
+    assert_quoted(PERFORMANCE, text, *ends, own["argsorts"].min(), own["argsorts"].max())
+    ratios = [
+        rows[rows["what"] == loop].set_index("clients")["seconds"][clients] / own["seconds"][clients]
+        for loop in ("per_class_loop", "list_of_lists_loop")
+        for clients in (1000, 10_000)
+    ]
+    text = "takes {} times as long at 1,000 clients and {} times at 10,000, a loop with Python lists {} and {} times"
+    assert_quoted(PERFORMANCE, text, *ratios)
+    slow = rows.query("what == 'client_dirichlet' and clients == 100_000")["seconds"]
+    assert_quoted(PERFORMANCE, "except `client_dirichlet` with {} s", *slow)
+
+
+def test_how_long_matching_takes() -> None:
+    rows = benchmark("alignment")
+    copy, other = (row for row in rows.to_dict("records") if row["case"].startswith("resnet18, width 64"))
+    text = "matched in {} s (a permuted copy, which is recovered) and {} s (another initialisation): {} and {} times"
+    assert_quoted(PERFORMANCE, text, copy["seconds"], other["seconds"], copy["faster_by"], other["faster_by"])
+    better = 100 * (other["objective"] / other["plain_objective"] - 1)
+    assert_quoted(PERFORMANCE, "with an objective that is as good and {} % better", better)
+    many = rows["seconds_per_sweep_and_member"]
+    assert_quoted(PERFORMANCE, "takes {} to {} s for each model and sweep", many.min(), many.max())
+
+
+def test_how_long_starting_takes() -> None:
+    seconds = benchmark("startup").set_index("command")["cpu_seconds"]
+    heading = "| | seconds | goal |"
+    several = [seconds[f"fedsim {name}"] for name in ("--help", "--version", "list strategies")]
+    assert_row(PERFORMANCE, heading, "`fedsim --help`, `--version`, `list strategies`", [*several, 0.5])
+    for label, name, goal in (("`import fedsim`", "import fedsim", 0.1), ("a wrong setting", "a wrong setting", 0.5)):
+        assert_row(PERFORMANCE, heading, label, [seconds[name], goal])
+    assert_quoted(PERFORMANCE, "`import torch` alone takes {} s", seconds["import torch"])
