@@ -18,6 +18,7 @@ POINTS = {
     "personalised": (COLOURS[0], "circle"),
     "trained": (COLOURS[2], "triangle-up"),
     "fine-tuned": (COLOURS[1], "diamond"),
+    "knn": (COLOURS[3], "square"),
 }
 HEIGHT, WIDTH = 240, 320  # pixels of a panel
 

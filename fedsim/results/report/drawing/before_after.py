@@ -16,6 +16,7 @@ MODELS = {
     "personalised": "as received",
     "trained": "after local training",
     "fine-tuned": "after fine-tuning",
+    "knn": "with neighbours",
 }
 TITLES = {"test": "Own test data", "server": "Server's test data", "unseen": "Unseen clients"}
 # For each model in the figure: marker, colour, fill and size. The model as received is a ring around the others.
@@ -24,6 +25,7 @@ POINTS = {
     "personalised": ("o", COLOURS[0], "white", 9),
     "trained": ("^", COLOURS[2], COLOURS[2], 5),
     "fine-tuned": ("o", COLOURS[1], COLOURS[1], 5),
+    "knn": ("s", COLOURS[3], COLOURS[3], 4),
 }
 MANY_CLIENTS = 40  # more are drawn without their numbers
 
