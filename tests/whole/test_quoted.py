@@ -313,3 +313,9 @@ def test_how_long_starting_takes() -> None:
     for label, name, goal in (("`import fedsim`", "import fedsim", 0.1), ("a wrong setting", "a wrong setting", 0.5)):
         assert_row(PERFORMANCE, heading, label, [seconds[name], goal])
     assert_quoted(PERFORMANCE, "`import torch` alone takes {} s", seconds["import torch"])
+
+
+def test_each_folder_of_results_has_the_commands_that_made_it() -> None:
+    page = (ROOT / "experiments" / "results" / "README.md").read_text()
+    folders = [path.name for path in (ROOT / "experiments" / "results").iterdir() if path.is_dir()]
+    assert not [name for name in folders if f"`{name}`" not in page]
