@@ -42,7 +42,7 @@ def robustness_map(rows: pd.DataFrame, metric: str) -> HeatMaps:
 def distances(rows: pd.DataFrame) -> HeatMaps:
     """Return by group and round the distances of clients from their partners, relative to the layer's norm."""
     return HeatMaps(
-        {"L2 distance over the norm of the client's own layer": barrier_table(rows, "distance_relative")},
+        {"L2 distance over the norm\nof the client's own layer": barrier_table(rows, "distance_relative")},
         Quantity("relative distance", signed=False),
     )
 

@@ -1,5 +1,13 @@
 """What the page folds away below its charts: what each is, how it is computed, good and bad cases, and pitfalls."""
 
+CURVES = (
+    "What it is: how the clients' own models and the server's model get better over the rounds, or for the bytes, "
+    "passes or seconds that they cost. How it is computed: means over the clients, each counting once; the band spans "
+    "10 % to 90 % of the clients' own models. Good: curves that have stopped rising, and a narrow band. Bad: a curve "
+    "that still rises in the last round, which says nothing about where it ends; or a band that widens, so that some "
+    "clients pay for the others. Pitfalls: under label skew, a client's own test data have few classes, which is "
+    "easier than all classes, so compare models on the same data only."
+)
 STRIP = (
     "What it is: for each layer, what a client would lose, or gain, in its own loss if only that layer of its "
     "uploaded model were replaced by the average over the clients. How it is computed: loss(client's model with "

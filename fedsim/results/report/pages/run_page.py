@@ -117,8 +117,8 @@ def _headline(result: Result) -> list[tuple[str, str]]:
         share = analysis / result.seconds_total
         numbers.append(("wall time of the analysis, share of the rounds'", f"{analysis:.3g} s, {share:.0%}"))
     if model := result.folder.read_model():
-        share = 100 * model["trainable"] / model["all_parameters"]
-        parameters = f"{model['trainable']:,} of {model['all_parameters']:,} ({share:.3g} %)"
+        trained, every = model["trainable"], model["all_parameters"]
+        parameters = f"{trained:,}" if trained == every else f"{trained:,} of {every:,} ({100 * trained / every:.3g} %)"
         numbers.append(("parameters that train", f"{parameters}, {format_bytes(model['trainable_bytes'])}"))
     return numbers
 
@@ -133,6 +133,7 @@ def _run_sections(result: Result) -> list[Section]:
             "model. Rounds in which a client's value is missing are gaps.",
             partial(figures.curves, result),
             curves(curves_of_run(result)),
+            how_to_read.CURVES,
         ),
     ]
     one = {result.strategy: Group(result.strategy, {}, [result])}
