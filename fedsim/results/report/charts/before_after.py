@@ -14,7 +14,7 @@ from fedsim.training.metrics import label, metric_of
 
 # Of each model: the colour and shape of its points.
 POINTS = {
-    "global": ("#808080", "stroke"),
+    "global": ("#808080", "M-1,-0.2H1V0.2H-1Z"),  # a dash with an area, as marks are filled
     "personalised": (COLOURS[0], "circle"),
     "trained": (COLOURS[2], "triangle-up"),
     "fine-tuned": (COLOURS[1], "diamond"),
