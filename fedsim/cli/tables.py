@@ -60,6 +60,8 @@ def table_command(
     kind = wanted[0] if wanted else SUFFIXES.get(out.suffix, "") if out else "text"
     if not kind:
         raise ConfigError(f"--out {out}: the file's name must end in {', '.join(SUFFIXES)}, or give --latex")
+    if out and SUFFIXES.get(out.suffix, kind) != kind:
+        raise ConfigError(f"--{kind} and --out {out} are two formats; give one of them, or another file")
     if out:
         check_files({"--out": out})
     options = {"column": column, "metric": metric, "at": at, "bold": bold, "spread": spread, "unfinished": unfinished}

@@ -15,6 +15,7 @@ from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.data import DATA
 from fedsim.data.skews import FEATURES
+from fedsim.experiment import run as experiment
 from fedsim.models.architectures import MODELS
 from fedsim.results.folder import RunFolder
 from fedsim.shortening import LINE
@@ -226,6 +227,7 @@ def test_a_folder_without_runs_is_named(fedsim: Fedsim, command: str) -> None:
         (["compare", "nope"], "nope does not exist; give run folders"),
         (["compare", "runs"], "runs holds no run; give one in it, such as runs/study"),
         (["report", "study.toml"], "study.toml holds no run; give run folders"),
+        (["table", "runs", "--csv", "--out", "t.md"], "--csv and --out t.md are two formats; give one of them"),
         (["compare", "runs", "--csv", "runs"], "--csv runs is a folder; give a file"),
         (["compare", "runs", "--csv", "a", "--latex", "./a"], "--csv and --latex are both a; give two files"),
         (["compare", "runs", "--out", "study.toml"], r"folder study.toml cannot be written \(it is a file\); .* --out"),
@@ -605,6 +607,15 @@ def test_a_setting_on_the_command_line_overrules_the_sweep(fedsim: Fedsim, study
     study.write_text(study.read_text() + "\n[sweep]\nseed = [0, 1]\n")
     assert fedsim("run", str(study), "--set", "seed=5")[0] == 0
     assert [path.parent.name[-3:] for path in tmp_path.glob("runs/study/*/DONE")] == ["-s5"]
+
+
+@pytest.mark.slow
+def test_a_report_says_that_its_run_is_unfinished(
+    fedsim: Fedsim, tiny: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment.run(tiny(barriers__every=0), RunFolder(tmp_path / "one"), lambda summary: None, until=1)
+    assert fedsim("report", "one")[0] == 0
+    assert caplog.messages == ["unfinished: one (round 1 of 2); resume it with 'fedsim run'"]
 
 
 @pytest.mark.slow

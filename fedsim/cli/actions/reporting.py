@@ -1,5 +1,6 @@
 """``fedsim compare``, ``report`` and ``check``: what runs have shown."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,12 @@ from fedsim.config.expectation import Expectation
 from fedsim.experiment import api
 from fedsim.results import report
 from fedsim.results.check.check import check as check_runs
+from fedsim.results.report.comparing.comparable import comparable, unfinished_texts
 from fedsim.results.report.comparing.export import as_latex, as_markdown
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.result import Result
+
+logger = logging.getLogger(__name__)
 
 
 def compare(
@@ -39,13 +43,14 @@ def compare(
 
 def write_report(paths: Sequence[Path], out: Path | None, *, unfinished: bool = False) -> None:
     """Write a page about a run, or about several."""
-    results = api.load(paths)
+    results, question = api.load(paths), Question(unfinished=unfinished)
+    for text in unfinished_texts(*comparable(results, question)):
+        logger.warning(text)
     if len(results) == 1:
         folder = out or results[0].path
         write_to(folder, partial(report.write_run, results[0], folder, export=True))
     else:
         folder = out or _common_folder(results)
-        question = Question(unfinished=unfinished)
         write_to(folder, partial(report.write_comparison, results, folder, question, export=True))
 
 

@@ -26,6 +26,7 @@ NEEDS = {
     "gain_local": "a run of local, with which others are paired",
     "gain_full": "a run of FedAvg, with which others are paired",
     "global": "runs that were evaluated on the server's test data",
+    "validation": "runs with partition.validation greater than 0",
     "global_clients": 'runs with "global" in evaluation.models',
     "fine_tuned": 'runs with "fine-tuned" in evaluation.models',
     "unseen": "runs with unseen clients",
