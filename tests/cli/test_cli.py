@@ -615,7 +615,8 @@ def test_a_report_says_that_its_run_is_unfinished(
 ) -> None:
     experiment.run(tiny(barriers__every=0), RunFolder(tmp_path / "one"), lambda summary: None, until=1)
     assert fedsim("report", "one")[0] == 0
-    assert caplog.messages == ["unfinished: one (round 1 of 2); resume it with 'fedsim run'"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["unfinished: one (round 1 of 2); resume it with 'fedsim run'"]
 
 
 @pytest.mark.slow
