@@ -23,6 +23,7 @@ from fedsim.experiment.injected import InjectedRound
 from fedsim.experiment.measuring.barrier_cost import rounds_between
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
 from fedsim.experiment.measuring.gate import gate_barriers, gate_traffic, mean_barriers
+from fedsim.experiment.measuring.products import step_with_products
 from fedsim.experiment.measuring.uploads import measure_updates
 from fedsim.experiment.round_line import describe_round
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
@@ -130,20 +131,19 @@ class Rounds:
         self._seconds, self._faults = {}, 0
         measured = self._is_due(self._measured_every, server_round)
         gate = self.strategy.measurable(server_round)
-        rows: list[Row] = []
         with self._timed("train"):
             received, injected = self._train(server_round, probe=measured or gate is not None)
         if gate and received.updates:
             with self._timed("gate"):
                 received.updates = self._gate(server_round, gate, received.updates)
-        rows += injected.time_rows(server_round)
+        rows: list[Row] = list(injected.time_rows(server_round))
         for update in received.updates:
             rows += client_rows(server_round, update.client, update.metrics)
         if measured and (finite := [update for update in received.updates if update.is_finite(self.federation.layers)]):
             with self._timed("barriers"):
                 rows += self._measure(server_round, finite)
         with self._timed("aggregate"):
-            self.strategy.step(server_round, received)
+            step_with_products(self.strategy, server_round, received, self.records)
             where = f"round {server_round}: {self.config.strategy.name}"
             check_state(self.strategy.state, self.strategy.global_model, received.updates, where)
         evaluated, failed = self._evaluate(server_round)

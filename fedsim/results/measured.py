@@ -14,8 +14,8 @@ from fedsim.results.files import by_round
 
 UNMATCHED, SQUARED = "none", "squared"
 CLIENTS = "clients"
-# The kinds of tables: barriers, those that decide what a strategy averages, and all other measures.
-TABLES = ("barriers", "gate", "matching", *MEASURES)
+# The kinds of tables: barriers, those that decide what a strategy averages, errors of products, and other measures.
+TABLES = ("barriers", "gate", "products", "matching", *MEASURES)
 DATA = {
     "server": "the server's test examples",
     "train": "the union of the clients' training examples",

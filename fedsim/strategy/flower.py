@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import nn
 
+from fedsim.models.adapters import factors_of
 from fedsim.models.averaging import WeightedMean
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
@@ -53,11 +54,13 @@ class Strategy(Hooks, FlowerStrategy):
         ----------
         in_order
             Say that the replies come in the order of the clients and that the updates' layers are not needed. If
-            `aggregate` is the default, they are averaged as they come, so that memory does not grow with their number.
+            `aggregate` is the default, they are averaged as they come, so that memory does not grow with their number,
+            except for the factors of adapters.
         """
         received = Received(left_out=dict.fromkeys(self._participants, "it did not reply"))
         every: dict[LayerGroup, Params] = {}
         mean = WeightedMean(self.dtype) if in_order and type(self).aggregate is Hooks.aggregate else None
+        small = {key for each in factors_of(self.model) for key in (each.first, each.second)}
         for reply in replies:
             client = self._clients.get(reply.metadata.src_node_id)
             if client not in received.left_out:  # it was not asked, or its update is there already
@@ -77,7 +80,8 @@ class Strategy(Hooks, FlowerStrategy):
             del received.left_out[client]
             if mean is not None:
                 mean.add(update.shared, update.num_examples)
-                update = replace(update, shared={}, probe={}, sets={})
+                factors = {key: value for key, value in update.shared.items() if key in small}
+                update = replace(update, shared=factors, probe={}, sets={})
             received.updates.append(update)
         # A float sum depends on its order, and replies come in any.
         received.updates.sort(key=lambda update: update.client)

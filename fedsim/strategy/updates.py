@@ -62,7 +62,8 @@ class Received:
     Parameters
     ----------
     updates
-        The valid ones, sorted by client; where they were averaged as they came, without their layers.
+        The valid ones, sorted by client; where they were averaged as they came, without their layers, except for
+        factors of adapters.
     left_out
         Why each other participant is left out of the average.
     average

@@ -66,6 +66,26 @@ def test_only_what_is_shared_of_the_factors_travels_and_a_client_s_model_comes_o
     torch.testing.assert_close(*values, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "error"), [("FedIT", "some"), ("FFA-LoRA", "none"), ("FedSA-LoRA", "unknown")])
+def test_the_error_of_averaging_factors_is_recorded_where_the_server_knows_them(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], name: str, error: str
+) -> None:
+    result = read_result(play(tiny(model=MODEL, strategy={"name": name}, barriers={"every": 0})))
+    products = result.measured("products")
+    if error == "unknown":
+        assert products.empty
+        return
+    assert list(zip(products["round"], products["layer"], strict=True)) == [
+        (1, "fc1"),
+        (1, "fc2"),
+        (2, "fc1"),
+        (2, "fc2"),
+    ]
+    assert (products["size"] > 0).all()
+    # Factors are stored in float32.
+    assert (products["aggregation_error"] > 1e-4).all() if error == "some" else (products["distance"] < 1e-6).all()
+
+
 def test_weights_from_a_file_are_the_base_s(tiny: Callable[..., Config], tmp_path: Any) -> None:
     base = federation_of(tiny(model={"name": "mlp", "hidden": [12, 12]}, seed=3)).model()
     torch.save(base.state_dict(), tmp_path / "base.pt")

@@ -173,6 +173,12 @@ OF = {
         "layer stays personal until the next measurement. Pitfalls: it is measured on validation data, and the "
         "layer strip on test data."
     ),
+    "products": (
+        "What it is: what is lost when factors of adapters are averaged instead of their products. How it is computed: "
+        "||sum p B A - B' A'|| / ||sum p B A|| for the clients' factors and the new ones. Near 0: clients have the "
+        "same A or B, or alike ones. Near 100 %: their updates cancel out. Pitfalls: a layer whose products are small "
+        "may have a large error that hardly matters."
+    ),
     "evaluation": (
         "What it is: each client before and after training on its own data. How it is computed: accuracy on the "
         "client's own test data of the model as received, after local training and after fine-tuning. Good: short "

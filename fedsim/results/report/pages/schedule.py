@@ -10,7 +10,7 @@ from fedsim.results.result import Result
 
 
 def schedule_sections(result: Result) -> list[Section]:
-    """Return the figure of the layers that clients sent by round, unless all rounds are alike; and that of a gate."""
+    """Return figures of the layers that clients sent, unless all rounds are alike, of a gate, and of adapters."""
     sections = []
     sent = sent_layers(result)
     if (sent.nunique(axis=1) > 1).any():
@@ -32,6 +32,15 @@ def schedule_sections(result: Result) -> list[Section]:
         sections.append(
             pictured("gate", "Barriers that decided what is averaged", text, HeatMaps({"": means}, barrier))
         )
+    if len(products := result.measured("products")):
+        errors = products.pivot(index="layer", columns="round", values="aggregation_error")
+        errors = errors.reindex(list(dict.fromkeys(products["layer"])))
+        text = (
+            "Distance of the new factors' product from the mean of the clients' products, as a share of that mean's "
+            "length, by adapted layer and round. At 0, averaging has lost nothing of what clients have learnt."
+        )
+        share = Quantity("aggregation error, %", 100, signed=False)
+        sections.append(pictured("products", "Aggregation error of adapters", text, HeatMaps({"": errors}, share)))
     return sections
 
 
