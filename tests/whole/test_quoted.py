@@ -319,3 +319,24 @@ def test_each_folder_of_results_has_the_commands_that_made_it() -> None:
     page = (ROOT / "experiments" / "results" / "README.md").read_text()
     folders = [path.name for path in (ROOT / "experiments" / "results").iterdir() if path.is_dir()]
     assert not [name for name in folders if f"`{name}`" not in page]
+
+
+@pytest.mark.parametrize(
+    ("label", "method"),
+    [
+        ("`local`", "local"),
+        ("FedAvg", "FedAvg"),
+        ("FedPer", "FedPer"),
+        ("FedRep, one epoch of the head", "FedRep(head_epochs=1)"),
+        ("FedProto", "FedProto"),
+        ('FedProto, `predict = "means"`', "FedProto(predict=means)"),
+        ("FedPAC", "FedPAC"),
+        ("FedPAC, `combine = false`", "FedPAC(combine=False)"),
+        ("FedCP", "FedCP"),
+        ("FedCP, `mmd = 0`", "FedCP(mmd=0.0)"),
+    ],
+)
+def test_methods_that_work_on_features(label: str, method: str) -> None:
+    rows = read("features/comparison.csv")
+    [value] = 100 * rows.loc[rows["method"] == method, "personalised"]
+    assert_row("docs/strategies.md", "| features, method", label, [value])
