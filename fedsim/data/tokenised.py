@@ -77,7 +77,7 @@ def tokenised(texts: Mapping[str, Sequence[str]], tokenizer: str, length: int, w
         raise ValueError("a tokenizer needs transformers; pip install 'fedsim-layerwise[transformers]'")
     if length < 0:
         raise ValueError(f"length = {length} must be at least 0, which is as many tokens as the model takes")
-    options = library_options(tokenizer)
+    options = library_options(tokenizer, setting="tokenizer")
     count = sum(map(len, texts.values()))
     identity = [{part: list(each) for part, each in texts.items()}, _identity(options), length]
     name = f"tokens-{sha256(json.dumps(identity).encode()).hexdigest()[:16]}"

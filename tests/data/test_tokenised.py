@@ -95,7 +95,7 @@ def test_lines_predict_the_next_token_and_padding_does_not_count(folder: Path) -
         ({"columns": ("source",)}, "columns names 'source', and the inputs are the texts"),
         ({"target": ("source",)}, "is not numeric, so that threshold = 0.0 cannot split it"),
         ({"tokenizer": "."}, "has no tokenizer that can be loaded"),
-        ({"tokenizer": "./none"}, "'./none' does not exist"),
+        ({"tokenizer": "./none"}, "tokenizer = './none' does not exist"),
     ],
 )
 def test_what_cannot_be_tokenised_is_one_line(

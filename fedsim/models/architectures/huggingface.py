@@ -137,7 +137,7 @@ def _mask(is_token: Tensor, *, is_causal: bool) -> Tensor:
     return torch.where(seen, 0.0, torch.finfo(torch.float32).min)
 
 
-def library_options(path: str, revision: str | None = None) -> dict[str, Any]:
+def library_options(path: str, revision: str | None = None, setting: str = "path") -> dict[str, Any]:
     """Return where the library finds a folder or an id of the hub, and that it runs no code.
 
     Raises
@@ -148,11 +148,13 @@ def library_options(path: str, revision: str | None = None) -> dict[str, Any]:
     always = {"trust_remote_code": False}
     if place := existing_path(path):
         if not place.is_dir():
-            raise ValueError(f"path = {path!r} is a file; give the folder with config.json and model.safetensors")
+            raise ValueError(f"{setting} = {path!r} is a file; give the folder with config.json and model.safetensors")
         return always | {"pretrained_model_name_or_path": str(place), "local_files_only": True}
     if not HUB_ID.fullmatch(path) or path.startswith("."):
         looked = " and ".join(str(place.absolute()) for place in user_places(path))
-        raise ValueError(f"path = {path!r} does not exist (looked at {looked}); correct the path, or set $FEDSIM_DATA")
+        raise ValueError(
+            f"{setting} = {path!r} does not exist (looked at {looked}); correct the path, or set $FEDSIM_DATA"
+        )
     options = always | {"pretrained_model_name_or_path": path, "revision": revision or "main"}
     try:
         Place("huggingface_hub", "hf_hub_download").load()(
@@ -161,8 +163,8 @@ def library_options(path: str, revision: str | None = None) -> dict[str, Any]:
     except Exception as error:  # it is not in the cache
         if not _has_network():
             raise ValueError(
-                f"path = {path!r} is no folder here, and as an id of the hub it needs a network once; give the folder "
-                "of a model, or connect to a network"
+                f"{setting} = {path!r} is no folder here, and as an id of the hub it needs a network once; give the "
+                "folder of a model, or connect to a network"
             ) from error
         return options
     return options | {"local_files_only": True}
