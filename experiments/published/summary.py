@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedsim.results.differences import distinguishing_settings
 from fedsim.results.report import find_runs, read_results
-from fedsim.results.result import Result, distinguishing_settings
+from fedsim.results.result import Result
 
 TENTH = 0.1
 
