@@ -5,6 +5,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import logging
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,13 @@ TINY: dict[str, Any] = {
     "barriers": {"every": 2, "pairs": 2, "on": ["server"], "examples": 40},
     "engine": {"workers": 1},
 }
+
+
+def pytest_configure() -> None:
+    """Keep the tests' folders in memory where there is room: runs wait for a disk after each round."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and shutil.disk_usage(memory).free > 2**32:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ clients = 4
 participation = 0.75
 checkpoint_every = 2
 [data]
-train_examples = 400
+train_examples = 240
 flip = true
 crop = 1
 [features]
@@ -36,7 +36,6 @@ alpha = 0.5
 [model]
 name = "cnn"
 [local]
-epochs = 2
 momentum = 0.9
 optimizer_state = "keep"
 [strategy]
