@@ -36,7 +36,8 @@ class FedRotLora(Lora):
 
     References
     ----------
-    FedRot-LoRA: mitigating rotational misalignment in federated LoRA, ICML 2026, not on arXiv.
+    Zhang, Kim, Cha and Vikalo 2026, FedRot-LoRA: mitigating rotational misalignment in federated LoRA,
+    arXiv 2602.23638.
 
     Notes
     -----
