@@ -10,6 +10,7 @@ from tests.whole.quoted import ROOT, assert_near, assert_quoted, assert_row, ove
 REBASIN, LLFC, FINDINGS = "experiments/rebasin/README.md", "experiments/llfc/README.md", "docs/findings.md"
 PERSONALISATION, LLMC = "experiments/personalisation/README.md", "experiments/llmc/README.md"
 ONE_ROUND, PAIRS = "| initialisation | average | MLP", "| barriers, own initialisation"
+ROBUSTNESS = "| models, `hierarchical_average`"
 PERFORMANCE = "docs/performance.md"
 # Methods of the study of the catalogue whose clients all have the server's model.
 ONE_MODEL = (
@@ -34,6 +35,8 @@ RECORDED = {
         for heading in (ONE_ROUND, PAIRS, "| average | accuracy", "| average | round 1", "| models |")
     ),
     (LLFC, "| | barrier | cosine"),
+    (REBASIN, ROBUSTNESS),
+    (FINDINGS, "| method, features"),
 }
 REPAIRED, ONLY_REPAIRED = "matched_average(repair=repair)", "matched_average(matching=none, repair=repair)"
 
@@ -339,4 +342,15 @@ def test_each_folder_of_results_has_the_commands_that_made_it() -> None:
 def test_methods_that_work_on_features(label: str, method: str) -> None:
     rows = read("features/comparison.csv")
     [value] = 100 * rows.loc[rows["method"] == method, "personalised"]
-    assert_row("docs/strategies.md", "| features, method", label, [value])
+    assert_row(FINDINGS, "| method, features", label, [value])
+
+
+@pytest.mark.parametrize("models", [1, 2, 4, 8, 16])
+def test_robustness_of_averages_of_more_models(models: int) -> None:
+    columns = ["accuracy", *(f"fgsm:{step}" for step in (0.1, 0.2, 0.3, 0.4, 0.5))]
+    means = read("rebasin/number_of_models_robustness.csv").groupby("clients")[columns].mean()
+    values = [*means.loc[models]]
+    if models > 1:  # up to FGSM 0.3 with the ratio to the single model
+        ratios = [*(means.loc[models] / means.loc[1])]
+        values = [end for pair in zip(values[:4], ratios, strict=False) for end in pair] + values[4:]
+    assert_row(REBASIN, ROBUSTNESS, str(models), values)

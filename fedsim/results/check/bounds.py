@@ -1,4 +1,4 @@
-"""How far what is measured may be from its mean, by what it is in runs of other seeds."""
+"""Confidence intervals of means and ratios over seeds."""
 
 import math
 from collections.abc import Sequence

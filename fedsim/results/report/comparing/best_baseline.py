@@ -25,7 +25,7 @@ def best_on_validation(runs: Sequence[Result], question: Question, tuned: Collec
     Raises
     ------
     ConfigError
-        If a run has no validation data, or no method a value of every client.
+        If a run has no validation data, methods share no seed, or no method has a value of every client.
     """
     by_setting: dict[str, dict[str, list[Result]]] = {}
     for run in runs:
@@ -56,9 +56,14 @@ def _is_of(key: str, settings: Collection[str]) -> bool:
 
 def _best(methods: dict[str, list[Result]], question: Question) -> list[Result]:
     common = set.intersection(*({run.config.seed for run in runs} for runs in methods.values()))
+    if not common:
+        raise ConfigError(
+            f"--baseline {question.baseline!r}: {' and '.join(methods)} have no seed in common in a setting; name one "
+            "method, or run them with the same seeds"
+        )
     sign, values = 1 if question.higher_is_better else -1, dict[str, float]()
     for name, runs in methods.items():
-        compared = [run for run in runs if run.config.seed in common or not common]
+        compared = [run for run in runs if run.config.seed in common]
         value = Group("", {}, compared).mean(lambda run: _mean(run, question)).mean
         if not math.isnan(value):
             values[name] = sign * value

@@ -13,7 +13,7 @@ from fedsim.training.metrics import metric_of
 
 BYTES, PASSES, ROUNDS, SECONDS = "bytes", "passes", "rounds", "seconds"
 COSTS = (BYTES, PASSES)
-FREE = {BYTES: "sends nothing", PASSES: "trains nothing"}  # what is said of a method without that cost
+FREE = {BYTES: "sends nothing", PASSES: "trains nothing"}  # how a method without that cost is described
 SMOOTH = 3  # evaluations in the running mean that a target is compared with
 ROUNDING = 1e-9  # of a budget, which may be a sum of thirds, and of a target, which means may reach exactly
 
@@ -120,7 +120,7 @@ def value_within(result: Result, what: str, budget: float, metric: str = "accura
 
 
 def smoothed(values: pd.Series, evaluations: int) -> pd.Series:
-    """Return at each evaluated round the mean of its value and of those before it, at most so many evaluations in all.
+    """Return at each evaluated round the mean of its value and of those before it, at most ``evaluations`` in all.
 
     It is NaN where one of them is.
     """

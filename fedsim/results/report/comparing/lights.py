@@ -182,9 +182,9 @@ def _tuning(comparison: Comparison) -> Iterator[Light]:
     if texts:
         count = f"in {len(found)} of {len(choices)} choices"
         yield Light("warning", f"tuned to the edge of the grid {count}: {_listed(texts)}; a wider grid may be better")
-    # Choices without a round are of an earlier version, which chose by the best one.
+    # Choices without 'at' are of an earlier version, which chose by the best round.
     at = comparison.question.at
-    if others := {own for choice in choices if "rounds" in choice and (own := choice.get("at", "best")) != at}:
+    if others := {own for choice in choices if (own := choice.get("at", "best")) != at}:
         yield Light("note", f"tuned by the {min(others)} round, but the {at} round is shown")
     shown = max(result.config.rounds for result in comparison.results)
     shorter = {rounds for choice in choices if isinstance(rounds := choice.get("rounds"), int) and rounds < shown}

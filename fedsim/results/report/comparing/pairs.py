@@ -21,7 +21,7 @@ from fedsim.results.result import Result
 from fedsim.results.tuning import tuned_settings
 
 BEST = "best:"
-COMMA = re.compile(r",(?![^(]*\))")  # but for those between a method's options
+COMMA = re.compile(r",(?![^(]*\))")  # except commas between a method's options
 
 
 class AmbiguousError(ConfigError):
