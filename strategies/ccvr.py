@@ -59,10 +59,10 @@ class Ccvr(Strategy):
     -----
     In round ``after`` + 1, which the paper has after the last one, nobody trains: clients send number, mean and
     covariance of the head's inputs for each class, by the global model as it came, and its number of features squared
-    is what a covariance costs. The server pools them, which gives exactly those of all examples together, draws
-    ``samples`` features of each class with at least two examples, and trains the head on these by plain SGD. FedAvg
-    would continue from there. FL-bench pools covariances that are divided by n as if they were by n - 1, takes one
-    epoch, and calibrates again in each evaluation.
+    is what a covariance costs. The server pools them, which gives exactly those of all participants' examples together,
+    draws ``samples`` features of each class with at least two examples, and trains the head on these by plain SGD.
+    FedAvg would continue from there. FL-bench pools covariances that are divided by n as if they were by n - 1, takes
+    one epoch, and calibrates again in each evaluation.
     """
 
     client_rule = CcvrRule
@@ -75,6 +75,13 @@ class Ccvr(Strategy):
 
     def prepare(self) -> None:
         self._name = linear_head(self.model, self.layers, "head", self.head)
+
+    def check_rounds(self, rounds: int) -> None:
+        if rounds <= self.after:
+            raise ValueError(
+                f"calibrates in round {self.after + 1}, and the run has {rounds}; set strategy.after = "
+                f"{max(rounds - 1, 1)} or rounds = {self.after + 1}"
+            )
 
     def shared(self, server_round: int) -> LayerGroup:
         return self.layers.group(self.head) if server_round == self.after + 1 else self.layers.group("all")

@@ -157,7 +157,7 @@ def _discrepancy(one: Tensor, other: Tensor, real: Tensor | None) -> Tensor:
     """Return the squared maximum mean discrepancy of two samples of features, over the targets that count."""
     one, other = one.flatten(0, -2), other.flatten(0, -2)
     counted = torch.ones_like(one[:, 0]) if real is None else real.flatten().to(one.dtype)
-    pairs = counted[:, None] * counted / counted.sum() ** 2
+    pairs = counted[:, None] * counted / counted.sum().clamp(min=1) ** 2
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         apart = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T

@@ -129,7 +129,7 @@ class FedPac(Strategy):
             statistics = [update.sets[STATISTICS] for update in updates]
             variances = np.array([float(each["variance"]) for each in statistics])
             means = np.stack([each["scaled_means"].double().flatten().cpu().numpy() for each in statistics])
-            means -= means.mean(0)  # only differences count, and are exacter so
+            means -= means.mean(0)  # only differences count, and are more exact that way
             products = means @ means.T
             for place, client in enumerate(heads):
                 weights = head_weights(variances, products, place)

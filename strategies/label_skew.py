@@ -26,7 +26,7 @@ class FedNtdRule(ClientRule):
         own, others = (_not_true(each, step.targets) / self.temperature for each in (logits, taught))
         apart = kl_div(own.log_softmax(-1), others.log_softmax(-1), reduction="none", log_target=True).sum(-1)
         counts = torch.ones_like(apart) if step.real is None else step.real.to(apart.dtype)
-        distilled = (apart * counts).sum() / counts.sum()
+        distilled = (apart * counts).sum() / counts.sum().clamp(min=1)
         return step.cross_entropy(logits) + self.beta * self.temperature**2 * distilled
 
 

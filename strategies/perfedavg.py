@@ -69,7 +69,9 @@ class PerFedAvg(Strategy, shared="all"):
 
     client_rule = PerFedAvgRule
     inner_lr: NonNegative | None = Option(
-        None, "Size of the inner step and of those before evaluation, the paper's alpha; as in [local] if not given."
+        None,
+        "Size of the inner step and of those before evaluation, the paper's alpha; if not given, local.lr, "
+        "which a schedule changes only in training.",
     )
     split: bool = Option(True, "Whether the two losses are of different halves of a mini-batch, or both of all of it.")
     evaluation_steps: CountOrZero = Option(1, "Steps that a client takes before its model is evaluated.")

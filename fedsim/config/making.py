@@ -129,6 +129,7 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
     try:
         rounds = range(1, min(config.rounds, CHECKED_ROUNDS) + 1)
         check_factors(strategy, rounds, own=config.model.initial == "own")
+        strategy.check_rounds(config.rounds)
     except ValueError as error:
         raise ConfigError(f"strategy.name = {name!r} {error}") from error
     if strategy.client_rule.plain_sgd:

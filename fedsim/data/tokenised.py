@@ -50,7 +50,7 @@ class Tokens:
         tokens = self.of[part]
         following = tokens[:, 1:].clone()
         real = (tokens[:, 1:] != self.pad).flip(1).cumsum(1).flip(1) > 0
-        # The first padding ends a text where the same token stands for both; a target further on does not count.
+        # Where one token both pads and ends a text, the end is no target.
         return tokens[:, :-1].clone(), following.masked_fill(~real, IGNORED)
 
 
@@ -106,7 +106,7 @@ def _fill(
     """Write the tokens of all texts, and what is to be known of them."""
     tokenizer, config = _tokenizer(name, options), _config(options)
     most = min(each for each in (length or None, tokenizer.model_max_length, positions(config)) if each)
-    pad = pad_token(tokenizer) if tokenizer.pad_token_id is not None or config is None else pad_token(config)
+    pad = pad_token(tokenizer if config is None else config)  # what the model masks
     level = Place("transformers", "logging").load()
     before = level.get_verbosity()
     level.set_verbosity_error()  # that texts are too long is said here, with their number

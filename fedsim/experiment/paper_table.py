@@ -27,7 +27,7 @@ class PaperTable:
     pivot
         The cells.
     spread
-        What follows a mean behind ±.
+        Spread shown after ±.
     marks
         Whether the best of a column and its ties are marked.
     """

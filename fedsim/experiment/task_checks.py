@@ -51,6 +51,11 @@ def _check_neighbours(federation: Federation) -> None:
         raise ConfigError(
             f"{where}in which neighbours name the class of an example, and targets {kind} have none each; leave it out"
         )
+    if federation.client_rule.has_network:
+        raise ConfigError(
+            f"{where}and clients of strategy.name = {federation.config.strategy.name!r} evaluate more than the run's "
+            "model; leave it out"
+        )
     try:
         head = federation.layers.group("head").layers
     except ValueError as error:

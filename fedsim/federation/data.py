@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -165,8 +166,13 @@ def _seen(positions: Partition, config: Config) -> np.ndarray:
     return np.sort(np.concatenate([positions[client] for client in range(config.clients) if client not in never]))
 
 
-def federated_data_of(config: Config) -> FederatedData:
+def federated_data_of(config: Config, *, fit: Literal["trained on", "all"] = "trained on") -> FederatedData:
     """Read the data of a resolved config, once per process, and split them across the clients.
+
+    Parameters
+    ----------
+    fit
+        Training examples whose statistics normalise the inputs: those that clients train on, or, without a run, all.
 
     Raises
     ------
@@ -180,7 +186,7 @@ def federated_data_of(config: Config) -> FederatedData:
     if len(tested) < len(labels):
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
     split = _split(_Part(config.model_dump_json(include=SPLIT_BY), files, config))
-    dataset = dataset.fitted_to(_seen(split.train, config))
+    dataset = dataset.fitted_to(_seen(split.train, config) if fit == "trained on" else np.arange(len(dataset.train)))
     data = FederatedData(config, dataset, split, len(labels), tested)
     _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
     return data

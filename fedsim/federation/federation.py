@@ -3,6 +3,7 @@
 import threading
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -176,15 +177,20 @@ class Federation:
             return not torch.equal(before, torch.get_rng_state())
 
 
-def federation_of(config: Config) -> Federation:
+def federation_of(config: Config, *, fit: Literal["trained on", "all"] = "trained on") -> Federation:
     """Build the parts of a run from a resolved config; the data are read once per process.
+
+    Parameters
+    ----------
+    fit
+        As in `federated_data_of`.
 
     Raises
     ------
     ConfigError
         If the data are missing or damaged, or the model or the partition is impossible.
     """
-    data = federated_data_of(config)
+    data = federated_data_of(config, fit=fit)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "initial model"))
         model = make_model(config, data.dataset, data.split.train.sizes).eval()

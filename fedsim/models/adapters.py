@@ -209,10 +209,10 @@ def _inject_(model: nn.Module, adapter: Adapter, paths: list[str]) -> None:
 
 
 def _check_used(model: nn.Module, paths: list[str], inputs: Tensor) -> None:
-    """Check that the model calls each adapter: one that reads the weight of a layer would go past it."""
+    """Check that the model calls each adapter: a model that reads the weight of a layer would bypass it."""
     try:
         used = set(usage_of(model, inputs[:2]).keys)
-    except Exception:  # of whatever the model raises, others tell
+    except Exception:  # other checks report what the model raises
         return
     unused = [path for path in paths if used.isdisjoint(_own_keys(model, path))]
     if unused:

@@ -179,6 +179,9 @@ class Hooks:
         """Return what clients do in this round; by default they train all layers."""
         return LocalPlan()
 
+    def check_rounds(self, rounds: int) -> None:
+        """Raise `ValueError` if the method is not itself in a run of that many rounds; by default it always is."""
+
     def fine_tuning(self) -> str:
         """Return the layer group that a client fine-tunes once training is over: by default all layers."""
         return "all"

@@ -21,7 +21,7 @@ def class_means(local: Local, params: Params, layer: str, classes: int) -> tuple
     layer
         Layer whose inputs are the features.
     classes
-        Number of classes, also of those that the client lacks; -1 is all up to its last one.
+        Number of classes, also of those that the client lacks; -1 for one more than its largest label.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def distance_to_means(step: Step, features: Tensor, means: Params) -> Tensor:
     labels = step.targets.clamp(min=0)
     apart = (features.reshape(*labels.shape, -1) - means["mean"][labels]).square().mean(-1)
     counted = torch.ones_like(apart) if step.real is None else step.real.to(apart.dtype)
-    return (apart * counted * (means["count"] > 0)[labels]).sum() / counted.sum()
+    return (apart * counted * (means["count"] > 0)[labels]).sum() / counted.sum().clamp(min=1)
 
 
 def rows_of_targets(features: Tensor, targets: Tensor) -> Tensor:

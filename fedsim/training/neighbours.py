@@ -1,4 +1,4 @@
-"""What the nearest neighbours of an example say about its class, mixed with what a model says: kNN-Per.
+"""Class shares of the nearest neighbours, mixed with a model's probabilities: kNN-Per.
 
 Marfoq et al. 2022, Personalized federated learning through local memorization, arXiv 2111.09360.
 """

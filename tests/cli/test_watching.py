@@ -21,6 +21,7 @@ from fedsim.cli.actions import watching
 from fedsim.cli.curves import _without_gaps
 from fedsim.config import Config
 from fedsim.results.folder import RunFolder, metric_row
+from tests.conftest import heed_interrupts
 
 KEYS = {
     *("run", "strategy", "seed", "state", "round", "rounds", "seconds_left"),
@@ -151,7 +152,14 @@ def test_ctrl_c_ends_the_watch_and_not_the_run(study: list[RunFolder]) -> None:
     with FileLock(study[0].lock):
         command = [sys.executable, "-c", "from fedsim.cli import main; main()", "watch", str(study[0].path)]
         environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+            preexec_fn=heed_interrupts,
+        )
         assert process.stdout
         while "round 2 of 3" not in process.stdout.readline():
             pass

@@ -60,6 +60,11 @@ def test_a_column_of_texts_becomes_padded_tokens_and_a_threshold_makes_two_class
     assert dataset.ids["source"][:4].tolist() == [1, 1, 0, 0]
 
 
+def test_texts_are_padded_by_what_the_model_masks(folder: Path) -> None:
+    (folder / "model" / "config.json").write_text(json.dumps({"model_type": "bert", "pad_token_id": 3}))
+    assert read(folder).train.inputs[2].tolist() == [1, 6, 2, 3, 3, 3]
+
+
 def test_texts_are_tokenised_once_and_truncated_with_a_count(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -127,7 +127,7 @@ def test_each_round_is_told_and_a_second_call_repeats_none(tmp_path: Path) -> No
         ("nowhere.toml", {}, "nowhere.toml cannot be read"),
         (TINY, {"local.learning_rate": 1}, "unknown key 'local.learning_rate'"),
         (TINY, {"strategy.name": "nothing"}, "strategy.name = 'nothing' is unknown"),
-        (TINY, {"not a key": 1}, "'not a key' is no setting"),
+        (TINY, {"not a key": 1}, "'not a key' is not a setting"),
         (TINY, {"rounds.of": 1}, "'rounds.of' cannot be set"),
     ],
 )

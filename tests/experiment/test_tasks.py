@@ -250,7 +250,7 @@ def test_a_run_learns_something_of_real_texts(task: str, tiny: Tiny, play: Play,
         data={"name": "arrays", "path": str(tmp_path / "texts.npz")},
         partition={"scheme": "iid"},
         rounds=6,
-        local={"lr": 0.003, "batch_size": 16, "optimizer": "adam"},
+        local={"lr": 0.001, "batch_size": 16, "optimizer": "adam"},
         evaluation={"metrics": metrics},
         barriers__every=6,
     )

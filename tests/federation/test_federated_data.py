@@ -80,6 +80,16 @@ def test_what_is_held_out_has_no_part_in_the_normalisation(
     assert channels.std(1, correction=0).numpy() == pytest.approx(1, abs=1e-5)
 
 
+def test_without_a_run_the_whole_training_set_normalises_whatever_the_seed(
+    toy: Callable[..., Config], tmp_path: Path
+) -> None:
+    numbers = np.random.default_rng(0).normal(100, 20, (80, 3, 3))
+    data = as_arrays(tmp_path, numbers[:60], numbers[60:])
+    first, second = (federated_data_of(toy(data=data, seed=seed), fit="all").dataset for seed in (0, 1))
+    assert torch.equal(first.normalise(first.test.inputs), second.normalise(second.test.inputs))
+    assert first.normalise(first.train.inputs).double().transpose(0, 1).flatten(1).mean(1).abs().max() < 1e-5
+
+
 def test_the_statistics_of_a_data_set_of_ones_own_stay_as_given() -> None:
     inputs, targets = torch.rand(6, 2), torch.arange(6) % 2
     given = Dataset("x", Examples(inputs, targets), Examples(inputs, targets), ("a", "b"), mean=(0.1, 0.2), std=(1, 2))

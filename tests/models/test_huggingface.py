@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.models.adapters import Adapter, adapt_, merge_
-from fedsim.models.architectures.huggingface import huggingface
+from fedsim.models.architectures.huggingface import huggingface, positions
 from fedsim.models.layers import describe_
 from fedsim.training.vectorisable import Vectorisable
 
@@ -169,3 +169,9 @@ def test_a_place_without_a_model_is_one_line(tmp_path: Path, monkeypatch: pytest
     }.items():
         with pytest.raises(ValueError, match=message):
             huggingface((6,), 3, path=path, vocabulary=20)
+
+
+def test_positions_of_robertas_family_begin_after_that_of_the_padding() -> None:
+    transformers = pytest.importorskip("transformers")
+    assert positions(transformers.RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512
+    assert positions(transformers.BertConfig(max_position_embeddings=512, pad_token_id=0)) == 512

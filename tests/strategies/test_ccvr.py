@@ -1,5 +1,7 @@
 """CCVR against FL-bench's pooling, with unbiased covariances, and its training of the head."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedsim.alignment import ClassGaussians
+from fedsim.config import Config
+from fedsim.errors import ConfigError
+from fedsim.experiment.dry_run import describe_run
 from fedsim.seeds import rng
 from fedsim.strategy.messages import sets_of
 from strategies import Ccvr
@@ -97,3 +102,9 @@ def test_without_epochs_it_is_fedavg_and_a_round_of_nothing() -> None:
 def test_bad_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Ccvr(Mlp(), **options)
+
+
+def test_a_run_that_ends_before_the_calibration_is_refused(tiny: Callable[..., Config]) -> None:
+    message = "calibrates in round 3, and the run has 2; set strategy.after = 1 or rounds = 3"
+    with pytest.raises(ConfigError, match=message):
+        describe_run(tiny(rounds=2, strategy={"name": "ccvr", "after": 2}))

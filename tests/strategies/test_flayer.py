@@ -154,7 +154,7 @@ def test_a_cohort_trains_as_one_client_after_the_other() -> None:
 
 
 def test_without_validation_data_and_with_momentum_it_is_refused(tiny) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ConfigError, match="decides by validation data, and no client has any"):
+    with pytest.raises(ConfigError, match="decides by validation data, but no client has any"):
         prepare(tiny(strategy={"name": "flayer"}, partition={"scheme": "iid", "validation": 0.0}))
     with pytest.raises(ConfigError, match=r"local\.momentum"):
         Play("flayer", local={"momentum": 0.9})

@@ -24,7 +24,7 @@ class Mixed(nn.Module):
     def forward(self, inputs):
         return self.head(inputs.flatten(1).double()).float()
 """
-OPTIONS = {"layer_set": {"shared": "body"}}
+OPTIONS = {"layer_set": {"shared": "body"}, "ccvr": {"after": 1}}
 # Of these strategies the clients' rule sends or gets parameter sets, or trains in another way than the plan says.
 MORE_THAN_LAYERS = {
     "apfl",

@@ -41,18 +41,18 @@ def _errors(
         for phase in strategy.local_plan(server_round).phases
         for key in strategy.layers.keys(strategy.layers.group(phase.trainable))
     }
-    frozen = strategy.model.state_dict()
-    members = []
+    frozen, members = strategy.model.state_dict(), []
+    device = next(value for update in updates for value in update.shared.values()).device
     for update in updates:
         found = [update.shared.get(key) for key in keys]
         for place, key in enumerate(keys):
             if found[place] is None and key not in trained:
-                found[place] = before.get(key, frozen[key])
+                found[place] = before.get(key, frozen[key]).to(device)
         if any(value is None for value in found):
             return {}
         members.append(found)
     firsts, seconds = zip(*members, strict=True)
     after = [strategy.global_model.get(key, frozen[key]) for key in keys]
     weights = [update.num_examples for update in updates]
-    distance, size = product_error(firsts, seconds, weights, *(value.to(firsts[0].device) for value in after))
+    distance, size = product_error(firsts, seconds, weights, *(value.to(device) for value in after))
     return {"aggregation_error": distance / size if size else 0.0, "distance": distance, "size": size}

@@ -129,7 +129,7 @@ def compare_checkpoints(
         If a file cannot be read or does not fit the model, the data cannot be read, or an argument is wrong.
     """
     _check(paths, weights, measures)
-    federation = federation_of(config)
+    federation = federation_of(config, fit="all")
     models = _models(paths, federation, weights, normalisation)
     sample = _sample(federation.data.dataset, part, examples, config.seed)
     data = replace(sample, criterion=federation.criterion, tolerance=tolerance)

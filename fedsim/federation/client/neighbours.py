@@ -20,7 +20,7 @@ UNDECIDED = 0.5  # weight of the neighbours where a client has no validation dat
 def neighbour_metrics(
     federation: Federation, model: torch.nn.Module, data: ClientData, parts: dict[str, InputsAndTargets]
 ) -> dict[str, float]:
-    """Measure what a model and the neighbours say together, by ``knn/split/metric``.
+    """Evaluate the mixture of a model and its nearest neighbours, by ``knn/split/metric``.
 
     The weight of the neighbours is the config's, or the best one on the client's validation data.
 

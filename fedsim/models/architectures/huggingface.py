@@ -21,6 +21,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "resid_pdrop", "embd_pdrop", "dropout", "classifier_dropout")
 POSITIONS = ("max_position_embeddings", "n_positions")
+SHIFTED = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "longformer", "data2vec-text", "mpnet")
 LISTED = 3
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,11 @@ def pad_token(config: Any) -> int:
 def positions(config: Any) -> int | None:
     """Return the number of tokens that a model takes, if its configuration says so."""
     found = (getattr(config, name, None) for name in POSITIONS)
-    return next((value for value in found if isinstance(value, int)), None)
+    most = next((value for value in found if isinstance(value, int)), None)
+    # Positions of RoBERTa's family begin after that of the padding.
+    if most is None or getattr(config, "model_type", None) not in SHIFTED:
+        return most
+    return most - pad_token(config) - 1
 
 
 def _check_fits(config: Any, shape: tuple[int, ...], vocabulary: int, path: str) -> None:
