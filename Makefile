@@ -12,7 +12,7 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# Everything that starts no Ray and takes no more than a moment: under a minute on two cores.
+# Everything that starts no Ray and takes no more than a moment.
 quick: $(INSTALLED)
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not ray and not slow"
 
