@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from fedsim.data.checks import TOKENS_RULE, looks_channels_last
-from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
+from fedsim.data.dataset import Dataset, Examples, Statistics, channel_statistics, numbered
 from fedsim.data.places import user_path
 from fedsim.data.target_checks import check_target_kind
 from fedsim.errors import message_of
@@ -25,7 +25,6 @@ NEEDED = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 IDS = "train_id_"
 LARGEST = 10**6  # number of classes or tokens
 Channels = Literal["auto", "first", "last"]
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def arrays(
@@ -126,12 +125,13 @@ def dataset_from(
     if train.targets.is_floating_point():
         is_text = train.inputs.dtype == torch.int64
         tokens = _vocabulary(train, test, vocabulary, where) if is_text else ()
-        mean, std = ((), ()) if is_text else statistics(train.inputs, scale)
-        return Dataset(name, train, test, names, scale, mean, std, ids, tokens, task, fitted=not is_text)
+        fitted = None if is_text else statistics(train.inputs, scale)
+        mean, std = fitted or ((), ())
+        return Dataset(name, train, test, names, scale, mean, std, ids, tokens, task, fitted)
     if train.inputs.dtype != torch.int64:
         mean, std = statistics(train.inputs, scale)
         known = names or _numbered(train, test, where)
-        return Dataset(name, train, test, known, scale, mean, std, ids, fitted=True)
+        return Dataset(name, train, test, known, scale, mean, std, ids, fitted=(mean, std))
     tokens = _vocabulary(train, test, vocabulary, where)
     if targets == "tokens" or task == "next-token" or (targets == "auto" and _follow(train)):
         largest = max(int(labels_of(part.targets).max()) for part in (train, test))

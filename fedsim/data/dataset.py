@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.training.targets import real_targets
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 STATISTICS_CHUNK = 4096
 
 
@@ -84,8 +85,8 @@ class Dataset:
     task
         What is learnt: a name in `fedsim.training.tasks.TASKS`, or ``auto`` for what the targets are.
     fitted
-        Whether ``mean`` and ``std`` are those of the training inputs, and no numbers of their own. Clients test and
-        validate on a part of these inputs, so that a run takes the statistics of those that clients train on.
+        Mean and standard deviation of the training inputs, where they were measured. As long as ``mean`` and ``std``
+        are these, a run takes those of the inputs that clients train on instead, as they test and validate on others.
     """
 
     name: str
@@ -98,7 +99,7 @@ class Dataset:
     ids: Mapping[str, np.ndarray] = field(default_factory=dict)
     vocabulary: tuple[str, ...] = ()
     task: str = "auto"
-    fitted: bool = False
+    fitted: Statistics | None = None
 
     @property
     def outputs(self) -> int:
@@ -141,8 +142,8 @@ class Dataset:
         return channels_last(normalised) if inputs.ndim == 4 else normalised
 
     def fitted_to(self, positions: np.ndarray) -> Self:
-        """Return the data set normalised by the statistics of some training examples only, if by any of its inputs."""
-        if not self.fitted:
+        """Return the data set normalised by the statistics of some training examples only, unless others are given."""
+        if self.fitted != (self.mean, self.std):
             return self
         mean, std = channel_statistics(self.train.inputs, self.scale, positions)
         found = replace(self, mean=mean, std=std)
@@ -150,7 +151,7 @@ class Dataset:
             return found
         # Once normalised, they need no more than float32, which is all that some devices have.
         parts = (replace(part, inputs=found.normalise(part.inputs)) for part in (self.train, self.test))
-        return replace(found, train=next(parts), test=next(parts), mean=(), std=(), scale=1.0, fitted=False)
+        return replace(found, train=next(parts), test=next(parts), mean=(), std=(), scale=1.0, fitted=None)
 
     def to(self, device: torch.device) -> Self:
         """Return the data set with its tensors on ``device``."""
@@ -162,7 +163,7 @@ def image_dataset(
 ) -> Dataset:
     """Return a data set of uint8 images, normalised by the statistics of its training images."""
     mean, std = channel_statistics(train.inputs, 255.0)
-    return Dataset(name, train, test, classes, 255.0, mean, std, ids or {}, fitted=True)
+    return Dataset(name, train, test, classes, 255.0, mean, std, ids or {}, fitted=(mean, std))
 
 
 def numbered(values: ArrayLike) -> np.ndarray:
@@ -170,9 +171,7 @@ def numbered(values: ArrayLike) -> np.ndarray:
     return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def channel_statistics(
-    inputs: Tensor, scale: float, positions: np.ndarray | None = None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(inputs: Tensor, scale: float, positions: np.ndarray | None = None) -> Statistics:
     """Return mean and standard deviation of each channel of ``inputs / scale``; a constant channel has deviation 1.
 
     Parameters

@@ -159,6 +159,6 @@ def _read(cache: Path, images: Sorted) -> Dataset:
 
     # Copy on write: pages are read when they are needed, shared by all processes, and never written back.
     train, test = (Examples(load(split, mmap_mode="c"), load(f"{split}_targets")) for split in ("train", "test"))
-    mean, std = json.loads((cache / "statistics.json").read_text())
+    mean, std = map(tuple, json.loads((cache / "statistics.json").read_text()))
     ids = {"site": numbered(images.sites)} if images.sites else {}
-    return Dataset("image-folder", train, test, images.classes, 255.0, tuple(mean), tuple(std), ids, fitted=True)
+    return Dataset("image-folder", train, test, images.classes, 255.0, mean, std, ids, fitted=(mean, std))

@@ -118,7 +118,7 @@ def _read(
     if is_text:
         return Dataset(name, train, test, names, ids=users, vocabulary=read)
     mean, std = channel_statistics(train.inputs, 1.0)
-    return Dataset(name, train, test, names, 1.0, mean, std, users, fitted=True)
+    return Dataset(name, train, test, names, 1.0, mean, std, users, fitted=(mean, std))
 
 
 def _part(folder: Path) -> _Part:

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from fedsim.data.arrays import NEEDED, Statistics, dataset_from
-from fedsim.data.dataset import Dataset, channel_statistics
+from fedsim.data.arrays import NEEDED, dataset_from
+from fedsim.data.dataset import Dataset, Statistics, channel_statistics
 from fedsim.data.identity import identity_of
 from fedsim.data.image_cache import cached
 from fedsim.data.pictures import pixels_of

@@ -107,7 +107,7 @@ def table(
         std=std,
         ids={name: numbered(train[name].astype(str)) for name in id},
         task=task,
-        fitted=True,
+        fitted=(mean, std),
     )
 
 

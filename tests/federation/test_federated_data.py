@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from fedsim.config import Config, naming
-from fedsim.data import Dataset, Examples
+from fedsim.data import Dataset, Examples, image_dataset
 from fedsim.errors import ConfigError
 from fedsim.federation.data import federated_data_of
 from fedsim.federation.pfllib import write_pfllib
@@ -94,6 +95,11 @@ def test_the_statistics_of_a_data_set_of_ones_own_stay_as_given() -> None:
     inputs, targets = torch.rand(6, 2), torch.arange(6) % 2
     given = Dataset("x", Examples(inputs, targets), Examples(inputs, targets), ("a", "b"), mean=(0.1, 0.2), std=(1, 2))
     assert given.fitted_to(np.arange(3)) is given
+    measured = image_dataset("y", Examples((255 * inputs).byte()[..., None, None], targets), given.test, ("a", "b"))
+    assert measured.fitted_to(np.arange(3)).mean != measured.mean
+    for changes in ({"mean": (), "std": ()}, {"mean": (0.1, 0.2)}):
+        changed = replace(measured, **changes)
+        assert changed.fitted_to(np.arange(3)) is changed
 
 
 def test_with_uniform_tests_each_client_is_tested_on_like_shares_of_all_classes(toy: Callable[..., Config]) -> None:
