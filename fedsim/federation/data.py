@@ -24,6 +24,8 @@ from partitions import LabelCounts, Partition, Split
 
 InputsAndTargets = tuple[Tensor, Tensor]
 SPLIT_BY = {"clients", "seed", "data", "partition"}  # what a split depends on
+FIT_BY = SPLIT_BY | {"unseen"}  # what the normalisation depends on
+Fit = Literal["trained on", "all"]
 # Clients' examples that are held normalised, so that they need not be made in each round: a small part of what a
 # process with torch takes.
 HELD_BYTES = 2**26
@@ -166,7 +168,7 @@ def _seen(positions: Partition, config: Config) -> np.ndarray:
     return np.sort(np.concatenate([positions[client] for client in range(config.clients) if client not in never]))
 
 
-def federated_data_of(config: Config, *, fit: Literal["trained on", "all"] = "trained on") -> FederatedData:
+def federated_data_of(config: Config, *, fit: Fit = "trained on") -> FederatedData:
     """Read the data of a resolved config, once per process, and split them across the clients.
 
     Parameters
@@ -183,10 +185,10 @@ def federated_data_of(config: Config, *, fit: Literal["trained on", "all"] = "tr
         dataset, files = _dataset(config), content.versions(config, "data", "partition")
     labels = dataset.test.labels.numpy()
     tested = sample_positions(config, labels, config.data.test_examples, "test", dataset.name)
+    split = _split(_part_of(config, SPLIT_BY, files))
+    dataset = _fitted(_part_of(config, FIT_BY, files), fit)
     if len(tested) < len(labels):
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
-    split = _split(_Part(config.model_dump_json(include=SPLIT_BY), files, config))
-    dataset = dataset.fitted_to(_seen(split.train, config) if fit == "trained on" else np.arange(len(dataset.train)))
     data = FederatedData(config, dataset, split, len(labels), tested)
     _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
     return data
@@ -209,6 +211,10 @@ class _Part:
     config: Config = field(compare=False)
 
 
+def _part_of(config: Config, fields: set[str], files: tuple[str, ...]) -> _Part:
+    return _Part(config.model_dump_json(include=fields), files, config)
+
+
 def _dataset(config: Config) -> Dataset:
     settings = config.data.model_dump_json(exclude={"train_examples", "test_examples", "server_examples"})
     return _read(_Part(settings, content.versions(config, "data"), config))
@@ -218,6 +224,12 @@ def _dataset(config: Config) -> Dataset:
 @lru_cache(maxsize=4)
 def _split(part: _Part) -> Split:
     return split_of(part.config, _dataset(part.config))
+
+
+@lru_cache(maxsize=4)
+def _fitted(part: _Part, fit: Fit) -> Dataset:
+    dataset, split = _dataset(part.config), _split(_part_of(part.config, SPLIT_BY, part.files))
+    return dataset.fitted_to(_seen(split.train, part.config) if fit == "trained on" else np.arange(len(dataset.train)))
 
 
 @lru_cache(maxsize=2)

@@ -3,14 +3,13 @@
 import threading
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.config import Config, making
 from fedsim.errors import ConfigError
-from fedsim.federation.data import FederatedData, federated_data_of
+from fedsim.federation.data import FederatedData, Fit, federated_data_of
 from fedsim.federation.model import draw_model, make_model
 from fedsim.federation.objective import balanced, check_custom, make_objective
 from fedsim.lazy import Place
@@ -177,7 +176,7 @@ class Federation:
             return not torch.equal(before, torch.get_rng_state())
 
 
-def federation_of(config: Config, *, fit: Literal["trained on", "all"] = "trained on") -> Federation:
+def federation_of(config: Config, *, fit: Fit = "trained on") -> Federation:
     """Build the parts of a run from a resolved config; the data are read once per process.
 
     Parameters
