@@ -1,6 +1,6 @@
 """The aggregation error of LoRA's products, in every round in which factors are averaged."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
@@ -18,41 +18,40 @@ def step_with_products(strategy: Strategy, server_round: int, received: Received
     with its client.
     """
     factors = factors_of(strategy.model)
-    before = strategy.global_model
+    if not factors:
+        strategy.step(server_round, received)
+        return
+    phases = strategy.local_plan(server_round).phases
+    trained = {key for each in phases for key in strategy.layers.keys(strategy.layers.group(each.trainable))}
+    frozen = strategy.model.state_dict()
+    before = frozen | strategy.global_model
     strategy.step(server_round, received)
-    if received.updates and factors:
+    if received.updates:
+        after = frozen | strategy.global_model
         rows = [
             {"layer": each.path, **errors}
             for each in factors
-            if (errors := _errors(strategy, each, before, received.updates, server_round))
+            if (errors := _errors(each, before, after, received.updates, trained))
         ]
         if rows:
             records.write_table("products", server_round, pd.DataFrame(rows))
 
 
 def _errors(
-    strategy: Strategy, factors: Factors, before: Params, updates: Sequence[ClientUpdate], server_round: int
+    factors: Factors, before: Params, after: Params, updates: Sequence[ClientUpdate], trained: Collection[str]
 ) -> dict[str, float]:
+    """Return the error of a layer's products; empty if the server does not know them."""
     keys = (factors.first, factors.second)
     if not any(key in update.shared for key in keys for update in updates):
         return {}
-    trained = {
-        key
-        for phase in strategy.local_plan(server_round).phases
-        for key in strategy.layers.keys(strategy.layers.group(phase.trainable))
-    }
-    frozen, members = strategy.model.state_dict(), []
     device = next(value for update in updates for value in update.shared.values()).device
+    members = []
     for update in updates:
-        found = [update.shared.get(key) for key in keys]
-        for place, key in enumerate(keys):
-            if found[place] is None and key not in trained:
-                found[place] = before.get(key, frozen[key]).to(device)
-        if any(value is None for value in found):
+        # A factor that did not train is that of the model before.
+        if any(key in trained and key not in update.shared for key in keys):
             return {}
-        members.append(found)
+        members.append([update.shared[key] if key in update.shared else before[key].to(device) for key in keys])
     firsts, seconds = zip(*members, strict=True)
-    after = [strategy.global_model.get(key, frozen[key]) for key in keys]
     weights = [update.num_examples for update in updates]
-    distance, size = product_error(firsts, seconds, weights, *(value.to(device) for value in after))
+    distance, size = product_error(firsts, seconds, weights, *(after[key].to(device) for key in keys))
     return {"aggregation_error": distance / size if size else 0.0, "distance": distance, "size": size}
