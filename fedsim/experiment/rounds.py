@@ -22,7 +22,7 @@ from fedsim.experiment.evaluation import (
 from fedsim.experiment.injected import InjectedRound
 from fedsim.experiment.measuring.barrier_cost import rounds_between
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
-from fedsim.experiment.measuring.gate import gate_barriers, gate_traffic, mean_barriers
+from fedsim.experiment.measuring.gate import client_barriers, gate_barriers, gate_traffic
 from fedsim.experiment.measuring.products import step_with_products
 from fedsim.experiment.measuring.uploads import measure_updates
 from fedsim.experiment.round_line import describe_round
@@ -233,16 +233,16 @@ class Rounds:
     def _gate(self, server_round: int, gate: Measurable, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Give the strategy the barriers that it asks for; return the updates with the cost of measuring them."""
         finite = [update for update in updates if update.is_finite(self.federation.layers)]
-        table = gate_barriers(self.federation, finite, gate, self._threads)
+        clusters = self.strategy.measured_clusters(server_round, finite)
+        table = gate_barriers(self.federation, finite, gate, self._threads, clusters)
         if len(table):
             self.records.write_table("gate", server_round, table)
-        self.strategy.take_barriers(server_round, mean_barriers(table, gate))
+        self.strategy.take_barriers(server_round, client_barriers(table, gate))
         if gate.on == "server":
             return list(updates)
-        sizes = layer_bytes(self.strategy, self.federation.initial)
-        traffic = gate_traffic(sizes, gate, [update.client for update in finite])
+        traffic = gate_traffic(layer_bytes(self.strategy, self.federation.initial), gate, clusters)
         self.records.append("communication", [{"round": server_round, **row} for row in traffic])
-        passes = table.groupby("client")["n"].agg(lambda n: n.iloc[0] * (1 + len(gate.layers)))
+        passes = table.groupby("client")["n"].agg(lambda n: n.iloc[0] * (1 + len(n)))
         name = metric_name(UPLOADED, "train", "forward_examples")
         return [
             replace(update, metrics={**update.metrics, name: update.metrics[name] + passes.get(update.client, 0)})

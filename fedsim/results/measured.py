@@ -14,6 +14,7 @@ from fedsim.results.files import by_round
 
 UNMATCHED, SQUARED = "none", "squared"
 CLIENTS = "clients"
+CLUSTER = "cluster"  # of a gate that measures several averages: the place of one among them
 # The kinds of tables: barriers, those that decide what a strategy averages, errors of products, and other measures.
 TABLES = ("barriers", "gate", "products", "matching", *MEASURES)
 DATA = {

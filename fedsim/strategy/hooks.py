@@ -13,7 +13,7 @@ from fedsim.models.averaging import weighted_mean
 from fedsim.models.layers import LayerGroup, Layers
 from fedsim.models.params import Params, combine, flatten, unflatten
 from fedsim.strategy.exchange import Exchange
-from fedsim.strategy.measurable import Measurable
+from fedsim.strategy.measurable import ClientBarrier, Measurable
 from fedsim.strategy.memory import Memory, check_memory
 from fedsim.strategy.options import Count, Decay, Declared, Setting, check_client_rule, check_options, declared, schema
 from fedsim.strategy.participants import draw_unseen
@@ -26,7 +26,7 @@ Buffers = Literal["shared", "personal", "recompute"]
 Precision = Literal["float64", "float32"]
 HOOKS = (
     *("shared", "aggregate", "kept", "shared_by", "local_plan", "fine_tuning", "for_client", "sets_for"),
-    *("planned_sets", "prepare", "measurable", "take_barriers", "state", "load_state"),
+    *("planned_sets", "prepare", "measurable", "measured_clusters", "take_barriers", "state", "load_state"),
 )
 
 
@@ -211,14 +211,19 @@ class Hooks:
         """Return which layers' barriers the strategy wants before it aggregates this round: by default none."""
         return None
 
-    def take_barriers(self, server_round: int, barriers: Mapping[str, float]) -> None:
+    def measured_clusters(self, server_round: int, updates: Sequence[ClientUpdate]) -> Sequence[Sequence[int]]:
+        """Return the clients of each average whose layers its members are measured with: by default all in one."""
+        return [[update.client for update in updates]]
+
+    def take_barriers(self, server_round: int, barriers: Mapping[str, Sequence[ClientBarrier]]) -> None:
         """Take the barriers that `measurable` asked for.
 
         Parameters
         ----------
         barriers
-            By layer: by how many nats a client's loss rises if the layer comes from the average of the uploaded models,
-            in the mean over the clients, weighted by training examples.
+            By layer, or by the name of layers that are replaced together: for each client with examples to measure on,
+            and each cluster that it is in, by how many nats its loss rises if the layers come from the average of the
+            cluster's models. `fedsim.strategy.bounds_of` makes a mean and its bounds of them.
         """
 
     def state(self) -> Params:

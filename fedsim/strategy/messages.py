@@ -16,6 +16,7 @@ to client  ``global``   for evaluation: the entries of the global model that dif
 to server  ``arrays``   the shared layers after training
 to server  ``metrics``  ``num-examples`` and whatever the client measured
 to server  ``probe``    where asked for: the entries that are not in ``arrays``; not counted as traffic
+to server  ``measured`` a model whose barriers the strategy gets in the place of the client's own; not counted
 to server  ``config``   ``missing``, why the client's own model has no finite loss; only if that is so
 to server  ``config``   ``stale``, if the client sends again what it sent before; only where ``[faults]`` asks for it
 both       others       named parameter sets of the method, such as control variates
@@ -38,12 +39,13 @@ from fedsim.models.params import Params
 from fedsim.models.tensors import name_type
 from fedsim.training import LocalPlan, Phase
 
-ARRAYS, CONFIG, GLOBAL, METRICS, PROBE = "arrays", "config", "global", "metrics", "probe"
+ARRAYS, CONFIG, GLOBAL, METRICS = "arrays", "config", "global", "metrics"
+PROBE, MEASURED = "probe", "measured"
 # Of a client's state.
 MODEL = "model"
 OPTIMIZER = "momentum"  # what the optimiser keeps, under the name that it has in checkpoints of SGD with momentum
 EARLIER = "earlier-reply"  # what a client may send again, where [faults] asks for it
-RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MODEL, OPTIMIZER, EARLIER)
+RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MEASURED, MODEL, OPTIMIZER, EARLIER)
 SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
 MODELS, FINE_TUNE, UNSEEN, MEASURE = "models", "fine-tune", "unseen", "measure"
 STALE = "stale"

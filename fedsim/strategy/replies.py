@@ -53,16 +53,18 @@ def read_update(
         raise ValueError(f"it sent the entries {sorted(shared)}, not {sorted(received)}")
     ordered = {key: shared[key] for key in received if key in shared}
     probe = _read_arrays(reply, messages.PROBE, model)
-    if unknown := probe.keys() - model.keys():
+    measured = _read_arrays(reply, messages.MEASURED, model)
+    if unknown := (probe.keys() | measured.keys()) - model.keys():
         raise ValueError(f"it sent the entry {min(unknown)} of its own model, which is no entry of the model")
-    if wrong := misfit(ordered, received) or misfit(probe, model):
+    if wrong := misfit(ordered, received) or misfit(probe, model) or misfit(measured, model):
         raise ValueError(wrong)
     norm = _norm(ordered, received, max_norm)
     sets = {name: _read_arrays(reply, name) for name in messages.sets_of(reply.content)}
     for name, entries in sets.items():
         if not is_finite(entries):
             raise ValueError(f"its {name} has values that are not finite")
-    return ClientUpdate(client, ordered, weight, metrics, probe, sets, messages.missing_of(reply.content), norm)
+    missing = messages.missing_of(reply.content)
+    return ClientUpdate(client, ordered, weight, metrics, probe, sets, measured, missing, norm)
 
 
 def _read_arrays(reply: Message, name: str, like: Mapping[str, Tensor] | None = None) -> Params:

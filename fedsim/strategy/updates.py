@@ -31,6 +31,8 @@ class ClientUpdate:
         Its other layers, where the analysis asked for them; not counted as traffic.
     sets
         Named parameter sets of its rule.
+    measured
+        Model whose barriers the strategy gets in the place of its own, if there is one; not counted as traffic.
     missing
         Why its own model has no finite loss, if it has none.
     norm
@@ -43,6 +45,7 @@ class ClientUpdate:
     metrics: Mapping[str, float] = field(default_factory=dict)
     probe: Params = field(default_factory=dict)
     sets: Mapping[str, Params] = field(default_factory=dict)
+    measured: Params = field(default_factory=dict)
     missing: str = ""
     norm: float = 0.0
 
@@ -52,7 +55,8 @@ class ClientUpdate:
         Buffers that are no statistics do not count: masks are infinite.
         """
         keys = set(layers.keys(layers.names))
-        return is_finite({key: value for key, value in self.probe.items() if key in keys})
+        own = (*self.probe.items(), *self.measured.items())
+        return all(is_finite({key: value}) for key, value in own if key in keys)
 
 
 @dataclass

@@ -34,6 +34,9 @@ class Finished:
         Sets that travel to the server, and count as traffic.
     metrics
         Numbers for the server; they are no measurements of the run.
+    measured
+        The model whose barriers the strategy gets in the place of ``params``, all entries: the simulator's instrument,
+        not counted as traffic.
     """
 
     params: Params
@@ -41,6 +44,7 @@ class Finished:
     kept: Sets = field(default_factory=dict)
     sent: Sets = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    measured: Params | None = None
 
 
 class ClientRule:

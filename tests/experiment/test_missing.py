@@ -15,7 +15,7 @@ from fedsim.config import Config
 from fedsim.config.expectation import Expectation
 from fedsim.errors import DivergedError
 from fedsim.experiment import api
-from fedsim.experiment.measuring.gate import mean_barriers
+from fedsim.experiment.measuring.gate import client_barriers
 from fedsim.experiment.sweep.sweep import name_runs, run_all
 from fedsim.experiment.tuning import tune
 from fedsim.experiment.tuning.grid import tunings_of
@@ -28,7 +28,7 @@ from fedsim.results.check.check import check
 from fedsim.results.folder import RunFolder
 from fedsim.results.report.comparing.export import as_latex, as_markdown
 from fedsim.results.report.pages.analysis import analysis_sections
-from fedsim.strategy import Measurable
+from fedsim.strategy import Measurable, bounds_of
 from fedsim.training import Training
 
 LOST = 2  # the client whose body is no number after training
@@ -266,6 +266,7 @@ def test_a_page_says_how_many_barriers_are_missing(
 
 def test_a_layer_whose_barrier_is_not_finite_is_not_averaged() -> None:
     table = pd.DataFrame({"layer": ["a", "a", "b", "b"], "barrier": [0.1, 0.2, 0.1, math.nan], "weight": 1.0})
+    table = table.assign(client=[0, 1, 0, 1], n=5)
     gate = Measurable("clients", LayerGroup("all", ("a", "b", "c")), 10)
-    found = mean_barriers(table, gate)
+    found = {name: bounds_of(own, 0.5).mean for name, own in client_barriers(table, gate).items()}
     assert found == {"a": pytest.approx(0.15), "b": math.inf, "c": math.inf}

@@ -28,7 +28,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "layer_set": {"shared": "body"},
     "scaffold": {},
     "fedadam": {},
-    "barrier_gated": {},
+    "barrier_gated": {"probe": False, "confidence": 0.5},
 }
 SETTINGS = {"participation": 0.75, "unseen": 0.2, "clients": 5, "local": {"lr": 0.1, "batch_size": 16}}
 GOLDEN = Path(__file__).with_name("bytes.json")

@@ -39,6 +39,7 @@ MORE_THAN_LAYERS = {
     "fedselect",
     "ccvr",
     "flayer",
+    "barrier_gated",
     "barrier_mix",
     "elastic",
     "feddbe",

@@ -1,9 +1,10 @@
 """The barriers that a strategy needs before it aggregates, and their cost for the clients."""
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from fedsim.analysis import barriers
@@ -11,10 +12,10 @@ from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
 from fedsim.errors import ConfigError
-from fedsim.experiment.measuring.uploads import whole_models
+from fedsim.experiment.measuring.uploads import measured_models
 from fedsim.federation.federation import Federation
-from fedsim.results.measured import mean_gate_barriers
-from fedsim.strategy import ClientUpdate, Measurable, Strategy
+from fedsim.results.measured import CLUSTER
+from fedsim.strategy import ClientBarrier, ClientUpdate, Measurable, Strategy
 
 LOSS_BYTES = 8
 logger = logging.getLogger(__name__)
@@ -38,16 +39,36 @@ def check_gate(federation: Federation, strategy: Strategy) -> None:
 
 
 def gate_barriers(
-    federation: Federation, updates: Sequence[ClientUpdate], gate: Measurable, threads: int
+    federation: Federation,
+    updates: Sequence[ClientUpdate],
+    gate: Measurable,
+    threads: int,
+    clusters: Sequence[Sequence[int]] | None = None,
 ) -> pd.DataFrame:
     """Measure the barriers of layers that a strategy needs, on validation data.
+
+    Parameters
+    ----------
+    clusters
+        Clients of each average that takes the place of its members' layers; all in one if not given.
 
     Returns
     -------
     pandas.DataFrame
         One row per layer and client: ``layer, client, barrier`` in nats, ``weight`` by training examples, and ``n``,
-        the examples of the client's model. No row of a client without validation data.
+        the examples of the client's model; where there are several, also ``cluster``, the average's place among them.
+        No row of a client without validation data.
     """
+    found = [pd.DataFrame({name: [] for name in COLUMNS})]
+    for place, clients in enumerate([[update.client for update in updates]] if clusters is None else clusters):
+        table = _barriers(federation, [update for update in updates if update.client in set(clients)], gate, threads)
+        if len(table):
+            found.append(table.assign(**{CLUSTER: place} if clusters is not None and len(clusters) > 1 else {}))
+    return pd.concat(found[1:] or found, ignore_index=True)
+
+
+def _barriers(federation: Federation, updates: Sequence[ClientUpdate], gate: Measurable, threads: int) -> pd.DataFrame:
+    """Return the barriers of clients against their own average."""
     data, weights = federation.data, [update.num_examples for update in updates]
     views: list[tuple[list[int], Data]] = []
     if gate.on == "server" and updates:
@@ -60,32 +81,38 @@ def gate_barriers(
                     ([position], Data(inputs[: gate.examples], targets[: gate.examples], federation.criterion))
                 )
     if not views:
-        return pd.DataFrame({name: [] for name in COLUMNS})
-    models = Models(federation.model(), whole_models(federation, updates), weights=weights, threads=threads)
+        return pd.DataFrame()
+    models = Models(federation.model(), measured_models(federation, updates), weights=weights, threads=threads)
+    groups = {name: " | ".join(layers) for name, layers in gate.groups.items()}
     tables = []
     for bases, sample in views:
         ends = [(base, AVERAGE) for base in bases]
-        table = barriers(models, sample, groups="layers", against=ends, references=["own_base"])
-        tables.append(table[table["group"].isin(gate.layers)].assign(n=len(sample)))
+        table = barriers(models, sample, groups=groups, against=ends, references=["own_base"])
+        tables.append(table.assign(n=len(sample)))
     table = pd.concat(tables, ignore_index=True).rename(columns={"group": "layer", "loss_own_base": "barrier"})
     clients = table["base"].map(dict(enumerate(update.client for update in updates)))
-    found = table.assign(client=clients, weight=table["base"].map(dict(enumerate(weights))))
-    return found[COLUMNS]
+    return table.assign(client=clients, weight=table["base"].map(dict(enumerate(weights))))[COLUMNS]
 
 
-def mean_barriers(table: pd.DataFrame, gate: Measurable) -> Mapping[str, float]:
-    """Return each layer's mean barrier over the clients, weighted by training examples.
-
-    It is infinite without a client, or where one's is not finite.
-    """
-    means = {str(name): mean for (name,), mean in mean_gate_barriers(table, ["layer"]).items()}
-    if broken := [name for name, mean in means.items() if not np.isfinite(mean)]:
+def client_barriers(table: pd.DataFrame, gate: Measurable) -> dict[str, list[ClientBarrier]]:
+    """Return the barriers of a table by layer, as a strategy takes them; none of a layer that was not measured."""
+    found: dict[str, list[ClientBarrier]] = {name: [] for name in gate.groups}
+    for row in table.to_dict("records"):
+        numbers = float(row["barrier"]), float(row["weight"]), int(row["n"]), int(row.get(CLUSTER, 0))
+        found[row["layer"]].append(ClientBarrier(int(row["client"]), *numbers))
+    broken = [name for name, own in found.items() if not all(math.isfinite(each.nats) for each in own)]
+    if broken:
         logger.warning("the barriers of %s are not finite at every client, and count as infinite", ", ".join(broken))
-    return dict.fromkeys(gate.layers, np.inf) | {name: mean for name, mean in means.items() if name not in broken}
+    return found
 
 
-def gate_traffic(sizes: Mapping[str, int], gate: Measurable, clients: Sequence[int]) -> Iterator[dict[str, int | str]]:
-    """Yield the traffic of a measurement on the clients' own data: the average of each layer down, a loss up."""
-    for client in clients:
+def gate_traffic(
+    sizes: Mapping[str, int], gate: Measurable, clusters: Sequence[Sequence[int]]
+) -> Iterator[dict[str, int | str]]:
+    """Yield the traffic of a measurement on the clients' own data: each average's layers down, a loss for each up."""
+    first = {layers[0]: LOSS_BYTES for layers in gate.groups.values()}
+    count = Counter(client for clients in clusters for client in clients)
+    for client in sorted(count):
         for name in gate.layers:
-            yield {"client": client, "set": "barriers", "layer": name, "down": sizes[name], "up": LOSS_BYTES}
+            down, up = count[client] * sizes[name], count[client] * first.get(name, 0)
+            yield {"client": client, "set": "barriers", "layer": name, "down": down, "up": up}

@@ -74,6 +74,12 @@ def whole_models(federation: Federation, updates: Sequence[ClientUpdate]) -> lis
     return [combine(federation.initial, update.shared | update.probe) for update in updates]
 
 
+def measured_models(federation: Federation, updates: Sequence[ClientUpdate]) -> list[Params]:
+    """Return the models that a strategy's barriers are measured on: the clients' own, or what stands in for them."""
+    own = whole_models(federation, updates)
+    return [combine(model, update.measured) for model, update in zip(own, updates, strict=True)]
+
+
 def uploaded_models(federation: Federation, updates: Sequence[ClientUpdate], threads: int) -> Models:
     """Return the models as uploaded, to be measured as ``[barriers]`` says."""
     normalisation = federation.config.barriers.normalisation

@@ -265,6 +265,8 @@ def _reply(
         reply[messages.PROBE] = messages.encode(
             flat_copy({key: value for key, value in params.items() if key not in seen})
         )
+        if finished.measured is not None:
+            reply[messages.MEASURED] = messages.encode(flat_copy(finished.measured))
     return reply
 
 

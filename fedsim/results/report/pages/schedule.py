@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from fedsim.results.measured import mean_gate_barriers
+from fedsim.results.measured import CLUSTER, mean_gate_barriers
 from fedsim.results.report.drawing.heat_maps import HeatMaps, Quantity
 from fedsim.results.report.pages.pictured import pictured
 from fedsim.results.report.pages.section import Section
@@ -21,6 +21,7 @@ def schedule_sections(result: Result) -> list[Section]:
         share = Quantity("share of the clients, %", 100, signed=False)
         sections.append(pictured("schedule", "Layers that clients sent", text, HeatMaps({"": sent}, share)))
     if len(gate := result.measured("gate")):
+        gate = gate[gate[CLUSTER].fillna(0) == 0] if CLUSTER in gate else gate  # of all clients together
         means = pd.Series(mean_gate_barriers(gate, ["layer", "round"])).unstack()
         means = means.reindex(list(dict.fromkeys(gate["layer"]))).rename_axis(columns="round")
         text = (
