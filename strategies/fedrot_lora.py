@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fedsim.models.adapters import factors_of
 from fedsim.strategy import ClientRule, Finished, Local, Option, Share
-from strategies.lora import Lora
+from strategies.lora import Lora, check_both
 
 
 class FedRotLoraRule(ClientRule):
@@ -51,8 +51,7 @@ class FedRotLora(Lora):
 
     def prepare(self) -> None:
         super().prepare()
-        if self.share != "both":
-            raise ValueError(f"share = {self.share!r} must be 'both', as factors are rotated together")
+        check_both(self, "factors are rotated together")
 
 
 def rotation_of(product: Tensor, strength: float) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate
-from strategies.lora import Lora
+from strategies.lora import Lora, check_both, stacked
 
 
 class FlexLora(Lora):
@@ -26,16 +26,12 @@ class FlexLora(Lora):
 
     def prepare(self) -> None:
         super().prepare()
-        if self.share != "both":
-            raise ValueError(f"share = {self.share!r} must be 'both', as new factors are made of their products")
+        check_both(self, "new factors are made of their products")
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
-        averaged, total = self.average(updates), sum(update.num_examples for update in updates)
-        weights = [update.num_examples / total for update in updates]
+        averaged = self.average(updates)
         for each in self.factors:
-            first = torch.cat([update.shared[each.first].double() for update in updates])
-            second = [w * update.shared[each.second].double() for w, update in zip(weights, updates, strict=True)]
-            factors = best_factors(torch.cat(second, 1), first, len(averaged[each.first]))
+            factors = best_factors(*stacked(each, updates), len(averaged[each.first]))
             for key, value in zip((each.second, each.first), factors, strict=True):
                 averaged[key] = value.to(averaged[key].dtype)
         return averaged

@@ -1,10 +1,14 @@
 """The factors of LoRA travel: both, one of them, or one after the other."""
 
+from collections.abc import Sequence
 from typing import Literal
 
-from fedsim.models.adapters import factors_of
+import torch
+from torch import Tensor
+
+from fedsim.models.adapters import Factors, factors_of
 from fedsim.models.layers import LayerGroup
-from fedsim.strategy import LocalPlan, Option, Phase, Strategy
+from fedsim.strategy import ClientUpdate, LocalPlan, Option, Phase, Strategy
 
 
 class Lora(Strategy):
@@ -38,13 +42,17 @@ class Lora(Strategy):
         self._second = {self.layers.find(each.second) for each in self.factors}
         if frozen := (self._first | self._second) & {None}:
             raise ValueError(f"factors of LoRA are frozen ({len(frozen)}); remove them from [model] freeze")
+        self._bases = tuple(name for each in self.factors if (name := self.layers.find(each.base)) is not None)
 
     def shared(self, server_round: int) -> LayerGroup:
         left_out = self._second if self.share == "A" else self._resting(server_round)
-        names = [name for name in self.layers.names if name not in left_out]
+        names = [name for name in self.layers.names if name not in left_out and name not in self._bases]
         if self.head == "personal":
             names = [name for name in names if name in self._first | self._second]
         return LayerGroup(f"lora {self.share}", tuple(names))
+
+    def moved(self, server_round: int) -> LayerGroup:
+        return LayerGroup("bases", self._bases)
 
     def local_plan(self, server_round: int) -> LocalPlan:
         resting = self._resting(server_round)
@@ -56,6 +64,35 @@ class Lora(Strategy):
         if self.share == "B" or (self.share == "alternate" and server_round % 2):
             return self._first
         return self._second if self.share == "alternate" else set()
+
+
+def check_both(strategy: Lora, why: str) -> None:
+    """Raise `ValueError` unless both factors are averaged."""
+    if strategy.share != "both":
+        raise ValueError(f"share = {strategy.share!r} must be 'both', as {why}")
+
+
+def check_held(strategy: Lora) -> None:
+    """Raise `ValueError` unless the server can change and send the weights below the factors."""
+    if any(each.base not in strategy.keys(strategy.layers.names) for each in strategy.factors):
+        raise ValueError(
+            "changes the weights of adapted layers, which are frozen; call fedsim.models.adapters.hold_bases_(model)"
+            if strategy.buffers == "shared"
+            else f"changes the weights of adapted layers, so that buffers = {strategy.buffers!r} must be 'shared'"
+        )
+
+
+def stacked(each: Factors, updates: Sequence[ClientUpdate]) -> tuple[Tensor, Tensor]:
+    """Return factors whose product is the mean of the clients' products, in float64.
+
+    Returns
+    -------
+    second, first
+        The clients' B, each times its client's weight, next to each other, and their A below each other.
+    """
+    total = sum(update.num_examples for update in updates)
+    second = [update.num_examples / total * update.shared[each.second].double() for update in updates]
+    return torch.cat(second, 1), torch.cat([update.shared[each.first].double() for update in updates])
 
 
 class FedSaLora(Lora):

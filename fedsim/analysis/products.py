@@ -8,7 +8,12 @@ from torch import Tensor
 
 
 def product_error(
-    firsts: Sequence[Tensor], seconds: Sequence[Tensor], weights: Sequence[float], first: Tensor, second: Tensor
+    firsts: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    weights: Sequence[float],
+    first: Tensor,
+    second: Tensor,
+    moved: Tensor | None = None,
 ) -> tuple[float, float]:
     """Return the distance of a product of factors from the mean product of the clients', and the length of that mean.
 
@@ -20,16 +25,21 @@ def product_error(
         Weight of each client.
     first, second
         The factors that took the place of the clients', such as their averages.
+    moved
+        What was added to the layer's weight besides, in products of factors, shape [outputs, inputs], if anything.
 
     Returns
     -------
     distance, size
-        Frobenius norms of ``sum p B A - second @ first`` and of ``sum p B A``.
+        Frobenius norms of ``sum p B A - second @ first - moved`` and of ``sum p B A``.
     """
     total = math.fsum(weights)
     left = [weight / total * each.double() for weight, each in zip(weights, seconds, strict=True)]
     right = [each.double() for each in firsts]
     size = _norm(left, right)
+    if moved is not None:
+        lacking = torch.cat(left, 1) @ torch.cat(right) - second.double() @ first.double() - moved.double()
+        return float(torch.linalg.matrix_norm(lacking)), size
     return _norm([*left, -second.double()], [*right, first.double()]), size
 
 

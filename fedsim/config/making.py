@@ -159,11 +159,16 @@ def make_rule(config: Config, model: nn.Module, inputs: Tensor) -> ClientRule:
     inputs
         Inputs that the server holds, normalised, shape [n, ...].
     """
-    catalogue = CATALOGUES["strategies"]
-    strategy = catalogue.find(config.strategy.name)
+    options = CATALOGUES["strategies"].options(config.strategy)
+    return strategy_class(config).make_rule(model, inputs, **options, **_settings(config))
+
+
+def strategy_class(config: Config) -> type[Strategy]:
+    """Return the class of the strategy that ``[strategy]`` chooses."""
+    strategy = CATALOGUES["strategies"].find(config.strategy.name)
     assert isinstance(strategy, type)
     assert issubclass(strategy, Strategy)
-    return strategy.make_rule(model, inputs, **catalogue.options(config.strategy), **_settings(config))
+    return strategy
 
 
 def _settings(config: Config) -> dict[str, Any]:

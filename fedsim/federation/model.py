@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.config import Config
+from fedsim.config import Config, making
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.tables import ModelConfig
 from fedsim.data import Dataset
 from fedsim.data.checks import TOKENS_RULE
 from fedsim.errors import ConfigError, error_line, message_of
 from fedsim.federation.weights import load_weights_
-from fedsim.models.adapters import Adapter, adapt_
+from fedsim.models.adapters import Adapter, adapt_, hold_bases_
 from fedsim.models.building import initialise_lazy_, make_trainable_
 from fedsim.models.copies import copy_of
 from fedsim.models.fitting import FittingTensors
@@ -81,16 +81,19 @@ def draw_model(config: Config, dataset: Dataset) -> nn.Module:
         except ValueError as error:
             raise ConfigError(f"model.name = {config.model.name!r}: {error}") from error
         if config.model.adapter.kind != "none":
-            _adapt_(model, config.model, _probes(dataset, 2))
+            _adapt_(model, config, _probes(dataset, 2))
     return model
 
 
-def _adapt_(model: nn.Module, settings: ModelConfig, inputs: Tensor) -> None:
+def _adapt_(model: nn.Module, config: Config, inputs: Tensor) -> None:
     """Add the adapters that ``[model.adapter]`` asks for to a model, whose weights come from their file first."""
+    settings = config.model
     try:
         describe_(model, inputs, settings.head)
         _load_weights_(model, settings)
         adapt_(model, Adapter(**settings.adapter.model_dump()), inputs)
+        if making.strategy_class(config).holds_bases:
+            hold_bases_(model)
     except ConfigError:
         raise
     except ValueError as error:

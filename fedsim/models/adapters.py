@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fedsim.lazy import Place
+from fedsim.models.held import hold_, release_
 from fedsim.models.layers import Layers
 from fedsim.models.usage import usage_of
 
@@ -94,12 +95,26 @@ class Factors:
         State-dict keys of A, shape [rank, inputs], and of B, shape [outputs, rank].
     scaling
         Factor of the product B A.
+    base
+        State-dict key of the weight.
+    transposed
+        Whether the weight has the shape [inputs, outputs], as GPT-2 stores it.
     """
 
     path: str
     first: str
     second: str
     scaling: float
+    base: str
+    transposed: bool
+
+    def added(self, product: Tensor) -> Tensor:
+        """Return what a product of factors adds to the weight."""
+        return self.scaling * (product.T if self.transposed else product)
+
+    def product(self, added: Tensor) -> Tensor:
+        """Return the product of factors that adds this to the weight: undoes `added`."""
+        return (added.T if self.transposed else added) / self.scaling
 
 
 def factors_of(model: nn.Module) -> tuple[Factors, ...]:
@@ -109,7 +124,9 @@ def factors_of(model: nn.Module) -> tuple[Factors, ...]:
         module: Any = model.get_submodule(path)
         for name in getattr(module, "lora_A", ()):
             first, second = (f"{path}.{factor}.{name}.weight" for factor in ("lora_A", "lora_B"))
-            found.append(Factors(path, first, second, float(module.scaling[name])))
+            transposed = bool(getattr(module, "fan_in_fan_out", False))
+            base = f"{path}.base_layer.weight"
+            found.append(Factors(path, first, second, float(module.scaling[name]), base, transposed))
     return tuple(found)
 
 
@@ -118,11 +135,27 @@ def is_adapted(module: nn.Module) -> bool:
     return isinstance(getattr(module, "base_layer", None), nn.Module) and hasattr(module, "get_base_layer")
 
 
+def hold_bases_(model: nn.Module) -> None:
+    """Let the weights below the factors of LoRA be held: the server changes and sends them, and nothing trains them.
+
+    Raises
+    ------
+    ValueError
+        If a layer's adapter does more than add the product of factors, so that no change of its weight is worth one.
+    """
+    for path in dict.fromkeys(each.path for each in factors_of(model)):
+        module: Any = model.get_submodule(path)
+        if getattr(module, "lora_magnitude_vector", None):
+            raise ValueError("kind = 'dora' does more than add a product to the weight; use kind = 'lora'")
+        hold_(module.get_base_layer())
+
+
 def merge_(model: nn.Module) -> None:
     """Add all adapters to the weights of their layers, which replace them: the model has the keys of its base again."""
     for path in adapted_paths(model):
         module: Any = model.get_submodule(path)
         module.merge(safe_merge=True)
+        release_(module.get_base_layer())
         model.set_submodule(path, module.get_base_layer())
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["linear", "norm", "other"]
+Kind = Literal["linear", "norm", "held", "other"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Layer:
     name
         The module's path, e.g. ``layer1.0.conv1``; for an entry of the model itself, the entry's name.
     parameters, statistics
-        State-dict keys of parameters that are not frozen and of running statistics, in the model's order; a tied tensor
-        has its first one only.
+        State-dict keys of parameters that are not frozen, and of running statistics and held weights, in the model's
+        order; a tied tensor has its first one only.
     size
         Bytes of parameters and statistics.
     others

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.models.frozen import is_norm
+from fedsim.models.held import is_held
 from fedsim.models.layer import Head, Kind, Layer
 from fedsim.models.params import moves
 from fedsim.models.usage import Usage, usage_of
@@ -69,6 +70,7 @@ def read_layers(
     layers = {}
     for name, keys in owned.items():
         kind: Kind = "linear" if name in linear else "norm" if is_norm(modules.get(name)) else "other"
+        kind = "held" if is_held(modules.get(name)) else kind
         layers[name] = _layer(name, kind, {key: entries[key] for key in keys if key not in frozen_keys}, parameters)
     if usage is not None:
         layers = {name: layers[name] for name in _in_order_of_use(layers, owned, usage.keys)}
@@ -125,7 +127,8 @@ def _layer(name: str, kind: Kind, entries: Mapping[str, Tensor], parameters: Col
     """Return a layer of the tensors given, which are not frozen."""
     own = tuple(key for key in entries if key in parameters)
     buffers = [key for key in entries if key not in parameters]
-    statistics = tuple(key for key in buffers if kind == "norm" or key.rpartition(".")[2].startswith("running_"))
+    travels = kind in ("norm", "held")
+    statistics = tuple(key for key in buffers if travels or key.rpartition(".")[2].startswith("running_"))
     return Layer(
         name=name,
         kind=kind,

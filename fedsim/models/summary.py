@@ -48,8 +48,9 @@ class ModelSummary:
 def summary_of(model: nn.Module) -> ModelSummary:
     """Return the summary of a model with its layers as they are at rest."""
     layers, fixed = Layers.of(model), frozen_of(model)
-    parameters = dict(model.named_parameters())
-    moving = [value for key, value in parameters.items() if key not in fixed]
+    held = {key for layer in layers if layer.kind == "held" for key in layer.keys}
+    parameters = dict(model.named_parameters()) | {key: value for key, value in model.named_buffers() if key in held}
+    moving = [value for key, value in parameters.items() if key not in fixed and key not in held]
     return ModelSummary(
         layers=layers.names,
         frozen=layers.frozen,

@@ -119,7 +119,8 @@ class Strategy(Hooks, FlowerStrategy):
         self.clients = len(nodes)
         self._upload = self.keys(self.shared(server_round))
         kept = self.layers.keys(self.kept(server_round))
-        self._keep = (*kept, *(key for key in self.global_model if key not in kept and key not in self._upload))
+        server = {*self._upload, *self.layers.keys(self.moved(server_round))}
+        self._keep = (*kept, *(key for key in self.global_model if key not in kept and key not in server))
         plan = self.local_plan(server_round)
         probe, measure = (bool(config.get(name, False)) for name in (messages.PROBE, messages.MEASURE))
         settings: dict[LayerGroup, ConfigRecord] = {}

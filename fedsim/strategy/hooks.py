@@ -26,7 +26,7 @@ Buffers = Literal["shared", "personal", "recompute"]
 Precision = Literal["float64", "float32"]
 HOOKS = (
     *("shared", "aggregate", "kept", "shared_by", "local_plan", "fine_tuning", "for_client", "sets_for"),
-    *("planned_sets", "prepare", "measurable", "measured_clusters", "take_barriers", "state", "load_state"),
+    *("moved", "planned_sets", "prepare", "measurable", "measured_clusters", "take_barriers", "state", "load_state"),
 )
 
 
@@ -72,6 +72,8 @@ class Hooks:
         others; `aggregate` must then be the strategy's own.
     needs_server_data
         Whether the method learns on examples of the server: a run in which it holds none is refused.
+    holds_bases
+        Whether the server changes the weights below adapters, which are frozen otherwise.
 
     Raises
     ------
@@ -84,6 +86,7 @@ class Hooks:
     client_rule: ClassVar[type[ClientRule]] = ClientRule
     partial: ClassVar[bool] = False
     needs_server_data: ClassVar[bool] = False
+    holds_bases: ClassVar[bool] = False
 
     participation: Annotated[float, Gt(0), Le(1)] = Setting(
         1.0, "Share of the clients that train in a round, of those that are not unseen."
@@ -158,21 +161,21 @@ class Hooks:
         """
         return self.average(updates)
 
-    def kept(self, server_round: int) -> LayerGroup:
-        """Return the layers whose value a client keeps for itself: by default those that it does not share.
+    def moved(self, server_round: int) -> LayerGroup:
+        """Return the layers that `aggregate` changes though no client sends them: by default none."""
+        return LayerGroup("none", ())
 
-        It takes a shared layer from the server before it needs it again, so that what a strategy stores for each
-        client is its personal layers. A strategy whose clients need their own value of a shared layer, or whose
-        `aggregate` leaves one out, keeps that layer too.
+    def kept(self, server_round: int) -> LayerGroup:
+        """Return the layers whose value a client keeps for itself: by default those that only it changes.
+
+        It takes the others from the server before it needs them again. A strategy whose clients need their own value of
+        a shared layer, or whose `aggregate` leaves one out, keeps that layer too.
         """
-        shared = set(self.shared(server_round))
-        return LayerGroup("kept", tuple(name for name in self.layers.names if name not in shared))
+        others = {*self.shared(server_round), *self.moved(server_round)}
+        return LayerGroup("kept", tuple(name for name in self.layers.names if name not in others))
 
     def shared_by(self, server_round: int, client: int) -> LayerGroup:
-        """Return the layers of `shared` that this client sends: by default all of them.
-
-        Where clients send different layers, `aggregate` must be the strategy's own.
-        """
+        """Return the layers of `shared` that this client sends: all, if `aggregate` is not overridden."""
         return self.shared(server_round)
 
     def local_plan(self, server_round: int) -> LocalPlan:
@@ -331,10 +334,7 @@ class Hooks:
         self.exchange.last_round = progress["last_round"].numpy().copy()
 
     def set_global_model(self, model: Params) -> None:
-        """Make ``model``, with all entries of the state dict, the global model.
-
-        It has no frozen tensors, and a tied one only under its first name.
-        """
+        """Make ``model`` the global model, without frozen tensors, and with a tied one only under its first name."""
         # A second name would keep its old value when the first is averaged, and a client would load the old one.
         left_out = self.layers.aliases.keys() | self.layers.frozen_keys
         self.global_model = {key: value for key, value in model.items() if key not in left_out}

@@ -66,7 +66,10 @@ def test_only_what_is_shared_of_the_factors_travels_and_a_client_s_model_comes_o
     torch.testing.assert_close(*values, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "error"), [("FedIT", "some"), ("FFA-LoRA", "none"), ("FedSA-LoRA", "unknown")])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("FedIT", "some"), ("FFA-LoRA", "none"), ("FedEx-LoRA", "none"), ("FedSA-LoRA", "unknown")],
+)
 def test_the_error_of_averaging_factors_is_recorded_where_the_server_knows_them(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], name: str, error: str
 ) -> None:
@@ -84,6 +87,33 @@ def test_the_error_of_averaging_factors_is_recorded_where_the_server_knows_them(
     assert (products["size"] > 0).all()
     # Factors are stored in float32.
     assert (products["aggregation_error"] > 1e-4).all() if error == "some" else (products["distance"] < 1e-6).all()
+
+
+BASE = {"fc1.base_layer.weight", "fc2.base_layer.weight"}
+
+
+def test_weights_that_the_server_changes_travel_down_only_and_are_in_models_taken_out(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    settings: dict[str, Any] = {"model": MODEL, "strategy": {"name": "FedEx-LoRA"}, "rounds": 3, "participation": 0.5}
+    folder, cohort = play(tiny(**settings)), play(tiny(**settings, engine__cohort=4), "cohort")
+    rows = read_result(folder).communication
+    base = rows[rows["layer"].str.endswith("base_layer")]
+    assert set(base["up"]) == {0}
+    assert set(base.loc[base["layer"] == "fc1.base_layer", "down"]) == {12 * 64 * 4}
+    assert sorted(base["round"].unique()) == [2, 3]  # in the first, clients have them
+    kept = {
+        key.rpartition("/")[2] for path in folder.checkpoints.rglob("clients/*.safetensors") for key in load_file(path)
+    }
+    assert not kept & BASE
+    for client in (None, 1):  # restoring compares the loss with the recorded one
+        model = restored_model(folder, client)
+        assert list(model.state_dict()) == list(
+            federation_of(tiny(model=MODEL | {"adapter": {"kind": "none"}})).initial
+        )
+    assert all(value.requires_grad for value in model.fc3.parameters())
+    values = (torch.tensor(each.metrics["value"].to_numpy()) for each in map(read_result, (cohort, folder)))
+    torch.testing.assert_close(*values, rtol=1e-3, atol=1e-4)
 
 
 def test_weights_from_a_file_are_the_base_s(tiny: Callable[..., Config], tmp_path: Any) -> None:

@@ -24,6 +24,7 @@ from fedsim.federation.client.app import client_app
 from fedsim.federation.client.state import personalised_model
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.federation import Federation
+from fedsim.models.adapters import hold_bases_
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, flat_copy, load_state_, state_of
 from fedsim.seeds import derive, rng
@@ -83,7 +84,7 @@ def lora_mlp() -> nn.Module:
 
 
 # Methods that are for models with the factors of LoRA.
-ADAPTED = ("lora", "flexlora", "fedrot_lora")
+ADAPTED = ("lora", "flexlora", "fedex_lora", "fedrot_lora")
 
 
 def examples(client: int, part: str, n: int) -> Batch:
@@ -183,6 +184,8 @@ class Play:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "harness"))
             self.model = model().double().eval()
+        if making.strategy_class(self.config).holds_bases and model is not Mlp:
+            hold_bases_(self.model)
         self.initial: Params = {key: value.clone() for key, value in state_of(self.model).items()}
         self.federation = Federation(
             config=self.config,

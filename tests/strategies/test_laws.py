@@ -140,7 +140,8 @@ def test_clients_send_the_keys_of_the_layers_that_they_share(name: str) -> None:
 @every
 def test_what_changes_on_the_server_is_what_the_strategy_says_it_averages(name: str) -> None:
     for seen in played(name)[1]:
-        shared = set(seen.before.layers.keys(seen.before.shared(seen.server_round)))
+        groups = seen.before.shared(seen.server_round), seen.before.moved(seen.server_round)
+        shared = {key for group in groups for key in seen.before.layers.keys(group)}
         before, after = seen.before.global_model, seen.after.global_model
         changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
         if name not in CHANGES_MORE:

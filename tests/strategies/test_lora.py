@@ -4,22 +4,25 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
-from fedsim.models.adapters import factors_of
-from fedsim.models.params import Params
+from fedsim.models.adapters import Adapter, adapt_, factors_of, hold_bases_, merge_
+from fedsim.models.copies import loaded
+from fedsim.models.params import Params, state_of
+from fedsim.strategy import ClientUpdate
+from strategies import STRATEGIES
 from strategies.fedrot_lora import rotation_of
 from strategies.flexlora import best_factors
-from tests.strategies.harness import Mlp, Play, assert_close, descend, lora_mlp, mean_of
+from tests.strategies.harness import ADAPTED, Mlp, Play, assert_close, descend, lora_mlp, mean_of
 
 A = ("fc1.lora_A.default.weight", "fc2.lora_A.default.weight")
 B = ("fc1.lora_B.default.weight", "fc2.lora_B.default.weight")
 HEAD = ("fc3.weight", "fc3.bias")
 
 
-def play_of(name: str = "lora", **options: Any) -> Play:
-    return Play(name, options, model=lora_mlp, absent={}, rounds=3, sizes=(5, 8, 4))
+def play_of(name: str = "lora", absent: dict[int, Any] | None = None, **options: Any) -> Play:
+    return Play(name, options, model=lora_mlp, absent=absent or {}, rounds=3, sizes=(5, 8, 4))
 
 
 def products(params: Params) -> list[Tensor]:
@@ -95,6 +98,80 @@ def test_flexlora_is_exact_if_the_rank_is_that_of_all_clients_together() -> None
         torch.testing.assert_close(product, (u[:, :2] * s[:2]) @ v[:2], rtol=1e-9, atol=1e-12)
 
 
+BASE = ("fc1.base_layer.weight", "fc2.base_layer.weight")
+
+
+def merged(params: Params) -> list[Tensor]:
+    """Return the weights of the layers with their products, which count one and a half times."""
+    return [params[base] + 1.5 * product for base, product in zip(BASE, products(params), strict=True)]
+
+
+def test_fedex_makes_the_mean_of_the_clients_whole_weights_and_sends_the_weight_down_only() -> None:
+    play = play_of("fedex_lora")
+    for server_round in (1, 2):
+        before = play.strategy.global_model
+        play.round(server_round)
+        members = [dict(enumerate(merged(before | play.uploaded(client)))) for client in range(3)]
+        for number, mean in mean_of(members, play.sizes).items():
+            torch.testing.assert_close(merged(play.strategy.global_model)[number], mean, rtol=1e-10, atol=1e-12)
+            assert (play.strategy.global_model[BASE[number]] - before[BASE[number]]).abs().max() > 1e-6
+        assert not set(BASE) & set(play.uploaded(1))
+        assert (set(BASE) <= set(play.downloaded(1))) == (server_round == 2)
+        assert not set(BASE) & set(play.kept(1)["model"])
+        assert_close(play.personalised(1), play.strategy.global_model, tolerance=0.0)
+
+
+def test_fedex_of_one_client_is_fedit_and_one_that_was_absent_takes_the_weight_of_now() -> None:
+    alone, plain = play_of("fedex_lora", absent={1: (0, 2), 2: (0, 2)}), play_of(absent={1: (0, 2), 2: (0, 2)})
+    for server_round in (1, 2):
+        alone.round(server_round)
+        plain.round(server_round)
+    assert_close({key: alone.strategy.global_model[key] for key in plain.initial}, plain.strategy.global_model, 0.0)
+    assert all(torch.equal(alone.strategy.global_model[key], alone.initial[key]) for key in BASE)
+    play = play_of("fedex_lora", absent={2: 1})
+    for server_round in (1, 2):
+        play.round(server_round)
+    before = play.strategy.global_model
+    play.train(3)
+    assert_close({key: play.downloaded(1)[key] for key in BASE}, {key: before[key] for key in BASE}, 0.0)
+
+
+def library_net() -> nn.Module:
+    """Linear layers as GPT-2 stores them and as torch does, of which some are square, with adapters of peft."""
+    conv = pytest.importorskip("transformers").pytorch_utils.Conv1D
+    torch.manual_seed(0)
+    parts = conv(6, 5), nn.Tanh(), conv(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)
+    model = nn.Sequential(*parts).double()
+    adapt_(model, Adapter(rank=2, alpha=3.0), torch.ones(2, 5, dtype=torch.float64))
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedex_lora"])
+def test_the_aggregate_computes_what_the_mean_of_the_clients_merged_weights_does(name: str) -> None:
+    model, stream = library_net(), torch.manual_seed(1)
+    hold_bases_(model)
+    strategy, start = STRATEGIES[name](model), state_of(model)
+    strategy.set_global_model({key: value.clone() for key, value in start.items()})
+    assert [each.transposed for each in strategy.factors] == [True, True, False]
+    keys, weights = strategy.keys(strategy.shared(1)), (2, 5, 1)
+    sent = [
+        {key: torch.randn(start[key].shape, generator=stream, dtype=torch.float64) for key in keys} for _ in range(3)
+    ]
+    averaged = strategy.aggregate(1, [ClientUpdate(k, sent[k], weights[k]) for k in range(3)])
+    oracle = []
+    for part in sent:
+        own = loaded(model, start | part)
+        merge_(own)
+        oracle.append(own.state_dict())
+    mean = library_net()
+    merge_(mean)
+    mean.load_state_dict(mean_of(oracle, weights))
+    inputs = torch.linspace(-1, 1, 40, dtype=torch.float64).view(8, 5)
+    found = loaded(model, start | averaged)(inputs)
+    torch.testing.assert_close(found, mean(inputs), rtol=1e-10, atol=1e-10)
+
+
 def test_a_rotation_takes_factors_of_the_same_update_in_random_frames_back() -> None:
     stream = torch.manual_seed(0)
     first = torch.randn(3, 5, generator=stream, dtype=torch.float64)
@@ -129,7 +206,7 @@ def test_an_average_of_b_alone_over_own_a_is_refused_with_the_reason() -> None:
     assert [each.scaling for each in factors_of(lora_mlp())] == [1.5, 1.5]
 
 
-@pytest.mark.parametrize("name", ["lora", "flexlora", "fedrot_lora"])
+@pytest.mark.parametrize("name", ADAPTED)
 def test_a_model_without_factors_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"no factors of LoRA.*; add \[model.adapter\] kind = 'lora'"):
         Play(name, {}, model=Mlp)

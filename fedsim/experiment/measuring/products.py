@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 import pandas as pd
+import torch
 
 from fedsim.analysis.products import product_error
 from fedsim.models.adapters import Factors, factors_of
@@ -53,5 +54,9 @@ def _errors(
         members.append([update.shared[key] if key in update.shared else before[key].to(device) for key in keys])
     firsts, seconds = zip(*members, strict=True)
     weights = [update.num_examples for update in updates]
-    distance, size = product_error(firsts, seconds, weights, *(after[key].to(device) for key in keys))
+    moved = None
+    if not torch.equal(after[factors.base], before[factors.base]):
+        moved = factors.product(after[factors.base].double() - before[factors.base].double()).to(device)
+    first, second = (after[key].to(device) for key in keys)
+    distance, size = product_error(firsts, seconds, weights, first, second, moved)
     return {"aggregation_error": distance / size if size else 0.0, "distance": distance, "size": size}

@@ -54,7 +54,7 @@ def planned_traffic(federation: Federation, strategy: Strategy) -> PlannedTraffi
         training = participants(config, server_round)
         up += sum(size[name] for name in group) * len(training)
         down += sum(size[name] for client in training for name in exchange.taken_by(client))
-        exchange.note(server_round, group, training)
+        exchange.note(server_round, (*group, *strategy.moved(server_round)), training)
         groups.append(group)
         planned.append(sets := dict(strategy.planned_sets(server_round)))
         up += sum(sent for sent, _ in sets.values()) * len(training)

@@ -1,0 +1,39 @@
+"""Factors are averaged, and what their averages lose of the mean product goes into the weight below them."""
+
+from collections.abc import Sequence
+
+from fedsim.models.params import Params
+from fedsim.strategy import ClientUpdate
+from strategies.lora import Lora, check_both, check_held, stacked
+
+
+class FedExLora(Lora):
+    """Average both factors of LoRA adapters, and add to the frozen weight what their average lacks: FedEx-LoRA.
+
+    References
+    ----------
+    Singhal, Ponkshe and Vepakomma 2025, FedEx-LoRA: exact aggregation for federated and efficient fine-tuning of
+    foundation models, arXiv 2410.09432.
+
+    Notes
+    -----
+    W moves by (alpha / rank) (sum p B A - B' A') for the averages B' and A', so that W + (alpha / rank) B' A' is the
+    mean of the clients' weights. Clients take W in each round, as many bytes as what it has moved by. The released code
+    has no weights p, and transposes for GPT-2's layers in all models.
+    """
+
+    holds_bases = True
+
+    def prepare(self) -> None:
+        super().prepare()
+        check_both(self, "the weight makes up for the average of both")
+        check_held(self)
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        averaged = self.average(updates)
+        for each in self.factors:
+            second, first = stacked(each, updates)
+            lacking = second @ first - averaged[each.second].double() @ averaged[each.first].double()
+            weight = self.global_model[each.base]
+            averaged[each.base] = (weight.double() + each.added(lacking)).to(weight.dtype)
+        return averaged
