@@ -26,7 +26,17 @@ Buffers = Literal["shared", "personal", "recompute"]
 Precision = Literal["float64", "float32"]
 HOOKS = (
     *("shared", "aggregate", "kept", "shared_by", "local_plan", "fine_tuning", "for_client", "sets_for"),
-    *("moved", "planned_sets", "prepare", "measurable", "measured_clusters", "take_barriers", "state", "load_state"),
+    *(
+        "moved",
+        "planned_sets",
+        "prepare",
+        "check_rounds",
+        "measurable",
+        "measured_clusters",
+        "take_barriers",
+        "state",
+        "load_state",
+    ),
 )
 
 

@@ -1,5 +1,6 @@
 """What a method declares and overrides: options that check themselves, hooks that exist, memory that is saved."""
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from fedsim.errors import ConfigError, RunError
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Hooks, Local, NonNegative, Option, Received, Strategy
+from fedsim.strategy.hooks import HOOKS
+from strategies import STRATEGIES
 
 
 def net() -> nn.Module:
@@ -109,6 +112,12 @@ def test_a_misspelt_hook_is_refused_with_the_one_that_was_meant() -> None:
         class Rule(ClientRule):
             def personalized(self, local: Local) -> Params:
                 return local.params
+
+
+def test_all_methods_that_strategies_override_are_checked_as_hooks() -> None:
+    methods = {name for name, value in vars(Hooks).items() if inspect.isfunction(value) and name[0] != "_"}
+    strategies = {cls for name in STRATEGIES for cls in STRATEGIES[name].__mro__} - {*Strategy.__mro__}
+    assert {name for cls in strategies for name in vars(cls)} & methods <= {*HOOKS}
 
 
 def test_a_hook_with_other_arguments_is_refused_with_those_it_must_take() -> None:
