@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from fedsim import seeds
 from fedsim.alignment.repair.head import ClassGaussians, calibrate_head
 from fedsim.models.layers import LayerGroup
@@ -20,7 +18,7 @@ from fedsim.strategy import (
     Positive,
     Strategy,
 )
-from fedsim.training.targets import labels_of, real_targets
+from fedsim.training.class_means import features_of
 from strategies.parts import linear_head
 
 GAUSSIANS = "gaussians"
@@ -39,11 +37,8 @@ class CcvrRule(ClientRule):
     def finish(self, local: Local, started: Local) -> Finished:
         if local.server_round != self.after + 1:
             return Finished(local.params)
-        with torch.no_grad():
-            rows = local.features(local.params, local.inputs, self._head).reshape(local.targets.numel(), -1)
-        real = real_targets(local.targets)
-        classes = len(local.params[f"{self._head}.weight"])
-        found = ClassGaussians.of(rows if real is None else rows[real.flatten()], labels_of(local.targets), classes)
+        features = features_of(local, local.params, self._head)
+        found = ClassGaussians.of(features, local.labels, len(local.params[f"{self._head}.weight"]))
         return Finished(local.params, sent={GAUSSIANS: dict(vars(found))})
 
 

@@ -30,14 +30,22 @@ def class_means(local: Local, params: Params, layer: str, classes: int) -> tuple
     features
         One row for each target that counts, [targets, features].
     """
+    features = features_of(local, params, layer)
+    return means_of(features, local.labels, classes), features
+
+
+def features_of(local: Local, params: Params, layer: str) -> Tensor:
+    """Return the inputs of ``layer`` for a client's training examples, a row for each target that counts.
+
+    It takes a mini-batch at a time, as training does, so that it needs no more memory.
+    """
     rows = []
     with torch.no_grad():
         order = torch.arange(len(local.targets), device=local.targets.device)
         for chosen in order.split(local.settings.batch_size):
             found = local.features(params, local.inputs[chosen], layer)
             rows.append(rows_of_targets(found, local.targets[chosen]))
-    features = torch.cat(rows)
-    return means_of(features, local.labels, classes), features
+    return torch.cat(rows)
 
 
 def means_of(features: Tensor, labels: Tensor, classes: int = -1) -> Params:
@@ -70,8 +78,7 @@ def distance_to_means(step: Step, features: Tensor, means: Params) -> Tensor:
     """
     labels = step.targets.clamp(min=0)
     apart = (features.reshape(*labels.shape, -1) - means["mean"][labels]).square().mean(-1)
-    counted = torch.ones_like(apart) if step.real is None else step.real.to(apart.dtype)
-    return (apart * counted * (means["count"] > 0)[labels]).sum() / counted.sum().clamp(min=1)
+    return step.mean(apart * (means["count"] > 0)[labels])
 
 
 def rows_of_targets(features: Tensor, targets: Tensor) -> Tensor:

@@ -196,6 +196,11 @@ class Step:
             )
         return self.loss_of(logits)
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of ``values``, one for each target, over the targets that count; 0 if none does."""
+        counted = torch.ones_like(values) if self.real is None else self.real.to(values.dtype)
+        return (values * counted).sum() / counted.sum().clamp(min=1)
+
     def gradient(self, loss: Callable[[Params], Tensor], params: Params) -> tuple[Params, Tensor]:
         """Return the gradient of a loss with respect to ``params``, and its value."""
         return _gradient(loss, params)

@@ -12,7 +12,9 @@ from fedsim.alignment import ClassGaussians
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.experiment.dry_run import describe_run
+from fedsim.models.params import Params
 from fedsim.seeds import rng
+from fedsim.strategy import Local
 from fedsim.strategy.messages import sets_of
 from strategies import Ccvr
 from tests.strategies.harness import CLASSES, Mlp, Play, assert_close, network_of, norm_mlp
@@ -81,6 +83,21 @@ def test_only_the_head_and_the_moments_travel_in_the_round_of_the_calibration() 
             is_calibration = server_round == AFTER + 1
             assert set(sets_of(play.replied[client].content)) == ({"gaussians"} if is_calibration else set())
             assert (set(play.uploaded(client)) == {"fc3.weight", "fc3.bias"}) == is_calibration
+
+
+def test_features_are_measured_a_mini_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    measure = Local.features
+
+    def counted(local: Local, params: Params, inputs: Tensor, layer: str) -> Tensor:
+        sizes.append(len(inputs))
+        return measure(local, params, inputs, layer)
+
+    monkeypatch.setattr(Local, "features", counted)
+    play = Play("ccvr", OPTIONS, sizes=(8,), absent={})
+    for server_round in (1, 2, AFTER + 1):
+        play.round(server_round)
+    assert sizes == [3, 3, 2]
 
 
 def test_without_epochs_it_is_fedavg_and_a_round_of_nothing() -> None:
