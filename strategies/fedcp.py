@@ -14,8 +14,8 @@ from fedsim import seeds
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, NonNegative, Option, Sets, Step, Strategy
 from fedsim.training.dropout import random_words
-from strategies.frozen import frozen
 from strategies.parts import linear_head, two_parts
+from strategies.reference import reference
 
 OWN, GENERIC, POLICY, CONTEXT, RECEIVED = "personal_head", "generic_head", "policy", "context", "received"
 BANDWIDTHS = (10, 15, 20, 50)
@@ -72,7 +72,7 @@ class FedCpRule(ClientRule):
         gated = self._gated_entries(self._of_head(step.params), step.sets)
         # Of sequences, classes are the second dimension of what a loss takes.
         logits = functional_call(self._gated, gated, (features, noise)).movedim(-1, 1)
-        received = frozen(step, step.sets[RECEIVED], self.parameters)
+        received = reference(step, step.sets[RECEIVED], self.parameters)
         before = step.network.logits_and_features(received, step.inputs, self._head)[1].detach()
         return step.loss_of(logits) + self.mmd * _discrepancy(features, before, step.real)
 

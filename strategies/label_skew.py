@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from fedsim.strategy import ClientRule, Local, NonNegative, Option, Positive, Step, Strategy
-from strategies.frozen import frozen
+from strategies.reference import reference
 
 
 class FedNtdRule(ClientRule):
@@ -22,12 +22,10 @@ class FedNtdRule(ClientRule):
 
     def loss(self, step: Step) -> Tensor:
         logits, received = step.logits(step.params), step.sets["received"]
-        taught = step.network.logits(frozen(step, received, self.parameters), step.inputs).detach()
+        taught = step.network.logits(reference(step, received, self.parameters), step.inputs).detach()
         own, others = (_not_true(each, step.targets) / self.temperature for each in (logits, taught))
         apart = kl_div(own.log_softmax(-1), others.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-        counts = torch.ones_like(apart) if step.real is None else step.real.to(apart.dtype)
-        distilled = (apart * counts).sum() / counts.sum().clamp(min=1)
-        return step.cross_entropy(logits) + self.beta * self.temperature**2 * distilled
+        return step.cross_entropy(logits) + self.beta * self.temperature**2 * step.mean(apart)
 
 
 class FedNtd(Strategy, shared="all"):

@@ -7,8 +7,8 @@ from torch.nn.functional import cosine_similarity, softplus
 
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, Finished, Local, NonNegative, Option, Positive, Step, Strategy
-from strategies.frozen import frozen
 from strategies.parts import two_parts
+from strategies.reference import reference
 
 
 class MoonRule(ClientRule):
@@ -38,7 +38,7 @@ class MoonRule(ClientRule):
 
     def _features(self, step: Step, model: Params) -> Tensor:
         """Return the features of a model that takes no gradient."""
-        still = frozen(step, model, self.parameters)
+        still = reference(step, model, self.parameters)
         return step.network.logits_and_features(still, step.inputs, self._head)[1].detach()
 
 

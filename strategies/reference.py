@@ -1,4 +1,4 @@
-"""A model that a client's step passes through without training it."""
+"""A model that a client's step evaluates on its mini-batch, and does not train."""
 
 from collections.abc import Collection
 
@@ -6,7 +6,7 @@ from fedsim.models.params import Params
 from fedsim.strategy import Step
 
 
-def frozen(step: Step, model: Params, parameters: Collection[str]) -> Params:
+def reference(step: Step, model: Params, parameters: Collection[str]) -> Params:
     """Return a model for one forward pass over the mini-batch without gradients, and count the pass.
 
     Parameters
