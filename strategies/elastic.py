@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from fedsim.models.params import Params
 from fedsim.strategy import (
@@ -30,16 +29,10 @@ class ElasticRule(ClientRule):
 
     def finish(self, local: Local, started: Local) -> Finished:
         count = math.ceil(self.share * len(local.targets) - 1e-9)
-        drawn = torch.from_numpy(local.rng.permutation(len(local.targets))[:count]).to(local.targets.device)
+        drawn = local.rng.permutation(len(local.targets))[:count]
         running = torch.zeros(len(self.layers), dtype=torch.float64)
-        parameters = {key: started.params[key] for key in self.parameters}
-        for chosen in drawn.split(local.settings.batch_size):
-            inputs, targets = local.inputs[chosen], local.targets[chosen]
-
-            def loss(values: Params, inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
-                return local.loss_of(local.logits(started.params | values, inputs), targets)
-
-            slopes, _ = local.gradient(loss, parameters, len(chosen))
+        for chosen in local.batches(drawn):
+            slopes, _ = local.loss_gradient(started.params, self.parameters, chosen)
             squares = [sum(float(slopes[key].double().square().sum()) for key in x.parameters) for x in self.layers]
             running = self.decay * running + (1 - self.decay) * torch.tensor(squares, dtype=torch.float64)
         return Finished(local.params, sent={SENSITIVITY: {"by_layer": running}})

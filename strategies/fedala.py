@@ -48,15 +48,8 @@ class FedAlaRule(ClientRule):
 
     def _epoch(self, local: Local, weights: Params, chosen: np.ndarray) -> tuple[Params, float]:
         """Take one step for each batch; return the weights and the last batch's loss."""
-        for begin in range(0, len(chosen), local.settings.batch_size):
-            batch = torch.from_numpy(chosen[begin : begin + local.settings.batch_size]).to(local.targets.device)
-            inputs, targets = local.inputs[batch], local.targets[batch]
-            model = self._mixture(local, weights)
-            slopes, loss = local.gradient(
-                lambda mixed: local.loss_of(local.logits(model | mixed, inputs), targets),  # noqa: B023 (called at once)
-                {key: model[key] for key in weights},
-                len(batch),
-            )
+        for batch in local.batches(chosen):
+            slopes, loss = local.loss_gradient(self._mixture(local, weights), weights, batch)
             weights = {
                 key: (value - self.rate * slopes[key] * (local.params[key] - local.own[key])).clamp(0, 1)
                 for key, value in weights.items()

@@ -1,6 +1,6 @@
 """The shared body is aligned with what the client knew, and averaged by how much the clients have learnt."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -33,14 +33,12 @@ class Alignment(ClientRule):
         if PROTOTYPES in local.sets:
             prototypes = local.sets[PROTOTYPES]["mean"]
             for _ in range(self.align_epochs):
-                order = torch.from_numpy(local.rng.permutation(len(local.targets))).to(local.targets.device)
-                for inputs, targets in _batches(local, order):
-                    self._step_(local, params, inputs, targets, prototypes)
+                for chosen in local.batches(local.rng.permutation(len(local.targets))):
+                    self._step_(local, params, local.inputs[chosen], local.targets[chosen], prototypes)
         return replace(local, params=params, sets={})
 
     def finish(self, local: Local, started: Local) -> Finished:
-        order = torch.arange(len(local.targets), device=local.targets.device)
-        trace = sum(self._squared_gradient(local, *batch) for batch in _batches(local, order))
+        trace = sum(self._squared_gradient(local, local.inputs[x], local.targets[x]) for x in local.batches())
         means, _ = class_means(local, local.params, self._head, classes=-1)
         return Finished(local.params, kept={PROTOTYPES: {"mean": means["mean"]}}, metrics={FISHER_TRACE: trace})
 
@@ -94,8 +92,3 @@ class FedAs(Strategy):
         # A client that fits its examples perfectly has no gradient, and a weight must be positive.
         smallest = torch.finfo(torch.float64).tiny
         return self.average(updates, [max(update.metrics[FISHER_TRACE], smallest) for update in updates])
-
-
-def _batches(local: Local, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for chosen in order.split(local.settings.batch_size):
-        yield local.inputs[chosen], local.targets[chosen]

@@ -61,9 +61,10 @@ class FlayerRule(ClientRule):
             own, received = ({key: model[key] for key in self._head} for model in (local.own, params))
             params |= lerp(received, own, accuracy)
         for _ in range(self.head_epochs):
-            order = torch.from_numpy(local.rng.permutation(len(local.targets))).to(local.targets.device)
-            for chosen in order.split(local.settings.batch_size):
-                self._train_head_(local, params, local.inputs[chosen], local.targets[chosen])
+            for chosen in local.batches(local.rng.permutation(len(local.targets))):
+                slopes, _ = local.loss_gradient(params, self._head, chosen)
+                lr = local.settings.lr * self.head_scale
+                params |= {key: params[key] - lr * slope for key, slope in slopes.items()}
         one = params[self._head[0]].new_ones(())
         rates = {RATES: dict.fromkeys(self._keys, one)}
         return replace(local, params=params, sets={**rates, ACCURACY: {"value": self._accuracy(local, params)}})
@@ -88,13 +89,6 @@ class FlayerRule(ClientRule):
                 masks[key] = _most_moved((value - started.params[key]).abs(), left_out)
         upload = local.params | {key: local.params[key] * mask for key, mask in masks.items()}
         return Finished(local.params, upload, kept=kept, sent={MASK: masks} if masks else {})
-
-    def _train_head_(self, local: Local, params: Params, inputs: Tensor, targets: Tensor) -> None:
-        head = {key: params[key] for key in self._head}
-        slopes, _ = local.gradient(
-            lambda values: local.loss_of(local.logits(params | values, inputs), targets), head, len(inputs)
-        )
-        params |= {key: head[key] - local.settings.lr * self.head_scale * slope for key, slope in slopes.items()}
 
     def _accuracy(self, local: Local, params: Params) -> Tensor:
         inputs, targets = local.validation

@@ -39,13 +39,8 @@ class PerFedAvgRule(ClientRule):
     def _adapted(self, local: Local, params: Params) -> Params:
         """Return the model after a step on a mini-batch of the training examples."""
         drawn = local.rng.permutation(len(local.targets))[: local.settings.batch_size]
-        chosen = torch.from_numpy(drawn).to(local.targets.device)
-        inputs, targets = local.inputs[chosen], local.targets[chosen]
-        slopes, _ = local.gradient(
-            lambda values: local.loss_of(local.logits(params | values, inputs), targets),
-            {key: params[key] for key in self.parameters},
-            len(chosen),
-        )
+        [chosen] = local.batches(drawn)
+        slopes, _ = local.loss_gradient(params, self.parameters, chosen)
         lr = local.settings.lr if self.inner_lr is None else self.inner_lr
         return params | {key: params[key] - lr * slope for key, slope in slopes.items()}
 

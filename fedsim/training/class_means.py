@@ -41,8 +41,7 @@ def features_of(local: Local, params: Params, layer: str) -> Tensor:
     """
     rows = []
     with torch.no_grad():
-        order = torch.arange(len(local.targets), device=local.targets.device)
-        for chosen in order.split(local.settings.batch_size):
+        for chosen in local.batches():
             found = local.features(params, local.inputs[chosen], layer)
             rows.append(rows_of_targets(found, local.targets[chosen]))
     return torch.cat(rows)

@@ -1,6 +1,6 @@
 """What a client's rule sees: the network, the client before and after training, and a step."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -129,6 +129,30 @@ class Local:
         """Return the gradient of a loss with respect to ``params``, and its value; count the backward passes."""
         self.network.passes.backward += examples
         return _gradient(loss, params)
+
+    def batches(self, order: np.ndarray | None = None) -> tuple[Tensor, ...]:
+        """Return indices of training examples, split into mini-batches: those of ``order``, or all as they come."""
+        indices = torch.arange(len(self.targets)) if order is None else torch.from_numpy(order)
+        return indices.to(self.targets.device).split(self.settings.batch_size)
+
+    def loss_gradient(self, model: Params, keys: Iterable[str], chosen: Tensor) -> tuple[Params, Tensor]:
+        """Return the gradient of the run's loss on a mini-batch, and the loss; count the passes.
+
+        Parameters
+        ----------
+        model
+            All entries of the model.
+        keys
+            Entries with respect to which the gradient is taken.
+        chosen
+            Indices of the training examples.
+        """
+        inputs, targets = self.inputs[chosen], self.targets[chosen]
+        return self.gradient(
+            lambda values: self.loss_of(self.logits(model | values, inputs), targets),
+            {key: model[key] for key in keys},
+            len(chosen),
+        )
 
 
 @dataclass(frozen=True)
