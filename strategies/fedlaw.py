@@ -1,16 +1,18 @@
-"""The server learns on a few examples of its own how much each client counts and how much the average shrinks."""
+"""The server learns on a few held-out examples how much each client counts and how much the average shrinks."""
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch.func import functional_call
 
 from fedsim import seeds
 from fedsim.models.copies import copy_of
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params
-from fedsim.strategy import ClientUpdate, Count, CountOrZero, Option, Positive, Strategy
+from fedsim.strategy import ClientUpdate, CountOrZero, Option, Positive, Strategy
 from fedsim.training.targets import real_targets
 
 
@@ -35,7 +37,7 @@ class FedLaw(Strategy):
     needs_server_data = True
     epochs: CountOrZero = Option(20, "Epochs of the server in each round; 0 is FedAvg.")
     weight_lr: Positive = Option(0.01, "Step size of the weights and the factor.")
-    batch_size: Count = Option(128, "Largest number of examples in a mini-batch of the server.")
+    batch_size: Annotated[int, Ge(3)] = Option(128, "Largest number of examples in a mini-batch of the server.")
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         if self.server_data is None:

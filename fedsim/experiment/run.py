@@ -99,11 +99,13 @@ def _check_validation(federation: Federation, strategy: Strategy) -> None:
 
 
 def _check_server_data(strategy: Strategy, config: Config) -> None:
-    """Check that the server holds examples where the method learns on them."""
-    if strategy.needs_server_data and strategy.server_data is None:
+    """Check that the server holds examples where the method learns on them: two, which have a spread."""
+    held = 0 if strategy.server_data is None else len(strategy.server_data[1])
+    if strategy.needs_server_data and held < 2:
         raise ConfigError(
-            f"strategy.name = {config.strategy.name!r} learns on examples of the server, and it holds none; let "
-            "data.server_examples be 2 % of the training examples, or choose another strategy"
+            f"strategy.name = {config.strategy.name!r} learns on examples of the server, and it holds "
+            f"{'only one' if held else 'none'}; let data.server_examples be 2 % of the training examples, or choose "
+            "another strategy"
         )
 
 
