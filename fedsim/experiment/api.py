@@ -29,11 +29,11 @@ from fedsim.models.params import Params
 from fedsim.models.saved import find_weights, read_checkpoint
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_file_of_checkpoint
+from fedsim.results.reading import find_runs, read_results
 from fedsim.results.report.comparing import comparison as comparing
 from fedsim.results.report.comparing.costs import SMOOTH
 from fedsim.results.report.comparing.question import Question, read_budgets
 from fedsim.results.report.comparing.tables import chosen_columns
-from fedsim.results.result import find_runs, read_results
 
 logger = logging.getLogger(__name__)
 Settings = str | Path | Mapping[str, Any]

@@ -10,8 +10,8 @@ import torch
 import fedsim
 from fedsim.config.toml import plain_settings
 from fedsim.errors import ConfigError
+from fedsim.results.reading import find_runs
 from fedsim.results.report.comparing.question import Question, read_budgets
-from fedsim.results.result import find_runs
 from tests.conftest import TINY
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {

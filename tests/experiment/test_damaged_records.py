@@ -15,7 +15,7 @@ from fedsim.federation.federation import Federation, federation_of
 from fedsim.results.files import keep_rounds, read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run
-from fedsim.results.result import find_runs, read_result
+from fedsim.results.reading import find_runs, read_result
 from tests.conftest import run_files, unseal
 from tests.experiment.conftest import STOPPED
 from tests.experiment.damage import DAMAGES, contents, damaged, flip, lengthen, sealed_files, swap

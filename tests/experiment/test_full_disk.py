@@ -15,7 +15,7 @@ import pytest
 from fedsim.config import Config
 from fedsim.errors import about_file
 from fedsim.experiment.sweep.sweep import name_runs, run_all
-from fedsim.results.result import NotEvaluatedError, read_result
+from fedsim.results.reading import NotEvaluatedError, read_result
 from tests.conftest import run_files
 
 

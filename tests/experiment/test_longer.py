@@ -14,7 +14,7 @@ from fedsim.experiment.sweep import longer
 from fedsim.experiment.sweep.sweep import Run, name_runs, run_all
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
-from fedsim.results.result import find_runs
+from fedsim.results.reading import find_runs
 from tests.conftest import run_files
 
 LESS, MORE = 3, 4

@@ -17,8 +17,8 @@ from fedsim.experiment.planning.work import work_of
 from fedsim.experiment.run import prepare
 from fedsim.experiment.sweep.sweep import name_runs, run_all
 from fedsim.federation.federation import federation_of
+from fedsim.results.reading import read_result
 from fedsim.results.report.comparing.units import format_duration
-from fedsim.results.result import read_result
 from tests.conftest import TINY
 
 SWEEP = {

@@ -23,7 +23,7 @@ from fedsim.experiment.tracking.tracker import Sent
 from fedsim.experiment.tracking.values import GrowingRecords, name_from
 from fedsim.results.files import keep_rounds
 from fedsim.results.folder import RunFolder
-from fedsim.results.result import read_result
+from fedsim.results.reading import read_result
 
 ACCURACY = "personalised/test/accuracy/mean"
 TINY: dict[str, Any] = {

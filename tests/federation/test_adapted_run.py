@@ -13,7 +13,7 @@ from fedsim.experiment.restored import restored_model
 from fedsim.federation.federation import federation_of
 from fedsim.models.adapters import adapted_paths
 from fedsim.results.folder import RunFolder
-from fedsim.results.result import read_result
+from fedsim.results.reading import read_result
 from tests.conftest import run_files
 
 ADAPTER = {"kind": "lora", "rank": 3}

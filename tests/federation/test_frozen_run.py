@@ -16,7 +16,7 @@ from fedsim.experiment.dry_run import describe_run
 from fedsim.federation.federation import federation_of
 from fedsim.models.frozen import frozen_of
 from fedsim.results.folder import RunFolder
-from fedsim.results.result import read_result
+from fedsim.results.reading import read_result
 from tests.conftest import run_files, unseal
 
 FROZEN = {"body.weight", "body.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"}

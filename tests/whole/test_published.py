@@ -5,7 +5,7 @@ import pytest
 
 from fedsim.config import Config, choices
 from fedsim.results.folder import RunFolder
-from fedsim.results.result import read_result
+from fedsim.results.reading import read_result
 
 # Of the loops of `experiments/published/pfedme_released.py`, another implementation, with all 100 users in each of two
 # rounds: five seeds have 82.095, 82.352, 82.206, 81.988 and 81.677 %.

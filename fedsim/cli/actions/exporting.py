@@ -6,7 +6,7 @@ from fedsim.cli.terminal import print_lines, say
 from fedsim.errors import ConfigError
 from fedsim.experiment.export import describe, export_model
 from fedsim.experiment.kept_round import Metric, WantedRound, kept_round
-from fedsim.results.result import find_runs
+from fedsim.results.reading import find_runs
 
 
 def export(path: Path, client: int | None, wanted: WantedRound, metric: Metric, to: Path) -> None:

@@ -8,7 +8,7 @@ from fedsim.experiment.sweep.logged import warnings_to
 from fedsim.experiment.verifying.replay import Replay, replay
 from fedsim.experiment.verifying.verify import Verdict
 from fedsim.experiment.verifying.verify import verify as verify_run
-from fedsim.results.result import find_runs
+from fedsim.results.reading import find_runs
 
 
 def verify(paths: Sequence[Path], rounds: int | None) -> bool:

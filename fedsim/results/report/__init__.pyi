@@ -1,4 +1,5 @@
-from fedsim.results.result import Result, find_runs, read_result, read_results
+from fedsim.results.reading import find_runs, read_result, read_results
+from fedsim.results.result import Result
 
 from .drawing.partition import write_partition
 from .pages.comparison_page import write_comparison

@@ -14,12 +14,13 @@ from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.config import Config, choices, with_settings
 from fedsim.experiment import run as experiment
 from fedsim.results.folder import RunFolder
+from fedsim.results.reading import read_result
 from fedsim.results.report.comparing.costs import spent
 from fedsim.results.report.drawing.paper.figures import paper_figure
 from fedsim.results.report.drawing.paper.frame import paper_file
 from fedsim.results.report.drawing.style import Percents
 from fedsim.results.report.palette import looks
-from fedsim.results.result import Result, read_result
+from fedsim.results.result import Result
 from tests.conftest import TINY
 
 FIGURES = ("curves", "clients", "barriers", "strip")

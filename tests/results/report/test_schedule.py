@@ -7,8 +7,8 @@ import pytest
 
 from fedsim.config import Config
 from fedsim.results.folder import RunFolder
+from fedsim.results.reading import read_result
 from fedsim.results.report.pages.schedule import schedule_sections, sent_layers
-from fedsim.results.result import read_result
 
 QUIET = {"rounds": 3, "barriers": {"every": 0}}
 
