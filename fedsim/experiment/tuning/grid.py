@@ -75,15 +75,8 @@ def tunings_of(config: Config, source: str) -> list[Tuning]:
         If a setting is unknown, cannot be tuned or is swept too, a list holds a value twice, or there are no
         validation data.
     """
-    grid, where = config.tune.grid, f"{source} [tune]"
-    if not grid:
-        raise ConfigError(f'{where} has no setting to choose; give a list of values, such as "local.lr" = [0.01, 0.1]')
-    check_count({key: values for key, values in config.sweep.items() if key != "seed"} | grid, where)
-    for key, values in grid.items():
-        if swept := [each for each in config.sweep if each == key or each.startswith(f"{key}.")]:
-            raise ConfigError(f"{where} {key!r}: {swept[0]!r} is in [sweep] too; remove it from one of them")
-        if len({as_toml(value) for value in values}) < len(values):
-            raise ConfigError(f"{where} {key!r} = {as_toml(values)} holds a value twice; remove one of them")
+    where = f"{source} [tune]"
+    _check_grid(config, where)
     by_setting: dict[str, list[Config]] = {}
     for each in config.runs(source):
         by_setting.setdefault(short_hash(naming.changed_settings(choices.resolve(each))), []).append(each)
@@ -97,17 +90,36 @@ def tunings_of(config: Config, source: str) -> list[Tuning]:
         )
         for configs in by_setting.values()
     ]
+    # After the candidates, which find what is no setting at all.
+    _check_choice(config, where)
+    if any(each.partition.validation == 0 for tuning in tunings for each in tuning.configs):
+        raise ConfigError(f"{where} chooses by validation data; partition.validation = 0 must be greater, such as 0.1")
+    return tunings
+
+
+def _check_grid(config: Config, where: str) -> None:
+    """Check that there are lists of values to try, without repetition, and none of a setting that is swept."""
+    grid = config.tune.grid
+    if not grid:
+        raise ConfigError(f'{where} has no setting to choose; give a list of values, such as "local.lr" = [0.01, 0.1]')
+    check_count({key: values for key, values in config.sweep.items() if key != "seed"} | grid, where)
+    for key, values in grid.items():
+        if swept := [each for each in config.sweep if each == key or each.startswith(f"{key}.")]:
+            raise ConfigError(f"{where} {key!r}: {swept[0]!r} is in [sweep] too; remove it from one of them")
+        if len({as_toml(value) for value in values}) < len(values):
+            raise ConfigError(f"{where} {key!r} = {as_toml(values)} holds a value twice; remove one of them")
+
+
+def _check_choice(config: Config, where: str) -> None:
+    """Check that the settings can be tuned, by a metric that is measured."""
     if (metric := config.tune.metric) not in (*MAINS, *config.evaluation.metrics):
         raise ConfigError(f"{where} metric = {metric!r} is not measured; add it to evaluation.metrics")
-    for key in grid:  # after the candidates, which find what is no setting at all
+    for key in config.tune.grid:
         if not any(key == each or key.startswith(f"{each}.") for each in TUNABLE):
             raise ConfigError(
                 f"{where} {key!r} cannot be tuned, because it changes what is measured rather than the method; "
                 f"tunable: {', '.join(TUNABLE)}"
             )
-    if any(each.partition.validation == 0 for tuning in tunings for each in tuning.configs):
-        raise ConfigError(f"{where} chooses by validation data; partition.validation = 0 must be greater, such as 0.1")
-    return tunings
 
 
 def _label(config: Config, swept: Iterable[str]) -> str:

@@ -76,13 +76,32 @@ def check(
     ConfigError
         If a run is not finished, no run has an expectation, or an expected value was not measured.
     """
+    _check_finished(results)
+    named = dict(zip([result.folder for result in results], _names(results), strict=True))
+    applicable = list(_applicable(results, expectations))
+    for expectation, members in applicable:
+        by_seed = _by_seed(expectation, members, results)
+        bounds = _bounds(expectation, by_seed)
+        yield Check(expectation, named[members[0].folder], len(by_seed), bounds.alone() if means else bounds)
+    if not applicable:
+        raise ConfigError(
+            "no run has an expectation; give the experiment's file with --expect, or add [[expect]] to it and rerun it"
+        )
+
+
+def _check_finished(results: Sequence[Result]) -> None:
     for result in results:
         if not is_finished(result):
             raise ConfigError(
                 f"{result.folder.path} is not finished (round {result.evaluated} of {result.config.rounds}); resume it "
                 "with 'fedsim run' first"
             )
-    named = dict(zip([result.folder for result in results], _names(results), strict=True))
+
+
+def _applicable(
+    results: Sequence[Result], expectations: Sequence[Expectation] | None
+) -> Iterator[tuple[Expectation, list[Result]]]:
+    """Yield each expectation with the runs of each setting that it applies to."""
     settings: dict[str, list[Result]] = {}
     for result in results:
         settings.setdefault(result.setting, []).append(result)
@@ -95,14 +114,7 @@ def check(
     for key in dict.fromkeys(key for each in expected.values() for key in each):
         for setting, members in settings.items():
             if expectation := expected[setting].get(key):
-                by_seed = _by_seed(expectation, members, results)
-                bounds = _bounds(expectation, by_seed)
-                name = named[members[0].folder]
-                yield Check(expectation, name, len(by_seed), bounds.alone() if means else bounds)
-    if not any(expected.values()):
-        raise ConfigError(
-            "no run has an expectation; give the experiment's file with --expect, or add [[expect]] to it and rerun it"
-        )
+                yield expectation, members
 
 
 def _names(results: Sequence[Result]) -> list[str]:
