@@ -59,13 +59,17 @@ def evaluate_clients(federation: Federation, requests: Sequence[tuple[Message, C
     A message that names none asks for the personalised and the global model.
     """
     server = _server_test(federation)
-    planned = [list(_measurements(federation, server, *request)) for request in requests]
+    models = [personalised_model(federation, *request) for request in requests]
+    planned = [
+        list(_measurements(federation, server, message, context, model))
+        for (message, context), model in zip(requests, models, strict=True)
+    ]
     replies = []
-    for (message, context), own in zip(requests, _measured(federation, planned), strict=True):
+    for (message, context), model, own in zip(requests, models, _measured(federation, planned), strict=True):
         split = "unseen" if _is_unseen(message) else "test"
         metrics = dict(own)
         if NEIGHBOURS in _models(message):
-            metrics |= _with_neighbours(federation, server, message, context)
+            metrics |= _with_neighbours(federation, server, message, context, model)
         if GLOBAL in _models(message) and metric_name(GLOBAL, split, "n") not in metrics:
             # The client takes the whole global model.
             start = metric_name(PERSONALISED, split, "")
@@ -138,11 +142,10 @@ def _is_unseen(message: Message) -> bool:
 
 
 def _measurements(
-    federation: Federation, server: InputsAndTargets | None, message: Message, context: Context
+    federation: Federation, server: InputsAndTargets | None, message: Message, context: Context, personalised: Params
 ) -> Iterator[_Measurement]:
     client, models, is_unseen = client_of(context), _models(message), _is_unseen(message)
     data = federation.data.client(client)
-    personalised = personalised_model(federation, message, context)
     if PERSONALISED in models:
         yield from _on_each_part(federation, PERSONALISED, personalised, data, server, is_unseen=is_unseen)
     rest = messages.decode(messages.arrays_of(message.content, messages.GLOBAL))
@@ -158,11 +161,10 @@ def _measurements(
 
 
 def _with_neighbours(
-    federation: Federation, server: InputsAndTargets | None, message: Message, context: Context
+    federation: Federation, server: InputsAndTargets | None, message: Message, context: Context, personalised: Params
 ) -> dict[str, float]:
     """Return the metrics of a client's personalised model and its training examples' neighbours together."""
     data = federation.data.client(client_of(context))
-    personalised = personalised_model(federation, message, context)
     model = load_for_evaluation(federation, personalised, lambda: data.train[0])
     is_unseen = _is_unseen(message)
     parts = {"unseen": data.test, "test": data.test} | ({"server": server} if server is not None else {})
