@@ -1,4 +1,4 @@
-"""Vectors that each user labels by a linear model of its own, made as the papers of FedProx, q-FFL and pFedMe did."""
+"""Vectors labelled by a different linear model for each user, generated as in FedProx, q-FFL and pFedMe."""
 
 from typing import Literal
 
@@ -25,7 +25,7 @@ def synthetic(
     users: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Generate vectors by user, each labelled by its user's own linear model: Synthetic(alpha, beta).
+    """Generate vectors by user, labelled by a different linear model for each user: Synthetic(alpha, beta).
 
     Its natural clients are the users, the id column ``user``. The 60 features are not normalised.
 

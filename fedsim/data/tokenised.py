@@ -109,7 +109,7 @@ def _fill(
     pad = pad_token(tokenizer if config is None else config)  # what the model masks
     level = Place("transformers", "logging").load()
     before = level.get_verbosity()
-    level.set_verbosity_error()  # that texts are too long is said here, with their number
+    level.set_verbosity_error()  # it warns of texts that are too long; ours says how many
     try:
         found = {part: tokenizer(list(each), truncation=False)["input_ids"] for part, each in texts.items()}
         count, longer = sum(map(len, found.values())), 0

@@ -172,7 +172,7 @@ def library_options(path: str, revision: str | None = None, setting: str = "path
 
 
 def _has_network() -> bool:
-    """Tell whether the hub can be reached, as far as its name tells; the library itself would try for half a minute."""
+    """Return whether the hub's host name resolves; the library itself would retry for half a minute."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     host = str(Place("huggingface_hub.constants", "ENDPOINT").load()).partition("://")[2].partition("/")[0]

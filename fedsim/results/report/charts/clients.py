@@ -103,7 +103,7 @@ def _scatter(
 
 
 def _tooltip(metric: str, gain: str, *, several: bool) -> list[alt.Tooltip]:
-    """Return what the hover tells of a client.
+    """Return the lines of a client's tooltip.
 
     Parameters
     ----------

@@ -17,8 +17,8 @@ KEY = "p"
 def with_p_values(comparison: Comparison, baseline: Baseline | None) -> Comparison:
     """Return a comparison with columns of p-values, which a table shows if they are to be corrected.
 
-    They are of the personalised models, and of these at each budget that was asked for; each column is corrected for
-    the number of its own tests.
+    They compare the personalised models, at the end and at each budget that was asked for; each column is corrected
+    for the number of tests in it.
     """
     comparison = _with(comparison, baseline, MAIN_COLUMN, KEY)
     for what in COSTS:

@@ -111,7 +111,7 @@ def reference(name: str, results: Sequence[Result]) -> Baseline | None:
     """Return the runs of a strategy with its defaults as a baseline, if they are among those compared and clear."""
     try:
         return Baseline(name, results) if plain_runs(name, results) else None
-    except AmbiguousError:  # `why_no_reference` tells
+    except AmbiguousError:  # `why_no_reference` names the runs
         return None
 
 
