@@ -34,6 +34,5 @@ class FedExLora(Lora):
         for each in self.factors:
             second, first = stacked(each, updates)
             lacking = second @ first - averaged[each.second].double() @ averaged[each.first].double()
-            weight = self.global_model[each.base]
-            averaged[each.base] = (weight.double() + each.added(lacking)).to(weight.dtype)
+            averaged[each.base] = each.merged(self.global_model[each.base], lacking)
         return averaged

@@ -108,12 +108,12 @@ class Factors:
     base: str
     transposed: bool
 
-    def added(self, product: Tensor) -> Tensor:
-        """Return what a product of factors adds to the weight."""
-        return self.scaling * (product.T if self.transposed else product)
+    def merged(self, weight: Tensor, product: Tensor) -> Tensor:
+        """Return a weight with a product of factors, in float64, added to it."""
+        return (weight.double() + self.scaling * (product.T if self.transposed else product)).to(weight.dtype)
 
     def product(self, added: Tensor) -> Tensor:
-        """Return the product of factors that adds this to the weight: undoes `added`."""
+        """Return the product of factors that adds this to the weight."""
         return (added.T if self.transposed else added) / self.scaling
 
 

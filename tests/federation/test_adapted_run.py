@@ -68,7 +68,7 @@ def test_only_what_is_shared_of_the_factors_travels_and_a_client_s_model_comes_o
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [("FedIT", "some"), ("FFA-LoRA", "none"), ("FedEx-LoRA", "none"), ("FedSA-LoRA", "unknown")],
+    [("FedIT", "some"), ("FFA-LoRA", "none"), ("FedEx-LoRA", "none"), ("FLoRA", "none"), ("FedSA-LoRA", "unknown")],
 )
 def test_the_error_of_averaging_factors_is_recorded_where_the_server_knows_them(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], name: str, error: str
@@ -90,6 +90,22 @@ def test_the_error_of_averaging_factors_is_recorded_where_the_server_knows_them(
 
 
 BASE = {"fc1.base_layer.weight", "fc2.base_layer.weight"}
+
+
+def test_stacks_travel_down_and_a_client_that_was_absent_gets_the_weights(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    settings: dict[str, Any] = {"model": MODEL, "strategy": {"name": "FLoRA"}, "rounds": 3}
+    rows = read_result(play(tiny(**settings))).communication
+    stacks = rows[rows["set"] == "stack"]
+    clients = rows["client"].nunique()
+    assert set(stacks.loc[stacks["layer"] == "fc1.lora_A.default", "down"]) == {clients * 3 * 64 * 4}
+    assert set(stacks.loc[stacks["layer"] == "fc1.lora_B.default", "down"]) == {clients * 3 * 12 * 4}
+    assert not set(rows["layer"]) & {"fc1.base_layer", "fc2.base_layer"}
+    rows = read_result(folder := play(tiny(**settings, participation=0.5), "half")).communication
+    assert set(rows.loc[rows["layer"] == "fc1.base_layer", "down"]) == {12 * 64 * 4}
+    for client in (None, 1):  # restoring compares the loss with the recorded one
+        restored_model(folder, client)
 
 
 def test_weights_that_the_server_changes_travel_down_only_and_are_in_models_taken_out(

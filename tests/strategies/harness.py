@@ -84,7 +84,7 @@ def lora_mlp() -> nn.Module:
 
 
 # Methods that are for models with the factors of LoRA.
-ADAPTED = ("lora", "flexlora", "fedex_lora", "fedrot_lora")
+ADAPTED = ("lora", "flexlora", "fedex_lora", "flora", "fedrot_lora")
 
 
 def examples(client: int, part: str, n: int) -> Batch:

@@ -10,7 +10,7 @@ from fedsim.errors import ConfigError
 from fedsim.models.adapters import Adapter, adapt_, factors_of, hold_bases_, merge_
 from fedsim.models.copies import loaded
 from fedsim.models.params import Params, state_of
-from fedsim.strategy import ClientUpdate
+from fedsim.strategy import ClientUpdate, messages
 from strategies import STRATEGIES
 from strategies.fedrot_lora import rotation_of
 from strategies.flexlora import best_factors
@@ -136,6 +136,31 @@ def test_fedex_of_one_client_is_fedit_and_one_that_was_absent_takes_the_weight_o
     assert_close({key: play.downloaded(1)[key] for key in BASE}, {key: before[key] for key in BASE}, 0.0)
 
 
+def test_flora_merges_stacks_that_clients_merge_too_and_starts_again() -> None:
+    play = play_of("flora", absent={2: 1})
+    for server_round in (1, 2, 3):
+        before = play.strategy.global_model
+        play.round(server_round)
+        after, there = play.strategy.global_model, sorted(play.present(server_round))
+        starts = {client: play.initial | play.kept(client)["model"] for client in there}
+        members = [dict(enumerate(merged(starts[client] | play.uploaded(client)))) for client in there]
+        for number, mean in mean_of(members, [play.sizes[client] for client in there]).items():
+            torch.testing.assert_close(after[BASE[number]], mean, rtol=1e-10, atol=1e-12)
+        for client in there:  # each began with the server's weights, however they came
+            assert_close({key: starts[client][key] for key in BASE}, {key: before[key] for key in BASE}, 0.0)
+            assert_close(play.personalised(client), after, tolerance=0.0)
+        assert all(not after[key].any() for key in B)
+        assert all((after[key] - play.initial[key]).abs().max() > 0 for key in A)
+        assert all(after[key].abs().max() <= after[key].shape[1] ** -0.5 for key in A)
+    sizes = {client: play.sent[client].content for client in there}
+    # Stacks of two clients of rank 2 for those of the last round, the weights for the one that missed it.
+    stack = messages.arrays_of(sizes[0], "stack")
+    assert {key: stack[key].shape for key in (A[0], B[0])} == {A[0]: (4, 4), B[0]: (6, 4)}
+    assert set(play.downloaded(0)) == set(play.downloaded(2)) == set(HEAD)
+    assert set(play.downloaded(1)) == {*BASE, *HEAD}
+    assert "stack" not in sizes[1]
+
+
 def library_net() -> nn.Module:
     """Linear layers as GPT-2 stores them and as torch does, of which some are square, with adapters of peft."""
     conv = pytest.importorskip("transformers").pytorch_utils.Conv1D
@@ -147,7 +172,7 @@ def library_net() -> nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fedex_lora"])
+@pytest.mark.parametrize("name", ["fedex_lora", "flora"])
 def test_the_aggregate_computes_what_the_mean_of_the_clients_merged_weights_does(name: str) -> None:
     model, stream = library_net(), torch.manual_seed(1)
     hold_bases_(model)

@@ -1,0 +1,95 @@
+"""The clients' factors are stacked, merged into the weights below them, and drawn again."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from fedsim.models.adapters import Factors, factors_of
+from fedsim.models.layers import LayerGroup
+from fedsim.models.params import Params
+from fedsim.seeds import rng
+from fedsim.strategy import ClientRule, ClientUpdate, Local, Sets
+from strategies.lora import Lora, check_both, check_held, stacked
+
+STACK = "stack"
+
+
+class FloraRule(ClientRule):
+    """Merges the stack of the last round into the weights, and begins with new factors."""
+
+    seed: int
+
+    def prepare(self) -> None:
+        self.factors = () if self.model is None else factors_of(self.model)
+
+    def start(self, local: Local) -> Local:
+        params, sets = dict(local.params), dict(local.sets)
+        stack = sets.pop(STACK, {})
+        for each in self.factors if stack else ():
+            product = stack[each.second].double() @ stack[each.first].double()
+            params[each.base] = each.merged(params[each.base], product)
+        if local.server_round > 1:
+            params |= new_factors(self.factors, params, self.seed, local.server_round)
+        return replace(local, params=params, sets=sets)
+
+
+class Flora(Lora):
+    """Merge the clients' stacked factors of LoRA into the frozen weights, and start again with others: FLoRA.
+
+    References
+    ----------
+    Wang et al. 2024, FLoRA: federated fine-tuning large language models with heterogeneous low-rank adaptations,
+    arXiv 2409.05976.
+
+    Notes
+    -----
+    The product of the stacks [p_1 B_1, p_2 B_2, ...] and [A_1; A_2; ...] is the sum of p B A; the paper weights A by p,
+    its code neither. Clients keep the weights and get the stacks, or the weights if they have missed a round. In each
+    round A is drawn from the run's seed, the same for all.
+    """
+
+    holds_bases = True
+    client_rule = FloraRule
+
+    def prepare(self) -> None:
+        super().prepare()
+        check_both(self, "stacks are made of both")
+        check_held(self)
+
+    def moved(self, server_round: int) -> LayerGroup:
+        return LayerGroup("none", ())  # clients merge the stacks into their own weights
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        averaged = self.average(updates)
+        self.memory[STACK] = {}
+        for each in self.factors:
+            weight = self.global_model[each.base]
+            second, first = (value.to(weight.dtype) for value in stacked(each, updates))
+            averaged[each.base] = each.merged(weight, second.double() @ first.double())
+            self.memory[STACK] |= {each.second: second, each.first: first}
+        return averaged | new_factors(self.factors, averaged, self.seed, server_round + 1)
+
+    def for_client(self, server_round: int, client: int) -> Params:
+        skipped = {key for each in self.factors for key in (each.first, each.second)}
+        skipped |= {each.base for each in self.factors if self._is_current(client)}
+        return {key: value for key, value in super().for_client(server_round, client).items() if key not in skipped}
+
+    def sets_for(self, server_round: int, client: int) -> Sets:
+        return {STACK: self.memory[STACK]} if self._is_current(client) else {}
+
+    def _is_current(self, client: int) -> bool:
+        """Tell whether a client has the weights into which the last stack was merged."""
+        last = self.exchange.last_round_of(client)
+        return last > 0 and all(self.exchange.averaged_in.get(name) == last for name in self._bases)
+
+
+def new_factors(factors: Sequence[Factors], like: Params, seed: int, server_round: int) -> Params:
+    """Return the factors that training starts with in a round: A as the library peft draws it, and B of zeros."""
+    found: Params = {}
+    for each in factors:
+        bound = like[each.first].shape[1] ** -0.5
+        drawn = rng(seed, "factors", server_round, each.path).uniform(-bound, bound, like[each.first].shape)
+        found[each.first] = torch.from_numpy(drawn).to(like[each.first])
+        found[each.second] = torch.zeros_like(like[each.second])
+    return found
