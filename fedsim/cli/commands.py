@@ -77,7 +77,7 @@ def run_command(
         bool,
         typer.Option(
             "--accept-versions",
-            help="Resume runs under other versions of fedsim, Python or a package than those that ran their rounds.",
+            help="Resume runs even if the version of fedsim, Python or a package has changed since.",
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, without running it.")] = False,

@@ -41,7 +41,7 @@ def table_command(
     spread: Annotated[
         Literal["std", "interval", "none"],
         typer.Option(
-            help="Spread behind the mean over the seeds: standard deviation, or half-width of the 95 % interval."
+            help="Spread after the mean over the seeds: standard deviation, or half-width of the 95 % interval."
         ),
     ] = "std",
     unfinished: Unfinished = False,

@@ -35,7 +35,7 @@ def watch_command(
         ),
     ],
 ) -> None:
-    """Draw the curves of a run in the terminal until it ends; Ctrl-C ends the command and not the run."""
+    """Draw the curves of a run in the terminal until it ends; Ctrl-C ends the command but not the run."""
     if not action("watch")(path):
         raise typer.Exit(1)
 

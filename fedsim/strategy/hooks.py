@@ -25,18 +25,9 @@ from fedsim.training.overrides import check_overrides
 Buffers = Literal["shared", "personal", "recompute"]
 Precision = Literal["float64", "float32"]
 HOOKS = (
-    *("shared", "aggregate", "kept", "shared_by", "local_plan", "fine_tuning", "for_client", "sets_for"),
-    *(
-        "moved",
-        "planned_sets",
-        "prepare",
-        "check_rounds",
-        "measurable",
-        "measured_clusters",
-        "take_barriers",
-        "state",
-        "load_state",
-    ),
+    *("prepare", "check_rounds", "shared", "shared_by", "kept", "moved", "local_plan", "fine_tuning", "aggregate"),
+    *("for_client", "sets_for", "planned_sets", "measurable", "measured_clusters", "take_barriers"),
+    *("state", "load_state"),
 )
 
 
