@@ -1,8 +1,6 @@
 """Clients rotate their factors into a common frame before they are averaged."""
 
-import torch
-from torch import Tensor
-
+from fedsim.alignment.frames import rotation_of
 from fedsim.models.adapters import factors_of
 from fedsim.strategy import ClientRule, Finished, Local, Option, Share
 from strategies.lora import Lora, check_both
@@ -52,21 +50,3 @@ class FedRotLora(Lora):
     def prepare(self) -> None:
         super().prepare()
         check_both(self, "factors are rotated together")
-
-
-def rotation_of(product: Tensor, strength: float) -> Tensor:
-    """Return the rotation closest to a matrix, or one a share of the way to it from none."""
-    rotation = _closest(product)
-    if strength == 1:
-        return rotation
-    return _closest(
-        torch.lerp(torch.eye(len(rotation), dtype=rotation.dtype, device=rotation.device), rotation, strength)
-    )
-
-
-def _closest(matrix: Tensor) -> Tensor:
-    """Return the orthogonal matrix of determinant 1 that is closest to a matrix."""
-    u, _, v = torch.linalg.svd(matrix)
-    if torch.linalg.det(u @ v) < 0:
-        v[-1] = -v[-1]
-    return u @ v

@@ -3,8 +3,9 @@
 Adilova et al. 2024, Layer-wise linear mode connectivity, arXiv 2307.06966.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,9 @@ from torch import nn
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.groups import Groups, named_groups
-from fedsim.analysis.mixing.mixes import Against, Mix, Part, Recipe, list_mixes, parts_of, recipe_of
+from fedsim.analysis.mixing.mixes import Against, Mix, Recipe, list_mixes, parts_of, recipe_of
+from fedsim.analysis.mixing.names import FACTORS, PathName
+from fedsim.analysis.mixing.routes import Route
 from fedsim.analysis.models import Models
 from fedsim.analysis.samples.bands import check_level, with_bands
 from fedsim.analysis.samples.per_example import REFERENCES, Comparisons, Measurement, tabulate
@@ -31,6 +34,7 @@ def barriers(
     ts: Sequence[float] | None = None,
     references: Sequence[str] = REFERENCES,
     bands: float | None = None,
+    path: PathName = "factors",
 ) -> pd.DataFrame:
     """Measure the loss and error of mixed models, and the barriers against each reference.
 
@@ -51,6 +55,11 @@ def barriers(
         References of the barriers; ``swap_ends`` also needs models at t = 1.
     bands
         Level of simultaneous confidence bands, such as 0.95: each column's hold for all of its rows together.
+    path
+        How models with LoRA are mixed: ``factors`` as all other layers, A and B each; ``product``: the mix of the
+        weights, ``W + scale ((1 - t) B A + t B' A')``, exactly; ``aligned``: factors, after those of ``other`` have
+        been rotated into the frame in which they are closest to the base's. All three agree where both factors of a
+        layer move and t is 0 or, between two models, 1. Of only one factor, ``product`` mixes that factor.
 
     Returns
     -------
@@ -71,10 +80,12 @@ def barriers(
     Raises
     ------
     ValueError
-        If there is no state or one does not fit the model, an argument is unknown or out of range, or a layer pattern
-        matches nothing.
+        If there is no state or one does not fit the model, an argument is unknown or out of range, a layer pattern
+        matches nothing, or a path needs LoRA and the model has none.
     """
-    return measure(models, data, groups=groups, against=against, ts=ts, references=references, bands=bands).table
+    return measure(
+        models, data, groups=groups, against=against, ts=ts, references=references, bands=bands, path=path
+    ).table
 
 
 @of_models
@@ -87,6 +98,7 @@ def measure(
     ts: Sequence[float] | None = None,
     references: Sequence[str] = REFERENCES,
     bands: float | None = None,
+    path: PathName = "factors",
 ) -> Measurement:
     """Measure what `barriers` returns, and keep the losses of each example, e.g. for `peaks`.
 
@@ -101,8 +113,9 @@ def measure(
     named = named_groups(models.layers, groups, models.seed)
     mixes = list(list_mixes(named, len(models), against, ts))
     models.compared(against)
-    mixed = models.mixed
-    positions = _positions(mixes, mixed.parts, len(models), references)
+    route = Route(models.mixed, models.compared(), models.shares, models.model, path)
+    positions = _positions(mixes, route.recipe, [models.mixed.own(state) for state in range(len(models))], references)
+    mixed = route.mixed
     if data.tolerance is None or data.target_counts is not None:
         estimates = Estimates()
         estimates.add_(mixed.evaluate(positions, data), len(data))
@@ -114,15 +127,17 @@ def measure(
     }
     comparisons = Comparisons(
         mixes,
-        mixed=np.array([positions[recipe_of(mix, mixed.parts)] for mix in mixes], dtype=np.int64),
+        mixed=np.array([positions[route.recipe(mix)] for mix in mixes], dtype=np.int64),
         # Where no reference needs it, a swapped model may not have been evaluated.
-        swapped=np.array([positions.get(recipe_of(mix, mixed.parts, 1.0), 0) for mix in mixes], dtype=np.int64),
+        swapped=np.array([positions.get(route.recipe(mix, 1.0), 0) for mix in mixes], dtype=np.int64),
         shares=models.shares,
     )
     used = np.array([estimates.used[recipe] for recipe in positions])
     sampling = data.sampling
     table = tabulate(comparisons, values, used, sampling, references)
     table = table.assign(normalisation=models.normalisation, sampling=sampling.text)
+    if path != FACTORS:
+        table = table.assign(path=path)
     measurement = Measurement(table, comparisons, values, sampling)
     return (
         measurement if bands is None else replace(measurement, table=with_bands(measurement, bands, seed=models.seed))
@@ -140,19 +155,20 @@ def count_evaluations(
 ) -> int:
     """Return the number of different models that `barriers` evaluates; models with common parts share work."""
     layers = Layers.of(model)
-    mixes = list_mixes(named_groups(layers, groups), states, against, ts)
-    return len(_positions(mixes, parts_of(layers, "interpolate"), states, references))
+    mixes, parts = list_mixes(named_groups(layers, groups), states, against, ts), parts_of(layers, "interpolate")
+    own = [(state,) * len(parts) for state in range(states)]
+    return len(_positions(mixes, partial(recipe_of, parts=parts), own, references))
 
 
 def _positions(
-    mixes: Iterable[Mix], parts: Sequence[Part], states: int, references: Sequence[str]
+    mixes: Iterable[Mix], recipe: Callable[..., Recipe], own: Sequence[Recipe], references: Sequence[str]
 ) -> dict[Recipe, int]:
     """Return the distinct models that a measurement needs, those of the states first, each with its position."""
-    recipes: dict[Recipe, None] = dict.fromkeys((base,) * len(parts) for base in range(states))
+    recipes = dict.fromkeys(own)
     for mix in mixes:
-        recipes[recipe_of(mix, parts)] = None
+        recipes[recipe(mix)] = None
         if "swap_ends" in references:
-            recipes[recipe_of(mix, parts, 1.0)] = None
+            recipes[recipe(mix, t=1.0)] = None
     return {recipe: position for position, recipe in enumerate(recipes)}
 
 

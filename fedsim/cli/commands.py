@@ -196,6 +196,13 @@ def barriers_command(
         Literal["none", "weights", "activations"],
         typer.Option(help="Align the units of all checkpoints to the first one before measuring."),
     ] = "none",
+    path: Annotated[
+        Literal["factors", "product", "aligned"],
+        typer.Option(
+            help="Path between models with adapters of LoRA: factor by factor, by the products of their factors, or "
+            "factor by factor after rotating them into a common frame."
+        ),
+    ] = "factors",
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sample and of random groups.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory of the page, tables and figures.")] = Path(
         "barriers"
@@ -222,6 +229,7 @@ def barriers_command(
         tolerance=tolerance,
         measures=measure or (),
         matching=matching,
+        path=path,
     )
 
 

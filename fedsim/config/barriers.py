@@ -1,10 +1,10 @@
 """``[barriers]``: what is measured of the uploaded models, on which data, and how often."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from fedsim.analysis.mixing.names import PAIR_TS
+from fedsim.analysis.mixing.names import FACTORS, PAIR_TS, PathName
 from fedsim.analysis.suite import MEASURES, MeasureName
 from fedsim.config.expectation import MatchedBy
 from fedsim.config.tables import Table
@@ -45,6 +45,9 @@ class BarriersConfig(Table):
     matching
         Whether models are measured as they are (``none``), after their units have been aligned by ``weights`` or
         ``activations``, or several of these.
+    path
+        How models with adapters of LoRA are mixed: factor by factor (``factors``), by the products of their factors
+        (``product``), or factor by factor in a common frame (``aligned``); or several of these.
     """
 
     every: int | Literal["auto"] = "auto"
@@ -59,6 +62,7 @@ class BarriersConfig(Table):
     bands: Annotated[float, Field(ge=0, lt=1)] = 0.95
     measures: Annotated[tuple[MeasureName, ...], Field(strict=False)] = ("distances",)
     matching: Annotated[tuple[MatchedBy, ...], Field(strict=False, min_length=1)] = ("none",)
+    path: Annotated[tuple[PathName, ...], Field(strict=False, min_length=1)] = (FACTORS,)
 
     @field_validator("every", mode="before")
     @classmethod
@@ -67,11 +71,12 @@ class BarriersConfig(Table):
             raise ValueError('must be "auto" or a whole number of at least 0')
         return value
 
-    @field_validator("matching")
+    @field_validator("matching", "path")
     @classmethod
-    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _each_once(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if len(set(value)) < len(value):
-            raise ValueError("must hold each of none, weights and activations once at most")
+            every = get_args(MatchedBy if info.field_name == "matching" else PathName)
+            raise ValueError(f"must hold each of {', '.join(every[:-1])} and {every[-1]} once at most")
         return value
 
     @field_validator("measures")

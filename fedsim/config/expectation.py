@@ -5,18 +5,20 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from fedsim.analysis.mixing.names import FACTORS, PathName
 from fedsim.analysis.suite import MeasureName
 from fedsim.training.metrics import be_a_metric
 
 # Keys that define the value; any other key of ``of`` is a setting of another run.
 VALUE_KEYS = (
-    *("barrier", "metric", "measure", "column", "group", "against", "t", "data", "matching", "model", "server"),
+    *("barrier", "metric", "measure", "column", "group", "against", "t", "data", "matching", "path", "model", "server"),
     *("split", "round", "reduce"),
 )
 # The kinds of value that each key applies to.
 BELONGS = {
     **dict.fromkeys(("group", "against", "t", "data", "matching"), ("barrier", "measure")),
     **dict.fromkeys(("server", "split"), ("metric",)),
+    "path": ("barrier",),
     "model": ("metric", "measure"),
 }
 # How the units of models are aligned before the models are measured.
@@ -55,6 +57,8 @@ class Expectation(BaseModel):
         How the models were matched before: ``none``, ``weights`` or ``activations``. It has no effect on ``cka``,
         ``similarity`` and ``criticality``, nor on ``spectra`` except of the average, which do not depend on the order
         of units.
+    path
+        The path along which a barrier was measured: ``factors``, ``product`` or ``aligned``.
     round
         A number, the ``last`` one measured, or ``all``.
     reduce
@@ -81,6 +85,7 @@ class Expectation(BaseModel):
     t: Annotated[float, Field(ge=0, le=1)] | None = None
     data: Literal["server", "train", "clients"] = "server"
     matching: MatchedBy = "none"
+    path: PathName = FACTORS
     model: str = "personalised"
     server: bool = False
     split: str = "test"
@@ -155,7 +160,8 @@ class Expectation(BaseModel):
                 average = " of the average" if self.model == "average" else ""
                 text = f"{self.column} of {self.measure}{average}{group}{against}{t}{data}{matched}"
             else:
-                text = f"{self.barrier} of {self.group}{against}{t}{data}{matched}"
+                along = "" if self.path == FACTORS else f" along the path {self.path}"
+                text = f"{self.barrier} of {self.group}{against}{t}{along}{data}{matched}"
         text = f"{self.reduce} {text}, round {self.round}"
         if not self.of:
             return text

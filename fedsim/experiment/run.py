@@ -18,7 +18,7 @@ from fedsim.errors import ConfigError, RunError, in_code_of_the_user
 from fedsim.experiment.beginning import beginning_of, open_folder
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.local_training import check_training, training_notes
-from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching
+from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching, check_paths
 from fedsim.experiment.measuring.gate import check_gate
 from fedsim.experiment.predictions import write_predictions
 from fedsim.experiment.rounds import Rounds, RoundSummary
@@ -62,6 +62,7 @@ def _prepared(config: Config) -> Parts:
     strategy = making.make_strategy(config, federation.model(), inputs)
     strategy.server_data, strategy.training_loss = federation.data.server(), federation.objective
     check_groups(federation)
+    check_paths(federation)
     check_matching(federation)
     check_examples(federation)
     check_gate(federation, strategy)

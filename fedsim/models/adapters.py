@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from fedsim.models.usage import usage_of
 AdapterKind = Literal["lora", "dora", "ia3"]
 NAME = "default"  # peft's name of the only adapter, which is part of the keys
 LISTED = 5
+# The path of a layer with an adapter, and what peft calls the parts that it adds.
+ADDED = re.compile(r"(.+?)\.(?:lora_[A-Za-z_]+|ia3_l)(?:\..+)?")
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,15 @@ def factors_of(model: nn.Module) -> tuple[Factors, ...]:
             base = f"{path}.base_layer.weight"
             found.append(Factors(path, first, second, float(module.scaling[name]), base, transposed))
     return tuple(found)
+
+
+def adapted_layers(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return, by the path of each layer with an adapter, the names of the layers that were added to it."""
+    added: dict[str, list[str]] = {}
+    for name in names:
+        if found := ADDED.fullmatch(name):
+            added.setdefault(found[1], []).append(name)
+    return {path: tuple(members) for path, members in added.items()}
 
 
 def is_adapted(module: nn.Module) -> bool:

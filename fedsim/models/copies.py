@@ -36,9 +36,18 @@ def copy_of(model: Module, *, shares_parameters: bool = False, shares_frozen: bo
     return copied
 
 
-def loaded(model: nn.Module, params: Params) -> nn.Module:
-    """Return a copy of a model in eval mode with all entries of another state."""
+def loaded(model: nn.Module, params: Params, *, resizes: bool = False) -> nn.Module:
+    """Return a copy of a model in eval mode with all entries of another state.
+
+    Parameters
+    ----------
+    resizes
+        Whether entries may have other shapes than the model's, as factors of another rank do.
+    """
     net = copy_of(model).eval()
+    for key, value in net.state_dict(keep_vars=True).items() if resizes else ():
+        if key in params and params[key].shape != value.shape:
+            value.data = params[key].clone()
     load_state_(net, params)
     return net
 

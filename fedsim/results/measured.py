@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from fedsim.analysis.mixing.names import FACTORS
 from fedsim.analysis.suite import MEASURES
 from fedsim.errors import ConfigError
 from fedsim.reading import check_file
 from fedsim.results.files import by_round
 
 UNMATCHED, SQUARED = "none", "squared"
+# Columns of which files have none where all rows have this value.
+DEFAULTS = {"data": "server", "matching": UNMATCHED, "path": FACTORS}
 CLIENTS = "clients"
 CLUSTER = "cluster"  # of a gate that measures several averages: the place of one among them
 # The kinds of tables: barriers, those that decide what a strategy averages, errors of products, and other measures.
@@ -49,7 +52,8 @@ def read_measured(folder: Path) -> pd.DataFrame:
     """Read the tables of all rounds in a folder, with a column ``round``; empty if there are none.
 
     The column ``data`` names the data of a row, by default ``server``; ``matching`` is what the models had been matched
-    by, ``none`` in files without that column (`with_matching`).
+    by, ``none`` in files without that column (`with_matching`); ``path`` is how models were mixed, by default
+    ``factors``.
 
     Raises
     ------
@@ -64,7 +68,7 @@ def read_measured(folder: Path) -> pd.DataFrame:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{path} is damaged ({reason}); remove the run's folder and run it again") from error
-        for column, value in (("data", "server"), ("matching", UNMATCHED)):
+        for column, value in DEFAULTS.items():
             if column not in frame:
                 frame[column] = value
         frames.append(frame.assign(round=server_round))
@@ -83,12 +87,20 @@ def examples(rows: pd.DataFrame, data: str) -> str:
     return f"{count} of {DATA.get(data, data)}{how}"
 
 
-def by_kind(table: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
-    """Return the rows of each kind of data and of matching: on the clients' own data first, then in their order."""
+class Kind(NamedTuple):
+    """How rows were measured: on which data, after which matching, and along which path."""
+
+    data: str
+    matching: str
+    path: str
+
+
+def by_kind(table: pd.DataFrame) -> dict[Kind, pd.DataFrame]:
+    """Return the rows of each kind: on the clients' own data first, then in their order."""
     if table.empty:
         return {}
-    kinds = {(str(data), str(way)): rows for (data, way), rows in table.groupby(["data", "matching"], sort=False)}
-    return dict(sorted(kinds.items(), key=lambda kind: kind[0][0] != CLIENTS))
+    kinds = {Kind(*map(str, kind)): rows for kind, rows in table.groupby(list(Kind._fields), sort=False)}
+    return dict(sorted(kinds.items(), key=lambda kind: kind[0].data != CLIENTS))
 
 
 def mean_gate_barriers(gate: pd.DataFrame, by: Sequence[str]) -> dict[tuple[Any, ...], float]:

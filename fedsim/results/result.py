@@ -39,8 +39,8 @@ class Result:
     timing
         Column ``round`` and one column of wall seconds per part of a round.
     barriers
-        The rows of `fedsim.analysis.barriers` with columns ``round``, ``data`` and ``matching``; empty if none were
-        measured.
+        The rows of `fedsim.analysis.barriers` with columns ``round``, ``data``, ``matching`` and ``path``; empty if
+        none were measured.
     heterogeneity
         Sizes and labels of the clients.
     """
@@ -205,8 +205,8 @@ class Result:
     def measured(self, name: str) -> pd.DataFrame:
         """Return another table of the analysis, such as ``distances``; empty if it was not measured.
 
-        Its columns are those of the function of that name in `fedsim.analysis`, and ``round``, ``data`` and
-        ``matching``.
+        Its columns are those of the function of that name in `fedsim.analysis`, and ``round``, ``data``,
+        ``matching`` and ``path``.
 
         Raises
         ------

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from fedsim.config import Config, choices, naming
 from fedsim.errors import ConfigError
 from fedsim.experiment.restored import restored_model
+from fedsim.experiment.run import prepare
 from fedsim.federation.federation import federation_of
 from fedsim.models.adapters import adapted_paths
 from fedsim.results.folder import RunFolder
+from fedsim.results.measured import by_kind
 from fedsim.results.reading import read_result
 from tests.conftest import run_files
 
@@ -42,6 +44,25 @@ def test_a_config_without_an_adapter_has_the_name_and_the_text_that_it_had(tiny:
     assert naming.run_name(none) == naming.run_name(plain) != naming.run_name(tiny(model={"name": "mlp"} | MODEL))
     assert "adapter" not in plain.to_toml()
     assert "[model.adapter]" in tiny(model=MODEL).to_toml()
+
+
+def test_barriers_are_measured_along_each_path(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> None:
+    barriers = {"every": 1, "pairs": 1, "path": ["factors", "product", "aligned"], "groups": ["adapters", "full"]}
+    folder = play(tiny(rounds=1, model=MODEL, barriers=barriers))
+    rows = read_result(folder).barriers
+    at = rows[(rows["group"] == "full") & (rows["data"] == "server")].pivot_table(
+        index=["base", "other", "t"], columns="path", values="loss"
+    )
+    ends, middle = at.loc[(slice(None), slice(0, None), [0.0, 1.0]), :], at.loc[(slice(None), slice(None), 0.5), :]
+    assert (ends["product"] == ends["factors"]).all()
+    assert (ends["aligned"] == ends["factors"]).all()
+    assert not (middle["product"] == middle["factors"]).any()
+    assert [kind.path for kind in by_kind(rows)] == ["factors", "product", "aligned"]
+
+
+def test_a_path_without_factors_is_refused_before_the_run(tiny: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"^\[barriers\] path = 'product' needs adapters of LoRA"):
+        prepare(tiny(model={"name": "mlp"}, barriers={"every": 1, "path": ["product"]}))
 
 
 def test_only_what_is_shared_of_the_factors_travels_and_a_client_s_model_comes_out_merged(

@@ -1,8 +1,10 @@
 """Groups of layers to measure: each layer, all of them, growing sets, windows, or any others."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
-from fedsim.analysis.mixing.names import KINDS, growing_name, is_kind, window_name
+from fedsim.analysis.mixing.names import ADAPTERS, KINDS, growing_name, is_kind, window_name
+from fedsim.models.adapters import adapted_layers
 from fedsim.models.layers import Layers
 from fedsim.seeds import rng
 
@@ -23,10 +25,12 @@ def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tup
         One of these, or a list of them:
 
         - ``layers``: each layer alone, named by its module path;
+        - ``adapters``: what was added to each layer with an adapter, both factors of LoRA, named by the layer's path;
         - ``full``: all layers together;
         - ``cumulative-shallow``: the first k layers for each k, named ``shallow:k``;
         - ``cumulative-deep``: the last k layers, ``deep:k``;
         - ``cumulative-random``: the first k of a random order, ``random:k``;
+        - ``cumulative-adapters``: the adapters of the first k layers that have one, ``adapters:k``;
         - ``windows:k``: each k consecutive layers, named ``windows:k:`` and the first layer;
         - a dict from names to expressions of the layer language.
     seed
@@ -61,6 +65,8 @@ def _expand(layers: Layers, item: str | Mapping[str, str], seed: int) -> dict[st
                 )
         return {name: layers.group(expression).layers for name, expression in item.items()}
     counts = range(1, len(names) + 1)
+    if item in (ADAPTERS, f"cumulative-{ADAPTERS}"):
+        return _of_adapters(names, growing=item != ADAPTERS)
     if item == "layers":
         return {name: (name,) for name in names}
     if item == "full":
@@ -81,3 +87,13 @@ def _expand(layers: Layers, item: str | Mapping[str, str], seed: int) -> dict[st
     raise ValueError(
         f"groups has {item!r}; it must be one of {', '.join(KINDS)}, or a dict such as {{'top': 'last:2'}}"
     )
+
+
+def _of_adapters(names: Sequence[str], *, growing: bool) -> dict[str, tuple[str, ...]]:
+    adapted = adapted_layers(names)
+    if not adapted:
+        raise ValueError("groups has adapters, and none trains in this model; add [model.adapter], or use 'layers'")
+    if not growing:
+        return adapted
+    added = list(adapted.values())
+    return {growing_name(ADAPTERS, k): tuple(chain(*added[:k])) for k in range(1, len(added) + 1)}

@@ -268,7 +268,7 @@ class MixedModels:
         params = dict(self._states[0])
         for part, source in zip(self.parts, recipe, strict=True):
             params |= self._entries(part.keys, source)
-        model = loaded(self.tracer.model, params)
+        model = loaded(self.tracer.model, params, resizes=True)
         if self._calibration is not None:
             recompute_buffers_(model, self._calibration, CALIBRATION_BATCH)
         return model

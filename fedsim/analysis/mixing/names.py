@@ -1,13 +1,21 @@
-"""Names of the average and of groups of layers in tables; nothing heavy is imported here."""
+"""Names of the average, of paths and of groups of layers in tables; nothing heavy is imported here."""
+
+from typing import Final, Literal
 
 # Where ``base`` or ``other`` is this, it is the weighted average of all states.
 AVERAGE = -1
 # Where two models are mixed with each other, unless other places are asked for.
 PAIR_TS = (0.0, 0.5, 1.0)
-# Groups of the first, the last and random k layers, which are named ``shallow:k`` and so on.
-GROWING = ("shallow", "deep", "random")
+# How models with LoRA are mixed: factor by factor, as any other layers; by the factors' products; or factor by factor
+# after the other model's factors have been turned into the frame of the base's.
+PathName = Literal["factors", "product", "aligned"]
+FACTORS: Final = "factors"
+# Groups of the first, the last and random k layers, and of the first k layers with adapters, which are named
+# ``shallow:k`` and so on.
+GROWING = ("shallow", "deep", "random", "adapters")
+ADAPTERS = "adapters"
 # What `fedsim.analysis.mixing.groups.named_groups` takes besides expressions of the layer language.
-KINDS = ("layers", "full", *(f"cumulative-{kind}" for kind in GROWING), "windows:k")
+KINDS = ("layers", ADAPTERS, "full", *(f"cumulative-{kind}" for kind in GROWING), "windows:k")
 
 
 def is_kind(text: str) -> bool:
@@ -27,7 +35,7 @@ def window_name(k: int, first: str) -> str:
 
 
 def kind_of(group: str) -> str:
-    """Return ``shallow``, ``deep``, ``random``, or ``windows:k``, or nothing for any other group."""
+    """Return one of `GROWING`, or ``windows:k``, or nothing for any other group."""
     kind, _, rest = group.partition(":")
     size, _, first = rest.partition(":")
     if kind in GROWING and rest.isdigit():

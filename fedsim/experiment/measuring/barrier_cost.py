@@ -3,9 +3,12 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedsim.analysis.mixing.groups import groups_of_texts, named_groups
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Recipe, list_mixes
+from fedsim.analysis.mixing.routes import Route
 from fedsim.experiment.measuring.uploads import pairs_of
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants
@@ -23,7 +26,7 @@ class BarrierCost:
     Parameters
     ----------
     models
-        Number of different models to evaluate, over all ways of ``[barriers] matching``.
+        Number of different models to evaluate, over all ways of ``[barriers] matching`` and all paths.
     examples
         Number of examples, of all kinds of data together.
     passes, passes_apart
@@ -45,16 +48,21 @@ def barrier_cost(federation: Federation) -> BarrierCost:
     training = participants(config, 1)
     states, settings = len(training), config.barriers
     probes = data.test(2)[0]
-    models = MixedModels(federation.model(), [federation.initial] * (states + 1))
-    recipes: dict[Recipe, None] = dict.fromkeys(models.own(state) for state in range(states))
+    model, initial = federation.model(), [federation.initial] * (states + 1)
+    models = MixedModels(model, initial)
+    routes = [Route(models, initial, np.full(states, 1 / states), model, path) for path in settings.path]
     named = named_groups(federation.layers, groups_of_texts(config.barriers.groups), config.seed)
     mixes = list(list_mixes(named, states, "average"))
     if pairs := pairs_of(config, states):
         mixes += list_mixes(named, states, pairs, settings.ts)
-    for mix in mixes:
-        recipes |= {models.recipe(mix): None, models.recipe(mix, 1.0): None}
-    flops, whole = models.flops(recipes, probes), models.flops([models.own(0)], probes)
-    share = flops / whole if flops and whole else float(len(recipes))  # in passes through the whole model
+    whole, share, count = models.flops([models.own(0)], probes), 0.0, 0
+    for route in routes:
+        recipes: dict[Recipe, None] = dict.fromkeys(models.own(state) for state in range(states))
+        for mix in mixes:
+            recipes |= {route.recipe(mix): None, route.recipe(mix, 1.0): None}
+        flops = models.flops(recipes, probes)
+        count += len(recipes)
+        share += flops / whole if flops and whole else float(len(recipes))  # in passes through the whole model
     available = {
         "server": [len(data.dataset.test)],
         "train": [len(data.trained_on)],
@@ -66,10 +74,10 @@ def barrier_cost(federation: Federation) -> BarrierCost:
     trained = sum(int(data.split.train.sizes[client]) for client in training)
     ways = len(settings.matching)
     return BarrierCost(
-        models=ways * len(recipes),
+        models=ways * count,
         examples=sum(examples.values()),
         passes=ways * share * mixed,
-        passes_apart=ways * len(recipes) * mixed,
+        passes_apart=ways * count * mixed,
         training_passes=float(PASSES_TO_TRAIN * config.local.epochs * trained),
     )
 

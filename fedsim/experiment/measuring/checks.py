@@ -2,6 +2,7 @@
 
 from fedsim.alignment.matched import symmetries_of
 from fedsim.analysis.mixing.groups import groups_of_texts, named_groups
+from fedsim.analysis.mixing.routes import check_path
 from fedsim.analysis.suite import MEASURES
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation
@@ -19,6 +20,21 @@ def check_groups(federation: Federation) -> None:
         named_groups(federation.layers, groups_of_texts(federation.config.barriers.groups))
     except ValueError as error:
         raise ConfigError(f"[barriers] groups: {error}") from error
+
+
+def check_paths(federation: Federation) -> None:
+    """Check that models can be mixed along the paths that ``[barriers]`` names.
+
+    Raises
+    ------
+    ConfigError
+        If one needs adapters of LoRA, and the model has none.
+    """
+    try:
+        for path in federation.config.barriers.path:
+            check_path(federation.model(), path)
+    except ValueError as error:
+        raise ConfigError(f"[barriers] {error}") from error
 
 
 def check_matching(federation: Federation) -> None:

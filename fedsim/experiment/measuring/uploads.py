@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
 import pandas as pd
@@ -13,7 +13,7 @@ from fedsim.analysis.data import Data
 from fedsim.analysis.matching import match
 from fedsim.analysis.mixing.groups import groups_of_texts
 from fedsim.analysis.mixing.mixes import Against, Pair
-from fedsim.analysis.mixing.names import AVERAGE
+from fedsim.analysis.mixing.names import AVERAGE, FACTORS
 from fedsim.analysis.models import Models
 from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import MEASURES, Measure
@@ -168,11 +168,12 @@ class _Round:
     def _on(self, view: View, models: Models, *, again: bool) -> Tables:
         """Yield what is measured on some data; on one client's data, of that client's model only."""
         bands = self.federation.config.barriers.bands or None
-        for each in self._settings(view.base):
-            yield (
-                "barriers",
-                barriers(models, view.data, groups=each.groups, against=each.against, ts=each.ts, bands=bands),
+        paths = self.federation.config.barriers.path
+        for each, path in product(self._settings(view.base), paths):
+            table = barriers(
+                models, view.data, groups=each.groups, against=each.against, ts=each.ts, bands=bands, path=path
             )
+            yield "barriers", table if tuple(paths) == (FACTORS,) else table.assign(path=path)
         if view.base is None:
             for measure in self._asked(on_data=True):
                 yield from self._measure(measure, models, view.data, again=again)

@@ -16,7 +16,7 @@ from fedsim.analysis.data import Data
 from fedsim.analysis.matching import match
 from fedsim.analysis.mixing.groups import groups_of_texts
 from fedsim.analysis.mixing.mixes import Normalisation
-from fedsim.analysis.mixing.names import AVERAGE
+from fedsim.analysis.mixing.names import AVERAGE, PathName
 from fedsim.analysis.models import Models
 from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import BY_LAYER, MEASURES
@@ -97,6 +97,7 @@ def compare_checkpoints(
     matching: MatchedBy = "none",
     normalisation: Normalisation = "interpolate",
     tolerance: float | None = None,
+    path: PathName = "factors",
 ) -> Comparison:
     """Read checkpoints of one model and measure barriers and distances between them.
 
@@ -122,6 +123,8 @@ def compare_checkpoints(
         How the units of all checkpoints are aligned to the first one before anything is measured.
     tolerance
         As in `fedsim.analysis.data.Data`.
+    path
+        How models with adapters of LoRA are mixed, as in `fedsim.analysis.barriers`.
 
     Raises
     ------
@@ -136,7 +139,7 @@ def compare_checkpoints(
     bases = [AVERAGE, *range(len(models))]
     settings = Settings(data, groups=groups_of_texts(groups), against=against, ts=ts, bases=bases)
     try:
-        tables = _tables(models, settings, measures, matching, federation)
+        tables = _tables(models, settings, measures, matching, federation, path)
     except ValueError as error:
         raise ConfigError(f"barriers: {error}") from error
     return _named(tables, _names(paths), config, squared=federation.task.name == "regression")
@@ -159,7 +162,12 @@ def _models(
 
 
 def _tables(
-    models: Models, settings: Settings, measures: Sequence[str], matching: MatchedBy, federation: Federation
+    models: Models,
+    settings: Settings,
+    measures: Sequence[str],
+    matching: MatchedBy,
+    federation: Federation,
+    path: PathName,
 ) -> dict[str, pd.DataFrame]:
     """Return all tables by name; those of barriers are called ``barriers`` and ``peaks``."""
     tables: dict[str, pd.DataFrame] = {}
@@ -168,7 +176,7 @@ def _tables(
     tables["distances"] = MEASURES["distances"].table(models, settings)
     assert settings.data is not None
     groups, against, ts = settings.groups, settings.against, settings.ts
-    measured = measure(models, settings.data, groups=groups, against=against, ts=ts, bands=BANDS)
+    measured = measure(models, settings.data, groups=groups, against=against, ts=ts, bands=BANDS, path=path)
     tables["barriers"] = measured.table
     tables["peaks"] = peaks(measured, reference_of(measured.table), level=BANDS, seed=models.seed)
     return tables | {name: MEASURES[name].table(models, settings) for name in BY_LAYER if name in measures}
@@ -213,6 +221,7 @@ def write_compared(comparison: Comparison, folder: Path, command: str = "") -> P
     """
     config = comparison.config
     rows = comparison.barriers
+    along = f", along the path {rows['path'].iloc[0]}" if "path" in rows else ""
     page = write_checkpoints(
         folder,
         comparison.names,
@@ -220,7 +229,7 @@ def write_compared(comparison: Comparison, folder: Path, command: str = "") -> P
         comparison.peaks,
         comparison.others,
         subtitle=f"{config.model.name} on {config.data.name}, {int(rows['n'].max()):,} examples, "
-        f"{rows['sampling'].iloc[0]}",
+        f"{rows['sampling'].iloc[0]}{along}",
         settings=write_toml(config.model_dump(mode="json", include=set(SETTABLE))),
         command=command,
     )

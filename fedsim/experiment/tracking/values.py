@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.analysis.mixing.names import AVERAGE
+from fedsim.analysis.mixing.names import AVERAGE, FACTORS
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import UNMATCHED
 
@@ -102,10 +102,10 @@ def _barriers(table: pd.DataFrame) -> Values:
     """Return the mean barriers of models with the average's layers, by data, group and reference."""
     rows = table[(table["other"] == AVERAGE) & (table["t"] == 1)]
     columns = [column for column in BARRIERS if column in rows]
-    by = [column for column in ("data", "matching", "group") if column in rows]
+    by = [column for column in ("data", "matching", "path", "group") if column in rows]
     found: Values = {}
     for key, of_group in rows.groupby(by):
-        parts = [part for part in key if part != UNMATCHED]
+        parts = [part for part in key if part not in (UNMATCHED, FACTORS)]
         for column in columns:
             if math.isfinite(value := float(of_group[column].mean(skipna=False))):
                 found[name_from("barriers", *parts, column, "mean")] = value

@@ -15,7 +15,7 @@ from fedsim.results.result import Result
 
 # Columns that identify a row: the first of these names it, the others select it.
 NAMES = ("group", "layer", "order", "first")
-KEYS = (*NAMES, "second", "base", "other", "t", "n", "data", "matching", "round", "direction", "draws")
+KEYS = (*NAMES, "second", "base", "other", "t", "n", "data", "matching", "path", "round", "direction", "draws")
 
 
 def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
@@ -42,11 +42,11 @@ def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
 
 
 def of_kind(table: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
-    """Return the rows with the expectation's data and matching."""
+    """Return the rows with the expectation's data, matching and path."""
     of_models = expectation.measure == "spectra" and expectation.model != "average"
     # What does not depend on the order of a model's units is measured once, whatever the models were matched by.
     of_any_order = of_models or expectation.measure in [each.name for each in MEASURES.values() if each.any_order]
-    for column, value in (("data", expectation.data), ("matching", expectation.matching)):
+    for column, value in (("data", expectation.data), ("matching", expectation.matching), ("path", expectation.path)):
         if column in table and not (column == "matching" and of_any_order):
             table = table[table[column] == value]
     return table

@@ -81,7 +81,7 @@ def layer_costs(members: Sequence[Result], view: str | None = None) -> LayerCost
     known = set(table["data"])
     view = view or next((each for each in VIEWS if each in known), None)
     table = table[(table["data"] == view) & (table["other"] == AVERAGE) & (table["matching"] == UNMATCHED)]
-    table = table[table["t"] == table["t"].max()]
+    table = table[(table["t"] == table["t"].max()) & (table["path"] == members[0].config.barriers.path[0])]
     layers = _layers(members[0], table)
     table = table[table["group"].isin([*layers, FULL])]
     if view is None or not layers or table.empty:

@@ -13,7 +13,12 @@ from fedsim.results.measured import CLIENTS, scale_of
 from fedsim.results.report.drawing.heat_maps import HeatMaps, Quantity
 from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples
 
-GROWING_TEXTS = {"shallow": "first k layers", "deep": "last k layers", "random": "k layers in random order"}
+GROWING_TEXTS = {
+    "shallow": "first k layers",
+    "deep": "last k layers",
+    "random": "k layers in random order",
+    "adapters": "adapters of the first k layers",
+}
 REFERENCES = {
     "mean_ends": "the models' mean",
     "own_base": "its own",

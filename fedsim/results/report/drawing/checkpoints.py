@@ -184,9 +184,10 @@ def peaks_note(peaks: pd.DataFrame) -> str:
 
 def uncertainty_note(rows: pd.DataFrame) -> str:
     """Return what the intervals of the table and the bands of the file rest on, in lines that fit a terminal."""
+    along = f"; path: {rows['path'].iloc[0]}" if "path" in rows else ""
     return (
         "±: 1.96 standard errors, row by row; bands for all rows are in barriers.parquet\n"
-        f"sample: {rows['sampling'].iloc[0]}; intervals are for the population of the data set"
+        f"sample: {rows['sampling'].iloc[0]}; intervals are for the population of the data set{along}"
     )
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from fedsim.analysis.mixing.names import AVERAGE, GROWING, kind_of
-from fedsim.results.measured import DATA, UNMATCHED, by_kind, examples
+from fedsim.analysis.mixing.names import AVERAGE, FACTORS, GROWING, kind_of
+from fedsim.results.measured import DATA, UNMATCHED, Kind, by_kind, examples
 from fedsim.results.report.drawing import barriers, companions
 from fedsim.results.report.drawing.barriers import has_paths, rows_of_kind
 from fedsim.results.report.drawing.picture import Picture
@@ -48,6 +48,7 @@ PATHS_TEXT = (
     "The {metric} of models whose layer is (1 - t) times their own plus t times the other's, after round {round}, "
     "{mean}, with {bands}. The panel of all layers (full) has a separate scale. Measured on {data}."
 )
+PATH_TITLES = {"product": "along the path of products", "aligned": "along the path of aligned factors"}
 SIMULTANEOUS_TEXT = "{level:g} % confidence bands of the barrier, which hold for all of its rows together"
 POINTWISE_TEXT = "bands of 1.96 standard errors of the barrier, which hold for each point by itself"
 ROBUSTNESS_TEXT = (
@@ -92,10 +93,10 @@ def barrier_text(rows: pd.DataFrame, metric: str, mean: str) -> str:
     )
 
 
-def titled(section: Section, kind: tuple[str, str], kinds: Iterable[tuple[str, str]]) -> Section:
-    """Return a section with its kind of data and of matching, where there are others, in title and file name."""
-    data, matching = kind
-    every = list(dict.fromkeys(each for each, _ in kinds))
+def titled(section: Section, kind: Kind, kinds: Iterable[Kind]) -> Section:
+    """Return a section with its kind of rows, where there are others, in title and file name."""
+    data, matching, path = kind
+    every = list(dict.fromkeys(each.data for each in kinds))
     name, title = section.name, section.title
     if len(every) > 1:
         title = f"{title}, on {DATA.get(data, data)}"
@@ -103,6 +104,8 @@ def titled(section: Section, kind: tuple[str, str], kinds: Iterable[tuple[str, s
         name = f"{name}-{data}"
     if matching != UNMATCHED:
         name, title = f"{name}-{matching}", f"{title}, after matching by {matching}"
+    if path != FACTORS:
+        name, title = f"{name}-{path}", f"{title}, {PATH_TITLES[path]}"
     return replace(section, name=name, title=title)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from fedsim.results.measured import by_kind
+from fedsim.results.measured import Kind, by_kind
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.drawing.barriers import compared_barriers
 from fedsim.results.report.pages.analysis import barrier_text, missing_text, titled
@@ -27,7 +27,7 @@ def barrier_sections(groups: Mapping[str, Group]) -> list[Section]:
     return [_section(kind, kinds) for kind in kinds]
 
 
-def _section(kind: tuple[str, str], kinds: Mapping[tuple[str, str], pd.DataFrame]) -> Section:
+def _section(kind: Kind, kinds: Mapping[Kind, pd.DataFrame]) -> Section:
     rows = kinds[kind]
     text = barrier_text(rows, "loss", "mean over the clients and seeds") + missing_text(rows["loss"])
     tables = {

@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from fedsim.errors import ConfigError
-from fedsim.results.measured import by_kind
+from fedsim.results.measured import Kind, by_kind
 from fedsim.results.report.charts.layer_costs import FULL, LayerCosts, layer_costs, shares_of
 from fedsim.results.report.drawing.barriers import compared_barriers
 from fedsim.results.report.drawing.heat_maps import colour_map, inks
@@ -42,7 +42,7 @@ def barriers(panels: Sequence[Panel], frame: Frame) -> Figure:
         If a line has no barriers, or not on the data of the others.
     """
     tables: dict[str, pd.DataFrame] = {}
-    first: tuple[str, str] | None = None
+    first: Kind | None = None
     for panel in panels:
         for line in panel.lines:
             measured = [result.barriers for result in line.group.members if len(result.barriers)]
