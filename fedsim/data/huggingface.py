@@ -5,18 +5,23 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
+import torch
+from annotated_types import Ge
 
-from fedsim.data.dataset import Dataset, evenly_spaced, numbered
+from fedsim.data.dataset import Dataset, Examples, evenly_spaced, numbered
 from fedsim.data.fingerprint import fingerprint
 from fedsim.data.map_style import read_examples
 from fedsim.data.pictures import Mode, check_size, pixels_of
 from fedsim.data.places import existing_path, user_path
+from fedsim.data.table import of_texts
 from fedsim.errors import first_line
 
 EXTRA = "datasets"
@@ -37,13 +42,17 @@ def huggingface(
     inputs: tuple[str, ...] = (),
     target: str = "label",
     id: tuple[str, ...] = (),  # noqa: A002 (what the column holds)
+    text: str = "",
+    tokenizer: str = "",
+    length: Annotated[int, Ge(0)] = 0,
     mode: Mode = "RGB",
     size: int | None = None,
     task: str = "auto",
 ) -> Dataset:
     """Read a data set of Hugging Face's ``datasets``: a local folder, or one of the hub by its id.
 
-    Pictures, or numbers that are standardised, are read once, into a memory-mapped cache. No code of a data set is run.
+    Pictures, numbers that are standardised, or texts as tokens are read once, into a memory-mapped cache. No code of a
+    data set is run.
 
     Parameters
     ----------
@@ -64,6 +73,12 @@ def huggingface(
         Name of the column with the targets.
     id
         Names of the columns with the origin of each example, such as a writer.
+    text
+        Name of the column with texts that are the inputs, as tokens, in place of ``inputs``.
+    tokenizer
+        Folder of a pretrained model with its tokenizer, or the id of a model of the hub, for ``text``.
+    length
+        Largest number of tokens of a text, 0 for as many as the model takes; longer texts are truncated.
     mode
         Colour mode of pictures: ``RGB`` for three channels, ``L`` for one.
     size
@@ -89,7 +104,16 @@ def huggingface(
     found = _load(library, path, place, subset, revision)
     splits = _splits(library, found, path, train, test, test_share)
     features = splits["train"].features
-    _check_columns(features, (target, *id, *inputs), path)
+    wanted = [text] if text else []
+    _check_columns(features, (target, *id, *inputs, *wanted), path)
+    if text or tokenizer or length:
+        if inputs:
+            raise ValueError(
+                f"inputs names {inputs[0]!r}, and the inputs are the texts of {text!r}; remove one of them"
+            )
+        rows = [splits[part].select_columns([target, *id, *wanted]).to_pandas() for part in ("train", "test")]
+        dataset = of_texts(rows[0], rows[1], Path(path), text, tokenizer, length, (target,), (), id, task)
+        return _with_classes(dataset, rows, target, getattr(features[target], "names", None), path)
     columns = inputs or _default_inputs(library, features, (target, *id), path)
     _check_kinds(library, features, columns, path)
     parts = {part: _Examples(split, columns, target, mode, size) for part, split in splits.items()}
@@ -103,6 +127,19 @@ def huggingface(
         ids={column: numbered(np.asarray(splits["train"][column]).astype(str)) for column in id},
         task=task,
     )
+
+
+def _with_classes(
+    dataset: Dataset, rows: Sequence[pd.DataFrame], target: str, names: Sequence[str] | None, path: str
+) -> Dataset:
+    """Give a data set the classes that its column of labels names, in their order."""
+    if not names:
+        return dataset
+    labels = [torch.tensor(each[target].to_numpy(dtype=np.int64)) for each in rows]
+    if any((each < 0).any() for each in labels):
+        raise ValueError(f"{path}: column {target!r} has rows of no class, -1; remove them, or choose another split")
+    train, test = (Examples(part.inputs, own) for part, own in zip((dataset.train, dataset.test), labels, strict=True))
+    return replace(dataset, train=train, test=test, classes=tuple(names))
 
 
 class _Examples:
@@ -200,7 +237,7 @@ def _default_inputs(
     if not found:
         raise ValueError(
             f"{path} has no column of pictures or numbers other than {', '.join(others)}; its columns are: "
-            f"{', '.join(features)}; texts need a function of your own, with fedsim.data.word_tokens"
+            f"{', '.join(features)}; name a column of texts as [data] text, with a tokenizer"
         )
     return tuple(found)
 
@@ -213,7 +250,7 @@ def _check_kinds(library: ModuleType, features: Mapping[str, Any], columns: Sequ
         elif not _is_number(library, features[name]):
             raise ValueError(
                 f"{path}: column {name!r} holds {getattr(features[name], 'dtype', type(features[name]).__name__)}, no "
-                "pictures or numbers; texts need a function of your own, with fedsim.data.word_tokens"
+                "pictures or numbers; name a column of texts as [data] text, with a tokenizer"
             )
 
 

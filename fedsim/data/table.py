@@ -84,7 +84,7 @@ def table(
     if threshold is not None:
         train, test = (_split_at(threshold, rows, target, place) for rows in (train, test))
     if text or tokenizer or length:
-        return _of_texts(train, test, place, text, tokenizer, length, target, columns, id, task)
+        return of_texts(train, test, place, text, tokenizer, length, target, columns, id, task)
     features = columns or tuple(name for name in train.columns if name not in (*target, *id))
     for part in (train, test):
         _check_columns(part, (*target, *features), place)
@@ -111,7 +111,7 @@ def table(
     )
 
 
-def _of_texts(
+def of_texts(
     train: pd.DataFrame,
     test: pd.DataFrame,
     place: Path,
@@ -123,7 +123,18 @@ def _of_texts(
     id: Sequence[str],  # noqa: A002 (as above)
     task: str,
 ) -> Dataset:
-    """Return a data set whose inputs are one column's texts, as tokens."""
+    """Return a data set whose inputs are one column's texts, as tokens; the arguments are those of `table`.
+
+    Parameters
+    ----------
+    place
+        Where the rows are from, for messages and the name.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, empty or of another kind, or there is no tokenizer.
+    """
     if not text or not tokenizer:
         lacking, other = ("tokenizer", "text") if text else ("text", "tokenizer and length")
         raise ValueError(f"{other} needs {lacking}: give the column as text, and a model's folder as tokenizer")

@@ -88,7 +88,7 @@ def test_a_single_split_loses_evenly_spaced_examples_to_the_test_set(rows: str) 
     [
         ({"train": "all"}, r"has no split 'all'; its splits are: train, test; set \[data\] train"),
         ({"target": "kind"}, "has no column 'kind'; its columns are: image, label, site, text; set"),
-        ({"inputs": ["text"]}, "column 'text' holds string, no pictures or numbers; texts need a function"),
+        ({"inputs": ["text"]}, "column 'text' holds string, no pictures or numbers; name a column of texts as "),
         ({"inputs": ["image", "site"]}, "inputs name 'image', which holds pictures, and others"),
         ({"inputs": ["image"], "target": "image"}, "name a column twice"),
         ({"size": 0}, "size = 0 must be from 1 to 4096 pixels"),

@@ -5,9 +5,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
+from fedsim.data.huggingface import huggingface
 from fedsim.data.lines import lines
 from fedsim.data.table import table
 from fedsim.training.targets import IGNORED
@@ -58,6 +60,36 @@ def test_a_column_of_texts_becomes_padded_tokens_and_a_threshold_makes_two_class
     assert dataset.train.inputs[:3].tolist() == [[1, 4, 5, 7, 2, 0], [1, 4, 6, 6, 7, 2], [1, 6, 2, 0, 0, 0]]
     assert dataset.train.targets[:4].tolist() == [1, 0, 0, 0]
     assert dataset.ids["source"][:4].tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["saved", "files"])
+def test_a_column_of_a_hugging_face_data_set_is_the_same_tokens_and_keeps_the_order_of_its_classes(
+    folder: Path, saved: bool
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"text": [words for *_, words in ROWS], "source": [source for source, *_ in ROWS], "label": [1, 0, 0, 1]}
+    kinds = {"text": datasets.Value("string"), "source": datasets.Value("string")}
+    if saved:
+        kinds["label"] = datasets.ClassLabel(names=["poor", "fine"])
+        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).save_to_disk(folder / "rated")
+    else:
+        (folder / "rated").mkdir()
+        pd.DataFrame(rows).to_csv(folder / "rated" / "train.csv", index=False)
+    options: dict[str, Any] = {"text": "text", "tokenizer": str(folder / "model"), "test_share": 0.25}
+    dataset = huggingface(path=str(folder / "rated"), id=("source",), **options)
+    assert dataset.classes == (("poor", "fine") if saved else ("0", "1"))
+    assert dataset.vocabulary == tuple(WORDS)
+    found = torch.cat([dataset.train.inputs, dataset.test.inputs]).tolist()
+    assert sorted(found) == sorted(read(folder).train.inputs[:4].tolist())
+    assert len(dataset.ids["source"]) == len(dataset.train.targets) == 3
+    for changed, message in (
+        ({"tokenizer": ""}, "text needs tokenizer"),
+        ({"text": "words"}, "has no column 'words'; its columns are: "),
+        ({"text": "label", "target": "text"}, "column 'label' holds numbers; text must name a column of texts"),
+        ({"inputs": ("source",)}, "inputs names 'source', and the inputs are the texts of 'text'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            huggingface(path=str(folder / "rated"), **options | changed)
 
 
 def test_texts_are_padded_by_what_the_model_masks(folder: Path) -> None:
