@@ -138,7 +138,7 @@ def is_of_clients(rows: pd.DataFrame) -> bool:
 
 def has_paths(rows: pd.DataFrame) -> bool:
     """Return whether some group was measured at more than two points of a path, in the last of the rounds."""
-    return bool((_last_round(rows).groupby(["group", "base", "other"])["t"].nunique() > 2).any())
+    return bool((last_round(rows).groupby(["group", "base", "other"])["t"].nunique() > 2).any())
 
 
 def paths(rows: pd.DataFrame, metric: str, name: Name = client_name) -> SmallMultiples:
@@ -147,7 +147,7 @@ def paths(rows: pd.DataFrame, metric: str, name: Name = client_name) -> SmallMul
     Bands are those that were measured, or 1.96 standard errors; that of a mean over models is the mean of theirs,
     which is at least as wide as it must be.
     """
-    rows = rows_of_kind(_last_round(rows), "")
+    rows = rows_of_kind(last_round(rows), "")
     several = rows.groupby(["group", "base", "other"])["t"].transform("nunique") > 2
     rows = rows[several]
     rows = rows[rows["other"] == AVERAGE] if (rows["other"] == AVERAGE).all() else rows[rows["other"] != AVERAGE]
@@ -163,7 +163,8 @@ def paths(rows: pd.DataFrame, metric: str, name: Name = client_name) -> SmallMul
     return SmallMultiples(panels, "t: from the model itself (0) to the other's layers (1)", unit)
 
 
-def _last_round(rows: pd.DataFrame) -> pd.DataFrame:
+def last_round(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the last round, or all rows where there are no rounds."""
     return rows[rows["round"] == rows["round"].max()] if "round" in rows else rows
 
 

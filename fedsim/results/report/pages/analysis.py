@@ -10,6 +10,7 @@ from fedsim.analysis.mixing.names import AVERAGE, FACTORS, GROWING, kind_of
 from fedsim.results.measured import DATA, UNMATCHED, Kind, by_kind, examples
 from fedsim.results.report.drawing import barriers, companions
 from fedsim.results.report.drawing.barriers import has_paths, rows_of_kind
+from fedsim.results.report.drawing.block_map import block_map
 from fedsim.results.report.drawing.picture import Picture
 from fedsim.results.report.pages.feature_sections import (
     cka_sections,
@@ -32,6 +33,11 @@ BARRIER_TEXT = (
     "examples in the average."
 )
 OF_FEW_CLASSES = ", as is common where clients with few classes are measured on all classes"
+BLOCKS_TEXT = (
+    "The repeated blocks of the model, from the input at the top to the output, by the modules in them. Each cell is "
+    "the {metric} of a client's uploaded model with one layer replaced by the average over the clients, minus a "
+    "reference, after round {round}; {mean}, measured on {data}."
+)
 PAIRS_TEXT = (
     "As above, but between {pairs} pairs of clients, in both directions: the layer is at t = {t:g} on the line from "
     "one client's layer to the other's. The ends of the path are the model with its own layer and with the other's."
@@ -127,6 +133,8 @@ def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str, level: float
         text = barrier_text(rows, metric, mean)
         picture = barriers.maps(rows, metric, pairs=False)
         yield pictured(f"barriers-{metric}", f"Layer-wise {metric} barriers", text, picture)
+        if metric == "loss" and (found := block_map(rows, metric)):
+            yield pictured("blocks-loss", "Map of the blocks", BLOCKS_TEXT.format(**words), found)
     if (single["other"] != AVERAGE).any():
         count = len({frozenset(pair) for pair in zip(pairs["base"], pairs["other"], strict=True)})
         text = PAIRS_TEXT.format(pairs=count, t=barriers.at_the_middle(pairs, pairs=True)["t"].iloc[0])

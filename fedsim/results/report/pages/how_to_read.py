@@ -100,6 +100,13 @@ OF = {
         "question: red layers carry what was learned, pale ones could be skipped or frozen. Pitfalls: layers are "
         "reset one at a time; two that stand in for each other both look uncritical."
     ),
+    "blocks": (
+        "What it is: the layer-wise barriers of the last round at the places of the layers in the model: a row for "
+        "each block, a column for each module, and a map for each factor of adapters. How it is computed: as in the "
+        "heat map of barriers. Good: pale rows or columns; share these. Bad: a red column, a kind of module in "
+        "which clients disagree at all depths; or red rows towards the output: share the first blocks only. Pitfalls: "
+        "layers are changed one at a time; grey cells are layers that do not train, or were not measured."
+    ),
     "interaction": (
         "What it is: whether mixing two layers together costs more than the two alone. How it is computed: cost of "
         "both minus the costs of each. About 0: the layers can be judged one at a time. Red: they must be averaged "
