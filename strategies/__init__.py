@@ -67,6 +67,7 @@ STRATEGIES: "LazyTable[type[Strategy]]" = LazyTable(
         "fedma": "strategies.fedma:FedMa",
         "matched_average": "strategies.rebasin:MatchedAverage",
         "hierarchical_average": "strategies.rebasin:HierarchicalAverage",
+        "layer_tree": "strategies.layer_tree:LayerTree",
         "barrier_gated": "strategies.barrier_gated:BarrierGated",
         "barrier_mix": "strategies.barrier_mix:BarrierMix",
     }

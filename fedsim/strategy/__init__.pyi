@@ -1,5 +1,6 @@
 from fedsim.training import ClientRule, Finished, Local, LocalPlan, Phase, Sets, Step
 
+from .clustered import Clustered
 from .flower import Strategy
 from .hooks import Hooks, Precision
 from .measurable import Bounds, ClientBarrier, Measurable, bounds_of
@@ -15,6 +16,7 @@ __all__ = [
     "ClientBarrier",
     "ClientRule",
     "ClientUpdate",
+    "Clustered",
     "Count",
     "CountOrZero",
     "Decay",

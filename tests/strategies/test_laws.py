@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pfedme": {"inner_steps": 2},
     "pfedsim": {"warm_up": 1},
     "ccvr": {"after": 2},
+    "layer_tree": {"single": -1.0, "every": 2},
     "barrier_mix": {"personal_epochs": 2},  # with one, both models of a client may see the same batches
     "barrier_gated": {"measure": "drift"},  # barriers are measured by a whole run
     "hierarchical_average": {"shared": "body", "order": "nearest"},

@@ -49,6 +49,7 @@ MORE_THAN_LAYERS = {
     "fedntd",
     "floco",
     "hierarchical_average",
+    "layer_tree",
     "llmc",
     "moon",
     "matched_average",
