@@ -157,6 +157,20 @@ CHANGES_MORE = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in (*PLAIN, *ADAPTED)])
+def test_it_runs_on_the_factors_of_adapters_and_nothing_below_them_travels(name: str) -> None:
+    play = Play(name, {**OPTIONS.get(name, {}), **({"after": 1} if name == "ccvr" else {})}, model=lora_mlp, rounds=2)
+    base = {key: value.clone() for key, value in play.model.state_dict().items() if "base_layer" in key}
+    assert len(base) == 4
+    for _ in play.rounds():
+        for message in (*play.sent.values(), *play.replied.values()):
+            assert not any("base_layer" in key for record in records_of(message).values() for key in record)
+    after = play.federation.model().state_dict()
+    assert all(torch.equal(after[key], value) for key, value in base.items())
+    assert all(np.isfinite(own["personalised/test/loss"]) for own in play.evaluate().values())
+
+
 @every
 def test_the_order_in_which_replies_arrive_does_not_matter(name: str) -> None:
     for seen in played(name)[1]:
