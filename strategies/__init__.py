@@ -79,7 +79,7 @@ NAMES: dict[str, Named] = {
     "FedPer": Named("layer_set", {"shared": "body"}, Place("strategies.layer_set", "FedPer")),
     "LG-FedAvg": Named("layer_set", {"shared": "head"}, Place("strategies.layer_set", "LgFedAvg")),
     "FedBN": Named("layer_set", {"shared": "!norm"}, Place("strategies.layer_set", "FedBn")),
-    "FedSA-LoRA": Named("lora", {"share": "A"}, Place("strategies.lora", "FedSaLora")),
+    "FedSA-LoRA": Named("lora", {"share": "A", "head": "personal"}, Place("strategies.lora", "FedSaLora")),
     "FFA-LoRA": Named("lora", {"share": "B"}, Place("strategies.lora", "FfaLora")),
     "RoLoRA": Named("lora", {"share": "alternate"}, Place("strategies.lora", "RoLora")),
     "FedIT": Named("lora"),

@@ -44,6 +44,7 @@ class FedRotLora(Lora):
     """
 
     client_rule = FedRotLoraRule
+    needs_common_start = True
 
     strength: Share = Option(0.5, "How far from no rotation (0) to the whole one (1) clients go.")
 

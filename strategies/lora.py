@@ -1,7 +1,7 @@
 """The factors of LoRA travel: both, one of them, or one after the other."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Lora(Strategy):
     products; if all clients have the same A, or the same B, it is. Whatever else trains, such as the head, is shared or
     personal as a whole.
     """
+
+    needs_common_start: ClassVar[bool] = False  # whether clients must begin with the same factors
 
     share: Literal["both", "A", "B", "alternate"] = Option(
         "both",
@@ -96,18 +98,15 @@ def stacked(each: Factors, updates: Sequence[ClientUpdate]) -> tuple[Tensor, Ten
 
 
 class FedSaLora(Lora):
-    """Average the first factor A of LoRA adapters; the second one, B, is personal: FedSA-LoRA.
+    """Average the first factor A of LoRA adapters; the second one, B, and the head are personal: FedSA-LoRA.
 
     References
     ----------
     Guo et al. 2025, Selective aggregation for low-rank adaptation in federated learning, arXiv 2410.01463.
-
-    Notes
-    -----
-    In the paper the classifier is personal too: head = "personal".
     """
 
     share = "A"
+    head = "personal"
 
 
 class FfaLora(Lora):

@@ -17,8 +17,10 @@ def check_factors(strategy: Strategy, rounds: Sequence[int], *, own: bool) -> No
     Raises
     ------
     ValueError
-        If one is.
+        If one is, or the method needs a common start and clients have their own.
     """
+    if own and getattr(strategy, "needs_common_start", False):
+        raise ValueError("needs a common start of all clients' factors; set [model] initial = 'shared'")
     for each in factors_of(strategy.model):
         first, second = strategy.layers.find(each.first), strategy.layers.find(each.second)
         if first is None or second is None:  # frozen

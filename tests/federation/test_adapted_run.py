@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedsim.config import Config, choices, naming
+from fedsim.config import Config, choices, making, naming
 from fedsim.errors import ConfigError
 from fedsim.experiment.restored import restored_model
 from fedsim.experiment.run import prepare
@@ -108,6 +108,17 @@ def test_the_error_of_averaging_factors_is_recorded_where_the_server_knows_them(
     assert (products["size"] > 0).all()
     # Factors are stored in float32.
     assert (products["aggregation_error"] > 1e-4).all() if error == "some" else (products["distance"] < 1e-6).all()
+
+
+def test_a_method_has_its_paper_s_head_and_a_start_that_it_cannot_have_is_refused(
+    tiny: Callable[..., Config],
+) -> None:
+    config = tiny(model=MODEL, strategy={"name": "FedSA-LoRA"})
+    strategy = making.make_strategy(config, federation_of(config).model())
+    assert strategy.shared(1).layers == ("fc1.lora_A.default", "fc2.lora_A.default")
+    own = tiny(model=MODEL | {"initial": "own"}, strategy={"name": "FedRot-LoRA"})
+    with pytest.raises(ConfigError, match="'fedrot_lora' needs a common start of all clients' factors; set"):
+        making.make_strategy(own, federation_of(own).model())
 
 
 BASE = {"fc1.base_layer.weight", "fc2.base_layer.weight"}
