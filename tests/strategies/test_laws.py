@@ -193,6 +193,7 @@ MOVES_EQUAL_MODELS = {
     "fedyogi": "the server steps by its own step size",
     "fedadagrad": "the server steps by its own step size",
     "feddyn": "the server remembers what clients have moved",
+    "qffl": "the farther clients move, the smaller is the server's share of it",
     "fedlws": "the average shrinks",
     "fedlaw": "the average shrinks",
     "flayer": "entries that nobody sends stay",

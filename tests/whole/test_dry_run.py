@@ -54,6 +54,7 @@ MORE_THAN_LAYERS = {
     "moon",
     "matched_average",
     "pfedme",
+    "qffl",
     "perfedavg",
     "scaffold",
 }
