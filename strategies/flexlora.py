@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedsim.models.params import Params
+from fedsim.models.ranks import cut_to_rank
 from fedsim.strategy import ClientUpdate
 from strategies.lora import Lora, check_both, stacked
 
@@ -21,8 +22,11 @@ class FlexLora(Lora):
     Notes
     -----
     With the mean product's singular values S, new factors are B = U S and A = V', cut at the adapters' rank: exact if
-    the clients' factors together have no higher one. All clients have the same rank here.
+    the clients' factors together have no higher one. Where ranks differ, a client takes the first rows and columns of
+    these, which are the closest factors of its own rank.
     """
+
+    takes_ranks = True
 
     def prepare(self) -> None:
         super().prepare()
@@ -35,6 +39,13 @@ class FlexLora(Lora):
             for key, value in zip((each.second, each.first), factors, strict=True):
                 averaged[key] = value.to(averaged[key].dtype)
         return averaged
+
+    def for_client(self, server_round: int, client: int) -> Params:
+        taken = cut_to_rank(self.factors, super().for_client(server_round, client), client)
+        for each in self.factors if taken else ():
+            if each.ranks and each.second in taken:
+                taken[each.second] /= each.ratio_of(client)  # its scale is that much larger
+        return taken
 
 
 def best_factors(second: Tensor, first: Tensor, rank: int) -> tuple[Tensor, Tensor]:

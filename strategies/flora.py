@@ -8,6 +8,7 @@ import torch
 from fedsim.models.adapters import Factors, factors_of
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
+from fedsim.models.ranks import cut_to_rank
 from fedsim.seeds import rng
 from fedsim.strategy import ClientRule, ClientUpdate, Local, Sets
 from strategies.lora import Lora, check_both, check_held, stacked
@@ -31,6 +32,7 @@ class FloraRule(ClientRule):
             params[each.base] = each.merged(params[each.base], product)
         if local.server_round > 1:
             params |= new_factors(self.factors, params, self.seed, local.server_round)
+            params = cut_to_rank(self.factors, params, local.client)
         return replace(local, params=params, sets=sets)
 
 
@@ -50,6 +52,7 @@ class Flora(Lora):
     """
 
     holds_bases = True
+    takes_ranks = True
     client_rule = FloraRule
 
     def prepare(self) -> None:

@@ -26,6 +26,7 @@ class Lora(Strategy):
     """
 
     needs_common_start: ClassVar[bool] = False  # whether clients must begin with the same factors
+    takes_ranks: ClassVar[bool] = False  # whether clients' ranks may differ
 
     share: Literal["both", "A", "B", "alternate"] = Option(
         "both",
@@ -90,11 +91,16 @@ def stacked(each: Factors, updates: Sequence[ClientUpdate]) -> tuple[Tensor, Ten
     Returns
     -------
     second, first
-        The clients' B, each times its client's weight, next to each other, and their A below each other.
+        The clients' B, each times its client's weight, next to each other, and their A below each other. Where ranks
+        differ, a client's product counts as its own scale, alpha / rank, says.
     """
     total = sum(update.num_examples for update in updates)
-    second = [update.num_examples / total * update.shared[each.second].double() for update in updates]
-    return torch.cat(second, 1), torch.cat([update.shared[each.first].double() for update in updates])
+    seconds, firsts = [], []
+    for update in updates:
+        rank, weight = each.rank_of(update.client), each.ratio_of(update.client) * update.num_examples / total
+        seconds.append(weight * update.shared[each.second][:, :rank].double())
+        firsts.append(update.shared[each.first][:rank].double())
+    return torch.cat(seconds, 1), torch.cat(firsts)
 
 
 class FedSaLora(Lora):

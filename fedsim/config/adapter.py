@@ -1,6 +1,6 @@
 """``[model.adapter]``: what is trained on top of a frozen model."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +15,8 @@ class AdapterConfig(BaseModel):
         (``dora``), or a scale of its outputs (``ia3``); ``none`` adds nothing.
     rank
         Rank of the product.
+    ranks
+        Ranks of the clients, dealt in turn, in place of one ``rank``, for methods that average products.
     alpha
         Scale of the product: it is multiplied by ``alpha / rank``.
     dropout
@@ -29,10 +31,23 @@ class AdapterConfig(BaseModel):
 
     kind: Literal["none", "lora", "dora", "ia3"] = "none"
     rank: Annotated[int, Field(ge=1)] = 8
+    ranks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = ()
     alpha: Annotated[float, Field(gt=0)] = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[str, Field(min_length=1)] = "body"
     head: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_largest(cls, data: Any) -> Any:
+        ranks = data.get("ranks") if isinstance(data, dict) else None
+        if not ranks or not isinstance(ranks, list | tuple) or not all(isinstance(each, int) for each in ranks):
+            return data
+        if data.get("rank", max(ranks)) != max(ranks):
+            raise ValueError(f"rank = {data['rank']} and ranks, whose largest is {max(ranks)}, are set; remove rank")
+        if data.get("kind", "lora") != "lora":
+            raise ValueError(f"ranks is for kind = 'lora', and kind = {data['kind']!r}; remove it")
+        return {**data, "rank": max(ranks)}
 
     @model_validator(mode="after")
     def _say_the_kind(self) -> Self:

@@ -170,7 +170,7 @@ class Rounds:
         config = ConfigRecord({messages.PROBE: probe, messages.MEASURE: measure})
         sent = list(self.strategy.configure_train(server_round, self.strategy.arrays, config, self.engine))
         self._changed |= {message.metadata.dst_node_id for message in sent}
-        traffic = Traffic(self.federation.layers)
+        traffic = Traffic(self.federation.layers, self.strategy.model)
         for message in sent:
             traffic.count(message.metadata.dst_node_id, "down", message)
 

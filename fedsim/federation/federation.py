@@ -13,12 +13,14 @@ from fedsim.federation.data import FederatedData, Fit, federated_data_of
 from fedsim.federation.model import draw_model, make_model
 from fedsim.federation.objective import balanced, check_custom, make_objective
 from fedsim.lazy import Place
+from fedsim.models.adapters import factors_of
 from fedsim.models.copies import copy_of
 from fedsim.models.frozen import frozen_of, replace_frozen_
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, flat_copy, state_of
 from fedsim.models.purity import keeps_something
+from fedsim.models.ranks import cut_to_rank
 from fedsim.models.summary import ModelSummary, summary_of
 from fedsim.seeds import PathPart, derive
 from fedsim.training import ClientRule
@@ -52,6 +54,11 @@ class Federation:
 
     def initial_of(self, client: int) -> Params:
         """Return a client's initial model: the server's, or its own from the seed where the config says so."""
+        if self.config.model.adapter.ranks:
+            return flat_copy(cut_to_rank(factors_of(self._template), self._drawn_of(client), client))
+        return self._drawn_of(client)
+
+    def _drawn_of(self, client: int) -> Params:
         if self.config.model.initial == "shared":
             return self.initial
         with self._stream, torch.random.fork_rng(devices=[]):

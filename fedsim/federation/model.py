@@ -22,6 +22,7 @@ from fedsim.models.fitting import FittingTensors
 from fedsim.models.frozen import frozen_keys, unsettle_
 from fedsim.models.layers import describe_
 from fedsim.models.parametrised import parametrise_
+from fedsim.models.ranks import deal_ranks_
 from fedsim.training.dropout import seeded_dropout_
 
 
@@ -92,6 +93,8 @@ def _adapt_(model: nn.Module, config: Config, inputs: Tensor) -> None:
         describe_(model, inputs, settings.head)
         _load_weights_(model, settings)
         adapt_(model, Adapter(**settings.adapter.model_dump()), inputs)
+        if settings.adapter.ranks:
+            deal_ranks_(model, settings.adapter.ranks)
         if making.strategy_class(config).holds_bases:
             hold_bases_(model)
     except ConfigError:

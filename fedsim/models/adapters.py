@@ -32,6 +32,8 @@ class Adapter:
         outputs.
     rank
         Number of rows of the first factor and of columns of the second.
+    ranks
+        Ranks of the clients, dealt in turn, of which ``rank`` is the largest; if empty, all have that.
     alpha
         The product is multiplied by ``alpha / rank``.
     dropout
@@ -44,6 +46,7 @@ class Adapter:
 
     kind: AdapterKind = "lora"
     rank: int = 8
+    ranks: tuple[int, ...] = ()
     alpha: float = 16.0
     dropout: float = 0.0
     targets: str = "body"
@@ -101,6 +104,8 @@ class Factors:
         State-dict key of the weight.
     transposed
         Whether the weight has the shape [inputs, outputs], as GPT-2 stores it.
+    ranks
+        Ranks of the clients, dealt in turn; empty if all have the same.
     """
 
     path: str
@@ -109,6 +114,19 @@ class Factors:
     scaling: float
     base: str
     transposed: bool
+    ranks: tuple[int, ...] = ()
+
+    def rank_of(self, client: int) -> int | None:
+        """Return a client's rank, or None if all have the same."""
+        return self.ranks[client % len(self.ranks)] if self.ranks else None
+
+    def bytes_of(self, client: int, whole: int) -> int:
+        """Return the bytes of a client's own rows of a factor, of which the largest rank has that many."""
+        return whole if (rank := self.rank_of(client)) is None else whole * rank // max(self.ranks)
+
+    def ratio_of(self, client: int) -> float:
+        """Return how many times the largest rank is a client's: by so much more its product counts."""
+        return max(self.ranks) / self.ranks[client % len(self.ranks)] if self.ranks else 1.0
 
     def merged(self, weight: Tensor, product: Tensor) -> Tensor:
         """Return a weight with a product of factors, in float64, added to it."""
@@ -128,7 +146,8 @@ def factors_of(model: nn.Module) -> tuple[Factors, ...]:
             first, second = (f"{path}.{factor}.{name}.weight" for factor in ("lora_A", "lora_B"))
             transposed = bool(getattr(module, "fan_in_fan_out", False))
             base = f"{path}.base_layer.weight"
-            found.append(Factors(path, first, second, float(module.scaling[name]), base, transposed))
+            scaling, ranks = module.scaling.get(name), vars(module).get("fedsim_ranks", ())
+            found.append(Factors(path, first, second, float(scaling), base, transposed, ranks))
     return tuple(found)
 
 

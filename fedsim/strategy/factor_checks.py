@@ -17,11 +17,17 @@ def check_factors(strategy: Strategy, rounds: Sequence[int], *, own: bool) -> No
     Raises
     ------
     ValueError
-        If one is, or the method needs a common start and clients have their own.
+        If one is, or clients have starts of their own or different ranks that the method cannot take.
     """
     if own and getattr(strategy, "needs_common_start", False):
         raise ValueError("needs a common start of all clients' factors; set [model] initial = 'shared'")
-    for each in factors_of(strategy.model):
+    factors = factors_of(strategy.model)
+    if any(each.ranks for each in factors) and not getattr(strategy, "takes_ranks", False):
+        raise ValueError(
+            "needs factors of one rank, and [model.adapter] ranks gives clients several; set rank, or use flexlora or "
+            "flora"
+        )
+    for each in factors:
         first, second = strategy.layers.find(each.first), strategy.layers.find(each.second)
         if first is None or second is None:  # frozen
             continue

@@ -1,10 +1,12 @@
 """The bytes that travel in a round, counted in the messages, by client and layer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.app import Array, Message
+from torch import nn
 
+from fedsim.models.adapters import Factors, factors_of
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params
 from fedsim.strategy import messages
@@ -25,11 +27,24 @@ def layer_bytes(strategy: Hooks, params: Params) -> dict[str, int]:
     return {name: sum(params[key].nbytes for key in strategy.keys((name,))) for name in strategy.layers.names}
 
 
-class Traffic:
-    """Bytes of the messages of one round; probes, and messages for evaluation, do not count."""
+def layers_of_factors(layers: Layers, factors: Sequence[Factors]) -> dict[str, Factors]:
+    """Return the layers that are factors of adapters, by name."""
+    keys = {key: each for each in factors for key in (each.first, each.second)}
+    return {name: each for key, each in keys.items() if (name := layers.find(key)) is not None}
 
-    def __init__(self, layers: Layers) -> None:
+
+class Traffic:
+    """Bytes of the messages of one round; probes, and messages for evaluation, do not count.
+
+    Parameters
+    ----------
+    model
+        The model: where clients' ranks differ, the rows of its factors beyond a client's own are 0 and do not count.
+    """
+
+    def __init__(self, layers: Layers, model: nn.Module | None = None) -> None:
         self._layers = layers
+        self._factors = layers_of_factors(layers, factors_of(model)) if model is not None else {}
         self._bytes: dict[tuple[int, str, str], dict[str, int]] = {}
         # Clients that take the same layers share one record, which is measured once. It is held so that no other
         # record can have its identity.
@@ -40,7 +55,9 @@ class Traffic:
         records = {messages.MODEL: messages.arrays_of(message.content, messages.ARRAYS)}
         for name, record in (records | messages.sets_of(message.content)).items():
             sizes = self._shared_sizes(record) if direction == "down" else self._sizes(record)
-            for layer, size in sizes.items():
+            for layer, whole in sizes.items():
+                each = self._factors.get(layer) if name == messages.MODEL else None
+                size = each.bytes_of(client, whole) if each else whole
                 self._bytes.setdefault((client, name, layer), {"down": 0, "up": 0})[direction] += size
 
     def rows(self, server_round: int) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from fedsim.config import Config, choices, making, naming
 from fedsim.errors import ConfigError
+from fedsim.experiment.planning.traffic import planned_traffic
 from fedsim.experiment.restored import restored_model
 from fedsim.experiment.run import prepare
 from fedsim.federation.federation import federation_of
@@ -121,6 +122,39 @@ def test_a_method_has_its_paper_s_head_and_a_start_that_it_cannot_have_is_refuse
         making.make_strategy(own, federation_of(own).model())
 
 
+@pytest.mark.parametrize("name", ["FlexLoRA", "FLoRA"])
+def test_clients_of_different_ranks_train_send_and_resume_by_their_own(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], name: str
+) -> None:
+    model = MODEL | {"adapter": {"kind": "lora", "ranks": [4, 1]}}
+    settings: dict[str, Any] = {"model": model, "strategy": {"name": name}, "barriers": {"every": 0}, "rounds": 3}
+    config = tiny(**settings)
+    assert config.model.adapter.rank == 4
+    folder, cohort = play(config), play(tiny(**settings, engine__cohort=4), "cohort")
+    assert run_files(folder) == run_files(play(choices.resolve(config), "again"))
+    result = read_result(folder)
+    rows = result.communication
+    up = rows[(rows["layer"] == "fc1.lora_A.default") & (rows["set"] == "model")].groupby("client")["up"].max()
+    assert up.to_dict() == {client: 64 * 4 * (4, 1)[client % 2] for client in up.index}
+    if name == "FlexLoRA":
+        federation = federation_of(config)
+        strategy = making.make_strategy(config, federation.model(), federation.calibration())
+        planned = planned_traffic(federation, strategy)
+        assert (planned.up, planned.down) == (rows["up"].sum(), rows["down"].sum())
+    if name == "FLoRA":
+        assert (result.measured("products")["distance"] < 1e-6).all()
+    for client in (None, 1):  # restoring compares the loss with the recorded one
+        restored_model(folder, client)
+    values = (torch.tensor(each.metrics["value"].to_numpy()) for each in map(read_result, (cohort, folder)))
+    torch.testing.assert_close(*values, rtol=1e-3, atol=1e-4)
+
+
+def test_ranks_that_differ_are_refused_by_methods_that_average_factors(tiny: Callable[..., Config]) -> None:
+    config = tiny(model=MODEL | {"adapter": {"kind": "lora", "ranks": [4, 1]}}, strategy={"name": "FedIT"})
+    with pytest.raises(ConfigError, match=r"'lora' needs factors of one rank, .* or use flexlora or flora"):
+        making.make_strategy(config, federation_of(config).model())
+
+
 BASE = {"fc1.base_layer.weight", "fc2.base_layer.weight"}
 
 
@@ -177,7 +211,10 @@ def test_weights_from_a_file_are_the_base_s(tiny: Callable[..., Config], tmp_pat
     [
         ({"rank": 4}, "model.adapter: rank is set without a kind; add kind = 'lora'"),
         ({"kind": "lora", "rank": 0}, "model.adapter.rank = 0: must be at least 1"),
-        ({"kind": "lora", "ranks": 1}, "unknown key 'model.adapter.ranks'; did you mean 'rank'"),
+        ({"kind": "lora", "ranc": 1}, "unknown key 'model.adapter.ranc'; did you mean 'rank'"),
+        ({"kind": "lora", "ranks": [2, 3], "rank": 2}, "rank = 2 and ranks, whose largest is 3, are set; remove rank"),
+        ({"kind": "ia3", "ranks": [2]}, "ranks is for kind = 'lora', and kind = 'ia3'; remove it"),
+        ({"kind": "lora", "ranks": [2, 0]}, r"model.adapter.ranks.* must be at least 1"),
         ({"kind": "lora", "targets": "nope"}, r"\[model.adapter\] layer pattern 'nope' matches nothing"),
         ({"kind": "lora", "rank": 40}, r"\[model.adapter\] rank = 40 is greater than the size of fc1, 12"),
     ],

@@ -10,7 +10,8 @@ from fedsim.errors import ConfigError
 from fedsim.models.adapters import Adapter, adapt_, factors_of, hold_bases_, merge_
 from fedsim.models.copies import loaded
 from fedsim.models.params import Params, state_of
-from fedsim.strategy import ClientUpdate, messages
+from fedsim.models.ranks import cut_to_rank, deal_ranks_
+from fedsim.strategy import ClientUpdate, Received, messages
 from strategies import STRATEGIES
 from strategies.fedrot_lora import rotation_of
 from strategies.flexlora import best_factors
@@ -195,6 +196,46 @@ def test_the_aggregate_computes_what_the_mean_of_the_clients_merged_weights_does
     inputs = torch.linspace(-1, 1, 40, dtype=torch.float64).view(8, 5)
     found = loaded(model, start | averaged)(inputs)
     torch.testing.assert_close(found, mean(inputs), rtol=1e-10, atol=1e-10)
+
+
+def merged_weights(model: nn.Module, params: Params) -> Params:
+    """Return the weights of a model with the products that peft adds."""
+    net = loaded(model, params)
+    merge_(net)
+    return net.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flexlora", "flora"])
+def test_products_of_clients_with_different_ranks_count_with_their_own_scale(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    adapt_(model, Adapter(rank=5, ranks=(5, 1, 2), alpha=3.0), torch.ones(2, 5, dtype=torch.float64))
+    deal_ranks_(model, (5, 1, 2))
+    hold_bases_(model)
+    strategy, start, stream = STRATEGIES[name](model), state_of(model), torch.manual_seed(1)
+    strategy.set_global_model({key: value.clone() for key, value in start.items()})
+    keys, weights = strategy.keys(strategy.shared(1)), (2, 5, 1)
+    drawn = [
+        {key: torch.randn(start[key].shape, generator=stream, dtype=torch.float64) for key in keys} for _ in weights
+    ]
+    own = [cut_to_rank(strategy.factors, start | part, client) for client, part in enumerate(drawn)]
+    sent = [ClientUpdate(k, {key: each[key] for key in keys}, weights[k]) for k, each in enumerate(own)]
+    mean = mean_of([merged_weights(model, each) for each in own], weights)
+    strategy.step(1, Received(sent))
+    found = merged_weights(model, strategy.global_model)
+    assert_close(found, mean)
+    for client, rank in enumerate((5, 1, 2)):
+        if name == "flora":
+            assert {key: len(value) for key, value in strategy.sets_for(2, client)["stack"].items()} == {
+                strategy.factors[0].second: 6,
+                strategy.factors[0].first: 5 + 1 + 2,
+            }
+            continue
+        params = cut_to_rank(strategy.factors, start, client) | strategy.for_client(2, client)
+        u, s, v = torch.linalg.svd(mean["0.weight"] - start["0.base_layer.weight"])
+        closest = start["0.base_layer.weight"] + (u[:, :rank] * s[:rank]) @ v[:rank]
+        torch.testing.assert_close(merged_weights(model, params)["0.weight"], closest, rtol=1e-9, atol=1e-9)
 
 
 def test_a_rotation_takes_factors_of_the_same_update_in_random_frames_back() -> None:

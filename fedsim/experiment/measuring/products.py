@@ -51,7 +51,8 @@ def _errors(
         # A factor that did not train is that of the model before.
         if any(key in trained and key not in update.shared for key in keys):
             return {}
-        members.append([update.shared[key] if key in update.shared else before[key].to(device) for key in keys])
+        first, second = (update.shared[key] if key in update.shared else before[key].to(device) for key in keys)
+        members.append((first, factors.ratio_of(update.client) * second))
     firsts, seconds = zip(*members, strict=True)
     weights = [update.num_examples for update in updates]
     moved = None

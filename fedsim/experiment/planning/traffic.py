@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from fedsim.config import Config
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants
+from fedsim.models.adapters import factors_of
 from fedsim.models.layers import LayerGroup
 from fedsim.strategy import Strategy
 from fedsim.strategy.exchange import Exchange
-from fedsim.strategy.traffic import layer_bytes
+from fedsim.strategy.traffic import layer_bytes, layers_of_factors
 
 # Number of updates that are counted, about; of longer runs, those of the first rounds.
 COUNTED = 40_000
@@ -49,11 +50,16 @@ def planned_traffic(federation: Federation, strategy: Strategy) -> PlannedTraffi
     config, size = federation.config, layer_bytes(strategy, federation.initial)
     exchange, counted = Exchange(federation.layers.names), counted_rounds(config)
     groups, planned, up, down = [], [], 0, 0
+    factors = layers_of_factors(federation.layers, factors_of(strategy.model))
+
+    def bytes_of(name: str, client: int) -> int:
+        return factors[name].bytes_of(client, size[name]) if name in factors else size[name]
+
     for server_round in range(1, counted + 1):
         group = strategy.shared(server_round)
         training = participants(config, server_round)
-        up += sum(size[name] for name in group) * len(training)
-        down += sum(size[name] for client in training for name in exchange.taken_by(client))
+        up += sum(bytes_of(name, client) for client in training for name in group)
+        down += sum(bytes_of(name, client) for client in training for name in exchange.taken_by(client))
         exchange.note(server_round, (*group, *strategy.moved(server_round)), training)
         groups.append(group)
         planned.append(sets := dict(strategy.planned_sets(server_round)))
