@@ -12,7 +12,8 @@ class AdapterConfig(BaseModel):
     ----------
     kind
         What is added to a linear layer: the product of two factors (``lora``), that and the length of its rows
-        (``dora``), or a scale of its outputs (``ia3``); ``none`` adds nothing.
+        (``dora``), a scale of its outputs (``ia3``), or scales around two fixed random factors (``vera``); ``none``
+        adds nothing.
     rank
         Rank of the product.
     ranks
@@ -29,7 +30,7 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    kind: Literal["none", "lora", "dora", "ia3"] = "none"
+    kind: Literal["none", "lora", "dora", "ia3", "vera"] = "none"
     rank: Annotated[int, Field(ge=1)] = 8
     ranks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = ()
     alpha: Annotated[float, Field(gt=0)] = 16.0

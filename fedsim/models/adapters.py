@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from fedsim.lazy import Place
@@ -14,7 +15,7 @@ from fedsim.models.held import hold_, release_
 from fedsim.models.layers import Layers
 from fedsim.models.usage import usage_of
 
-AdapterKind = Literal["lora", "dora", "ia3"]
+AdapterKind = Literal["lora", "dora", "ia3", "vera"]
 NAME = "default"  # peft's name of the only adapter, which is part of the keys
 LISTED = 5
 # The path of a layer with an adapter, and what peft calls the parts that it adds.
@@ -29,7 +30,7 @@ class Adapter:
     ----------
     kind
         ``lora`` adds the product of two factors, ``dora`` trains the length of the rows as well, ``ia3`` scales
-        outputs.
+        outputs, ``vera`` scales the rows of two random factors that all layers and clients share.
     rank
         Number of rows of the first factor and of columns of the second.
     ranks
@@ -208,7 +209,7 @@ def _targets(model: nn.Module, layers: Layers, adapter: Adapter, head: set[str])
     paths = [name for name in found if name not in head]
     if not paths:
         raise ValueError(f"{where} names only the head, which trains whole; add other layers, or set head = false")
-    for name in paths if adapter.kind != "ia3" else ():
+    for name in paths if adapter.kind in ("lora", "dora") else ():
         if adapter.rank > (least := _smaller_side(model, name)):
             raise ValueError(
                 f"rank = {adapter.rank} is greater than the size of {name}, {least}; use a smaller rank, or other "
@@ -252,23 +253,30 @@ def _tied(model: nn.Module, layers: Layers) -> dict[str, str]:
 
 
 def _inject_(model: nn.Module, adapter: Adapter, paths: list[str]) -> None:
-    options = {"target_modules": "|".join(map(re.escape, paths))}
-    if adapter.kind == "ia3":
-        config = Place("peft", "IA3Config").load()(feedforward_modules=[], **options)
-    else:
-        config = Place("peft", "LoraConfig").load()(
-            r=adapter.rank,
-            lora_alpha=adapter.alpha,
-            lora_dropout=adapter.dropout,
-            use_dora=adapter.kind == "dora",
-            fan_in_fan_out=is_transposed(model.get_submodule(paths[0])),
-            **options,
-        )
     with warnings.catch_warnings():
-        # A model of both kinds of linear layers: peft sets what it warns of itself.
-        warnings.filterwarnings("ignore", "fan_in_fan_out")
-        Place("peft", "inject_adapter_in_model").load()(config, model, adapter_name=NAME)
+        # A model of both kinds of linear layers, and factors that follow from a seed: peft warns of what is meant.
+        warnings.filterwarnings("ignore", "fan_in_fan_out|Specified to not save vera_A")
+        config = _config(adapter, paths, is_transposed=is_transposed(model.get_submodule(paths[0])))
+        if adapter.kind == "vera":  # whose layers share factors
+            Place("peft", "VeraModel").load()(model, {NAME: config}, NAME)
+        else:
+            Place("peft", "inject_adapter_in_model").load()(config, model, adapter_name=NAME)
     vars(model).pop("peft_config", None)
+
+
+def _config(adapter: Adapter, paths: list[str], *, is_transposed: bool) -> Any:
+    """Return the library's configuration of an adapter."""
+    options: dict[str, Any] = {"target_modules": "|".join(map(re.escape, paths))}
+    if adapter.kind == "ia3":
+        return Place("peft", "IA3Config").load()(feedforward_modules=[], **options)
+    options["fan_in_fan_out"] = is_transposed
+    if adapter.kind == "vera":
+        # The fixed factors follow from a seed, so that no file needs them.
+        seed = int(torch.randint(2**31, ()))
+        options |= {"r": adapter.rank, "vera_dropout": adapter.dropout, "projection_prng_key": seed}
+        return Place("peft", "VeraConfig").load()(save_projection=False, **options)
+    options |= {"r": adapter.rank, "lora_alpha": adapter.alpha, "lora_dropout": adapter.dropout}
+    return Place("peft", "LoraConfig").load()(use_dora=adapter.kind == "dora", **options)
 
 
 def _check_used(model: nn.Module, paths: list[str], inputs: Tensor) -> None:

@@ -149,6 +149,22 @@ def test_clients_of_different_ranks_train_send_and_resume_by_their_own(
     torch.testing.assert_close(*values, rtol=1e-3, atol=1e-4)
 
 
+def test_scales_of_vera_train_and_travel_and_its_random_factors_follow_from_the_seed(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    model = MODEL | {"adapter": {"kind": "vera", "rank": 30}}
+    folder, cohort = play(tiny(model=model)), play(tiny(model=model, engine__cohort=4), "cohort")
+    result = read_result(folder)
+    scales = {f"fc{number}.vera_lambda_{name}" for number in (1, 2) for name in "bd"}
+    assert set(result.communication["layer"]) == scales | {"fc3"}
+    assert not adapted_paths(restored_model(folder, client=1))
+    values = (torch.tensor(each.metrics["value"].to_numpy()) for each in (read_result(cohort), result))
+    torch.testing.assert_close(*values, rtol=1e-3, atol=1e-4)
+    drawn = [federation_of(tiny(model=model, seed=seed)).model().fc2.vera_A["default"] for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_ranks_that_differ_are_refused_by_methods_that_average_factors(tiny: Callable[..., Config]) -> None:
     config = tiny(model=MODEL | {"adapter": {"kind": "lora", "ranks": [4, 1]}}, strategy={"name": "FedIT"})
     with pytest.raises(ConfigError, match=r"'lora' needs factors of one rank, .* or use flexlora or flora"):

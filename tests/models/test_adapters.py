@@ -38,7 +38,7 @@ def adapted(random: bool = False, **options: Any) -> nn.Module:
     adapt_(model, Adapter(**{"rank": 2, "alpha": 3.0, "targets": "fc"} | options), INPUTS)
     if random:
         for key, value in model.named_parameters():
-            if "lora_" in key or "ia3_" in key:
+            if "lora_" in key or "ia3_" in key or "vera_" in key:
                 value.data = torch.randn(value.shape, generator=torch.manual_seed(len(key)), dtype=value.dtype)
     return model
 
@@ -63,7 +63,7 @@ def test_an_adapted_layer_is_the_sum_of_its_base_and_of_the_scaled_product() -> 
     torch.testing.assert_close(fc(INPUTS), INPUTS @ weight.T + fc.base_layer.bias)
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "vera"])
 def test_a_merged_model_has_the_keys_of_its_base_and_the_outputs_of_the_adapted_one(kind: str) -> None:
     model = adapted(random=True, kind=kind).eval()
     merged = copy.deepcopy(model)
