@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks import adapted
 from benchmarks.job import make_model
 from benchmarks.machine import describe, gemm_limit, processors
 from benchmarks.results import save, show
@@ -169,6 +171,44 @@ def measure(case: Case, repeats: int, limit: float, device: str) -> dict[str, An
     return row
 
 
+def measure_adapted(targets: str, folder: Path | None, examples: int, repeats: int) -> dict[str, Any]:
+    """Time the layer-wise barriers of adapters both ways, in turn, and compare their numbers."""
+    with TemporaryDirectory() as scratch:
+        model, name = adapted.adapted_model(folder, adapted.TARGETS[targets], Path(scratch))
+    states, inputs = adapted.client_states(model), adapted.tokens(examples)
+    data = Data(inputs, torch.arange(examples) % 2)
+    mixes, layers = adapted.mixes_of(model), Layers.of(model)
+    sample = mixes[:: len(mixes) // PLAIN_MODELS]
+    loader = DataLoader(TensorDataset(inputs, data.targets), batch_size=PLAIN_BATCH)
+    plain, whole = copy.deepcopy(model), [model.state_dict() | state for state in states]
+    found: dict[str, Any] = {}
+
+    def evaluate_some() -> None:
+        found["plain"] = [plain_loss(plain, whole, layers, mix, loader) for mix in sample]
+
+    def evaluate_all() -> None:
+        found["fedsim"] = adapted.table_of(model, states, data, processors())
+
+    def plain_seconds() -> float:
+        torch.set_num_threads(processors())
+        return seconds_of(evaluate_some, "cpu") / len(sample) * (len(mixes) + len(states))
+
+    def seconds() -> float:
+        torch.set_num_threads(1)
+        return seconds_of(evaluate_all, "cpu")
+
+    samples = take_turns({"plain": plain_seconds, "fedsim": seconds}, repeats)
+    check(found["fedsim"], sample, found["plain"])
+    row: dict[str, Any] = {"case": adapted_title(targets, name), "mixed_models": len(mixes), "examples": examples}
+    row |= {"plain_seconds": samples["plain"].figures()["seconds"]} | samples["fedsim"].figures()
+    return row | {"faster_by": row["plain_seconds"] / row["seconds"]}
+
+
+def adapted_title(targets: str, name: str) -> str:
+    """Return the name of a case in the table."""
+    return f"{name}, {adapted.CLIENTS} clients: adapters of {targets}, t = 1/2"
+
+
 def table_of(case: Case, model: nn.Module, states: list[Params], inputs: Tensor, targets: Tensor) -> pd.DataFrame:
     """Measure a case with fedsim."""
     return barriers(
@@ -221,6 +261,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="64 examples of each case, nothing is written")
     parser.add_argument("--cases", default="", metavar="TEXT", help="only those whose name has this text")
+    parser.add_argument(
+        "--minilm", type=Path, metavar="DIR", help="folder of MiniLM's weights; without it, a BERT of its size is built"
+    )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
@@ -234,6 +277,10 @@ def main() -> None:
         repeats = 1 if case.tolerance else options.repeats
         rows.append(measure(chosen, repeats, limit, options.device))
         show(f"limit: {limit / 1e9:.0f} GFLOP/s", rows[-1:], COLUMNS)
+    for targets in adapted.TARGETS:
+        if options.device == "cpu" and options.cases in adapted_title(targets, "MiniLM"):
+            rows.append(measure_adapted(targets, options.minilm, 8 if options.quick else 64, options.repeats))
+            show(f"limit: {limit / 1e9:.0f} GFLOP/s", rows[-1:], COLUMNS)
     show("all cases", rows, COLUMNS)
     if not options.quick:
         name = "barriers" if options.device == "cpu" else f"barriers-{options.device}"

@@ -39,7 +39,7 @@ def outputs_of(used: nn.Module, fresh: nn.Module, probes: Tensor) -> Tensor:
         If its outputs are not finite, or depend on the other examples, on an earlier call, or on random numbers; if it
         decides by the values of tensors what to do; or if a part of it is compiled, so that it cannot be looked into.
     """
-    if any(isinstance(m, torch.jit.ScriptModule) or type(m).__name__ == "OptimizedModule" for m in used.modules()):
+    if is_compiled(used):
         raise NotTraceableError("a part of it is compiled")
     first, last = probes[:2], probes[-2:].flip(0)
     devices = [probes.device] if probes.is_cuda else []
@@ -66,6 +66,23 @@ def outputs_of(used: nn.Module, fresh: nn.Module, probes: Tensor) -> Tensor:
     if not is_close(of_first, outputs[:2]) or not is_close(of_last, outputs[-2:].flip(0)):
         raise NotTraceableError("the outputs for an example depend on the others of its batch")
     return outputs
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether a part of a model is compiled, so that it cannot be looked into."""
+    modules = model.modules()
+    return any(isinstance(m, torch.jit.ScriptModule) or type(m).__name__ == "OptimizedModule" for m in modules)
+
+
+def writes_to_state(model: nn.Module, inputs: Tensor) -> bool:
+    """Return whether a model changes its state dict in evaluation mode, as one does that keeps a running mean."""
+    net = copy_of(model).eval()
+    held = net.state_dict(keep_vars=True)  # so that no identity is reused
+    before = [(id(value), value._version) for value in held.values()]
+    with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []), torch.no_grad():
+        net(inputs)
+    after = [(id(value), value._version) for value in net.state_dict(keep_vars=True).values()]
+    return before != after
 
 
 def keeps_something(model: nn.Module, inputs: Tensor) -> bool:

@@ -16,6 +16,7 @@ from fedsim.analysis.mixing.execute import Execution
 from fedsim.analysis.mixing.mixes import Mix, Normalisation, Part, Recipe, Source, parts_of, recipe_of
 from fedsim.analysis.mixing.paired import check_outputs, check_paired
 from fedsim.analysis.mixing.plan import Plan, make_plan
+from fedsim.analysis.mixing.shared_calls import SharedCalls
 from fedsim.analysis.mixing.traced import Traced, Tracer, in_order, prepared, say_once
 from fedsim.errors import first_line
 from fedsim.models.copies import loaded
@@ -44,8 +45,9 @@ class MixedModels:
     A model that `torch.fx` can trace, and that treats the examples of a batch one by one, is evaluated operation by
     operation: results that several models have in common are computed once, and operations that are affine in their
     weights are not run for mixes of weights if they are run for both ends. Any other model is evaluated as a whole,
-    with a line in the log; the numbers are the same to float tolerance. One that draws random numbers gets the same
-    ones for each mix.
+    with a line in the log, and its modules look up what they gave for the same inputs and weights
+    (`fedsim.analysis.mixing.shared_calls`); the numbers are the same to float tolerance. One that draws random numbers
+    gets the same ones for each mix.
 
     Parameters
     ----------
@@ -97,6 +99,7 @@ class MixedModels:
         self.tracer = Tracer(model, states[0], self.parts)
         self._known: Traced | None = None
         self._draws = False
+        self._shares: dict[object, bool] = {}
         self._prepared: dict[bool, list[Params]] = {}
 
     def of(self, states: Sequence[Params]) -> Self:
@@ -175,7 +178,7 @@ class MixedModels:
     def _evaluated(self, recipes: list[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         traced = self._traced(data.inputs)
         if traced is None:
-            return self._evaluate_whole(recipes, data)
+            return self._evaluate_calls(recipes, data)
         try:
             if not traced.is_checked:
                 self._check(traced, recipes, data)
@@ -253,6 +256,41 @@ class MixedModels:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]))
         return [Evaluation(losses[k], errors[k]) for k in execution.outputs]
+
+    def _evaluate_calls(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
+        """Evaluate a model that is no graph, but whose modules are functions of their inputs and weights."""
+        if self._draws or self._calibration is not None or not self.tracer.is_function(data.inputs[:CHECKED]):
+            return self._evaluate_whole(recipes, data)
+        kind = data.inputs.shape[1:]
+        if kind not in self._shares:
+            some = replace(data, inputs=data.inputs[:CHECKED], targets=data.targets[:CHECKED])
+            few = list(dict.fromkeys([recipes[0], recipes[-1]]))
+            expected = self._evaluate_whole(few, some)
+            try:
+                found = self._evaluate_shared(few, some)
+                self._shares[kind] = all(is_close(found[each].losses, expected[each].losses) for each in few)
+            except Exception:  # a model's code may raise anything where its modules are not called as usual
+                self._shares[kind] = False
+        return self._evaluate_shared(recipes, data) if self._shares[kind] else self._evaluate_whole(recipes, data)
+
+    def _evaluate_shared(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
+        place = {recipe: k for k, recipe in enumerate(recipes)}
+        losses, errors = torch.empty(2, len(recipes), len(data), dtype=torch.float64)
+        threads = self._threads if data.inputs.device.type == "cpu" else 1
+        sizes = batch_sizes(len(data), CPU_TILE)
+        parts = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+        def run(own: Sequence[slice]) -> None:
+            shared = SharedCalls(self.tracer.model, self.parts, self._entries, self._memory / threads)
+            for part in own:
+                for recipe, outputs in shared.outputs(recipes, data.inputs[part]):
+                    measured = losses_and_errors(outputs, data.targets[part], data.criterion)
+                    for whole, values in zip((losses, errors), measured, strict=True):
+                        whole[place[recipe], part] = values.double().cpu()
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, [parts[k::threads] for k in range(threads)]))
+        return {recipe: Evaluation(losses[k], errors[k]) for recipe, k in place.items()}
 
     def _evaluate_whole(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         def measured(recipe: Recipe) -> Evaluation:

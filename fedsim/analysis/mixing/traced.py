@@ -15,7 +15,7 @@ from fedsim.models.copies import copy_of, loaded
 from fedsim.models.graph import NotTraceableError, Operation, count_flops, probes_of, trace
 from fedsim.models.params import Params
 from fedsim.models.probing import results_of
-from fedsim.models.purity import same_draws
+from fedsim.models.purity import is_compiled, keeps_something, same_draws, writes_to_state
 
 logger = logging.getLogger(__name__)
 _said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
@@ -103,6 +103,7 @@ class Tracer:
         self.origin, self.model = model, loaded(model, state)
         self._keys = [part.keys for part in parts]
         self._found: dict[tuple[torch.Size, torch.dtype, torch.device], Traced | NotTraceableError] = {}
+        self._functions: dict[tuple[torch.Size, torch.dtype, torch.device], bool] = {}
         self._outputs: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
 
     def traced(self, inputs: Tensor) -> Traced:
@@ -135,6 +136,14 @@ class Tracer:
             with torch.inference_mode(), same_draws(inputs.device):
                 self._outputs[kind] = copy_of(self.model)(probes_of(inputs)[:2])
         return self._outputs[kind]
+
+    def is_function(self, inputs: Tensor) -> bool:
+        """Return whether the model is a function of its inputs and weights, which keeps nothing of a call."""
+        kind = _kind(inputs)
+        if kind not in self._functions:
+            keeps = is_compiled(self.model) or any(f(self.model, inputs) for f in (writes_to_state, keeps_something))
+            self._functions[kind] = not keeps
+        return self._functions[kind]
 
     def refuse(self, inputs: Tensor, reason: NotTraceableError) -> None:
         """Let the model be run as a whole on inputs of this shape from now on."""

@@ -1,0 +1,155 @@
+"""A model that is run as Python code, but whose modules look up what they gave for the same inputs and weights."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.analysis.mixing.mixes import Part, Recipe, Source
+from fedsim.models.copies import copy_of
+from fedsim.models.params import Params
+from fedsim.models.tensors import tensors_in
+
+# Values that nobody changes, besides tensors.
+FIXED = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a module gave.
+
+    Parameters
+    ----------
+    sources
+        Sources of the weights in it.
+    taken, result
+        Its arguments, and what it returned.
+    versions
+        How often each of their tensors had been written to.
+    """
+
+    sources: tuple[Source | None, ...]
+    taken: Any
+    result: Any
+    versions: tuple[int, ...]
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether nobody has written to its tensors since."""
+        return self.versions == tuple(_versions(self.taken, self.result))
+
+
+class SharedCalls:
+    """Runs mixed models on one batch after another; a module's call is computed once for equal inputs and weights.
+
+    Below the first layer that differs, mixes of one model have all their results in common; of a frozen module in a
+    block they have the results for common inputs. A model must be a function of its inputs and its weights.
+
+    Parameters
+    ----------
+    model
+        Gives the architecture, in eval mode; it is not changed.
+    parts
+        The parts that each have one source.
+    entries
+        Gives the entries of keys from a source.
+    memory
+        Bytes of results that are kept at a time.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Sequence[Part],
+        entries: Callable[[Sequence[str], Source], Params],
+        memory: float,
+    ) -> None:
+        self._model, self._parts, self._entries, self._memory = copy_of(model).eval(), parts, entries, memory
+        self._tensors: dict[str, Tensor] = self._model.state_dict(keep_vars=True)
+        self._loaded: list[Source | None] = [None] * len(parts)
+        place = {id(self._tensors[key]): k for k, part in enumerate(parts) for key in part.keys}
+        self._known: dict[nn.Module, list[_Call]] = {}
+        self._kept: dict[nn.Module, list[_Call]] | None = None
+        self._bytes: dict[int, int] = {}
+        for module in self._model.modules():
+            if module is not self._model and not isinstance(module, nn.Identity | nn.Dropout):
+                held = {place.get(id(value)) for value in module.state_dict(keep_vars=True).values()} - {None}
+                own = sorted(k for k in held if k is not None)
+                vars(module)["forward"] = partial(self._call, module, module.forward, own)
+
+    def outputs(self, recipes: Sequence[Recipe], inputs: Tensor) -> Iterator[tuple[Recipe, Any]]:
+        """Yield each recipe with the model's outputs for a batch, those first of which most mixes are made."""
+        self._known = {}
+        with torch.no_grad():
+            for group in _by_base(recipes):
+                for number, recipe in enumerate(group):
+                    self._load_(recipe)
+                    self._kept, self._bytes = ({}, {}) if number == 0 else (None, {})
+                    outputs = self._model(inputs)
+                    self._known = self._known if self._kept is None else self._kept
+                    yield recipe, outputs
+        self._known, self._kept = {}, None
+
+    def _load_(self, recipe: Recipe) -> None:
+        for k, (part, source) in enumerate(zip(self._parts, recipe, strict=True)):
+            if self._loaded[k] != source:
+                for key, value in self._entries(part.keys, source).items():
+                    self._tensors[key].data = value
+                self._loaded[k] = source
+
+    def _call(
+        self, module: nn.Module, forward: Callable[..., Any], own: Sequence[int], *args: Any, **kwargs: Any
+    ) -> Any:
+        sources = tuple(self._loaded[k] for k in own)
+        kept = None if self._kept is None else self._kept.setdefault(module, [])
+        for known in (*(kept or ()), *self._known.get(module, ())):
+            if known.sources == sources and known.is_intact and _are_equal(known.taken, (args, kwargs)):
+                call = known
+                break
+        else:
+            before = tuple(_versions((args, kwargs), None))
+            result = forward(*args, **kwargs)
+            if before != tuple(_versions((args, kwargs), None)):  # it writes to what it takes
+                return result
+            call = _Call(sources, (args, kwargs), result, tuple(_versions((args, kwargs), result)))
+        if kept is not None and self._has_room(call):
+            kept.append(call)
+        return call.result
+
+    def _has_room(self, call: _Call) -> bool:
+        for each in tensors_in((call.taken, call.result)):
+            self._bytes.setdefault(each.untyped_storage().data_ptr(), each.untyped_storage().nbytes())
+        return sum(self._bytes.values()) <= self._memory
+
+
+def _by_base(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
+    """Return recipes in groups that have the most parts from the same state, that with the most of them first."""
+    groups: dict[Source, list[tuple[int, Recipe]]] = {}
+    for recipe in recipes:
+        base, count = Counter(recipe).most_common(1)[0]
+        groups.setdefault(base, []).append((count, recipe))
+    return [[recipe for _, recipe in sorted(group, key=lambda each: -each[0])] for group in groups.values()]
+
+
+def _versions(*values: Any) -> Iterator[int]:
+    for each in tensors_in(values):
+        yield each._version
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Return whether arguments are known to be equal."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one is other:
+            return True
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Mapping):
+        return list(one) == list(other) and all(_are_equal(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list) and not isinstance(one, torch.Size):
+        return len(one) == len(other) and all(map(_are_equal, one, other))
+    return isinstance(one, FIXED) and bool(one == other)

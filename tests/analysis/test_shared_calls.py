@@ -1,0 +1,135 @@
+"""Modules that look up what they gave: the same numbers as without, and less work."""
+
+from collections.abc import Callable
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsim.analysis.data import Data
+from fedsim.analysis.mixing.mixed_models import MixedModels
+from fedsim.analysis.mixing.mixes import Recipe
+from fedsim.models.adapters import Adapter, adapt_
+from fedsim.models.layers import describe_
+from fedsim.models.params import Params, state_of
+
+INPUTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+DATA = Data(INPUTS, torch.arange(40) % 3)
+DEPTH = 2
+
+
+class Block(nn.Module):
+    """Two linear layers, of which the frozen part of the first is the same for all models with equal inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, 8)
+        self.down = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor, mask: Tensor, seen: list[Tensor]) -> Tensor:
+        return x + self.down(self.up(x * mask).tanh())
+
+
+class Untraceable(nn.Module):
+    """Decides by a value, and makes a mask that each of its blocks takes."""
+
+    def __init__(self, block: Callable[[], nn.Module] = Block) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block() for _ in range(DEPTH))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, mask, seen = x.clone(), torch.ones_like(x), []
+        if float(x.sum()) > 1e9:
+            return self.head(x)
+        for block in self.blocks:
+            x = block(x, mask, seen)
+        return self.head(x + sum(seen))
+
+
+class Writing(Block):
+    """Writes to what it takes."""
+
+    def forward(self, x: Tensor, mask: Tensor, seen: list[Tensor]) -> Tensor:
+        return x.mul_(0.9).add_(super().forward(x, mask, seen))
+
+
+class Noting(Block):
+    """Gives a part of its results by a list that it takes."""
+
+    def forward(self, x: Tensor, mask: Tensor, seen: list[Tensor]) -> Tensor:
+        seen.append(0.1 * x)
+        return super().forward(x, mask, seen)
+
+
+class Counting(Block):
+    """Keeps something from one call to the next."""
+
+    calls = 0
+
+    def forward(self, x: Tensor, mask: Tensor, seen: list[Tensor]) -> Tensor:
+        self.calls += 1
+        return super().forward(x, mask, seen) * (1 + 0.01 * self.calls)
+
+
+def made(block: Callable[[], nn.Module] = Block) -> tuple[nn.Module, list[Params]]:
+    torch.manual_seed(0)
+    model = Untraceable(block).double()
+    adapt_(model, Adapter(rank=2), INPUTS)
+    describe_(model, INPUTS)
+    states = [
+        {key: torch.randn(value.shape, generator=torch.Generator().manual_seed(seed)).double() for key, value in own}
+        for seed in range(3)
+        for own in [state_of(model).items()]
+    ]
+    return model.eval(), states
+
+
+def recipes_of(models: MixedModels) -> list[Recipe]:
+    """Return the models themselves and, for each pair and part, the mix halfway."""
+    own = [models.own(state) for state in range(3)]
+    mixed = [
+        tuple((min(a, b), max(a, b), 0.5) if k == part else a for k in range(len(models.parts)))
+        for a, b in permutations(range(3), 2)
+        if b != 1
+        for part in range(0, len(models.parts), 2)
+    ]
+    return [*own, *mixed]
+
+
+@pytest.mark.parametrize(
+    ("block", "memory"),
+    [(Block, 2**30), (Block, 20_000), (Block, 1), (Writing, 2**30), (Noting, 2**30), (Counting, 2**30)],
+)
+def test_losses_are_those_of_each_model_alone(block: Callable[[], nn.Module], memory: int) -> None:
+    model, states = made(block)
+    models = MixedModels(model, states, threads=2, max_memory=memory)
+    recipes = recipes_of(models)
+    found, expected = models.evaluate(recipes, DATA), models._evaluate_whole(recipes, DATA)
+    for recipe in recipes:
+        torch.testing.assert_close(found[recipe].losses, expected[recipe].losses, rtol=1e-12, atol=1e-12)
+        assert torch.equal(found[recipe].errors, expected[recipe].errors)
+
+
+def test_what_comes_before_the_first_layer_that_differs_is_computed_once() -> None:
+    calls = []
+
+    class Counted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(None)
+            return super().forward(x)
+
+    model, states = made()
+    for block in model.blocks:
+        for linear in (block.up, block.down):
+            linear.base_layer.__class__ = Counted
+    models = MixedModels(model, states)
+    own = models.own(0)
+    last = [k for k, part in enumerate(models.parts) if part.layer.startswith(f"blocks.{DEPTH - 1}.down.lora_B")]
+    mixed = [tuple((0, other, 0.5) if k in last else 0 for k in range(len(own))) for other in (1, 2)]
+    few = Data(INPUTS[:8], DATA.targets[:8])
+    models.evaluate([own, *mixed], few)
+    before = len(calls)
+    models.evaluate([own, *mixed], few)
+    assert len(calls) - before == 2 * DEPTH
