@@ -1,6 +1,5 @@
 """Nothing is averaged."""
 
-from fedsim.models.layers import LayerGroup
 from fedsim.strategy import Strategy
 
 
@@ -12,5 +11,5 @@ class Local(Strategy):
     Local-only training in Adilova et al. 2024, Layer-wise linear mode connectivity, arXiv 2307.06966.
     """
 
-    def shared(self, server_round: int) -> LayerGroup:
-        return self.layers.group("none")
+    def prepare(self) -> None:
+        self.group = self.layers.group("none")

@@ -160,11 +160,15 @@ def test_runs_that_differ_in_more_than_strategy_and_seed_have_names_of_their_own
 def test_runs_that_average_the_same_layers_are_named_once(
     tiny: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shared = [{"name": "layer_set", "shared": shared} for shared in ("body", "!head", "head")]
-    check(name_runs([tiny(strategy=each) for each in shared], tmp_path))
+    shared = [{"name": "layer_set", "shared": shared} for shared in ("body", "!head", "head", "none", "all")]
+    others = [{"name": name} for name in ("local", "full", "fedprox", "layer_cycle")]
+    buffers = [{"name": "full", "buffers": "personal"}]
+    check(name_runs([tiny(strategy=each) for each in shared + others + buffers], tmp_path))
+    same = "average the same layers and give the same numbers; one of them is enough"
     assert caplog.messages == [
-        "FedPer seed 0 and layer_set(shared=!head) seed 0 average the same layers and give the same numbers; one of "
-        "them is enough"
+        f"FedPer seed 0 and layer_set(shared=!head) seed 0 {same}",
+        f"layer_set(shared=none) seed 0 and local seed 0 {same}",
+        f"layer_set seed 0 and FedAvg seed 0 {same}",
     ]
 
 

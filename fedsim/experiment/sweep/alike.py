@@ -6,7 +6,8 @@ from typing import Any
 
 from fedsim.config import Config, naming
 from fedsim.errors import ConfigError
-from fedsim.strategy import Strategy
+from fedsim.strategy import ClientRule, Strategy
+from fedsim.strategy.hooks import HOOKS
 
 NAMED = 3  # groups of equal combinations
 
@@ -45,7 +46,7 @@ def check_distinct(folders: Sequence[str], names: Sequence[str]) -> None:
 
 
 class Alike:
-    """Runs that differ only in how they write the layers that are averaged, such as ``body`` and ``!head``."""
+    """Runs that average the same layers under two names, such as ``body`` and ``!head``, or ``none`` and local."""
 
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}
@@ -54,6 +55,8 @@ class Alike:
         """Add a run with its strategy."""
         changed: dict[str, Any] = naming.changed_settings(config)
         options = dict(changed.get("strategy", {}))
+        if _only_averages(strategy):
+            options = {key: value for key, value in options.items() if key != "name"} | {"shared": ""}
         if "shared" in options:
             options["shared"] = sorted(strategy.group)
         key = json.dumps([changed | {"strategy": options}, config.seed], sort_keys=True, default=str)
@@ -64,3 +67,9 @@ class Alike:
         for names in self._names.values():
             if len(names) > 1:
                 yield f"{' and '.join(names)} average the same layers and give the same numbers; one of them is enough"
+
+
+def _only_averages(strategy: Strategy) -> bool:
+    """Return whether a strategy does nothing but average its layer group in every round."""
+    same = (getattr(type(strategy), name) is getattr(Strategy, name) for name in HOOKS if name != "prepare")
+    return strategy.client_rule is ClientRule and all(same)
