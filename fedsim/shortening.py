@@ -14,8 +14,8 @@ BEGINNING = re.compile(rf"""(?<!\w)(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")(?!\w)
 # Control characters as `printable` writes them.
 ESCAPE = re.compile(r"\\(?:[abfnrtv]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 LETTER = re.compile(rf"{ESCAPE.pattern}|.", re.DOTALL)
-# Names with commas between them, as in: known are: conv1, conv2, head.
-LIST = re.compile(r"(?:[^\s,;:()][^,;:()]*, ){3,}[^,;:()]+")
+# Names with commas between them, as in: known are: conv1, conv2, head. A colon may be inside a name.
+LIST = re.compile(r"(?:[^\s,;:()](?:[^,;:()]|:(?=\S))*, ){3,}(?:[^,;:()]|:(?=\S))+")
 
 
 def one_line(text: str, longest: int = LINE) -> str:
@@ -24,7 +24,9 @@ def one_line(text: str, longest: int = LINE) -> str:
     if len(line) <= longest:
         return line
     line = cut(line, LOOKED_AT)
-    values = list(_values(line))
+    lists = [found.span() for found in LIST.finditer(line)]
+    # Of a list of names the middle is left out, not that of each name.
+    values = [(start, stop) for start, stop in _values(line) if not any(a <= start and stop <= b for a, b in lists)]
     shorter = next((each for left in LEFT if len(each := _with_cut(line, values, left)) <= longest), None)
     if shorter:
         return shorter

@@ -42,6 +42,15 @@ def test_a_list_of_names_keeps_its_ends() -> None:
     assert line.endswith("layer399; correct it")
 
 
+def test_names_in_a_list_are_not_cut_one_by_one() -> None:
+    names = ", ".join(f"some_library:TheLongNameOfPart{place}" for place in range(20))
+    line = one_line(f"partition.scheme = 'part' is unknown; known are: iid, {names}")
+    assert len(line) == LINE
+    assert line.startswith("partition.scheme = 'part' is unknown; known are: iid, some_library:TheLongNameOfPart0, ")
+    assert line.endswith("some_library:TheLongNameOfPart19")
+    assert line.count(" ... ") == 1
+
+
 @pytest.mark.parametrize("text", ["[ " * 9000, "'" * 9000, "it's a dog's " * 900, "a" * 9000, "\x1b" * 9000])
 def test_whatever_a_message_holds_it_has_the_length_of_a_line(text: str) -> None:
     assert len(one_line(text)) <= LINE
