@@ -159,6 +159,12 @@ def test_methods_of_other_data_are_not_compared_with_each_other(run: Run) -> Non
     assert "best of its column with the same clients" in pivot_table(found).notes[1]
 
 
+def test_a_method_without_another_one_is_not_the_best(run: Run) -> None:
+    found = pivot_of(compare([run(FULL, [0.5]), run(FULL, [0.6], seed=1)]))
+    assert not any(cell.is_best for cell in found.cells.values())
+    assert not any("best" in note for note in pivot_table(found).notes)
+
+
 def test_seeds_that_are_missing_and_cells_that_are_not_tested_are_noted(run: Run) -> None:
     results = [run(FULL, [0.5]), run(FULL, [0.6], seed=1), run(BODY, [0.7])]
     notes = pivot_table(pivot_of(compare(results))).notes

@@ -33,7 +33,7 @@ class Cell:
     std
         Standard deviation over the seeds, with n - 1 in the denominator; NaN with one seed.
     is_best
-        Whether it is the best of its setting.
+        Whether it is the best of several methods in its setting.
     is_tie
         Whether it is another one that a paired test cannot tell from the best.
     """
@@ -116,7 +116,7 @@ def pivot_of(comparison: Comparison, settings: Sequence[str] | None = None, colu
         names = [name for name in blocks if blocks[name] == block and (name, key) in members]
         groups = [Group(name, {}, [run for each in members[name, key] for run in each.members]) for name in names]
         rows = [Row(group, {measure.key: measure.of(group)}) for group in groups]
-        is_ranked = measure.higher_is_better is not None and rows
+        is_ranked = measure.higher_is_better is not None and len(rows) > 1
         standing = standing_of(rows, measure, free) if is_ranked else None
         cells |= {(row.group.label, key): _cell(row, measure, standing) for row in rows}
         untested += len(standing.untested) if standing and standing.best else 0
