@@ -203,7 +203,10 @@ def test_the_study_of_the_catalogue(study: pd.DataFrame) -> None:
     ends = one.min().min(), one.max().max()
     assert_quoted(PERSONALISATION, "methods with one model for all have {} to {} %", *ends)
     assert_quoted(
-        "README.md", "those with one model for all {} to {} %, local training {} %", *ends, received.loc["local", "0.1"]
+        "README.md",
+        "methods with one model for all clients {} to {} %, local training {} %",
+        *ends,
+        received.loc["local", "0.1"],
     )
 
 
