@@ -74,6 +74,14 @@ class Clustered(Strategy):
         place = list(self._measured).index(clients)
         return bounds_of([each for each in self._barriers[unit] if each.cluster == place], confidence)
 
+    def check_rounds(self, rounds: int) -> None:
+        """Check that the tree is made at all."""
+        if rounds < self.warm_up:
+            raise ValueError(
+                f"makes its tree in round {self.warm_up}, and the run has {rounds}; set strategy.warm_up = {rounds} or "
+                f"rounds = {self.warm_up}"
+            )
+
     def is_due(self, server_round: int) -> bool:
         """Return whether the tree is made in this round."""
         since = server_round - self.warm_up

@@ -11,8 +11,9 @@ from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import squareform
 
 from fedsim.config import Config
-from fedsim.errors import RunError
+from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import rounds as run_rounds
+from fedsim.experiment.dry_run import describe_run
 from fedsim.experiment.measuring.gate import gate_barriers
 from fedsim.federation.federation import federation_of
 from fedsim.models.clustering import cut, cuts_by_rule, cuts_by_silhouette, tree_of
@@ -239,3 +240,9 @@ def test_a_cluster_is_split_only_where_its_barrier_is_shown_to_be_too_large() ->
     play.strategy.step(1, play.received)
     found = [len(set(row)) for row in play.strategy.memory["cluster"].tolist()]
     assert found == [1, 2, 2]  # the last layer stays within the clusters of the one before
+
+
+def test_a_run_that_ends_before_its_tree_is_made_is_refused(tiny: Callable[..., Config]) -> None:
+    message = r"makes its tree in round 3, and the run has 2; set strategy.warm_up = 2 or rounds = 3"
+    with pytest.raises(ConfigError, match=message):
+        describe_run(tiny(rounds=2, strategy={"name": "layer_tree", "warm_up": 3}))

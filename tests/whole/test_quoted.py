@@ -37,6 +37,7 @@ RECORDED = {
     (LLFC, "| | barrier | cosine"),
     (REBASIN, ROBUSTNESS),
     (FINDINGS, "| method, features"),
+    (FINDINGS, "| method, gates and trees"),
 }
 REPAIRED, ONLY_REPAIRED = "matched_average(repair=repair)", "matched_average(matching=none, repair=repair)"
 
@@ -162,6 +163,35 @@ def test_the_findings_on_mixing_by_barriers() -> None:
     values = [means["barrier_mix(personal_epochs=2)"], means["FedRep(head_epochs=4)"], means["FedALA"], best]
     assert_quoted(FINDINGS, text, *values, means["barrier_gated"])
     assert means.idxmax() == "barrier_mix(personal_epochs=2)"
+
+
+@pytest.mark.parametrize(
+    ("label", "method"),
+    [
+        *((name, name.strip("`")) for name in ("`local`", "FedAvg", "FedPer", "LG-FedAvg")),
+        ("`barrier_gated`, own models, mean", "barrier_gated(confidence=0.5, probe=False)"),
+        ("`barrier_gated`, own models, bound", "barrier_gated(probe=False)"),
+        ("`barrier_gated`, probes, mean", "barrier_gated(confidence=0.5)"),
+        ("`barrier_gated`, probes, bound", "barrier_gated"),
+        ("`layer_tree` by distance", "layer_tree"),
+        ("`layer_tree` by distance, every 5", "layer_tree(every=5)"),
+        ("`layer_tree` by barrier", "layer_tree(by=barrier)"),
+        ("`layer_tree` by barrier, every 5", "layer_tree(every=5, by=barrier)"),
+    ],
+)
+def test_gates_and_trees(label: str, method: str) -> None:
+    rows = read("gates_and_trees/comparison.csv").query("method == @method").set_index("partition.alpha")
+    middle = rows.loc[1.0]
+    values = [*(100 * rows["personalised"]), (middle["up"] + middle["down"]) / 1e6, middle["passes"]]
+    assert_row(FINDINGS, "| method, gates and trees", label, values)
+
+
+def test_the_global_models_of_gates_and_trees_with_equal_bytes() -> None:
+    rows = read("gates_and_trees/comparison.csv").query("`partition.alpha` == 10").set_index("method")["global"]
+    values = 100 * rows["barrier_gated"], 100 * rows["barrier_gated(probe=False)"]
+    assert_quoted(FINDINGS, "(a global model of {} %, {} % without probes)", *values)
+    longer = 100 * read("gates_and_trees/equal_bytes.csv").query("method == 'layer_tree'")["personalised"]
+    assert_quoted(FINDINGS, "by distance has 15 rounds, and {}, {} and {} %", *longer)
 
 
 def test_what_matching_and_repair_give() -> None:
