@@ -40,6 +40,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/barriers.py
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/frozen.py
+	$(BIN)/python benchmarks/adapters.py
 
 # What docs/reliability.md promises, tried for an hour; `make soak ONLY=kills MINUTES=5 SEED=7` for a part of it.
 MINUTES ?= 60

@@ -80,11 +80,11 @@ def without_base(shape: tuple[int, ...], classes: int) -> nn.Module:
     )
 
 
-def memory_of(model: str, settings: dict[str, str], rounds: int) -> float:
+def memory_of(model: str, settings: dict[str, str], rounds: int, experiment: str = EXPERIMENT) -> float:
     """Return the bytes that a run holds, with all its processes: the median over the second half of its rounds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "study.toml"
-        path.write_text(EXPERIMENT.format(rounds=rounds, model=model))
+        path.write_text(experiment.format(rounds=rounds, model=model))
         mark = f"{os.getpid()}-{time.monotonic_ns()}"
         command = [sys.executable, "-m", "fedsim", "run", str(path), "--out", folder]
         for name, value in settings.items():
