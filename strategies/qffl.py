@@ -17,8 +17,9 @@ class LossRule(ClientRule):
     linear_steps = True
 
     def finish(self, local: Local, started: Local) -> Finished:
-        with torch.no_grad():
-            loss = local.loss_of(local.logits(started.params, local.inputs), local.targets)
+        with torch.no_grad():  # a mini-batch at a time, as training does, so that it needs no more memory
+            outputs = [local.logits(started.params, local.inputs[chosen]) for chosen in local.batches()]
+            loss = local.loss_of(torch.cat(outputs), local.targets)
         numbers = torch.stack([loss.double(), torch.full_like(loss, local.settings.lr, dtype=torch.float64)])
         return Finished(local.params, sent={LOSS: {LOSS: numbers}})
 
