@@ -23,6 +23,7 @@ class FedExLora(Lora):
     """
 
     holds_bases = True
+    needs_common_start = True  # of the weights below the factors too
 
     def prepare(self) -> None:
         super().prepare()

@@ -5,15 +5,16 @@ from dataclasses import replace
 
 import torch
 
+from fedsim.errors import ClientError
 from fedsim.models.adapters import Factors, factors_of
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.models.ranks import cut_to_rank
 from fedsim.seeds import rng
-from fedsim.strategy import ClientRule, ClientUpdate, Local, Sets
+from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Sets
 from strategies.lora import Lora, check_both, check_held, stacked
 
-STACK = "stack"
+STACK, MADE_IN, TRAINED_IN, ROUND = "stack", "made_in", "trained_in", "round"
 
 
 class FloraRule(ClientRule):
@@ -26,14 +27,23 @@ class FloraRule(ClientRule):
 
     def start(self, local: Local) -> Local:
         params, sets = dict(local.params), dict(local.sets)
-        stack = sets.pop(STACK, {})
-        for each in self.factors if stack else ():
+        stack, made, trained = sets.pop(STACK, {}), sets.pop(MADE_IN, {}), sets.pop(TRAINED_IN, {})
+        behind = int(made[ROUND]) - int(trained.get(ROUND, 0)) if stack else 0
+        if behind > 0:
+            raise ClientError(
+                f"it has missed a stack: it last trained before round {int(made[ROUND])}, in which this one was made"
+            )
+        # Where the round after it averaged nothing, the same stack comes again.
+        for each in self.factors if stack and behind == 0 else ():
             product = stack[each.second].double() @ stack[each.first].double()
             params[each.base] = each.merged(params[each.base], product)
         if local.server_round > 1:
             params |= new_factors(self.factors, params, self.seed, local.server_round)
             params = cut_to_rank(self.factors, params, local.client)
         return replace(local, params=params, sets=sets)
+
+    def finish(self, local: Local, started: Local) -> Finished:
+        return Finished(local.params, kept={TRAINED_IN: {ROUND: torch.tensor(local.server_round, dtype=torch.int32)}})
 
 
 class Flora(Lora):
@@ -52,6 +62,7 @@ class Flora(Lora):
     """
 
     holds_bases = True
+    needs_common_start = True  # of the weights below the factors too
     takes_ranks = True
     client_rule = FloraRule
 
@@ -65,7 +76,7 @@ class Flora(Lora):
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         averaged = self.average(updates)
-        self.memory[STACK] = {}
+        self.memory |= {STACK: {}, MADE_IN: {ROUND: torch.tensor(server_round, dtype=torch.int32)}}
         for each in self.factors:
             weight = self.global_model[each.base]
             second, first = (value.to(weight.dtype) for value in stacked(each, updates))
@@ -79,7 +90,7 @@ class Flora(Lora):
         return {key: value for key, value in super().for_client(server_round, client).items() if key not in skipped}
 
     def sets_for(self, server_round: int, client: int) -> Sets:
-        return {STACK: self.memory[STACK]} if self._is_current(client) else {}
+        return {name: self.memory[name] for name in (STACK, MADE_IN)} if self._is_current(client) else {}
 
     def _is_current(self, client: int) -> bool:
         """Tell whether a client has the weights into which the last stack was merged."""

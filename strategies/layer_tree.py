@@ -35,10 +35,12 @@ class LayerTree(Clustered):
 
     by: Literal["distance", "barrier"] = Option("distance", "What cuts the tree: distances, as published, or barriers.")
     more: Count = Option(3, "Counts of clusters that a layer chooses from, by distance: the one before and the next.")
-    single: float = Option(0.1, "Silhouette that several clusters must exceed to be better than one, by distance.")
-    threshold: float = Option(0.05, "Largest barrier of a cluster, in nats.")
-    confidence: Annotated[float, Ge(0.5), Lt(1)] = Option(0.9, "Confidence with which a larger barrier must be shown.")
-    examples: Count = Option(100, "Validation examples of each client at most.")
+    single: float = Option(0.1, "Silhouette that a split must exceed, by distance; else all clients share.")
+    threshold: float = Option(0.05, "Largest barrier of a cluster, in nats, by barrier.")
+    confidence: Annotated[float, Ge(0.5), Lt(1)] = Option(
+        0.9, "Confidence with which a larger barrier must be shown, by barrier."
+    )
+    examples: Count = Option(100, "Validation examples of each client at most, by barrier.")
 
     def measurable(self, server_round: int) -> Measurable | None:
         if self.by == "distance" or not self.is_due(server_round):

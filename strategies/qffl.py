@@ -17,9 +17,8 @@ class LossRule(ClientRule):
     linear_steps = True
 
     def finish(self, local: Local, started: Local) -> Finished:
-        with torch.no_grad():  # a mini-batch at a time, as training does, so that it needs no more memory
-            outputs = [local.logits(started.params, local.inputs[chosen]) for chosen in local.batches()]
-            loss = local.loss_of(torch.cat(outputs), local.targets)
+        with torch.no_grad():
+            loss = local.mean_loss(started.params)
         numbers = torch.stack([loss.double(), torch.full_like(loss, local.settings.lr, dtype=torch.float64)])
         return Finished(local.params, sent={LOSS: {LOSS: numbers}})
 
@@ -40,7 +39,7 @@ class QFfl(Strategy, shared="all"):
     """
 
     client_rule = LossRule
-    q: NonNegative = Option(1.0, "Fairness: how much more a client with a larger loss counts.")
+    q: NonNegative = Option(1.0, "Exponent of a client's loss in its weight: larger values favour large losses.")
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         mean, numerators, denominator = self.average(updates), [], 0.0

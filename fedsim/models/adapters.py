@@ -19,7 +19,7 @@ AdapterKind = Literal["lora", "dora", "ia3", "vera"]
 NAME = "default"  # peft's name of the only adapter, which is part of the keys
 LISTED = 5
 # The path of a layer with an adapter, and what peft calls the parts that it adds.
-ADDED = re.compile(r"(.+?)\.(?:lora_[A-Za-z_]+|ia3_l)(?:\..+)?")
+ADDED = re.compile(r"(.+?)\.(?:lora_[A-Za-z_]+|ia3_l|vera_lambda_[bd])(?:\..+)?")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A strategy whose clients share each layer with a cluster of others, found from the distances of their models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class Clustered(Strategy):
         self.units = {name: LayerGroup(name, tuple(layers)) for name, layers in members.items()}
         self._seconds = {each.path: (each.second,) for each in factors if each.path in self.units}
         self._measured: Sequence[Sequence[int]] = ()
+        self._compared: Collection[int] = ()
         self._barriers: Mapping[str, Sequence[ClientBarrier]] = {}
 
     def cuts(self, tree: Tree, between: Sequence[np.ndarray], clients: Sequence[int]) -> Sequence[Sequence[Cluster]]:
@@ -68,11 +69,15 @@ class Clustered(Strategy):
         raise NotImplementedError
 
     def bounds(self, unit: str, clients: Sequence[int], confidence: float) -> Bounds:
-        """Return the bounds of the barrier that the average of a measured cluster has at its members, in a unit."""
+        """Return the bounds of the barrier that the average of a measured cluster has at its members, in a unit.
+
+        Nothing is known of a cluster without a client that has validation data: its bounds are infinitely far away.
+        """
         if unit not in self._barriers:
             raise RunError(f"no barriers were measured for {type(self).__name__}; 'fedsim run' does that")
         place = list(self._measured).index(clients)
-        return bounds_of([each for each in self._barriers[unit] if each.cluster == place], confidence)
+        barriers = [each for each in self._barriers[unit] if each.cluster == place]
+        return bounds_of(barriers, confidence) if barriers else Bounds(-np.inf, np.inf, np.inf)
 
     def check_rounds(self, rounds: int) -> None:
         """Check that the tree is made at all."""
@@ -112,6 +117,7 @@ class Clustered(Strategy):
     def measured_clusters(self, server_round: int, updates: Sequence[ClientUpdate]) -> Sequence[Sequence[int]]:
         """Return the clusters of two clients or more in the tree, all clients first."""
         clusters = reversed(self._tree(updates)[0])
+        self._compared = {update.client for update in updates}
         self._measured = [[updates[place].client for place in cluster] for cluster in clusters]
         return self._measured
 
@@ -142,6 +148,8 @@ class Clustered(Strategy):
 
     def _set_clusters(self, updates: Sequence[ClientUpdate], path: Params) -> None:
         """Remember each client's cluster of each unit, and the average at which probes begin in units with several."""
+        if self._barriers:  # a client whose model is not finite was not measured, and is in no cluster
+            updates = [update for update in updates if update.client in self._compared]
         clients = [update.client for update in updates]
         labels = torch.full((len(self.units), max(self.clients, clients[-1] + 1)), NONE)
         for row, clusters in enumerate(self.cuts(*self._tree(updates), clients)):

@@ -20,6 +20,7 @@ from fedsim.strategy.faults import warn_of, warn_of_size
 from fedsim.strategy.hooks import Hooks
 from fedsim.strategy.messages import Instructions, TensorArray
 from fedsim.strategy.participants import draw_evaluated, draw_participants, draw_unseen
+from fedsim.strategy.probes import without_probe
 from fedsim.strategy.replies import read_update, weighted_metrics
 from fedsim.strategy.updates import Received, unlike_others
 from fedsim.training import Sets
@@ -88,6 +89,7 @@ class Strategy(Hooks, FlowerStrategy):
         if mean is not None and received.updates:
             received.average = mean.result()
         received.leave_out(unlike_others(received.updates, self.global_model))
+        received.leave_out(without_probe(received.updates))
         warn_of_size(server_round, {update.client: update.norm for update in received.updates})
         return received
 

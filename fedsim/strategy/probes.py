@@ -1,13 +1,24 @@
 """Probes: models that began at the average, trained next to the clients' own where a strategy measures."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fedsim.models.params import Params
+from fedsim.strategy.updates import ClientUpdate
 from fedsim.training import ClientRule, Finished, Local, LocalPlan, Phase
 
 PROBE = "probed"
 # The probe comes last, so that a client's own model sees the same mini-batches with it and without it.
 PROBING = LocalPlan((Phase(), Phase(trains=PROBE)))
+
+
+def without_probe(updates: Sequence[ClientUpdate]) -> dict[int, str]:
+    """Return why some clients cannot be averaged with those that trained a probe: their reply has none."""
+    probing = [update.client for update in updates if PROBE in update.sets]
+    if not probing:
+        return {}
+    missing = {update.client for update in updates}.difference(probing)
+    return dict.fromkeys(sorted(missing), "its reply has no probe, so it is of an earlier round")
 
 
 class ProbeRule(ClientRule):

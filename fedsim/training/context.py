@@ -125,6 +125,16 @@ class Local:
         """Return the mean loss of the run over the targets that count, such as the cross-entropy."""
         return self.training_loss.mean(outputs, targets, real_targets(targets))
 
+    def mean_loss(self, params: Params) -> Tensor:
+        """Return the loss of the run over all training targets that count, float64, computed a mini-batch at a time."""
+        total = weights = torch.zeros((), dtype=torch.float64, device=self.targets.device)
+        for chosen in self.batches():
+            outputs, targets = self.logits(params, self.inputs[chosen]), self.targets[chosen]
+            weight = self.training_loss.weight_of(targets, real_targets(targets))
+            total = total + weight * self.loss_of(outputs, targets).double()
+            weights = weights + weight
+        return total / weights.clamp(min=torch.finfo(torch.float64).tiny)
+
     def gradient(self, loss: Callable[[Params], Tensor], params: Params, examples: int) -> tuple[Params, Tensor]:
         """Return the gradient of a loss with respect to ``params``, and its value; count the backward passes."""
         self.network.passes.backward += examples

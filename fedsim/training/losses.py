@@ -133,6 +133,12 @@ class Loss:
         total = weights.sum()
         return losses.sum() / torch.where(total > 0, total, 1)
 
+    def weight_of(self, targets: Tensor, real: Tensor | None = None) -> Tensor:
+        """Return the sum of the weights over which `mean` is taken, float64."""
+        if real is None and self.class_weights is None:
+            return torch.tensor(targets.numel(), dtype=torch.float64, device=targets.device)
+        return self._weights(targets, real).sum(dtype=torch.float64)
+
     def of_members(
         self, outputs: Tensor, targets: Tensor, real: Tensor | None = None, class_weights: Tensor | None = None
     ) -> Tensor:

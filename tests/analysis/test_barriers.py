@@ -8,6 +8,7 @@ from torch import nn
 
 from fedsim.analysis import barriers, count_evaluations
 from fedsim.analysis.barriers import measure
+from fedsim.analysis.mixing.groups import named_groups
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.models.architectures import MODELS
 from fedsim.models.layers import Layers
@@ -316,3 +317,11 @@ def test_barriers_of_a_model_whose_loss_is_not_finite_are_missing_and_no_others(
     for column in ("loss_mean_ends", "error_mean_ends", "error_own_base"):
         assert (table[column].isna() == of_spoilt).all()
     pd.testing.assert_frame_equal(table[~of_spoilt], expected[~of_spoilt])
+
+
+def test_groups_of_exact_names_are_no_expressions() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "norm": nn.LayerNorm(2), "other": nn.LayerNorm(2)})
+    layers = Layers.of(model)
+    exact = {"norm": ("norm",), "body": ("body",)}
+    assert named_groups(layers, exact) == exact
+    assert named_groups(layers, {"norm": "norm"}) == {"norm": ("norm", "other")}

@@ -1,13 +1,13 @@
 """Adapters: a frozen base, and factors that start at nothing and merge into it."""
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
-from fedsim.models.adapters import Adapter, adapt_, adapted_paths, merge_
+from fedsim.models.adapters import Adapter, AdapterKind, adapt_, adapted_layers, adapted_paths, merge_
 from fedsim.models.frozen import frozen_of, unsettle_
 from fedsim.models.layers import describe_
 
@@ -105,3 +105,10 @@ def test_an_adapted_model_can_be_copied_and_described_again() -> None:
     assert describe_(copy.deepcopy(model), INPUTS, freeze="*lora_A*").names == tuple(
         name for name in names if "lora_A" not in name
     )
+
+
+@pytest.mark.parametrize("kind", get_args(AdapterKind))
+def test_what_was_added_to_a_layer_is_found_by_its_path(kind: AdapterKind) -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    adapt_(model, Adapter(kind, rank=2), INPUTS)
+    assert list(adapted_layers(describe_(model, INPUTS[:2]).names)) == ["0"]

@@ -20,6 +20,7 @@ from fedsim.models.params import Params, load_state_
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.strategy import ClientBarrier, ClientUpdate, Measurable, bounds_of
+from fedsim.strategy.probes import without_probe
 from fedsim.training.evaluation import evaluate
 from strategies import BarrierGated
 from tests.conftest import run_files
@@ -308,3 +309,9 @@ def test_in_an_app_that_measures_no_barriers_the_remedy_is_said() -> None:
 def test_options_out_of_range_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gated(**options)
+
+
+def test_a_reply_without_a_probe_is_left_out_where_others_have_one() -> None:
+    updates = [ClientUpdate(0, {}, 1, sets={"probed": {}}), ClientUpdate(1, {}, 1)]
+    assert without_probe(updates) == {1: "its reply has no probe, so it is of an earlier round"}
+    assert without_probe(updates[1:]) == {}

@@ -1,12 +1,13 @@
 """Factors of LoRA: which travel, which train, and what becomes of their products."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ClientError, ConfigError
 from fedsim.models.adapters import Adapter, adapt_, factors_of, hold_bases_, merge_
 from fedsim.models.copies import loaded
 from fedsim.models.params import Params, state_of
@@ -15,6 +16,7 @@ from fedsim.strategy import ClientUpdate, Received, messages
 from strategies import STRATEGIES
 from strategies.fedrot_lora import rotation_of
 from strategies.flexlora import best_factors
+from strategies.flora import FloraRule
 from tests.strategies.harness import ADAPTED, Mlp, Play, assert_close, descend, lora_mlp, mean_of
 
 A = ("fc1.lora_A.default.weight", "fc2.lora_A.default.weight")
@@ -160,6 +162,27 @@ def test_flora_merges_stacks_that_clients_merge_too_and_starts_again() -> None:
     assert set(play.downloaded(0)) == set(play.downloaded(2)) == set(HEAD)
     assert set(play.downloaded(1)) == {*BASE, *HEAD}
     assert "stack" not in sizes[1]
+
+
+def test_a_stack_of_flora_that_comes_again_is_merged_once() -> None:
+    play = play_of("flora", absent={})
+    play.round(1)
+    play.train(2)  # nothing of it is averaged
+    play.train(3)
+    for client in range(len(play.sizes)):
+        assert_close(
+            {key: play.kept(client)["model"][key] for key in BASE},
+            {key: play.strategy.global_model[key] for key in BASE},
+            tolerance=0.0,
+        )
+
+
+def test_a_client_that_has_missed_a_stack_of_flora_fails_and_takes_the_weights_next() -> None:
+    sets = {"stack": {A[0]: torch.ones(1)}, "made_in": {"round": torch.tensor(2)}}
+    for trained in ({}, {"trained_in": {"round": torch.tensor(1)}}):
+        local: Any = SimpleNamespace(params={}, sets=sets | trained, server_round=3)
+        with pytest.raises(ClientError, match="missed a stack: it last trained before round 2"):
+            FloraRule().start(local)
 
 
 def library_net() -> nn.Module:

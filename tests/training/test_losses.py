@@ -11,7 +11,7 @@ from torch.nn import functional
 from fedsim.training import LocalPlan, LocalSettings, LocalTask, Ruled, train_, train_cohort
 from fedsim.training.evaluation import criterion_of, evaluate, evaluate_cohort
 from fedsim.training.losses import Loss, loss_of
-from fedsim.training.targets import IGNORED
+from fedsim.training.targets import IGNORED, real_targets
 
 N, CLASSES = 14, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -139,3 +139,22 @@ def test_evaluation_has_the_task_s_errors_and_no_weights(task: str) -> None:
 def test_a_loss_that_does_not_fit_the_task_is_refused() -> None:
     with pytest.raises(ValueError, match="'mse' does not fit the task 'binary'; its losses are: binary-cross-entropy"):
         loss_of("binary", "mse")
+
+
+@pytest.mark.parametrize(
+    ("task", "weights"), [("regression", None), ("multi-label", None), ("classification", WEIGHTS)]
+)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_means_of_batches_weighted_by_their_targets_are_the_mean_of_all(
+    task: str, weights: Tensor | None, ignored: bool
+) -> None:
+    loss, targets = loss_of(task).weighted(weights), targets_of(task)
+    if ignored and task == "classification":
+        targets = torch.where(torch.arange(N) % 4 == 0, IGNORED, targets)
+    outputs = torch.randn(N, *(targets.shape[1:] if task != "classification" else (CLASSES,)), dtype=torch.float64)
+    parts = [
+        (loss.mean(*x, real_targets(x[1])), loss.weight_of(x[1], real_targets(x[1])))
+        for x in zip(outputs.split(5), targets.split(5), strict=True)
+    ]
+    mean = sum(part * weight for part, weight in parts) / sum(weight for _, weight in parts)
+    torch.testing.assert_close(mean, loss.mean(outputs, targets, real_targets(targets)))

@@ -8,10 +8,11 @@ from fedsim.models.adapters import adapted_layers
 from fedsim.models.layers import Layers
 from fedsim.seeds import rng
 
-Groups = str | Mapping[str, str] | Sequence[str | Mapping[str, str]]
+Named = Mapping[str, str | tuple[str, ...]]
+Groups = str | Named | Sequence[str | Named]
 
 
-def groups_of_texts(texts: Sequence[str]) -> list[str | Mapping[str, str]]:
+def groups_of_texts(texts: Sequence[str]) -> list[str | Named]:
     """Return groups as `named_groups` takes them: a text that is not a kind of groups is a layer expression."""
     return [text if is_kind(text) else {text: text} for text in texts]
 
@@ -32,7 +33,7 @@ def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tup
         - ``cumulative-random``: the first k of a random order, ``random:k``;
         - ``cumulative-adapters``: the adapters of the first k layers that have one, ``adapters:k``;
         - ``windows:k``: each k consecutive layers, named ``windows:k:`` and the first layer;
-        - a dict from names to expressions of the layer language.
+        - a dict from names to expressions of the layer language, or to tuples of layers.
     seed
         Seed of the random order.
 
@@ -55,15 +56,15 @@ def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tup
     return named
 
 
-def _expand(layers: Layers, item: str | Mapping[str, str], seed: int) -> dict[str, tuple[str, ...]]:
+def _expand(layers: Layers, item: str | Named, seed: int) -> dict[str, tuple[str, ...]]:
     names = layers.names
     if isinstance(item, Mapping):
         for name, expression in item.items():
-            if not isinstance(expression, str):
+            if not isinstance(expression, str | tuple):
                 raise TypeError(
                     f"group {name!r} is {expression!r}; give a layer expression, such as {' | '.join(names[:2])!r}"
                 )
-        return {name: layers.group(expression).layers for name, expression in item.items()}
+        return {name: x if isinstance(x, tuple) else layers.group(x).layers for name, x in item.items()}
     counts = range(1, len(names) + 1)
     if item in (ADAPTERS, f"cumulative-{ADAPTERS}"):
         return _of_adapters(names, growing=item != ADAPTERS)

@@ -22,13 +22,18 @@ def check_path(model: nn.Module, path: str) -> None:
     Raises
     ------
     ValueError
-        If the path is unknown, or needs LoRA and the model has none.
+        If the path is unknown, or needs LoRA of one rank and the model has none.
     """
     if path not in get_args(PathName):
         raise ValueError(f"path = {path!r} must be one of {', '.join(get_args(PathName))}")
     if path != FACTORS and not factors_of(model):
         raise ValueError(
             f"path = {path!r} needs adapters of LoRA, and the model has none; add [model.adapter] kind = 'lora', or "
+            "use path = 'factors'"
+        )
+    if path != FACTORS and any(each.ranks for each in factors_of(model)):
+        raise ValueError(
+            f"path = {path!r} needs factors of one rank, and [model.adapter] ranks gives clients several; set rank, or "
             "use path = 'factors'"
         )
 

@@ -83,11 +83,10 @@ def _barriers(federation: Federation, updates: Sequence[ClientUpdate], gate: Mea
     if not views:
         return pd.DataFrame()
     models = Models(federation.model(), measured_models(federation, updates), weights=weights, threads=threads)
-    groups = {name: " | ".join(layers) for name, layers in gate.groups.items()}
     tables = []
     for bases, sample in views:
         ends = [(base, AVERAGE) for base in bases]
-        table = barriers(models, sample, groups=groups, against=ends, references=["own_base"])
+        table = barriers(models, sample, groups=gate.groups, against=ends, references=["own_base"])
         tables.append(table.assign(n=len(sample)))
     table = pd.concat(tables, ignore_index=True).rename(columns={"group": "layer", "loss_own_base": "barrier"})
     clients = table["base"].map(dict(enumerate(update.client for update in updates)))

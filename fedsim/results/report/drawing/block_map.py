@@ -20,7 +20,7 @@ from fedsim.results.report.drawing.heat_maps import HeatMaps
 # A layer in a block: what comes before the block's number, the number, and the layer's path in the block.
 IN_BLOCK = re.compile(r"(|.*?[._])(\d+)\.([^*|!()\[\]? ]+)")
 # What is added to a layer by an adapter.
-FACTOR = re.compile(r"\.(lora_[A-Za-z_]+|ia3_l)(?:\.[^.]+)?$")
+FACTOR = re.compile(r"\.(lora_[A-Za-z_]+|ia3_l|vera_lambda_[bd])(?:\.[^.]+)?$")
 FACTORS = {"": "both factors", "lora_A": "first factors, A", "lora_B": "second factors, B"}
 LEAST_SHARE = 0.5  # of the layers that must be in blocks
 
