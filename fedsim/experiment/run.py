@@ -144,6 +144,8 @@ def run(
     """
     federation, strategy = parts or prepare(config)
     with _alone_in(folder):
+        if folder.done.exists():  # another command has finished it meanwhile
+            return
         begin = beginning_of(folder, federation, accept_versions=accept_versions)
         with _log_to(folder):
             open_folder(config, folder, federation, begin)

@@ -230,6 +230,11 @@ def test_a_damaged_mark_of_a_run_that_is_done_is_written_again(done: RunFolder) 
     assert check_run(done)
 
 
+def test_a_run_that_another_command_has_finished_stays_as_it_is(small: Config, done: RunFolder) -> None:
+    experiment.run(small, done, lambda summary: None)  # as when it was planned before the other one ended
+    assert check_run(done)
+
+
 def test_a_run_is_read_while_it_is_running(small: Config, tmp_path: Path) -> None:
     folder, rounds = RunFolder(tmp_path / "run"), []
     experiment.run(
