@@ -9,6 +9,7 @@ from tests.whole.quoted import ROOT, assert_near, assert_quoted, assert_row, ove
 
 REBASIN, LLFC, FINDINGS = "experiments/rebasin/README.md", "experiments/llfc/README.md", "docs/findings.md"
 PERSONALISATION, LLMC = "experiments/personalisation/README.md", "experiments/llmc/README.md"
+SHARING = "experiments/sharing/README.md"
 ONE_ROUND, PAIRS = "| initialisation | average | MLP", "| barriers, own initialisation"
 ROBUSTNESS = "| models, `hierarchical_average`"
 PERFORMANCE = "docs/performance.md"
@@ -27,7 +28,7 @@ ONE_MODEL = (
 )
 ONE_MODEL += ("fedprox", "fedyogi", "full", "pfedla", "scaffold")
 # Tables whose runs left no committed table; the pages say so.
-UNRECORDED = {(LLMC, "| two models | full"), (LLMC, "| shared | Dirichlet 0.01")}
+UNRECORDED = {(LLMC, "| two models | full")}
 IN_SENTENCES = {(FINDINGS, "| experiment |"), (LLFC, "| file |")}  # whose numbers are tested one by one, or settings
 RECORDED = {
     *(
@@ -38,11 +39,14 @@ RECORDED = {
     (REBASIN, ROBUSTNESS),
     (FINDINGS, "| method, features"),
     (FINDINGS, "| method, gates and trees"),
+    (LLMC, "| shared | personalised"),
+    (SHARING, "| method, pilot"),
+    (SHARING, "| method, alpha 10"),
 }
 REPAIRED, ONLY_REPAIRED = "matched_average(repair=repair)", "matched_average(matching=none, repair=repair)"
 
 
-@pytest.mark.parametrize("page", [REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC])
+@pytest.mark.parametrize("page", [REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC, SHARING])
 def test_each_table_with_numbers_is_recomputed_or_said_to_be_unrecorded(page: str) -> None:
     known = [start for each, start in RECORDED | UNRECORDED | IN_SENTENCES if each == page]
     unknown = [heading for heading in tables_of(page) if not heading.startswith(tuple(known))]
@@ -192,6 +196,64 @@ def test_the_global_models_of_gates_and_trees_with_equal_bytes() -> None:
     assert_quoted(FINDINGS, "(a global model of {} %, {} % without probes)", *values)
     longer = 100 * read("gates_and_trees/equal_bytes.csv").query("method == 'layer_tree'")["personalised"]
     assert_quoted(FINDINGS, "by distance has 15 rounds, and {}, {} and {} %", *longer)
+
+
+@pytest.mark.parametrize(
+    ("label", "method"),
+    [
+        ("all", "LLMC"),
+        ("none", "local"),
+        ("body", "LLMC(shared=body)"),
+        ("head", "LLMC(shared=head)"),
+        ("critical: `fc1`, `fc3`, `fc5`, `fc7`", "LLMC(shared=fc1 | fc3 | fc5 | fc7)"),
+        ("all others: `fc2`, `fc4`, `fc6`", "LLMC(shared=fc2 | fc4 | fc6)"),
+        ("middle: `fc3`, `fc4`, `fc5`", "LLMC(shared=fc3 | fc4 | fc5)"),
+        ("one layer at a time", "layer_cycle"),
+    ],
+)
+def test_personalisation_of_the_layer_wise_connectivity_paper(label: str, method: str) -> None:
+    rows = read("llmc/personalisation.csv").query("method == @method").set_index("partition.scheme")
+    assert_row(LLMC, "| shared | personalised", label, list(100 * rows["personalised"][["dirichlet", "shards"]]))
+
+
+def test_the_pilot_of_sharing_on_cifar10() -> None:
+    for row in read("sharing/pilot.csv").itertuples():
+        values = [100 * row.validation, 100 * row.personalised, row.passes / 1000]
+        assert_row(SHARING, "| method, pilot", row.method.replace("|", "&#124;"), values)
+
+
+def test_sharing_on_cifar10() -> None:
+    for row in read("sharing/alpha10.csv").itertuples():
+        values = [
+            100 * row.personalised,
+            100 * row.personalised_half_width,
+            100 * row.worst,
+            row.passes / 1000,
+            100 * row.at_passes,
+        ]
+        assert_row(SHARING, "| method, alpha 10", row.method, values)
+
+
+def test_what_barrier_mix_gains_on_cifar10() -> None:
+    rows = read("sharing/alpha10_paired.csv").set_index("method")
+    gains = [
+        value
+        for name in ("FedPer", "FedRep(head_epochs=1)", "FedALA", "Ditto")
+        for value in (-100 * rows["difference"][name], 100 * rows["difference_half_width"][name])
+    ]
+    text = (
+        "`barrier_mix` is {} ± {} points above the best fixed group, FedPer (chosen on validation data), {} ± {} above "
+        "FedRep, {} ± {} above FedALA and {} ± {} above Ditto"
+    )
+    assert_quoted(SHARING, text, *gains)
+    best = rows.loc["FLAYER"]
+    of_all = read("sharing/alpha10.csv").set_index("method")
+    names = ("barrier_mix(personal_epochs=2)", "local", "FedAvg")
+    means = [100 * of_all[key][name] for name in names for key in ("personalised", "personalised_half_width")]
+    text = "`barrier_mix` has {} ± {} % personalised, local training {} ± {} and FedAvg {} ± {}; it is above"
+    assert_quoted(FINDINGS, text, *means)
+    text = "FLAYER is {} ± {} above `barrier_mix` (p = {})"
+    assert_quoted(SHARING, text, 100 * best["difference"], 100 * best["difference_half_width"], best["p"])
 
 
 def test_what_matching_and_repair_give() -> None:
