@@ -49,8 +49,8 @@ def test_both_ways_to_call_a_measurement_give_the_same() -> None:
     plain = barriers(model, states, inputs, targets, tolerance=0.5, **settings, **options)
     built = barriers(Models(model, states, **settings), Data(inputs, targets, tolerance=0.5), **options)
     pd.testing.assert_frame_equal(plain, built)
-    with pytest.raises(TypeError, match=r"barriers takes a model, states, inputs, targets, .* not 8 more"):
-        barriers(model, states, inputs, targets, "full", "average", None, (), 0.9, 0)
+    with pytest.raises(TypeError, match=r"barriers takes a model, states, inputs, targets, .* not 9 more"):
+        barriers(model, states, inputs, targets, "full", "average", None, (), 0.9, "factors", 0)
 
 
 def test_models_are_averaged_and_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:

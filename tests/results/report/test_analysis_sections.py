@@ -105,6 +105,7 @@ def test_tables_have_their_round_and_are_of_unmatched_models_on_the_servers_data
         pd.DataFrame(table).to_parquet(tmp_path / f"round-{number:05d}.parquet")
     table = read_measured(tmp_path)
     expected = {"a": [1, 2], "data": ["server", "clients"], "matching": ["none", "weights"], "round": [2, 11]}
+    expected["path"] = ["factors", "factors"]
     assert table.to_dict(orient="list") == expected
     assert read_measured(tmp_path / "absent").empty
 
@@ -151,7 +152,10 @@ def test_a_setting_without_barriers_on_some_data_is_not_in_its_figure(run: RunFo
     write(run, "barriers", 1, cases.barriers([1]))
     result = read_result(run)
     both = replace(
-        result, barriers=pd.concat([result.barriers, cases.barriers([1], data="clients").assign(matching="none")])
+        result,
+        barriers=pd.concat(
+            [result.barriers, cases.barriers([1], data="clients").assign(matching="none", path="factors")]
+        ),
     )
     sections = barrier_sections({"server only": Group("a", {}, [result]), "both": Group("b", {}, [both])})
     assert [[axes.get_title() for axes in each.figure.axes[:-1] if axes.get_visible()] for each in sections] == [

@@ -23,7 +23,7 @@ def rows_of(costs: dict[str, Sequence[float]], data: str = "clients", server_rou
     """Return barriers of clients whose loss grows by these amounts if a layer is averaged."""
     return pd.DataFrame(
         {"group": group, "base": base, "other": other, "t": t, "n": 50, "round": server_round, "data": data}
-        | {"matching": "none", "loss_own_base": value if t == 1 else 99.0, "loss_mean_ends": -50.0}
+        | {"matching": "none", "path": "factors", "loss_own_base": value if t == 1 else 99.0, "loss_mean_ends": -50.0}
         for group, values in costs.items()
         for base, value in enumerate(values)
         for other, t in ((-1, 1.0), (-1, 0.5), ((base + 1) % len(values), 1.0))
