@@ -78,7 +78,7 @@ def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(tmp_path: Path) -> 
     experiment_file = tmp_path / "study.toml"
     experiment_file.write_text(EXPERIMENT)
     assert start(experiment_file, tmp_path / "unbroken").wait() == 0
-    for after_round in (2, 3):  # the first checkpoint is there
+    for after_round in (2, 4):  # the first checkpoint is there; a kill may come a round late
         kill_in_round(experiment_file, tmp_path / "killed", after_round)
         killed = run_folder(tmp_path / "killed")
         assert killed is not None
