@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedsim import seeds
 from fedsim.alignment.merging.merged import Merged
 from fedsim.alignment.merging.merging import merge_hierarchically, merge_many
-from fedsim.alignment.repair.mean import Repair, check_repair, repaired_mean
+from fedsim.alignment.repair.mean import BY_WEIGHTS, Repair, check_repair, repaired_mean
 from fedsim.alignment.symmetries.permutations import Axis, Permutation, permute, permute_entry
 from fedsim.alignment.symmetries.spec import permutation_spec
 from fedsim.models.averaging import weighted_mean
@@ -63,8 +63,8 @@ class Rebasin(Strategy, shared="all"):
     Of a group, only what is shared is matched. A client moves the units of what it keeps to where they have moved in
     what it shares, once for each merge in which it took part; the orders travel as 32-bit integers, and only those that
     change something. Momentum that clients keep (``local.optimizer_state = "keep"``) cannot follow, nor can a client
-    that has lost what it had learned since an earlier round. A repair measures models on the server's inputs, in fedsim
-    a sample of what the clients train on.
+    that has lost what it had learned since an earlier round. Repairs but ``variance`` measure models on the server's
+    inputs, in fedsim a sample of what the clients train on.
     """
 
     client_rule = Following
@@ -72,7 +72,7 @@ class Rebasin(Strategy, shared="all"):
     repair: Repair = Option("none", "What is done to the average of all layers: see fedsim.alignment.repair.mean.")
 
     def prepare(self) -> None:
-        if self.matching == self.repair == "none":
+        if self.matching == "none" and self.repair in BY_WEIGHTS:
             self.spec, self.followed = None, list[str]()
             return
         if self.inputs is None or len(self.inputs) < 2:
@@ -82,7 +82,7 @@ class Rebasin(Strategy, shared="all"):
             )
         rule = Following(self.model, self.inputs, matching=self.matching, shared=self.group.name, buffers=self.buffers)
         self.spec, self.followed = rule.spec, rule.followed
-        if self.repair != "none" and (len(self.group) < len(self.layers) or self.buffers != "shared"):
+        if self.repair not in BY_WEIGHTS and (len(self.group) < len(self.layers) or self.buffers != "shared"):
             raise ValueError(
                 f"repair = {self.repair!r} needs whole models, and shared = {self.group.name!r}, buffers = "
                 f"{self.buffers!r} keep a part with the clients; use 'all' and 'shared', or repair = 'none'"
@@ -112,7 +112,7 @@ class Rebasin(Strategy, shared="all"):
                 self._remember(server_round, update.client, permutation)
             members = [permute(member, self.spec, each) for member, each in zip(members, found, strict=True)]
         mean = weighted_mean(members, weights, self.dtype)
-        if self.repair == "none" or self.inputs is None:
+        if self.repair == "none":
             return mean
         # Integer entries do not travel.
         merged, *whole = ({**self.global_model, **part} for part in (mean, *members))
@@ -138,7 +138,7 @@ class MatchedAverage(Rebasin):
     References
     ----------
     Ainsworth et al. 2023, Git Re-Basin: merging models modulo permutation symmetries, arXiv 2209.04836, algorithm 3;
-    repair: Jordan et al. 2023, arXiv 2211.08403; biases: Qu and Horváth 2024, arXiv 2402.05966.
+    repair: Jordan et al. 2023, arXiv 2211.08403; biases: arXiv 2402.05966; variance: arXiv 2404.04616.
 
     Notes
     -----

@@ -5,6 +5,7 @@ from .merging.merging import Merged, merge_hierarchically, merge_many, merge_to_
 from .repair.biases import scale_biases
 from .repair.head import ClassGaussians, calibrate_head
 from .repair.repairing import repair, reset_statistics
+from .repair.variance import correct_variances
 from .symmetries.checks import check_spec
 from .symmetries.permutations import (
     Permutation,
@@ -25,6 +26,7 @@ __all__ = [
     "calibrate_head",
     "check_spec",
     "compose",
+    "correct_variances",
     "derive",
     "identity",
     "invert",

@@ -12,6 +12,7 @@ from torch.nn.functional import relu
 
 from fedsim.alignment.repair.biases import scale_biases
 from fedsim.alignment.repair.repairing import Kind, repair, reset_statistics
+from fedsim.alignment.repair.variance import correct_variances
 from fedsim.models.architectures import MODELS
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.params import Params, load_state_, state_of
@@ -366,3 +367,41 @@ def test_depth_counts_along_the_longest_way_since_the_last_normalisation() -> No
         torch.testing.assert_close(scaled[f"{name}.bias"], expected)
     assert torch.equal(scaled["norm.bias"], merged["norm.bias"])
     assert all(torch.equal(scaled[key], merged[key]) for key in merged if not key.endswith("bias"))
+
+
+def test_averages_of_independent_weights_get_their_variance_back_about_the_same_means() -> None:
+    model, states, _ = models(cnn)
+    generator = torch.Generator().manual_seed(0)
+    draws = [
+        {key: 2.0 + torch.randn(value.shape, generator=generator).double() for key, value in states[0].items()}
+        for _ in WEIGHTS
+    ]
+    merged = average(draws)
+    corrected = correct_variances(model, merged, draws, weights=WEIGHTS, epsilon=0.0)
+    independent = sum(share**2 for share in SHARES)  # 1 / N of equal weights
+    for key, value in merged.items():
+        goal = sum(share * draw[key].var(correction=0) for share, draw in zip(SHARES, draws, strict=True))
+        assert value.numel() < 200 or value.var(correction=0) / goal == pytest.approx(independent, rel=0.2)
+        torch.testing.assert_close(corrected[key].var(correction=0), goal)
+        torch.testing.assert_close(corrected[key].mean(), value.mean())
+        slope = (corrected[key] - corrected[key].mean()) / (value - value.mean())
+        torch.testing.assert_close(slope, slope.flatten()[0].expand_as(slope))
+
+
+def test_the_variance_of_equal_models_of_constants_and_of_statistics_stays() -> None:
+    model, states, _ = models(
+        lambda: nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(180, 3))
+    )
+    corrected, merged = correct_variances(model, states[0], [states[0]] * 3, weights=WEIGHTS), average(states)
+    assert all(torch.equal(corrected[key], value) for key, value in states[0].items())
+    corrected, parameters = correct_variances(model, merged, states, weights=WEIGHTS), dict(model.named_parameters())
+    assert {key for key, value in merged.items() if not torch.equal(corrected[key], value)} == parameters.keys()
+    flat = {key: torch.ones_like(value) if key.endswith("bias") else value for key, value in states[0].items()}
+    corrected = correct_variances(model, flat, states, epsilon=0.0)  # what has no direction is not scaled
+    assert torch.equal(corrected["3.bias"], flat["3.bias"])
+
+
+def test_a_negative_epsilon_is_refused() -> None:
+    model, states, _ = models(cnn)
+    with pytest.raises(ValueError, match=r"epsilon = -1\.0 must be at least 0"):
+        correct_variances(model, states[0], states, epsilon=-1.0)

@@ -284,6 +284,21 @@ def test_biases_keep_up_with_the_depth() -> None:
     assert_close(play.strategy.global_model, expected, 1e-9)
 
 
+def test_weights_get_back_the_variance_that_clients_have_without_inputs_and_in_a_part_of_the_model() -> None:
+    options = {"matching": "none", "repair": "variance", "shared": "body"}
+    corrected = Play("matched_average", options, sizes=(5, 8, 3))
+    plain = Play("layer_set", {"shared": "body"}, sizes=(5, 8, 3))
+    corrected.round(1)
+    plain.round(1)
+    assert MatchedAverage(Mlp(), **options).inputs is None
+    for key in plain.uploaded(0):
+        value, members = plain.strategy.global_model[key], [plain.uploaded(client)[key] for client in range(3)]
+        goal = sum(n / 16 * each.var(correction=0) for n, each in zip((5, 8, 3), members, strict=True))
+        factor = ((goal + 1e-4) / (value.var(correction=0) + 1e-4)).sqrt()
+        expected = value.mean() + factor * (value - value.mean())
+        torch.testing.assert_close(corrected.strategy.global_model[key], expected, rtol=1e-12, atol=1e-15)
+
+
 def test_models_that_start_apart_are_better_averaged_once_they_are_matched(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
