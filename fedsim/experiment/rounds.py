@@ -23,7 +23,7 @@ from fedsim.experiment.injected import InjectedRound
 from fedsim.experiment.measuring.barrier_cost import rounds_between
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
 from fedsim.experiment.measuring.gate import client_barriers, gate_barriers, gate_traffic
-from fedsim.experiment.measuring.products import step_with_products
+from fedsim.experiment.measuring.step import step_and_record
 from fedsim.experiment.measuring.uploads import measure_updates
 from fedsim.experiment.round_line import describe_round
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
@@ -143,7 +143,7 @@ class Rounds:
             with self._timed("barriers"):
                 rows += self._measure(server_round, finite)
         with self._timed("aggregate"):
-            step_with_products(self.strategy, server_round, received, self.records)
+            step_and_record(self.strategy, server_round, received, self.records)
             where = f"round {server_round}: {self.config.strategy.name}"
             check_state(self.strategy.state, self.strategy.global_model, received.updates, where)
         evaluated, failed = self._evaluate(server_round)

@@ -15,16 +15,19 @@ def variances(params: Params, keys: Iterable[str]) -> dict[str, float]:
 
     Complex entries count as pairs of real ones.
     """
-    chosen = {key: as_real(params[key].detach()) for key in keys if params[key].numel() > 1}
+    chosen = {key: as_real(params[key].detach()).reshape(-1) for key in keys if params[key].numel() > 1}
     if not chosen:
         return {}
     found = torch.stack([_variance(value) for value in chosen.values()])  # one transfer from a device
     return dict(zip(chosen, found.tolist(), strict=True))
 
 
-def _variance(value: Tensor) -> Tensor:
-    blocks = value.reshape(-1).split(BLOCK)
-    parts = [torch.var_mean(block.double(), correction=0) for block in blocks]
-    spread, means = (torch.stack(each) for each in zip(*parts, strict=True))
-    shares = torch.tensor([len(block) / value.numel() for block in blocks], dtype=means.dtype, device=means.device)
+def _variance(values: Tensor) -> Tensor:
+    if len(values) <= BLOCK:
+        return values.double().var(correction=0)
+    blocks = values.split(BLOCK)
+    spread, means = map(
+        torch.stack, zip(*(torch.var_mean(each.double(), correction=0) for each in blocks), strict=True)
+    )
+    shares = torch.tensor([len(each) / len(values) for each in blocks], dtype=means.dtype, device=means.device)
     return (shares * (spread + (means - (shares * means).sum()).square())).sum()

@@ -63,6 +63,7 @@ class RunFolder:
     metrics = _File("metrics.jsonl")  # one line per round, client, split, model and metric
     communication = _File("communication.jsonl")  # one line per round, client and layer: bytes up and down
     faults = _File("faults.jsonl")  # one line per client that failed in a round; absent in a run without faults
+    variances = _File("variances.jsonl")  # one line per round and shared layer; earlier versions wrote none
     timing = _File("timing.jsonl")  # one line per round: wall seconds by part; equal runs differ in it alone
     seals = _File("seals.jsonl")  # one line per round: hashes of the records up to it, and of its measured tables
     checkpoints = _File("checkpoints")

@@ -281,7 +281,7 @@ def _first_damaged_round(folder: RunFolder, path: Path) -> str:
 
 def row_files(folder: RunFolder) -> Iterator[Path]:
     """Yield the files of rows, first that which says more of the others."""
-    yield from (folder.seals, folder.metrics, folder.communication, folder.faults, folder.timing)
+    yield from (folder.seals, folder.metrics, folder.communication, folder.faults, folder.variances, folder.timing)
 
 
 def _env(folder: RunFolder) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fedsim.results.seals import CHUNK, Seal, hash_of, seal_of
 if TYPE_CHECKING:
     import pandas as pd
 
-Name = Literal["metrics", "communication", "faults", "timing"]
+Name = Literal["metrics", "communication", "faults", "variances", "timing"]
 RERUN = "the run stops; the same command resumes or starts it again"
 
 
@@ -31,7 +31,8 @@ class Records:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        paths = {"metrics": folder.metrics, "communication": folder.communication, "faults": folder.faults}
+        paths = {"metrics": folder.metrics, "communication": folder.communication}
+        paths |= {"faults": folder.faults, "variances": folder.variances}
         self._files = {name: _Rows(path) for name, path in paths.items()}
         self._timing = _Rows(folder.timing)
         self._seals = _Rows(folder.seals)

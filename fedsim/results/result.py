@@ -18,6 +18,7 @@ from fedsim.config.toml import flat, short_hash
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.best_round import best_round, validation_means
 from fedsim.results.faults import read_faults, updates_asked_for
+from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import read_measured
 from fedsim.training.metrics import MAIN, meant
@@ -182,6 +183,15 @@ class Result:
     def faults(self) -> pd.DataFrame:
         """Clients that failed, with columns ``round, client, stage, reason, restored_from, kind``."""
         return read_faults(self.folder, self.metrics)
+
+    @cached_property
+    def variances(self) -> pd.DataFrame:
+        """How the variance of each shared layer's weights fares; columns ``round, layer, variance, ratio``.
+
+        ``variance`` is the clients' mean, and ``ratio`` what the global model has of it after the round.
+        """
+        rows = read_rows(self.folder.variances)
+        return rows if len(rows) else pd.DataFrame(columns=["round", "layer", "variance", "ratio"])
 
     @property
     def left_out(self) -> int:

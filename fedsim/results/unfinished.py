@@ -44,5 +44,6 @@ def until(result: Result, server_round: int) -> Result:
         timing=cut(result.timing),
         barriers=cut(result.barriers),
     )
-    vars(shorter)["faults"] = cut(result.faults)  # which is read from the folder, and cached
+    for name in ("faults", "variances"):  # which are read from the folder, and cached
+        vars(shorter)[name] = cut(getattr(result, name))
     return shorter

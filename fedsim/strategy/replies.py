@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.errors import error_line
 from fedsim.models.distance import distance
 from fedsim.models.params import Params, is_finite, moves
+from fedsim.models.variance import variances
 from fedsim.strategy import messages
 from fedsim.strategy.updates import ClientUpdate, misfit
 
@@ -64,7 +65,8 @@ def read_update(
         if not is_finite(entries):
             raise ValueError(f"its {name} has values that are not finite")
     missing = messages.missing_of(reply.content)
-    return ClientUpdate(client, ordered, weight, metrics, probe, sets, measured, missing, norm)
+    spread = variances(ordered, [key for key, value in ordered.items() if moves(value)])
+    return ClientUpdate(client, ordered, weight, metrics, probe, sets, measured, missing, norm, spread)
 
 
 def _read_arrays(reply: Message, name: str, like: Mapping[str, Tensor] | None = None) -> Params:

@@ -37,6 +37,8 @@ class ClientUpdate:
         Why its own model has no finite loss, if it has none.
     norm
         L2 distance of the shared layers from what the client received.
+    variances
+        Variance of the entries of each tensor in the shared layers.
     """
 
     client: int
@@ -48,6 +50,7 @@ class ClientUpdate:
     measured: Params = field(default_factory=dict)
     missing: str = ""
     norm: float = 0.0
+    variances: Mapping[str, float] = field(default_factory=dict)
 
     def is_finite(self, layers: Layers) -> bool:
         """Tell whether the layers that the client keeps are finite too; a model that diverged has no barriers.

@@ -101,6 +101,8 @@ def _records(folder: RunFolder, again: RunFolder, rounds: range) -> Iterator[str
     for server_round in rounds:
         for path in (folder.communication, folder.metrics, folder.faults):
             yield _first_row(path, again.path / path.name, server_round)
+        if _lines(folder.variances, server_round):  # earlier versions wrote none
+            yield _first_row(folder.variances, again.variances, server_round)
         for name in TABLES:
             mine, other = folder.measured(name, server_round), again.measured(name, server_round)
             if mine.exists() or other.exists():

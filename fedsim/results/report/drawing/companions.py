@@ -54,6 +54,15 @@ def cosines(rows: pd.DataFrame) -> HeatMaps:
     return HeatMaps(tables, Quantity("cosine", signed=False, aligned=True), across=2)
 
 
+def variances(rows: pd.DataFrame) -> HeatMaps:
+    """Return by layer and round the share of the clients' variance that the global model's weights have."""
+    rows = rows.rename(columns={"layer": "group"}).astype({"ratio": float})
+    table = barrier_table(rows, "ratio").clip(upper=1.0)
+    return HeatMaps(
+        {"variance over the clients' mean": table}, Quantity("ratio of variances", signed=False, aligned=True)
+    )
+
+
 def criticality(rows: pd.DataFrame) -> HeatMaps:
     """Return by group and round the cost of resetting a layer to the start of the round."""
     table = barrier_table(rows, "loss_own_base")

@@ -25,6 +25,7 @@ from fedsim.results.result import Result
 
 # Columns, the first that a table has, that are missing only where a model is not finite.
 MISSING = ("loss", "same_class", "loss_interaction")
+VISIBLE = 0.9  # ratio of variances from which on there is nothing to see
 Build = Callable[[pd.DataFrame, str], Iterator[Section]]
 BARRIER_TEXT = (
     "Each cell is the {metric} of a client's uploaded model with one layer replaced by the average over the clients, "
@@ -74,7 +75,7 @@ def analysis_sections(result: Result) -> list[Section]:
             missing = missing_text(values[0]) if values else ""
             built = (replace(section, text=section.text + missing) for section in build(rows, kind[0]))
             sections += [titled(section, kind, kinds) for section in built]
-    return sections
+    return [*sections, *_variance_sections(result.variances)]
 
 
 def missing_text(values: pd.Series) -> str:
@@ -211,6 +212,16 @@ def _distance_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
             "their changes since the start of the round where these were measured."
         )
         yield pictured("cosines", "Cosines of weights and of their changes", text, companions.cosines(rows))
+
+
+def _variance_sections(rows: pd.DataFrame) -> Iterator[Section]:
+    """Yield the section of variances, if averaging has cost some layer a visible part of its own."""
+    if (rows["ratio"].astype(float) < VISIBLE).any():
+        text = (
+            "Variance of each layer's weights in the global model after the round, over the mean variance in the "
+            "clients' uploads. 1: these are alike; an average of independent models has 1 over their number."
+        )
+        yield pictured("variances", "Variance that averaging leaves", text, companions.variances(rows))
 
 
 def _against_average(table: pd.DataFrame) -> pd.DataFrame:

@@ -129,6 +129,13 @@ OF = {
         "clients drift apart in this layer. Pitfalls: distance is not harm (see the barriers); the norm of a layer "
         "with a scale-free follower means little."
     ),
+    "variances": (
+        "What it is: how much of the variance of the clients' weights is left in the global model. How it is computed: "
+        "variance of each tensor's entries about their mean, over the clients' mean, pooled over a layer's tensors; "
+        "above 1 it is drawn as 1. Good: near 1. Bad: towards 1 over the number of clients, as for independent models; "
+        "their average has activations that fade from layer to layer. Pitfalls: a server optimiser, a repair or a "
+        "factor changes it too; layers that clients keep, and normalisations, are left out."
+    ),
     "cosines": (
         "What it is: the angle between clients' layers and the average, of the weights and of their changes since "
         "the start of the round. 1: the same direction; 0: unrelated; below 0: opposed changes. Good: changes with "

@@ -29,6 +29,7 @@ from fedsim.results.report.pages.html import write_page
 from fedsim.results.report.pages.schedule import schedule_sections
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
+from fedsim.results.variances import describe_variances
 from fedsim.training.metrics import format_metric, label, metric_of
 
 
@@ -45,7 +46,7 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         "title": f"{result.strategy} on {result.data}",
         "subtitle": _subtitle(result),
         "verdict": [_sentence(result)],
-        "lights": [{"level": "warning", "text": text} for text in describe_faults(result.faults, result.updates)],
+        "lights": [{"level": "warning", "text": text} for text in _warnings(result)],
         "numbers": _headline(result),
         "tables": [
             {
@@ -68,6 +69,11 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         write_whole(out / "evaluation.md", texts["markdown"])
         write_whole(out / "evaluation.tex", texts["latex"])
     return write_page(out, content, _run_sections(result), {"texts": texts}, export=export)
+
+
+def _warnings(result: Result) -> list[str]:
+    """Return what weakens the run's numbers."""
+    return [*describe_faults(result.faults, result.updates), *describe_variances(result.variances)]
 
 
 def _sentence(result: Result) -> str:

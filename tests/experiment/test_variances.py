@@ -1,0 +1,72 @@
+"""Every round records what share of the clients' variance is left in each layer of the global model."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from fedsim.config import Config
+from fedsim.experiment.measuring.step import variance_rows
+from fedsim.experiment.verifying.replay import replay
+from fedsim.experiment.verifying.verify import verify
+from fedsim.models.layers import Layers
+from fedsim.models.variance import BLOCK, variances
+from fedsim.results.folder import RunFolder
+from fedsim.results.reading import read_result
+from fedsim.results.variances import describe_variances
+from fedsim.strategy import ClientUpdate
+from tests.conftest import unseal
+
+
+def test_a_layer_has_the_variance_of_its_tensors_about_their_means_and_clients_count_by_their_examples() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
+    generator = torch.Generator().manual_seed(0)
+    shared = [
+        {
+            key: torch.randn(value.shape, generator=generator, dtype=torch.float64) + 3
+            for key, value in model.state_dict().items()
+            if key.startswith("0.")
+        }
+        for _ in range(2)
+    ]
+    updates = [
+        ClientUpdate(client, each, weight, variances=variances(each, each))
+        for client, (each, weight) in enumerate(zip(shared, (1.0, 3.0), strict=True))
+    ]
+    strategy = SimpleNamespace(layers=Layers.of(model), global_model=dict(model.state_dict()))
+    of = [
+        (12 * each["0.weight"].var(correction=0) + 3 * each["0.bias"].var(correction=0)) / 15
+        for each in (*shared, {key: value.detach() for key, value in model.state_dict().items()})
+    ]
+    mean = (of[0] + 3 * of[1]) / 4
+    (row,) = variance_rows(strategy, updates)  # type: ignore[arg-type]
+    assert row == {"layer": "0", "variance": pytest.approx(float(mean)), "ratio": pytest.approx(float(of[2] / mean))}
+
+
+def test_the_variance_of_a_large_tensor_is_that_of_its_blocks_together() -> None:
+    values = torch.arange(2 * BLOCK + 100, dtype=torch.float32).sqrt()
+    expected = float(values.double().var(correction=0))
+    assert variances({"x": values, "y": values[:1]}, ["x", "y"]) == {"x": pytest.approx(expected, rel=1e-12)}
+
+
+def test_averages_of_independent_models_raise_an_alarm_which_earlier_runs_do_not_have(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    folder = play(tiny(model__initial="own", partition={"scheme": "iid"}, barriers__every=0, local__lr=0.01))
+    rows = read_result(folder).variances
+    assert list(rows["round"]) == [1, 1, 2, 2]
+    assert list(rows["ratio"]) == pytest.approx([0.25, 0.25, 1.0, 1.0], rel=0.15)
+    (text,) = describe_variances(rows)
+    assert text.startswith("after round 1, fc")
+    assert "(2 layers less than half)" in text
+    assert describe_variances(rows[rows["round"] == 2]) == []
+    assert verify(folder).is_whole
+    assert replay(unseal(folder), 1).difference is None
+    changed = folder.variances.read_text().replace('"variance": 0.', '"variance": 1.')
+    folder.variances.write_text(changed)
+    assert "variances.jsonl" in str(replay(folder, 1).difference)
+    folder.variances.unlink()  # as an earlier version would have written it
+    assert read_result(folder).variances.empty
+    assert replay(folder, 1).difference is None
