@@ -7,6 +7,7 @@ from .distances import distances
 from .interaction import interaction
 from .models import Models
 from .perturbations import perturbations
+from .prediction import prediction
 from .robustness import robustness
 from .samples.bands import peaks
 from .samples.per_example import Measurement
@@ -30,6 +31,7 @@ __all__ = [
     "measure",
     "peaks",
     "perturbations",
+    "prediction",
     "principal_angles",
     "robustness",
     "similarity",

@@ -14,6 +14,7 @@ from fedsim.analysis.interaction import interaction
 from fedsim.analysis.mixing.groups import Groups
 from fedsim.analysis.mixing.mixes import Against, halfway
 from fedsim.analysis.models import Models
+from fedsim.analysis.prediction import prediction
 from fedsim.analysis.robustness import robustness
 from fedsim.analysis.similarity import similarity
 from fedsim.analysis.spectra import spectra
@@ -104,3 +105,8 @@ def measure_cka(models: Models, settings: Settings) -> pd.DataFrame:
 def measure_spectra(models: Models, settings: Settings) -> pd.DataFrame:
     """Measure `fedsim.analysis.spectra`."""
     return spectra(models, bases=settings.bases)
+
+
+def measure_prediction(models: Models, settings: Settings) -> pd.DataFrame:
+    """Measure `fedsim.analysis.prediction`."""
+    return prediction(models, settings.examples, against=settings.against)

@@ -25,6 +25,7 @@ MeasureName = Literal[
     "stitching",
     "cka",
     "spectra",
+    "prediction",
 ]
 
 
@@ -77,6 +78,7 @@ MEASURES: dict[str, Measure] = {
         Measure("stitching", compares=True, by_layer=True),
         Measure("cka", mixes=False, any_order=True, by_layer=True, least_models=2, least_examples=4),
         Measure("spectra", on_data=False, mixes=False, by_layer=True),
+        Measure("prediction", compares=True, by_layer=True),
     )
 }
 BY_LAYER = tuple(each.name for each in MEASURES.values() if each.by_layer)

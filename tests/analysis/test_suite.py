@@ -39,7 +39,7 @@ def test_a_measure_needs_what_the_table_says(name: str) -> None:
 
 
 def test_models_that_can_be_measured_anywhere_are_measured_by_layer() -> None:
-    assert BY_LAYER == ("connectivity", "stitching", "cka", "spectra")
+    assert BY_LAYER == ("connectivity", "stitching", "cka", "spectra", "prediction")
 
 
 def test_both_ways_to_call_a_measurement_give_the_same() -> None:

@@ -10,7 +10,7 @@ from fedsim.analysis.mixing.names import AVERAGE, kind_of
 from fedsim.analysis.suite import BY_LAYER
 from fedsim.results.measured import scale_of
 from fedsim.results.report.comparing.tables import Table
-from fedsim.results.report.drawing import connectivity
+from fedsim.results.report.drawing import connectivity, prediction
 from fedsim.results.report.drawing.barriers import REFERENCES, at_the_middle, barrier_table, has_paths, paths, quantity
 from fedsim.results.report.drawing.heat_maps import HeatMaps
 from fedsim.results.report.drawing.picture import Picture
@@ -70,10 +70,13 @@ def feature_pictures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Picture]:
         pictures["stitching"] = connectivity.stitching(tables["stitching"])
     if "cka" in tables:
         rows = tables["cka"]
-        pictures["cka"] = connectivity.cka(rows.assign(ends=rows["base_name"] + ", " + rows["other_name"]), "ends")
+        pictures["cka"] = connectivity.cka(rows.assign(ends=_ends_named(rows)), "ends")
     if "spectra" in tables:
         pictures["stable-rank"] = connectivity.stable_ranks(tables["spectra"], "base_name")
         pictures["spectra"] = connectivity.spectra(tables["spectra"])
+    if "prediction" in tables:
+        rows = tables["prediction"]
+        pictures["prediction"] = prediction.maps(rows.assign(ends=_ends_named(rows)), "ends")
     if "matching" in tables:
         pictures["matching"] = connectivity.matching(tables["matching"], "base_name")
     return pictures
@@ -112,6 +115,14 @@ def _columns(tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, pd.Serie
         rows = tables["spectra"]
         yield "stable rank", _means(rows[rows["base"] != AVERAGE])["stable_rank"]
         yield "the average's stable rank", _means(rows[rows["base"] == AVERAGE])["stable_rank"]
+    if "prediction" in tables:
+        means = _means(tables["prediction"])
+        yield "predicted barrier", means["loss_predicted"]
+        yield "barrier at t = 0.5", means["loss_swap_ends"]
+
+
+def _ends_named(rows: pd.DataFrame) -> pd.Series:
+    return rows["base_name"] + ", " + rows["other_name"]
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from fedsim.results.report.pages.feature_sections import (
     cka_sections,
     connectivity_sections,
     matching_sections,
+    prediction_sections,
     spectra_sections,
     stitching_sections,
 )
@@ -247,5 +248,6 @@ SECTIONS: dict[str, Build] = {
     "stitching": stitching_sections,
     "cka": cka_sections,
     "spectra": spectra_sections,
+    "prediction": prediction_sections,
     "matching": matching_sections,
 }

@@ -6,7 +6,7 @@ import pandas as pd
 
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.results.measured import examples
-from fedsim.results.report.drawing import connectivity
+from fedsim.results.report.drawing import connectivity, prediction
 from fedsim.results.report.pages.pictured import pictured
 from fedsim.results.report.pages.section import Section
 
@@ -42,6 +42,15 @@ RANK_TEXT = (
 SPECTRA_TEXT = (
     "Singular values of each layer's weights relative to the largest one, after round {round}: steep lines mean few "
     "directions. Bands span the smallest to the largest of the clients; compare the average with them."
+)
+PREDICTION_TEXT = (
+    "Loss barriers halfway along the path on which a client's model takes one layer of another, minus the mean loss of "
+    "the path's ends, and what gradients and Hessian-vector products at both ends predict of them; mean over the "
+    "clients. Measured on {data}."
+)
+RANKS_TEXT = (
+    "How alike predicted and measured barriers rank the layers, by round: 1 in the same order, 0 without relation. The "
+    "line is the mean over the clients, the band spans the smallest to the largest."
 )
 OF_AVERAGE = " Matching changes the average only; the models themselves are shown without matching."
 MATCHING_TEXT = (
@@ -86,6 +95,15 @@ def spectra_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     yield pictured("stable-rank", "Stable rank of weights", RANK_TEXT + more, connectivity.stable_ranks(rows))
     text = SPECTRA_TEXT.format(round=rows["round"].max()) + more
     yield pictured("spectra", "Singular values of weights", text, connectivity.spectra(rows))
+
+
+def prediction_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
+    """Yield the sections of predicted barriers."""
+    text = PREDICTION_TEXT.format(data=examples(rows, data))
+    yield pictured("prediction", "Barriers predicted from the ends", text, prediction.maps(rows))
+    if rows["round"].nunique() > 1 and rows["rank_correlation"].notna().any():
+        title = "Agreement of predicted and measured barriers"
+        yield pictured("prediction-ranks", title, RANKS_TEXT, prediction.correlations(rows))
 
 
 def matching_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:

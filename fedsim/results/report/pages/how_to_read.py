@@ -171,6 +171,13 @@ OF = {
         "many. Compare the average with the clients: an earlier fall means that averaging cancels what they do not "
         "share. Pitfalls: both axes are logarithmic; values below 1e-4 of the largest are left out."
     ),
+    "prediction": (
+        "What it is: which layers will show a barrier, known without a mixed model. How it is computed: a polynomial "
+        "of degree five has the slopes and curvatures of the loss at both ends of the path; its value halfway minus "
+        "the mean of the ends is the prediction. Good: the same order of layers as measured. Bad: a red measured layer "
+        "that is pale in the prediction, whose barrier the ends do not see. Pitfalls: kinks of ReLU have no curvature, "
+        "so that predictions of ReLU networks are too small; running statistics are not predicted."
+    ),
     "matching": (
         "What it is: the share of units that were put into another place before models were compared. Near 0: "
         "clients from one start have kept their units. Near 100 %: units of models from different starts. Pitfalls:"
