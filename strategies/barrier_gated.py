@@ -160,7 +160,7 @@ class BarrierGated(Strategy):
         return {name: bounds_of(own, self.confidence) for name, own in self.barriers.items()}
 
     def _decide(self, values: Mapping[str, Bounds]) -> None:
-        low, mean, high = torch.tensor([values[name] for name in self.candidates], dtype=torch.float64).unbind(1)
+        low, mean, high = self.memory["values"].new_tensor([values[name] for name in self.candidates]).unbind(1)
         stays, opens = low <= self.threshold + self.hysteresis, high <= self.threshold - self.hysteresis
         self.memory |= {"values": mean, "open": torch.where(self.memory["open"], stays, opens)}
 

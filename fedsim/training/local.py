@@ -148,10 +148,11 @@ class _Single:
 
     def _step(self, batch: Batch, position: Position) -> Step:
         self.passes = Passes()
+        drawn = self._ruled.rule.draw(self._ruled.rng, self._sets)
         return Step(
             params=self._entries,
             sets=self._sets,
-            drawn=self._ruled.rule.draw(self._ruled.rng, self._sets),
+            drawn={name: value.to(batch.targets.device) for name, value in drawn.items()},
             inputs=batch.inputs,
             targets=batch.targets,
             real=batch.real,

@@ -32,6 +32,7 @@ from fedsim.strategy import Received, messages
 from fedsim.training import Augmentation
 
 FEATURES, CLASSES = 4, 3
+CPU = torch.device("cpu")
 Batch = tuple[Tensor, Tensor]
 
 
@@ -109,6 +110,7 @@ class MadeUpData:
     """Stands for `fedsim.federation.data.FederatedData`."""
 
     clients: Sequence[MadeUpClient]
+    device: torch.device = CPU
     augmentation: Augmentation = field(default_factory=Augmentation)
     dataset: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(classes=tuple("abc"), shape=(FEATURES,), task="classification")
@@ -118,11 +120,11 @@ class MadeUpData:
         return self.clients[client]
 
     def test(self, count: int | None = None) -> Batch:
-        inputs, targets = examples(len(self.clients), "test", 6)
+        inputs, targets = _to(self.device, examples(len(self.clients), "test", 6))
         return inputs[:count], targets[:count]
 
     def server(self) -> Batch:
-        return examples(len(self.clients), "server", 7)
+        return _to(self.device, examples(len(self.clients), "server", 7))
 
     def train_sample(self, examples: int) -> Batch:
         inputs, targets = (torch.cat(parts) for parts in zip(*(each.train for each in self.clients), strict=True))
@@ -150,6 +152,8 @@ class Play:
         Changes the made-up training examples of a client: ``change(client, inputs, targets) -> (inputs, targets)``.
     reverse
         Whether replies arrive in reverse order.
+    device
+        Where the model and the data are.
 
     Attributes
     ----------
@@ -173,26 +177,30 @@ class Play:
         change: Callable[[int, Tensor, Tensor], Batch] | None = None,
         reverse: bool = False,
         seed: int = 0,
+        device: torch.device = CPU,
     ) -> None:
         self.sizes, self.reverse = tuple(sizes), reverse
         self.absent = {2: 1} if absent is None else dict(absent)
         self.config = _config(name, options or {}, len(sizes), rounds, local or {}, seed)
-        parts = [MadeUpClient(*(examples(k, part, n) for part, n in _parts(size))) for k, size in enumerate(sizes)]
+        parts = [
+            MadeUpClient(*(_to(device, examples(k, part, n)) for part, n in _parts(size)))
+            for k, size in enumerate(sizes)
+        ]
         for client, part in enumerate(parts):
             if change is not None:
                 part.train = change(client, *part.train)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "harness"))
-            self.model = model().double().eval()
+            self.model = model().double().eval().to(device)
         if making.strategy_class(self.config).holds_bases and model is not Mlp:
             hold_bases_(self.model)
         self.initial: Params = {key: value.clone() for key, value in state_of(self.model).items()}
         self.federation = Federation(
             config=self.config,
-            data=MadeUpData(parts),  # type: ignore[arg-type]
+            data=MadeUpData(parts, device),  # type: ignore[arg-type]
             layers=Layers.of(self.model),
             initial=flat_copy(self.initial),
-            device=torch.device("cpu"),
+            device=device,
             _template=copy.deepcopy(self.model),
         )
         model, inputs = copy.deepcopy(self.model), self.federation.calibration()
@@ -393,6 +401,10 @@ def assert_close(found: Params, expected: Params, tolerance: float = 1e-10) -> N
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=tolerance, atol=tolerance, msg=lambda text, k=key: k + text)
+
+
+def _to(device: torch.device, batch: Batch) -> Batch:
+    return batch[0].to(device), batch[1].to(device)
 
 
 def _parts(size: int) -> list[tuple[str, int]]:
