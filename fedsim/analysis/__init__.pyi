@@ -5,6 +5,7 @@ from .criticality import criticality
 from .data import Data
 from .distances import distances
 from .interaction import interaction
+from .layer_path import layer_path
 from .models import Models
 from .perturbations import perturbations
 from .prediction import prediction
@@ -28,6 +29,7 @@ __all__ = [
     "criticality",
     "distances",
     "interaction",
+    "layer_path",
     "measure",
     "peaks",
     "perturbations",

@@ -66,12 +66,18 @@ def correct_variances(
             before = goals.get(key, value)
             goals[key] = before + share / total * (value - before)  # equal values are a fixed point
     for key, value in variances(params, keys).items():
-        if value != goals[key] and value + epsilon > 0:
-            params[key] = _scaled(params[key], math.sqrt((goals[key] + epsilon) / (value + epsilon)))
+        params[key] = _scaled(params[key], value, goals[key], epsilon)
     return params
 
 
-def _scaled(value: Tensor, factor: float) -> Tensor:
-    """Return a tensor whose differences from its mean are scaled."""
+def spread_to(value: Tensor, goal: float, epsilon: float = EPSILON) -> Tensor:
+    """Return a tensor whose entries have another variance about their mean, as in `correct_variances`."""
+    return _scaled(value, variances({"": value}, [""])[""], goal, epsilon)
+
+
+def _scaled(value: Tensor, variance: float, goal: float, epsilon: float) -> Tensor:
+    if variance == goal or variance + epsilon == 0:
+        return value
+    factor = math.sqrt((goal + epsilon) / (variance + epsilon))
     real = as_real(value).double()
     return as_kind_of(real.mean() + factor * (real - real.mean()), value)
