@@ -6,11 +6,13 @@ from itertools import permutations
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Recipe
-from fedsim.models.adapters import Adapter, adapt_
+from fedsim.analysis.mixing.shared_calls import SharedCalls
+from fedsim.models.adapters import Adapter, AdapterKind, adapt_
 from fedsim.models.layers import describe_
 from fedsim.models.params import Params, state_of
 
@@ -48,6 +50,14 @@ class Untraceable(nn.Module):
         return self.head(x + sum(seen))
 
 
+class Transposed(Block):
+    """Stores its first weight as GPT-2 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = Conv1D(8, 6)
+
+
 class Writing(Block):
     """Writes to what it takes."""
 
@@ -73,10 +83,10 @@ class Counting(Block):
         return super().forward(x, mask, seen) * (1 + 0.01 * self.calls)
 
 
-def made(block: Callable[[], nn.Module] = Block) -> tuple[nn.Module, list[Params]]:
+def made(block: Callable[[], nn.Module] = Block, kind: AdapterKind = "lora") -> tuple[nn.Module, list[Params]]:
     torch.manual_seed(0)
     model = Untraceable(block).double()
-    adapt_(model, Adapter(rank=2), INPUTS)
+    adapt_(model, Adapter(kind, rank=2), INPUTS)
     describe_(model, INPUTS)
     states = [
         {key: torch.randn(value.shape, generator=torch.Generator().manual_seed(seed)).double() for key, value in own}
@@ -99,17 +109,46 @@ def recipes_of(models: MixedModels) -> list[Recipe]:
 
 
 @pytest.mark.parametrize(
-    ("block", "memory"),
-    [(Block, 2**30), (Block, 20_000), (Block, 1), (Writing, 2**30), (Noting, 2**30), (Counting, 2**30)],
+    ("block", "memory", "kind"),
+    [
+        (Block, 2**30, "lora"),
+        (Block, 20_000, "lora"),
+        (Block, 1, "lora"),
+        (Block, 2**30, "dora"),
+        (Block, 2**30, "ia3"),
+        (Transposed, 2**30, "lora"),
+        (Writing, 2**30, "lora"),
+        (Noting, 2**30, "lora"),
+        (Counting, 2**30, "lora"),
+    ],
 )
-def test_losses_are_those_of_each_model_alone(block: Callable[[], nn.Module], memory: int) -> None:
-    model, states = made(block)
+def test_losses_are_those_of_each_model_alone(block: Callable[[], nn.Module], memory: int, kind: AdapterKind) -> None:
+    model, states = made(block, kind)
     models = MixedModels(model, states, threads=2, max_memory=memory)
     recipes = recipes_of(models)
     found, expected = models.evaluate(recipes, DATA), models._evaluate_whole(recipes, DATA)
     for recipe in recipes:
         torch.testing.assert_close(found[recipe].losses, expected[recipe].losses, rtol=1e-12, atol=1e-12)
         assert torch.equal(found[recipe].errors, expected[recipe].errors)
+
+
+def test_factors_are_merged_where_the_layer_below_must_run_anyway() -> None:
+    model, states = made()
+    models = MixedModels(model, states)
+    own = models.own(0)
+    first = [k for k, part in enumerate(models.parts) if part.layer.startswith("blocks.0.up.lora_B")]
+    mixed = [tuple((0, other, 0.5) if k in first else 0 for k in range(len(own))) for other in (1, 2)]
+    shared = SharedCalls(model, models.parts, models._entries, 2**30)
+    run: list[str] = []
+    for path, module in shared._model.named_modules():
+        if path.endswith("lora_A.default"):
+            module.register_forward_hook(lambda *_, path=path: run.append(path))
+    calls = []
+    for _ in shared.outputs([own, *mixed], INPUTS):
+        calls.append(run[:])
+        run.clear()
+    # Of the layer that changes the inputs are known, so that only its factors are run.
+    assert [len(each) for each in calls] == [2 * DEPTH, 1, 1]
 
 
 def test_what_comes_before_the_first_layer_that_differs_is_computed_once() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsim.analysis.mixing.merged_adapters import MergedAdapters
 from fedsim.analysis.mixing.mixes import Part, Recipe, Source
 from fedsim.models.copies import copy_of
 from fedsim.models.params import Params
@@ -47,7 +48,8 @@ class SharedCalls:
     """Runs mixed models on one batch after another; a module's call is computed once for equal inputs and weights.
 
     Below the first layer that differs, mixes of one model have all their results in common; of a frozen module in a
-    block they have the results for common inputs. A model must be a function of its inputs and its weights.
+    block they have the results for common inputs. Layers with LoRA run with the product of their factors added to the
+    weight, except where the frozen layer's results are known. A model must be a function of its inputs and its weights.
 
     Parameters
     ----------
@@ -72,6 +74,7 @@ class SharedCalls:
         self._tensors: dict[str, Tensor] = self._model.state_dict(keep_vars=True)
         self._loaded: list[Source | None] = [None] * len(parts)
         place = {id(self._tensors[key]): k for k, part in enumerate(parts) for key in part.keys}
+        self._merged = MergedAdapters(self._model, memory / 4)
         self._known: dict[nn.Module, list[_Call]] = {}
         self._kept: dict[nn.Module, list[_Call]] | None = None
         self._bytes: dict[int, int] = {}
@@ -112,13 +115,23 @@ class SharedCalls:
                 break
         else:
             before = tuple(_versions((args, kwargs), None))
-            result = forward(*args, **kwargs)
+            result = self._outputs(module, forward, sources, args, kwargs)
             if before != tuple(_versions((args, kwargs), None)):  # it writes to what it takes
                 return result
             call = _Call(sources, (args, kwargs), result, tuple(_versions((args, kwargs), result)))
         if kept is not None and self._has_room(call):
             kept.append(call)
         return call.result
+
+    def _outputs(
+        self, module: Any, forward: Callable[..., Any], sources: Sequence[Source | None], args: Any, kwargs: Any
+    ) -> Any:
+        if self._kept is None and self._merged.has(module) and not kwargs:
+            below = self._known.get(module.base_layer, ())
+            if not any(known.is_intact and _are_equal(known.taken, (args, {})) for known in below):
+                merged = self._merged.outputs(module, sources, *args)
+                return forward(*args) if merged is None else merged
+        return forward(*args, **kwargs)
 
     def _has_room(self, call: _Call) -> bool:
         for each in tensors_in((call.taken, call.result)):
