@@ -38,7 +38,8 @@ class Expectation(BaseModel):
     measure, column
         A table of the analysis, such as ``connectivity``, and one of its columns, such as ``ratio``. Rows of the
         average alone count only with ``model = "average"``; rows of random directions never count, nor do rows of
-        ``matching`` for the first model of a round, which never moves.
+        ``matching`` for the first model of a round, which never moves. ``products``, which needs no setting, has
+        the ``aggregation_error`` of LoRA's factors.
     group
         Name of a group, or a pattern such as ``shallow:*``; ``layers`` is every single layer. By default ``full``, or
         all rows of a table that has no such row.
@@ -78,7 +79,7 @@ class Expectation(BaseModel):
 
     barrier: str | None = None
     metric: Annotated[str, AfterValidator(be_a_metric)] | None = None
-    measure: Literal[MeasureName, "matching"] | None = None
+    measure: Literal[MeasureName, "matching", "products"] | None = None
     column: str | None = None
     group: str = "full"
     against: Literal["average", "pairs"] = "average"

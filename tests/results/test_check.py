@@ -136,6 +136,7 @@ def tables(result: Callable[..., Result], tmp_path: Path) -> Result:
             }
         ),
         "matching": pd.DataFrame({"order": "fc", "base": [3, 0], "moved": [0.0, 0.5], "matching": "weights"}),
+        "products": pd.DataFrame({"layer": ["zeta", "fc"], "aggregation_error": [0.1, 0.2]}),
         "distances": pd.DataFrame({"group": ["full", "fc"], "base": 0, "other": -1, "distance": [7.0, 4.0]}),
         "robustness": pd.DataFrame(
             {"group": "full", "base": 0, "other": -1, "t": 1.0, "direction": ["average", "random"], "loss": [1.0, 9.0]}
@@ -170,6 +171,7 @@ def tables(result: Callable[..., Result], tmp_path: Path) -> Result:
         ({"measure": "spectra", "column": "stable_rank", "model": "average"}, 2.0),
         ({"measure": "spectra", "column": "stable_rank", "of": {"model": "average"}, "compare": "ratio"}, 2.0),
         ({"measure": "matching", "column": "moved", "matching": "weights", "reduce": "min"}, 0.5),
+        ({"measure": "products", "column": "aggregation_error", "reduce": "max"}, 0.2),
         ({"measure": "distances", "column": "distance"}, 7.0),
         ({"measure": "distances", "column": "distance", "group": "layers"}, 4.0),
         ({"measure": "robustness", "column": "loss"}, 1.0),
