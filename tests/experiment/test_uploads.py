@@ -102,6 +102,13 @@ def test_the_union_of_the_clients_training_data_is_measured_on(tiny: Tiny) -> No
     np.testing.assert_array_equal(found["loss"], expected["loss"])
 
 
+def test_a_model_that_is_its_own_average_has_no_barriers(tiny: Tiny) -> None:
+    config = tiny(barriers={"every": 1, "on": ["server", "clients"]})
+    federation, _ = prepare(config)
+    tables = measure_updates(federation, updates_of(federation, clients=(1,)), federation.initial, threads=1).tables
+    assert tables.keys() == {"distances"}
+
+
 def test_fewer_examples_than_asked_for_are_all_used(tiny: Tiny) -> None:
     _, _, tables = measured(tiny(barriers={"every": 1, "examples": 10_000}))
     assert set(tables["barriers"]["n"]) == {60}

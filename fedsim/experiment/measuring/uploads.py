@@ -110,9 +110,11 @@ def measure_updates(federation: Federation, updates: Sequence[ClientUpdate], sta
         Tables with clients for models, the kind of data in the column ``data``, and in ``matching`` by what the models
         had been matched, unless none ever are. What does not depend on the order of a model's units is measured once,
         under the first way of ``[barriers] matching`` that succeeds. What cannot be measured of the model is left out,
-        with a warning in the log.
+        with a warning in the log, and so are barriers where there is only one model.
     """
     clients = [update.client for update in updates]
+    if len(clients) == 1:
+        logger.warning("barriers are not measured: client %d's model is the only one, and its own average", clients[0])
     uploaded = uploaded_models(federation, updates, threads)
     round_ = _Round(federation, clients, uploaded, start)
     ways = federation.config.barriers.matching
@@ -169,7 +171,9 @@ class _Round:
         """Yield what is measured on some data; on one client's data, of that client's model only."""
         bands = self.federation.config.barriers.bands or None
         paths = self.federation.config.barriers.path
-        for each, path in product(self._settings(view.base), paths):
+        # One model is its own average: its barriers would be 0 whatever it is.
+        compared = self._settings(view.base) if len(models) > 1 else []
+        for each, path in product(compared, paths):
             table = barriers(
                 models, view.data, groups=each.groups, against=each.against, ts=each.ts, bands=bands, path=path
             )
