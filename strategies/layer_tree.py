@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Lt
 
-from fedsim.models.clustering import Cluster, Tree, cuts_by_rule, cuts_by_silhouette
+from fedsim.models.trees import Cluster, Tree, cuts_by_rule, cuts_by_silhouette
 from fedsim.strategy import Clustered, Count, Measurable, Option
 
 

@@ -16,7 +16,7 @@ from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.groups import Groups, named_groups
 from fedsim.analysis.mixing.mixes import Against, Mix, Recipe, list_mixes, parts_of, recipe_of
 from fedsim.analysis.mixing.names import FACTORS, PathName
-from fedsim.analysis.mixing.routes import Route
+from fedsim.analysis.mixing.paths import MixingPath
 from fedsim.analysis.models import Models
 from fedsim.analysis.samples.bands import check_level, with_bands
 from fedsim.analysis.samples.per_example import REFERENCES, Comparisons, Measurement, tabulate
@@ -113,9 +113,9 @@ def measure(
     named = named_groups(models.layers, groups, models.seed)
     mixes = list(list_mixes(named, len(models), against, ts))
     models.compared(against)
-    route = Route(models.mixed, models.compared(), models.shares, models.model, path)
-    positions = _positions(mixes, route.recipe, [models.mixed.own(state) for state in range(len(models))], references)
-    mixed = route.mixed
+    mixing = MixingPath(models.mixed, models.compared(), models.shares, models.model, path)
+    positions = _positions(mixes, mixing.recipe, [models.mixed.own(state) for state in range(len(models))], references)
+    mixed = mixing.mixed
     if data.tolerance is None or data.target_counts is not None:
         estimates = Estimates()
         estimates.add_(mixed.evaluate(positions, data), len(data))
@@ -127,9 +127,9 @@ def measure(
     }
     comparisons = Comparisons(
         mixes,
-        mixed=np.array([positions[route.recipe(mix)] for mix in mixes], dtype=np.int64),
+        mixed=np.array([positions[mixing.recipe(mix)] for mix in mixes], dtype=np.int64),
         # Where no reference needs it, a swapped model may not have been evaluated.
-        swapped=np.array([positions.get(route.recipe(mix, 1.0), 0) for mix in mixes], dtype=np.int64),
+        swapped=np.array([positions.get(mixing.recipe(mix, 1.0), 0) for mix in mixes], dtype=np.int64),
         shares=models.shares,
     )
     used = np.array([estimates.used[recipe] for recipe in positions])

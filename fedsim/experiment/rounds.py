@@ -22,9 +22,9 @@ from fedsim.experiment.evaluation import (
 from fedsim.experiment.injected import InjectedRound
 from fedsim.experiment.measuring.barrier_cost import rounds_between
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
-from fedsim.experiment.measuring.gate import client_barriers, gate_barriers, gate_traffic
 from fedsim.experiment.measuring.step import step_and_record
 from fedsim.experiment.measuring.uploads import measure_updates
+from fedsim.experiment.measuring.wanted import client_barriers, wanted_barriers, wanted_traffic
 from fedsim.experiment.round_line import describe_round
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, NEIGHBOURS, PERSONALISED, TRAINED, UPLOADED, metric_name
@@ -234,13 +234,13 @@ class Rounds:
         """Give the strategy the barriers that it asks for; return the updates with the cost of measuring them."""
         finite = [update for update in updates if update.is_finite(self.federation.layers)]
         clusters = self.strategy.measured_clusters(server_round, finite)
-        table = gate_barriers(self.federation, finite, gate, self._threads, clusters)
+        table = wanted_barriers(self.federation, finite, gate, self._threads, clusters)
         if len(table):
             self.records.write_table("gate", server_round, table)
         self.strategy.take_barriers(server_round, client_barriers(table, gate))
         if gate.on == "server":
             return list(updates)
-        traffic = gate_traffic(layer_bytes(self.strategy, self.federation.initial), gate, clusters)
+        traffic = wanted_traffic(layer_bytes(self.strategy, self.federation.initial), gate, clusters)
         self.records.append("communication", [{"round": server_round, **row} for row in traffic])
         passes = table.groupby("client")["n"].agg(lambda n: n.iloc[0] * (1 + len(n)))
         name = metric_name(UPLOADED, "train", "forward_examples")

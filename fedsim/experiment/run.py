@@ -19,7 +19,7 @@ from fedsim.experiment.beginning import beginning_of, open_folder
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.local_training import check_training, training_notes
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching, check_paths
-from fedsim.experiment.measuring.gate import check_gate
+from fedsim.experiment.measuring.wanted import check_wanted
 from fedsim.experiment.predictions import write_predictions
 from fedsim.experiment.rounds import Rounds, RoundSummary
 from fedsim.experiment.task_checks import check_task
@@ -65,7 +65,7 @@ def _prepared(config: Config) -> Parts:
     check_paths(federation)
     check_matching(federation)
     check_examples(federation)
-    check_gate(federation, strategy)
+    check_wanted(federation, strategy)
     check_training(federation, strategy)
     check_task(federation, strategy)
     if "fine-tuned" in config.evaluation.models:

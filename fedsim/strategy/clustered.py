@@ -8,9 +8,9 @@ import torch
 from fedsim.errors import RunError
 from fedsim.models.adapters import factors_of
 from fedsim.models.averaging import weighted_mean
-from fedsim.models.clustering import Cluster, Tree, distances, tree_of
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
+from fedsim.models.trees import Cluster, Tree, distances, tree_of
 from fedsim.strategy.flower import Strategy
 from fedsim.strategy.measurable import Bounds, ClientBarrier, bounds_of
 from fedsim.strategy.options import Count, CountOrZero, Option

@@ -15,7 +15,7 @@ from fedsim.config import Config
 from fedsim.config.expectation import Expectation
 from fedsim.errors import DivergedError
 from fedsim.experiment import api
-from fedsim.experiment.measuring.gate import client_barriers
+from fedsim.experiment.measuring.wanted import client_barriers
 from fedsim.experiment.sweep.sweep import name_runs, run_all
 from fedsim.experiment.tuning import tune
 from fedsim.experiment.tuning.grid import tunings_of

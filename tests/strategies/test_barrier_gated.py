@@ -13,7 +13,7 @@ import torch
 from fedsim.config import Config
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import rounds
-from fedsim.experiment.measuring.gate import client_barriers, gate_barriers
+from fedsim.experiment.measuring.wanted import client_barriers, wanted_barriers
 from fedsim.federation.data import ClientData
 from fedsim.federation.federation import federation_of
 from fedsim.models.params import Params, load_state_
@@ -146,9 +146,9 @@ def test_the_barriers_of_a_run_are_those_of_mixed_models_on_each_clients_validat
 
     def keep(own, updates, *rest):
         uploaded.update({update.client: update for update in updates})
-        return gate_barriers(own, updates, *rest)
+        return wanted_barriers(own, updates, *rest)
 
-    monkeypatch.setattr(rounds, "gate_barriers", keep)
+    monkeypatch.setattr(rounds, "wanted_barriers", keep)
     folder = play(config)
     table = pd.read_parquet(folder.measured("gate", server_round))
     total = sum(update.num_examples for update in uploaded.values())
@@ -280,7 +280,7 @@ def test_a_round_whose_clients_have_no_validation_data_closes_what_it_cannot_mea
     for on in ("clients", "server"):
         gate = Measurable(on, BarrierGated(Mlp()).layers.group("all"), 5)
         federation = federation_of(tiny(strategy=GATED))
-        table = gate_barriers(federation, [], gate, 1)
+        table = wanted_barriers(federation, [], gate, 1)
         assert list(table) == ["layer", "client", "barrier", "weight", "n"]
         found = client_barriers(table, gate)
         assert {bounds_of(own, 0.9).low for own in found.values()} == {math.inf}

@@ -14,10 +14,10 @@ from fedsim.config import Config
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import rounds as run_rounds
 from fedsim.experiment.dry_run import describe_run
-from fedsim.experiment.measuring.gate import gate_barriers
+from fedsim.experiment.measuring.wanted import wanted_barriers
 from fedsim.federation.federation import federation_of
-from fedsim.models.clustering import cut, cuts_by_rule, cuts_by_silhouette, tree_of
 from fedsim.models.params import Params, load_state_
+from fedsim.models.trees import cut, cuts_by_rule, cuts_by_silhouette, tree_of
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.strategy import ClientBarrier
@@ -194,9 +194,9 @@ def test_what_is_measured_for_barriers_are_the_averages_of_clusters_and_it_is_co
 
     def keep(own, updates, gate, threads, clusters):
         asked.append((updates, clusters))
-        return gate_barriers(own, updates, gate, threads, clusters)
+        return wanted_barriers(own, updates, gate, threads, clusters)
 
-    monkeypatch.setattr(run_rounds, "gate_barriers", keep)
+    monkeypatch.setattr(run_rounds, "wanted_barriers", keep)
     federation, folder = federation_of(config), play(config)
     [(updates, clusters)] = asked
     assert len(clusters[0]) == len(updates) == len(clusters) + 1

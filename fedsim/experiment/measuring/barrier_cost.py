@@ -8,7 +8,7 @@ import numpy as np
 from fedsim.analysis.mixing.groups import groups_of_texts, named_groups
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Recipe, list_mixes
-from fedsim.analysis.mixing.routes import Route
+from fedsim.analysis.mixing.paths import MixingPath
 from fedsim.experiment.measuring.uploads import pairs_of
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants
@@ -50,16 +50,16 @@ def barrier_cost(federation: Federation) -> BarrierCost:
     probes = data.test(2)[0]
     model, initial = federation.model(), [federation.initial] * (states + 1)
     models = MixedModels(model, initial)
-    routes = [Route(models, initial, np.full(states, 1 / states), model, path) for path in settings.path]
+    paths = [MixingPath(models, initial, np.full(states, 1 / states), model, path) for path in settings.path]
     named = named_groups(federation.layers, groups_of_texts(config.barriers.groups), config.seed)
     mixes = list(list_mixes(named, states, "average"))
     if pairs := pairs_of(config, states):
         mixes += list_mixes(named, states, pairs, settings.ts)
     whole, share, count = models.flops([models.own(0)], probes), 0.0, 0
-    for route in routes:
+    for path in paths:
         recipes: dict[Recipe, None] = dict.fromkeys(models.own(state) for state in range(states))
         for mix in mixes:
-            recipes |= {route.recipe(mix): None, route.recipe(mix, 1.0): None}
+            recipes |= {path.recipe(mix): None, path.recipe(mix, 1.0): None}
         flops = models.flops(recipes, probes)
         count += len(recipes)
         share += flops / whole if flops and whole else float(len(recipes))  # in passes through the whole model

@@ -2,7 +2,7 @@
 
 from fedsim.alignment.matched import symmetries_of
 from fedsim.analysis.mixing.groups import groups_of_texts, named_groups
-from fedsim.analysis.mixing.routes import check_path
+from fedsim.analysis.mixing.paths import check_path
 from fedsim.analysis.suite import MEASURES
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation

@@ -1,4 +1,4 @@
-"""Clusters of models, layer by layer: cuts of one tree, each of which refines that of the layer before."""
+"""Trees of models, and clusters of them layer by layer: cuts of one tree, each a refinement of the one before."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations

@@ -38,7 +38,7 @@ def check_path(model: nn.Module, path: str) -> None:
         )
 
 
-class Route:
+class MixingPath:
     """How mixes of states are made along a path.
 
     Along ``product``, the scaled product of a layer's factors is ``(1 - t) B A`` of the base plus ``t B A`` of the

@@ -1,4 +1,4 @@
-"""The barriers that a strategy needs before it aggregates, and their cost for the clients."""
+"""The barriers that a strategy wants to know before it aggregates, and their cost for the clients."""
 
 import logging
 import math
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 COLUMNS = ["layer", "client", "barrier", "weight", "n"]
 
 
-def check_gate(federation: Federation, strategy: Strategy) -> None:
-    """Check that there are data to measure on, if the strategy needs barriers in any round.
+def check_wanted(federation: Federation, strategy: Strategy) -> None:
+    """Check that there are data to measure on, if the strategy wants barriers in any round.
 
     Raises
     ------
@@ -38,14 +38,14 @@ def check_gate(federation: Federation, strategy: Strategy) -> None:
         )
 
 
-def gate_barriers(
+def wanted_barriers(
     federation: Federation,
     updates: Sequence[ClientUpdate],
-    gate: Measurable,
+    wanted: Measurable,
     threads: int,
     clusters: Sequence[Sequence[int]] | None = None,
 ) -> pd.DataFrame:
-    """Measure the barriers of layers that a strategy needs, on validation data.
+    """Measure the barriers of layers that a strategy wants to know, on validation data.
 
     Parameters
     ----------
@@ -61,24 +61,26 @@ def gate_barriers(
     """
     found = [pd.DataFrame({name: [] for name in COLUMNS})]
     for place, clients in enumerate([[update.client for update in updates]] if clusters is None else clusters):
-        table = _barriers(federation, [update for update in updates if update.client in set(clients)], gate, threads)
+        table = _barriers(federation, [update for update in updates if update.client in set(clients)], wanted, threads)
         if len(table):
             found.append(table.assign(**{CLUSTER: place} if clusters is not None and len(clusters) > 1 else {}))
     return pd.concat(found[1:] or found, ignore_index=True)
 
 
-def _barriers(federation: Federation, updates: Sequence[ClientUpdate], gate: Measurable, threads: int) -> pd.DataFrame:
+def _barriers(
+    federation: Federation, updates: Sequence[ClientUpdate], wanted: Measurable, threads: int
+) -> pd.DataFrame:
     """Return the barriers of clients against their own average."""
     data, weights = federation.data, [update.num_examples for update in updates]
     views: list[tuple[list[int], Data]] = []
-    if gate.on == "server" and updates:
-        views.append((list(range(len(updates))), Data(*data.validation_sample(gate.examples), federation.criterion)))
+    if wanted.on == "server" and updates:
+        views.append((list(range(len(updates))), Data(*data.validation_sample(wanted.examples), federation.criterion)))
     else:
         for position, update in enumerate(updates):
             inputs, targets = data.client(update.client).validation
             if len(targets):
                 views.append(
-                    ([position], Data(inputs[: gate.examples], targets[: gate.examples], federation.criterion))
+                    ([position], Data(inputs[: wanted.examples], targets[: wanted.examples], federation.criterion))
                 )
     if not views:
         return pd.DataFrame()
@@ -86,16 +88,16 @@ def _barriers(federation: Federation, updates: Sequence[ClientUpdate], gate: Mea
     tables = []
     for bases, sample in views:
         ends = [(base, AVERAGE) for base in bases]
-        table = barriers(models, sample, groups=gate.groups, against=ends, references=["own_base"])
+        table = barriers(models, sample, groups=wanted.groups, against=ends, references=["own_base"])
         tables.append(table.assign(n=len(sample)))
     table = pd.concat(tables, ignore_index=True).rename(columns={"group": "layer", "loss_own_base": "barrier"})
     clients = table["base"].map(dict(enumerate(update.client for update in updates)))
     return table.assign(client=clients, weight=table["base"].map(dict(enumerate(weights))))[COLUMNS]
 
 
-def client_barriers(table: pd.DataFrame, gate: Measurable) -> dict[str, list[ClientBarrier]]:
+def client_barriers(table: pd.DataFrame, wanted: Measurable) -> dict[str, list[ClientBarrier]]:
     """Return the barriers of a table by layer, as a strategy takes them; none of a layer that was not measured."""
-    found: dict[str, list[ClientBarrier]] = {name: [] for name in gate.groups}
+    found: dict[str, list[ClientBarrier]] = {name: [] for name in wanted.groups}
     for row in table.to_dict("records"):
         numbers = float(row["barrier"]), float(row["weight"]), int(row["n"]), int(row.get(CLUSTER, 0))
         found[row["layer"]].append(ClientBarrier(int(row["client"]), *numbers))
@@ -105,13 +107,13 @@ def client_barriers(table: pd.DataFrame, gate: Measurable) -> dict[str, list[Cli
     return found
 
 
-def gate_traffic(
-    sizes: Mapping[str, int], gate: Measurable, clusters: Sequence[Sequence[int]]
+def wanted_traffic(
+    sizes: Mapping[str, int], wanted: Measurable, clusters: Sequence[Sequence[int]]
 ) -> Iterator[dict[str, int | str]]:
     """Yield the traffic of a measurement on the clients' own data: each average's layers down, a loss for each up."""
-    first = {layers[0]: LOSS_BYTES for layers in gate.groups.values()}
+    first = {layers[0]: LOSS_BYTES for layers in wanted.groups.values()}
     count = Counter(client for clients in clusters for client in clients)
     for client in sorted(count):
-        for name in gate.layers:
+        for name in wanted.layers:
             down, up = count[client] * sizes[name], count[client] * first.get(name, 0)
             yield {"client": client, "set": "barriers", "layer": name, "down": down, "up": up}
