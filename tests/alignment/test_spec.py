@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torchvision.models.vgg import cfgs
 
 from fedsim.alignment.symmetries.checks import check_spec
 from fedsim.alignment.symmetries.permutations import (
@@ -29,12 +28,8 @@ from fedsim.seeds import rng
 from tests.alignment.architectures import ARCHITECTURES, Branching, inputs_of
 from tests.models.foreign import FOREIGN, foreign
 from tests.models.foreign import inputs_of as foreign_inputs
-from tests.models.test_architectures import CASES, CLASSES, ZOO, batch
+from tests.models.test_architectures import CASES, CLASSES, SMALL, ZOO, batch, narrow
 
-# The images of the samples, made as small as the models take them.
-SHAPES = {"lenet5": (1, 12, 12), "cnn": (1, 8, 8), "vit": (1, 8, 8)} | dict.fromkeys(
-    ("vgg11", "vgg16", "resnet18", "resnet20", "mobilenet"), (1, 4, 4)
-)
 every_model = pytest.mark.parametrize(("name", "norm"), CASES)
 every_architecture = pytest.mark.parametrize("kind", ARCHITECTURES, ids=lambda kind: kind.__name__)
 
@@ -72,16 +67,8 @@ def doubled(values: Params) -> Params:
 
 @cache
 def zoo(name: str, norm: str | None) -> Case:
-    sample = ZOO[name]
-    shape = SHAPES.get(name, sample.shape)
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        # VGG has no option for its width, and has millions of weights: an eighth of it, but for the last channels.
-        for configuration, layers in cfgs.items():
-            narrow = [each if each == "M" else int(each) // 8 for each in layers]
-            last = max(i for i, each in enumerate(layers) if each != "M")
-            patch.setitem(cfgs, configuration, [*narrow[:last], layers[last], *narrow[last + 1 :]])
-        model = MODELS[name](shape, CLASSES, **sample.options, **({"norm": norm} if norm else {}))
+    shape = SMALL.get(name, ZOO[name].shape)
+    model = narrow(name, shape, norm)
     inputs = batch(shape)
     return Case(derive(model, inputs), distinct(model), inputs)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from torchvision.models.vgg import cfgs
 
 from fedsim.models.architectures import MODELS
 from fedsim.models.architectures.gpt import CausalSelfAttention
@@ -57,18 +58,32 @@ ZOO = {
         IMAGE, {"architecture": "shufflenet_v2_x0_5"}, "fc", ["conv1.*", "stage2.*", "stage3.*", "stage4.*", "fc"]
     ),
 }
+# The images of the samples, made as small as the models take them.
+SMALL = {"lenet5": (1, 12, 12), "cnn": (1, 8, 8), "vit": (1, 8, 8)} | dict.fromkeys(
+    ("vgg11", "vgg16", "resnet18", "resnet20", "mobilenet"), (1, 4, 4)
+)
 FROM_FILES = "huggingface"  # whose tests make a folder first
 WITH_NORM = [name for name, model in MODELS.items() if "norm" in inspect.signature(model).parameters]
 CASES = [(name, norm) for name in ZOO for norm in (get_args(Norm) if name in WITH_NORM else [None])]
 every_model = pytest.mark.parametrize(("name", "norm"), CASES)
 
 
+def narrow(name: str, shape: tuple[int, ...], norm: str | None = None) -> nn.Module:
+    """Build the sample of a name for inputs of a shape."""
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        # VGG has no option for its width, and has millions of weights: an eighth of it, except for the last channels.
+        for configuration, layers in cfgs.items():
+            eighths = [each if each == "M" else int(each) // 8 for each in layers]
+            last = max(i for i, each in enumerate(layers) if each != "M")
+            patch.setitem(cfgs, configuration, [*eighths[:last], layers[last], *eighths[last + 1 :]])
+        return MODELS[name](shape, CLASSES, **ZOO[name].options, **({"norm": norm} if norm else {}))
+
+
 @cache
 def build(name: str, norm: str | None = None) -> nn.Module:
     """Build the sample of a name once for all tests; none of them changes it."""
-    torch.manual_seed(0)
-    sample = ZOO[name]
-    return MODELS[name](sample.shape, CLASSES, **sample.options, **({"norm": norm} if norm else {})).eval()
+    return narrow(name, ZOO[name].shape, norm).eval()
 
 
 def batch(shape: tuple[int, ...], n: int = 2) -> Tensor:
