@@ -27,13 +27,37 @@ WRITERS = np.random.default_rng(1).permutation(np.repeat(np.arange(6), [100, 150
 UNLIKELY = 0.01
 
 
+class Table(datasets.Dataset):  # type: ignore[misc]
+    """What Flower's partitioners ask of a data set, in a hundredth of the time that theirs takes."""
+
+    def __init__(self, **columns: np.ndarray) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    @property
+    def num_rows(self) -> int:
+        return len(self)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.columns[column]
+
+    def unique(self, column: str) -> list[int]:
+        return np.unique(self.columns[column]).tolist()
+
+    def select(self, rows: Iterable[int]) -> "Table":
+        return Table(**{name: column[np.asarray(rows, dtype=int)] for name, column in self.columns.items()})
+
+    def __del__(self) -> None:
+        """There are no files to close."""
+
+
+TABLE = Table(label=LABELS, writer=WRITERS)
+
+
 @pytest.fixture(scope="module")
 def dataset() -> Any:
-    return made_dataset()
-
-
-@cache
-def made_dataset() -> Any:
     return datasets.Dataset.from_dict({"label": LABELS, "writer": WRITERS})
 
 
@@ -71,7 +95,7 @@ def dirichlet_of_peer(alpha: float, balanced: bool) -> list[np.ndarray]:
                 self_balancing=balanced,
                 seed=seed,
             ),
-            made_dataset(),
+            TABLE,
             [0],
         )
         for seed in range(SEEDS)
@@ -98,20 +122,20 @@ def test_the_comparison_tells_another_alpha_and_balancing_from_theirs() -> None:
 
 
 @pytest.mark.slow
-def test_client_dirichlet_counts_are_distributed_as_flowers_inner_dirichlet(dataset: Any) -> None:
+def test_client_dirichlet_counts_are_distributed_as_flowers_inner_dirichlet() -> None:
     # Theirs has a concentration for each class, ours one for the whole vector. Many small clients: few are filled when
     # classes are used up, where theirs adds to a random client each time and ours completes one after the other.
     theirs, ours = [], []
     for seed in range(SEEDS):
         partitioner = peers.InnerDirichletPartitioner([12] * 100, partition_by="label", alpha=0.5, seed=seed)
-        theirs.append(counts_of_peer(partitioner, dataset, [seed % 100]))
+        theirs.append(counts_of_peer(partitioner, TABLE, [seed % 100]))
         ours.append(counts_of_ours("client_dirichlet", seed, 100, alpha=0.5 * CLASSES)[seed % 100 :])
     values = compared([rows[:1] for rows in ours], theirs)
     assert values["class"] > UNLIKELY, values
 
 
 @pytest.mark.slow
-def test_pathological_clients_hold_as_many_classes_as_flowers(dataset: Any) -> None:
+def test_pathological_clients_hold_as_many_classes_as_flowers() -> None:
     for seed in range(20):
         partitioner = peers.PathologicalPartitioner(
             num_partitions=16,
@@ -120,7 +144,7 @@ def test_pathological_clients_hold_as_many_classes_as_flowers(dataset: Any) -> N
             class_assignment_mode="deterministic",
             seed=seed,
         )
-        theirs = counts_of_peer(partitioner, dataset, range(16))
+        theirs = counts_of_peer(partitioner, TABLE, range(16))
         ours = counts_of_ours("shards", seed, 16, classes_per_client=3)
         assert ((ours > 0).sum(axis=1) == 3).all()
         assert ((theirs > 0).sum(axis=1) == 3).all()
