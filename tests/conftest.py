@@ -20,6 +20,7 @@ from fedsim.config import Config, choices, with_settings
 from fedsim.experiment import run as experiment
 from fedsim.results.files import write_json
 from fedsim.results.folder import RunFolder
+from tests import ray_workers
 
 TINY: dict[str, Any] = {
     "rounds": 2,
@@ -40,6 +41,11 @@ def pytest_configure() -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: Ray, which is then started by one process, and whole experiments."""
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, "whole" not in item.path.parts))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -47,9 +53,11 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """Start Ray once for all tests of this process; an engine uses what is already there."""
+    """Start Ray once for all tests of this process; an engine uses what is already there, workers too."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        ray_workers.hand_on(monkeypatch)
+        yield
     ray.shutdown()
 
 

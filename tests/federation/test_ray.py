@@ -22,7 +22,9 @@ from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.engines.ray import RayEngine
 from fedsim.federation.engines.state_files import StateFiles
+from fedsim.federation.engines.workers import Workers
 from fedsim.strategy.messages import TensorArray
+from tests import ray_workers
 
 # Workers cannot import the tests.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -305,7 +307,8 @@ def test_a_client_that_exceeds_its_deadline_is_left_out_alone(local: LocalEngine
         assert sums(ask(engine, 3)) == sums(ask(local, 3))
 
 
-def test_an_engine_ends_while_its_clients_work() -> None:
+def test_an_engine_ends_its_workers_while_their_clients_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workers, "end", ray_workers.end)
     engine = RayEngine(obedient_app, CLIENTS, 2)
     sent = [
         Message(RecordDict({"arrays": record_of(torch.zeros(3)), "config": ConfigRecord({"do": do})}), client, "train")
