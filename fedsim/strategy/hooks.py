@@ -1,4 +1,4 @@
-"""What a method decides on the server: pure hooks of a round and its updates, without Flower."""
+"""What a method decides on the server: hooks of a round and its updates, without Flower."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -143,7 +143,7 @@ class Hooks:
         self._keep: tuple[str, ...] = ()
         self.prepare()
 
-    # Hooks: pure functions of the round and the updates.
+    # Hooks: functions of the round, the updates and the memory.
 
     def prepare(self) -> None:
         """Check options that depend on each other or the model, and build what other hooks need."""
