@@ -33,8 +33,12 @@ class LayerTree(Clustered):
     All of this is counted. A client that was absent when the tree was made takes the average of all.
     """
 
-    by: Literal["distance", "barrier"] = Option("distance", "What cuts the tree: distances, as published, or barriers.")
-    more: Count = Option(3, "Counts of clusters that a layer chooses from, by distance: the one before and the next.")
+    by: Literal["distance", "barrier"] = Option(
+        "distance", "What cuts the tree: distances, as published, or barriers; options of the other have no effect."
+    )
+    more: Annotated[int, Ge(2)] = Option(
+        3, "Counts of clusters that a layer chooses from, by distance: that of the layer before, and those above it."
+    )
     single: float = Option(0.1, "Silhouette that a split must exceed, by distance; else all clients share.")
     threshold: float = Option(0.05, "Largest barrier of a cluster, in nats, by barrier.")
     confidence: Annotated[float, Ge(0.5), Lt(1)] = Option(

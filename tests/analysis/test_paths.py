@@ -155,5 +155,8 @@ def test_a_path_needs_factors() -> None:
         barriers(Models(plain, states_of(plain, 2)), DATA, path="aligned")
     with pytest.raises(ValueError, match=r"^path = 'x' must be one of factors, product, aligned$"):
         barriers(Models(plain, states_of(plain, 2)), DATA, path="x")
-    with pytest.raises(ValueError, match="groups has adapters, and none trains in this model"):
+    with pytest.raises(
+        ValueError,
+        match=r"groups has 'adapters', and no adapter trains in this model; add .*--set model.adapter.kind=lora",
+    ):
         barriers(Models(plain, states_of(plain, 2)), DATA, groups="adapters")

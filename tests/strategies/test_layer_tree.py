@@ -242,6 +242,14 @@ def test_a_cluster_is_split_only_where_its_barrier_is_shown_to_be_too_large() ->
     assert found == [1, 2, 2]  # the last layer stays within the clusters of the one before
 
 
+def test_one_count_to_choose_from_is_refused_as_no_layer_would_ever_be_split() -> None:
+    assert cuts_by_silhouette(tree_of(points(0, 7)), [points(0, 7)], 1, -1.0) == [[tuple(range(7))]]
+    with pytest.raises(
+        ValueError, match=r"^strategy.more = 1 must be at least 2 \(Counts of clusters that a layer chooses from"
+    ):
+        Play("layer_tree", {"more": 1})
+
+
 def test_a_run_that_ends_before_its_tree_is_made_is_refused(tiny: Callable[..., Config]) -> None:
     message = r"makes its tree in round 3, and the run has 2; set strategy.warm_up = 2 or rounds = 3"
     with pytest.raises(ConfigError, match=message):

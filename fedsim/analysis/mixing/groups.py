@@ -67,7 +67,7 @@ def _expand(layers: Layers, item: str | Named, seed: int) -> dict[str, tuple[str
         return {name: x if isinstance(x, tuple) else layers.group(x).layers for name, x in item.items()}
     counts = range(1, len(names) + 1)
     if item in (ADAPTERS, f"cumulative-{ADAPTERS}"):
-        return _of_adapters(names, growing=item != ADAPTERS)
+        return _of_adapters(names, item)
     if item == "layers":
         return {name: (name,) for name in names}
     if item == "full":
@@ -90,11 +90,14 @@ def _expand(layers: Layers, item: str | Named, seed: int) -> dict[str, tuple[str
     )
 
 
-def _of_adapters(names: Sequence[str], *, growing: bool) -> dict[str, tuple[str, ...]]:
+def _of_adapters(names: Sequence[str], item: str) -> dict[str, tuple[str, ...]]:
     adapted = adapted_layers(names)
     if not adapted:
-        raise ValueError("groups has adapters, and none trains in this model; add [model.adapter], or use 'layers'")
-    if not growing:
+        raise ValueError(
+            f"groups has {item!r}, and no adapter trains in this model; add [model.adapter] kind = 'lora' "
+            "(--set model.adapter.kind=lora), or use groups = ['layers']"
+        )
+    if item == ADAPTERS:
         return adapted
     added = list(adapted.values())
     return {growing_name(ADAPTERS, k): tuple(chain(*added[:k])) for k in range(1, len(added) + 1)}
