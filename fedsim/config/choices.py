@@ -52,6 +52,11 @@ def custom_names(config: Config) -> dict[str, str]:
     return {each.table: name for each, name in chosen.items() if each.canonical(name) not in each.entries}
 
 
+def method_name(config: Config) -> str:
+    """Return the name of a run's method in the literature, by which messages call it as tables do."""
+    return CATALOGUES["strategies"].name_of(config.strategy)
+
+
 def is_name(config: Config, setting: str, value: Any) -> bool:
     """Return whether a setting chooses something by name, and a value is a name, in any spelling, of what is chosen."""
     found = [each for each in CATALOGUES.values() if f"{each.table}.{each.key}" == setting]

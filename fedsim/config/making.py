@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from fedsim.config.choices import CATALOGUES
+from fedsim.config.choices import CATALOGUES, method_name
 from fedsim.config.config import Config
 from fedsim.config.custom import imported_sources
 from fedsim.config.tables import DataConfig, FeaturesConfig
@@ -116,7 +116,7 @@ def make_strategy(config: Config, model: nn.Module, inputs: Tensor | None = None
 def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -> Strategy:
     strategy = CATALOGUES["strategies"].make(config.strategy, model, inputs=inputs, **_settings(config))
     assert isinstance(strategy, Strategy)
-    name = config.strategy.name
+    name = method_name(config)
     for server_round in range(1, min(config.rounds, CHECKED_ROUNDS) + 1):
         group = strategy.shared(server_round)
         if not isinstance(group, LayerGroup) or not set(group) <= set(strategy.layers.names):
@@ -146,7 +146,7 @@ def _check_steps(config: Config, names: Sequence[str], wanted: str) -> None:
     if odd:
         found = ", ".join(f"local.{name} = {as_toml(getattr(config.local, name))}" for name in odd)
         raise ConfigError(
-            f"strategy.name = {config.strategy.name!r} is defined for {wanted}, and {found}; leave "
+            f"strategy.name = {method_name(config)!r} is defined for {wanted}, and {found}; leave "
             f"{'it' if len(odd) == 1 else 'them'} out, or choose another strategy"
         )
 

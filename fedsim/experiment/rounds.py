@@ -10,6 +10,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message
 
+from fedsim.config.choices import method_name
 from fedsim.errors import DivergedError, RunError
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.evaluation import (
@@ -144,7 +145,7 @@ class Rounds:
                 rows += self._measure(server_round, finite)
         with self._timed("aggregate"):
             step_and_record(self.strategy, server_round, received, self.records)
-            where = f"round {server_round}: {self.config.strategy.name}"
+            where = f"round {server_round}: {method_name(self.config)}"
             check_state(self.strategy.state, self.strategy.global_model, received.updates, where)
         evaluated, failed = self._evaluate(server_round)
         rows += evaluated

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
 
 from fedsim.config import Config, EngineConfig, making
-from fedsim.config.choices import custom_names
+from fedsim.config.choices import custom_names, method_name
 from fedsim.config.content import counted_files
 from fedsim.console import PlainFormatter
 from fedsim.errors import ConfigError, RunError, in_code_of_the_user
@@ -94,7 +94,7 @@ def _check_validation(federation: Federation, strategy: Strategy) -> None:
         )
     if strategy.client_rule.needs_validation:
         raise ConfigError(
-            f"strategy.name = {federation.config.strategy.name!r} decides by validation data, but no client has any; "
+            f"strategy.name = {method_name(federation.config)!r} decides by validation data, but no client has any; "
             f"{remedy}, or choose another strategy"
         )
 
@@ -104,7 +104,7 @@ def _check_server_data(strategy: Strategy, config: Config) -> None:
     held = 0 if strategy.server_data is None else len(strategy.server_data[1])
     if strategy.needs_server_data and held < 2:
         raise ConfigError(
-            f"strategy.name = {config.strategy.name!r} learns on examples of the server, and it holds "
+            f"strategy.name = {method_name(config)!r} learns on examples of the server, and it holds "
             f"{'only one' if held else 'none'}; let data.server_examples be 2 % of the training examples, or choose "
             "another strategy"
         )

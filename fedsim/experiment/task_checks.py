@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from fedsim.config.choices import method_name
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation
 from fedsim.strategy import Strategy
@@ -30,7 +31,7 @@ def check_task(federation: Federation, strategy: Strategy) -> None:
             f"{federation.task.name!r}; leave it out"
         )
     if strategy.client_rule.cross_entropy_only:
-        where = f"strategy.name = {config.strategy.name!r} is defined for cross-entropy over classes"
+        where = f"strategy.name = {method_name(config)!r} is defined for cross-entropy over classes"
         if not federation.task.has_classes or loss.of_targets is not type(loss)().of_targets:
             raise ConfigError(
                 f"{where}, and the task is {federation.task.name!r} with the loss {loss.name!r}; choose another "
@@ -53,7 +54,7 @@ def _check_neighbours(federation: Federation) -> None:
         )
     if federation.client_rule.has_network:
         raise ConfigError(
-            f"{where}and clients of strategy.name = {federation.config.strategy.name!r} evaluate more than the run's "
+            f"{where}and clients of strategy.name = {method_name(federation.config)!r} evaluate more than the run's "
             "model; leave it out"
         )
     try:

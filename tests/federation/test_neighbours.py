@@ -92,7 +92,7 @@ def test_with_weight_zero_it_is_the_model_and_changes_nothing_else(tiny: Tiny, p
             {"data": {"name": "tests.federation.test_neighbours:numbers"}, "partition": {"scheme": "iid"}},
             "'knn', in which neighbours name the class of an example, and targets of the task 'regression' have none",
         ),
-        ({"strategy": {"name": "fedcp"}}, "'knn', and clients of strategy.name = 'fedcp' evaluate more than the run's"),
+        ({"strategy": {"name": "fedcp"}}, "'knn', and clients of strategy.name = 'FedCP' evaluate more than the run's"),
     ],
 )
 def test_bad_settings_and_other_tasks_are_one_line(tiny: Tiny, changes: dict[str, Any], message: str) -> None:

@@ -171,5 +171,5 @@ def test_the_own_model_is_restored_with_its_gate(tiny: Callable[..., Config], pl
 def test_wrong_options_are_one_line(tiny: Callable[..., Config]) -> None:
     with pytest.raises(ValueError, match=r"head = 'fc1 \| fc3' is fc1, fc3; it must be a plain linear layer"):
         FedCp(Mlp(), head="fc1 | fc3")
-    with pytest.raises(ConfigError, match="'fedcp' evaluates more than the model, which has no layers to fine-tune"):
+    with pytest.raises(ConfigError, match="'FedCP' evaluates more than the model, which has no layers to fine-tune"):
         describe_run(tiny(strategy={"name": "fedcp"}, evaluation={"models": ["personalised", "global", "fine-tuned"]}))

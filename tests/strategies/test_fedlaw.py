@@ -105,11 +105,11 @@ def test_a_client_with_the_opposite_of_what_is_right_loses_its_weight() -> None:
 
 def test_without_examples_of_the_server_it_is_refused(tiny) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(
-        ConfigError, match=r"'fedlaw' learns on examples of the server, and it holds none; let data\.server"
+        ConfigError, match=r"'FedLAW' learns on examples of the server, and it holds none; let data\.server"
     ):
         prepare(tiny(strategy={"name": "fedlaw"}))
     one = {"name": "digits", "train_examples": 60, "test_examples": 10, "server_examples": 1}
-    with pytest.raises(ConfigError, match=r"'fedlaw' learns on examples of the server, and it holds only one; let"):
+    with pytest.raises(ConfigError, match=r"'FedLAW' learns on examples of the server, and it holds only one; let"):
         prepare(tiny(strategy={"name": "fedlaw"}, data=one))
     with pytest.raises(ValueError, match="batch_size = 2 must be at least 3"):
         FedLaw(Mlp(), batch_size=2)

@@ -61,7 +61,7 @@ def test_running_statistics_are_averaged_by_examples() -> None:
 
 
 def test_it_is_refused_where_steps_are_no_sums_of_gradients() -> None:
-    with pytest.raises(ConfigError, match=r"'fednova' is defined for SGD with one step size, and local.optim"):
+    with pytest.raises(ConfigError, match=r"'FedNova' is defined for SGD with one step size, and local.optim"):
         Play("fednova", local={"optimizer": "adam"})
     with pytest.raises(ConfigError, match=r"local\.clip_norm = 1\.0; leave it out"):
         Play("fednova", local={"clip_norm": 1.0})

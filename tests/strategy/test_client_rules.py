@@ -154,13 +154,13 @@ def test_a_phase_that_trains_nothing_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("setting", ["momentum", "weight_decay", "clip_norm"])
 def test_a_method_for_plain_sgd_refuses_anything_else(setting: str, tiny: Callable[..., Config]) -> None:
     config = tiny(strategy={"name": "scaffold"}, local={"lr": 0.1, setting: 0.1})
-    with pytest.raises(ConfigError, match=f"'scaffold' is defined for plain SGD.*{setting} = 0.1; leave it out"):
+    with pytest.raises(ConfigError, match=f"'SCAFFOLD' is defined for plain SGD.*{setting} = 0.1; leave it out"):
         experiment.prepare(config)
     adam = tiny(strategy={"name": "scaffold"}, local={"optimizer": "adamw", "lr_scale": {"head": 2}})
     with pytest.raises(ConfigError) as caught:
         experiment.prepare(adam)
     assert str(caught.value) == (
-        "strategy.name = 'scaffold' is defined for plain SGD, and local.optimizer = \"adamw\", "
+        "strategy.name = 'SCAFFOLD' is defined for plain SGD, and local.optimizer = \"adamw\", "
         'local.weight_decay = 0.01, local.lr_scale = {"head": 2.0}; leave them out, or choose another strategy'
     )
     experiment.prepare(tiny(strategy={"name": "scaffold"}, local={"schedule": "cosine", "label_smoothing": 0.1}))

@@ -11,6 +11,7 @@ from fedsim.analysis import barriers
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
+from fedsim.config.choices import method_name
 from fedsim.errors import ConfigError
 from fedsim.experiment.measuring.uploads import measured_models
 from fedsim.federation.federation import Federation
@@ -33,7 +34,7 @@ def check_wanted(federation: Federation, strategy: Strategy) -> None:
     rounds = range(1, federation.config.rounds + 1)
     if not len(federation.data.split.validation.indices) and any(map(strategy.measurable, rounds)):
         raise ConfigError(
-            f"strategy.name = {federation.config.strategy.name!r} measures on validation data, but no client has any; "
+            f"strategy.name = {method_name(federation.config)!r} measures on validation data, but no client has any; "
             "set partition.validation to more than 0"
         )
 

@@ -1,5 +1,6 @@
 """Fine-tuning for evaluation: a little more training of a client's model, which is then discarded."""
 
+from fedsim.config.choices import method_name
 from fedsim.errors import ConfigError
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.federation import Federation
@@ -20,7 +21,7 @@ def fine_tuned_layers(federation: Federation, strategy: Strategy) -> str:
     """
     if federation.client_rule.has_network:
         raise ConfigError(
-            f"evaluation.models holds 'fine-tuned', and strategy.name = {federation.config.strategy.name!r} evaluates "
+            f"evaluation.models holds 'fine-tuned', and strategy.name = {method_name(federation.config)!r} evaluates "
             "more than the model, which has no layers to fine-tune; leave it out"
         )
     chosen = federation.config.evaluation.fine_tune_layers
