@@ -191,9 +191,10 @@ def test_a_truncated_data_file_is_named_before_anything_is_written(fedsim: Fedsi
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_named(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_folder_that_cannot_be_written_is_named(dry: list[str], fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    code, _, err = fedsim("run", str(study), "--out", "file")
+    code, _, err = fedsim("run", str(study), "--out", "file", *dry)
     assert code == 2
     assert re.search("run folder file/study/.* cannot be written.*--out", err)
 

@@ -19,7 +19,7 @@ from fedsim.experiment.run import prepare
 from fedsim.experiment.sweep.alike import Alike
 from fedsim.experiment.sweep.jobs import Jobs, choose_jobs, processes_that_fit
 from fedsim.experiment.sweep.processes import may_start
-from fedsim.experiment.sweep.sweep import Run, name_runs
+from fedsim.experiment.sweep.sweep import Run, check_writable, name_runs
 from fedsim.experiment.tuning.grid import Tuning, tunings_of
 from fedsim.experiment.tuning.tune import FOLDER
 from fedsim.federation.engines.grid import processors
@@ -102,6 +102,8 @@ def plan(experiment: Experiment, out: Path, asked: int | None = None, *, accept_
 
 def _planned(run: Run, stage: Stage, earlier: Earlier, steps: dict[str, float], alike: Alike) -> PlannedRun:
     federation, strategy = prepare(run.config)
+    if stage.kind != "done":
+        check_writable(run.folder.path)
     alike.add(run.name, run.config, strategy)
     work = work_of(federation, strategy)
     timed = earlier.seconds_of_round(run.config)

@@ -240,13 +240,24 @@ def check(runs: Sequence[Run]) -> Parts:
             first = first or parts
             if not run.accept_versions and experiment.rounds_done(run.folder):
                 check_versions(run.folder)
-            existing = next(each for each in (path, *path.parents) if each.exists())
-            if not existing.is_dir() or not os.access(existing, os.W_OK):
-                raise ConfigError(f"run folder {path} cannot be written: {existing} does not allow it; use --out")
+            check_writable(path)
     assert first is not None
     for note in alike.notes():
         logger.warning(note)
     return first
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a run's folder is there and can be written, or can be made.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be written.
+    """
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"run folder {folder} cannot be written: {existing} does not allow it; use --out")
 
 
 def run_one(
