@@ -83,7 +83,7 @@ def compare_command(
         typer.Option(metavar="all|NAME,NAME,...", help="Columns of the table, by their names in the CSV."),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV with full precision.")
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write all columns as CSV, with full precision.")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
     latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as LaTeX (booktabs).")] = None,

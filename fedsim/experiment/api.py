@@ -215,7 +215,8 @@ def compare(
     correct
         Correction of the p-values for the number of comparisons: Holm's, or none.
     columns
-        Names of columns, as a list or with commas between them, or ``all``; by default the compact ones.
+        Names of columns, as a list or with commas between them, or ``all``; by default the text has the compact ones,
+        and ``table`` and ``csv`` have all.
 
     Raises
     ------
@@ -228,7 +229,7 @@ def compare(
     budgets = read_budgets([budget] if isinstance(budget, str) else budget)
     question = Question(metric, by, at, baseline, budgets, target, unfinished, correct, smooth)
     compared = comparing.compare(results, question)
-    return Comparison.of(compared, chosen_columns(compared, columns))
+    return Comparison.of(compared, None if columns is None else chosen_columns(compared, columns))
 
 
 def barriers(model: Any, states: Any, *arguments: Any, **options: Any) -> Any:

@@ -158,8 +158,8 @@ class Comparison:
     text
         The table as the command line prints it.
     csv
-        The same with full precision: accuracies and shares in [0, 1], amounts in bytes, examples and seconds. A text
-        that a spreadsheet would take for a formula has an apostrophe before it.
+        The same with full precision, and all columns if none were named: accuracies and shares in [0, 1], amounts in
+        bytes, examples and seconds. A text that a spreadsheet would take for a formula has an apostrophe before it.
     values
         The cells of the CSV without apostrophes, headings first.
     """
@@ -171,10 +171,11 @@ class Comparison:
     values: Sequence[Sequence[str]]
 
     @classmethod
-    def of(cls, compared: Compared, columns: Sequence[Column]) -> Self:
-        """Return a comparison with some of its columns."""
-        table, csv = comparison_table(compared, columns), as_csv(compared, columns)
-        return cls(compared.question, verdict_of(compared), table, csv, list(values_of(compared, columns)))
+    def of(cls, compared: Compared, columns: Sequence[Column] | None = None) -> Self:
+        """Return a comparison with some columns; by default the text has the compact ones, and the values have all."""
+        of_values = compared.columns if columns is None else columns
+        csv, values = as_csv(compared, of_values), list(values_of(compared, of_values))
+        return cls(compared.question, verdict_of(compared), comparison_table(compared, columns), csv, values)
 
     @property
     def table(self) -> pd.DataFrame:

@@ -86,6 +86,10 @@ def test_a_comparison_is_a_table_of_numbers_and_of_text(runs: fedsim.Runs) -> No
     assert compared.table["personalised"].tolist() == [pytest.approx(sum(means) / 2, rel=1e-15)]
     assert f"{50 * sum(means):.1f}" in repr(compared)
     assert "<table" in compared._repr_html_()
+    assert "validation" in compared.csv.partition("\n")[0].split(",")
+    assert "validation" in compared.table
+    assert "validation" not in compared.text.headings
+    assert "validation" not in fedsim.compare(runs, columns="personalised").table
     assert len(fedsim.compare([str(run.path) for run in runs], by="seed").table) == 2
     with pytest.raises(fedsim.ConfigError, match="no runs"):
         fedsim.compare([])
