@@ -1,12 +1,10 @@
 """A run that is killed goes on from its last complete round, with the same bytes as one that never stopped."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
+from tests import commands
 from tests.conftest import run_files
 
 EXPERIMENT = """
@@ -49,9 +48,13 @@ workers = 1
 """
 
 
-def start(experiment_file: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "fedsim", "run", str(experiment_file), "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(experiment_file: Path, out: Path) -> BaseProcess:
+    return commands.start("run", str(experiment_file), "--out", str(out))
+
+
+def exit_code(process: BaseProcess) -> int | None:
+    process.join()
+    return process.exitcode
 
 
 def run_folder(out: Path) -> RunFolder | None:
@@ -69,21 +72,21 @@ def kill_in_round(experiment_file: Path, out: Path, after_round: int) -> None:
             break
         time.sleep(0.005)
     time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    assert exit_code(process) == -signal.SIGKILL
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(tmp_path: Path) -> None:
     experiment_file = tmp_path / "study.toml"
     experiment_file.write_text(EXPERIMENT)
-    assert start(experiment_file, tmp_path / "unbroken").wait() == 0
+    assert exit_code(start(experiment_file, tmp_path / "unbroken")) == 0
     for after_round in (2, 4):  # the first checkpoint is there; a kill may come a round late
         kill_in_round(experiment_file, tmp_path / "killed", after_round)
         killed = run_folder(tmp_path / "killed")
         assert killed is not None
         assert not killed.done.exists()
-    assert start(experiment_file, tmp_path / "killed").wait() == 0
+    assert exit_code(start(experiment_file, tmp_path / "killed")) == 0
     unbroken, resumed = run_folder(tmp_path / "unbroken"), run_folder(tmp_path / "killed")
     assert unbroken is not None
     assert resumed is not None

@@ -2,9 +2,9 @@
 
 import asyncio
 import errno
+import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -22,7 +22,7 @@ from fedsim.federation.engines.clients import Clients
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.results.folder import RunFolder
 from fedsim.strategy import messages
-from tests.conftest import heed_interrupts
+from tests import commands
 
 
 def app_of(answer: Callable[[int, RecordDict], object], app: ClientApp | None = None) -> ClientApp:
@@ -208,14 +208,16 @@ epochs = 3
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_a_run_within_seconds_and_keeps_its_rounds(number: int, code: int, tmp_path: Path) -> None:
     (tmp_path / "long.toml").write_text(EXPERIMENT)
-    command = [sys.executable, "-m", "fedsim", "run", str(tmp_path / "long.toml"), "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
+    err = tmp_path / "err"
+    process = commands.start("run", str(tmp_path / "long.toml"), "--out", str(tmp_path), err=err)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("long/*/checkpoints/round-00002")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    said = err.read_text()
+    assert process.exitcode == code
     assert "Traceback" not in said
     assert "rerun the same command to resume from the last completed round" in said
     [folder] = [RunFolder(path) for path in tmp_path.glob("long/*")]
