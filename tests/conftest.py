@@ -54,7 +54,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Start Ray once for all tests of this process; an engine uses what is already there, workers too."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     with pytest.MonkeyPatch.context() as monkeypatch:
         ray_workers.hand_on(monkeypatch)
         yield
