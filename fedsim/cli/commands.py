@@ -175,7 +175,11 @@ def barriers_command(
     part: Annotated[Literal["test", "train"], typer.Option(help="Part of the data set to evaluate on.")] = "test",
     normalisation: Annotated[
         Literal["interpolate", "base", "recompute"],
-        typer.Option(help="How to treat the running statistics of a mixed layer."),
+        typer.Option(
+            metavar="HOW",
+            help="How to treat the running statistics of a mixed layer: interpolate, base (keep the model's own) or "
+            "recompute.",
+        ),
     ] = "interpolate",
     tolerance: Annotated[
         float | None,
@@ -189,12 +193,16 @@ def barriers_command(
         list[str] | None,
         typer.Option(
             click_type=click.Choice(BY_LAYER),
-            help="Further measure of features or weights. Can be repeated.",
+            metavar="MEASURE",
+            help=f"Further measure of features or weights ({', '.join(BY_LAYER)}). Can be repeated.",
         ),
     ] = None,
     matching: Annotated[
         Literal["none", "weights", "activations"],
-        typer.Option(help="Align the units of all checkpoints to the first one before measuring."),
+        typer.Option(
+            metavar="BY",
+            help="Align the units of all checkpoints to the first one before measuring, by weights or by activations.",
+        ),
     ] = "none",
     path: Annotated[
         Literal["factors", "product", "aligned"],

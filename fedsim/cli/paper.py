@@ -37,7 +37,8 @@ def figure_command(
         ),
     ] = None,
     x: Annotated[
-        Literal["rounds", "bytes", "passes", "seconds"], typer.Option("--x", help="What curves are drawn over.")
+        Literal["rounds", "bytes", "passes", "seconds"],
+        typer.Option("--x", metavar="AMOUNT", help="What curves are drawn over: rounds, bytes, passes or seconds."),
     ] = "rounds",
     metric: Annotated[
         str, typer.Option(metavar="METRIC", help="Metric of curves and clients, such as accuracy or loss.")
