@@ -9,7 +9,7 @@ from tests.whole.quoted import ROOT, assert_near, assert_quoted, assert_row, ove
 
 REBASIN, LLFC, FINDINGS = "experiments/rebasin/README.md", "experiments/llfc/README.md", "docs/findings.md"
 PERSONALISATION, LLMC = "experiments/personalisation/README.md", "experiments/llmc/README.md"
-SHARING = "experiments/sharing/README.md"
+SHARING, ADAPTERS = "experiments/sharing/README.md", "experiments/adapters/README.md"
 ONE_ROUND, PAIRS = "| initialisation | average | MLP", "| barriers, own initialisation"
 ROBUSTNESS = "| models, `hierarchical_average`"
 PERFORMANCE = "docs/performance.md"
@@ -41,12 +41,14 @@ RECORDED = {
     (LLMC, "| two models | full"),
     (SHARING, "| method, pilot"),
     (SHARING, "| method, alpha 10"),
+    (ADAPTERS, "| method, sentiment"),
+    (ADAPTERS, "| adapter |"),
     (SHARING, "| method, alpha 3"),
 }
 REPAIRED, ONLY_REPAIRED = "matched_average(repair=repair)", "matched_average(matching=none, repair=repair)"
 
 
-@pytest.mark.parametrize("page", [REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC, SHARING])
+@pytest.mark.parametrize("page", [REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC, SHARING, ADAPTERS])
 def test_each_table_with_numbers_is_recomputed(page: str) -> None:
     known = [start for each, start in RECORDED | IN_SENTENCES if each == page]
     unknown = [heading for heading in tables_of(page) if not heading.startswith(tuple(known))]
@@ -303,6 +305,44 @@ def test_where_sharing_matters() -> None:
     megabytes = [(rows["up"] + rows["down"]) / 1e6 for rows in map(read, ("sharing/alpha3.csv", "sharing/alpha10.csv"))]
     sent = pd.concat(megabytes).sort_values().unique()
     assert_quoted(SHARING, "all methods send {} to {} MB, except LG-FedAvg ({} MB)", sent[2], sent[-1], sent[1])
+
+
+def test_sharing_adapters_on_sentiment() -> None:
+    errors = read("adapters/sentiment_errors.csv").groupby("method")["error"].mean()
+    rows = read("adapters/sentiment.csv").set_index("method")
+    for name, row in rows.iterrows():
+        values = [100 * row[key] for key in ("personalised", "personalised_half_width", "worst")]
+        values += [(row["up"] + row["down"]) / 1e6, *([100 * errors[name]] if name in errors else [])]
+        assert_row(ADAPTERS, "| method, sentiment", name, values)
+    for text, name in (
+        ("FedSA-LoRA against FedIT: {} ± {} points", "FedSA-LoRA"),
+        ("FedEx-LoRA differs by {} ± {} points", "FedEx-LoRA"),
+        ("by distance {} ± {} points against FedIT", "layer_tree"),
+    ):
+        assert_quoted(ADAPTERS, text, *(100 * rows.loc[name, ["difference", "difference_half_width"]]))
+    assert_quoted(ADAPTERS, "FedIT's, but {} times as large", errors["FedRot-LoRA"] / errors["FedIT"])
+    assert rows["difference"]["layer_tree(by=barrier)"] == rows["difference_half_width"]["layer_tree(by=barrier)"] == 0
+    assert errors[["FedEx-LoRA", "FFA-LoRA", "RoLoRA"]].max() < 3e-6
+
+
+def test_barriers_and_gains_of_single_adapters() -> None:
+    rows = read("adapters/layers.csv")
+    means = rows.groupby("layer")[["barrier", "loss", "accuracy"]].mean()
+    for name, (barrier, loss, accuracy) in means.iterrows():
+        assert_row(ADAPTERS, "| adapter |", name, [1000 * barrier, 1000 * loss, 100 * accuracy])
+    by_seed = [own["barrier"].corr(own["loss"], "spearman") for _, own in rows.groupby("seed")]
+    text = "is {}, {} and {}, {} ± {} on average, so that three seeds do not establish it; of the means over seeds"
+    overall = means["barrier"].corr(means["loss"], "spearman")
+    assert_quoted(ADAPTERS, text + " it is {}", *by_seed, *over_seeds(by_seed), overall)
+
+
+def test_speakers_adapt_alike() -> None:
+    values = 100 * read("adapters/speakers.csv").set_index("method")["personalised"]
+    text = "have {} to {} % of the next characters right, local training {} %"
+    assert_quoted(ADAPTERS, text, values.min(), values.max(), values["local"])
+    errors = read("adapters/speakers_errors.csv").groupby("method")["error"].mean()
+    ratio = errors["FedRot-LoRA"] / errors["FedIT"]
+    assert_quoted(ADAPTERS, "FedIT's {} %, and FedRot-LoRA's {} times that", 100 * errors["FedIT"], ratio)
 
 
 def test_what_matching_and_repair_give() -> None:

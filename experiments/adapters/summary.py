@@ -1,0 +1,78 @@
+"""Tables of the experiments. Call with the runs of methods, or of single layers, and an output folder.
+
+``python -m experiments.adapters.summary runs/sentiment experiments/results/adapters`` writes the aggregation errors of
+methods; with ``runs/layers``, what sharing each adapter alone gains, next to its barrier before, and prints their rank
+correlation.
+"""
+
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pandas as pd
+
+from fedsim.results.files import write_whole
+from fedsim.results.report import find_runs, read_results
+from fedsim.results.report.comparing.statistics import interval
+from fedsim.results.result import Result
+
+BARRIER = "loss_own_base"  # of a client's model with one adapter from the average, minus that of the model itself
+
+
+def scores(result: Result) -> pd.Series:
+    """Return the means over clients of the personalised models' loss and accuracy in the last round."""
+    values = {}
+    for metric in ("loss", "accuracy"):
+        rows = result.of("personalised", metric, "test")
+        values[metric] = rows.loc[rows["round"] == rows["round"].max(), "value"].mean()
+    return pd.Series(values)
+
+
+def gains_of_layers(results: Sequence[Result]) -> pd.DataFrame:
+    """Return, for each seed and adapter, its barrier between clients that train alone, and the gain of sharing it."""
+    rows = []
+    for alone in (result for result in results if result.config.strategy.name == "local"):
+        barriers = alone.barriers[alone.barriers["other"] < 0].groupby("group", sort=False)[BARRIER].mean()
+        for result in results:
+            if result is alone or result.config.seed != alone.config.seed:
+                continue
+            pattern = str(result.config.strategy.options["shared"])
+            [layer] = [group for group in barriers.index if fnmatchcase(f"{group}.lora_A", pattern)]
+            change = scores(result) - scores(alone)
+            name = ".".join(layer.split(".")[-4::3])
+            row = {"seed": alone.config.seed, "layer": name, "barrier": barriers[layer]}
+            rows.append(row | {"loss": change["loss"], "accuracy": change["accuracy"]})
+    return pd.DataFrame(rows).sort_values(["seed", "layer"])
+
+
+def correlations(gains: pd.DataFrame) -> pd.Series:
+    """Return the rank correlation over layers of the barrier and the change of the loss, by seed."""
+    return pd.Series({seed: own["barrier"].corr(own["loss"], "spearman") for seed, own in gains.groupby("seed")})
+
+
+def aggregation_errors(results: Sequence[Result]) -> pd.DataFrame:
+    """Return the mean over layers of each run's aggregation error in its last round."""
+    rows = []
+    for result in results:
+        if len(errors := result.measured("products")):
+            last = errors[errors["round"] == errors["round"].max()]["aggregation_error"]
+            row = {"partition": result.config.partition.scheme, "method": result.strategy, "seed": result.config.seed}
+            rows.append(row | {"error": last.mean(), "largest": last.max()})
+    return pd.DataFrame(rows).sort_values(["partition", "method", "seed"])
+
+
+def main(runs: Path, out: Path) -> None:
+    """Write a table named after the folder of the runs."""
+    results = read_results(find_runs([runs]))
+    if any(len(result.barriers) for result in results):
+        table, name = gains_of_layers(results), runs.name
+        found = interval(correlations(table))
+        print(f"rank correlation of barrier and loss over layers: {found.mean:.2f} ± {found.half_width:.2f}")
+    else:
+        table, name = aggregation_errors(results), f"{runs.name}_errors"
+    write_whole(out / f"{name}.csv", table.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
