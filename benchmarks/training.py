@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # This folder's partitions.py is not the package of that name.
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -40,18 +40,19 @@ COLUMNS = (
     "fedsim_is_faster_by",
     "note",
 )
-OURS = "fedsim"
+OURS, IN_BFLOAT16 = "fedsim", "bfloat16 in fedsim"
 COHORTS = {"cpu": (), "cuda": (5, 20, 100)}
 GPU_CLIENTS = 100
 PEER_NAMES = ("flower", "blazefl-threads", "blazefl-processes", *(name for name in PEERS if name != "blazefl"))
 Call = Callable[[], float]
+Precision = Literal["float32", "bfloat16"]
 
 
-def fedsim_threads(job: Job, model_name: str, clients: int) -> Call:
+def fedsim_threads(job: Job, model_name: str, clients: int, precision: Precision = "float32") -> Call:
     """Return fedsim's training as in its engine ``local``: a client per thread, with one intra-op thread each."""
     from fedsim.training import SGD, LocalPlan, train_
 
-    settings = SGD(batch_size=jobs.BATCH, lr=jobs.LR, momentum=jobs.MOMENTUM)
+    settings = SGD(batch_size=jobs.BATCH, lr=jobs.LR, momentum=jobs.MOMENTUM, precision=precision)
     models = [jobs.make_model(model_name) for _ in range(processors())]
     initial = jobs.make_model(model_name).state_dict()
     data = [job.channels_last(client) for client in range(clients)]
@@ -76,11 +77,11 @@ def fedsim_threads(job: Job, model_name: str, clients: int) -> Call:
     return run_round
 
 
-def fedsim_sequential(job: Job, model_name: str, clients: int, device: str) -> Call:
+def fedsim_sequential(job: Job, model_name: str, clients: int, device: str, precision: Precision = "float32") -> Call:
     """Return fedsim's training of one client after the other on a GPU."""
     from fedsim.training import SGD, LocalPlan, train_
 
-    settings = SGD(batch_size=jobs.BATCH, lr=jobs.LR, momentum=jobs.MOMENTUM)
+    settings = SGD(batch_size=jobs.BATCH, lr=jobs.LR, momentum=jobs.MOMENTUM, precision=precision)
     model = jobs.make_model(model_name).to(device)
     initial = {key: value.clone() for key, value in model.state_dict().items()}
     data = [job.channels_last(client, device) for client in range(clients)]
@@ -180,8 +181,10 @@ def in_process(job: Job, model_name: str, clients: int, device: str, sizes: Sequ
     try:
         if device == "cpu":
             variants[OURS] = fedsim_threads(job, model_name, clients)
+            variants[IN_BFLOAT16] = fedsim_threads(job, model_name, clients, "bfloat16")
         else:
             variants[OURS] = fedsim_sequential(job, model_name, clients, device)
+            variants[IN_BFLOAT16] = fedsim_sequential(job, model_name, clients, device, "bfloat16")
         variants |= cohorts(job, model_name, clients, device, sizes)
     except ImportError as error:
         print(f"fedsim cannot train here: {error}")
@@ -220,7 +223,7 @@ def cohorts(job: Job, model_name: str, clients: int, device: str, sizes: Sequenc
 def rows_of(
     model_name: str, clients: int, samples: dict[str, Samples], missing: dict[str, str], gemm: float
 ) -> list[dict[str, Any]]:
-    """Return a row for each variant; the last column compares with the fastest of fedsim's."""
+    """Return a row for each variant; the last column compares with the fastest of fedsim's in float32."""
     flop = jobs.flop_per_example(model_name) * jobs.EXAMPLES * clients
     found = {name: sample.figures() for name, sample in samples.items()}
     ours = min((figures["seconds"] for name, figures in found.items() if name.startswith(OURS)), default=None)

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from fedsim.models.params import state_of
 from fedsim.training import ClientRule, LocalPlan, LocalSettings, LocalTask, Phase, Ruled, Step, train_, train_cohort
+from fedsim.training.precision import in_precision
 from tests.training.test_optimizers import EACH, assert_equal, data, net
 from tests.training.torch_loop import optimizer_of
 
@@ -54,6 +55,15 @@ class Doubled(ClientRule):
         own = {key: step.params[key].detach() for key in gradients}
         found, _ = step.gradient(lambda params: step.cross_entropy(step.logits(params)), own)
         return {key: value - found[key] for key, value in gradients.items()}
+
+
+def test_a_group_norm_takes_and_gives_bfloat16_and_computes_in_float32() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4))
+    inputs = torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        taken = model[0](inputs)
+    assert torch.equal(in_precision(model, "bfloat16")(inputs), model[1](taken.float()).bfloat16().float())
+    assert torch.equal(in_precision(model[1], "bfloat16")(taken.float()), model[1](taken.float()))
 
 
 @pytest.mark.parametrize("rule", [ClientRule, Doubled])
