@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Check and measure fedsim on one GPU in at most 8 minutes: bash benchmarks/gpu.sh [WHEELS]
+#
+# The machine needs torch, torchvision and NumPy. WHEELS is a folder of wheels for the rest: with pandas and scipy, all
+# checks run; with flwr too, the plain way of barriers is timed. What cannot be imported is left out, and the result
+# says so. Results go to $OUT, or to benchmarks/results.
+set -eu
+cd "$(dirname "$0")/.."
+out="${OUT:-benchmarks/results}"
+if [ $# -gt 0 ]; then
+    more="$(mktemp -d)"
+    # Without dependencies, as torch and NumPy are there: the folder has to hold all others.
+    python3 -m pip install --quiet --no-index --no-deps --target "$more" "$1"/*.whl
+    export PYTHONPATH="$more${PYTHONPATH:+:$PYTHONPATH}"
+fi
+timeout 150 python3 benchmarks/gpu.py --out "$out" || echo "benchmarks/gpu.py: failed with $?"
+for name in training barriers; do
+    timeout 160 python3 "benchmarks/$name.py" --device cuda --repeats 1 || echo "benchmarks/$name.py: failed with $?"
+    if [ -f "benchmarks/results/$name-cuda.json" ] && [ "$out" != benchmarks/results ]; then
+        cp "benchmarks/results/$name-cuda.json" "$out"
+    fi
+done
