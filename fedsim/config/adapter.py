@@ -4,6 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Options that not every kind of adapter has.
+OPTIONS = {"rank": ("lora", "dora", "vera"), "alpha": ("lora", "dora"), "dropout": ("lora", "dora", "vera")}
+
 
 class AdapterConfig(BaseModel):
     """``[model.adapter]``: small layers that train in place of the model's own, which are frozen.
@@ -54,4 +57,15 @@ class AdapterConfig(BaseModel):
     def _say_the_kind(self) -> Self:
         if self.model_fields_set and "kind" not in self.model_fields_set:
             raise ValueError(f"{min(self.model_fields_set)} is set without a kind; add kind = 'lora'")
+        return self
+
+    @model_validator(mode="after")
+    def _have_only_the_kinds_options(self) -> Self:
+        # A run's own file names all options, those without effect with their defaults.
+        for name, kinds in OPTIONS.items():
+            if self.kind not in ("none", *kinds) and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} = {getattr(self, name):g} has no effect with kind = {self.kind!r}, only with "
+                    f"{' or '.join(map(repr, kinds))}; remove it"
+                )
         return self

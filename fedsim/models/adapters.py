@@ -17,6 +17,7 @@ from fedsim.models.usage import usage_of
 
 AdapterKind = Literal["lora", "dora", "ia3", "vera"]
 NAME = "default"  # peft's name of the only adapter, which is part of the keys
+RANKS = "fedsim_ranks"  # a layer's attribute with the clients' ranks
 LISTED = 5
 # The path of a layer with an adapter, and what peft calls the parts that it adds.
 ADDED = re.compile(r"(.+?)\.(?:lora_[A-Za-z_]+|ia3_l|vera_lambda_[bd])(?:\..+)?")
@@ -126,7 +127,7 @@ class Factors:
         return whole if (rank := self.rank_of(client)) is None else whole * rank // max(self.ranks)
 
     def ratio_of(self, client: int) -> float:
-        """Return how many times the largest rank is a client's: by so much more its product counts."""
+        """Return how many times the largest rank is a client's: its product counts that many times more."""
         return max(self.ranks) / self.ranks[client % len(self.ranks)] if self.ranks else 1.0
 
     def merged(self, weight: Tensor, product: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ def factors_of(model: nn.Module) -> tuple[Factors, ...]:
             first, second = (f"{path}.{factor}.{name}.weight" for factor in ("lora_A", "lora_B"))
             transposed = bool(getattr(module, "fan_in_fan_out", False))
             base = f"{path}.base_layer.weight"
-            scaling, ranks = module.scaling.get(name), vars(module).get("fedsim_ranks", ())
+            scaling, ranks = module.scaling.get(name), vars(module).get(RANKS, ())
             found.append(Factors(path, first, second, float(scaling), base, transposed, ranks))
     return tuple(found)
 
@@ -211,9 +212,9 @@ def _targets(model: nn.Module, layers: Layers, adapter: Adapter, head: set[str])
         raise ValueError(f"{where} names only the head, which trains whole; add other layers, or set head = false")
     for name in paths if adapter.kind in ("lora", "dora") else ():
         if adapter.rank > (least := _smaller_side(model, name)):
+            given = f"ranks has {adapter.rank}, which" if adapter.ranks else f"rank = {adapter.rank}"
             raise ValueError(
-                f"rank = {adapter.rank} is greater than the size of {name}, {least}; use a smaller rank, or other "
-                "targets"
+                f"{given} is greater than the size of {name}, {least}; use a smaller rank, or other targets"
             )
     return paths
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn, ones
 
-from fedsim.models.adapters import NAME, Factors, adapted_paths
+from fedsim.models.adapters import NAME, RANKS, Factors, adapted_paths
 from fedsim.models.params import Params
 
-RANKS = "fedsim_ranks"
 SCALE = "client_scale"
 
 

@@ -229,6 +229,15 @@ def test_weights_from_a_file_are_the_base_s(tiny: Callable[..., Config], tmp_pat
         ({"kind": "lora", "rank": 0}, "model.adapter.rank = 0: must be at least 1"),
         ({"kind": "lora", "ranc": 1}, "unknown key 'model.adapter.ranc'; did you mean 'rank'"),
         ({"kind": "lora", "ranks": [2, 3], "rank": 2}, "rank = 2 and ranks, whose largest is 3, are set; remove rank"),
+        (
+            {"kind": "vera", "alpha": 8.0},
+            "alpha = 8 has no effect with kind = 'vera', only with 'lora' or 'dora'; remove",
+        ),
+        ({"kind": "ia3", "rank": 4}, "rank = 4 has no effect with kind = 'ia3', only with 'lora' or 'dora' or 'vera'"),
+        (
+            {"kind": "lora", "ranks": [2, 40]},
+            r"\[model.adapter\] ranks has 40, which is greater than the size of fc1, 12",
+        ),
         ({"kind": "ia3", "ranks": [2]}, "ranks is for kind = 'lora', and kind = 'ia3'; remove it"),
         ({"kind": "lora", "ranks": [2, 0]}, r"model.adapter.ranks.* must be at least 1"),
         ({"kind": "lora", "targets": "nope"}, r"\[model.adapter\] layer pattern 'nope' matches nothing"),
