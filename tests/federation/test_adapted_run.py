@@ -118,7 +118,7 @@ def test_a_method_has_its_paper_s_head_and_a_start_that_it_cannot_have_is_refuse
     strategy = making.make_strategy(config, federation_of(config).model())
     assert strategy.shared(1).layers == ("fc1.lora_A.default", "fc2.lora_A.default")
     own = tiny(model=MODEL | {"initial": "own"}, strategy={"name": "FedRot-LoRA"})
-    with pytest.raises(ConfigError, match="'fedrot_lora' needs a common start of all clients' factors; set"):
+    with pytest.raises(ConfigError, match="'FedRot-LoRA' needs a common start of all clients' factors; set"):
         making.make_strategy(own, federation_of(own).model())
 
 
