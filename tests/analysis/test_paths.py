@@ -10,9 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from fedsim.alignment.frames import closest_orthogonal, in_frame_of
 from fedsim.analysis import Data, Models, barriers
-from fedsim.models.adapters import Adapter, adapt_, factors_of, merge_
+from fedsim.analysis.mixing.groups import named_groups
+from fedsim.models.adapters import Adapter, adapt_, factors_of, hold_bases_, merge_
 from fedsim.models.copies import copy_of
-from fedsim.models.layers import describe_
+from fedsim.models.layers import Layers, describe_
 from fedsim.models.params import Params, load_state_, state_of
 
 PATHS = ("factors", "product", "aligned")
@@ -41,6 +42,18 @@ def states_of(model: nn.Module, number: int) -> list[Params]:
         {key: torch.randn(value.shape, generator=stream, dtype=torch.float64) for key, value in state_of(model).items()}
         for stream in streams
     ]
+
+
+def test_the_weights_below_adapters_are_no_layers_to_measure() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    adapt_(model, Adapter(rank=RANK), INPUTS)
+    hold_bases_(model)
+    describe_(model, INPUTS)
+    layers = Layers.of(model)
+    assert "0.base_layer" in layers.names
+    trained = {name for name in layers.names if not name.endswith("base_layer")}
+    assert set(named_groups(layers, "layers")) == trained
 
 
 def in_random_frame(model: nn.Module, state: Params, seed: int) -> Params:

@@ -25,7 +25,7 @@ def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tup
     groups
         One of these, or a list of them:
 
-        - ``layers``: each layer alone, named by its module path;
+        - ``layers``: each layer alone, named by its module path, without the weights below adapters;
         - ``adapters``: what was added to each layer with an adapter, both factors of LoRA, named by the layer's path;
         - ``full``: all layers together;
         - ``cumulative-shallow``: the first k layers for each k, named ``shallow:k``;
@@ -69,7 +69,9 @@ def _expand(layers: Layers, item: str | Named, seed: int) -> dict[str, tuple[str
     if item in (ADAPTERS, f"cumulative-{ADAPTERS}"):
         return _of_adapters(names, item)
     if item == "layers":
-        return {name: (name,) for name in names}
+        # The weights below adapters, where the server changes them, are those of all clients.
+        held = {f"{path}.base_layer" for path in adapted_layers(names)}
+        return {name: (name,) for name in names if name not in held}
     if item == "full":
         return {"full": names}
     if item == "cumulative-shallow":
