@@ -25,10 +25,10 @@ from fedsim.experiment.measuring.barrier_cost import rounds_between
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
 from fedsim.experiment.measuring.step import step_and_record
 from fedsim.experiment.measuring.uploads import measure_updates
-from fedsim.experiment.measuring.wanted import client_barriers, wanted_barriers, wanted_traffic
+from fedsim.experiment.measuring.wanted import client_barriers, wanted_barriers, wanted_traffic, with_passes
 from fedsim.experiment.round_line import describe_round
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
-from fedsim.federation.client.state import FINE_TUNED, GLOBAL, NEIGHBOURS, PERSONALISED, TRAINED, UPLOADED, metric_name
+from fedsim.federation.client.state import FINE_TUNED, GLOBAL, NEIGHBOURS, PERSONALISED, TRAINED
 from fedsim.federation.engines.grid import Engine, processors
 from fedsim.federation.federation import Federation
 from fedsim.results.best_round import best_rounds, reason_to_stop, selecting, validation_means
@@ -243,12 +243,7 @@ class Rounds:
             return list(updates)
         traffic = wanted_traffic(layer_bytes(self.strategy, self.federation.initial), gate, clusters)
         self.records.append("communication", [{"round": server_round, **row} for row in traffic])
-        passes = table.groupby("client")["n"].agg(lambda n: n.iloc[0] * (1 + len(n)))
-        name = metric_name(UPLOADED, "train", "forward_examples")
-        return [
-            replace(update, metrics={**update.metrics, name: update.metrics[name] + passes.get(update.client, 0)})
-            for update in updates
-        ]
+        return with_passes(updates, table)
 
     def _measure(self, server_round: int, updates: Sequence[ClientUpdate]) -> list[Row]:
         """Write what is measured of the models as uploaded; return the metrics of their average."""

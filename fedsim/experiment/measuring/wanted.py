@@ -4,6 +4,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from fedsim.analysis.models import Models
 from fedsim.config.choices import method_name
 from fedsim.errors import ConfigError
 from fedsim.experiment.measuring.uploads import measured_models
+from fedsim.federation.client.state import UPLOADED, metric_name
 from fedsim.federation.federation import Federation
 from fedsim.results.measured import CLUSTER
 from fedsim.strategy import ClientBarrier, ClientUpdate, Measurable, Strategy
@@ -118,3 +120,13 @@ def wanted_traffic(
         for name in wanted.layers:
             down, up = count[client] * sizes[name], count[client] * first.get(name, 0)
             yield {"client": client, "set": "barriers", "layer": name, "down": down, "up": up}
+
+
+def with_passes(updates: Sequence[ClientUpdate], table: pd.DataFrame) -> list[ClientUpdate]:
+    """Return the updates with the forward passes that their clients made for a measurement on their own data."""
+    passes = table.groupby("client")["n"].agg(lambda n: n.iloc[0] * (1 + len(n)))
+    name = metric_name(UPLOADED, "train", "forward_examples")
+    return [
+        replace(update, metrics={**update.metrics, name: update.metrics[name] + passes.get(update.client, 0)})
+        for update in updates
+    ]
