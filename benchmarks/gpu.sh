@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Check and measure fedsim on one GPU in at most 8 minutes: bash benchmarks/gpu.sh [WHEELS]
 #
-# The machine needs torch, torchvision and NumPy. WHEELS is a folder of wheels for the rest: with pandas and scipy, all
-# checks run; with flwr too, the plain way of barriers is timed. What cannot be imported is left out, and the result
-# says so. Results go to $OUT, or to benchmarks/results.
+# The machine needs torch, torchvision and NumPy. WHEELS is a folder of wheels for the rest, each with what it needs:
+# pandas for connectivity and the speed of barriers, scipy for matching. What cannot be imported is left out, and the
+# result says so. Results go to $OUT, or to benchmarks/results.
 set -eu
 cd "$(dirname "$0")/.."
 out="${OUT:-benchmarks/results}"
