@@ -26,9 +26,9 @@ InputsAndTargets = tuple[Tensor, Tensor]
 SPLIT_BY = {"clients", "seed", "data", "partition"}  # what a split depends on
 FIT_BY = SPLIT_BY | {"unseen"}  # what the normalisation depends on
 Fit = Literal["trained on", "all"]
-# Clients' examples that are held normalised, so that they need not be made in each round: a small part of what a
-# process with torch takes.
-HELD_BYTES = 2**26
+# Clients' examples that are held normalised, so that they need not be made in each round: a part of what a process with
+# torch takes. All of Fashion-MNIST fits in.
+HELD_BYTES = 2**28
 
 
 class ClientData:
@@ -45,17 +45,44 @@ class ClientData:
     @cached_property
     def train(self) -> InputsAndTargets:
         """Training examples."""
-        return self._data._part(self._client, "train", skewed=True)
+        return self._data._held_part(self._client, "train", skewed=True)
 
     @cached_property
     def validation(self) -> InputsAndTargets:
         """Validation examples, for the selection of models."""
-        return self._data._part(self._client, "validation", skewed=True)
+        return self._data._held_part(self._client, "validation", skewed=True)
 
     @cached_property
     def test(self) -> InputsAndTargets:
         """Test examples."""
-        return self._data._part(self._client, "test", skewed=self._data.config.partition.test_skew == "alike")
+        return self._data._held_part(self._client, "test", skewed=self._data.config.partition.test_skew == "alike")
+
+
+class _Held:
+    """Examples that were made once and are held, as long as they fit: the first ones stay.
+
+    With all clients in each round, those that were used last would never be asked for again before they are dropped.
+
+    Parameters
+    ----------
+    limit
+        Size of all together, in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._examples: dict[tuple[int, str], tuple[InputsAndTargets, list[int]]] = {}
+
+    def get(self, key: tuple[int, str], make: Callable[[], InputsAndTargets]) -> InputsAndTargets:
+        """Return the examples under a key, made if they are not held or if somebody has changed them in place."""
+        examples, versions = self._examples.get(key, (None, None))
+        if examples is None or [each._version for each in examples] != versions:
+            was_held, examples = examples is not None, make()
+            size = sum(each.nbytes for each in examples)
+            if was_held or size <= self._left:
+                self._left -= 0 if was_held else size
+                self._examples[key] = examples, [each._version for each in examples]
+        return examples
 
 
 @dataclass(frozen=True)
@@ -103,15 +130,15 @@ class FederatedData:
         return Augmentation(self.config.data.flip, self.config.data.crop, black)
 
     def client(self, client: int) -> ClientData:
-        """Return a client's examples, normalised and skewed as configured; recently used ones are held in memory."""
-        return self._clients(client)
+        """Return a client's examples, normalised and skewed as configured."""
+        return ClientData(self, client)
 
     @cached_property
-    def _clients(self) -> Callable[[int], ClientData]:
-        inputs = self.dataset.train.inputs
-        normalised = self.dataset.normalise(inputs[:1])
-        mean_bytes = normalised.nbytes * len(inputs) / self.config.clients
-        return lru_cache(maxsize=int(HELD_BYTES // max(mean_bytes, 1)))(partial(ClientData, self))
+    def _held(self) -> "_Held":
+        return _Held(HELD_BYTES)
+
+    def _held_part(self, client: int, part: str, *, skewed: bool) -> InputsAndTargets:
+        return self._held.get((client, part), partial(self._part, client, part, skewed=skewed))
 
     @cached_property
     def _skew(self) -> Callable[[Tensor, int, int, np.random.Generator], Tensor]:

@@ -27,6 +27,7 @@ from fedsim.training import ClientRule
 from fedsim.training.evaluation import Criterion, Evaluation, criterion_of
 from fedsim.training.losses import Loss
 from fedsim.training.metrics import LOSS, MAIN
+from fedsim.training.settings import LocalSettings
 from fedsim.training.tasks import TASKS, Task
 
 CALIBRATION_EXAMPLES = 1000
@@ -66,6 +67,11 @@ class Federation:
             model = draw_model(self.config, self.data.dataset)
         own = model.to(self.device).state_dict()
         return flat_copy({key: own[key] for key in self.initial})  # frozen tensors are the server's
+
+    @cached_property
+    def local(self) -> LocalSettings:
+        """The settings of local training, checked."""
+        return self.config.local.settings
 
     @cached_property
     def summary(self) -> ModelSummary:
@@ -131,8 +137,13 @@ class Federation:
 
     def seed_torch(self, *path: PathPart) -> None:
         """Set torch's one stream, for what a model of the user's own may draw from it while it trains."""
+        seed = derive(self.config.seed, *path)
         with self._stream:
-            torch.manual_seed(derive(self.config.seed, *path))
+            if self.device.type == "cpu":
+                # `torch.manual_seed` also seeds all devices that there may be, and formats a stack trace for each kind.
+                torch.default_generator.manual_seed(seed)
+            else:
+                torch.manual_seed(seed)
 
     def frozen(self) -> Params:
         """Return the frozen tensors, of which all models of a process share one copy."""
@@ -148,7 +159,7 @@ class Federation:
         One that keeps more than its weights, such as a hidden state in an attribute, is a new one each time, so that
         nothing gets from a client to the next.
         """
-        if self._keeps_something or not hasattr(self._models, "model"):
+        if self.keeps_something or not hasattr(self._models, "model"):
             self._models.model = copy_of(self._template)
         return self._models.model
 
@@ -156,7 +167,7 @@ class Federation:
         """Return this thread's module for clients' own models, which may have more than the model: as `model` does."""
         if not self.client_rule.has_network:
             return self.model()
-        if self._keeps_something or not hasattr(self._models, "own"):
+        if self.keeps_something or not hasattr(self._models, "own"):
             self._models.own = self.client_rule.network(copy_of(self._template)).eval()
         return self._models.own
 
@@ -169,7 +180,8 @@ class Federation:
         return model
 
     @cached_property
-    def _keeps_something(self) -> bool:
+    def keeps_something(self) -> bool:
+        """Whether the model keeps more than its weights, such as a hidden state in an attribute."""
         return keeps_something(self._template, self.data.test(2)[0])
 
     def draws_while_training(self) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.models.entries import entries_of
 from fedsim.models.frozen import frozen_keys, frozen_of
 from fedsim.models.tensors import is_same
 
@@ -20,6 +21,8 @@ def state_of(model: nn.Module, *, keep_vars: bool = False) -> Params:
 
     The tensors are those of the model, not copies; with ``keep_vars`` the parameters themselves.
     """
+    if (known := entries_of(model)) is not None:
+        return dict(known) if keep_vars else {key: value.detach() for key, value in known.items()}
     first, frozen = first_keys(model), frozen_keys(model)
     entries = model.state_dict(keep_vars=keep_vars)
     return {key: value for key, value in entries.items() if first[key] == key and key not in frozen}
@@ -50,6 +53,12 @@ def load_state_(model: nn.Module, params: Params) -> None:
     RuntimeError
         If a shape does not match.
     """
+    known = entries_of(model)
+    if known is not None and all(params[key].shape == value.shape for key, value in known.items()):
+        with torch.no_grad():
+            for key, value in known.items():
+                value.copy_(params[key])
+        return
     frozen = frozen_keys(model)
     moving = {key: params[first] for key, first in first_keys(model).items() if key not in frozen}
     model.load_state_dict(moving, strict=False)

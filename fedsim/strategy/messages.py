@@ -27,7 +27,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -190,6 +190,11 @@ def measurements(values: Mapping[str, float]) -> MetricRecord:
     return record
 
 
+@lru_cache(maxsize=16)  # all clients of a round have the same
+def _plan_of(text: str) -> LocalPlan:
+    return LocalPlan(tuple(Phase(**phase) for phase in json.loads(text)))
+
+
 @dataclass(frozen=True)
 class Instructions:
     """What the server asks of a client for training.
@@ -228,6 +233,6 @@ class Instructions:
     def read(cls, config: Mapping[str, Any]) -> Self:
         """Read the settings that `write` returned."""
         values: dict[str, Any] = dict(config)
-        plan = LocalPlan(tuple(Phase(**phase) for phase in json.loads(values[PLAN])))
+        plan = _plan_of(values[PLAN])
         upload, keep = tuple(values[UPLOAD]), tuple(values[KEEP])
         return cls(values[SERVER_ROUND], upload, keep, plan, values[PROBE], values[MEASURE])

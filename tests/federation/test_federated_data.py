@@ -276,6 +276,11 @@ def test_a_clients_examples_are_made_once_as_long_as_there_is_memory_for_them(
     data = federated_data_of(toy(features={"skew": "noise"}))
     first = data.client(3).train[0]
     assert data.client(3).train[0] is first
+    as_made = first.clone()
+    with torch.inference_mode():
+        first[:2].add_(1)  # as a model does that works in place on its inputs
+    first = data.client(3).train[0]
+    assert torch.equal(first, as_made)
     monkeypatch.setattr("fedsim.federation.data.HELD_BYTES", 0)
     without_memory = federated_data_of(toy(features={"skew": "noise"}))
     assert without_memory.client(3).train[0] is not without_memory.client(3).train[0]

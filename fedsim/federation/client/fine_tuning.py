@@ -61,7 +61,7 @@ def fine_tune(
         model,
         *train,
         plan=LocalPlan((Phase(layers, epochs=settings.fine_tune_epochs, lr=settings.fine_tune_lr),)),
-        settings=without_schedule(config.local.settings),
+        settings=without_schedule(federation.local),
         rng=rng(config.seed, "fine-tune", server_round, client),
         augmentation=federation.data.augmentation,
         ruled=Ruled(training_loss=federation.objective_of(train[1])),

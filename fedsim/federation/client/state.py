@@ -67,7 +67,7 @@ def local_of(federation: Federation, message: Message, context: Context, ahead: 
         own=_on(federation, own),
         inputs=inputs,
         targets=targets,
-        settings=config.local.settings,
+        settings=federation.local,
         rng=rng(config.seed, "rule", server_round, client),
         network=Network(federation.model()),
         read_validation=lambda: data.validation,
