@@ -27,6 +27,7 @@ class Account:
     def begin(self, counted_from: np.ndarray) -> None:
         """Begin a phase, in which losses count from each member's step ``counted_from``."""
         self._from = counted_from
+        self._all_from = int(counted_from.max(initial=0))
         self._losses: list[Tensor] = []
         self._counts: list[np.ndarray] = []  # examples of each active member, or 0 where its loss does not count
         self._weights: list[Tensor | None] = []
@@ -40,8 +41,9 @@ class Account:
             Weights of the losses, shape [active], where they are not the numbers of examples.
         """
         self._steps.append((counts, passes.forward, passes.backward))
-        counts = np.where(self._from[: len(counts)] <= step, counts, 0)
-        if counts.any():
+        if step < self._all_from:
+            counts = np.where(self._from[: len(counts)] <= step, counts, 0)
+        if step >= self._all_from or counts.any():
             self._losses.append(losses.reshape(-1))
             self._counts.append(counts)
             self._weights.append(weights)

@@ -107,6 +107,8 @@ class Batches:
 
     def take(self, step: int, active: int) -> Batch:
         """Return the batch of a phase's ``step``, from 0, of the first ``active`` members."""
+        if len(self) == 1:
+            return self._take_of_one(step)
         position = step % self.lengths[:active]
         beginning = np.flatnonzero(position == 0)
         if len(beginning):
@@ -115,11 +117,6 @@ class Batches:
         numbers = None
         if self._modules:
             numbers = self._to_device(streams(self._numbers[:active], position, self._modules))
-        if len(self) == 1:
-            cut = self._cuts[0][position[0]]
-            targets = self._epoch_targets[cut]
-            real = targets != IGNORED if self._has_ignored else None
-            return Batch(self._epoch_inputs[cut], targets, counts, real, numbers, self._has_ignored)
         starts = self._bounds[:active] + self._starts[self._first[:active] + position]
         start, count = self._to_device(np.stack([starts, counts]))[:, :, None]
         row = torch.arange(int(counts.max()), device=count.device)
@@ -129,6 +126,20 @@ class Batches:
         if self._has_ignored:
             real = targets != IGNORED if real is None else real & (targets != IGNORED)
         return Batch(self._epoch_inputs[rows], targets, counts, real, numbers, self._has_ignored)
+
+    def _take_of_one(self, step: int) -> Batch:
+        """Return the batch of a single member, as slices of its epoch."""
+        position = step % len(self._cuts[0])
+        if position == 0:
+            self._begin_epoch(np.zeros(1, dtype=np.int64))
+        numbers = None
+        if self._modules:
+            numbers = self._to_device(streams(self._numbers, np.array([position]), self._modules))
+        cut = self._cuts[0][position]
+        targets = self._epoch_targets[cut]
+        real = targets != IGNORED if self._has_ignored else None
+        counts = self._counts[position : position + 1]
+        return Batch(self._epoch_inputs[cut], targets, counts, real, numbers, self._has_ignored)
 
     def _begin_epoch(self, members: np.ndarray) -> None:
         """Draw the order of these members' examples and the other random numbers of an epoch, and apply them."""

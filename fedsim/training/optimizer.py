@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,15 +66,15 @@ class Optimizer:
         state = {kept: {name: self._own(kept, name, leaf) for name, leaf in leaves.items()} for kept in self._kept}
         active = len(differ)
         bounds = [0, active] if active == 1 else _changes([differ, *self._counts(leaves, active)])
-        together: dict[tuple[ParameterGroup, bool], list[str]] = {}
+        together: dict[tuple[ParameterGroup, torch.dtype], list[str]] = {}
         for name, leaf in leaves.items():
-            together.setdefault((self._group_of(name), leaf.dtype.itemsize < 4), []).append(name)
+            together.setdefault((self._group_of(name), leaf.dtype), []).append(name)
         self._parts = [
             _Part(
                 start,
                 group,
                 # The fused step rounds numbers of half precision once, `torch.optim` after each operation.
-                not is_half,
+                dtype.itemsize >= 4,
                 {name: self._learner.part(leaves[name], start, stop) for name in names},
                 {
                     kept: {name: self._learner.part(values[name], start, stop) for name in names}
@@ -82,7 +83,7 @@ class Optimizer:
                 partial(self._learner.part, start=start, stop=stop),
             )
             for start, stop in pairwise(bounds)
-            for (group, is_half), names in together.items()
+            for (group, dtype), names in together.items()
         ]
 
     def step_(self, gradients: Params, lr_of: Callable[[int], float]) -> None:
@@ -105,20 +106,21 @@ class Optimizer:
             self._take(part, names, found, lr_of(part.start) * part.group.lr_scale)
 
     def _take_sgd(self, part: "_Part", names: Sequence[str], gradients: list[Tensor], lr: float) -> None:
-        momentum = part.of_slot(MOMENTUM, names) if self._settings.momentum else [None] * len(names)
-        sgd(
-            [part.leaves[name] for name in names],
-            gradients,
-            [*momentum],
-            foreach=False,
-            fused=part.is_fused,
-            lr=lr,
-            momentum=self._settings.momentum,
-            weight_decay=part.group.weight_decay,
-            dampening=0.0,
-            nesterov=self._settings.nesterov,
-            maximize=False,
-        )
+        options: dict[str, Any] = {
+            "lr": lr,
+            "momentum": self._settings.momentum,
+            "weight_decay": part.group.weight_decay,
+            "dampening": 0.0,
+            "nesterov": self._settings.nesterov,
+            "maximize": False,
+        }
+        leaves, momentum = [part.leaves[name] for name in names], part.of_slot(MOMENTUM, names, self._settings.momentum)
+        if part.is_fused and names:
+            # What `sgd` calls, which first sorts the tensors by device and type in each step: a part has one of each.
+            torch._fused_sgd_(leaves, gradients, momentum, is_first_step=False, **options)
+        else:
+            buffers: list[Tensor | None] = [*momentum] if momentum else [None] * len(names)
+            sgd(leaves, gradients, buffers, foreach=False, fused=False, **options)
 
     def _take_adam(self, part: "_Part", names: Sequence[str], gradients: list[Tensor], lr: float) -> None:
         settings = self._settings
@@ -187,9 +189,9 @@ class _Part:
     kept: dict[str, Params]
     of: Callable[[Tensor], Tensor]
 
-    def of_slot(self, slot: str, names: Sequence[str]) -> list[Tensor]:
-        """Return what the optimiser keeps of some parameters in one of its slots, such as `MEAN`."""
-        return [self.kept[slot][name] for name in names]
+    def of_slot(self, slot: str, names: Sequence[str], is_kept: object = True) -> list[Tensor]:
+        """Return what the optimiser keeps of some parameters in one of its slots, such as `MEAN`, if it is kept."""
+        return [self.kept[slot][name] for name in names] if is_kept else []
 
 
 def _changes(rows: Sequence[np.ndarray]) -> list[int]:
