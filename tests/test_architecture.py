@@ -122,6 +122,14 @@ def test_each_library_is_imported_where_it_belongs() -> None:
             assert used <= {"strategy", "alignment", "training", "models", "lazy", "seeds", "errors"}, module
 
 
+def test_only_figures_that_are_drawn_import_matplotlib() -> None:
+    """A page shows charts; its figures as files are drawn when they are asked for."""
+    report = "fedsim.results.report.drawing"
+    users = {module for module, others in all_imports().items() if any(o.startswith("matplotlib") for o in others)}
+    drawn = {module for module in users if not module.startswith((f"{report}.plotting", f"{report}.paper."))}
+    assert drawn == {"fedsim.results.report.pages.section"}  # for type checkers
+
+
 def test_what_is_printed_goes_through_the_terminal() -> None:
     found = {
         module

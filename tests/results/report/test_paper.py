@@ -18,7 +18,7 @@ from fedsim.results.reading import read_result
 from fedsim.results.report.comparing.costs import spent
 from fedsim.results.report.drawing.paper.figures import paper_figure
 from fedsim.results.report.drawing.paper.frame import paper_file
-from fedsim.results.report.drawing.style import Percents
+from fedsim.results.report.drawing.plotting import Percents
 from fedsim.results.report.palette import looks
 from fedsim.results.result import Result
 from tests.conftest import TINY

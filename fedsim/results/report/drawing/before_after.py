@@ -1,11 +1,11 @@
 """The figure of each client before and after training on its own data."""
 
+from __future__ import annotations
+
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from fedsim.results.report.drawing import plotting
 from fedsim.results.report.drawing.style import STYLE, WIDTH, legend_outside, metric_axis
 from fedsim.results.report.palette import COLOURS
 from fedsim.results.result import Result
@@ -30,11 +30,11 @@ POINTS = {
 MANY_CLIENTS = 40  # more are drawn without their numbers
 
 
-def before_and_after(result: Result) -> Figure:
+def before_and_after(result: Result) -> plotting.Figure:
     """Draw each client's accuracy before and after training on its own data."""
     panels = models_by_client(result)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    with plotting.rc_context(STYLE):
+        figure = plotting.Figure(figsize=(WIDTH, 3.6), layout="constrained")
         # A panel with few clients keeps room for its title.
         widths = [max(len(values), 0.35 * max(map(len, panels.values()))) for values in panels.values()]
         every = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
@@ -71,7 +71,7 @@ def trained_end(values: pd.DataFrame) -> str:
     return "fine-tuned" if "fine-tuned" in values else "trained"
 
 
-def _draw_points(axes: Axes, values: pd.DataFrame) -> None:
+def _draw_points(axes: plotting.Axes, values: pd.DataFrame) -> None:
     """Draw a column of points for each client, with a line from the model as received to the trained one."""
     places = np.arange(len(values))
     end = trained_end(values)

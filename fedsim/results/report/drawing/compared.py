@@ -1,17 +1,16 @@
 """Figures that compare settings by the mean over their seeds: a colour per strategy, a panel per swept value."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.groups import Group, by_seed
 from fedsim.results.report.comparing.units import format_bytes, format_count
+from fedsim.results.report.drawing import plotting
 from fedsim.results.report.drawing.style import (
     MANY_LINES,
     STYLE,
@@ -45,16 +44,16 @@ TITLE = "Personalised models, clients' own test data (mean)"
 GLOBAL_TITLE = "Global model, server's test data"
 
 
-def compared_curves(panels: Sequence[Panel]) -> Figure:
+def compared_curves(panels: Sequence[Panel]) -> plotting.Figure:
     """Draw personalised and global accuracy over the rounds, one line per strategy, with the range of its seeds.
 
     Swept settings have a row of panels for each of their values. There are gaps where a value of a client or of a seed
     is missing.
     """
     names = lines_of(panels)
-    with rc_context(STYLE):
+    with plotting.rc_context(STYLE):
         height = _height(len(names), len(panels)) * len(panels)
-        figure = Figure(figsize=(WIDTH, height + legend_height(names)), layout="constrained")
+        figure = plotting.Figure(figsize=(WIDTH, height + legend_height(names)), layout="constrained")
         grid = figure.subplots(len(panels), 2, squeeze=False, sharex="col", sharey="col")
         for row, panel in zip(grid, panels, strict=True):
             for line in panel.lines:
@@ -69,7 +68,7 @@ def compared_curves(panels: Sequence[Panel]) -> Figure:
         return figure
 
 
-def compared_costs(panels: Sequence[Panel], what: str) -> Figure:
+def compared_costs(panels: Sequence[Panel], what: str) -> plotting.Figure:
     """Draw personalised accuracy against the cost so far; a setting without costs is a horizontal line.
 
     Parameters
@@ -80,8 +79,10 @@ def compared_costs(panels: Sequence[Panel], what: str) -> Figure:
     names = lines_of(panels)
     across = min(2, len(panels))
     down = -(-len(panels) // across)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, _height(len(names), down) * down + legend_height(names)), layout="constrained")
+    with plotting.rc_context(STYLE):
+        figure = plotting.Figure(
+            figsize=(WIDTH, _height(len(names), down) * down + legend_height(names)), layout="constrained"
+        )
         grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
         every = list(grid.ravel())
         for axes, panel in zip(every, panels, strict=False):
@@ -103,13 +104,13 @@ def compared_costs(panels: Sequence[Panel], what: str) -> Figure:
         return figure
 
 
-def compared_clients(panels: Sequence[Panel]) -> Figure:
+def compared_clients(panels: Sequence[Panel]) -> plotting.Figure:
     """Draw the distribution of personalised accuracy over the clients of all seeds: a point each, with quartiles."""
     lines = [line for panel in panels for line in panel.lines]
     names = [", ".join(filter(None, (line.name, panel.title))) for panel in panels for line in panel.lines]
     box = BOX if len(lines) <= MANY_LINES else THIN_BOX
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.4 + box * len(lines)), layout="constrained")
+    with plotting.rc_context(STYLE):
+        figure = plotting.Figure(figsize=(WIDTH, 1.4 + box * len(lines)), layout="constrained")
         axes = figure.subplots()
         draw_boxes(axes, lines, size=5 if box == BOX else 3.5)
         axes.set_yticks(range(1, len(lines) + 1), [folded(name, NAME) for name in names])
@@ -119,7 +120,7 @@ def compared_clients(panels: Sequence[Panel]) -> Figure:
 
 
 def draw_boxes(
-    axes: Axes, lines: Sequence[Line], *, size: float, metric: str = MAIN, rows: Sequence[str] | None = None
+    axes: plotting.Axes, lines: Sequence[Line], *, size: float, metric: str = MAIN, rows: Sequence[str] | None = None
 ) -> None:
     """Draw a box with a point for each client of each seed, the first at the top.
 
@@ -177,7 +178,7 @@ def spent(group: Group, what: str, rounds: pd.Index) -> pd.Series:
     return by_seed(group.members, lambda result: costs.spent(result, what)).mean(axis=1, skipna=False).reindex(rounds)
 
 
-def draw_seeds(axes: Axes, line: Line, values: pd.DataFrame, *, bands: bool = True, size: float = 4) -> None:
+def draw_seeds(axes: plotting.Axes, line: Line, values: pd.DataFrame, *, bands: bool = True, size: float = 4) -> None:
     """Draw the mean over the seeds as a line, and their range as a band."""
     draw_line(axes, values.mean(axis=1, skipna=False), line.name, line.look, size=size)
     if bands and values.shape[1] > 1:
@@ -185,7 +186,9 @@ def draw_seeds(axes: Axes, line: Line, values: pd.DataFrame, *, bands: bool = Tr
         axes.fill_between(values.index, low, high, color=line.look.colour, alpha=0.15, linewidth=0)
 
 
-def draw_cost(axes: Axes, line: Line, values: pd.DataFrame, what: str, *, bands: bool = True, size: float = 4) -> None:
+def draw_cost(
+    axes: plotting.Axes, line: Line, values: pd.DataFrame, what: str, *, bands: bool = True, size: float = 4
+) -> None:
     """Draw values against what was spent; if nothing was, the last one as a horizontal line."""
     cost = spent(line.group, what, values.index)
     if cost.isna().all():
@@ -198,17 +201,17 @@ def draw_cost(axes: Axes, line: Line, values: pd.DataFrame, what: str, *, bands:
     draw_seeds(axes, line, values.set_axis(cost), bands=bands, size=size)
 
 
-def cost_axis(axes: Axes, what: str) -> None:
+def cost_axis(axes: plotting.Axes, what: str) -> None:
     """Write costs below an axis: bytes on a logarithmic scale where there is room for two ticks."""
     low, high = axes.dataLim.intervalx
     if what == costs.BYTES and 0 < low < high and len(_log_ticks(low, high)) > 1:
         log_scale(axes, "x")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=12))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(plotting.LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=12))
+        axes.xaxis.set_minor_formatter(plotting.NullFormatter())
     else:
         axes.set_xlim(left=0)
     if what in WRITTEN:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: WRITTEN[what](value)))
+        axes.xaxis.set_major_formatter(plotting.FuncFormatter(lambda value, _: WRITTEN[what](value)))
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

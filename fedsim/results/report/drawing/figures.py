@@ -1,9 +1,10 @@
 """Figures of a run, made to go straight into a paper: readable in print, in grey and to colour-blind readers."""
 
-import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from __future__ import annotations
 
+import numpy as np
+
+from fedsim.results.report.drawing import plotting
 from fedsim.results.report.drawing.style import (
     STYLE,
     WIDTH,
@@ -17,10 +18,10 @@ from fedsim.results.result import Result
 from fedsim.training.metrics import label
 
 
-def curves(result: Result) -> Figure:
+def curves(result: Result) -> plotting.Figure:
     """Draw the main metric and the loss over the rounds of one run, with gaps where a value is missing."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    with plotting.rc_context(STYLE):
+        figure = plotting.Figure(figsize=(WIDTH, 3.6), layout="constrained")
         for axes, metric in zip(figure.subplots(1, 2), (result.main, "loss"), strict=True):
             means = result.mean_by_round("personalised", metric)
             own = result.of("personalised", metric).groupby("round")["value"]
@@ -36,10 +37,10 @@ def curves(result: Result) -> Figure:
         return figure
 
 
-def clients(result: Result) -> Figure:
+def clients(result: Result) -> plotting.Figure:
     """Draw the personalised and the global model's main metric on each client's own test data, sorted."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    with plotting.rc_context(STYLE):
+        figure = plotting.Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
         personalised = result.by_client("personalised").sort_values()
         positions = np.arange(len(personalised))

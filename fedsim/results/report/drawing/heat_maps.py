@@ -1,15 +1,14 @@
 """Grids of heat maps on one colour scale."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.figure import Figure
 
+from fedsim.results.report.drawing import plotting
 from fedsim.results.report.drawing.style import STYLE, WIDTH, short
 from fedsim.results.report.palette import ALIGNED, AMOUNT, DIVERGING, NOT_MEASURED
 
@@ -56,7 +55,7 @@ class HeatMaps:
     inches: float = WIDTH
     points: float = 9
 
-    def figure(self) -> Figure:
+    def figure(self) -> plotting.Figure:
         """Draw it for a file."""
         return heat_maps(
             self.tables,
@@ -78,7 +77,7 @@ def heat_maps(
     rows: str = "",
     inches: float = WIDTH,
     points: float = 9,
-) -> Figure:
+) -> plotting.Figure:
     """Draw tables by their titles, on one colour scale.
 
     Wide cells show their numbers; otherwise negative ones are marked by a minus, which distinguishes them from positive
@@ -103,14 +102,14 @@ def heat_maps(
         for line, last in zip(lines, is_last, strict=True)
     ]
     low, high, is_clipped = domain_of(tables.values(), quantity)
-    norm = Normalize(low, high)
+    norm = plotting.Normalize(low, high)
     names = [short(str(name)) for table in tables.values() for name in table.index]
     width = (inches - 1.0 - LETTER * max(map(len, names), default=0)) / across
     with_numbers = sum(table.size for table in tables.values()) <= MOST_NUMBERS
     digits = DIGITS if points > DIGITS + 2 else points
     letters = dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), points)
-    with rc_context(STYLE | letters | {"axes.grid": False, "axes.facecolor": NOT_MEASURED}):
-        figure = Figure(figsize=(inches, max(2.2, sum(heights))), layout="constrained")
+    with plotting.rc_context(STYLE | letters | {"axes.grid": False, "axes.facecolor": NOT_MEASURED}):
+        figure = plotting.Figure(figsize=(inches, max(2.2, sum(heights))), layout="constrained")
         panels = figure.subplots(len(lines), across, squeeze=False, height_ratios=heights)
         for line, row_of_axes, last in zip(lines, panels, is_last, strict=True):
             for place, axes in enumerate(row_of_axes):
@@ -166,7 +165,12 @@ def colour_limit(tables: Sequence[np.ndarray]) -> tuple[float, bool]:
 
 
 def _draw_cells(
-    axes: Axes, values: np.ndarray, norm: Normalize, scale: Sequence[str], width: float, digits: float | None
+    axes: plotting.Axes,
+    values: np.ndarray,
+    norm: plotting.Normalize,
+    scale: Sequence[str],
+    width: float,
+    digits: float | None,
 ) -> None:
     """Draw coloured cells in a panel of some inches, with numbers of some points, or minuses, where these fit."""
     cmap, limit, columns = colour_map(scale), float(norm.vmax or 1.0), values.shape[1]
@@ -178,12 +182,12 @@ def _draw_cells(
         _mark_negative(axes, values, letters, limit, width / columns)
 
 
-def colour_map(scale: Sequence[str]) -> LinearSegmentedColormap:
+def colour_map(scale: Sequence[str]) -> plotting.LinearSegmentedColormap:
     """Return a scale of colours, linear between its stops, for matplotlib."""
-    return LinearSegmentedColormap.from_list("scale", list(scale))
+    return plotting.LinearSegmentedColormap.from_list("scale", list(scale))
 
 
-def _write_numbers(axes: Axes, values: np.ndarray, letters: np.ndarray, limit: float, points: float) -> None:
+def _write_numbers(axes: plotting.Axes, values: np.ndarray, letters: np.ndarray, limit: float, points: float) -> None:
     decimals = 1 if limit >= 10 else 2 if limit >= 0.1 else 4 if limit < 0.01 else 3
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
@@ -191,7 +195,7 @@ def _write_numbers(axes: Axes, values: np.ndarray, letters: np.ndarray, limit: f
             axes.text(column, row, text, ha="center", va="center", fontsize=points, color=letters[row, column])
 
 
-def _mark_negative(axes: Axes, values: np.ndarray, letters: np.ndarray, limit: float, cell: float) -> None:
+def _mark_negative(axes: plotting.Axes, values: np.ndarray, letters: np.ndarray, limit: float, cell: float) -> None:
     """Draw a minus into cells that are clearly negative, as wide as the cells."""
     row, column = np.nonzero(np.nan_to_num(values) < -0.05 * limit)
     size = min(30.0, (40 * cell) ** 2)
@@ -203,7 +207,7 @@ def inks(colours: np.ndarray) -> np.ndarray:
     return np.where(colours[..., :3] @ [0.299, 0.587, 0.114] < 0.55, "white", "black")
 
 
-def _name_rows(axes: Axes, table: pd.DataFrame, *, named: bool) -> None:
+def _name_rows(axes: plotting.Axes, table: pd.DataFrame, *, named: bool) -> None:
     axes.set_yticks(range(len(table)) if named else [])
     if named:
         axes.set_yticklabels([short(str(name)) for name in table.index], fontsize=8)
@@ -211,7 +215,7 @@ def _name_rows(axes: Axes, table: pd.DataFrame, *, named: bool) -> None:
         axes.axhline(list(table.index).index("full") + 0.5, color="black", linewidth=1)
 
 
-def _name_columns(axes: Axes, table: pd.DataFrame, cell: float) -> None:
+def _name_columns(axes: plotting.Axes, table: pd.DataFrame, cell: float) -> None:
     """Name every column, or each n-th, upright where the names are too long."""
     names = [short(str(name)) for name in table.columns]
     step = -(-len(names) // MOST_NAMES)

@@ -1,14 +1,13 @@
 """Curves over a model's layers in forward order, one panel below the other, so that a layer is one line through all."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from fedsim.results.report.drawing import plotting
 from fedsim.results.report.drawing.small_multiples import Curve
 from fedsim.results.report.drawing.style import (
     SHORT_NAME,
@@ -48,7 +47,7 @@ class LayerCurves:
 
     panels: Sequence[LayerPanel]
 
-    def figure(self) -> Figure:
+    def figure(self) -> plotting.Figure:
         """Draw it for a file."""
         return layer_curves(self.panels)
 
@@ -59,14 +58,14 @@ def spread(rows: pd.DataFrame, values: pd.Series, factor: float = 1.0) -> pd.Dat
     return pd.DataFrame({"value": grouped.mean(), "low": grouped.min(), "high": grouped.max()})
 
 
-def layer_curves(panels: Sequence[LayerPanel]) -> Figure:
+def layer_curves(panels: Sequence[LayerPanel]) -> plotting.Figure:
     """Draw panels of curves over layers; panels without any value are left out."""
     panels = [panel for panel in panels if any(curve.points["value"].notna().any() for curve in panel.curves)]
     layers = list(dict.fromkeys(layer for panel in panels for curve in panel.curves for layer in curve.points.index))
     names = [short(layer, SHORT_NAME) for layer in layers]
     height = 0.3 + (PANEL + 0.25) * len(panels) + LETTER * max(map(len, names), default=0)
-    with rc_context(STYLE | {"font.size": 8, "axes.titlesize": 9}):
-        figure = Figure(figsize=(WIDTH, max(2.2, height)), layout="constrained")
+    with plotting.rc_context(STYLE | {"font.size": 8, "axes.titlesize": 9}):
+        figure = plotting.Figure(figsize=(WIDTH, max(2.2, height)), layout="constrained")
         column = figure.subplots(max(1, len(panels)), 1, squeeze=False, sharex=True)[:, 0]
         for axes, panel in zip(column, panels, strict=False):
             _draw_panel(axes, panel, layers)
@@ -76,7 +75,7 @@ def layer_curves(panels: Sequence[LayerPanel]) -> Figure:
         return figure
 
 
-def _draw_panel(axes: Axes, panel: LayerPanel, layers: Sequence[str]) -> None:
+def _draw_panel(axes: plotting.Axes, panel: LayerPanel, layers: Sequence[str]) -> None:
     for curve in panel.curves:
         points = curve.points.astype(float)
         points = (points.where(points > SMALLEST) if panel.log else points).dropna(subset="value")
@@ -97,6 +96,6 @@ def _draw_panel(axes: Axes, panel: LayerPanel, layers: Sequence[str]) -> None:
     if panel.log and any((curve.points["value"] > SMALLEST).any() for curve in panel.curves):
         log_values(axes)
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(plotting.MaxNLocator(4))
     axes.set_title(panel.title, loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)

@@ -1,15 +1,14 @@
 """The figure of a partition: which client holds what."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.files import write_whole
+from fedsim.results.report.drawing import plotting
 from fedsim.results.report.drawing.style import STYLE, WIDTH, log_scale, save, short
 from fedsim.results.report.palette import COLOURS
 from fedsim.shortening import printable
@@ -19,9 +18,9 @@ BINS = 30
 LARGEST_BUBBLE = 0.85  # of the distance between two neighbours
 
 
-def partition(measured: Heterogeneity, title: str = "") -> Figure:
+def partition(measured: Heterogeneity, title: str = "") -> plotting.Figure:
     """Draw each client's labels as bubbles under its size; of many clients or classes, how the clients are spread."""
-    with rc_context(STYLE):
+    with plotting.rc_context(STYLE):
         figure = _bubbles(measured) if is_small(measured) else _histograms(measured)
         figure.suptitle(printable(title), fontsize=11)
         return figure
@@ -53,10 +52,10 @@ def write_partition(measured: Heterogeneity, title: str, path: Path) -> Path:
     return path.with_name(f"{path.name}.png")
 
 
-def _bubbles(measured: Heterogeneity) -> Figure:
+def _bubbles(measured: Heterogeneity) -> plotting.Figure:
     clients, classes = len(measured), len(measured.classes)
     height = np.clip(0.32 * classes, 1.6, 9.0)
-    figure = Figure(figsize=(WIDTH, height + 1.9), layout="constrained")
+    figure = plotting.Figure(figsize=(WIDTH, height + 1.9), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.1, height))
     above.bar(range(clients), measured.sizes, color=COLOURS[0], width=0.7 if clients > 3 else 0.3)
     above.set_ylabel("examples")
@@ -70,20 +69,20 @@ def _bubbles(measured: Heterogeneity) -> Figure:
     below.scatter(owners, counts.labels, s=area, color=COLOURS[0], linewidths=0)
     below.set(xlabel="client", ylabel="class", xlim=(-0.7, clients - 0.3), ylim=(classes - 0.4, -0.6))
     below.set_yticks(range(classes), [short(name) for name in measured.classes], fontsize=10 if classes <= 26 else 6)
-    below.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=25, min_n_ticks=1))
+    below.xaxis.set_major_locator(plotting.MaxNLocator(integer=True, nbins=25, min_n_ticks=1))
     below.set_title(f"largest bubble: {counts.counts.max():,} of one class", fontsize=9, loc="right")
     return figure
 
 
-def _histograms(measured: Heterogeneity) -> Figure:
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+def _histograms(measured: Heterogeneity) -> plotting.Figure:
+    figure = plotting.Figure(figsize=(WIDTH, 4.6), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(2, 2).flat, measured.by_client.items(), strict=True):
         _histogram(axes, name, values)
     return figure
 
 
-def _histogram(axes: Axes, name: str, values: np.ndarray) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+def _histogram(axes: plotting.Axes, name: str, values: np.ndarray) -> None:
+    axes.yaxis.set_major_locator(plotting.MaxNLocator(integer=True, nbins=5))
     edges = histogram_edges(values)
     axes.hist(values, bins=edges.tolist(), color=COLOURS[0])
     if len(edges) == 2:
@@ -91,7 +90,7 @@ def _histogram(axes: Axes, name: str, values: np.ndarray) -> None:
     elif is_wide(values):
         log_scale(axes, "x")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.xaxis.set_major_locator(plotting.MaxNLocator(nbins=6))
     axes.axvline(values.mean(), color=COLOURS[1], linestyle="--", linewidth=1.2)
     axes.set(xlabel=name, ylabel="clients")
     axes.set_title(f"mean {values.mean():.4g}", fontsize=9, loc="right")

@@ -1,16 +1,15 @@
 """Curves of many groups of layers, one small panel each."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from fedsim.results.report.drawing import plotting
 from fedsim.results.report.drawing.style import (
     SHORT_NAME,
     STYLE,
@@ -64,7 +63,7 @@ class SmallMultiples:
     log_y: bool = False
     of_rounds: bool = False
 
-    def figure(self) -> Figure:
+    def figure(self) -> plotting.Figure:
         """Draw it for a file."""
         figure = small_multiples(self.panels, "" if self.of_rounds else self.x, self.y, log=self.log, log_y=self.log_y)
         for axes in figure.axes if self.of_rounds else ():
@@ -74,7 +73,7 @@ class SmallMultiples:
 
 def small_multiples(
     panels: Mapping[str, Sequence[Curve]], x: str, y: str, *, log: bool = False, log_y: bool = False
-) -> Figure:
+) -> plotting.Figure:
     """Draw the curves of each group; all panels except ``full`` share a scale.
 
     If there are more than 32 groups, those whose curves move furthest from their start are drawn.
@@ -90,8 +89,10 @@ def small_multiples(
     across = min(ACROSS, len(kept))
     lines = -(-len(kept) // across)
     limits = _limits([curve for group, curves in kept.items() if group != "full" for curve in curves], log_y)
-    with rc_context(STYLE | {"font.size": 8, "axes.titlesize": 8}):
-        figure = Figure(figsize=(WIDTH, 0.7 + HEIGHT * lines + (0.6 if lines == 1 else 0)), layout="constrained")
+    with plotting.rc_context(STYLE | {"font.size": 8, "axes.titlesize": 8}):
+        figure = plotting.Figure(
+            figsize=(WIDTH, 0.7 + HEIGHT * lines + (0.6 if lines == 1 else 0)), layout="constrained"
+        )
         grid = figure.subplots(lines, across, squeeze=False, sharex=True).ravel()
         for axes, (group, curves) in zip(grid, kept.items(), strict=False):
             for curve in curves:
@@ -105,7 +106,7 @@ def small_multiples(
             if log_y:
                 log_values(axes)
             else:
-                axes.yaxis.set_major_locator(MaxNLocator(4))
+                axes.yaxis.set_major_locator(plotting.MaxNLocator(4))
         for axes in grid[len(kept) :]:
             axes.set_visible(False)
         for column in range(across):  # a line's last panels may be missing, and ticks are shown at the bottom only
@@ -117,7 +118,7 @@ def small_multiples(
         return figure
 
 
-def _draw(axes: Axes, curve: Curve) -> None:
+def _draw(axes: plotting.Axes, curve: Curve) -> None:
     points = curve.points
     axes.fill_between(
         points.index, points["low"], points["high"], color=COLOURS[curve.number % len(COLOURS)], alpha=0.2, linewidth=0

@@ -1,26 +1,16 @@
 """How all figures look, and how they are written."""
 
+from __future__ import annotations
+
 import io
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FormatStrFormatter,
-    Formatter,
-    LogFormatterSciNotation,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-)
 
+from fedsim.results.report.drawing import plotting
 from fedsim.results.report.palette import COLOURS, DASHES, MARKERS, Look
 from fedsim.shortening import printable
 from fedsim.training.metrics import LOSS, label, metric_of
@@ -29,7 +19,6 @@ WIDTH = 9.0  # inches
 SHORT_NAME = 24  # to which longer names are cut
 MOST_LINES, LEGEND_LINE = 3, 40  # lines of a name, and letters of its lines in a legend
 MANY_LINES = 8  # up to which a legend has letters of the usual size
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LEGEND_LETTERS, LINE_LETTERS = 135, 11  # small letters that fit below a figure, and as how many a line counts
 STYLE: Any = {
     "font.size": 10,
@@ -50,10 +39,10 @@ STYLE: Any = {
 }
 
 
-def save(figure: Figure, kind: str) -> bytes:
+def save(figure: plotting.Figure, kind: str) -> bytes:
     """Return the figure as ``svg``, ``pdf`` or ``png``."""
     buffer = io.BytesIO()
-    with rc_context(STYLE):
+    with plotting.rc_context(STYLE):
         figure.savefig(buffer, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else {})
         figure.set_layout_engine("none")  # what is laid out stays so; in a further format it is drawn at once
     return buffer.getvalue()
@@ -73,7 +62,7 @@ def _dashes(lengths: Sequence[float]) -> Any:
     return (0, tuple(lengths)) if lengths else "-"
 
 
-def draw_line(axes: Axes, series: pd.Series, label: str, look: int | Look, *, size: float = 4) -> None:
+def draw_line(axes: plotting.Axes, series: pd.Series, label: str, look: int | Look, *, size: float = 4) -> None:
     """Draw a series over its index, as the n-th curve of a run or as a strategy looks."""
     marker = look.marker if isinstance(look, Look) else MARKERS[look % len(MARKERS)]
     axes.plot(
@@ -87,23 +76,7 @@ def draw_line(axes: Axes, series: pd.Series, label: str, look: int | Look, *, si
     )
 
 
-class Percents(Formatter):
-    """Writes shares in percent, all with as many decimals as it takes to be exact; the sign is in the axis' label."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        """Return the text of one share."""
-        return self.format_ticks([x])[0]
-
-    def format_ticks(self, values: Sequence[float]) -> list[str]:
-        """Return the texts of an axis."""
-        percents = [100 * value for value in values]
-        digits = next((n for n in range(6) if all(abs(round(each, n) - each) < 1e-7 for each in percents)), 6)
-        return [
-            f"{round(each, digits) + 0.0:.{digits}f}" for each in percents
-        ]  # adding zero takes the minus from a zero
-
-
-def percents(axis: Axis, *, most: int | None = None) -> None:
+def percents(axis: plotting.Axis, *, most: int | None = None) -> None:
     """Show shares on an axis in percent, at round numbers, which are whole unless the axis is short.
 
     Parameters
@@ -111,44 +84,37 @@ def percents(axis: Axis, *, most: int | None = None) -> None:
     most
         Largest number of ticks.
     """
-    axis.set_major_locator(MaxNLocator("auto" if most is None else most, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(Percents())
+    axis.set_major_locator(plotting.MaxNLocator("auto" if most is None else most, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(plotting.Percents())
 
 
-class PowersOfTen(LogFormatterSciNotation):
-    """Writes ticks of a logarithmic axis as plain text, such as 10⁻³, where formulas are not drawn."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        """Return the text of a tick."""
-        text = re.sub(r"\$\\mathdefault\{(.*)\}\$", r"\1", super().__call__(x, pos)).replace(r"\times", "\u00d7")
-        return re.sub(r"\^\{(.*?)\}", lambda power: power[1].translate(SUPERSCRIPTS), text)
-
-
-def log_scale(axes: Axes, name: Literal["x", "y"]) -> None:
+def log_scale(axes: plotting.Axes, name: Literal["x", "y"]) -> None:
     """Let the axis ``x`` or ``y`` be logarithmic."""
     axes.set(**{f"{name}scale": "log"})
     axis = axes.xaxis if name == "x" else axes.yaxis
-    axis.set_major_formatter(PowersOfTen())
-    axis.set_minor_formatter(PowersOfTen())
+    axis.set_major_formatter(plotting.PowersOfTen())
+    axis.set_minor_formatter(plotting.PowersOfTen())
 
 
-def log_values(axes: Axes) -> None:
+def log_values(axes: plotting.Axes) -> None:
     """Show values on a logarithmic scale within the present limits, with some numbers even if these are close."""
     log_scale(axes, "y")
     low, high = axes.get_ylim()
     if high > 100 * low:
-        axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        axes.yaxis.set_major_locator(plotting.LogLocator(numticks=5))
     else:
         close = high < 5 * low
-        axes.yaxis.set_major_locator(MaxNLocator(4) if close else LogLocator(subs=(1.0, 2.0, 5.0), numticks=15))
-        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(
+            plotting.MaxNLocator(4) if close else plotting.LogLocator(subs=(1.0, 2.0, 5.0), numticks=15)
+        )
+        axes.yaxis.set_major_formatter(plotting.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(plotting.NullFormatter())
 
 
-def round_axis(axes: Axes) -> None:
+def round_axis(axes: plotting.Axes) -> None:
     """Show whole rounds below a curve."""
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(plotting.MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def legend_name(name: str) -> str:
@@ -169,10 +135,12 @@ def folded(name: str, length: int = 2 * SHORT_NAME, most: int = MOST_LINES) -> s
     return "\n".join(f" {line}" if line.startswith("_") else line for line in lines)
 
 
-def legend_outside(figure: Figure, axes: Axes | Sequence[Axes], *, above: bool = False) -> None:
+def legend_outside(
+    figure: plotting.Figure, axes: plotting.Axes | Sequence[plotting.Axes], *, above: bool = False
+) -> None:
     """Put one legend for all panels below or above them, with each name once."""
     handles: dict[str, Any] = {}
-    for each in [axes] if isinstance(axes, Axes) else axes:
+    for each in [axes] if isinstance(axes, plotting.Axes) else axes:
         for handle, name in zip(*each.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     shown = [folded(name, LEGEND_LINE) for name in handles]
@@ -204,7 +172,7 @@ def _legend_columns(names: Sequence[str]) -> int:
     return 2
 
 
-def metric_axis(axes: Axes, metric: str, *, whole: bool = False) -> None:
+def metric_axis(axes: plotting.Axes, metric: str, *, whole: bool = False) -> None:
     """Label the vertical axis with a metric; a share is in percent, ``whole`` from 0 to 1."""
     axes.set_ylabel(metric_label(metric))
     if metric_of(metric).unit == "share":

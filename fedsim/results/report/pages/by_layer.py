@@ -1,8 +1,8 @@
 """The parts of a page about layers and clients: the layer strip, the client explorer, bytes by layer and time."""
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
 
-from matplotlib.figure import Figure
+from collections.abc import Callable, Mapping
 
 from fedsim.results.report.charts.client_records import client_records
 from fedsim.results.report.charts.clients import client_explorer
@@ -22,6 +22,7 @@ from fedsim.results.report.comparing.costs import untimed
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.comparing.pairs import Baseline
 from fedsim.results.report.comparing.small_clients import counts_targets
+from fedsim.results.report.drawing import plotting
 from fedsim.results.report.pages import how_to_read
 from fedsim.results.report.pages.schedule import sent_layers
 from fedsim.results.report.pages.section import Section
@@ -107,7 +108,7 @@ def _limits(costs: Mapping[str, LayerCosts], groups: Mapping[str, Group]) -> str
 
 
 def client_section(
-    groups: Mapping[str, Group], metric: str, draw: Callable[[], Figure], baseline: Baseline | None = None
+    groups: Mapping[str, Group], metric: str, draw: Callable[[], plotting.Figure], baseline: Baseline | None = None
 ) -> Section:
     """Return the client explorer of runs by their names.
 

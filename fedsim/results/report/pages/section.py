@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
 if TYPE_CHECKING:
     from altair.vegalite.v6.api import ChartType
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
