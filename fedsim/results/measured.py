@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from fedsim.analysis.mixing.names import FACTORS
 from fedsim.analysis.suite import MEASURES
 from fedsim.errors import ConfigError
 from fedsim.reading import check_file
 from fedsim.results.files import by_round
+
+if TYPE_CHECKING:  # a worker that reads no table does not wait for pandas
+    import pandas as pd
 
 UNMATCHED, SQUARED = "none", "squared"
 # Columns of which files have none where all rows have this value.
@@ -27,12 +29,12 @@ DATA = {
 }
 
 
-def with_matching(table: pd.DataFrame, way: str, ways: Sequence[str]) -> pd.DataFrame:
+def with_matching(table: "pd.DataFrame", way: str, ways: Sequence[str]) -> "pd.DataFrame":
     """Return a table as it is written: with the column ``matching``, unless models are never matched."""
     return table if tuple(ways) == (UNMATCHED,) else table.assign(matching=way)
 
 
-def with_error_unit(table: pd.DataFrame, *, squared: bool) -> pd.DataFrame:
+def with_error_unit(table: "pd.DataFrame", *, squared: bool) -> "pd.DataFrame":
     """Return a table as it is written: with the column ``error_unit`` where errors are squared, and not shares."""
     return table.assign(error_unit=SQUARED) if squared and any(map(_is_error, table)) else table
 
@@ -41,14 +43,14 @@ def _is_error(column: object) -> bool:
     return str(column).startswith("error")
 
 
-def scale_of(metric: str, rows: pd.DataFrame) -> tuple[float, str]:
+def scale_of(metric: str, rows: "pd.DataFrame") -> tuple[float, str]:
     """Return by what figures multiply ``loss`` or ``error``, and the unit that it has then."""
     if metric == "loss":
         return 1.0, "per example" if "error_unit" in rows else "nats"
     return (1.0, "squared error") if "error_unit" in rows else (100.0, "percentage points")
 
 
-def read_measured(folder: Path) -> pd.DataFrame:
+def read_measured(folder: Path) -> "pd.DataFrame":
     """Read the tables of all rounds in a folder, with a column ``round``; empty if there are none.
 
     The column ``data`` names the data of a row, by default ``server``; ``matching`` is what the models had been matched
@@ -60,6 +62,8 @@ def read_measured(folder: Path) -> pd.DataFrame:
     ConfigError
         If a file is damaged.
     """
+    import pandas as pd
+
     frames = []
     for server_round, path in by_round(folder, ".parquet").items():
         try:
@@ -75,7 +79,7 @@ def read_measured(folder: Path) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def examples(rows: pd.DataFrame, data: str) -> str:
+def examples(rows: "pd.DataFrame", data: str) -> str:
     """Return how many examples of which data were used, such as ``500 of the server's test examples``.
 
     If the table says that they were stratified, so does the text.
@@ -95,7 +99,7 @@ class Kind(NamedTuple):
     path: str
 
 
-def by_kind(table: pd.DataFrame) -> dict[Kind, pd.DataFrame]:
+def by_kind(table: "pd.DataFrame") -> "dict[Kind, pd.DataFrame]":
     """Return the rows of each kind: on the clients' own data first, then in their order."""
     if table.empty:
         return {}
@@ -103,7 +107,7 @@ def by_kind(table: pd.DataFrame) -> dict[Kind, pd.DataFrame]:
     return dict(sorted(kinds.items(), key=lambda kind: kind[0].data != CLIENTS))
 
 
-def mean_gate_barriers(gate: pd.DataFrame, by: Sequence[str]) -> dict[tuple[Any, ...], float]:
+def mean_gate_barriers(gate: "pd.DataFrame", by: Sequence[str]) -> dict[tuple[Any, ...], float]:
     """Return the barriers that a strategy measured, as means over the clients, weighted by training examples.
 
     Parameters

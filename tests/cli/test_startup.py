@@ -95,3 +95,11 @@ def test_a_name_shows_its_options_with_their_texts() -> None:
     words = " ".join(done.stdout.split())
     for text in ("fedprox", "mu", "0.01", "at least 0", "Weight of the proximal term", "arXiv 1812.06127"):
         assert text in words
+
+
+@pytest.mark.slow
+def test_a_worker_imports_nothing_that_reads_tables_or_draws() -> None:
+    heavy = {"pandas", "pyarrow", "matplotlib", "altair", "scipy.stats"}
+    code = f"import sys, fedsim.federation.engines.actor; print('flwr' in sys.modules, {heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True set()\n"
