@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from benchmarks.child import Answers
-from benchmarks.job import CLIENTS, EXAMPLES, Job, make_model, usual_loop_
+from benchmarks.job import CLIENTS, EXAMPLES, Job, evaluate_plainly, make_model, usual_loop_
 from benchmarks.machine import processors
 
 client_app = ClientApp()
@@ -58,9 +58,13 @@ def serve(grid: Grid, context: Context) -> None:
         config = ConfigRecord({"model": request["model"]})
         sent = strategy.configure_train(server_round, arrays, config, grid)
         replies = list(grid.send_and_receive(sent))
-        strategy.aggregate_train(server_round, replies)
+        averaged, _ = strategy.aggregate_train(server_round, replies)
         if failed := [reply for reply in replies if reply.has_error()]:
             raise RuntimeError(f"a client failed: {failed[0].error.reason}")
+        if request.get("evaluate") and averaged is not None:
+            model = make_model(request["model"])
+            model.load_state_dict(averaged.to_torch_state_dict())
+            evaluate_plainly(model)
         answers.give({"seconds": time.perf_counter() - start})
 
 

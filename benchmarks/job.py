@@ -6,7 +6,7 @@ It needs torch, torchvision and NumPy only, as it is imported in the peers' envi
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from fedsim.models.architectures.resnet import resnet18
 
 CLIENTS, EXAMPLES, BATCH = 20, 600, 32
 LR, MOMENTUM = 0.05, 0.9
+HELD, SERVER_EXAMPLES = 150, 10_000  # on which a job evaluates each client's model, and the server's
 SHAPE, CLASSES = (1, 28, 28), 10
 MEAN, STD = 0.2860, 0.3530  # statistics of Fashion-MNIST's training images
 WHERE = "FEDSIM_BENCHMARK_JOB"  # a variable with the file of the images in the environment of a child process
@@ -138,6 +139,20 @@ def plain_loop_(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
         optimizer.zero_grad()
         cross_entropy(model(inputs[batch]), targets[batch]).backward()
         optimizer.step()
+
+
+@cache
+def _held_out() -> list[tuple[Tensor, Tensor]]:
+    job = Job.shared()
+    own = [tuple(values[:HELD] for values in job.tensors(client)) for client in range(CLIENTS)]
+    return [*own, *(job.tensors(client) for client in range(SERVER_EXAMPLES // EXAMPLES))]
+
+
+def evaluate_plainly(model: nn.Module) -> float:
+    """Evaluate a model as often as a round of a job does: on 150 examples of each client, and on 9,600 more."""
+    model.eval()
+    with torch.inference_mode():
+        return sum(float(cross_entropy(model(inputs), targets)) for inputs, targets in _held_out())
 
 
 def flop_per_example(name: str) -> float:

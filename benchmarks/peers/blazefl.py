@@ -12,7 +12,7 @@ from blazefl.contrib import FedAvgBaseServerHandler, FedAvgProcessPoolClientTrai
 from blazefl.core import IPCMode
 
 from benchmarks.child import Answers
-from benchmarks.job import BATCH, LR, MOMENTUM, Job, make_model
+from benchmarks.job import BATCH, LR, MOMENTUM, Job, evaluate_plainly, make_model
 from benchmarks.machine import processors
 
 
@@ -56,6 +56,8 @@ def run_round(mode: str, request: dict[str, Any]) -> dict[str, Any]:
     trainer.local_process(server.downlink_package(), server.sample_clients())
     for package in trainer.uplink_package():
         server.load(package)
+    if request.get("evaluate"):
+        evaluate_plainly(server.model)
     return {}
 
 

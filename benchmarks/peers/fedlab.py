@@ -9,7 +9,7 @@ from fedlab.contrib.algorithm.basic_client import SGDSerialClientTrainer
 from fedlab.contrib.algorithm.basic_server import SyncServerHandler
 
 from benchmarks.child import Answers
-from benchmarks.job import BATCH, LR, MOMENTUM, Job, make_model
+from benchmarks.job import BATCH, LR, MOMENTUM, Job, evaluate_plainly, make_model
 
 
 class Data:
@@ -39,6 +39,8 @@ def run_round(request: dict[str, Any]) -> dict[str, Any]:
     trainer.local_process(server.downlink_package, server.sample_clients())
     for package in trainer.uplink_package:
         server.load(package)
+    if request.get("evaluate"):
+        evaluate_plainly(server.model)
     return {}
 
 

@@ -11,7 +11,7 @@ from fluke.data import FastDataLoader
 from fluke.server import Server
 
 from benchmarks.child import Answers
-from benchmarks.job import BATCH, CLASSES, LR, MOMENTUM, Job, make_model
+from benchmarks.job import BATCH, CLASSES, LR, MOMENTUM, Job, evaluate_plainly, make_model
 
 
 @cache
@@ -36,6 +36,8 @@ def run_round(request: dict[str, Any]) -> dict[str, Any]:
     for client in chosen:
         client.local_update(1)
     server.aggregate(chosen, server.receive_client_models(chosen, state_dict=False))
+    if request.get("evaluate"):
+        evaluate_plainly(server.model)
     return {}
 
 
