@@ -1,4 +1,5 @@
 from .barriers import barriers, count_evaluations, measure
+from .calibration import calibrated
 from .cka import cka
 from .connectivity import ADDITIVITY_TS, connectivity
 from .criticality import criticality
@@ -23,6 +24,7 @@ __all__ = [
     "Measurement",
     "Models",
     "barriers",
+    "calibrated",
     "cka",
     "connectivity",
     "count_evaluations",

@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.alignment.repair.biases import depths_of
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.features.commutativity import Commutativity
+from fedsim.analysis.features.exponential import COLUMNS, Exponential, columns_of
 from fedsim.analysis.features.features import Features
 from fedsim.analysis.features.linearity import Linearity
 from fedsim.analysis.features.moments import Moments, total
@@ -36,6 +38,7 @@ def connectivity(
     against: Against = "average",
     ts: Sequence[float] = (0.5,),
     additivity_ts: Sequence[float] = (0.5,),
+    exponential: bool = False,
 ) -> pd.DataFrame:
     """Measure, layer by layer, how close the features of a mixed model are to the mix of the features of its ends.
 
@@ -57,6 +60,8 @@ def connectivity(
     additivity_ts
         Coefficients among which the largest distance counts as additivity; the paper's are `ADDITIVITY_TS`. Each costs
         as much as the activations of a forward pass.
+    exponential
+        Whether to measure how close the models are to having no hidden unit in common, too.
 
     Returns
     -------
@@ -75,6 +80,15 @@ def connectivity(
           ``W_A H_B + W_B H_A`` for weights W and inputs H of a linear or convolutional layer, with
           ``weight_distance`` and ``feature_distance``, those between the weights and between the inputs, for
           comparison; NaN for other layers, and for those that take the model's inputs.
+
+        With ``exponential`` also, for l weighted sums up to the layer, counted again after each normalisation:
+
+        - ``exponential``: the cosine between the features of the mixed model and ``(1 - t) ** l`` times the base's plus
+          ``t ** l`` times the other's; without any structure it is about `NO_STRUCTURE`, 0.9304, for ReLU at t = 1/2;
+        - ``exponential_shuffled``: the same with the other's units in random order;
+        - ``reciprocal``: the norm of the other's weights times the base's inputs over that of the base's weights times
+          these, 0 for disjoint units; NaN for other than linear layers and convolutions. Examples
+          where the latter is 0 are left out.
 
         Distances are squared and divided by the product of the norms, and 0 between zeros. Examples where one of the
         two is 0 have no distance, and those where the mix of features is 0 no coefficient; the means leave them out.
@@ -107,15 +121,21 @@ def connectivity(
     mixes = list(list_mixes({"": ()}, len(models), ends, ts))
     if bad := [t for t in additivity_ts if not 0 <= t <= 1]:
         raise ValueError(f"additivity_ts has {bad[0]}; each must be from 0 to 1")
-    plan = _Plan(mixes, tuple(additivity_ts), tuple(models.shares) if against == "average" else ())
+    plan = _Plan(mixes, tuple(additivity_ts), tuple(models.shares) if against == "average" else (), exponential)
     features = models.features(inputs, plan.sources)
     commutativity = Commutativity(features.weights, plan.ends)
-    batches = features.map(lambda batch: _measure(features, batch, plan, commutativity))
+    disjoint = Exponential(features.weights, _depths(models, inputs) if exponential else {}, models.seed)
+    batches = features.map(lambda batch: _measure(features, batch, plan, commutativity, disjoint))
     tables = []
     for site, parts in zip(features.sites, zip(*batches, strict=True), strict=True):
         moments = total([part.moments for part in parts])
         exchanged = commutativity.distances(site, np.sum([part.exchanged for part in parts], axis=0))
-        tables.append(_table(site, plan, moments, exchanged, len(inputs)))
+        table = _table(site, plan, moments, exchanged, len(inputs))
+        if exponential:
+            means = total([part.exponential for part in parts]).means.reshape(-1, len(COLUMNS))
+            padded = np.vstack([means, np.full((len(table) - len(means), len(COLUMNS)), np.nan)])
+            table = table.assign(**columns_of(padded))
+        tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -126,6 +146,7 @@ class _Plan:
     mixes: Sequence[Mix]
     additivity_ts: Sequence[float]
     shares: Sequence[float]
+    exponential: bool = False
 
     @cached_property
     def ends(self) -> list[Pair]:
@@ -154,13 +175,24 @@ class _Part(NamedTuple):
         Moments of two quantities of each pair of models, then two of each mixed model, then four of the average.
     exchanged
         Sums for commutativity.
+    exponential
+        Moments of three quantities of each mixed model, if they are measured.
     """
 
     moments: Moments
     exchanged: NDArray[np.float64]
+    exponential: Moments
 
 
-def _measure(features: Features, batch: Tensor, plan: _Plan, commutativity: Commutativity) -> list[_Part]:
+def _depths(models: Models, inputs: Tensor) -> dict[int, int]:
+    """Return the number of weighted sums up to each operation; empty of a model that is no graph."""
+    operations = models.interpolated.operations(inputs)
+    return {} if operations is None else dict(enumerate(depths_of(operations, models.interpolated.tracer.model)))
+
+
+def _measure(
+    features: Features, batch: Tensor, plan: _Plan, commutativity: Commutativity, disjoint: Exponential
+) -> list[_Part]:
     parts = []
     for site, values in features.walk(batch):
         of = dict(zip(plan.sources, values, strict=True))
@@ -171,7 +203,9 @@ def _measure(features: Features, batch: Tensor, plan: _Plan, commutativity: Comm
             quantities += found.of_average(plan.shares)
         own = {state: of[state] for state in plan.own}
         stacked = torch.stack(quantities) if quantities else torch.empty(0, len(batch))
-        parts.append(_Part(Moments.of(stacked), commutativity.sums(site, own)))
+        more = [q for mix in plan.mixes for q in disjoint.of_mix(site, mix, of)] if plan.exponential else []
+        of_disjoint = Moments.of(torch.stack(more) if more else torch.empty(0, len(batch)))
+        parts.append(_Part(Moments.of(stacked), commutativity.sums(site, own), of_disjoint))
     return parts
 
 

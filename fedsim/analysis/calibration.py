@@ -1,0 +1,114 @@
+"""Barriers of models whose logits have been calibrated by a temperature."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from fedsim.analysis.calls import of_models
+from fedsim.analysis.data import Data
+from fedsim.analysis.mixing.mixes import Against, list_mixes
+from fedsim.analysis.mixing.names import AVERAGE
+from fedsim.analysis.mixing.paired import check_paired
+from fedsim.analysis.models import Models
+from fedsim.models.copies import loaded
+from fedsim.models.params import lerp
+from fedsim.training.evaluation import cross_entropies, evaluate
+
+BOUNDS = (-12.0, 12.0)  # of log beta
+
+
+@of_models
+def calibrated(
+    models: Models,
+    data: Data,
+    *,
+    against: Against = "average",
+    ts: Sequence[float] | None = None,
+    fit: Data | None = None,
+) -> pd.DataFrame:
+    """Measure barriers of whole models with the inverse temperature at which each has the lowest loss.
+
+    Averages of wide networks shrink the logits, by ``2 ** (1 - L)`` for L layers of disjoint units, and so have a large
+    loss where their predictions are right. The calibrated loss is ``min over beta > 0 of L(beta z)``, convex in beta.
+
+    Parameters
+    ----------
+    data
+        Examples with classes for targets.
+    against, ts
+        As in `fedsim.analysis.barriers`.
+    fit
+        Examples that beta is fitted on (default: ``data``).
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per mixed model: ``base, other, t, n, loss, beta, loss_calibrated`` and barriers, against the mean
+        of the two ends; those of the average against the weighted mean of all states:
+
+        - ``barrier``: without calibration;
+        - ``barrier_merged``: with that of the mixed model alone;
+        - ``barrier_all``: with that of all models.
+
+    Raises
+    ------
+    ValueError
+        If a state does not fit the model, targets are not classes, or an argument is unknown or out of range.
+
+    Notes
+    -----
+    The idea is that of Ito et al., ICLR 2026, whose exact formula we do not know; the definition is ours. Models are
+    evaluated as wholes.
+    """
+    check_paired(data)
+    if data.targets.is_floating_point() or data.criterion is not cross_entropies:
+        raise ValueError("targets are not classes; only cross-entropy has a temperature")
+    mixes = list(list_mixes({"full": models.layers.names}, len(models), against, ts))
+    states, known = models.compared(against), dict[tuple[int, int, float], tuple[float, float, float]]()
+
+    def measured(base: int, other: int, t: float) -> tuple[float, float, float]:
+        """Return loss, beta and calibrated loss of a mix."""
+        key = (base, base, 0.0) if t == 0 else (other, other, 0.0) if t == 1 else (base, other, t)
+        if key not in known:
+            net = loaded(models.model, lerp(states[key[0]], states[key[1]], key[2]))
+            logits, plain = _logits(net, data)
+            of_fit, targets = (logits, data.targets.cpu()) if fit is None else (_logits(net, fit)[0], fit.targets.cpu())
+            beta = best_beta(of_fit, targets)
+            known[key] = plain, beta, _loss(beta, logits, data.targets.cpu())
+        return known[key]
+
+    rows = []
+    for mix in mixes:
+        loss, beta, lowest = measured(mix.base, mix.other, mix.t)
+        everyone = mix.other == AVERAGE
+        ends = [measured(state, state, 0.0) for state in (range(len(models)) if everyone else (mix.base, mix.other))]
+        shares = models.shares if everyone else np.array([0.5, 0.5])
+        plain, of_calibrated = (float(shares @ [end[k] for end in ends]) for k in (0, 2))
+        rows.append(
+            {"base": mix.base, "other": mix.other, "t": mix.t, "n": len(data), "loss": loss, "beta": beta}
+            | {"loss_calibrated": lowest, "barrier": loss - plain, "barrier_merged": lowest - plain}
+            | {"barrier_all": lowest - of_calibrated}
+        )
+    return pd.DataFrame(rows)
+
+
+def best_beta(logits: Tensor, targets: Tensor) -> float:
+    """Return the inverse temperature with the lowest mean cross-entropy, between exp(-12) and exp(12)."""
+    found = minimize_scalar(
+        lambda x: _loss(float(np.exp(x)), logits, targets), bounds=BOUNDS, method="bounded", options={"xatol": 1e-8}
+    )
+    return float(np.exp(found.x))
+
+
+def _loss(beta: float, logits: Tensor, targets: Tensor) -> float:
+    return float(cross_entropies(beta * logits, targets).mean())
+
+
+def _logits(net: torch.nn.Module, data: Data) -> tuple[Tensor, float]:
+    found = evaluate(net, data.inputs, data.targets, data.criterion, keep_outputs=True)
+    assert found.outputs is not None
+    return found.outputs.double(), float(found.losses.mean())

@@ -1,0 +1,96 @@
+"""Networks without common hidden units have exponentially weighted features, and need a temperature, exactly."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedsim.analysis import calibrated, connectivity
+from fedsim.analysis.calibration import best_beta
+from fedsim.analysis.features.exponential import NO_STRUCTURE
+from fedsim.models.params import Params
+from tests.analysis.cases import models, norm_net
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
+
+
+def disjoint() -> tuple[nn.Module, list[Params], Tensor]:
+    """Return a network of three layers without biases, two states that use one half of its units each, and inputs."""
+    GENERATOR.manual_seed(0)
+    layers = [nn.Linear(5, 12, bias=False), nn.ReLU(), nn.Linear(12, 8, bias=False), nn.ReLU()]
+    states = []
+    for half in (0, 1):
+        first, second = (torch.arange(size) // (size // 2) == half for size in (12, 8))
+        states.append(
+            {
+                "0.weight": draw(12, 5) * first[:, None],
+                "2.weight": draw(8, 12) * second[:, None] * first,
+                "4.weight": draw(3, 8) * second,
+            }
+        )
+    return nn.Sequential(*layers, nn.Linear(8, 3, bias=False)).double(), states, draw(40, 5)
+
+
+@pytest.mark.parametrize("t", [0.5, 0.3])
+def test_disjoint_networks_have_exponentially_weighted_features(t: float) -> None:
+    model, states, inputs = disjoint()
+    table = connectivity(model, states, inputs, against="pairs", ts=(t,), exponential=True)
+    assert table["exponential"].to_numpy() == pytest.approx(1.0, abs=1e-12)
+    assert table["reciprocal"].iloc[1:].to_numpy() == pytest.approx(0.0, abs=1e-12)
+    assert (table["exponential_shuffled"] < 0.99).all()
+    if t != 0.5:
+        assert (table["cosine"].iloc[1:] < 0.98).all()  # they are not linearly connected
+    plain = connectivity(model, states, inputs, against="pairs", ts=(t,))
+    assert list(plain) == list(table)[: len(plain.columns)]
+    assert table[list(plain)].equals(plain)
+
+
+def test_without_structure_the_cosine_is_the_control() -> None:
+    first, second = draw(2, 4, 100_000)
+    mixed, features = ((first + second) / 2).relu(), (first.relu() + second.relu()) / 2
+    assert torch.cosine_similarity(mixed, features).numpy() == pytest.approx(NO_STRUCTURE, abs=4e-3)
+    assert pytest.approx(0.9304, abs=5e-5) == NO_STRUCTURE
+
+
+def test_equal_models_overlap_fully_and_a_normalisation_restarts_the_count() -> None:
+    model, (a, b, _), inputs, _ = models(3, norm_net)
+    same = connectivity(model, [a, a], inputs, against="pairs", exponential=True)
+    assert same["exponential"].to_numpy() == pytest.approx(1.0)
+    assert same["reciprocal"].dropna().to_numpy() == pytest.approx(1.0)
+    table = connectivity(model, [a, b], inputs, against="average", ts=(0.25,), exponential=True)
+    assert table.loc[table["base"] == -1, ["exponential", "reciprocal"]].isna().all(axis=None)
+    last = table[(table["layer"] == "3") & (table["base"] == 0)]
+    with torch.no_grad():
+        average = {key: torch.lerp(a[key], b[key], 0.5) if a[key].is_floating_point() else a[key] for key in a}
+        mixed = {key: torch.lerp(a[key], average[key], 0.25) if a[key].is_floating_point() else a[key] for key in a}
+        model.eval()
+        outputs = [torch.func.functional_call(model, state, (inputs,)) for state in (mixed, a, average)]
+    depth = 2  # of the last layer: the normalisation's weight, and its own
+    expected = torch.cosine_similarity(outputs[0], 0.75**depth * outputs[1] + 0.25**depth * outputs[2]).mean()
+    assert last["exponential"].to_numpy() == pytest.approx(float(expected))
+
+
+def test_calibration_undoes_the_factor_of_disjoint_networks_and_is_the_best_temperature() -> None:
+    model, states, inputs = disjoint()
+    logits = [torch.func.functional_call(model, state, (inputs,)) for state in states]
+    mean = ((logits[0] + logits[1]) / 2).detach()
+    targets = (mean + 2 * draw(40, 3)).argmax(1)
+    table = calibrated(model, states, inputs, targets, against=[(0, 1)], ts=(0.0, 0.5))
+    start, middle = table.to_dict("records")
+    assert middle["beta"] == pytest.approx(4 * best_beta(mean, targets), rel=1e-4)  # 2 ** (L - 1)
+    losses = [float(cross_entropy(beta * mean, targets)) for beta in np.geomspace(1e-3, 1e2, 400)]
+    assert middle["loss_calibrated"] == pytest.approx(min(losses), abs=1e-3)
+    assert middle["loss_calibrated"] <= min(losses) + 1e-9
+    own = [float(cross_entropy(each, targets)) for each in logits]
+    best = [float(cross_entropy(best_beta(each.detach(), targets) * each, targets)) for each in logits]
+    assert start["loss"] == pytest.approx(own[0])
+    assert middle["barrier"] == pytest.approx(middle["loss"] - sum(own) / 2)
+    assert middle["barrier_merged"] == pytest.approx(middle["loss_calibrated"] - sum(own) / 2)
+    assert middle["barrier_all"] == pytest.approx(middle["loss_calibrated"] - sum(best) / 2)
+    with pytest.raises(ValueError, match="targets are not classes"):
+        calibrated(model, states, inputs, mean)
