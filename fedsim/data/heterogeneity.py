@@ -75,22 +75,9 @@ class Heterogeneity:
         if len(self) > SHOWN_CLIENTS:
             yield f"and {len(self) - SHOWN_CLIENTS:,} more clients"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return lists and numbers for a file, with only those labels that a client has."""
-        rows = zip(self.counts.offsets[:-1], self.counts.offsets[1:], strict=True)
-        labels, counts = self.counts.labels.tolist(), self.counts.counts.tolist()
-        return {
-            "classes": list(self.classes),
-            "sizes": self.sizes.tolist(),
-            "label_counts": [
-                {str(label): count for label, count in zip(labels[start:end], counts[start:end], strict=True)}
-                for start, end in rows
-            ],
-        }
-
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """Read what `to_json` returned."""
+        """Read what earlier versions wrote of a run: lists, with only those labels that a client has."""
         rows: Sequence[dict[str, int]] = content["label_counts"]
         counts = LabelCounts(
             offsets=np.concatenate([[0], np.cumsum([len(row) for row in rows])]),

@@ -22,6 +22,7 @@ from fedsim.results.files import cut, json_text, keep_rounds, write_whole
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_name, check_records, damaged_settings, lost_rounds, row_files
 from fedsim.results.measured import TABLES
+from fedsim.results.partition_file import partition_bytes
 from fedsim.results.seals import DamagedError, Seal
 
 logger = logging.getLogger(__name__)
@@ -148,16 +149,18 @@ def open_folder(config: Config, folder: RunFolder, federation: Federation, begin
         for server_round, path in folder.measured_files(name).items():
             if server_round > begin.done:
                 path.unlink()
+    trained = [participants(config, each) for each in range(1, config.rounds + 1)]
     contents = {
-        folder.config: config.to_toml(),
-        folder.model: json_text(asdict(federation.summary)),
-        folder.participants: json_text([participants(config, each) for each in range(1, config.rounds + 1)]),
-        folder.partition: json_text(federation.data.heterogeneity().to_json()),
+        folder.config: config.to_toml().encode(),
+        folder.model: json_text(asdict(federation.summary)).encode(),
+        folder.participants: json_text(trained).encode(),
+        folder.partition: partition_bytes(federation.data.heterogeneity()),
     }
     # First, so that it seals what a kill leaves of the files.
     folder.write_env(_about(config, folder, federation, begin.done, contents))
     for path, content in contents.items():
         write_whole(path, content)
+    folder.partition_json.unlink(missing_ok=True)
 
 
 def _cut_back(folder: RunFolder, begin: Beginning) -> None:
@@ -179,7 +182,7 @@ def _cut_back(folder: RunFolder, begin: Beginning) -> None:
 
 
 def _about(
-    config: Config, folder: RunFolder, federation: Federation, done: int, contents: Mapping[Path, str]
+    config: Config, folder: RunFolder, federation: Federation, done: int, contents: Mapping[Path, bytes]
 ) -> dict[str, Any]:
     """Return what ``env.json`` says of a run that begins now."""
     known = folder.read_env() if done and folder.env.exists() else {}
@@ -191,6 +194,6 @@ def _about(
         about["unsealed"] = {key: known[key] for key in ("fedsim", "python", "packages", "device") if key in known}
     if files := counted_files(config):
         about |= {"files": [each.to_json() for each in files], "named_by": naming.changed_settings(config)}
-    time, written = now(), {path.name: Seal.of(content.encode()).sha256 for path, content in contents.items()}
+    time, written = now(), {path.name: Seal.of(content).sha256 for path, content in contents.items()}
     start = {"time": time, "after_round": done, **versions(), "device": about["device"], "files": written}
     return about | {"started": [*known.get("started", ()), time], "starts": [*known.get("starts", ()), start]}

@@ -60,5 +60,5 @@ def _config(data: FederatedData) -> dict[str, Any]:
 
 def _statistic(measured: Heterogeneity) -> list[list[list[int]]]:
     """Return label and count for each label of each client."""
-    rows = measured.to_json()["label_counts"]
-    return [[[int(label), count] for label, count in row.items()] for row in rows]
+    pairs = np.stack([measured.counts.labels, measured.counts.counts], axis=1)
+    return [row.tolist() for row in np.split(pairs, measured.counts.offsets[1:-1])]

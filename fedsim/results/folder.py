@@ -59,7 +59,8 @@ class RunFolder:
     env = _File("env.json")  # versions, device, start and stop
     model = _File("model.json")  # names of the layers, in order, and how many parameters train
     participants = _File("participants.json")  # of each round
-    partition = _File("partition.json")  # names of the classes, and how many examples of each class each client holds
+    partition = _File("partition.parquet")  # one row per client: its examples, and how many it holds of each class
+    partition_json = _File("partition.json")  # the same, as earlier versions wrote it
     metrics = _File("metrics.jsonl")  # one line per round, client, split, model and metric
     communication = _File("communication.jsonl")  # one line per round, client and layer: bytes up and down
     faults = _File("faults.jsonl")  # one line per client that failed in a round; absent in a run without faults

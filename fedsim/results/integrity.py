@@ -213,7 +213,8 @@ def _check_stopped(folder: RunFolder) -> None:
 
 def _check_unsealed(folder: RunFolder) -> None:
     """Check that a run of an earlier version has the records of all rounds and, if it is done, all its files."""
-    needed = (folder.config, folder.env, folder.partition, folder.metrics, folder.communication, folder.timing)
+    partition = folder.partition if folder.partition.exists() else folder.partition_json
+    needed = (folder.config, folder.env, partition, folder.metrics, folder.communication, folder.timing)
     for path in needed if folder.done.exists() else ():
         if not path.exists():
             raise DamagedError(path, "is missing")

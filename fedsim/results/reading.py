@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.config import choices
-from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.errors import ConfigError, first_line
-from fedsim.results.files import read_json, read_rows
+from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run
 from fedsim.results.measured import read_measured
+from fedsim.results.partition_file import read_partition
 from fedsim.results.result import Result
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def read_result(folder: RunFolder) -> Result:
             communication=read_rows(folder.communication),
             timing=timing,
             barriers=read_measured(folder.path / "barriers"),
-            heterogeneity=Heterogeneity.from_json(read_json(folder.partition, dict)),
+            heterogeneity=read_partition(folder),
         )
     except ConfigError:
         raise

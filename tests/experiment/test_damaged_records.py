@@ -4,6 +4,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedsim.config import Config, naming
@@ -12,15 +13,17 @@ from fedsim.experiment import run as experiment
 from fedsim.experiment.beginning import beginning_of, last_whole_round
 from fedsim.experiment.sweep.sweep import name_runs, run_all
 from fedsim.federation.federation import Federation, federation_of
-from fedsim.results.files import keep_rounds, read_rows
+from fedsim.results.files import json_text, keep_rounds, read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run
+from fedsim.results.partition_file import read_partition
 from fedsim.results.reading import find_runs, read_result
+from fedsim.results.seals import hash_of, read_sealed, seal_of, write_sealed
 from tests.conftest import run_files, unseal
 from tests.experiment.conftest import STOPPED
 from tests.experiment.damage import DAMAGES, contents, damaged, flip, lengthen, sealed_files, swap
 
-SETTINGS = ("config.toml", "model.json", "participants.json", "partition.json")
+SETTINGS = ("config.toml", "model.json", "participants.json", "partition.parquet")
 RECORDS = ("metrics.jsonl", "communication.jsonl", "seals.jsonl", "timing.jsonl", "barriers/round-00002.parquet")
 OF_THE_RUN = (*SETTINGS, *RECORDS, "env.json")
 
@@ -126,6 +129,44 @@ def test_an_env_of_another_run_is_noticed_before_the_end(stopped: RunFolder, oth
     shutil.copy(other.env, stopped.env)
     with pytest.raises(ConfigError, match=r"env\.json belongs to another run"):
         last_whole_round(stopped)
+
+
+def as_json(folder: RunFolder) -> None:
+    """Let a run have its partition in the file of earlier versions, and the seal of that."""
+    measured = read_partition(folder)
+    rows = zip(measured.counts.offsets[:-1], measured.counts.offsets[1:], strict=True)
+    held = [
+        {str(k): int(n) for k, n in zip(measured.counts.labels[a:b], measured.counts.counts[a:b], strict=True)}
+        for a, b in rows
+    ]
+    content = {"classes": list(measured.classes), "sizes": measured.sizes.tolist(), "label_counts": held}
+    folder.partition_json.write_text(json_text(content))
+    folder.partition.unlink()
+    env = folder.read_env()
+    for start in env["starts"]:
+        start["files"][folder.partition_json.name] = seal_of(folder.partition_json).sha256
+        del start["files"][folder.partition.name]
+    folder.write_env(env)
+    for manifest in folder.manifests().values():
+        starts = env["starts"][: read_sealed(manifest)["starts"]["count"]]
+        sealed = {"count": len(starts), "sha256": hash_of(starts)}
+        write_sealed(manifest, {**read_sealed(manifest), "starts": sealed})
+
+
+def test_a_run_whose_partition_an_earlier_version_wrote_resumes(
+    stopped: RunFolder, whole: RunFolder, small: Config
+) -> None:
+    expected = read_result(stopped).heterogeneity
+    as_json(stopped)
+    found = read_result(stopped).heterogeneity
+    assert np.array_equal(found.counts.counts, expected.counts.counts)
+    assert np.array_equal(found.sizes, expected.sizes)
+    DAMAGES["flip"](stopped.partition_json)
+    with pytest.raises(ConfigError, match=r"partition\.json differs from what was written"):
+        read_result(stopped)
+    experiment.run(small, stopped, lambda summary: None)
+    assert not stopped.partition_json.exists()
+    assert run_files(stopped) == run_files(whole)
 
 
 def test_rows_that_follow_the_last_checkpoint_are_cut(stopped: RunFolder, whole: RunFolder, small: Config) -> None:

@@ -88,7 +88,7 @@ def test_reading_results_imports_and_reads_nothing_that_a_run_names(
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "null", "3", "[" * 100_000, "\0"])
-@pytest.mark.parametrize("name", ["env.json", "model.json", "participants.json", "partition.json"])
+@pytest.mark.parametrize("name", ["env.json", "model.json", "participants.json", "partition.parquet"])
 def test_a_damaged_file_is_one_line(name: str, text: str, original: Path, tmp_path: Path) -> None:
     run = unsealed(original, tmp_path / "foreign")
     (run.path / name).write_text(text)

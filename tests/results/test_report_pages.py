@@ -1,11 +1,14 @@
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from fedsim.config import Config, naming
 from fedsim.data.heterogeneity import Heterogeneity
+from fedsim.results.files import write_whole
 from fedsim.results.folder import RunFolder
+from fedsim.results.partition_file import partition_bytes, read_partition
 from fedsim.results.report import read_result
 from fedsim.results.report.drawing.barriers import at_the_middle, barrier_table
 from fedsim.results.report.drawing.partition import partition
@@ -42,11 +45,19 @@ def clients_with(counts: list[list[int]]) -> Heterogeneity:
     return Heterogeneity.from_json(content)
 
 
-def test_the_clients_labels_survive_the_file() -> None:
-    measured = clients_with([[0, 3], [2, 1], [0, 0]])
-    again = Heterogeneity.from_json(json.loads(json.dumps(measured.to_json())))
-    assert dense_of(again.counts) == [[0, 3, 1], [2, 1, 1], [0, 0, 1]]
-    assert again.sizes.tolist() == [4, 4, 1]
+@pytest.mark.parametrize("version", ["now", "before"])
+def test_the_clients_labels_survive_the_file(version: str, tmp_path: Path) -> None:
+    folder, classes = RunFolder(tmp_path), ["a", "<b>", 'c"\n']
+    rows = [{"1": 3, "2": 1}, {"0": 2, "1": 1, "2": 1}, {}, {"2": 1}]
+    content = {"classes": classes, "sizes": [4, 4, 2, 1], "label_counts": rows}
+    folder.partition_json.write_text(json.dumps(content))
+    if version == "now":
+        write_whole(folder.partition, partition_bytes(read_partition(folder)))
+        folder.partition_json.unlink()
+    again = read_partition(folder)
+    assert dense_of(again.counts) == [[0, 3, 1], [2, 1, 1], [0, 0, 0], [0, 0, 1]]
+    assert again.sizes.tolist() == [4, 4, 2, 1]
+    assert again.classes == tuple(classes)
 
 
 @pytest.mark.slow
