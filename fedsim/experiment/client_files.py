@@ -17,58 +17,60 @@ HASH_BYTES = 32
 
 @dataclass(frozen=True)
 class ClientFiles:
-    """The files of the clients' states at a checkpoint.
+    """The files of the clients' states at a checkpoint: nothing depends on the number of clients that have none.
 
     Parameters
     ----------
+    clients
+        Clients that have a file, in ascending order.
     rounds
-        By client: the round after which its file was written; 0 if it has none.
+        The round after which each of these files was written.
     hashes
-        SHA-256 of the files, a row for each client that has one, in the order of the clients; None if an earlier
-        version wrote the checkpoint.
+        Their SHA-256, a row for each; None if an earlier version wrote the checkpoint.
     """
 
+    clients: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     rounds: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     hashes: np.ndarray | None = field(default_factory=lambda: np.zeros((0, HASH_BYTES), dtype=np.uint8))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` has written."""
-        held = load_file(path)
-        return cls(held["rounds"].numpy().copy(), held["hashes"].numpy().copy() if "hashes" in held else None)
+        """Read what `encoded` returned."""
+        held = {name: value.numpy().copy() for name, value in load_file(path).items()}
+        clients = held["clients"] if "clients" in held else np.flatnonzero(held["rounds"])
+        return cls(clients, held["rounds"] if "clients" in held else held["rounds"][clients], held.get("hashes"))
 
     def encoded(self) -> bytes:
-        """Return the content of a file that `read` reads."""
+        """Return the content of a file that `read` reads; the clients are listed where most of them have no file."""
         assert self.hashes is not None
-        return save({"rounds": torch.from_numpy(self.rounds), "hashes": torch.from_numpy(self.hashes)})
-
-    @property
-    def clients(self) -> np.ndarray:
-        """The clients that have a file, in ascending order."""
-        return np.flatnonzero(self.rounds)
+        size = self.clients[-1] + 1 if len(self.clients) else 0
+        if size > 2 * len(self.clients):
+            held = {"clients": self.clients, "rounds": self.rounds, "hashes": self.hashes}
+        else:
+            rounds = np.zeros(size, dtype=np.int64)
+            rounds[self.clients] = self.rounds
+            held = {"rounds": rounds, "hashes": self.hashes}
+        return save({name: torch.from_numpy(value) for name, value in held.items()})
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Yield each client that has a file, and the round of it."""
-        for client in self.clients:
-            yield int(client), int(self.rounds[client])
+        yield from zip(self.clients.tolist(), self.rounds.tolist(), strict=True)
 
     def of_round(self, server_round: int) -> list[int]:
         """Return the clients whose file was written after this round."""
-        return [int(client) for client in np.flatnonzero(self.rounds == server_round)]
+        found: list[int] = self.clients[self.rounds == server_round].tolist()
+        return found
 
     def changed(self, files: StateFiles, clients: Sequence[int], server_round: int) -> Self:
         """Return the files after some clients, in ascending order, wrote theirs."""
-        has = [client for client in clients if files.has(client, server_round)]
-        written = [files.path(client, server_round) for client in has]
-        n = max(len(self.rounds), clients[-1] + 1 if clients else 0)
-        rounds = np.pad(self.rounds, (0, n - len(self.rounds)))
-        hashes = np.zeros((n, HASH_BYTES), dtype=np.uint8)
-        hashes[self.clients] = self._hashes_now(files)
-        rounds[list(clients)] = 0
-        rounds[has] = server_round
-        for client, seal in zip(has, seals_of(written), strict=True):
-            hashes[client] = _row(seal)
-        return type(self)(rounds, hashes[np.flatnonzero(rounds)])
+        has = np.array([client for client in clients if files.has(client, server_round)], dtype=np.int64)
+        found = seals_of([files.path(client, server_round) for client in has.tolist()])
+        stay = ~np.isin(self.clients, clients)
+        every = np.concatenate([self.clients[stay], has])
+        rounds = np.concatenate([self.rounds[stay], np.full(len(has), server_round)])
+        hashes = np.concatenate([self._hashes_now(files)[stay], _rows(found)])
+        order = np.argsort(every, kind="stable")
+        return type(self)(every[order], rounds[order], hashes[order])
 
     def seals(self, files: StateFiles, clients: Collection[int] | None = None) -> dict[Path, Seal]:
         """Return what is known of the files of some clients, or of all."""
@@ -83,20 +85,22 @@ class ClientFiles:
 
     def unused_by(self, others: Iterable["ClientFiles"]) -> Iterator[tuple[int, int]]:
         """Yield the clients and rounds of files that no other checkpoint has."""
-        unused = self.rounds > 0
+        unused = np.ones(len(self.clients), dtype=bool)
         for other in others:
-            n = min(len(self.rounds), len(other.rounds))
-            unused[:n] &= self.rounds[:n] != other.rounds[:n]
-        for client in np.flatnonzero(unused):
-            yield int(client), int(self.rounds[client])
+            place = np.searchsorted(other.clients, self.clients)
+            known = place < len(other.clients)
+            known[known] = other.clients[place[known]] == self.clients[known]
+            unused[known] &= other.rounds[place[known]] != self.rounds[known]
+        yield from zip(self.clients[unused].tolist(), self.rounds[unused].tolist(), strict=True)
 
     def _hashes_now(self, files: StateFiles) -> np.ndarray:
         """Return the hashes; those that an earlier version did not write are of the files as they are."""
         if self.hashes is not None:
             return self.hashes
-        found = seals_of([files.path(client, written) for client, written in self.pairs()])
-        return np.array([_row(seal) for seal in found], dtype=np.uint8).reshape(-1, HASH_BYTES)
+        return _rows(seals_of([files.path(client, written) for client, written in self.pairs()]))
 
 
-def _row(seal: Seal) -> np.ndarray:
-    return np.frombuffer(bytes.fromhex(seal.sha256), dtype=np.uint8)
+def _rows(seals: Sequence[Seal]) -> np.ndarray:
+    """Return the hashes of files, a row for each."""
+    content = b"".join(bytes.fromhex(seal.sha256) for seal in seals)
+    return np.frombuffer(content, dtype=np.uint8).reshape(-1, HASH_BYTES)

@@ -323,16 +323,11 @@ class Hooks:
 
     def progress(self) -> Params:
         """Return who took part when and what was averaged when, as named tensors for a checkpoint."""
-        return {
-            "averaged_in": torch.tensor([self.exchange.averaged_in.get(name, -1) for name in self.layers.names]),
-            "last_round": torch.from_numpy(self.exchange.last_round),
-        }
+        return self.exchange.progress()
 
     def load_progress(self, progress: Params) -> None:
         """Take what `progress` returned."""
-        rounds = zip(self.layers.names, progress["averaged_in"].tolist(), strict=True)
-        self.exchange.averaged_in = {name: server_round for name, server_round in rounds if server_round >= 0}
-        self.exchange.last_round = progress["last_round"].numpy().copy()
+        self.exchange.load_progress(progress)
 
     def set_global_model(self, model: Params) -> None:
         """Make ``model`` the global model, without frozen tensors, and with a tied one only under its first name."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fedsim.seeds import rng
 from fedsim.strategy.exchange import Exchange
@@ -36,7 +37,7 @@ def test_a_round_without_participants_or_layers_changes_nothing_else() -> None:
     exchange.note(1, ["norm"], [1])
     exchange.note(2, [], [0])
     exchange.note(3, ["conv"], [])
-    assert exchange.last_round.tolist() == [2, 1]
+    assert exchange.last_round == {0: 2, 1: 1}
     assert exchange.averaged_in == {"norm": 1, "conv": 3}
 
 
@@ -54,3 +55,21 @@ def test_it_agrees_with_a_history_that_is_searched(seed: int) -> None:
             last = max((r for r, (_, took_part) in enumerate(history) if client in took_part), default=0)
             fresh = set().union(*(names for names, _ in history[last:]))
             assert exchange.taken_by(client) == tuple(name for name in LAYERS if name in fresh)
+
+
+@pytest.mark.parametrize("clients", [[], [0, 1, 3], [999_999], [5, 70, 500_000]])
+def test_what_is_saved_of_an_exchange_grows_with_the_clients_that_took_part(clients: list[int]) -> None:
+    exchange, again = Exchange(["a", "b"]), Exchange(["a", "b"])
+    exchange.note(4, ["b"], clients[:-1])
+    exchange.note(7, ["a"], clients[-1:])
+    saved = exchange.progress()
+    again.load_progress(saved)
+    assert (again.averaged_in, again.last_round) == (exchange.averaged_in, exchange.last_round)
+    assert sum(value.numel() for value in saved.values()) <= 2 + 2 * len(clients)
+
+
+def test_what_an_earlier_version_saved_has_an_entry_for_each_client() -> None:
+    exchange = Exchange(["a"])
+    exchange.load_progress({"averaged_in": torch.tensor([-1]), "last_round": torch.tensor([0, 3, 0, 0, 0, 0, 2])})
+    assert exchange.last_round == {1: 3, 6: 2}
+    assert exchange.averaged_in == {}
