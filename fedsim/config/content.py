@@ -122,8 +122,8 @@ def in_name(catalogue: Catalogue, choice: Choice) -> dict[str, Any]:
     return found
 
 
-def check_unchanged(config: Config, counted: Sequence[Counted]) -> None:
-    """Check that all files have the content by which the run was named.
+def check_unchanged(config: Config, counted: Sequence[Counted], tables: Sequence[str] | None = None) -> None:
+    """Check that the files of some tables, or of all, have the content by which the run was named.
 
     Raises
     ------
@@ -131,7 +131,8 @@ def check_unchanged(config: Config, counted: Sequence[Counted]) -> None:
         If one has another.
     """
     then, now = (
-        [(each.setting, each.place.name, each.digest) for each in files] for files in (counted, counted_files(config))
+        [(each.setting, each.place.name, each.digest) for each in files]
+        for files in (counted, counted_files(config, tables))
     )
     if then != now:
         changed = next((each for each, key in zip(counted, then, strict=True) if key not in now), None)

@@ -23,7 +23,7 @@ from fedsim.experiment.measuring.wanted import check_wanted
 from fedsim.experiment.predictions import write_predictions
 from fedsim.experiment.rounds import Rounds, RoundSummary
 from fedsim.experiment.task_checks import check_task
-from fedsim.federation.client.app import app_of, client_app
+from fedsim.federation.client.app import READ_BY_WORKERS, app_of, client_app
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.engines import make_engine
 from fedsim.federation.federation import Federation, federation_of
@@ -163,7 +163,8 @@ def _run_rounds(
     make_app = app_maker(federation, folder.read_env()["cohort"])
     for note in training_notes(federation, strategy):
         logger.warning(note)
-    with make_engine(_engine_settings(federation), make_app, config.clients, federation.frozen()) as engine:
+    shared = federation.shared_parts() if config.engine.name == "ray" else None
+    with make_engine(_engine_settings(federation), make_app, config.clients, shared) as engine:
         strategy.set_global_model(federation.initial)
         rounds = Rounds(federation, strategy, engine, folder)
         if done:
@@ -226,7 +227,7 @@ def _engine_settings(federation: Federation) -> EngineConfig:
 def app_maker(federation: Federation, cohort: int) -> Callable[..., ClientApp]:
     """Return a function that builds the clients' app: here from the federation, in another process from the config."""
     if federation.config.engine.name == "ray":
-        return partial(app_of, federation.config, cohort, counted_files(federation.config))
+        return partial(app_of, federation.config, cohort, counted_files(federation.config, READ_BY_WORKERS))
     return partial(client_app, federation, cohort)
 
 

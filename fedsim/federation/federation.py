@@ -34,6 +34,22 @@ CALIBRATION_EXAMPLES = 1000
 
 
 @dataclass(frozen=True)
+class SharedParts:
+    """What all processes of a machine read from the same memory.
+
+    Parameters
+    ----------
+    data
+        In main memory.
+    frozen
+        Frozen tensors of the model.
+    """
+
+    data: FederatedData
+    frozen: Params
+
+
+@dataclass(frozen=True)
 class Federation:
     """Data, partition and initial model of a run.
 
@@ -153,6 +169,11 @@ class Federation:
         """Use frozen tensors of which other processes have the same copy; only on the CPU do they share memory."""
         replace_frozen_(self._template, {key: value.to(self.device) for key, value in frozen.items()})
 
+    def shared_parts(self) -> SharedParts:
+        """Return what other processes need not read or compute again."""
+        data = replace(self.data, dataset=self.data.dataset.to(torch.device("cpu")))  # without what it has cached
+        return SharedParts(data, self.frozen())
+
     def model(self) -> nn.Module:
         """Return this thread's model: its weights are whatever it was last used with.
 
@@ -195,20 +216,22 @@ class Federation:
             return not torch.equal(before, torch.get_rng_state())
 
 
-def federation_of(config: Config, *, fit: Fit = "trained on") -> Federation:
+def federation_of(config: Config, *, fit: Fit = "trained on", data: FederatedData | None = None) -> Federation:
     """Build the parts of a run from a resolved config; the data are read once per process.
 
     Parameters
     ----------
     fit
         As in `federated_data_of`.
+    data
+        The data, if another process has read them.
 
     Raises
     ------
     ConfigError
         If the data are missing or damaged, or the model or the partition is impossible.
     """
-    data = federated_data_of(config, fit=fit)
+    data = data or federated_data_of(config, fit=fit)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "initial model"))
         model = make_model(config, data.dataset, data.split.train.sizes).eval()

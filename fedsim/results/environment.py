@@ -31,8 +31,13 @@ def versions() -> dict[str, Any]:
 
 def different_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the versions of which numbers depend that are not the same, each as ``torch 2.9.0 (now 2.10.0)``."""
-    then, today = _numbers_from(before), _numbers_from(now)
-    return [f"{name} {then[name]} (now {today[name]})" for name in today if then.get(name) not in (None, today[name])]
+    return [f"{name} {then} (now {today})" for name, (then, today) in differing(before, now).items()]
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the versions of which numbers depend that both know and that are not the same, by name."""
+    first, second = _numbers_from(one), _numbers_from(other)
+    return {name: (first[name], second[name]) for name in second if first.get(name) not in (None, second[name])}
 
 
 def _numbers_from(env: Mapping[str, Any]) -> dict[str, str]:

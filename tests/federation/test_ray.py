@@ -194,7 +194,7 @@ def test_whatever_ends_the_building_of_the_clients_is_the_error_of_the_run(kind:
         raise kind
 
     with pytest.raises(ConfigError, match=rf"^a worker of Ray cannot build its clients: {kind.__name__} \(test_ray"):
-        Actor(None).start(broken, CLIENTS, 0, None)
+        Actor(None).start(broken, CLIENTS, 0, {}, None)
 
 
 def test_a_worker_killed_between_rounds_loses_nothing_that_was_saved(
@@ -284,13 +284,13 @@ def test_without_room_for_a_new_worker_the_others_take_over(
         assert sums(ask(engine, 1)) == sums(ask(local, 1))
         engine.save_clients(tmp_path, range(CLIENTS), 1)
         kill(engine, 0)
-        monkeypatch.setattr(workers_module, "room", lambda needs: 1)
+        monkeypatch.setattr(workers_module, "room", lambda needs, names=None: 1)
         replies = ask(engine, 2)
         assert sums(replies) == sums(ask(local, 2))
         assert len(set(workers(replies))) == 1
         assert restored_by(engine) == {0: 1, 2: 1, 4: 1}
         kill(engine, 0)
-        monkeypatch.setattr(workers_module, "room", lambda needs: 0)
+        monkeypatch.setattr(workers_module, "room", lambda needs, names=None: 0)
         with pytest.raises(RunError, match="no Ray worker is left"):
             ask(engine, 3)
 

@@ -13,12 +13,13 @@ from flwr.app import Context, Error, Message, MessageType, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 
 from fedsim.config import Config
+from fedsim.config.choices import CATALOGUES
 from fedsim.config.content import Counted, check_unchanged
 from fedsim.errors import ClientError
 from fedsim.federation.client.evaluation import evaluate_clients, evaluate_trained
 from fedsim.federation.client.faulty import Reply, Request, train_with_faults
 from fedsim.federation.client.state import UPLOADED, local_of, metric_name, not_finite, stored
-from fedsim.federation.federation import Federation, federation_of
+from fedsim.federation.federation import Federation, SharedParts, federation_of
 from fedsim.federation.participants import participants
 from fedsim.models.params import Params, flat_copy, is_finite, load_state_, state_of
 from fedsim.seeds import rng
@@ -30,6 +31,8 @@ from fedsim.training.schedule import RoundOf
 from fedsim.training.targets import number_of_targets
 
 EVALUATED_CLIENTS, EVALUATED_BYTES = 32, 2**26
+# Of the tables that name files, all but those of which workers get what was made here.
+READ_BY_WORKERS = tuple(each.table for each in CATALOGUES.values() if each.table not in ("data", "partition"))
 Together = Callable[[Sequence[Request]], Sequence[Reply]]
 
 
@@ -114,25 +117,24 @@ def cohort_size(federation: Federation) -> int:
     return choose_cohort(federation.model(), tasks, LocalPlan(), federation.local, federation.data.augmentation)
 
 
-def app_of(config: Config, cohort: int, files: Sequence[Counted], frozen: Params | None = None) -> CohortApp:
+def app_of(config: Config, cohort: int, files: Sequence[Counted], shared: SharedParts) -> CohortApp:
     """Return the app of the clients of a run, in a process that knows nothing of it yet.
 
     Parameters
     ----------
     files
-        What the run is named by besides its settings; a worker that starts later must have the same.
-    frozen
-        Frozen tensors that other processes use as well, if there are any.
+        What the run is named by besides its settings and its data; a worker that starts later must have the same.
+    shared
+        What other processes of this machine use as well.
 
     Raises
     ------
     ConfigError
         If a file has changed since.
     """
-    federation = federation_of(config)
-    check_unchanged(config, files)
-    if frozen:
-        federation.share_frozen(frozen)
+    federation = federation_of(config, data=shared.data)
+    check_unchanged(config, files, READ_BY_WORKERS)
+    federation.share_frozen(shared.frozen)
     # After more rounds than one, clients of the same worker would lose what they have learned since the checkpoint.
     return client_app(federation, cohort, dies=config.checkpoint_every == 1)
 

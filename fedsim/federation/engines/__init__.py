@@ -4,13 +4,13 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flwr.clientapp import ClientApp
 
 from fedsim.config import EngineConfig
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.engines.scratch import remove_leftovers
-from fedsim.models.params import Params
 
 # Both are read when ray is imported. Without the first, its workers yield to every other process.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -18,17 +18,15 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def make_engine(
-    settings: EngineConfig, make_app: Callable[..., ClientApp], clients: int, frozen: Params | None = None
-) -> Engine:
+def make_engine(settings: EngineConfig, make_app: Callable[..., ClientApp], clients: int, shared: Any = None) -> Engine:
     """Start the engine that ``[engine]`` names.
 
     Parameters
     ----------
     make_app
         Builds the clients' app, here or in a worker; it must be picklable for ``ray``.
-    frozen
-        Tensors that no client changes: workers on a machine share them, and ``make_app`` takes them, if there are any.
+    shared
+        What ``make_app`` takes in a worker, if anything; the workers on a machine share its tensors and arrays.
     """
     remove_leftovers(Path(tempfile.gettempdir()))
     if settings.name == "ray":
@@ -42,8 +40,21 @@ def make_engine(
             settings.gpus_per_worker,
             settings.deadline,
             settings.cache_bytes,
-            frozen,
+            shared,
         )
     from fedsim.federation.engines.local import LocalEngine
 
     return LocalEngine(make_app, clients, settings.workers, settings.deadline, settings.cache_bytes)
+
+
+def room_on_cluster(settings: EngineConfig) -> int:
+    """Return how many workers there is room for on the cluster that ``[engine] address`` names.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be reached.
+    """
+    from fedsim.federation.engines.starting import room_at
+
+    return room_at(settings.address or "auto", {"CPU": 1.0, "GPU": settings.gpus_per_worker})

@@ -14,7 +14,7 @@ from fedsim.errors import ClientError
 from fedsim.federation.client.app import CohortApp
 from fedsim.federation.client.reasons import is_expected, reason_of
 from fedsim.federation.engines.grid import RUN, error_reply
-from fedsim.federation.engines.states import States
+from fedsim.federation.engines.states import Encoded, States
 
 CACHE_BYTES = EngineConfig().cache_bytes
 logger = logging.getLogger(__name__)
@@ -99,6 +99,21 @@ class Clients:
     def load(self, folder: Path, rounds: Mapping[int, int]) -> None:
         """Load each client's state after the round given for it."""
         self._states.load(folder, rounds)
+
+    def replace(self, states: Mapping[int, Encoded]) -> None:
+        """Replace the state of each client by one that was saved."""
+        for client, state in states.items():
+            self._states.replace(client, state)
+
+    def encoded(self, clients: Iterable[int]) -> dict[int, bytes]:
+        """Return the states of those clients that have one, as they are saved."""
+        found = ((client, self._states.encoded(client)) for client in clients)
+        return {client: state for client, state in found if state is not None}
+
+    def discard(self, clients: Iterable[int]) -> None:
+        """Forget the states of clients that are somewhere else now."""
+        for client in clients:
+            self._states.discard(client)
 
     def _answer_cohort(self, messages: list[Message]) -> list[Message]:
         if len(messages) == 1 or not isinstance(self._app, CohortApp):

@@ -21,10 +21,11 @@ class Journal:
         self._changed: dict[int, Message | None] = {}
         self._again: dict[int, Message] = {}
 
-    def begin(self, messages: Iterable[Message]) -> None:
-        """Note that these messages are about to be sent."""
-        if any(_changes_state(message) for message in messages):
+    def begin(self, messages: Iterable[Message]) -> bool:
+        """Note that these messages are about to be sent; return whether one of them trains."""
+        if trains := any(_changes_state(message) for message in messages):
             self._changed = {client: self._again.get(client) for client in self._changed}
+        return trains
 
     def answered(self, message: Message) -> None:
         """Note that a client has answered a message without an error."""
@@ -64,6 +65,11 @@ class Journal:
             else:
                 restored |= self.give_up(client)
         return files, restored
+
+    def unchanged_file(self, client: int) -> Path | None:
+        """Return the file that holds a client's current state, if it has not changed since its last checkpoint."""
+        file = None if client in self._changed else self._file(client)
+        return StateFiles(file[0]).path(client, file[1]) if file else None
 
     def waiting(self, clients: Iterable[int]) -> list[Message]:
         """Return the messages that these clients must answer again before anything else."""

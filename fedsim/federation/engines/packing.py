@@ -9,7 +9,7 @@ import io
 import pickle
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,7 +18,6 @@ import torch
 from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
-from fedsim.models.params import Params
 from fedsim.strategy.messages import TensorArray
 
 Buffer = np.ndarray  # bytes of one array, shape [size], uint8
@@ -107,22 +106,40 @@ def unpack(data: bytes, buffers: Sequence[Buffer]) -> list[Message]:
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """Tensors that several processes read, as arrays that Ray shares without copies."""
+class Shared:
+    """An object whose tensors and arrays all processes of a machine read from the same memory.
 
-    arrays: Mapping[str, tuple[Buffer, torch.dtype, tuple[int, ...]]]
+    Parameters
+    ----------
+    data, buffers
+        Its pickle, without the memory of its arrays, which Ray's object store shares without copies.
+    """
+
+    data: bytes
+    buffers: Sequence[Buffer]
 
     @classmethod
-    def of(cls, params: Params) -> Self:
-        """Return the arrays of tensors in main memory."""
-        flat = {key: value.cpu().contiguous() for key, value in params.items()}
-        return cls({k: (v.reshape(-1).view(torch.uint8).numpy(), v.dtype, tuple(v.shape)) for k, v in flat.items()})
+    def of(cls, value: Any) -> Self:
+        """Return an object whose tensors are in main memory."""
+        buffers: list[Buffer] = []
+        file = io.BytesIO()
 
-    def tensors(self) -> Params:
-        """Return the tensors, which use the arrays' memory and must not be changed in place."""
-        return {
-            key: torch.from_numpy(values).view(dtype).view(shape) for key, (values, dtype, shape) in self.arrays.items()
-        }
+        def apart(buffer: pickle.PickleBuffer) -> None:
+            buffers.append(np.frombuffer(buffer.raw(), np.uint8))
+
+        pickler = pickle.Pickler(file, protocol=5, buffer_callback=apart)
+        pickler.dispatch_table = {**copyreg.dispatch_table, Tensor: _reduce_tensor}
+        pickler.dump(value)
+        return cls(file.getvalue(), buffers)
+
+    def value(self) -> Any:
+        """Return the object, which uses the arrays' memory and must not be changed in place."""
+        return pickle.loads(self.data, buffers=self.buffers)
+
+
+def _reduce_tensor(tensor: Tensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    flat, strides = _flat(tensor)
+    return _tensor, (pickle.PickleBuffer(flat.view(torch.uint8).numpy().data), tensor.dtype, tensor.shape, strides)
 
 
 def _flat(tensor: Tensor) -> tuple[Tensor, Strides]:
@@ -136,8 +153,12 @@ def _flat(tensor: Tensor) -> tuple[Tensor, Strides]:
     return ordered.reshape(-1), tuple(strides[dim] for dim in range(tensor.dim()))
 
 
+def _tensor(buffer: Any, dtype: torch.dtype, shape: tuple[int, ...], strides: Strides) -> Tensor:
+    return torch.from_numpy(np.frombuffer(buffer, np.uint8)).view(dtype).as_strided(shape, strides)
+
+
 def _tensor_array(buffer: Buffer, dtype: torch.dtype, shape: tuple[int, ...], strides: Strides) -> TensorArray:
-    return TensorArray(torch.from_numpy(buffer).view(dtype).as_strided(shape, strides))
+    return TensorArray(_tensor(buffer, dtype, shape, strides))
 
 
 def _array(dtype: str, shape: tuple[int, ...], stype: str, buffer: Buffer) -> Array:

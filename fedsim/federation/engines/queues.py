@@ -1,6 +1,7 @@
 """The work of one worker: messages that wait for it, and calls that it is running."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +38,7 @@ class Item:
 
 @dataclass(eq=False)
 class Call:
-    """Items that were sent together (none for a call without messages), and the future of their result."""
+    """Items that were sent together, and the future of their result."""
 
     result: Any
     items: list[Item]
@@ -70,22 +71,27 @@ class Queue:
             items.append(self.waiting.popleft())
         return items
 
-    def put_back(self) -> list[Item]:
+    def put_back(self, *, blame: bool = True) -> list[Item]:
         """Queue again what ran when the worker died; return the items that are not tried again.
 
         Suspects are the items that the worker had begun. Items that were repeated only for their state are dropped, as
         the journal knows about them.
+
+        Parameters
+        ----------
+        blame
+            Whether a client may have killed the worker.
         """
         suspects = self.running.popleft().items if self.running else []
         for item in suspects:
-            item.deaths += 1
+            item.deaths += blame
         innocent = [item for call in self.running for item in call.items]
         again = [item for item in suspects if item.deaths < 2]
         self.running.clear()
         self.waiting = deque(item for item in [*again, *innocent, *self.waiting] if item.number is not None)
         return [item for item in suspects if item.deaths > 1 or item.number is None]
 
-    def add(self, items: deque[Item]) -> None:
+    def add(self, items: Iterable[Item]) -> None:
         """Queue the items of another worker, in the order in which their replies are needed."""
         self.waiting = deque(sorted([*self.waiting, *items], key=lambda item: item.number or 0))
 

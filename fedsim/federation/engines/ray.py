@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +15,44 @@ from ray import exceptions as failures
 from fedsim.errors import ConfigError, RunError
 from fedsim.federation.client.reasons import CRASHED
 from fedsim.federation.engines import grid, starting
+from fedsim.federation.engines.actor import places
 from fedsim.federation.engines.clients import CACHE_BYTES
 from fedsim.federation.engines.failing import DEATHS, raise_cause, reason_of
 from fedsim.federation.engines.grid import Engine, Restored, error_reply
 from fedsim.federation.engines.journal import Journal
-from fedsim.federation.engines.packing import Buffer, Frozen, Packer, unpack
+from fedsim.federation.engines.packing import Buffer, Packer, Shared, unpack
 from fedsim.federation.engines.queues import Call, Costs, Item
+from fedsim.federation.engines.reaching import CLIENT
 from fedsim.federation.engines.scratch import Scratch
-from fedsim.federation.engines.workers import Worker, Workers, check_resources
-from fedsim.models.params import Params
+from fedsim.federation.engines.state_files import StateFiles
+from fedsim.federation.engines.states import files_of
+from fedsim.federation.engines.workers import Worker, Workers, check_resources, content_of, room
+from fedsim.results.files import write_whole
 
 CALLS_AHEAD = 2  # per worker, so that it is never idle between calls
 HELD_BYTES = 2**30  # of replies that wait for an earlier one
 CHECKPOINT_DEATHS = 3
+SAVED_AT_ONCE = 16  # states per worker that a checkpoint holds in memory
 
 
 class RayEngine(Engine):
     """Runs the clients in actors; a client stays with its actor, so its data and its state do not travel.
 
-    Arrays that several clients receive are sent once to each node. An actor that dies is replaced, its clients are set
-    back to their last checkpoint, and those that it had not answered for are asked again, one by one: a client that
-    crashes the second actor too is left out.
+    Arrays that several clients receive are sent once to each machine. An actor that dies is replaced, or its clients
+    are shared out where there is no room for another. They are set back to their last checkpoint, and those that it had
+    not answered for are asked again, one by one: a client that crashes the second actor too is left out. Machines that
+    join the cluster get workers when the next round of training begins. Files are on this machine only.
 
     Parameters
     ----------
     address
-        Address of an existing cluster (``auto`` finds it); without one, Ray is started on this machine. Checkpoints
-        need a file system that all nodes share.
+        Address of an existing cluster (``auto`` finds it); without one, Ray is started on this machine.
     gpus_per_worker
         Number of GPUs per worker, which may be a fraction.
     cache_bytes
         Size of the clients' states that each worker holds in memory; the others are on disk.
-    frozen
-        Tensors that no client changes, of which each node has one copy.
+    shared
+        What ``make_app`` gets, if anything: each machine has one copy of its tensors and arrays.
 
     Raises
     ------
@@ -64,26 +69,29 @@ class RayEngine(Engine):
         gpus_per_worker: float = 0.0,
         deadline: float | None = None,
         cache_bytes: int = CACHE_BYTES,
-        frozen: Params | None = None,
+        shared: Any = None,
     ) -> None:
         super().__init__(clients, workers, deadline)
         self._started = not ray.is_initialized()
         self.scratch = self._start(address) if self._started else None
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
-        if address and not workers:
-            self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        count = min(self.workers, clients)
         needs = {"CPU": 1.0, "GPU": gpus_per_worker}
+        if not workers:
+            self.workers = max(1, room(needs))
+        count = min(self.workers, clients)
         try:
             check_resources(needs, count)
         except ConfigError:
             self._disconnect()
             raise
         self._journal = Journal()
-        common = ray.put(Frozen.of(frozen)) if frozen else None  # held by the object store, once on each node
+        in_store = None if shared is None else ray.put(Shared.of(shared))  # which holds it once on each machine
+        app = (make_app, clients, cache_bytes, places(), in_store)
         folder = str(self.scratch.path) if self.scratch else None
-        self._workers = Workers(count, (make_app, clients, cache_bytes, common), needs, folder, self._journal)
+        self._workers = Workers(count, app, needs, folder, self._journal)
+        self._most = clients if address and not workers else count
+        self._node = "" if (address or "").startswith(CLIENT) else ray.get_runtime_context().get_node_id()
         self._costs = Costs()
         self._cohort = 1
         self._numbers = itertools.count()
@@ -92,7 +100,8 @@ class RayEngine(Engine):
     def handle(self, messages: list[Message]) -> Iterator[Message]:
         """Send each actor the messages of its clients, in calls of many messages."""
         self._forget()
-        self._journal.begin(messages)
+        if self._journal.begin(messages):
+            self._workers.grow(self._most)
         try:
             for number, message in zip(self._share(messages), messages, strict=True):
                 while number not in self._done:
@@ -105,15 +114,18 @@ class RayEngine(Engine):
             self._forget()
 
     def save_clients(self, folder: Path, clients: Iterable[int], server_round: int) -> None:
-        """Let each actor write the state of its clients."""
+        """Write the state of the clients: those of actors on other machines travel here."""
         clients, folder = list(clients), folder.resolve()
-        self._at_homes(clients, lambda actor, batch: actor.save.remote(folder, batch, server_round))
+        size = SAVED_AT_ONCE * self.workers
+        for start in range(0, len(clients), size):
+            self._save(StateFiles(folder), clients[start : start + size], server_round)
         self._journal.saved(folder, dict.fromkeys(clients, server_round))
 
     def load_clients(self, folder: Path, rounds: Mapping[int, int]) -> None:
-        """Let each actor read the state of its clients."""
+        """Note which file has each client's state, which it gets with its next message."""
         folder = folder.resolve()
-        self._at_homes(rounds, lambda actor, batch: actor.load.remote(folder, {k: rounds[k] for k in batch}))
+        for client, path in files_of(folder, rounds).items():
+            self._workers.home(client).states[client] = path
         self._journal.saved(folder, rounds)
 
     def close(self) -> None:
@@ -196,25 +208,30 @@ class RayEngine(Engine):
             data, buffers = self._packer.pack([item.message for item in items])
             places = [self._places.get(id(buffer), -1) for buffer in buffers]
             own = [buffer for buffer, place in zip(buffers, places, strict=True) if place < 0]
+            states = worker.take_states((item.client for item in items), is_here=worker.node == self._node)
             worker.since = worker.since if worker.running else time.monotonic()
-            worker.running.append(Call(worker.actor.answer.remote(data, places, own, self._common), items))
+            worker.running.append(Call(worker.actor.answer.remote(data, places, own, states, self._common), items))
 
     def _receive(self, worker: Worker, result: Any) -> None:
         try:
+            if not worker.ready and (removed := self._workers.meet(worker)) is not None:
+                self._leave_out(removed, _crashed)
+                return
             value = ray.get(result)
         except DEATHS as error:
             self._replace(worker, reason_of(error))
         except failures.RayTaskError as error:
-            raise_cause(error)
+            if not worker.joined:
+                raise_cause(error)
+            self._leave_out(self._workers.remove(worker, reason_of(error)), _crashed)
         except failures.RayError as error:
             raise RunError(f"Ray failed ({reason_of(error)}); run the same command again to continue") from error
         else:
             if worker.ready:
                 items, worker.since = worker.running.popleft().items, time.monotonic()
-                if items:
-                    self._take_in(items, *value)
+                self._take_in(items, *value)
             else:
-                worker.ready, worker.starts, self._cohort = True, 0, value
+                worker.ready, worker.starts, worker.joined, self._cohort = True, 0, False, value
 
     def _take_in(self, items: list[Item], data: bytes, buffers: list[Buffer], seconds: float) -> None:
         size = sum(buffer.nbytes for buffer in buffers) // len(items)
@@ -239,8 +256,8 @@ class RayEngine(Engine):
     def _end(self, worker: Worker) -> float | None:
         """Return when to check on a worker that has not replied."""
         if not worker.ready:
-            return worker.look if worker.placed else None
-        return worker.since + self.deadline if self.deadline and worker.running and worker.running[0].items else None
+            return worker.look
+        return worker.since + self.deadline if self.deadline and worker.running else None
 
     def _check_clocks(self) -> None:
         now = time.monotonic()
@@ -266,34 +283,46 @@ class RayEngine(Engine):
 
     # Checkpoints.
 
-    def _at_homes(self, clients: Iterable[int], call: Callable[[Any, list[int]], Any]) -> None:
-        """Call every actor with those of the clients that it has, also actors that replace dead ones."""
-        left = list(clients)
+    def _save(self, files: StateFiles, clients: Sequence[int], server_round: int) -> None:
+        """Write the states of some clients, also of those whose actors have died meanwhile."""
+        left = clients
         for _ in range(CHECKPOINT_DEATHS):
             self._repeat(left)
-            left = self._call(left, call)
+            left = self._save_once(files, left, server_round)
             if not left:
                 return
         raise RunError(f"Ray's workers died {CHECKPOINT_DEATHS} times at a checkpoint; use fewer engine.workers")
 
-    def _call(self, clients: list[int], call: Callable[[Any, list[int]], Any]) -> list[int]:
-        """Call every actor with those of the clients that it has; return the clients of actors that died."""
+    def _save_once(self, files: StateFiles, clients: Sequence[int], server_round: int) -> list[int]:
+        """Write the states of clients; return the clients of actors that died."""
         batches: dict[Worker, list[int]] = {}
         for client in clients:
-            batches.setdefault(self._workers.home(client), []).append(client)
-        results = [call(worker.actor, batch) for worker, batch in batches.items()]
+            worker = self._workers.home(client)
+            if client in worker.states:
+                write_whole(files.path(client, server_round), content_of(worker.states[client]))
+                worker.states[client] = files.path(client, server_round)
+            else:
+                batches.setdefault(worker, []).append(client)
+        results = {}
+        for worker, batch in batches.items():
+            is_here = worker.node == self._node
+            actor = worker.actor
+            results[worker] = (
+                actor.save.remote(files.folder, batch, server_round) if is_here else actor.encoded.remote(batch)
+            )
         left = []
-        for (worker, batch), result in zip(batches.items(), results, strict=True):
+        for worker, result in results.items():
             try:
-                ray.get(result)
+                for client, state in (ray.get(result) or {}).items():
+                    write_whole(files.path(client, server_round), bytes(state))
             except DEATHS as error:
                 self._replace(worker, reason_of(error))
-                left += batch
+                left += batches[worker]
             except failures.RayTaskError as error:
                 raise_cause(error)
         return left
 
-    def _repeat(self, clients: list[int]) -> None:
+    def _repeat(self, clients: Iterable[int]) -> None:
         """Let clients answer again what a dead worker had answered, which restores the state that was lost."""
         self._settle()
         while messages := self._journal.waiting(clients):

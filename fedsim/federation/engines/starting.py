@@ -17,12 +17,14 @@ from fedsim.errors import ConfigError, RunError
 from fedsim.federation.engines.actor import inherited, variables
 from fedsim.federation.engines.failing import reason_of
 from fedsim.federation.engines.isolation import LOOPBACK, check_loopback, forget_token, isolated
-from fedsim.federation.engines.reaching import check_answers
+from fedsim.federation.engines.reaching import Needs, check_answers, machines_at, room_for
 from fedsim.federation.engines.scratch import Scratch, remove_leftovers
+from fedsim.shortening import one_line
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 # A socket's path has up to 107 letters, or 103 on macOS, of which Ray needs all but these below our folder.
 INNER = "r"
+OTHER_VERSIONS, LONGEST_VERSIONS = "Version mismatch", 300  # how Ray begins its words for it, and letters of them
 LONGEST_PLACE = 103 - len("/fedsim-ray-12345678/r/session_2026-01-31_23-59-59_999999_1234567/sockets/plasma_store")
 
 
@@ -34,12 +36,36 @@ def connect(address: str) -> None:
     ConfigError
         If there is none at the address.
     """
-    try:
+    with _reaching(address):
         check_answers(address)
         with _signals_kept():
             ray.init(address=address, runtime_env={"env_vars": variables()}, **QUIET)
+
+
+def room_at(address: str, needs: Needs) -> int:
+    """Return how many workers there is room for on the cluster at an address.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    with _reaching(address):
+        return room_for(needs, machines_at(address))
+
+
+@contextmanager
+def _reaching(address: str) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, ConnectionError, RuntimeError, RayError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        text = str(error).strip()
+        if text.startswith(OTHER_VERSIONS):
+            raise ConfigError(
+                f"engine.address = {address!r}: {one_line(' '.join(text.split()), LONGEST_VERSIONS)}; install the same "
+                "versions of Ray and Python on all machines"
+            ) from error
+        reason = text.partition("\n")[0]
         raise ConfigError(
             f"engine.address = {address!r}: Ray cannot be reached ({reason}); leave it out to start Ray here"
         ) from error

@@ -6,16 +6,34 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 
 from fedsim.errors import about_file
 from fedsim.federation.engines.scratch import Scratch
 from fedsim.federation.engines.state_files import StateFiles
-from fedsim.models.params import flatten, unflatten
+from fedsim.models.params import Params, flatten, unflatten
 from fedsim.results.files import write_whole
 from fedsim.strategy import messages
+
+Encoded = Path | np.ndarray | bytes  # a state as it is saved: in a file, or its bytes
+
+
+def files_of(folder: Path, rounds: Mapping[int, int]) -> dict[int, Path]:
+    """Return the file of each client's state after the round given for it.
+
+    Raises
+    ------
+    OSError, safetensors.SafetensorError
+        If one is missing or damaged.
+    """
+    files = {client: StateFiles(folder).path(client, server_round) for client, server_round in rounds.items()}
+    for path in files.values():
+        with safe_open(path, "pt"):
+            pass
+    return files
 
 
 class States:
@@ -83,10 +101,9 @@ class States:
         files = StateFiles(folder)
         for client in clients:
             with self._lock:
-                if client in self._cached or client in self._files:
+                if (content := self.encoded(client)) is not None:
                     target = files.path(client, server_round)
-                    held = self._cached.get(client)
-                    write_whole(target, self._files[client].read_bytes() if held is None else _encoded(held))
+                    write_whole(target, content)
                     self._files[client] = target
 
     def load(self, folder: Path, rounds: Mapping[int, int]) -> None:
@@ -97,11 +114,24 @@ class States:
         OSError, safetensors.SafetensorError
             If a file is missing or damaged. Its content is read when the client next takes part.
         """
-        for client, server_round in rounds.items():
-            path = StateFiles(folder).path(client, server_round)
-            with safe_open(path, "pt"):
+        for client, path in files_of(folder, rounds).items():
+            self.replace(client, path)
+
+    def replace(self, client: int, state: Encoded) -> None:
+        """Replace a client's state by one that was saved: the content of its file, or the path of a file that stays."""
+        if isinstance(state, Path):
+            with self._lock:
                 self.discard(client)
-                self._files[client] = path
+                self._files[client] = state
+        else:
+            self[client] = _decoded(load(bytes(state)))
+
+    def encoded(self, client: int) -> bytes | None:
+        """Return the content of a client's file; None if it has no state."""
+        with self._lock:
+            if client in self._cached:
+                return _encoded(self._cached[client])
+            return self._files[client].read_bytes() if client in self._files else None
 
     def _hold(self, client: int, state: RecordDict) -> None:
         """Hold a state in memory, and move the least recently used ones to disk if there are too many."""
@@ -154,5 +184,8 @@ def _encoded(state: RecordDict) -> bytes:
 
 
 def _read(path: Path) -> RecordDict:
-    records = unflatten(load_file(path), levels=1)
-    return RecordDict({name: messages.encode(params) for name, params in records.items()})
+    return _decoded(load_file(path))
+
+
+def _decoded(held: Params) -> RecordDict:
+    return RecordDict({name: messages.encode(params) for name, params in unflatten(held, levels=1).items()})

@@ -1,25 +1,33 @@
-"""Workers of the ray engine: actors that start, die and are replaced, and the clients that each one has."""
+"""Workers of the ray engine: actors that start, die and are replaced, or join, and the clients that each one has."""
 
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from flwr.clientapp import ClientApp
 
 from fedsim.errors import ConfigError, RunError
 from fedsim.federation.engines.actor import Actor
+from fedsim.federation.engines.failing import DEATHS, reason_of
 from fedsim.federation.engines.grid import Restored
+from fedsim.federation.engines.homes import Homes
 from fedsim.federation.engines.journal import Journal, describe
-from fedsim.federation.engines.queues import Call, Item, Queue
+from fedsim.federation.engines.queues import Item, Queue
+from fedsim.federation.engines.reaching import Needs, room_for
+from fedsim.federation.engines.state_files import StateFiles
+from fedsim.federation.engines.states import Encoded
+from fedsim.results.environment import differing, versions
 
-PLACEMENT_SECONDS, LOOK_SECONDS = 60.0, 3.0
+PLACEMENT_SECONDS, LOOK_SECONDS = 300.0, 3.0  # on a machine that is busy, a process may start slowly
 STARTS = 2  # of a worker that dies before it has begun
 END_SECONDS = 2.0
-App = tuple[Callable[..., ClientApp], int, int, Any]  # what `Actor.start` takes
-Needs = dict[str, float]  # of each worker, by the name of Ray's resource
+App = tuple[Callable[..., ClientApp], int, int, Mapping[str, str], Any]  # what `Actor.start` takes
 logger = logging.getLogger(__name__)
 
 
@@ -30,11 +38,17 @@ class Worker(Queue):
     Attributes
     ----------
     started, placed
-        Futures: the actor is ready, and Ray has found a place for it. The second is None once that is known.
+        Futures: the actor is ready, and Ray has found a place for it, which it tells.
     since
         When the actor was asked for, or when its first running call began, in seconds of `time.monotonic`.
     look
-        When to check next whether Ray can place it, in the same seconds.
+        When to check next whether Ray can place it, in the same seconds; None once it has a place.
+    node
+        Ray's name for the machine that it is on, once that is known.
+    joined
+        Whether it is new, on a machine that has joined: the run does without it if it cannot begin.
+    states
+        States of its clients that it has not got yet: it gets each with the client's next message.
     """
 
     number: int = 0
@@ -44,7 +58,17 @@ class Worker(Queue):
     ready: bool = False
     starts: int = 0
     since: float = 0.0
-    look: float = 0.0
+    look: float | None = 0.0
+    node: str = ""
+    joined: bool = False
+    states: dict[int, Encoded] = field(default_factory=dict)
+
+    def take_states(self, clients: Iterable[int], *, is_here: bool) -> dict[int, Encoded]:
+        """Return the states that go with a call to these clients; a worker on this machine reads files itself."""
+        found = {client: self.states.pop(client) for client in clients if client in self.states}
+        if is_here:
+            return found
+        return {client: np.frombuffer(content_of(state), np.uint8) for client, state in found.items()}
 
 
 class Workers:
@@ -62,9 +86,11 @@ class Workers:
         self._app, self._needs, self._scratch, self._journal = app, needs, scratch, journal
         self._actor = ray.remote(num_cpus=needs["CPU"], num_gpus=needs["GPU"])(Actor)
         self._restored: dict[int, Restored] = {}
-        self._alive = [Worker(number=number) for number in range(count)]
-        # The worker of the clients k, k + n, k + 2 n, ... is at place k of n.
-        self._homes = list(self._alive)
+        self._nodes = set(nodes())
+        self._versions = versions()
+        self._numbers = itertools.count()
+        self._alive = [Worker(number=next(self._numbers)) for _ in range(count)]
+        self._homes = Homes(self._alive, app[1])
         for worker in self._alive:
             self._start(worker)
 
@@ -73,7 +99,67 @@ class Workers:
 
     def home(self, client: int) -> Worker:
         """Return the worker that a client is on."""
-        return self._homes[client % len(self._homes)]
+        return self._homes.of(client)
+
+    def meet(self, worker: Worker) -> list[Item] | None:
+        """Note where a worker is that has begun, and check that numbers are computed there as they are here.
+
+        Returns
+        -------
+        items
+            None if all is well. A worker that has joined is removed if its versions are others; items as `replace`
+            returns them.
+
+        Raises
+        ------
+        ConfigError
+            If the versions are others.
+        """
+        worker.node, address, theirs = ray.get(worker.placed)
+        if not (others := differing(theirs, self._versions)):
+            return None
+        listed = ", ".join(f"{name} {there}, and this one {here}" for name, (there, here) in others.items())
+        reason = f"the machine {address} of the Ray cluster has {listed}"
+        if worker.joined:
+            return self.remove(worker, reason)
+        raise ConfigError(f"{reason}; install the same versions on all, as numbers depend on them")
+
+    def grow(self, at_most: int) -> None:
+        """Start workers on machines that have joined the cluster, each of which takes its share of the clients."""
+        if len(self._alive) >= at_most:
+            return
+        now = nodes()
+        joined, self._nodes = now.keys() - self._nodes, set(now)
+        free = min(room(self._needs, joined), room(self._needs) - len(self._alive), at_most - len(self._alive))
+        if free <= 0:
+            return
+        logger.info("%d workers are started on machines that have joined the Ray cluster", free)
+        before = {client: self.home(client) for client in self._journal.known()}
+        for _ in range(free):
+            worker = Worker(number=next(self._numbers), joined=True)
+            self._alive.append(worker)
+            self._homes.join(worker)
+            self._start(worker)
+        self._move(before)
+
+    def _move(self, before: Mapping[int, Worker]) -> None:
+        """Bring the states of clients to the workers that they have now."""
+        moved: dict[Worker, list[int]] = {}
+        for client, worker in before.items():
+            if self.home(client) is not worker:
+                moved.setdefault(worker, []).append(client)
+        for worker, clients in moved.items():
+            states = {client: worker.states.pop(client) for client in clients if client in worker.states}
+            for client in clients:
+                if client not in states and (file := self._journal.unchanged_file(client)):
+                    states[client] = file
+            wanted = [client for client in clients if client not in states]
+            try:
+                states |= ray.get(worker.actor.hand_over.remote(clients, wanted))
+            except DEATHS as error:
+                self._set_back(wanted, f"worker {worker.number} died ({reason_of(error)})", reason_of(error))
+            for client, state in states.items():
+                self.home(client).states[client] = state
 
     def replace(self, worker: Worker, reason: str) -> list[Item]:
         """Start another actor for a worker that died, or move its clients if there is no place for a new one.
@@ -88,16 +174,14 @@ class Workers:
         RunError
             If workers die as they start, or none is left.
         """
-        if worker.starts >= STARTS:
+        if worker.starts >= STARTS and not worker.joined:
             raise RunError(f"Ray's workers die when they start ({reason}); use fewer engine.workers")
-        if room(self._needs) < len(self._alive):
-            return self._remove(worker, reason)
+        if worker.starts >= STARTS or room(self._needs) < len(self._alive):
+            return self.remove(worker, reason)
         ray.kill(worker.actor)
-        given_up = self.give_up(worker.put_back(), reason)
+        given_up = self._put_back(worker, reason)
         self._start(worker)
-        self._set_back(
-            worker, self._clients_of(worker), f"worker {worker.number} died ({reason}) and was replaced", reason
-        )
+        self._set_back(self._clients_of(worker), f"worker {worker.number} died ({reason}) and was replaced", reason)
         return given_up
 
     def look_for(self, worker: Worker) -> list[Item]:
@@ -110,11 +194,11 @@ class Workers:
         """
         waited = time.monotonic() - worker.since
         if ray.wait([worker.placed], timeout=0)[0]:
-            worker.placed = None  # it builds its app, for which there is no limit
+            worker.look = None  # it builds its app, for which there is no limit
         elif waited > PLACEMENT_SECONDS or room(self._needs) < len(self._alive):
-            return self._remove(worker, f"Ray found no place for it in {waited:.0f} s")
+            return self.remove(worker, f"Ray found no place for it in {waited:.0f} s")
         else:
-            worker.look += LOOK_SECONDS
+            worker.look = time.monotonic() + LOOK_SECONDS
         return []
 
     def give_up(self, items: Iterable[Item], reason: str) -> list[Item]:
@@ -126,6 +210,32 @@ class Workers:
             else:
                 awaited.append(item)
         return awaited
+
+    def remove(self, worker: Worker, reason: str) -> list[Item]:
+        """Share out the clients of a worker among the others.
+
+        Returns
+        -------
+        items
+            As `replace` returns them.
+
+        Raises
+        ------
+        RunError
+            If none is left.
+        """
+        ray.kill(worker.actor)
+        self._alive.remove(worker)
+        if not self._alive:
+            raise RunError(f"no Ray worker is left ({reason}); run the same command again when Ray has the resources")
+        given_up = self._put_back(worker, reason)
+        clients = self._clients_of(worker)
+        self._homes.leave(worker, self._alive)
+        for other in self._alive:
+            other.add(item for item in worker.waiting if self.home(item.client) is other)
+        what = f"worker {worker.number} is gone ({reason}), and the others take over"
+        self._set_back(clients, what, reason)
+        return given_up
 
     def take_restored(self) -> dict[int, Restored]:
         """Return the clients that were set back since the last call."""
@@ -143,37 +253,34 @@ class Workers:
 
     def _start(self, worker: Worker) -> None:
         worker.actor = self._actor.remote(self._scratch)
+        worker.states.clear()
         worker.placed, worker.started = worker.actor.placed.remote(), worker.actor.start.remote(*self._app)
         worker.ready, worker.starts, worker.since = False, worker.starts + 1, time.monotonic()
         worker.look = worker.since + LOOK_SECONDS
 
-    def _remove(self, worker: Worker, reason: str) -> list[Item]:
-        """Give the clients of a worker to the one that has the fewest."""
-        ray.kill(worker.actor)
-        self._alive.remove(worker)
-        if not self._alive:
-            raise RunError(f"no Ray worker is left ({reason}); run the same command again when Ray has the resources")
-        given_up = self.give_up(worker.put_back(), reason)
-        successor, clients = min(self._alive, key=self._homes.count), self._clients_of(worker)
-        self._homes = [successor if home is worker else home for home in self._homes]
-        successor.add(worker.waiting)
-        what = f"worker {worker.number} is gone ({reason}), worker {successor.number} takes over"
-        self._set_back(successor, clients, what, reason)
-        return given_up
+    def _put_back(self, worker: Worker, reason: str) -> list[Item]:
+        """Queue again what a worker ran; no client is to blame for a machine that has left."""
+        return self.give_up(worker.put_back(blame=not worker.node or worker.node in nodes()), reason)
 
     def _clients_of(self, worker: Worker) -> list[int]:
         return [client for client in self._journal.known() if self.home(client) is worker]
 
-    def _set_back(self, worker: Worker, clients: list[int], what: str, reason: str) -> None:
-        """Bring clients to their last checkpoint, on the worker that they have now."""
+    def _set_back(self, clients: list[int], what: str, reason: str) -> None:
+        """Bring clients to their last checkpoint, on the workers that they have now."""
         files, restored = self._journal.set_back(clients)
         for folder, rounds in files.items():
-            worker.running.append(Call(worker.actor.load.remote(folder, rounds), []))
+            for client, server_round in rounds.items():
+                self.home(client).states[client] = StateFiles(folder).path(client, server_round)
         self._note(restored, reason)
         logger.warning("%s; %s", what, describe(restored) or "its clients lost nothing")
 
     def _note(self, restored: dict[int, int], reason: str) -> None:
         self._restored |= {client: Restored(server_round, reason) for client, server_round in restored.items()}
+
+
+def content_of(state: Encoded) -> bytes:
+    """Return a state as it is saved."""
+    return state.read_bytes() if isinstance(state, Path) else bytes(state)
 
 
 def check_resources(needs: Needs, workers: int) -> None:
@@ -193,10 +300,11 @@ def check_resources(needs: Needs, workers: int) -> None:
             )
 
 
-def room(needs: Needs) -> int:
-    """Return how many workers there is room for in all of Ray."""
-    return sum(
-        min(int(node["Resources"].get(name, 0) / need + 1e-6) for name, need in needs.items() if need)
-        for node in ray.nodes()
-        if node["Alive"]
-    )
+def nodes() -> dict[str, Mapping[str, float]]:
+    """Return what the machines that are in the cluster now have, by Ray's names for them."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+def room(needs: Needs, names: Collection[str] | None = None) -> int:
+    """Return how many workers there is room for on some machines, or on all."""
+    return room_for(needs, (has for name, has in nodes().items() if names is None or name in names))
