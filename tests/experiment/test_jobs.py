@@ -81,6 +81,14 @@ def test_runs_share_neither_a_gpu_nor_ray(tiny: Callable[..., Config], monkeypat
     assert choose_jobs(on_ray, 1, 8).count == 1
     with pytest.raises(ConfigError, match=r"--jobs 2 must be 1 with engine.name = 'ray'.*share one Ray; leave it out"):
         choose_jobs(on_ray, 2, 8)
+    # A cluster's workers are shared out, unless the config says how many each run has.
+    monkeypatch.setattr(jobs, "room_on_cluster", lambda engine: 13)
+    on_cluster = [tiny(engine={"name": "ray", "address": "auto"})] * 5
+    for asked, count, workers in ((None, 1, 0), (1, 1, 0), (3, 3, 4), (9, 5, 2)):
+        chosen = choose_jobs(on_cluster, asked, 8)
+        assert (chosen.count, chosen.workers) == (count, workers)
+    fixed = [tiny(engine={"name": "ray", "address": "auto", "workers": 2})] * 5
+    assert choose_jobs(fixed, 3, 8).workers == 2
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
+from fedsim.federation.engines import room_on_cluster
 from fedsim.federation.federation import choose_device
 from fedsim.memory import free_bytes, peak_bytes
 
@@ -64,17 +65,20 @@ def choose_jobs(
     Raises
     ------
     ConfigError
-        If more than one is asked for with the engine ``ray``, where no process may be started or where the runs need
-        this one, or a device is not on this machine.
+        If more than one is asked for with a Ray that each run would start, where no process may be started or where the
+        runs need this one, or a device is not on this machine.
     """
     runs, engine = len(configs), configs[0].engine
-    if engine.name == "ray":
+    on_cluster = engine.name == "ray" and engine.address is not None
+    if engine.name == "ray" and not on_cluster:
         if asked and asked > 1:
             raise ConfigError(
-                f"--jobs {asked} must be 1 with engine.name = 'ray', as all runs would share one Ray; leave it out, or "
-                "use --engine local"
+                f"--jobs {asked} must be 1 with engine.name = 'ray', as all runs would share one Ray; leave it out, "
+                "name a cluster as engine.address, or use --engine local"
             )
         return Jobs(runs, 1, engine.workers, "each uses all of Ray")
+    if on_cluster and not (asked and asked > 1):
+        return Jobs(runs, 1, engine.workers, "each uses all of the cluster; --jobs changes it")
     if not can_start:
         if asked and asked > 1:
             raise ConfigError(
@@ -86,6 +90,9 @@ def choose_jobs(
         if asked and asked > 1:
             raise ConfigError(f"jobs = {asked} must be 1: {only_here}; leave it out, or move the code into a module")
         return Jobs(runs, 1, engine.workers, only_here)
+    if on_cluster and asked:
+        count = min(asked, runs)
+        return Jobs(runs, count, engine.workers or max(1, room_on_cluster(engine) // count), f"--jobs {asked}")
     if asked:
         count, why = min(asked, runs), f"--jobs {asked}"
     elif any(choose_device(config.device).type != "cpu" for config in configs):
