@@ -19,11 +19,16 @@ def hand_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def remote(**needs: float) -> Any:
         def make(kind: type) -> Any:
             started = ray.remote(**needs)(kind)
+            if needs["num_gpus"]:  # of which each machine has its own
+                return started
             return SimpleNamespace(remote=lambda scratch: left.pop() if left else started.remote(scratch))
 
         return make
 
     def leave(self: Workers) -> None:
+        if self._needs["GPU"]:
+            end(self)
+            return
         idle = [worker for worker in self._alive if worker.ready and not worker.running]
         ray.get([worker.actor.end.remote() for worker in idle])
         left.extend(worker.actor for worker in idle)
