@@ -123,84 +123,26 @@ def evaluate(
     keep_outputs
         Whether to keep the model's outputs, for metrics of all examples at once.
     """
-    return evaluate_each(model, [(inputs, targets)], criterion, keep_outputs=keep_outputs)[0]
-
-
-def evaluate_each(
-    model: nn.Module,
-    parts: Sequence[tuple[Tensor, Tensor]],
-    criterion: Criterion = cross_entropies,
-    *,
-    keep_outputs: bool = False,
-) -> list[Evaluation]:
-    """Evaluate one model on several clients' examples; the results are bit by bit those of `evaluate` on each.
-
-    No mini-batch holds examples of two clients, as the last digits of a product depend on its number of rows.
-
-    Parameters
-    ----------
-    parts
-        Normalised inputs and targets of each client, as `evaluate` takes them.
-    criterion, keep_outputs
-        As in `evaluate`.
-    """
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
-        found = [_evaluate_part(model, *part, criterion, keep_outputs=keep_outputs) for part in parts]
-    model.train(was_training)
-    return [
-        Evaluation(
-            torch.cat(losses).cpu().double(),
-            torch.cat(errors).cpu().double(),
-            counts_of(targets, criterion),
-            torch.cat(outputs) if outputs else None,
-        )
-        for (losses, errors, outputs), (_, targets) in zip(found, parts, strict=True)
-    ]
-
-
-def _evaluate_part(
-    model: nn.Module, inputs: Tensor, targets: Tensor, criterion: Criterion, *, keep_outputs: bool
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return the losses and errors of each mini-batch, and its outputs if they are kept."""
     sizes = batch_sizes(len(inputs), _examples_at_a_time(inputs))
     losses, errors, kept = [], [], []
-    for batch, expected in zip(inputs.split(sizes), targets.split(sizes), strict=True):
-        outputs = model(batch)
-        loss, error = losses_and_errors(outputs, expected, criterion)
-        if keep_outputs:
-            # A model that drops dimensions of length 1 gives a single example without its row.
-            kept.append((outputs if outputs.shape[:1] == expected.shape[:1] else outputs[None]).cpu())
-        losses.append(loss)
-        errors.append(error)
-    return losses, errors, kept
-
-
-def evaluate_joined(
-    model: nn.Module,
-    parts: Sequence[tuple[Tensor, Tensor]],
-    criterion: Criterion = cross_entropies,
-    *,
-    keep_outputs: bool = False,
-) -> list[Evaluation]:
-    """Evaluate one model on several clients' examples in one pass; results as `evaluate_each`'s, to float tolerance.
-
-    Parameters
-    ----------
-    parts, criterion, keep_outputs
-        As in `evaluate_each`.
-    """
-    inputs, targets = (torch.cat(values) for values in zip(*parts, strict=True))
-    whole = evaluate(model, inputs, targets, criterion, keep_outputs=keep_outputs)
-    sizes = [len(each) for _, each in parts]
-    outputs = [None] * len(sizes) if whole.outputs is None else whole.outputs.split(sizes)
-    return [
-        Evaluation(losses, errors, counts_of(own, criterion), each)
-        for losses, errors, (_, own), each in zip(
-            whole.losses.split(sizes), whole.errors.split(sizes), parts, outputs, strict=True
-        )
-    ]
+    with torch.inference_mode():
+        for batch, expected in zip(inputs.split(sizes), targets.split(sizes), strict=True):
+            outputs = model(batch)
+            loss, error = losses_and_errors(outputs, expected, criterion)
+            if keep_outputs:
+                # A model that drops dimensions of length 1 gives a single example without its row.
+                kept.append((outputs if outputs.shape[:1] == expected.shape[:1] else outputs[None]).cpu())
+            losses.append(loss)
+            errors.append(error)
+    model.train(was_training)
+    return Evaluation(
+        torch.cat(losses).cpu().double(),
+        torch.cat(errors).cpu().double(),
+        counts_of(targets, criterion),
+        torch.cat(kept) if kept else None,
+    )
 
 
 def counts_of(targets: Tensor, criterion: Criterion) -> Tensor | None:

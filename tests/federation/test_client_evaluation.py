@@ -15,8 +15,6 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.dry_run import describe_run
-from fedsim.federation.client import app, evaluation
-from fedsim.federation.client.evaluation import load_for_evaluation
 from fedsim.federation.client.fine_tuning import fine_tune
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.state_files import StateFiles
@@ -204,25 +202,6 @@ def test_the_grid_does_not_depend_on_the_engine(tiny: Tiny, play: Play) -> None:
     engines = {"one": {"workers": 1}, "two": {"workers": 2}, "ray": {"name": "ray", "workers": 1}}
     folders = [run_files(play(tiny(**GRID, engine=engine), name)) for name, engine in engines.items()]
     assert folders[0] == folders[1] == folders[2]
-
-
-def test_clients_with_equal_models_load_them_once_and_have_the_same_numbers(
-    tiny: Tiny, play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loads: list[int] = []
-
-    def load(*arguments: Any, **options: Any) -> Any:
-        loads.append(1)
-        return load_for_evaluation(*arguments, **options)
-
-    monkeypatch.setattr(evaluation, "load_for_evaluation", load)
-    settings = {"rounds": 1, "clients": 6, "strategy": {"name": "layer_set", "shared": "body"}}
-    together = play(tiny(**settings, engine={"workers": 1}), "together")
-    assert len(loads) == 6 + 3  # their own models, and the global one for two clients each
-    monkeypatch.setattr(app, "EVALUATED_CLIENTS", 1)
-    alone = play(tiny(**settings, engine={"workers": 3}), "alone")
-    assert len(loads) == 6 + 3 + 12
-    assert together.metrics.read_bytes() == alone.metrics.read_bytes()
 
 
 def test_a_cohort_measures_the_same_to_float_tolerance(tiny: Tiny, play: Play) -> None:

@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from fedsim.models.params import Params, load_state_, state_of
-from fedsim.training.evaluation import (
-    _buckets,
-    cross_entropies,
-    evaluate,
-    evaluate_cohort,
-    evaluate_each,
-    evaluate_joined,
-)
+from fedsim.training.evaluation import _buckets, cross_entropies, evaluate, evaluate_cohort
 from tests.models.test_architectures import CLASSES, ZOO, batch, build
 
 SIZES = (3, 11, 1, 4, 5, 2)
@@ -50,18 +43,6 @@ def test_many_models_are_evaluated_as_each_alone(
         assert result.losses.dtype == torch.float64
         assert torch.allclose(result.losses, expected.losses, rtol=1e-5, atol=1e-5)
         assert torch.equal(result.errors, expected.errors)
-
-
-def test_a_model_on_many_parts_has_the_results_of_each_part() -> None:
-    model, parts = build("lenet5"), [member[1:] for member in members_of("lenet5")]
-    alone = [evaluate(model, *part, keep_outputs=True) for part in parts]
-    for found in (evaluate_each(model, parts, keep_outputs=True), evaluate_joined(model, parts, keep_outputs=True)):
-        for result, expected in zip(found, alone, strict=True):
-            assert torch.allclose(result.losses, expected.losses, rtol=1e-5, atol=1e-5)
-            assert torch.equal(result.errors, expected.errors)
-            assert torch.allclose(result.outputs, expected.outputs, rtol=1e-4, atol=1e-5)
-    each = evaluate_each(model, parts)
-    assert all(torch.equal(one.losses, other.losses) for one, other in zip(each, alone, strict=True))
 
 
 def test_no_members_have_no_results() -> None:

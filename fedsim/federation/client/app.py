@@ -30,7 +30,6 @@ from fedsim.training import Finished, Local, LocalPlan, LocalTask, Ruled, Traini
 from fedsim.training.schedule import RoundOf
 from fedsim.training.targets import number_of_targets
 
-EVALUATED_CLIENTS, EVALUATED_BYTES = 32, 2**26
 # Of the tables that name files, all but those of which workers get what was made here.
 READ_BY_WORKERS = tuple(each.table for each in CATALOGUES.values() if each.table not in ("data", "partition"))
 Together = Callable[[Sequence[Request]], Sequence[Reply]]
@@ -46,14 +45,11 @@ class CohortApp(ClientApp):
     together
         Maps messages of one type, each with its client's context, to the contents of the replies, or errors of single
         clients.
-    evaluated
-        How many it evaluates at most, so that a model that they share is loaded once (default: a cohort).
     """
 
-    def __init__(self, cohort: int, together: Together, evaluated: int = 1) -> None:
+    def __init__(self, cohort: int, together: Together) -> None:
         super().__init__()
         self.cohort = cohort
-        self.evaluated = max(cohort, evaluated)
         self._together = together
 
     def together(self, requests: Sequence[Request]) -> list[Message]:
@@ -75,8 +71,7 @@ def client_app(federation: Federation, cohort: int = 1, *, dies: bool = False) -
     train_all = partial(_train, federation)
     if federation.config.faults.is_wanted:
         train_all = partial(train_with_faults, federation, train=train_all, dies=dies)
-    evaluate_all = partial(evaluate_clients, federation, vectorised=cohort > 1)
-    app = CohortApp(cohort, partial(_answers, train_all, evaluate_all), evaluated_at_once(federation))
+    app = CohortApp(cohort, partial(_answers, train_all, partial(evaluate_clients, federation)))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -98,12 +93,6 @@ def _written(content: Reply, request: Message) -> Message:
     return Message(content, reply_to=request)
 
 
-def evaluated_at_once(federation: Federation) -> int:
-    """Return how many clients' models may be held while they are evaluated one after the other."""
-    size = sum(value.nbytes for value in federation.initial.values())
-    return max(1, min(EVALUATED_CLIENTS, EVALUATED_BYTES // max(size, 1)))
-
-
 def cohort_size(federation: Federation) -> int:
     """Return how many clients train at once: as ``[engine] cohort`` says, or what is faster on this device."""
     config = federation.config
@@ -114,7 +103,7 @@ def cohort_size(federation: Federation) -> int:
         train, stream = federation.data.client(client).train, rng(config.seed, "trial", client)
         ruled = Ruled(training_loss=federation.objective_of(train[1]))
         tasks.append(LocalTask(federation.initial, *train, stream, ruled=ruled))
-    return choose_cohort(federation.model(), tasks, LocalPlan(), federation.local, federation.data.augmentation)
+    return choose_cohort(federation.model(), tasks, LocalPlan(), config.local.settings, federation.data.augmentation)
 
 
 def app_of(config: Config, cohort: int, files: Sequence[Counted], shared: SharedParts) -> CohortApp:
@@ -189,7 +178,7 @@ def _trained(
     federation: Federation, instructions: Instructions, started: Sequence[Local], states: Sequence[Params]
 ) -> list[tuple[Params, Training]]:
     """Return each client's model after training and what it reports; a single one's tensors are the thread's model."""
-    model, settings = federation.model(), federation.local
+    model, settings = federation.model(), federation.config.local.settings
     seed, server_round, plan = federation.config.seed, instructions.server_round, instructions.plan
     at = RoundOf(server_round, federation.config.rounds)
     tasks = [

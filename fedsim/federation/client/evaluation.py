@@ -21,12 +21,12 @@ from fedsim.federation.client.state import (
     personalised_model,
     taken_from,
 )
-from fedsim.federation.data import InputsAndTargets
+from fedsim.federation.data import ClientData, InputsAndTargets
 from fedsim.federation.federation import Federation
 from fedsim.models.params import Params, load_state_
 from fedsim.strategy import messages
 from fedsim.training import recompute_buffers_
-from fedsim.training.evaluation import Evaluation, evaluate_cohort, evaluate_each, evaluate_joined
+from fedsim.training.evaluation import Evaluation, evaluate, evaluate_cohort
 from fedsim.training.targets import number_of_targets
 
 # Models that are also measured on validation data and on the server's test data. They are those of clients that train;
@@ -38,7 +38,6 @@ SELECTED = (PERSONALISED, TRAINED, FINE_TUNED)
 class _Measurement:
     """A model on one part of a client's data, or on the server's."""
 
-    client: int
     model: str
     split: str
     params: Params
@@ -54,17 +53,10 @@ class _Measurement:
         return {metric_name(self.model, self.split, metric): value for metric, value in measured.items()}
 
 
-def evaluate_clients(
-    federation: Federation, requests: Sequence[tuple[Message, Context]], *, vectorised: bool = False
-) -> list[RecordDict]:
+def evaluate_clients(federation: Federation, requests: Sequence[tuple[Message, Context]]) -> list[RecordDict]:
     """Measure the models of each client that its message names, on its own held-out examples and the server's.
 
     A message that names none asks for the personalised and the global model.
-
-    Parameters
-    ----------
-    vectorised
-        Whether clients share mini-batches: faster on a GPU, and equal to the other way only to float tolerance.
     """
     server = _server_test(federation)
     models = [personalised_model(federation, *request) for request in requests]
@@ -73,9 +65,7 @@ def evaluate_clients(
         for (message, context), model in zip(requests, models, strict=True)
     ]
     replies = []
-    for (message, context), model, own in zip(
-        requests, models, _measured(federation, planned, vectorised=vectorised), strict=True
-    ):
+    for (message, context), model, own in zip(requests, models, _measured(federation, planned), strict=True):
         split = "unseen" if _is_unseen(message) else "test"
         metrics = dict(own)
         if NEIGHBOURS in _models(message):
@@ -104,10 +94,10 @@ def evaluate_trained(
     """
     server = _server_test(federation)
     planned = [
-        list(_on_each_part(federation, TRAINED, params, client, server, is_unseen=False))
+        list(_on_each_part(federation, TRAINED, params, federation.data.client(client), server, is_unseen=False))
         for client, params in zip(clients, trained, strict=True)
     ]
-    return _measured(federation, planned, vectorised=len(planned) > 1)
+    return _measured(federation, planned)
 
 
 def splits_of(model: str, *, is_unseen: bool, validated: bool, on_server: bool) -> list[str]:
@@ -155,19 +145,19 @@ def _measurements(
     federation: Federation, server: InputsAndTargets | None, message: Message, context: Context, personalised: Params
 ) -> Iterator[_Measurement]:
     client, models, is_unseen = client_of(context), _models(message), _is_unseen(message)
+    data = federation.data.client(client)
     if PERSONALISED in models:
-        yield from _on_each_part(federation, PERSONALISED, personalised, client, server, is_unseen=is_unseen)
+        yield from _on_each_part(federation, PERSONALISED, personalised, data, server, is_unseen=is_unseen)
     rest = messages.decode(messages.arrays_of(message.content, messages.GLOBAL))
     takes_all = not any(value.is_floating_point() for value in rest.values())
     if GLOBAL in models and not (takes_all and PERSONALISED in models and not federation.client_rule.personalises):
         whole = taken_from(message) | rest
-        yield from _on_each_part(federation, GLOBAL, whole, client, server, is_unseen=is_unseen)
+        yield from _on_each_part(federation, GLOBAL, whole, data, server, is_unseen=is_unseen)
     if FINE_TUNED in models:
         settings = messages.settings_of(message.content)
         server_round, layers = settings[messages.SERVER_ROUND], settings[messages.FINE_TUNE]
-        train = federation.data.client(client).train
-        tuned = fine_tune(federation, personalised, train, server_round, client, layers)
-        yield from _on_each_part(federation, FINE_TUNED, tuned, client, server, is_unseen=is_unseen)
+        tuned = fine_tune(federation, personalised, data.train, server_round, client, layers)
+        yield from _on_each_part(federation, FINE_TUNED, tuned, data, server, is_unseen=is_unseen)
 
 
 def _with_neighbours(
@@ -186,13 +176,12 @@ def _on_each_part(
     federation: Federation,
     model: str,
     params: Params,
-    client: int,
+    data: ClientData,
     server: InputsAndTargets | None,
     *,
     is_unseen: bool,
 ) -> Iterator[_Measurement]:
     """Yield the measurements of one model of a client."""
-    data = federation.data.client(client)
 
     def calibration() -> Tensor:
         return data.train[0]
@@ -202,15 +191,13 @@ def _on_each_part(
     for split in splits_of(model, is_unseen=is_unseen, validated=validated, on_server=server is not None):
         own = examples[split]
         assert own is not None
-        yield _Measurement(client, model, split, params, own, calibration)
+        yield _Measurement(model, split, params, own, calibration)
 
 
-def _measured(
-    federation: Federation, planned: Sequence[Sequence[_Measurement]], *, vectorised: bool
-) -> list[dict[str, float]]:
+def _measured(federation: Federation, planned: Sequence[Sequence[_Measurement]]) -> list[dict[str, float]]:
     """Return the metrics of each client's measurements."""
     every = [measurement for own in planned for measurement in own]
-    results = iter(_evaluated(federation, every, vectorised=vectorised))
+    results = iter(_evaluated(federation, every, together=len(planned) > 1))
     replies = []
     for own in planned:
         metrics: dict[str, float] = {}
@@ -220,38 +207,25 @@ def _measured(
     return replies
 
 
-def _evaluated(federation: Federation, measurements: Sequence[_Measurement], *, vectorised: bool) -> list[Evaluation]:
-    """Return the results of measurements; a model that several of them share is loaded once."""
-    found: dict[int, Evaluation] = {}
-    vectorised = vectorised and federation.config.strategy.buffers != "recompute"
-    alone: dict[bool, list[int]] = {False: [], True: []}
-    for places in _with_equal_models(federation, measurements):
-        first, parts = measurements[places[0]], [measurements[place].examples for place in places]
-        own = first.is_own(federation)
-        if vectorised and len({measurements[place].client for place in places}) == 1:
-            alone[own] += places
-            continue
-        model = load_for_evaluation(federation, first.params, first.calibration, own=own)
-        way = evaluate_joined if vectorised else evaluate_each
-        results = way(model, parts, federation.criterion, keep_outputs=bool(federation.metrics))
-        found |= dict(zip(places, results, strict=True))
-    for own, places in alone.items():
-        members = [(measurements[place].params, *measurements[place].examples) for place in places]
-        model = federation.own_model() if own else federation.model()
-        results = evaluate_cohort(model, members, federation.criterion, keep_outputs=bool(federation.metrics))
-        found |= dict(zip(places, results, strict=True))
-    return [found[place] for place in range(len(measurements))]
-
-
-def _with_equal_models(federation: Federation, measurements: Sequence[_Measurement]) -> list[list[int]]:
-    """Return the places of measurements by their models: those with the same tensors are together."""
-    places: dict[tuple[object, ...], list[int]] = {}
-    # Statistics that are recomputed are those of the client's own data, and nothing may get from a client to the next.
-    is_each_its_own = federation.config.strategy.buffers == "recompute" or federation.keeps_something
-    for place, each in enumerate(measurements):
-        of = id(each.params) if is_each_its_own else tuple(map(id, each.params.values()))
-        places.setdefault((each.is_own(federation), of), []).append(place)
-    return list(places.values())
+def _evaluated(federation: Federation, measurements: Sequence[_Measurement], *, together: bool) -> list[Evaluation]:
+    keeps = bool(federation.metrics)
+    if together and federation.config.strategy.buffers != "recompute":
+        found: dict[int, Evaluation] = {}
+        for own in (False, True):
+            places = [place for place, each in enumerate(measurements) if each.is_own(federation) == own]
+            members = [(measurements[place].params, *measurements[place].examples) for place in places]
+            model = federation.own_model() if own else federation.model()
+            evaluated = evaluate_cohort(model, members, federation.criterion, keep_outputs=keeps)
+            found |= dict(zip(places, evaluated, strict=True))
+        return [found[place] for place in range(len(measurements))]
+    results, loaded = [], None
+    for measurement in measurements:
+        if measurement.params is not loaded:
+            calibration, own = measurement.calibration, measurement.is_own(federation)
+            model = load_for_evaluation(federation, measurement.params, calibration, own=own)
+            loaded = measurement.params
+        results.append(evaluate(model, *measurement.examples, federation.criterion, keep_outputs=keeps))
+    return results
 
 
 def load_for_evaluation(

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from flwr.app import Context, Message, MessageType
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsim.config import EngineConfig
@@ -49,12 +49,6 @@ class Clients:
         """Number of clients that the app answers for at a time."""
         return self._app.cohort if isinstance(self._app, CohortApp) else 1
 
-    def at_once(self, message: Message) -> int:
-        """Return how many messages like this one the app answers at a time."""
-        if not isinstance(self._app, CohortApp):
-            return 1
-        return self._app.evaluated if message.metadata.message_type == MessageType.EVALUATE else self._app.cohort
-
     def answer(self, message: Message) -> Message:
         """Return the client's reply; if it raises or returns nothing, an error reply with the reason."""
         client = message.metadata.dst_node_id
@@ -72,9 +66,8 @@ class Clients:
     def answer_all(self, messages: list[Message]) -> list[Message]:
         """Return the replies to messages, in order; the app answers for as many clients at a time as it can."""
         replies: list[Message] = []
-        size = self.at_once(messages[0]) if messages else 1
-        for start in range(0, len(messages), size):
-            replies += self._answer_cohort(messages[start : start + size])
+        for start in range(0, len(messages), self.cohort):
+            replies += self._answer_cohort(messages[start : start + self.cohort])
         return replies
 
     def context_of(self, client: int) -> Context:

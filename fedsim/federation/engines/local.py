@@ -17,7 +17,6 @@ from fedsim.federation.engines.clients import CACHE_BYTES, Clients, Stopped
 from fedsim.federation.engines.grid import Engine
 
 STOP_SECONDS = 5.0
-JOBS_PER_WORKER = 4  # at least, if there are so many messages
 Job = tuple[int, list[Message]]  # its number, and the messages of a cohort
 Answer = tuple[int, list[Message] | BaseException]  # the same number, and the replies, or an error of the engine
 
@@ -125,8 +124,8 @@ class LocalEngine(Engine):
         self._workers = [self._worker() for _ in range(self.workers)]
 
     def handle(self, messages: list[Message]) -> Iterator[Message]:
-        """Answer the messages, those of as many clients per thread as the app answers at a time."""
-        size = self._size_of_a_job(messages)
+        """Answer the messages, one cohort per thread."""
+        size = self._clients.cohort
         jobs = [(next(self._numbers), messages[k : k + size]) for k in range(0, len(messages), size)]
         for job in jobs:
             self._jobs.put(job)
@@ -160,14 +159,6 @@ class LocalEngine(Engine):
         for worker in self._workers:
             worker.join(max(0.0, until - time.monotonic()))
         torch.set_num_threads(self._threads_before)
-
-    def _size_of_a_job(self, messages: list[Message]) -> int:
-        """Return how many messages a thread gets, so that none is idle while another has many left."""
-        size = self._clients.cohort
-        if self.deadline is None and messages:
-            share = -(-len(messages) // (JOBS_PER_WORKER * self.workers))
-            size = max(size, min(self._clients.at_once(messages[0]), share))
-        return size
 
     def _worker(self) -> _Worker:
         worker = _Worker(self._clients, self._jobs, self._done, self._clock)
