@@ -156,7 +156,9 @@ def open_folder(config: Config, folder: RunFolder, federation: Federation, begin
         folder.participants: json_text(trained).encode(),
         folder.partition: partition_bytes(federation.data.heterogeneity()),
     }
-    # First, so that it seals what a kill leaves of the files.
+    if folder.partition_json.exists():  # of an earlier version, which nothing seals any more once env.json is new
+        write_whole(folder.partition, contents[folder.partition])
+    # Before the others, so that it seals what a kill leaves of the files.
     folder.write_env(_about(config, folder, federation, begin.done, contents))
     for path, content in contents.items():
         write_whole(path, content)

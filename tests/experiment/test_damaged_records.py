@@ -24,7 +24,8 @@ from tests.experiment.conftest import STOPPED
 from tests.experiment.damage import DAMAGES, contents, damaged, flip, lengthen, sealed_files, swap
 
 SETTINGS = ("config.toml", "model.json", "participants.json", "partition.parquet")
-RECORDS = ("metrics.jsonl", "communication.jsonl", "seals.jsonl", "timing.jsonl", "barriers/round-00002.parquet")
+ROWS = ("metrics.jsonl", "communication.jsonl", "variances.jsonl", "seals.jsonl", "timing.jsonl")
+RECORDS = (*ROWS, "barriers/round-00002.parquet")
 OF_THE_RUN = (*SETTINGS, *RECORDS, "env.json")
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
 from fedsim.cli import main
 from fedsim.errors import ConfigError
@@ -95,6 +97,15 @@ def change_row(path: Path, **changes: Any) -> None:
     path.write_text("".join(lines))
 
 
+def as_earlier(path: Path, name: str, change: int = 0) -> None:
+    """Let a file of rounds by client list all clients up to the last, or what it lists already, with other rounds."""
+    held = load_file(path)
+    rounds = held[name] + change
+    if "clients" in held:
+        rounds = torch.zeros(int(held["clients"][-1]) + 3, dtype=torch.int64).scatter(0, held.pop("clients"), rounds)
+    save_file(held | {name: rounds}, path)
+
+
 DIFFERENCES: dict[str, tuple[Callable[[RunFolder], Any], str]] = {
     "a value": (
         lambda folder: change_row(folder.metrics, value=0.25),
@@ -106,6 +117,10 @@ DIFFERENCES: dict[str, tuple[Callable[[RunFolder], Any], str]] = {
         lambda folder: flip(folder.checkpoints / "round-00004" / "global.safetensors"),
         r"round-00004/global\.safetensors: has other bytes",
     ),
+    "a client's round": (
+        lambda folder: as_earlier(folder.checkpoints / "round-00004" / "progress.safetensors", "last_round", 1),
+        r"round-00004/progress\.safetensors: has other bytes",
+    ),
 }
 
 
@@ -116,6 +131,22 @@ def test_the_first_difference_is_named(name: str, done: RunFolder) -> None:
     change(unseal(done))
     found = replay(done, 1).difference
     assert re.match(f"round 4, {expected}", found or ""), found
+
+
+def test_a_list_of_all_clients_as_earlier_versions_wrote_it_is_the_same(
+    stopped: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever form a file has, the other one holds the same rounds."""
+    unseal(stopped)
+    for name, key in (("clients.safetensors", "rounds"), ("progress.safetensors", "last_round")):
+        path = stopped.checkpoints / "round-00003" / name
+        held = load_file(path)
+        if "clients" in held:
+            as_earlier(path, key)
+        else:
+            clients = held[key].nonzero().flatten()
+            save_file(held | {"clients": clients, key: held[key][clients]}, path)
+    assert replay(stopped, 1).difference is None
 
 
 def test_a_run_of_another_device_or_version_is_said_to_differ(done: RunFolder) -> None:
