@@ -6,7 +6,6 @@ than to copy a small model, and every client needs it several times in a round.
 
 from collections.abc import Iterator, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedsim.models.frozen import SETTLED, HasFrozenKeys
 
+ENTRIES = "fedsim_entries"
 # Hooks and methods by which a module may have other entries than its parameters and buffers, or load them otherwise.
 HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 WRITING = ("state_dict", "_save_to_state_dict", "get_extra_state")
@@ -22,6 +22,8 @@ READING = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
 
 class Entries:
     """The tensors of a model's state by key, without frozen ones and with a tied one only under its first key.
+
+    The model itself has them, as what it refers to may refer to it; a copy of the model finds its own.
 
     Parameters
     ----------
@@ -42,8 +44,11 @@ class Entries:
             return False
         return [list(map(id, part.values())) for part, _ in self._parts] == [each for _, each in self._parts]
 
+    def __deepcopy__(self, memo: object) -> None:
+        return None
 
-_KNOWN: "WeakKeyDictionary[nn.Module, Entries | None]" = WeakKeyDictionary()
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
 
 
 def entries_of(model: nn.Module) -> Mapping[str, Tensor] | None:
@@ -54,7 +59,7 @@ def entries_of(model: nn.Module) -> Mapping[str, Tensor] | None:
     """
     if SETTLED not in vars(model):
         return None
-    known = _KNOWN.get(model)
+    known: Entries | None = vars(model).get(ENTRIES)
     if known is None or not known.are_of(model):
         if not _is_plain(model):
             return None
@@ -66,7 +71,7 @@ def entries_of(model: nn.Module) -> Mapping[str, Tensor] | None:
             for key, value in named.items()
             if first.setdefault(id(value), key) == key and key not in layers.frozen_keys
         }
-        _KNOWN[model] = known = Entries(model, tensors)
+        vars(model)[ENTRIES] = known = Entries(model, tensors)
     return known.tensors
 
 

@@ -1,5 +1,8 @@
 """The entries of a settled model are those that torch finds, also after the model has changed."""
 
+import copy
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -44,6 +47,18 @@ def test_entries_follow_a_model_that_changes(change_: Callable[[nn.Module], None
         assert torch.equal(found[key], value)
     load_state_(model, {key: torch.ones_like(value) for key, value in found.items()})
     assert all((value == 1).all() for value in model.state_dict().values())
+
+
+def test_a_model_that_its_layers_refer_to_is_freed_and_its_copy_has_entries_of_its_own() -> None:
+    model = net()
+    vars(model[0])["owner"] = model
+    entries_of(model)
+    other = copy.deepcopy(model)
+    assert all(entries_of(other)[key] is value for key, value in other.state_dict(keep_vars=True).items())
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 class Doubled(nn.Linear):
