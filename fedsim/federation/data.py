@@ -77,7 +77,9 @@ class _Held:
         """Return the examples under a key, made if they are not held or if somebody has changed them in place."""
         examples, versions = self._examples.get(key, (None, None))
         if examples is None or [each._version for each in examples] != versions:
-            was_held, examples = examples is not None, make()
+            was_held = examples is not None
+            with torch.inference_mode(False):  # whose tensors do not say that they were changed
+                examples = make()
             size = sum(each.nbytes for each in examples)
             if was_held or size <= self._left:
                 self._left -= 0 if was_held else size

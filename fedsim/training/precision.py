@@ -31,7 +31,7 @@ def in_precision(forward: Callable[..., Tensor], precision: Precision) -> Callab
 
 
 class _GroupNorms(TorchFunctionMode):
-    """Computes group norms of bfloat16 in float32, as autocast does on a GPU.
+    """Computes group norms of bfloat16 on a CPU in float32, as autocast itself does on a GPU.
 
     On a CPU autocast leaves them in bfloat16, where torch 2.15 takes eight times as long for channels-last images with
     few channels.
@@ -44,7 +44,7 @@ class _GroupNorms(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if function is group_norm and args[0].dtype == torch.bfloat16:
+        if function is group_norm and args[0].dtype == torch.bfloat16 and args[0].device.type == "cpu":
             return function(args[0].float(), *args[1:], **(kwargs or {})).bfloat16()
         return function(*args, **(kwargs or {}))
 

@@ -279,7 +279,7 @@ def test_a_clients_examples_are_made_once_as_long_as_there_is_memory_for_them(
     as_made = first.clone()
     with torch.inference_mode():
         first[:2].add_(1)  # as a model does that works in place on its inputs
-    first = data.client(3).train[0]
+        first = data.client(3).train[0]
     assert torch.equal(first, as_made)
     monkeypatch.setattr("fedsim.federation.data.HELD_BYTES", 0)
     without_memory = federated_data_of(toy(features={"skew": "noise"}))
