@@ -42,7 +42,7 @@ class SharedParts:
     data
         In main memory.
     frozen
-        Frozen tensors of the model.
+        Frozen tensors of the model, also in main memory.
     """
 
     data: FederatedData
@@ -172,7 +172,7 @@ class Federation:
     def shared_parts(self) -> SharedParts:
         """Return what other processes need not read or compute again."""
         data = replace(self.data, dataset=self.data.dataset.to(torch.device("cpu")))  # without what it has cached
-        return SharedParts(data, self.frozen())
+        return SharedParts(data, {key: value.cpu() for key, value in self.frozen().items()})
 
     def model(self) -> nn.Module:
         """Return this thread's model: its weights are whatever it was last used with.

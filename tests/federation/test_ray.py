@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, M
 from flwr.clientapp import ClientApp
 
 from fedsim.errors import ConfigError, RunError
+from fedsim.federation.engines import starting
 from fedsim.federation.engines import workers as workers_module
 from fedsim.federation.engines.actor import Actor
 from fedsim.federation.engines.grid import Engine
@@ -330,6 +331,17 @@ def test_an_app_that_cannot_be_built_is_the_error_of_the_run() -> None:
         pytest.raises(ConfigError, match=r"^the data are not on this node$"),
     ):
         ask(engine, 1)
+
+
+def test_ray_is_stopped_if_an_engine_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[object] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(starting, "start", lambda workers: None)
+    monkeypatch.setattr(starting, "stop", stopped.append)
+    threads = torch.get_num_threads()
+    with pytest.raises(TypeError, match="cannot pickle"):
+        RayEngine(obedient_app, CLIENTS, 1, shared=(each for each in "no data"))
+    assert (stopped, torch.get_num_threads()) == ([None], threads)
 
 
 ALONE = '''

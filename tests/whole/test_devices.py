@@ -1,6 +1,6 @@
 """Training, analysis and strategies run on a device of its own, on which a forgotten ``.to(device)`` fails."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -11,6 +11,8 @@ from fedsim.alignment import derive, match_activations, match_weights, permute
 from fedsim.analysis import Data, Models, barriers, measure, peaks
 from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import MEASURES
+from fedsim.config import Config
+from fedsim.federation import federation as federations
 from fedsim.models.params import state_of
 from fedsim.training import LocalPlan, LocalSettings, LocalTask, train_, train_cohort
 from fedsim.training.dropout import seeded_dropout_
@@ -103,6 +105,16 @@ def test_units_are_matched_on_the_device() -> None:
     ):
         moved = permute(params, derivation.spec, permutation)
         assert {value.device for value in moved.values()} == {DEVICE}
+
+
+def test_what_processes_share_is_in_main_memory(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(federations, "choose_device", lambda name: DEVICE)
+    federation = federations.federation_of(tiny(model={"name": "mlp", "freeze": "first:1"}))
+    parts, train = federation.shared_parts(), federation.data.dataset.train
+    assert {train.inputs.device, *(value.device for value in federation.frozen().values())} == {DEVICE}
+    shared = [parts.data.dataset.train.inputs, parts.data.dataset.test.targets, *parts.frozen.values()]
+    assert {value.device for value in shared} == {torch.device("cpu")}
+    assert len(shared) == 4
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -12,7 +12,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from ray import exceptions as failures
 
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import RunError
 from fedsim.federation.client.reasons import CRASHED
 from fedsim.federation.engines import grid, starting
 from fedsim.federation.engines.actor import places
@@ -76,22 +76,21 @@ class RayEngine(Engine):
         self.scratch = self._start(address) if self._started else None
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
-        needs = {"CPU": 1.0, "GPU": gpus_per_worker}
-        if not workers:
-            self.workers = max(1, room(needs))
-        count = min(self.workers, clients)
+        self._journal = Journal()
         try:
+            needs = {"CPU": 1.0, "GPU": gpus_per_worker}
+            if not workers:
+                self.workers = max(1, room(needs))
+            count = min(self.workers, clients)
             check_resources(needs, count)
-        except ConfigError:
+            in_store = None if shared is None else ray.put(Shared.of(shared))  # which holds it once on each machine
+            app = (make_app, clients, cache_bytes, places(), in_store)
+            self._workers = Workers(count, app, needs, str(self.scratch.path) if self.scratch else None, self._journal)
+            self._node = "" if (address or "").startswith(CLIENT) else ray.get_runtime_context().get_node_id()
+        except BaseException:
             self._disconnect()
             raise
-        self._journal = Journal()
-        in_store = None if shared is None else ray.put(Shared.of(shared))  # which holds it once on each machine
-        app = (make_app, clients, cache_bytes, places(), in_store)
-        folder = str(self.scratch.path) if self.scratch else None
-        self._workers = Workers(count, app, needs, folder, self._journal)
         self._most = clients if address and not workers else count
-        self._node = "" if (address or "").startswith(CLIENT) else ray.get_runtime_context().get_node_id()
         self._costs = Costs()
         self._cohort = 1
         self._numbers = itertools.count()
