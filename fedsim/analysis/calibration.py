@@ -12,11 +12,11 @@ from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixes import Against, list_mixes
 from fedsim.analysis.mixing.names import AVERAGE
-from fedsim.analysis.mixing.paired import check_paired
+from fedsim.analysis.mixing.paired import check_argument, check_paired
 from fedsim.analysis.models import Models
 from fedsim.models.copies import loaded
 from fedsim.models.params import lerp
-from fedsim.training.evaluation import cross_entropies, evaluate
+from fedsim.training.evaluation import counts_of, cross_entropies, evaluate
 
 BOUNDS = (-12.0, 12.0)  # of log beta
 
@@ -65,8 +65,10 @@ def calibrated(
     evaluated as wholes.
     """
     check_paired(data)
-    if data.targets.is_floating_point() or data.criterion is not cross_entropies:
-        raise ValueError("targets are not classes; only cross-entropy has a temperature")
+    _check_classes("targets", data)
+    if fit is not None:
+        check_argument("fit", fit)
+        _check_classes("targets of fit", fit)
     mixes = list(list_mixes({"full": models.layers.names}, len(models), against, ts))
     states, known = models.compared(against), dict[tuple[int, int, float], tuple[float, float, float]]()
 
@@ -97,18 +99,24 @@ def calibrated(
 
 
 def best_beta(logits: Tensor, targets: Tensor) -> float:
-    """Return the inverse temperature with the lowest mean cross-entropy, between exp(-12) and exp(12)."""
+    """Return the inverse temperature, from exp(-12) to exp(12), of the lowest mean cross-entropy over all targets."""
     found = minimize_scalar(
         lambda x: _loss(float(np.exp(x)), logits, targets), bounds=BOUNDS, method="bounded", options={"xatol": 1e-8}
     )
     return float(np.exp(found.x))
 
 
+def _check_classes(name: str, data: Data) -> None:
+    if data.targets.is_floating_point() or data.criterion is not cross_entropies:
+        raise ValueError(f"{name} are not classes; only cross-entropy has a temperature")
+
+
 def _loss(beta: float, logits: Tensor, targets: Tensor) -> float:
-    return float(cross_entropies(beta * logits, targets).mean())
+    losses, counts = cross_entropies(beta * logits, targets), counts_of(targets, cross_entropies)
+    return float(losses.mean() if counts is None else (losses * counts).sum() / counts.sum())
 
 
 def _logits(net: torch.nn.Module, data: Data) -> tuple[Tensor, float]:
     found = evaluate(net, data.inputs, data.targets, data.criterion, keep_outputs=True)
     assert found.outputs is not None
-    return found.outputs.double(), float(found.losses.mean())
+    return found.outputs.double(), found.loss

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.analysis import calibrated, connectivity
+from fedsim.analysis import Data, barriers, calibrated, connectivity
 from fedsim.analysis.calibration import best_beta
 from fedsim.analysis.features.exponential import NO_STRUCTURE
 from fedsim.models.params import Params
@@ -94,3 +94,42 @@ def test_calibration_undoes_the_factor_of_disjoint_networks_and_is_the_best_temp
     assert middle["barrier_all"] == pytest.approx(middle["loss_calibrated"] - sum(best) / 2)
     with pytest.raises(ValueError, match="targets are not classes"):
         calibrated(model, states, inputs, mean)
+
+
+class Swapped(nn.Module):
+    """Gives the classes of tokens as the second dimension."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.movedim(-1, 1)
+
+
+def test_losses_are_means_over_the_targets_that_count() -> None:
+    model = nn.Sequential(nn.Embedding(9, 9), Swapped()).double()
+    states = [{"0.weight": draw(9, 9)} for _ in range(2)]
+    tokens = torch.arange(150).view(30, 5) % 9
+    mean = (states[0]["0.weight"] + states[1]["0.weight"])[tokens].movedim(-1, 1) / 2
+    targets = (mean + 2 * draw(30, 9, 5)).argmax(1)
+    targets[:20, 1:] = -100
+    found = calibrated(model, states, tokens, targets, against="pairs", ts=(0.5,))
+    barrier = barriers(model, states, tokens, targets, groups="full", against="pairs", ts=(0.5,))
+    assert found["loss"].to_numpy() == pytest.approx(barrier["loss"].to_numpy())
+    assert found["barrier"].to_numpy() == pytest.approx(barrier["loss_mean_ends"].to_numpy())
+    best = min(float(cross_entropy(beta * mean, targets)) for beta in np.geomspace(1e-3, 1e2, 1000))
+    assert found["loss_calibrated"].to_numpy() == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "problem"),
+    [
+        (5, draw(5), "targets of fit are not classes"),
+        (5, torch.zeros(3, dtype=torch.int64), "fit: there are 3 targets for 5 inputs; give one for each"),
+        (0, torch.zeros(0, dtype=torch.int64), "fit: there are no inputs; give at least one"),
+    ],
+)
+def test_what_beta_is_fitted_on_is_checked(inputs: int, targets: Tensor, problem: str) -> None:
+    model, states, own = disjoint()
+    classes = torch.zeros(40, dtype=torch.int64)
+    with pytest.raises(ValueError, match=problem):
+        calibrated(model, states, own, classes, fit=Data(own[:inputs], targets))
+    with pytest.raises(TypeError, match=r"fit is a tuple; give Data\(inputs, targets\)"):
+        calibrated(model, states, own, classes, fit=(own, classes))

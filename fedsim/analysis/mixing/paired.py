@@ -1,7 +1,10 @@
 """Pairs of values, example by example: inputs with targets, and one model's results with another's."""
 
+from typing import Any
+
 from torch import Tensor
 
+from fedsim.analysis.arguments import kind
 from fedsim.analysis.data import Data
 from fedsim.analysis.samples.sampling import Sampling
 from fedsim.training.evaluation import cross_entropies
@@ -33,6 +36,24 @@ def check_paired(data: Data) -> None:
     check_inputs(data.inputs)
     if len(data.targets) != len(data.inputs):
         raise ValueError(f"there are {len(data.targets)} targets for {len(data.inputs)} inputs; give one for each")
+
+
+def check_argument(name: str, data: Any) -> None:
+    """Check that an argument is data, with examples; errors name it.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    ValueError
+        If there are no inputs, some are not finite, or there are not as many targets.
+    """
+    if not isinstance(data, Data):
+        raise TypeError(f"{name} is {kind(data)}; give Data(inputs, targets)")
+    try:
+        check_paired(data)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def check_outputs(data: Data, outputs: Tensor) -> None:
