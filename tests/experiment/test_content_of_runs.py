@@ -16,7 +16,8 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.dry_run import describe_run
 from fedsim.experiment.sweep.sweep import Run, name_runs, run_all
-from fedsim.federation.client.app import app_of
+from fedsim.federation.client.app import READ_BY_WORKERS, app_of
+from fedsim.federation.federation import federation_of
 
 DATA = """
 import numpy as np
@@ -28,6 +29,12 @@ def load(*, csv: str = "labels.csv"):
     labels = torch.from_numpy(np.loadtxt(csv, dtype=np.int64)) + SHIFT
     inputs = torch.linspace(-1, 1, 3 * len(labels)).reshape(-1, 3)
     return Dataset("mine", Examples(inputs, labels), Examples(inputs, labels), ("a", "b", "c"))
+"""
+NET = """
+from torch import nn
+
+def make(shape, classes):
+    return nn.Sequential(nn.Linear(3, 3), nn.Linear(3, classes))
 """
 SETTINGS: dict[str, Any] = {
     "rounds": 2,
@@ -46,7 +53,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     write("shift.py", "SHIFT = 0\n")
     label()
     yield
-    for name in ("told", "shift"):
+    for name in ("told", "shift", "net"):
         sys.modules.pop(name, None)
 
 
@@ -120,11 +127,14 @@ def test_a_module_may_be_edited_while_runs_wait_that_have_imported_it() -> None:
 
 
 def test_a_worker_that_starts_later_refuses_other_content() -> None:
-    [run] = named()
-    assert app_of(run.config, 1, run.files)
-    label(1, 0)
-    with pytest.raises(ConfigError, match=r"labels.csv \(data.csv\) has changed since this run was named"):
-        app_of(run.config, 1, run.files)
+    write("net.py", NET)
+    [run] = named(model={"name": "net:make"})
+    shared, files = federation_of(run.config).shared_parts(), counted_files(run.config, READ_BY_WORKERS)
+    label(1, 0)  # the worker gets the data as they were
+    assert app_of(run.config, 1, files, shared)
+    write("net.py", NET.replace("3", "4"))
+    with pytest.raises(ConfigError, match=r"net.py .* has changed since this run was named"):
+        app_of(run.config, 1, files, shared)
 
 
 def test_a_run_records_the_files_that_name_it_and_a_dry_run_shows_them() -> None:

@@ -192,7 +192,7 @@ def test_a_run_keeps_its_tables_and_shows_them_after_matching_too(tiny: Tiny, pl
     sections = {section.name: section.title for section in analysis_sections(result)}
     assert sections["barriers-loss-weights"] == "Layer-wise loss barriers, after matching by weights"
     kinds = ["connectivity", "barriers-loss", "barriers-error"]
-    assert set(sections) == {*kinds, *(f"{kind}-weights" for kind in kinds), "cka", "matching-weights"}
+    assert set(sections) == {*kinds, *(f"{kind}-weights" for kind in kinds), "cka", "matching-weights", "variances"}
 
 
 def test_each_way_to_match_is_counted_in_the_work(tiny: Tiny) -> None:

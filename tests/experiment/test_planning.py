@@ -10,9 +10,11 @@ import torch
 
 from fedsim.config import Config
 from fedsim.config.experiment_file import read_experiment
+from fedsim.data.fingerprint import fingerprint
 from fedsim.experiment.dry_run import describe_run
 from fedsim.experiment.planning.duration import Earlier, timed_step
 from fedsim.experiment.planning.overview import plan, runs_table, shared_parts, shared_settings, summary
+from fedsim.experiment.planning.states import stages_of
 from fedsim.experiment.planning.work import work_of
 from fedsim.experiment.run import prepare
 from fedsim.experiment.sweep.sweep import name_runs, run_all
@@ -34,6 +36,16 @@ def _overview(out: Path, **changes: Any) -> Any:
 
 def _text(overview: Any) -> str:
     return "\n".join([*summary(overview), *shared_settings(overview), *shared_parts(overview)])
+
+
+def test_who_plans_only_the_first_runs_sees_files_that_change_later(tmp_path: Path) -> None:
+    runs, place = name_runs(read_experiment(TINY | {"sweep": {"seed": [0, 1]}}).configs(), tmp_path), tmp_path / "a.csv"
+    stages = iter(stages_of(runs))
+    assert next(stages).kind == "new"
+    place.write_text("1")
+    before = fingerprint(place)
+    place.write_text("2")
+    assert fingerprint(place) != before
 
 
 def test_a_sweep_is_a_summary_its_shared_settings_once_and_a_row_for_each_run(tmp_path: Path) -> None:

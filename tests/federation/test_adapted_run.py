@@ -167,7 +167,7 @@ def test_scales_of_vera_train_and_travel_and_its_random_factors_follow_from_the_
 
 def test_ranks_that_differ_are_refused_by_methods_that_average_factors(tiny: Callable[..., Config]) -> None:
     config = tiny(model=MODEL | {"adapter": {"kind": "lora", "ranks": [4, 1]}}, strategy={"name": "FedIT"})
-    with pytest.raises(ConfigError, match=r"'lora' needs factors of one rank, .* or use flexlora or flora"):
+    with pytest.raises(ConfigError, match=r"'FedIT' needs factors of one rank, .* or use flexlora or flora"):
         making.make_strategy(config, federation_of(config).model())
 
 

@@ -18,7 +18,7 @@ from fedsim.config import Config
 from fedsim.errors import RunError
 from fedsim.experiment import run as experiment
 from fedsim.federation.client.app import client_app
-from fedsim.federation.federation import Federation, federation_of
+from fedsim.federation.federation import Federation, SharedParts, federation_of
 from fedsim.results import report
 from fedsim.results.folder import RunFolder
 from fedsim.strategy import messages
@@ -68,8 +68,8 @@ class FaultyApp(ClientApp):
         return self._inner(message, context)
 
 
-def faulty_app(config: Config, faults: Faults) -> ClientApp:
-    return FaultyApp(client_app(federation_of(config)), faults)
+def faulty_app(config: Config, faults: Faults, shared: SharedParts | None = None) -> ClientApp:
+    return FaultyApp(client_app(federation_of(config, data=shared and shared.data)), faults)
 
 
 @pytest.fixture

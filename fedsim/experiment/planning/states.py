@@ -1,6 +1,6 @@
 """How far the runs of an experiment are on the disk."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsim.data.fingerprint import looking_once
@@ -29,12 +29,11 @@ class Stage:
     rounds: int
 
 
-def stages_of(runs: Sequence[Run]) -> Iterator[Stage]:
-    """Yield how far each run is, without writing anything."""
+def stages_of(runs: Sequence[Run]) -> list[Stage]:
+    """Return how far each run is, without writing anything."""
     finished = {folder: finished_rounds(folder) for folder in {run.folder.path.parent for run in runs}}
     with looking_once():
-        for run in runs:
-            yield _stage(run, finished[run.folder.path.parent])
+        return [_stage(run, finished[run.folder.path.parent]) for run in runs]
 
 
 def _stage(run: Run, finished: set[int]) -> Stage:
