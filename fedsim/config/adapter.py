@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedsim.errors import ConfigError
+
 # Options that not every kind of adapter has.
 OPTIONS = {"rank": ("lora", "dora", "vera"), "alpha": ("lora", "dora"), "dropout": ("lora", "dora", "vera")}
 
@@ -59,13 +61,17 @@ class AdapterConfig(BaseModel):
             raise ValueError(f"{min(self.model_fields_set)} is set without a kind; add kind = 'lora'")
         return self
 
-    @model_validator(mode="after")
-    def _have_only_the_kinds_options(self) -> Self:
-        # A run's own file names all options, those without effect with their defaults.
+    def check_options(self, source: str) -> None:
+        """Check that the kind has the options that are set; runs of earlier versions may hold others.
+
+        Raises
+        ------
+        ConfigError
+            If an option would have no effect.
+        """
         for name, kinds in OPTIONS.items():
             if self.kind not in ("none", *kinds) and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name} = {getattr(self, name):g} has no effect with kind = {self.kind!r}, only with "
-                    f"{' or '.join(map(repr, kinds))}; remove it"
+                raise ConfigError(
+                    f"{source}: model.adapter.{name} = {getattr(self, name):g} has no effect with kind = "
+                    f"{self.kind!r}, only with {' or '.join(map(repr, kinds))}; remove it"
                 )
-        return self

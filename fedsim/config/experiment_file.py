@@ -84,9 +84,10 @@ def read_experiment(
 
 
 def _checked_runs(config: Config, source: str) -> list[Config]:
-    """Return the runs of a sweep; what each of them chooses by name is known."""
+    """Return the runs of a sweep; what each of them chooses by name is known, and its adapter has no idle option."""
     runs = config.runs(source)
     for each in runs:
+        each.model.adapter.check_options(source)
         for catalogue in CATALOGUES.values():
             catalogue.check_name(getattr(getattr(each, catalogue.table), catalogue.key))
     return runs

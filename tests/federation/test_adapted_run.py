@@ -1,6 +1,8 @@
 """Whole runs of models with adapters: what travels, where clients start, and merged models taken out."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedsim.config import Config, choices, making, naming
+from fedsim.config.experiment_file import read_experiment
 from fedsim.errors import ConfigError
 from fedsim.experiment.planning.traffic import planned_traffic
 from fedsim.experiment.restored import restored_model
@@ -230,11 +233,6 @@ def test_weights_from_a_file_are_the_base_s(tiny: Callable[..., Config], tmp_pat
         ({"kind": "lora", "ranc": 1}, "unknown key 'model.adapter.ranc'; did you mean 'rank'"),
         ({"kind": "lora", "ranks": [2, 3], "rank": 2}, "rank = 2 and ranks, whose largest is 3, are set; remove rank"),
         (
-            {"kind": "vera", "alpha": 8.0},
-            "alpha = 8 has no effect with kind = 'vera', only with 'lora' or 'dora'; remove",
-        ),
-        ({"kind": "ia3", "rank": 4}, "rank = 4 has no effect with kind = 'ia3', only with 'lora' or 'dora' or 'vera'"),
-        (
             {"kind": "lora", "ranks": [2, 40]},
             r"\[model.adapter\] ranks has 40, which is greater than the size of fc1, 12",
         ),
@@ -247,6 +245,33 @@ def test_weights_from_a_file_are_the_base_s(tiny: Callable[..., Config], tmp_pat
 def test_a_wrong_adapter_is_one_line(tiny: Callable[..., Config], adapter: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         federation_of(tiny(model=MODEL | {"adapter": adapter}))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (
+            {"kind": "vera", "alpha": 8.0},
+            "e.toml: model.adapter.alpha = 8 has no effect with kind = 'vera', only with 'lora' or 'dora'; remove it",
+        ),
+        (
+            {"kind": "ia3", "rank": 4},
+            "e.toml: model.adapter.rank = 4 has no effect with kind = 'ia3', only with 'lora' or 'dora' or 'vera'; "
+            "remove it",
+        ),
+    ],
+)
+def test_an_idle_option_of_an_adapter_is_refused_in_an_experiment_and_read_in_an_earlier_run(
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tiny(model=MODEL | {"adapter": adapter})
+    Path("e.toml").write_text(config.to_toml())
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        read_experiment("e.toml")
+    folder = RunFolder(tmp_path)
+    folder.config.write_text(config.to_toml())
+    assert folder.read_config().model.adapter == config.model.adapter
 
 
 def test_a_file_and_a_resumed_run_keep_their_bytes(tiny: Callable[..., Config], play: Callable[..., RunFolder]) -> None:
