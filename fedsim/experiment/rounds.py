@@ -31,6 +31,7 @@ from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, NEIGHBOURS, PERSONALISED, TRAINED
 from fedsim.federation.engines.grid import Engine, processors
 from fedsim.federation.federation import Federation
+from fedsim.models.variance import constant_keys
 from fedsim.results.best_round import best_rounds, reason_to_stop, selecting, validation_means
 from fedsim.results.faults import fault_row, rounds_without_loss
 from fedsim.results.files import read_rows
@@ -89,6 +90,7 @@ class Rounds:
         self._threads = engine.workers if self.config.engine.name == "local" else processors()
         self._on_server = ServerEvaluation(federation, federation.data.test(), self._threads)
         self._measured_every = rounds_between(federation)
+        self._constant = constant_keys(federation.initial)
         self._changed: set[int] = set()
         self._passing: tuple[int, ...] = ()
         self._seconds: dict[str, float] = {}
@@ -144,7 +146,7 @@ class Rounds:
             with self._timed("barriers"):
                 rows += self._measure(server_round, finite)
         with self._timed("aggregate"):
-            step_and_record(self.strategy, server_round, received, self.records)
+            step_and_record(self.strategy, server_round, received, self.records, self._constant)
             where = f"round {server_round}: {method_name(self.config)}"
             check_state(self.strategy.state, self.strategy.global_model, received.updates, where)
         evaluated, failed = self._evaluate(server_round)

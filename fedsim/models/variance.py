@@ -22,6 +22,13 @@ def variances(params: Params, keys: Iterable[str]) -> dict[str, float]:
     return dict(zip(chosen, found.tolist(), strict=True))
 
 
+def constant_keys(params: Params) -> frozenset[str]:
+    """Return the keys of the tensors whose entries are all equal."""
+    return frozenset(
+        key for key, value in params.items() if value.numel() and bool((value == value.flatten()[0]).all())
+    )
+
+
 def _variance(values: Tensor) -> Tensor:
     if len(values) <= BLOCK:
         return values.double().var(correction=0)

@@ -21,6 +21,6 @@ def describe_variances(rows: pd.DataFrame) -> list[str]:
     more = f" ({len(first)} layers less than half)" if len(first) > 1 else ""
     return [
         f"after round {worst['round']}, {worst['layer']} of the global model has {worst['ratio']:.0%} of the variance "
-        f"of the clients' weights{more}, as averages of models with little in common do; matching their units, "
-        "or repair = 'variance', may help"
+        f"of the clients' weights{more}, as averages of models with little in common do; matching their units may help "
+        "(strategy matched_average, with repair = 'variance')"
     ]

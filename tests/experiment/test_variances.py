@@ -12,7 +12,7 @@ from fedsim.experiment.measuring.step import variance_rows
 from fedsim.experiment.verifying.replay import replay
 from fedsim.experiment.verifying.verify import verify
 from fedsim.models.layers import Layers
-from fedsim.models.variance import BLOCK, variances
+from fedsim.models.variance import BLOCK, constant_keys, variances
 from fedsim.results.folder import RunFolder
 from fedsim.results.reading import read_result
 from fedsim.results.variances import describe_variances
@@ -41,6 +41,11 @@ def test_a_layer_has_the_variance_of_its_tensors_about_their_means_and_clients_c
         for each in (*shared, {key: value.detach() for key, value in model.state_dict().items()})
     ]
     mean = (of[0] + 3 * of[1]) / 4
+    of_weight = [each["0.weight"].var(correction=0) for each in (*shared, strategy.global_model)]
+    (row,) = variance_rows(strategy, updates, {"0.bias"})  # type: ignore[arg-type]
+    expected = of_weight[2] / ((of_weight[0] + 3 * of_weight[1]) / 4)
+    assert row["ratio"] == pytest.approx(float(expected))
+    assert not list(variance_rows(strategy, updates, {"0.weight", "0.bias"}))  # type: ignore[arg-type]
     (row,) = variance_rows(strategy, updates)  # type: ignore[arg-type]
     assert row == {"layer": "0", "variance": pytest.approx(float(mean)), "ratio": pytest.approx(float(of[2] / mean))}
 
@@ -70,3 +75,25 @@ def test_averages_of_independent_models_raise_an_alarm_which_earlier_runs_do_not
     folder.variances.unlink()  # as an earlier version would have written it
     assert read_result(folder).variances.empty
     assert replay(folder, 1).difference is None
+
+
+@pytest.mark.parametrize("kind", ["lora", "vera"])
+def test_adapters_that_begin_as_constants_raise_no_alarm(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], kind: str
+) -> None:
+    model = {"name": "mlp", "hidden": [12, 12], "adapter": {"kind": kind}}
+    folder = play(tiny(model=model, local__lr=0.2, barriers__every=0))
+    rows = read_result(folder).variances
+    assert set(rows["layer"]) == {"fc3"} | ({"fc1.lora_A.default", "fc2.lora_A.default"} if kind == "lora" else set())
+    assert describe_variances(rows) == []
+    assert replay(folder, 2).difference is None  # a resumed round leaves out the same
+
+
+def test_a_tensor_of_equal_entries_is_constant() -> None:
+    params = {
+        "a": torch.full((3, 2), 0.1),
+        "b": torch.tensor([1.0, 1.0, 2.0]),
+        "c": torch.zeros(1),
+        "d": torch.zeros(0),
+    }
+    assert constant_keys(params) == {"a", "c"}
