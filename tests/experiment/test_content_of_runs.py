@@ -132,7 +132,8 @@ def test_a_worker_that_starts_later_refuses_other_content() -> None:
     shared, files = federation_of(run.config).shared_parts(), counted_files(run.config, READ_BY_WORKERS)
     label(1, 0)  # the worker gets the data as they were
     assert app_of(run.config, 1, files, shared)
-    write("net.py", NET.replace("3", "4"))
+    write("net.py", NET.replace("(3, 3)", "(3, 3, bias=False)"))
+    del sys.modules["net"]  # which a worker that starts later imports as it is then
     with pytest.raises(ConfigError, match=r"net.py .* has changed since this run was named"):
         app_of(run.config, 1, files, shared)
 
