@@ -120,7 +120,14 @@ def check_connectivity(device: str, examples: int) -> list[Row]:
         inputs = jobs.Job.random(1).channels_last(0, where)[0][:examples]
         tables.append(connectivity(Models(make_model(dropout=False).to(where), states_of(2, where)), inputs))
     first, second = (table.select_dtypes("number").to_numpy() for table in tables)
-    return [_row("connectivity", float(np.nanmax(np.abs(second - first) / (1 + np.abs(first)))))]
+    return [_row("connectivity", table_error(first, second))]
+
+
+def table_error(expected: np.ndarray, found: np.ndarray) -> float:
+    """Return the largest difference, relative to 1 and the value; infinite if another entry has no value."""
+    if not np.array_equal(np.isnan(found), np.isnan(expected)):
+        return float("inf")
+    return float(np.nanmax(np.abs(found - expected) / (1 + np.abs(expected))))
 
 
 def check_matching(device: str) -> list[Row]:

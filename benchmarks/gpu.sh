@@ -3,7 +3,7 @@
 #
 # The machine needs torch, torchvision and NumPy. WHEELS is a folder of wheels for the rest, each with what it needs:
 # pandas for connectivity and the speed of barriers, scipy for matching. What cannot be imported is left out, and the
-# result says so. Results go to $OUT, or to benchmarks/results.
+# result says so. Results go to $OUT, or to benchmarks/results. The exit status is 1 if a check or a step failed.
 set -eu
 cd "$(dirname "$0")/.."
 out="${OUT:-benchmarks/results}"
@@ -13,10 +13,16 @@ if [ $# -gt 0 ]; then
     python3 -m pip install --quiet --no-index --no-deps --target "$more" "$1"/*.whl
     export PYTHONPATH="$more${PYTHONPATH:+:$PYTHONPATH}"
 fi
-timeout 150 python3 benchmarks/gpu.py --out "$out" || echo "benchmarks/gpu.py: failed with $?"
+failed=0
+report() {
+    echo "$1: failed with $2"
+    failed=1
+}
+timeout 150 python3 benchmarks/gpu.py --out "$out" || report benchmarks/gpu.py $?
 for name in training barriers; do
-    timeout 160 python3 "benchmarks/$name.py" --device cuda --repeats 1 || echo "benchmarks/$name.py: failed with $?"
+    timeout 160 python3 "benchmarks/$name.py" --device cuda --repeats 1 || report "benchmarks/$name.py" $?
     if [ -f "benchmarks/results/$name-cuda.json" ] && [ "$out" != benchmarks/results ]; then
         cp "benchmarks/results/$name-cuda.json" "$out"
     fi
 done
+exit "$failed"

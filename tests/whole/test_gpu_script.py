@@ -1,5 +1,9 @@
 """The checks for a GPU run on a CPU, where they compare equal numbers."""
 
+import subprocess
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from benchmarks import gpu
@@ -35,3 +39,32 @@ def test_a_check_that_cannot_be_imported_is_left_out_and_one_that_fails_is_not_p
     (left_out,), (failed,) = gpu.attempted("a", missing), gpu.attempted("b", mixed)
     assert (left_out["passed"], left_out["note"]) == (None, "left out: No module named 'pandas'")
     assert (failed["passed"], failed["note"]) == (False, "expected all tensors on the same device")
+
+
+def test_a_value_that_only_one_device_has_is_an_infinite_error() -> None:
+    first = np.array([[1.0, np.nan], [3.0, 4.0]])
+    assert gpu.table_error(first, first) == 0
+    assert gpu.table_error(first, np.array([[1.0, np.nan], [3.0, 4.5]])) == 0.1
+    assert gpu.table_error(first, np.array([[1.0, np.nan], [np.nan, 4.0]])) == np.inf
+    assert gpu.table_error(first, np.array([[1.0, 2.0], [3.0, 4.0]])) == np.inf
+
+
+@pytest.mark.parametrize("step", ["", "gpu.py", "barriers.py"])
+def test_the_script_runs_all_steps_and_fails_if_one_does(tmp_path: Path, step: str) -> None:
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\necho "ran $1"\n[ "$1" != "benchmarks/{step}" ]\n')
+    python.chmod(0o755)
+    script = Path(gpu.__file__).with_name("gpu.sh")
+    found = subprocess.run(
+        ["bash", script],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "OUT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == (1 if step else 0)
+    assert [line for line in found.stdout.splitlines() if line.startswith("ran")] == [
+        "ran benchmarks/gpu.py",
+        "ran benchmarks/training.py",
+        "ran benchmarks/barriers.py",
+    ]
+    assert (f"benchmarks/{step}: failed with 1" in found.stdout) == bool(step)
