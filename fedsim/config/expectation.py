@@ -125,6 +125,9 @@ class Expectation(BaseModel):
                 return f"{key} = {value!r} has no effect on a {kind}, only on a {' or '.join(kinds)}; leave it out"
         if self.measure and self.model not in ("average", type(self).model_fields["model"].default):
             return f"model = {self.model!r} has no effect on a measure; use 'average' or leave it out"
+        for key in ("against", "t", "data", "matching", "model") if self.measure == "products" else ():
+            if (value := getattr(self, key)) != type(self).model_fields[key].default:
+                return f"{key} = {value!r} has no effect on measure = 'products'; leave it out"
         if self.measure == "matching" and self.matching == "none":
             return "measure = 'matching' needs matching = 'weights' or 'activations'"
         return None

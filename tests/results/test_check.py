@@ -40,6 +40,7 @@ ROWS = [
     ("fc1", 0, 1, 0.5, 5.0),
 ]
 FULL = {"barrier": "loss_mean_ends", "above": 0.0}
+PRODUCTS = {"measure": "products", "column": "aggregation_error", "above": 0.0}
 MOVED = {"measure": "matching", "column": "moved", "above": 0.0}
 
 
@@ -204,6 +205,13 @@ def test_what_is_not_in_a_table_is_named(tables: Result, settings: dict[str, Any
     with pytest.raises(ConfigError, match=message) as caught:
         value_of([tables], **{"measure": "connectivity", "column": "ratio", "above": 0.0} | settings)
     assert "\n" not in str(caught.value)
+
+
+def test_products_cannot_be_asked_for(result: Callable[..., Result]) -> None:
+    with pytest.raises(
+        ConfigError, match="'products' has no rows; only LoRA has them, of layers whose trained factors"
+    ):
+        value_of([result()], **PRODUCTS)
 
 
 def test_the_mean_over_the_seeds_is_compared_and_ratios_are_of_means(result: Callable[..., Result]) -> None:
@@ -377,6 +385,9 @@ def test_what_is_expected_names_no_run_and_comes_back_from_its_folder(tiny: Call
             MOVED | {"matching": "weights", "model": "global"},
             "model = 'global' has no effect on a measure; use 'average'",
         ),
+        (PRODUCTS | {"against": "pairs"}, "against = 'pairs' has no effect on measure = 'products'; leave it out"),
+        (PRODUCTS | {"of": {"data": "train"}}, "data = 'train' has no effect on measure = 'products'; leave it out"),
+        (PRODUCTS | {"model": "average"}, "model = 'average' has no effect on measure = 'products'; leave it out"),
         (MOVED, "measure = 'matching' needs matching = 'weights' or 'activations'"),
         (FULL | {"compare": "ratio"}, "compare = 'ratio' needs of"),
         (FULL | {"abov": 1.0}, "unknown key 'expect.0.abov'; did you mean 'above'"),

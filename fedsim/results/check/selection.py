@@ -27,9 +27,12 @@ def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
         If there is no such table or column.
     """
     table = result.measured(str(expectation.measure))
+    is_products = expectation.measure == "products"
     known = [str(name) for name in table if name not in KEYS and is_numeric_dtype(table[name])]
     if expectation.column not in known:
-        has = f"no column {expectation.column!r}; it has: {', '.join(known)}" if known else "no rows; measure it"
+        # Nothing asks for products: a run records them wherever the server knows them.
+        unmeasured = "only LoRA has them, of layers whose trained factors all travel" if is_products else "measure it"
+        has = f"no column {expectation.column!r}; it has: {', '.join(known)}" if known else f"no rows; {unmeasured}"
         raise ConfigError(f"{result.folder.path}: the table {expectation.measure!r} has {has}")
     rows = of_kind(table, expectation)
     if expectation.measure == "matching":
