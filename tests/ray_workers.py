@@ -16,7 +16,7 @@ def hand_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let engines leave the actors that are idle when they end to those that start later."""
     left: list[Any] = []
 
-    def remote(**needs: float) -> Any:
+    def remote(**needs: Any) -> Any:
         def make(kind: type) -> Any:
             started = ray.remote(**needs)(kind)
             if needs["num_gpus"]:  # of which each machine has its own

@@ -208,7 +208,7 @@ def test_a_worker_killed_between_rounds_loses_nothing_that_was_saved(
     with caplog.at_level(logging.WARNING, "fedsim.federation.engines.workers"):
         assert sums(ask(engine, 2)) == sums(ask(local, 2))
     assert restored_by(engine) == {1: 1, 3: 1, 5: 1}
-    assert "worker 1 died" in caplog.text
+    assert "worker 1 was replaced" in caplog.text
     assert "clients 1, 3, 5 are back at their state after round 1" in caplog.text
     assert sums(ask(engine, 3)) == sums(ask(local, 3))
 

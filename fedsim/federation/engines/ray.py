@@ -26,13 +26,12 @@ from fedsim.federation.engines.reaching import CLIENT
 from fedsim.federation.engines.scratch import Scratch
 from fedsim.federation.engines.state_files import StateFiles
 from fedsim.federation.engines.states import files_of
-from fedsim.federation.engines.workers import Worker, Workers, check_resources, content_of, room
+from fedsim.federation.engines.workers import SAVED_AT_ONCE, Worker, Workers, check_resources, content_of, room
 from fedsim.results.files import write_whole
 
 CALLS_AHEAD = 2  # per worker, so that it is never idle between calls
 HELD_BYTES = 2**30  # of replies that wait for an earlier one
 CHECKPOINT_DEATHS = 3
-SAVED_AT_ONCE = 16  # states per worker that a checkpoint holds in memory
 
 
 class RayEngine(Engine):

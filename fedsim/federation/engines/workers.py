@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import ray
 from flwr.clientapp import ClientApp
+from ray.exceptions import RayTaskError
 
 from fedsim.errors import ConfigError, RunError
 from fedsim.federation.engines.actor import Actor
-from fedsim.federation.engines.failing import DEATHS, reason_of
+from fedsim.federation.engines.failing import DEATHS, raise_cause, reason_of
 from fedsim.federation.engines.grid import Restored
 from fedsim.federation.engines.homes import Homes
 from fedsim.federation.engines.journal import Journal, describe
@@ -25,8 +27,11 @@ from fedsim.federation.engines.states import Encoded
 from fedsim.results.environment import differing, versions
 
 PLACEMENT_SECONDS, LOOK_SECONDS = 300.0, 3.0  # on a machine that is busy, a process may start slowly
-STARTS = 2  # of a worker that dies before it has begun
+STARTS = 2  # of a worker that dies before it has started
 END_SECONDS = 2.0
+SAVED_AT_ONCE = 16  # states per worker that are in its memory a second time
+EMPTY: Mapping[int, Encoded] = MappingProxyType({})
+NODE_ID = "ray.io/node-id"  # Ray's label for it
 App = tuple[Callable[..., ClientApp], int, int, Mapping[str, str], Any]  # what `Actor.start` takes
 logger = logging.getLogger(__name__)
 
@@ -70,6 +75,11 @@ class Worker(Queue):
             return found
         return {client: np.frombuffer(content_of(state), np.uint8) for client, state in found.items()}
 
+    def take_held(self) -> dict[int, Encoded]:
+        """Return the states that are still its clients', as an actor that has not started has got none of them."""
+        held, self.states = self.states, {}
+        return {} if self.ready else held
+
 
 class Workers:
     """The workers of an engine; a client stays with its worker as long as that one lives.
@@ -84,9 +94,10 @@ class Workers:
 
     def __init__(self, count: int, app: App, needs: Needs, scratch: str | None, journal: Journal) -> None:
         self._app, self._needs, self._scratch, self._journal = app, needs, scratch, journal
-        self._actor = ray.remote(num_cpus=needs["CPU"], num_gpus=needs["GPU"])(Actor)
         self._restored: dict[int, Restored] = {}
         self._nodes = set(nodes())
+        self._refused: set[str] = set()
+        self._actor = self._kind()
         self._versions = versions()
         self._numbers = itertools.count()
         self._alive = [Worker(number=next(self._numbers)) for _ in range(count)]
@@ -102,35 +113,38 @@ class Workers:
         return self._homes.of(client)
 
     def meet(self, worker: Worker) -> list[Item] | None:
-        """Note where a worker is that has begun, and check that numbers are computed there as they are here.
+        """Note where a worker is that has started, and check that numbers are computed there as they are here.
 
         Returns
         -------
         items
-            None if all is well. A worker that has joined is removed if its versions are others; items as `replace`
-            returns them.
+            None if all is well. A machine with other versions gets no workers any more; items as `replace` returns
+            them.
 
         Raises
         ------
         ConfigError
-            If the versions are others.
+            If the versions are others where the run begins.
         """
+        is_first = not (worker.node or worker.joined)
         worker.node, address, theirs = ray.get(worker.placed)
         if not (others := differing(theirs, self._versions)):
             return None
         listed = ", ".join(f"{name} {there}, and this one {here}" for name, (there, here) in others.items())
         reason = f"the machine {address} of the Ray cluster has {listed}"
-        if worker.joined:
-            return self.remove(worker, reason)
-        raise ConfigError(f"{reason}; install the same versions on all, as numbers depend on them")
+        if is_first:
+            raise ConfigError(f"{reason}; install the same versions on all, as numbers depend on them")
+        self._refused.add(worker.node)
+        self._actor, worker.starts = self._kind(), 0
+        return self.remove(worker, reason) if worker.joined else self.replace(worker, reason)
 
     def grow(self, at_most: int) -> None:
         """Start workers on machines that have joined the cluster, each of which takes its share of the clients."""
         if len(self._alive) >= at_most:
             return
-        now = nodes()
-        joined, self._nodes = now.keys() - self._nodes, set(now)
-        free = min(room(self._needs, joined), room(self._needs) - len(self._alive), at_most - len(self._alive))
+        now = self._usable()
+        joined, self._nodes = now - self._nodes, now
+        free = min(room(self._needs, joined), room(self._needs, now) - len(self._alive), at_most - len(self._alive))
         if free <= 0:
             return
         logger.info("%d workers are started on machines that have joined the Ray cluster", free)
@@ -153,11 +167,16 @@ class Workers:
             for client in clients:
                 if client not in states and (file := self._journal.unchanged_file(client)):
                     states[client] = file
-            wanted = [client for client in clients if client not in states]
             try:
-                states |= ray.get(worker.actor.hand_over.remote(clients, wanted))
+                for start in range(0, len(clients) if worker.ready else 0, SAVED_AT_ONCE):
+                    batch = clients[start : start + SAVED_AT_ONCE]
+                    wanted = [client for client in batch if client not in states]
+                    states |= ray.get(worker.actor.hand_over.remote(batch, wanted))
             except DEATHS as error:
-                self._set_back(wanted, f"worker {worker.number} died ({reason_of(error)})", reason_of(error))
+                lost = [client for client in clients[start:] if client not in states]
+                self._set_back(lost, f"worker {worker.number} died ({reason_of(error)})", reason_of(error))
+            except RayTaskError as error:
+                raise_cause(error)
             for client, state in states.items():
                 self.home(client).states[client] = state
 
@@ -176,12 +195,12 @@ class Workers:
         """
         if worker.starts >= STARTS and not worker.joined:
             raise RunError(f"Ray's workers die when they start ({reason}); use fewer engine.workers")
-        if worker.starts >= STARTS or room(self._needs) < len(self._alive):
+        if worker.starts >= STARTS or room(self._needs, self._usable()) < len(self._alive):
             return self.remove(worker, reason)
         ray.kill(worker.actor)
-        given_up = self._put_back(worker, reason)
+        given_up, held = self._put_back(worker, reason), worker.take_held()
         self._start(worker)
-        self._set_back(self._clients_of(worker), f"worker {worker.number} died ({reason}) and was replaced", reason)
+        self._set_back(self._clients_of(worker), f"worker {worker.number} was replaced ({reason})", reason, held)
         return given_up
 
     def look_for(self, worker: Worker) -> list[Item]:
@@ -195,7 +214,7 @@ class Workers:
         waited = time.monotonic() - worker.since
         if ray.wait([worker.placed], timeout=0)[0]:
             worker.look = None  # it builds its app, for which there is no limit
-        elif waited > PLACEMENT_SECONDS or room(self._needs) < len(self._alive):
+        elif waited > PLACEMENT_SECONDS or room(self._needs, self._usable()) < len(self._alive):
             return self.remove(worker, f"Ray found no place for it in {waited:.0f} s")
         else:
             worker.look = time.monotonic() + LOOK_SECONDS
@@ -228,13 +247,13 @@ class Workers:
         self._alive.remove(worker)
         if not self._alive:
             raise RunError(f"no Ray worker is left ({reason}); run the same command again when Ray has the resources")
-        given_up = self._put_back(worker, reason)
+        given_up, held = self._put_back(worker, reason), worker.take_held()
         clients = self._clients_of(worker)
         self._homes.leave(worker, self._alive)
         for other in self._alive:
             other.add(item for item in worker.waiting if self.home(item.client) is other)
         what = f"worker {worker.number} is gone ({reason}), and the others take over"
-        self._set_back(clients, what, reason)
+        self._set_back(clients, what, reason, held)
         return given_up
 
     def take_restored(self) -> dict[int, Restored]:
@@ -251,9 +270,17 @@ class Workers:
             ray.kill(worker.actor)
         self._alive = []
 
+    def _kind(self) -> Any:
+        """Return what makes actors, on none of the machines that have other versions."""
+        # Ray takes a space after a comma for a part of the name.
+        selector = {NODE_ID: f"!in({','.join(sorted(self._refused))})"} if self._refused else {}
+        return ray.remote(num_cpus=self._needs["CPU"], num_gpus=self._needs["GPU"], label_selector=selector)(Actor)
+
+    def _usable(self) -> set[str]:
+        return nodes().keys() - self._refused
+
     def _start(self, worker: Worker) -> None:
         worker.actor = self._actor.remote(self._scratch)
-        worker.states.clear()
         worker.placed, worker.started = worker.actor.placed.remote(), worker.actor.start.remote(*self._app)
         worker.ready, worker.starts, worker.since = False, worker.starts + 1, time.monotonic()
         worker.look = worker.since + LOOK_SECONDS
@@ -265,9 +292,11 @@ class Workers:
     def _clients_of(self, worker: Worker) -> list[int]:
         return [client for client in self._journal.known() if self.home(client) is worker]
 
-    def _set_back(self, clients: list[int], what: str, reason: str) -> None:
-        """Bring clients to their last checkpoint, on the workers that they have now."""
-        files, restored = self._journal.set_back(clients)
+    def _set_back(self, clients: list[int], what: str, reason: str, held: Mapping[int, Encoded] = EMPTY) -> None:
+        """Bring clients to their last checkpoint, except those of held states, on the workers that they have now."""
+        for client, state in held.items():
+            self.home(client).states[client] = state
+        files, restored = self._journal.set_back(client for client in clients if client not in held)
         for folder, rounds in files.items():
             for client, server_round in rounds.items():
                 self.home(client).states[client] = StateFiles(folder).path(client, server_round)
