@@ -12,7 +12,7 @@ from fedsim.config.config import Config
 from fedsim.config.custom import imported_sources
 from fedsim.config.tables import DataConfig, FeaturesConfig
 from fedsim.data.checks import check_dataset
-from fedsim.data.dataset import Dataset
+from fedsim.data.dataset import Dataset, plain
 from fedsim.data.map_style import as_dataset
 from fedsim.data.tasks import with_task
 from fedsim.errors import ConfigError
@@ -49,7 +49,7 @@ def make_dataset(data: DataConfig) -> Dataset:
             if data.task != "auto":
                 dataset = with_task(dataset, data.task)
             check_dataset(dataset)
-            dataset = with_task(dataset)
+            dataset = with_task(plain(dataset))
         except ValueError as error:
             raise ConfigError(f"[data] {error}") from error
     if (data.flip or data.crop) and len(dataset.shape) != 3:

@@ -166,6 +166,12 @@ def image_dataset(
     return Dataset(name, train, test, classes, 255.0, mean, std, ids or {}, fitted=(mean, std))
 
 
+def plain(dataset: Dataset) -> Dataset:
+    """Return a data set that other processes can be sent, whatever sequences and mappings its names and ids are in."""
+    classes, vocabulary = tuple(dataset.classes), tuple(dataset.vocabulary)
+    return replace(dataset, classes=classes, vocabulary=vocabulary, ids=dict(dataset.ids))
+
+
 def numbered(values: ArrayLike) -> np.ndarray:
     """Return the rank of each value among the distinct ones, int64, shape [n]: ids for `Dataset`."""
     return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)

@@ -152,7 +152,9 @@ class FederatedData:
         if examples is not None and examples < len(test):
             chosen = stratified(test.labels.cpu().numpy(), examples, rng(self.config.seed, "evaluation sample"))
             test = test[torch.from_numpy(chosen).to(test.targets.device)]
-        return self.dataset.normalise(test.inputs), test.targets
+        inputs = self.dataset.normalise(test.inputs)
+        # Other processes may read the same memory, and a model or a loss may change what it gets in place.
+        return inputs.clone() if inputs is test.inputs else inputs, test.targets.clone()
 
     def server(self) -> InputsAndTargets | None:
         """Return the training examples that the server holds, normalised; None if it holds none."""

@@ -197,7 +197,7 @@ class Federation:
         dataset, settings = self.data.dataset, self.config.model
         model = copy_of(self._template, shares_frozen=False)
         plain_(model)
-        describe_(model, dataset.normalise(dataset.train.inputs[:2]), settings.head, settings.freeze)
+        describe_(model, dataset.normalise(dataset.train.inputs[:2].clone()), settings.head, settings.freeze)
         return model
 
     @cached_property
@@ -212,7 +212,7 @@ class Federation:
         model = copy_of(self._template, shares_frozen=False).cpu().train()
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             before = torch.get_rng_state()
-            model(dataset.normalise(dataset.train.inputs[:2].cpu()))
+            model(dataset.normalise(dataset.train[torch.arange(2)].to(torch.device("cpu")).inputs))
             return not torch.equal(before, torch.get_rng_state())
 
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 
+from fedsim.config.making import make_dataset
+from fedsim.config.tables import DataConfig
+from fedsim.data import Dataset, Examples
 from fedsim.federation.engines.grid import RUN, SERVER_NODE, TaskIdentity
-from fedsim.federation.engines.packing import Buffer, Packer, unpack
+from fedsim.federation.engines.packing import Buffer, Packer, Shared, unpack
 from fedsim.strategy.messages import TensorArray
 
 
@@ -154,6 +158,21 @@ def test_parts_of_the_same_memory_are_told_apart() -> None:
     [received] = there_and_back([message_of(arrays=record_of(**views))])
     for name, view in views.items():
         assert torch.equal(tensor_of(received, name=name), view)
+
+
+def with_view() -> Dataset:
+    """Return a data set with names in a list, and ids that pickle refuses."""
+    examples = Examples(torch.arange(12.0).reshape(6, 2), torch.arange(6) % 2)
+    names: Any = ["no", "yes"]
+    return Dataset("view", examples, examples, names, ids=MappingProxyType({"site": np.arange(6)}))
+
+
+def test_a_data_set_is_shared_whatever_its_ids_are_in() -> None:
+    made = make_dataset(DataConfig(name="tests.federation.test_packing:with_view"))
+    found = Shared.of(made).value()
+    assert found.classes == ("no", "yes")
+    assert found.ids["site"].tolist() == list(range(6))
+    assert torch.equal(found.train.inputs, made.train.inputs)
 
 
 @pytest.mark.slow

@@ -118,3 +118,11 @@ def test_label_counts_are_of_the_targets_that_count(tiny: Callable[..., Config])
     data = federation_of(tiny(data={"name": f"{HERE}:tags"}, model={"name": f"{HERE}:Tagger"}, clients=2)).data
     counted = data.heterogeneity().counts
     assert counted.totals.sum() == int((tags().train.targets >= 0).sum())
+
+
+def test_what_a_model_changes_in_place_stays_as_it_is_for_others(tiny: Callable[..., Config]) -> None:
+    data = federation_of(tiny(data={"name": f"{HERE}:tags"}, model={"name": f"{HERE}:Tagger"})).data
+    before = [part.clone() for part in data.test()]
+    for part in (*data.test(), *data.client(0).train, *data.client(0).test):
+        part.fill_(1)
+    assert all(torch.equal(*pair) for pair in zip(data.test(), before, strict=True))
