@@ -50,6 +50,9 @@ class Ray:
     def get(self, call: Any) -> Any:
         return call()
 
+    def wait(self, calls: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return [], calls
+
     def kill(self, actor: Any) -> None:
         self.actors.remove(actor)
 
@@ -171,3 +174,19 @@ def test_only_states_that_a_dead_worker_had_not_handed_over_are_lost(ray: Ray) -
     moved = [client for client in CLIENTS if workers.home(client) is not next(iter(workers))]
     assert sorted(held(workers)) == moved[:16]
     assert sorted(workers.take_restored()) == moved[16:]
+
+
+def test_a_run_waits_for_the_place_of_a_worker_only_where_it_needs_it(ray: Ray) -> None:
+    ray.machines["B"] = OURS  # whose places another run takes, after a loss
+    workers, _ = trained(ray)
+    lost, left = workers
+    workers.replace(lost, "its machine left")
+    lost.since -= 50.0
+    assert workers.look_for(lost) == []
+    assert list(workers) == [lost, left]
+    lost.since -= 20.0
+    workers.look_for(lost)
+    assert list(workers) == [left]
+    left.node, left.since = "", left.since - 200.0  # as if it had never had a place
+    workers.look_for(left)
+    assert list(workers) == [left]

@@ -27,6 +27,7 @@ from fedsim.federation.engines.states import Encoded
 from fedsim.results.environment import differing, versions
 
 PLACEMENT_SECONDS, LOOK_SECONDS = 300.0, 3.0  # on a machine that is busy, a process may start slowly
+AGAIN_SECONDS = 60.0  # for the place of one that the run can do without: other runs may have what is left of a cluster
 STARTS = 2  # of a worker that dies before it has started
 END_SECONDS = 2.0
 SAVED_AT_ONCE = 16  # states per worker that are in its memory a second time
@@ -212,9 +213,10 @@ class Workers:
             As `replace` returns them.
         """
         waited = time.monotonic() - worker.since
+        limit = AGAIN_SECONDS if worker.node or worker.joined else PLACEMENT_SECONDS
         if ray.wait([worker.placed], timeout=0)[0]:
             worker.look = None  # it builds its app, for which there is no limit
-        elif waited > PLACEMENT_SECONDS or room(self._needs, self._usable()) < len(self._alive):
+        elif waited > limit or room(self._needs, self._usable()) < len(self._alive):
             return self.remove(worker, f"Ray found no place for it in {waited:.0f} s")
         else:
             worker.look = time.monotonic() + LOOK_SECONDS
