@@ -150,6 +150,8 @@ def in_turn(variants: dict[str, Callable[..., Figures]], repeats: int) -> list[d
             except (RuntimeError, OSError) as error:
                 notes[name] = " ".join(str(error).split())[:160]
             print(".", end="", flush=True)
+    if OURS in notes:
+        raise RuntimeError(f"the job of {OURS}, with which the others are compared, failed: {notes[OURS]}")
     rows = []
     for name, run in variants.items():
         row: dict[str, Any] = {"simulator": name}
@@ -184,7 +186,7 @@ def whole_jobs(jobs: Jobs, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def sweep(jobs: Jobs, options: argparse.Namespace, single: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measure a sweep; peers have none, so that theirs takes as long as so many jobs."""
+    """Measure a sweep; peers have none, so that theirs takes as long as that many jobs one after the other."""
     given = {"part": "sweep", "model": "mlp", "strategy": "fedavg", "runs": options.runs, "rounds": options.rounds}
     ours = given | {"simulator": OURS} | jobs.fedsim("mlp", "fedavg", options.rounds, options.runs)
     rows = [ours]
