@@ -27,7 +27,14 @@ from fedsim.models.architectures import MODELS
 from fedsim.models.params import Params, state_of
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.folder import RunFolder
-from fedsim.results.report.drawing.checkpoints import barriers_table, feature_pictures, features_table, matching_table
+from fedsim.results.report.drawing.checkpoints import (
+    barriers_table,
+    feature_pictures,
+    features_table,
+    matching_table,
+    what_differs,
+)
+from fedsim.results.report.drawing.heat_maps import HeatMaps
 from fedsim.seeds import rng
 from fedsim.training.evaluation import evaluate
 
@@ -294,6 +301,32 @@ def test_other_measures_are_those_of_the_analysis(files: list[Path]) -> None:
         pd.testing.assert_frame_equal(table[expected[name].columns], expected[name], rtol=1e-6)
         assert set(table["base_name"]) <= {"a.pt", "b.safetensors", "average"}
     assert set(feature_pictures(compared.others)) == {*wanted, "stable-rank"}
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["c0.safetensors", "c1.safetensors"], ["c0", "c1"]),
+        (["run_client-0.pt", "run_client-10.pt", "run_client-20.pt"], ["0", "10", "20"]),
+        (["seed1/c.pt", "seed2/c.pt"], ["seed1", "seed2"]),
+        (["a.pt", "b.safetensors"], ["a.pt", "b.safetensors"]),
+        (["round-1.pt", "round-1-1.pt"], ["round-1.pt", "round-1-1.pt"]),
+        (["a.pt"], ["a.pt"]),
+    ],
+)
+def test_a_column_of_a_pair_has_what_differs_in_the_names_of_files(names: list[str], kept: list[str]) -> None:
+    assert what_differs(names) == kept
+
+
+def test_pairs_of_files_and_their_predicted_barriers_are_told_apart() -> None:
+    names = [f"client-{number}.safetensors" for number in range(2)] + ["average"]
+    rows = [
+        {"layer": "fc", "base_name": base, "other_name": other, "loss_swap_ends": 0.1, "loss_predicted": 0.2}
+        for base, other in ((names[0], names[1]), (names[1], names[0]), (names[0], "average"))
+    ]
+    picture = feature_pictures({"prediction": pd.DataFrame(rows)})["prediction"]
+    assert isinstance(picture, HeatMaps)
+    assert [list(table) for table in picture.tables.values()] == [["0, 1", "0, average", "1, 0"]] * 2
 
 
 @pytest.mark.parametrize("matching", ["none", "weights", "activations"])

@@ -12,6 +12,7 @@ from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples,
 from fedsim.results.report.palette import COLOURS
 
 HEIGHT, WIDTH, ACROSS = 110, 240, 4  # pixels, and panels in a row
+MOST_TICKS = 6
 FULL = "full"
 
 
@@ -71,7 +72,10 @@ def _curves(rows: pd.DataFrame, labels: Sequence[str], multiples: SmallMultiples
         "x:Q",
         title=multiples.x.partition(":")[0] if names else multiples.x,  # small panels have no room for more
         scale=axis_scale(log=multiples.log, nice=False),
-        axis=alt.Axis(tickMinStep=1, format="d") if multiples.of_rounds else alt.Axis(format="~g", tickCount=5),
+        # Vega would label ticks between few rounds too, rounded.
+        axis=alt.Axis(values=thinned(map(int, rows["x"]), MOST_TICKS), format="d")
+        if multiples.of_rounds
+        else alt.Axis(format="~g", tickCount=5),
     )
     y = alt.Y(
         "v:Q",

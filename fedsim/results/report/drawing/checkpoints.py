@@ -1,6 +1,8 @@
 """Pictures and tables of the barriers between checkpoints and of their features, without a run."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -122,7 +124,24 @@ def _columns(tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, pd.Serie
 
 
 def _ends_named(rows: pd.DataFrame) -> pd.Series:
-    return rows["base_name"] + ", " + rows["other_name"]
+    ends = [rows["base_name"], rows["other_name"]]
+    files = list(dict.fromkeys(name for end in ends for name in end if name != "average"))
+    named = dict(zip(files, what_differs(files), strict=True)) | {"average": "average"}
+    return ends[0].map(named) + ", " + ends[1].map(named)
+
+
+def what_differs(names: Sequence[str]) -> list[str]:
+    """Return names without the words that all begin and end with: of ``run-c0.pt, run-c1.pt`` only ``c0, c1``."""
+    words = [re.split(r"([\W_])", name) for name in names]
+    start = _common([each[:-1] for each in words])
+    end = _common([each[:start:-1] for each in words])
+    kept = ["".join(each[start : len(each) - end]) for each in words]
+    return kept if len(names) > 1 and all(re.search(r"\w", each) for each in kept) else list(names)
+
+
+def _common(words: Sequence[Sequence[str]]) -> int:
+    """Return how many first words are the same in all lists."""
+    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*words, strict=False)))
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:

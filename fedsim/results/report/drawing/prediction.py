@@ -24,4 +24,4 @@ def correlations(rows: pd.DataFrame) -> SmallMultiples:
     of_pairs = rows.groupby(["round", "base", "other"])["rank_correlation"].first().groupby("round")
     points = pd.DataFrame({"value": of_pairs.mean(), "low": of_pairs.min(), "high": of_pairs.max()})
     panels = {"": [Curve("rank correlation of predicted and measured barriers", points, 0)]}
-    return SmallMultiples(panels, "round", "Spearman's correlation over layers", of_rounds=True)
+    return SmallMultiples(panels, "round", "rank correlation", of_rounds=True)

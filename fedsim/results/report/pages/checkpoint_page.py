@@ -18,6 +18,7 @@ from fedsim.results.report.drawing.checkpoints import (
     reference_of,
 )
 from fedsim.results.report.pages.citation import BARRIERS
+from fedsim.results.report.pages.feature_sections import PREDICTION_TEXT
 from fedsim.results.report.pages.how_to_read import PEAKS
 from fedsim.results.report.pages.html import write_page
 from fedsim.results.report.pages.pictured import pictured
@@ -28,7 +29,9 @@ TITLES = {
     "barriers-error": "Error barriers at each t",
     "paths-loss": "Loss along the paths",
     "paths-error": "Error along the paths",
+    "prediction": "Barriers predicted from the ends",
 }
+TEXTS = {"prediction": f"{PREDICTION_TEXT}. Columns: the model that takes the layer, and the one that has it."}
 
 
 def write_checkpoints(
@@ -110,5 +113,6 @@ def _sections(
         for metric in ("loss", "error")
     ]
     for name, picture in (checkpoint_pictures(barriers, names) | feature_pictures(others)).items():
-        found.append(pictured(name, TITLES.get(name, name.replace("-", " ").capitalize()), "", picture))
+        title = TITLES.get(name, name.replace("-", " ").capitalize())
+        found.append(pictured(name, title, TEXTS.get(name, ""), picture))
     return found

@@ -44,13 +44,13 @@ SPECTRA_TEXT = (
     "directions. Bands span the smallest to the largest of the clients; compare the average with them."
 )
 PREDICTION_TEXT = (
-    "Loss barriers halfway along the path on which a client's model takes one layer of another, minus the mean loss of "
-    "the path's ends, and what gradients and Hessian-vector products at both ends predict of them; mean over the "
-    "clients. Measured on {data}."
+    "Loss halfway along the path on which a model takes one layer of another, minus the mean loss of the path's ends "
+    "(the barrier), and what gradients and Hessian-vector products at both ends predict of it"
 )
+OVER_CLIENTS = "; mean over the clients. Measured on {data}."
 RANKS_TEXT = (
-    "How alike predicted and measured barriers rank the layers, by round: 1 in the same order, 0 without relation. The "
-    "line is the mean over the clients, the band spans the smallest to the largest."
+    "How alike predicted and measured barriers rank the layers (Spearman's correlation), by round: 1 in the same "
+    "order, 0 without relation. The line is the mean over the clients, the band spans the smallest to the largest."
 )
 OF_AVERAGE = " Matching changes the average only; the models themselves are shown without matching."
 MATCHING_TEXT = (
@@ -99,7 +99,7 @@ def spectra_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
 
 def prediction_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     """Yield the sections of predicted barriers."""
-    text = PREDICTION_TEXT.format(data=examples(rows, data))
+    text = PREDICTION_TEXT + OVER_CLIENTS.format(data=examples(rows, data))
     yield pictured("prediction", "Barriers predicted from the ends", text, prediction.maps(rows))
     if rows["round"].nunique() > 1 and rows["rank_correlation"].notna().any():
         title = "Agreement of predicted and measured barriers"

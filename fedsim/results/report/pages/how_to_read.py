@@ -176,7 +176,8 @@ OF = {
         "of degree five has the slopes and curvatures of the loss at both ends of the path; its value halfway minus "
         "the mean of the ends is the prediction. Good: the same order of layers as measured. Bad: a red measured layer "
         "that is pale in the prediction, whose barrier the ends do not see. Pitfalls: kinks of ReLU have no curvature, "
-        "so that predictions of ReLU networks are too small; running statistics are not predicted."
+        "so that predictions of ReLU networks may be off in either direction; for models far apart they are too small; "
+        "compare loss_predicted_slopes, which uses no curvature. Running statistics are not predicted."
     ),
     "matching": (
         "What it is: the share of units that were put into another place before models were compared. Near 0: "
