@@ -94,8 +94,8 @@ def connectivity(
         two is 0 have no distance, and those where the mix of features is 0 no coefficient; the means leave them out.
 
         With ``average`` there is, for each layer, also a row with base and other -1 and t 1: the average of all models
-        against the weighted average of all features, with the weighted mean over all pairs as a baseline; its last
-        three columns are NaN.
+        against the weighted average of all features, with the weighted mean over all pairs as a baseline;
+        ``commutativity``, both distances, and the columns of ``exponential`` are NaN.
 
     Raises
     ------

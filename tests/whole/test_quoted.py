@@ -302,6 +302,9 @@ def test_where_sharing_matters() -> None:
         rows = read(f"sharing/alpha{alpha}.csv").set_index("method")
         means = [100 * rows[key][name] for name in names for key in ("personalised", "personalised_half_width")]
         assert_quoted(FINDINGS, text, *means)
+    ten, three = (read(f"sharing/alpha{alpha}_paired.csv").set_index("method").loc["FedPer"] for alpha in (10, 3))
+    gains = -100 * ten["difference"], -100 * three["difference"], ten["p"], three["p"]
+    assert_quoted(FINDINGS, "by {} and {} points over the best, FedPer (Holm's p = {} and {}:", *gains)
     megabytes = [(rows["up"] + rows["down"]) / 1e6 for rows in map(read, ("sharing/alpha3.csv", "sharing/alpha10.csv"))]
     sent = pd.concat(megabytes).sort_values().unique()
     assert_quoted(SHARING, "all methods send {} to {} MB, except LG-FedAvg ({} MB)", sent[2], sent[-1], sent[1])
@@ -320,6 +323,8 @@ def test_sharing_adapters_on_sentiment() -> None:
         ("by distance {} ± {} points against FedIT", "layer_tree"),
     ):
         assert_quoted(ADAPTERS, text, *(100 * rows.loc[name, ["difference", "difference_half_width"]]))
+    assert_quoted(ADAPTERS, "three seeds do not establish (p = {})", rows["p"]["FedSA-LoRA"])
+    assert_quoted(ADAPTERS, "is between them with {} %", 100 * rows["personalised"]["layer_tree"])
     assert_quoted(ADAPTERS, "FedIT's, but {} times as large", errors["FedRot-LoRA"] / errors["FedIT"])
     assert rows["difference"]["layer_tree(by=barrier)"] == rows["difference_half_width"]["layer_tree(by=barrier)"] == 0
     assert errors[["FedEx-LoRA", "FFA-LoRA", "RoLoRA"]].max() < 3e-6
