@@ -5,7 +5,7 @@ refused where CUDA refuses them, and so are NumPy and Python's own access to the
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Thread
 from typing import Any
 from unittest.mock import patch
@@ -89,9 +89,13 @@ def elsewhere() -> Iterator[None]:
         # It copies to a device without an operation that a mode could see.
         patch.object(torch, "tensor", tensor),
         # Tensors of a subclass cannot be made without a version, which inference mode does not give.
-        patch.object(torch, "inference_mode", torch.no_grad),
+        patch.object(torch, "inference_mode", _without_gradients),
     ):
         yield
+
+
+def _without_gradients(mode: bool = True) -> Any:
+    return torch.no_grad() if mode else nullcontext()
 
 
 def _apply(operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
