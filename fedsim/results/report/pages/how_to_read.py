@@ -134,7 +134,8 @@ OF = {
         "variance of each tensor's entries about their mean, over the clients' mean, pooled over a layer's tensors; "
         "above 1 it is drawn as 1. Good: near 1. Bad: towards 1 over the number of clients, as for independent models; "
         "their average has activations that fade from layer to layer. Pitfalls: a server optimiser, a repair or a "
-        "factor changes it too; layers that clients keep, and normalisations, are left out."
+        "factor changes it too; layers that clients keep, normalisations and tensors that begin as "
+        "constants are left out."
     ),
     "cosines": (
         "What it is: the angle between clients' layers and the average, of the weights and of their changes since "
