@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from fedsim.analysis import Data, Models, prediction
 from fedsim.results.report.drawing.prediction import correlations, maps
+from fedsim.training.evaluation import EVALUATION_BATCH
 from tests.analysis.cases import Quadratic, models, points, whole
 
 NOTHING = torch.zeros(4, 1, dtype=torch.float64)
@@ -95,3 +96,16 @@ def test_predictions_are_drawn_next_to_the_barriers_and_ranks_by_round() -> None
     assert measured.loc["0", 1] == pytest.approx(table.loc[table["layer"] == "0", "loss_swap_ends"].mean())
     (curve,) = correlations(rounds).panels[""]
     assert curve.points.loc[1, "value"] == pytest.approx(table.groupby("base")["rank_correlation"].first().mean())
+
+
+def test_no_batch_holds_a_single_example() -> None:
+    class Dropping(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs).squeeze(0)  # the only row
+
+    model, states, inputs, targets = models(2, lambda: Dropping(5, 3))
+    rows = torch.arange(EVALUATION_BATCH + 1) % len(inputs)
+    pair = {"against": [(0, 1)], "measured": False}
+    found = prediction(model, states, inputs[rows], targets[rows], **pair)
+    expected = prediction(nn.Linear(5, 3).double(), states, inputs[rows], targets[rows], **pair)
+    pd.testing.assert_frame_equal(found, expected)
