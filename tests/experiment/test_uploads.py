@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedsim.analysis import barriers, criticality, distances, interaction, robustness, similarity
+from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
 from fedsim.experiment.dry_run import describe_run
 from fedsim.experiment.measuring.barrier_cost import AUTO_SHARE, barrier_cost, rounds_between
@@ -102,11 +103,12 @@ def test_the_union_of_the_clients_training_data_is_measured_on(tiny: Tiny) -> No
     np.testing.assert_array_equal(found["loss"], expected["loss"])
 
 
-def test_a_model_that_is_its_own_average_has_no_barriers(tiny: Tiny) -> None:
-    config = tiny(barriers={"every": 1, "on": ["server", "clients"]})
+def test_a_model_that_is_its_own_average_has_no_barriers_and_is_not_compared_on_data(tiny: Tiny) -> None:
+    config = tiny(barriers={"every": 1, "on": ["server", "clients"], "measures": list(MEASURES)})
     federation, _ = prepare(config)
     tables = measure_updates(federation, updates_of(federation, clients=(1,)), federation.initial, threads=1).tables
-    assert tables.keys() == {"distances"}
+    assert tables.keys() == {"distances", "criticality", "spectra"}
+    assert tables["distances"]["base_from_start"].gt(0).all()
 
 
 def test_fewer_examples_than_asked_for_are_all_used(tiny: Tiny) -> None:

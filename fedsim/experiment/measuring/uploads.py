@@ -110,11 +110,14 @@ def measure_updates(federation: Federation, updates: Sequence[ClientUpdate], sta
         Tables with clients for models, the kind of data in the column ``data``, and in ``matching`` by what the models
         had been matched, unless none ever are. What does not depend on the order of a model's units is measured once,
         under the first way of ``[barriers] matching`` that succeeds. What cannot be measured of the model is left out,
-        with a warning in the log, and so are barriers where there is only one model.
+        with a warning in the log, and so are, where there is only one model, barriers and what compares models on data.
     """
     clients = [update.client for update in updates]
     if len(clients) == 1:
-        logger.warning("barriers are not measured: client %d's model is the only one, and its own average", clients[0])
+        logger.warning(
+            "barriers, and what compares models on data, are left out: client %d's model is the only one, its own average",
+            clients[0],
+        )
     uploaded = uploaded_models(federation, updates, threads)
     round_ = _Round(federation, clients, uploaded, start)
     ways = federation.config.barriers.matching
@@ -171,15 +174,15 @@ class _Round:
         """Yield what is measured on some data; on one client's data, of that client's model only."""
         bands = self.federation.config.barriers.bands or None
         paths = self.federation.config.barriers.path
-        # One model is its own average: its barriers would be 0 whatever it is.
+        # One model is its own average: its barriers would be 0 whatever it is, and so with all that compares models.
         compared = self._settings(view.base) if len(models) > 1 else []
         for each, path in product(compared, paths):
             table = barriers(
                 models, view.data, groups=each.groups, against=each.against, ts=each.ts, bands=bands, path=path
             )
             yield "barriers", table if tuple(paths) == (FACTORS,) else table.assign(path=path)
-        if view.base is None:
-            for measure in self._asked(on_data=True):
+        for measure in self._asked(on_data=True) if view.base is None else ():
+            if compared or not measure.compares:
                 yield from self._measure(measure, models, view.data, again=again)
 
     def _measure(self, measure: Measure, models: Models, data: Data | None, *, again: bool) -> Tables:
