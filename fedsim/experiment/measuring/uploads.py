@@ -115,7 +115,7 @@ def measure_updates(federation: Federation, updates: Sequence[ClientUpdate], sta
     clients = [update.client for update in updates]
     if len(clients) == 1:
         logger.warning(
-            "barriers, and what compares models on data, are left out: client %d's model is the only one, its own average",
+            "nothing compares models on data, as barriers do: client %d's model is the only one, its own average",
             clients[0],
         )
     uploaded = uploaded_models(federation, updates, threads)
