@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
+from numbers import Integral
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.alignment.repair.variance import spread_to
 from fedsim.analysis.arguments import check_is_number
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
-from fedsim.analysis.mixing.paired import check_paired
+from fedsim.analysis.mixing.paired import check_argument, check_paired
 from fedsim.analysis.models import Models
 from fedsim.models.copies import loaded
 from fedsim.models.distance import norm
@@ -65,7 +67,7 @@ def layer_path(
     max_ticks
         Ticks after which the walk ends, whether or not all layers have arrived.
     every
-        Ticks from one evaluation to the next; the start and each arrival are evaluated too.
+        Ticks from one evaluation to the next; the start, each arrival and the last tick are evaluated too.
 
     Returns
     -------
@@ -77,6 +79,8 @@ def layer_path(
     ------
     ValueError
         If there are not two states, one does not fit the model, or an argument is unknown or out of range.
+    TypeError
+        If an argument is no number, or ``train`` no `Data`.
 
     References
     ----------
@@ -87,17 +91,21 @@ def layer_path(
         raise ValueError(f"there are {len(models)} states; a path has two ends, give two")
     check_paired(data)
     names = _check_order(models.layers.names, order)
-    _check({"step": step, "share": share, "lr": lr}, {"batch_size": batch_size, "every": every, "max_ticks": max_ticks})
-    walk = _Walk(models, train or data, lr, batch_size, keeps_variance)
-    rows = [walk.row(0, names[0], 0, data)]
+    if train is not None:
+        check_argument("train", train)
+    _check_numbers({"step": step, "share": share, "lr": lr})
+    _check_counts({"train_steps": train_steps}, least=0)
+    _check_counts({"batch_size": batch_size, "every": every, "max_ticks": max_ticks}, least=1)
+    walk = _Walk(models, data if train is None else train, lr, batch_size, keeps_variance)
+    rows = [walk.row(0, names[0], data)]
     tick = 0
-    for arrived, name in enumerate(names):
+    for name in names:
         while not walk.has_arrived(name) and tick < max_ticks:
             tick += 1
             walk.move_(name, step, share)
             walk.train_(train_steps)
-            if tick % every == 0 or walk.has_arrived(name):
-                rows.append(walk.row(tick, name, arrived + walk.has_arrived(name), data))
+            if tick % every == 0 or walk.has_arrived(name) or tick == max_ticks:
+                rows.append(walk.row(tick, name, data))
     return pd.DataFrame(rows)
 
 
@@ -119,10 +127,10 @@ class _Walk:
     def has_arrived(self, name: str) -> bool:
         return name in self._arrived
 
-    def row(self, tick: int, name: str, arrived: int, data: Data) -> Mapping[str, object]:
+    def row(self, tick: int, name: str, data: Data) -> Mapping[str, object]:
         found = evaluate(self._net, data.inputs, data.targets, data.criterion)
         distance = math.hypot(*(self._left(layer) for layer in self._layers.values()))
-        about = {"tick": tick, "layer": name, "arrived": arrived, "distance": distance}
+        about = {"tick": tick, "layer": name, "arrived": len(self._arrived), "distance": distance}
         return about | {"n": found.n, "loss": found.loss, "error": found.error}
 
     def move_(self, name: str, step: float, share: float) -> None:
@@ -144,12 +152,18 @@ class _Walk:
         if not keys or not steps:
             return
         optimizer = torch.optim.SGD([self._entries[key] for key in keys], lr=self._lr)
-        for inputs, targets in islice(self._batches(), steps):
-            optimizer.zero_grad()
-            self._train.criterion(self._net(inputs), targets).mean().backward()
-            optimizer.step()
+        with self._differentiable():
+            for inputs, targets in islice(self._batches(), steps):
+                optimizer.zero_grad()
+                self._train.criterion(self._net(inputs), targets).mean().backward()
+                optimizer.step()
         self._net.zero_grad()
         self._spread_()
+
+    def _differentiable(self) -> AbstractContextManager[None]:
+        """Leave out cuDNN for recurrent layers, of which it has no gradients in eval mode."""
+        is_recurrent = any(isinstance(module, nn.RNNBase) for module in self._net.modules())
+        return torch.backends.cudnn.flags(enabled=False) if is_recurrent else nullcontext()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
@@ -185,11 +199,17 @@ def _check_order(names: Sequence[str], order: Sequence[str] | None) -> Sequence[
     return list(order)
 
 
-def _check(numbers: Mapping[str, float], counts: Mapping[str, int]) -> None:
-    for name, value in {**numbers, **counts}.items():
+def _check_counts(counts: Mapping[str, int], least: int) -> None:
+    for name, value in counts.items():
         check_is_number(name, value)
-        least = 1 if name in counts else 0
-        if not value >= least:
-            raise ValueError(f"{name} = {value} must be at least {least}")
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} = {value} must be a whole number of at least {least}")
+
+
+def _check_numbers(numbers: Mapping[str, float]) -> None:
+    for name, value in numbers.items():
+        check_is_number(name, value)
+        if not value >= 0:
+            raise ValueError(f"{name} = {value} must be at least 0")
     if not numbers["step"] and not numbers["share"]:
         raise ValueError("step = 0 and share = 0 never move; give one of them a positive number")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.analysis import layer_path
+from fedsim.analysis import Data, layer_path
+from fedsim.models.layers import Layers
 from fedsim.models.params import Params
 from tests.analysis.cases import mlp, models, norm_net, plain_losses, train_two
 
@@ -39,7 +40,8 @@ def test_without_training_one_step_swaps_a_layer_and_small_ones_interpolate_it(m
 
 def test_equal_models_have_a_path_of_length_0_and_convex_ones_no_barrier() -> None:
     model, (a, *_), inputs, targets = models(1)
-    assert len(layer_path(model, [a, a], inputs, targets)) == 1
+    (same,) = layer_path(model, [a, a], inputs, targets).to_dict("records")
+    assert (same["arrived"], same["distance"]) == (len(Layers.of(model).names), 0)
     model, (a, b), inputs, targets = models(2, lambda: nn.Linear(5, 3))
     walked = layer_path(
         model, [a, b], inputs, targets, step=0.1, train_steps=1, lr=0.05, batch_size=40, keeps_variance=False, every=1
@@ -62,6 +64,36 @@ def test_training_and_kept_variance_lower_the_path_between_independent_models() 
     assert peaks[5] < min(peaks[0], straight)
     again = layer_path(trained.model, ends, *data, train_steps=5, **options)["loss"].max()
     assert again == peaks[5]
+    assert peaks[5] < layer_path(trained.model, ends, *data, keeps_variance=False, **options)["loss"].max()
+
+
+def test_the_last_tick_is_evaluated_even_if_nothing_has_arrived() -> None:
+    model, ends, inputs, targets = models(2)
+    walked = layer_path(model, ends, inputs, targets, step=1e-3, train_steps=0, max_ticks=7, every=5)
+    assert list(walked["tick"]) == [0, 5, 7]
+    assert list(walked["arrived"]) == [0, 0, 0]
+
+
+def test_recurrent_layers_are_trained_without_cudnn_which_has_no_gradients_in_eval_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.LSTM(5, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if torch.is_grad_enabled():
+                used.append(torch.backends.cudnn.enabled)
+            return self.head(self.cell(inputs[:, None])[0][:, -1])
+
+    used: list[bool] = []
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    model, ends, inputs, targets = models(2, Recurrent)
+    used.clear()
+    layer_path(model, ends, inputs, targets, step=math.inf, train_steps=2)
+    assert used == [False, False]  # after the first layer has arrived
+    assert torch.backends.cudnn.enabled
 
 
 def test_the_variance_on_the_way_is_that_of_the_ends_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +118,10 @@ def test_the_variance_on_the_way_is_that_of_the_ends_in_proportion(monkeypatch: 
     [
         ({"order": ["0"]}, r"order = \['0'\] must hold each layer once: 0, 2, 4"),
         ({"step": 0.0}, "step = 0 and share = 0 never move"),
-        ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size = 0 must be a whole number of at least 1"),
+        ({"batch_size": 1.5}, r"batch_size = 1\.5 must be a whole number of at least 1"),
+        ({"train_steps": -1}, "train_steps = -1 must be a whole number of at least 0"),
+        ({"train_steps": 1.5}, r"train_steps = 1\.5 must be a whole number of at least 0"),
         ({"lr": -1.0}, r"lr = -1\.0 must be at least 0"),
     ],
 )
@@ -94,5 +129,8 @@ def test_a_wrong_argument_is_named(options: dict[str, object], problem: str) -> 
     model, states, inputs, targets = models(3)
     with pytest.raises(ValueError, match=problem):
         layer_path(model, states[:2], inputs, targets, **options)
+    for n, rule in ((3, "there are 3 targets for 40 inputs"), (0, "there are no inputs")):
+        with pytest.raises(ValueError, match=f"train: {rule}"):
+            layer_path(model, states[:2], inputs, targets, max_ticks=1, train=Data(inputs[: 40 * (n > 0)], targets[:n]))
     with pytest.raises(ValueError, match="there are 3 states; a path has two ends"):
         layer_path(model, states, inputs, targets)
