@@ -81,7 +81,8 @@ def connectivity(
           ``weight_distance`` and ``feature_distance``, those between the weights and between the inputs, for
           comparison; NaN for other layers, and for those that take the model's inputs.
 
-        With ``exponential`` also, for l weighted sums up to the layer, counted again after each normalisation:
+        With ``exponential`` also, for l weighted sums up to the layer, along the longest branch, counted again after
+        each normalisation; biases, and branches of different l that are added, are not accounted for:
 
         - ``exponential``: the cosine between the features of the mixed model and ``(1 - t) ** l`` times the base's plus
           ``t ** l`` times the other's; without any structure it is about `NO_STRUCTURE`, 0.9304, for ReLU at t = 1/2;
