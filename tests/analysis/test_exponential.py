@@ -133,3 +133,10 @@ def test_what_beta_is_fitted_on_is_checked(inputs: int, targets: Tensor, problem
         calibrated(model, states, own, classes, fit=Data(own[:inputs], targets))
     with pytest.raises(TypeError, match=r"fit is a tuple; give Data\(inputs, targets\)"):
         calibrated(model, states, own, classes, fit=(own, classes))
+
+
+def test_units_are_shuffled_and_not_tokens() -> None:
+    model, states, inputs = disjoint()
+    tokens = inputs[:, None].expand(-1, 4, -1)  # the same at each place
+    found, plain = (connectivity(model, states, x, against="pairs", exponential=True) for x in (tokens, inputs))
+    assert found["exponential_shuffled"].to_numpy() == pytest.approx(plain["exponential_shuffled"].to_numpy())

@@ -57,7 +57,10 @@ class Exponential:
             gaps = [torch.full((len(mixed.features),), torch.nan, dtype=torch.float64)] * 2
         else:
             weights = (1 - mix.t) ** depth, mix.t**depth
-            gaps = [self._gap(mixed, base, each, weights) for each in (other.features, self._shuffled(other.features))]
+            gaps = [
+                self._gap(mixed, base, each, weights)
+                for each in (other.features, self._shuffled(other.features, site.axis))
+            ]
         return [*gaps, self._ratio(site, mix, base)]
 
     @staticmethod
@@ -72,9 +75,9 @@ class Exponential:
         ones = [(length > 0).double() for length in lengths]
         return angular_gap(ones[0], ones[1], norms(units[0] - units[1]))
 
-    def _shuffled(self, features: Tensor) -> Tensor:
-        order = np.random.default_rng(self._seed).permutation(features.shape[1])
-        return features[:, torch.from_numpy(order).to(features.device)]
+    def _shuffled(self, features: Tensor, axis: int) -> Tensor:
+        order = np.random.default_rng(self._seed).permutation(features.shape[axis])
+        return features.index_select(axis, torch.from_numpy(order).to(features.device))
 
     def _ratio(self, site: Site, mix: Mix, base: Values) -> Tensor:
         if site.module is None:

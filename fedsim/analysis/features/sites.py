@@ -32,6 +32,8 @@ class Site:
         State-dict keys of that module; empty if it has none.
     bends
         Whether what follows the operation, without weights, is not affine.
+    axis
+        Dimension of the units: the last after linear layers, the first after examples elsewhere.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Site:
     weight: str = ""
     bias: str = ""
     bends: bool = False
+    axis: int = 1
 
     def of_linear(self, module: nn.Module, keys: Mapping[str, str]) -> Self:
         """Return the site with its linear module, and the state-dict keys of its entries by their names in it."""
@@ -62,13 +65,18 @@ def sites_of(operations: Sequence[Operation], root: nn.Module, results: Sequence
             name = each.node.name
         if i == 0 or name is None or not results[i].is_floating_point():
             continue
-        site = Site(name, i, bends=_bends(each, root, results[i]))
+        site = Site(name, i, bends=_bends(each, root, results[i]), axis=axis_of(each.kind))
         keys = {entry.name: entry.key for entry in each.entries}
         # A layer whose weight is frozen gives features, but there is no weight to compare.
         if each.kind in LINEAR and each.affine and "weight" in keys and not all(fixed[k] for k in each.inputs):
             site = site.of_linear(root.get_submodule(str(each.node.target)), keys)
         sites.append(site)
     return with_unique_names(sites)
+
+
+def axis_of(kind: type[nn.Module] | None) -> int:
+    """Return the dimension of the units that a module of this kind gives."""
+    return -1 if kind in (nn.Linear, nn.LayerNorm, nn.Embedding) else 1
 
 
 def fixed_operations(operations: Sequence[Operation]) -> list[bool]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from fedsim.analysis.features.sites import LINEAR, Site, fixed_operations, sites_of, with_unique_names
+from fedsim.analysis.features.sites import LINEAR, Site, axis_of, fixed_operations, sites_of, with_unique_names
 from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.mixing.mixes import Source
 from fedsim.analysis.mixing.traced import Traced
@@ -196,7 +196,7 @@ class ModuleWalk:
         first_key = first_keys(model)
         for k in features:
             name, _, argument = called[k]
-            site = Site(name, k)
+            site = Site(name, k, axis=axis_of(type(modules[name]) if name in modules else None))
             # What changes with the weights is no input of the model.
             if argument is not None and not torch.equal(argument, again[k].argument) and is_plain(modules[name]):
                 keys = {entry: first_key[f"{name}.{entry}"] for entry, _ in modules[name].named_parameters()}
