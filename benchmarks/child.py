@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 ROOT = Path(__file__).parent.parent
+QUIET_ENV = {
+    # Otherwise Ray's workers would yield to every other process.
+    "RAY_worker_niceness": "0",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 MARK = "FEDSIM_BENCHMARK_CHILD"  # a variable in the environment of a child and of all processes that it starts
 
 

@@ -44,6 +44,21 @@ def make_model(name: str) -> nn.Module:
         return MODELS[name]()
 
 
+def settings_of(model: str) -> dict[str, Any]:
+    """Return the settings of a run of fedsim that trains a model on such a job, and evaluates and saves nothing."""
+    return {
+        "clients": CLIENTS,
+        "evaluate_every": 10**6,
+        "checkpoint_every": 10**6,
+        "device": "cpu",
+        "barriers": {"every": 0},
+        "data": {"name": "fashion-mnist", "train_examples": CLIENTS * (EXAMPLES + HELD)},
+        "partition": {"scheme": "iid", "validation": 0.0, "test": 0.2},
+        "model": {"name": model},
+        "local": {"momentum": MOMENTUM},
+    }
+
+
 @dataclass(frozen=True)
 class Job:
     """The images, uint8 [n, 28, 28], and labels of all clients, one client after the other."""

@@ -21,9 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.child import MARK, ROOT, Child, own_mark
+from benchmarks.child import MARK, QUIET_ENV, ROOT, Child, own_mark
 from benchmarks.environments import PEERS, environment
-from benchmarks.job import BATCH, CLIENTS, EXAMPLES, LR, MOMENTUM, Job
+from benchmarks.job import BATCH, CLIENTS, EXAMPLES, LR, MOMENTUM, Job, settings_of
 from benchmarks.machine import describe
 from benchmarks.processes import Others, PeakMemory, cpu_seconds, marked
 from benchmarks.results import save, show
@@ -37,7 +37,6 @@ PEER_COMMANDS = {
     **{name: ["-P", str(ROOT / "benchmarks" / "peers" / f"{name}.py")] for name in PEERS},
 }
 MODES = {"blazefl": ["threads"]}
-QUIET_ENV = {"RAY_worker_niceness": "0", "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 # Each client has 600 examples to train on and 150 to be tested on.
 EXPERIMENT = f"""
 rounds = {{rounds}}
@@ -201,18 +200,7 @@ def sweep(jobs: Jobs, options: argparse.Namespace, single: list[dict[str, Any]])
 
 def per_client(folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Measure what a client costs in a round besides its training, with one worker, against the bare loop."""
-    settings: dict[str, Any] = {
-        "clients": CLIENTS,
-        "evaluate_every": 10**6,
-        "checkpoint_every": 10**6,
-        "device": "cpu",
-        "barriers": {"every": 0},
-        "data": {"name": "fashion-mnist", "train_examples": CLIENTS * EXAMPLES * 5 // 4},
-        "partition": {"scheme": "iid", "validation": 0.0, "test": 0.2},
-        "model": {"name": "mlp"},
-        "local": {"momentum": MOMENTUM},
-        "engine": {"workers": 1},
-    }
+    settings = settings_of("mlp") | {"engine": {"workers": 1}}
     command = [sys.executable, "-P", "-c", "from benchmarks.whole_run import main; main()"]
     rows = []
     for name, every in (("train", 10**6), ("train and evaluate", 1)):

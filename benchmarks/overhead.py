@@ -15,8 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.child import Child, own_mark
-from benchmarks.job import CLIENTS, Job
+from benchmarks.child import QUIET_ENV, Child, own_mark
+from benchmarks.job import CLIENTS, Job, settings_of
 from benchmarks.machine import describe
 from benchmarks.processes import Others, PeakMemory, cpu_seconds, marked
 from benchmarks.results import save, show
@@ -44,23 +44,6 @@ COLUMNS = (
     "peak_mb",
     "note",
 )
-QUIET_ENV = {
-    # Otherwise Ray's workers would yield to every other process.
-    "RAY_worker_niceness": "0",
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-CNN_RUN: dict[str, Any] = {
-    "clients": CLIENTS,
-    "evaluate_every": 10**6,
-    "checkpoint_every": 10**6,
-    "device": "cpu",
-    "barriers": {"every": 0},
-    "data": {"name": "fashion-mnist", "train_examples": 750 * CLIENTS},
-    "partition": {"scheme": "iid", "validation": 0.0, "test": 0.2},
-    "model": {"name": "cnn"},
-    "local": {"momentum": 0.9},
-}
 # Ten examples per client, whatever their number; the data set is the same.
 TOY_RUN: dict[str, Any] = {
     "evaluate_every": 10**6,
@@ -164,7 +147,7 @@ def whole_runs(lab: Lab, quick: bool) -> list[dict[str, Any]]:
     strategies: dict[str, dict[str, Any]] = {"full": {"name": "full"}, "body": {"name": "layer_set", "shared": "body"}}
     for engine in ("local",) if quick else ("local", "ray"):
         for name, strategy in strategies.items():
-            settings = CNN_RUN | {"strategy": strategy, "engine": {"name": engine}}
+            settings = settings_of("cnn") | {"strategy": strategy, "engine": {"name": engine}}
             row = {"engine": engine, "clients": CLIENTS, "payload": "cnn", "strategy": name}
             rows.append(tried(row, lambda: _whole_run(lab, settings, 2 if quick else 5)))  # noqa: B023
     columns = ("seconds", "bare_seconds", "wall_overhead", "cpu_overhead", "train", "aggregate", "rest", "note")
