@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 
 from fedsim.federation.engines.state_files import StateFiles
 from fedsim.results.seals import Seal, seals_of
+from fedsim.strategy.client_rounds import decoded, encoded
 
 HASH_BYTES = 32
 
@@ -36,21 +37,15 @@ class ClientFiles:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read what `encoded` returned."""
-        held = {name: value.numpy().copy() for name, value in load_file(path).items()}
-        clients = held["clients"] if "clients" in held else np.flatnonzero(held["rounds"])
-        return cls(clients, held["rounds"] if "clients" in held else held["rounds"][clients], held.get("hashes"))
+        held = load_file(path)
+        clients, rounds = (each.numpy().copy() for each in decoded("rounds", held))
+        return cls(clients, rounds, held["hashes"].numpy().copy() if "hashes" in held else None)
 
     def encoded(self) -> bytes:
-        """Return the content of a file that `read` reads; the clients are listed where most of them have no file."""
+        """Return the content of a file that `read` reads."""
         assert self.hashes is not None
-        size = self.clients[-1] + 1 if len(self.clients) else 0
-        if size > 2 * len(self.clients):
-            held = {"clients": self.clients, "rounds": self.rounds, "hashes": self.hashes}
-        else:
-            rounds = np.zeros(size, dtype=np.int64)
-            rounds[self.clients] = self.rounds
-            held = {"rounds": rounds, "hashes": self.hashes}
-        return save({name: torch.from_numpy(value) for name, value in held.items()})
+        rounds = encoded("rounds", torch.from_numpy(self.clients), torch.from_numpy(self.rounds))
+        return save(rounds | {"hashes": torch.from_numpy(self.hashes)})
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Yield each client that has a file, and the round of it."""

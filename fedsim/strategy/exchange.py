@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from fedsim.models.params import Params
+from fedsim.strategy.client_rounds import decoded, encoded
 
 
 class Exchange:
@@ -43,23 +44,16 @@ class Exchange:
         self.last_round |= dict.fromkeys(clients, server_round)
 
     def progress(self) -> Params:
-        """Return all of it as named tensors; the clients are listed where most of them have never taken part."""
+        """Return all of it as named tensors."""
         averaged_in = torch.tensor([self.averaged_in.get(name, -1) for name in self.layers])
         clients = sorted(self.last_round)
-        rounds = torch.tensor([self.last_round[client] for client in clients], dtype=torch.int64)
-        listed = torch.tensor(clients, dtype=torch.int64)
-        size = clients[-1] + 1 if clients else 0
-        if size > 2 * len(clients):
-            return {"averaged_in": averaged_in, "last_round": rounds, "clients": listed}
-        return {
-            "averaged_in": averaged_in,
-            "last_round": torch.zeros(size, dtype=torch.int64).scatter(0, listed, rounds),
-        }
+        rounds = [self.last_round[client] for client in clients]
+        listed = (torch.tensor(each, dtype=torch.int64) for each in (clients, rounds))
+        return {"averaged_in": averaged_in, **encoded("last_round", *listed)}
 
     def load_progress(self, progress: Mapping[str, torch.Tensor]) -> None:
         """Take what `progress` returned."""
         averaged = zip(self.layers, progress["averaged_in"].tolist(), strict=True)
         self.averaged_in = {name: server_round for name, server_round in averaged if server_round >= 0}
-        rounds = progress["last_round"].tolist()
-        clients = progress["clients"].tolist() if "clients" in progress else range(len(rounds))
-        self.last_round = {client: last for client, last in zip(clients, rounds, strict=True) if last}
+        clients, rounds = decoded("last_round", progress)
+        self.last_round = dict(zip(clients.tolist(), rounds.tolist(), strict=True))

@@ -21,6 +21,7 @@ from fedsim.results.environment import different_versions, versions
 from fedsim.results.files import copy_writable, read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.measured import TABLES
+from fedsim.strategy.client_rounds import decoded
 
 NOT_COPIED = shutil.ignore_patterns("DONE", ".lock", "report.html", "*.pdf", "*.png")
 
@@ -138,10 +139,8 @@ def _has_same_rounds(mine: Path, other: Path) -> bool:
 
 def _by_client(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     [name] = {"rounds", "last_round"} & held.keys()
-    if "clients" in held:
-        return held
-    clients = held[name].nonzero().flatten()
-    return held | {"clients": clients, name: held[name][clients]}
+    clients, rounds = decoded(name, held)
+    return held | {"clients": clients, name: rounds}
 
 
 def _first_row(mine: Path, other: Path, server_round: int) -> str | None:

@@ -44,7 +44,7 @@ class Worker(Queue):
     Attributes
     ----------
     started, placed
-        Futures: the actor is ready, and Ray has found a place for it, which it tells.
+        Futures: the actor is ready, and Ray has placed it, on the machine that it names.
     since
         When the actor was asked for, or when its first running call began, in seconds of `time.monotonic`.
     look
