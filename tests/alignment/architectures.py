@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
+from fedsim.models.architectures.experts import MixtureOfExperts
+
 WIDTH, HEADS, CLASSES = 8, 2, 5
 Symmetries = tuple[tuple[int, dict[str, int]], ...]
 
@@ -174,6 +176,25 @@ class NormalisedQueries(nn.Module):
         key, value = (each.view(n, length, HEADS, -1).transpose(1, 2) for each in (key, value))
         attended = torch.softmax(query @ key.transpose(2, 3), -1) @ value
         return self.fc((x + self.out(attended.transpose(1, 2).flatten(2))).mean(1))
+
+
+class Mixture(nn.Module):
+    """Experts change places with their rows of the gate, units within each, and those of the shared ones freely."""
+
+    symmetries: Symmetries = (
+        (8, {"into": 1}),
+        (3, {"moe.gate": 1, "moe.experts.up": 4}),
+        (8, {"moe.shared_experts.up": 1}),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.fc = nn.Linear(3, WIDTH), nn.Linear(WIDTH, CLASSES)
+        self.moe = MixtureOfExperts(WIDTH, 4, 3, 2, 2, nn.GELU(), 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        return self.fc((x + self.moe(x)).mean(1))
 
 
 class SumOfHeads(nn.Module):
@@ -514,6 +535,7 @@ SEQUENCES = (
         Attention,
         SplitAttention,
         HeadsAsOutputs,
+        Mixture,
         NormalisedQueries,
         SumOfHeads,
         MeanOfHeads,

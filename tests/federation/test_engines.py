@@ -122,6 +122,14 @@ CONFIGS = {
         "strategy": {"name": "layer_set", "shared": "head"},
         "barriers": {"every": 2, "examples": 20},
     },
+    "a mixture of experts": {
+        "clients": 3,
+        "data": {"name": "toy-text", "examples": 120},
+        "partition": {"scheme": "natural"},
+        "model": {"name": "gpt", "depth": 1, "width": 8, "num_experts": 3, "top_k": 2, "num_shared_experts": 1},
+        "strategy": {"name": "matched_average"},
+        "barriers": {"every": 2, "examples": 20, "matching": ["none", "weights"]},
+    },
     "control variates, and clients that never train": {
         "rounds": 3,
         "clients": 6,

@@ -25,6 +25,7 @@ from fedsim.federation.client.state import personalised_model
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.federation import Federation
 from fedsim.models.adapters import hold_bases_
+from fedsim.models.architectures.experts import MixtureOfExperts
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, flat_copy, load_state_, state_of
 from fedsim.seeds import derive, rng
@@ -81,6 +82,13 @@ def lora_mlp() -> nn.Module:
     """Layers with the factors of LoRA on the frozen ``fc1`` and ``fc2``, and the head ``fc3``."""
     model = Mlp()
     model.fc1, model.fc2 = Adapted(model.fc1, 2), Adapted(model.fc2, 2)
+    return model
+
+
+def moe_mlp() -> nn.Module:
+    """Like `Mlp`, with two of three experts and one that is always on in place of ``fc2``."""
+    model = Mlp()
+    model.fc2, model.fc3 = MixtureOfExperts(6, 2, 3, 2, 1, nn.Tanh(), 0.0), nn.Linear(6, CLASSES)
     return model
 
 

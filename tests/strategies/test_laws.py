@@ -20,7 +20,7 @@ from fedsim.models.params import Params
 from fedsim.strategy import Received, Strategy, messages
 from fedsim.strategy.traffic import Traffic
 from strategies import STRATEGIES
-from tests.strategies.harness import ADAPTED, Mlp, Play, assert_close, lora_mlp, norm_mlp
+from tests.strategies.harness import ADAPTED, Mlp, Play, assert_close, lora_mlp, moe_mlp, norm_mlp
 
 # Options that have no default, or that let more happen in a few rounds of a tiny model.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -168,6 +168,15 @@ def test_it_runs_on_the_factors_of_adapters_and_nothing_below_them_travels(name:
             assert not any("base_layer" in key for record in records_of(message).values() for key in record)
     after = play.federation.model().state_dict()
     assert all(torch.equal(after[key], value) for key, value in base.items())
+    assert all(np.isfinite(own["personalised/test/loss"]) for own in play.evaluate().values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in (*PLAIN, *ADAPTED)])
+def test_it_runs_on_a_mixture_of_experts(name: str) -> None:
+    play = Play(name, {**OPTIONS.get(name, {}), **({"after": 1} if name == "ccvr" else {})}, model=moe_mlp, rounds=2)
+    for _ in play.rounds():
+        assert all(value.isfinite().all() for value in play.strategy.global_model.values())
     assert all(np.isfinite(own["personalised/test/loss"]) for own in play.evaluate().values())
 
 

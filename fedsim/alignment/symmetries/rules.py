@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from fedsim.alignment.symmetries.layouts import Layout, Part, broadcast_, plain, stay_
 from fedsim.alignment.symmetries.symbols import Pieces, UnknownError, fixed, write_
+from fedsim.models.architectures.experts import TopKSoftmax
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def same(call: Call) -> Layout:
 QUALIFIED["torchvision.ops.stochastic_depth.stochastic_depth"] = same
 
 
-@module_rule(nn.Softmax, nn.LogSoftmax, nn.Softmin)
+@module_rule(nn.Softmax, nn.LogSoftmax, nn.Softmin, TopKSoftmax)
 @function_rule("softmax", "log_softmax", "softmin")
 def along(call: Call) -> Layout:
     """Entries along one dimension depend on each other, symmetrically."""

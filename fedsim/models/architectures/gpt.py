@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fedsim.models.architectures.checks import heads_divide_width, positive, probability, sequence_length
+from fedsim.models.architectures.experts import Mixtures, mixtures
 from fedsim.models.architectures.predict import Predict, sequence_logits
 
 
@@ -37,26 +38,26 @@ class CausalSelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a hidden layer of four times the width, each on normalised inputs and added to them."""
+    """Attention and a hidden layer of four times the width, or experts, each on normalised inputs and added to them."""
 
-    def __init__(self, heads: int, width: int, dropout: float) -> None:
+    def __init__(self, heads: int, width: int, dropout: float, experts: Mixtures | None = None) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attn = CausalSelfAttention(heads, width, dropout)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, 4 * width),
-                gelu=nn.GELU(approximate="tanh"),
-                c_proj=nn.Linear(4 * width, width),
-                dropout=nn.Dropout(dropout),
-            )
-        )
+        make = feed_forward if experts is None else experts.block
+        self.mlp = make(width, nn.GELU(approximate="tanh"), dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, shape [n, length, width] like ``x``."""
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
+
+
+def feed_forward(width: int, activation: nn.Module, dropout: float) -> nn.Module:
+    """Build a network with a hidden layer of four times the width."""
+    up, down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+    return nn.Sequential(OrderedDict(c_fc=up, gelu=activation, c_proj=down, dropout=nn.Dropout(dropout)))
 
 
 class GPT(nn.Module):
@@ -72,13 +73,16 @@ class GPT(nn.Module):
         width: int,
         dropout: float,
         predict: Predict,
+        experts: Mixtures,
     ) -> None:
         super().__init__()
         self.predict = predict
         self.wte = nn.Embedding(vocabulary, width)
         self.wpe = nn.Embedding(length, width)
         self.drop = nn.Dropout(dropout)
-        self.h = nn.Sequential(*(Block(heads, width, dropout) for _ in range(depth)))
+        self.h = nn.Sequential(
+            *(Block(heads, width, dropout, experts if i in experts.blocks else None) for i in range(depth))
+        )
         self.ln_f = nn.LayerNorm(width)
         self.lm_head = nn.Linear(width, classes, bias=False)
         if classes == vocabulary:
@@ -88,7 +92,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
                 # GPT-2 scales what is added to the residual stream by the number of additions.
-                additions = 2 * depth if name.endswith("c_proj.weight") else 1
+                additions = 2 * depth if name.endswith(("c_proj.weight", "down.weight")) else 1
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(additions))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -108,6 +112,11 @@ def gpt(
     width: int = 128,
     dropout: float = 0.0,
     predict: Predict = "each",
+    num_experts: int = 0,
+    top_k: int = 0,
+    num_shared_experts: int = 0,
+    expert_width: int = 0,
+    moe_blocks: tuple[int, ...] = (),
 ) -> nn.Module:
     """Build a small GPT-2: ``wte``, ``wpe``, the blocks ``h.0``, ``h.1``, ..., ``ln_f``; the head is ``wte``.
 
@@ -127,12 +136,22 @@ def gpt(
     predict
         Prediction at ``each`` position, of the next token, or only at the ``last`` one: of the token that follows or of
         the class of the whole sequence.
+    num_experts
+        Number of experts in a block's feed-forward part, weighted by a gate; 0 for blocks without experts.
+    top_k
+        Number of experts that the gate chooses for each token; 0 for all.
+    num_shared_experts
+        Number of further experts, which work for every token with weight 1.
+    expert_width
+        Width of the hidden layer of each expert; 0 for 4 * ``width``.
+    moe_blocks
+        Numbers of the blocks with experts, from 0, or from -1 backwards; by default all blocks.
 
     Raises
     ------
     ValueError
-        If the inputs are not token sequences, a size is not positive, ``heads`` does not divide ``width``, or the
-        dropout is not in [0, 1).
+        If the inputs are not token sequences, a size is not positive, ``heads`` does not divide ``width``, the dropout
+        is not in [0, 1), or an option of experts is out of range.
 
     References
     ----------
@@ -142,4 +161,13 @@ def gpt(
     positive(depth=depth, heads=heads, width=width)
     heads_divide_width(heads, width)
     probability(dropout=dropout)
-    return GPT(length, classes, vocabulary or classes, depth, heads, width, dropout, predict)
+    experts = mixtures(
+        depth,
+        4 * width,
+        num_experts=num_experts,
+        top_k=top_k,
+        num_shared_experts=num_shared_experts,
+        expert_width=expert_width,
+        moe_blocks=moe_blocks,
+    )
+    return GPT(length, classes, vocabulary or classes, depth, heads, width, dropout, predict, experts)
