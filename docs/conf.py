@@ -21,7 +21,7 @@ include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**", "
 exclude_patterns = ["docs/extensions", "docs/templates", "**/.ipynb_checkpoints"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated", "sidebar", "checkout"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated", "members", "sidebar", "checkout"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
 # Tables of experiments are reached from the pages about them; a test sees to it that pages of docs/ are listed.
@@ -38,11 +38,17 @@ autodoc_typehints = "signature"
 python_maximum_signature_line_length = 100
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_use_param = False  # parameters that share a text share an entry
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # signatures have the types
+napoleon_custom_sections = [("Attributes", "params_style")]
 default_role = "py:obj"
 nitpick_ignore_regex = [("py:.*", ".*")]  # types of other libraries; the pages' links and anchors are all checked
 
 html_theme = "furo"
+smartquotes = False  # options and code in texts stay as they are typed
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 html_title = f"fedsim {version}"
 html_show_sphinx = False
 html_copy_source = False

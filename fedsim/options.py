@@ -93,12 +93,16 @@ def range_of(metadata: Iterable[object]) -> str:
     words = {Gt: ("gt", "greater than"), Ge: ("ge", "at least"), Lt: ("lt", "less than"), Le: ("le", "at most")}
     known = list(metadata)
     bounds = [
-        f"{text} {getattr(bound, attribute)}"
+        f"{text} {_number(getattr(bound, attribute))}"
         for kind, (attribute, text) in words.items()
         for bound in known
         if isinstance(bound, kind)
     ]
     return "must be " + " and ".join(bounds) if bounds else ""
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def as_toml(value: Any) -> str:

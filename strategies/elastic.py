@@ -39,7 +39,7 @@ class ElasticRule(ClientRule):
 
 
 class Elastic(Strategy, shared="all"):
-    """Let each layer step the less, the more sensitive the clients are to it on average: elastic aggregation.
+    """Move each layer less, the more sensitive the clients are to it on average: elastic aggregation.
 
     References
     ----------

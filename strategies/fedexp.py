@@ -7,7 +7,7 @@ from fedsim.strategy import ClientUpdate, NonNegative, Option, Strategy
 
 
 class FedExp(Strategy, shared="all"):
-    """Extrapolate the mean update the further, the less alike the clients' updates are: FedExP.
+    """Extrapolate the mean update further, the less alike the clients' updates are: FedExP.
 
     References
     ----------

@@ -8,7 +8,7 @@ from fedsim.strategy import ClientUpdate, NonNegative, Option, Strategy
 
 
 class FedLws(Strategy, shared="all"):
-    """Shrink each averaged layer the more, the further the clients' updates of it are apart: FedLWS.
+    """Shrink each averaged layer more, the further apart the clients' updates of it are: FedLWS.
 
     References
     ----------

@@ -65,7 +65,7 @@ class PersonalParameters(ClientRule):
 
 
 class FedSelect(Strategy):
-    """Keep with each client the single parameters that move most, ever more of them, and average the rest: FedSelect.
+    """Keep a growing share of each client's parameters, those that move most, and average the rest: FedSelect.
 
     References
     ----------

@@ -48,7 +48,7 @@ class FedNtd(Strategy, shared="all"):
 
 
 class FedLcRule(ClientRule):
-    """Lowers each logit by ``margins``, the more, the fewer examples of the class the client has."""
+    """Lowers each logit by ``margins``, which are larger for classes of which the client has few examples."""
 
     cross_entropy_only = True
     tau: float

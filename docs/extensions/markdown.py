@@ -21,6 +21,9 @@ def code(text: str) -> str:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    """Write a table, without the columns in which all cells are empty."""
+    rows = list(rows)
+    kept = [i for i in range(len(titles)) if any(row[i] for row in rows)]
+    lines = [[line[i] for i in kept] for line in (titles, ["---"] * len(titles), *rows)]
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"```{{container}} keys\n{text}\n```\n"

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from markdown import as_markdown, code, table
 from pydantic import BaseModel
@@ -16,23 +16,29 @@ from fedsim.options import as_toml, parameter_texts, range_of
 from fedsim.training.settings import LocalSettings
 
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "table"}
+PLURALS = {str: "texts", Expectation: "tables"}
 # What describes the settings of a table, if it is not the table itself.
 DESCRIBED_BY = {LocalConfig: LocalSettings}
 
 
 def write() -> str:
     """Write a section per table."""
-    tables = {name: field.annotation for name, field in Config.model_fields.items() if _is_table(field.annotation)}
-    own = {name: field for name, field in Config.model_fields.items() if name not in tables}
-    parts = ["## At the top of the file\n", _rows("", own, Config)]
-    for name, record in tables.items():
-        parts += [f"\n## `[{name}]`\n", f"{_first_sentence(record)}\n", _rows(name, record.model_fields, record)]
-    parts += ["\n## `[[expect]]`\n", f"{_first_sentence(Expectation)}\n"]
-    parts += [_rows("expect", Expectation.model_fields, Expectation)]
+    parts = ["## At the top of the file\n", _rows("", Config)]
+    for name, record in _tables("", Config):
+        parts += [f"\n## `[{name}]`\n", f"{_first_sentence(record)}\n", _rows(name, record)]
+    parts += ["\n## `[[expect]]`\n", f"{_first_sentence(Expectation)}\n", _rows("expect", Expectation)]
     return "\n".join(parts)
 
 
-def _is_table(annotation: Any) -> bool:
+def _tables(prefix: str, record: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the tables in a record, each before those inside it."""
+    for name, field in record.model_fields.items():
+        if _is_table(field.annotation):
+            yield prefix + name, field.annotation
+            yield from _tables(f"{prefix}{name}.", field.annotation)
+
+
+def _is_table(annotation: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
@@ -47,19 +53,20 @@ def _texts(record: type[BaseModel]) -> dict[str, str]:
     return parameter_texts(DESCRIBED_BY.get(record, record))
 
 
-def _rows(prefix: str, fields: dict[str, FieldInfo], record: type[BaseModel]) -> str:
+def _rows(prefix: str, record: type[BaseModel]) -> str:
     texts = _texts(record)
+    fields = {name: field for name, field in record.model_fields.items() if not _is_table(field.annotation)}
     if lacking := set(fields) - set(texts):
         raise LookupError(
             f"{record.__name__} has no text for {min(lacking)!r}; add it to the Parameters of its docstring"
         )
     return table(
-        ("key", "type", "default", "meaning"),
+        ("key", "default", "values", "meaning"),
         (
             (
                 code(f"{prefix}.{key}" if prefix else key),
+                "required" if field.is_required() else _default(field),
                 _type(field),
-                "required" if field.is_required() else code(_default(field)),
                 as_markdown(texts[key]),
             )
             for key, field in fields.items()
@@ -69,12 +76,17 @@ def _rows(prefix: str, fields: dict[str, FieldInfo], record: type[BaseModel]) ->
 
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
-    return "" if value is None or value == {} else as_toml(value)
+    return "unset" if value is None else "empty" if value == {} else code(as_toml(value))
 
 
 def _type(field: FieldInfo) -> str:
     rule = range_of(field.metadata).removeprefix("must be ")
-    return ", ".join(part for part in (" or ".join(_words(field.annotation)), rule) if part)
+    return ", ".join(part for part in (_listed(_words(field.annotation)), rule) if part)
+
+
+def _listed(words: Iterator[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _words(annotation: Any) -> Iterator[str]:
@@ -82,7 +94,7 @@ def _words(annotation: Any) -> Iterator[str]:
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         rule = range_of(_constraints(inside[1:])).removeprefix("must be ")
-        yield " or ".join(_words(inside[0])) + (f" ({rule})" if rule else "")
+        yield _listed(_words(inside[0])) + (f" ({rule})" if rule else "")
     elif origin is Literal:
         yield from (code(as_toml(value)) for value in inside)
     elif origin in (Union, UnionType):
@@ -90,11 +102,11 @@ def _words(annotation: Any) -> Iterator[str]:
             if each is not type(None):
                 yield from _words(each)
     elif origin in (tuple, list):
-        yield "list of " + " or ".join(_words(inside[0]))
+        yield f"list of {PLURALS.get(inside[0]) or _listed(_words(inside[0]))}"
     elif origin is dict:
         yield "table"
     else:
-        yield NAMES.get(annotation, "value")
+        yield "table" if _is_table(annotation) else NAMES[annotation]
 
 
 def _constraints(metadata: tuple[Any, ...]) -> Iterator[Any]:

@@ -17,7 +17,7 @@ class Data(Examples):
     Parameters
     ----------
     criterion
-        Maps outputs and targets of a batch to one loss per example.
+        Function from the outputs and targets of a batch to one loss per example.
     tolerance
         Barriers evaluate each mixed model on only as many examples as are needed to know its mean loss over all of them
         to within this, in nats, for at least 95 % of the rows; by default, and where examples have different numbers
@@ -31,7 +31,7 @@ class Data(Examples):
     Raises
     ------
     TypeError
-        If the inputs or the targets are not tensors, the criterion is not a function, or a number is none.
+        If the inputs or the targets are not tensors, the criterion is not a function, or a setting is not a number.
     ValueError
         If ``stratified_from`` is less than the number of examples, or their targets are not classes; if the tolerance
         is not positive.

@@ -80,7 +80,7 @@ def layer_path(
     ValueError
         If there are not two states, one does not fit the model, or an argument is unknown or out of range.
     TypeError
-        If an argument is no number, or ``train`` no `Data`.
+        If a setting is not a number, or ``train`` is not `Data`.
 
     References
     ----------

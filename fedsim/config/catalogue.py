@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -213,8 +213,8 @@ class Catalogue:
             OptionText(
                 option,
                 "required" if info.is_required() else "unset" if info.default is None else as_toml(info.default),
-                range_of(info.metadata).removeprefix("must be "),
-                info.description or texts.get(option, "").replace("`", ""),
+                range_of(info.metadata).removeprefix("must be ") or _choices(info.annotation),
+                info.description or texts.get(option, ""),
             )
             for option, info in self.schema(name).model_fields.items()
         ]
@@ -258,10 +258,12 @@ class Catalogue:
         return found[0] if found else entry
 
     def _stands_for(self, choice: Choice) -> str:
-        """Return what a name in the literature stands for, whose options the user may not have written."""
-        options = self._named(name := self.name_of(choice)).options
-        written = ", ".join(f"{key} = {as_toml(value)}" for key, value in options.items())
-        return f"{name}, which is {getattr(choice, self.key)} with {written}: " if written else ""
+        """Return a name in the literature for a message, with its options, which the user may not have written."""
+        name = self.name_of(choice)
+        if name not in self.names:
+            return ""
+        written = ", ".join(f"{key} = {as_toml(value)}" for key, value in self.names[name].options.items())
+        return f"{name}, which is {getattr(choice, self.key)} with {written}: " if written else f"{name}: "
 
     def is_called(self, choice: Choice, name: str) -> bool:
         """Return whether a name, in any spelling, is that of the chosen entry or of it with its options."""
@@ -315,6 +317,12 @@ class Catalogue:
                     raise ConfigError(f"{self._where(name)} cannot be called with {names}: {error}") from error
 
         return make
+
+
+def _choices(annotation: Any) -> str:
+    """Return the values that an option may have, if they are listed."""
+    listed = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return ", ".join(as_toml(value) for value in listed)
 
 
 def _with_options(name: str, options: Mapping[str, Any]) -> str:

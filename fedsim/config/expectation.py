@@ -32,20 +32,25 @@ class Expectation(BaseModel):
     Parameters
     ----------
     barrier
-        Column of the barriers' table, such as ``loss_mean_ends``; or else
+        Column of the barriers' table, such as ``loss_mean_ends``. One of ``barrier``, ``metric`` and ``measure`` says
+        what is expected.
     metric
-        Name of a metric, such as ``accuracy`` or ``loss``; or else
-    measure, column
-        A table of the analysis, such as ``connectivity``, and one of its columns, such as ``ratio``. Rows of the
-        average alone count only with ``model = "average"``; rows of random directions never count, nor do rows of
-        ``matching`` for the first model of a round, which never moves. ``products``, which needs no setting, has
-        the ``aggregation_error`` of LoRA's factors.
+        Name of a metric, such as ``accuracy`` or ``loss``.
+    measure
+        A table of the analysis, such as ``connectivity``. Rows of the average alone count only with
+        ``model = "average"``; rows of random directions never count, nor do rows of ``matching`` for the first model
+        of a round, which never moves. ``products``, which needs no setting, has the ``aggregation_error`` of LoRA's
+        factors.
+    column
+        A column of that table, such as ``ratio``.
     group
         Name of a group, or a pattern such as ``shallow:*``; ``layers`` is every single layer. By default ``full``, or
         all rows of a table that has no such row.
-    against, t
-        ``average`` or ``pairs``, and the interpolation coefficient: by default 1 and 1/2, for connectivity 1/2. For
-        measures of pairs only, such as ``cka``, pairs are used.
+    against
+        What models are mixed with: their ``average``, or each other (``pairs``). For measures of pairs only, such as
+        ``cka``, pairs are used.
+    t
+        Interpolation coefficient: by default 1 against the average and 1/2 for pairs and for connectivity.
     model
         Model of a metric, ``personalised`` or ``global``; of a measure, ``average`` for the rows of the average alone.
     server
@@ -64,15 +69,19 @@ class Expectation(BaseModel):
         A number, the ``last`` one measured, or ``all``.
     reduce
         How the values of several groups, bases, clients and rounds are combined.
-    above, below, within
-        Lower bound, upper bound, or bound of the absolute value.
+    above
+        Lower bound.
+    below
+        Upper bound.
+    within
+        Bound of the absolute value.
     where
         Values of settings, or lists of them, of the runs that this is expected of; by default all runs.
     of
         What the value is compared with: changes of the above, measured in the same run, or changes of settings,
         measured in the run of the same seed that has these and is equal in all other tables.
     compare
-        Whether to take the ``difference`` from that, or the ``ratio`` to it.
+        How it is compared with that: by the ``difference``, or by the ``ratio``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -27,8 +27,10 @@ class FaultsConfig(Table):
         Probability that it raises an exception.
     nan
         Probability that it sends NaN for all values.
-    explode, explode_factor
-        Probability that its update is scaled up, and the factor.
+    explode
+        Probability that its update is scaled up.
+    explode_factor
+        Factor by which it is.
     stale
         Probability that it sends again what it sent before.
     duplicate

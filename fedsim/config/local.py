@@ -14,7 +14,7 @@ DEFAULTS: dict[str, dict[str, float]] = {"adam": {"lr": 1e-3}, "adamw": {"lr": 1
 
 
 class LocalConfig(Table):
-    """``[local]``: the clients' training, and the ranges of its settings; see `fedsim.training.LocalSettings`.
+    """``[local]``: the clients' training, with the settings of `fedsim.training.LocalSettings`.
 
     Without ``lr``, Adam and AdamW have torch's 0.001, and AdamW torch's weight decay of 0.01.
     """

@@ -43,8 +43,10 @@ class DataConfig(Choice):
     ----------
     name
         Name of the data set, or a custom function, as ``module:function``.
-    train_examples, test_examples
-        Size of a sample of the training or test set in which each class keeps its share (default: all).
+    train_examples
+        Size of a sample of the training set, in which each class keeps its share (default: all).
+    test_examples
+        Size of such a sample of the test set (default: all).
     server_examples
         Number of training examples that the server holds and no client gets, drawn in the same way: for methods that
         learn on the server (default: none).
@@ -73,8 +75,10 @@ class PartitionConfig(Choice):
     ----------
     scheme
         Name of the scheme, or a custom function, as ``module:function``.
-    validation, test
-        Share of each client's examples that is held out for validation or test.
+    validation
+        Share of each client's examples that is held out as its validation data.
+    test
+        Share of each client's examples that is held out as its test data.
     test_skew
         Whether clients are tested on data ``alike`` their own, or on equal shares of all examples (``uniform``), which
         are set aside before the split.

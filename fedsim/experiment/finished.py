@@ -205,7 +205,7 @@ class Partition:
 
     @property
     def label_counts(self) -> pd.DataFrame:
-        """How many examples of each class each client holds: a row per client, a column per class."""
+        """Number of examples by client and class, with a row per client and a column per class."""
         counts = self.data.heterogeneity().counts
         table = np.zeros((len(counts.offsets) - 1, counts.classes), dtype=np.int64)
         clients = np.repeat(np.arange(len(table)), np.diff(counts.offsets))
@@ -214,7 +214,7 @@ class Partition:
 
     @property
     def heterogeneity(self) -> pd.DataFrame:
-        """How different the clients' labels are: a row per client, a column per measure."""
+        """How different the clients' labels are, with a row per client and a column per measure."""
         return pd.DataFrame(self.data.heterogeneity().by_client).rename_axis("client")
 
     def __repr__(self) -> str:

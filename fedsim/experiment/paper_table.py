@@ -38,7 +38,7 @@ class PaperTable:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row per cell with full precision: mean, std and half_width, and whether it is the best or a tie."""
+        """Each cell's mean, std and half_width with full precision, and whether it is the best or a tie."""
         names, *rows = lines_of(self.pivot)
         found = pd.DataFrame({name: numbers(texts) for name, texts in zip(names, zip(*rows, strict=True), strict=True)})
         return found.assign(best=found["best"] == "true", tie=found["tie"] == "true").astype({"seeds": int})

@@ -48,5 +48,5 @@ class ProbeRule(ClientRule):
 
     @property
     def personalises(self) -> bool:
-        """Whether the personalised model is more than the client's own: it is not, the probe is only measured."""
+        """Whether the personalised model is more than the client's own; here the probe is only measured."""
         return False

@@ -22,17 +22,25 @@ class LocalSettings:
         Passes over the client's training examples, in a phase without its own number.
     batch_size
         Number of examples in a mini-batch; the last one of an epoch may be smaller, none is dropped.
-    lr, weight_decay
-        As in `torch.optim`.
-    momentum, nesterov
-        Options of SGD, as in `torch.optim.SGD`.
+    lr
+        Step size, as in `torch.optim`.
+    weight_decay
+        Weight decay, as in `torch.optim`.
+    momentum
+        Momentum of SGD, as in `torch.optim.SGD`.
+    nesterov
+        Whether the momentum is Nesterov's.
     optimizer_state
         ``reset`` begins each round with an optimiser that has taken no step; ``keep`` with the state that the client's
         had after its last one, its momentum, or its moments and number of steps.
     optimizer
         SGD, Adam, or AdamW, as in `torch.optim`.
-    betas, eps, amsgrad
-        Options of Adam and AdamW.
+    betas
+        Decay rates of the first and second moments of Adam and AdamW.
+    eps
+        Number that Adam and AdamW add to the root of the second moment.
+    amsgrad
+        Whether Adam and AdamW use the largest second moment so far (AMSGrad).
     schedule
         Course of the step size after the warm-up: it stays (``constant``), falls to ``end_factor`` times ``lr`` along
         half a ``cosine`` or a line (``linear``), or is multiplied by ``gamma`` every ``step_size`` steps (``step``).
@@ -40,8 +48,12 @@ class LocalSettings:
         Whether the schedule spans all rounds of the ``run``, or begins again in each ``round``.
     warmup
         Number of steps in which the step size rises linearly, from ``lr / (warmup + 1)`` in the first.
-    end_factor, step_size, gamma
-        Options of the schedules, as in `torch.optim.lr_scheduler`.
+    end_factor
+        Factor of `lr` with which the schedules ``cosine`` and ``linear`` end.
+    step_size
+        Number of steps after which the schedule ``step`` multiplies the step size by ``gamma``.
+    gamma
+        Factor of the schedule ``step``.
     clip_norm
         Largest norm of the gradient of all that is trained, as in `torch.nn.utils.clip_grad_norm_` (default: no limit).
         It acts on what the optimiser takes: after a rule has changed it and with the proximal term, without weight

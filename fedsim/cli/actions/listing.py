@@ -50,5 +50,5 @@ def _options(catalogue: Catalogue, name: str) -> Table | None:
     for option in catalogue.described_options(name):
         if option.name in fixed:
             continue
-        table.add_row(option.name, option.default, option.range, option.text)
+        table.add_row(option.name, option.default, option.range, option.text.replace("`", ""))
     return table if table.row_count else None
