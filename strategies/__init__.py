@@ -83,7 +83,7 @@ NAMES: dict[str, Named] = {
     "FedSA-LoRA": Named("lora", {"share": "A", "head": "personal"}, Place("strategies.lora", "FedSaLora")),
     "FFA-LoRA": Named("lora", {"share": "B"}, Place("strategies.lora", "FfaLora")),
     "RoLoRA": Named("lora", {"share": "alternate"}, Place("strategies.lora", "RoLora")),
-    "FedIT": Named("lora"),
+    "FedIT": Named("lora", {"share": "both"}, Place("strategies.lora", "FedIt")),
     "FlexLoRA": Named("flexlora"),
     "FedEx-LoRA": Named("fedex_lora"),
     "FLoRA": Named("flora"),

@@ -27,7 +27,7 @@ class FedExLora(Lora):
 
     def prepare(self) -> None:
         super().prepare()
-        check_both(self, "the weight makes up for the average of both")
+        check_both(self, "the weight takes what the averages of both factors lack")
         check_held(self)
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:

@@ -1,4 +1,4 @@
-"""The clients' factors are stacked, merged into the weights below them, and drawn again."""
+"""The clients' factors are stacked and merged into the weights below them; then new factors are drawn."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ STACK, MADE_IN, TRAINED_IN, ROUND = "stack", "made_in", "trained_in", "round"
 
 
 class FloraRule(ClientRule):
-    """Merges the stack of the last round into the weights, and begins with new factors."""
+    """Merges the last round's stack into the weights, and trains new factors."""
 
     seed: int
 
@@ -31,9 +31,9 @@ class FloraRule(ClientRule):
         behind = int(made[ROUND]) - int(trained.get(ROUND, 0)) if stack else 0
         if behind > 0:
             raise ClientError(
-                f"it has missed a stack: it last trained before round {int(made[ROUND])}, in which this one was made"
+                f"it has missed a stack: it last trained before round {int(made[ROUND])}, when this one was made"
             )
-        # Where the round after it averaged nothing, the same stack comes again.
+        # If no round has averaged anything since, the same stack arrives again.
         for each in self.factors if stack and behind == 0 else ():
             product = stack[each.second].double() @ stack[each.first].double()
             params[each.base] = each.merged(params[each.base], product)
@@ -47,7 +47,7 @@ class FloraRule(ClientRule):
 
 
 class Flora(Lora):
-    """Merge the clients' stacked factors of LoRA into the frozen weights, and start again with others: FLoRA.
+    """Merge the clients' stacked LoRA factors into the frozen weights, and train new factors in each round: FLoRA.
 
     References
     ----------
@@ -56,9 +56,9 @@ class Flora(Lora):
 
     Notes
     -----
-    The product of the stacks [p_1 B_1, p_2 B_2, ...] and [A_1; A_2; ...] is the sum of p B A; the paper weights A by p,
-    its code neither. Clients keep the weights and get the stacks, or the weights if they have missed a round. In each
-    round A is drawn from the run's seed, the same for all.
+    The product of the stacks [p_1 B_1, p_2 B_2, ...] and [A_1; A_2; ...] is the sum of p B A. The paper weights A by p,
+    the released code weights neither. Clients keep the weights and receive the stacks; a client that has missed a round
+    receives the weights instead. In each round all clients draw the same A from the run's seed.
     """
 
     holds_bases = True
@@ -68,7 +68,7 @@ class Flora(Lora):
 
     def prepare(self) -> None:
         super().prepare()
-        check_both(self, "stacks are made of both")
+        check_both(self, "both factors are stacked")
         check_held(self)
 
     def moved(self, server_round: int) -> LayerGroup:
@@ -93,13 +93,13 @@ class Flora(Lora):
         return {name: self.memory[name] for name in (STACK, MADE_IN)} if self._is_current(client) else {}
 
     def _is_current(self, client: int) -> bool:
-        """Tell whether a client has the weights into which the last stack was merged."""
+        """Return whether a client has the weights that the last stack is to be merged into."""
         last = self.exchange.last_round_of(client)
         return last > 0 and all(self.exchange.averaged_in.get(name) == last for name in self._bases)
 
 
 def new_factors(factors: Sequence[Factors], like: Params, seed: int, server_round: int) -> Params:
-    """Return the factors that training starts with in a round: A as the library peft draws it, and B of zeros."""
+    """Return the factors with which training starts in a round: A as peft draws it, and B all zeros."""
     found: Params = {}
     for each in factors:
         bound = like[each.first].shape[1] ** -0.5

@@ -12,11 +12,12 @@ from fedsim.strategy import ClientUpdate, LocalPlan, Option, Phase, Strategy
 
 
 class Lora(Strategy):
-    """Average the factors of LoRA adapters, by default both, each by itself: FedIT.
+    """Average the factors of LoRA adapters, each by itself: both, one of them, or each in turn.
 
     References
     ----------
-    Zhang et al. 2023, Towards building the federated GPT: federated instruction tuning, arXiv 2305.05644.
+    FedIT: Zhang et al. 2023, arXiv 2305.05644; FedSA-LoRA: Guo et al. 2025, arXiv 2410.01463; FFA-LoRA: Sun et al.
+    2024, arXiv 2403.12313; RoLoRA: Chen et al. 2025, arXiv 2502.01755.
 
     Notes
     -----
@@ -72,16 +73,16 @@ class Lora(Strategy):
 def check_both(strategy: Lora, why: str) -> None:
     """Raise `ValueError` unless both factors are averaged."""
     if strategy.share != "both":
-        raise ValueError(f"share = {strategy.share!r} must be 'both', as {why}")
+        raise ValueError(f"share = {strategy.share!r} must be 'both': {why}")
 
 
 def check_held(strategy: Lora) -> None:
     """Raise `ValueError` unless the server can change and send the weights below the factors."""
     if any(each.base not in strategy.keys(strategy.layers.names) for each in strategy.factors):
         raise ValueError(
-            "changes the weights of adapted layers, which are frozen; call fedsim.models.adapters.hold_bases_(model)"
+            "it changes the weights of adapted layers, which are frozen; call fedsim.models.adapters.hold_bases_(model)"
             if strategy.buffers == "shared"
-            else f"changes the weights of adapted layers, so that buffers = {strategy.buffers!r} must be 'shared'"
+            else f"buffers = {strategy.buffers!r} must be 'shared': it changes the weights of adapted layers"
         )
 
 
@@ -101,6 +102,17 @@ def stacked(each: Factors, updates: Sequence[ClientUpdate]) -> tuple[Tensor, Ten
         seconds.append(weight * update.shared[each.second][:, :rank].double())
         firsts.append(update.shared[each.first][:rank].double())
     return torch.cat(seconds, 1), torch.cat(firsts)
+
+
+class FedIt(Lora):
+    """Average both factors of LoRA adapters, each by itself: FedIT.
+
+    References
+    ----------
+    Zhang et al. 2023, Towards building the federated GPT: federated instruction tuning, arXiv 2305.05644.
+    """
+
+    share = "both"
 
 
 class FedSaLora(Lora):

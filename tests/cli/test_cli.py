@@ -101,6 +101,10 @@ MISTAKES = {
         ["--set", "strategy.name=Fed BN"],
         r"\[strategy\] FedBN, which is layer_set with shared = \"!norm\": .*no normalisation; choose one that",
     ),
+    "a method by its name in the literature": (
+        ["--set", "strategy.name=fedex_lora"],
+        r"\[strategy\] FedEx-LoRA: the model has no factors of LoRA",
+    ),
     "no normalisation": (["--set", 'strategy={name="layer_set", shared="!norm"}'], "'norm' matches nothing"),
     "more clients than examples": (["--set", "clients=201"], "clients = 201 is more than the 200 training examples"),
     "clients that cannot be filled": (["--set", "clients=50"], "50 clients with at least 10 examples each need 500"),

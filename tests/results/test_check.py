@@ -25,6 +25,7 @@ from fedsim.results.check.check import check, matches
 from fedsim.results.folder import RunFolder
 from fedsim.results.result import Result
 from partitions import LabelCounts
+from strategies import NAMES
 from tests.conftest import TINY
 
 # Rows of one round: group, base, other, t, loss_mean_ends.
@@ -460,6 +461,26 @@ def test_the_command_prints_a_line_each_and_exits_with_1_where_one_fails(
     code, lines = fedsim("check", "runs/good", "--expect", "none.toml")
     assert code == 2
     assert "no run has an expectation" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"share": "both"}, {"FedIT"}),
+        ({"share": "both", "head": "personal"}, {"FedIT"}),
+        ({"share": "A"}, set()),
+        ({"share": "A", "head": "personal"}, {"FedSA-LoRA"}),
+        ({"share": "B"}, {"FFA-LoRA"}),
+        ({"share": "alternate"}, {"RoLoRA"}),
+    ],
+)
+def test_a_name_of_an_expectation_means_the_options_that_it_stands_for(
+    options: dict[str, str], names: set[str], tiny: Callable[..., Config]
+) -> None:
+    config = tiny(strategy={"name": "lora", **options}, model={"adapter": {"kind": "lora"}})
+    of_lora = {name for name, named in NAMES.items() if named.entry == "lora"}
+    assert {name for name in of_lora if matches(config, {"strategy.name": name})} == names
+    assert matches(config, {"strategy.name": "lora"})
 
 
 @pytest.mark.parametrize(
