@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import seeds
+from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merged import Merged
 from fedsim.alignment.merging.merging import merge_hierarchically, merge_many
 from fedsim.alignment.repair.mean import BY_WEIGHTS, Repair, check_repair, repaired_mean
@@ -138,20 +139,20 @@ class MatchedAverage(Rebasin):
     References
     ----------
     Ainsworth et al. 2023, Git Re-Basin: merging models modulo permutation symmetries, arXiv 2209.04836, algorithm 3;
-    repair: Jordan et al. 2023, arXiv 2211.08403; biases: arXiv 2402.05966; variance: arXiv 2404.04616.
+    c2m3: arXiv 2405.17897; repair: arXiv 2211.08403; biases: arXiv 2402.05966; variance: arXiv 2404.04616.
 
     Notes
     -----
     Each client's units are matched with the mean of the others, and the average's with the global model's, so that a
     client which was absent for some rounds still fits; in the first round with those of the client with the most
-    examples. Clients count by their examples, where the paper's models count alike.
+    examples. Clients count by their examples, where the paper's models count alike, as they do in matching by c2m3.
     """
 
-    matching: Literal["weights", "none"] = Option("weights", "How units are matched; none averages them as they are.")
+    matching: Literal["weights", "c2m3", "none"] = Option("weights", "Matching with the mean, at once (c2m3), or none.")
     sweeps: Count = Option(100, "Times that all units are matched again at most.")
 
     def merge(self) -> Callable[..., Merged]:
-        return partial(merge_many, sweeps=self.sweeps)
+        return merge_c2m3 if self.matching == "c2m3" else partial(merge_many, sweeps=self.sweeps)
 
 
 class HierarchicalAverage(Rebasin):
@@ -164,8 +165,7 @@ class HierarchicalAverage(Rebasin):
     Notes
     -----
     The paper merges 2 ** n models of equal weight. Here a pair's sides count by their clients' examples, and an odd one
-    moves to the next stage, so that the average is that of all clients by their examples. The rest is as in
-    `MatchedAverage`: the average's units are matched with the global model's, and what clients keep follows.
+    moves on, so that the average is that of all clients by their examples. The rest is as in `MatchedAverage`.
     """
 
     order: Literal["given", "nearest", "random"] = Option(

@@ -1,6 +1,7 @@
 from .matching.activation_matching import match_activations
 from .matching.straight_through import match_straight_through
 from .matching.weight_matching import match_weights
+from .merging.c2m3 import C2M3, merge_c2m3
 from .merging.merging import Merged, merge_hierarchically, merge_many, merge_to_universe
 from .repair.biases import scale_biases
 from .repair.head import ClassGaussians, calibrate_head
@@ -19,6 +20,7 @@ from .symmetries.permutations import (
 from .symmetries.spec import derive, permutation_spec
 
 __all__ = [
+    "C2M3",
     "ClassGaussians",
     "Merged",
     "Permutation",
@@ -33,6 +35,7 @@ __all__ = [
     "match_activations",
     "match_straight_through",
     "match_weights",
+    "merge_c2m3",
     "merge_hierarchically",
     "merge_many",
     "merge_to_universe",

@@ -8,6 +8,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from fedsim.alignment.matching.activation_matching import match_activations
+from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merging import merge_many
 from fedsim.alignment.symmetries.permutations import Permutation, identity, moved, permute
 from fedsim.alignment.symmetries.spec import Derivation, derive
@@ -15,7 +16,8 @@ from fedsim.models.params import Params
 
 # Two rows determine the shapes of what a model computes.
 TRACED = 2
-WAYS = ("weights", "activations")
+MERGES = {"weights": merge_many, "c2m3": merge_c2m3}
+WAYS = (*MERGES, "activations")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def match_models(
         Model with the architecture; it is not changed.
     by
         Way of matching: ``weights`` matches all to one another by `fedsim.alignment.merging.merging.merge_many`,
-        ``activations`` each to the first by `fedsim.alignment.matching.activation_matching.match_activations`.
+        ``c2m3`` by `fedsim.alignment.merging.c2m3.merge_c2m3`, and ``activations`` each to the first by
+        `fedsim.alignment.matching.activation_matching.match_activations`.
     inputs
         Inputs for the activations, as the model takes them, on its device; ``weights`` needs two.
     weights
@@ -94,8 +97,8 @@ def match_models(
         raise ValueError("there are no states; give at least one model to match")
     derivation = symmetries_of(model, inputs)
     spec = derivation.spec
-    if by == "weights":
-        permutations = merge_many(spec, states, weights=weights, rng=rng).permutations
+    if by in MERGES:
+        permutations = MERGES[by](spec, states, weights=weights, rng=rng).permutations
     else:
         others = [match_activations(derivation, states[0], state, inputs) for state in states[1:]]
         permutations = [identity(spec), *others]

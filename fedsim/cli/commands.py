@@ -198,10 +198,11 @@ def barriers_command(
         ),
     ] = None,
     matching: Annotated[
-        Literal["none", "weights", "activations"],
+        Literal["none", "weights", "c2m3", "activations"],
         typer.Option(
             metavar="BY",
-            help="Align the units of all checkpoints to the first one before measuring, by weights or by activations.",
+            help="Align the units of all checkpoints to the first one before measuring, by weights, by those of all at "
+            "once (c2m3), or by activations.",
         ),
     ] = "none",
     path: Annotated[

@@ -22,7 +22,7 @@ BELONGS = {
     "model": ("metric", "measure"),
 }
 # How the units of models are aligned before the models are measured.
-MatchedBy = Literal["none", "weights", "activations"]
+MatchedBy = Literal["none", "weights", "c2m3", "activations"]
 Verdict = Literal["ok", "FAILED", "undecided"]
 
 
@@ -60,9 +60,9 @@ class Expectation(BaseModel):
     data
         Data of a barrier or measure: ``server``, ``train`` or ``clients``.
     matching
-        How the models were matched before: ``none``, ``weights`` or ``activations``. It has no effect on ``cka``,
-        ``similarity`` and ``criticality``, nor on ``spectra`` except of the average, which do not depend on the order
-        of units.
+        How the models were matched before: ``none``, ``weights``, ``c2m3`` or ``activations``. It has no effect on
+        ``cka``, ``similarity`` and ``criticality``, nor on ``spectra`` except of the average, which do not depend on
+        the order of units.
     path
         The path along which a barrier was measured: ``factors``, ``product`` or ``aligned``.
     round
@@ -138,7 +138,7 @@ class Expectation(BaseModel):
             if (value := getattr(self, key)) != type(self).model_fields[key].default:
                 return f"{key} = {value!r} has no effect on measure = 'products'; leave it out"
         if self.measure == "matching" and self.matching == "none":
-            return "measure = 'matching' needs matching = 'weights' or 'activations'"
+            return "measure = 'matching' needs matching = 'weights', 'c2m3' or 'activations'"
         return None
 
     @property

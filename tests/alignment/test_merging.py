@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from fedsim.alignment.matching.weight_matching import match_weights
+from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merging import Merged, merge_hierarchically, merge_many, merge_to_universe
 from fedsim.alignment.symmetries.permutations import Permutation, compose, permute, random_permutation
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.params import Params
 from tests.alignment.cases import CASES, Case, chain, draw
 
-MERGES = {"many": merge_many, "universe": merge_to_universe, "hierarchical": merge_hierarchically}
+MERGES = {"many": merge_many, "universe": merge_to_universe, "hierarchical": merge_hierarchically, "c2m3": merge_c2m3}
 SPEC = chain(12, 16, 14, 4)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from fedsim.alignment.matched import match_models
 from fedsim.alignment.matching.activation_matching import match_activations
+from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merging import merge_many
 from fedsim.alignment.symmetries.permutations import Permutation, identity, moved, permute, random_permutation
 from fedsim.alignment.symmetries.spec import derive
@@ -79,16 +80,17 @@ def test_features_of_pairs_are_compared_halfway_where_only_ends_are_mixed(tiny: 
     assert set(tables["connectivity"].query("other >= 0")["t"]) == {0.5}
 
 
-@pytest.mark.parametrize("way", ["weights", "activations"])
+@pytest.mark.parametrize("way", ["weights", "c2m3", "activations"])
 def test_matched_models_are_measured_in_the_same_ways(tiny: Tiny, way: str) -> None:
     measures = ["distances", "connectivity", "cka", "similarity", "criticality", "spectra"]
     config = tiny(barriers={"every": 1, "examples": 40, "measures": measures, "matching": ["none", way]})
     federation, updates, tables = measured(config)
     model, states, inputs = federation.model(), whole_models(federation, updates), federation.calibration()
     derivation = derive(model, inputs[:2])
-    if way == "weights":
+    if way != "activations":
+        merge = {"weights": merge_many, "c2m3": merge_c2m3}[way]
         drawn = rng(config.seed, "matching")
-        permutations = merge_many(derivation.spec, states, weights=WEIGHTS, rng=drawn).permutations
+        permutations = merge(derivation.spec, states, weights=WEIGHTS, rng=drawn).permutations
     else:
         others = [match_activations(derivation, states[0], state, inputs) for state in states[1:]]
         permutations = [identity(derivation.spec), *others]
@@ -173,7 +175,7 @@ def test_models_are_matched_in_a_known_way_only(tiny: Tiny) -> None:
     federation, _ = prepare(tiny())
     model, inputs, drawn = federation.model(), federation.calibration(), rng(0, "matching")
     for by in ("none", "names"):
-        with pytest.raises(ValueError, match=f"by = '{by}' must be one of weights, activations"):
+        with pytest.raises(ValueError, match=f"by = '{by}' must be one of weights, c2m3, activations"):
             match_models(model, [federation.initial], by, inputs, rng=drawn)
     with pytest.raises(ValueError, match="there are no states"):
         match_models(model, [], "weights", inputs, rng=drawn)
@@ -211,7 +213,7 @@ def test_each_way_to_match_is_counted_in_the_work(tiny: Tiny) -> None:
     ("settings", "message"),
     [
         ({"matching": []}, "barriers.matching = .*must have at least one value"),
-        ({"matching": ["weight"]}, "barriers.matching.0 = \"weight\".*'none', 'weights' or 'activations'"),
+        ({"matching": ["weight"]}, "barriers.matching.0 = \"weight\".*'none', 'weights', 'c2m3' or 'activations'"),
         ({"matching": ["weights", "weights"]}, "barriers.matching = .*once at most"),
         ({"measures": ["conectivity"]}, 'barriers.measures.0 = "conectivity"'),
         ({"measures": ["cka", "cka"]}, "barriers.measures = .*must hold each once at most"),

@@ -85,9 +85,18 @@ def assert_same_functions(play: Play, reference: Play, clients: range) -> None:
         torch.testing.assert_close(found, outputs(play, reference.personalised(client)), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "model"), [("matched_average", norm_mlp), ("hierarchical_average", ConvNet)])
-def test_a_run_from_shuffled_copies_is_the_run_from_equal_models(name: str, model: Callable[[], nn.Module]) -> None:
-    matched, plain = pair(name, {}, model=model)
+@pytest.mark.parametrize(
+    ("name", "options", "model"),
+    [
+        ("matched_average", {}, norm_mlp),
+        ("matched_average", {"matching": "c2m3"}, norm_mlp),
+        ("hierarchical_average", {}, ConvNet),
+    ],
+)
+def test_a_run_from_shuffled_copies_is_the_run_from_equal_models(
+    name: str, options: Mapping[str, Any], model: Callable[[], nn.Module]
+) -> None:
+    matched, plain = pair(name, options, model=model)
     shuffled_and_averaged = Play("full", model=model)
     begin_shuffled(shuffled_and_averaged)
     for server_round in matched.rounds():
@@ -202,6 +211,7 @@ def test_options_decide_how_models_are_matched_that_differ() -> None:
     for name, options in (
         ("matched_average", {}),
         ("matched_average", {"sweeps": 1}),
+        ("matched_average", {"matching": "c2m3"}),
         *(("hierarchical_average", {"order": order}) for order in ("given", "nearest", "random")),
     ):
         play = Play(name, options, sizes=(4, 4, 5, 4, 3), rounds=1, absent={})

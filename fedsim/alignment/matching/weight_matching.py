@@ -110,7 +110,7 @@ def counted(spec: Spec, params: Params, keys: Container[str]) -> Params:
 
 
 @dataclass(frozen=True)
-class _Use:
+class Use:
     """Part of a parameter that follows an order."""
 
     key: str
@@ -143,7 +143,7 @@ class _Search:
         self._products = self._multiplied(self._params)
         self.objective = [math.fsum(self._products.values())]
         self._least = TOLERANCE * sum(float(value.norm() * params[key].norm()) for key, value in reference.items())
-        self._uses = [list(_uses(spec, symmetry.widths, reference)) for symmetry in spec.symmetries]
+        self._uses = [list(uses_of(spec, symmetry.widths, reference)) for symmetry in spec.symmetries]
         # Symmetries whose gains have changed since they were last visited.
         self.unsettled = {number for number, uses in enumerate(self._uses) if uses}
 
@@ -180,7 +180,7 @@ class _Search:
         if quadratic:  # the other dimension of these may still be wrong
             yield self._best(symmetry, [use for use in uses if use.key not in quadratic], self._params)
 
-    def _best(self, symmetry: int, uses: Iterable[_Use], params: Params) -> Permutation:
+    def _best(self, symmetry: int, uses: Iterable[Use], params: Params) -> Permutation:
         sizes = self._spec.sizes
         gains = {order: np.zeros((sizes[order],) * 2) for order in self._spec.symmetries[symmetry].widths}
         for use in uses:
@@ -214,14 +214,15 @@ class _Search:
         }
 
 
-def _uses(spec: Spec, orders: Iterable[str], keys: Container[str]) -> Iterator[_Use]:
+def uses_of(spec: Spec, orders: Iterable[str], keys: Container[str]) -> Iterator[Use]:
+    """Yield the parts of some entries that follow some orders."""
     for order in orders:
         for key, dimension in spec.uses(order):
             if key in keys:
                 start = 0
                 for segment in spec.axes[key][dimension]:
                     if segment.order == order:
-                        yield _Use(key, dimension, start, segment.size, order, segment.size // segment.repeat)
+                        yield Use(key, dimension, start, segment.size, order, segment.size // segment.repeat)
                     start += segment.size
 
 
@@ -229,6 +230,6 @@ def _orders(axes: Iterable[Axis]) -> set[str]:
     return {segment.order for axis in axes for segment in axis if segment.order is not None}
 
 
-def _meet(use: _Use, other: _Use) -> bool:
+def _meet(use: Use, other: Use) -> bool:
     """Whether two orders are followed along two dimensions of one parameter."""
     return use.key == other.key and use.dimension != other.dimension

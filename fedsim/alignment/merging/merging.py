@@ -114,9 +114,8 @@ def merge_to_universe(
     -----
     The objective is that of `merge_many`, and apart from which one is first, the order of members has no effect.
     However, each member is part of the universe, and with few members this holds it in place: models that were trained
-    independently hardly move from their matching with ``start``, and `merge_many` brings them closer together. The
-    authors of C2M3 optimise the same objective by Frank-Wolfe steps on relaxed permutations of all members at once,
-    which a universe of permuted models does not need.
+    independently hardly move from their matching with ``start``, and `merge_many` brings them closer together, as
+    does `fedsim.alignment.merging.c2m3.merge_c2m3`, on relaxed permutations, with the same objective.
 
     References
     ----------
