@@ -1,6 +1,6 @@
 """Models whose units have been aligned, for measuring them after matching."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedsim.alignment.matching.activation_matching import match_activations
 from fedsim.alignment.merging.c2m3 import merge_c2m3
+from fedsim.alignment.merging.merged import Merged
 from fedsim.alignment.merging.merging import merge_many
 from fedsim.alignment.symmetries.permutations import Permutation, identity, moved, permute
 from fedsim.alignment.symmetries.spec import Derivation, derive
@@ -16,7 +17,7 @@ from fedsim.models.params import Params
 
 # Two rows determine the shapes of what a model computes.
 TRACED = 2
-MERGES = {"weights": merge_many, "c2m3": merge_c2m3}
+MERGES: dict[str, Callable[..., Merged]] = {"weights": merge_many, "c2m3": merge_c2m3}
 WAYS = (*MERGES, "activations")
 
 

@@ -39,9 +39,7 @@ def closest(spec: Spec, matrices: Mapping[str, Tensor]) -> Permutation:
     return permutation
 
 
-def moved_by(
-    value: Tensor, axes: tuple[Axis, ...], matrices: Mapping[str, Tensor], dimensions: Collection[int]
-) -> Tensor:
+def moved_by(value: Tensor, axes: tuple[Axis, ...], matrices: Relaxation, dimensions: Collection[int]) -> Tensor:
     """Return a parameter whose units are mixed by matrices along some of its dimensions; it is differentiable."""
     for dimension in dimensions:
         if any(segment.order in matrices for segment in axes[dimension]):

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
@@ -113,10 +112,11 @@ def step_of(models: Sequence[RelaxedModel], targets: Sequence[Permutation]) -> S
         rows = [torch.stack([term.flatten() for term in each]) for each in terms]
         whole = sum(rows[1:], start=rows[0])
         gram = whole @ whole.T - sum(each @ each.T for each in rows)
-        for (one, other), product in np.ndenumerate(gram.cpu().numpy() / 2):
-            total += product * _weight(one + other, 2 * len(gram) - 2)
+        for one, other in product(range(len(gram)), repeat=2):
+            total += float(gram[one, other]) / 2 * _weight(one + other, 2 * len(gram) - 2)
     slope = total.deriv()
-    inner = [float(root.real) for root in slope.roots() if abs(root.imag) < 1e-9 and 0 < root.real < 1]
+    roots: list[complex] = slope.roots().tolist()
+    inner = [root.real for root in roots if abs(root.imag) < 1e-9 and 0 < root.real < 1]
     value, t = max((float(total(t)), t) for t in (0.0, 1.0, *inner))
     return Step(t, value, float(slope(0)))
 
