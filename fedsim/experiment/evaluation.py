@@ -105,7 +105,7 @@ def _rows_without_values(
     """Yield the rows of a client that could not be evaluated: it is missing from a mean, which must say so."""
     kinds = {
         "is_unseen": settings.get(messages.UNSEEN, False),
-        "validated": bool(federation.data.split.validation.sizes[client]),
+        "validated": len(federation.data.split.validation[client]) > 0,
         "on_server": "server" in federation.config.evaluation.on,
     }
     for model in settings[messages.MODELS]:

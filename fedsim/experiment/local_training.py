@@ -110,11 +110,11 @@ def _clients_and_steps(federation: Federation, strategy: Strategy) -> tuple[list
 
 def _clients_and_batches(federation: Federation) -> tuple[list[int], np.ndarray]:
     """Return the clients that train, and the number of mini-batches in an epoch of each."""
-    never, size = unseen(federation.config), federation.config.local.batch_size
-    sizes = federation.data.split.train.sizes
+    never = set(unseen(federation.config))
     clients = [client for client in range(federation.config.clients) if client not in never]
-    model = federation.model()
-    return clients, np.array([len(cut_batches(model, int(sizes[client]), size)) for client in clients])
+    sizes, places = np.unique(federation.data.split.train.sizes[clients], return_inverse=True)
+    model, batch_size = federation.model(), federation.config.local.batch_size
+    return clients, np.array([len(cut_batches(model, int(size), batch_size)) for size in sizes])[places]
 
 
 def _step_size(

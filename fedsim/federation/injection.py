@@ -32,7 +32,7 @@ class Injected:
 def injected_into(federation: Federation, message: Message, client: int) -> Injected:
     """Return what happens to a client that gets a message to train."""
     instructions = Instructions.read(messages.settings_of(message.content))
-    size = int(federation.data.split.train.sizes[client])
+    size = len(federation.data.split.train[client])
     return draw(
         federation.config, instructions.server_round, client, examples_of(federation.config, instructions.plan, size)
     )

@@ -28,7 +28,8 @@ def split_of(config: Config, dataset: Dataset) -> Split:
     """
     if config.partition.scheme == "saved":
         return _saved(config, dataset)
-    chosen = np.setdiff1d(_sample_of(config, dataset), held_by_server(config, dataset))
+    # Sorted apart: numpy finds unique values among a million by far slower than it sorts them.
+    chosen = np.sort(np.setdiff1d(_sample_of(config, dataset), held_by_server(config, dataset), assume_unique=True))
     if config.clients > len(chosen):
         raise ConfigError(
             f"clients = {config.clients} is more than the {len(chosen)} training examples of {dataset.name!r}; "

@@ -66,12 +66,12 @@ def barrier_cost(federation: Federation) -> BarrierCost:
     available = {
         "server": [len(data.dataset.test)],
         "train": [len(data.trained_on)],
-        "clients": [int(data.split.test.sizes[client]) for client in training],
+        "clients": [len(data.split.test[client]) for client in training],
     }
     # On its own data each client's model is mixed, the others are only evaluated.
     examples = {name: sum(min(settings.examples, size) for size in available[name]) for name in settings.on}
     mixed = sum(n / (states if name == "clients" else 1) for name, n in examples.items())
-    trained = sum(int(data.split.train.sizes[client]) for client in training)
+    trained = sum(len(data.split.train[client]) for client in training)
     ways = len(settings.matching)
     return BarrierCost(
         models=ways * count,

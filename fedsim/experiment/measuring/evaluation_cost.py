@@ -57,30 +57,27 @@ def evaluation_cost(federation: Federation) -> EvaluationCost:
     """Count the cost of the evaluation in all rounds of a run that is not stopped early."""
     config, split, server = federation.config, federation.data.split, len(federation.data.dataset.test)
     never, measured = set(unseen(config)), evaluated(config)
-    seen = [client for client in measured if client not in never]
-    own = {
-        client: int(split.validation.sizes[client] + split.test.sizes[client])
-        + (server if "server" in config.evaluation.on else 0)
-        for client in range(config.clients)
-    }
-    own_all, test_all = sum(own[k] for k in seen), sum(int(split.test.sizes[k]) for k in measured)
-    unseen_test = sum(int(split.test.sizes[k]) for k in measured if k in never)
+    trains, tests = split.train.sizes, split.test.sizes
+    own = split.validation.sizes + tests + (server if "server" in config.evaluation.on else 0)
+    unseen_clients = [client for client in measured if client in never]
+    own_all = int(own[[client for client in measured if client not in never]].sum())
+    test_all, unseen_test = int(tests[list(measured)].sum()), int(tests[unseen_clients].sum())
+    train_all = int(trains[list(measured)].sum())
     rounds = [r for r in range(1, config.rounds + 1) if is_evaluated(config, r)]
     tuned = [r for r in rounds if is_fine_tuned(config, r)]
     # The personalised model on everything, the global one on the own test data.
     passes = len(rounds) * (own_all + unseen_test + test_all) + len(tuned) * (own_all + unseen_test)
     if "trained" in config.evaluation.models:
         counted = rounds[:COUNTED]
-        of_trained = sum(own[k] for r in counted for k in participants(config, r))
+        of_trained = sum(int(own[participants(config, r)].sum()) for r in counted)
         passes += of_trained * len(rounds) // len(counted)
     if "knn" in config.evaluation.models:
-        stored = sum(int(split.train.sizes[k]) for k in measured)
-        passes += len(rounds) * (stored + own_all + unseen_test)
+        passes += len(rounds) * (train_all + own_all + unseen_test)
     epochs = config.evaluation.fine_tune_epochs
     return EvaluationCost(
         rounds=len(rounds),
         fine_tuned_rounds=len(tuned),
         client_passes=passes,
         server_passes=len(rounds) * server * (1 + _perturbed_passes(config)),
-        training_passes=len(tuned) * epochs * sum(int(split.train.sizes[k]) for k in measured),
+        training_passes=len(tuned) * epochs * train_all,
     )

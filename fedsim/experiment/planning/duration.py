@@ -67,7 +67,7 @@ def timed_step(federation: Federation) -> float:
     The model is a copy that is thrown away, and nothing of the run's random streams is used.
     """
     config = federation.config
-    sizes = {client: int(federation.data.split.train.sizes[client]) for client in participants(config, 1)}
+    sizes = {client: len(federation.data.split.train[client]) for client in participants(config, 1)}
     client = sorted(sizes, key=lambda each: (sizes[each], each))[len(sizes) // 2]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a run
