@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import seeds
+from fedsim.alignment.following import follow, orders_of, to_follow
+from fedsim.alignment.matched import Symmetries, spec_of
 from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merged import Merged
 from fedsim.alignment.merging.merging import merge_hierarchically, merge_many
 from fedsim.alignment.repair.mean import BY_WEIGHTS, Repair, check_repair, repaired_mean
-from fedsim.alignment.symmetries.permutations import Axis, Permutation, permute, permute_entry
-from fedsim.alignment.symmetries.spec import permutation_spec
+from fedsim.alignment.symmetries.norms import absorb_norms
+from fedsim.alignment.symmetries.permutations import Axis, Permutation, permute
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Count, Finished, Local, Option, Sets, Strategy
@@ -28,6 +30,7 @@ class Following(ClientRule):
     shared: str
     buffers: str
     matching: str = "weights"
+    symmetries: Symmetries = "permutations"
 
     def prepare(self) -> None:
         self.spec, self.own = None, dict[str, tuple[Axis, ...]]()
@@ -35,27 +38,27 @@ class Following(ClientRule):
             assert self.model is not None
             assert self.inputs is not None
             try:
-                self.spec = permutation_spec(self.model, self.inputs[:2])
+                self.spec = spec_of(self.model, self.symmetries, self.inputs, self.matching)
             except ValueError as error:
                 raise ValueError(
                     f"{error}; use matched_average with matching = 'none' to average units as they are"
                 ) from error
             taken = self.layers.keys(self.layers.group(self.shared), buffers=self.buffers == "shared")
-            self.own = {key: axes for key, axes in self.spec.axes.items() if key not in taken and _orders(axes)}
-        self.followed = sorted({name for axes in self.own.values() for name in _orders(axes)})
+            self.own = {key: axes for key, axes in self.spec.axes.items() if key not in taken and orders_of(axes)}
+        self.followed = sorted({name for axes in self.own.values() for name in orders_of(axes)})
 
     def start(self, local: Local) -> Local:
         # Follow the last merge, unless the client has trained since and thereby followed it.
         sent, trained = local.sets.get(MERGED_IN), local.sets.get(TRAINED_IN)
         if sent is None or trained is None or sent[ROUND] != trained[ROUND]:
             return replace(local, sets={})
-        permutation = {name: order.long() for name, order in local.sets[PERMUTATION].items()}
-        moved = {key: permute_entry(local.params[key], axes, permutation) for key, axes in self.own.items()}
+        moved = follow(local.params, self.own, local.sets[PERMUTATION])
         return replace(local, params=local.params | moved, sets={})
 
     def finish(self, local: Local, started: Local) -> Finished:
         trained_in = {ROUND: torch.tensor(local.server_round, dtype=torch.int32)}
-        return Finished(local.params, kept={TRAINED_IN: trained_in})
+        params = local.params if self.spec is None else absorb_norms(local.params, self.spec.norms)
+        return Finished(params, kept={TRAINED_IN: trained_in})
 
 
 class Rebasin(Strategy, shared="all"):
@@ -70,6 +73,7 @@ class Rebasin(Strategy, shared="all"):
 
     client_rule = Following
     matching = "weights"
+    symmetries: Symmetries = Option("permutations", "What aligns transformers: units change places, or also rotate.")
     repair: Repair = Option("none", "What is done to the average of all layers: see fedsim.alignment.repair.mean.")
 
     def prepare(self) -> None:
@@ -81,7 +85,8 @@ class Rebasin(Strategy, shared="all"):
                 f"{type(self).__name__} traces the model and needs inputs for that; pass inputs=, a tensor of two or "
                 "more as the model takes them"
             )
-        rule = Following(self.model, self.inputs, matching=self.matching, shared=self.group.name, buffers=self.buffers)
+        chosen = {"matching": self.matching, "symmetries": self.symmetries}
+        rule = Following(self.model, self.inputs, shared=self.group.name, buffers=self.buffers, **chosen)
         self.spec, self.followed = rule.spec, rule.followed
         if self.repair not in BY_WEIGHTS and (len(self.group) < len(self.layers) or self.buffers != "shared"):
             raise ValueError(
@@ -93,7 +98,8 @@ class Rebasin(Strategy, shared="all"):
     @classmethod
     def make_rule(cls, model: nn.Module, inputs: Tensor | None = None, **options: Any) -> ClientRule:
         rule = super().make_rule(model, inputs, **options)
-        return rule if isinstance(rule, Following) and rule.own else ClientRule(model)
+        needed = isinstance(rule, Following) and (rule.own or (rule.spec and rule.spec.norms))
+        return rule if needed else ClientRule(model)
 
     def merge(self) -> Callable[..., Merged]:
         """Return the function that brings the members' units to the places of ``start``."""
@@ -122,11 +128,7 @@ class Rebasin(Strategy, shared="all"):
 
     def _remember(self, server_round: int, client: int, permutation: Permutation) -> None:
         """Keep for a client those orders that it has to follow: none, if none of its own layers' units have moved."""
-        moved = {
-            name: permutation[name].to(torch.int32)
-            for name in self.followed
-            if not torch.equal(permutation[name].cpu(), torch.arange(len(permutation[name])))
-        }
+        moved = to_follow(permutation, self.followed, self.dtype)
         self.memory.pop(str(client), None)
         if moved:
             merged_in = {ROUND: torch.tensor(server_round, dtype=torch.int32)}
@@ -174,7 +176,3 @@ class HierarchicalAverage(Rebasin):
 
     def merge(self) -> Callable[..., Merged]:
         return partial(merge_hierarchically, order=self.order)
-
-
-def _orders(axes: tuple[Axis, ...]) -> set[str]:
-    return {segment.order for axis in axes for segment in axis if segment.order is not None}

@@ -8,6 +8,7 @@ from .repair.head import ClassGaussians, calibrate_head
 from .repair.repairing import repair, reset_statistics
 from .repair.variance import correct_variances
 from .symmetries.checks import check_spec
+from .symmetries.norms import absorb_norms
 from .symmetries.permutations import (
     Permutation,
     Spec,
@@ -17,6 +18,7 @@ from .symmetries.permutations import (
     permute,
     random_permutation,
 )
+from .symmetries.rotation_spec import rotation_spec
 from .symmetries.spec import derive, permutation_spec
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Merged",
     "Permutation",
     "Spec",
+    "absorb_norms",
     "calibrate_head",
     "check_spec",
     "compose",
@@ -44,5 +47,6 @@ __all__ = [
     "random_permutation",
     "repair",
     "reset_statistics",
+    "rotation_spec",
     "scale_biases",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -11,14 +12,24 @@ from fedsim.alignment.matching.activation_matching import match_activations
 from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merged import Merged
 from fedsim.alignment.merging.merging import merge_many
-from fedsim.alignment.symmetries.permutations import Permutation, identity, moved, permute
-from fedsim.alignment.symmetries.spec import Derivation, derive
+from fedsim.alignment.symmetries.norms import absorb_norms
+from fedsim.alignment.symmetries.permutations import Permutation, Spec, identity, moved, permute
+from fedsim.alignment.symmetries.rotation_spec import rotation_spec
+from fedsim.alignment.symmetries.spec import derive, permutation_spec
 from fedsim.models.params import Params
 
 # Two rows determine the shapes of what a model computes.
 TRACED = 2
-MERGES: dict[str, Callable[..., Merged]] = {"weights": merge_many, "c2m3": merge_c2m3}
-WAYS = (*MERGES, "activations")
+MERGES: dict[str, Callable[..., Merged]] = {"c2m3": merge_c2m3}
+Symmetries = Literal["permutations", "head-rotations", "rotations"]
+# The symmetries that ways of matching by weights use.
+SYMMETRIES: dict[str, Symmetries] = {
+    "weights": "permutations",
+    "c2m3": "permutations",
+    "head-rotations": "head-rotations",
+    "rotations": "rotations",
+}
+WAYS = (*SYMMETRIES, "activations")
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,8 @@ class MatchedModels:
     Parameters
     ----------
     states
-        Aligned states; each computes the same function as before.
+        Aligned states; each computes the same function as before. With ``rotations`` of the residual stream, norms have
+        scales of 1, which the layers after them have taken.
     permutations
         One permutation per model, which brought its units to their places.
     """
@@ -39,25 +51,47 @@ class MatchedModels:
     def table(self) -> pd.DataFrame:
         """Return a row per model and order: ``base, order, units`` and ``moved``, the share of the units that moved.
 
-        ``moved`` is 0 for each order of the first model.
+        ``moved`` is 0 for each order of the first model. For rotations, with rows of their own, it is the mean of
+        ``1 - trace(R) / d`` over their matrices R.
         """
         rows = [
-            {"base": base, "order": order, "units": len(permutation[order]), "moved": share}
+            {"base": base, "order": order, "units": permutation[order].shape[:2].numel(), "moved": share}
             for base, permutation in enumerate(self.permutations)
             for order, share in moved(permutation).items()
         ]
         return pd.DataFrame(rows, columns=["base", "order", "units", "moved"])
 
 
-def symmetries_of(model: nn.Module, inputs: Tensor) -> Derivation:
-    """Return the permutation symmetries of a model.
+def check_symmetries(model: nn.Module, by: str, inputs: Tensor) -> None:
+    """Check that models can be matched in some way.
 
     Raises
     ------
     ValueError
-        If they cannot be derived from what the model computes.
+        If the symmetries that it uses cannot be derived from what the model computes.
     """
-    return derive(model, inputs[:TRACED])
+    if by in SYMMETRIES:
+        spec_of(model, SYMMETRIES[by], inputs)
+    else:
+        derive(model, inputs[:TRACED])
+
+
+def spec_of(model: nn.Module, symmetries: Symmetries, inputs: Tensor, by: str = "weights") -> Spec:
+    """Return the symmetries of a model: ``permutations``, with ``head-rotations``, or with all ``rotations``.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be derived from what the model computes, nothing can be rotated, or matching ``by`` c2m3 is to
+        find rotations.
+    """
+    if by == "c2m3" and symmetries != "permutations":
+        raise ValueError(
+            f"matching = 'c2m3' finds permutations alone, and symmetries = {symmetries!r} needs matching = 'weights'"
+        )
+    if symmetries == "permutations":
+        return permutation_spec(model, inputs[:TRACED])
+    return rotation_spec(model, inputs[:TRACED], stream=symmetries == "rotations")
 
 
 def match_models(
@@ -78,7 +112,8 @@ def match_models(
     by
         Way of matching: ``weights`` matches all to one another by `fedsim.alignment.merging.merging.merge_many`,
         ``c2m3`` by `fedsim.alignment.merging.c2m3.merge_c2m3`, and ``activations`` each to the first by
-        `fedsim.alignment.matching.activation_matching.match_activations`.
+        `fedsim.alignment.matching.activation_matching.match_activations`. ``head-rotations`` and ``rotations`` are as
+        ``weights``, with units that are also rotated: see `fedsim.alignment.symmetries.rotation_spec.rotation_spec`.
     inputs
         Inputs for the activations, as the model takes them, on its device; ``weights`` needs two.
     weights
@@ -89,19 +124,21 @@ def match_models(
     Raises
     ------
     ValueError
-        If the model's permutation symmetries cannot be found, a state does not match it, there is no state, or ``by``
-        is unknown.
+        If the model's symmetries cannot be found, a state does not match it, there is no state, ``by`` is unknown, or a
+        norm's scale is 0 where the residual stream is rotated.
     """
     if by not in WAYS:
         raise ValueError(f"by = {by!r} must be one of {', '.join(WAYS)}")
     if not states:
         raise ValueError("there are no states; give at least one model to match")
-    derivation = symmetries_of(model, inputs)
-    spec = derivation.spec
-    if by in MERGES:
-        permutations = MERGES[by](spec, states, weights=weights, rng=rng).permutations
-    else:
+    if by == "activations":
+        derivation = derive(model, inputs[:TRACED])
+        spec = derivation.spec
         others = [match_activations(derivation, states[0], state, inputs) for state in states[1:]]
         permutations = [identity(spec), *others]
+    else:
+        spec = spec_of(model, SYMMETRIES[by], inputs)
+        states = [absorb_norms(state, spec.norms) for state in states]
+        permutations = MERGES.get(by, merge_many)(spec, states, weights=weights, rng=rng).permutations
     matched = [permute(state, spec, each) for state, each in zip(states, permutations, strict=True)]
     return MatchedModels(matched, permutations)

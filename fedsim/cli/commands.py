@@ -198,11 +198,12 @@ def barriers_command(
         ),
     ] = None,
     matching: Annotated[
-        Literal["none", "weights", "c2m3", "activations"],
+        Literal["none", "weights", "c2m3", "activations", "head-rotations", "rotations"],
         typer.Option(
             metavar="BY",
-            help="Align the units of all checkpoints to the first one before measuring, by weights, by those of all at "
-            "once (c2m3), or by activations.",
+            help="Align the units of all checkpoints to the first one before measuring: by weights, by those of all at "
+            "once (c2m3), by activations, or by weights with rotations within the heads of transformers "
+            "(head-rotations), or of the residual stream too (rotations).",
         ),
     ] = "none",
     path: Annotated[

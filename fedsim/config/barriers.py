@@ -44,7 +44,8 @@ class BarriersConfig(Table):
         Further measures of the same models.
     matching
         Whether models are measured as they are (``none``), after their units have been aligned by ``weights``, by
-        ``c2m3``, which matches all weights at once, or by ``activations``; or several of these.
+        ``c2m3``, which matches all weights at once, or by ``activations``, by weights and rotations within the heads of
+        transformers (``head-rotations``) or of the residual stream too (``rotations``); or several of these.
     path
         How models with adapters of LoRA are mixed: factor by factor (``factors``), by the products of their factors
         (``product``), or factor by factor in a common frame (``aligned``); or several of these.

@@ -22,7 +22,7 @@ BELONGS = {
     "model": ("metric", "measure"),
 }
 # How the units of models are aligned before the models are measured.
-MatchedBy = Literal["none", "weights", "c2m3", "activations"]
+MatchedBy = Literal["none", "weights", "c2m3", "activations", "head-rotations", "rotations"]
 Verdict = Literal["ok", "FAILED", "undecided"]
 
 
@@ -138,7 +138,7 @@ class Expectation(BaseModel):
             if (value := getattr(self, key)) != type(self).model_fields[key].default:
                 return f"{key} = {value!r} has no effect on measure = 'products'; leave it out"
         if self.measure == "matching" and self.matching == "none":
-            return "measure = 'matching' needs matching = 'weights', 'c2m3' or 'activations'"
+            return "measure = 'matching' needs a matching that is not 'none'"
         return None
 
     @property

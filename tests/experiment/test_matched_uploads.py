@@ -213,7 +213,10 @@ def test_each_way_to_match_is_counted_in_the_work(tiny: Tiny) -> None:
     ("settings", "message"),
     [
         ({"matching": []}, "barriers.matching = .*must have at least one value"),
-        ({"matching": ["weight"]}, "barriers.matching.0 = \"weight\".*'none', 'weights', 'c2m3' or 'activations'"),
+        (
+            {"matching": ["weight"]},
+            "barriers.matching.0 = \"weight\".*'none', 'weights', 'c2m3', 'activations', 'head-rotations' or 'rotations'",
+        ),
         ({"matching": ["weights", "weights"]}, "barriers.matching = .*once at most"),
         ({"measures": ["conectivity"]}, 'barriers.measures.0 = "conectivity"'),
         ({"measures": ["cka", "cka"]}, "barriers.measures = .*must hold each once at most"),

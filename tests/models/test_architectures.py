@@ -326,6 +326,18 @@ def test_small_images_are_not_shrunk_to_a_pixel(name: str, last: str, side: int)
     assert seen == [(side, side)]
 
 
+def test_an_untied_gpt_has_a_head_of_its_own_and_begins_as_a_tied_one_otherwise() -> None:
+    models = []
+    for tied in (True, False):
+        torch.manual_seed(0)
+        models.append(MODELS["gpt"]((8,), 20, depth=1, heads=2, width=16, tied=tied))
+    tied, own = (model.state_dict() for model in models)
+    assert models[1].lm_head.weight is not models[1].wte.weight
+    assert {key for key in tied if not torch.equal(tied[key], own[key])} == {"lm_head.weight"}
+    assert float(own["lm_head.weight"].std()) == pytest.approx(0.02, rel=0.1)
+    assert len(Layers.of(models[1])) == len(Layers.of(models[0])) + 1
+
+
 def test_gpt_starts_as_gpt_2_does() -> None:
     torch.manual_seed(0)
     model = MODELS["gpt"]((64,), 100, depth=8, heads=2, width=64)

@@ -389,7 +389,7 @@ def test_what_is_expected_names_no_run_and_comes_back_from_its_folder(tiny: Call
         (PRODUCTS | {"against": "pairs"}, "against = 'pairs' has no effect on measure = 'products'; leave it out"),
         (PRODUCTS | {"of": {"data": "train"}}, "data = 'train' has no effect on measure = 'products'; leave it out"),
         (PRODUCTS | {"model": "average"}, "model = 'average' has no effect on measure = 'products'; leave it out"),
-        (MOVED, "measure = 'matching' needs matching = 'weights', 'c2m3' or 'activations'"),
+        (MOVED, "measure = 'matching' needs a matching that is not 'none'"),
         (FULL | {"compare": "ratio"}, "compare = 'ratio' needs of"),
         (FULL | {"abov": 1.0}, "unknown key 'expect.0.abov'; did you mean 'above'"),
         (FULL | {"round": "first"}, "expect.0.round"),

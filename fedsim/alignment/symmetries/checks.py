@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, moved, permute, random_permutation
+from fedsim.alignment.symmetries.rotations import SUFFIX
 from fedsim.models.copies import copy_of
 from fedsim.models.params import Params
 
@@ -15,7 +16,7 @@ from fedsim.models.params import Params
 def check_spec(
     model: nn.Module, params: Params, spec: Spec, inputs: Tensor, rng: np.random.Generator, tolerance: float = 1e-4
 ) -> None:
-    """Check that random permutations of all units, drawn from the symmetries of ``spec``, do not change the outputs.
+    """Check that random permutations and rotations of units, drawn from the symmetries of ``spec``, leave the outputs.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def check_spec(
     if _difference(model, permute(params, spec, drawn), inputs, expected) <= tolerance:
         return
     for symmetry in spec.symmetries:
-        alone = {name: drawn[name] for name in symmetry.widths}
+        alone = {name: value for name, value in drawn.items() if name.removesuffix(SUFFIX) in symmetry.widths}
         change = _difference(model, permute(params, spec, alone), inputs, expected)
         if not change <= tolerance:
             names = " and ".join(map(repr, symmetry.widths))
@@ -65,8 +66,8 @@ def _moving(spec: Spec, rng: np.random.Generator) -> Permutation:
     """Draw a permutation that moves some units of each order, unless it has a single one."""
     drawn: Permutation = {}
     for symmetry in spec.symmetries:
-        alone = replace(spec, symmetries=(symmetry,))
-        several = [name for name, size in alone.sizes.items() if size > 1]
+        alone, turning = replace(spec, symmetries=(symmetry,)), {name: width for _, name, width in symmetry.parts}
+        several = [name for name, size in alone.sizes.items() if size > max(1, turning.get(name, 0))]
         found = random_permutation(alone, rng)
         while not all(moved(found)[name] for name in several):
             found = random_permutation(alone, rng)

@@ -1,7 +1,8 @@
 """Permutations of units: which entries of a model belong to which unit, and models with permuted units.
 
 A permutation is a dict of orders, ``{name: indices}``: unit ``i`` of the new model is unit ``indices[i]`` of the old.
-Orders are int64 tensors and travel like parameters.
+Orders are int64 tensors and travel like parameters. Where units can also be rotated, it has matrices too: see
+`fedsim.alignment.symmetries.rotations`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,8 +10,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.alignment.symmetries.norms import Norm, check_absorbed
+from fedsim.alignment.symmetries.rotations import (
+    Rotation,
+    conjugated,
+    identities,
+    is_identity,
+    is_rotation,
+    random_rotations,
+    rotated,
+    rotation_key,
+    turned,
+)
 from fedsim.models.params import Params
 
 Permutation = dict[str, Tensor]
@@ -53,10 +67,21 @@ class Symmetry:
         Number of blocks.
     widths
         Units per block, by the name of the order.
+    rotations
+        Groups of matrices that can rotate the units of each block; these then do not change places within it, except
+        that parts which are rotated alike do.
     """
 
     blocks: int
     widths: Mapping[str, int]
+    rotations: tuple[Rotation, ...] = ()
+
+    @property
+    def parts(self) -> Iterator[tuple[Rotation, str, int]]:
+        """Each group of matrices with each of its orders and the size of a matrix."""
+        for rotation in self.rotations:
+            for name, copies in rotation.copies.items():
+                yield rotation, name, self.widths[name] // copies
 
 
 @dataclass(frozen=True)
@@ -71,11 +96,14 @@ class Spec:
         One axis per dimension, for each floating-point entry of `fedsim.models.params.state_of`.
     statistics
         Keys of running statistics, which move with their units but do not determine which units belong together.
+    norms
+        Norms whose scales must be 1 before units are rotated: see `fedsim.alignment.symmetries.norms.absorb_norms`.
     """
 
     symmetries: tuple[Symmetry, ...]
     axes: Mapping[str, tuple[Axis, ...]]
     statistics: frozenset[str] = field(default_factory=frozenset)
+    norms: tuple[Norm, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -92,7 +120,13 @@ class Spec:
 
 def identity(spec: Spec) -> Permutation:
     """Return the permutation that leaves every unit in place."""
-    return {name: torch.arange(size) for name, size in spec.sizes.items()}
+    sizes = spec.sizes
+    matrices = {
+        rotation_key(name): identities(sizes[name], width)
+        for symmetry in spec.symmetries
+        for _, name, width in symmetry.parts
+    }
+    return {name: torch.arange(size) for name, size in sizes.items()} | matrices
 
 
 def random_permutation(spec: Spec, rng: np.random.Generator) -> Permutation:
@@ -100,20 +134,45 @@ def random_permutation(spec: Spec, rng: np.random.Generator) -> Permutation:
     drawn = {}
     for symmetry in spec.symmetries:
         blocks = rng.permutation(symmetry.blocks)
+        if symmetry.rotations:
+            drawn |= _random_rotation(symmetry, blocks, rng)
+            continue
         for name, width in symmetry.widths.items():
             within = [rng.permutation(width) for _ in blocks]
             drawn[name] = torch.from_numpy(np.concatenate([b * width + w for b, w in zip(blocks, within, strict=True)]))
     return drawn
 
 
+def _random_rotation(symmetry: Symmetry, blocks: NDArray[np.int64], rng: np.random.Generator) -> Permutation:
+    drawn, places = dict[str, Tensor](), dict[int, NDArray[np.int64]]()
+    for rotation in symmetry.rotations:
+        width = next(width for each, _, width in symmetry.parts if each is rotation)
+        matrices = random_rotations(rotation.kind, symmetry.blocks, width, rng)
+        for name, copies in rotation.copies.items():
+            if copies not in places:
+                places[copies] = np.stack([rng.permutation(copies) for _ in blocks])
+            parts = (blocks[:, None] * copies + places[copies]).ravel()
+            drawn[name] = torch.from_numpy((parts[:, None] * width + np.arange(width)).ravel())
+            drawn[rotation_key(name)] = matrices.repeat_interleave(copies, 0)
+    return drawn
+
+
 def invert(permutation: Permutation) -> Permutation:
     """Return the permutation that undoes another."""
-    return {name: order.argsort() for name, order in permutation.items()}
+    inverse = {name: order.argsort() for name, order in permutation.items() if not is_rotation(name)}
+    for name, back in list(inverse.items()):
+        if (key := rotation_key(name)) in permutation:
+            inverse[key] = conjugated(permutation[key].mT, back)
+    return inverse
 
 
 def compose(first: Permutation, then: Permutation) -> Permutation:
     """Return the permutation that applies one after the other."""
-    return {name: order[then[name]] for name, order in first.items()}
+    both = {name: order[then[name]] for name, order in first.items() if not is_rotation(name)}
+    for name in list(both):
+        if (key := rotation_key(name)) in first:
+            both[key] = then[key] @ conjugated(first[key], then[name])
+    return both
 
 
 def axes_of(key: str, value: Tensor, spec: Spec) -> tuple[Axis, ...]:
@@ -142,17 +201,31 @@ def permute(params: Params, spec: Spec, permutation: Permutation) -> Params:
     Raises
     ------
     ValueError
-        If ``spec`` does not have an entry, or an order has another number of units than in ``spec``.
+        If ``spec`` does not have an entry, an order has another number of units than in ``spec``, or units are rotated
+        whose norms have a scale.
     """
+    if any(is_rotation(key) for key in permutation):
+        check_absorbed(params, spec.norms)
     return {key: permute_entry(value, axes_of(key, value, spec), permutation) for key, value in params.items()}
 
 
 def permute_entry(value: Tensor, axes: tuple[Axis, ...], permutation: Permutation, leave: int | None = None) -> Tensor:
     """Return one parameter with permuted units, along all axes except the dimension ``leave``."""
     for dimension, axis in enumerate(axes):
-        if dimension != leave and any(segment.order in permutation for segment in axis):
+        if dimension == leave:
+            continue
+        if any(segment.order in permutation for segment in axis):
             value = value.index_select(dimension, positions(axis, permutation).to(value.device))
+        parts = [(segment.size, _matrices(segment, permutation)) for segment in axis]
+        if any(matrices is not None for _, matrices in parts):
+            value = rotated(value, dimension, parts)
     return value
+
+
+def _matrices(segment: Segment, permutation: Permutation) -> Tensor | None:
+    """Return the matrices that rotate the units of a segment, unless there are none or they rotate nothing."""
+    key = rotation_key(segment.order or "")
+    return None if key not in permutation or is_identity(key, permutation[key]) else permutation[key]
 
 
 def positions(axis: Axis, permutation: Permutation) -> Tensor:
@@ -175,5 +248,5 @@ def positions(axis: Axis, permutation: Permutation) -> Tensor:
 
 
 def moved(permutation: Permutation) -> dict[str, float]:
-    """Return the share of units that are not in place, by order."""
-    return {name: float((order != torch.arange(len(order))).double().mean()) for name, order in permutation.items()}
+    """Return the share of units that are not in place, by order, and how far matrices are from rotating nothing."""
+    return {name: turned(name, value) for name, value in permutation.items()}

@@ -1,6 +1,6 @@
 """Checks that a run can measure what its config asks for, before it starts."""
 
-from fedsim.alignment.matched import symmetries_of
+from fedsim.alignment.matched import check_symmetries
 from fedsim.analysis.mixing.groups import groups_of_texts, named_groups
 from fedsim.analysis.mixing.paths import check_path
 from fedsim.analysis.suite import MEASURES
@@ -45,9 +45,10 @@ def check_matching(federation: Federation) -> None:
     ConfigError
         If what the model computes does not say which of its units can change places.
     """
-    if set(federation.config.barriers.matching) != {"none"}:
+    for way in federation.config.barriers.matching:
         try:
-            symmetries_of(federation.model(), federation.calibration())
+            if way != "none":
+                check_symmetries(federation.model(), way, federation.calibration())
         except ValueError as error:
             raise ConfigError(f'[barriers] matching: {error}; use ["none"] with this model') from error
 

@@ -61,7 +61,7 @@ def feed_forward(width: int, activation: nn.Module, dropout: float) -> nn.Module
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer with GPT-2's names; where it predicts tokens, both embeddings are one tensor."""
+    """Decoder-only transformer with GPT-2's names; where it predicts tokens, both embeddings may be one tensor."""
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class GPT(nn.Module):
         dropout: float,
         predict: Predict,
         experts: Mixtures,
+        tied: bool,
     ) -> None:
         super().__init__()
         self.predict = predict
@@ -85,7 +86,7 @@ class GPT(nn.Module):
         )
         self.ln_f = nn.LayerNorm(width)
         self.lm_head = nn.Linear(width, classes, bias=False)
-        if classes == vocabulary:
+        if tied and classes == vocabulary:
             self.lm_head.weight = self.wte.weight
         for name, parameter in self.named_parameters():
             if name.endswith(".bias"):
@@ -117,11 +118,12 @@ def gpt(
     num_shared_experts: int = 0,
     expert_width: int = 0,
     moe_blocks: tuple[int, ...] = (),
+    tied: bool = True,
 ) -> nn.Module:
     """Build a small GPT-2: ``wte``, ``wpe``, the blocks ``h.0``, ``h.1``, ..., ``ln_f``; the head is ``wte``.
 
-    The classifier ``lm_head`` shares its weight with the input embedding ``wte``, so the two are one layer. If there
-    are not as many classes as tokens, it has its own weight, and is the head.
+    The classifier ``lm_head`` shares its weight with the input embedding ``wte``, so the two are one layer. If they are
+    not ``tied``, or there are not as many classes as tokens, it has its own weight, and is the head.
 
     Parameters
     ----------
@@ -146,6 +148,9 @@ def gpt(
         Width of the hidden layer of each expert; 0 for 4 * ``width``.
     moe_blocks
         Numbers of the blocks with experts, from 0, or from -1 backwards; by default all blocks.
+    tied
+        Whether input and output embedding are one tensor, as in GPT-2. Where they are not, the residual stream of two
+        models can be aligned by rotations.
 
     Raises
     ------
@@ -170,4 +175,4 @@ def gpt(
         expert_width=expert_width,
         moe_blocks=moe_blocks,
     )
-    return GPT(length, classes, vocabulary or classes, depth, heads, width, dropout, predict, experts)
+    return GPT(length, classes, vocabulary or classes, depth, heads, width, dropout, predict, experts, tied)

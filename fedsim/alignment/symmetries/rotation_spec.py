@@ -1,0 +1,203 @@
+"""The rotations that transformers allow: within attention heads, and of the residual stream between norms."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from fedsim.alignment.symmetries.checks import check_spec
+from fedsim.alignment.symmetries.norms import Norm, absorb_norms
+from fedsim.alignment.symmetries.permutations import Segment, Spec, Symmetry
+from fedsim.alignment.symmetries.rotations import Rotation
+from fedsim.alignment.symmetries.spec import Derivation, derive
+from fedsim.models.copies import copy_of
+from fedsim.models.params import Params, first_keys, state_of
+
+# Orders of the units within heads, by their role.
+WITHIN_HEADS = re.compile(r":(qk|vo)\d*$")
+NORMS = (nn.LayerNorm, nn.RMSNorm)
+# Operations that leave the last dimension of what they return as it was.
+PASSING = ("getitem", "select", "narrow", "contiguous", "clone", "to", "mean", "unsqueeze", "squeeze")
+ROUNDING = 1e-8
+
+
+def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> Spec:
+    """Return the symmetries of a transformer, including rotations within its heads and of its residual stream.
+
+    Queries and keys of a head can be rotated together, and so can values and what the output projection makes of them;
+    heads and hidden units change places as in `permutation_spec`. The residual stream can be rotated if each norm on it
+    is read by linear layers alone, which can take its scale: not where norms come after the addition, nor where the
+    output embedding is also the input's. Layer normalisation only commutes with rotations that do not change the vector
+    of ones. Where the stream cannot be rotated, its units change places.
+
+    Candidates come from the model's graph; each is kept if a random rotation of random weights leaves the outputs.
+
+    Parameters
+    ----------
+    model
+        Model to analyse; it is not changed.
+    inputs
+        Two or more inputs, on the model's device.
+    stream
+        Whether the residual stream is rotated too. Norms in ``norms`` of the result must then be absorbed by
+        `fedsim.alignment.symmetries.norms.absorb_norms` in each model before matching and permuting it.
+
+    Raises
+    ------
+    ValueError
+        If nothing can be rotated, or as from `fedsim.alignment.symmetries.spec.derive`.
+
+    References
+    ----------
+    Theus et al. 2025, Generalized linear mode connectivity for transformers, arXiv 2506.22712; Tran et al. 2026,
+    Functional equivalence in attention, arXiv 2606.17830.
+    """
+    derivation = derive(model, inputs)
+    spec = replace(derivation.spec, symmetries=tuple(map(_with_rotated_heads, derivation.spec.symmetries)))
+    if stream:
+        spec = _with_rotated_stream(derivation, spec)
+    return confirmed(model, spec, derivation.spec, inputs)
+
+
+def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor) -> Spec:
+    """Return a spec without those rotations that change what random weights compute.
+
+    Parameters
+    ----------
+    plain
+        Spec without rotations, whose symmetries stand for those that turn out to be none; in the same order.
+
+    Raises
+    ------
+    ValueError
+        If no rotation is left.
+    """
+    rng = np.random.default_rng(0)
+    trial, example = copy_of(model).eval().double(), inputs[:2].double() if inputs.is_floating_point() else inputs[:2]
+    params = _random_params(trial, rng)
+
+    def outputs(values: Params) -> Tensor:
+        with torch.no_grad():
+            return functional_call(trial, values, (example,))
+
+    expected = outputs(params)
+
+    def holds(tested: Iterable[Symmetry], norms: tuple[Norm, ...]) -> bool:
+        absorbed = absorb_norms(params, norms)
+        if not torch.allclose(outputs(absorbed), expected, rtol=ROUNDING, atol=ROUNDING * float(expected.abs().max())):
+            return False
+        try:
+            check_spec(trial, absorbed, replace(spec, symmetries=tuple(tested), norms=norms), example, rng, ROUNDING)
+        except ValueError:
+            return False
+        return True
+
+    kept = list(spec.symmetries)
+    if not holds((each for each in kept if each.rotations), spec.norms):
+        kept = [
+            new if not new.rotations or holds((new,), spec.norms if _is_stream(new) else ()) else old
+            for new, old in zip(kept, plain.symmetries, strict=True)
+        ]
+    if not any(each.rotations for each in kept):
+        raise ValueError(
+            f"model = {type(model).__name__} has no units that can be rotated, as those within attention heads; match "
+            "by permutations"
+        )
+    if not any(map(_is_stream, kept)):
+        return replace(spec, symmetries=tuple(kept), axes=plain.axes, norms=())
+    return replace(spec, symmetries=tuple(kept))
+
+
+def _with_rotated_heads(symmetry: Symmetry) -> Symmetry:
+    if not all(WITHIN_HEADS.search(name) for name in symmetry.widths):
+        return symmetry
+    rotations = tuple(Rotation("orthogonal", {name: 1}) for name in symmetry.widths)
+    if set(symmetry.widths.values()) == {1}:  # a single head
+        return Symmetry(1, dict.fromkeys(symmetry.widths, symmetry.blocks), rotations)
+    return replace(symmetry, rotations=rotations)
+
+
+def _is_stream(symmetry: Symmetry) -> bool:
+    return bool(symmetry.rotations) and not any(WITHIN_HEADS.search(name) for name in symmetry.widths)
+
+
+def _with_rotated_stream(derivation: Derivation, spec: Spec) -> Spec:
+    """Return a spec in which the residual stream is rotated, if there is one and its norms can be absorbed."""
+    found = list(_norms(derivation))
+    orders = {order for order, _, _ in found}
+    if len(orders) != 1 or any(norm is None for _, _, norm in found):
+        return spec
+    (order,) = orders
+    centred = any(isinstance(module, nn.LayerNorm) for _, module, _ in found)
+    return with_stream(spec, order, [norm for _, _, norm in found if norm is not None], centred=centred)
+
+
+def with_stream(spec: Spec, order: str, norms: Iterable[Norm], *, centred: bool) -> Spec:
+    """Return a spec in which units of an order are rotated instead of changing places, once norms are absorbed."""
+    norms = tuple(norms)
+    size = spec.sizes[order]
+    rotated = Symmetry(1, {order: size}, (Rotation("centred" if centred else "orthogonal", {order: 1}),))
+    symmetries = tuple(rotated if order in each.widths else each for each in spec.symmetries)
+    scales = {norm.weight: ((Segment(size),),) for norm in norms}  # they are 1, and stay
+    return replace(spec, symmetries=symmetries, axes={**spec.axes, **scales}, norms=norms)
+
+
+def _norms(derivation: Derivation) -> Iterator[tuple[str, nn.Module, Norm | None]]:
+    """Yield each norm on units that can change places, with their order, and None if its scale cannot be absorbed."""
+    model, modules = derivation.model, dict(derivation.model.named_modules())
+    first = first_keys(model)
+    for node in derivation.graph.nodes:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, NORMS) or node.name not in derivation.values:
+            continue
+        *_, axis = derivation.values[node.name]
+        if len(axis) != 1 or axis[0].order is None:
+            continue
+        weight = getattr(module, "weight", None)
+        readers = None if weight is None or weight.ndim > 1 else _readers(node, modules, first)
+        if readers is None:
+            yield axis[0].order, module, None
+            continue
+        bias = getattr(module, "bias", None)
+        keys = [first[f"{node.target}.{name}"] for name in ("weight", "bias")[: 1 if bias is None else 2]]
+        yield axis[0].order, module, Norm(keys[0], keys[1] if keys[1:] else None, readers)
+
+
+def _readers(node: fx.Node, modules: dict[str, nn.Module], first: dict[str, str]) -> tuple[tuple[str, int], ...] | None:
+    """Return the weights that an operation's result is multiplied by, or None if it goes anywhere else too."""
+    found = dict[tuple[str, int], None]()
+    for user in node.users:
+        module = modules.get(str(user.target)) if user.op == "call_module" else None
+        name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+        if isinstance(module, nn.Linear):
+            found[first[f"{user.target}.weight"], 1] = None
+        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            found[first[f"{user.target}.in_proj_weight"], 1] = None
+        elif isinstance(module, nn.Dropout | nn.Identity) or (user.op != "call_module" and name in PASSING):
+            further = _readers(user, modules, first)
+            if further is None:
+                return None
+            found |= dict.fromkeys(further)
+        else:
+            return None
+    return tuple(found)
+
+
+def _random_params(model: nn.Module, rng: np.random.Generator) -> Params:
+    """Return weights that no symmetry but the model's own leaves alone: not those of a new model, which may be 0."""
+    params = {}
+    for key, value in state_of(model).items():
+        noise = torch.from_numpy(rng.standard_normal(value.shape)).to(value.device)
+        if not value.is_floating_point():
+            params[key] = value
+        elif key.endswith("running_var"):
+            params[key] = 0.5 + noise.abs()
+        elif value.ndim < 2:
+            params[key] = 1 + 0.3 * noise
+        else:
+            params[key] = noise * (2 * len(value) / value.numel()) ** 0.5
+    return params
