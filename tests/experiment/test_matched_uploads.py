@@ -6,12 +6,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from fedsim.alignment.matched import match_models
 from fedsim.alignment.matching.activation_matching import match_activations
 from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merging import merge_many
+from fedsim.alignment.symmetries.norms import absorb_norms
 from fedsim.alignment.symmetries.permutations import Permutation, identity, moved, permute, random_permutation
+from fedsim.alignment.symmetries.rotation_spec import rotation_spec
 from fedsim.alignment.symmetries.spec import derive
 from fedsim.analysis import barriers, distances
 from fedsim.analysis.cka import cka
@@ -175,7 +178,9 @@ def test_models_are_matched_in_a_known_way_only(tiny: Tiny) -> None:
     federation, _ = prepare(tiny())
     model, inputs, drawn = federation.model(), federation.calibration(), rng(0, "matching")
     for by in ("none", "names"):
-        with pytest.raises(ValueError, match=f"by = '{by}' must be one of weights, c2m3, activations"):
+        with pytest.raises(
+            ValueError, match=f"by = '{by}' must be one of weights, c2m3, head-rotations, rotations, act"
+        ):
             match_models(model, [federation.initial], by, inputs, rng=drawn)
     with pytest.raises(ValueError, match="there are no states"):
         match_models(model, [], "weights", inputs, rng=drawn)
@@ -215,7 +220,7 @@ def test_each_way_to_match_is_counted_in_the_work(tiny: Tiny) -> None:
         ({"matching": []}, "barriers.matching = .*must have at least one value"),
         (
             {"matching": ["weight"]},
-            "barriers.matching.0 = \"weight\".*'none', 'weights', 'c2m3', 'activations', 'head-rotations' or 'rotations'",
+            "barriers.matching.0 = \"weight\".*'none', 'weights', 'c2m3', 'activations', 'head-rotations' or",
         ),
         ({"matching": ["weights", "weights"]}, "barriers.matching = .*once at most"),
         ({"measures": ["conectivity"]}, 'barriers.measures.0 = "conectivity"'),
@@ -277,3 +282,21 @@ def test_a_model_whose_units_cannot_be_matched_is_found_before_the_run(
     with pytest.raises(ConfigError, match=r"\[barriers\] matching: .*use \[\"none\"\] with this model") as caught:
         prepare(tiny(model=model, barriers={"matching": ["weights"]}))
     assert "\n" not in str(caught.value)
+
+
+def test_models_in_other_frames_are_equal_after_matching_by_rotations(tiny: Tiny) -> None:
+    federation, _ = prepare(tiny(model={"name": "vit", "patch": 4, "depth": 1, "heads": 2, "width": 8, "mlp": 12}))
+    model, inputs = federation.model(), federation.calibration()
+    [initial] = whole_models(federation, updates_of(federation, (3,)))
+    noise = torch.Generator().manual_seed(0)
+    state = {key: value + 0.1 * torch.randn(value.shape, generator=noise) for key, value in initial.items()}
+    for by in ("head-rotations", "rotations"):
+        spec = rotation_spec(model, inputs[:2], stream=by == "rotations")
+        whole = absorb_norms(state, spec.norms)
+        others = [permute(whole, spec, random_permutation(spec, rng(seed, "places"))) for seed in (1, 2)]
+        found = match_models(model, [state, *others], by, inputs, rng=rng(0, "matching"))
+        for other in found.states:
+            assert all(torch.allclose(other[key], value, atol=1e-5) for key, value in whole.items())
+        turned = found.table().query("base > 0 and order.str.endswith(':rotation')")
+        assert (turned["moved"] > 0.1).all()
+        assert set(turned["units"]) == {8}
