@@ -131,7 +131,7 @@ def identity(spec: Spec) -> Permutation:
 
 def random_permutation(spec: Spec, rng: np.random.Generator) -> Permutation:
     """Draw a permutation of an architecture uniformly at random."""
-    drawn = {}
+    drawn: Permutation = {}
     for symmetry in spec.symmetries:
         blocks = rng.permutation(symmetry.blocks)
         if symmetry.rotations:
