@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
+from fedsim.models.asymmetry import fixed_entries, free_parts, with_free_part
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Count, Finished, Local, Option, Positive, Sets, Step, Strategy
 from strategies.parts import two_parts
@@ -108,10 +109,12 @@ class Floco(Strategy):
         return self.memory["endpoint"]
 
     def _corners(self, key: str, value: Tensor) -> Tensor:
-        corners = [value]
+        fixed = fixed_entries(self.model)
+        corners, part = [value], free_parts({key: value}, fixed)[key]
         for number in range(1, self.endpoints):
-            order = seeds.rng(self.seed, "endpoint", number, key).permutation(value.numel())
-            corners.append(value.flatten()[torch.from_numpy(order)].view_as(value))
+            order = seeds.rng(self.seed, "endpoint", number, key).permutation(part.numel())
+            shuffled = part.flatten()[torch.from_numpy(order)].view_as(part)
+            corners.append(with_free_part(value, shuffled, fixed.get(key)))
         return torch.stack(corners)
 
 

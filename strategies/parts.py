@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from fedsim.models.asymmetry import fixed_entries
 from fedsim.models.layers import LayerGroup, Layers
 
 
@@ -42,5 +43,8 @@ def linear_head(model: nn.Module, layers: Layers, option: str, expression: str, 
     if not is_plain or (with_bias and "bias" not in own):
         wanted = "a linear layer with a bias" if with_bias else "a plain linear layer"
         found = ", ".join(head) or "nothing"
-        raise ValueError(f"{option} = {expression!r} is {found}; it must be {wanted}; name that layer")
+        remedy = "name that layer"
+        if len(head) == 1 and fixed_entries(model).keys() & set(layers.keys(head)):
+            remedy = "let [model.asymmetry] fixed name other layers, such as {body = 0.125}"
+        raise ValueError(f"{option} = {expression!r} is {found}; it must be {wanted}; {remedy}")
     return head.layers[0]

@@ -15,7 +15,7 @@ from fedsim.alignment.merging.merging import merge_many
 from fedsim.alignment.symmetries.norms import absorb_norms
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, identity, moved, permute
 from fedsim.alignment.symmetries.rotation_spec import rotation_spec
-from fedsim.alignment.symmetries.spec import derive, permutation_spec
+from fedsim.alignment.symmetries.spec import derive_some, permutation_spec
 from fedsim.models.params import Params
 
 # Two rows determine the shapes of what a model computes.
@@ -68,12 +68,12 @@ def check_symmetries(model: nn.Module, by: str, inputs: Tensor) -> None:
     Raises
     ------
     ValueError
-        If the symmetries that it uses cannot be derived from what the model computes.
+        If the symmetries that it uses cannot be derived from what the model computes, or an asymmetric one has none.
     """
     if by in SYMMETRIES:
         spec_of(model, SYMMETRIES[by], inputs)
     else:
-        derive(model, inputs[:TRACED])
+        derive_some(model, inputs[:TRACED])
 
 
 def spec_of(model: nn.Module, symmetries: Symmetries, inputs: Tensor, by: str = "weights") -> Spec:
@@ -132,7 +132,7 @@ def match_models(
     if not states:
         raise ValueError("there are no states; give at least one model to match")
     if by == "activations":
-        derivation = derive(model, inputs[:TRACED])
+        derivation = derive_some(model, inputs[:TRACED])
         spec = derivation.spec
         others = [match_activations(derivation, states[0], state, inputs) for state in states[1:]]
         permutations = [identity(spec), *others]

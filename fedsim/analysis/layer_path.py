@@ -16,6 +16,7 @@ from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.paired import check_argument, check_paired
 from fedsim.analysis.models import Models
+from fedsim.models.asymmetry import fixed_entries, free_parts, with_free_part
 from fedsim.models.copies import loaded
 from fedsim.models.distance import norm
 from fedsim.models.layer import Layer
@@ -120,7 +121,9 @@ class _Walk:
         self._train, self._lr, self._batch = train, lr, batch_size
         self._order = rng(models.seed, "layer path")
         parameters = [key for layer in models.layers for key in layer.parameters]
-        self._variances = [variances(each, parameters) for each in (start, self._end)] if keeps_variance else []
+        self._fixed = fixed_entries(models.model)
+        ends = [free_parts(each, self._fixed) for each in (start, self._end)]
+        self._variances = [variances(each, parameters) for each in ends] if keeps_variance else []
         self._whole = {name: self._left(layer) for name, layer in self._layers.items()}
         self._arrived = {name for name, left in self._whole.items() if left == 0}
 
@@ -184,8 +187,10 @@ class _Walk:
             for key in layer.parameters:
                 if key in start:
                     goal = (1 - progress) * start[key] + progress * end[key]
+                    value = self._entries[key].detach()
+                    spread = spread_to(free_parts({key: value}, self._fixed)[key], goal)
                     with torch.no_grad():
-                        self._entries[key].copy_(spread_to(self._entries[key].detach(), goal))
+                        self._entries[key].copy_(with_free_part(value, spread, self._fixed.get(key)))
 
     def _left(self, layer: Layer) -> float:
         return norm(self._end[key].double() - self._entries[key].detach().double() for key in layer.keys)

@@ -3,7 +3,7 @@
 Adilova et al. 2024, Layer-wise linear mode connectivity, arXiv 2307.06966.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -21,6 +21,7 @@ from fedsim.analysis.mixing.mixes import (
     list_mixes,
 )
 from fedsim.analysis.models import Models
+from fedsim.models.asymmetry import FixedEntries, fixed_entries
 from fedsim.models.layers import Layer
 from fedsim.models.params import Params
 
@@ -78,8 +79,11 @@ def robustness(
     ends = list(dict.fromkeys((mix.base, mix.other) for mix in mixes))
     moving = [layer for layer in models.layers if any(layer.name in members for members in named.values())]
     means: dict[tuple[Mix, int], np.ndarray] = {}
+    fixed = fixed_entries(models.model)
     for batch in passes(draws, len(ends) * sum(layer.size for layer in moving)):
-        noisy = [state for draw in batch for state in _perturbed([*states, average], ends, moving, models.seed, draw)]
+        noisy = [
+            state for draw in batch for state in _perturbed([*states, average], ends, moving, models.seed, draw, fixed)
+        ]
         place = {key: len(states) + number for number, key in enumerate(product(batch, ends))}
         mixed = models.mixed.of([*states, *noisy, average])
         recipes = {
@@ -104,12 +108,17 @@ def robustness(
 
 
 def _perturbed(
-    models: Sequence[Params], ends: Sequence[Pair], layers: Sequence[Layer], seed: int, draw: int
+    models: Sequence[Params],
+    ends: Sequence[Pair],
+    layers: Sequence[Layer],
+    seed: int,
+    draw: int,
+    fixed: Mapping[str, FixedEntries],
 ) -> list[Params]:
     """Return the base of each pair with each layer moved as far as to the other's, in one random direction for all."""
     perturbed = [dict(models[base]) for base, _ in ends]
     for layer in layers:
-        noise = gaussian(layer, models[0], seed, "robustness", draw)
+        noise = gaussian(layer, models[0], seed, "robustness", draw, fixed)
         noise /= noise.norm()
         for state, (base, other) in zip(perturbed, ends, strict=True):
             origin = vector_of(models[base], layer)

@@ -13,6 +13,7 @@ from fedsim.analysis.calls import of_models
 from fedsim.analysis.mixing.mixes import Pair, pairs_once
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
+from fedsim.models.asymmetry import FixedEntries, fixed_entries
 from fedsim.models.layers import Layers
 
 
@@ -47,12 +48,12 @@ def spectra(models: Models, *, bases: Sequence[int] | None = None) -> pd.DataFra
     ----------
     Roy and Vetterli 2007, The effective rank: a measure of effective dimensionality, definition 1.
     """
-    rows = []
+    rows, fixed = [], fixed_entries(models.model)
     measured = {base: models.average if base == AVERAGE else models.fitted[base] for base in _checked(bases, models)}
     for layer, key in _matrices(models.model):
         for base, state in measured.items():
             name = "the average" if base == AVERAGE else f"state {base}"
-            values = torch.linalg.svdvals(_matrix(state[key], name, key)).numpy()
+            values = torch.linalg.svdvals(_matrix(state[key], name, key, fixed.get(key))).numpy()
             rows.append({"layer": layer, "base": base} | _ranks(values) | {"singular_values": values.tolist()})
     names = ["layer", "base", "stable_rank", "effective_rank", "spectral_norm", "frobenius_norm", "singular_values"]
     return pd.DataFrame(rows, columns=names)
@@ -87,10 +88,11 @@ def principal_angles(models: Models, *, pairs: Sequence[Pair] | None = None, k: 
     if k < 1:
         raise ValueError(f"k = {k} must be at least 1")
     fitted, ends = models.at_least(2), pairs_once(pairs, len(models))
-    rows = []
+    rows, fixed = [], fixed_entries(models.model)
     for layer, key in _matrices(models.model):
         used = dict.fromkeys(state for pair in ends for state in pair)
-        bases = {state: _bases(_matrix(fitted[state][key], f"state {state}", key), k) for state in used}
+        matrices = {state: _matrix(fitted[state][key], f"state {state}", key, fixed.get(key)) for state in used}
+        bases = {state: _bases(matrix, k) for state, matrix in matrices.items()}
         for base, other in ends:
             for side, first, second in zip(("left", "right"), bases[base], bases[other], strict=True):
                 angles = scipy.linalg.subspace_angles(first, second)
@@ -113,9 +115,10 @@ def _matrices(model: nn.Module) -> Iterator[tuple[str, str]]:
         yield from ((layer.name if len(keys) == 1 else key, key) for key in keys)
 
 
-def _matrix(value: Tensor, state: str, key: str) -> Tensor:
+def _matrix(value: Tensor, state: str, key: str, fixed: FixedEntries | None) -> Tensor:
     if not value.isfinite().all():
         raise ValueError(f"{state} has {key} with values that are not finite; its spectrum is not defined")
+    value = value if fixed is None else fixed(value)
     return value.detach().flatten(1).to("cpu", torch.promote_types(value.dtype, torch.float64))
 
 

@@ -19,6 +19,7 @@ from fedsim.analysis.directions.training_space import TrainingSpace, Vectors
 from fedsim.analysis.mixing.groups import Groups, named_groups
 from fedsim.analysis.mixing.mixes import Mix
 from fedsim.analysis.models import Models
+from fedsim.models.asymmetry import fixed_entries
 from fedsim.models.layers import Layer
 from fedsim.models.params import Params, fit
 
@@ -80,7 +81,8 @@ def subspace_robustness(
     origin, average = models.fitted[base], models.average
     moving = dict.fromkeys(layer for members in named.values() for layer in members)
     batches = list(passes(draws, 2 * sum(layer.size for members in named.values() for layer in members)))
-    space = TrainingSpace(checkpoints, origin, moving, draws=draws, seed=models.seed)
+    fixed = fixed_entries(models.model)
+    space = TrainingSpace(checkpoints, origin, moving, draws=draws, seed=models.seed, fixed=fixed)
     means: dict[tuple[str, str, float], list[np.ndarray]] = defaultdict(list)
     for batch in batches:
         moved = {

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from fedsim.config.adapter import AdapterConfig
+from fedsim.config.asymmetry import AsymmetryConfig
 from fedsim.config.barriers import BarriersConfig
 from fedsim.config.evaluation import EvaluationConfig
 from fedsim.config.expectation import Expectation
@@ -179,6 +180,8 @@ class Config(Table):
         settings = self.model_dump(mode="json", exclude={"sweep", "tune", "expect", *unwanted})
         if self.model.adapter == AdapterConfig():  # nor who asks for no adapter
             del settings["model"]["adapter"]
+        if self.model.asymmetry == AsymmetryConfig():
+            del settings["model"]["asymmetry"]
         expected = [each.model_dump(mode="json", exclude_unset=True) for each in self.expect]
         return write_toml(settings | ({"expect": expected} if expected else {}))
 

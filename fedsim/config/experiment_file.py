@@ -88,6 +88,7 @@ def _checked_runs(config: Config, source: str) -> list[Config]:
     runs = config.runs(source)
     for each in runs:
         each.model.adapter.check_options(source)
+        each.model.asymmetry.check_options(source, each.model.adapter.kind)
         for catalogue in CATALOGUES.values():
             catalogue.check_name(getattr(getattr(each, catalogue.table), catalogue.key))
     return runs

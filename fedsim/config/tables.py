@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fedsim.config.adapter import AdapterConfig
+from fedsim.config.asymmetry import AsymmetryConfig
 from fedsim.options import one_of
 from fedsim.training.metrics import MAIN, SELECTING
 
@@ -130,6 +131,8 @@ class ModelConfig(Choice):
         Layer expression of the layers that start from the seed, whatever the file has for them.
     adapter
         Small layers that train in place of the model's own, which are frozen then.
+    asymmetry
+        Fixed entries or gates that keep units from changing places.
     """
 
     FILES: ClassVar[tuple[str, ...]] = ("weights",)
@@ -141,6 +144,7 @@ class ModelConfig(Choice):
     weights: str = ""
     weights_skip: str = ""
     adapter: AdapterConfig = AdapterConfig()
+    asymmetry: AsymmetryConfig = AsymmetryConfig()
 
     @model_validator(mode="after")
     def _use_weights(self) -> Self:

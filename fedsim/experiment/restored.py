@@ -23,6 +23,7 @@ from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.federation import Federation, federation_of
 from fedsim.models.adapters import merge_
+from fedsim.models.asymmetry import merge_fixed_
 from fedsim.models.copies import copy_of
 from fedsim.models.frozen import frozen_keys
 from fedsim.models.parametrised import plain_
@@ -76,6 +77,7 @@ def model_of(kept: KeptRound) -> nn.Module:
     restored = copy_of(model).eval()
     plain_(restored)
     merge_(restored)
+    merge_fixed_(restored)
     return restored
 
 

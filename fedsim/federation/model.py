@@ -16,6 +16,7 @@ from fedsim.data.checks import TOKENS_RULE
 from fedsim.errors import ConfigError, error_line, message_of
 from fedsim.federation.weights import load_weights_
 from fedsim.models.adapters import Adapter, adapt_, hold_bases_
+from fedsim.models.asymmetry import Asymmetry, asymmetrise_
 from fedsim.models.building import initialise_lazy_, make_trainable_
 from fedsim.models.copies import copy_of
 from fedsim.models.fitting import FittingTensors
@@ -83,6 +84,7 @@ def draw_model(config: Config, dataset: Dataset) -> nn.Module:
             raise ConfigError(f"model.name = {config.model.name!r}: {error}") from error
         if config.model.adapter.kind != "none":
             _adapt_(model, config, _probes(dataset, 2))
+        _asymmetrise_(model, config, _probes(dataset, 2))
     return model
 
 
@@ -102,6 +104,17 @@ def _adapt_(model: nn.Module, config: Config, inputs: Tensor) -> None:
     except ValueError as error:
         raise ConfigError(f"[model.adapter] {error}") from error
     unsettle_(model)
+
+
+def _asymmetrise_(model: nn.Module, config: Config, inputs: Tensor) -> None:
+    """Fix what ``[model.asymmetry]`` asks for, the same in all models of a run."""
+    settings = config.model.asymmetry
+    if settings.kind != "none":
+        seed = config.seed if settings.seed is None else settings.seed
+        try:
+            asymmetrise_(model, Asymmetry(settings.kind, settings.fixed, settings.kappa), seed, inputs)
+        except ValueError as error:
+            raise ConfigError(f"[model.asymmetry] {error}") from error
 
 
 def _load_weights_(model: nn.Module, settings: ModelConfig) -> None:

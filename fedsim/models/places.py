@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
+from fedsim.models.asymmetry import FixedEntries, fixed_entries
 from fedsim.models.frozen import frozen_keys
 from fedsim.models.parametrised import Complex
 from fedsim.models.params import Params, first_keys
@@ -123,6 +124,8 @@ def _names(model: nn.Module) -> dict[str, str]:
             plain = _plain(f"{path}.{name}".removeprefix("."))
             if isinstance(own[0], Complex):
                 names[plain] = f"{key}0"
+            elif isinstance(own[0], FixedEntries):
+                names[plain] = key
             elif isinstance(own[0], _WeightNorm):  # the older form's
                 names |= {f"{plain}_g": f"{key}0", f"{plain}_v": f"{key}1"}
     return names
@@ -133,11 +136,14 @@ def _places(
 ) -> Iterator[Place]:
     """Yield the entries under each prefix after which the model's keys follow, or all if there is none."""
     first, own, frozen = first_keys(model), model.state_dict(), frozen_keys(model)
+    fixed = {
+        name: each for name, key in names.items() for at, each in fixed_entries(model).items() if key == at != name
+    }
     keys = {_plain(key): key for key in state}
     prefixes = dict.fromkeys(key[: len(key) - len(end)] for key in keys for end in _ends(key) if end in names)
     for prefix in prefixes or [""]:
         inside = {key.removeprefix(prefix): state[old] for key, old in keys.items() if key.startswith(prefix)}
-        found = {names.get(key, key): value for key, value in inside.items()}
+        found = {names.get(key, key): _trained(value, fixed.get(key)) for key, value in inside.items()}
         entries = {key: value for key, value in found.items() if key not in skip}
         for key, value in entries.items():
             if value.is_complex() and key.endswith(".original0") and key in own:  # of `parametrise_`
@@ -154,6 +160,13 @@ def _places(
             unknown=[key for key in entries if key not in own],
             shapes={k: tuple(own[k].shape) for k, v in entries.items() if k in own and v.shape != own[k].shape},
         )
+
+
+def _trained(value: Tensor, fixed: FixedEntries | None) -> Tensor:
+    """Return what is trained of a plain weight of an asymmetric model: 0 where it has the model's fixed values."""
+    if fixed is None or value.shape != fixed.fixed.shape:
+        return value
+    return value - fixed.fixed.to(value)
 
 
 def _plain(key: str) -> str:

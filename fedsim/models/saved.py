@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
+from fedsim.models.asymmetry import check_fixed
 from fedsim.models.files import read_file
 from fedsim.models.params import Params, first_keys
 from fedsim.models.places import Place, is_optional, places_of
@@ -46,8 +47,8 @@ def read_checkpoint(path: Path, model: nn.Module, name: str, skip: Container[str
     Raises
     ------
     ConfigError
-        If the file does not exist, is damaged, holds code or no weights, or does not fit the model, or if several
-        different sets of weights in it do.
+        If the file does not exist, is damaged, holds code or no weights, or does not fit the model, also by the
+        entries that are fixed in it, or if several different sets of weights in it do.
     """
     file, wanted = _parts(path)
     return find_weights(read_file(file), model, name, str(path), wanted, skip)
@@ -83,7 +84,12 @@ def find_weights(
     place = _chosen(places, wanted, where, problem)
     if place.outside:
         logger.warning("%s: left out %s, not under %r", where, _some(place.outside), place.prefix)
-    return _fit(place.entries, model, problem, where)
+    fitted = _fit(place.entries, model, problem, where)
+    try:
+        check_fixed(model, fitted, where)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return fitted
 
 
 def _parts(path: Path) -> tuple[Path, str]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fedsim.models.asymmetry import fixed_entries
 from fedsim.models.frozen import frozen_of
 from fedsim.models.layers import Layers
 
@@ -21,7 +22,7 @@ class ModelSummary:
     order
         How the order was found, as in `fedsim.models.layers.Layers`.
     trainable, all_parameters
-        Number of parameters that train, and of all.
+        Number of parameters that train, and of all; fixed entries of asymmetric weights do not train.
     trainable_bytes, all_bytes
         Their sizes.
     """
@@ -50,14 +51,15 @@ def summary_of(model: nn.Module) -> ModelSummary:
     layers, fixed = Layers.of(model), frozen_of(model)
     held = {key for layer in layers if layer.kind == "held" for key in layer.keys}
     parameters = dict(model.named_parameters()) | {key: value for key, value in model.named_buffers() if key in held}
-    moving = [value for key, value in parameters.items() if key not in fixed and key not in held]
+    moving = {key: value for key, value in parameters.items() if key not in fixed and key not in held}
+    still = {key: int((own.free == 0).sum()) for key, own in fixed_entries(model).items() if key in moving}
     return ModelSummary(
         layers=layers.names,
         frozen=layers.frozen,
         head=layers.head,
         order=layers.order,
-        trainable=sum(value.numel() for value in moving),
+        trainable=sum(value.numel() - still.get(key, 0) for key, value in moving.items()),
         all_parameters=sum(value.numel() for value in parameters.values()),
-        trainable_bytes=sum(value.nbytes for value in moving),
+        trainable_bytes=sum(value.nbytes - still.get(key, 0) * value.itemsize for key, value in moving.items()),
         all_bytes=sum(value.nbytes for value in parameters.values()),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fedsim.alignment.merging.shares import shares_of
+from fedsim.models.asymmetry import fixed_entries, free_parts, with_free_part
 from fedsim.models.params import Params, as_kind_of, as_real, fit, fit_all
 from fedsim.models.variance import variances
 
@@ -23,7 +24,8 @@ def correct_variances(
     """Return an average, each tensor of which is spread about its mean as far as those of its members.
 
     A tensor W becomes ``mean(W) + (W - mean(W)) * sqrt((v + epsilon) / (var(W) + epsilon))``, where v is the members'
-    weighted mean variance. Only parameters change; running statistics, and tensors of one entry, do not.
+    weighted mean variance. Only parameters change; running statistics, tensors of one entry, and what is fixed in an
+    asymmetric model do not.
 
     Parameters
     ----------
@@ -58,15 +60,18 @@ def correct_variances(
     shares = shares_of(members, weights)
     params = fit(model, merged, "the merged model")
     keys = [key for key, _ in model.named_parameters() if key in params]
+    fixed = fixed_entries(model)
     goals: dict[str, float] = {}
     total = 0.0
     for share, member in zip(shares, fit_all(model, members, 1), strict=True):
         total += share
-        for key, value in variances(member, keys).items():
+        for key, value in variances(free_parts(member, fixed), keys).items():
             before = goals.get(key, value)
             goals[key] = before + share / total * (value - before)  # equal values are a fixed point
-    for key, value in variances(params, keys).items():
-        params[key] = _scaled(params[key], value, goals[key], epsilon)
+    free = free_parts(params, fixed)
+    for key, value in variances(free, keys).items():
+        scaled = _scaled(free[key], value, goals[key], epsilon)
+        params[key] = with_free_part(params[key], scaled, fixed.get(key))
     return params
 
 

@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from fedsim.alignment.symmetries.reader import graph_of
 from fedsim.alignment.symmetries.rules import METHODS, POOLINGS, entrywise, rule_of_function, rule_of_module
+from fedsim.models.asymmetry import is_asymmetric
 from fedsim.models.layers import Layers
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -34,6 +35,8 @@ def check_chain(model: nn.Module, layers: Layers, method: str) -> None:
 
 
 def _problem(model: nn.Module, layers: Layers) -> str:
+    if is_asymmetric(model):
+        return "the model is asymmetric, so that there is nothing to match"
     modules = dict(model.named_modules())
     for layer in layers:
         module = modules.get(layer.name)

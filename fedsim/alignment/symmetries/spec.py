@@ -13,6 +13,7 @@ from fedsim.alignment.symmetries.layouts import Layout, independent
 from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry
 from fedsim.alignment.symmetries.reader import Reader, Weights, graph_of
 from fedsim.alignment.symmetries.symbols import NEVER, Pieces, Symbol, resolve, root
+from fedsim.models.asymmetry import is_asymmetric
 from fedsim.models.copies import copy_of
 from fedsim.models.params import Params
 
@@ -80,8 +81,22 @@ class _Visitor(fx.Interpreter):
 
 
 def permutation_spec(model: nn.Module, inputs: Tensor) -> Spec:
-    """Return the permutation symmetries of a model, as `derive` finds them."""
-    return derive(model, inputs).spec
+    """Return the permutation symmetries of a model, as `derive_some` finds them."""
+    return derive_some(model, inputs).spec
+
+
+def derive_some(model: nn.Module, inputs: Tensor) -> Derivation:
+    """Return what `derive` does, for models that are to be aligned.
+
+    Raises
+    ------
+    ValueError
+        As from `derive`, and if a model is asymmetric, so that there is nothing to align.
+    """
+    found = derive(model, inputs)
+    if not found.spec.symmetries and is_asymmetric(model):
+        raise ValueError("the model is asymmetric: no unit can change places, so that there is nothing to align")
+    return found
 
 
 def derive(model: nn.Module, inputs: Tensor) -> Derivation:

@@ -1,11 +1,12 @@
 """Layers as vectors, random directions in their space, and means over several draws of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.models.asymmetry import FixedEntries
 from fedsim.models.layers import Layer
 from fedsim.models.params import Params, as_kind_of, as_real
 from fedsim.seeds import rng
@@ -31,10 +32,22 @@ def entries_of(vector: Tensor, layer: Layer, like: Params) -> Params:
     }
 
 
-def gaussian(layer: Layer, like: Params, seed: int, name: str, draw: int) -> Tensor:
-    """Return a standard normal vector for the parameters of a layer, from a separate stream for each draw and layer."""
+def gaussian(
+    layer: Layer, like: Params, seed: int, name: str, draw: int, fixed: Mapping[str, FixedEntries] | None = None
+) -> Tensor:
+    """Return a standard normal vector for the parameters of a layer, from a separate stream for each draw and layer.
+
+    Parameters
+    ----------
+    fixed
+        Fixed entries by key, as `fedsim.models.asymmetry.fixed_entries` finds them; the vector is 0 there.
+    """
     size = sum(as_real(like[key]).numel() for key in layer.parameters)
-    return torch.from_numpy(rng(seed, name, draw, layer.name).standard_normal(size))
+    drawn = torch.from_numpy(rng(seed, name, draw, layer.name).standard_normal(size))
+    free = {key: own.free for key, own in (fixed or {}).items() if key in layer.parameters}
+    if not free:
+        return drawn
+    return drawn * vector_of({key: torch.ones_like(like[key]) for key in layer.parameters} | free, layer)
 
 
 def passes(draws: int, bytes_each: int) -> Iterator[range]:

@@ -1,6 +1,6 @@
 """The space that training went through, layer by layer, and noise split into its parts inside and outside of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsim.analysis.directions.random_directions import gaussian, vector_of
+from fedsim.models.asymmetry import FixedEntries
 from fedsim.models.layers import Layer
 from fedsim.models.params import Params
 
@@ -60,15 +61,25 @@ class TrainingSpace:
         Number of draws of noise, standard normal in all parameters and the same for each group that a layer is in.
     seed
         Seed of the noise.
+    fixed
+        Fixed entries of asymmetric weights, where there is no noise.
     """
 
     def __init__(
-        self, checkpoints: Sequence[Params], origin: Params, layers: Iterable[Layer], *, draws: int, seed: int
+        self,
+        checkpoints: Sequence[Params],
+        origin: Params,
+        layers: Iterable[Layer],
+        *,
+        draws: int,
+        seed: int,
+        fixed: Mapping[str, FixedEntries] | None = None,
     ) -> None:
         self._checkpoints = checkpoints
         self._origin = origin
         self._draws = draws
         self._seed = seed
+        self._fixed = fixed
         self._sums = {layer: self._sums_of(layer) for layer in layers}
 
     def split(self, layers: Sequence[Layer], draw: int) -> tuple[Vectors | None, Vectors | None]:
@@ -110,4 +121,4 @@ class TrainingSpace:
         return away.sub_(vector_of(self._origin, layer))
 
     def _noise(self, layer: Layer, draw: int) -> Tensor:
-        return gaussian(layer, self._origin, self._seed, "subspace", draw)
+        return gaussian(layer, self._origin, self._seed, "subspace", draw, self._fixed)
