@@ -20,6 +20,7 @@ from fedsim.results.report.drawing.style import save
 from fedsim.results.result import Result
 
 BARRIER = "loss_mean_ends"
+NAMED = {"weights": "matched"}
 
 
 def measured(result: Result) -> pd.DataFrame:
@@ -38,7 +39,7 @@ def barriers(result: Result) -> Iterator[tuple[str, pd.Series]]:
     table = result.barriers[result.barriers["other"] < 0]
     for matching in result.config.barriers.matching:
         rows = table[table["matching"] == matching] if "matching" in table else table
-        name = "barrier" if matching == "none" else "barrier, matched"
+        name = "barrier" if matching == "none" else f"barrier, {NAMED.get(matching, matching)}"
         means = rows.groupby(["round", "group"])[BARRIER].mean().unstack()
         yield name, means["full"]
         if len(means.columns) > 1:

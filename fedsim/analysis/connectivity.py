@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.alignment.repair.biases import depths_of
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.features.commutativity import Commutativity
-from fedsim.analysis.features.exponential import COLUMNS, Exponential, columns_of
+from fedsim.analysis.features.exponential import COLUMNS, Exponential, columns_of, degrees_of
 from fedsim.analysis.features.features import Features
 from fedsim.analysis.features.linearity import Linearity
 from fedsim.analysis.features.moments import Moments, total
@@ -81,11 +80,12 @@ def connectivity(
           ``weight_distance`` and ``feature_distance``, those between the weights and between the inputs, for
           comparison; NaN for other layers, and for those that take the model's inputs.
 
-        With ``exponential`` also, for l weighted sums up to the layer, along the longest branch, counted again after
-        each normalisation; biases, and branches of different l that are added, are not accounted for:
+        With ``exponential`` also, for l weighted sums up to the layer, counted again after each normalisation; biases
+        are not accounted for:
 
         - ``exponential``: the cosine between the features of the mixed model and ``(1 - t) ** l`` times the base's plus
           ``t ** l`` times the other's; without any structure it is about `NO_STRUCTURE`, 0.9304, for ReLU at t = 1/2;
+          NaN from where branches of different l are added to the next normalisation;
         - ``exponential_shuffled``: the same with the other's units in random order;
         - ``reciprocal``: the norm of the other's weights times the base's inputs over that of the base's weights times
           these, 0 for disjoint units; NaN for other than linear layers and convolutions. Examples
@@ -186,9 +186,9 @@ class _Part(NamedTuple):
 
 
 def _depths(models: Models, inputs: Tensor) -> dict[int, int]:
-    """Return the number of weighted sums up to each operation; empty of a model that is no graph."""
+    """Return the number of weighted sums up to each operation that has one; empty of a model that is no graph."""
     operations = models.interpolated.operations(inputs)
-    return {} if operations is None else dict(enumerate(depths_of(operations, models.interpolated.tracer.model)))
+    return {} if operations is None else degrees_of(operations, models.interpolated.tracer.model)
 
 
 def _measure(

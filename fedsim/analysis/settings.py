@@ -5,14 +5,17 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from fedsim.analysis.calibration import calibrated
 from fedsim.analysis.cka import cka
 from fedsim.analysis.connectivity import connectivity
 from fedsim.analysis.criticality import criticality
 from fedsim.analysis.data import Data
 from fedsim.analysis.distances import distances
+from fedsim.analysis.features.exponential import COLUMNS, no_structure
 from fedsim.analysis.interaction import interaction
 from fedsim.analysis.mixing.groups import Groups
 from fedsim.analysis.mixing.mixes import Against, halfway
+from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
 from fedsim.analysis.prediction import prediction
 from fedsim.analysis.robustness import robustness
@@ -90,6 +93,21 @@ def measure_interaction(models: Models, settings: Settings) -> pd.DataFrame:
 def measure_connectivity(models: Models, settings: Settings) -> pd.DataFrame:
     """Measure `fedsim.analysis.connectivity`."""
     return connectivity(models, settings.examples.inputs, against=settings.against_once, ts=halfway(settings.ts))
+
+
+def measure_exponential(models: Models, settings: Settings) -> pd.DataFrame:
+    """Measure the columns of `fedsim.analysis.connectivity` about disjoint units, next to what no structure gives."""
+    inputs, ts = settings.examples.inputs, halfway(settings.ts)
+    table = connectivity(models, inputs, against=settings.against_once, ts=ts, exponential=True)
+    table = table.loc[table["base"] != AVERAGE, ["layer", "base", "other", "t", "n", *COLUMNS, "additivity"]]
+    controls = [no_structure(t) for t in table["t"]]
+    cosines, distances = ([getattr(each, name) for each in controls] for name in ("cosine", "distance"))
+    return table.assign(exponential_control=cosines, additivity_control=distances).reset_index(drop=True)
+
+
+def measure_calibrated(models: Models, settings: Settings) -> pd.DataFrame:
+    """Measure `fedsim.analysis.calibrated`."""
+    return calibrated(models, settings.examples, against=settings.against_once, ts=settings.ts)
 
 
 def measure_stitching(models: Models, settings: Settings) -> pd.DataFrame:

@@ -26,6 +26,8 @@ MeasureName = Literal[
     "cka",
     "spectra",
     "prediction",
+    "exponential",
+    "calibrated",
 ]
 
 
@@ -46,6 +48,9 @@ class Measure:
     by_layer
         Whether its table has rows by layer, and needs only models and data, so that it can be measured for any
         checkpoints.
+    whole
+        Whether its table has rows of whole models, and needs only models and data, so that it can be measured for any
+        checkpoints too.
     least_models, least_examples
         Smallest numbers of models and examples that it can be measured with.
     """
@@ -56,6 +61,7 @@ class Measure:
     compares: bool = False
     any_order: bool = False
     by_layer: bool = False
+    whole: bool = False
     least_models: int = 1
     least_examples: int = 1
 
@@ -79,6 +85,9 @@ MEASURES: dict[str, Measure] = {
         Measure("cka", mixes=False, any_order=True, by_layer=True, least_models=2, least_examples=4),
         Measure("spectra", on_data=False, mixes=False, by_layer=True),
         Measure("prediction", compares=True, by_layer=True),
+        Measure("exponential", compares=True, by_layer=True),
+        Measure("calibrated", compares=True, whole=True),
     )
 }
 BY_LAYER = tuple(each.name for each in MEASURES.values() if each.by_layer)
+OF_CHECKPOINTS = tuple(each.name for each in MEASURES.values() if each.by_layer or each.whole)

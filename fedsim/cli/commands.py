@@ -15,7 +15,7 @@ import typer
 
 from fedsim import __version__
 from fedsim.analysis.mixing.names import KINDS
-from fedsim.analysis.suite import BY_LAYER
+from fedsim.analysis.suite import OF_CHECKPOINTS
 from fedsim.cli import completion, finished, paper, tables, watching
 from fedsim.cli.actions import action
 from fedsim.cli.arguments import ExperimentPath, Settings, check_files, check_folder, experiment_of, numbers_of
@@ -192,9 +192,9 @@ def barriers_command(
     measure: Annotated[
         list[str] | None,
         typer.Option(
-            click_type=click.Choice(BY_LAYER),
+            click_type=click.Choice(OF_CHECKPOINTS),
             metavar="MEASURE",
-            help=f"Further measure of features or weights ({', '.join(BY_LAYER)}). Can be repeated.",
+            help=f"Further measure of features, weights or models ({', '.join(OF_CHECKPOINTS)}). Can be repeated.",
         ),
     ] = None,
     matching: Annotated[

@@ -50,7 +50,7 @@ class Expectation(BaseModel):
         What models are mixed with: their ``average``, or each other (``pairs``). For measures of pairs only, such as
         ``cka``, pairs are used.
     t
-        Interpolation coefficient: by default 1 against the average and 1/2 for pairs and for connectivity.
+        Interpolation coefficient: by default 1 against the average and 1/2 for pairs and for features.
     model
         Model of a metric, ``personalised`` or ``global``; of a measure, ``average`` for the rows of the average alone.
     server

@@ -6,6 +6,7 @@ from fedsim.config.choices import method_name
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation
 from fedsim.strategy import Strategy
+from fedsim.training.evaluation import cross_entropies
 from fedsim.training.metrics import MAIN, METRICS
 
 
@@ -29,6 +30,11 @@ def check_task(federation: Federation, strategy: Strategy) -> None:
         raise ConfigError(
             f"barriers.measures holds 'similarity', which compares most likely classes, and the task is "
             f"{federation.task.name!r}; leave it out"
+        )
+    if "calibrated" in config.barriers.measures and federation.criterion is not cross_entropies:
+        raise ConfigError(
+            f"barriers.measures holds 'calibrated', which is defined for cross-entropy over classes, and the task is "
+            f"{federation.task.name!r} with the loss {loss.name!r}; leave it out"
         )
     if strategy.client_rule.cross_entropy_only:
         where = f"strategy.name = {method_name(config)!r} is defined for cross-entropy over classes"

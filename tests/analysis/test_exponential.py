@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.analysis import Data, barriers, calibrated, connectivity
+from fedsim.analysis import Data, Models, barriers, calibrated, connectivity
 from fedsim.analysis.calibration import best_beta
-from fedsim.analysis.features.exponential import NO_STRUCTURE
+from fedsim.analysis.features.exponential import NO_STRUCTURE, no_structure
+from fedsim.analysis.settings import Settings
+from fedsim.analysis.suite import MEASURES
 from fedsim.models.params import Params
 from tests.analysis.cases import models, norm_net
 
@@ -140,3 +142,83 @@ def test_units_are_shuffled_and_not_tokens() -> None:
     tokens = inputs[:, None].expand(-1, 4, -1)  # the same at each place
     found, plain = (connectivity(model, states, x, against="pairs", exponential=True) for x in (tokens, inputs))
     assert found["exponential_shuffled"].to_numpy() == pytest.approx(plain["exponential_shuffled"].to_numpy())
+
+
+class Branched(nn.Module):
+    """Adds what two layers give to what one, or two, give."""
+
+    def __init__(self, residual: bool, norm: bool = False) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(5, 12, bias=False), nn.Linear(12 if residual else 5, 12, bias=False)
+        self.norm = nn.LayerNorm(12, elementwise_affine=False) if norm else nn.Identity()
+        self.fc3 = nn.Linear(12, 3, bias=False)
+        self.residual = residual
+        self.double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.fc1(inputs).relu()
+        return self.fc3(self.norm(hidden + self.fc2(hidden if self.residual else inputs).relu()))
+
+
+def halves(model: nn.Module) -> list[Params]:
+    """Return two states of which each uses its own half of the hidden units."""
+    states = []
+    for half in (0, 1):
+        own = (torch.arange(12) // 6 == half).double()
+        masks = {"fc1.weight": own[:, None], "fc3.weight": own, "fc2.weight": own[:, None]}
+        if getattr(model, "residual", False):
+            masks["fc2.weight"] = own[:, None] * own
+        states.append({key: draw(*value.shape) * masks[key] for key, value in model.state_dict().items()})
+    return states
+
+
+def test_branches_of_one_depth_are_weighted_and_those_of_different_depths_have_no_exponent() -> None:
+    for residual in (False, True):
+        model = Branched(residual)
+        table = connectivity(model, halves(model), draw(40, 5), against="pairs", ts=(0.3,), exponential=True)
+        found = table.set_index("layer")["exponential"]
+        assert found["fc1"] == pytest.approx(1.0, abs=1e-12)
+        assert found["fc2"] == pytest.approx(1.0, abs=1e-12)
+        if residual:
+            assert np.isnan(found["fc3"])
+            assert table["reciprocal"].iloc[-1] == pytest.approx(0.0, abs=1e-12)
+        else:
+            assert found.to_numpy() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_a_normalisation_after_branches_of_different_depths_has_an_exponent_again() -> None:
+    model = Branched(residual=True, norm=True)
+    states = [{key: draw(*value.shape) for key, value in model.state_dict().items()} for _ in range(2)]
+    inputs = draw(40, 5)
+    found = connectivity(model, states, inputs, against="pairs", ts=(0.3,), exponential=True).set_index("layer")
+    mixed = {key: torch.lerp(states[0][key], states[1][key], 0.3) for key in states[0]}
+    outputs = [torch.func.functional_call(model, state, (inputs,)).detach() for state in (mixed, *states)]
+    expected = torch.cosine_similarity(outputs[0], 0.7 * outputs[1] + 0.3 * outputs[2]).mean()
+    assert found.loc["fc3", "exponential"] == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("t", [0.5, 0.2])
+def test_the_controls_are_those_of_many_independent_units(t: float) -> None:
+    first, second = draw(2, 2_000_000)
+    mixed, features = torch.lerp(first, second, t).relu(), torch.lerp(first.relu(), second.relu(), t)
+    control = no_structure(t)
+    assert torch.cosine_similarity(mixed, features, dim=0).item() == pytest.approx(control.cosine, abs=1e-3)
+    distance = (mixed - features).square().sum() / (mixed.norm() * features.norm())
+    assert distance.item() == pytest.approx(control.distance, abs=2e-3)
+
+
+def test_the_measures_of_runs_and_checkpoints_are_the_functions() -> None:
+    model, states, inputs = disjoint()
+    targets = torch.arange(40) % 3
+    settings = Settings(Data(inputs, targets), against=[(0, 1), (1, 0)], ts=(0.0, 0.3, 1.0))
+    found = MEASURES["exponential"].table(Models(model, states), settings)
+    table = connectivity(model, states, inputs, against=[(0, 1)], ts=(0.3,), exponential=True)
+    for column in ("layer", "exponential", "exponential_shuffled", "reciprocal", "additivity"):
+        assert found[column].equals(table[column])
+    assert set(found["exponential_control"]) == {no_structure(0.3).cosine}
+    assert set(found["additivity_control"]) == {no_structure(0.3).distance}
+    found = MEASURES["calibrated"].table(Models(model, states), settings)
+    assert found.equals(calibrated(model, states, inputs, targets, against=[(0, 1)], ts=(0.0, 0.3, 1.0)))
+    average = MEASURES["exponential"].table(Models(model, states), Settings(Data(inputs, targets)))
+    assert set(average["other"]) == {-1}
+    assert set(average["base"]) == {0, 1}

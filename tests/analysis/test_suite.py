@@ -9,7 +9,7 @@ from fedsim.analysis import Data, Models, barriers
 from fedsim.analysis import models as analysis_models
 from fedsim.analysis.mixing import traced
 from fedsim.analysis.settings import Settings
-from fedsim.analysis.suite import BY_LAYER, MEASURES, MeasureName
+from fedsim.analysis.suite import BY_LAYER, MEASURES, OF_CHECKPOINTS, MeasureName
 from tests.analysis.cases import models
 
 
@@ -39,7 +39,8 @@ def test_a_measure_needs_what_the_table_says(name: str) -> None:
 
 
 def test_models_that_can_be_measured_anywhere_are_measured_by_layer() -> None:
-    assert BY_LAYER == ("connectivity", "stitching", "cka", "spectra", "prediction")
+    assert BY_LAYER == ("connectivity", "stitching", "cka", "spectra", "prediction", "exponential")
+    assert (*BY_LAYER, "calibrated") == OF_CHECKPOINTS
 
 
 def test_both_ways_to_call_a_measurement_give_the_same() -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedsim.analysis.calibration import calibrated
 from fedsim.analysis.cka import cka
 from fedsim.analysis.connectivity import connectivity
 from fedsim.analysis.spectra import spectra
@@ -282,7 +283,7 @@ def test_pairs_are_shown_above_the_chord_with_the_largest_barrier_of_each_path_f
 
 @pytest.mark.slow
 def test_other_measures_are_those_of_the_analysis(files: list[Path]) -> None:
-    wanted = ["connectivity", "stitching", "cka", "spectra"]
+    wanted = ["connectivity", "stitching", "cka", "spectra", "exponential", "calibrated"]
     settings: dict[str, Any] = {"against": "pairs", "ts": [0.0, 0.25, 1.0], "groups": ["full"], "examples": 40}
     compared = compare_checkpoints(files, config(), measures=wanted, **settings)
     dataset = DATA["digits"]()
@@ -295,6 +296,10 @@ def test_other_measures_are_those_of_the_analysis(files: list[Path]) -> None:
         "stitching": stitching(small(0), states, inputs, targets, against="pairs"),
         "cka": cka(small(0), states, inputs),
         "spectra": spectra(small(0), [average, *states]).assign(base=[-1, 0, 1] * 2),
+        "exponential": connectivity(small(0), states, inputs, against="pairs", ts=[0.25], exponential=True)[
+            ["layer", "base", "other", "t", "exponential", "exponential_shuffled", "reciprocal"]
+        ],
+        "calibrated": calibrated(small(0), states, inputs, targets, against="pairs", ts=[0.0, 0.25, 1.0]),
     }
     assert list(compared.others) == wanted
     for name, table in compared.others.items():
@@ -329,7 +334,7 @@ def test_pairs_of_files_and_their_predicted_barriers_are_told_apart() -> None:
     assert [list(table) for table in picture.tables.values()] == [["0, 1", "0, average", "1, 0"]] * 2
 
 
-@pytest.mark.parametrize("matching", ["none", "weights", "activations"])
+@pytest.mark.parametrize("matching", ["none", "weights", "c2m3", "activations"])
 def test_matching_puts_a_permuted_checkpoint_in_the_places_of_the_first(matching: Any, tmp_path: Path) -> None:
     state, order = small(1).state_dict(), torch.tensor([2, 0, 1, 3])
     moved = {"fc1.weight": state["fc1.weight"][order], "fc1.bias": state["fc1.bias"][order]}

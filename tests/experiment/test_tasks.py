@@ -189,6 +189,7 @@ def test_a_resumed_run_of_a_custom_loss_has_the_same_bytes(
         ("binary", {"loss": {"class_weights": [1.0]}}, r"class_weights = \[1.0\] has 1 numbers, and .* has 2 classes"),
         ("multi-label", {"loss": {"class_weights": "balanced"}}, "needs classes and cross-entropy, and the task is"),
         ("binary", {"barriers__measures": ["similarity"]}, "'similarity', which compares most likely classes"),
+        ("binary", {"barriers__measures": ["calibrated"]}, "'calibrated', which is defined for cross-entropy over"),
         ("regression", {"strategy": {"name": "fedrod"}}, "'FedRoD' is defined for cross-entropy over classes"),
         ("classification", {"strategy": {"name": "fedas"}, "loss": {"class_weights": "balanced"}}, "without weights"),
         ("binary", {"local__label_smoothing": 0.1}, "label_smoothing = 0.1 is for cross-entropy over classes"),

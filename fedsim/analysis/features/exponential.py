@@ -4,7 +4,8 @@ Ito et al. 2026, layer-wise exponentially weighted connectivity of wide networks
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +18,69 @@ from fedsim.analysis.features.sites import Site
 from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.features.walks import Values
 from fedsim.analysis.mixing.mixes import Mix, Source, source_of
+from fedsim.models.graph import Operation
+from fedsim.models.norms import NORM_TYPES
 
-# The cosine of relu((a + b) / 2) and (relu(a) + relu(b)) / 2 for independent standard normal a and b.
-NO_STRUCTURE = (
-    math.sqrt(1 / 2)
-    / (2 * math.pi)
-    * (math.sin(math.pi / 4) + 3 * math.pi / 4 * math.cos(math.pi / 4))
-    / math.sqrt((1 + 1 / math.pi) / 16)
-)
 COLUMNS = ("exponential", "exponential_shuffled", "reciprocal")
+
+
+class Control(NamedTuple):
+    """What two vectors have in common if nothing but ReLU relates them.
+
+    Parameters
+    ----------
+    cosine
+        Their cosine.
+    distance
+        Their squared distance over the product of their norms.
+    """
+
+    cosine: float
+    distance: float
+
+
+def no_structure(t: float) -> Control:
+    """Return the controls of relu((1 - t) a + t b) and (1 - t) relu(a) + t relu(b), for independent normal a and b.
+
+    Both are exact in the limit of many units; at t = 1/2 they are 0.9304 and 0.158.
+    """
+    shares = 1 - t, t
+    deviation = math.hypot(*shares)
+    angles = [math.acos(min(1.0, share / deviation)) for share in shares]
+    product = sum(
+        share * deviation / (2 * math.pi) * (math.sin(angle) + (math.pi - angle) * math.cos(angle))
+        for share, angle in zip(shares, angles, strict=True)
+    )
+    squares = deviation**2 / 2, deviation**2 / 2 + t * (1 - t) / math.pi
+    norms_product = math.sqrt(math.prod(squares))
+    return Control(product / norms_product, (sum(squares) - 2 * product) / norms_product)
+
+
+NO_STRUCTURE = no_structure(0.5).cosine
+
+
+def degrees_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, int]:
+    """Return the power of a common factor of all weights by which each operation's result grows.
+
+    It is that of the inputs, and one more with weights; a normalisation starts again at 0. Where inputs of different
+    powers meet, as in a residual sum, there is none, and neither is there further up, until the next normalisation.
+
+    Returns
+    -------
+    dict[int, int]
+        By the position of the operation; without those that have none.
+    """
+    degrees: dict[int, int] = {}
+    for place, each in enumerate(operations):
+        known = {degrees.get(k) for k in each.inputs} or {0}
+        degree = known.pop() if len(known) == 1 else None
+        for step in (each, *each.tail):
+            if step.kind is not None and isinstance(root.get_submodule(str(step.node.target)), NORM_TYPES):
+                degree = 0
+            degree = None if degree is None else degree + bool(step.entries)
+        if degree is not None:
+            degrees[place] = degree
+    return degrees
 
 
 class Exponential:
@@ -36,7 +91,7 @@ class Exponential:
     weights
         The models' weights.
     depths
-        Number of weighted sums up to each place; missing if it is not known.
+        Number of weighted sums up to each place, l; missing if branches differ in it or the model is no graph.
     seed
         Seed of the order of shuffled units, which is the same in every batch.
     """
@@ -92,7 +147,7 @@ class Exponential:
 def columns_of(means: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """Return the columns of mixes, from the means of `Exponential.of_mix`, shape [mixes, 3]."""
     gap, shuffled, ratio = means.T
-    return {"exponential": 1 - gap, "exponential_shuffled": 1 - shuffled, "reciprocal": ratio}
+    return dict(zip(COLUMNS, (1 - gap, 1 - shuffled, ratio), strict=True))
 
 
 def _apply(module: nn.Module, weight: Tensor, argument: Tensor) -> Tensor:

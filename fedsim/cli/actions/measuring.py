@@ -16,6 +16,7 @@ from fedsim.results.report.drawing.checkpoints import (
     peaks_table,
     uncertainty_note,
 )
+from fedsim.results.report.drawing.width import calibrated_table
 
 
 def barriers(
@@ -28,6 +29,8 @@ def barriers(
     say(uncertainty_note(compared.barriers))
     if features := features_table(compared.others):
         print_table(features)
+    if "calibrated" in compared.others:
+        print_table(calibrated_table(compared.others["calibrated"]))
     if "matching" in compared.others:
         print_table(matching_table(compared.others["matching"]))
     command = shlex.join(["fedsim", *sys.argv[1:]])

@@ -19,7 +19,7 @@ from fedsim.analysis.mixing.mixes import Normalisation
 from fedsim.analysis.mixing.names import AVERAGE, PathName
 from fedsim.analysis.models import Models
 from fedsim.analysis.settings import Settings
-from fedsim.analysis.suite import BY_LAYER, MEASURES
+from fedsim.analysis.suite import MEASURES, OF_CHECKPOINTS
 from fedsim.config import Config, choices, with_settings
 from fedsim.config.expectation import MatchedBy
 from fedsim.config.toml import write_toml
@@ -118,7 +118,7 @@ def compare_checkpoints(
     part
         The part of the data that they are from.
     measures
-        What to measure besides barriers and distances: names of `fedsim.analysis.suite.BY_LAYER`.
+        What to measure besides barriers and distances: names of `fedsim.analysis.suite.OF_CHECKPOINTS`.
     matching
         How the units of all checkpoints are aligned to the first one before anything is measured.
     tolerance
@@ -179,7 +179,7 @@ def _tables(
     measured = measure(models, settings.data, groups=groups, against=against, ts=ts, bands=BANDS, path=path)
     tables["barriers"] = measured.table
     tables["peaks"] = peaks(measured, reference_of(measured.table), level=BANDS, seed=models.seed)
-    return tables | {name: MEASURES[name].table(models, settings) for name in BY_LAYER if name in measures}
+    return tables | {name: MEASURES[name].table(models, settings) for name in OF_CHECKPOINTS if name in measures}
 
 
 def _named(tables: Mapping[str, pd.DataFrame], names: tuple[str, ...], config: Config, *, squared: bool) -> Comparison:
@@ -195,8 +195,8 @@ def _check(paths: Sequence[Path], weights: Sequence[float] | None, measures: Seq
         raise ConfigError(f"{paths[0]} is one checkpoint; give at least two")
     if weights is not None and (len(weights) != len(paths) or not all(0 < each < math.inf for each in weights)):
         raise ConfigError(f"--weights has {list(weights)}; give a positive number for each of {len(paths)} checkpoints")
-    if unknown := set(measures) - set(BY_LAYER):
-        raise ConfigError(f"measure {min(unknown)!r} must be one of {', '.join(BY_LAYER)}")
+    if unknown := set(measures) - set(OF_CHECKPOINTS):
+        raise ConfigError(f"measure {min(unknown)!r} must be one of {', '.join(OF_CHECKPOINTS)}")
 
 
 def _read(paths: Sequence[Path], model: nn.Module, federation: Federation) -> list[Params]:

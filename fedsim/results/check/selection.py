@@ -82,7 +82,7 @@ def _between(rows: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
         to_average = expectation.against == "average" and bool((rows["other"] == AVERAGE).any())
         rows = rows[(rows["other"] == AVERAGE) == to_average]
         if "t" in rows and not of_average:
-            halfway = expectation.measure == "connectivity" or not to_average
+            halfway = expectation.measure in ("connectivity", "exponential") or not to_average
             t = expectation.t if expectation.t is not None else 0.5 if halfway else 1.0
             rows = rows[np.isclose(rows["t"], t)]
     return rows

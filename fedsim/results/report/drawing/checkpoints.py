@@ -12,7 +12,7 @@ from fedsim.analysis.mixing.names import AVERAGE, kind_of
 from fedsim.analysis.suite import BY_LAYER
 from fedsim.results.measured import scale_of
 from fedsim.results.report.comparing.tables import Table
-from fedsim.results.report.drawing import connectivity, prediction
+from fedsim.results.report.drawing import connectivity, prediction, width
 from fedsim.results.report.drawing.barriers import REFERENCES, at_the_middle, barrier_table, has_paths, paths, quantity
 from fedsim.results.report.drawing.heat_maps import HeatMaps
 from fedsim.results.report.drawing.picture import Picture
@@ -68,6 +68,8 @@ def feature_pictures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Picture]:
     pictures: dict[str, Picture] = {}
     if "connectivity" in tables:
         pictures["connectivity"] = connectivity.connectivity(connectivity.halfway(tables["connectivity"]))
+    if "exponential" in tables:
+        pictures["exponential"] = width.exponential(connectivity.halfway(tables["exponential"]))
     if "stitching" in tables:
         pictures["stitching"] = connectivity.stitching(tables["stitching"])
     if "cka" in tables:
@@ -79,6 +81,9 @@ def feature_pictures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Picture]:
     if "prediction" in tables:
         rows = tables["prediction"]
         pictures["prediction"] = prediction.maps(rows.assign(ends=_ends_named(rows)), "ends")
+    if "calibrated" in tables:
+        rows = tables["calibrated"]
+        pictures["calibrated"] = width.calibrated(rows.assign(ends=_ends_named(rows)), "ends")
     if "matching" in tables:
         pictures["matching"] = connectivity.matching(tables["matching"], "base_name")
     return pictures
@@ -105,6 +110,12 @@ def _columns(tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, pd.Serie
         yield "1 - cosine", 1 - means["cosine"]
         yield "the two models'", 1 - means["cosine_ends"]
         yield from ((name, means[name]) for name in ("ratio", "coefficient"))
+    if "exponential" in tables:
+        means = _means(connectivity.halfway(tables["exponential"]))
+        yield "exponential cosine", means["exponential"]
+        yield "units shuffled", means["exponential_shuffled"]
+        yield "no structure", means["exponential_control"]
+        yield "reciprocal", means["reciprocal"]
     if "stitching" in tables:
         means = _means(tables["stitching"])
         factor, unit = scale_of("error", tables["stitching"])

@@ -22,6 +22,7 @@ from fedsim.results.report.pages.feature_sections import (
 )
 from fedsim.results.report.pages.pictured import pictured
 from fedsim.results.report.pages.section import Section
+from fedsim.results.report.pages.width_sections import calibrated_sections, exponential_sections
 from fedsim.results.result import Result
 
 # Columns, the first that a table has, that are missing only where a model is not finite.
@@ -245,9 +246,11 @@ SECTIONS: dict[str, Build] = {
     "similarity": _similarity_sections,
     "distances": _mainly(_distance_sections),
     "connectivity": connectivity_sections,
+    "exponential": exponential_sections,
     "stitching": stitching_sections,
     "cka": cka_sections,
     "spectra": spectra_sections,
     "prediction": prediction_sections,
+    "calibrated": calibrated_sections,
     "matching": matching_sections,
 }

@@ -17,6 +17,7 @@ from fedsim.results.report.drawing.checkpoints import (
     peaks_table,
     reference_of,
 )
+from fedsim.results.report.drawing.width import calibrated_table
 from fedsim.results.report.pages.citation import BARRIERS
 from fedsim.results.report.pages.feature_sections import PREDICTION_TEXT
 from fedsim.results.report.pages.how_to_read import PEAKS
@@ -30,6 +31,8 @@ TITLES = {
     "paths-loss": "Loss along the paths",
     "paths-error": "Error along the paths",
     "prediction": "Barriers predicted from the ends",
+    "exponential": "Features of wide networks",
+    "calibrated": "Calibrated barriers",
 }
 TEXTS = {"prediction": f"{PREDICTION_TEXT}. Columns: the model that takes the layer, and the one that has it."}
 
@@ -64,6 +67,8 @@ def write_checkpoints(
     ]
     if features := features_table(others):
         tables.append({"title": "Features and weights by layer", "table": features})
+    if "calibrated" in others:
+        tables.append({"title": "Calibrated barriers", "table": calibrated_table(others["calibrated"])})
     if "matching" in others:
         tables.append({"title": "Units that moved", "table": matching_table(others["matching"])})
     content = {

@@ -150,6 +150,21 @@ OF = {
         " two models. Good: a ratio far below 1. Bad: near 1. Pitfalls: 1 - cosine alone is small in the first "
         "layers of any two models, so read the ratio."
     ),
+    "exponential": (
+        "What it is: whether two wide networks use different hidden units, so that their mix needs no matching (Ito et "
+        "al. 2026). How it is computed: cosine between the mixed model's features and the mix weighted by the powers "
+        "of 1 - t and t, by layer; the other's weights times the inputs over the own weights'. Good: a cosine near 1, "
+        "far above both controls, and a ratio near 0. Bad: a cosine at the controls, however high, which shows no "
+        "structure; a ratio near 1. Pitfalls: biases are not accounted for, and from where branches of different depth "
+        "are added there is no power to weight by."
+    ),
+    "calibrated": (
+        "What it is: the barrier that is left once the length of the logits does not count. How it is computed: each "
+        "model's loss at the inverse temperature with the lowest loss on the same examples, minus the mean of the "
+        "ends, with the mixed model alone calibrated, or all. Good: a calibrated barrier near 0. Bad: one as high as "
+        "without calibration, so that predictions themselves are wrong. Pitfalls: temperatures are fitted on the "
+        "examples that they are measured on; overconfident ends gain from calibration too, so read the last line."
+    ),
     "stitching": (
         "What it is: whether later layers of one model can use the features of another. How it is computed: loss "
         "and error of a model with one client's layers up to here and another's after it, without any training. "
