@@ -1,4 +1,5 @@
 from .matching.activation_matching import match_activations
+from .matching.expert_matching import match_experts
 from .matching.straight_through import match_straight_through
 from .matching.weight_matching import match_weights
 from .merging.c2m3 import C2M3, merge_c2m3
@@ -36,6 +37,7 @@ __all__ = [
     "identity",
     "invert",
     "match_activations",
+    "match_experts",
     "match_straight_through",
     "match_weights",
     "merge_c2m3",

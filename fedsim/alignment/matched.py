@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
 from fedsim.alignment.matching.activation_matching import match_activations
+from fedsim.alignment.matching.expert_matching import ExpertCost, experts_of, match_experts
 from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merged import Merged
 from fedsim.alignment.merging.merging import merge_many
@@ -29,7 +30,8 @@ SYMMETRIES: dict[str, Symmetries] = {
     "head-rotations": "head-rotations",
     "rotations": "rotations",
 }
-WAYS = (*SYMMETRIES, "activations")
+OF_EXPERTS = ("gate", "gram", "units")
+WAYS = (*SYMMETRIES, "activations", *OF_EXPERTS)
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,12 @@ def check_symmetries(model: nn.Module, by: str, inputs: Tensor) -> None:
     Raises
     ------
     ValueError
-        If the symmetries that it uses cannot be derived from what the model computes, or an asymmetric one has none.
+        If the symmetries that it uses cannot be derived from what the model computes, an asymmetric one has none, or it
+        lacks the experts.
     """
-    if by in SYMMETRIES:
-        spec_of(model, SYMMETRIES[by], inputs)
-    else:
-        derive_some(model, inputs[:TRACED])
+    spec = spec_of(model, SYMMETRIES.get(by, "permutations"), inputs)
+    if by in OF_EXPERTS:
+        experts_of(spec)
 
 
 def spec_of(model: nn.Module, symmetries: Symmetries, inputs: Tensor, by: str = "weights") -> Spec:
@@ -114,6 +116,8 @@ def match_models(
         ``c2m3`` by `fedsim.alignment.merging.c2m3.merge_c2m3`, and ``activations`` each to the first by
         `fedsim.alignment.matching.activation_matching.match_activations`. ``head-rotations`` and ``rotations`` are as
         ``weights``, with units that are also rotated: see `fedsim.alignment.symmetries.rotation_spec.rotation_spec`.
+        ``gate``, ``gram`` and ``units`` match only the experts of each to those of the first, by
+        `fedsim.alignment.matching.expert_matching.match_experts`.
     inputs
         Inputs for the activations, as the model takes them, on its device; ``weights`` needs two.
     weights
@@ -131,14 +135,17 @@ def match_models(
         raise ValueError(f"by = {by!r} must be one of {', '.join(WAYS)}")
     if not states:
         raise ValueError("there are no states; give at least one model to match")
-    if by == "activations":
-        derivation = derive_some(model, inputs[:TRACED])
-        spec = derivation.spec
-        others = [match_activations(derivation, states[0], state, inputs) for state in states[1:]]
-        permutations = [identity(spec), *others]
-    else:
+    if by in SYMMETRIES:
         spec = spec_of(model, SYMMETRIES[by], inputs)
         states = [absorb_norms(state, spec.norms) for state in states]
         permutations = MERGES.get(by, merge_many)(spec, states, weights=weights, rng=rng).permutations
+    else:
+        derivation = derive_some(model, inputs[:TRACED])
+        spec, (first, *others) = derivation.spec, states
+        if by == "activations":
+            found = [match_activations(derivation, first, state, inputs) for state in others]
+        else:
+            found = [match_experts(spec, first, state, by=cast("ExpertCost", by)) for state in others]
+        permutations = [identity(spec), *found]
     matched = [permute(state, spec, each) for state, each in zip(states, permutations, strict=True)]
     return MatchedModels(matched, permutations)

@@ -198,12 +198,13 @@ def barriers_command(
         ),
     ] = None,
     matching: Annotated[
-        Literal["none", "weights", "c2m3", "activations", "head-rotations", "rotations"],
+        Literal["none", "weights", "c2m3", "activations", "head-rotations", "rotations", "gate", "gram", "units"],
         typer.Option(
             metavar="BY",
             help="Align the units of all checkpoints to the first one before measuring: by weights, by those of all at "
             "once (c2m3), by activations, or by weights with rotations within the heads of transformers "
-            "(head-rotations), or of the residual stream too (rotations).",
+            "(head-rotations), or of the residual stream too (rotations); or only experts, by gate, by gram matrices, "
+            "or the units within each.",
         ),
     ] = "none",
     path: Annotated[

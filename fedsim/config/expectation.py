@@ -22,7 +22,7 @@ BELONGS = {
     "model": ("metric", "measure"),
 }
 # How the units of models are aligned before the models are measured.
-MatchedBy = Literal["none", "weights", "c2m3", "activations", "head-rotations", "rotations"]
+MatchedBy = Literal["none", "weights", "c2m3", "activations", "head-rotations", "rotations", "gate", "gram", "units"]
 Verdict = Literal["ok", "FAILED", "undecided"]
 
 
@@ -60,9 +60,8 @@ class Expectation(BaseModel):
     data
         Data of a barrier or measure: ``server``, ``train`` or ``clients``.
     matching
-        How the models were matched before: ``none``, ``weights``, ``c2m3`` or ``activations``. It has no effect on
-        ``cka``, ``similarity`` and ``criticality``, nor on ``spectra`` except of the average, which do not depend on
-        the order of units.
+        How the models were matched before, as in ``[barriers] matching``. It has no effect on ``cka``, ``similarity``
+        and ``criticality``, nor on ``spectra`` except of the average, which do not depend on the order of units.
     path
         The path along which a barrier was measured: ``factors``, ``product`` or ``aligned``.
     round

@@ -186,6 +186,26 @@ def test_models_are_matched_in_a_known_way_only(tiny: Tiny) -> None:
         match_models(model, [], "weights", inputs, rng=drawn)
 
 
+@pytest.mark.parametrize("way", ["gate", "gram", "units"])
+def test_experts_of_a_round_are_matched_to_those_of_the_first_model(tiny: Tiny, way: str) -> None:
+    model = {"name": "vit", "patch": 4, "depth": 1, "heads": 1, "width": 4, "num_experts": 3, "expert_width": 4}
+    barriers = {"every": 1, "examples": 8, "groups": ["full"], "matching": ["none", way], "measures": []}
+    federation, _ = prepare(tiny(model=model | {"freeze": "all - *.mlp.* - head"}, barriers=barriers))
+    updates, _ = permuted_updates(federation)
+    full = measure_updates(federation, updates, federation.initial, threads=1).tables["barriers"]
+    heights = full["loss_mean_ends"].abs().groupby(full["matching"]).max()
+    assert heights["none"] > 1e-4
+    assert (heights[way] < 1e-6) == (way != "units")
+
+
+def test_ways_to_match_experts_are_refused_for_a_model_without_them(tiny: Tiny) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"^\[barriers\] matching: the model has no experts that can change places; m[^\n]+$",
+    ):
+        prepare(tiny(barriers={"every": 1, "matching": ["none", "gram"]}))
+
+
 @pytest.mark.slow
 def test_a_run_keeps_its_tables_and_shows_them_after_matching_too(tiny: Tiny, play: Callable[..., RunFolder]) -> None:
     settings = {"every": 1, "measures": ["connectivity", "cka"], "examples": 20, "matching": ["none", "weights"]}
@@ -220,7 +240,7 @@ def test_each_way_to_match_is_counted_in_the_work(tiny: Tiny) -> None:
         ({"matching": []}, "barriers.matching = .*must have at least one value"),
         (
             {"matching": ["weight"]},
-            "barriers.matching.0 = \"weight\".*'none', 'weights', 'c2m3', 'activations', 'head-rotations' or",
+            "barriers.matching.0 = \"weight\".*'none', 'weights', 'c2m3', 'activations', 'head-rotations', ",
         ),
         ({"matching": ["weights", "weights"]}, "barriers.matching = .*once at most"),
         ({"measures": ["conectivity"]}, 'barriers.measures.0 = "conectivity"'),

@@ -442,7 +442,7 @@ def test_the_command_prints_a_table_and_writes_tables_and_heat_maps(
         (["a.pt", "b.safetensors", "--model", "mpl"], "'mpl' is unknown; did you mean 'mlp'"),
         (["a.pt", "b.safetensors", "--model", "mlp", "--ts", "0,half"], "--ts '0,half' must be numbers"),
         (["a.pt", "b.safetensors", "--model", "mlp", "--measure", "ck"], "'--measure': 'ck' is not one of 'connecti"),
-        (["a.pt", "b.safetensors", "--model", "mlp", "--matching", "units"], "'--matching': 'units' is not one of"),
+        (["a.pt", "b.safetensors", "--model", "mlp", "--matching", "names"], "'--matching': 'names' is not one of"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(

@@ -21,7 +21,7 @@ from fedsim.results.report import read_result
 from fedsim.strategy import ClientUpdate, Received
 from fedsim.strategy.messages import sets_of
 from strategies import HierarchicalAverage, MatchedAverage
-from tests.strategies.harness import CLASSES, FEATURES, Mlp, Play, assert_close, mean_of, norm_mlp
+from tests.strategies.harness import CLASSES, FEATURES, Mlp, Play, assert_close, mean_of, moe_mlp, norm_mlp
 
 NAMES = ("matched_average", "hierarchical_average")
 PROBES = torch.from_numpy(np.random.default_rng(9).normal(size=(7, FEATURES)))
@@ -91,6 +91,8 @@ def assert_same_functions(play: Play, reference: Play, clients: range) -> None:
         ("matched_average", {}, norm_mlp),
         ("matched_average", {"matching": "c2m3"}, norm_mlp),
         ("hierarchical_average", {}, ConvNet),
+        ("matched_average", {}, moe_mlp),
+        ("matched_average", {"matching": "c2m3"}, moe_mlp),
     ],
 )
 def test_a_run_from_shuffled_copies_is_the_run_from_equal_models(
@@ -119,6 +121,8 @@ def test_a_run_from_shuffled_copies_is_the_run_from_equal_models(
         ("hierarchical_average", "!norm", "shared", norm_mlp),
         ("matched_average", "all", "personal", norm_mlp),
         ("hierarchical_average", "norm | fc1", "shared", ConvNet),
+        ("matched_average", "all - *.experts.*", "shared", moe_mlp),
+        ("hierarchical_average", "fc1 | *.experts.up", "shared", moe_mlp),
     ],
 )
 def test_what_a_client_keeps_follows_what_it_shares(

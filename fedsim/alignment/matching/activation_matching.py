@@ -141,8 +141,10 @@ def _views(derivation: Derivation) -> dict[str, list[View]]:
         if node.op == "call_module" and _weighs(derivation.model.get_submodule(str(node.target)))
         for source in node.all_input_nodes
     }
+    # Weights of functions are no responses, and their other axes may not be in the same order yet.
+    nodes = [node for node in derivation.graph.nodes if node.op != "get_attr"]
     inside, anywhere = (
-        [view for node in derivation.graph.nodes if node.name in names for view in _views_of(node.name, derivation)]
+        [view for node in nodes if node.name in names for view in _views_of(node.name, derivation)]
         for names in (taken, derivation.values)
     )
     views: dict[str, list[View]] = {}

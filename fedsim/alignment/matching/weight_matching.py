@@ -104,7 +104,7 @@ def match_weights(
 
 
 def counted(spec: Spec, params: Params, keys: Container[str]) -> Params:
-    """Return, in float64, those of some entries that determine which units belong together.
+    """Return, in float64, those of some entries that determine which units belong together; gates without their mean.
 
     Raises
     ------
@@ -120,6 +120,8 @@ def counted(spec: Spec, params: Params, keys: Container[str]) -> Params:
             if not value.isfinite().all():
                 raise ValueError(f"{key} has an entry that is not finite; match models that have not diverged")
             kept[key] = value.detach().double()
+            if key in spec.gates:
+                kept[key] = kept[key] - kept[key].mean(0)
     return kept
 
 

@@ -98,12 +98,16 @@ class Spec:
         Keys of running statistics, which move with their units but do not determine which units belong together.
     norms
         Norms whose scales must be 1 before units are rotated: see `fedsim.alignment.symmetries.norms.absorb_norms`.
+    gates
+        Keys of the gates of mixtures of experts. A softmax does not see what is added to all its inputs, so that only
+        the differences of their rows from the mean row determine which units belong together.
     """
 
     symmetries: tuple[Symmetry, ...]
     axes: Mapping[str, tuple[Axis, ...]]
     statistics: frozenset[str] = field(default_factory=frozenset)
     norms: tuple[Norm, ...] = ()
+    gates: frozenset[str] = field(default_factory=frozenset)
 
     @property
     def sizes(self) -> dict[str, int]:

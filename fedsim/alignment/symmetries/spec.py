@@ -13,6 +13,7 @@ from fedsim.alignment.symmetries.layouts import Layout, independent
 from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry
 from fedsim.alignment.symmetries.reader import Reader, Weights, graph_of
 from fedsim.alignment.symmetries.symbols import NEVER, Pieces, Symbol, resolve, root
+from fedsim.models.architectures.experts import MixtureOfExperts
 from fedsim.models.asymmetry import is_asymmetric
 from fedsim.models.copies import copy_of
 from fedsim.models.params import Params
@@ -133,7 +134,7 @@ def derive(model: nn.Module, inputs: Tensor) -> Derivation:
         raise ValueError(
             f"model = {type(model).__name__}: its torch.fx graph must compute the same tensor as the model"
         )
-    spec, names = _spec(reader.weights)
+    spec, names = _spec(reader.weights, model)
     values = {
         node.name: tuple(_axis(each, names) for each in axes)
         for node, known in reader.known.items()
@@ -153,7 +154,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Any:
         ) from error
 
 
-def _spec(weights: Weights) -> tuple[Spec, dict[Symbol, str]]:
+def _spec(weights: Weights, model: nn.Module) -> tuple[Spec, dict[Symbol, str]]:
     axes = {key: weights.axes(key) for key, value in weights.state.items() if _is_own(key, value, weights)}
     used: dict[Symbol, str] = {}
     for key, own in axes.items():
@@ -165,8 +166,17 @@ def _spec(weights: Weights) -> tuple[Spec, dict[Symbol, str]]:
         _symmetries(names),
         {key: tuple(_axis(axis, names) for axis in own) for key, own in axes.items()},
         frozenset(key for key in axes if key.rpartition(".")[2] in STATISTICS),
+        gates=frozenset(_gates(weights, model) & axes.keys()),
     )
     return spec, names
+
+
+def _gates(weights: Weights, model: nn.Module) -> set[str]:
+    """Return the tensors that are used in the gates of mixtures of experts only."""
+    modules = model.named_modules(remove_duplicate=False)
+    paths = [name for name, each in modules if getattr(type(each), "forward", None) is MixtureOfExperts.forward]
+    of_gates = {key for key in weights.first if key.startswith(tuple(f"{path}.gate.".lstrip(".") for path in paths))}
+    return of_gates - {first for key, first in weights.first.items() if key not in of_gates}
 
 
 def _is_own(key: str, value: Tensor, weights: Weights) -> bool:
