@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from fedsim.alignment.symmetries import transformers
 from fedsim.alignment.symmetries.checks import check_spec
 from fedsim.alignment.symmetries.norms import Norm, absorb_norms
 from fedsim.alignment.symmetries.permutations import Segment, Spec, Symmetry
@@ -23,6 +24,8 @@ NORMS = (nn.LayerNorm, nn.RMSNorm)
 # Operations that leave the last dimension of what they return as it was.
 PASSING = ("getitem", "select", "narrow", "contiguous", "clone", "to", "mean", "unsqueeze", "squeeze")
 ROUNDING = 1e-8
+# Norms of Hugging Face compute in float32 whatever their inputs are.
+ROUNDING_OF_LIBRARY = 1e-5
 
 
 def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> Spec:
@@ -34,7 +37,8 @@ def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> S
     output embedding is also the input's. Layer normalisation only commutes with rotations that do not change the vector
     of ones. Where the stream cannot be rotated, its units change places.
 
-    Candidates come from the model's graph; each is kept if a random rotation of random weights leaves the outputs.
+    Candidates come from the model's graph, or for BERT, GPT-2 and Llama of Hugging Face, which cannot be traced, from
+    the names of their weights; each is kept if a random rotation of random weights leaves the outputs.
 
     Parameters
     ----------
@@ -56,6 +60,13 @@ def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> S
     Theus et al. 2025, Generalized linear mode connectivity for transformers, arXiv 2506.22712; Tran et al. 2026,
     Functional equivalence in attention, arXiv 2606.17830.
     """
+    if transformers.is_known(model):
+        spec = transformers.heads_spec(model)
+        plain = replace(spec, symmetries=tuple(Symmetry(1, {}) if s.rotations else s for s in spec.symmetries))
+        norms, centred = transformers.norms_of(model, spec)
+        if stream and norms:
+            spec = with_stream(spec, transformers.STREAM, norms, centred=centred)
+        return confirmed(model, spec, plain, inputs, ROUNDING_OF_LIBRARY)
     derivation = derive(model, inputs)
     spec = replace(derivation.spec, symmetries=tuple(map(_with_rotated_heads, derivation.spec.symmetries)))
     if stream:
@@ -63,13 +74,15 @@ def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> S
     return confirmed(model, spec, derivation.spec, inputs)
 
 
-def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor) -> Spec:
+def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor, rounding: float = ROUNDING) -> Spec:
     """Return a spec without those rotations that change what random weights compute.
 
     Parameters
     ----------
     plain
         Spec without rotations, whose symmetries stand for those that turn out to be none; in the same order.
+    rounding
+        Largest difference of outputs by rounding, relative to the largest output.
 
     Raises
     ------
@@ -88,10 +101,10 @@ def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor) -> Spec
 
     def holds(tested: Iterable[Symmetry], norms: tuple[Norm, ...]) -> bool:
         absorbed = absorb_norms(params, norms)
-        if not torch.allclose(outputs(absorbed), expected, rtol=ROUNDING, atol=ROUNDING * float(expected.abs().max())):
+        if not torch.allclose(outputs(absorbed), expected, rtol=rounding, atol=rounding * float(expected.abs().max())):
             return False
         try:
-            check_spec(trial, absorbed, replace(spec, symmetries=tuple(tested), norms=norms), example, rng, ROUNDING)
+            check_spec(trial, absorbed, replace(spec, symmetries=tuple(tested), norms=norms), example, rng, rounding)
         except ValueError:
             return False
         return True
@@ -99,7 +112,7 @@ def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor) -> Spec
     kept = list(spec.symmetries)
     if not holds((each for each in kept if each.rotations), spec.norms):
         kept = [
-            new if not new.rotations or holds((new,), spec.norms if _is_stream(new) else ()) else old
+            new if not new.rotations or holds((new,), spec.norms if _is_stream(new, spec) else ()) else old
             for new, old in zip(kept, plain.symmetries, strict=True)
         ]
     if not any(each.rotations for each in kept):
@@ -107,7 +120,7 @@ def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor) -> Spec
             f"model = {type(model).__name__} has no units that can be rotated, as those within attention heads; match "
             "by permutations"
         )
-    if not any(map(_is_stream, kept)):
+    if not any(_is_stream(each, spec) for each in kept if each.rotations):
         return replace(spec, symmetries=tuple(kept), axes=plain.axes, norms=())
     return replace(spec, symmetries=tuple(kept))
 
@@ -121,8 +134,9 @@ def _with_rotated_heads(symmetry: Symmetry) -> Symmetry:
     return replace(symmetry, rotations=rotations)
 
 
-def _is_stream(symmetry: Symmetry) -> bool:
-    return bool(symmetry.rotations) and not any(WITHIN_HEADS.search(name) for name in symmetry.widths)
+def _is_stream(symmetry: Symmetry, spec: Spec) -> bool:
+    read = {spec.axes[key][place][0].order for norm in spec.norms for key, place in norm.readers}
+    return not read.isdisjoint(symmetry.widths)
 
 
 def _with_rotated_stream(derivation: Derivation, spec: Spec) -> Spec:

@@ -1,0 +1,139 @@
+"""The symmetries of transformers of Hugging Face, whose code no tracer follows: by the names of their weights."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from fedsim.alignment.symmetries.norms import Norm
+from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry
+from fedsim.alignment.symmetries.rotations import Rotation
+from fedsim.models.params import state_of
+
+STREAM = "stream"
+# The orders along the dimensions of each weight, and of a bias along its only one; "." stands for the block's name, and
+# several orders follow each other along one dimension.
+Table = Mapping[str, tuple[str | tuple[str, ...] | None, ...]]
+LLAMA: Table = {
+    r"model\.embed_tokens\.weight": (None, STREAM),
+    r"(model\.layers\.\d+)\.self_attn\.([qkv])_proj\.\w+": (".:\\2", STREAM),
+    r"(model\.layers\.\d+)\.self_attn\.o_proj\.\w+": (STREAM, ".:o"),
+    r"(model\.layers\.\d+)\.mlp\.(gate|up)_proj\.\w+": (".:mlp", STREAM),
+    r"(model\.layers\.\d+)\.mlp\.down_proj\.\w+": (STREAM, ".:mlp"),
+    r"(model\.layers\.\d+)\.(input|post_attention)_layernorm\.weight|model\.norm\.weight": (STREAM,),
+    r"lm_head\.weight|score\.weight": (None, STREAM),
+}
+GPT2: Table = {
+    r"transformer\.w[tp]e\.weight": (None, STREAM),
+    r"(transformer\.h\.\d+)\.attn\.c_attn\.weight": (STREAM, (".:qk", ".:qk", ".:vo")),
+    r"(transformer\.h\.\d+)\.attn\.c_attn\.bias": ((".:qk", ".:qk", ".:vo"),),
+    r"(transformer\.h\.\d+)\.attn\.c_proj\.weight": (".:vo", STREAM),
+    r"(transformer\.h\.\d+)\.mlp\.c_fc\.weight": (STREAM, ".:mlp"),
+    r"(transformer\.h\.\d+)\.mlp\.c_fc\.bias": (".:mlp",),
+    r"(transformer\.h\.\d+)\.mlp\.c_proj\.weight": (".:mlp", STREAM),
+    r"transformer\.h\.\d+\.(attn|mlp)\.c_proj\.bias|transformer\.(h\.\d+\.ln_[12]|ln_f)\.\w+": (STREAM,),
+    r"lm_head\.weight|score\.weight": (None, STREAM),
+}
+BERT: Table = {
+    r"bert\.embeddings\.\w+_embeddings\.weight": (None, STREAM),
+    r"(bert\.encoder\.layer\.\d+)\.attention\.self\.(query|key)\.\w+": (".:qk", STREAM),
+    r"(bert\.encoder\.layer\.\d+)\.attention\.self\.value\.\w+": (".:vo", STREAM),
+    r"(bert\.encoder\.layer\.\d+)\.attention\.output\.dense\.\w+": (STREAM, ".:vo"),
+    r"(bert\.encoder\.layer\.\d+)\.intermediate\.dense\.\w+": (".:mlp", STREAM),
+    r"(bert\.encoder\.layer\.\d+)\.output\.dense\.\w+": (STREAM, ".:mlp"),
+    r"bert\.(.*\.)?LayerNorm\.\w+": (STREAM,),
+    r"bert\.pooler\.dense\.\w+": ("pooler", STREAM),
+    r"classifier\.weight": (None, "pooler"),
+}
+TABLES: dict[str, Table] = {"llama": LLAMA, "gpt2": GPT2, "bert": BERT}
+# The weights that read each norm of a model in which norms come before blocks.
+READERS: dict[str, Mapping[str, str]] = {
+    "llama": {
+        r"(model\.layers\.\d+)\.input_layernorm\.weight": r"{}\.self_attn\.[qkv]_proj\.weight",
+        r"(model\.layers\.\d+)\.post_attention_layernorm\.weight": r"{}\.mlp\.(gate|up)_proj\.weight",
+        r"(model)\.norm\.weight": r"lm_head\.weight|score\.weight",
+    },
+    "gpt2": {
+        r"(transformer\.h\.\d+)\.ln_1\.weight": r"{}\.attn\.c_attn\.weight",
+        r"(transformer\.h\.\d+)\.ln_2\.weight": r"{}\.mlp\.c_fc\.weight",
+        r"(transformer)\.ln_f\.weight": r"lm_head\.weight|score\.weight",
+    },
+}
+
+
+def is_known(model: nn.Module) -> bool:
+    """Return whether the names of a model's weights say what its symmetries are."""
+    return getattr(getattr(model, "config", None), "model_type", None) in TABLES
+
+
+def heads_spec(model: nn.Module) -> Spec:
+    """Return the symmetries of a known transformer, with rotations within heads.
+
+    Grouped query heads share the rotation of their key head, and change places within their group. Rotary position
+    embeddings leave of the rotations of queries and keys one phase per pair of units.
+    """
+    kind, state = _kind(model), state_of(model)
+    axes = {key: _axes(kind, key, value.shape) for key, value in state.items() if value.is_floating_point()}
+    return Spec(tuple(_symmetries(model, axes)), axes)
+
+
+def norms_of(model: nn.Module, spec: Spec) -> tuple[list[Norm], bool]:
+    """Return the norms of the residual stream, none if their scales cannot move, and whether they centre it."""
+    kind, found = _kind(model), []
+    for pattern, readers in READERS.get(kind, {}).items():
+        for key in spec.axes:
+            if match := re.fullmatch(pattern, key):
+                reading = [each for each in spec.axes if re.fullmatch(readers.format(re.escape(match[1])), each)]
+                if not reading:  # the output embedding is the input's
+                    return [], False
+                bias = key.removesuffix("weight") + "bias"
+                places = tuple((each, _dimension(spec, each)) for each in reading)
+                found.append(Norm(key, bias if bias in spec.axes else None, places))
+    return found, kind != "llama"
+
+
+def _kind(model: Any) -> str:
+    return str(model.config.model_type)
+
+
+def _dimension(spec: Spec, key: str) -> int:
+    return next(place for place, axis in enumerate(spec.axes[key]) if axis[0].order == STREAM)
+
+
+def _axes(kind: str, key: str, shape: Sequence[int]) -> tuple[Axis, ...]:
+    for pattern, roles in TABLES[kind].items():
+        if match := re.fullmatch(pattern, key):
+            return tuple(_axis(match, role, size) for role, size in zip(roles, shape, strict=False))
+    return tuple((Segment(size),) for size in shape)
+
+
+def _axis(match: re.Match[str], roles: str | tuple[str, ...] | None, size: int) -> Axis:
+    orders = (roles,) if roles is None or isinstance(roles, str) else roles
+    named = [each if each is None or each[0] != "." else match.expand("\\1" + each[1:]) for each in orders]
+    return tuple(Segment(size // len(named), name) for name in named)
+
+
+def _symmetries(model: Any, axes: Mapping[str, tuple[Axis, ...]]) -> Iterator[Symmetry]:
+    sizes = {each.order: each.size for own in axes.values() for axis in own for each in axis if each.order}
+    heads, done = int(model.config.num_attention_heads), set[str]()
+    for order, size in sizes.items():
+        block, _, role = order.rpartition(":")
+        if role in ("qk", "vo"):
+            if block not in done:
+                widths = {f"{block}:{each}": sizes[f"{block}:{each}"] // heads for each in ("qk", "vo")}
+                yield Symmetry(heads, widths, tuple(Rotation("orthogonal", {name: 1}) for name in widths))
+        elif role in ("q", "k", "v", "o"):
+            if block not in done:
+                yield _grouped(block, sizes, int(model.config.num_key_value_heads), heads)
+        else:
+            yield Symmetry(size, {order: 1})
+            continue
+        done.add(block)
+
+
+def _grouped(block: str, sizes: Mapping[str, int], key_heads: int, heads: int) -> Symmetry:
+    q, k, v, o = (f"{block}:{each}" for each in "qkvo")
+    group = heads // key_heads
+    rotations = (Rotation("phases", {k: 1, q: group}), Rotation("orthogonal", {v: 1, o: group}))
+    return Symmetry(key_heads, {name: sizes[name] // key_heads for name in (q, k, v, o)}, rotations)
