@@ -1,5 +1,7 @@
 from .matching.activation_matching import match_activations
 from .matching.expert_matching import match_experts
+from .matching.implicit_sinkhorn import match_sinkhorn
+from .matching.sinkhorn import sinkhorn
 from .matching.straight_through import match_straight_through
 from .matching.weight_matching import match_weights
 from .merging.c2m3 import C2M3, merge_c2m3
@@ -38,6 +40,7 @@ __all__ = [
     "invert",
     "match_activations",
     "match_experts",
+    "match_sinkhorn",
     "match_straight_through",
     "match_weights",
     "merge_c2m3",
@@ -51,4 +54,5 @@ __all__ = [
     "reset_statistics",
     "rotation_spec",
     "scale_biases",
+    "sinkhorn",
 ]

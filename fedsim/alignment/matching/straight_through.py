@@ -1,5 +1,6 @@
 """A search with gradients for the permutation under which the mean of two models has the lowest loss."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,30 +68,73 @@ def match_straight_through(
     ----------
     Ainsworth et al. 2023, Git Re-Basin: merging models modulo permutation symmetries, arXiv 2209.04836.
     """
-    for name, number in (("epochs", epochs), ("batch_size", batch_size), ("examples", len(inputs))):
-        if number < 1:
-            raise ValueError(f"{name} = {number} must be at least 1; match_weights needs no training")
+    check_descent(epochs=epochs, batch_size=batch_size, examples=len(inputs))
     reference, params = fit(model, reference, "the reference"), fit(model, params, "the other model")
-    middle = _Middle(model, spec, reference, params, criterion)
-    permutation = match_weights(spec, reference, params, rng=rng).permutation
-    best, lowest = permutation, middle.loss(permutation, inputs, targets)
+    middle = Middle(model, spec, reference, params, criterion)
+    first = permutation = match_weights(spec, reference, params, rng=rng).permutation
     latent = {key: reference[key].detach().clone() for key, _ in model.named_parameters()}
     velocity = {key: torch.zeros_like(value) for key, value in latent.items()}
+
+    def step(rows: Tensor) -> None:
+        nonlocal permutation
+        for key, gradient in middle.gradient(permutation, inputs[rows], targets[rows]).items():
+            velocity[key].mul_(momentum).add_(gradient)
+            latent[key].sub_(velocity[key], alpha=lr)
+        permutation = match_weights(spec, latent, params, rng=rng, start=permutation).permutation
+
+    def score(found: Permutation) -> float:
+        return middle.loss(found, inputs, targets)
+
+    return best_of_descent(
+        model, inputs, first, step, lambda: permutation, score, rng=rng, epochs=epochs, batch_size=batch_size
+    )
+
+
+def check_descent(**counts: int) -> None:
+    """Check that there is something to descend on.
+
+    Raises
+    ------
+    ValueError
+        If a number is less than 1.
+    """
+    for name, number in counts.items():
+        if number < 1:
+            raise ValueError(f"{name} = {number} must be at least 1; match_weights needs no training")
+
+
+def best_of_descent(
+    model: nn.Module,
+    inputs: Tensor,
+    first: Permutation,
+    step: Callable[[Tensor], None],
+    current: Callable[[], Permutation],
+    score: Callable[[Permutation], float],
+    *,
+    rng: np.random.Generator,
+    epochs: int,
+    batch_size: int,
+) -> Permutation:
+    """Return the permutation with the lowest score, of the first one and the current ones after each epoch.
+
+    Parameters
+    ----------
+    step
+        Takes a step on the examples at some positions.
+    """
+    best, lowest = first, score(first)
     for _ in range(epochs):
         order = torch.from_numpy(rng.permutation(len(inputs))).to(inputs.device)
         for batch in cut_batches(model, len(inputs), batch_size):
-            rows = order[batch]
-            for key, gradient in middle.gradient(permutation, inputs[rows], targets[rows]).items():
-                velocity[key].mul_(momentum).add_(gradient)
-                latent[key].sub_(velocity[key], alpha=lr)
-            permutation = match_weights(spec, latent, params, rng=rng, start=permutation).permutation
-        loss = middle.loss(permutation, inputs, targets)
-        if loss < lowest:
-            best, lowest = permutation, loss
+            step(order[batch])
+        found = current()
+        value = score(found)
+        if value < lowest:
+            best, lowest = found, value
     return best
 
 
-class _Middle:
+class Middle:
     """The mean of a reference and a permuted model."""
 
     def __init__(self, model: nn.Module, spec: Spec, reference: Params, params: Params, criterion: Criterion) -> None:
@@ -100,7 +144,7 @@ class _Middle:
                 # The mean of two models' statistics is not that of their mean's activations.
                 module.train()
                 module.track_running_stats = False
-        self._trained = [key for key, _ in model.named_parameters()]
+        self.trained = [key for key, _ in model.named_parameters()]
         self._spec, self._reference, self._params, self._criterion = spec, reference, params, criterion
 
     def loss(self, permutation: Permutation, inputs: Tensor, targets: Tensor) -> float:
@@ -108,21 +152,22 @@ class _Middle:
         total, mean = 0.0, self._of(permutation)
         with torch.no_grad():
             for batch in cut_batches(self._net, len(inputs), EVALUATION_BATCH):
-                total += float(self._losses(mean, inputs[batch], targets[batch]).double().sum())
+                total += float(self.losses(mean, inputs[batch], targets[batch]).double().sum())
         return total / len(inputs)
 
     def gradient(self, permutation: Permutation, inputs: Tensor, targets: Tensor) -> Params:
         """Return the gradient of the batch's mean loss with respect to the permuted model."""
         mean = self._of(permutation)
-        trained = [mean[key].requires_grad_() for key in self._trained]
-        loss = self._losses(mean, inputs, targets).mean()
+        trained = [mean[key].requires_grad_() for key in self.trained]
+        loss = self.losses(mean, inputs, targets).mean()
         gradients = torch.autograd.grad(loss, trained, materialize_grads=True)
-        return {key: each / 2 for key, each in dense(dict(zip(self._trained, gradients, strict=True))).items()}
+        return {key: each / 2 for key, each in dense(dict(zip(self.trained, gradients, strict=True))).items()}
 
     @torch.no_grad()
     def _of(self, permutation: Permutation) -> Params:
         return lerp(self._reference, permute(self._params, self._spec, permutation), 0.5)
 
-    def _losses(self, params: Params, inputs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, params: Params, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each example under some parameters."""
         outputs: Any = functional_call(self._net, params, (inputs,))
         return self._criterion(outputs, targets)
