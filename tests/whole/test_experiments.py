@@ -14,8 +14,8 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result
 
 ROOT = Path(__file__).parents[2] / "experiments"
-LLMC, LLFC, REBASIN = ROOT / "llmc", ROOT / "llfc", ROOT / "rebasin"
-FILES = sorted(path for folder in (LLMC, LLFC, REBASIN) for path in folder.rglob("*.toml"))
+LLMC, LLFC, REBASIN, ASYMMETRY = ROOT / "llmc", ROOT / "llfc", ROOT / "rebasin", ROOT / "asymmetry"
+FILES = sorted(path for folder in (LLMC, LLFC, REBASIN, ASYMMETRY) for path in folder.rglob("*.toml"))
 names = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 LAYERS = {"mlp": ("fc1", "fc7"), "resnet18": ("conv1", "fc")}
 
@@ -127,3 +127,15 @@ def test_a_matched_average_survives_initialisations_of_their_own_and_a_plain_one
         folder = play(copies(tiny, clients=4, model=model, strategy={"name": name}), name)
         accuracy[name] = float(read_result(folder).on_server("global").iloc[-1])
     assert accuracy["full"] < 0.5 < 0.9 < accuracy["matched_average"]
+
+
+@pytest.mark.slow
+def test_a_plain_average_survives_them_where_clients_share_fixed_entries(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    accuracy = {}
+    model = {"name": "experiments.asymmetry.models:normed_mlp", "hidden": [64, 64, 64], "initial": "own"}
+    for kind in ("none", "w"):
+        folder = play(copies(tiny, model=model | {"asymmetry": kind}, strategy={"name": "full"}), kind)
+        accuracy[kind] = float(read_result(folder).on_server("global").iloc[-1])
+    assert accuracy["none"] < 0.85 < 0.9 < accuracy["w"]

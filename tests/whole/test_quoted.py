@@ -10,6 +10,7 @@ from tests.whole.quoted import ROOT, assert_near, assert_quoted, assert_row, ove
 REBASIN, LLFC, FINDINGS = "experiments/rebasin/README.md", "experiments/llfc/README.md", "docs/findings.md"
 PERSONALISATION, LLMC = "experiments/personalisation/README.md", "experiments/llmc/README.md"
 SHARING, ADAPTERS = "experiments/sharing/README.md", "experiments/adapters/README.md"
+ASYMMETRY = "experiments/asymmetry/README.md"
 ONE_ROUND, PAIRS = "| initialisation | average | MLP", "| barriers, own initialisation"
 ROBUSTNESS = "| models, `hierarchical_average`"
 PERFORMANCE = "docs/performance.md"
@@ -27,7 +28,11 @@ ONE_MODEL = (
     "fedpart",
 )
 ONE_MODEL += ("fedprox", "fedyogi", "full", "pfedla", "scaffold")
-IN_SENTENCES = {(FINDINGS, "| experiment |"), (LLFC, "| file |")}  # whose numbers are tested one by one, or settings
+IN_SENTENCES = {
+    (FINDINGS, "| experiment |"),
+    (LLFC, "| file |"),
+    (ASYMMETRY, "| file |"),
+}  # whose numbers are tested one by one, or settings
 RECORDED = {
     *(
         (REBASIN, heading)
@@ -44,11 +49,13 @@ RECORDED = {
     (ADAPTERS, "| method, sentiment"),
     (ADAPTERS, "| adapter |"),
     (SHARING, "| method, alpha 3"),
+    (ASYMMETRY, "| two models | own"),
+    (ASYMMETRY, "| clients | round 1"),
 }
 REPAIRED, ONLY_REPAIRED = "matched_average(repair=repair)", "matched_average(matching=none, repair=repair)"
 
 
-@pytest.mark.parametrize("page", [REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC, SHARING, ADAPTERS])
+@pytest.mark.parametrize("page", [REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC, SHARING, ADAPTERS, ASYMMETRY])
 def test_each_table_with_numbers_is_recomputed(page: str) -> None:
     known = [start for each, start in RECORDED | IN_SENTENCES if each == page]
     unknown = [heading for heading in tables_of(page) if not heading.startswith(tuple(known))]
@@ -543,3 +550,44 @@ def test_robustness_of_averages_of_more_models(models: int) -> None:
         ratios = [*(means.loc[models] / means.loc[1])]
         values = [end for pair in zip(values[:4], ratios, strict=False) for end in pair] + values[4:]
     assert_row(REBASIN, ROBUSTNESS, str(models), values)
+
+
+TWO_MODELS = {
+    "normalised, standard": ("independent", "normed_mlp", "none"),
+    "normalised, standard, matched": ("matched", "normed_mlp", "weights"),
+    "normalised, gates": ("independent", "normed_mlp, sigma", "none"),
+    "normalised, fixed entries of the paper": ("independent", "normed_mlp, w", "none"),
+    "plain, standard": ("independent", "mlp", "none"),
+    "plain, standard, matched": ("matched", "mlp", "weights"),
+    "plain, gates": ("independent", "mlp, sigma", "none"),
+    "plain, an eighth fixed": ("independent", "mlp, w 0.125", "none"),
+    "plain, half fixed": ("independent", "mlp, w 0.5", "none"),
+}
+
+
+@pytest.mark.parametrize("label", TWO_MODELS)
+def test_independent_models_with_and_without_asymmetry(label: str) -> None:
+    file, model, matching = TWO_MODELS[label]
+    rows = read(f"asymmetry/{file}.csv")
+    rows = rows[(rows["model"] == model) & (rows["matching"] == matching)]
+    columns = ("own", "average", "error_barrier", "barrier")
+    values = [number for column in columns for number in over_seeds(rows[column])]
+    assert_row(ASYMMETRY, "| two models | own", label, [*values, rows["distance"].mean()])
+
+
+@pytest.mark.parametrize(
+    ("label", "model", "initial"),
+    [
+        ("standard, one initialisation", "normed_mlp", "shared"),
+        ("standard, own initialisations", "normed_mlp", "own"),
+        ("gates, own initialisations", "normed_mlp, sigma", "own"),
+        ("fixed entries, own initialisations", "normed_mlp, w", "own"),
+    ],
+)
+def test_federations_with_and_without_asymmetry(label: str, model: str, initial: str) -> None:
+    rows = read("asymmetry/federation.csv").query("model == @model and initial == @initial")
+    values: list[float] = []
+    for server_round in (1, 2, 3):
+        values += over_seeds(rows[rows["round"] == server_round]["average"])
+    first = rows[rows["round"] == 1]
+    assert_row(ASYMMETRY, "| clients | round 1", label, [*values, first["own"].mean(), *over_seeds(first["barrier"])])
