@@ -58,20 +58,22 @@ class Heterogeneity:
 
     def table(self) -> Iterator[str]:
         """Yield one line per client with its labels; where there are many clients, only the first ones."""
-        few = len(self.classes) <= SHOWN_CLASSES
-        for client in range(min(len(self), SHOWN_CLIENTS)):
+        few, shown = len(self.classes) <= SHOWN_CLASSES, min(len(self), SHOWN_CLIENTS)
+        largest = (shown - 1, self.sizes[:shown].max(), self.counts.counts.max(initial=0))
+        wide_client, wide_size, wide_count = (len(str(number)) for number in largest)
+        for client in range(shown):
             row = slice(*self.counts.offsets[client : client + 2])
             labels, counts = self.counts.labels[row], self.counts.counts[row]
             if few:
                 full = np.zeros(len(self.classes), dtype=np.int64)
                 full[labels] = counts
-                text = " ".join(f"{count:>5}" for count in full)
+                text = " ".join(f"{count:>{wide_count}}" for count in full)
             else:
                 most = np.argsort(-counts, kind="stable")[:5]
                 text = f"{len(labels):>4} classes, most: " + ", ".join(
                     f"{self.classes[labels[i]]} {counts[i]}" for i in most
                 )
-            yield f"client {client:>4}: {self.sizes[client]:>6} examples | {text}"
+            yield f"client {client:>{wide_client}}: {self.sizes[client]:>{wide_size}} examples | {text}"
         if len(self) > SHOWN_CLIENTS:
             yield f"and {len(self) - SHOWN_CLIENTS:,} more clients"
 

@@ -74,7 +74,7 @@ def _task(federation: Federation) -> Iterator[str]:
     loss, dataset = federation.objective, federation.data.dataset
     weights = federation.config.loss.class_weights
     weighted = f", class weights {'given' if isinstance(weights, tuple) else weights}" if weights != "none" else ""
-    said = "" if federation.config.data.task != "auto" else ", told from the targets"
+    said = "" if federation.config.data.task != "auto" else ", as the targets show"
     outputs = f"{dataset.outputs} output{'s' if dataset.outputs > 1 else ''} of the model"
     yield f"{dataset.task}{said}: {outputs}, loss {loss.name}{weighted}"
     yield f"metrics: {', '.join((LOSS, federation.task.main, *federation.metrics))}"
@@ -174,13 +174,13 @@ def _barriers(federation: Federation) -> Iterator[str]:
         yield f"none{why}; set barriers.every to measure them{' anyway' if why else ''}"
         return
     cost, rounds = barrier_cost(federation), config.rounds // every
-    yield f"in {rounds} of {config.rounds} rounds, {cost.models} models on {cost.examples} examples each: "
+    yield f"in {rounds} of {config.rounds} rounds, {cost.models} models on {cost.examples} examples each:"
     yield (
         f"{rounds * cost.passes:,.0f} forward passes of one example, instead of {rounds * cost.passes_apart:,.0f} if "
         "each model were evaluated separately"
     )
     share = rounds * cost.passes / (config.rounds * cost.training_passes)
-    yield f"{share:.0%} of the {config.rounds * cost.training_passes:,.0f} passes of the training"
+    yield f"{100 * share:.0f} % of the {config.rounds * cost.training_passes:,.0f} passes of the training"
     others: list[str] = [name for name in config.barriers.measures if MEASURES[name].mixes]
     others += [f"matching by {way}" for way in config.barriers.matching if way != "none"]
     if others:

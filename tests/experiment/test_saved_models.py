@@ -33,6 +33,7 @@ from fedsim.results.report.drawing.checkpoints import (
     feature_pictures,
     features_table,
     matching_table,
+    short_names,
     what_differs,
 )
 from fedsim.results.report.drawing.heat_maps import HeatMaps
@@ -321,6 +322,29 @@ def test_other_measures_are_those_of_the_analysis(files: list[Path]) -> None:
 )
 def test_a_column_of_a_pair_has_what_differs_in_the_names_of_files(names: list[str], kept: list[str]) -> None:
     assert what_differs(names) == kept
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["a.pt", "b.pt"], ["a.pt", "b.pt"]),
+        ([f"a-long-name-of-client-{number}.pt" for number in (3, 4)], ["3", "4"]),
+        (["a.pt", "a-name-that-is-too-long-for-a-column.pt"], ["model 1", "model 2"]),
+    ],
+)
+def test_names_that_are_too_long_for_tables_are_short_there_and_whole_in_files(
+    names: list[str], short: list[str], tmp_path: Path
+) -> None:
+    assert short_names(names) == short
+    for seed, name in enumerate(names):
+        torch.save(small(seed).state_dict(), tmp_path / name)
+    paths = [tmp_path / name for name in names]
+    compared = compare_checkpoints(paths, config(), groups=["full"], examples=20, measures=["spectra"])
+    assert list(compared.shown.names) == short
+    assert set(compared.shown.others["spectra"]["base_name"]) <= {*short, "average"}
+    page = write_compared(compared, tmp_path / "out").read_text()
+    assert all(name in page for name in names)
+    assert set(pd.read_parquet(tmp_path / "out" / "barriers.parquet")["base_name"]) == set(names)
 
 
 def test_pairs_of_files_and_their_predicted_barriers_are_told_apart() -> None:

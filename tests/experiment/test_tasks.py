@@ -150,7 +150,7 @@ def test_a_resumed_run_of_a_custom_loss_has_the_same_bytes(
     whole = play(config, "whole")
     assert [row for row in rows(whole, metric="loss", round=3, client=None) if row["value"] < 10]
     shown = describe_run(config)
-    assert "regression, told from the targets: 1 output of the model, loss own_loss:loss" in shown
+    assert "regression, as the targets show: 1 output of the model, loss own_loss:loss" in shown
     for name, message in (
         ("mean", r"returns shape \(\) for 2 examples; it must return one loss for each, shape \(2,\)"),
         ("several", r"returns shape \(2, 1\) for 2 examples; .* as losses.flatten\(1\).mean\(1\) is"),

@@ -2,11 +2,13 @@
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
+from fedsim.experiment.sweep.sweep import name_runs, run_all
 from fedsim.federation.engines import reaching, starting
 
 
@@ -29,6 +31,14 @@ def test_an_address_where_nothing_listens_is_one_line_at_once(host: str, why: st
         starting.connect(f"{host}:1")
     assert len(str(found.value).splitlines()) == 1
     assert len(str(found.value)) < 300
+
+
+@pytest.mark.slow
+def test_a_sweep_without_its_cluster_is_one_line_and_no_folder(tmp_path: Path, tiny: Callable[..., Config]) -> None:
+    configs = [tiny(engine={"name": "ray", "address": "127.0.0.1:1"}, seed=seed) for seed in (0, 1)]
+    with pytest.raises(ConfigError, match=r"^engine.address = '127.0.0.1:1': Ray cannot be reached"):
+        run_all(name_runs(configs, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("address", ["auto", "10.0.0.5:6379", "[::1]:6379", "ray://node-1.cluster:10001"])

@@ -24,14 +24,18 @@ def barriers(
 ) -> None:
     """Measure, print and write the barriers between checkpoints."""
     compared = compare_checkpoints(paths, comparison_config(model, data, changes), **options)
-    print_table(peaks_table(compared.peaks, compared.names))
-    print_table(barriers_table(compared.barriers, compared.names))
+    shown = compared.shown
+    for name, file in zip(shown.names, compared.names, strict=True):
+        if name != file:
+            say(f"{name}: {file}")
+    print_table(peaks_table(compared.peaks, shown.names))
+    print_table(barriers_table(compared.barriers, shown.names))
     say(uncertainty_note(compared.barriers))
-    if features := features_table(compared.others):
+    if features := features_table(shown.others):
         print_table(features)
-    if "calibrated" in compared.others:
-        print_table(calibrated_table(compared.others["calibrated"]))
-    if "matching" in compared.others:
-        print_table(matching_table(compared.others["matching"]))
+    if "calibrated" in shown.others:
+        print_table(calibrated_table(shown.others["calibrated"]))
+    if "matching" in shown.others:
+        print_table(matching_table(shown.others["matching"]))
     command = shlex.join(["fedsim", *sys.argv[1:]])
     write_to(out, partial(write_compared, compared, out, command), "page, tables and figures")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pandas as pd
 import torch
@@ -33,7 +33,7 @@ from fedsim.models.saved import read_checkpoint
 from fedsim.results.files import write_parquet
 from fedsim.results.integrity import check_file_of_checkpoint
 from fedsim.results.measured import with_error_unit
-from fedsim.results.report.drawing.checkpoints import reference_of
+from fedsim.results.report.drawing.checkpoints import reference_of, short_names
 from fedsim.results.report.pages.checkpoint_page import write_checkpoints
 from fedsim.seeds import rng
 
@@ -64,6 +64,12 @@ class Comparison:
     distances: pd.DataFrame
     others: dict[str, pd.DataFrame]
     config: Config
+
+    @property
+    def shown(self) -> Self:
+        """The same with names that fit tables and legends."""
+        names = tuple(short_names(self.names))
+        return replace(self, names=names, others={key: _with_names(table, names) for key, table in self.others.items()})
 
 
 def comparison_config(model: str, data: str, changes: Mapping[tuple[str, ...], Any]) -> Config:
@@ -220,14 +226,15 @@ def write_compared(comparison: Comparison, folder: Path, command: str = "") -> P
         The command that measured this, if there was one.
     """
     config = comparison.config
-    rows = comparison.barriers
+    rows, shown = comparison.barriers, comparison.shown
     along = f", along the path {rows['path'].iloc[0]}" if "path" in rows else ""
     page = write_checkpoints(
         folder,
-        comparison.names,
+        shown.names,
         rows,
         comparison.peaks,
-        comparison.others,
+        shown.others,
+        files=comparison.names,
         subtitle=f"{config.model.name} on {config.data.name}, {int(rows['n'].max()):,} examples, "
         f"{rows['sampling'].iloc[0]}{along}",
         settings=write_toml(config.model_dump(mode="json", include=set(SETTABLE))),

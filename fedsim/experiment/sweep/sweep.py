@@ -38,6 +38,7 @@ from fedsim.experiment.sweep.progress import NO_OTHERS, Others, Progress
 from fedsim.experiment.tracking.callback import ActiveRun, Callback
 from fedsim.experiment.tracking.calls import Calls, custom_callbacks, why_only_here
 from fedsim.experiment.tracking.feed import catch_up
+from fedsim.federation.engines import check_reachable
 from fedsim.federation.engines.grid import processors
 from fedsim.results import report
 from fedsim.results.faults import faults_of_run
@@ -241,6 +242,7 @@ def check(runs: Sequence[Run]) -> Parts:
             if not run.accept_versions and experiment.rounds_done(run.folder):
                 check_versions(run.folder)
             check_writable(path)
+    check_reachable(runs[0].config.engine)  # all have the same
     assert first is not None
     for note in alike.notes():
         logger.warning(note)

@@ -47,6 +47,20 @@ def make_engine(settings: EngineConfig, make_app: Callable[..., ClientApp], clie
     return LocalEngine(make_app, clients, settings.workers, settings.deadline, settings.cache_bytes)
 
 
+def check_reachable(settings: EngineConfig) -> None:
+    """Check that a Ray cluster answers where ``[engine]`` names one.
+
+    Raises
+    ------
+    ConfigError
+        If none does.
+    """
+    if settings.name == "ray" and settings.address:
+        from fedsim.federation.engines.starting import check_cluster
+
+        check_cluster(settings.address)
+
+
 def room_on_cluster(settings: EngineConfig) -> int:
     """Return how many workers there is room for on the cluster that ``[engine] address`` names.
 

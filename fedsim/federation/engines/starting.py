@@ -28,8 +28,8 @@ OTHER_VERSIONS, LONGEST_VERSIONS = "Version mismatch", 300  # how Ray begins its
 LONGEST_PLACE = 103 - len("/fedsim-ray-12345678/r/session_2026-01-31_23-59-59_999999_1234567/sockets/plasma_store")
 
 
-def connect(address: str) -> None:
-    """Connect to a cluster.
+def check_cluster(address: str) -> None:
+    """Check that a cluster answers.
 
     Raises
     ------
@@ -38,8 +38,19 @@ def connect(address: str) -> None:
     """
     with _reaching(address):
         check_answers(address)
-        with _signals_kept():
-            ray.init(address=address, runtime_env={"env_vars": variables()}, **QUIET)
+
+
+def connect(address: str) -> None:
+    """Connect to a cluster.
+
+    Raises
+    ------
+    ConfigError
+        If there is none at the address.
+    """
+    check_cluster(address)
+    with _reaching(address), _signals_kept():
+        ray.init(address=address, runtime_env={"env_vars": variables()}, **QUIET)
 
 
 def room_at(address: str, needs: Needs) -> int:

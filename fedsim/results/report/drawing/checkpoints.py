@@ -18,6 +18,7 @@ from fedsim.results.report.drawing.heat_maps import HeatMaps
 from fedsim.results.report.drawing.picture import Picture
 
 MOST_ENDS = 8  # as many as fit on a page with their barriers by t
+LONGEST = 20  # letters of a name of which a terminal of 80 columns has two in a row
 
 
 def reference_of(rows: pd.DataFrame) -> str:
@@ -150,6 +151,14 @@ def what_differs(names: Sequence[str]) -> list[str]:
     return kept if len(names) > 1 and all(re.search(r"\w", each) for each in kept) else list(names)
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return names that fit tables and legends: as they are, without what they share, or ``model 1, model 2``."""
+    if max(map(len, names)) <= LONGEST:
+        return list(names)
+    kept = what_differs(names)
+    return kept if max(map(len, kept)) <= LONGEST else [f"model {number}" for number in range(1, len(names) + 1)]
+
+
 def _common(words: Sequence[Sequence[str]]) -> int:
     """Return how many first words are the same in all lists."""
     return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*words, strict=False)))
@@ -170,9 +179,13 @@ def matching_table(rows: pd.DataFrame) -> Table:
 
 
 def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
-    """Return the barriers of each t, errors in percentage points or squares, ± 1.96 standard errors."""
+    """Return the barriers of each t, errors in percentage points or squares, ± 1.96 standard errors.
+
+    What models were evaluated on is a column only where it is not the same number of examples for all.
+    """
     factor, reference = scale_of("error", rows)[0], reference_of(rows)
-    headings = ("group", "base", "other", "t", "loss barrier", "error barrier", "loss", "error", "examples")
+    headings = ("group", "base", "other", "t", "loss barrier", "error barrier", "loss", "error")
+    count = rows["n"].nunique() > 1
     cells = tuple(
         (
             str(row["group"]),
@@ -183,11 +196,12 @@ def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
             f"{factor * row[f'error_{reference}']:+.2f} ± {factor * 1.96 * row[f'error_{reference}_se']:.2f}",
             f"{row['loss']:.4f}",
             f"{factor * row['error']:.2f}",
-            f"{int(row['n']):,}",
+            *([f"{int(row['n']):,}"] if count else []),
         )
         for row in rows.to_dict(orient="records")
     )
-    return Table(headings, (False, False, False, *[True] * 6), cells)
+    headings += ("examples",) if count else ()
+    return Table(headings, (False, False, False, *[True] * (len(headings) - 3)), cells)
 
 
 def peaks_table(peaks: pd.DataFrame, names: Sequence[str]) -> Table:
@@ -226,9 +240,12 @@ def peaks_note(peaks: pd.DataFrame) -> str:
 def uncertainty_note(rows: pd.DataFrame) -> str:
     """Return what the intervals of the table and the bands of the file rest on, in lines that fit a terminal."""
     along = f"; path: {rows['path'].iloc[0]}" if "path" in rows else ""
+    sample = str(rows["sampling"].iloc[0])
+    if not re.search(r"\d", sample):
+        sample += f", {int(rows['n'].max()):,} examples"
     return (
         "±: 1.96 standard errors, row by row; bands for all rows are in barriers.parquet\n"
-        f"sample: {rows['sampling'].iloc[0]}; intervals are for the population of the data set{along}"
+        f"sample: {sample}; intervals are for the population of the data set{along}"
     )
 
 

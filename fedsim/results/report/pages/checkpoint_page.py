@@ -7,6 +7,7 @@ import pandas as pd
 
 from fedsim.results.report.charts.peaks import peaks_chart
 from fedsim.results.report.comparing.export import as_latex, as_markdown
+from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.drawing.checkpoints import (
     barriers_table,
     checkpoint_pictures,
@@ -44,6 +45,7 @@ def write_checkpoints(
     peaks: pd.DataFrame,
     others: Mapping[str, pd.DataFrame],
     *,
+    files: Sequence[str],
     subtitle: str,
     settings: str,
     command: str = "",
@@ -56,6 +58,8 @@ def write_checkpoints(
         Table of `fedsim.analysis.peaks` of the barriers.
     others
         Tables of other measures, by name.
+    files
+        Names of the files, of which the names may be short forms.
     settings
         All settings, as text.
     command
@@ -65,6 +69,9 @@ def write_checkpoints(
     tables = [
         {"title": "Largest barrier over t", "table": largest, "copies": [("latex", "LaTeX"), ("markdown", "Markdown")]}
     ]
+    if list(files) != list(names):
+        named = Table(("model", "file"), (False, False), tuple(zip(names, files, strict=True)))
+        tables.insert(0, {"title": "Checkpoints", "table": named})
     if features := features_table(others):
         tables.append({"title": "Features and weights by layer", "table": features})
     if "calibrated" in others:
