@@ -25,7 +25,7 @@ NAMES = (
 )
 DOCUMENT = r"""\documentclass[twocolumn]{article}
 \usepackage{booktabs}
-\usepackage[T1]{fontenc}
+\usepackage%s
 \begin{document}
 \cite{%s}
 %s
@@ -66,16 +66,22 @@ def tables(results: list[Result]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdfLaTeX on the PATH to compile tables with")
-def test_tables_and_references_compile_in_two_columns(results: list[Result], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "fonts"), [("pdflatex", "[T1]{fontenc}"), ("xelatex", "{fontspec}"), ("lualatex", "{fontspec}")]
+)
+def test_tables_and_references_compile_in_two_columns(
+    engine: str, fonts: str, results: list[Result], tmp_path: Path
+) -> None:
+    if shutil.which(engine) is None:
+        pytest.skip(f"no {engine} on the PATH to compile tables with")
     entries = bibtex(results)
     (tmp_path / "references.bib").write_text(entries)
     keys = ",".join(re.findall(r"@\w+\{([^,]+),", entries))
     latex_tables = tables(results)
     assert all(table.startswith(r"% Needs \usepackage{booktabs} and \usepackage[T1]") for table in latex_tables[:4])
     floats = "\n".join(rf"\begin{{table*}}\tiny{table}\end{{table*}}\clearpage" for table in latex_tables)
-    (tmp_path / "paper.tex").write_text(DOCUMENT % (keys, floats))
-    latex = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "-no-shell-escape", "paper.tex"]
+    (tmp_path / "paper.tex").write_text(DOCUMENT % (fonts, keys, floats))
+    latex = [engine, "-halt-on-error", "-interaction=nonstopmode", "-no-shell-escape", "paper.tex"]
     for command in (latex, ["bibtex", "-terse", "paper"], latex, latex):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
         assert done.returncode == 0, done.stdout[-3000:]
@@ -89,8 +95,11 @@ def test_characters_that_latex_lacks_are_code_points_for_it_and_themselves_for_e
     assert escape_latex("模型 1") == r"{\ifdefined\Umathchar 模型\else U+6A21 U+578B\fi} 1"
     plain = re.sub(r"\{\\ifdefined\\Umathchar [^\\]+", "", "".join(map(escape_latex, NAMES)))
     assert plain.isascii()
+    assert escape_latex("a\u202eb") == "aU+202Eb"
 
 
 def test_a_table_names_the_packages_that_it_needs() -> None:
     assert needed_packages(escape_latex("Modèle λ")) == r"% Needs \usepackage{booktabs}."
     assert needed_packages(escape_latex("ą")) == r"% Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}."
+    chinese = "".join(map(escape_latex, ("模型", "型 1")))
+    assert needed_packages(chinese) == r"% Needs \usepackage{booktabs}; in XeLaTeX and LuaLaTeX also a font with 型模."

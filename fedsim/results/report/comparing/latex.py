@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from itertools import groupby
 
 from pylatexenc.latexencode import UnicodeToLatexEncoder
 
@@ -30,6 +31,7 @@ LACKING = "ŉΐϒϰ϶"
 IN_T1 = re.compile(r"\\(guillemotleft|guillemotright|DH|TH|dh|th|k|DJ|dj|NG|ng)\b")
 # Runs of characters that are neither in the tables above nor ASCII.
 OTHER = re.compile(r"[^\x00-\x7f]+")
+IN_FONT = re.compile(r"\\ifdefined\\Umathchar ([^\\]+)")
 ENCODER = UnicodeToLatexEncoder(unknown_char_policy="keep", unknown_char_warning=False)
 
 
@@ -37,7 +39,7 @@ def escape_latex(text: str) -> str:
     """Return text as LaTeX prints it, also at the start of a line of a table, where a bracket would be an option.
 
     Characters that pdfLaTeX cannot print without further packages, such as Chinese ones, are their code points there;
-    XeLaTeX and LuaLaTeX print them, with a font that has them.
+    XeLaTeX and LuaLaTeX print them, with a font that has them. What is never visible is its code points in all three.
     """
     escaped = "".join(map(_character, unicodedata.normalize("NFC", text)))
     escaped = OTHER.sub(lambda found: _by_engine(found[0]), escaped)
@@ -47,9 +49,11 @@ def escape_latex(text: str) -> str:
 
 
 def needed_packages(latex: str) -> str:
-    """Return the comment that names the packages of a table."""
+    """Return the comment that names the packages of a table, and what its font must have."""
     encoding = r" and \usepackage[T1]{fontenc}" if IN_T1.search(latex) else ""
-    return rf"% Needs \usepackage{{booktabs}}{encoding}."
+    letters = "".join(sorted(set("".join(IN_FONT.findall(latex)))))
+    font = f"; in XeLaTeX and LuaLaTeX also a font with {letters}" if letters else ""
+    return rf"% Needs \usepackage{{booktabs}}{encoding}{font}."
 
 
 def _character(character: str) -> str:
@@ -63,5 +67,13 @@ def _character(character: str) -> str:
 
 
 def _by_engine(characters: str) -> str:
-    points = " ".join(f"U+{ord(each):04X}" for each in characters)
-    return rf"{{\ifdefined\Umathchar {characters}\else {points}\fi}}"
+    parts = [(shown, "".join(each)) for shown, each in groupby(characters, str.isprintable)]
+    return "".join(_printed(each) if shown else _code_points(each) for shown, each in parts)
+
+
+def _printed(characters: str) -> str:
+    return rf"{{\ifdefined\Umathchar {characters}\else {_code_points(characters)}\fi}}"
+
+
+def _code_points(characters: str) -> str:
+    return " ".join(f"U+{ord(each):04X}" for each in characters)
