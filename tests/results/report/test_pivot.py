@@ -168,8 +168,14 @@ def test_a_method_without_another_one_is_not_the_best(run: Run) -> None:
 def test_seeds_that_are_missing_and_cells_that_are_not_tested_are_noted(run: Run) -> None:
     results = [run(FULL, [0.5]), run(FULL, [0.6], seed=1), run(BODY, [0.7])]
     notes = pivot_table(pivot_of(compare(results))).notes
-    assert notes[0].endswith("over 2 seeds; fewer seeds: FedPer 1")
+    assert notes[0].endswith("over 2 seeds; fewer seeds: 1 for FedPer")
     assert any("1 cell not tested against the best" in note for note in notes)
+    iid = {"partition": {"scheme": "iid"}}
+    results += [run(FULL, [0.8], **iid), run(BODY, [0.9], **iid)]
+    notes = pivot_table(pivot_of(compare(results), ["partition.scheme"])).notes
+    assert notes[0].endswith(
+        "over 2 seeds; fewer seeds: 1 for FedPer, partition.alpha=0.5 at scheme dirichlet; 1 for all at scheme iid"
+    )
 
 
 def test_only_a_column_of_a_round_is_said_to_be_of_it(run: Run) -> None:

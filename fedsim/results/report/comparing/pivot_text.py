@@ -85,6 +85,19 @@ def _number(pivot: Pivot, cell: Cell, spread: Spread) -> str:
     return interpolated + write(cell.value.mean) + (f" ± {write(width)}" if width == width else "") + missing
 
 
+def _fewer(pivot: Pivot, most: int) -> Iterator[str]:
+    """Yield the cells with fewer seeds than the most: column by column, or the whole column."""
+    for seeds in sorted({cell.seeds for cell in pivot.cells.values()} - {most}):
+        for key in dict.fromkeys(key for _, key in pivot.cells):
+            there = {method: cell.seeds for (method, each), cell in pivot.cells.items() if each == key}
+            methods = [method for method, its in there.items() if its == seeds]
+            where = f" at {_heading(pivot, key)}" if key else ""
+            if 1 < len(methods) == len(there):
+                methods = ["all"]
+            if methods:
+                yield f"{seeds} for {', '.join(methods)}{where}"
+
+
 def _heading(pivot: Pivot, key: Key) -> str:
     texts = [f"{_short(name)} {value}" for name, value in zip(pivot.settings, key, strict=True)]
     return ", ".join(texts) or pivot.column.heading
@@ -105,12 +118,8 @@ def _what(pivot: Pivot, spread: Spread) -> Iterator[str]:
     interval = f" ± half-width of the {100 * CONFIDENCE:g} % interval"
     widths = {"std": " ± standard deviation", "interval": interval, "none": ""}
     over = f"mean{widths[spread]} over {most} seeds" if most > 1 else "1 seed"
-    fewer = [
-        f"{method}{f' at {_heading(pivot, key)}' if key else ''} {cell.seeds}"
-        for (method, key), cell in pivot.cells.items()
-        if cell.seeds < most
-    ]
-    yield f"{what}{unit}{at}, {over}" + (f"; fewer seeds: {', '.join(fewer)}" if fewer else "")
+    fewer = "; ".join(_fewer(pivot, most))
+    yield f"{what}{unit}{at}, {over}" + (f"; fewer seeds: {fewer}" if fewer else "")
     if column.note:
         yield column.note
     yield from unfinished_texts(pivot.comparison.results, pivot.comparison.unfinished)
