@@ -184,8 +184,9 @@ def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
     What models were evaluated on is a column only where it is not the same number of examples for all.
     """
     factor, reference = scale_of("error", rows)[0], reference_of(rows)
-    headings = ("group", "base", "other", "t", "loss barrier", "error barrier", "loss", "error")
     count = rows["n"].nunique() > 1
+    headings = ["group", "base", "other", "t", "loss barrier", "error barrier", "loss", "error"]
+    headings += ["examples"] if count else []
     cells = tuple(
         (
             str(row["group"]),
@@ -200,8 +201,7 @@ def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
         )
         for row in rows.to_dict(orient="records")
     )
-    headings += ("examples",) if count else ()
-    return Table(headings, (False, False, False, *[True] * (len(headings) - 3)), cells)
+    return Table(tuple(headings), (False, False, False, *[True] * (len(headings) - 3)), cells)
 
 
 def peaks_table(peaks: pd.DataFrame, names: Sequence[str]) -> Table:
