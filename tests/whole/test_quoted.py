@@ -13,6 +13,7 @@ SHARING, ADAPTERS = "experiments/sharing/README.md", "experiments/adapters/READM
 ASYMMETRY = "experiments/asymmetry/README.md"
 ONE_ROUND, PAIRS = "| initialisation | average | MLP", "| barriers, own initialisation"
 ROBUSTNESS = "| models, `hierarchical_average`"
+MERGES, UNIVERSE = "| accuracy of the merge", "| barrier of the average"
 PERFORMANCE = "docs/performance.md"
 # Methods of the study of the catalogue whose clients all have the server's model.
 ONE_MODEL = (
@@ -36,7 +37,7 @@ IN_SENTENCES = {
 RECORDED = {
     *(
         (REBASIN, heading)
-        for heading in (ONE_ROUND, PAIRS, "| average | accuracy", "| average | round 1", "| models |")
+        for heading in (ONE_ROUND, PAIRS, MERGES, UNIVERSE, "| average | accuracy", "| average | round 1", "| models |")
     ),
     (LLFC, "| | barrier | cosine"),
     (REBASIN, ROBUSTNESS),
@@ -512,6 +513,39 @@ def test_how_long_starting_takes() -> None:
     for label, name, goal in (("`import fedsim`", "import fedsim", 0.1), ("a wrong setting", "a wrong setting", 0.5)):
         assert_row(PERFORMANCE, heading, label, [seconds[name], goal])
     assert_quoted(PERFORMANCE, "`import torch` alone takes {} s", seconds["import torch"])
+
+
+@pytest.mark.parametrize(
+    ("label", "strategy"),
+    [
+        ("plain", "FedAvg"),
+        ("plain, variance given back", "matched_average(repair=variance, matching=none)"),
+        ("`hierarchical_average`", "hierarchical_average"),
+        ("`matched_average`", "matched_average"),
+        ("`matched_average`, `c2m3`", "matched_average(matching=c2m3)"),
+        ("`c2m3`, variance given back", "matched_average(repair=variance, matching=c2m3)"),
+        ("`c2m3`, repaired", "matched_average(repair=repair, matching=c2m3)"),
+    ],
+)
+def test_many_models_merged_at_once(label: str, strategy: str) -> None:
+    rows = read("rebasin/c2m3.csv")
+    own = rows[rows["strategy"] == strategy].groupby("clients")["accuracy"]
+    assert_row(REBASIN, MERGES, label, [number for _, group in own for number in over_seeds(group)])
+
+
+def test_barriers_of_many_models() -> None:
+    rows = read("rebasin/c2m3.csv").query("strategy == 'FedAvg'")
+    labels = {"barrier": "unmatched", "barrier, c2m3": "`c2m3`"}
+    labels |= {"barrier, matched": "`weights`: each with the mean of the others"}
+    for column, label in labels.items():
+        values = [number for _, group in rows.groupby("clients")[column] for number in over_seeds(group)]
+        assert_row(REBASIN, UNIVERSE, label, values)
+    eight = rows[rows["clients"] == 8]
+    lower = eight["barrier, matched"] - eight["barrier, c2m3"]
+    assert_quoted(REBASIN, "in each of the 3 seeds, by {} to {} nats", lower.min(), lower.max())
+    means = read("rebasin/c2m3.csv").groupby(["strategy", "clients"])["accuracy"].mean().unstack("clients")
+    gained = means.loc["matched_average(repair=variance, matching=c2m3)"] - means.loc["matched_average(matching=c2m3)"]
+    assert_quoted(REBASIN, "gains {} to {} points after C2M3", gained.min(), gained.max())
 
 
 def test_each_folder_of_results_has_the_commands_that_made_it() -> None:
