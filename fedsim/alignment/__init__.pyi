@@ -1,6 +1,7 @@
 from .matching.activation_matching import match_activations
 from .matching.expert_matching import match_experts
 from .matching.implicit_sinkhorn import match_sinkhorn
+from .matching.learned_rotations import learn_rotations
 from .matching.sinkhorn import sinkhorn
 from .matching.straight_through import match_straight_through
 from .matching.weight_matching import match_weights
@@ -38,6 +39,7 @@ __all__ = [
     "derive",
     "identity",
     "invert",
+    "learn_rotations",
     "match_activations",
     "match_experts",
     "match_sinkhorn",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedsim.alignment.matching.relaxations import Relaxation, closest, matrices_of, moved_by
 from fedsim.alignment.matching.sinkhorn import sinkhorn
-from fedsim.alignment.matching.straight_through import Middle, best_of_descent, check_descent
+from fedsim.alignment.matching.straight_through import Middle, best_of_descent, check_descent, check_permutations
 from fedsim.alignment.matching.weight_matching import match_weights
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, Symmetry, permute
 from fedsim.models.params import Params, fit, lerp
@@ -82,6 +82,7 @@ def match_sinkhorn(
     Pena et al. 2023, Re-basin via implicit Sinkhorn differentiation, CVPR 2023, arXiv 2212.12042.
     """
     check_descent(epochs=epochs, batch_size=batch_size, examples=len(inputs))
+    check_permutations(spec)
     if goal not in get_args(Goal):
         raise ValueError(f"goal = {goal!r} must be one of {', '.join(get_args(Goal))}")
     if any(each.rotations for each in spec.symmetries):

@@ -56,7 +56,8 @@ def match_straight_through(
     Raises
     ------
     ValueError
-        If there is no example, epoch or batch, an entry does not match the architecture, or the descent diverges.
+        If there is no example, epoch or batch, an entry does not match the architecture, the spec has rotations, or the
+        descent diverges.
 
     Notes
     -----
@@ -69,6 +70,7 @@ def match_straight_through(
     Ainsworth et al. 2023, Git Re-Basin: merging models modulo permutation symmetries, arXiv 2209.04836.
     """
     check_descent(epochs=epochs, batch_size=batch_size, examples=len(inputs))
+    check_permutations(spec)
     reference, params = fit(model, reference, "the reference"), fit(model, params, "the other model")
     middle = Middle(model, spec, reference, params, criterion)
     first = permutation = match_weights(spec, reference, params, rng=rng).permutation
@@ -101,6 +103,18 @@ def check_descent(**counts: int) -> None:
     for name, number in counts.items():
         if number < 1:
             raise ValueError(f"{name} = {number} must be at least 1; match_weights needs no training")
+
+
+def check_permutations(spec: Spec) -> None:
+    """Check that a spec has no rotations, which a search for permutations would not find.
+
+    Raises
+    ------
+    ValueError
+        If it has some.
+    """
+    if any(each.rotations for each in spec.symmetries):
+        raise ValueError("the spec has rotations, and this search finds permutations; use learn_rotations instead")
 
 
 def best_of_descent(

@@ -115,13 +115,22 @@ def best_rotations(kind: Kind, gains: Tensor) -> Tensor:
     sum of ``conj(b) a`` over the entries of a pair, as a complex number, of both models.
     """
     if kind == "phases":
-        angles = _numbers(gains).angle()
-        cos, sin = torch.diag_embed(angles.cos()), torch.diag_embed(angles.sin())
-        return torch.cat([torch.cat([cos, -sin], -1), torch.cat([sin, cos], -1)], -2)
+        return _of_angles(_numbers(gains).angle())
     if kind == "orthogonal":
         return closest_orthogonal(gains)
     basis = _complement_of_ones(gains.shape[-1]).to(gains)
     return 1 / gains.shape[-1] + basis @ closest_orthogonal(basis.T @ gains @ basis) @ basis.T
+
+
+def rotation_from(kind: Kind, free: Tensor) -> Tensor:
+    """Return a matrix of a kind for each square one, shape [..., width, width]: smooth, and the identity at 0."""
+    if kind == "phases":
+        half = free.shape[-1] // 2
+        return _of_angles(free[..., :half, :half].diagonal(dim1=-2, dim2=-1))
+    if kind == "orthogonal":
+        return torch.matrix_exp(free - free.mT)
+    basis = _complement_of_ones(free.shape[-1]).to(free)
+    return 1 / free.shape[-1] + basis @ torch.matrix_exp(basis.T @ (free - free.mT) @ basis) @ basis.T
 
 
 def largest_gains(kind: Kind, gains: Tensor) -> Tensor:
@@ -132,6 +141,11 @@ def largest_gains(kind: Kind, gains: Tensor) -> Tensor:
         return torch.linalg.svdvals(gains).sum(-1)
     basis = _complement_of_ones(gains.shape[-1]).to(gains)
     return torch.linalg.svdvals(basis.T @ gains @ basis).sum(-1) + gains.mean(-1).sum(-1)
+
+
+def _of_angles(angles: Tensor) -> Tensor:
+    cos, sin = torch.diag_embed(angles.cos()), torch.diag_embed(angles.sin())
+    return torch.cat([torch.cat([cos, -sin], -1), torch.cat([sin, cos], -1)], -2)
 
 
 def _numbers(gains: Tensor) -> Tensor:
