@@ -14,8 +14,8 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result
 
 ROOT = Path(__file__).parents[2] / "experiments"
-LLMC, LLFC, REBASIN, ASYMMETRY = ROOT / "llmc", ROOT / "llfc", ROOT / "rebasin", ROOT / "asymmetry"
-FILES = sorted(path for folder in (LLMC, LLFC, REBASIN, ASYMMETRY) for path in folder.rglob("*.toml"))
+LLMC, LLFC, REBASIN, ASYMMETRY, EXPERTS = (ROOT / name for name in ("llmc", "llfc", "rebasin", "asymmetry", "experts"))
+FILES = sorted(path for folder in (LLMC, LLFC, REBASIN, ASYMMETRY, EXPERTS) for path in folder.rglob("*.toml"))
 names = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 LAYERS = {"mlp": ("fc1", "fc7"), "resnet18": ("conv1", "fc")}
 

@@ -11,6 +11,7 @@ REBASIN, LLFC, FINDINGS = "experiments/rebasin/README.md", "experiments/llfc/REA
 PERSONALISATION, LLMC = "experiments/personalisation/README.md", "experiments/llmc/README.md"
 SHARING, ADAPTERS = "experiments/sharing/README.md", "experiments/adapters/README.md"
 ASYMMETRY = "experiments/asymmetry/README.md"
+EXPERTS = "experiments/experts/README.md"
 ONE_ROUND, PAIRS = "| initialisation | average | MLP", "| barriers, own initialisation"
 ROBUSTNESS = "| models, `hierarchical_average`"
 MERGES, UNIVERSE = "| accuracy of the merge", "| barrier of the average"
@@ -52,11 +53,15 @@ RECORDED = {
     (SHARING, "| method, alpha 3"),
     (ASYMMETRY, "| two models | own"),
     (ASYMMETRY, "| clients | round 1"),
+    (EXPERTS, "| barrier, experts in"),
 }
 REPAIRED, ONLY_REPAIRED = "matched_average(repair=repair)", "matched_average(matching=none, repair=repair)"
 
 
-@pytest.mark.parametrize("page", [REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC, SHARING, ADAPTERS, ASYMMETRY])
+PAGES = (REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC, SHARING, ADAPTERS, ASYMMETRY, EXPERTS)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_each_table_with_numbers_is_recomputed(page: str) -> None:
     known = [start for each, start in RECORDED | IN_SENTENCES if each == page]
     unknown = [heading for heading in tables_of(page) if not heading.startswith(tuple(known))]
@@ -153,6 +158,48 @@ def test_features_of_averaged_models(model: str, file: str, way: str) -> None:
     values += [rows["additivity"].max(), 100 * rows["stitching_error"].max(), 100 * rows["stitching_error_ends"].mean()]
     # The barrier is of all layers together, and the table of each layer.
     assert_row(LLFC, "| | barrier | cosine", f"{model}, {way}", values, skipped=1)
+
+
+@pytest.mark.parametrize(
+    ("label", "options"),
+    [
+        ("the first block, dense", (0, 0, 0)),
+        ("the first block, top 2", (0, 2, 0)),
+        ("the first block, top 2 and one shared", (0, 2, 1)),
+        ("the last block, dense", (1, 0, 0)),
+    ],
+)
+def test_barriers_between_mixtures_of_experts(label: str, options: tuple[int, ...]) -> None:
+    own = read("experts/images.csv").set_index(["block", "top_k", "num_shared_experts"]).loc[options]
+    ways = own.groupby("matching")["barrier"]
+    found = {way: over_seeds(ways.get_group(way)) for way in ("none", "units", "gate", "gram", "weights")}
+    share = 100 * found["weights"][0] / found["none"][0]
+    assert_row(EXPERTS, "| barrier, experts in", label, [*(end for each in found.values() for end in each), share])
+
+
+def test_what_matching_experts_leaves() -> None:
+    rows = read("experts/images.csv")
+    runs = rows.pivot_table("barrier", ["block", "top_k", "num_shared_experts", "seed"], "matching")
+    assert len(runs) == 12
+    assert (runs["weights"] < runs["units"]).all()
+    better = runs.index[runs["gram"] < runs["weights"]]
+    assert list(better) == [(0, 2, 0, 0), (1, 0, 0, 0)]
+    for _, own in runs.groupby(level=[0, 1, 2]):
+        less = {way: over_seeds(own[way] - own["weights"]) for way in ("none", "gate", "gram")}
+        assert {way: mean > half_width for way, (mean, half_width) in less.items()} == {
+            "none": True,
+            "gate": False,
+            "gram": False,
+        }
+    means = runs.groupby(level=[0, 1, 2]).mean()
+    assert (means.idxmin(axis=1) == "weights").all()
+    first = means.loc[0, 2, 1]
+    assert_quoted(EXPERTS, "with a shared expert are {} nats above two levels", first["gram"] - first["weights"])
+    shares = 100 * means.loc[0]["weights"] / means.loc[0]["none"]
+    assert_quoted(EXPERTS, "is not the paper's: {} to {} % in the first block", shares.min(), shares.max())
+    dense = means.loc[0, 0, 0]
+    text = "of a barrier of {} nats, {} are left once hidden units are matched, and {} once the experts are too"
+    assert_quoted(FINDINGS, text, *dense[["none", "units", "weights"]])
 
 
 def test_the_findings_on_measured_barriers() -> None:

@@ -63,7 +63,7 @@ def match_experts(
 
     References
     ----------
-    Tran et al. 2025, On linear mode connectivity of mixture-of-experts architectures, NeurIPS 2025: ``gate`` and
+    Tran et al. 2025, On linear mode connectivity of mixture-of-experts architectures, arXiv 2509.11348: ``gate`` and
     ``gram``.
     """
     if by not in get_args(ExpertCost):

@@ -83,8 +83,8 @@ class MixtureOfExperts(nn.Module):
 
     References
     ----------
-    Tran et al. 2025, On linear mode connectivity of mixture-of-experts architectures, NeurIPS 2025; shared experts: Dai
-    et al. 2024, DeepSeekMoE, arXiv 2401.06066.
+    Tran et al. 2025, On linear mode connectivity of mixture-of-experts architectures, arXiv 2509.11348; shared experts:
+    Dai et al. 2024, DeepSeekMoE, arXiv 2401.06066.
     """
 
     def __init__(
