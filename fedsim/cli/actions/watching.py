@@ -71,9 +71,9 @@ def _table(found: Sequence[Status], common: Path) -> Table:
 
 
 def _varied(found: Sequence[Status]) -> Iterator[str]:
-    """Yield the settings in which runs differ, of the strategy's those that its name does not tell."""
+    """Yield the settings in which runs differ, of the strategy's those that its name does not tell, and no rounds."""
     names = {each.strategy for each in found}
-    for key in dict.fromkeys(key for each in found for key in each.settings):
+    for key in dict.fromkeys(key for each in found for key in each.settings if key != "rounds"):
         values = {(key.startswith("strategy.") and each.strategy, str(each.settings.get(key))) for each in found}
         if len(values) > (len(names) if key.startswith("strategy.") else 1):
             yield key
