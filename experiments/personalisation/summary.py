@@ -1,4 +1,7 @@
-"""Table and figures of the study: methods by heterogeneity. Call with the runs' folder and an output folder."""
+"""Table and figures of the study: methods by heterogeneity. Call with the runs' folder and an output folder.
+
+With an output folder alone, the figure is drawn again from its ``study.csv``.
+"""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -6,6 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedsim.config.choices import CATALOGUES
+from fedsim.config.tables import StrategyConfig
 from fedsim.results.files import write_whole
 from fedsim.results.report import find_runs, read_results
 from fedsim.results.report.comparing.comparison import Row, compare
@@ -16,6 +21,7 @@ from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
 from fedsim.results.report.drawing.style import save
 
 MEASURES = {"personalised": "as received", "fine_tuned": "after fine-tuning"}
+CLASSES = "2 classes"  # the study's only partition without alpha
 POINTS = Quantity("accuracy minus that of local training, points", 100)
 
 
@@ -47,30 +53,41 @@ def table_of(values: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str],
     return Table(("strategy", "seeds", *kinds), (False, *[True] * (1 + len(kinds))), rows)
 
 
-def gains(values: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str], order: Sequence[str]) -> pd.DataFrame:
-    """Return the gain of each strategy over local training measured in the same way."""
-    rows = {name: {kind: values[name][kind].mean - values["local"][kind].mean for kind in kinds} for name in order}
-    return pd.DataFrame.from_dict(rows, orient="index")
+def literature(name: str) -> str:
+    """Return the name in the literature of a strategy as tables write it, such as ``layer_set(shared=body)``."""
+    entry, _, options = name.rstrip(")").partition("(")
+    given = dict(option.split("=", 1) for option in options.split(", ") if option)
+    return CATALOGUES["strategies"].label(StrategyConfig.model_validate({"name": entry, **given}), given)
 
 
-def main(runs: Path, out: Path) -> None:
-    """Write all values as CSV, accuracies as Markdown and LaTeX, and the figure."""
-    comparison = compare(read_results(find_runs([runs])))
-    kinds = list(dict.fromkeys(kind_of(row) for row in comparison.rows))
-    write_whole(out / "study.csv", as_csv(comparison, comparison.columns))
+def draw(out: Path) -> None:
+    """Draw the gain of each strategy over local training measured in the same way, the best first, from the CSV."""
+    rows = pd.read_csv(out / "study.csv", na_values="-")
+    kinds = rows["partition.alpha"].map(lambda alpha: CLASSES if pd.isna(alpha) else f"alpha {alpha:g}")
     maps: dict[str, pd.DataFrame] = {}
-    order: list[str] = []
+    order = pd.Index([])
     for measure, title in MEASURES.items():
-        values = by_kind(comparison.rows, measure)
-        table = table_of(values, kinds, comparison.rows[0].group.seeds)
-        write_whole(out / f"{measure}.md", as_markdown(table))
-        write_whole(out / f"{measure}.tex", as_latex(table))
-        order = order or [row[0] for row in table.rows]  # the same for both halves of the figure
-        maps[title] = gains(values, kinds, order)
+        values = rows.assign(kind=kinds).pivot(index="strategy", columns="kind", values=measure)[kinds.unique()]
+        order = order if len(order) else values.mean(axis=1).sort_values(ascending=False, kind="stable").index
+        maps[title] = (values - values.loc["local"]).loc[order].rename(index=literature)
     figure = heat_maps(maps, POINTS, across=2, columns="clients' data", rows="")
     for kind in ("png", "pdf"):
         write_whole(out / f"gains.{kind}", save(figure, kind))
 
 
+def main(runs: Path, out: Path) -> None:
+    """Write all values as CSV, accuracies as Markdown and LaTeX."""
+    comparison = compare(read_results(find_runs([runs])))
+    kinds = list(dict.fromkeys(kind_of(row) for row in comparison.rows))
+    write_whole(out / "study.csv", as_csv(comparison, comparison.columns))
+    for measure in MEASURES:
+        table = table_of(by_kind(comparison.rows, measure), kinds, comparison.rows[0].group.seeds)
+        write_whole(out / f"{measure}.md", as_markdown(table))
+        write_whole(out / f"{measure}.tex", as_latex(table))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    *runs, folder = map(Path, sys.argv[1:])
+    if runs:
+        main(runs[0], folder)
+    draw(folder)

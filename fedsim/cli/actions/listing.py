@@ -11,6 +11,8 @@ from fedsim.config.names import canonical
 from fedsim.console import PlainConsole
 from fedsim.options import as_toml
 
+OURS = "fedsim"  # the source of what has no references, and is no custom entry
+
 
 def list_all(kind: Kind) -> None:
     """Print the names of a kind, a line about each, and its source."""
@@ -39,7 +41,8 @@ def list_one(kind: Kind, name: str) -> None:
     if named := catalogue.names.get(name):
         written = ", ".join(f"{key} = {as_toml(value)}" for key, value in named.options.items())
         console.print(f"Recorded as: {catalogue.key} = {as_toml(named.entry)}{written and f', {written}'}")
-    console.print(f"Source: {source}")
+    if canonical(name, catalogue.entries) in catalogue.entries or name in catalogue.names or source != OURS:
+        console.print(f"Source: {source}")
 
 
 def _options(catalogue: Catalogue, name: str) -> Table | None:
