@@ -16,6 +16,7 @@ ONE_ROUND, PAIRS = "| initialisation | average | MLP", "| barriers, own initiali
 ROBUSTNESS = "| models, `hierarchical_average`"
 MERGES, UNIVERSE = "| accuracy of the merge", "| barrier of the average"
 PERFORMANCE = "docs/performance.md"
+TRANSFORMERS = "experiments/transformers/README.md"
 # Methods of the study of the catalogue whose clients all have the server's model.
 ONE_MODEL = (
     "fedadagrad",
@@ -36,6 +37,7 @@ IN_SENTENCES = {
     (ASYMMETRY, "| file |"),
 }  # whose numbers are tested one by one, or settings
 RECORDED = {
+    *((TRANSFORMERS, heading) for heading in ("| halfway between two models", "| average | ViT, round 1")),
     *(
         (REBASIN, heading)
         for heading in (ONE_ROUND, PAIRS, MERGES, UNIVERSE, "| average | accuracy", "| average | round 1", "| models |")
@@ -58,7 +60,7 @@ RECORDED = {
 REPAIRED, ONLY_REPAIRED = "matched_average(repair=repair)", "matched_average(matching=none, repair=repair)"
 
 
-PAGES = (REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC, SHARING, ADAPTERS, ASYMMETRY, EXPERTS)
+PAGES = (REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC, SHARING, ADAPTERS, ASYMMETRY, EXPERTS, TRANSFORMERS)
 
 
 @pytest.mark.parametrize("page", PAGES)
