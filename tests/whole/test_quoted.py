@@ -15,6 +15,7 @@ EXPERTS = "experiments/experts/README.md"
 ONE_ROUND, PAIRS = "| initialisation | average | MLP", "| barriers, own initialisation"
 ROBUSTNESS = "| models, `hierarchical_average`"
 MERGES, UNIVERSE = "| accuracy of the merge", "| barrier of the average"
+PATHS, WIDTH = "experiments/paths/README.md", "experiments/width/README.md"
 PERFORMANCE = "docs/performance.md"
 TRANSFORMERS = "experiments/transformers/README.md"
 # Methods of the study of the catalogue whose clients all have the server's model.
@@ -43,6 +44,8 @@ RECORDED = {
         for heading in (ONE_ROUND, PAIRS, MERGES, UNIVERSE, "| average | accuracy", "| average | round 1", "| models |")
     ),
     (LLFC, "| | barrier | cosine"),
+    (PATHS, "| the highest point"),
+    (WIDTH, "| units | weight decay"),
     (REBASIN, ROBUSTNESS),
     (FINDINGS, "| method, features"),
     (FINDINGS, "| method, gates and trees"),
@@ -60,7 +63,20 @@ RECORDED = {
 REPAIRED, ONLY_REPAIRED = "matched_average(repair=repair)", "matched_average(matching=none, repair=repair)"
 
 
-PAGES = (REBASIN, LLFC, FINDINGS, PERSONALISATION, LLMC, SHARING, ADAPTERS, ASYMMETRY, EXPERTS, TRANSFORMERS)
+PAGES = (
+    REBASIN,
+    LLFC,
+    PATHS,
+    WIDTH,
+    FINDINGS,
+    PERSONALISATION,
+    LLMC,
+    SHARING,
+    ADAPTERS,
+    ASYMMETRY,
+    EXPERTS,
+    TRANSFORMERS,
+)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -595,6 +611,30 @@ def test_barriers_of_many_models() -> None:
     means = read("rebasin/c2m3.csv").groupby(["strategy", "clients"])["accuracy"].mean().unstack("clients")
     gained = means.loc["matched_average(repair=variance, matching=c2m3)"] - means.loc["matched_average(matching=c2m3)"]
     assert_quoted(REBASIN, "gains {} to {} points after C2M3", gained.min(), gained.max())
+
+
+def test_walks_between_independent_models() -> None:
+    rows = read("paths/peaks.csv")
+    for way, group in rows.groupby("way"):
+        values = [
+            number
+            for part in ("train", "test")
+            for metric, factor in (("loss", 1), ("error", 100))
+            for number in over_seeds(factor * group[f"{part}_{metric}"])
+        ]
+        assert_row(PATHS, "| the highest point", str(way), values)
+    assert_quoted(PATHS, "A walk has {} to {} ticks", rows["tick"].min(), rows["tick"].max())
+
+
+@pytest.mark.parametrize("width", [128, 256, 512])
+@pytest.mark.parametrize("decay", ["0", "0.0001", "0.003"])
+def test_barriers_of_wide_networks(width: int, decay: str) -> None:
+    rows = read("width/width.csv")
+    own = rows[(rows["width"] == width) & (rows["weight_decay"] == float(decay))]
+    columns = ("accuracy", "barrier", "barrier_all", "error_barrier", "cosine", "reciprocal")
+    values = [number for column in columns for number in over_seeds(own[column])]
+    values += [own["cosine_shuffled"].mean(), own["stable_rank_fc2"].mean()]
+    assert_row(WIDTH, "| units | weight decay", f"{width}, {decay}", values)
 
 
 def test_each_folder_of_results_has_the_commands_that_made_it() -> None:

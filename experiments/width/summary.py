@@ -1,0 +1,69 @@
+"""Table and figure of barriers, overlap and ranks. Call with a folder of runs and an output folder.
+
+``python -m experiments.width.summary runs/width experiments/results/width``
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from fedsim.results.files import write_whole
+from fedsim.results.report import find_runs, read_results
+from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
+from fedsim.results.report.drawing.style import save
+from fedsim.results.result import Result
+
+SHOWN = {
+    "barrier": "barrier halfway (nats)",
+    "barrier_all": "calibrated barrier (nats)",
+    "cosine": "cosine, mean over the layers",
+    "reciprocal": "norms' ratio, fc2 to fc4",
+}
+
+
+def measured(result: Result) -> dict[str, float]:
+    """Return what is measured halfway between the two models of a run, and of the models themselves."""
+    between = {name: result.measured(name).query("base == 0 and other == 1") for name in ("calibrated", "exponential")}
+    whole = between["calibrated"].query("t == 0.5").iloc[0]
+    layers = between["exponential"].query("t == 0.5").set_index("layer")
+    path = result.barriers.query("base == 0 and other == 1 and group == 'full'").set_index("t")
+    ranks = result.measured("spectra").query("base >= 0").groupby("layer")["stable_rank"].mean()
+    return {
+        "width": result.config.model.options.get("width", 128),
+        "weight_decay": result.config.local.weight_decay,
+        "seed": result.config.seed,
+        "accuracy": 100 - 50 * (path.loc[0.0, "error"] + path.loc[1.0, "error"]),
+        **{name: whole[name] for name in ("barrier", "barrier_merged", "barrier_all", "beta")},
+        "error_barrier": 100 * path.loc[0.5, "error_mean_ends"],
+        "cosine": layers["exponential"].mean(),
+        "cosine_shuffled": layers["exponential_shuffled"].mean(),
+        "control": layers["exponential_control"].iloc[0],
+        "reciprocal": layers["reciprocal"].dropna().mean(),
+        **{f"cosine_{layer}": value for layer, value in layers["exponential"].items()},
+        "stable_rank_fc2": ranks["fc2"],
+    }
+
+
+def curves(rows: pd.DataFrame, value: str) -> list[Curve]:
+    """Return a curve over the widths for each weight decay, with the range over the seeds as its band."""
+    drawn = []
+    for number, (decay, group) in enumerate(rows.groupby("weight_decay")):
+        points = group.groupby("width")[value].agg(["mean", "min", "max"])
+        drawn.append(Curve(f"weight decay {decay:g}", points.set_axis(["value", "low", "high"], axis=1), number))
+    return drawn
+
+
+def main(runs: Path, out: Path) -> None:
+    """Write a row for each run as CSV, and the figure."""
+    rows = pd.DataFrame([measured(result) for result in read_results(find_runs([runs]))])
+    rows = rows.sort_values(["width", "weight_decay", "seed"])
+    write_whole(out / f"{runs.name}.csv", rows.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    panels = {title: curves(rows, value) for value, title in SHOWN.items()}
+    figure = small_multiples(panels, "units of a hidden layer", "")
+    for kind in ("png", "pdf"):
+        write_whole(out / f"{runs.name}.{kind}", save(figure, kind))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
