@@ -295,8 +295,8 @@ def test_absorbed_norms_stay_and_are_not_copied() -> None:
     assert all(again[key] is value for key, value in absorbed.items())
 
 
-class Shuffled(nn.Module):
-    """Attention whose queries pass a non-linearity, so that their heads cannot be rotated, and those of values can."""
+class Activated(nn.Module):
+    """Attention whose queries and keys pass a non-linearity, so that its heads are not rotated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -310,8 +310,8 @@ class Shuffled(nn.Module):
 
 def test_heads_with_a_non_linearity_are_not_rotated() -> None:
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match=r"^model = Shuffled has no units that can be rotated.*by permutations$"):
-        rotation_spec(Shuffled(), torch.randn(2, 5, 8))
+    with pytest.raises(ValueError, match=r"^model = Activated has no units that can be rotated.*by permutations$"):
+        rotation_spec(Activated(), torch.randn(2, 5, 8))
 
 
 def test_a_model_without_heads_has_nothing_to_rotate() -> None:
