@@ -40,6 +40,7 @@ class LocalConfig(Table):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = LocalSettings.label_smoothing
     lr_scale: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}  # noqa: RUF012 (a field)
     weight_decay_on: Literal["all", "weights"] = LocalSettings.weight_decay_on
+    order: Literal["own", "same"] = LocalSettings.order
     precision: Precision = LocalSettings.precision
 
     @field_validator("betas", mode="before")

@@ -64,6 +64,9 @@ class LocalSettings:
         Factors of the step size by layer expression; 1 for layers that no expression names.
     weight_decay_on
         Whether ``all`` parameters decay, or the ``weights`` only: no biases, and nothing in normalisation layers.
+    order
+        Whether each client draws its ``own`` order of its examples in a run, or all draw the ``same``, so that clients
+        with equal data take equal batches.
     precision
         Type in which forward passes compute: the model's own, or ``bfloat16`` by autocast. Parameters, their gradients
         and what the optimiser keeps stay as they are.
@@ -95,6 +98,7 @@ class LocalSettings:
     label_smoothing: float = 0.0
     lr_scale: Mapping[str, float] = field(default_factory=dict)
     weight_decay_on: Literal["all", "weights"] = "all"
+    order: Literal["own", "same"] = "own"
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:

@@ -15,7 +15,17 @@ from fedsim.results.report import read_result
 
 ROOT = Path(__file__).parents[2] / "experiments"
 LLMC, LLFC, REBASIN, ASYMMETRY, EXPERTS = (ROOT / name for name in ("llmc", "llfc", "rebasin", "asymmetry", "experts"))
-FOLDERS = (LLMC, LLFC, REBASIN, ASYMMETRY, EXPERTS, ROOT / "transformers", ROOT / "width", ROOT / "paths")
+FOLDERS = (
+    LLMC,
+    LLFC,
+    REBASIN,
+    ASYMMETRY,
+    EXPERTS,
+    ROOT / "transformers",
+    ROOT / "width",
+    ROOT / "paths",
+    ROOT / "spawning",
+)
 FILES = sorted(path for folder in FOLDERS for path in folder.rglob("*.toml"))
 names = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 LAYERS = {"mlp": ("fc1", "fc7"), "resnet18": ("conv1", "fc")}

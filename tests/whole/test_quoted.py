@@ -10,7 +10,7 @@ from tests.whole.quoted import ROOT, assert_near, assert_quoted, assert_row, ove
 REBASIN, LLFC, FINDINGS = "experiments/rebasin/README.md", "experiments/llfc/README.md", "docs/findings.md"
 PERSONALISATION, LLMC = "experiments/personalisation/README.md", "experiments/llmc/README.md"
 SHARING, ADAPTERS = "experiments/sharing/README.md", "experiments/adapters/README.md"
-ASYMMETRY = "experiments/asymmetry/README.md"
+ASYMMETRY, SPAWNING = "experiments/asymmetry/README.md", "experiments/spawning/README.md"
 EXPERTS = "experiments/experts/README.md"
 ONE_ROUND, PAIRS = "| initialisation | average | MLP", "| barriers, own initialisation"
 ROBUSTNESS = "| models, `hierarchical_average`"
@@ -36,6 +36,7 @@ IN_SENTENCES = {
     (FINDINGS, "| experiment |"),
     (LLFC, "| file |"),
     (ASYMMETRY, "| file |"),
+    (SPAWNING, "| file |"),
 }  # whose numbers are tested one by one, or settings
 RECORDED = {
     *((TRANSFORMERS, heading) for heading in ("| halfway between two models", "| average | ViT, round 1")),
@@ -59,6 +60,7 @@ RECORDED = {
     (ASYMMETRY, "| two models | own"),
     (ASYMMETRY, "| clients | round 1"),
     (EXPERTS, "| barrier, experts in"),
+    (SPAWNING, "| copies part"),
 }
 REPAIRED, ONLY_REPAIRED = "matched_average(repair=repair)", "matched_average(matching=none, repair=repair)"
 
@@ -75,6 +77,7 @@ PAGES = (
     ADAPTERS,
     ASYMMETRY,
     EXPERTS,
+    SPAWNING,
     TRANSFORMERS,
 )
 
@@ -714,3 +717,24 @@ def test_federations_with_and_without_asymmetry(label: str, model: str, initial:
         values += over_seeds(rows[rows["round"] == server_round]["average"])
     first = rows[rows["round"] == 1]
     assert_row(ASYMMETRY, "| clients | round 1", label, [*values, first["own"].mean(), *over_seeds(first["barrier"])])
+
+
+PARTED = {
+    "other batches": ("other_batches", None, None),
+    "nothing": ("butterfly", 0.0, "gaussian"),
+    "noise of 0.01": ("butterfly", 0.01, "gaussian"),
+    "a batch's gradient of 0.01": ("butterfly", 0.01, "gradient"),
+}
+
+
+@pytest.mark.parametrize("label", PARTED)
+def test_barriers_of_copies_that_part(label: str) -> None:
+    file, noise, kind = PARTED[label]
+    rows = read(f"spawning/{file}.csv")
+    if noise is not None:
+        rows = rows[(rows["noise"] == noise) & (rows["noise_kind"] == kind)]
+    values: list[float] = []
+    for steps in (0, 500):
+        own = rows[rows["steps"] == steps]
+        values += [*over_seeds(own["error_barrier"]), *over_seeds(own["barrier"])]
+    assert_row(SPAWNING, "| copies part", label, values)

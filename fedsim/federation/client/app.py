@@ -28,6 +28,7 @@ from fedsim.strategy.messages import MODEL, OPTIMIZER, Instructions
 from fedsim.strategy.updates import misfit
 from fedsim.training import Finished, Local, LocalPlan, LocalTask, Ruled, Training, choose_cohort, train_, train_cohort
 from fedsim.training.schedule import RoundOf
+from fedsim.training.settings import LocalSettings
 from fedsim.training.targets import number_of_targets
 
 # Of the tables that name files, all but those of which workers get what was made here.
@@ -186,7 +187,7 @@ def _trained(
             params=local.params,
             inputs=local.inputs,
             targets=local.targets,
-            rng=rng(seed, "train", server_round, local.client),
+            rng=rng(seed, "train", server_round, *_whose(settings, local)),
             optimizer_state=state,
             ruled=Ruled(federation.client_rule, local.sets, local.rng, local.training_loss),
         )
@@ -196,7 +197,7 @@ def _trained(
         return train_cohort(model, tasks, plan, settings, federation.data.augmentation, at)
     [task] = tasks
     load_state_(model, task.params)
-    federation.seed_torch("dropout", server_round, started[0].client)
+    federation.seed_torch("dropout", server_round, *_whose(settings, started[0]))
     training = train_(
         model,
         task.inputs,
@@ -210,6 +211,11 @@ def _trained(
         at=at,
     )
     return [(state_of(model), training)]
+
+
+def _whose(settings: LocalSettings, local: Local) -> tuple[int, ...]:
+    """Return the end of the path of the stream that a client trains with: its own, or that of all."""
+    return (local.client,) if settings.order == "own" else ()
 
 
 def _check(federation: Federation, instructions: Instructions, finished: Finished) -> None:
