@@ -142,7 +142,16 @@ def barriers_command(
             metavar="NAME", help="Data set to evaluate on; see 'fedsim list data'.", autocompletion=completion.data
         ),
     ],
-    settings: Settings = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of the model, the data, the device or the seed, for instance model.width=16. Can be "
+            "repeated.",
+            autocompletion=completion.settings,
+        ),
+    ] = None,
     groups: Annotated[
         list[str] | None,
         typer.Option(
@@ -250,7 +259,9 @@ for name, command in (finished.COMMANDS | tables.COMMANDS | paper.COMMANDS | wat
 
 @app.command("list")
 def list_command(
-    kind: Annotated[Kind, typer.Argument(metavar="KIND", help="strategies, partitions, features, models or data.")],
+    kind: Annotated[
+        Kind, typer.Argument(metavar="KIND", help="strategies, partitions, features, models, losses or data.")
+    ],
     name: Annotated[
         str | None,
         typer.Argument(
