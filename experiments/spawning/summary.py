@@ -15,9 +15,13 @@ from fedsim.results.result import Result
 
 
 def settings_of(result: Result) -> dict[str, object]:
-    """Return what the files of this folder vary: how copies part."""
-    options = result.config.strategy.options
-    return {key: options.get(key) for key in ("steps", "noise", "noise_kind")} | {"seed": result.config.seed}
+    """Return what the files of this folder vary: the model, its training, and how copies part."""
+    config, options = result.config, result.config.strategy.options
+    kind = {True: "shared filters", False: "unshared filters", None: ""}[config.model.options.get("shared")]
+    model = kind or f"{1 + len(config.model.options['hidden'])} layers"
+    training = {"optimizer": config.local.optimizer, "lr": config.local.lr}
+    spawning = {key: options.get(key) for key in ("steps", "noise", "noise_kind")}
+    return {"model": model, **training, **spawning, "seed": config.seed}
 
 
 def measured(result: Result) -> dict[str, float]:

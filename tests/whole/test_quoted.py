@@ -61,6 +61,7 @@ RECORDED = {
     (ASYMMETRY, "| clients | round 1"),
     (EXPERTS, "| barrier, experts in"),
     (SPAWNING, "| copies part"),
+    (SPAWNING, "| network |"),
 }
 REPAIRED, ONLY_REPAIRED = "matched_average(repair=repair)", "matched_average(matching=none, repair=repair)"
 
@@ -738,3 +739,13 @@ def test_barriers_of_copies_that_part(label: str) -> None:
         own = rows[rows["steps"] == steps]
         values += [*over_seeds(own["error_barrier"]), *over_seeds(own["barrier"])]
     assert_row(SPAWNING, "| copies part", label, values)
+
+
+@pytest.mark.parametrize("network", ["2 layers", "6 layers", "unshared filters", "shared filters"])
+def test_barriers_of_networks_that_differ_in_one_thing(network: str) -> None:
+    rows = read("spawning/disentangling.csv").query("model == @network")
+    values: list[float] = []
+    for optimizer, lr in (("sgd", 0.01), ("sgd", 0.05), ("adamw", 0.001)):
+        own = rows[(rows["optimizer"] == optimizer) & (rows["lr"] == lr)]
+        values += [own["own"].mean(), *over_seeds(own["barrier"])]
+    assert_row(SPAWNING, "| network |", network, values)
