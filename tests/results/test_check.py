@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from fedsim.cli import commands as cli
 from fedsim.config import Config, read_toml
+from fedsim.config.choices import resolve
 from fedsim.config.expectation import Expectation
 from fedsim.config.naming import run_name
 from fedsim.data.heterogeneity import Heterogeneity
@@ -499,3 +500,9 @@ def test_a_name_of_an_expectation_may_be_that_of_a_paper(
 ) -> None:
     config = tiny(partition={"scheme": "iid"}, strategy={"name": "layer_set", "shared": "body"})
     assert matches(config, {setting: value}) == is_meant
+
+
+@pytest.mark.parametrize(("value", "is_meant"), [([8], True), ([[8], [16]], True), ([16], False), (8, False)])
+def test_a_list_of_an_expectation_may_be_one_value(value: Any, is_meant: bool, tiny: Callable[..., Config]) -> None:
+    config = resolve(tiny(model={"name": "mlp", "hidden": [8]}))
+    assert matches(config, {"model.hidden": value}) == is_meant

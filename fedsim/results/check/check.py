@@ -129,16 +129,16 @@ def _names(results: Sequence[Result]) -> list[str]:
 
 
 def matches(config: Config, wanted: Mapping[str, Any]) -> bool:
-    """Return whether a config has these values of settings; a list stands for any of its values."""
+    """Return whether a config has these values of settings; a list stands for itself, and for any of its values."""
     settings = config.model_dump(mode="json")
     return all(
-        any(_setting(settings, key) == each or is_name(config, key, each) for each in _listed(value))
+        any(_setting(settings, key) == each or is_name(config, key, each) for each in _meant(value))
         for key, value in wanted.items()
     )
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _meant(value: Any) -> list[Any]:
+    return [value, *value] if isinstance(value, list) else [value]
 
 
 def _setting(settings: Mapping[str, Any], key: str) -> Any:
