@@ -151,7 +151,7 @@ class MatchedAverage(Rebasin):
     """
 
     matching: Literal["weights", "c2m3", "none"] = Option("weights", "Matching with the mean, at once (c2m3), or none.")
-    sweeps: Count = Option(100, "Times that all units are matched again at most.")
+    sweeps: Count = Option(100, "Times that all units are matched again at most, by weights.")
 
     def merge(self) -> Callable[..., Merged]:
         return merge_c2m3 if self.matching == "c2m3" else partial(merge_many, sweeps=self.sweeps)
