@@ -1,6 +1,6 @@
 """Walk between the two models of each run, layer by layer. Call with a folder of runs and an output folder.
 
-``python -m experiments.paths.walk runs/independent experiments/results/paths``
+``python -m experiments.paths.walk runs/walks experiments/results/paths``
 """
 
 import sys
@@ -60,9 +60,10 @@ def curves(rows: pd.DataFrame, value: str) -> list[Curve]:
 
 
 def peaks(rows: pd.DataFrame, runs: fedsim.Runs) -> pd.DataFrame:
-    """Return by way and seed the largest losses and errors, and those at the start and halfway on a straight line."""
+    """Return by way and seed the largest losses and errors, and those of the two models and halfway between them."""
     values = ["train_loss", "train_error", "test_loss", "test_error"]
-    start = rows[(rows["tick"] == 0) & (rows["way"] == "with both")].assign(way="start")[["way", "seed", *values]]
+    walks = rows[rows["way"] == "with both"].groupby("seed", sort=False)
+    ends = [walks.nth(tick).assign(way=way)[["way", "seed", *values]] for way, tick in (("start", 0), ("end", -1))]
     straight = []
     for run in runs:
         table = run.barriers.query("base == 0 and other == 1 and t == 0.5 and group == 'full'").set_index("data")
@@ -73,7 +74,7 @@ def peaks(rows: pd.DataFrame, runs: fedsim.Runs) -> pd.DataFrame:
         }
         straight.append({"way": "straight line, halfway", "seed": run.config.seed} | found)
     largest = rows.groupby(["way", "seed"], sort=False)[[*values, "tick"]].max().reset_index()
-    return pd.concat([start, pd.DataFrame(straight), largest], ignore_index=True)
+    return pd.concat([*ends, pd.DataFrame(straight), largest], ignore_index=True)
 
 
 def main(runs: Path, out: Path) -> None:
