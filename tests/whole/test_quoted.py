@@ -747,5 +747,5 @@ def test_barriers_of_networks_that_differ_in_one_thing(network: str) -> None:
     values: list[float] = []
     for optimizer, lr in (("sgd", 0.01), ("sgd", 0.05), ("adamw", 0.001)):
         own = rows[(rows["optimizer"] == optimizer) & (rows["lr"] == lr)]
-        values += [own["own"].mean(), *over_seeds(own["barrier"])]
+        values += [own["own"].mean(), *over_seeds(own["error_barrier"]), *over_seeds(own["barrier"])]
     assert_row(SPAWNING, "| network |", network, values)

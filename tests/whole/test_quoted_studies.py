@@ -1,0 +1,219 @@
+"""What the pages of the studies say in sentences is what their committed tables carry, by intervals and seeds."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import pandas as pd
+import pytest
+
+from fedsim.config import read_toml
+from fedsim.config.expectation import Expectation
+from fedsim.results.check.bounds import Bounds, of_mean, of_ratio
+from tests.whole.quoted import ROOT, assert_quoted, over_seeds, read
+
+ASYMMETRY, SPAWNING = "experiments/asymmetry/README.md", "experiments/spawning/README.md"
+PATHS, WIDTH = "experiments/paths/README.md", "experiments/width/README.md"
+
+
+def verdicts(file: str, found: Iterable[tuple[int, Bounds]]) -> dict[str, Counter[str]]:
+    """Count the verdicts, by intervals and by means, of bounds on the numbered expectations of an experiment's file."""
+    path = ROOT / "experiments" / file
+    expected = [Expectation.model_validate(each) for each in read_toml(path)["expect"]]
+    pairs = [(expected[number], bounds) for number, bounds in found]
+    assert {number for number, _ in enumerate(expected)} == {expected.index(each) for each, _ in pairs}
+    return {
+        "intervals": Counter(each.verdict(bounds.low, bounds.high) for each, bounds in pairs),
+        "means": Counter(each.verdict(bounds.value, bounds.value) for each, bounds in pairs),
+    }
+
+
+def by(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    """Return the rows by these keys and their seed."""
+    return rows.set_index([*keys, "seed"]).sort_index()
+
+
+def shows(values: pd.Series) -> bool:
+    """Return whether the interval of a mean over seeds excludes 0."""
+    mean, half_width = over_seeds(values)
+    return abs(mean) > half_width
+
+
+def test_when_copies_that_part_have_barriers() -> None:
+    parted = by(read("spawning/butterfly.csv"), "noise", "noise_kind", "steps")
+    other = by(read("spawning/other_batches.csv"), "steps")
+    noise, gradient = parted.loc[0.01, "gaussian"], parted.loc[0.01, "gradient"]
+    above = noise.loc[0]["error_barrier"] - other.loc[0]["error_barrier"]
+    assert_quoted(
+        SPAWNING, "has a barrier whose mean is {} ± {} points above that of other batches", *over_seeds(above)
+    )
+    lower = [each.loc[0] - each.loc[500] for each in (noise, gradient, other)]
+    assert all((each["error_barrier"] > 0).all() for each in lower)
+    assert not any(shows(each[column]) for each in lower for column in ("error_barrier", "barrier"))
+    text = "by {} ± {} points with noise, {} ± {} with a gradient and {} ± {} with other batches"
+    assert_quoted(SPAWNING, text, *(end for each in lower for end in over_seeds(each["error_barrier"])))
+    more = gradient.loc[500]["error_barrier"] - noise.loc[500]["error_barrier"]
+    assert_quoted(SPAWNING, "is open, too ({} ± {} points)", *over_seeds(more))
+
+
+def test_what_is_expected_of_copies_that_part() -> None:
+    parted = by(read("spawning/butterfly.csv"), "noise", "noise_kind", "steps")["barrier"]
+    found = [
+        (number, of_mean(parted.loc[noise, kind, steps]))
+        for number, noise, steps in ((0, 0.01, 0), (1, 0.0, 0), (1, 0.0, 500), (2, 0.01, 500))
+        for kind in (("gaussian", "gradient") if noise else ("gaussian",))
+    ]
+    other = by(read("spawning/other_batches.csv"), "steps")["barrier"]
+    ends = [(0, of_mean(other.loc[0])), (1, of_ratio(other.loc[500], other.loc[0]))]
+    first, second = verdicts("spawning/butterfly.toml", found), verdicts("spawning/other_batches.toml", ends)
+    assert first["means"] + second["means"] == {"ok": 8}
+    counted = first["intervals"] + second["intervals"]
+    text = (
+        "All 8 checks of the first two files hold by their means (`fedsim check --means`); by their intervals {} hold"
+    )
+    assert_quoted(SPAWNING, f"{text} and {{}} are undecided", counted["ok"], counted["undecided"])
+    assert counted.total() == 8
+
+
+def test_networks_that_differ_in_one_thing() -> None:
+    rows = by(read("spawning/disentangling.csv"), "optimizer", "lr", "model")
+    trained = {"slow": rows.loc["sgd", 0.01], "fast": rows.loc["sgd", 0.05], "adamw": rows.loc["adamw", 0.001]}
+    networks = list(rows.index.unique("model"))
+    for column in ("barrier", "error_barrier"):
+        for name, each in trained.items():
+            means = {network: over_seeds(each.loc[network][column]) for network in networks}
+            assert not [network for network in networks if means[network][0] > means[network][1]], name
+            pairs = [(a, b) for a in networks for b in networks if a < b]
+            assert not [pair for pair in pairs if shows(each.loc[pair[0]][column] - each.loc[pair[1]][column])], name
+        rises = trained["fast"][column] - trained["slow"][column]
+        assert [network for network in networks if shows(rises.loc[network])] == ["6 layers"]
+    deep = (trained["fast"] - trained["slow"]).loc["6 layers"]
+    values = [*over_seeds(deep["barrier"]), *over_seeds(deep["error_barrier"])]
+    assert_quoted(SPAWNING, "raise it for six layers, by {} ± {} nats and {} ± {} points", *values)
+    shallow = over_seeds(trained["fast"].loc["2 layers"]["error_barrier"])
+    assert_quoted(SPAWNING, "for two layers they leave {} ± {} points, undecided", *shallow)
+    found = [(0, of_mean(trained["slow"].loc[network]["barrier"])) for network in networks]
+    found += [(1, of_mean(trained["fast"].loc[network]["barrier"])) for network in ("2 layers", "6 layers")]
+    counted = verdicts("spawning/disentangling.toml", found)
+    assert counted == {"intervals": {"ok": 4, "undecided": 2}, "means": {"ok": 4, "FAILED": 2}}
+
+
+def test_what_fixed_entries_do_to_two_models() -> None:
+    alone, matched = (
+        by(read("asymmetry/independent.csv"), "model"),
+        by(read("asymmetry/matched.csv"), "matching", "model"),
+    )
+    for fixed, standard in (("normed_mlp, w", "normed_mlp"), ("mlp, w 0.125", "mlp"), ("mlp, w 0.5", "mlp")):
+        assert not shows(alone.loc[fixed]["own"] - alone.loc[standard]["own"])
+    distances = {
+        fixed: over_seeds(alone.loc[fixed]["distance"] - matched.loc["weights", standard]["distance"])[0]
+        for fixed, standard in (("normed_mlp, w", "normed_mlp"), ("mlp, w 0.125", "mlp"), ("mlp, w 0.5", "mlp"))
+    }
+    assert distances.pop("mlp, w 0.5") < -3
+    assert all(abs(each) < 2 for each in distances.values())
+    larger = alone.loc["normed_mlp, sigma"]["barrier"] - alone.loc["normed_mlp"]["barrier"]
+    assert_quoted(
+        ASYMMETRY, "in normalised models it is {} ± {} nats larger than in standard ones", *over_seeds(larger)
+    )
+    eighth, half = (over_seeds(alone.loc[f"mlp, w {share}"]["error_barrier"]) for share in (0.125, 0.5))
+    text = "keep a barrier of {} ± {} points of error; with half of all entries fixed it is {} ± {}"
+    assert_quoted(ASYMMETRY, text, *eighth, *half)
+
+
+def test_what_is_expected_of_two_models() -> None:
+    alone = by(read("asymmetry/independent.csv"), "model")["barrier"]
+    about = ((0, "normed_mlp"), (0, "mlp"), (1, "normed_mlp, w"), (2, "mlp, w 0.125"), (2, "mlp, w 0.5"))
+    found = [(number, of_mean(alone.loc[model])) for number, model in (*about, (3, "normed_mlp, sigma"))]
+    assert verdicts("asymmetry/independent.toml", found)["intervals"] == {"ok": 5, "undecided": 1}
+    matched = by(read("asymmetry/matched.csv"), "model", "matching")["barrier"]
+    ratios = [
+        (0, of_ratio(matched.loc[model, "weights"], matched.loc[model, "none"])) for model in ("mlp", "normed_mlp")
+    ]
+    assert verdicts("asymmetry/matched.toml", ratios)["intervals"] == {"ok": 2}
+
+
+def test_a_federation_with_and_without_asymmetry() -> None:
+    rows = by(read("asymmetry/federation.csv"), "model", "initial", "round")
+    alike, apart = rows.loc["normed_mlp", "shared"], rows.loc["normed_mlp", "own"]
+    fixed = rows.loc["normed_mlp, w", "own"]
+    gained = [over_seeds(each.loc[1]["average"] - each.loc[1]["own"]) for each in (fixed, alike)]
+    text = "that started apart is {} ± {} points above their own models, that of clients of one initialisation {} ± {}"
+    assert_quoted(ASYMMETRY, text, *gained[0], *gained[1])
+    lost = over_seeds(apart.loc[1]["own"] - apart.loc[1]["average"])
+    assert_quoted(ASYMMETRY, "of standard clients that started apart it is {} ± {} below", *lost)
+    left = over_seeds(alike.loc[3]["average"] - apart.loc[3]["average"])
+    assert_quoted(ASYMMETRY, "After three rounds {} ± {} points are left between standard clients", *left)
+    below = over_seeds(alike.loc[3]["average"] - fixed.loc[3]["average"])
+    assert_quoted(ASYMMETRY, "fixed entries are {} ± {} below one initialisation, undecided", *below)
+    found = [(0, apart.loc[1]), (1, fixed.loc[1]), (2, fixed.loc[3])]
+    counted = verdicts(
+        "asymmetry/federation.toml", [(number, of_mean(each["average"] / 100)) for number, each in found]
+    )
+    assert counted["means"] == {"ok": 3}
+    assert_quoted(
+        ASYMMETRY, "By this table {} of the 3 expectations hold with their intervals", counted["intervals"]["ok"]
+    )
+
+
+def test_how_high_walks_go_above_their_ends() -> None:
+    rows = by(read("paths/peaks.csv"), "way")
+    ends = rows.loc[["start", "end"]].groupby("seed").max()
+    trained, straight = rows.loc["with both"], rows.loc["straight line, halfway"]
+    ratios = [each["train_loss"] / ends["train_loss"] for each in (trained, straight)]
+    text = "its peak is {} to {} times the loss of the higher end, where the middle of the straight line has {} to {}"
+    assert_quoted(PATHS, text, *(end for each in ratios for end in (each.min(), each.max())))
+    assert (trained["test_loss"] == ends["test_loss"]).all()
+    assert_quoted(PATHS, "the highest one measured is that of an end ({}, {} and {})", *ends["test_loss"])
+    above = 100 * (trained["test_error"] - ends["test_error"])
+    assert_quoted(PATHS, "The highest error is {} to {} points above that of the higher end", above.min(), above.max())
+    walks = read("paths/walks.csv").query("way == 'with both'").groupby("seed")
+    for way, tick in (("start", 0), ("end", -1)):
+        reached = walks.nth(tick).set_index("seed")
+        assert (reached[["train_loss", "test_error"]] == rows.loc[way][["train_loss", "test_error"]]).all(axis=None)
+
+
+@pytest.fixture
+def width() -> pd.DataFrame:
+    """Return the networks of the study of widths, by weight decay, width and seed."""
+    return by(read("width/width.csv"), "weight_decay", "width")
+
+
+def test_calibrated_barriers_fall_with_the_width(width: pd.DataFrame) -> None:
+    calibrated = width["barrier_all"]
+    falls = [calibrated.loc[decay, 128] - calibrated.loc[decay, 512] for decay in (0, 1e-4, 3e-3)]
+    assert all((each > 0).all() and not shows(each) for each in falls)
+    text = "by {} ± {} nats without weight decay, {} ± {} with 1e-4 and {} ± {} with 3e-3"
+    assert_quoted(WIDTH, text, *(end for each in falls for end in over_seeds(each)))
+    last = {decay: over_seeds(calibrated.loc[decay, 512]) for decay in (0, 1e-4, 3e-3)}
+    text = "ends at {} nats with 1e-4 as with 3e-3, and at {} ± {} without"
+    for decay in (1e-4, 3e-3):
+        assert_quoted(WIDTH, text, last[decay][0], *last[0])
+
+
+def test_cosines_against_the_control(width: pd.DataFrame) -> None:
+    wide = width.loc[3e-3, 512]
+    assert_quoted(
+        WIDTH, "{} ± {} at 512 units and 3e-3 against {}", *over_seeds(wide["cosine"]), wide["control"].iloc[0]
+    )
+    layers = [wide[f"cosine_fc{number}"] for number in (1, 2, 3, 4)]
+    text = "By layer it is {} ± {}, {} ± {}, {} ± {} and {} ± {} from `fc1` to `fc4`"
+    assert_quoted(WIDTH, text, *(end for each in layers for end in over_seeds(each)))
+    beyond = [each - wide["control"] for each in layers]
+    assert [shows(each) for each in beyond] == [True, True, False, True]
+    assert [each.mean() > 0 for each in beyond] == [False, False, True, True]
+    assert (width["cosine"] - width["cosine_shuffled"] > 0.2).all()
+
+
+def test_what_is_expected_of_wide_networks(width: pd.DataFrame) -> None:
+    strong, none = width.loc[3e-3], width.loc[0]
+    found = [
+        strong.loc[512]["barrier_all"] - strong.loc[128]["barrier_all"],
+        strong.loc[512]["barrier_all"],
+        none.loc[512]["barrier_all"],
+        strong.loc[512]["cosine"],
+        none.loc[512]["cosine"],
+        strong.loc[512]["reciprocal"] - none.loc[512]["reciprocal"],
+    ]
+    counted = verdicts("width/width.toml", enumerate(map(of_mean, found)))
+    values = counted["means"]["ok"], counted["intervals"]["ok"], counted["intervals"]["undecided"]
+    assert_quoted(WIDTH, "By the means {} of 6 expectations hold", values[0])
+    assert_quoted(WIDTH, "by the intervals {} hold and {} are undecided", *values[1:])
