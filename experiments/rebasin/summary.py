@@ -1,5 +1,7 @@
 """Tables and figures of the experiments. Call with a folder of runs and an output folder.
 
+With a CSV alone, such as ``experiments/results/rebasin/c2m3.csv``, its figures are drawn again next to it.
+
 ``python -m experiments.rebasin.summary runs/one_round experiments/results/rebasin``
 """
 
@@ -21,6 +23,9 @@ from fedsim.results.result import Result
 
 BARRIER = "loss_mean_ends"
 NAMED = {"weights": "matched"}
+MATCHING = {"barrier": "unmatched", "barrier, matched": "weights", "barrier, c2m3": "c2m3"}
+AXES = {"clients": "models"}
+LEAST = {"c2m3": 60}  # accuracy in percent, below which strategies are left to the table
 
 
 def measured(result: Result) -> pd.DataFrame:
@@ -98,16 +103,37 @@ def main(runs: Path, out: Path) -> None:
     ends = rows[rows["round"].isin([rows["round"].min(), rows["round"].max()])]
     shown = (["round"] if ends["round"].nunique() > 1 else []) + settings
     write_whole(out / f"{runs.name}.md", as_markdown(table_of(ends, shown, values)))
+    draw(out / f"{runs.name}.csv")
+
+
+def draw(file: Path) -> None:
+    """Draw curves over what varies, if anything, from a CSV of all rows."""
+    rows = pd.read_csv(file)
     over = next((key for key in ("round", "clients") if rows.get(key, pd.Series([0])).nunique() > 1), None)
     if over is None:
         return
-    percent = [value for value in values if value == "accuracy" or ":" in value]
-    nats = [value for value in values if value.startswith("barrier")]
-    for name, chosen, unit in (("accuracy", percent, "accuracy (%)"), ("barriers", nats, "barrier (nats)")):
-        figure = small_multiples({value: curves(rows, over, value) for value in chosen}, over, unit)
+    percent = [value for value in rows if value == "accuracy" or ":" in value]
+    nats = [value for value in rows if value.startswith("barrier")]
+    lowest = rows.groupby(["strategy", over])["accuracy"].mean().groupby("strategy").min()
+    shown = rows[rows["strategy"].map(lowest) >= LEAST.get(file.stem, 0)]
+    panels = {"accuracy": {value: curves(shown, over, value) for value in percent}}
+    if rows.groupby([over, "seed"])[nats].nunique().max(axis=None) == 1:  # before averaging: of no strategy
+        named = rows.rename(columns=MATCHING).melt(
+            [over, "seed"], [MATCHING.get(value, value) for value in nats], var_name="strategy"
+        )
+        panels["barriers"] = {"before averaging": curves(named, over, "value")}
+    else:
+        panels["barriers"] = {value: curves(rows, over, value) for value in nats}
+    for name, unit in (("accuracy", "accuracy (%)"), ("barriers", "barrier (nats)")):
+        figure = small_multiples(panels[name], AXES.get(over, over), unit)
+        for axes in figure.axes if over == "clients" else ():
+            axes.set_xticks(rows[over].unique())
         for kind in ("png", "pdf"):
-            write_whole(out / f"{runs.name}-{name}.{kind}", save(figure, kind))
+            write_whole(file.with_name(f"{file.stem}-{name}.{kind}"), save(figure, kind))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if sys.argv[1].endswith(".csv"):
+        draw(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,5 +1,7 @@
 """Table and figure of barriers, overlap and ranks. Call with a folder of runs and an output folder.
 
+With a CSV alone, such as ``experiments/results/width/width.csv``, its figure is drawn again next to it.
+
 ``python -m experiments.width.summary runs/width experiments/results/width``
 """
 
@@ -59,11 +61,27 @@ def main(runs: Path, out: Path) -> None:
     rows = pd.DataFrame([measured(result) for result in read_results(find_runs([runs]))])
     rows = rows.sort_values(["width", "weight_decay", "seed"])
     write_whole(out / f"{runs.name}.csv", rows.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    draw(out / f"{runs.name}.csv")
+
+
+def draw(file: Path) -> None:
+    """Draw the figure from a CSV of all rows; panels have scales of their own, and the cosine its control."""
+    rows = pd.read_csv(file)
     panels = {title: curves(rows, value) for value, title in SHOWN.items()}
     figure = small_multiples(panels, "units of a hidden layer", "")
+    for axes, value in zip(figure.axes, SHOWN, strict=True):
+        axes.set_xticks(rows["width"].unique())
+        axes.autoscale(axis="y")
+        if value == "cosine":
+            control = rows["control"].iloc[0]
+            axes.axhline(control, color="black", linewidth=0.8)
+            axes.annotate("no structure", (rows["width"].min(), control), va="top", fontsize=7)
     for kind in ("png", "pdf"):
-        write_whole(out / f"{runs.name}.{kind}", save(figure, kind))
+        write_whole(file.with_suffix(f".{kind}"), save(figure, kind))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if sys.argv[1].endswith(".csv"):
+        draw(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
