@@ -3,7 +3,7 @@
 ``python -m experiments.experts.backbone FOLDER`` writes ``vit.safetensors``.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -34,4 +34,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Train the backbone.")
+    parser.add_argument("folder", type=Path, help="folder for vit.safetensors, such as $FEDSIM_DATA")
+    main(parser.parse_args().folder)

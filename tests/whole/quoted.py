@@ -25,6 +25,12 @@ def over_seeds(values: Sequence[float] | pd.Series) -> list[float]:
     return [found.mean, found.half_width]
 
 
+def is_shown(values: pd.Series) -> bool:
+    """Return whether the interval of a mean over seeds excludes 0."""
+    mean, half_width = over_seeds(values)
+    return abs(mean) > half_width
+
+
 def assert_near(text: str, value: float, where: str) -> None:
     """Check that a number as written is a value rounded to its digits."""
     digits = len(text.partition(".")[2])

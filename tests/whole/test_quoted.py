@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from tests.whole.quoted import ROOT, assert_near, assert_quoted, assert_row, over_seeds, read, tables_of
+from tests.whole.quoted import ROOT, assert_near, assert_quoted, assert_row, is_shown, over_seeds, read, tables_of
 
 REBASIN, LLFC, FINDINGS = "experiments/rebasin/README.md", "experiments/llfc/README.md", "docs/findings.md"
 PERSONALISATION, LLMC = "experiments/personalisation/README.md", "experiments/llmc/README.md"
@@ -219,9 +219,16 @@ def test_what_matching_experts_leaves() -> None:
     assert_quoted(EXPERTS, "with a shared expert are {} nats above two levels", first["gram"] - first["weights"])
     shares = 100 * means.loc[0]["weights"] / means.loc[0]["none"]
     assert_quoted(EXPERTS, "is not the paper's: {} to {} % in the first block", shares.min(), shares.max())
-    dense = means.loc[0, 0, 0]
-    text = "of a barrier of {} nats, {} are left once hidden units are matched, and {} once the experts are too"
-    assert_quoted(FINDINGS, text, *dense[["none", "units", "weights"]])
+    assert_quoted(FINDINGS, "{} to {} % over three kinds of mixtures", shares.min(), shares.max())
+    dense = runs.loc[0, 0, 0]
+    text = "of {} ± {} nats {} ± {} are left once hidden units are matched, and {} ± {} once the experts are too"
+    ways = ("none", "units", "weights")
+    assert_quoted(FINDINGS, text, *(end for way in ways for end in over_seeds(dense[way])))
+    assert [key for key, own in runs.groupby(level=[0, 1, 2]) if is_shown(own["units"] - own["weights"])] == [
+        (0, 2, 0),
+        (0, 2, 1),
+    ]
+    assert list(runs.index[runs["gate"] < runs["weights"]]) == [(0, 2, 0, 1)]
 
 
 def test_the_findings_on_measured_barriers() -> None:
@@ -610,8 +617,9 @@ def test_barriers_of_many_models() -> None:
         values = [number for _, group in rows.groupby("clients")[column] for number in over_seeds(group)]
         assert_row(REBASIN, UNIVERSE, label, values)
     eight = rows[rows["clients"] == 8]
-    lower = eight["barrier, matched"] - eight["barrier, c2m3"]
-    assert_quoted(REBASIN, "in each of the 3 seeds, by {} to {} nats", lower.min(), lower.max())
+    change = eight["barrier, c2m3"] - eight["barrier, matched"]
+    assert (change < 0).all()
+    assert_quoted(REBASIN, "With 8 models C2M3 changes the barrier by {} ± {} nats", *over_seeds(change))
     means = read("rebasin/c2m3.csv").groupby(["strategy", "clients"])["accuracy"].mean().unstack("clients")
     gained = means.loc["matched_average(repair=variance, matching=c2m3)"] - means.loc["matched_average(matching=c2m3)"]
     assert_quoted(REBASIN, "gains {} to {} points after C2M3", gained.min(), gained.max())

@@ -9,8 +9,14 @@ import pytest
 from fedsim.config import read_toml
 from fedsim.config.expectation import Expectation
 from fedsim.results.check.bounds import Bounds, of_mean, of_ratio
-from tests.whole.quoted import ROOT, assert_quoted, over_seeds, read
+from tests.whole.quoted import ROOT, assert_quoted, is_shown, over_seeds, read
 
+TRANSFORMERS, EXPERTS, FINDINGS = (
+    "experiments/transformers/README.md",
+    "experiments/experts/README.md",
+    "docs/findings.md",
+)
+REBASIN = "experiments/rebasin/README.md"
 ASYMMETRY, SPAWNING = "experiments/asymmetry/README.md", "experiments/spawning/README.md"
 PATHS, WIDTH = "experiments/paths/README.md", "experiments/width/README.md"
 
@@ -32,12 +38,6 @@ def by(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
     return rows.set_index([*keys, "seed"]).sort_index()
 
 
-def shows(values: pd.Series) -> bool:
-    """Return whether the interval of a mean over seeds excludes 0."""
-    mean, half_width = over_seeds(values)
-    return abs(mean) > half_width
-
-
 def test_when_copies_that_part_have_barriers() -> None:
     parted = by(read("spawning/butterfly.csv"), "noise", "noise_kind", "steps")
     other = by(read("spawning/other_batches.csv"), "steps")
@@ -48,7 +48,7 @@ def test_when_copies_that_part_have_barriers() -> None:
     )
     lower = [each.loc[0] - each.loc[500] for each in (noise, gradient, other)]
     assert all((each["error_barrier"] > 0).all() for each in lower)
-    assert not any(shows(each[column]) for each in lower for column in ("error_barrier", "barrier"))
+    assert not any(is_shown(each[column]) for each in lower for column in ("error_barrier", "barrier"))
     text = "by {} ± {} points with noise, {} ± {} with a gradient and {} ± {} with other batches"
     assert_quoted(SPAWNING, text, *(end for each in lower for end in over_seeds(each["error_barrier"])))
     more = gradient.loc[500]["error_barrier"] - noise.loc[500]["error_barrier"]
@@ -83,9 +83,9 @@ def test_networks_that_differ_in_one_thing() -> None:
             means = {network: over_seeds(each.loc[network][column]) for network in networks}
             assert not [network for network in networks if means[network][0] > means[network][1]], name
             pairs = [(a, b) for a in networks for b in networks if a < b]
-            assert not [pair for pair in pairs if shows(each.loc[pair[0]][column] - each.loc[pair[1]][column])], name
+            assert not [pair for pair in pairs if is_shown(each.loc[pair[0]][column] - each.loc[pair[1]][column])], name
         rises = trained["fast"][column] - trained["slow"][column]
-        assert [network for network in networks if shows(rises.loc[network])] == ["6 layers"]
+        assert [network for network in networks if is_shown(rises.loc[network])] == ["6 layers"]
     deep = (trained["fast"] - trained["slow"]).loc["6 layers"]
     values = [*over_seeds(deep["barrier"]), *over_seeds(deep["error_barrier"])]
     assert_quoted(SPAWNING, "raise it for six layers, by {} ± {} nats and {} ± {} points", *values)
@@ -103,7 +103,7 @@ def test_what_fixed_entries_do_to_two_models() -> None:
         by(read("asymmetry/matched.csv"), "matching", "model"),
     )
     for fixed, standard in (("normed_mlp, w", "normed_mlp"), ("mlp, w 0.125", "mlp"), ("mlp, w 0.5", "mlp")):
-        assert not shows(alone.loc[fixed]["own"] - alone.loc[standard]["own"])
+        assert not is_shown(alone.loc[fixed]["own"] - alone.loc[standard]["own"])
     distances = {
         fixed: over_seeds(alone.loc[fixed]["distance"] - matched.loc["weights", standard]["distance"])[0]
         for fixed, standard in (("normed_mlp, w", "normed_mlp"), ("mlp, w 0.125", "mlp"), ("mlp, w 0.5", "mlp"))
@@ -180,7 +180,7 @@ def width() -> pd.DataFrame:
 def test_calibrated_barriers_fall_with_the_width(width: pd.DataFrame) -> None:
     calibrated = width["barrier_all"]
     falls = [calibrated.loc[decay, 128] - calibrated.loc[decay, 512] for decay in (0, 1e-4, 3e-3)]
-    assert all((each > 0).all() and not shows(each) for each in falls)
+    assert all((each > 0).all() and not is_shown(each) for each in falls)
     text = "by {} ± {} nats without weight decay, {} ± {} with 1e-4 and {} ± {} with 3e-3"
     assert_quoted(WIDTH, text, *(end for each in falls for end in over_seeds(each)))
     last = {decay: over_seeds(calibrated.loc[decay, 512]) for decay in (0, 1e-4, 3e-3)}
@@ -198,7 +198,7 @@ def test_cosines_against_the_control(width: pd.DataFrame) -> None:
     text = "By layer it is {} ± {}, {} ± {}, {} ± {} and {} ± {} from `fc1` to `fc4`"
     assert_quoted(WIDTH, text, *(end for each in layers for end in over_seeds(each)))
     beyond = [each - wide["control"] for each in layers]
-    assert [shows(each) for each in beyond] == [True, True, False, True]
+    assert [is_shown(each) for each in beyond] == [True, True, False, True]
     assert [each.mean() > 0 for each in beyond] == [False, False, True, True]
     assert (width["cosine"] - width["cosine_shuffled"] > 0.2).all()
 
@@ -217,3 +217,100 @@ def test_what_is_expected_of_wide_networks(width: pd.DataFrame) -> None:
     values = counted["means"]["ok"], counted["intervals"]["ok"], counted["intervals"]["undecided"]
     assert_quoted(WIDTH, "By the means {} of 6 expectations hold", values[0])
     assert_quoted(WIDTH, "by the intervals {} hold and {} are undecided", *values[1:])
+
+
+def test_what_is_expected_of_mixtures_of_experts() -> None:
+    runs = read("experts/images.csv").pivot_table(
+        "barrier", ["block", "top_k", "num_shared_experts", "seed"], "matching"
+    )
+    found = []
+    for _, own in runs.loc[[0]].groupby(level=[1, 2]):
+        bounds = [of_mean(own["none"]), of_ratio(own["units"], own["none"]), of_ratio(own["weights"], own["none"])]
+        bounds += [of_mean(own["weights"] - own["units"]), of_mean(own["gate"] - own["weights"])]
+        found += list(enumerate([*bounds, of_mean(own["gram"] - own["weights"])]))
+    found.append((6, of_ratio(runs.loc[1, 0, 0]["none"], runs.loc[0, 0, 0]["none"])))
+    counted = verdicts("experts/images.toml", found)["intervals"]
+    assert_quoted(EXPERTS, "{} of all 19 hold, and {} are undecided", counted["ok"], counted["undecided"])
+
+
+def halfway(name: str) -> pd.DataFrame:
+    """Return the barriers halfway between two transformers, a column for each matching."""
+    rows = read(f"transformers/{name}.csv").query("t == 0.5")
+    keys = ["model.tied", "seed"] if "model.tied" in rows else ["seed"]
+    return rows.pivot_table("barrier", keys, "matching")
+
+
+def test_what_is_expected_of_two_transformers() -> None:
+    vit, gpt = halfway("vit"), halfway("gpt")
+    ratios = [of_ratio(vit["rotations"], vit[way]) for way in ("none", "weights", "head-rotations")]
+    first = verdicts("transformers/vit.toml", enumerate([of_mean(vit["none"]), *ratios]))
+    untied, tied = gpt.loc[False], gpt.loc[True]
+    found = [(0, of_mean(untied["none"])), (0, of_mean(tied["none"]))]
+    found += [(1, of_ratio(untied["rotations"], untied["weights"])), (2, of_ratio(tied["rotations"], tied["none"]))]
+    second = verdicts("transformers/gpt.toml", found)
+    assert first["means"] + second["means"] == {"ok": 8}
+    assert first["intervals"] == {"undecided": 4}
+    assert second["intervals"] == {"ok": 3, "undecided": 1}
+    assert_quoted(TRANSFORMERS, "have more than 0.5 nats ({} ± {})", *over_seeds(untied["none"]))
+    means = vit.mean()
+    text = (
+        "permutations leave {} of {} nats and are worse than nothing in one pair, and rotations of the stream leave {}"
+    )
+    assert_quoted(TRANSFORMERS, text, means["weights"], means["none"], means["rotations"])
+    assert (vit["weights"] > vit["none"]).sum() == 1
+    assert (vit.idxmin(axis=1) == "rotations").all()
+    learned = read("transformers/gpt_learned.csv").query("t == 0.5 and matching == 'learned'")["barrier"]
+    text = "of {} ± {} nats between two GPTs permutations leave {} ± {}, rotations of the residual stream {} ± {}, and "
+    values = [*(untied[way] for way in ("none", "weights", "rotations")), learned]
+    assert_quoted(FINDINGS, text + "learned ones {} ± {}", *(end for each in values for end in over_seeds(each)))
+
+
+def test_what_is_expected_of_federations_of_transformers() -> None:
+    vit = by(read("transformers/vit_federation.csv"), "strategy", "round")["accuracy"]
+    gpt = by(read("transformers/gpt_federation.csv"), "strategy")["accuracy"]
+    rotated, matched = "matched_average(symmetries=rotations)", "matched_average"
+    gains = {number: vit.loc[rotated, number] - vit.loc["FedAvg", number] for number in (1, 2, 3)}
+    found = [gains[1], vit.loc[rotated, 1] - vit.loc[matched, 1], gains[2]]
+    first = verdicts("transformers/vit_federation.toml", enumerate(of_mean(each / 100) for each in found))
+    others = [gpt.loc[rotated] - gpt.loc[each] for each in ("FedAvg", matched)]
+    second = verdicts("transformers/gpt_federation.toml", enumerate(of_mean(each / 100) for each in others))
+    assert first["means"] + second["means"] == {"ok": 5}
+    assert first["intervals"] + second["intervals"] == {"ok": 3, "undecided": 2}
+    text = "the ViTs' head start in round 2 ({} ± {} points) and that GPTs gain 2 points over permutations ({} ± {})"
+    assert_quoted(TRANSFORMERS, text, *over_seeds(gains[2]), *over_seeds(others[1]))
+    alone = over_seeds(vit.loc[matched, 1] - vit.loc["FedAvg", 1])
+    assert_quoted(TRANSFORMERS, "permutations alone are not shown to help the ViTs ({} ± {} points)", *alone)
+    assert_quoted(TRANSFORMERS, "nothing is shown to be left in round 3 ({} ± {})", *over_seeds(gains[3]))
+
+
+def test_c2m3_against_other_merges() -> None:
+    rows = by(read("rebasin/c2m3.csv").query("clients == 8"), "strategy")
+    own, pairs = rows.loc["matched_average(matching=c2m3)"]["accuracy"], rows.loc["hierarchical_average"]["accuracy"]
+    repaired = rows.loc["matched_average(repair=repair, matching=c2m3)"]["accuracy"]
+    less = over_seeds(rows.loc["matched_average"]["accuracy"] - own)
+    assert_quoted(REBASIN, "Against the expectation its mean accuracy is {} ± {} points lower with 8 models", *less)
+    assert_quoted(FINDINGS, "with 8 models it has {} ± {} points less", *less)
+    assert_quoted(REBASIN, "from merging in pairs either ({} ± {} points higher)", *over_seeds(own - pairs))
+    plain, barriers = rows.loc["FedAvg"], rows.loc["FedAvg"]["barrier, c2m3"] - rows.loc["FedAvg"]["barrier, matched"]
+    varied = rows.loc["matched_average(repair=variance, matching=none)"]["accuracy"]
+    found = [plain["accuracy"] / 100, varied / 100, (own - plain["accuracy"]) / 100, (own - pairs) / 100]
+    found += [barriers, (repaired - own) / 100]
+    counted = verdicts("rebasin/c2m3.toml", enumerate(map(of_mean, found)))
+    assert counted == {"intervals": {"ok": 2, "undecided": 4}, "means": {"ok": 6}}
+
+
+def test_the_findings_on_studies(width: pd.DataFrame) -> None:
+    rows = by(read("asymmetry/federation.csv"), "model", "initial", "round")["average"]
+    alike = rows.loc["normed_mlp", "shared", 1]
+    below = [over_seeds(alike - rows.loc[model, "own", 1]) for model in ("normed_mlp, w", "normed_mlp")]
+    text = "the first average is {} ± {} points below that of clients who started alike, without them {} ± {} (3 seeds)"
+    assert_quoted(FINDINGS, text, *below[0], *below[1])
+    ends = [over_seeds(width.loc[decay, 512]["barrier_all"]) for decay in (3e-3, 0)]
+    assert_quoted(FINDINGS, "is {} ± {} nats with strong weight decay and {} ± {} without", *ends[0], *ends[1])
+    peaks = by(read("paths/peaks.csv"), "way")["train_loss"]
+    ratio = peaks.loc["with both"] / peaks.loc[["start", "end"]].groupby("seed").max()
+    assert_quoted(FINDINGS, "peaks at {} to {} times that of the higher end", ratio.min(), ratio.max())
+    deep = by(read("spawning/disentangling.csv"), "model", "optimizer", "lr")["barrier"].loc["6 layers", "sgd"]
+    assert_quoted(
+        FINDINGS, "raise the barrier of six layers by {} ± {} nats", *over_seeds(deep.loc[0.05] - deep.loc[0.01])
+    )
