@@ -10,12 +10,10 @@ from torch import Tensor
 
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
-from fedsim.analysis.mixing.mixes import Against, list_mixes
+from fedsim.analysis.mixing.mixes import Against, Recipe, list_mixes
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.mixing.paired import check_argument, check_paired
 from fedsim.analysis.models import Models
-from fedsim.models.copies import loaded
-from fedsim.models.params import lerp
 from fedsim.training.evaluation import counts_of, cross_entropies, evaluate
 
 BOUNDS = (-12.0, 12.0)  # of log beta
@@ -62,7 +60,7 @@ def calibrated(
     Notes
     -----
     The idea is that of Ito et al., ICLR 2026, whose exact formula we do not know; the definition is ours. Models are
-    evaluated as wholes.
+    evaluated as wholes, with running statistics as ``normalisation`` of the models says.
     """
     check_paired(data)
     _check_classes("targets", data)
@@ -70,24 +68,25 @@ def calibrated(
         check_argument("fit", fit)
         _check_classes("targets of fit", fit)
     mixes = list(list_mixes({"full": models.layers.names}, len(models), against, ts))
-    states, known = models.compared(against), dict[tuple[int, int, float], tuple[float, float, float]]()
+    models.compared(against)
+    known: dict[Recipe, tuple[float, float, float]] = {}
 
-    def measured(base: int, other: int, t: float) -> tuple[float, float, float]:
+    def measured(recipe: Recipe) -> tuple[float, float, float]:
         """Return loss, beta and calibrated loss of a mix."""
-        key = (base, base, 0.0) if t == 0 else (other, other, 0.0) if t == 1 else (base, other, t)
-        if key not in known:
-            net = loaded(models.model, lerp(states[key[0]], states[key[1]], key[2]))
+        if recipe not in known:
+            net = models.mixed.build(recipe)
             logits, plain = _logits(net, data)
             of_fit, targets = (logits, data.targets.cpu()) if fit is None else (_logits(net, fit)[0], fit.targets.cpu())
             beta = best_beta(of_fit, targets)
-            known[key] = plain, beta, _loss(beta, logits, data.targets.cpu())
-        return known[key]
+            known[recipe] = plain, beta, _loss(beta, logits, data.targets.cpu())
+        return known[recipe]
 
     rows = []
     for mix in mixes:
-        loss, beta, lowest = measured(mix.base, mix.other, mix.t)
+        loss, beta, lowest = measured(models.mixed.recipe(mix))
         everyone = mix.other == AVERAGE
-        ends = [measured(state, state, 0.0) for state in (range(len(models)) if everyone else (mix.base, mix.other))]
+        states = range(len(models)) if everyone else (mix.base, mix.other)
+        ends = [measured(models.mixed.own(state)) for state in states]
         shares = models.shares if everyone else np.array([0.5, 0.5])
         plain, of_calibrated = (float(shares @ [end[k] for end in ends]) for k in (0, 2))
         rows.append(

@@ -149,6 +149,17 @@ class MixedModels:
         plans = self._plans(traced.operations, list(dict.fromkeys(recipes)))
         return sum(plan.total(traced.flops) for _, plan in plans)
 
+    def build(self, recipe: Recipe) -> nn.Module:
+        """Return a new model with the weights of a recipe, as what a model keeps is that of no other."""
+        # Integer entries are in no layer and do not matter in eval mode.
+        params = dict(self._states[0])
+        for part, source in zip(self.parts, recipe, strict=True):
+            params |= self._entries(part.keys, source)
+        model = loaded(self.tracer.model, params, resizes=True)
+        if self._calibration is not None:
+            recompute_buffers_(model, self._calibration, CALIBRATION_BATCH)
+        return model
+
     def changed_share(self, layers: Iterable[str]) -> float:
         """Return the share of a forward pass that must be repeated when these layers change: at first, all of it.
 
@@ -295,21 +306,10 @@ class MixedModels:
     def _evaluate_whole(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         def measured(recipe: Recipe) -> Evaluation:
             with same_draws(data.inputs.device) if self._draws else nullcontext():
-                return evaluate(self._build(recipe), data.inputs, data.targets, data.criterion)
+                return evaluate(self.build(recipe), data.inputs, data.targets, data.criterion)
 
         with ThreadPoolExecutor(1 if self._draws else self._threads) as pool:
             return dict(zip(recipes, pool.map(measured, recipes), strict=True))
-
-    def _build(self, recipe: Recipe) -> nn.Module:
-        """Return a new model with the weights of a recipe, as what a model keeps is that of no other."""
-        # Integer entries are in no layer and do not matter in eval mode.
-        params = dict(self._states[0])
-        for part, source in zip(self.parts, recipe, strict=True):
-            params |= self._entries(part.keys, source)
-        model = loaded(self.tracer.model, params, resizes=True)
-        if self._calibration is not None:
-            recompute_buffers_(model, self._calibration, CALIBRATION_BATCH)
-        return model
 
     def _entries(self, keys: Sequence[str], source: Source) -> Params:
         if isinstance(source, int):
