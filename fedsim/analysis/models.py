@@ -1,7 +1,7 @@
 """Models that are fitted, averaged and traced once, and then measured as often as wanted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
 
@@ -20,6 +20,8 @@ from fedsim.analysis.features.features import Features, Walks
 from fedsim.analysis.mixing.average import average_of
 from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
 from fedsim.analysis.mixing.mixes import Against, Normalisation, Source, ends_of, is_average
+from fedsim.models.asymmetry import fixed_entries, merge_fixed_, plain_weights
+from fedsim.models.copies import copy_of
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, check_number, fit_all
 
@@ -138,6 +140,21 @@ class Models:
         """
         averaged = against == "average" or (against != "pairs" and all(map(is_average, ends_of(against, len(self)))))
         return [*self.at_least(1 if averaged else 2), self.average]
+
+    @cached_property
+    def plain(self) -> "Models":
+        """The same models with the weights that layers compute with, where entries of an asymmetric one are fixed.
+
+        Raises
+        ------
+        ValueError
+            If there is no state, or one does not fit the model.
+        """
+        if not fixed_entries(self.model):
+            return self
+        model = copy_of(self.model, shares_frozen=False)
+        merge_fixed_(model)
+        return replace(self, model=model, states=[plain_weights(self.model, state) for state in self.fitted])
 
     @cached_property
     def shares(self) -> NDArray[np.float64]:

@@ -76,6 +76,9 @@ class AsymmetryConfig(BaseModel):
         ConfigError
             If an option would have no effect, or the model has adapters.
         """
+        chosen = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if self.kind == "none" and chosen:
+            raise ConfigError(f"{source}: model.asymmetry.{chosen[0]} has no effect with kind = 'none'; remove it")
         if self.kind == "sigma" and self.fixed != type(self).model_fields["fixed"].default:
             raise ConfigError(f"{source}: model.asymmetry.fixed has no effect with kind = 'sigma', only 'w'; remove it")
         if self.kind == "sigma" and isinstance(self.kappa, dict):

@@ -112,9 +112,11 @@ def _asymmetrise_(model: nn.Module, config: Config, inputs: Tensor) -> None:
     if settings.kind != "none":
         seed = config.seed if settings.seed is None else settings.seed
         try:
+            describe_(model, inputs, config.model.head)
             asymmetrise_(model, Asymmetry(settings.kind, settings.fixed, settings.kappa), seed, inputs)
         except ValueError as error:
             raise ConfigError(f"[model.asymmetry] {error}") from error
+        unsettle_(model)
 
 
 def _load_weights_(model: nn.Module, settings: ModelConfig) -> None:

@@ -83,8 +83,9 @@ def asymmetrise_(model: nn.Module, asymmetry: Asymmetry, seed: int, inputs: Tens
     Raises
     ------
     ValueError
-        If an expression names no linear or convolutional layer or two name one, there is none, more entries are to be
-        fixed than there are, or a weight is tied; or if no activation of the model is a module, or one is a function.
+        If an expression names no linear or convolutional layer or two name one, there is none, ``fixed`` and ``kappa``
+        name different layers, more entries are to be fixed than there are, or a weight is tied; or if no activation of
+        the model is a module, or one is a function. The model is not changed then.
 
     Notes
     -----
@@ -107,10 +108,11 @@ def asymmetrise_(model: nn.Module, asymmetry: Asymmetry, seed: int, inputs: Tens
     amounts = _by_layer("fixed", asymmetry.fixed, layers, list(weighted))
     sizes = {} if asymmetry.kappa is None else _by_layer("kappa", asymmetry.kappa, layers, list(weighted))
     _check_untied(model, list(amounts))
-    for path, amount in amounts.items():
-        if sizes and path not in sizes:
-            raise ValueError(f"kappa has no value for {path}, whose entries are to be fixed; add it")
-        _fix_(weighted[path], path, amount, sizes.get(path), seed)
+    if isinstance(asymmetry.kappa, Mapping):
+        _check_same(amounts, sizes)
+    counts = {path: _count(weighted[path], path, amount) for path, amount in amounts.items()}
+    for path, count in counts.items():
+        _fix_(weighted[path], path, count, sizes.get(path), seed)
 
 
 def fixed_entries(model: nn.Module) -> dict[str, FixedEntries]:
@@ -156,6 +158,17 @@ def free_parts(params: Params, fixed: Mapping[str, FixedEntries]) -> Params:
 def with_free_part(value: Tensor, part: Tensor, fixed: FixedEntries | None) -> Tensor:
     """Return a tensor with what `free_parts` gives of it replaced."""
     return part if fixed is None else value.masked_scatter(_mask(fixed, value), part)
+
+
+def plain_weights(model: nn.Module, params: Params) -> Params:
+    """Return the state of a model as `merge_fixed_` makes it, with what is fixed in the weights."""
+    fixed = fixed_entries(model)
+    names = {key: key.removesuffix("parametrizations.weight.original") + "weight" for key in fixed}
+    plain = dict(params)
+    for key, own in fixed.items():
+        value = plain.pop(key)
+        plain[names[key]] = own(value.to(own.free)).to(value)
+    return plain
 
 
 def merge_fixed_(model: nn.Module) -> None:
@@ -220,15 +233,33 @@ def _check_untied(model: nn.Module, paths: list[str]) -> None:
             )
 
 
-def _fix_(module: nn.Module, path: str, amount: float, kappa: float | None, seed: int) -> None:
-    weight = module.get_parameter("weight").detach()
-    entries = math.prod(weight.shape[1:])
+def _check_same(amounts: Mapping[str, float], sizes: Mapping[str, float]) -> None:
+    """Check that each layer with fixed entries has a kappa, and no other."""
+    for path in amounts:
+        if path not in sizes:
+            raise ValueError(f"kappa has no value for {path}, whose entries are to be fixed; add it")
+    for path in sizes:
+        if path not in amounts:
+            raise ValueError(
+                f"kappa has a value for {path}, of which fixed names no entries; add it there or remove it"
+            )
+
+
+def _count(module: nn.Module, path: str, amount: float) -> int:
+    """Return how many entries of each output's weights to fix."""
+    entries = math.prod(module.get_parameter("weight").shape[1:])
     count = int(amount) if amount >= 1 else max(1, round(amount * entries))
     if count >= entries:
         raise ValueError(
             f"fixed = {amount:g} must be less than the {entries} weights of an output of {path}; use a share such as "
             "0.125, or a table of layers"
         )
+    return count
+
+
+def _fix_(module: nn.Module, path: str, count: int, kappa: float | None, seed: int) -> None:
+    weight = module.get_parameter("weight").detach()
+    entries = math.prod(weight.shape[1:])
     kappa = 1 / math.sqrt(count) if kappa is None else kappa
     free = torch.ones(len(weight), entries)
     free.scatter_(1, torch.stack(list(_positions(len(weight), entries, count, seed, path))), 0.0)

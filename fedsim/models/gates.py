@@ -38,7 +38,8 @@ class Gate(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the gated inputs."""
         factor: Any = getattr(self, f"factor_{inputs.shape[self.dimension]}")
-        mixed = linear(inputs.movedim(self.dimension, -1), factor).movedim(-1, self.dimension)
+        # Analyses probe activations in float64, whatever the model's type.
+        mixed = linear(inputs.movedim(self.dimension, -1), factor.to(inputs.dtype)).movedim(-1, self.dimension)
         return mixed.sigmoid() * inputs
 
 

@@ -109,6 +109,26 @@ def test_a_restored_model_has_plain_weights_that_compute_what_the_run_measured(
     assert torch.equal(model(inputs), own.eval()(inputs))
 
 
+class TwoHeads(nn.Module):
+    """Adds what two layers make of the hidden units, so that the head must be named."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.fc, self.a, self.b = nn.Linear(shape[-1] ** 2, 12), nn.Linear(12, classes), nn.Linear(12, classes)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.fc(inputs.flatten(1)).relu()
+        return self.a(hidden) + self.b(hidden)
+
+
+def test_the_body_is_what_is_not_the_named_head(tiny: Callable[..., Config]) -> None:
+    asymmetry = {"kind": "w", "fixed": {"body": 4}}
+    model = {"name": "tests.federation.test_asymmetric_run:TwoHeads", "head": "a | b", "asymmetry": asymmetry}
+    federation = federation_of(tiny(model=model))
+    assert list(fixed_entries(federation.model())) == ["fc.parametrizations.weight.original"]
+    assert federation.layers.head == ("a", "b")
+
+
 def unweighted(shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.AdaptiveAvgPool1d(classes))
 
@@ -141,6 +161,8 @@ def test_a_wrong_asymmetry_is_one_line(tiny: Callable[..., Config], model: dict[
     [
         ('{name = "mlp", asymmetry = "w", adapter = {kind = "lora"}}', "'w' and model.adapter.kind = 'lora' exclude"),
         ('{name = "mlp", asymmetry = {kind = "sigma", fixed = 3}}', "asymmetry.fixed has no effect with kind = 'sig"),
+        ('{name = "mlp", asymmetry = {kind = "none", fixed = 3}}', "asymmetry.fixed has no effect with kind = 'none'"),
+        ('{name = "mlp", asymmetry = {kind = "none", seed = 3}}', "asymmetry.seed has no effect with kind = 'none'"),
         ('{name = "mlp", asymmetry = {kind = "sigma", kappa = {fc1 = 1}}}', "kappa must be one number with kind"),
     ],
 )  # fmt: skip

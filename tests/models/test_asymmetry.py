@@ -18,7 +18,20 @@ from torch.nn.functional import cross_entropy
 from fedsim.alignment import permutation_spec
 from fedsim.alignment.repair.variance import correct_variances
 from fedsim.alignment.symmetries.checks import check_spec
-from fedsim.analysis import barriers, distances, layer_path, prediction, robustness, spectra, stitching
+from fedsim.analysis import (
+    Data,
+    Models,
+    barriers,
+    connectivity,
+    distances,
+    layer_path,
+    prediction,
+    robustness,
+    spectra,
+    stitching,
+)
+from fedsim.analysis.settings import Settings
+from fedsim.analysis.suite import MEASURES
 from fedsim.errors import ConfigError
 from fedsim.models.architectures import MODELS
 from fedsim.models.asymmetry import Asymmetry, asymmetrise_, fixed_entries, merge_fixed_
@@ -192,11 +205,13 @@ def test_measurements_are_those_of_models_with_plain_weights() -> None:
     theirs = [{k: v.clone() for k, v in state_of(plain(state)).items()} for state in own]
     given = (INPUTS, TARGETS)
     for measure, arguments in (
-        (barriers, given), (spectra, ()), (stitching, given), (prediction, given),
+        (barriers, given), (spectra, ()), (stitching, given), (prediction, given), (connectivity, (INPUTS,)),
     ):  # fmt: skip
         found, expected = measure(model, own, *arguments), measure(plain(own[0]), theirs, *arguments)
         numbers = found.select_dtypes("number")
         np.testing.assert_allclose(numbers, expected[numbers.columns], rtol=1e-9, atol=1e-11)
+    exchanged = connectivity(model, own, INPUTS, against="pairs").set_index("layer")["commutativity"]
+    assert np.isfinite(exchanged.drop("fc1")).all()  # which takes the model's inputs
     apart = distances(model, own)["distance"], distances(plain(own[0]), theirs)["distance"]
     np.testing.assert_allclose(*apart, rtol=1e-12)
 
@@ -260,6 +275,38 @@ def test_a_gate_is_the_papers_formula_on_features_and_on_channels() -> None:
     mixed = torch.einsum("ij,njhw->nihw", gate.factor_400, channels)
     torch.testing.assert_close(gate(channels), mixed.sigmoid() * channels)
     assert abs(float(mlp(Asymmetry("sigma", kappa=3.0)).relu1.factor_6.std() / factor.std()) - 3) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_measures_take_models_with_gates_of_either_type(dtype: torch.dtype) -> None:
+    model, inputs = mlp(SIGMA).to(dtype), INPUTS.to(dtype)
+    own = [{key: value.to(dtype) for key, value in state.items()} for state in states(3, asymmetry=SIGMA)]
+    settings = Settings(Data(inputs, TARGETS), start=own[0])
+    for measure in MEASURES.values():
+        assert len(measure.table(Models(model, own), settings))
+    found = connectivity(model, own, inputs).set_index("layer")
+    assert found.loc[["fc1", "fc2"], "additivity"].notna().all()  # gates bend
+    assert found.loc["fc3", "additivity"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("asymmetry", "message"),
+    [
+        (Asymmetry(fixed={"fc1": 2, "fc2": 6}), "must be less than the 6 weights of an output of fc2"),
+        (Asymmetry(fixed=4), "must be less than the 4 weights of an output of fc3"),
+        (Asymmetry(fixed={"fc1": 2, "fc2": 2}, kappa={"fc1": 1.0}), "kappa has no value for fc2, whose entries are to"),
+        (
+            Asymmetry(fixed={"fc1": 2}, kappa={"fc1": 1.0, "fc3": 0.5}),
+            "kappa has a value for fc3, of which fixed names",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_made_asymmetric_stays_as_it_is(asymmetry: Asymmetry, message: str) -> None:
+    model = mlp(None)
+    with pytest.raises(ValueError, match=message):
+        asymmetrise_(model, asymmetry, 0, INPUTS)
+    assert not fixed_entries(model)
+    assert set(model.state_dict()) == set(mlp(None).state_dict())
 
 
 def test_a_gate_that_blocks_share_has_a_matrix_for_each_width() -> None:
