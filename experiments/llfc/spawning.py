@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsim.analysis.directions.random_directions import entries_of, gaussian, vector_of
+from fedsim.models.asymmetry import fixed_entries
 from fedsim.models.layers import Layer, LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import (
@@ -35,7 +36,7 @@ class Perturbing(ClientRule):
     noise_layers: str
 
     def start(self, local: Local) -> Local:
-        begins = local.server_round == self.spawn_round + 1 and SPAWNED not in local.sets
+        begins = local.server_round > self.spawn_round and SPAWNED not in local.sets
         if not begins or local.client == 0 or not self.noise:
             return local
         layers = [self.layers[name] for name in self.layers.group(self.noise_layers)]
@@ -49,10 +50,10 @@ class Perturbing(ClientRule):
 
     def _gaussian(self, local: Local, layers: Sequence[Layer]) -> Params:
         """Return layers with noise that has a share of the length of each."""
-        seed = int(local.rng.integers(2**31))
-        return self._moved(
-            local, layers, [gaussian(each, local.params, seed, SPAWNED, 0) for each in layers], apart=True
-        )
+        assert self.model is not None
+        seed, fixed = int(local.rng.integers(2**31)), fixed_entries(self.model)
+        noise = [gaussian(each, local.params, seed, SPAWNED, 0, fixed) for each in layers]
+        return self._moved(local, layers, noise, apart=True)
 
     def _gradient(self, local: Local, layers: Sequence[Layer]) -> Params:
         """Return layers after a step down the gradient of a mini-batch, with a share of the length of all together."""
@@ -63,11 +64,17 @@ class Perturbing(ClientRule):
 
     def _moved(self, local: Local, layers: Sequence[Layer], noise: Sequence[Tensor], *, apart: bool) -> Params:
         origins, moved = [vector_of(local.params, each) for each in layers], dict[str, Tensor]()
-        whole = torch.cat(origins).norm() / torch.cat(list(noise)).norm()
+        whole = scale_of(torch.cat(origins), torch.cat(list(noise)))
         for layer, origin, direction in zip(layers, origins, noise, strict=True):
-            scale = origin.norm() / direction.norm() if apart else whole
+            scale = scale_of(origin, direction) if apart else whole
             moved |= entries_of(origin + self.noise * scale * direction, layer, local.params)
         return moved
+
+
+def scale_of(origin: Tensor, direction: Tensor) -> float:
+    """Return the factor that gives a direction the length of the origin; 0 for one without length, as of no slope."""
+    length = float(direction.norm())
+    return float(origin.norm()) / length if length else 0.0
 
 
 class Spawning(Strategy, shared="all"):
@@ -95,6 +102,11 @@ class Spawning(Strategy, shared="all"):
 
     def prepare(self) -> None:
         self.layers.group(self.noise_layers)
+        if self.noise and (self.participation < 1 or self.unseen):
+            raise ValueError(
+                f"noise = {self.noise:g} reaches copies when they are first trained, so that those of absent clients "
+                "would be evaluated with other noise; use participation = 1 and unseen = 0"
+            )
 
     def shared(self, server_round: int) -> LayerGroup:
         """Share all layers until the models are spawned."""

@@ -5,14 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from experiments.llfc.spawning import scale_of
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.restored import restored_model
 from fedsim.federation.federation import federation_of
+from fedsim.models.asymmetry import fixed_entries
 from fedsim.models.params import Params, load_state_, state_of
 from fedsim.results.folder import RunFolder
 from fedsim.results.reading import read_result
@@ -21,13 +24,16 @@ Play = Callable[..., RunFolder]
 STILL = 1e-12  # a step size with which a copy stays where it begins
 
 
-def spawned(tiny: Callable[..., Config], lr: float, order: str = "same", **options: Any) -> Config:
+def spawned(
+    tiny: Callable[..., Config], lr: float, order: str = "same", settings: dict[str, Any] | None = None, **options: Any
+) -> Config:
     return tiny(
         clients=2,
         partition={"scheme": "copies", "validation": 0.0, "test": 0.2},
         strategy={"name": "experiments.llfc.spawning:Spawning", **options},
         local={"lr": lr, "batch_size": 16 if lr > STILL else 1000, "order": order},
         barriers__every=0,
+        **(settings or {}),
     )
 
 
@@ -71,6 +77,43 @@ def test_a_batchs_gradient_has_its_direction_and_a_share_of_the_length_of_all_la
     found = torch.cat([value.flatten() for value in noise.values()])
     expected = -0.25 * length(initial, tuple(initial)) * slopes / slopes.norm()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_noise_leaves_fixed_entries_of_asymmetric_models_alone(tiny: Callable[..., Config], play: Play) -> None:
+    model = {"name": "mlp", "hidden": [12], "asymmetry": {"kind": "w", "fixed": 4}}
+    config = spawned(tiny, STILL, steps=0, noise=0.25, settings={"model": model})
+    folder, federation = play(config), federation_of(config)
+    fixed, noisy = fixed_entries(federation.model()), []
+    for path in folder.checkpoints.rglob("*.safetensors"):
+        for key, value in load_file(path).items():
+            if (own := fixed.get(key.rpartition("/")[2])) is not None and value.shape[-2:] == own.free.shape:
+                assert not bool(value[..., own.free == 0].count_nonzero())
+                noisy.append(not torch.allclose(value, federation.initial[key.rpartition("/")[2]]))
+    assert any(noisy)
+
+
+def test_a_client_that_fails_in_the_first_round_apart_gets_its_noise_later(
+    tiny: Callable[..., Config], play: Play
+) -> None:
+    faults = {"drop_out": 1.0, "clients": [1], "rounds": [2]}
+    config = spawned(tiny, STILL, steps=0, noise=0.25, settings={"rounds": 3, "faults": faults})
+    initial, noise = moved(config, play(config), 1)
+    for layer in ("fc1", "fc2"):
+        keys = (f"{layer}.weight", f"{layer}.bias")
+        assert length(noise, keys) == pytest.approx(0.25 * length(initial, keys), rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"participation": 0.5}, {"unseen": 0.5}])
+def test_noise_needs_all_clients_in_every_round(tiny: Callable[..., Config], settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"noise = 0\.1 reaches copies when .*; use participation = 1 and unseen = 0"):
+        experiment.prepare(spawned(tiny, 0.1, settings=settings, noise=0.1))
+    experiment.prepare(spawned(tiny, 0.1, settings=settings))
+
+
+def test_a_direction_without_length_moves_nothing() -> None:
+    origin, none = torch.tensor([3.0, 4.0]), torch.zeros(2)
+    assert scale_of(origin, none) == 0.0
+    assert scale_of(origin, torch.tensor([0.0, 2.0])) == 2.5
 
 
 def test_no_steps_leave_the_initial_model_to_be_spawned(tiny: Callable[..., Config], play: Play) -> None:
