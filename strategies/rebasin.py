@@ -151,10 +151,12 @@ class MatchedAverage(Rebasin):
     """
 
     matching: Literal["weights", "c2m3", "none"] = Option("weights", "Matching with the mean, at once (c2m3), or none.")
-    sweeps: Count = Option(100, "Times that all units are matched again at most, by weights.")
+    sweeps: Count | None = Option(None, "Times that all units are matched at most (default: 100, by c2m3 200).")
 
     def merge(self) -> Callable[..., Merged]:
-        return merge_c2m3 if self.matching == "c2m3" else partial(merge_many, sweeps=self.sweeps)
+        if self.matching == "c2m3":
+            return partial(merge_c2m3, steps=self.sweeps or 200)
+        return partial(merge_many, sweeps=self.sweeps or 100)
 
 
 class HierarchicalAverage(Rebasin):

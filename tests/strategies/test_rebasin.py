@@ -216,6 +216,7 @@ def test_options_decide_how_models_are_matched_that_differ() -> None:
         ("matched_average", {}),
         ("matched_average", {"sweeps": 1}),
         ("matched_average", {"matching": "c2m3"}),
+        ("matched_average", {"matching": "c2m3", "sweeps": 1}),
         *(("hierarchical_average", {"order": order}) for order in ("given", "nearest", "random")),
     ):
         play = Play(name, options, sizes=(4, 4, 5, 4, 3), rounds=1, absent={})
