@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.features.commutativity import Commutativity
-from fedsim.analysis.features.exponential import COLUMNS, Exponential, columns_of, degrees_of
+from fedsim.analysis.features.degrees import degrees_of
+from fedsim.analysis.features.exponential import COLUMNS, Exponential, columns_of
 from fedsim.analysis.features.features import Features
 from fedsim.analysis.features.linearity import Linearity
 from fedsim.analysis.features.moments import Moments, total
@@ -80,16 +81,18 @@ def connectivity(
           ``weight_distance`` and ``feature_distance``, those between the weights and between the inputs, for
           comparison; NaN for other layers, and for those that take the model's inputs.
 
-        With ``exponential`` also, for l weighted sums up to the layer, counted again after each normalisation; biases
-        are not accounted for:
+        With ``exponential`` also, for l weighted sums up to the layer, counted again after each normalisation, where
+        those of factors of a product add up; biases are not accounted for, and models are not compared with the
+        average, which has the units of each:
 
         - ``exponential``: the cosine between the features of the mixed model and ``(1 - t) ** l`` times the base's plus
           ``t ** l`` times the other's; without any structure it is about `NO_STRUCTURE`, 0.9304, for ReLU at t = 1/2;
-          NaN from where branches of different l are added to the next normalisation;
+          NaN from where branches of different l are added, or after a softmax, to the next normalisation;
         - ``exponential_shuffled``: the same with the other's units in random order;
         - ``reciprocal``: the norm of the other's weights times the base's inputs over that of the base's weights times
           these, 0 for disjoint units; NaN for other than linear layers and convolutions. Examples
-          where the latter is 0 are left out.
+          where the latter is 0 are left out;
+        - ``depth``: l, NaN where there is none.
 
         Distances are squared and divided by the product of the norms, and 0 between zeros. Examples where one of the
         two is 0 have no distance, and those where the mix of features is 0 no coefficient; the means leave them out.
@@ -97,6 +100,8 @@ def connectivity(
         With ``average`` there is, for each layer, also a row with base and other -1 and t 1: the average of all models
         against the weighted average of all features, with the weighted mean over all pairs as a baseline;
         ``commutativity``, both distances, and the columns of ``exponential`` are NaN.
+
+        Weights are those that layers compute with, also where an asymmetric network has fixed entries.
 
     Raises
     ------
@@ -118,6 +123,7 @@ def connectivity(
     if not len(ts):
         raise ValueError("ts is empty; give at least one coefficient from 0 to 1")
     models.compared(against)
+    models = models.plain
     ends = pairs_once(None, len(models)) if against == "pairs" else against
     mixes = list(list_mixes({"": ()}, len(models), ends, ts))
     if bad := [t for t in additivity_ts if not 0 <= t <= 1]:
@@ -135,7 +141,7 @@ def connectivity(
         if exponential:
             means = total([part.exponential for part in parts]).means.reshape(-1, len(COLUMNS))
             padded = np.vstack([means, np.full((len(table) - len(means), len(COLUMNS)), np.nan)])
-            table = table.assign(**columns_of(padded))
+            table = table.assign(**columns_of(padded), depth=disjoint.depth(site))
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 

@@ -15,7 +15,6 @@ from fedsim.analysis.features.exponential import COLUMNS, no_structure
 from fedsim.analysis.interaction import interaction
 from fedsim.analysis.mixing.groups import Groups
 from fedsim.analysis.mixing.mixes import Against, halfway
-from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
 from fedsim.analysis.prediction import prediction
 from fedsim.analysis.robustness import robustness
@@ -96,18 +95,24 @@ def measure_connectivity(models: Models, settings: Settings) -> pd.DataFrame:
 
 
 def measure_exponential(models: Models, settings: Settings) -> pd.DataFrame:
-    """Measure the columns of `fedsim.analysis.connectivity` about disjoint units, next to what no structure gives."""
+    """Measure the columns of `fedsim.analysis.connectivity` about disjoint units, next to what no structure gives.
+
+    They are of pairs of models; all pairs where models are to be compared with their average, which has every unit.
+    """
     inputs, ts = settings.examples.inputs, halfway(settings.ts)
-    table = connectivity(models, inputs, against=settings.against_once, ts=ts, exponential=True)
-    table = table.loc[table["base"] != AVERAGE, ["layer", "base", "other", "t", "n", *COLUMNS, "additivity"]]
-    controls = [no_structure(t) for t in table["t"]]
-    cosines, distances = ([getattr(each, name) for each in controls] for name in ("cosine", "distance"))
-    return table.assign(exponential_control=cosines, additivity_control=distances).reset_index(drop=True)
+    against = "pairs" if settings.against == "average" else settings.against_once
+    table = connectivity(models, inputs, against=against, ts=ts, exponential=True)
+    table = table[["layer", "base", "other", "t", "n", *COLUMNS, "depth", "additivity"]]
+    cosines = [no_structure(t, depth).cosine for t, depth in zip(table["t"], table["depth"], strict=True)]
+    # Additivity is measured halfway, whatever t is.
+    return table.assign(exponential_control=cosines, additivity_control=no_structure(0.5).distance)
 
 
 def measure_calibrated(models: Models, settings: Settings) -> pd.DataFrame:
     """Measure `fedsim.analysis.calibrated`."""
-    return calibrated(models, settings.examples, against=settings.against_once, ts=settings.ts)
+    # With the base's statistics, both directions of a pair are different models.
+    against = settings.against if models.normalisation == "base" else settings.against_once
+    return calibrated(models, settings.examples, against=against, ts=settings.ts)
 
 
 def measure_stitching(models: Models, settings: Settings) -> pd.DataFrame:

@@ -51,6 +51,8 @@ class Measure:
     whole
         Whether its table has rows of whole models, and needs only models and data, so that it can be measured for any
         checkpoints too.
+    of_pairs
+        Whether models are compared with each other only, and not with their average, which holds a part of each.
     least_models, least_examples
         Smallest numbers of models and examples that it can be measured with.
     """
@@ -62,6 +64,7 @@ class Measure:
     any_order: bool = False
     by_layer: bool = False
     whole: bool = False
+    of_pairs: bool = False
     least_models: int = 1
     least_examples: int = 1
 
@@ -85,7 +88,7 @@ MEASURES: dict[str, Measure] = {
         Measure("cka", mixes=False, any_order=True, by_layer=True, least_models=2, least_examples=4),
         Measure("spectra", on_data=False, mixes=False, by_layer=True),
         Measure("prediction", compares=True, by_layer=True),
-        Measure("exponential", compares=True, by_layer=True),
+        Measure("exponential", compares=True, by_layer=True, of_pairs=True, least_models=2),
         Measure("calibrated", compares=True, whole=True),
     )
 }

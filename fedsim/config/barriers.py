@@ -91,6 +91,8 @@ class BarriersConfig(Table):
                 raise ValueError(
                     f"examples = {info.data['examples']} must be at least {least} where measures hold {name}"
                 )
+            if MEASURES[name].of_pairs and not info.data.get("pairs", 1):
+                raise ValueError(f"pairs = 0 must be at least 1 where measures hold {name}, which compares clients")
         on_data = [name for name in value if MEASURES[name].on_data]
         if on_data and set(info.data.get("on", ())) == {"clients"}:
             names = ", ".join(on_data)

@@ -1,5 +1,7 @@
 """Networks without common hidden units have exponentially weighted features, and need a temperature, exactly."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -64,17 +66,28 @@ def test_equal_models_overlap_fully_and_a_normalisation_restarts_the_count() -> 
     same = connectivity(model, [a, a], inputs, against="pairs", exponential=True)
     assert same["exponential"].to_numpy() == pytest.approx(1.0)
     assert same["reciprocal"].dropna().to_numpy() == pytest.approx(1.0)
-    table = connectivity(model, [a, b], inputs, against="average", ts=(0.25,), exponential=True)
-    assert table.loc[table["base"] == -1, ["exponential", "reciprocal"]].isna().all(axis=None)
-    last = table[(table["layer"] == "3") & (table["base"] == 0)]
+    table = connectivity(model, [a, b], inputs, against=[(0, 1)], ts=(0.25,), exponential=True)
+    last = table[table["layer"] == "3"]
     with torch.no_grad():
-        average = {key: torch.lerp(a[key], b[key], 0.5) if a[key].is_floating_point() else a[key] for key in a}
-        mixed = {key: torch.lerp(a[key], average[key], 0.25) if a[key].is_floating_point() else a[key] for key in a}
+        mixed = {key: torch.lerp(a[key], b[key], 0.25) if a[key].is_floating_point() else a[key] for key in a}
         model.eval()
-        outputs = [torch.func.functional_call(model, state, (inputs,)) for state in (mixed, a, average)]
+        outputs = [torch.func.functional_call(model, state, (inputs,)) for state in (mixed, a, b)]
     depth = 2  # of the last layer: the normalisation's weight, and its own
     expected = torch.cosine_similarity(outputs[0], 0.75**depth * outputs[1] + 0.25**depth * outputs[2]).mean()
     assert last["exponential"].to_numpy() == pytest.approx(float(expected))
+    assert list(last["depth"]) == [depth]
+
+
+def test_the_average_has_the_units_of_each_model_and_is_not_compared_with_them() -> None:
+    model, states, inputs = disjoint()
+    table = connectivity(model, states, inputs, ts=(0.5,), exponential=True)
+    assert set(table["other"]) == {-1}
+    assert table[["exponential", "exponential_shuffled", "reciprocal"]].isna().all(axis=None)
+    settings = Settings(Data(inputs, torch.arange(40) % 3))
+    found = MEASURES["exponential"].table(Models(model, [*states, states[0]]), settings)
+    assert list(dict.fromkeys(zip(found["base"], found["other"], strict=True))) == [(0, 1), (0, 2), (1, 2)]
+    apart = found[(found["base"] != 0) | (found["other"] != 2)]
+    assert apart["exponential"].to_numpy() == pytest.approx(1.0, abs=1e-12)
 
 
 def test_calibration_undoes_the_factor_of_disjoint_networks_and_is_the_best_temperature() -> None:
@@ -96,6 +109,27 @@ def test_calibration_undoes_the_factor_of_disjoint_networks_and_is_the_best_temp
     assert middle["barrier_all"] == pytest.approx(middle["loss_calibrated"] - sum(best) / 2)
     with pytest.raises(ValueError, match="targets are not classes"):
         calibrated(model, states, inputs, mean)
+
+
+@pytest.mark.parametrize("normalisation", ["interpolate", "base", "recompute"])
+def test_barriers_without_calibration_are_those_of_the_barriers(normalisation: Any) -> None:
+    layers = [nn.Linear(5, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)]
+    model, inputs, targets = nn.Sequential(*layers).double(), draw(40, 5), torch.arange(40) % 3
+    states = [
+        {key: draw(*value.shape).square() if value.ndim else value for key, value in model.state_dict().items()}
+        for _ in range(3)
+    ]
+    given = Models(model, states, normalisation=normalisation, calibration=draw(30, 5))
+    for against, ts in (([(0, 1), (1, 0)], (0.0, 0.25, 1.0)), ("average", (1.0,))):
+        settings = Settings(Data(inputs, targets), against=against, ts=ts)
+        found = MEASURES["calibrated"].table(given, settings)
+        barrier = barriers(given, Data(inputs, targets), groups="full", against=against, ts=ts)
+        both = found.merge(barrier, on=["base", "other", "t"], validate="one_to_one", suffixes=("", "_expected"))
+        # Both directions of a pair are the same model, unless each keeps the statistics of its base.
+        once = against != "average" and normalisation != "base"
+        assert len(both) == len(found) == len(barrier) / (2 if once else 1)
+        assert both["loss"].to_numpy() == pytest.approx(both["loss_expected"].to_numpy())
+        assert both["barrier"].to_numpy() == pytest.approx(both["loss_mean_ends"].to_numpy())
 
 
 class Swapped(nn.Module):
@@ -197,14 +231,81 @@ def test_a_normalisation_after_branches_of_different_depths_has_an_exponent_agai
     assert found.loc["fc3", "exponential"] == pytest.approx(float(expected), rel=1e-9)
 
 
-@pytest.mark.parametrize("t", [0.5, 0.2])
-def test_the_controls_are_those_of_many_independent_units(t: float) -> None:
-    first, second = draw(2, 2_000_000)
-    mixed, features = torch.lerp(first, second, t).relu(), torch.lerp(first.relu(), second.relu(), t)
-    control = no_structure(t)
+class Product(nn.Module):
+    """Multiplies two branches, in one of several ways, before the last layer."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(*sizes, bias=False) for sizes in ((5, 12), (5, 12), (12, 3)))
+        self.way = way
+        self.double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        a, b = self.a(inputs).relu(), self.b(inputs).relu()
+        if self.way == "square":
+            return self.c(a * a)
+        if self.way == "matmul":
+            return self.c((a[:, :, None] @ b[:, None]).diagonal(dim1=1, dim2=2))
+        if self.way == "functional":
+            return nn.functional.linear(a.mul(b), self.c.weight)
+        return self.c(a.softmax(-1) * b if self.way == "softmax" else a * b)
+
+
+@pytest.mark.parametrize("way", ["mul", "square", "matmul", "functional", "softmax"])
+def test_the_powers_of_factors_add_up_and_a_softmax_has_none(way: str) -> None:
+    model = Product(way)
+    states = []
+    for half in (0, 1):
+        own = (torch.arange(12) // 6 == half).double()
+        states.append(
+            {
+                "a.weight": draw(12, 5) * own[:, None],
+                "b.weight": draw(12, 5) * own[:, None],
+                "c.weight": draw(3, 12) * own,
+            }
+        )
+    table = connectivity(model, states, draw(40, 5), against="pairs", ts=(0.25,), exponential=True)
+    last = table.iloc[-1]
+    if way == "softmax":
+        assert np.isnan(last["exponential"])
+        assert np.isnan(last["depth"])
+    else:
+        assert last["depth"] == 3
+        assert last["exponential"] == pytest.approx(1.0, abs=1e-12)
+
+
+class Attention(nn.Module):
+    """Tokens that a layer and torch's attention take, and a last layer behind a normalisation or none."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.fc, self.attention = nn.Linear(5, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm, self.head = nn.LayerNorm(8) if norm else nn.Identity(), nn.Linear(8, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = self.fc(inputs)
+        return self.head(self.norm(self.attention(tokens, tokens, tokens, need_weights=False)[0]))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_attention_has_no_power_until_the_next_normalisation(norm: bool) -> None:
+    model = Attention(norm).double()
+    states = [{key: draw(*value.shape) for key, value in model.state_dict().items()} for _ in range(2)]
+    table = connectivity(model, states, draw(20, 4, 5), against="pairs", exponential=True).set_index("layer")
+    assert table.loc["fc", "depth"] == 1
+    assert np.isnan(table.loc["attention", "depth"])
+    assert np.array_equal(table.loc["head", "depth"], 2 if norm else np.nan, equal_nan=True)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("t", [0.5, 0.25])
+def test_the_controls_are_those_of_many_independent_units(t: float, depth: int) -> None:
+    first, second = draw(2, 1_000_000)
+    mixed, features = torch.lerp(first, second, t).relu(), (1 - t) ** depth * first.relu() + t**depth * second.relu()
+    control = no_structure(t, depth)
     assert torch.cosine_similarity(mixed, features, dim=0).item() == pytest.approx(control.cosine, abs=1e-3)
     distance = (mixed - features).square().sum() / (mixed.norm() * features.norm())
-    assert distance.item() == pytest.approx(control.distance, abs=2e-3)
+    assert distance.item() == pytest.approx(control.distance, rel=0.01)
 
 
 def test_the_measures_of_runs_and_checkpoints_are_the_functions() -> None:
@@ -215,10 +316,7 @@ def test_the_measures_of_runs_and_checkpoints_are_the_functions() -> None:
     table = connectivity(model, states, inputs, against=[(0, 1)], ts=(0.3,), exponential=True)
     for column in ("layer", "exponential", "exponential_shuffled", "reciprocal", "additivity"):
         assert found[column].equals(table[column])
-    assert set(found["exponential_control"]) == {no_structure(0.3).cosine}
-    assert set(found["additivity_control"]) == {no_structure(0.3).distance}
+    assert list(found["exponential_control"]) == [no_structure(0.3, depth).cosine for depth in (1, 2, 3)]
+    assert set(found["additivity_control"]) == {no_structure(0.5).distance}  # as additivity is measured halfway
     found = MEASURES["calibrated"].table(Models(model, states), settings)
     assert found.equals(calibrated(model, states, inputs, targets, against=[(0, 1)], ts=(0.0, 0.3, 1.0)))
-    average = MEASURES["exponential"].table(Models(model, states), Settings(Data(inputs, targets)))
-    assert set(average["other"]) == {-1}
-    assert set(average["base"]) == {0, 1}

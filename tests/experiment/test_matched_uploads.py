@@ -250,6 +250,10 @@ def test_each_way_to_match_is_counted_in_the_work(tiny: Tiny) -> None:
             r'barriers.measures = \["cka"\]: examples = 3 must be at least 4 where measures hold cka',
         ),
         (
+            {"measures": ["exponential"], "pairs": 0},
+            "pairs = 0 must be at least 1 where measures hold exponential, which compares clients",
+        ),
+        (
             {"measures": ["distances", "cka", "stitching"], "on": ["clients"]},
             r"barriers.measures = .*: on 'clients' only barriers are measured, not cka, stitching; add 'server' to",
         ),
@@ -259,6 +263,19 @@ def test_a_wrong_setting_is_one_line(tiny: Tiny, settings: dict[str, Any], messa
     with pytest.raises(ConfigError, match=message) as caught:
         tiny(barriers=settings)
     assert "\n" not in str(caught.value)
+
+
+def test_features_of_wide_networks_are_compared_between_clients_only(
+    tiny: Tiny, play: Callable[..., RunFolder]
+) -> None:
+    measures = ["exponential", "calibrated"]
+    result = read_result(play(tiny(barriers={"every": 2, "measures": measures, "pairs": 1, "ts": [0.0, 0.25, 1.0]})))
+    ends = {
+        name: set(zip(*(result.measured(name)[end] for end in ("base", "other")), strict=True)) for name in measures
+    }
+    assert len(ends["exponential"]) == 1
+    assert ends["calibrated"] == ends["exponential"] | {(client, -1) for client in range(4)}
+    assert set(result.measured("exponential")["t"]) == {0.25}
 
 
 def test_cka_of_too_few_examples_is_found_before_the_run(tiny: Tiny) -> None:

@@ -4,7 +4,7 @@ Ito et al. 2026, layer-wise exponentially weighted connectivity of wide networks
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +18,7 @@ from fedsim.analysis.features.sites import Site
 from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.features.walks import Values
 from fedsim.analysis.mixing.mixes import Mix, Source, source_of
-from fedsim.models.graph import Operation
-from fedsim.models.norms import NORM_TYPES
+from fedsim.analysis.mixing.names import AVERAGE
 
 COLUMNS = ("exponential", "exponential_shuffled", "reciprocal")
 
@@ -39,48 +38,30 @@ class Control(NamedTuple):
     distance: float
 
 
-def no_structure(t: float) -> Control:
-    """Return the controls of relu((1 - t) a + t b) and (1 - t) relu(a) + t relu(b), for independent normal a and b.
+def no_structure(t: float, depth: float = 1) -> Control:
+    """Return the controls of relu((1 - t) a + t b) and (1 - t)^l relu(a) + t^l relu(b), for independent normal a and b.
 
-    Both are exact in the limit of many units; at t = 1/2 they are 0.9304 and 0.158.
+    Both are exact in the limit of many units; for l = 1 and t = 1/2 they are 0.9304 and 0.158.
+
+    Parameters
+    ----------
+    depth
+        Power of the weights, l.
     """
     shares = 1 - t, t
+    weights = [share**depth for share in shares]
     deviation = math.hypot(*shares)
     angles = [math.acos(min(1.0, share / deviation)) for share in shares]
     product = sum(
-        share * deviation / (2 * math.pi) * (math.sin(angle) + (math.pi - angle) * math.cos(angle))
-        for share, angle in zip(shares, angles, strict=True)
+        weight * deviation / (2 * math.pi) * (math.sin(angle) + (math.pi - angle) * math.cos(angle))
+        for weight, angle in zip(weights, angles, strict=True)
     )
-    squares = deviation**2 / 2, deviation**2 / 2 + t * (1 - t) / math.pi
+    squares = deviation**2 / 2, math.hypot(*weights) ** 2 / 2 + math.prod(weights) / math.pi
     norms_product = math.sqrt(math.prod(squares))
     return Control(product / norms_product, (sum(squares) - 2 * product) / norms_product)
 
 
 NO_STRUCTURE = no_structure(0.5).cosine
-
-
-def degrees_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, int]:
-    """Return the power of a common factor of all weights by which each operation's result grows.
-
-    It is that of the inputs, and one more with weights; a normalisation starts again at 0. Where inputs of different
-    powers meet, as in a residual sum, there is none, and neither is there further up, until the next normalisation.
-
-    Returns
-    -------
-    dict[int, int]
-        By the position of the operation; without those that have none.
-    """
-    degrees: dict[int, int] = {}
-    for place, each in enumerate(operations):
-        known = {degrees.get(k) for k in each.inputs} or {0}
-        degree = known.pop() if len(known) == 1 else None
-        for step in (each, *each.tail):
-            if step.kind is not None and isinstance(root.get_submodule(str(step.node.target)), NORM_TYPES):
-                degree = 0
-            degree = None if degree is None else degree + bool(step.entries)
-        if degree is not None:
-            degrees[place] = degree
-    return degrees
 
 
 class Exponential:
@@ -91,7 +72,8 @@ class Exponential:
     weights
         The models' weights.
     depths
-        Number of weighted sums up to each place, l; missing if branches differ in it or the model is no graph.
+        Number of weighted sums up to each place, l, as `fedsim.analysis.features.degrees.degrees_of` finds it; missing
+        where there is none or the model is no graph.
     seed
         Seed of the order of shuffled units, which is the same in every batch.
     """
@@ -99,13 +81,20 @@ class Exponential:
     def __init__(self, weights: Sources, depths: Mapping[int, int], seed: int) -> None:
         self._weights, self._depths, self._seed = weights, depths, seed
 
+    def depth(self, site: Site) -> float:
+        """Return the number of weighted sums up to a layer; NaN if there is none."""
+        return self._depths.get(site.place, math.nan)
+
     def of_mix(self, site: Site, mix: Mix, of: Mapping[Source, Values]) -> list[Tensor]:
         """Return two angular gaps and a ratio.
 
         The gaps are those between the mixed model's features and ``(1 - t) ** l`` times the base's plus ``t ** l``
         times the other's, and the same with the other's units in random order. The ratio is that of the norms of the
-        other's weights times the base's inputs, over the base's weights times these: 0 for disjoint units.
+        other's weights times the base's inputs, over the base's weights times these: 0 for disjoint units. All are NaN
+        with the average, which has every model's units, also those of the base.
         """
+        if mix.other == AVERAGE:
+            return list(torch.full((len(COLUMNS), len(of[mix.base].features)), torch.nan, dtype=torch.float64))
         mixed, base, other = (of[s] for s in (source_of(mix.base, mix.other, mix.t), mix.base, mix.other))
         depth = self._depths.get(site.place)
         if depth is None:

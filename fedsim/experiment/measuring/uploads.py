@@ -193,7 +193,8 @@ class _Round:
         start = self.start if measured is self.uploaded else None
         # The spectra of the models themselves do not depend on the order of units.
         bases = [AVERAGE] if again else [AVERAGE, *range(len(models))]
-        for each in self._settings() if measure.compares else self._settings()[:1]:
+        settings = self._settings() if measure.compares else self._settings()[:1]
+        for each in settings[1:] if measure.of_pairs else settings:
             yield measure.name, measure.table(measured, replace(each, data=data, start=start, bases=bases))
 
     def _asked(self, *, on_data: bool) -> list[Measure]:

@@ -152,11 +152,12 @@ OF = {
     ),
     "exponential": (
         "What it is: whether two wide networks use different hidden units, so that their mix needs no matching (Ito et "
-        "al. 2026). How it is computed: cosine between the mixed model's features and the mix weighted by the powers "
-        "of 1 - t and t, by layer; the other's weights times the inputs over the own weights'. Good: a cosine near 1, "
-        "far above both controls, and a ratio near 0. Bad: a cosine at the controls, however high, which shows no "
-        "structure; a ratio near 1. Pitfalls: biases are not accounted for, and from where branches of different depth "
-        "are added there is no power to weight by."
+        "al. 2026). How it is computed: between pairs of models, as an average holds a part of each; by layer, the "
+        "cosine between the mixed model's features and the mix weighted by the powers of 1 - t and t, and the other's "
+        "weights times the inputs over the own weights'. Good: a cosine near 1, far above both controls, and a ratio "
+        "near 0. Bad: a cosine at the controls, however high, which shows no structure; a ratio near 1. Pitfalls: "
+        "biases are not accounted for, and from where branches of different depth are added, or a softmax is taken, "
+        "there is no power to weight by."
     ),
     "calibrated": (
         "What it is: the barrier that is left once the length of the logits does not count. How it is computed: each "

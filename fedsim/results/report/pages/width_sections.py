@@ -14,7 +14,7 @@ EXPONENTIAL_TEXT = (
     "Whether mixed models are those of networks whose hidden units do not overlap, by layer, after round {round}, at "
     "t = {t:g}: cosine between the mixed model's features and the mix weighted by (1 - t)^l and t^l for the l-th "
     "weighted sum. Compare with both controls: the other's units in random order, and ReLU units of independent "
-    "normal inputs, which have {control:.4f} without any structure. Why: disjoint units have a ratio of norms of 0 and "
+    "normal inputs, which have {control} without any structure. Why: disjoint units have a ratio of norms of 0 and "
     "an additive nonlinearity. Lines are means over {mean}, bands span the smallest to the largest. Measured on {data}."
 )
 CALIBRATED_TEXT = (
@@ -25,9 +25,9 @@ CALIBRATED_TEXT = (
 
 
 def exponential_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
-    """Yield the sections of the clients with their average, and between clients."""
+    """Yield the section between clients, and with their average where a table has rows of it."""
     for part, suffix, title, words in _by_ends(rows, data):
-        words |= {"round": part["round"].max(), "control": part["exponential_control"].iloc[0]}
+        words |= {"round": part["round"].max(), "control": _control(part["exponential_control"])}
         text = EXPONENTIAL_TEXT.format(**words)
         yield pictured(f"exponential{suffix}", f"Features of wide networks {title}", text, width.exponential(part))
 
@@ -37,6 +37,12 @@ def calibrated_sections(rows: pd.DataFrame, data: str) -> Iterator[Section]:
     for part, suffix, title, words in _by_ends(rows, data):
         text = CALIBRATED_TEXT.format(**words)
         yield pictured(f"calibrated{suffix}", f"Calibrated barriers {title}", text, width.calibrated(part))
+
+
+def _control(values: pd.Series) -> str:
+    """Return what the control is in all layers, as away from t = 1/2 it depends on the power l."""
+    low, high = f"{values.min():.4f}", f"{values.max():.4f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _by_ends(rows: pd.DataFrame, data: str) -> Iterator[tuple[pd.DataFrame, str, str, dict[str, object]]]:
