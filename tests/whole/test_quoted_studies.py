@@ -252,6 +252,9 @@ def test_what_is_expected_of_two_transformers() -> None:
     assert first["intervals"] == {"undecided": 4}
     assert second["intervals"] == {"ok": 3, "undecided": 1}
     assert_quoted(TRANSFORMERS, "have more than 0.5 nats ({} ± {})", *over_seeds(untied["none"]))
+    heads = [over_seeds(each["weights"] - each["head-rotations"]) for each in (untied, tied)]
+    text = "add {} ± {} and {} ± {} nats to permutations, not shown to be more than 0"
+    assert_quoted(TRANSFORMERS, text, *heads[0], *heads[1])
     means = vit.mean()
     text = (
         "permutations leave {} of {} nats and are worse than nothing in one pair, and rotations of the stream leave {}"
