@@ -319,3 +319,16 @@ def test_a_model_without_heads_has_nothing_to_rotate() -> None:
         ValueError, match=r"has no units that can be rotated, as those within attention heads; match by"
     ):
         rotation_spec(mlp((6,), 3, hidden=(4,)), torch.randn(2, 6))
+
+
+def test_tensors_that_copies_share_stay_as_they_are() -> None:
+    model = vit((3, 8, 8), 10, depth=2, heads=4, width=32, mlp=48)
+    for value in model.encoder.layers[0].parameters():
+        value.requires_grad_(False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    spec = rotation_spec(model, IMAGES.float())
+    assert any("encoder_layer_1" in name for name in kinds(spec))
+    for key, value in model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, before[key])
+    model(IMAGES.float())

@@ -17,17 +17,20 @@ from fedsim.alignment.symmetries.permutations import Spec, permute, random_permu
 from fedsim.alignment.symmetries.rotation_spec import rotation_spec
 from fedsim.alignment.symmetries.rotations import rotation_key
 from fedsim.models.architectures.huggingface import huggingface
+from fedsim.models.asymmetry import Asymmetry, asymmetrise_
 from fedsim.models.params import Params
 from tests.alignment.test_rotations import difference, drawn, furthest
 
 pytestmark = pytest.mark.slow
 SIZES = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 12, "num_attention_heads": 4}
 WORDS = {"vocab_size": 20, "max_position_embeddings": 12, "pad_token_id": 0}
+DECODER = SIZES | WORDS | {"is_decoder": True}
 GPT2_SIZES = {"n_layer": 2, "n_embd": 16, "n_head": 4, "vocab_size": 20, "n_positions": 12, "eos_token_id": 0}
 TOKENS = torch.tensor([[3, 4, 5, 6, 7, 8], [9, 2, 1, 4, 0, 0]])
 # The configuration, the library's model, sizes, the task, what rotates, and the number of norms to absorb.
 CASES: dict[str, tuple[str, str, dict[str, Any], str, set[str], int]] = {
     "bert": ("BertConfig", "BertForSequenceClassification", SIZES | WORDS, "classify", {"orthogonal"}, 0),
+    "bert for words": ("BertConfig", "BertLMHeadModel", DECODER, "next-token", {"orthogonal"}, 0),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", GPT2_SIZES | {"bos_token_id": 0}, "next-token", {"orthogonal"}, 0),
     "gpt2 for classes": (
         "GPT2Config",
@@ -155,3 +158,59 @@ def test_an_arbitrary_rotation_does_not_commute_with_rotary_positions(tmp_path: 
         wrong[rotation_key(f"model.layers.0:{each}")] = turn
     with torch.no_grad():
         assert difference(run(params), run(permute(params, spec, wrong))) > 1e-3
+
+
+def frozen(model: nn.Module, *patterns: str) -> nn.Module:
+    found = [value for key, value in model.named_parameters() if any(pattern in key for pattern in patterns)]
+    assert found
+    for value in found:
+        value.requires_grad_(False)
+    return model
+
+
+def masked(model: nn.Module) -> nn.Module:
+    asymmetrise_(model, Asymmetry(fixed={"model.layers.*.mlp.*": 2}), 0, TOKENS)
+    return model
+
+
+def normed(model: nn.Module) -> nn.Module:
+    nn.utils.parametrizations.weight_norm(model.model.layers[0].self_attn.v_proj)  # type: ignore[union-attr, index, arg-type]
+    return model
+
+
+LAYERS = {"gpt2": "transformer.h", "bert": "bert.encoder.layer", "llama": "model.layers"}
+# The configuration, what is done to its model, and the orders that can be permuted no longer; "0:" is the first block.
+CHANGES: dict[str, tuple[str, Callable[[nn.Module], nn.Module], set[str]]] = {
+    "bert with weights of no table": ("bert for words", lambda m: m, {"stream", "pooler"}),
+    "bert with frozen embeddings": ("bert", lambda m: frozen(m, "_embeddings"), {"stream"}),
+    "gpt2 with frozen embeddings": ("gpt2", lambda m: frozen(m, "wte", "wpe"), {"stream"}),
+    "gpt2 with a frozen mlp": ("gpt2 for classes", lambda m: frozen(m, "h.0.mlp.c_fc"), {"stream", "0:mlp"}),
+    "gpt2 with frozen attention": ("gpt2", lambda m: frozen(m, "h.0.attn.c_attn"), {"stream", "0:qk", "0:vo"}),
+    "gpt2 with a frozen norm": ("gpt2 for classes", lambda m: frozen(m, "ln_f"), {"stream"}),
+    "llama with frozen keys": (
+        "llama",
+        lambda m: frozen(m, "0.self_attn.k_proj"),
+        {"stream", *(f"0:{c}" for c in "qkvo")},
+    ),
+    "asymmetric llama": ("llama", masked, {"stream", "0:mlp", "1:mlp"}),
+    "llama with weight norm": ("grouped llama", normed, {"stream", *(f"0:{c}" for c in "qkvo")}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_units_of_frozen_unknown_and_computed_weights_stay(tmp_path: Path, name: str) -> None:
+    source, change, fixed = CHANGES[name]
+    every = rotation_spec(build(tmp_path / "whole", "bert" if "bert" in source else source), TOKENS).sizes
+    model = change(build(tmp_path / "changed", source))
+    spec = rotation_spec(model, TOKENS)
+    prefix = next(path for kind, path in LAYERS.items() if kind in source)
+    assert every.keys() - spec.sizes.keys() == {f"{prefix}.{each}" if ":" in each else each for each in fixed}
+    assert {s.order for own in spec.axes.values() for axis in own for s in axis if s.order} == spec.sizes.keys()
+    model = in_float64(model)
+    params = absorb_norms(drawn(model, 0), spec.norms)
+    with torch.no_grad():
+        expected = functional_call(model, params, (TOKENS,))
+        for seed in range(3):
+            turned = permute(params, spec, random_permutation(spec, np.random.default_rng(seed)))
+            assert difference(expected, functional_call(model, turned, (TOKENS,))) < 1e-10
+            assert furthest(params, turned) > 0.5

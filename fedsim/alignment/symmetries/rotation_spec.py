@@ -1,7 +1,7 @@
 """The rotations that transformers allow: within attention heads, and of the residual stream between norms."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +26,8 @@ PASSING = ("getitem", "select", "narrow", "contiguous", "clone", "to", "mean", "
 ROUNDING = 1e-8
 # Norms of Hugging Face compute in float32 whatever their inputs are.
 ROUNDING_OF_LIBRARY = 1e-5
+# A draw may happen to leave what it must move, as a sign is 1 in half of all draws.
+DRAWS = 3
 
 
 def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> Spec:
@@ -38,7 +40,8 @@ def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> S
     of ones. Where the stream cannot be rotated, its units change places.
 
     Candidates come from the model's graph, or for BERT, GPT-2 and Llama of Hugging Face, which cannot be traced, from
-    the names of their weights; each is kept if a random rotation of random weights leaves the outputs.
+    the names of their weights; each is kept if random draws of it leave the outputs of random weights, so that units
+    that a frozen weight or one that no rule knows uses stay in place.
 
     Parameters
     ----------
@@ -64,7 +67,7 @@ def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> S
         spec = transformers.heads_spec(model)
         plain = replace(spec, symmetries=tuple(Symmetry(1, {}) if s.rotations else s for s in spec.symmetries))
         norms, centred = transformers.norms_of(model, spec)
-        if stream and norms:
+        if stream and norms and transformers.STREAM in spec.sizes:
             spec = with_stream(spec, transformers.STREAM, norms, centred=centred)
         return confirmed(model, spec, plain, inputs, ROUNDING_OF_LIBRARY)
     derivation = derive(model, inputs)
@@ -75,12 +78,13 @@ def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> S
 
 
 def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor, rounding: float = ROUNDING) -> Spec:
-    """Return a spec without those rotations that change what random weights compute.
+    """Return a spec with those symmetries alone that leave what random weights compute, with the model's frozen ones.
 
     Parameters
     ----------
     plain
-        Spec without rotations, whose symmetries stand for those that turn out to be none; in the same order.
+        Spec without rotations, whose symmetries stand for those that turn out to be none if they pass the test
+        themselves; in the same order.
     rounding
         Largest difference of outputs by rounding, relative to the largest output.
 
@@ -89,40 +93,64 @@ def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor, roundin
     ValueError
         If no rotation is left.
     """
-    rng = np.random.default_rng(0)
-    trial, example = copy_of(model).eval().double(), inputs[:2].double() if inputs.is_floating_point() else inputs[:2]
-    params = _random_params(trial, rng)
-
-    def outputs(values: Params) -> Tensor:
-        with torch.no_grad():
-            return functional_call(trial, values, (example,))
-
-    expected = outputs(params)
-
-    def holds(tested: Iterable[Symmetry], norms: tuple[Norm, ...]) -> bool:
-        absorbed = absorb_norms(params, norms)
-        if not torch.allclose(outputs(absorbed), expected, rtol=rounding, atol=rounding * float(expected.abs().max())):
-            return False
-        try:
-            check_spec(trial, absorbed, replace(spec, symmetries=tuple(tested), norms=norms), example, rng, rounding)
-        except ValueError:
-            return False
-        return True
-
+    trial = _Trial(model, spec, inputs, rounding)
     kept = list(spec.symmetries)
-    if not holds((each for each in kept if each.rotations), spec.norms):
-        kept = [
-            new if not new.rotations or holds((new,), spec.norms if _is_stream(new, spec) else ()) else old
-            for new, old in zip(kept, plain.symmetries, strict=True)
-        ]
+    if not trial.holds(kept, spec.norms):
+        kept = [trial.first(pair) for pair in zip(kept, plain.symmetries, strict=True)]
     if not any(each.rotations for each in kept):
         raise ValueError(
             f"model = {type(model).__name__} has no units that can be rotated, as those within attention heads; match "
             "by permutations"
         )
-    if not any(_is_stream(each, spec) for each in kept if each.rotations):
-        return replace(spec, symmetries=tuple(kept), axes=plain.axes, norms=())
-    return replace(spec, symmetries=tuple(kept))
+    if not any(_is_rotated_stream(each, spec) for each in kept):
+        spec = replace(spec, axes=plain.axes, norms=())
+    return _only(spec, [each for each in kept if each.widths])
+
+
+class _Trial:
+    """A model with random weights, on which symmetries are tested; frozen tensors keep their values."""
+
+    def __init__(self, model: nn.Module, spec: Spec, inputs: Tensor, rounding: float) -> None:
+        self._spec, self._rounding, self._rng = spec, rounding, np.random.default_rng(0)
+        # Of its own: tensors that copies share must not become float64 in all of them.
+        self._model = copy_of(model, shares_frozen=False).eval().double()
+        self._example = inputs[:2].double() if inputs.is_floating_point() else inputs[:2]
+        self._params = _random_params(self._model, self._rng)
+        self._expected = self._outputs(self._params)
+
+    def holds(self, symmetries: Sequence[Symmetry], norms: tuple[Norm, ...]) -> bool:
+        """Whether absorbed norms leave the outputs, and so do some random draws of all these symmetries at once."""
+        absorbed, limit = absorb_norms(self._params, norms), self._rounding * float(self._expected.abs().max())
+        if not torch.allclose(self._outputs(absorbed), self._expected, rtol=self._rounding, atol=limit):
+            return False
+        tested = replace(self._spec, symmetries=tuple(symmetries), norms=norms)
+        try:
+            for _ in range(DRAWS):
+                check_spec(self._model, absorbed, tested, self._example, self._rng, self._rounding)
+        except ValueError:
+            return False
+        return True
+
+    def first(self, symmetries: Iterable[Symmetry]) -> Symmetry:
+        """Return the first of some symmetries that holds alone, or one without units."""
+        for each in symmetries:
+            if self.holds([each], self._spec.norms if _is_rotated_stream(each, self._spec) else ()):
+                return each
+        return Symmetry(1, {})
+
+    def _outputs(self, values: Params) -> Tensor:
+        with torch.no_grad():
+            return functional_call(self._model, values, (self._example,))
+
+
+def _only(spec: Spec, symmetries: Sequence[Symmetry]) -> Spec:
+    """Return a spec with some of its symmetries; all other units stay in place."""
+    left = {name for each in symmetries for name in each.widths}
+    axes = {
+        key: tuple(tuple(each if each.order in left else Segment(each.size) for each in axis) for axis in own)
+        for key, own in spec.axes.items()
+    }
+    return replace(spec, symmetries=tuple(symmetries), axes=axes)
 
 
 def _with_rotated_heads(symmetry: Symmetry) -> Symmetry:
@@ -134,7 +162,9 @@ def _with_rotated_heads(symmetry: Symmetry) -> Symmetry:
     return replace(symmetry, rotations=rotations)
 
 
-def _is_stream(symmetry: Symmetry, spec: Spec) -> bool:
+def _is_rotated_stream(symmetry: Symmetry, spec: Spec) -> bool:
+    if not symmetry.rotations:
+        return False
     read = {spec.axes[key][place][0].order for norm in spec.norms for key, place in norm.readers}
     return not read.isdisjoint(symmetry.widths)
 

@@ -1,7 +1,7 @@
 """The symmetries of transformers of Hugging Face, whose code no tracer follows: by the names of their weights."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from fedsim.alignment.symmetries.norms import Norm
 from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry
 from fedsim.alignment.symmetries.rotations import Rotation
+from fedsim.models.frozen import frozen_keys
 from fedsim.models.params import state_of
 
 STREAM = "stream"
@@ -46,6 +47,8 @@ BERT: Table = {
     r"bert\.pooler\.dense\.\w+": ("pooler", STREAM),
     r"classifier\.weight": (None, "pooler"),
 }
+# What torch calls a weight that is computed from others.
+PARAMETRISED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
 TABLES: dict[str, Table] = {"llama": LLAMA, "gpt2": GPT2, "bert": BERT}
 # The weights that read each norm of a model in which norms come before blocks.
 READERS: dict[str, Mapping[str, str]] = {
@@ -68,14 +71,16 @@ def is_known(model: nn.Module) -> bool:
 
 
 def heads_spec(model: nn.Module) -> Spec:
-    """Return the symmetries of a known transformer, with rotations within heads.
+    """Return what the names of a known transformer's weights suggest as its symmetries, with rotations within heads.
 
     Grouped query heads share the rotation of their key head, and change places within their group. Rotary position
-    embeddings leave of the rotations of queries and keys one phase per pair of units.
+    embeddings leave of the rotations of queries and keys one phase per pair of units. Units that a frozen or a computed
+    weight uses stay in place. Names say nothing about weights that no table has, nor about what is computed: what
+    is suggested must be tested on the model.
     """
     kind, state = _kind(model), state_of(model)
     axes = {key: _axes(kind, key, value.shape) for key, value in state.items() if value.is_floating_point()}
-    return Spec(tuple(_symmetries(model, axes)), axes)
+    return Spec(tuple(_symmetries(model, axes, _immovable(model))), axes)
 
 
 def norms_of(model: nn.Module, spec: Spec) -> tuple[list[Norm], bool]:
@@ -97,6 +102,16 @@ def _kind(model: Any) -> str:
     return str(model.config.model_type)
 
 
+def _immovable(model: nn.Module) -> set[str]:
+    """Return the orders that frozen and computed weights follow, which nothing can permute."""
+    kind, frozen, found = _kind(model), frozen_keys(model), set[str]()
+    for key, value in model.state_dict().items():
+        name = PARAMETRISED.sub(r"\1", key)
+        if key in frozen or name != key:
+            found |= {each.order for axis in _axes(kind, name, value.shape) for each in axis if each.order}
+    return found
+
+
 def _dimension(spec: Spec, key: str) -> int:
     return next(place for place, axis in enumerate(spec.axes[key]) if axis[0].order == STREAM)
 
@@ -114,26 +129,28 @@ def _axis(match: re.Match[str], roles: str | tuple[str, ...] | None, size: int) 
     return tuple(Segment(size // len(named), name) for name in named)
 
 
-def _symmetries(model: Any, axes: Mapping[str, tuple[Axis, ...]]) -> Iterator[Symmetry]:
+def _symmetries(model: Any, axes: Mapping[str, tuple[Axis, ...]], immovable: Container[str]) -> Iterator[Symmetry]:
+    """Yield the symmetries all of whose orders can be permuted."""
     sizes = {each.order: each.size for own in axes.values() for axis in own for each in axis if each.order}
     heads, done = int(model.config.num_attention_heads), set[str]()
-    for order, size in sizes.items():
+    for order in sizes:
         block, _, role = order.rpartition(":")
-        if role in ("qk", "vo"):
-            if block not in done:
-                widths = {f"{block}:{each}": sizes[f"{block}:{each}"] // heads for each in ("qk", "vo")}
-                yield Symmetry(heads, widths, tuple(Rotation("orthogonal", {name: 1}) for name in widths))
-        elif role in ("q", "k", "v", "o"):
-            if block not in done:
-                yield _grouped(block, sizes, int(model.config.num_key_value_heads), heads)
-        else:
-            yield Symmetry(size, {order: 1})
+        roles = next((each for each in (("qk", "vo"), tuple("qkvo")) if role in each), ())
+        together = [f"{block}:{each}" for each in roles] or [order]
+        if together[0] in done or any(each not in sizes or each in immovable for each in together):
             continue
-        done.add(block)
+        done.add(together[0])
+        widths = {each: sizes[each] // heads for each in together}
+        if len(together) == 1:
+            yield Symmetry(sizes[order], {order: 1})
+        elif len(together) == 2:
+            yield Symmetry(heads, widths, tuple(Rotation("orthogonal", {name: 1}) for name in widths))
+        else:
+            yield _grouped(together, sizes, int(model.config.num_key_value_heads), heads)
 
 
-def _grouped(block: str, sizes: Mapping[str, int], key_heads: int, heads: int) -> Symmetry:
-    q, k, v, o = (f"{block}:{each}" for each in "qkvo")
+def _grouped(orders: Sequence[str], sizes: Mapping[str, int], key_heads: int, heads: int) -> Symmetry:
+    q, k, v, o = orders
     group = heads // key_heads
     rotations = (Rotation("phases", {k: 1, q: group}), Rotation("orthogonal", {v: 1, o: group}))
-    return Symmetry(key_heads, {name: sizes[name] // key_heads for name in (q, k, v, o)}, rotations)
+    return Symmetry(key_heads, {name: sizes[name] // key_heads for name in orders}, rotations)
