@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedsim import seeds
 from fedsim.alignment.following import follow, orders_of, to_follow
 from fedsim.alignment.matched import Symmetries, spec_of
+from fedsim.alignment.merging.arrived import matched_parts
 from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merged import Merged
 from fedsim.alignment.merging.merging import merge_hierarchically, merge_many
@@ -111,10 +112,9 @@ class Rebasin(Strategy, shared="all"):
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         members, weights = [update.shared for update in updates], [update.num_examples for update in updates]
         if self.spec is not None:
-            largest = members[max(range(len(members)), key=lambda member: weights[member])]
-            start = {key: self.global_model[key] for key in largest} if self.exchange.averaged_in else largest
+            start = {key: self.global_model[key] for key in members[0]} if self.exchange.averaged_in else None
             rng = seeds.rng(self.seed, "matching", server_round)
-            found = self.merge()(self.spec, members, weights=weights, rng=rng, start=start).permutations
+            members, found = matched_parts(self.spec, members, weights, start, self.merge(), rng)
             for update, permutation in zip(updates, found, strict=True):
                 self._remember(server_round, update.client, permutation)
             members = [permute(member, self.spec, each) for member, each in zip(members, found, strict=True)]

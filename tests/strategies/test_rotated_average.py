@@ -1,6 +1,7 @@
 """Matched averages of small transformers whose heads and residual stream are rotated."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.alignment.matched import Symmetries, spec_of
+from fedsim.alignment.merging.arrived import matched_parts
+from fedsim.alignment.merging.merging import merge_many
 from fedsim.alignment.symmetries.norms import absorb_norms
 from fedsim.alignment.symmetries.permutations import permute, random_permutation
 from fedsim.models.architectures.gpt import Block
+from fedsim.models.params import Params
 from strategies import HierarchicalAverage, MatchedAverage
 from tests.strategies.harness import CLASSES, FEATURES, Play, assert_close
 from tests.strategies.test_rebasin import PROBES, Mlp, outputs
@@ -115,3 +119,45 @@ def test_a_norm_that_switches_a_unit_off_is_named() -> None:
     play = Play("matched_average", {"symmetries": "rotations"}, model=off, local={"lr": 1e-30})
     with pytest.raises(Exception, match=r"norm\.weight has an entry that is 0"):
         play.round(1)
+
+
+def scaled(params: Params, share: float) -> Params:
+    """Return a model that computes the same with another scale of its last norm."""
+    factors = {"norm.weight": share, "norm.bias": share, "head.weight": 1 / share}
+    return {key: value * factors.get(key, 1) for key, value in params.items()}
+
+
+@pytest.mark.parametrize("client", [0, 1])
+@pytest.mark.parametrize("name", ["matched_average", "hierarchical_average"])
+def test_scales_of_norms_that_arrive_are_absorbed(name: str, client: int) -> None:
+    play = rotated("rotations", name)
+    expected = outputs(play, play.initial)
+    for server_round in (1, 2):
+        received = play.train(server_round)
+        received.updates = [
+            replace(each, shared=scaled(each.shared, 0.94)) if each.client == client else each
+            for each in received.updates
+        ]
+        play.strategy.step(server_round, received)
+        torch.testing.assert_close(outputs(play, play.strategy.global_model), expected, rtol=1e-8, atol=1e-8)
+        # The server may also change the average, as a server's optimiser does.
+        play.strategy.set_global_model(scaled(play.strategy.global_model, 1.1))
+
+
+def test_a_scale_that_nothing_can_take_leaves_a_model_as_it_is() -> None:
+    play = rotated("rotations")
+    spec = spec_of(play.model, "rotations", PROBES)
+    params = absorb_norms(play.initial, spec.norms)
+    turned = permute(params, spec, random_permutation(spec, np.random.default_rng(0)))
+    off, zero = scaled(turned, 0.5), turned | {"norm.weight": torch.zeros(8, dtype=torch.float64)}
+    head = ("head.weight", "head.bias")
+    for damaged, left_out in ((off, head), (zero, ())):
+        members = [{k: v for k, v in each.items() if k not in left_out} for each in (params, turned, damaged)]
+        for start in (None, members[0], members[2]):
+            args = (members, [3, 1, 1], start, merge_many, np.random.default_rng(0))
+            taken, (first, second, third) = matched_parts(spec, *args)
+            assert third == {}
+            assert_close(taken[2], members[2], 0)
+            assert_close(permute(members[0], spec, first), permute(members[1], spec, second), 1e-8)
+            if start is members[0]:
+                assert_close(permute(members[0], spec, first), members[0], 1e-8)

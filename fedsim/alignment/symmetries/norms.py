@@ -28,6 +28,11 @@ class Norm:
     bias: str | None
     readers: tuple[tuple[str, int], ...]
 
+    @property
+    def keys(self) -> set[str]:
+        """Keys of all tensors that change when the scale is absorbed."""
+        return {self.weight, *(() if self.bias is None else (self.bias,)), *(key for key, _ in self.readers)}
+
 
 def absorb_norms(params: Mapping[str, Tensor], norms: Sequence[Norm]) -> dict[str, Tensor]:
     """Return a model that computes the same with norms whose scales are 1.
@@ -66,6 +71,20 @@ def absorb_norms(params: Mapping[str, Tensor], norms: Sequence[Norm]) -> dict[st
     return absorbed
 
 
+def absorbed_part(params: Mapping[str, Tensor], norms: Sequence[Norm]) -> Mapping[str, Tensor] | None:
+    """Return a part of a model whose norms have scales of 1, itself if they have.
+
+    It is None if a scale cannot be absorbed, as it has an entry that is 0 or what reads its norm is in no part.
+    """
+    scaled = [norm for norm in norms if norm.weight in params and not _is_multiple(params[norm.weight], 1)]
+    if not scaled:
+        return params
+    try:
+        return absorb_norms(params, scaled) if all(norm.keys <= params.keys() for norm in scaled) else None
+    except ValueError:
+        return None
+
+
 def check_absorbed(params: Mapping[str, Tensor], norms: Sequence[Norm], *, multiple: bool = False) -> None:
     """Check that the scales of norms are 1, as far as a model or a part of one has them.
 
@@ -82,9 +101,13 @@ def check_absorbed(params: Mapping[str, Tensor], norms: Sequence[Norm], *, multi
     for norm in norms:
         if norm.weight not in params:
             continue
-        scale = params[norm.weight].double()
-        if bool(((scale - (scale[0] if multiple else 1)).abs() > TOLERANCE).any()):
+        scale = params[norm.weight]
+        if not _is_multiple(scale, scale[0] if multiple else 1):
             raise ValueError(
                 f"{norm.weight} is not 1, and units around it cannot be rotated; move the scales of norms into the "
                 "layers after them first: absorb_norms(params, spec.norms)"
             )
+
+
+def _is_multiple(scale: Tensor, of_ones: Tensor | float) -> bool:
+    return bool(((scale.double() - of_ones).abs() <= TOLERANCE).all())
