@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from fedsim.alignment import permutation_spec
 from fedsim.alignment.repair.variance import correct_variances
 from fedsim.alignment.symmetries.checks import check_spec
+from fedsim.alignment.symmetries.spec import derive_some
 from fedsim.analysis import (
     Data,
     Models,
@@ -34,6 +35,7 @@ from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import MEASURES
 from fedsim.errors import ConfigError
 from fedsim.models.architectures import MODELS
+from fedsim.models.architectures.gpt import gpt
 from fedsim.models.asymmetry import Asymmetry, asymmetrise_, fixed_entries, merge_fixed_
 from fedsim.models.copies import copy_of, loaded
 from fedsim.models.gates import Gate
@@ -124,6 +126,7 @@ def test_the_free_parameters_are_those_of_the_paper() -> None:
 DIGEST = """
 import hashlib, torch
 from torch import nn
+from fedsim.models.architectures.gpt import gpt
 from fedsim.models.asymmetry import Asymmetry, asymmetrise_
 def digest(start):
     torch.manual_seed(start)
@@ -249,13 +252,32 @@ def test_a_path_and_a_correction_of_variances_leave_fixed_entries_alone() -> Non
 def test_there_is_nothing_to_align_except_between_layers_without_fixed_entries() -> None:
     for asymmetry in (W, SIGMA):
         with pytest.raises(
-            ValueError, match="the model is asymmetric: no unit can change places, so that there is not"
+            ValueError, match="the model is asymmetric, and no symmetry could be derived of it, so that there is not"
         ):
             permutation_spec(mlp(asymmetry), INPUTS)
     model = mlp(Asymmetry(fixed={"fc3": 2}))
     spec = permutation_spec(model, INPUTS)
     assert [list(each.widths) for each in spec.symmetries] == [["fc1"]]
     check_spec(model, state_of(model), spec, INPUTS, rng(0, "units"))
+
+
+def test_gates_leave_the_residual_stream_and_the_heads_of_a_transformer() -> None:
+    tokens = torch.arange(16).reshape(2, 8)
+    torch.manual_seed(0)
+    model = gpt((8,), 20, depth=2, heads=2, width=16, tied=False)
+    before = {name for each in permutation_spec(model, tokens).symmetries for name in each.widths}
+    asymmetrise_(model, SIGMA, 7, tokens)
+    found = derive_some(model, tokens)
+    assert not found.unknown
+    # Hidden units of the two blocks' MLPs no longer change places.
+    assert before - found.spec.sizes.keys() == {"h.0.mlp.c_fc", "h.1.mlp.c_fc"}
+    stream = rng(0, "weights").normal
+    drawn = {k: torch.from_numpy(stream(size=v.shape)) for k, v in state_of(model).items()}
+    check_spec(model.double(), drawn, found.spec, tokens, rng(0, "units"), 1e-9)
+    # Nor do those of a convolution, unlike those that no activation follows.
+    images = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(80, 2))
+    asymmetrise_(images, SIGMA, 7, IMAGES)
+    assert list(permutation_spec(images, IMAGES).sizes) == ["2"]
 
 
 def test_a_gate_is_the_papers_formula_on_features_and_on_channels() -> None:

@@ -9,6 +9,7 @@ from fedsim.alignment.symmetries.layouts import Dimension, Layout, fix_all_, joi
 from fedsim.alignment.symmetries.rules import FUNCTIONS, Call, function_rule, module_rule, required
 from fedsim.alignment.symmetries.symbols import Pieces, UnknownError, fixed, fresh, length, resolve
 from fedsim.alignment.symmetries.unification import block_, fix_, unify_
+from fedsim.models.gates import Gate
 
 
 def _bind(axis: Pieces, *layouts: Layout | None) -> None:
@@ -140,6 +141,13 @@ def _group_norm(call: Call) -> Layout:
 def _layer_norm(call: Call) -> Layout:
     tensors = [call.weights(name) for name in NORM_TENSORS[:2] if hasattr(call.module, name)]
     return layer_norm(call.layout, len(call.module.normalized_shape), *tensors)
+
+
+@module_rule(Gate)
+def _gate(call: Call) -> Layout:
+    """Features are mixed by a matrix that nothing permutes."""
+    stay_(call.layout.dimensions[call.module.dimension])
+    return call.layout
 
 
 @module_rule(nn.PReLU)

@@ -92,11 +92,13 @@ def derive_some(model: nn.Module, inputs: Tensor) -> Derivation:
     Raises
     ------
     ValueError
-        As from `derive`, and if a model is asymmetric, so that there is nothing to align.
+        As from `derive`, and if a model is asymmetric and no symmetry could be derived.
     """
     found = derive(model, inputs)
     if not found.spec.symmetries and is_asymmetric(model):
-        raise ValueError("the model is asymmetric: no unit can change places, so that there is nothing to align")
+        raise ValueError(
+            "the model is asymmetric, and no symmetry could be derived of it, so that there is nothing to align"
+        )
     return found
 
 
