@@ -30,10 +30,14 @@ class Matching:
     objective
         Sum of products of the reference's parameters with the permuted ones, at the start of the search and after each
         change; it never decreases.
+    gains
+        Whether the objective has risen by more than rounding, and with rotations, which gain a little forever, by more
+        than a ten-thousandth of the largest possible value: by enough to match others with the result again.
     """
 
     permutation: Permutation
     objective: list[float]
+    gains: bool
 
 
 def match_weights(
@@ -100,7 +104,7 @@ def match_weights(
             break
         for symmetry in rng.permutation(len(spec.symmetries)):
             search.visit_(int(symmetry))
-    return Matching(search.permutation, search.objective)
+    return Matching(search.permutation, search.objective, search.gains)
 
 
 def counted(spec: Spec, params: Params, keys: Container[str]) -> Params:
@@ -191,6 +195,11 @@ class _Search:
             taken = any(self._take_(change) for change in self._changes(symmetry))
             if taken and self.objective[-1] - before > self._worth:
                 self.unsettled |= self._affected(symmetry)
+
+    @property
+    def gains(self) -> bool:
+        """Whether all changes together are worth visiting others again."""
+        return self.objective[-1] - self.objective[0] > self._worth
 
     def _changes(self, symmetry: int) -> Iterator[Permutation]:
         """Yield the best change, or, if products are quadratic in it, two changes that may be better."""

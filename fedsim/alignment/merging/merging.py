@@ -55,7 +55,8 @@ def merge_many(
 
     Notes
     -----
-    A sweep costs as much as matching each member once: the sum of all is kept, and a member is subtracted from it.
+    A sweep costs as much as matching each member once: the sum of all is kept, and a member is subtracted from it. With
+    rotations a member that gained less than a ten-thousandth, as in `match_weights`, counts as unchanged.
 
     References
     ----------
@@ -79,7 +80,8 @@ def merge_many(
                 matching = match_weights(spec, others, members[member], rng=rng, start=start_at)
                 unsettled = unsettled - {member}
                 if len(matching.objective) > 1:
-                    permutations[member], unsettled = matching.permutation, everyone - {member}
+                    permutations[member] = matching.permutation
+                    unsettled = everyone - {member} if matching.gains else unsettled
                     total = _plus(others, share, merge.counted(member, matching.permutation))
         spreads.append(merge.spread(total))
     return merge.merged(permutations, spreads, rng)
@@ -131,7 +133,7 @@ def merge_to_universe(
             match_weights(spec, universe, member, rng=rng, start=permutation)
             for member, permutation in zip(members, permutations, strict=True)
         ]
-        if all(len(matching.objective) == 1 for matching in matchings):
+        if not any(matching.gains for matching in matchings):
             break
         permutations = [matching.permutation for matching in matchings]
         universe = merge.mean(permutations)
