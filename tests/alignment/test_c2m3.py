@@ -1,5 +1,6 @@
 """Frank-Wolfe steps against autograd, brute force and models whose best matching is known."""
 
+from dataclasses import replace
 from itertools import combinations, permutations, product
 
 import numpy as np
@@ -14,7 +15,8 @@ from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.frank_wolfe import RelaxedModel, objective_of, step_of, targets_of
 from fedsim.alignment.merging.merging import merge_many
 from fedsim.alignment.repair.repairing import repair
-from fedsim.alignment.symmetries.permutations import Spec, compose, invert, permute, random_permutation
+from fedsim.alignment.symmetries.permutations import Spec, Symmetry, compose, invert, permute, random_permutation
+from fedsim.alignment.symmetries.rotations import Rotation
 from fedsim.models.params import Params
 from tests.alignment.cases import CASES, chain, draw
 from tests.alignment.test_merging import SPEC, close, copies, kin, orders, rng, still
@@ -134,7 +136,7 @@ def test_the_objective_only_rises_and_ends_above_that_of_merging_one_by_one() ->
 def test_the_last_assignment_may_lower_the_objective_and_both_are_reported() -> None:
     members = [draw(chain(3, 4, 4, 2), seed) for seed in range(2)]
     found = [merge_c2m3(chain(3, 4, 4, 2), members, rng=rng(), steps=1, softness=s) for s in (0.5, 0.9, 1.0)]
-    assert any(abs(each.final - each.objective[-1]) > 1e-3 for each in found)
+    assert any(each.final < each.objective[-1] - 1e-3 for each in found)
 
 
 def test_the_order_of_members_only_names_the_universe() -> None:
@@ -181,7 +183,8 @@ def test_tiny_models_reach_what_trying_everything_finds() -> None:
 
 
 def test_blocks_stay_whole() -> None:
-    spec = CASES["heads"].spec if "heads" in CASES else next(iter(CASES.values())).spec
+    spec = CASES["heads"].spec
+    assert any(width > 1 for symmetry in spec.symmetries for width in symmetry.widths.values())
     for seed in range(3):
         permutation = random_permutation(spec, rng(seed))
         assert orders(closest(spec, softened(matrices_of(permutation), 0.4))) == orders(permutation)
@@ -231,3 +234,6 @@ def test_what_cannot_be_searched_is_refused() -> None:
         merge_c2m3(SPEC, kin(2), rng=rng(), steps=0)
     with pytest.raises(ValueError, match=r"^softness = 1\.5 must be from 0"):
         merge_c2m3(SPEC, kin(2), rng=rng(), softness=1.5)
+    rotated = Symmetry(1, {"fc1": SPEC.sizes["fc1"]}, (Rotation("orthogonal", {"fc1": 1}),))
+    with pytest.raises(ValueError, match=r"^c2m3 finds permutations alone; pass a spec without rotations[^\n]*$"):
+        merge_c2m3(replace(SPEC, symmetries=(rotated,)), kin(2), rng=rng())

@@ -69,6 +69,18 @@ def test_the_gradient_is_that_of_unrolled_iterations() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1.0, 4.0, 20.0])
+def test_the_gradient_in_float32_is_that_in_float64(scale: float) -> None:
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        entries = (scale * torch.eye(4) + 0.1 * latent(4, 4)).to(dtype).requires_grad_()
+        (sinkhorn(entries, 0.1).square() * latent(4, 4, seed=1).to(dtype)).sum().backward()
+        assert entries.grad is not None
+        assert entries.grad.dtype == dtype
+        found.append(entries.grad.double())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_it_approaches_the_assignment_as_the_temperature_falls(seed: int) -> None:
     entries = latent(6, 6, seed=seed)

@@ -85,38 +85,68 @@ def match_sinkhorn(
     check_permutations(spec)
     if goal not in get_args(Goal):
         raise ValueError(f"goal = {goal!r} must be one of {', '.join(get_args(Goal))}")
-    if any(each.rotations for each in spec.symmetries):
-        raise ValueError("match_sinkhorn finds permutations alone; pass a spec without rotations")
     reference, params = fit(model, reference, "the reference"), fit(model, params, "the other model")
     first = match_weights(spec, reference, params, rng=rng).permutation if start is None else start
     middle = Middle(model, spec, reference, params, criterion)
-    latents = [_Latent(symmetry, first, temperature) for symmetry in spec.symmetries]
-    optimizer = torch.optim.AdamW([entry for latent in latents for entry in latent.entries], lr=lr)
+    search = _Search(spec, reference, params, middle, inputs, targets, goal, rng)
+    search.begin_(first, temperature, lr)
+    return best_of_descent(
+        *(model, inputs, first, search.step_, search.current, search.score),
+        rng=rng,
+        epochs=epochs,
+        batch_size=batch_size,
+    )
 
-    def relaxed() -> Relaxation:
-        return {name: matrix for latent in latents for name, matrix in latent.matrices().items()}
 
-    def step(rows: Tensor) -> None:
-        optimizer.zero_grad()
-        moved = move_softly(params, spec, relaxed())
-        if goal == "l2":
-            loss = squared_distance(reference, moved, middle.trained)
+class _Search:
+    """A descent on latent matrices, with the loss halfway or the distance to the reference as its goal."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        reference: Params,
+        params: Params,
+        middle: Middle,
+        inputs: Tensor,
+        targets: Tensor,
+        goal: Goal,
+        rng: np.random.Generator,
+    ) -> None:
+        self._spec, self._reference, self._params, self._middle = spec, reference, params, middle
+        self._inputs, self._targets, self._goal, self._rng = inputs, targets, goal, rng
+
+    def begin_(self, start: Permutation, temperature: float, lr: float) -> None:
+        """Begin close to a permutation."""
+        self._latents = [_Latent(symmetry, start, temperature) for symmetry in self._spec.symmetries]
+        self._optimizer = torch.optim.AdamW([entry for latent in self._latents for entry in latent.entries], lr=lr)
+
+    def step_(self, rows: Tensor) -> None:
+        """Take a step on the examples at some positions."""
+        self._optimizer.zero_grad()
+        moved = move_softly(self._params, self._spec, self._relaxed())
+        if self._goal == "l2":
+            loss = squared_distance(self._reference, moved, self._middle.trained)
         else:
-            t = 0.5 if goal == "middle" else float(rng.random())
-            loss = middle.losses(lerp(reference, moved, t), inputs[rows], targets[rows]).mean()
+            t = 0.5 if self._goal == "middle" else float(self._rng.random())
+            mixed = lerp(self._reference, moved, t)
+            loss = self._middle.losses(mixed, self._inputs[rows], self._targets[rows]).mean()
         loss.backward()
-        optimizer.step()
+        self._optimizer.step()
 
-    def score(permutation: Permutation) -> float:
-        if goal == "l2":
-            return float(squared_distance(reference, permute(params, spec, permutation), middle.trained))
-        return middle.loss(permutation, inputs, targets)
-
-    def current() -> Permutation:
+    def current(self) -> Permutation:
+        """Return the permutation closest to the relaxed one."""
         with torch.no_grad():
-            return closest(spec, relaxed())
+            return closest(self._spec, self._relaxed())
 
-    return best_of_descent(model, inputs, first, step, current, score, rng=rng, epochs=epochs, batch_size=batch_size)
+    def score(self, permutation: Permutation) -> float:
+        """Return what is to be small, on all examples."""
+        if self._goal == "l2":
+            moved = permute(self._params, self._spec, permutation)
+            return float(squared_distance(self._reference, moved, self._middle.trained))
+        return self._middle.loss(permutation, self._inputs, self._targets)
+
+    def _relaxed(self) -> Relaxation:
+        return {name: matrix for latent in self._latents for name, matrix in latent.matrices().items()}
 
 
 def move_softly(params: Params, spec: Spec, matrices: Relaxation) -> Params:

@@ -59,8 +59,9 @@ class _Sinkhorn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (matrix,) = ctx.saved_tensors
-        weighted = matrix * gradients[0]
+        # In float64: beside sums of 1, the ridge is rounding in float32.
+        matrix = ctx.saved_tensors[0].double()
+        weighted = matrix * gradients[0].double()
         rows, columns = matrix.sum(-1), matrix.sum(-2)
         of_rows, of_columns = weighted.sum(-1), weighted.sum(-2)
         # With a of the rows and b of the columns: rows a + P b = of_rows, P' a + columns b = of_columns.
@@ -72,4 +73,5 @@ class _Sinkhorn(torch.autograd.Function):
         known = of_columns - (scaled @ of_rows[..., None]).squeeze(-1)
         b = torch.linalg.solve(system, known)
         a = (of_rows - (matrix @ b[..., None]).squeeze(-1)) / rows
-        return weighted - matrix * (a[..., :, None] + b[..., None, :]), None, None
+        gradient = weighted - matrix * (a[..., :, None] + b[..., None, :])
+        return gradient.to(gradients[0].dtype), None, None

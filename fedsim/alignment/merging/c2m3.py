@@ -79,7 +79,8 @@ def merge_c2m3(
     maximum; the released code searches for it. Members see each other as one sum per layer, so that a step's cost grows
     with their number and not with that of pairs. The code begins at the identity, from which two copies of a model only
     change places, or at noise; a softened matching finds the copies, and better optima of independent models. Apart
-    from the places of its units, the order of members has no effect.
+    from the places of its units, the order of members has no effect. The search keeps a matrix moved along each subset
+    of its two dimensions, in float64: eight times the memory of all members' float32 weights.
 
     References
     ----------
@@ -98,6 +99,15 @@ def merge_c2m3(
         RelaxedModel(spec, params, softened(matrices_of(each), softness))
         for params, each in zip(everyone, first, strict=True)
     ]
+    objective = _risen_(spec, models, steps, tolerance)
+    permutations = [closest(spec, model.matrices) for model in models]
+    merged = merge.merged(permutations, [merge.spread(merge.mean(permutations))], rng)
+    final = objective_of([merge.counted(member, each) for member, each in enumerate(permutations)])
+    return C2M3(merged.params, merged.permutations, merged.spreads, objective, final)
+
+
+def _risen_(spec: Spec, models: Sequence[RelaxedModel], steps: int, tolerance: float) -> list[float]:
+    """Move relaxed models to where the objective is largest; return it at the start and after each step."""
     objective = [objective_of([model.params for model in models])]
     in_vain = 0
     for _ in range(steps):
@@ -112,10 +122,7 @@ def merge_c2m3(
         objective.append(step.value)
         if in_vain == PATIENCE:
             break
-    permutations = [closest(spec, model.matrices) for model in models]
-    merged = merge.merged(permutations, [merge.spread(merge.mean(permutations))], rng)
-    final = objective_of([merge.counted(member, each) for member, each in enumerate(permutations)])
-    return C2M3(merged.params, merged.permutations, merged.spreads, objective, final)
+    return objective
 
 
 def _first(merge: Members, everyone: Sequence[Params], rng: np.random.Generator) -> list[Permutation]:
