@@ -166,8 +166,9 @@ def plain_weights(model: nn.Module, params: Params) -> Params:
     names = {key: key.removesuffix("parametrizations.weight.original") + "weight" for key in fixed}
     plain = dict(params)
     for key, own in fixed.items():
-        value = plain.pop(key)
-        plain[names[key]] = own(value.to(own.free)).to(value)
+        if key in params:  # frozen ones are in no state
+            value = plain.pop(key)
+            plain[names[key]] = own(value.to(own.free)).to(value)
     return plain
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,23 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedsim.alignment import permutation_spec
-from fedsim.alignment.repair.variance import correct_variances
 from fedsim.alignment.symmetries.checks import check_spec
 from fedsim.alignment.symmetries.spec import derive_some
-from fedsim.analysis import (
-    Data,
-    Models,
-    barriers,
-    connectivity,
-    distances,
-    layer_path,
-    prediction,
-    robustness,
-    spectra,
-    stitching,
-)
-from fedsim.analysis.settings import Settings
-from fedsim.analysis.suite import MEASURES
 from fedsim.errors import ConfigError
 from fedsim.models.architectures import MODELS
 from fedsim.models.architectures.gpt import gpt
@@ -203,52 +187,6 @@ def test_fixed_entries_stay_through_training_alone_and_in_a_cohort(settings: Any
     assert is_fixed(net)
 
 
-def test_measurements_are_those_of_models_with_plain_weights() -> None:
-    model, own = mlp(), states(3)
-    theirs = [{k: v.clone() for k, v in state_of(plain(state)).items()} for state in own]
-    given = (INPUTS, TARGETS)
-    for measure, arguments in (
-        (barriers, given), (spectra, ()), (stitching, given), (prediction, given), (connectivity, (INPUTS,)),
-    ):  # fmt: skip
-        found, expected = measure(model, own, *arguments), measure(plain(own[0]), theirs, *arguments)
-        numbers = found.select_dtypes("number")
-        np.testing.assert_allclose(numbers, expected[numbers.columns], rtol=1e-9, atol=1e-11)
-    exchanged = connectivity(model, own, INPUTS, against="pairs").set_index("layer")["commutativity"]
-    assert np.isfinite(exchanged.drop("fc1")).all()  # which takes the model's inputs
-    apart = distances(model, own)["distance"], distances(plain(own[0]), theirs)["distance"]
-    np.testing.assert_allclose(*apart, rtol=1e-12)
-
-
-def test_random_directions_move_what_trains_as_far_as_the_models_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Params] = []
-    module = sys.modules["fedsim.analysis.robustness"]
-    perturbed = vars(module)["_perturbed"]
-    monkeypatch.setattr(module, "_perturbed", lambda *args: seen.extend(f := perturbed(*args)) or f)
-    model, own = mlp(), states()
-    robustness(model, own, INPUTS, TARGETS, against="pairs", draws=1)
-    for state, (base, other) in zip(seen, ((0, 1), (1, 0)), strict=False):
-        for key, fixed in fixed_entries(model).items():
-            assert not bool(state[key][fixed.free == 0].count_nonzero())
-            bias = key.partition(".")[0] + ".bias"
-            moved, apart = (
-                sum(float((each[k] - own[base][k]).square().sum()) for k in (key, bias)) for each in (state, own[other])
-            )
-            assert moved == pytest.approx(apart)
-
-
-def test_a_path_and_a_correction_of_variances_leave_fixed_entries_alone() -> None:
-    model, own = mlp(), states()
-    mean = lerp(*own, 0.5)
-    corrected = correct_variances(model, mean, own, epsilon=0.0)
-    for key, fixed in fixed_entries(model).items():
-        free = fixed.free > 0
-        assert not bool(corrected[key][~free].count_nonzero())
-        goal = sum(state[key][free].var(correction=0) for state in own) / 2
-        torch.testing.assert_close(corrected[key][free].var(correction=0), goal)
-    walked = layer_path(model, own, INPUTS, TARGETS, step=0.5, train_steps=1)
-    assert np.isfinite(walked.select_dtypes("number")).all(axis=None)
-
-
 def test_there_is_nothing_to_align_except_between_layers_without_fixed_entries() -> None:
     for asymmetry in (W, SIGMA):
         with pytest.raises(
@@ -297,18 +235,6 @@ def test_a_gate_is_the_papers_formula_on_features_and_on_channels() -> None:
     mixed = torch.einsum("ij,njhw->nihw", gate.factor_400, channels)
     torch.testing.assert_close(gate(channels), mixed.sigmoid() * channels)
     assert abs(float(mlp(Asymmetry("sigma", kappa=3.0)).relu1.factor_6.std() / factor.std()) - 3) < 1e-9
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_all_measures_take_models_with_gates_of_either_type(dtype: torch.dtype) -> None:
-    model, inputs = mlp(SIGMA).to(dtype), INPUTS.to(dtype)
-    own = [{key: value.to(dtype) for key, value in state.items()} for state in states(3, asymmetry=SIGMA)]
-    settings = Settings(Data(inputs, TARGETS), start=own[0])
-    for measure in MEASURES.values():
-        assert len(measure.table(Models(model, own), settings))
-    found = connectivity(model, own, inputs).set_index("layer")
-    assert found.loc[["fc1", "fc2"], "additivity"].notna().all()  # gates bend
-    assert found.loc["fc3", "additivity"].isna().all()
 
 
 @pytest.mark.parametrize(
