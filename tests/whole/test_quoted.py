@@ -57,6 +57,7 @@ RECORDED = {
     (ADAPTERS, "| method, sentiment"),
     (ADAPTERS, "| adapter |"),
     (SHARING, "| method, alpha 3"),
+    (SHARING, "| method, skewed inputs"),
     (ASYMMETRY, "| two models | own"),
     (ASYMMETRY, "| clients | round 1"),
     (EXPERTS, "| barrier, experts in"),
@@ -341,9 +342,11 @@ def test_the_pilot_of_sharing_on_cifar10() -> None:
         assert_row(SHARING, "| method, pilot", row.method.replace("|", "&#124;"), values)
 
 
-@pytest.mark.parametrize("alpha", [3, 10])
-def test_sharing_on_cifar10(alpha: int) -> None:
-    for row in read(f"sharing/alpha{alpha}.csv").itertuples():
+@pytest.mark.parametrize(
+    ("file", "heading"), [("alpha3", "alpha 3"), ("alpha10", "alpha 10"), ("rotated", "skewed inputs")]
+)
+def test_sharing_on_cifar10(file: str, heading: str) -> None:
+    for row in read(f"sharing/{file}.csv").itertuples():
         values = [
             100 * row.personalised,
             100 * row.personalised_half_width,
@@ -351,7 +354,7 @@ def test_sharing_on_cifar10(alpha: int) -> None:
             row.passes / 1000,
             100 * row.at_passes,
         ]
-        assert_row(SHARING, f"| method, alpha {alpha}", row.method, values)
+        assert_row(SHARING, f"| method, {heading}", row.method, values)
 
 
 @pytest.mark.parametrize(
@@ -375,6 +378,38 @@ def test_what_barrier_mix_gains_on_cifar10(alpha: int, first: str, last: str) ->
     best = rows.loc["FLAYER"]
     values = 100 * best["difference"], 100 * best["difference_half_width"], best["p"]
     assert_quoted(SHARING, f"{last} `barrier_mix` (p = {{}})", *values)
+
+
+def test_what_barrier_mix_gains_where_inputs_are_skewed() -> None:
+    rows, paired = (
+        read("sharing/rotated.csv").set_index("method"),
+        read("sharing/rotated_paired.csv").set_index("method"),
+    )
+    better = 100 * (rows["personalised"]["FedAvg"] - rows["personalised"]["FedPer"])
+    assert_quoted(SHARING, "all layers, FedAvg, which is {} points above FedPer", better)
+    gains = [
+        value
+        for name in ("FedAvg", "FedPer", "FedALA", "FedRep(head_epochs=1)", "Ditto")
+        for value in (-100 * paired["difference"][name], 100 * paired["difference_half_width"][name])
+    ]
+    text = "it is {} ± {} points above FedAvg, {} ± {} above FedPer, {} ± {} above FedALA, {} ± {} above FedRep"
+    assert_quoted(SHARING, f"{text} and {{}} ± {{}} above Ditto", *gains)
+    second = (
+        -100 * paired["difference"]["FLAYER"],
+        100 * paired["difference_half_width"]["FLAYER"],
+        paired["p"]["FLAYER"],
+    )
+    assert_quoted(SHARING, "is second here, {} ± {} below `barrier_mix` (p = {})", *second)
+    p = [paired["p"][name] for name in ("FedAvg", "FedALA", "FedRep(head_epochs=1)", "FLAYER", "FedDBE")]
+    assert_quoted(SHARING, "not FedAvg (p = {}), FedALA ({}), FedRep ({}), FLAYER ({}) or FedDBE ({}).", *p)
+    assert set(paired.index[paired["p"] < 0.05]) == {"local", "FedPer", "LG-FedAvg", "Ditto", "FedPAC"}
+    means = [
+        100 * rows[key][name]
+        for name in ("barrier_mix(personal_epochs=2)", "FedAvg", "FLAYER")
+        for key in ("personalised", "personalised_half_width")
+    ]
+    text = "`barrier_mix` has {} ± {} against FedAvg's {} ± {} (p = {}) and FLAYER's {} ± {}:"
+    assert_quoted(FINDINGS, text, *means[:4], p[0], *means[4:])
 
 
 def test_where_sharing_matters() -> None:
