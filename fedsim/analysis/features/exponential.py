@@ -94,11 +94,11 @@ class Exponential:
         with the average, which has every model's units, also those of the base.
         """
         if mix.other == AVERAGE:
-            return list(torch.full((len(COLUMNS), len(of[mix.base].features)), torch.nan, dtype=torch.float64))
+            return [_undefined(of[mix.base].features)] * len(COLUMNS)
         mixed, base, other = (of[s] for s in (source_of(mix.base, mix.other, mix.t), mix.base, mix.other))
         depth = self._depths.get(site.place)
         if depth is None:
-            gaps = [torch.full((len(mixed.features),), torch.nan, dtype=torch.float64)] * 2
+            gaps = [_undefined(mixed.features)] * 2
         else:
             weights = (1 - mix.t) ** depth, mix.t**depth
             gaps = [
@@ -125,7 +125,7 @@ class Exponential:
 
     def _ratio(self, site: Site, mix: Mix, base: Values) -> Tensor:
         if site.module is None:
-            return torch.full((len(base.features),), torch.nan, dtype=torch.float64)
+            return _undefined(base.features)
         own, foreign = (
             norms(as_rows([_apply(site.module, self._weights.entry(site.weight, state), base.argument)])[0])
             for state in (mix.base, mix.other)
@@ -143,3 +143,8 @@ def _apply(module: nn.Module, weight: Tensor, argument: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return linear(argument, weight)
     return module._conv_forward(argument, weight, None)  # type: ignore[operator]
+
+
+def _undefined(features: Tensor) -> Tensor:
+    """Return a NaN for each example."""
+    return features.new_full((len(features),), torch.nan, dtype=torch.float64)
