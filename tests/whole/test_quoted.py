@@ -410,6 +410,13 @@ def test_what_barrier_mix_gains_where_inputs_are_skewed() -> None:
     ]
     text = "`barrier_mix` has {} ± {} against FedAvg's {} ± {} (p = {}) and FLAYER's {} ± {}:"
     assert_quoted(FINDINGS, text, *means[:4], p[0], *means[4:])
+    [longer] = read("sharing/rotated_epochs.csv").itertuples()
+    level = 100 * longer.personalised, 100 * longer.personalised_half_width
+    assert_quoted(FINDINGS, "at fewer passes, has {} ± {}.", *level)
+    text = "which are {} k passes for as many bytes, FedAvg has {} ± {} % personalised and {} % for the worst tenth"
+    assert_quoted(SHARING, text, longer.passes / 1000, *level, 100 * longer.worst)
+    assert longer.passes < rows["passes"]["barrier_mix(personal_epochs=2)"]
+    assert longer.up == rows["up"]["FedAvg"]
 
 
 def test_where_sharing_matters() -> None:
