@@ -104,7 +104,7 @@ def test_the_union_of_the_clients_training_data_is_measured_on(tiny: Tiny) -> No
 
 
 def test_a_model_that_is_its_own_average_has_no_barriers_and_is_not_compared_on_data(tiny: Tiny) -> None:
-    config = tiny(barriers={"every": 1, "on": ["server", "clients"], "measures": list(MEASURES)})
+    config = tiny(barriers={"every": 1, "on": ["server", "clients"], "pairs": 1, "measures": list(MEASURES)})
     federation, _ = prepare(config)
     tables = measure_updates(federation, updates_of(federation, clients=(1,)), federation.initial, threads=1).tables
     assert tables.keys() == {"distances", "criticality", "spectra"}
