@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import seeds
-from fedsim.alignment.following import follow, orders_of, to_follow
+from fedsim.alignment.following import follow, to_follow
 from fedsim.alignment.matched import Symmetries, spec_of
 from fedsim.alignment.merging.arrived import matched_parts
 from fedsim.alignment.merging.c2m3 import merge_c2m3
@@ -17,7 +17,7 @@ from fedsim.alignment.merging.merged import Merged
 from fedsim.alignment.merging.merging import merge_hierarchically, merge_many
 from fedsim.alignment.repair.mean import BY_WEIGHTS, Repair, check_repair, repaired_mean
 from fedsim.alignment.symmetries.norms import absorb_norms
-from fedsim.alignment.symmetries.permutations import Axis, Permutation, permute
+from fedsim.alignment.symmetries.permutations import Axis, Permutation, orders_of, permute
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Count, Finished, Local, Option, Sets, Strategy

@@ -65,7 +65,7 @@ def main(runs: Path, out: Path) -> None:
 
 
 def draw(file: Path) -> None:
-    """Draw the figure from a CSV of all rows; panels have scales of their own, and the cosine its control."""
+    """Draw the figure from a CSV of all rows; each panel has its own scale, and the cosine its control."""
     rows = pd.read_csv(file)
     panels = {title: curves(rows, value) for value, title in SHOWN.items()}
     figure = small_multiples(panels, "units of a hidden layer", "")

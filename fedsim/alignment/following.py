@@ -9,11 +9,6 @@ from fedsim.alignment.symmetries.rotations import is_identity, is_rotation, rota
 from fedsim.models.params import Params
 
 
-def orders_of(axes: Iterable[Axis]) -> set[str]:
-    """Return the orders that some axes follow."""
-    return {segment.order for axis in axes for segment in axis if segment.order is not None}
-
-
 def to_follow(permutation: Permutation, orders: Iterable[str], dtype: torch.dtype) -> Permutation:
     """Return those of some orders and their rotations that change something: 32-bit integers, and numbers of a type."""
     keys = [key for name in orders for key in (name, rotation_key(name)) if key in permutation]

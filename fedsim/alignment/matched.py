@@ -53,7 +53,7 @@ class MatchedModels:
     def table(self) -> pd.DataFrame:
         """Return a row per model and order: ``base, order, units`` and ``moved``, the share of the units that moved.
 
-        ``moved`` is 0 for each order of the first model. For rotations, with rows of their own, it is the mean of
+        ``moved`` is 0 for each order of the first model. For rotations, which have separate rows, it is the mean of
         ``1 - trace(R) / d`` over their matrices R.
         """
         rows = [

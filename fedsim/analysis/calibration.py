@@ -14,7 +14,7 @@ from fedsim.analysis.mixing.mixes import Against, Recipe, list_mixes
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.mixing.paired import check_argument, check_paired
 from fedsim.analysis.models import Models
-from fedsim.training.evaluation import counts_of, cross_entropies, evaluate
+from fedsim.training.evaluation import counts_of, cross_entropies, evaluate, mean_over_targets
 
 BOUNDS = (-12.0, 12.0)  # of log beta
 
@@ -111,8 +111,7 @@ def _check_classes(name: str, data: Data) -> None:
 
 
 def _loss(beta: float, logits: Tensor, targets: Tensor) -> float:
-    losses, counts = cross_entropies(beta * logits, targets), counts_of(targets, cross_entropies)
-    return float(losses.mean() if counts is None else (losses * counts).sum() / counts.sum())
+    return mean_over_targets(cross_entropies(beta * logits, targets), counts_of(targets, cross_entropies))
 
 
 def _logits(net: torch.nn.Module, data: Data) -> tuple[Tensor, float]:

@@ -223,10 +223,7 @@ def _by_layer(name: str, amount: Amount, layers: Layers, weighted: list[str]) ->
 
 
 def _check_untied(model: nn.Module, paths: list[str]) -> None:
-    first = first_keys(model)
-    tied = {other for key, other in first.items() if key != other} | {
-        key for key, other in first.items() if key != other
-    }
+    tied = {key for names in first_keys(model).items() if len(set(names)) == 2 for key in names}
     for path in paths:
         if f"{path}.weight" in tied:
             raise ValueError(

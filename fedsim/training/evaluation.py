@@ -33,6 +33,11 @@ def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     return per_example(cross_entropy(logits, targets, reduction="none"), targets)
 
 
+def mean_over_targets(values: Tensor, counts: Tensor | None) -> float:
+    """Return the mean, over all targets that count, of the means of each example; without counts all weigh the same."""
+    return float(values.mean() if counts is None else (values * counts).sum() / counts.sum())
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Results of a model, example by example; means are those over all targets that count.
@@ -82,9 +87,7 @@ class Evaluation:
         return self._mean(self.errors)
 
     def _mean(self, values: Tensor) -> float:
-        if self.counts is None:
-            return float(values.mean())
-        return float((values * self.counts).sum() / self.counts.sum())
+        return mean_over_targets(values, self.counts)
 
     def linearised(self) -> "Evaluation":
         """Return values whose plain means, and standard errors, are those of the means over all targets that count.

@@ -15,8 +15,8 @@ COMMANDS = {
     "srun": 'echo "srun $SRUN_CPUS_PER_TASK $*" >> log; exec sleep 5',
     "scontrol": 'echo "scontrol $*" >> log',
     "python": "exit 0",
-    # It stops when it is told to, as fedsim does, or has nothing left to do when it is started again. What srun
-    # starts beside it may be later on a busy machine.
+    # It stops when it is told to, as fedsim does, or has nothing left to do when it is started again. On a busy
+    # machine, what srun starts may come later.
     "fedsim": 'echo "fedsim $*" >> log; '
     "for _ in {1..500}; do test $(grep -c ^srun log) -ge $((2 * $(grep -c ^fedsim log))) && break; sleep 0.02; done; "
     "test -e resumed && exit $(cat resumed); touch running; "

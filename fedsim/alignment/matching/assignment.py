@@ -33,11 +33,10 @@ def best_orders(symmetry: Symmetry, gains: Mapping[str, NDArray[np.float64]]) ->
     -----
     The assignment is exact: units are assigned within each pair of blocks, and then blocks by the gains of their units.
     """
+    check_gains(gains)
     values: NDArray[np.float64] = np.zeros((symmetry.blocks, symmetry.blocks))
     units = {}
     for name in symmetry.widths:
-        if not np.isfinite(gains[name]).all():
-            raise ValueError(f"a gain of order {name!r} is not finite; match models whose entries are all finite")
         gained, units[name] = _within_blocks(gains[name], symmetry.blocks)
         values = values + gained
     places, blocks = scipy.optimize.linear_sum_assignment(values, maximize=True)
@@ -45,6 +44,13 @@ def best_orders(symmetry: Symmetry, gains: Mapping[str, NDArray[np.float64]]) ->
         name: torch.from_numpy((blocks[:, None] * width + units[name][places, blocks]).ravel())
         for name, width in symmetry.widths.items()
     }
+
+
+def check_gains(gains: Mapping[str, NDArray[np.float64]]) -> None:
+    """Raise `ValueError` if a gain is not finite."""
+    for name, gain in gains.items():
+        if not np.isfinite(gain).all():
+            raise ValueError(f"a gain of order {name!r} is not finite; match models whose entries are all finite")
 
 
 def _within_blocks(gains: NDArray[np.float64], blocks: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

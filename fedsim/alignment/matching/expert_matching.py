@@ -174,7 +174,7 @@ def _units(spec: Spec, symmetry: Symmetry, reference: Params, params: Params) ->
 
 
 def _cut(axis: Axis, orders: Container[str], blocks: int) -> Axis:
-    """Give each block of some orders an order of its own."""
+    """Return an axis on which each block of some orders has a separate order."""
     cut: list[Segment] = []
     for each in axis:
         if each.order is not None and each.order in orders:

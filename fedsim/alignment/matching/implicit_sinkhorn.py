@@ -1,6 +1,7 @@
 """A search with gradients through relaxed permutations: Sinkhorn re-basin."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -88,8 +89,8 @@ def match_sinkhorn(
     reference, params = fit(model, reference, "the reference"), fit(model, params, "the other model")
     first = match_weights(spec, reference, params, rng=rng).permutation if start is None else start
     middle = Middle(model, spec, reference, params, criterion)
-    search = _Search(spec, reference, params, middle, inputs, targets, goal, rng)
-    search.begin_(first, temperature, lr)
+    latents = [_Latent(symmetry, first, temperature) for symmetry in spec.symmetries]
+    search = _Search(spec, reference, params, latents, middle, inputs, targets, goal, lr, rng)
     return best_of_descent(
         *(model, inputs, first, search.step_, search.current, search.score),
         rng=rng,
@@ -106,19 +107,18 @@ class _Search:
         spec: Spec,
         reference: Params,
         params: Params,
+        latents: Sequence["_Latent"],
         middle: Middle,
         inputs: Tensor,
         targets: Tensor,
         goal: Goal,
+        lr: float,
         rng: np.random.Generator,
     ) -> None:
         self._spec, self._reference, self._params, self._middle = spec, reference, params, middle
         self._inputs, self._targets, self._goal, self._rng = inputs, targets, goal, rng
-
-    def begin_(self, start: Permutation, temperature: float, lr: float) -> None:
-        """Begin close to a permutation."""
-        self._latents = [_Latent(symmetry, start, temperature) for symmetry in self._spec.symmetries]
-        self._optimizer = torch.optim.AdamW([entry for latent in self._latents for entry in latent.entries], lr=lr)
+        self._latents = latents
+        self._optimizer = torch.optim.AdamW([entry for latent in latents for entry in latent.entries], lr=lr)
 
     def step_(self, rows: Tensor) -> None:
         """Take a step on the examples at some positions."""

@@ -67,7 +67,7 @@ def learn_rotations(
     Theus et al. 2025, Generalized linear mode connectivity for transformers, arXiv 2506.22712.
     """
     check_descent(epochs=epochs, batch_size=batch_size, examples=len(inputs))
-    if not any(each.rotations for each in spec.symmetries):
+    if not spec.has_rotations:
         raise ValueError("the spec has no rotations to learn; pass one of rotation_spec, or use match_straight_through")
     reference, params = fit(model, reference, "the reference"), fit(model, params, "the other model")
     first = match_weights(spec, reference, params, rng=rng).permutation

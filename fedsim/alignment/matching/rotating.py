@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.alignment.matching.assignment import check_gains
 from fedsim.alignment.symmetries.permutations import Symmetry
 from fedsim.alignment.symmetries.rotations import best_rotations, largest_gains, rotation_key
 
@@ -38,9 +39,7 @@ def best_turns(symmetry: Symmetry, gains: Mapping[str, NDArray[np.float64]]) -> 
     from the units without copies, then the places of the parts from these, and then the matrices again from all units:
     not always the best, so that a search takes them only if they raise its objective.
     """
-    for name, gain in gains.items():
-        if not np.isfinite(gain).all():
-            raise ValueError(f"a gain of order {name!r} is not finite; match models whose entries are all finite")
+    check_gains(gains)
     blocks = symmetry.blocks
     pairs = {name: _pairs(torch.from_numpy(gain), blocks) for name, gain in gains.items()}
     places = _places_of_parts(symmetry, pairs)

@@ -59,7 +59,7 @@ class _Sinkhorn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        # In float64: beside sums of 1, the ridge is rounding in float32.
+        # In float64: next to sums of 1, the ridge is lost to rounding in float32.
         matrix = ctx.saved_tensors[0].double()
         weighted = matrix * gradients[0].double()
         rows, columns = matrix.sum(-1), matrix.sum(-2)

@@ -113,7 +113,7 @@ def check_permutations(spec: Spec) -> None:
     ValueError
         If it has some.
     """
-    if any(each.rotations for each in spec.symmetries):
+    if spec.has_rotations:
         raise ValueError("the spec has rotations, and this search finds permutations; use learn_rotations instead")
 
 

@@ -10,7 +10,15 @@ from torch import Tensor
 from fedsim.alignment.matching.assignment import best_orders
 from fedsim.alignment.matching.rotating import best_turns
 from fedsim.alignment.symmetries.norms import check_absorbed
-from fedsim.alignment.symmetries.permutations import Axis, Permutation, Spec, axes_of, compose, identity, permute
+from fedsim.alignment.symmetries.permutations import (
+    Permutation,
+    Spec,
+    axes_of,
+    compose,
+    identity,
+    orders_of,
+    permute,
+)
 from fedsim.models.params import Params
 
 # A smaller increase of the objective, relative to the largest possible value for two models, is rounding.
@@ -150,7 +158,7 @@ class Use:
 
     def within(self, spec: Spec) -> set[str]:
         """Return the orders that the entries within a row follow."""
-        return _orders(axis for place, axis in enumerate(spec.axes[self.key]) if place != self.dimension)
+        return orders_of(axis for place, axis in enumerate(spec.axes[self.key]) if place != self.dimension)
 
 
 class _Search:
@@ -164,7 +172,7 @@ class _Search:
         self.objective = [math.fsum(self._products.values())]
         largest = sum(float(value.norm() * params[key].norm()) for key, value in reference.items())
         self._least = TOLERANCE * largest
-        self._worth = WORTH * largest if any(each.rotations for each in spec.symmetries) else self._least
+        self._worth = WORTH * largest if spec.has_rotations else self._least
         self._uses = [list(uses_of(spec, symmetry.widths, reference)) for symmetry in spec.symmetries]
         # Symmetries whose gains have changed since they were last visited.
         self.unsettled = {number for number, uses in enumerate(self._uses) if uses}
@@ -231,7 +239,7 @@ class _Search:
 
     def _following(self, params: Params, change: Permutation) -> Params:
         axes = self._spec.axes
-        return {key: value for key, value in params.items() if _orders(axes[key]) & change.keys()}
+        return {key: value for key, value in params.items() if orders_of(axes[key]) & change.keys()}
 
     def _multiplied(self, params: Params) -> dict[str, float]:
         return {key: float(self._reference[key].flatten() @ value.flatten()) for key, value in params.items()}
@@ -254,10 +262,6 @@ def uses_of(spec: Spec, orders: Iterable[str], keys: Container[str]) -> Iterator
                     if segment.order == order:
                         yield Use(key, dimension, start, segment.size, order, segment.size // segment.repeat)
                     start += segment.size
-
-
-def _orders(axes: Iterable[Axis]) -> set[str]:
-    return {segment.order for axis in axes for segment in axis if segment.order is not None}
 
 
 def _meet(use: Use, other: Use) -> bool:

@@ -90,7 +90,7 @@ def merge_c2m3(
         raise ValueError(f"steps = {steps} must be at least 1; use match_weights to match each member only once")
     if not 0 <= softness <= 1:
         raise ValueError(f"softness = {softness} must be from 0, the first matching, to 1, the centre")
-    if any(each.rotations for each in spec.symmetries):
+    if spec.has_rotations:
         raise ValueError("c2m3 finds permutations alone; pass a spec without rotations, or use merge_many")
     merge = Members(spec, members, weights, start)
     everyone = [merge.counted(member, {}) for member in range(len(members))]

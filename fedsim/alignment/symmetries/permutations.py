@@ -5,7 +5,7 @@ Orders are int64 tensors and travel like parameters. Where units can also be rot
 `fedsim.alignment.symmetries.rotations`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,6 +110,11 @@ class Spec:
     gates: frozenset[str] = field(default_factory=frozenset)
 
     @property
+    def has_rotations(self) -> bool:
+        """Whether units of some symmetry can be rotated."""
+        return any(each.rotations for each in self.symmetries)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Number of units of each order."""
         return {name: each.blocks * width for each in self.symmetries for name, width in each.widths.items()}
@@ -120,6 +125,11 @@ class Spec:
             for dimension, axis in enumerate(axes):
                 if key not in self.statistics and any(segment.order == order for segment in axis):
                     yield key, dimension
+
+
+def orders_of(axes: Iterable[Axis]) -> set[str]:
+    """Return the orders that some axes follow."""
+    return {segment.order for axis in axes for segment in axis if segment.order is not None}
 
 
 def identity(spec: Spec) -> Permutation:

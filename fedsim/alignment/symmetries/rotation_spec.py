@@ -112,7 +112,7 @@ class _Trial:
 
     def __init__(self, model: nn.Module, spec: Spec, inputs: Tensor, rounding: float) -> None:
         self._spec, self._rounding, self._rng = spec, rounding, np.random.default_rng(0)
-        # Of its own: tensors that copies share must not become float64 in all of them.
+        # Frozen tensors that copies share would become float64 in all of them.
         self._model = copy_of(model, shares_frozen=False).eval().double()
         self._example = inputs[:2].double() if inputs.is_floating_point() else inputs[:2]
         self._params = _random_params(self._model, self._rng)
