@@ -75,7 +75,8 @@ def draw(file: Path) -> None:
         if value == "cosine":
             control = rows["control"].iloc[0]
             axes.axhline(control, color="black", linewidth=0.8)
-            axes.annotate("no structure", (rows["width"].min(), control), va="top", fontsize=7)
+            below, at = (0, -3), (rows["width"].min(), control)
+            axes.annotate("no structure", at, xytext=below, textcoords="offset points", va="top", fontsize=7)
     for kind in ("png", "pdf"):
         write_whole(file.with_suffix(f".{kind}"), save(figure, kind))
 
