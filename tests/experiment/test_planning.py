@@ -64,6 +64,17 @@ def test_a_sweep_is_a_summary_its_shared_settings_once_and_a_row_for_each_run(tm
     assert not list(tmp_path.iterdir())
 
 
+def test_a_long_list_of_layers_loses_its_end(tmp_path: Path) -> None:
+    model = {"name": "mlp", "hidden": [4] * 60}
+    overview = _overview(tmp_path, model=model, sweep={"seed": [0, 1]})
+    [line] = [line for line in shared_parts(overview) if " clients send " in line]
+    shown, _, more = line.partition(": ")[2].rpartition(": ")[2].partition(" and ")
+    names = shown.split(", ")
+    assert names == [f"fc{number}" for number in range(1, len(names) + 1)]
+    assert more == f"{61 - len(names)} more (--verbose)"
+    assert len(line) < 300
+
+
 def test_bytes_and_examples_are_those_of_the_run(tiny: Callable[..., Config], tmp_path: Path) -> None:
     config = tiny(rounds=3, participation=0.5, local={"epochs": 2, "lr": 0.1}, barriers={"every": 0})
     [run] = name_runs([config], tmp_path)

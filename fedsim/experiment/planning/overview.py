@@ -29,6 +29,7 @@ from fedsim.results.report.comparing.units import format_bytes, format_count, fo
 
 logger = logging.getLogger(__name__)
 SECTION_LINES = 14  # of a part of a run, of which the others are shown on request
+LINE_LENGTH = 240  # of a line with a list, which loses its end
 KINDS = ("done", "running", "resumed", "continued", "new")
 
 
@@ -238,8 +239,17 @@ def shared_parts(overview: Overview) -> Iterator[str]:
             differing.append(title.partition(":")[0])
         elif lines:
             yield f"# {title}"
-            yield from lines[:SECTION_LINES]
+            yield from map(_shortened, lines[:SECTION_LINES])
             if (more := len(lines) - SECTION_LINES) > 0:
                 yield f"(and {more} more line{'s' * (more > 1)}: --verbose)"
     if differing:
         yield f"# different by run: {', '.join(differing)} (--verbose)"
+
+
+def _shortened(line: str) -> str:
+    """Return a line without the end of the long list with which it ends."""
+    if len(line) <= LINE_LENGTH:
+        return line
+    kept = line[: LINE_LENGTH + 1].rpartition(", ")[0]
+    more = line.count(", ", len(kept))
+    return f"{kept} and {more} more (--verbose)" if kept else line
