@@ -18,6 +18,7 @@ import torch
 import fedsim.federation.engines.ray  # noqa: F401 (sets what Ray reads when it is imported)
 from fedsim.config import Config, choices, with_settings
 from fedsim.experiment import run as experiment
+from fedsim.federation.engines.processes import few_processes
 from fedsim.results.files import write_json
 from fedsim.results.folder import RunFolder
 from tests import ray_workers
@@ -54,7 +55,8 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Start Ray once for all tests of this process; an engine uses what is already there, workers too."""
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    with few_processes():
+        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     with pytest.MonkeyPatch.context() as monkeypatch:
         ray_workers.hand_on(monkeypatch)
         yield

@@ -1,5 +1,6 @@
 """The ray engine on several machines, which leave and join."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,32 @@ from fedsim.errors import ConfigError
 from fedsim.federation.engines import room_on_cluster
 from fedsim.federation.engines import workers as workers_module
 from fedsim.federation.engines.local import LocalEngine
+from fedsim.federation.engines.processes import few_processes
 from fedsim.federation.engines.ray import RayEngine
+from fedsim.federation.engines.workers import Workers
 from fedsim.results.folder import RunFolder
+from tests import ray_workers
 from tests.conftest import run_files
-from tests.federation.machines import Machines, without_agents
+from tests.federation.machines import Machines
 from tests.federation.test_ray import CLIENTS, ask, obedient_app, restored_by, sums, workers
+
+# Workers cannot import the tests.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 pytestmark = pytest.mark.ray
 
+HEAVY = {
+    "pandas",
+    "matplotlib",
+    "altair",
+    "scipy.stats",
+}  # which no client needs; Ray itself imports pyarrow and pydantic
+
 
 @pytest.fixture(scope="module")
-def machines(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+def machines(ray_session: None) -> Iterator[Machines]:
     """Return the cluster; only its machines that join have a GPU, so that workers which need one are there."""
-    with without_agents(tmp_path_factory.mktemp("agents")):
+    with few_processes():
         yield Machines()
 
 
@@ -70,7 +84,7 @@ def test_machines_leave_and_join_without_a_change_of_any_number(machines: Machin
         machines.leave(each)
 
 
-def test_a_whole_run_needs_no_data_on_the_other_machines(
+def test_a_whole_run_needs_no_data_and_nothing_heavy_on_the_other_machines(
     machines: Machines,
     tiny: Callable[..., Config],
     play: Callable[..., RunFolder],
@@ -92,7 +106,17 @@ def test_a_whole_run_needs_no_data_on_the_other_machines(
     )
     elsewhere = machines.join(FEDSIM_DATA="/nowhere")
     on_ray = {"name": "ray", "address": "auto", "gpus_per_worker": 1.0}
+    imported: set[str] = set()
+
+    def end(self: Workers) -> None:
+        for worker in self:
+            imported.update(ray.get(worker.actor.__ray_call__.remote(lambda _: set(sys.modules))))
+        ray_workers.end(self)
+
+    monkeypatch.setattr(Workers, "end", end)
     found = play(config.model_copy(update={"engine": EngineConfig(**on_ray)}), "ray")
+    assert "fedsim.federation.client.app" in imported
+    assert not imported & HEAVY
     assert run_files(found) == run_files(play(config, "local"))
     machines.leave(elsewhere)
 

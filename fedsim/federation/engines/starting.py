@@ -10,13 +10,13 @@ from typing import Any
 
 import ray
 from ray._private import utils
-from ray._private.node import Node
 from ray.exceptions import RayError
 
 from fedsim.errors import ConfigError, RunError
 from fedsim.federation.engines.actor import inherited, variables
 from fedsim.federation.engines.failing import reason_of
 from fedsim.federation.engines.isolation import LOOPBACK, check_loopback, forget_token, isolated
+from fedsim.federation.engines.processes import few_processes
 from fedsim.federation.engines.reaching import Needs, check_answers, machines_at, room_for
 from fedsim.federation.engines.scratch import Scratch, remove_leftovers
 from fedsim.shortening import one_line
@@ -97,7 +97,7 @@ def start(workers: int) -> Scratch:
     scratch = Scratch("ray", place)
     try:
         # Ray's processes inherit the variables; with a runtime_env it would start every worker a second time.
-        with inherited(variables()), isolated(), _few_processes(), _signals_kept():
+        with inherited(variables()), isolated(), few_processes(), _signals_kept():
             context: Any = ray.init(
                 "local",
                 num_cpus=workers,
@@ -125,23 +125,6 @@ def stop(scratch: Scratch | None) -> None:
     if scratch:
         forget_token()
         scratch.remove()
-
-
-@contextmanager
-def _few_processes() -> Iterator[None]:
-    """Start Ray without its dashboard, log monitor and autoscaler, which takes a quarter of the time.
-
-    Ray has no setting for that; where it has changed, it starts them.
-    """
-    names = [name for name in ("start_api_server", "start_log_monitor", "start_monitor") if hasattr(Node, name)]
-    before = {name: getattr(Node, name) for name in names}
-    for name in names:
-        setattr(Node, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        for name, method in before.items():
-            setattr(Node, name, method)
 
 
 @contextmanager
