@@ -248,12 +248,15 @@ def empty_flat(like: Params, dtypes: Mapping[str, torch.dtype] | None = None) ->
     sizes: dict[tuple[torch.dtype, torch.device], int] = {}
     for key, value in like.items():
         sizes[kinds[key]] = sizes.get(kinds[key], 0) + _padded(value.numel())
-    rest = {(dtype, device): _empty(size, dtype, device) for (dtype, device), size in sizes.items()}
+    buffers = {(dtype, device): _empty(size, dtype, device) for (dtype, device), size in sizes.items()}
+    starts = dict.fromkeys(buffers, 0)
     flat = {}
     for key, value in like.items():
-        own, rest[kinds[key]] = rest[kinds[key]].tensor_split([_padded(value.numel())])
-        own[value.numel() :].zero_()
-        flat[key] = own[: value.numel()].view(value.shape)
+        buffer, start = buffers[kinds[key]], starts[kinds[key]]
+        stop, starts[kinds[key]] = start + value.numel(), start + _padded(value.numel())
+        if stop < starts[kinds[key]]:
+            buffer[stop : starts[kinds[key]]] = 0
+        flat[key] = buffer[start:stop].view(value.shape)
     return flat
 
 

@@ -166,6 +166,11 @@ class ClientRule:
         return type(self).network is not ClientRule.network
 
     @property
+    def sees_client(self) -> bool:
+        """Whether a hook is given the client, whose models it must be free to change."""
+        return self.personalises or type(self).finish is not ClientRule.finish
+
+    @property
     def personalises(self) -> bool:
         """Whether the personalised model is more than the client's own layers and those that it took."""
         return type(self).start is not ClientRule.start or type(self).personalised is not ClientRule.personalised

@@ -11,6 +11,7 @@ from fedsim.config import Config
 from fedsim.experiment.measuring.step import variance_rows
 from fedsim.experiment.verifying.replay import replay
 from fedsim.experiment.verifying.verify import verify
+from fedsim.models import variance
 from fedsim.models.layers import Layers
 from fedsim.models.variance import BLOCK, constant_keys, variances
 from fedsim.results.folder import RunFolder
@@ -54,6 +55,16 @@ def test_the_variance_of_a_large_tensor_is_that_of_its_blocks_together() -> None
     values = torch.arange(2 * BLOCK + 100, dtype=torch.float32).sqrt()
     expected = float(values.double().var(correction=0))
     assert variances({"x": values, "y": values[:1]}, ["x", "y"]) == {"x": pytest.approx(expected, rel=1e-12)}
+
+
+def test_holding_a_tensor_for_both_passes_changes_no_bit_of_its_variance_nor_the_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = torch.randn(3 * BLOCK + 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before, held = values.clone(), variances({"x": values}, ["x"])
+    monkeypatch.setattr(variance, "HELD", 0)
+    assert variances({"x": values}, ["x"]) == held
+    assert torch.equal(values, before)
 
 
 def test_averages_of_independent_models_raise_an_alarm_which_earlier_runs_do_not_have(

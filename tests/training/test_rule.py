@@ -9,7 +9,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedsim.models.params import Params, load_state_, state_of
-from fedsim.training import SGD, ClientRule, LocalPlan, LocalTask, Phase, Ruled, Step, Training, train_, train_cohort
+from fedsim.training import (
+    SGD,
+    ClientRule,
+    Finished,
+    Local,
+    LocalPlan,
+    LocalTask,
+    Phase,
+    Ruled,
+    Step,
+    Training,
+    train_,
+    train_cohort,
+)
 from fedsim.training.dropout import seeded_dropout_
 
 SIZES = (7, 4, 9)
@@ -193,3 +206,19 @@ def test_the_features_are_the_heads_input() -> None:
     plain = alone(model, members({0: Ruled()}, start)[0], LocalPlan(), SGD())[0]
     ruled = alone(model, members({0: Ruled(Head())}, start)[0], LocalPlan(), SGD())[0]
     assert all(torch.allclose(plain[key], ruled[key], atol=1e-12) for key in plain)
+
+
+def test_a_rule_sees_the_client_if_a_hook_of_its_is_given_it() -> None:
+    class Finishing(ClientRule):
+        def finish(self, local: Local, started: Local) -> Finished:
+            return Finished(started.own)
+
+    class Personal(ClientRule):
+        def personalised(self, local: Local) -> Params:
+            return dict(local.own)
+
+    class Steep(ClientRule):
+        def loss(self, step: Step) -> Tensor:
+            return 2 * super().loss(step)
+
+    assert [rule().sees_client for rule in (Finishing, Personal, Steep, ClientRule)] == [True, True, False, False]

@@ -179,7 +179,7 @@ def _trained(
     federation: Federation, instructions: Instructions, started: Sequence[Local], states: Sequence[Params]
 ) -> list[tuple[Params, Training]]:
     """Return each client's model after training and what it reports; a single one's tensors are the thread's model."""
-    model, settings = federation.model(), federation.config.local.settings
+    model, settings = federation.model(), federation.local
     seed, server_round, plan = federation.config.seed, instructions.server_round, instructions.plan
     at = RoundOf(server_round, federation.config.rounds)
     tasks = [

@@ -55,16 +55,19 @@ def local_of(federation: Federation, message: Message, context: Context, ahead: 
     settings = messages.settings_of(message.content)
     server_round = int(settings[messages.SERVER_ROUND]) + ahead
     kept, brought = (messages.sets_of(content) for content in (context.state, message.content))
-    own, taken = own_model(federation, context), taken_from(message)
+    own = own_model(federation, context)
+    params = combine(own, taken_from(message))
+    if federation.client_rule.sees_client:  # otherwise they are only loaded into the model
+        own, params = _on(federation, own), _on(federation, params)
     sets = {name: messages.decode(record) for name, record in (kept | brought).items()}
     data = federation.data.client(client)
     inputs, targets = data.train
     return Local(
         server_round=server_round,
         client=client,
-        params=_on(federation, combine(own, taken)),
+        params=params,
         sets={name: _on(federation, entries) for name, entries in sets.items()},
-        own=_on(federation, own),
+        own=own,
         inputs=inputs,
         targets=targets,
         settings=federation.local,
