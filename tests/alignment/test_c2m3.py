@@ -151,6 +151,21 @@ def test_the_order_of_members_only_names_the_universe() -> None:
                 assert orders(other.between(one, two)) == orders(same)
 
 
+def test_single_precision_is_kept_and_finds_the_same() -> None:
+    members = [{key: value.float() for key, value in each.items()} for each in kin(4, apart=2.0)]
+    merged = merge_c2m3(SPEC, members, rng=rng())
+    exact = merge_c2m3(SPEC, [{key: value.double() for key, value in each.items()} for each in members], rng=rng())
+    assert [orders(each) for each in merged.permutations] == [orders(each) for each in exact.permutations]
+    assert merged.final == pytest.approx(exact.final, rel=1e-12)  # sums are in float64
+    assert merged.objective == pytest.approx(exact.objective, rel=1e-6)
+    assert (np.diff(merged.objective) > 0).all()
+    (model,) = models_of(SPEC, members[:1], relaxed(SPEC, 1))
+    single = RelaxedModel(SPEC, members[0], relaxed(SPEC, 1)[0])
+    for key, value in single.params.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), model.params[key], rtol=1e-5, atol=1e-6)
+
+
 def test_weights_enter_only_the_mean() -> None:
     members, weights = kin(3, apart=2.0), [1.0, 7.0, 2.0]
     even, uneven = merge_c2m3(SPEC, members, rng=rng()), merge_c2m3(SPEC, members, weights=weights, rng=rng())

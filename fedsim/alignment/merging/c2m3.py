@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from fedsim.alignment.matching.relaxations import closest, matrices_of, softened
 from fedsim.alignment.matching.weight_matching import match_weights
 from fedsim.alignment.merging.frank_wolfe import RelaxedModel, objective_of, step_of, targets_of
 from fedsim.alignment.merging.merged import Members, Merged, square
-from fedsim.alignment.symmetries.permutations import Permutation, Spec
+from fedsim.alignment.symmetries.permutations import Permutation, Spec, permute
 from fedsim.models.params import Params
 
 # Steps in a row that gain less than the tolerance, after which the search ends, as in the released code.
@@ -93,7 +94,7 @@ def merge_c2m3(
     if spec.has_rotations:
         raise ValueError("c2m3 finds permutations alone; pass a spec without rotations, or use merge_many")
     merge = Members(spec, members, weights, start)
-    everyone = [merge.counted(member, {}) for member in range(len(members))]
+    everyone = [_counted(merge, member) for member in range(len(members))]
     first = _first(merge, everyone, rng)
     models = [
         RelaxedModel(spec, params, softened(matrices_of(each), softness))
@@ -101,8 +102,8 @@ def merge_c2m3(
     ]
     objective = _risen_(spec, models, steps, tolerance)
     permutations = [closest(spec, model.matrices) for model in models]
+    final = objective_of([permute(params, spec, each) for params, each in zip(everyone, permutations, strict=True)])
     merged = merge.merged(permutations, [merge.spread(merge.mean(permutations))], rng)
-    final = objective_of([merge.counted(member, each) for member, each in enumerate(permutations)])
     return C2M3(merged.params, merged.permutations, merged.spreads, objective, final)
 
 
@@ -114,7 +115,8 @@ def _risen_(spec: Spec, models: Sequence[RelaxedModel], steps: int, tolerance: f
         targets = targets_of(spec, models)
         step = step_of(models, targets)
         scale = tolerance * abs(step.value)
-        if step.t == 0 or step.slope <= scale:
+        # In float32, what a step promises is reached up to rounding.
+        if step.slope <= scale or step.value <= objective[-1]:
             break
         for model, target in zip(models, targets, strict=True):
             model.step_(target, step.t)
@@ -123,6 +125,17 @@ def _risen_(spec: Spec, models: Sequence[RelaxedModel], steps: int, tolerance: f
         if in_vain == PATIENCE:
             break
     return objective
+
+
+def _counted(merge: Members, member: int) -> Params:
+    """Return the entries of a member that determine which units belong together, in at least single precision."""
+    model, spec = merge.models[member], merge.spec
+    kept = merge.counted(member, {})
+    for key, value in kept.items():
+        exact = torch.promote_types(model[key].dtype, torch.float32)
+        # Centred gates are rounded, all else is the member's own.
+        kept[key] = (value if key in spec.gates else model[key].detach()).to(exact)
+    return kept
 
 
 def _first(merge: Members, everyone: Sequence[Params], rng: np.random.Generator) -> list[Permutation]:

@@ -1,22 +1,27 @@
 """Frank-Wolfe steps that bring relaxed permutations of several models into one universe."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations, product
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from numpy.polynomial import Polynomial
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.alignment.matching.assignment import best_orders
 from fedsim.alignment.matching.relaxations import Relaxation, matrices_of, moved_by
 from fedsim.alignment.matching.weight_matching import uses_of
-from fedsim.alignment.symmetries.permutations import Permutation, Spec, positions
+from fedsim.alignment.symmetries.permutations import Axis, Permutation, Spec, positions
 from fedsim.models.params import Params
 
 # Dimensions of a parameter, in order.
 Dimensions = tuple[int, ...]
+# The entry of an axis that comes to each of its places.
+Sources = Mapping[Axis, Tensor]
 
 
 class Step(NamedTuple):
@@ -43,49 +48,59 @@ class RelaxedModel:
     Parameters
     ----------
     params
-        Its entries that determine which units belong together, in float64.
+        Its entries that determine which units belong together. What is computed of them keeps their precision.
     matrices
         The relaxed permutations, one for each order of the architecture.
     """
 
     def __init__(self, spec: Spec, params: Params, matrices: Relaxation) -> None:
         self._spec, self.matrices = spec, matrices
+        self._ordered = {key: _ordered(spec, key) for key in params}
+        self._uses = list(uses_of(spec, spec.sizes, params))
         # Each parameter, moved along all subsets of those of its dimensions that follow an order.
         self._moved = {
-            key: {some: moved_by(value, spec.axes[key], matrices, some) for some in _subsets(_ordered(spec, key))}
+            key: {some: moved_by(value, spec.axes[key], matrices, some) for some in _subsets(self._ordered[key])}
             for key, value in params.items()
         }
 
     @property
     def params(self) -> Params:
         """The entries of the moved model."""
-        return {key: moved[_ordered(self._spec, key)] for key, moved in self._moved.items()}
+        return {key: moved[self._ordered[key]] for key, moved in self._moved.items()}
 
     def gradient(self, others: Params) -> Relaxation:
         """Return the derivative, by the matrices, of the sum of products with others, which are given."""
-        sizes = self._spec.sizes
-        gradient = {order: torch.zeros(size, size, dtype=torch.float64) for order, size in sizes.items()}
-        for use in uses_of(self._spec, sizes, others):
-            rest = tuple(each for each in _ordered(self._spec, use.key) if each != use.dimension)
+        gradient = {order: torch.zeros(size, size, dtype=torch.float64) for order, size in self._spec.sizes.items()}
+        for use in self._uses:
+            rest = tuple(each for each in self._ordered[use.key] if each != use.dimension)
             gradient[use.order] += (use.rows(others) @ use.rows({use.key: self._moved[use.key][rest]}).T).cpu()
         return gradient
 
-    def coefficients(self, key: str, target: Permutation) -> list[Tensor]:
-        """Return what ``t ** m * (1 - t) ** (k - m)`` weighs, for m up to k, a step of length t towards a permutation.
+    def coefficients(self, target: Permutation) -> Iterator[list[Tensor]]:
+        """Yield what ``t ** m * (1 - t) ** (k - m)`` weighs, for m up to k, a step of length t towards a permutation.
 
-        The k are the dimensions that follow an order: each of them moves by a share t.
+        One list for each parameter; the k are its dimensions that follow an order: each moves by a share t.
         """
-        return self._terms(key, _ordered(self._spec, key), target)
+        sources = self._sources(target)
+        for key, ordered in self._ordered.items():
+            yield self._terms(key, ordered, sources)
 
     def step_(self, target: Permutation, t: float) -> None:
         """Move by a share t towards a permutation."""
+        sources = self._sources(target)
         for key, moved in self._moved.items():
-            terms = {some: self._terms(key, some, target) for some in moved}
-            self._moved[key] = {some: combined(each, t) for some, each in terms.items()}
+            # Larger subsets first, as their terms are made of the smaller ones.
+            for some in reversed(list(moved)):
+                if some:
+                    moved[some] = combined(self._terms(key, some, sources), t)
         ends = matrices_of(target)
         self.matrices = {name: (1 - t) * matrix + t * ends[name] for name, matrix in self.matrices.items()}
 
-    def _terms(self, key: str, dimensions: Dimensions, target: Permutation) -> list[Tensor]:
+    def _sources(self, target: Permutation) -> Sources:
+        axes = {self._spec.axes[key][dimension] for key, ordered in self._ordered.items() for dimension in ordered}
+        return {axis: positions(axis, target) for axis in axes}
+
+    def _terms(self, key: str, dimensions: Dimensions, sources: Sources) -> list[Tensor]:
         axes, moved = self._spec.axes[key], self._moved[key]
         terms: list[Tensor] = []
         for count in range(len(dimensions) + 1):
@@ -93,7 +108,7 @@ class RelaxedModel:
             for chosen in combinations(dimensions, count):
                 part = moved[tuple(each for each in dimensions if each not in chosen)]
                 for dimension in chosen:
-                    part = part.index_select(dimension, positions(axes[dimension], target).to(part.device))
+                    part = part.index_select(dimension, sources[axes[dimension]].to(part.device))
                 parts.append(part)
             terms.append(sum(parts[1:], start=parts[0]))
         return terms
@@ -105,15 +120,18 @@ def step_of(models: Sequence[RelaxedModel], targets: Sequence[Permutation]) -> S
     The objective is a polynomial in the length of the step, of degree 4 if parameters follow two orders: its maximum
     is exact.
     """
-    total = Polynomial([0.0])
-    for key in models[0].params:
-        terms = [model.coefficients(key, target) for model, target in zip(models, targets, strict=True)]
-        # Flat, so that all inner products are one matrix product.
-        rows = [torch.stack([term.flatten() for term in each]) for each in terms]
-        whole = sum(rows[1:], start=rows[0])
-        gram = whole @ whole.T - sum(each @ each.T for each in rows)
+    ways = [model.coefficients(target) for model, target in zip(models, targets, strict=True)]
+    weighed: dict[int, NDArray[np.float64]] = {}
+    for _ in models[0].params:
+        gram = _products_of_pairs(map(next, ways)).cpu().numpy()
+        last = 2 * len(gram) - 2
+        found = weighed.setdefault(last, np.zeros(last + 1))
         for one, other in product(range(len(gram)), repeat=2):
-            total += float(gram[one, other]) / 2 * _weight(one + other, 2 * len(gram) - 2)
+            found[one + other] += gram[one, other]
+    total = Polynomial([0.0])
+    for last, found in weighed.items():
+        for power, value in enumerate(found.tolist()):
+            total += value * _weight(power, last)
     slope = total.deriv()
     roots: list[complex] = slope.roots().tolist()
     inner = [root.real for root in roots if abs(root.imag) < 1e-9 and 0 < root.real < 1]
@@ -123,22 +141,39 @@ def step_of(models: Sequence[RelaxedModel], targets: Sequence[Permutation]) -> S
 
 def objective_of(models: Sequence[Params]) -> float:
     """Return the sum of the products of the entries of two models, over all pairs of models."""
-    pairs = combinations(models, 2)
-    return sum(float(one[key].flatten() @ other[key].flatten()) for one, other in pairs for key in one)
+    return math.fsum(float(_products_of_pairs([[model[key]] for model in models])) for key in models[0])
 
 
 def targets_of(spec: Spec, models: Sequence[RelaxedModel]) -> list[Permutation]:
     """Return, for each model, the permutation in which the objective rises fastest."""
     everyone = [model.params for model in models]
-    total = {key: sum((each[key] for each in everyone[1:]), start=value) for key, value in everyone[0].items()}
+    total = {key: _sum([each[key] for each in everyone]) for key in everyone[0]}
     targets = []
     for model, own in zip(models, everyone, strict=True):
-        gradient = model.gradient({key: value - own[key] for key, value in total.items()})
+        gradient = model.gradient({key: (value - own[key]).to(own[key]) for key, value in total.items()})
         target: Permutation = {}
         for symmetry in spec.symmetries:
             target |= best_orders(symmetry, {order: gradient[order].numpy() for order in symmetry.widths})
         targets.append(target)
     return targets
+
+
+def _products_of_pairs(models: Iterable[Sequence[Tensor]]) -> Tensor:
+    """Return the sum over all pairs of models of the inner products of their terms, float64 [terms, terms]."""
+    whole = own = torch.zeros((), dtype=torch.float64)
+    for terms in models:
+        # Flat, so that all inner products are one matrix product.
+        rows = torch.stack([term.flatten() for term in terms]).double()
+        whole, own = whole + rows, own + rows @ rows.T
+    return (whole @ whole.T - own) / 2
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    """Return a sum, in float64: in float32 it would depend on the order."""
+    total = values[0].to(torch.float64, copy=True)
+    for value in values[1:]:
+        total += value
+    return total
 
 
 def combined(terms: Sequence[Tensor], t: float) -> Tensor:
