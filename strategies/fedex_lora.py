@@ -1,10 +1,11 @@
 """Factors are averaged, and what their averages lose of the mean product goes into the weight below them."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from fedsim.models.params import Params
-from fedsim.strategy import ClientUpdate
-from strategies.lora import Lora, check_both, check_held, stacked
+from fedsim.strategy import ClientUpdate, Option
+from strategies.lora import Lora, check_held, stacked
 
 
 class FedExLora(Lora):
@@ -25,9 +26,12 @@ class FedExLora(Lora):
     holds_bases = True
     needs_common_start = True  # of the weights below the factors too
 
+    share: Literal["both"] = Option(
+        "both", "Factors that are averaged: both, as the weight takes what the averages of both lack."
+    )
+
     def prepare(self) -> None:
         super().prepare()
-        check_both(self, "the weight takes what the averages of both factors lack")
         check_held(self)
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:

@@ -1,9 +1,11 @@
 """Clients rotate their factors into a common frame before they are averaged."""
 
+from typing import Literal
+
 from fedsim.alignment.frames import rotation_of
 from fedsim.models.adapters import factors_of
 from fedsim.strategy import ClientRule, Finished, Local, Option, Share
-from strategies.lora import Lora, check_both
+from strategies.lora import Lora
 
 
 class FedRotLoraRule(ClientRule):
@@ -46,8 +48,5 @@ class FedRotLora(Lora):
     client_rule = FedRotLoraRule
     needs_common_start = True
 
+    share: Literal["both"] = Option("both", "Factors that are averaged: both, which are rotated together.")
     strength: Share = Option(0.5, "How far from no rotation (0) to the whole one (1) clients go.")
-
-    def prepare(self) -> None:
-        super().prepare()
-        check_both(self, "factors are rotated together")

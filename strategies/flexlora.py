@@ -1,14 +1,15 @@
 """The products of the clients' factors are averaged, and factorised again."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedsim.models.params import Params
 from fedsim.models.ranks import cut_to_rank
-from fedsim.strategy import ClientUpdate
-from strategies.lora import Lora, check_both, stacked
+from fedsim.strategy import ClientUpdate, Option
+from strategies.lora import Lora, stacked
 
 
 class FlexLora(Lora):
@@ -28,9 +29,7 @@ class FlexLora(Lora):
 
     takes_ranks = True
 
-    def prepare(self) -> None:
-        super().prepare()
-        check_both(self, "new factors are made of their products")
+    share: Literal["both"] = Option("both", "Factors that are averaged: both, made of the mean of their products.")
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         averaged = self.average(updates)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -11,8 +12,8 @@ from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.models.ranks import cut_to_rank
 from fedsim.seeds import rng
-from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Sets
-from strategies.lora import Lora, check_both, check_held, stacked
+from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Option, Sets
+from strategies.lora import Lora, check_held, stacked
 
 STACK, MADE_IN, TRAINED_IN, ROUND = "stack", "made_in", "trained_in", "round"
 
@@ -66,9 +67,10 @@ class Flora(Lora):
     takes_ranks = True
     client_rule = FloraRule
 
+    share: Literal["both"] = Option("both", "Factors that are averaged: both, which are stacked.")
+
     def prepare(self) -> None:
         super().prepare()
-        check_both(self, "both factors are stacked")
         check_held(self)
 
     def moved(self, server_round: int) -> LayerGroup:

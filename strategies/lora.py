@@ -70,12 +70,6 @@ class Lora(Strategy):
         return self._second if self.share == "alternate" else set()
 
 
-def check_both(strategy: Lora, why: str) -> None:
-    """Raise `ValueError` unless both factors are averaged."""
-    if strategy.share != "both":
-        raise ValueError(f"share = {strategy.share!r} must be 'both': {why}")
-
-
 def check_held(strategy: Lora) -> None:
     """Raise `ValueError` unless the server can change and send the weights below the factors."""
     if any(each.base not in strategy.keys(strategy.layers.names) for each in strategy.factors):

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import seeds
+from fedsim.alignment import Merged, Permutation, absorb_norms, merge_c2m3, merge_hierarchically, merge_many, permute
 from fedsim.alignment.following import follow, to_follow
 from fedsim.alignment.matched import Symmetries, spec_of
 from fedsim.alignment.merging.arrived import matched_parts
-from fedsim.alignment.merging.c2m3 import merge_c2m3
-from fedsim.alignment.merging.merged import Merged
-from fedsim.alignment.merging.merging import merge_hierarchically, merge_many
 from fedsim.alignment.repair.mean import BY_WEIGHTS, Repair, check_repair, repaired_mean
-from fedsim.alignment.symmetries.norms import absorb_norms
-from fedsim.alignment.symmetries.permutations import Axis, Permutation, orders_of, permute
+from fedsim.alignment.symmetries.permutations import Axis, orders_of
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Count, Finished, Local, Option, Sets, Strategy
@@ -53,8 +50,7 @@ class Following(ClientRule):
         sent, trained = local.sets.get(MERGED_IN), local.sets.get(TRAINED_IN)
         if sent is None or trained is None or sent[ROUND] != trained[ROUND]:
             return replace(local, sets={})
-        moved = follow(local.params, self.own, local.sets[PERMUTATION])
-        return replace(local, params=local.params | moved, sets={})
+        return replace(local, params=local.params | follow(local.params, self.own, local.sets[PERMUTATION]), sets={})
 
     def finish(self, local: Local, started: Local) -> Finished:
         trained_in = {ROUND: torch.tensor(local.server_round, dtype=torch.int32)}
@@ -128,9 +124,8 @@ class Rebasin(Strategy, shared="all"):
 
     def _remember(self, server_round: int, client: int, permutation: Permutation) -> None:
         """Keep for a client those orders that it has to follow: none, if none of its own layers' units have moved."""
-        moved = to_follow(permutation, self.followed, self.dtype)
         self.memory.pop(str(client), None)
-        if moved:
+        if moved := to_follow(permutation, self.followed, self.dtype):
             merged_in = {ROUND: torch.tensor(server_round, dtype=torch.int32)}
             self.memory[str(client)] = {PERMUTATION: moved, MERGED_IN: merged_in}
 
@@ -145,13 +140,18 @@ class MatchedAverage(Rebasin):
 
     Notes
     -----
-    Each client's units are matched with the mean of the others, and the average's with the global model's, so that a
-    client which was absent for some rounds still fits; in the first round with those of the client with the most
-    examples. Clients count by their examples, where the paper's models count alike, as they do in matching by c2m3.
+    Each client's units are matched with the mean of the others, and the average's with the global model's (at first
+    those of the client with the most examples), so that a client which was absent for some rounds still fits. Clients
+    count by their examples, where the paper's models count alike, as they do in matching by c2m3.
     """
 
     matching: Literal["weights", "c2m3", "none"] = Option("weights", "Matching with the mean, at once (c2m3), or none.")
     sweeps: Count | None = Option(None, "Times that all units are matched at most (default: 100, by c2m3 200).")
+
+    def prepare(self) -> None:
+        if self.matching == "none" and (self.sweeps or self.symmetries != "permutations"):
+            raise ValueError("matching = 'none' moves no units; leave out sweeps and symmetries, or use 'weights'")
+        super().prepare()
 
     def merge(self) -> Callable[..., Merged]:
         if self.matching == "c2m3":

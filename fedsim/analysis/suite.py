@@ -92,5 +92,7 @@ MEASURES: dict[str, Measure] = {
         Measure("calibrated", compares=True, whole=True),
     )
 }
+# They mix adapters factor by factor, whatever path barriers are measured along.
+BY_FACTORS = tuple(each.name for each in MEASURES.values() if each.mixes and each.compares)
 BY_LAYER = tuple(each.name for each in MEASURES.values() if each.by_layer)
 OF_CHECKPOINTS = tuple(each.name for each in MEASURES.values() if each.by_layer or each.whole)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, ValidationInfo, field_validator
 
 from fedsim.analysis.mixing.names import FACTORS, PAIR_TS, PathName
-from fedsim.analysis.suite import MEASURES, MeasureName
+from fedsim.analysis.suite import BY_FACTORS, MEASURES, MeasureName
 from fedsim.config.expectation import MatchedBy
 from fedsim.config.tables import Table
 
@@ -49,7 +49,8 @@ class BarriersConfig(Table):
         been aligned by their ``gate``, by ``gram`` matrices, or only the ``units`` within each; or several of these.
     path
         How models with adapters of LoRA are mixed: factor by factor (``factors``), by the products of their factors
-        (``product``), or factor by factor in a common frame (``aligned``); or several of these.
+        (``product``), or factor by factor in a common frame (``aligned``); or several of these. Measures other than
+        barriers mix factor by factor.
     """
 
     every: int | Literal["auto"] = "auto"
@@ -79,6 +80,14 @@ class BarriersConfig(Table):
         if len(set(value)) < len(value):
             every = get_args(MatchedBy if info.field_name == "matching" else PathName)
             raise ValueError(f"must hold each of {', '.join(every[:-1])} and {every[-1]} once at most")
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def _path_of_measures(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        mixing = [name for name in info.data.get("measures", ()) if name in BY_FACTORS]
+        if mixing and FACTORS not in value:
+            raise ValueError(f'must hold "factors", along which {mixing[0]} mixes; add it, or leave out {mixing[0]}')
         return value
 
     @field_validator("measures")

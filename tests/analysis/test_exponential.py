@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from fedsim.analysis import Data, Models, barriers, calibrated, connectivity
@@ -272,6 +273,21 @@ def test_the_powers_of_factors_add_up_and_a_softmax_has_none(way: str) -> None:
     else:
         assert last["depth"] == 3
         assert last["exponential"] == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", nn.modules.activation.__all__)
+def test_homogeneous_activations_alone_keep_the_power(name: str) -> None:
+    if name in ("MultiheadAttention", "GLU", "Threshold", "Softmax2d"):
+        pytest.skip("takes other arguments or gives other shapes")
+    with_dim = name in ("Softmin", "Softmax", "LogSoftmax")
+    activation = getattr(nn, name)(-1) if with_dim else getattr(nn, name)()
+    model = nn.Sequential(nn.Linear(5, 6, bias=False), activation, nn.Linear(6, 3, bias=False)).double().eval()
+    inputs, state = draw(20, 5), {key: draw(*value.shape) for key, value in model.state_dict().items()}
+    once, grown = (
+        functional_call(model, {key: factor * value for key, value in state.items()}, (inputs,)) for factor in (1, 3)
+    )
+    last = connectivity(model, [state, state], inputs, against="pairs", exponential=True).iloc[-1]
+    assert (last["depth"] == 2) == torch.allclose(grown, 9 * once)
 
 
 class Attention(nn.Module):

@@ -254,6 +254,10 @@ def test_each_way_to_match_is_counted_in_the_work(tiny: Tiny) -> None:
             "pairs = 0 must be at least 1 where measures hold exponential, which compares clients",
         ),
         (
+            {"measures": ["spectra", "calibrated"], "path": ["product"]},
+            'barriers.path = .*must hold "factors", along which calibrated mixes; add it, or leave out calibrated',
+        ),
+        (
             {"measures": ["distances", "cka", "stitching"], "on": ["clients"]},
             r"barriers.measures = .*: on 'clients' only barriers are measured, not cka, stitching; add 'server' to",
         ),

@@ -221,6 +221,10 @@ def test_its_barriers_are_those_of_the_mixed_models(files: list[Path]) -> None:
         ({"ts": [0.0, 2.0]}, "each must be from 0 to 1"),
         ({"weights": [1.0]}, "--weights has .*a positive number for each of 2 checkpoints"),
         ({"weights": [1.0, -1.0]}, "--weights has .*a positive number"),
+        (
+            {"path": "product", "measures": ["spectra", "calibrated"]},
+            "--path product: calibrated mixes factor by factor",
+        ),
         ({"examples": 356}, "--examples 356: 'digits' has 355 test examples"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedsim.config.choices import CATALOGUES
 from fedsim.errors import ClientError, ConfigError
 from fedsim.models.adapters import Adapter, adapt_, factors_of, hold_bases_, merge_
 from fedsim.models.copies import loaded
@@ -57,6 +58,12 @@ def test_only_the_factors_that_are_shared_travel(
     frozen = {key for key in A if options.get("share") == "B"}
     moved = {key for key, value in play.personalised(1).items() if not torch.equal(value, play.initial[key])}
     assert moved == {*A, *B, *HEAD} - frozen
+
+
+@pytest.mark.parametrize("name", ["fedex_lora", "flexlora", "flora", "fedrot_lora"])
+def test_methods_that_need_both_factors_offer_nothing_else(name: str) -> None:
+    (option,) = [each for each in CATALOGUES["strategies"].described_options(name) if each.name == "share"]
+    assert option.range == '"both"'
 
 
 @pytest.mark.parametrize("share", ["B", "alternate"])

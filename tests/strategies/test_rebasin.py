@@ -337,6 +337,8 @@ def test_models_that_start_apart_are_better_averaged_once_they_are_matched(
     [
         ({"inputs": None}, "MatchedAverage traces the model .* pass inputs="),
         ({"sweeps": 0}, "sweeps = 0 must be at least 1"),
+        ({"matching": "none", "sweeps": 5}, "matching = 'none' moves no units; leave out sweeps and symmetries"),
+        ({"matching": "none", "symmetries": "rotations"}, "matching = 'none' moves no units"),
         ({"shared": "bodi"}, "layer pattern 'bodi' matches nothing"),
         ({"shared": "body", "repair": "repair"}, "repair = 'repair' needs whole models, and shared = 'body'"),
         ({"buffers": "personal", "repair": "reset"}, "buffers = 'personal' keep a part with the clients"),

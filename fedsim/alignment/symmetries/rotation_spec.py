@@ -99,8 +99,8 @@ def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor, roundin
         kept = [trial.first(pair) for pair in zip(kept, plain.symmetries, strict=True)]
     if not any(each.rotations for each in kept):
         raise ValueError(
-            f"model = {type(model).__name__} has no units that can be rotated, as those within attention heads; match "
-            "by permutations"
+            f"model = {type(model).__name__} has no units that can be rotated, as those within attention heads; "
+            + ("do not match it" if transformers.is_known(model) else "match by permutations")
         )
     if not any(_is_rotated_stream(each, spec) for each in kept):
         spec = replace(spec, axes=plain.axes, norms=())

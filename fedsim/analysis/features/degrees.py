@@ -11,8 +11,14 @@ from fedsim.models.norms import NORM_TYPES
 PRODUCTS = {"mul", "imul", "multiply", "matmul", "imatmul", "mm", "bmm", "einsum", "bilinear"}
 WEIGHTED = {"linear", "conv1d", "conv2d", "conv3d"}  # products of their first two arguments
 QUOTIENTS = {"truediv", "itruediv", "div", "divide", "truedivide"}
-# What scaled inputs do not give a scaled result of, whatever their scale.
-BOUNDED = {"softmax", "logsoftmax", "softmin", "sigmoid", "scaleddotproductattention"}
+# What scaled inputs do not give a scaled result of: ReLU, leaky or not, does.
+INHOMOGENEOUS = {
+    *("softmax", "logsoftmax", "softmin", "scaleddotproductattention"),
+    *("sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardtanh", "softsign", "relu6", "clamp", "clip", "erf"),
+    *("gelu", "silu", "mish", "hardswish", "glu", "elu", "selu", "celu", "softplus", "threshold"),
+    *("tanhshrink", "softshrink", "hardshrink", "softmax2d", "prelu", "exp", "log", "sin", "cos", "cumprod", "prod"),
+    *("normalize", "layernorm", "groupnorm", "instancenorm", "rmsnorm"),  # as functions
+}
 SHAPES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 
 
@@ -20,8 +26,9 @@ def degrees_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, in
     """Return the power of a common factor of all weights by which each operation's result grows.
 
     It is that of the inputs, and one more with weights; those of factors add up, and a normalisation starts again at 0.
-    Where inputs of different powers meet, as in a residual sum, there is none, nor is there after a softmax, or a
-    module with several matrices such as attention; neither is there further up, until the next normalisation.
+    Where inputs of different powers meet, as in a residual sum, there is none, nor is there after a softmax, an
+    activation that is not homogeneous, such as GELU, or a module with several matrices such as attention; neither is
+    there further up, until the next normalisation.
 
     Returns
     -------
@@ -49,7 +56,7 @@ def _degree(step: Operation, root: nn.Module, of: Mapping[fx.Node, int | None]) 
     module = None if step.kind is None else root.get_submodule(str(step.node.target))
     if isinstance(module, NORM_TYPES):
         return int(bool(step.entries))
-    if name in BOUNDED or None in of.values() or (module is not None and _matrices(step, module) > 1):
+    if name in INHOMOGENEOUS or None in of.values() or (module is not None and _matrices(step, module) > 1):
         return None
     known = {node: degree for node, degree in of.items() if degree is not None}
     if name in PRODUCTS | WEIGHTED | QUOTIENTS:

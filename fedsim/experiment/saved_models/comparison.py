@@ -16,10 +16,10 @@ from fedsim.analysis.data import Data
 from fedsim.analysis.matching import match
 from fedsim.analysis.mixing.groups import groups_of_texts
 from fedsim.analysis.mixing.mixes import Normalisation
-from fedsim.analysis.mixing.names import AVERAGE, PathName
+from fedsim.analysis.mixing.names import AVERAGE, FACTORS, PathName
 from fedsim.analysis.models import Models
 from fedsim.analysis.settings import Settings
-from fedsim.analysis.suite import MEASURES, OF_CHECKPOINTS
+from fedsim.analysis.suite import BY_FACTORS, MEASURES, OF_CHECKPOINTS
 from fedsim.config import Config, choices, with_settings
 from fedsim.config.expectation import MatchedBy
 from fedsim.config.toml import write_toml
@@ -138,6 +138,10 @@ def compare_checkpoints(
         If a file cannot be read or does not fit the model, the data cannot be read, or an argument is wrong.
     """
     _check(paths, weights, measures)
+    if path != FACTORS and (mixing := [name for name in measures if name in BY_FACTORS]):
+        raise ConfigError(
+            f"--path {path}: {mixing[0]} mixes factor by factor; leave out --path or --measure {mixing[0]}"
+        )
     federation = federation_of(config, fit="all")
     models = _models(paths, federation, weights, normalisation)
     sample = _sample(federation.data.dataset, part, examples, config.seed)
