@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedsim.analysis.data import Data
 from fedsim.analysis.models import Models
 from fedsim.analysis.perturbations import perturbations
 from fedsim.errors import DivergedError, RunError
+from fedsim.experiment.joined_evaluation import have_global_model, is_joined, measure_on_clients
 from fedsim.federation.client.evaluation import load_for_evaluation, splits_of
-from fedsim.federation.client.state import PERSONALISED
+from fedsim.federation.client.state import GLOBAL, PERSONALISED, metric_name
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.engines.grid import Engine
 from fedsim.federation.federation import Federation
@@ -41,9 +42,9 @@ def client_rows(server_round: int, client: int, metrics: Mapping[str, Any]) -> I
 
 
 def evaluate_on_clients(
-    server_round: int, federation: Federation, strategy: Strategy, engine: Engine, wanted: ConfigRecord
+    server_round: int, strategy: Strategy, engine: Engine, wanted: ConfigRecord, on_server: "ServerEvaluation"
 ) -> tuple[list[Row], list[Row]]:
-    """Let the clients evaluate models on their data.
+    """Evaluate models on the clients' data: those that only a client has by the client, the global one at once.
 
     Parameters
     ----------
@@ -61,29 +62,82 @@ def evaluate_on_clients(
     RunError
         If no client can be evaluated.
     """
+    federation = on_server.federation
     sent = {
         message.metadata.dst_node_id: message
         for message in strategy.configure_evaluate(server_round, strategy.arrays, wanted, engine)
     }
-    replies = sorted(engine.send_and_receive(sent.values()), key=lambda reply: reply.metadata.src_node_id)
+    known = _known_metrics(strategy, sent, on_server) if is_joined(federation, wanted) else {}
+    replies = {reply.metadata.src_node_id: reply for reply in engine.send_and_receive(_asked(sent, known))}
     rows: list[Row] = []
     failed: dict[int, str] = {}
     missing: dict[int, str] = {}
-    for reply in replies:
-        client = reply.metadata.src_node_id
-        if reply.has_error():
+    for client in sorted(sent):
+        metrics: Mapping[str, Any] = known.get(client, {})
+        reply = replies.get(client)
+        if reply is not None and reply.has_error():
             failed[client] = str(reply.error.reason)
             rows += _rows_without_values(server_round, federation, client, messages.settings_of(sent[client].content))
-        else:
-            rows += client_rows(server_round, client, dict(reply.content[messages.METRICS]))
+            continue
+        if reply is not None:
+            metrics = {**reply.content[messages.METRICS], **metrics}
             if reason := messages.missing_of(reply.content):
                 missing[client] = reason
-    if failed and len(failed) == len(replies):
+        rows += client_rows(server_round, client, metrics)
+    if failed and len(failed) == len(sent):
         raise RunError(f"round {server_round}: no client could be evaluated; {all_failed(failed)}")
     warn_of(server_round, failed, "not evaluated")
     warn_of(server_round, missing, "no finite loss", ("has", "have"))
     faults = sorted((failed | missing).items())
     return rows, [fault_row(server_round, client, "evaluate", reason) for client, reason in faults]
+
+
+def _known_metrics(
+    strategy: Strategy, sent: Mapping[int, Message], on_server: "ServerEvaluation"
+) -> dict[int, dict[str, float]]:
+    """Return what need not be asked of each client, by the names of its measurements.
+
+    That is what the global model achieves on its data, also as the personalised model of a client that has no other.
+    Clients with a loss that is not finite are left out: they are asked for the reason.
+    """
+    federation, model, threads = on_server.federation, strategy.global_model, on_server.threads
+    have_it = set(have_global_model(federation, strategy, sent))
+    kinds = {
+        client: _kinds(federation, client, messages.settings_of(message.content)) for client, message in sent.items()
+    }
+    tested = measure_on_clients(federation, model, "test", sorted(sent), threads)
+    validating = [client for client in sorted(have_it) if "validation" in splits_of(PERSONALISED, **kinds[client])]
+    validated = measure_on_clients(federation, model, "validation", validating, threads)
+    is_on_server = any("server" in splits_of(PERSONALISED, **kinds[client]) for client in have_it)
+    on_test = on_server.metrics(model) if is_on_server else {}
+    known: dict[int, dict[str, float]] = {}
+    for client in sorted(sent):
+        own = {"test": tested[client], "unseen": tested[client]}
+        own |= {"validation": validated.get(client, {}), "server": on_test}
+        found = {
+            metric_name(name, split, metric): value
+            for name in ([PERSONALISED] * (client in have_it) + [GLOBAL])
+            for split in splits_of(name, **kinds[client])
+            for metric, value in own[split].items()
+        }
+        if all(math.isfinite(value) for name, value in found.items() if name.endswith(f"/{LOSS}")):
+            known[client] = found
+    return known
+
+
+def _asked(sent: Mapping[int, Message], known: Mapping[int, Mapping[str, float]]) -> Iterator[Message]:
+    """Yield the messages to clients of which something is not known yet; they ask for that alone."""
+    narrowed: dict[int, ConfigRecord] = {}  # by record, of which many clients have the same
+    for client, message in sent.items():
+        if client not in known:
+            yield message
+        elif not any(name.startswith(f"{PERSONALISED}/") for name in known[client]):
+            settings, metadata = messages.settings_of(message.content), message.metadata
+            if id(settings) not in narrowed:
+                narrowed[id(settings)] = ConfigRecord({**settings, messages.MODELS: [PERSONALISED]})
+            rest = {name: each for name, each in message.content.items() if name != messages.GLOBAL}
+            content = RecordDict({**rest, messages.CONFIG: narrowed[id(settings)]})
+            yield Message(content, client, metadata.message_type, group_id=metadata.group_id)
 
 
 def check_any_finite(server_round: int, rows: Iterable[Row]) -> None:
@@ -103,16 +157,21 @@ def _rows_without_values(
     server_round: int, federation: Federation, client: int, settings: Mapping[str, Any]
 ) -> Iterator[Row]:
     """Yield the rows of a client that could not be evaluated: it is missing from a mean, which must say so."""
-    kinds = {
-        "is_unseen": settings.get(messages.UNSEEN, False),
-        "validated": len(federation.data.split.validation[client]) > 0,
-        "on_server": "server" in federation.config.evaluation.on,
-    }
+    kinds = _kinds(federation, client, settings)
     for model in settings[messages.MODELS]:
         for split in splits_of(model, **kinds):
             for metric in (LOSS, federation.task.main, *federation.metrics):
                 if metric != BY_CLASS:  # which classes the client has, it has not said
                     yield metric_row(server_round, client, split, model, metric, math.nan, 0)
+
+
+def _kinds(federation: Federation, client: int, settings: Mapping[str, Any]) -> dict[str, bool]:
+    """Return what the splits depend on that a client measures models on."""
+    return {
+        "is_unseen": bool(settings.get(messages.UNSEEN, False)),
+        "validated": len(federation.data.split.validation[client]) > 0,
+        "on_server": "server" in federation.config.evaluation.on,
+    }
 
 
 @dataclass(frozen=True)
@@ -146,6 +205,11 @@ class ServerEvaluation:
         n = number_of_targets(self.test[1])
         rows = [metric_row(server_round, None, "test", name, key, value, n) for key, value in measured.items()]
         return rows + self._perturbed_rows(server_round, name, params)
+
+    def metrics(self, params: Params) -> dict[str, float]:
+        """Return the metrics of a model, with ``n``."""
+        measured = self.federation.measured(self._evaluate(params), self.test[1])
+        return measured | {"n": number_of_targets(self.test[1])}
 
     def _evaluate(self, params: Params) -> Evaluation:
         inputs, targets = self.test

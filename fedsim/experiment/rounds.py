@@ -268,7 +268,7 @@ class Rounds:
             with self._timed("evaluate"):
                 with_neighbours = [NEIGHBOURS] * (NEIGHBOURS in self.config.evaluation.models)
                 wanted = ConfigRecord({messages.MODELS: [PERSONALISED, GLOBAL, *with_neighbours]})
-                rows, faults = evaluate_on_clients(server_round, self.federation, self.strategy, self.engine, wanted)
+                rows, faults = evaluate_on_clients(server_round, self.strategy, self.engine, wanted, self._on_server)
                 rows += self._on_server.rows(server_round, GLOBAL, self.strategy.global_model)
             for metric, means in self._validation_means.items():
                 means |= validation_means(rows, metric)
@@ -277,7 +277,7 @@ class Rounds:
             with self._timed("fine-tune"):
                 layers = fine_tuned_layers(self.federation, self.strategy)
                 wanted = ConfigRecord({messages.MODELS: [FINE_TUNED], messages.FINE_TUNE: layers})
-                tuned, failed = evaluate_on_clients(server_round, self.federation, self.strategy, self.engine, wanted)
+                tuned, failed = evaluate_on_clients(server_round, self.strategy, self.engine, wanted, self._on_server)
                 rows, faults = rows + tuned, faults + failed
         return rows, faults
 

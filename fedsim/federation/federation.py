@@ -19,7 +19,8 @@ from fedsim.models.frozen import frozen_of, replace_frozen_
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.parametrised import plain_
 from fedsim.models.params import Params, flat_copy, state_of
-from fedsim.models.purity import keeps_something
+from fedsim.models.probing import probes_of
+from fedsim.models.purity import is_by_example, keeps_something
 from fedsim.models.ranks import cut_to_rank
 from fedsim.models.summary import ModelSummary, summary_of
 from fedsim.seeds import PathPart, derive
@@ -204,6 +205,11 @@ class Federation:
     def keeps_something(self) -> bool:
         """Whether the model keeps more than its weights, such as a hidden state in an attribute."""
         return keeps_something(self._template, self.data.test(2)[0])
+
+    @cached_property
+    def is_by_example(self) -> bool:
+        """Whether the model's outputs for an example depend on nothing else, in evaluation mode."""
+        return is_by_example(self._template, probes_of(self.data.test(5)[0]))
 
     def draws_while_training(self) -> bool:
         """Tell whether the model draws random numbers as it trains: torch then has one stream for all threads."""

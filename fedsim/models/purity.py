@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from fedsim.models.copies import copy_of
 from fedsim.models.operation import NotTraceableError, RandomError
+from fedsim.models.params import moves
 from fedsim.models.tensors import tensors_in
 
 # Functions through which a value of a tensor gets into Python.
@@ -23,6 +24,7 @@ READS = {
 }
 # Outputs may differ by this share of the largest, as rounding is relative to the largest of the summands.
 TOLERANCE = 1e-4
+VARIATION = 0.05  # standard deviation of what is added to weights
 
 
 def outputs_of(used: nn.Module, fresh: nn.Module, probes: Tensor) -> Tensor:
@@ -96,6 +98,28 @@ def keeps_something(model: nn.Module, inputs: Tensor) -> bool:
                 net(batch)
             found.append({name: each for name, each in _kept(net).items() if id(each[0]) not in held})
     return any(_has_changed(before, after) for before, after in pairwise(found))
+
+
+def is_by_example(model: nn.Module, probes: Tensor) -> bool:
+    """Return whether a model's outputs for an example depend on nothing else, so that batches may be cut anywhere.
+
+    Its weights are varied first: with a head of zeros, no output depends on anything.
+    """
+    used, generator = copy_of(model).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in filter(_is_own, used.parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(VARIATION * noise.to(parameter.device))
+    try:
+        outputs_of(used, copy_of(used).eval(), probes)
+    except Exception:  # whatever it is that a model's code raises, each client's batches may still suit it
+        return False
+    return True
+
+
+def _is_own(parameter: Tensor) -> bool:
+    """Return whether a copy's parameter can be varied: a frozen one is the original's too."""
+    return parameter.requires_grad and moves(parameter)
 
 
 @contextmanager

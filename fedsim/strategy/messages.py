@@ -12,7 +12,8 @@ to client  ``config``   ``server-round``; for training ``upload``, the keys to s
                         right after training; for evaluation ``upload`` of the next round, ``models``, what is
                         measured, ``fine-tune``, the layers that are fine-tuned, and ``unseen``, for a client that
                         never trains
-to client  ``global``   for evaluation: the entries of the global model that differ from what was taken
+to client  ``global``   for evaluation, if the client evaluates the global model: its entries that differ from what was
+                        taken
 to server  ``arrays``   the shared layers after training
 to server  ``metrics``  ``num-examples`` and whatever the client measured
 to server  ``probe``    where asked for: the entries that are not in ``arrays``; not counted as traffic

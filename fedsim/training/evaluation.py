@@ -148,6 +148,38 @@ def evaluate(
     )
 
 
+def evaluate_joined(
+    model: nn.Module,
+    parts: Sequence[tuple[Tensor, Tensor]],
+    criterion: Criterion = cross_entropies,
+    *,
+    keep_outputs: bool = False,
+) -> list[Evaluation]:
+    """Evaluate a model on several parts of data in common batches; the results are those of `evaluate` on each.
+
+    They agree to float tolerance for a model whose outputs for an example depend on nothing else.
+
+    Parameters
+    ----------
+    parts
+        Inputs and targets of each part, as in `evaluate`.
+    criterion, keep_outputs
+        As in `evaluate`.
+    """
+    inputs, targets = (torch.cat(each) if len(each) > 1 else each[0] for each in zip(*parts, strict=True))
+    whole, sizes = evaluate(model, inputs, targets, criterion, keep_outputs=keep_outputs), [len(t) for _, t in parts]
+    return [
+        Evaluation(losses, errors, counts_of(own, criterion), outputs)
+        for losses, errors, outputs, (_, own) in zip(
+            whole.losses.split(sizes),
+            whole.errors.split(sizes),
+            [None] * len(parts) if whole.outputs is None else whole.outputs.split(sizes),
+            parts,
+            strict=True,
+        )
+    ]
+
+
 def counts_of(targets: Tensor, criterion: Criterion) -> Tensor | None:
     """Return how many targets of each example a criterion counts, shape [n]; None if all examples weigh the same."""
     return target_counts(targets) if criterion is cross_entropies or isinstance(criterion, Loss) else None
