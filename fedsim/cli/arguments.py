@@ -38,6 +38,29 @@ RunPaths = Annotated[
     ),
 ]
 
+ModelName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Model of the checkpoints; see 'fedsim list models'.", autocompletion=completion.models
+    ),
+]
+DataName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Data set to evaluate on; see 'fedsim list data'.", autocompletion=completion.data
+    ),
+]
+ModelSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting of the model, the data, the device or the seed, for instance model.width=16. Can be "
+        "repeated.",
+        autocompletion=completion.settings,
+    ),
+]
+
 
 def experiment_of(path: Path, settings: Sequence[str] | None, more: Sequence[str] = ()) -> Experiment:
     """Read an experiment's settings, changed as the command line says.

@@ -1,4 +1,4 @@
-"""The command line: ``fedsim run``, ``partition``, ``barriers``, those about finished runs, and ``list``.
+"""The command line: ``fedsim run``, ``partition``, ``barriers``, ``path``, those about finished runs, and ``list``.
 
 Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or config. This module reads the
 arguments and settings; what a command does is imported once they are right, so that help and mistakes take no time.
@@ -16,9 +16,19 @@ import typer
 from fedsim import __version__
 from fedsim.analysis.mixing.names import KINDS
 from fedsim.analysis.suite import OF_CHECKPOINTS
-from fedsim.cli import completion, finished, paper, tables, watching
+from fedsim.cli import completion, finished, paper, tables, walking, watching
 from fedsim.cli.actions import action
-from fedsim.cli.arguments import ExperimentPath, Settings, check_files, check_folder, experiment_of, numbers_of
+from fedsim.cli.arguments import (
+    DataName,
+    ExperimentPath,
+    ModelName,
+    ModelSettings,
+    Settings,
+    check_files,
+    check_folder,
+    experiment_of,
+    numbers_of,
+)
 from fedsim.cli.streams import end_streams, prepare_streams
 from fedsim.cli.terminal import OneLine, print_error, print_lines
 from fedsim.config.assignments import parse_assignment
@@ -130,28 +140,9 @@ def barriers_command(
         list[Path],
         typer.Argument(metavar="CHECKPOINT...", help="Two or more checkpoint files (torch.save or safetensors)."),
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Model of the checkpoints; see 'fedsim list models'.", autocompletion=completion.models
-        ),
-    ],
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Data set to evaluate on; see 'fedsim list data'.", autocompletion=completion.data
-        ),
-    ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a setting of the model, the data, the device or the seed, for instance model.width=16. Can be "
-            "repeated.",
-            autocompletion=completion.settings,
-        ),
-    ] = None,
+    model: ModelName,
+    data: DataName,
+    settings: ModelSettings = None,
     groups: Annotated[
         list[str] | None,
         typer.Option(
@@ -253,7 +244,9 @@ def barriers_command(
     )
 
 
-for name, command in (finished.COMMANDS | tables.COMMANDS | paper.COMMANDS | watching.COMMANDS).items():
+for name, command in (
+    walking.COMMANDS | finished.COMMANDS | tables.COMMANDS | paper.COMMANDS | watching.COMMANDS
+).items():
     app.command(name)(command)
 
 

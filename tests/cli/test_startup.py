@@ -69,7 +69,7 @@ def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "partition", "barriers", "compare", "report", "check", "export", "table", "list"]
+    "command", ["run", "partition", "barriers", "path", "compare", "report", "check", "export", "table", "list"]
 )
 def test_help_fits_80_columns_and_explains_arguments(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

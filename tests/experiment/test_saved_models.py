@@ -22,7 +22,7 @@ from fedsim.config import Config
 from fedsim.data import DATA
 from fedsim.data.dataset import stratified
 from fedsim.errors import ConfigError
-from fedsim.experiment.saved_models.comparison import _names, compare_checkpoints, comparison_config, write_compared
+from fedsim.experiment.saved_models.comparison import compare_checkpoints, comparison_config, names_of, write_compared
 from fedsim.federation.federation import federation_of
 from fedsim.models.architectures import MODELS
 from fedsim.models.params import Params, state_of
@@ -484,10 +484,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
-    assert _names([Path("a/x.pt"), Path("b/y.pt")]) == ("x.pt", "y.pt")
-    assert _names([Path("runs/one/round-1/g.pt"), Path("runs/two/round-1/g.pt")]) == ("one", "two")
-    assert _names([Path("g.pt"), Path("two/g.pt")]) == ("g.pt", "two/g.pt")
-    assert _names([Path("same.pt"), Path("same.pt")]) == ("same.pt", "same.pt")
+    assert names_of([Path("a/x.pt"), Path("b/y.pt")]) == ("x.pt", "y.pt")
+    assert names_of([Path("runs/one/round-1/g.pt"), Path("runs/two/round-1/g.pt")]) == ("one", "two")
+    assert names_of([Path("g.pt"), Path("two/g.pt")]) == ("g.pt", "two/g.pt")
+    assert names_of([Path("same.pt"), Path("same.pt")]) == ("same.pt", "same.pt")
 
 
 def base_and_head(shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -513,5 +513,7 @@ def test_frozen_layers_are_those_of_the_checkpoints(tmp_path: Path) -> None:
     expected = [evaluate(each, inputs, targets).loss for each in (one, two)]
     full = whole[whole["group"] == "full"]
     assert (full["loss"] - full["loss_own_base"]).tolist() == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ConfigError, match=r"barriers: .*other.pt and .*one.pt differ in '1.weight', which is frozen"):
+    with pytest.raises(
+        ConfigError, match=r"checkpoints: .*other.pt and .*one.pt differ in '1.weight', which is frozen"
+    ):
         compare_checkpoints([paths[0], paths[2]], settings)

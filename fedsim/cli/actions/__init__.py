@@ -12,6 +12,7 @@ ACTIONS: LazyTable[Callable[..., Any]] = LazyTable(
         "dry run": "fedsim.cli.actions.running:show",
         "partition": "fedsim.cli.actions.partitioning:partition",
         "barriers": "fedsim.cli.actions.measuring:barriers",
+        "path": "fedsim.cli.actions.walking:path",
         "compare": "fedsim.cli.actions.reporting:compare",
         "report": "fedsim.cli.actions.reporting:write_report",
         "figure": "fedsim.cli.actions.drawing:figure",

@@ -143,8 +143,8 @@ def compare_checkpoints(
             f"--path {path}: {mixing[0]} mixes factor by factor; leave out --path or --measure {mixing[0]}"
         )
     federation = federation_of(config, fit="all")
-    models = _models(paths, federation, weights, normalisation)
-    sample = _sample(federation.data.dataset, part, examples, config.seed)
+    models = models_of(paths, federation, weights, normalisation)
+    sample = sample_of(federation.data.dataset, part, examples, config.seed)
     data = replace(sample, criterion=federation.criterion, tolerance=tolerance)
     bases = [AVERAGE, *range(len(models))]
     settings = Settings(data, groups=groups_of_texts(groups), against=against, ts=ts, bases=bases)
@@ -152,12 +152,22 @@ def compare_checkpoints(
         tables = _tables(models, settings, measures, matching, federation, path)
     except ValueError as error:
         raise ConfigError(f"barriers: {error}") from error
-    return _named(tables, _names(paths), config, squared=federation.task.name == "regression")
+    return _named(tables, names_of(paths), config, squared=federation.task.name == "regression")
 
 
-def _models(
-    paths: Sequence[Path], federation: Federation, weights: Sequence[float] | None, normalisation: Normalisation
+def models_of(
+    paths: Sequence[Path],
+    federation: Federation,
+    weights: Sequence[float] | None = None,
+    normalisation: Normalisation = "interpolate",
 ) -> Models:
+    """Read checkpoints of the model of a federation.
+
+    Raises
+    ------
+    ConfigError
+        If one cannot be read or does not fit the model.
+    """
     model, seed = federation.plain_model(), federation.config.seed
     wanted = normalisation == "recompute"
     return Models(
@@ -165,7 +175,7 @@ def _models(
         _read(paths, model, federation),
         weights,
         normalisation=normalisation,
-        calibration=_sample(federation.data.dataset, "train", None, seed).inputs if wanted else None,
+        calibration=sample_of(federation.data.dataset, "train", None, seed).inputs if wanted else None,
         threads=processors(),
         seed=seed,
     )
@@ -217,7 +227,7 @@ def _read(paths: Sequence[Path], model: nn.Module, federation: Federation) -> li
     try:
         adopt_frozen_(model, dict(zip(map(str, paths), read, strict=True)))
     except ValueError as error:
-        raise ConfigError(f"barriers: {error}") from error
+        raise ConfigError(f"checkpoints: {error}") from error
     return [_to(federation.device, state) for state in read]
 
 
@@ -252,7 +262,14 @@ def write_compared(comparison: Comparison, folder: Path, command: str = "") -> P
     return page
 
 
-def _sample(dataset: Dataset, part: str, wanted: int | None, seed: int) -> Data:
+def sample_of(dataset: Dataset, part: str, wanted: int | None, seed: int) -> Data:
+    """Return a number of examples of a part of a data set, stratified by class; 1,000 or all if none is given.
+
+    Raises
+    ------
+    ConfigError
+        If there are not as many.
+    """
     examples = dataset.train if part == "train" else dataset.test
     if wanted is not None and not 1 <= wanted <= len(examples):
         raise ConfigError(
@@ -266,7 +283,7 @@ def _sample(dataset: Dataset, part: str, wanted: int | None, seed: int) -> Data:
     return Data(dataset.normalise(sample.inputs), sample.targets, stratified_from=whole)
 
 
-def _names(paths: Sequence[Path]) -> tuple[str, ...]:
+def names_of(paths: Sequence[Path]) -> tuple[str, ...]:
     """Return the files' names; if two are equal, the parts of their paths that differ."""
     names = [path.name for path in paths]
     if len(set(names)) == len(names):

@@ -1,0 +1,62 @@
+"""The page about a walk from one checkpoint to another."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from fedsim.results.report.comparing.export import as_latex, as_markdown
+from fedsim.results.report.drawing.walk import LINE, METRICS, WALK, walk_curves, walk_table
+from fedsim.results.report.pages.html import write_page
+from fedsim.results.report.pages.pictured import pictured
+
+TEXT = (
+    "One layer after the other moves to the end's, and layers that have not arrived are trained on the way, unless no "
+    "steps were asked for; the straight line moves all layers at once, without training."
+)
+
+
+def write_walk_page(
+    out: Path, names: tuple[str, str], rows: pd.DataFrame, *, subtitle: str, settings: str, command: str = ""
+) -> Path:
+    """Write the page with its figures as PDF and PNG into the folder ``out``; return its path.
+
+    Parameters
+    ----------
+    names
+        Names of the start and the end.
+    rows
+        Table of `fedsim.experiment.saved_models.walk.walk_between`.
+    settings
+        All settings, as text.
+    command
+        The command that measured this, if there was one.
+    """
+    table = walk_table(rows)
+    content = {
+        "title": f"Walk from {names[0]} to {names[1]}",
+        "subtitle": subtitle,
+        "verdict": [_sentence(rows)],
+        "tables": [
+            {"title": "Points on the way", "table": table, "copies": [("latex", "LaTeX"), ("markdown", "Markdown")]}
+        ],
+        "details": [("Settings", settings)],
+        "copied": [("This walk again:", command)] if command else [],
+    }
+    texts = {"latex": as_latex(table), "markdown": as_markdown(table)}
+    sections = [
+        pictured(f"path-{metric}", f"{metric.capitalize()} along the way", text, walk_curves(rows, metric))
+        for metric, text in zip(METRICS, (TEXT, ""), strict=True)
+    ]
+    return write_page(out, content, sections, {"texts": texts}, export=True)
+
+
+def _sentence(rows: pd.DataFrame) -> str:
+    """Return how high the walk and the straight line rise above the higher end."""
+    walk, line = (rows[rows["path"] == path]["loss"] for path in (WALK, LINE))
+    ends = line.iloc[[0, -1]].max()
+    left = rows.loc[rows["path"] == WALK, "share"].iloc[-1] < 1
+    return (
+        f"The highest loss that was measured on the walk is {walk.max():.3g}, on the straight line {line.max():.3g}; "
+        f"the higher end has {ends:.3g}."
+        + (" The walk has not arrived: it ended at the largest number of ticks." if left else "")
+    )
