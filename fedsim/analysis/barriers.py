@@ -77,6 +77,9 @@ def barriers(
         - ``_own_base``: the base's own;
         - ``_chord``: ``(1 - t)`` times the base's own and ``t`` times the other's; NaN against the average.
 
+        With ``precision = "bfloat16"`` ``n_float32`` is on how many of the n examples the model was evaluated in
+        float32 too.
+
     Raises
     ------
     ValueError
@@ -136,6 +139,9 @@ def measure(
     sampling = data.sampling
     table = tabulate(comparisons, values, used, sampling, references)
     table = table.assign(normalisation=models.normalisation, sampling=sampling.text)
+    if data.precision != "float32":
+        exact = np.array([estimates.in_float32[recipe] for recipe in positions])
+        table.insert(list(table.columns).index("n") + 1, "n_float32", exact[comparisons.mixed])
     if path != FACTORS:
         table = table.assign(path=path)
     measurement = Measurement(table, comparisons, values, sampling)

@@ -1,6 +1,7 @@
 """Data that models are measured on."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor
 
@@ -8,6 +9,7 @@ from fedsim.analysis.arguments import check_examples, check_is_number
 from fedsim.analysis.samples.sampling import Sampling
 from fedsim.data.dataset import Examples
 from fedsim.training.evaluation import Criterion, counts_of, cross_entropies
+from fedsim.training.settings import Precision
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Data(Examples):
         classes; ``math.inf`` if these shares are the population's. By default the examples were drawn freely, one
         independently of the other, or are a whole data set. Standard errors and bands are those of this sampling, and
         of the mean over the population that the data set is a free sample of.
+    precision
+        What models are evaluated in where there is a tolerance: ``bfloat16`` on all those examples, with the mean
+        difference to float32 estimated from a few of them, where the device has instructions for it.
 
     Raises
     ------
@@ -34,12 +39,13 @@ class Data(Examples):
         If the inputs or the targets are not tensors, the criterion is not a function, or a setting is not a number.
     ValueError
         If ``stratified_from`` is less than the number of examples, or their targets are not classes; if the tolerance
-        is not positive.
+        is not positive; if the precision is unknown, or ``bfloat16`` without a tolerance.
     """
 
     criterion: Criterion = cross_entropies
     tolerance: float | None = None
     stratified_from: float | None = None
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         check_examples(self.inputs, self.targets)
@@ -49,6 +55,12 @@ class Data(Examples):
             check_is_number("tolerance", self.tolerance, "give it in nats, such as 0.01")
             if not self.tolerance > 0:
                 raise ValueError(f"tolerance = {self.tolerance} must be positive, in nats, such as 0.01")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision = {self.precision!r} must be one of {', '.join(get_args(Precision))}")
+        if self.precision != "float32" and self.tolerance is None:
+            raise ValueError(
+                f"precision = {self.precision!r} needs a tolerance; without one, means are those of float32"
+            )
         size = self.stratified_from
         if size is None:
             return

@@ -189,6 +189,13 @@ def barriers_command(
             "to within plus or minus NATS (95 % confidence).",
         ),
     ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(
+            help="Precision of mixed models where there is a tolerance: bfloat16 is corrected by float32 on a few "
+            "examples, and faster on processors with instructions for it."
+        ),
+    ] = "float32",
     measure: Annotated[
         list[str] | None,
         typer.Option(
@@ -238,6 +245,7 @@ def barriers_command(
         part=part,
         normalisation=normalisation,
         tolerance=tolerance,
+        precision=precision,
         measures=measure or (),
         matching=matching,
         path=path,

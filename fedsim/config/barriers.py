@@ -8,6 +8,7 @@ from fedsim.analysis.mixing.names import FACTORS, PAIR_TS, PathName
 from fedsim.analysis.suite import BY_FACTORS, MEASURES, MeasureName
 from fedsim.config.expectation import MatchedBy
 from fedsim.config.tables import Table
+from fedsim.training.settings import Precision
 
 MeasuredOn = Literal["server", "train", "clients"]
 
@@ -38,6 +39,9 @@ class BarriersConfig(Table):
         Running statistics of a mixed layer: mixed too (``interpolate``), the model's own (``base``), or recomputed.
     tolerance
         Width in nats to which a mean loss must be known: mixed models then see only as many examples as that takes.
+    precision
+        What mixed models compute in where there is a tolerance: ``bfloat16``, with the mean difference to float32
+        estimated from a few examples, where the processor has instructions for it.
     bands
         Confidence level of the simultaneous bands; 0 for none.
     measures
@@ -62,6 +66,7 @@ class BarriersConfig(Table):
     examples: Annotated[int, Field(ge=1)] = 500
     normalisation: Literal["interpolate", "base", "recompute"] = "interpolate"
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    precision: Precision = "float32"
     bands: Annotated[float, Field(ge=0, lt=1)] = 0.95
     measures: Annotated[tuple[MeasureName, ...], Field(strict=False)] = ("distances",)
     matching: Annotated[tuple[MatchedBy, ...], Field(strict=False, min_length=1)] = ("none",)
@@ -72,6 +77,13 @@ class BarriersConfig(Table):
     def _rounds_or_auto(cls, value: object) -> object:
         if value != "auto" and not (type(value) is int and value >= 0):
             raise ValueError('must be "auto" or a whole number of at least 0')
+        return value
+
+    @field_validator("precision")
+    @classmethod
+    def _with_tolerance(cls, value: str, info: ValidationInfo) -> str:
+        if value != "float32" and "tolerance" in info.data and info.data["tolerance"] is None:
+            raise ValueError("needs a tolerance, without which means are exact; add barriers.tolerance = 0.01")
         return value
 
     @field_validator("matching", "path")

@@ -27,6 +27,11 @@ VALID: dict[str, Any] = {"rounds": 1, "clients": 2, "partition": {}}
     [
         ({"local": {"nesterov": True}}, "local.nesterov = true: needs a momentum greater than 0"),
         ({"local": {"lr": 0}}, "local.lr = 0: must be greater than 0"),
+        (
+            {"barriers": {"precision": "bfloat16"}},
+            'barriers.precision = "bfloat16": needs a tolerance, without which means are exact; add '
+            "barriers.tolerance = 0.01",
+        ),
         ({"local": {"epochs": 1.0}}, "local.epochs = 1.0: must be a valid integer"),
         ({"local": 3}, "local = 3: must be a table, as in [local] with lr = 0.1"),
         ({"local": {"mometum": 1}}, "unknown key 'local.mometum'; did you mean 'momentum'? known are: epochs,"),

@@ -13,11 +13,15 @@ from fedsim.analysis.mixing.plan import Plan
 from fedsim.models.copies import copy_of
 from fedsim.models.graph import Operation
 from fedsim.models.params import Params
+from fedsim.training.precision import computing_in
+from fedsim.training.settings import Precision
 
 # Bytes that go through an operation at a time: on a CPU, few enough to stay in its cache.
 CPU_BYTES, ACCELERATOR_BYTES = 2**21, 2**28
 # Rows of a matrix product.
 ROWS = 256
+# Operations whose weights autocast would cast at each call.
+CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Execution:
@@ -33,6 +37,8 @@ class Execution:
         Number of examples of a run; the last may have fewer.
     kept_bytes
         Bytes of mixed weights to keep from one run to the next.
+    precision
+        What the operations compute in, as autocast has it; outputs are of float32.
 
     Attributes
     ----------
@@ -48,8 +54,10 @@ class Execution:
         states: Sequence[Params],
         n: int,
         kept_bytes: int,
+        precision: Precision = "float32",
     ) -> None:
         self._model = model
+        self._precision = precision
         self._operations = operations
         self._plan = plan
         self._states = states
@@ -67,6 +75,11 @@ class Execution:
         """Return the distinct outputs, those of one model after those of another."""
         if not hasattr(self._local, "root"):
             self._local.root = copy_of(self._model)
+        with computing_in(self._precision, inputs.device):
+            outputs = self._outputs(inputs)
+        return outputs if self._precision == "float32" else outputs.float()
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
         kept: dict[int, list[Any]] = {0: [inputs]}
         for i, step in enumerate(self._steps, 1):
             kept[i] = self._compute(i, step, kept, len(inputs))
@@ -103,6 +116,8 @@ class Execution:
             entry.name: self._entry(entry.key, self._plan.sources[codes[entry.part]])
             for entry in self._operations[i].entries
         }
+        if self._precision == "bfloat16" and self._operations[i].kind in CAST:
+            own = {name: value.bfloat16() if value.dtype == torch.float32 else value for name, value in own.items()}
         size = sum(value.nbytes for value in own.values())
         are_mixed = any(not isinstance(self._plan.sources[code], int) for code in codes)
         with self._lock:
@@ -128,5 +143,8 @@ def _blended(batch: Blending, ends: dict[int, Tensor], n: int) -> Tensor:
     firsts, seconds = (_joined(ends, pieces, n) for pieces in (batch.firsts, batch.seconds))
     if len(set(batch.ts)) == 1:
         return torch.lerp(firsts, seconds, batch.ts[0])
-    ts = torch.tensor(batch.ts, dtype=firsts.dtype, device=firsts.device).repeat_interleave(n)
-    return torch.lerp(firsts, seconds, ts.view(-1, *[1] * (firsts.ndim - 1)))
+    # Numbers of bfloat16 are too coarse for t.
+    dtype = torch.promote_types(firsts.dtype, torch.float32)
+    ts = torch.tensor(batch.ts, dtype=dtype, device=firsts.device).repeat_interleave(n)
+    mixed = torch.lerp(firsts.to(dtype), seconds.to(dtype), ts.view(-1, *[1] * (firsts.ndim - 1)))
+    return mixed.to(firsts.dtype)

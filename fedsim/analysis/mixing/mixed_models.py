@@ -28,6 +28,8 @@ from fedsim.models.params import Params, lerp
 from fedsim.models.purity import is_close, same_draws
 from fedsim.training.buffers import recompute_buffers_
 from fedsim.training.evaluation import Evaluation, batch_sizes, evaluate, losses_and_errors
+from fedsim.training.precision import computing_in
+from fedsim.training.settings import Precision
 
 # Examples in a batch: few on a CPU, as many models are evaluated on them at once.
 CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 32, 1024, 8
@@ -101,11 +103,21 @@ class MixedModels:
         self._draws = False
         self._shares: dict[object, bool] = {}
         self._prepared: dict[bool, list[Params]] = {}
+        self._precision: Precision = "float32"
 
     def of(self, states: Sequence[Params]) -> Self:
         """Return mixes of other states of the same model, which is not traced again."""
         other = copy.copy(self)
         other._states, other._prepared = states, {}
+        return other
+
+    def in_precision(self, precision: Precision) -> Self:
+        """Return the same mixes, evaluated in a precision; in float32, models must have been evaluated before.
+
+        What is checked against whole models is checked in float32, and rounding would hide what differs.
+        """
+        other = copy.copy(self)
+        other._precision, other.tracer = precision, self.tracer.copy()
         return other
 
     def recipe(self, mix: Mix, t: float | None = None) -> Recipe:
@@ -246,7 +258,7 @@ class MixedModels:
         threads = max(1, min(self._threads, int(self._memory / (peak * tile)))) if on_cpu else 1
         states = self._prepared_states(traced.is_channels_last)
         with _graph_errors():
-            execution = Execution(traced.model, operations, plan, states, tile, self._weights_memory)
+            execution = Execution(traced.model, operations, plan, states, tile, self._weights_memory, self._precision)
         distinct = max(execution.outputs) + 1
         losses, errors = torch.empty(2, distinct, len(data), dtype=torch.float64)
 
@@ -293,11 +305,12 @@ class MixedModels:
 
         def run(own: Sequence[slice]) -> None:
             shared = SharedCalls(self.tracer.model, self.parts, self._entries, self._memory / threads)
-            for part in own:
-                for recipe, outputs in shared.outputs(recipes, data.inputs[part]):
-                    measured = losses_and_errors(outputs, data.targets[part], data.criterion)
-                    for whole, values in zip((losses, errors), measured, strict=True):
-                        whole[place[recipe], part] = values.double().cpu()
+            with computing_in(self._precision, data.inputs.device):
+                for part in own:
+                    for recipe, outputs in shared.outputs(recipes, data.inputs[part]):
+                        measured = losses_and_errors(self._widened(outputs), data.targets[part], data.criterion)
+                        for whole, values in zip((losses, errors), measured, strict=True):
+                            whole[place[recipe], part] = values.double().cpu()
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, [parts[k::threads] for k in range(threads)]))
@@ -305,11 +318,16 @@ class MixedModels:
 
     def _evaluate_whole(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         def measured(recipe: Recipe) -> Evaluation:
-            with same_draws(data.inputs.device) if self._draws else nullcontext():
-                return evaluate(self.build(recipe), data.inputs, data.targets, data.criterion)
+            model, device = self.build(recipe), data.inputs.device
+            model.register_forward_hook(lambda module, inputs, outputs: self._widened(outputs))
+            with same_draws(device) if self._draws else nullcontext(), computing_in(self._precision, device):
+                return evaluate(model, data.inputs, data.targets, data.criterion)
 
         with ThreadPoolExecutor(1 if self._draws else self._threads) as pool:
             return dict(zip(recipes, pool.map(measured, recipes), strict=True))
+
+    def _widened(self, outputs: Tensor) -> Tensor:
+        return outputs if self._precision == "float32" else outputs.float()
 
     def _entries(self, keys: Sequence[str], source: Source) -> Params:
         if isinstance(source, int):

@@ -1,9 +1,11 @@
 """A model as the operations that it consists of, found once for each shape of its inputs."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,12 +23,12 @@ logger = logging.getLogger(__name__)
 _said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
-def say_once(model: nn.Module, text: str) -> None:
+def say_once(model: nn.Module, text: str, level: int = logging.INFO) -> None:
     """Log a line about a model, unless that has been said of it before."""
     said = _said.setdefault(model, set())
     if text not in said:
         said.add(text)
-        logger.info("%s", text)
+        logger.log(level, "%s", text)
 
 
 @dataclass(eq=False)
@@ -105,6 +107,12 @@ class Tracer:
         self._found: dict[tuple[torch.Size, torch.dtype, torch.device], Traced | NotTraceableError] = {}
         self._functions: dict[tuple[torch.Size, torch.dtype, torch.device], bool] = {}
         self._outputs: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
+
+    def copy(self) -> Self:
+        """Return a tracer that knows the same, and whose refusals leave this one as it is."""
+        other = copy.copy(self)
+        other._found = dict(self._found)
+        return other
 
     def traced(self, inputs: Tensor) -> Traced:
         """Return the model's operations on inputs of this shape.

@@ -69,13 +69,17 @@ def best_design(
     return errors.argmin(0), errors.min(0)
 
 
-def estimated_values(design: Matrix, sample: NDArray[np.int64], outcomes: Matrix, error: Matrix) -> Matrix:
+def estimated_values(
+    design: Matrix, sample: NDArray[np.int64], outcomes: Matrix, error: Matrix, signs: Matrix | None = None
+) -> Matrix:
     """Return one value per example, whose mean estimates that of the outcomes over all examples.
 
     Parameters
     ----------
     error
         As from `best_design`.
+    signs
+        What stands for the residuals of outcomes without any, shape [m, outcomes]; by default 1 and -1 in turn.
 
     Returns
     -------
@@ -94,8 +98,8 @@ def estimated_values(design: Matrix, sample: NDArray[np.int64], outcomes: Matrix
     missed = outcomes - basis @ coefficients
     size = np.sqrt(np.square(missed).mean(0) * (1 / m - 1 / n))
     # What rounding leaves cannot be stretched; then any values do that sum to 0.
-    signs = np.where(np.arange(m) % 2, -1.0, 1.0)[:, None]
-    missed = np.where(size > 1e-6 * error, missed, signs - signs.mean())
+    signs = np.where(np.arange(m) % 2, -1.0, 1.0)[:, None] if signs is None else signs
+    missed = np.where(size > 1e-6 * error, missed, signs - signs.mean(0))
     size = np.sqrt(np.square(missed).mean(0) * (1 / m - 1 / n))
     stretch = error / size
     values = design @ (transform @ coefficients)

@@ -1,5 +1,6 @@
 """Evaluation of mixed models on only as many examples as a tolerance requires."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,9 +12,13 @@ from torch import Tensor
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Recipe, Source
+from fedsim.analysis.mixing.traced import say_once
 from fedsim.analysis.samples.controls import Matrix, best_design, designs, estimated_values
+from fedsim.analysis.samples.two_precisions import TwoPrecisions
+from fedsim.errors import first_line
 from fedsim.seeds import rng
 from fedsim.training.evaluation import Evaluation
+from fedsim.training.precision import gains_from_bfloat16
 
 # Examples at the first look, and the factor from each look to the next.
 FIRST_LOOK = 125
@@ -24,6 +29,9 @@ DEVIATIONS = 2.2
 NEARLY_FREE = 0.05
 # Number of other models, known on all examples, that help to predict one.
 MOST_RELATED = 6
+# Share of the squared standard error that a second precision may leave in models known on all examples: they are in
+# the references of many others.
+SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,17 +43,21 @@ class Estimates:
     evaluations
         One value per example for each model. If a model was not evaluated on all of them, the mean of these values
         estimates that over all examples, and their variance is that of the estimate.
-    used
-        Number of examples that each model was evaluated on.
+    used, in_float32
+        Number of examples that each model was evaluated on, and on how many of these in float32.
     """
 
     evaluations: dict[Recipe, Evaluation] = field(default_factory=dict)
     used: dict[Recipe, int] = field(default_factory=dict)
+    in_float32: dict[Recipe, int] = field(default_factory=dict)
 
-    def add_(self, evaluations: Mapping[Recipe, Evaluation], used: int) -> None:
+    def add_(
+        self, evaluations: Mapping[Recipe, Evaluation], used: int, precisions: TwoPrecisions | None = None
+    ) -> None:
         """Add models that were evaluated on this many examples."""
         self.evaluations.update(evaluations)
         self.used.update(dict.fromkeys(evaluations, used))
+        self.in_float32.update({each: precisions.used(each) if precisions else used for each in evaluations})
 
 
 def estimate(
@@ -72,10 +84,16 @@ def estimate(
     # The shares are those of the operations, so these must be known.
     models.operations(data.inputs)
     free = [recipe for recipe in distinct if _share(models, recipe) <= NEARLY_FREE]
-    estimates.add_(models.evaluate([*ends, *free], data), len(data))
     strata = strata_of(data.targets)
     order = stratified_order(strata, rng(seed, "tolerance"))
-    known = dict(estimates.evaluations)
+    precisions, known = None, None
+    if data.precision == "bfloat16" and len(data) > FIRST_LOOK:
+        precisions = TwoPrecisions(models, data, order, tolerance / DEVIATIONS, rng(seed, "two precisions"))
+        known = _in_bfloat16(precisions, [*ends, *free])
+    if precisions is None or known is None:
+        precisions, known = None, models.evaluate([*ends, *free], data)
+    estimates.add_(precisions.complete(known, SHARE) if precisions else known, len(data), precisions)
+    fast = models if precisions is None else precisions.coarse
     left = [recipe for recipe in distinct if recipe not in known]
     seen: dict[Recipe, Evaluation] = {}
     start = 0
@@ -83,11 +101,29 @@ def estimate(
         if not left:
             break
         taken = torch.from_numpy(order[start:end]).to(data.targets.device)
-        seen = _joined(seen, models.evaluate(left, data[taken]))
-        estimates.add_(_known_enough(seen, known, strata, order[:end], tolerance), end)
+        seen = _joined(seen, fast.evaluate(left, data[taken]))
+        if precisions:
+            precisions.begin_(left)
+        estimates.add_(_known_enough(seen, known, strata, order[:end], tolerance, precisions), end, precisions)
         left = [recipe for recipe in left if recipe not in estimates.used]
         start = end
     return estimates
+
+
+def _in_bfloat16(precisions: TwoPrecisions, recipes: Sequence[Recipe]) -> dict[Recipe, Evaluation] | None:
+    """Return the evaluations of models in bfloat16 on all examples; None, with a line in the log, to do without."""
+    data, origin = precisions.data, precisions.models.tracer.origin
+    if not gains_from_bfloat16(device := data.targets.device):
+        text = f"precision = 'bfloat16' of barriers gains nothing: {device} has no instructions for it"
+        say_once(origin, f"{text}; all models are evaluated in float32", logging.WARNING)
+        return None
+    precisions.begin_(recipes)
+    try:
+        return precisions.coarse.evaluate(recipes, data)
+    except Exception as error:  # a model's code may raise anything where types are not those that it was written for
+        text = f"barriers evaluate each mixed {type(origin).__name__} in float32, as it does not run in bfloat16"
+        say_once(origin, f"{text} ({first_line(error)})", logging.WARNING)
+        return None
 
 
 def sources_of(recipe: Recipe) -> frozenset[int]:
@@ -147,13 +183,15 @@ def _known_enough(
     strata: NDArray[np.int64],
     sample: NDArray[np.int64],
     tolerance: float,
+    precisions: TwoPrecisions | None,
 ) -> dict[Recipe, Evaluation]:
     """Return the evaluations of those recipes of which enough examples were seen."""
     if len(sample) == len(strata):
-        return {recipe: _in_order(evaluation, sample) for recipe, evaluation in seen.items()}
+        complete = {recipe: _in_order(evaluation, sample) for recipe, evaluation in seen.items()}
+        return precisions.complete(complete) if precisions else complete
     enough: dict[Recipe, Evaluation] = {}
     for alike, controls in _alike(list(seen), known):
-        enough |= _within(alike, controls, seen, strata, sample, tolerance)
+        enough |= _within(alike, controls, seen, strata, sample, tolerance, precisions)
     return enough
 
 
@@ -194,13 +232,15 @@ def _within(
     strata: NDArray[np.int64],
     sample: NDArray[np.int64],
     tolerance: float,
+    precisions: TwoPrecisions | None,
 ) -> dict[Recipe, Evaluation]:
     """Return the estimates of those recipes that are known well enough."""
     finite = [recipe for recipe in recipes if seen[recipe].losses.isfinite().all()]
     if not finite:
         return {}
     candidates, chosen, error = _regression(finite, controls, seen, strata, sample, "losses")
-    closed = DEVIATIONS * error <= tolerance
+    added = precisions.errors({recipe: seen[recipe] for recipe in finite}, error, GROWTH - 1) if precisions else 0.0
+    closed = DEVIATIONS * np.hypot(error, added) <= tolerance
     done = [recipe for recipe, enough in zip(finite, closed, strict=True) if enough]
     if not done:
         return {}
@@ -209,7 +249,8 @@ def _within(
     if controls[0][0].errors.isfinite().all():
         candidates, chosen, error = _regression(done, controls, seen, strata, sample, "errors")
         errors = _values(candidates, chosen, error, sample, _stack(done, seen, "errors"))
-    return {recipe: Evaluation(losses[k], errors[k]) for k, recipe in enumerate(done)}
+    found = {recipe: Evaluation(losses[k], errors[k]) for k, recipe in enumerate(done)}
+    return precisions.corrected(found, seen) if precisions else found
 
 
 def _regression(

@@ -213,20 +213,20 @@ class _Round:
     def _views(self) -> Iterator[View]:
         """Yield the data that ``[barriers] on`` names, the same examples in each round."""
         data, settings = self.federation.data, self.federation.config.barriers
-        examples, tolerance = settings.examples, settings.tolerance
+        examples, tolerance, precision = settings.examples, settings.tolerance, settings.precision
         criterion = self.federation.criterion
         for name in settings.on:
             if name == "clients":
                 for position, client in enumerate(self.clients):
                     inputs, targets = data.client(client).test
-                    own = Data(inputs[:examples], targets[:examples], criterion, tolerance)
+                    own = Data(inputs[:examples], targets[:examples], criterion, tolerance, precision=precision)
                     yield View(name, own, position)
             else:
                 of_server = name == "server"
                 sample = data.test(examples) if of_server else data.train_sample(examples)
                 whole = data.tested_from if of_server else len(data.trained_on)
                 is_stratified = len(sample[1]) < whole and not sample[1].is_floating_point()
-                yield View(name, Data(*sample, criterion, tolerance, whole if is_stratified else None))
+                yield View(name, Data(*sample, criterion, tolerance, whole if is_stratified else None, precision))
 
 
 def _with_clients(table: pd.DataFrame, clients: Sequence[int]) -> pd.DataFrame:

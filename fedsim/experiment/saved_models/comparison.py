@@ -36,6 +36,7 @@ from fedsim.results.measured import with_error_unit
 from fedsim.results.report.drawing.checkpoints import reference_of, short_names
 from fedsim.results.report.pages.checkpoint_page import write_checkpoints
 from fedsim.seeds import rng
+from fedsim.training.settings import Precision
 
 EXAMPLES, BANDS = 1000, 0.95
 SETTABLE = ("model", "data", "device", "seed")
@@ -103,6 +104,7 @@ def compare_checkpoints(
     matching: MatchedBy = "none",
     normalisation: Normalisation = "interpolate",
     tolerance: float | None = None,
+    precision: Precision = "float32",
     path: PathName = "factors",
 ) -> Comparison:
     """Read checkpoints of one model and measure barriers and distances between them.
@@ -127,7 +129,7 @@ def compare_checkpoints(
         What to measure besides barriers and distances: names of `fedsim.analysis.suite.OF_CHECKPOINTS`.
     matching
         How the units of all checkpoints are aligned to the first one before anything is measured.
-    tolerance
+    tolerance, precision
         As in `fedsim.analysis.data.Data`.
     path
         How models with adapters of LoRA are mixed, as in `fedsim.analysis.barriers`.
@@ -145,7 +147,11 @@ def compare_checkpoints(
     federation = federation_of(config, fit="all")
     models = models_of(paths, federation, weights, normalisation)
     sample = sample_of(federation.data.dataset, part, examples, config.seed)
-    data = replace(sample, criterion=federation.criterion, tolerance=tolerance)
+    if precision != "float32" and tolerance is None:
+        raise ConfigError(
+            f"--precision {precision} needs a tolerance, without which means are exact; add --tolerance 0.01"
+        )
+    data = replace(sample, criterion=federation.criterion, tolerance=tolerance, precision=precision)
     bases = [AVERAGE, *range(len(models))]
     settings = Settings(data, groups=groups_of_texts(groups), against=against, ts=ts, bases=bases)
     try:

@@ -15,7 +15,21 @@ from fedsim.results.result import Result
 
 # Columns that identify a row: the first of these names it, the others select it.
 NAMES = ("group", "layer", "order", "first")
-KEYS = (*NAMES, "second", "base", "other", "t", "n", "data", "matching", "path", "round", "direction", "draws")
+KEYS = (
+    *NAMES,
+    "second",
+    "base",
+    "other",
+    "t",
+    "n",
+    "n_float32",
+    "data",
+    "matching",
+    "path",
+    "round",
+    "direction",
+    "draws",
+)
 
 
 def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
