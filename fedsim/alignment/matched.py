@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.alignment.matching.activation_matching import match_activations
 from fedsim.alignment.matching.expert_matching import ExpertCost, experts_of, match_experts
+from fedsim.alignment.matching.implicit_sinkhorn import match_sinkhorn
 from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merged import Merged
 from fedsim.alignment.merging.merging import merge_many
@@ -18,6 +20,7 @@ from fedsim.alignment.symmetries.permutations import Permutation, Spec, identity
 from fedsim.alignment.symmetries.rotation_spec import rotation_spec
 from fedsim.alignment.symmetries.spec import derive_some, permutation_spec
 from fedsim.models.params import Params
+from fedsim.training.evaluation import Criterion, cross_entropies
 
 # Two rows determine the shapes of what a model computes.
 TRACED = 2
@@ -31,7 +34,7 @@ SYMMETRIES: dict[str, Symmetries] = {
     "rotations": "rotations",
 }
 OF_EXPERTS = ("gate", "gram", "units")
-WAYS = (*SYMMETRIES, "activations", *OF_EXPERTS)
+WAYS = (*SYMMETRIES, "activations", *OF_EXPERTS, "sinkhorn")
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def match_models(
     by: str,
     inputs: Tensor,
     *,
+    targets: Tensor | None = None,
+    criterion: Criterion = cross_entropies,
     weights: Sequence[float] | None = None,
     rng: np.random.Generator,
 ) -> MatchedModels:
@@ -117,9 +122,12 @@ def match_models(
         `fedsim.alignment.matching.activation_matching.match_activations`. ``head-rotations`` and ``rotations`` are as
         ``weights``, with units that are also rotated: see `fedsim.alignment.symmetries.rotation_spec.rotation_spec`.
         ``gate``, ``gram`` and ``units`` match only the experts of each to those of the first, by
-        `fedsim.alignment.matching.expert_matching.match_experts`.
+        `fedsim.alignment.matching.expert_matching.match_experts`. ``sinkhorn`` matches each to the first by
+        `fedsim.alignment.matching.implicit_sinkhorn.match_sinkhorn`, to the lowest loss halfway.
     inputs
         Inputs for the activations, as the model takes them, on its device; ``weights`` needs two.
+    targets, criterion
+        Targets of the inputs and their loss, for ``sinkhorn``.
     weights
         Weights of the models if they are matched to one another (default: equal).
     rng
@@ -128,8 +136,9 @@ def match_models(
     Raises
     ------
     ValueError
-        If the model's symmetries cannot be found, a state does not match it, there is no state, ``by`` is unknown, or a
-        norm's scale is 0 where the residual stream is rotated.
+        If the model's symmetries cannot be found, a state does not match it, there is no state, ``by`` is unknown or
+        lacks targets, the descent of ``sinkhorn`` diverges, or a norm's scale is 0 where the residual stream is
+        rotated.
     """
     if by not in WAYS:
         raise ValueError(f"by = {by!r} must be one of {', '.join(WAYS)}")
@@ -139,6 +148,13 @@ def match_models(
         spec = spec_of(model, SYMMETRIES[by], inputs)
         states = [absorb_norms(state, spec.norms) for state in states]
         permutations = MERGES.get(by, merge_many)(spec, states, weights=weights, rng=rng).permutations
+    elif by == "sinkhorn":
+        if targets is None:
+            raise ValueError("by = 'sinkhorn' needs the targets of the inputs; pass targets")
+        spec, (first, *others) = permutation_spec(model, inputs[:TRACED]), states
+        search = partial(match_sinkhorn, model, spec, first, criterion=criterion, rng=rng)
+        found = [search(state, inputs, targets) for state in others]
+        permutations = [identity(spec), *found]
     else:
         derivation = derive_some(model, inputs[:TRACED])
         spec, (first, *others) = derivation.spec, states

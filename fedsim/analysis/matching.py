@@ -3,20 +3,22 @@
 from dataclasses import replace
 
 import pandas as pd
-from torch import Tensor
 
 from fedsim.alignment.matched import match_models
+from fedsim.analysis.data import Data
 from fedsim.analysis.models import Models
 from fedsim.seeds import rng
 
 
-def match(models: Models, by: str, inputs: Tensor) -> tuple[Models, pd.DataFrame]:
+def match(models: Models, by: str, data: Data) -> tuple[Models, pd.DataFrame]:
     """Return models after matching, and the share of units of each that moved.
 
     Parameters
     ----------
-    by, inputs
+    by
         As in `fedsim.alignment.matched.match_models`.
+    data
+        Examples for what does not match by weights alone.
 
     Raises
     ------
@@ -24,5 +26,14 @@ def match(models: Models, by: str, inputs: Tensor) -> tuple[Models, pd.DataFrame
         If the units of the models cannot be matched.
     """
     drawn = rng(models.seed, "matching")
-    matched = match_models(models.model, models.states, by, inputs, weights=models.weights, rng=drawn)
+    matched = match_models(
+        models.model,
+        models.states,
+        by,
+        data.inputs,
+        targets=data.targets,
+        criterion=data.criterion,
+        weights=models.weights,
+        rng=drawn,
+    )
     return replace(models, states=matched.states), matched.table()

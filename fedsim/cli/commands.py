@@ -33,6 +33,7 @@ from fedsim.cli.streams import end_streams, prepare_streams
 from fedsim.cli.terminal import OneLine, print_error, print_lines
 from fedsim.config.assignments import parse_assignment
 from fedsim.config.choices import CATALOGUES, Kind
+from fedsim.config.expectation import MatchedBy
 from fedsim.errors import (
     ConfigError,
     RunError,
@@ -205,13 +206,13 @@ def barriers_command(
         ),
     ] = None,
     matching: Annotated[
-        Literal["none", "weights", "c2m3", "activations", "head-rotations", "rotations", "gate", "gram", "units"],
+        MatchedBy,
         typer.Option(
             metavar="BY",
             help="Align the units of all checkpoints to the first one before measuring: by weights, by those of all at "
-            "once (c2m3), by activations, or by weights with rotations within the heads of transformers "
-            "(head-rotations), or of the residual stream too (rotations); or only experts, by gate, by gram matrices, "
-            "or the units within each.",
+            "once (c2m3), by activations, by gradients of the loss halfway (sinkhorn), or by weights with rotations "
+            "within the heads of transformers (head-rotations), or of the residual stream too (rotations); or only "
+            "experts, by gate, by gram matrices, or the units within each.",
         ),
     ] = "none",
     path: Annotated[

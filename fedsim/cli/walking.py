@@ -29,9 +29,7 @@ def path_command(
     batch_size: Annotated[int, typer.Option(metavar="N", help="Examples per step of SGD.")] = 64,
     keeps_variance: Annotated[
         bool,
-        typer.Option(
-            "--keep-variance/--no-keep-variance", help="Whether tensors on the way are given back their variance."
-        ),
+        typer.Option("--variance/--no-variance", help="Whether tensors on the way are given back their variance."),
     ] = True,
     layers: Annotated[
         list[str] | None,

@@ -22,7 +22,9 @@ BELONGS = {
     "model": ("metric", "measure"),
 }
 # How the units of models are aligned before the models are measured.
-MatchedBy = Literal["none", "weights", "c2m3", "activations", "head-rotations", "rotations", "gate", "gram", "units"]
+MatchedBy = Literal[
+    "none", "weights", "c2m3", "activations", "head-rotations", "rotations", "gate", "gram", "units", "sinkhorn"
+]
 Verdict = Literal["ok", "FAILED", "undecided"]
 
 

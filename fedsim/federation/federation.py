@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedsim.config import Config, making
 from fedsim.errors import ConfigError
-from fedsim.federation.data import FederatedData, Fit, federated_data_of
+from fedsim.federation.data import FederatedData, Fit, InputsAndTargets, federated_data_of
 from fedsim.federation.model import draw_model, make_model
 from fedsim.federation.objective import balanced, check_custom, make_objective
 from fedsim.lazy import Place
@@ -150,7 +150,11 @@ class Federation:
 
     def calibration(self) -> Tensor:
         """Return the inputs that the server holds, a sample of what the clients train on: normalised, [n, ...]."""
-        return self.data.train_sample(CALIBRATION_EXAMPLES)[0]
+        return self.calibration_sample()[0]
+
+    def calibration_sample(self) -> InputsAndTargets:
+        """Return these inputs with their targets."""
+        return self.data.train_sample(CALIBRATION_EXAMPLES)
 
     def seed_torch(self, *path: PathPart) -> None:
         """Set torch's one stream, for what a model of the user's own may draw from it while it trains."""

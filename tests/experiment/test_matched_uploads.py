@@ -1,6 +1,7 @@
 """Features and units of the models of a round, and all that is measured after matching them."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from fedsim.alignment.matched import match_models
 from fedsim.alignment.matching.activation_matching import match_activations
+from fedsim.alignment.matching.implicit_sinkhorn import match_sinkhorn
 from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merging import merge_many
 from fedsim.alignment.symmetries.norms import absorb_norms
@@ -83,14 +85,19 @@ def test_features_of_pairs_are_compared_halfway_where_only_ends_are_mixed(tiny: 
     assert set(tables["connectivity"].query("other >= 0")["t"]) == {0.5}
 
 
-@pytest.mark.parametrize("way", ["weights", "c2m3", "activations"])
+@pytest.mark.parametrize("way", ["weights", "c2m3", "activations", "sinkhorn"])
 def test_matched_models_are_measured_in_the_same_ways(tiny: Tiny, way: str) -> None:
     measures = ["distances", "connectivity", "cka", "similarity", "criticality", "spectra"]
     config = tiny(barriers={"every": 1, "examples": 40, "measures": measures, "matching": ["none", way]})
     federation, updates, tables = measured(config)
     model, states, inputs = federation.model(), whole_models(federation, updates), federation.calibration()
     derivation = derive(model, inputs[:2])
-    if way != "activations":
+    if way == "sinkhorn":
+        drawn = rng(config.seed, "matching")
+        search = partial(match_sinkhorn, model, derivation.spec, states[0], rng=drawn)
+        examples = federation.data.train_sample(1000)
+        permutations = [identity(derivation.spec), *(search(state, *examples) for state in states[1:])]
+    elif way != "activations":
         merge = {"weights": merge_many, "c2m3": merge_c2m3}[way]
         drawn = rng(config.seed, "matching")
         permutations = merge(derivation.spec, states, weights=WEIGHTS, rng=drawn).permutations
@@ -182,6 +189,8 @@ def test_models_are_matched_in_a_known_way_only(tiny: Tiny) -> None:
             ValueError, match=f"by = '{by}' must be one of weights, c2m3, head-rotations, rotations, act"
         ):
             match_models(model, [federation.initial], by, inputs, rng=drawn)
+    with pytest.raises(ValueError, match="by = 'sinkhorn' needs the targets of the inputs; pass targets"):
+        match_models(model, [federation.initial] * 2, "sinkhorn", inputs, rng=drawn)
     with pytest.raises(ValueError, match="there are no states"):
         match_models(model, [], "weights", inputs, rng=drawn)
 

@@ -123,9 +123,10 @@ def measure_updates(federation: Federation, updates: Sequence[ClientUpdate], sta
     ways = federation.config.barriers.matching
     tables: dict[str, list[pd.DataFrame]] = {}
     again = False
+    sample = Data(*federation.calibration_sample(), federation.criterion)
     for way in ways:
         try:
-            matched = None if way == "none" else match(uploaded, way, federation.calibration())
+            matched = None if way == "none" else match(uploaded, way, sample)
         except ValueError as error:  # models that diverge have no finite activations
             logger.warning("the models are not measured after matching by %s: %s", way, error)
             continue

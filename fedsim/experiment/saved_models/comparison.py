@@ -198,7 +198,8 @@ def _tables(
     """Return all tables by name; those of barriers are called ``barriers`` and ``peaks``."""
     tables: dict[str, pd.DataFrame] = {}
     if matching != "none":
-        models, tables["matching"] = match(models, matching, federation.calibration())
+        sample = Data(*federation.calibration_sample(), federation.criterion)
+        models, tables["matching"] = match(models, matching, sample)
     tables["distances"] = MEASURES["distances"].table(models, settings)
     assert settings.data is not None
     groups, against, ts = settings.groups, settings.against, settings.ts
