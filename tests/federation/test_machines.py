@@ -1,13 +1,16 @@
 """The ray engine on several machines, which leave and join."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from ray._private.node import Node
 
 from fedsim.config import Config, EngineConfig
 from fedsim.errors import ConfigError
@@ -54,9 +57,10 @@ def test_machines_leave_and_join_without_a_change_of_any_number(machines: Machin
         LocalEngine(obedient_app, CLIENTS, 1) as local,
     ):
 
-        def play(server_round: int, *, saves: bool = True) -> list[int]:
+        def play(server_round: int, *, saves: bool = True, waits: int | None = None) -> list[int]:
             """Let all clients train in both engines; return the process in which each has done so."""
-            ours, theirs = ask(engine, server_round), ask(local, server_round)
+            orders = {} if waits is None else {waits: "wait once"}
+            ours, theirs = ask(engine, server_round, orders, mark=tmp_path / "waits"), ask(local, server_round)
             assert sums(ours) == sums(theirs)
             for one, name in ((engine, "ours"), (local, "theirs")) if saves else ():
                 one.save_clients(tmp_path / name, range(CLIENTS), server_round)
@@ -78,10 +82,23 @@ def test_machines_leave_and_join_without_a_change_of_any_number(machines: Machin
         assert sum(one == other for one, other in zip(after, again, strict=True)) == CLIENTS // 2
         engine.load_clients(tmp_path / "ours", dict.fromkeys(range(CLIENTS), 2))
         local.load_clients(tmp_path / "theirs", dict.fromkeys(range(CLIENTS), 2))
-        play(5)
+        fifth = play(5)
+        moved = [client for client in range(CLIENTS) if again[client] != after[client]]
+        with ThreadPoolExecutor(1) as pool:
+            left = pool.submit(leave_when_there_is, tmp_path / "waits", machines, third)
+            assert play(6, waits=moved[1]) == [after[0]] * CLIENTS
+            left.result()
+        assert fifth == again
+        assert restored_by(engine).items() <= dict.fromkeys(moved, 5).items()  # and no others
         assert states(tmp_path / "ours") == states(tmp_path / "theirs")
-    for each in (second, third):
-        machines.leave(each)
+    machines.leave(second)
+
+
+def leave_when_there_is(file: Path, machines: Machines, node: Node) -> None:
+    """Let a machine leave while a client of it trains."""
+    while not file.exists():
+        time.sleep(0.05)
+    machines.leave(node)
 
 
 def test_a_whole_run_needs_no_data_and_nothing_heavy_on_the_other_machines(

@@ -45,6 +45,9 @@ def obedient_app() -> ClientApp:
         if order["do"] == "die" or (order["do"] == "die once" and not Path(str(order["mark"])).exists()):
             Path(str(order["mark"])).touch()
             os._exit(1)
+        if order["do"] == "wait once" and not Path(str(order["mark"])).exists():
+            Path(str(order["mark"])).touch()
+            time.sleep(600)
         if order["do"] == "reset":
             context.state = RecordDict()
             return reply(message, context)
