@@ -35,6 +35,8 @@ def distance(one: Params, other: Params, dtype: torch.dtype = torch.float64) -> 
             total = _squares(flat, reference)
             if FLOAT32_RANGE[0] < total < FLOAT32_RANGE[1]:
                 return math.sqrt(total)
+            if total == 0 and torch.equal(flat, reference):
+                return 0.0
     keys = [key for key, value in one.items() if moves(value)]
     return math.sqrt(sum(_squares(as_real(one[key]), as_real(other[key]), torch.float64) for key in keys))
 

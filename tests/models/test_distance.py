@@ -49,3 +49,10 @@ def test_it_is_not_finite_if_an_entry_is_not(value: float) -> None:
     one, other = models()
     one["a"][3, 3] = value
     assert not math.isfinite(distance(one, other, torch.float32))
+
+
+def test_equal_models_have_none_unless_they_are_not_finite() -> None:
+    one = {"a": torch.ones(7), "b": torch.ones(3)}
+    assert distance(flat_copy(one), flat_copy(one), torch.float32) == 0
+    one["b"][1] = math.inf
+    assert not math.isfinite(distance(flat_copy(one), flat_copy(one), torch.float32))
