@@ -37,6 +37,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/aggregation.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/barriers.py
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/frozen.py

@@ -595,6 +595,12 @@ def test_what_a_round_and_a_whole_run_cost() -> None:
     assert_quoted(PERFORMANCE, "and hold {} and {} GB.", *(rows.query("part == 'scale'")["peak_mb"] / 1000))
 
 
+@pytest.mark.parametrize("workers", [2, 8, 64])
+def test_what_a_client_costs_the_driver(workers: int) -> None:
+    rows = benchmark("scale").query("workers == @workers").sort_values("clients")
+    assert_row(PERFORMANCE, "| driver, of a round with", f"{workers} workers", rows["driver_ms"].tolist())
+
+
 def test_how_long_partitions_take() -> None:
     rows = benchmark("partitions")
     own = rows.query("what == 'dirichlet'").set_index("clients")
