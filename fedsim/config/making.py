@@ -178,6 +178,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "buffers": config.strategy.buffers,
         "precision": config.strategy.precision,
+        "upload_precision": config.strategy.upload_precision,
         "max_update_norm": config.strategy.max_update_norm,
         "evaluate_clients": config.evaluate_clients,
         "unseen": config.unseen,

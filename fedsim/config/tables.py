@@ -165,6 +165,9 @@ class StrategyConfig(Choice):
         the client's training data again (``recompute``).
     precision
         Precision in which the sum of an average is kept.
+    upload_precision
+        Precision in which layers of float32 travel to the server: their ``own``, or rounded to ``bfloat16``; what the
+        server averages and sends, and what clients keep, stays as it is.
     max_update_norm
         Largest L2 distance of an update from what its client received; larger ones are left out (default: no limit).
     """
@@ -172,6 +175,7 @@ class StrategyConfig(Choice):
     name: str = "full"
     buffers: Literal["shared", "personal", "recompute"] = "shared"
     precision: Literal["float64", "float32"] = "float64"
+    upload_precision: Literal["own", "bfloat16"] = "own"
     max_update_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 

@@ -73,7 +73,13 @@ class Strategy(Hooks, FlowerStrategy):
             expected = {key: own.get(key, value) for key, value in every[group].items()} if own else every[group]
             try:
                 update = read_update(
-                    client, reply, expected, self.global_model, partial=self.partial, max_norm=self.max_update_norm
+                    client,
+                    reply,
+                    expected,
+                    self.global_model,
+                    partial=self.partial,
+                    max_norm=self.max_update_norm,
+                    in_bfloat16=self.upload_precision == "bfloat16",
                 )
             except ValueError as error:
                 received.left_out[client] = str(error)
@@ -131,7 +137,8 @@ class Strategy(Hooks, FlowerStrategy):
         for client in self._participants:
             group = self.shared_by(server_round, client)
             if group not in settings:  # one record for all: a message costs little compared with what it carries
-                instructions = Instructions(server_round, self.keys(group), self._keep, plan, probe, measure)
+                narrow = self.upload_precision == "bfloat16"
+                instructions = Instructions(server_round, self.keys(group), self._keep, plan, probe, measure, narrow)
                 settings[group] = ConfigRecord({**config, **instructions.write()})
             down = self._down(server_round, client)
             if own := {key: value for key, value in down.items() if value is not self.global_model.get(key)}:

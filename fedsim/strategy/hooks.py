@@ -24,6 +24,7 @@ from fedsim.training.overrides import check_overrides
 
 Buffers = Literal["shared", "personal", "recompute"]
 Precision = Literal["float64", "float32"]
+UploadPrecision = Literal["own", "bfloat16"]
 HOOKS = (
     *("prepare", "check_rounds", "shared", "shared_by", "kept", "moved", "local_plan", "fine_tuning", "aggregate"),
     *("for_client", "sets_for", "planned_sets", "measurable", "measured_clusters", "take_barriers"),
@@ -105,6 +106,9 @@ class Hooks:
         "fedsim's do from the seed, needs only those that were averaged since.",
     )
     precision: Precision = Setting("float64", "Precision of the sums in the average.")
+    upload_precision: UploadPrecision = Setting(
+        "own", "Precision in which layers of float32 travel to the server: their own, or rounded to bfloat16."
+    )
     max_update_norm: Annotated[float, Gt(0)] | None = Setting(
         None, "Largest L2 distance of an update from what its client received; larger ones are left out."
     )

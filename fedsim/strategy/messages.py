@@ -49,6 +49,7 @@ EARLIER = "earlier-reply"  # what a client may send again, where [faults] asks f
 RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MEASURED, MODEL, OPTIMIZER, EARLIER)
 SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
 MODELS, FINE_TUNE, UNSEEN, MEASURE = "models", "fine-tune", "unseen", "measure"
+IN_BFLOAT16 = "in-bfloat16"
 STALE = "stale"
 MISSING, NO_LOSS = "missing", "its training loss is not finite"
 _NARROW_TYPES = tuple(getattr(torch, name) for name in dir(torch) if name.startswith(("bfloat16", "float8_")))
@@ -85,6 +86,11 @@ class TensorArray(Array):
     @staticmethod
     def _of_numpy(values: np.ndarray, dtype: str) -> "TensorArray":
         return TensorArray(_to_tensor(values, dtype))
+
+
+def narrowed(params: Params) -> Params:
+    """Return entries of float32 rounded to bfloat16, and all others as they are."""
+    return {key: value.bfloat16() if value.dtype == torch.float32 else value for key, value in params.items()}
 
 
 def encode(params: Params) -> ArrayRecord:
@@ -210,6 +216,8 @@ class Instructions:
         Whether the analysis wants the other entries too.
     measure
         Whether the client evaluates its model right after training.
+    in_bfloat16
+        Whether it sends entries of float32 back in bfloat16.
     """
 
     server_round: int
@@ -218,6 +226,7 @@ class Instructions:
     plan: LocalPlan
     probe: bool = False
     measure: bool = False
+    in_bfloat16: bool = False
 
     def write(self) -> dict[str, int | bool | str | list[str]]:
         """Return the settings for a Flower config."""
@@ -228,6 +237,7 @@ class Instructions:
             PLAN: json.dumps([asdict(phase) for phase in self.plan.phases]),
             PROBE: self.probe,
             MEASURE: self.measure,
+            IN_BFLOAT16: self.in_bfloat16,
         }
 
     @classmethod
@@ -236,4 +246,6 @@ class Instructions:
         values: dict[str, Any] = dict(config)
         plan = _plan_of(values[PLAN])
         upload, keep = tuple(values[UPLOAD]), tuple(values[KEEP])
-        return cls(values[SERVER_ROUND], upload, keep, plan, values[PROBE], values[MEASURE])
+        return cls(
+            values[SERVER_ROUND], upload, keep, plan, values[PROBE], values[MEASURE], values.get(IN_BFLOAT16, False)
+        )

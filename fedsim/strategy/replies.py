@@ -23,6 +23,7 @@ def read_update(
     *,
     partial: bool = False,
     max_norm: float | None = None,
+    in_bfloat16: bool = False,
 ) -> ClientUpdate:
     """Read a client's reply to a training message.
 
@@ -36,6 +37,8 @@ def read_update(
         Whether it may leave some of them out.
     max_norm
         Largest L2 distance of its update from what it received; unlimited if not given.
+    in_bfloat16
+        Whether it was asked for entries of float32 in bfloat16.
 
     Raises
     ------
@@ -50,6 +53,12 @@ def read_update(
     if not 0 < weight < math.inf:
         raise ValueError(f"its {messages.NUM_EXAMPLES} is {weight}; it must be positive")
     shared = _read_arrays(reply, messages.ARRAYS, received)
+    if in_bfloat16:
+        shared = {
+            key: value.float() if value.dtype == torch.bfloat16 and received[key].dtype == torch.float32 else value
+            for key, value in shared.items()
+            if key in received
+        }
     if not shared.keys() <= received.keys() or not (partial or shared.keys() >= received.keys()):
         raise ValueError(f"it sent the entries {sorted(shared)}, not {sorted(received)}")
     ordered = {key: shared[key] for key in received if key in shared}

@@ -27,6 +27,17 @@ def layer_bytes(strategy: Hooks, params: Params) -> dict[str, int]:
     return {name: sum(params[key].nbytes for key in strategy.keys((name,))) for name in strategy.layers.names}
 
 
+def upload_bytes(strategy: Hooks, params: Params) -> dict[str, int]:
+    """Return the bytes of each layer as it travels to the server, in the order of the layers.
+
+    Parameters
+    ----------
+    params
+        Model of the run, all entries.
+    """
+    return layer_bytes(strategy, messages.narrowed(params) if strategy.upload_precision == "bfloat16" else params)
+
+
 def layers_of_factors(layers: Layers, factors: Sequence[Factors]) -> dict[str, Factors]:
     """Return the layers that are factors of adapters, by name."""
     keys = {key: each for each in factors for key in (each.first, each.second)}

@@ -10,7 +10,7 @@ from fedsim.models.adapters import factors_of
 from fedsim.models.layers import LayerGroup
 from fedsim.strategy import Strategy
 from fedsim.strategy.exchange import Exchange
-from fedsim.strategy.traffic import layer_bytes, layers_of_factors
+from fedsim.strategy.traffic import layer_bytes, layers_of_factors, upload_bytes
 
 # Number of updates that are counted, about; of longer runs, those of the first rounds.
 COUNTED = 40_000
@@ -27,7 +27,7 @@ class PlannedTraffic:
     groups
         What each of these shares.
     sizes
-        Bytes by layer.
+        Bytes by layer, as a client sends it.
     sets
         Bytes that a client sends and gets by parameter set, in each of these rounds.
     """
@@ -48,22 +48,23 @@ def counted_rounds(config: Config) -> int:
 def planned_traffic(federation: Federation, strategy: Strategy) -> PlannedTraffic:
     """Count the bytes of all rounds, by the rule that a client takes what was averaged since it last took part."""
     config, size = federation.config, layer_bytes(strategy, federation.initial)
+    sent = upload_bytes(strategy, federation.initial)
     exchange, counted = Exchange(federation.layers.names), counted_rounds(config)
     groups, planned, up, down = [], [], 0, 0
     factors = layers_of_factors(federation.layers, factors_of(strategy.model))
 
-    def bytes_of(name: str, client: int) -> int:
-        return factors[name].bytes_of(client, size[name]) if name in factors else size[name]
+    def bytes_of(name: str, client: int, whole: Mapping[str, int]) -> int:
+        return factors[name].bytes_of(client, whole[name]) if name in factors else whole[name]
 
     for server_round in range(1, counted + 1):
         group = strategy.shared(server_round)
         training = participants(config, server_round)
-        up += sum(bytes_of(name, client) for client in training for name in group)
-        down += sum(bytes_of(name, client) for client in training for name in exchange.taken_by(client))
+        up += sum(bytes_of(name, client, sent) for client in training for name in group)
+        down += sum(bytes_of(name, client, size) for client in training for name in exchange.taken_by(client))
         exchange.note(server_round, (*group, *strategy.moved(server_round)), training)
         groups.append(group)
         planned.append(sets := dict(strategy.planned_sets(server_round)))
-        up += sum(sent for sent, _ in sets.values()) * len(training)
+        up += sum(each for each, _ in sets.values()) * len(training)
         down += sum(taken for _, taken in sets.values()) * len(training)
     up, down = (each * config.rounds // counted for each in (up, down))
-    return PlannedTraffic(up, down, counted, groups, dict(size), planned)
+    return PlannedTraffic(up, down, counted, groups, dict(sent), planned)

@@ -262,7 +262,8 @@ def _reply(
     }
     metrics = {messages.NUM_EXAMPLES: examples, **finished.metrics}
     metrics |= {metric_name(UPLOADED, "train", name): value for name, value in measured.items()}
-    reply = RecordDict({messages.ARRAYS: messages.encode(shared), messages.METRICS: messages.measurements(metrics)})
+    sent = messages.narrowed(shared) if instructions.in_bfloat16 else shared
+    reply = RecordDict({messages.ARRAYS: messages.encode(sent), messages.METRICS: messages.measurements(metrics)})
     has_no_loss = passes[0].forward > 0 and not math.isfinite(training.loss)
     reply.update(messages.say_missing(not_finite(federation, context) or messages.NO_LOSS * has_no_loss))
     for name, entries in finished.sent.items():

@@ -81,8 +81,9 @@ def _instead(federation: Federation, request: Request, injected: Injected, *, di
 
 def _nan(federation: Federation, request: Request) -> RecordDict:
     message, context = request
-    asked = Instructions.read(messages.settings_of(message.content)).upload
-    values = {key: federation.initial[key] for key in asked}
+    asked = Instructions.read(messages.settings_of(message.content))
+    values = {key: federation.initial[key] for key in asked.upload}
+    values = messages.narrowed(values) if asked.in_bfloat16 else values
     n = len(federation.data.client(client_of(context)).train[1])
     arrays = {key: torch.full_like(value, torch.nan) for key, value in values.items()}
     return RecordDict(
@@ -102,7 +103,9 @@ def _explode(federation: Federation, reply: RecordDict, start: Params) -> None:
     parameters = set(layers.keys(layers.names, buffers=False))
     sent = messages.decode(messages.arrays_of(reply, messages.ARRAYS))
     far = {
-        key: start[key] + factor * (value - start[key].to(value.device)) if key in parameters else value
+        key: (start[key] + factor * (value - start[key].to(value.device))).to(value.dtype)
+        if key in parameters
+        else value
         for key, value in sent.items()
     }
     reply[messages.ARRAYS] = messages.encode(flat_copy(far))
