@@ -551,6 +551,18 @@ def test_how_long_barriers_take() -> None:
             assert_near(text, value, label)
 
 
+def test_how_long_barriers_in_two_precisions_take() -> None:
+    rows = benchmark("precisions")
+    cnn, resnet = (
+        (row["bfloat16_seconds"], row["float32_seconds"], row["faster_by"]) for row in rows.to_dict("records")
+    )
+    text = "take {} instead of {} processor seconds on one thread (`cnn`, {} times as fast)"
+    assert_quoted(PERFORMANCE, text, *cnn)
+    assert_quoted(PERFORMANCE, "and {} instead of {} (`resnet18`, {} times)", *resnet)
+    assert_quoted(PERFORMANCE, "and {} examples in float32", *set(rows["n_float32"]))
+    assert (rows["bfloat16_se"] / rows["float32_se"] - 1).abs().max() < 0.01
+
+
 def test_how_long_training_takes() -> None:
     rows = benchmark("training").set_index(["variant", "model"])
     labels = {"BlazeFL 2.0.3, threads": "blazefl-threads", "FedLab 1.3.0": "fedlab", "fluke 0.8.1": "fluke"}
