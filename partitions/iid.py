@@ -20,6 +20,11 @@ def iid(labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> Pa
     """
     if clients > len(labels):
         raise ValueError(f"{clients} clients cannot share {len(labels)} examples; use fewer clients or more examples")
-    owners = np.empty(len(labels), dtype=np.int64)
-    owners[rng.permutation(len(labels))] = np.arange(len(labels)) % clients
-    return Partition.from_owners(owners, clients)
+    dealt = rng.permutation(len(labels))
+    turns, more = divmod(len(labels), clients)
+    # A column for each client, of which the first ones have one example more; a client's stay in data set order.
+    columns, last = dealt[: turns * clients].reshape(turns, clients), dealt[turns * clients :]
+    first, others = np.vstack([columns[:, :more], last]), columns[:, more:]
+    indices = np.concatenate([np.sort(each.T, axis=1).ravel() for each in (first, others)])
+    sizes = turns + (np.arange(clients) < more)
+    return Partition(indices, np.concatenate([[0], np.cumsum(sizes)]))

@@ -41,9 +41,13 @@ class Split:
     @property
     def whole(self) -> Partition:
         """All examples of each client: train, validation and test, in this order."""
-        owners = np.concatenate([np.repeat(np.arange(len(self)), part.sizes) for part in self.parts])
-        joined = Partition.from_owners(owners, len(self))
-        return Partition(np.concatenate([part.indices for part in self.parts])[joined.indices], joined.offsets)
+        offsets = sum((part.offsets for part in self.parts[1:]), start=self.train.offsets)
+        indices = np.empty(offsets[-1], dtype=np.int64)
+        starts = offsets[:-1]
+        for part in self.parts:
+            indices[np.repeat(starts - part.offsets[:-1], part.sizes) + np.arange(len(part.indices))] = part.indices
+            starts = starts + part.sizes
+        return Partition(indices, offsets)
 
     def positions(self, mapping: NDArray[np.int64]) -> Self:
         """Return the split with ``mapping[i]`` for each position i.

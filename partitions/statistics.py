@@ -54,7 +54,13 @@ class LabelCounts:
             held, owners = held[counted], owners[counted]
         if len(held) and not (held.min() >= 0 and held.max() < classes):
             raise ValueError(f"labels are from {held.min()} to {held.max()} and must be from 0 to {classes - 1}")
-        keys, counts = np.unique(owners * classes + held, return_counts=True)
+        keys = owners * classes + held
+        if len(partition) * classes <= len(keys):  # a counter for each pair costs less than to sort
+            every = np.bincount(keys, minlength=len(partition) * classes)
+            keys = np.flatnonzero(every)
+            counts = every[keys]
+        else:
+            keys, counts = np.unique(keys, return_counts=True)
         offsets = np.searchsorted(keys, np.arange(len(partition) + 1) * classes)
         return cls(offsets, keys % classes, counts, classes)
 

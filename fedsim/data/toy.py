@@ -54,8 +54,12 @@ def toy(
     for n in (examples, examples // 4):
         targets = stream.permutation(np.arange(n) % classes)
         domain = stream.integers(4, size=n)
-        values = 0.8 * patterns[targets] + 0.05 * domain[:, None, None, None] + noise * stream.normal(size=(n, *shape))
-        inputs = torch.from_numpy((values.clip(0, 1) * 255).round().astype(np.uint8))
+        values = (0.8 * patterns)[targets]
+        values += 0.05 * domain[:, None, None, None]
+        drawn = stream.normal(size=(n, *shape))
+        values += np.multiply(drawn, noise, out=drawn)
+        np.multiply(values.clip(0, 1, out=values), 255, out=values)
+        inputs = torch.from_numpy(values.round(out=values).astype(np.uint8))
         parts.append(Examples(inputs, torch.from_numpy(targets)))
         domains.append(domain)
     names = tuple(f"pattern {label}" for label in range(classes))

@@ -193,10 +193,13 @@ class FederatedData:
 
 def _seen(positions: Partition, config: Config) -> np.ndarray:
     """Return the positions of all clients but unseen ones, in ascending order."""
-    never = set(unseen(config))
-    if not never:
-        return np.sort(positions.indices)
-    return np.sort(np.concatenate([positions[client] for client in range(config.clients) if client not in never]))
+    held, never = positions.indices, set(unseen(config))
+    if never:
+        held = np.concatenate([positions[client] for client in range(config.clients) if client not in never])
+    marks = np.zeros(held.max(initial=-1) + 1, dtype=bool)
+    marks[held] = True
+    found = np.flatnonzero(marks)
+    return found if len(found) == len(held) else np.sort(held)  # clients with copies hold the same examples
 
 
 def federated_data_of(config: Config, *, fit: Fit = "trained on") -> FederatedData:

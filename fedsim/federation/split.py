@@ -28,8 +28,10 @@ def split_of(config: Config, dataset: Dataset) -> Split:
     """
     if config.partition.scheme == "saved":
         return _saved(config, dataset)
-    # Sorted apart: numpy finds unique values among a million by far slower than it sorts them.
-    chosen = np.sort(np.setdiff1d(_sample_of(config, dataset), held_by_server(config, dataset), assume_unique=True))
+    chosen = _sample_of(config, dataset)
+    if len(held := held_by_server(config, dataset)):
+        # Sorted apart: numpy finds unique values among a million by far slower than it sorts them.
+        chosen = np.sort(np.setdiff1d(chosen, held, assume_unique=True))
     if config.clients > len(chosen):
         raise ConfigError(
             f"clients = {config.clients} is more than the {len(chosen)} training examples of {dataset.name!r}; "
@@ -103,13 +105,14 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
                 "who is tested on what; remove it"
             )
         return partition.positions(chosen)
-    partition = Partition(every[partition.indices], partition.offsets)
+    if tests is not None:
+        partition = Partition(every[partition.indices], partition.offsets)
     stream = rng(config.seed, "split")
     try:
         split = hold_out(partition, stream, validation=settings.validation, test=settings.test, tests=tests)
     except ValueError as error:
         raise ConfigError(f"[partition] {error}") from error
-    return split.positions(chosen)
+    return split if len(chosen) == len(dataset.labels) else split.positions(chosen)
 
 
 def _partition(config: Config, dataset: Dataset, chosen: np.ndarray) -> Partition | Split:

@@ -103,6 +103,13 @@ def test_equal_remainders_are_dealt_at_random() -> None:
     assert winners == {0, 1, 2}
 
 
+@pytest.mark.parametrize(("examples", "clients"), [(12, 4), (14, 4), (5, 5), (7, 1)])
+def test_iid_deals_shuffled_examples_in_turn(examples: int, clients: int) -> None:
+    partition = PARTITIONS["iid"](np.zeros(examples, dtype=np.int64), clients, np.random.default_rng(3))
+    dealt = np.random.default_rng(3).permutation(examples)
+    assert [own.tolist() for own in partition] == [sorted(dealt[k::clients].tolist()) for k in range(clients)]
+
+
 def test_iid_sizes_differ_by_at_most_one(draw: Draw) -> None:
     assert set(draw("iid").sizes) == {50, 51}
 

@@ -35,6 +35,16 @@ def test_sparse_statistics_agree_with_scipy_on_dense_counts(draw: Draw, scheme: 
     assert np.allclose(counts.total_variation(), np.abs(dense / dense.sum(1, keepdims=True) - pooled).sum(1) / 2)
 
 
+@pytest.mark.parametrize("classes", [3, 500])
+def test_counts_are_the_same_whether_pairs_are_counted_or_sorted(classes: int) -> None:
+    stream = np.random.default_rng(0)
+    partition = Partition.from_owners(stream.integers(7, size=200), 8)  # the last client holds nothing
+    labels = stream.integers(classes, size=200)
+    counts = LabelCounts.of(partition, labels, classes)
+    assert dense_of(counts) == partition.label_counts(labels, classes).tolist()
+    assert counts.counts.min() > 0
+
+
 def test_several_targets_of_an_example_all_count() -> None:
     targets = np.array([[0, 2, 2], [1, 1, 2], [0, 0, 0]])
     counts = LabelCounts.of(rows([2, 1], [], [0]), targets, 3)
