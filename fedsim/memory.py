@@ -6,6 +6,9 @@ MEMORY, PROCESS = Path("/proc/meminfo"), Path("/proc/self/status")
 # Of a container, whose limit may be below what the machine has.
 LIMIT, USED, STATISTICS = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current", "memory.stat"))
 
+# What a held tensor takes besides its values, about: of many small ones that is most.
+TENSOR_BYTES = 1024
+
 
 def free_bytes() -> int | None:
     """Return how many bytes of memory are free, of the machine or of its container.

@@ -18,6 +18,7 @@ from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.data.tasks import label_shares
 from fedsim.federation.participants import unseen
 from fedsim.federation.split import held_by_server, sample_positions, split_of
+from fedsim.memory import TENSOR_BYTES
 from fedsim.seeds import rng
 from fedsim.training.targets import IGNORED
 from partitions import LabelCounts, Partition, Split
@@ -80,7 +81,7 @@ class _Held:
             was_held = examples is not None
             with torch.inference_mode(False):  # whose tensors do not say that they were changed
                 examples = make()
-            size = sum(each.nbytes for each in examples)
+            size = sum(each.nbytes + TENSOR_BYTES for each in examples)
             if was_held or size <= self._left:
                 self._left -= 0 if was_held else size
                 self._examples[key] = examples, [each._version for each in examples]

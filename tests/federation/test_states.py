@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from fedsim.federation.engines.state_files import StateFiles
 from fedsim.federation.engines.states import States
+from fedsim.memory import TENSOR_BYTES
 from fedsim.strategy.messages import decode, encode
 
 
@@ -34,14 +35,15 @@ def test_states_are_what_they_were_set_to_whatever_fits_in_memory(cache_bytes: i
 
 
 def test_memory_holds_the_states_that_were_used_last_and_no_more_than_its_bytes() -> None:
-    states = States(2 * 24)  # a state has four and two float32 numbers
+    size = 24 + 2 * TENSOR_BYTES  # a state has four and two float32 numbers
+    states = States(2 * size)
     for client in (0, 1, 2):
         states[client] = state(client)
     assert states.held == [1, 2]
     assert value_of(states, 1) == 1
     assert value_of(states, 0) == 0
     assert states.held == [1, 0]
-    assert states.held_bytes == 2 * 24
+    assert states.held_bytes == 2 * size
 
 
 def test_a_state_with_other_than_arrays_is_never_put_on_disk() -> None:

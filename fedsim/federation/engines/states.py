@@ -14,6 +14,7 @@ from safetensors.torch import load, load_file, save
 from fedsim.errors import about_file
 from fedsim.federation.engines.scratch import Scratch
 from fedsim.federation.engines.state_files import StateFiles
+from fedsim.memory import TENSOR_BYTES
 from fedsim.models.params import Params, flatten, unflatten
 from fedsim.results.files import write_whole
 from fedsim.strategy import messages
@@ -155,7 +156,7 @@ class States:
 
 def _size(state: RecordDict) -> int:
     records = [record for record in state.values() if isinstance(record, ArrayRecord)]
-    return sum(messages.size_bytes(array) for record in records for array in record.values())
+    return sum(messages.size_bytes(array) + TENSOR_BYTES for record in records for array in record.values())
 
 
 def _same(one: RecordDict, other: RecordDict) -> bool:
