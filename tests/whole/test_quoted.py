@@ -55,6 +55,7 @@ RECORDED = {
     (SHARING, "| method, pilot"),
     (SHARING, "| method, alpha 10"),
     (ADAPTERS, "| method, sentiment"),
+    (ADAPTERS, "| method, sources"),
     (ADAPTERS, "| adapter |"),
     (SHARING, "| method, alpha 3"),
     (SHARING, "| method, skewed inputs"),
@@ -436,13 +437,45 @@ def test_where_sharing_matters() -> None:
     assert_quoted(SHARING, "all methods send {} to {} MB, except LG-FedAvg ({} MB)", sent[2], sent[-1], sent[1])
 
 
-def test_sharing_adapters_on_sentiment() -> None:
-    errors = read("adapters/sentiment_errors.csv").groupby("method")["error"].mean()
-    rows = read("adapters/sentiment.csv").set_index("method")
+@pytest.mark.parametrize("study", ["sentiment", "sources"])
+def test_methods_for_adapters(study: str) -> None:
+    errors = read(f"adapters/{study}_errors.csv").groupby("method")["error"].mean()
+    rows = read(f"adapters/{study}.csv").set_index("method")
     for name, row in rows.iterrows():
         values = [100 * row[key] for key in ("personalised", "personalised_half_width", "worst")]
         values += [(row["up"] + row["down"]) / 1e6, *([100 * errors[name]] if name in errors else [])]
-        assert_row(ADAPTERS, "| method, sentiment", name, values)
+        assert_row(ADAPTERS, f"| method, {study}", name, values)
+    assert rows["difference"]["layer_tree(by=barrier)"] == rows["difference_half_width"]["layer_tree(by=barrier)"] == 0
+    assert errors[["FedEx-LoRA", "FFA-LoRA", "RoLoRA"]].max() < 3e-6
+
+
+def test_adapters_shared_by_the_sources_of_sentences() -> None:
+    rows, heads = read("adapters/sources.csv").set_index("method"), read("adapters/heads.csv")
+    errors = read("adapters/sources_errors.csv").groupby("method")["error"].mean()
+    means, apart = 100 * rows["personalised"], rows["difference"].abs() > rows["difference_half_width"]
+    assert_quoted(ADAPTERS, "all lie between {} and {} %. FFA-LoRA", means.min(), means.max())
+    ffa = rows.loc["FFA-LoRA"]
+    differs = -100 * ffa.difference, 100 * ffa.difference_half_width, ffa.p
+    assert_quoted(ADAPTERS, "FFA-LoRA is {} ± {} points below FedIT (p = {} without", *differs)
+    assert list(rows.index[apart]) == ["FFA-LoRA"]
+    text = "FedRot-LoRA's error is {} times FedIT's. By distance, `layer_tree` has an error of {} %"
+    assert_quoted(ADAPTERS, text, errors["FedRot-LoRA"] / errors["FedIT"], 100 * errors["layer_tree"])
+    alone = heads.set_index(["method", "partition.scheme"])[["personalised", "personalised_half_width"]] * 100
+    quoted = [alone.loc[method, scheme] for method in ("FedAvg", "local") for scheme in ("domain", "client_dirichlet")]
+    text = "has {} ± {} % on the sources and {} ± {} % with skewed signs, and a head "
+    text += "of each client's own {} ± {} and {} ± {} %"
+    assert_quoted(
+        ADAPTERS, f"{text}, for {{}} MB at most", *pd.concat(quoted), (heads["up"] + heads["down"]).max() / 1e6
+    )
+    best = alone["personalised"].groupby("partition.scheme").max()
+    skewed = 100 * read("adapters/sentiment.csv")["personalised"].max() - best["client_dirichlet"]
+    text = "is {} points above the best with the head alone on the sources and {} with skewed signs"
+    assert_quoted(ADAPTERS, text, means.max() - best["domain"], skewed)
+
+
+def test_sharing_adapters_on_sentiment() -> None:
+    errors = read("adapters/sentiment_errors.csv").groupby("method")["error"].mean()
+    rows = read("adapters/sentiment.csv").set_index("method")
     for text, name in (
         ("FedSA-LoRA against FedIT: {} ± {} points", "FedSA-LoRA"),
         ("FedEx-LoRA differs by {} ± {} points", "FedEx-LoRA"),
@@ -452,8 +485,6 @@ def test_sharing_adapters_on_sentiment() -> None:
     assert_quoted(ADAPTERS, "three seeds do not establish (p = {})", rows["p"]["FedSA-LoRA"])
     assert_quoted(ADAPTERS, "is between them with {} %", 100 * rows["personalised"]["layer_tree"])
     assert_quoted(ADAPTERS, "FedIT's, but {} times as large", errors["FedRot-LoRA"] / errors["FedIT"])
-    assert rows["difference"]["layer_tree(by=barrier)"] == rows["difference_half_width"]["layer_tree(by=barrier)"] == 0
-    assert errors[["FedEx-LoRA", "FFA-LoRA", "RoLoRA"]].max() < 3e-6
 
 
 def test_barriers_and_gains_of_single_adapters() -> None:
