@@ -59,6 +59,7 @@ RECORDED = {
     (ADAPTERS, "| adapter |"),
     (SHARING, "| method, alpha 3"),
     (SHARING, "| method, skewed inputs"),
+    (SHARING, "| method, three epochs"),
     (ASYMMETRY, "| two models | own"),
     (ASYMMETRY, "| clients | round 1"),
     (EXPERTS, "| barrier, experts in"),
@@ -413,11 +414,37 @@ def test_what_barrier_mix_gains_where_inputs_are_skewed() -> None:
     assert_quoted(FINDINGS, text, *means[:4], p[0], *means[4:])
     [longer] = read("sharing/rotated_epochs.csv").itertuples()
     level = 100 * longer.personalised, 100 * longer.personalised_half_width
-    assert_quoted(FINDINGS, "at fewer passes, has {} ± {}.", *level)
+    assert_quoted(FINDINGS, "and where inputs differ FedAvg has {} ± {}.", *level)
     text = "which are {} k passes for as many bytes, FedAvg has {} ± {} % personalised and {} % for the worst tenth"
     assert_quoted(SHARING, text, longer.passes / 1000, *level, 100 * longer.worst)
     assert longer.passes < rows["passes"]["barrier_mix(personal_epochs=2)"]
     assert longer.up == rows["up"]["FedAvg"]
+
+
+def test_three_epochs_a_round_on_cifar10() -> None:
+    rows = read("sharing/labels_epochs.csv").set_index(["method", "partition.alpha"])
+    levels = 100 * rows[["personalised", "personalised_half_width", "worst"]]
+    for name in ("FedDBE", "FedPer", "local", "FedAvg"):
+        values = [*levels.loc[name, 10], *levels.loc[name, 3], rows["passes"][name, 10] / 1000]
+        assert_row(SHARING, "| method, three epochs", name, values)
+        assert rows["passes"][name, 10] == rows["passes"][name, 3]
+    once = {alpha: read(f"sharing/alpha{alpha}.csv").set_index("method") for alpha in (10, 3)}
+    names = ("barrier_mix(personal_epochs=2)", "FLAYER")
+    mix, flayer = ([100 * each["personalised"][name] for each in once.values()] for name in names)
+    longer = {name: [levels["personalised"][name, alpha] for alpha in once] for name in ("FedPer", "FedDBE")}
+    lost = [best - own for best, own in zip(mix, longer["FedPer"], strict=True)]
+    text = "FedPer's mean is {} points (alpha 10) and {} points (alpha 3) below that of `barrier_mix` with {} k"
+    assert_quoted(SHARING, text, *lost, once[10]["passes"]["barrier_mix(personal_epochs=2)"] / 1000)
+    gains = [own - other for others in (mix, flayer) for own, other in zip(longer["FedDBE"], others, strict=True)]
+    assert_quoted(SHARING, "highest of all: {} and {} points above `barrier_mix`, {} and {} above FLAYER", *gains)
+    more = [
+        own - 100 * each["personalised"]["FedDBE"] for own, each in zip(longer["FedDBE"], once.values(), strict=True)
+    ]
+    for gain in more:
+        assert_quoted(SHARING, "at each client, gains {} points from them", gain)
+    values = [value for name in longer for alpha in once for value in levels.loc[(name, alpha)].iloc[:2]]
+    text = "stays below it where labels differ ({} ± {} and {} ± {}), while FedDBE is above it ({} ± {} and {} ± {})"
+    assert_quoted(FINDINGS, text, *values)
 
 
 def test_where_sharing_matters() -> None:
