@@ -1,4 +1,4 @@
-"""The command about walks between checkpoints: ``fedsim path``."""
+"""The command for walks between checkpoints: ``fedsim path``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,50 +6,70 @@ from typing import Annotated, Literal
 
 import typer
 
+from fedsim.cli import completion
 from fedsim.cli.actions import action
-from fedsim.cli.arguments import DataName, ModelName, ModelSettings, check_folder
+from fedsim.cli.arguments import ModelName, ModelSettings, check_folder
 from fedsim.config.assignments import parse_assignment
 from fedsim.config.choices import CATALOGUES
+from fedsim.errors import ConfigError
 
 
 def path_command(
     start: Annotated[Path, typer.Argument(metavar="START", help="File with the checkpoint to walk from.")],
     end: Annotated[Path, typer.Argument(metavar="END", help="File with a checkpoint of the same model to walk to.")],
     model: ModelName,
-    data: DataName,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Data set to evaluate on, and to train on with its training part; see 'fedsim list data'.",
+            autocompletion=completion.data,
+        ),
+    ],
     settings: ModelSettings = None,
-    step: Annotated[
-        float, typer.Option(help="Length of a step of a layer (L2 norm); inf moves each layer at once.")
-    ] = 0.1,
-    share: Annotated[float, typer.Option(help="Length of a step as a share of the distance left, if longer.")] = 0.0,
+    step: Annotated[float, typer.Option(help="Length of a layer step (L2 norm); inf moves each layer at once.")] = 0.1,
+    share: Annotated[float, typer.Option(help="Minimum step as a share of the remaining distance.")] = 0.0,
     train_steps: Annotated[
-        int, typer.Option(metavar="N", help="Steps of SGD after each step of a layer, 0 for none.")
+        int, typer.Option(min=0, metavar="N", help="Steps of SGD after each layer step, 0 for none.")
     ] = 5,
     lr: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.01,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples per step of SGD.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Examples per step of SGD.")] = 64,
     keeps_variance: Annotated[
         bool,
-        typer.Option("--variance/--no-variance", help="Whether tensors on the way are given back their variance."),
+        typer.Option(
+            "--variance/--no-variance", help="Restore the variance of the weights of layers that have not arrived."
+        ),
     ] = True,
     layers: Annotated[
         list[str] | None,
         typer.Option(
-            "--layer", metavar="LAYER", help="Layer to move next, once for each (default: the model's order)."
+            "--layer",
+            metavar="LAYER",
+            help="Layer to move next; give each layer once (default: the model's order).",
         ),
     ] = None,
-    max_ticks: Annotated[int, typer.Option(metavar="N", help="Largest number of steps of layers.")] = 30_000,
-    every: Annotated[int, typer.Option(metavar="N", help="Steps of layers from one evaluation to the next.")] = 20,
+    max_steps: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of layer steps.")] = 30_000,
+    every: Annotated[int, typer.Option(min=1, metavar="N", help="Layer steps from one evaluation to the next.")] = 20,
     examples: Annotated[
         int | None, typer.Option(metavar="N", help="Number of examples, stratified by class (default: up to 1000).")
     ] = None,
-    part: Annotated[Literal["test", "train"], typer.Option(help="Part of the data set to evaluate on.")] = "test",
+    part: Annotated[
+        Literal["test", "train"],
+        typer.Option(help="Part of the data set to evaluate on; training always uses the training part."),
+    ] = "test",
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sample and of the batches.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory of the page, figures and table.")] = Path(
         "path"
     ),
 ) -> None:
     """Walk from one checkpoint to another, layer by layer, with training on the way."""
+    # Python's defaults, with the paper's step, take thousands of layer steps; these take some hundreds.
     check_folder(out, "--out")
+    for option, value in {"--step": step, "--share": share, "--lr": lr}.items():
+        if not value >= 0:
+            raise ConfigError(f"{option} {value:g} must be at least 0")
+    if not step and not share:
+        raise ConfigError("--step 0 with --share 0 never moves; give one of them a positive number")
     changes = {("seed",): seed} | dict(parse_assignment(text) for text in settings or [])
     CATALOGUES["models"].check_name(model)
     CATALOGUES["data"].check_name(data)
@@ -68,7 +88,7 @@ def path_command(
         lr=lr,
         batch_size=batch_size,
         keeps_variance=keeps_variance,
-        max_ticks=max_ticks,
+        max_ticks=max_steps,
         every=every,
     )
 

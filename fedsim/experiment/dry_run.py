@@ -154,8 +154,8 @@ def _evaluation(federation: Federation, strategy: Strategy) -> Iterator[str]:
     if never := unseen(config):
         yield f"{len(never)} of {config.clients} clients never train: {', '.join(map(str, never))}"
     yield (
-        f"in {cost.rounds} of {config.rounds} rounds, at most {cost.client_passes:,} forward passes of one example by "
-        f"the clients and {cost.server_passes:,} by the server"
+        f"in {cost.rounds} of {config.rounds} rounds, at most {cost.client_passes:,} forward passes of one example for "
+        f"the clients and {cost.server_passes:,} for the server"
     )
     if cost.fine_tuned_rounds:
         yield (

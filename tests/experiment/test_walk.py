@@ -58,25 +58,28 @@ def test_without_training_layers_are_swapped_and_the_line_is_the_interpolation(e
         model.load_state_dict(state)
         return evaluate(model, inputs, targets).loss
 
-    walked = walk.rows.query("path == 'walk'")
+    walked = walk.rows.query("curve == 'layer-wise'")
     half = a | {key: b[key] for key in ("fc2.weight", "fc2.bias")}
     assert walked["loss"].tolist() == pytest.approx([loss(a), loss(half), loss(b)], rel=1e-6)
     assert walked["arrived"].tolist() == [0, 1, 2]
     left = [math.sqrt(sum(float((s[k] - b[k]).double().square().sum()) for k in a)) for s in (a, half, b)]
     assert walked["share"].tolist() == pytest.approx([1 - each / left[0] for each in left])
-    line = walk.rows.query("path == 'line'")
+    line = walk.rows.query("curve == 'linear'")
     mixed = [{key: (1 - t) * a[key] + t * b[key] for key in a} for t in line["share"]]
     assert line["loss"].tolist() == pytest.approx([loss(each) for each in mixed], rel=1e-5)
     assert len(line) == 11
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_the_way_and_writes_what_it_prints(ends: tuple[Path, Path], fedsim: Fedsim) -> None:
     losses = []
     for steps in ("0", "5"):
-        code, out, _ = fedsim(*map(str, ends), "--step", "1", "--train-steps", steps, "--lr", "0.1", "--every", "1")
+        arguments = ("--step", "1", "--train-steps", steps, "--lr", "0.1", "--every", "1")
+        code, out, err = fedsim(*map(str, ends), *arguments)
         assert code == 0
+        assert "stopped" not in err
         rows = pd.read_csv("path/path.csv")
-        walk = rows.query("path == 'walk'")
+        walk = rows.query("curve == 'layer-wise'")
         highest = re.search(r"walk, highest +([\d.]+) +([\d.]+)", out)
         assert highest is not None
         assert float(highest[1]) == pytest.approx(walk["loss"].max(), rel=1e-3)
@@ -88,12 +91,23 @@ def test_the_command_trains_on_the_way_and_writes_what_it_prints(ends: tuple[Pat
     assert written == {"report.html", "path.csv", *figures}
 
 
+@pytest.mark.slow
+def test_a_walk_that_stops_before_the_end_says_so(ends: tuple[Path, Path], fedsim: Fedsim) -> None:
+    code, _, err = fedsim(*map(str, ends), "--train-steps", "0", "--max-steps", "3")
+    assert code == 0
+    assert "the walk stopped after 3 steps, before the end; raise --max-steps or --step\n" in err
+    assert "The walk stopped after 3 layer steps, before the end." in Path("path/report.html").read_text()
+    assert pd.read_csv("path/path.csv")["steps"].max() == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--step", "0"], "path: step = 0 and share = 0 never move; give one of them a positive number"),
-        (["--train-steps", "-1"], "path: train_steps = -1 must be a whole number of at least 0"),
-        (["--layer", "fc1"], "path: order = .* must hold each layer once: fc1, fc2"),
+        (["--step", "0"], "--step 0 with --share 0 never moves; give one of them a positive number"),
+        (["--lr", "nan"], "--lr nan must be at least 0"),
+        (["--train-steps", "-1"], "--train-steps.*: -1 is not in the range x>=0"),
+        (["--layer", "fc1"], "--layer fc1: give each layer once: fc1, fc2"),
+        (["--layer", "fc1", "--layer", "fc1"], "--layer fc1 --layer fc1: give each layer once: fc1, fc2"),
         (["--examples", "9999"], "--examples 9999: 'digits' has 355 test examples"),
         (["--set", "rounds=2"], "--set rounds has no effect without a run"),
     ],

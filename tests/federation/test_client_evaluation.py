@@ -234,7 +234,7 @@ def test_a_dry_run_counts_what_evaluation_costs(tiny: Tiny) -> None:
         tuning += 2 * train
     text = describe_run(config)
     assert f"2 of 5 clients never train: {unseen[0]}, {unseen[1]}" in text
-    assert f"in 2 of 2 rounds, at most {passes:,} forward passes of one example by the clients and 120 by" in text
+    assert f"in 2 of 2 rounds, at most {passes:,} forward passes of one example for the clients and 120 for" in text
     assert f"in 1 of 2 rounds, clients fine-tune 'all': {tuning:,} examples forward and backward" in text
 
 

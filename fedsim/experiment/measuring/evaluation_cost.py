@@ -18,10 +18,10 @@ class EvaluationCost:
     rounds, fine_tuned_rounds
         Rounds with an evaluation, and rounds in which clients fine-tune.
     client_passes
-        Forward passes of one example by the clients, at most: clients that take the whole global model, and so have no
-        separate personalised one, need fewer.
+        Forward passes of one example by the clients, or for them on the server, at most: clients that take the whole
+        global model, and so have no separate personalised one, need fewer.
     server_passes
-        Forward passes of one example by the server.
+        Forward passes of one example on the server's data.
     training_passes
         Examples that fine-tuning passes forward and backward.
     """

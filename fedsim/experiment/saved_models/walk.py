@@ -17,7 +17,7 @@ from fedsim.federation.federation import federation_of
 from fedsim.results.files import write_whole
 from fedsim.results.measured import with_error_unit
 from fedsim.results.report.drawing.checkpoints import short_names
-from fedsim.results.report.drawing.walk import LINE, WALK
+from fedsim.results.report.drawing.walk import LAYER_WISE, LINEAR
 from fedsim.results.report.pages.walk_page import write_walk_page
 
 TS = np.linspace(0, 1, 11).tolist()
@@ -32,8 +32,8 @@ class Walk:
     names
         Names of the start and the end.
     rows
-        A row per point of the ``walk`` and of the straight ``line``, by ``path``: the columns of
-        `fedsim.analysis.layer_path`, and the ``share`` of the distance that is walked; a line has no ticks.
+        A row per point of each ``curve``, ``layer-wise`` and ``linear``: the columns of `fedsim.analysis.layer_path`,
+        with its ticks as ``steps``, of which ``linear`` has none, and the ``share`` of the distance that is walked.
     config
         The settings of model and data.
     """
@@ -75,6 +75,10 @@ def walk_between(
         replace(sample_of(dataset, each, count, config.seed), criterion=federation.criterion)
         for each, count in ((part, examples), ("train", len(dataset.train)))
     )
+    names = models.layers.names
+    if order is not None and sorted(order) != sorted(names):
+        typed = " ".join(f"--layer {name}" for name in order)
+        raise ConfigError(f"{typed}: give each layer once: {', '.join(names)}")
     try:
         walked = layer_path(models, data, train=train, order=order, **options)
     except ValueError as error:
@@ -83,10 +87,11 @@ def walk_between(
     if whole == 0:
         raise ConfigError(f"{paths[0]} and {paths[1]} hold equal models; give two that differ")
     line = barriers(models, data, groups="full", against=[(0, 1)], ts=TS)
-    straight = line[["n", "loss", "error"]].assign(distance=(1 - line["t"]) * whole, path=LINE)
-    rows = pd.concat([walked.assign(path=WALK), straight], ignore_index=True)
-    rows = rows.assign(share=1 - rows["distance"] / whole, tick=rows["tick"].astype("Int64"))
-    rows = rows[["path", "tick", "layer", "arrived", "distance", "share", "n", "loss", "error"]]
+    straight = line[["n", "loss", "error"]].assign(distance=(1 - line["t"]) * whole, curve=LINEAR)
+    walked = walked.rename(columns={"tick": "steps"}).assign(curve=LAYER_WISE)
+    rows = pd.concat([walked, straight], ignore_index=True)
+    rows = rows.assign(share=1 - rows["distance"] / whole, steps=rows["steps"].astype("Int64"))
+    rows = rows[["curve", "steps", "layer", "arrived", "distance", "share", "n", "loss", "error"]]
     rows["arrived"] = rows["arrived"].astype("Int64")
     start, end = short_names(names_of(paths))
     return Walk((start, end), with_error_unit(rows, squared=federation.task.name == "regression"), config)

@@ -1,4 +1,4 @@
-"""The figure of a walk between two models, next to the straight line."""
+"""The figure and table of a walk between two models, next to linear interpolation."""
 
 import pandas as pd
 
@@ -6,30 +6,30 @@ from fedsim.results.measured import scale_of
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples
 
-WALK, LINE = "walk", "line"
-LABELS = {WALK: "layer by layer", LINE: "straight line"}
+LAYER_WISE, LINEAR = "layer-wise", "linear"
+LABELS = {LAYER_WISE: "layer-wise walk", LINEAR: "linear interpolation"}
 METRICS = ("loss", "error")
 
 
 def walk_curves(rows: pd.DataFrame, metric: str) -> SmallMultiples:
-    """Return loss or error over the share of the distance that is walked, along the walk and the straight line."""
+    """Return loss or error over the share of the distance that is walked, along the walk and linear interpolation."""
     factor, unit = _scale(metric, rows)
     curves = []
-    for number, (path, label) in enumerate(LABELS.items()):
-        own = rows[rows["path"] == path].set_index("share")[metric] * factor
+    for number, (curve, label) in enumerate(LABELS.items()):
+        own = rows[rows["curve"] == curve].set_index("share")[metric] * factor
         curves.append(Curve(label, pd.DataFrame({"value": own, "low": float("nan"), "high": float("nan")}), number))
     return SmallMultiples({"": curves}, "share of the distance walked", f"{metric} ({unit})")
 
 
 def walk_table(rows: pd.DataFrame) -> Table:
-    """Return loss and error of the start, the end, halfway on the straight line, and the highest points of the walk."""
-    walk, line = (rows[rows["path"] == path] for path in (WALK, LINE))
+    """Return loss and error of the start, the end, halfway between them, and the highest of both curves."""
+    walk, line = (rows[rows["curve"] == curve] for curve in (LAYER_WISE, LINEAR))
     middle = line.iloc[(line["share"] - 0.5).abs().argmin()]
     points = {
         "start": walk.iloc[0],
         "last point of the walk": walk.iloc[-1],
-        "straight line, halfway": middle,
-        "straight line, highest": line[list(METRICS)].max(),
+        "linear interpolation, halfway": middle,
+        "linear interpolation, highest": line[list(METRICS)].max(),
         "walk, highest": walk[list(METRICS)].max(),
     }
     scales = {metric: _scale(metric, rows) for metric in METRICS}
@@ -38,6 +38,12 @@ def walk_table(rows: pd.DataFrame) -> Table:
     )
     headings = tuple(f"{metric} ({scales[metric][1]})" for metric in METRICS)
     return Table(("point", *headings), (False, True, True), cells)
+
+
+def stopped_after(rows: pd.DataFrame) -> int:
+    """Return after how many layer steps a walk stopped before the end; 0 if it has arrived."""
+    last = rows[rows["curve"] == LAYER_WISE].iloc[-1]
+    return int(last["steps"]) if last["share"] < 1 else 0
 
 
 def _scale(metric: str, rows: pd.DataFrame) -> tuple[float, str]:

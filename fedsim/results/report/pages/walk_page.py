@@ -5,13 +5,13 @@ from pathlib import Path
 import pandas as pd
 
 from fedsim.results.report.comparing.export import as_latex, as_markdown
-from fedsim.results.report.drawing.walk import LINE, METRICS, WALK, walk_curves, walk_table
+from fedsim.results.report.drawing.walk import LAYER_WISE, LINEAR, METRICS, stopped_after, walk_curves, walk_table
 from fedsim.results.report.pages.html import write_page
 from fedsim.results.report.pages.pictured import pictured
 
 TEXT = (
-    "One layer after the other moves to the end's, and layers that have not arrived are trained on the way, unless no "
-    "steps were asked for; the straight line moves all layers at once, without training."
+    "On the walk, one layer after the other moves to the end's, and layers that have not arrived are trained on the "
+    "way, unless no steps were asked for; linear interpolation moves all layers at once, without training."
 )
 
 
@@ -51,12 +51,12 @@ def write_walk_page(
 
 
 def _sentence(rows: pd.DataFrame) -> str:
-    """Return how high the walk and the straight line rise above the higher end."""
-    walk, line = (rows[rows["path"] == path]["loss"] for path in (WALK, LINE))
+    """Return how high the walk and linear interpolation rise above the higher end."""
+    walk, line = (rows[rows["curve"] == curve]["loss"] for curve in (LAYER_WISE, LINEAR))
     ends = line.iloc[[0, -1]].max()
-    left = rows.loc[rows["path"] == WALK, "share"].iloc[-1] < 1
+    steps = stopped_after(rows)
     return (
-        f"The highest loss that was measured on the walk is {walk.max():.3g}, on the straight line {line.max():.3g}; "
-        f"the higher end has {ends:.3g}."
-        + (" The walk has not arrived: it ended at the largest number of ticks." if left else "")
+        f"The highest loss that was measured on the walk is {walk.max():.3g}, by linear interpolation "
+        f"{line.max():.3g}; the higher end has {ends:.3g}."
+        + (f" The walk stopped after {steps:,} layer steps, before the end." if steps else "")
     )
