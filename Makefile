@@ -30,7 +30,7 @@ docs: $(INSTALLED)
 pictures: $(INSTALLED)
 	$(BIN)/python docs/pictures/draw.py runs/pictures
 
-# About 40 minutes on two idle cores, and 5 GB of downloads for the peers' environments the first time.
+# About an hour on two idle cores, and 5 GB of downloads for the peers' environments the first time.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/partitions.py
@@ -39,6 +39,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/barriers.py
+	$(BIN)/python benchmarks/precisions.py
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/frozen.py
 	$(BIN)/python benchmarks/adapters.py

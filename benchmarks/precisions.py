@@ -1,6 +1,6 @@
 """Barriers with a tolerance in float32 and in two precisions: processor seconds on one thread, in turn.
 
-Run with ``python benchmarks/precisions.py``; ``--quick`` takes few examples and writes nothing.
+Run with ``python benchmarks/precisions.py``; see ``--help``. The shortest time counts.
 """
 
 import argparse
@@ -69,9 +69,10 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure all cases that have a tolerance."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="200 examples of each case, nothing is written")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="only 200 examples of each case; write nothing")
+    parser.add_argument("--repeats", type=int, default=3, help="how often each precision is run (default: 3)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cases = [case for case in CASES if case.tolerance]

@@ -8,6 +8,7 @@ processor, but they take turns in as many processes as there are processors, so 
 import argparse
 import itertools
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -33,9 +34,11 @@ from fedsim.strategy import Strategy
 
 CLIENTS, WORKERS = (100, 1_000, 10_000), (2, 8, 64)
 REGISTERED = max(CLIENTS)
-FIRST, SECONDS, ROUNDS = 2, 5.0, 20  # rounds before the measured ones; of those until either is reached
+FIRST = 2  # rounds before the measured ones
+ROUNDS = 20  # measured rounds at most
+SECONDS = 5.0  # after which no further round is measured
 LIMIT_MS = 0.3
-COLUMNS = ("workers", "clients", "rounds", "driver_ms", "median_ms", "limit", "achieved")
+COLUMNS = ("workers", "clients", "rounds", "driver_ms", "median_ms", "limit", "of_limit")
 
 
 def take_turns() -> None:
@@ -57,7 +60,7 @@ def take_turns() -> None:
 
 
 def rounds(engine: RayEngine, clients: int) -> Iterator[float]:
-    """Return the driver's processor seconds of one round after the other, from the sampling to the new model."""
+    """Yield the driver's processor seconds of one round after the other, from the sampling to the new model."""
     model = make_payload("tiny")
     strategy = Strategy(model, participation=clients / REGISTERED)
     strategy.set_global_model({key: value.clone() for key, value in state_of(model).items()})
@@ -73,7 +76,7 @@ def rounds(engine: RayEngine, clients: int) -> Iterator[float]:
 
 
 def measured(engine: RayEngine, clients: int) -> list[float]:
-    """Return the seconds of rounds, without the first ones."""
+    """Return the seconds of rounds, without the first ones, the shortest first."""
     each = rounds(engine, clients)
     for _ in range(FIRST):
         next(each)
@@ -95,9 +98,9 @@ def main() -> None:
             for clients in CLIENTS:
                 taken = [1e3 * seconds / clients for seconds in measured(engine, clients)]
                 row = {"workers": workers, "clients": clients, "rounds": len(taken), "driver_ms": taken[0]}
-                row |= {"median_ms": taken[len(taken) // 2], "limit": LIMIT_MS, "achieved": taken[0] / LIMIT_MS}
+                row |= {"median_ms": statistics.median(taken), "limit": LIMIT_MS, "of_limit": taken[0] / LIMIT_MS}
                 rows.append(row | {"load": os.getloadavg()[0]})
-    show("Processor milliseconds of the driver for a client and a round; achieved: as a share", rows, COLUMNS)
+    show("Processor milliseconds of the driver for a client and a round, and the share of the limit", rows, COLUMNS)
     if not quick:
         save("scale", describe(), {"driver_ms": LIMIT_MS}, rows)
 

@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], float | None]] = {
     "a wrong setting": ((*FEDSIM, *WRONG), 0.5),
     "a run of 3 rounds": ((*FEDSIM, "run", "study.toml"), 4.0),
 }
-COLUMNS = ("command", "cpu_seconds", "median_cpu_seconds", "limit", "achieved")
+COLUMNS = ("command", "cpu_seconds", "median_cpu_seconds", "limit", "of_limit")
 
 
 def cpu_seconds_of(arguments: tuple[str, ...]) -> float:
@@ -78,8 +78,8 @@ def main() -> None:
     for name, (_, limit) in COMMANDS.items():
         least = min(seconds[name])
         row = {"command": name, "cpu_seconds": least, "median_cpu_seconds": statistics.median(seconds[name])}
-        rows.append(row | ({} if limit is None else {"limit": limit, "achieved": least / limit}))
-    show("Processor seconds; achieved: as a share of the limit", rows, COLUMNS)
+        rows.append(row | ({} if limit is None else {"limit": limit, "of_limit": least / limit}))
+    show("Processor seconds, and the share of the limit", rows, COLUMNS)
     save("startup", describe("cpu"), {name: limit for name, (_, limit) in COMMANDS.items() if limit}, rows)
 
 
