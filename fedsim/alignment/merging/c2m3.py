@@ -80,8 +80,11 @@ def merge_c2m3(
     maximum; the released code searches for it. Members see each other as one sum per layer, so that a step's cost grows
     with their number and not with that of pairs. The code begins at the identity, from which two copies of a model only
     change places, or at noise; a softened matching finds the copies, and better optima of independent models. Apart
-    from the places of its units, the order of members has no effect. The search keeps a matrix moved along each subset
-    of its two dimensions, in float64: eight times the memory of all members' float32 weights.
+    from the places of its units, the order of members has no effect.
+
+    The search keeps up to three further copies of each matrix, moved along either dimension and along both, in its own
+    precision or in float32 if that is higher: about three times the memory of the members' weights, in addition to
+    them.
 
     References
     ----------
