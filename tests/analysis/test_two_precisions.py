@@ -65,6 +65,20 @@ def test_a_double_sample_is_unbiased_and_varies_as_the_closed_form_says() -> Non
     assert np.var(missed) == pytest.approx(closed, rel=0.2)
 
 
+@pytest.mark.parametrize("skewed", [False, True])
+def test_a_number_of_examples_that_adapts_biases_by_less_than_the_deviation(skewed: bool) -> None:
+    stream, deviation = np.random.default_rng(5), 0.2
+    exact = stream.gamma(2.0, 1.0, size=N)
+    differences = stream.exponential(size=N) - 1 if skewed else stream.normal(size=N)
+    missed, numbers = [], set()
+    for _ in range(400):
+        values, used = double_sample(exact, exact - differences, stream, deviation)
+        missed.append(values.mean() - exact.mean())
+        numbers.add(used)
+    assert len(numbers) > 2
+    assert abs(np.mean(missed)) < (deviation if skewed else 3 * np.std(missed) / math.sqrt(400))
+
+
 def test_models_see_as_many_examples_in_float32_as_the_closed_form_asks_for() -> None:
     stream = np.random.default_rng(1)
     exact = stream.gamma(2.0, 1.0, size=4000)

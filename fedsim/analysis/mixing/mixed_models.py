@@ -112,7 +112,7 @@ class MixedModels:
         return other
 
     def in_precision(self, precision: Precision) -> Self:
-        """Return the same mixes, evaluated in a precision; in float32, models must have been evaluated before.
+        """Return the same mixes, evaluated in a precision; call it only after models were evaluated in float32.
 
         What is checked against whole models is checked in float32, and rounding would hide what differs.
         """

@@ -18,7 +18,8 @@ from fedsim.training.evaluation import Evaluation
 
 # Examples that each model is evaluated on in float32 at least: enough to know how far the two precisions differ.
 FEWEST = 16
-# Time of an example in bfloat16 relative to one in float32, on a processor with instructions for it.
+# Time of an example in bfloat16 relative to one in float32, on a processor with instructions for it: about that of cnn
+# in benchmarks/precisions.py, where resnet18 has 0.85.
 COST = 0.6
 
 
@@ -27,9 +28,10 @@ class TwoPrecisions:
     """Models in bfloat16 and in float32, by double sampling (Cochran 1977, Sampling techniques, 12).
 
     With losses b in bfloat16 on m examples and f in float32 on the first m' <= m of them, the mean of f is estimated by
-    that of b, as without a second precision, plus the mean of f - b over the m'. The estimate is unbiased whatever
-    rounding does. What it adds to the squared standard error, S_d^2 (1 / m' - 1 / n) with the variance S_d^2 of f - b,
-    is small, as the two differ by rounding only.
+    that of b, as without a second precision, plus the mean of f - b over the m'. What this adds to the squared standard
+    error, S_d^2 (1 / m' - 1 / n) with the variance S_d^2 of f - b, is small, as the two differ by rounding only. The
+    estimate is unbiased for a fixed m'. Where m' follows from the same differences it is so if they are symmetric, and
+    in simulations of skewed ones biased by less than the deviation that is allowed.
 
     Errors of 0 and 1 are left as they are in bfloat16: rounding changes so few predictions that a difference from few
     examples would be much coarser than the bias, which is at most the share of the predictions that change. This share,
@@ -181,7 +183,7 @@ class TwoPrecisions:
         if not np.isfinite(differences).all():  # no errors are known
             return torch.full((differences.shape[1], self.n), torch.nan, dtype=torch.float64)
         deviation = np.sqrt(np.maximum(variances, 1e-30) * (1 / m - 1 / self.n))
-        # Models without a difference must not seem to differ by the same from all others.
+        # Random signs, so that models without a difference do not share one artificial error.
         signs = np.where(np.arange(m) % 2, -1.0, 1.0)[:, None].repeat(differences.shape[1], 1)
         signs = self.stream.permuted(signs, axis=0)
         values = estimated_values(np.ones((self.n, 1)), self.order[:m], differences, deviation, signs)
