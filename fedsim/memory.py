@@ -6,7 +6,8 @@ MEMORY, PROCESS = Path("/proc/meminfo"), Path("/proc/self/status")
 # Of a container, whose limit may be below what the machine has.
 LIMIT, USED, STATISTICS = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current", "memory.stat"))
 
-# What a held tensor takes besides its values, about: of many small ones that is most.
+# About what Python and torch take for a held tensor besides its values: an estimate, from 4.5 KB measured for a client
+# that took part with a small personal head, whose state has 400 bytes of values.
 TENSOR_BYTES = 1024
 
 

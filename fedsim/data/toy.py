@@ -54,6 +54,7 @@ def toy(
     for n in (examples, examples // 4):
         targets = stream.permutation(np.arange(n) % classes)
         domain = stream.integers(4, size=n)
+        # In place, to save memory: each temporary array would be as large as these.
         values = (0.8 * patterns)[targets]
         values += 0.05 * domain[:, None, None, None]
         drawn = stream.normal(size=(n, *shape))
