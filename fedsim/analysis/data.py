@@ -58,9 +58,7 @@ class Data(Examples):
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision = {self.precision!r} must be one of {', '.join(get_args(Precision))}")
         if self.precision != "float32" and self.tolerance is None:
-            raise ValueError(
-                f"precision = {self.precision!r} needs a tolerance; without one, means are those of float32"
-            )
+            raise ValueError(f"precision = {self.precision!r} needs a tolerance; add tolerance=0.01")
         size = self.stratified_from
         if size is None:
             return

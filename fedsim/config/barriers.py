@@ -84,7 +84,7 @@ class BarriersConfig(Table):
     @classmethod
     def _with_tolerance(cls, value: str, info: ValidationInfo) -> str:
         if value != "float32" and "tolerance" in info.data and info.data["tolerance"] is None:
-            raise ValueError("needs a tolerance, without which means are exact; add barriers.tolerance = 0.01")
+            raise ValueError("needs a tolerance; add barriers.tolerance = 0.01")
         return value
 
     @field_validator("matching", "path")

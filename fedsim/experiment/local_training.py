@@ -61,11 +61,6 @@ def training_notes(federation: Federation, strategy: Strategy) -> Iterator[str]:
         yield (
             f"local.precision = 'bfloat16' gains nothing: {federation.device} has no instructions for it; use 'float32'"
         )
-    if federation.config.barriers.precision == "bfloat16" and not gains_from_bfloat16(federation.device):
-        yield (
-            f"barriers.precision = 'bfloat16' gains nothing: {federation.device} has no instructions for it; barriers "
-            "are measured in float32"
-        )
     if settings.warmup:
         clients, steps = _clients_and_steps(federation, strategy)
         if count := int((steps <= settings.warmup).sum()):

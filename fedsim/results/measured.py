@@ -82,13 +82,23 @@ def read_measured(folder: Path) -> "pd.DataFrame":
 def examples(rows: "pd.DataFrame", data: str) -> str:
     """Return how many examples of which data were used, such as ``500 of the server's test examples``.
 
-    If the table says that they were stratified, so does the text.
+    If the table says that they were stratified, or that models were evaluated in bfloat16, so does the text.
     """
     low, high = int(rows["n"].min()), int(rows["n"].max())
     count = f"{high:,}" if low == high else f"{low:,} to {high:,}"
     is_stratified = "sampling" in rows and rows["sampling"].str.startswith("stratified", na=False).all()
     how = ", stratified by class" if is_stratified else ""
-    return f"{count} of {DATA.get(data, data)}{how}"
+    coarse = f", {precisions}" if (precisions := two_precisions(rows)) else ""
+    return f"{count} of {DATA.get(data, data)}{how}{coarse}"
+
+
+def two_precisions(rows: "pd.DataFrame") -> str:
+    """Return that models were evaluated in bfloat16, and on how many examples in float32 too; empty if none was."""
+    if "n_float32" not in rows or not (rows["n_float32"] < rows["n"]).any():
+        return ""
+    low, high = int(rows["n_float32"].min()), int(rows["n_float32"].max())
+    count = f"{high:,}" if low == high else f"{low:,} to {high:,}"
+    return f"evaluated in bfloat16, corrected by float32 on {count} of these"
 
 
 class Kind(NamedTuple):

@@ -123,6 +123,7 @@ def with_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampled, "gains_from_bfloat16", lambda device: True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("with_instructions")
 def test_rows_in_two_precisions_are_within_the_tolerance_and_without_bias() -> None:
     model, states, inputs, targets = clients()
@@ -211,7 +212,7 @@ def test_where_bfloat16_is_of_no_use_all_is_float32_and_the_log_says_so(
 
 def test_a_second_precision_needs_a_tolerance() -> None:
     model, states, inputs, targets = clients()
-    with pytest.raises(ValueError, match="precision = 'bfloat16' needs a tolerance"):
+    with pytest.raises(ValueError, match=r"precision = 'bfloat16' needs a tolerance; add tolerance=0\.01"):
         barriers(model, states, inputs, targets, precision="bfloat16")
     with pytest.raises(ValueError, match="precision = 'half' must be one of float32, bfloat16"):
         barriers(model, states, inputs, targets, precision="half", tolerance=0.1)

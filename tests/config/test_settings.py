@@ -29,8 +29,7 @@ VALID: dict[str, Any] = {"rounds": 1, "clients": 2, "partition": {}}
         ({"local": {"lr": 0}}, "local.lr = 0: must be greater than 0"),
         (
             {"barriers": {"precision": "bfloat16"}},
-            'barriers.precision = "bfloat16": needs a tolerance, without which means are exact; add '
-            "barriers.tolerance = 0.01",
+            'barriers.precision = "bfloat16": needs a tolerance; add barriers.tolerance = 0.01',
         ),
         ({"local": {"epochs": 1.0}}, "local.epochs = 1.0: must be a valid integer"),
         ({"local": 3}, "local = 3: must be a table, as in [local] with lr = 0.1"),

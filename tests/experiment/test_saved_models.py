@@ -28,12 +28,14 @@ from fedsim.models.architectures import MODELS
 from fedsim.models.params import Params, state_of
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.folder import RunFolder
+from fedsim.results.measured import examples
 from fedsim.results.report.drawing.checkpoints import (
     barriers_table,
     feature_pictures,
     features_table,
     matching_table,
     short_names,
+    uncertainty_note,
     what_differs,
 )
 from fedsim.results.report.drawing.heat_maps import HeatMaps
@@ -231,6 +233,24 @@ def test_its_barriers_are_those_of_the_mixed_models(files: list[Path]) -> None:
 def test_a_wrong_argument_is_named(files: list[Path], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compare_checkpoints(files, config(), **arguments)
+
+
+def test_bfloat16_without_a_tolerance_is_refused_before_any_file_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"^--precision bfloat16 needs a tolerance; add --tolerance 0\.01$"):
+        compare_checkpoints([Path("no.pt"), Path("none.pt")], config(), precision="bfloat16")
+
+
+def test_texts_say_that_models_were_evaluated_in_bfloat16(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim.analysis.samples.tolerance.gains_from_bfloat16", lambda device: True)
+    rows = compare_checkpoints(files, config(), tolerance=0.05, precision="bfloat16").barriers
+    low, high = rows["n_float32"].min(), rows["n_float32"].max()
+    assert low < 355
+    count = f"{low} to {high}" if low < high else str(low)
+    text = f"evaluated in bfloat16, corrected by float32 on {count} of these"
+    assert f"\nprecision: {text}" in uncertainty_note(rows)
+    assert examples(rows, "server").endswith(f", {text}")
+    for plain in (rows.assign(n_float32=rows["n"]), rows.drop(columns="n_float32")):
+        assert "bfloat16" not in uncertainty_note(plain) + examples(plain, "server")
 
 
 def test_one_checkpoint_is_not_enough_and_a_runs_setting_is_of_no_use(files: list[Path]) -> None:

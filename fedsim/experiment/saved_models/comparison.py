@@ -32,7 +32,7 @@ from fedsim.models.params import Params
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.files import write_parquet
 from fedsim.results.integrity import check_file_of_checkpoint
-from fedsim.results.measured import with_error_unit
+from fedsim.results.measured import two_precisions, with_error_unit
 from fedsim.results.report.drawing.checkpoints import reference_of, short_names
 from fedsim.results.report.pages.checkpoint_page import write_checkpoints
 from fedsim.seeds import rng
@@ -140,6 +140,8 @@ def compare_checkpoints(
         If a file cannot be read or does not fit the model, the data cannot be read, or an argument is wrong.
     """
     _check(paths, weights, measures)
+    if precision != "float32" and tolerance is None:
+        raise ConfigError(f"--precision {precision} needs a tolerance; add --tolerance 0.01")
     if path != FACTORS and (mixing := [name for name in measures if name in BY_FACTORS]):
         raise ConfigError(
             f"--path {path}: {mixing[0]} mixes factor by factor; leave out --path or --measure {mixing[0]}"
@@ -147,10 +149,6 @@ def compare_checkpoints(
     federation = federation_of(config, fit="all")
     models = models_of(paths, federation, weights, normalisation)
     sample = sample_of(federation.data.dataset, part, examples, config.seed)
-    if precision != "float32" and tolerance is None:
-        raise ConfigError(
-            f"--precision {precision} needs a tolerance, without which means are exact; add --tolerance 0.01"
-        )
     data = replace(sample, criterion=federation.criterion, tolerance=tolerance, precision=precision)
     bases = [AVERAGE, *range(len(models))]
     settings = Settings(data, groups=groups_of_texts(groups), against=against, ts=ts, bases=bases)
@@ -249,6 +247,7 @@ def write_compared(comparison: Comparison, folder: Path, command: str = "") -> P
     config = comparison.config
     rows, shown = comparison.barriers, comparison.shown
     along = f", along the path {rows['path'].iloc[0]}" if "path" in rows else ""
+    coarse = f", {text}" if (text := two_precisions(rows)) else ""
     page = write_checkpoints(
         folder,
         shown.names,
@@ -257,7 +256,7 @@ def write_compared(comparison: Comparison, folder: Path, command: str = "") -> P
         shown.others,
         files=comparison.names,
         subtitle=f"{config.model.name} on {config.data.name}, {int(rows['n'].max()):,} examples, "
-        f"{rows['sampling'].iloc[0]}{along}",
+        f"{rows['sampling'].iloc[0]}{coarse}{along}",
         settings=write_toml(config.model_dump(mode="json", include=set(SETTABLE))),
         command=command,
     )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from fedsim.analysis.mixing.names import AVERAGE, kind_of
 from fedsim.analysis.suite import BY_LAYER
-from fedsim.results.measured import scale_of
+from fedsim.results.measured import scale_of, two_precisions
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.drawing import connectivity, prediction, width
 from fedsim.results.report.drawing.barriers import REFERENCES, at_the_middle, barrier_table, has_paths, paths, quantity
@@ -243,9 +243,10 @@ def uncertainty_note(rows: pd.DataFrame) -> str:
     sample = str(rows["sampling"].iloc[0])
     if not re.search(r"\d", sample):
         sample += f", {int(rows['n'].max()):,} examples"
+    precisions = f"\nprecision: {text}" if (text := two_precisions(rows)) else ""
     return (
         "±: 1.96 standard errors, row by row; bands for all rows are in barriers.parquet\n"
-        f"sample: {sample}; intervals are for the population of the data set{along}"
+        f"sample: {sample}; intervals are for the population of the data set{along}{precisions}"
     )
 
 
