@@ -137,8 +137,15 @@ class Strategy(Hooks, FlowerStrategy):
         for client in self._participants:
             group = self.shared_by(server_round, client)
             if group not in settings:  # one record for all: a message costs little compared with what it carries
-                narrow = self.upload_precision == "bfloat16"
-                instructions = Instructions(server_round, self.keys(group), self._keep, plan, probe, measure, narrow)
+                instructions = Instructions(
+                    server_round,
+                    self.keys(group),
+                    self._keep,
+                    plan,
+                    probe=probe,
+                    measure=measure,
+                    in_bfloat16=self.upload_precision == "bfloat16",
+                )
                 settings[group] = ConfigRecord({**config, **instructions.write()})
             down = self._down(server_round, client)
             if own := {key: value for key, value in down.items() if value is not self.global_model.get(key)}:

@@ -8,10 +8,10 @@ direction  record       meaning
 to client  ``arrays``   the layers that the client takes from the server
 to client  ``config``   ``server-round``; for training ``upload``, the keys to send back, ``keep``, the keys whose
                         values the client keeps, ``plan``, the local plan as JSON, ``probe``, whether the analysis
-                        wants the rest of the model too, and ``measure``, whether the client evaluates its model
-                        right after training; for evaluation ``upload`` of the next round, ``models``, what is
-                        measured, ``fine-tune``, the layers that are fine-tuned, and ``unseen``, for a client that
-                        never trains
+                        wants the rest of the model too, ``measure``, whether the client evaluates its model right
+                        after training, and ``in-bfloat16``, whether it rounds what it sends; for evaluation
+                        ``upload`` of the next round, ``models``, what is measured, ``fine-tune``, the layers that are
+                        fine-tuned, and ``unseen``, for a client that never trains
 to client  ``global``   for evaluation, if the client evaluates the global model: its entries that differ from what was
                         taken
 to server  ``arrays``   the shared layers after training
@@ -247,5 +247,11 @@ class Instructions:
         plan = _plan_of(values[PLAN])
         upload, keep = tuple(values[UPLOAD]), tuple(values[KEEP])
         return cls(
-            values[SERVER_ROUND], upload, keep, plan, values[PROBE], values[MEASURE], values.get(IN_BFLOAT16, False)
+            values[SERVER_ROUND],
+            upload,
+            keep,
+            plan,
+            probe=values[PROBE],
+            measure=values[MEASURE],
+            in_bfloat16=values[IN_BFLOAT16],
         )

@@ -49,6 +49,7 @@ def test_settings_are_offered_with_the_names_that_they_may_be() -> None:
 def fedsim(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def run(*words: str, **environment: str) -> str:
         monkeypatch.setattr(sys, "argv", ["fedsim", *words])
+        monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # which is pytest under python -m pytest
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit) as end:

@@ -11,9 +11,8 @@ from fedsim.config import Config
 from fedsim.experiment.measuring.step import variance_rows
 from fedsim.experiment.verifying.replay import replay
 from fedsim.experiment.verifying.verify import verify
-from fedsim.models import variance
 from fedsim.models.layers import Layers
-from fedsim.models.variance import BLOCK, constant_keys, variances
+from fedsim.models.variance import BLOCK, HELD, constant_keys, variances
 from fedsim.results.folder import RunFolder
 from fedsim.results.reading import read_result
 from fedsim.results.variances import describe_variances
@@ -57,13 +56,13 @@ def test_the_variance_of_a_large_tensor_is_that_of_its_blocks_together() -> None
     assert variances({"x": values, "y": values[:1]}, ["x", "y"]) == {"x": pytest.approx(expected, rel=1e-12)}
 
 
-def test_holding_a_tensor_for_both_passes_changes_no_bit_of_its_variance_nor_the_tensor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    values = torch.randn(3 * BLOCK + 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    before, held = values.clone(), variances({"x": values}, ["x"])
-    monkeypatch.setattr(variance, "HELD", 0)
-    assert variances({"x": values}, ["x"]) == held
+@pytest.mark.parametrize("n", [HELD, HELD + 1])
+def test_whether_a_tensor_is_held_for_both_passes_changes_no_bit_of_its_variance_nor_the_tensor(n: int) -> None:
+    values = 3 + torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = values.clone()
+    mean = torch.stack([block.sum() for block in before.split(BLOCK)]).sum() / n
+    expected = torch.stack([((block - mean) ** 2).sum() for block in before.split(BLOCK)]).sum() / n
+    assert variances({"x": values}, ["x"]) == {"x": float(expected)}
     assert torch.equal(values, before)
 
 

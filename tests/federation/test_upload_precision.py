@@ -1,4 +1,4 @@
-"""With ``upload_precision = "bfloat16"`` clients send half the bytes; all else stays float32."""
+"""With ``upload_precision = "bfloat16"`` clients send half the bytes of their layers; all else stays float32."""
 
 from collections.abc import Callable
 
@@ -74,6 +74,8 @@ def test_a_stopped_run_with_stale_and_exploding_replies_resumes_byte_for_byte(
 ) -> None:
     config = tiny(rounds=4, clients=4, strategy=BFLOAT16, faults={"stale": 0.3, "explode": 0.2, "nan": 0.1}, seed=3)
     whole = play(config, "whole")
+    kinds = {row["kind"] for row in read_rows(whole.faults).to_dict("records")}
+    assert {"stale", "explode", "nan"} <= kinds
     folder = RunFolder(whole.path.parent / "stopped")
 
     def stop(summary: experiment.RoundSummary) -> None:
