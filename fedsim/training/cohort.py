@@ -102,8 +102,7 @@ def train_cohort(
 def _stacked_state(members: Sequence[Params], device: torch.device) -> Params:
     """Return all tensors that any member's optimiser keeps, with zeros for the members without."""
     zeros = {name: torch.zeros_like(value) for member in members for name, value in member.items()}
-    filled = [zeros | member for member in members]
-    return stack([{name: value.to(device) for name, value in member.items()} for member in filled], device)
+    return stack([zeros | member for member in members], device)
 
 
 class _Stack:

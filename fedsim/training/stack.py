@@ -12,7 +12,10 @@ from fedsim.training.vectorisable import Vectorisable
 
 
 def stack(members: Sequence[Params], device: torch.device) -> Params:
-    """Return each entry of all members as one new tensor, [members, ...], on ``device``."""
+    """Return each entry of all members as one new tensor, [members, ...], on ``device``.
+
+    Members' tensors may be on several devices: what a client has kept may come from the disk, and the rest does not.
+    """
     return {key: _stacked([member[key] for member in members], device) for key in members[0]}
 
 
@@ -20,7 +23,7 @@ def _stacked(values: Sequence[Tensor], device: torch.device) -> Tensor:
     first = values[0].detach()
     if all(value is values[0] for value in values):  # members that share a tensor from the server copy it once
         return first.to(device).expand(len(values), *first.shape).clone(memory_format=torch.contiguous_format)
-    return torch.stack([value.detach() for value in values]).to(device)
+    return torch.stack([value.detach().to(device) for value in values])
 
 
 def member_of(stacked: Params, member: int) -> Params:

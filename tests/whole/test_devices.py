@@ -13,9 +13,10 @@ from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
 from fedsim.federation import federation as federations
-from fedsim.models.params import state_of
+from fedsim.models.params import load_state_, state_of
 from fedsim.training import LocalPlan, LocalSettings, LocalTask, train_, train_cohort
 from fedsim.training.dropout import seeded_dropout_
+from fedsim.training.evaluation import evaluate_cohort
 from strategies import STRATEGIES
 from tests.elsewhere import DEVICE, elsewhere
 from tests.strategies.test_laws import play_of
@@ -79,6 +80,25 @@ def test_training_alone_and_in_a_cohort_stays_on_the_device(settings: LocalSetti
     together = train_cohort(net(), tasks, LocalPlan(), settings)
     for found in (state_of(model), done.optimizer_state, *(params for params, _ in together)):
         assert {value.device for value in found.values()} == {DEVICE}
+
+
+def test_clients_whose_entries_come_from_the_disk_join_those_of_others() -> None:
+    new = state_of(net())
+    restored = {
+        key: value.cpu() if "num_batches" in key or key.startswith("5") else value for key, value in new.items()
+    }
+    assert {value.device for value in restored.values()} == {DEVICE, torch.device("cpu")}
+    for first, second in ((restored, new), (new, restored)):
+        tasks = [LocalTask(params, *examples(), np.random.default_rng(0)) for params in (first, second)]
+        [one, other] = train_cohort(net(), tasks, LocalPlan(), SETTINGS[0])
+        assert all(torch.equal(value, other[0][key]) for key, value in one[0].items())
+        assert {value.device for value in one[0].values()} == {DEVICE}
+        [one_result, other_result] = evaluate_cohort(net(), [(params, *examples()) for params in (first, second)])
+        assert one_result.loss == other_result.loss
+    model = net(1)
+    load_state_(model, restored)
+    assert {value.device for value in state_of(model).values()} == {DEVICE}
+    assert all(torch.equal(value, new[key]) for key, value in state_of(model).items())
 
 
 def test_barriers_are_measured_on_the_device() -> None:
