@@ -54,10 +54,10 @@ def read_update(
         raise ValueError(f"its {messages.NUM_EXAMPLES} is {weight}; it must be positive")
     shared = _read_arrays(reply, messages.ARRAYS, received)
     if in_bfloat16:
+        wide = {key for key, value in received.items() if value.dtype == torch.float32}
         shared = {
-            key: value.float() if value.dtype == torch.bfloat16 and received[key].dtype == torch.float32 else value
+            key: value.float() if value.dtype == torch.bfloat16 and key in wide else value
             for key, value in shared.items()
-            if key in received
         }
     if not shared.keys() <= received.keys() or not (partial or shared.keys() >= received.keys()):
         raise ValueError(f"it sent the entries {sorted(shared)}, not {sorted(received)}")

@@ -1,6 +1,7 @@
 """With ``upload_precision = "bfloat16"`` clients send half the bytes of their layers; all else stays float32."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,13 +9,16 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from fedsim.config import Config, naming
 from fedsim.config.making import make_strategy
+from fedsim.errors import ClientError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.planning.traffic import planned_traffic
+from fedsim.federation.client.app import _check
 from fedsim.federation.federation import federation_of
 from fedsim.models.averaging import weighted_mean
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.strategy.messages import Instructions, narrowed
+from fedsim.training import Finished, LocalPlan
 from strategies.fedavg import FedAvg
 from tests.conftest import run_files
 from tests.strategy.test_strategy import Nodes, model_with_buffers, random_updates, reply
@@ -49,6 +53,27 @@ def test_bfloat16_that_was_not_asked_for_is_refused() -> None:
     asked = Instructions.read(sent[0].content["config"])
     update = narrowed({key: random_updates(model, 1)[0][key] for key in asked.upload})
     assert "bfloat16" in strategy.receive(1, [reply(sent[0], update)]).left_out[0]
+
+
+@pytest.mark.parametrize("precision", ["own", "bfloat16"])
+def test_entries_that_were_not_asked_for_are_refused_in_any_precision(precision: str) -> None:
+    model = model_with_buffers()
+    strategy = FedAvg(model, upload_precision=precision)
+    sent = list(strategy.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), Nodes(1, 1)))
+    asked = Instructions.read(sent[0].content["config"])
+    update = {key: random_updates(model, 1)[0][key] for key in asked.upload}
+    received = strategy.receive(1, [reply(sent[0], update | {"x": torch.ones(2)})])
+    assert received.left_out == {0: f"it sent the entries {sorted([*update, 'x'])}, not {sorted(update)}"}
+
+
+def test_a_client_does_not_send_what_rounding_makes_infinite(tiny: Callable[..., Config]) -> None:
+    federation = federation_of(tiny())
+    key = next(iter(federation.initial))
+    finished = Finished(federation.initial | {key: torch.full_like(federation.initial[key], 3.4e38)})
+    asked = Instructions(1, (key,), (), LocalPlan())
+    _check(federation, asked, finished)
+    with pytest.raises(ClientError, match=r"^its update is not finite"):
+        _check(federation, replace(asked, in_bfloat16=True), finished)
 
 
 def test_a_run_sends_half_the_bytes_and_as_many_as_planned(

@@ -224,7 +224,8 @@ def _check(federation: Federation, instructions: Instructions, finished: Finishe
     shared = {key: upload[key] for key in instructions.upload if key in upload}
     if wrong := misfit(finished.params, federation.initial) or misfit(shared, federation.initial):
         raise ClientError(f"its rule returns a model in which {wrong}")
-    if not is_finite(shared):
+    # Rounding makes infinity of the largest numbers of float32.
+    if not is_finite(messages.narrowed(shared) if instructions.in_bfloat16 else shared):
         raise ClientError("its update is not finite; a lower local.lr may help")
     if broken := [name for name, entries in finished.sent.items() if not is_finite(entries)]:
         raise ClientError(f"its {broken[0]} has values that are not finite")
