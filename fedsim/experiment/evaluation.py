@@ -14,7 +14,7 @@ from fedsim.analysis.data import Data
 from fedsim.analysis.models import Models
 from fedsim.analysis.perturbations import perturbations
 from fedsim.errors import DivergedError, RunError
-from fedsim.experiment.joined_evaluation import have_global_model, is_joined, measure_on_clients
+from fedsim.experiment.joined_evaluation import can_join, have_global_model, measure_on_clients
 from fedsim.federation.client.evaluation import load_for_evaluation, splits_of
 from fedsim.federation.client.state import GLOBAL, PERSONALISED, metric_name
 from fedsim.federation.data import InputsAndTargets
@@ -44,12 +44,14 @@ def client_rows(server_round: int, client: int, metrics: Mapping[str, Any]) -> I
 def evaluate_on_clients(
     server_round: int, strategy: Strategy, engine: Engine, wanted: ConfigRecord, on_server: "ServerEvaluation"
 ) -> tuple[list[Row], list[Row]]:
-    """Evaluate models on the clients' data: those that only a client has by the client, the global one at once.
+    """Evaluate models on the clients' data: the global one in one pass, those that only a client has by the client.
 
     Parameters
     ----------
     wanted
         Settings for the clients: which models to evaluate, and how.
+    on_server
+        What evaluates the global model on the server's test data, and on how many threads.
 
     Returns
     -------
@@ -67,7 +69,7 @@ def evaluate_on_clients(
         message.metadata.dst_node_id: message
         for message in strategy.configure_evaluate(server_round, strategy.arrays, wanted, engine)
     }
-    known = _known_metrics(strategy, sent, on_server) if is_joined(federation, wanted) else {}
+    known = _known_metrics(strategy, sent, on_server) if can_join(federation, wanted) else {}
     replies = {reply.metadata.src_node_id: reply for reply in engine.send_and_receive(_asked(sent, known))}
     rows: list[Row] = []
     failed: dict[int, str] = {}
@@ -98,12 +100,14 @@ def _known_metrics(
     """Return what need not be asked of each client, by the names of its measurements.
 
     That is what the global model achieves on its data, also as the personalised model of a client that has no other.
-    Clients with a loss that is not finite are left out: they are asked for the reason.
+    Clients for whose data the model raises, or has a loss that is not finite, are left out: they are asked for the
+    reason.
     """
     federation, model, threads = on_server.federation, strategy.global_model, on_server.threads
     have_it = set(have_global_model(federation, strategy, sent))
     kinds = {
-        client: _kinds(federation, client, messages.settings_of(message.content)) for client, message in sent.items()
+        client: _split_settings(federation, client, messages.settings_of(message.content))
+        for client, message in sent.items()
     }
     tested = measure_on_clients(federation, model, "test", sorted(sent), threads)
     validating = [client for client in sorted(have_it) if "validation" in splits_of(PERSONALISED, **kinds[client])]
@@ -112,6 +116,8 @@ def _known_metrics(
     on_test = on_server.metrics(model) if is_on_server else {}
     known: dict[int, dict[str, float]] = {}
     for client in sorted(sent):
+        if client not in tested or (client in validating and client not in validated):
+            continue
         own = {"test": tested[client], "unseen": tested[client]}
         own |= {"validation": validated.get(client, {}), "server": on_test}
         found = {
@@ -157,7 +163,7 @@ def _rows_without_values(
     server_round: int, federation: Federation, client: int, settings: Mapping[str, Any]
 ) -> Iterator[Row]:
     """Yield the rows of a client that could not be evaluated: it is missing from a mean, which must say so."""
-    kinds = _kinds(federation, client, settings)
+    kinds = _split_settings(federation, client, settings)
     for model in settings[messages.MODELS]:
         for split in splits_of(model, **kinds):
             for metric in (LOSS, federation.task.main, *federation.metrics):
@@ -165,7 +171,7 @@ def _rows_without_values(
                     yield metric_row(server_round, client, split, model, metric, math.nan, 0)
 
 
-def _kinds(federation: Federation, client: int, settings: Mapping[str, Any]) -> dict[str, bool]:
+def _split_settings(federation: Federation, client: int, settings: Mapping[str, Any]) -> dict[str, bool]:
     """Return what the splits depend on that a client measures models on."""
     return {
         "is_unseen": bool(settings.get(messages.UNSEEN, False)),

@@ -19,7 +19,7 @@ Part = Literal["test", "validation"]
 BATCHES = 4
 
 
-def is_joined(federation: Federation, wanted: ConfigRecord) -> bool:
+def can_join(federation: Federation, wanted: ConfigRecord) -> bool:
     """Return whether clients need not evaluate the global model themselves.
 
     They must where each recomputes the running statistics, where examples of a batch depend on each other or on the
@@ -61,6 +61,8 @@ def measure_on_clients(
 ) -> dict[int, dict[str, float]]:
     """Return the metrics of one model on a part of the data of each of these clients, with ``n``, by client.
 
+    A group of clients for which the model raises is left out: one by one, each will say whether it is the reason.
+
     Notes
     -----
     Clients are joined in the order given until they fill a few batches, so that neither threads nor workers change
@@ -73,7 +75,10 @@ def measure_on_clients(
         load_state_(model, params)
         for together in joined[thread::threads]:
             data = [getattr(federation.data.client(client), part) for client in together]
-            results = evaluate_joined(model, data, federation.criterion, keep_outputs=bool(federation.metrics))
+            try:
+                results = evaluate_joined(model, data, federation.criterion, keep_outputs=bool(federation.metrics))
+            except Exception:  # whatever a custom model raises
+                continue
             for client, (_, targets), result in zip(together, data, results, strict=True):
                 found[client] = federation.measured(result, targets) | {"n": number_of_targets(targets)}
         return found

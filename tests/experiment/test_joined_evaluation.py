@@ -43,7 +43,7 @@ def rows(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "is_joined", lambda *_: False)
+    monkeypatch.setattr(evaluation, "can_join", lambda *_: False)
 
 
 def check_close(found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> None:
@@ -151,8 +151,37 @@ def test_a_client_whose_loss_is_not_finite_is_asked_for_the_reason(
     monkeypatch.setattr(evaluation, "measure_on_clients", broken)
     found = play(config, "broken")
     monkeypatch.undo()
-    monkeypatch.setattr(evaluation, "is_joined", lambda *_: False)
+    monkeypatch.setattr(evaluation, "can_join", lambda *_: False)
     check_close(rows(found), rows(play(config, "alone")))
+
+
+def test_a_client_for_whose_data_the_model_raises_is_alone_without_values(
+    tiny: Tiny, play: Play, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = "from torch import nn\n\nclass Strict(nn.Linear):\n    def forward(self, x):\n"
+    code += "        if not self.training and x.max() > 4:\n            raise ValueError('out of range')\n"
+    code += "        return super().forward(x)\n\ndef make(shape, classes):\n    return Strict(shape[0], classes)\n"
+    (tmp_path / "strict.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    inputs = np.random.default_rng(0).normal(size=(120, 5)).astype(np.float32)
+    targets = (inputs[:, 0] > 0).astype(np.int64)
+    inputs[40:50] *= 20
+    arrays = {"train_inputs": inputs[:100], "test_inputs": inputs[100:]}
+    np.savez(tmp_path / "spikes.npz", train_targets=targets[:100], test_targets=targets[100:], **arrays)
+    data = {"name": "arrays", "path": str(tmp_path / "spikes.npz")}
+    settings = {
+        "data": data,
+        "partition": {"scheme": "iid"},
+        "model": {"name": "strict:make"},
+        "barriers": {"every": 0},
+    }
+    monkeypatch.setattr(joined_evaluation, "EVALUATION_BATCH", 2)  # so that groups have few clients
+    joined = play(tiny(**settings), "joined")
+    reasons = {line["client"]: line["reason"] for line in map(json.loads, joined.faults.read_text().splitlines())}
+    assert 0 < len(reasons) < tiny(**settings).clients
+    assert all("ValueError: out of range" in reason for reason in reasons.values())
+    one_by_one(monkeypatch)
+    check_close(rows(joined), rows(play(tiny(**settings), "alone")))
 
 
 def test_parts_are_evaluated_as_each_alone() -> None:
