@@ -489,8 +489,8 @@ def test_adapters_shared_by_the_sources_of_sentences() -> None:
     assert_quoted(ADAPTERS, text, errors["FedRot-LoRA"] / errors["FedIT"], 100 * errors["layer_tree"])
     alone = heads.set_index(["method", "partition.scheme"])[["personalised", "personalised_half_width"]] * 100
     quoted = [alone.loc[method, scheme] for method in ("FedAvg", "local") for scheme in ("domain", "client_dirichlet")]
-    text = "has {} ± {} % on the sources and {} ± {} % with skewed signs, and a head "
-    text += "of each client's own {} ± {} and {} ± {} %"
+    text = "has {} ± {} % on the sources and {} ± {} % with skewed signs, and a personal head "
+    text += "{} ± {} and {} ± {} %"
     assert_quoted(
         ADAPTERS, f"{text}, for {{}} MB at most", *pd.concat(quoted), (heads["up"] + heads["down"]).max() / 1e6
     )
