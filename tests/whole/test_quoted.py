@@ -338,6 +338,21 @@ def test_errors_of_two_clients() -> None:
     assert_quoted(LLMC, "layers `fc1` has {} points with Dirichlet 0.1, and no other more than {}.", *skewed.iloc[:2])
 
 
+@pytest.mark.parametrize(
+    ("study", "text"),
+    [
+        ("fashion_mnist", "{} % (`full`), {} % (body shared), {} % (head shared), {} % (`local`) after 20 rounds"),
+        ("cifar10", "{} % (`full`), {} % (body shared), {} % (`local`) after 15 rounds"),
+        (
+            "shakespeare",
+            "{} % (`full`), {} % (body shared, personal embeddings), {} % (all but `norm`), {} % (`local`)",
+        ),
+    ],
+)
+def test_studies_of_one_seed(study: str, text: str) -> None:
+    assert_quoted(FINDINGS, text, *(100 * read(f"{study}/comparison.csv")["personalised"]))
+
+
 def test_the_pilot_of_sharing_on_cifar10() -> None:
     for row in read("sharing/pilot.csv").itertuples():
         values = [100 * row.validation, 100 * row.personalised, row.passes / 1000]
