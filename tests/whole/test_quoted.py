@@ -352,6 +352,18 @@ def test_studies_of_one_seed(study: str, text: str) -> None:
     assert_quoted(FINDINGS, text, *(100 * read(f"{study}/comparison.csv")["personalised"]))
 
 
+def test_what_bfloat16_costs() -> None:
+    rows = read("precision/comparison.csv")
+    text = "all four ways have {} to {} % on the server's test data and {} to {} % on the clients', with"
+    means = [100 * rows[key] for key in ("global", "personalised")]
+    widths = pd.concat([100 * rows[f"{key}_half_width"] for key in ("global", "personalised")])
+    ends = [end for each in means for end in (each.min(), each.max())]
+    assert_quoted(FINDINGS, text + " intervals of {} to {} points;", *ends, widths.min(), widths.max())
+    sent = rows.groupby("method")["up"].mean() / 1e9
+    assert_quoted(FINDINGS, "uploads in bfloat16 halve the {} GB sent up", sent["FedAvg"])
+    assert sent["FedAvg"] == 2 * sent["FedAvg(upload_precision=bfloat16)"]
+
+
 def test_the_pilot_of_sharing_on_cifar10() -> None:
     for row in read("sharing/pilot.csv").itertuples():
         values = [100 * row.validation, 100 * row.personalised, row.passes / 1000]
