@@ -151,6 +151,22 @@ def test_the_order_of_members_only_names_the_universe() -> None:
                 assert orders(other.between(one, two)) == orders(same)
 
 
+@pytest.mark.parametrize("widths", [(8, 8, 8, 8, 8), (12, 16, 14, 4)])
+def test_the_order_of_entries_has_no_effect(widths: tuple[int, ...]) -> None:
+    spec = chain(*widths)
+    members = [draw(spec, seed) for seed in range(3)]
+    layers = ["fc1", "fc3", "fc2", *(["fc4"] if len(widths) > 4 else [])]
+    keys = [f"{layer}.{name}" for layer in layers for name in ("bias", "weight")]
+    merged, other = (
+        merge_c2m3(spec, each, rng=rng())
+        for each in (members, [members[0], *({key: each[key] for key in keys} for each in members[1:])])
+    )
+    assert other.objective == pytest.approx(merged.objective, rel=1e-12)
+    assert other.final == pytest.approx(merged.final, rel=1e-12)
+    assert [orders(each) for each in other.permutations] == [orders(each) for each in merged.permutations]
+    close(other.params, merged.params)
+
+
 def test_single_precision_is_kept_and_finds_the_same() -> None:
     members = [{key: value.float() for key, value in each.items()} for each in kin(4, apart=2.0)]
     merged = merge_c2m3(SPEC, members, rng=rng())

@@ -76,14 +76,14 @@ class RelaxedModel:
             gradient[use.order] += (use.rows(others) @ use.rows({use.key: self._moved[use.key][rest]}).T).cpu()
         return gradient
 
-    def coefficients(self, target: Permutation) -> Iterator[list[Tensor]]:
+    def coefficients(self, target: Permutation, keys: Iterable[str]) -> Iterator[list[Tensor]]:
         """Yield what ``t ** m * (1 - t) ** (k - m)`` weighs, for m up to k, a step of length t towards a permutation.
 
-        One list for each parameter; the k are its dimensions that follow an order: each moves by a share t.
+        One list for each of these parameters; the k are its dimensions that follow an order: each moves by a share t.
         """
         sources = self._sources(target)
-        for key, ordered in self._ordered.items():
-            yield self._terms(key, ordered, sources)
+        for key in keys:
+            yield self._terms(key, self._ordered[key], sources)
 
     def step_(self, target: Permutation, t: float) -> None:
         """Move by a share t towards a permutation."""
@@ -120,9 +120,10 @@ def step_of(models: Sequence[RelaxedModel], targets: Sequence[Permutation]) -> S
     The objective is a polynomial in the length of the step, of degree 4 if parameters follow two orders: its maximum
     is exact.
     """
-    ways = [model.coefficients(target) for model, target in zip(models, targets, strict=True)]
+    keys = list(models[0].params)  # members may have them in another order
+    ways = [model.coefficients(target, keys) for model, target in zip(models, targets, strict=True)]
     weighed: dict[int, NDArray[np.float64]] = {}
-    for _ in models[0].params:
+    for _ in keys:
         gram = _products_of_pairs(map(next, ways)).cpu().numpy()
         last = 2 * len(gram) - 2
         found = weighed.setdefault(last, np.zeros(last + 1))
