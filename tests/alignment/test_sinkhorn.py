@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from fedsim.alignment.matching.implicit_sinkhorn import Goal, match_sinkhorn, move_softly
 from fedsim.alignment.matching.relaxations import closest
 from fedsim.alignment.matching.sinkhorn import sinkhorn
+from fedsim.alignment.matching.straight_through import match_straight_through
 from fedsim.alignment.matching.weight_matching import match_weights
 from fedsim.alignment.symmetries.permutations import (
+    Permutation,
     Spec,
     Symmetry,
     compose,
@@ -174,6 +176,14 @@ def test_the_result_is_never_worse_than_the_start_and_follows_the_stream() -> No
     assert distance(state, permute(other, spec, start)) > 0
     closer = match_sinkhorn(model, spec, state, other, inputs, targets, rng=rng(2), goal="l2", **options)
     assert distance(state, permute(other, spec, closer)) <= distance(state, permute(other, spec, start))
+
+
+@pytest.mark.parametrize("search", [match_sinkhorn, match_straight_through])
+def test_a_loss_that_is_not_a_number_is_refused(search: Callable[..., Permutation]) -> None:
+    model, spec, states, inputs, targets = models(mlp)
+    inputs[3] = torch.nan
+    with pytest.raises(ValueError, match=r"^the search begins at a loss of NaN; give models and examples[^\n]*$"):
+        search(model, spec, *states, inputs, targets, rng=rng(0), epochs=1)
 
 
 def distance(params: Params, others: Params) -> float:

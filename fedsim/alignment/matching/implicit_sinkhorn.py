@@ -71,7 +71,7 @@ def match_sinkhorn(
     ------
     ValueError
         If there is no example, epoch or batch, the goal is unknown, the temperature is not positive, an entry does not
-        match the architecture, or the descent diverges.
+        match the architecture, the descent diverges, or the loss or distance that it begins at is NaN.
 
     Notes
     -----

@@ -54,7 +54,7 @@ def learn_rotations(
     Raises
     ------
     ValueError
-        If there is no example, epoch, batch or rotation, or as from `match_weights`.
+        If there is no example, epoch, batch or rotation, the loss that it begins at is NaN, or as from `match_weights`.
 
     Notes
     -----

@@ -1,5 +1,6 @@
 """A search with gradients for the permutation under which the mean of two models has the lowest loss."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,8 +57,8 @@ def match_straight_through(
     Raises
     ------
     ValueError
-        If there is no example, epoch or batch, an entry does not match the architecture, the spec has rotations, or the
-        descent diverges.
+        If there is no example, epoch or batch, an entry does not match the architecture, the spec has rotations, the
+        descent diverges, or the loss that it begins at is NaN.
 
     Notes
     -----
@@ -135,8 +136,15 @@ def best_of_descent(
     ----------
     step
         Takes a step on the examples at some positions.
+
+    Raises
+    ------
+    ValueError
+        If the score of the first one is NaN, which no other would be lower than.
     """
     best, lowest = first, score(first)
+    if math.isnan(lowest):
+        raise ValueError("the search begins at a loss of NaN; give models and examples whose outputs are finite")
     for _ in range(epochs):
         order = torch.from_numpy(rng.permutation(len(inputs))).to(inputs.device)
         for batch in cut_batches(model, len(inputs), batch_size):
