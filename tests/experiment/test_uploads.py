@@ -111,6 +111,14 @@ def test_a_model_that_is_its_own_average_has_no_barriers_and_is_not_compared_on_
     assert tables["distances"]["base_from_start"].gt(0).all()
 
 
+def test_the_sample_for_matching_is_only_drawn_where_models_are_matched(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation, _ = prepare(tiny(barriers={"every": 1, "examples": 20}))
+    monkeypatch.setattr(Federation, "calibration_sample", lambda self: pytest.fail("drawn"))
+    assert "barriers" in measure_updates(federation, updates_of(federation), federation.initial, threads=1).tables
+
+
 def test_fewer_examples_than_asked_for_are_all_used(tiny: Tiny) -> None:
     _, _, tables = measured(tiny(barriers={"every": 1, "examples": 10_000}))
     assert set(tables["barriers"]["n"]) == {60}

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations, product
 from typing import NamedTuple
 
@@ -123,10 +124,10 @@ def measure_updates(federation: Federation, updates: Sequence[ClientUpdate], sta
     ways = federation.config.barriers.matching
     tables: dict[str, list[pd.DataFrame]] = {}
     again = False
-    sample = Data(*federation.calibration_sample(), federation.criterion)
+    sample = cache(lambda: Data(*federation.calibration_sample(), federation.criterion))
     for way in ways:
         try:
-            matched = None if way == "none" else match(uploaded, way, sample)
+            matched = None if way == "none" else match(uploaded, way, sample())
         except ValueError as error:  # models that diverge have no finite activations
             logger.warning("the models are not measured after matching by %s: %s", way, error)
             continue
