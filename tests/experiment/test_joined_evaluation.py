@@ -26,7 +26,7 @@ Play = Callable[..., RunFolder]
 TEXT = {
     "data": {"name": "toy-text", "length": 6},
     "partition": {"scheme": "iid"},
-    "model": {"name": "char-lstm", "predict": "each"},
+    "model": {"name": "char-lstm", "predict": "each", "hidden": 16, "depth": 1},
 }
 CASES: dict[str, dict[str, Any]] = {
     "all layers": {"evaluation": {"metrics": ["macro-f1", "accuracy-by-class"], "on": ["test", "server"]}},
