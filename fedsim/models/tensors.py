@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Floating-point types that torch compares as they are.
+COMPARED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in tuples, lists and dicts of any depth."""
@@ -21,8 +24,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def is_same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have the same type, shape and values; also those that torch cannot compare."""
+    if one.dtype != other.dtype:
+        return False
+    if one.dtype in COMPARED:
+        return torch.equal(one, other)
     wide = torch.complex128 if one.is_complex() else torch.float64 if one.is_floating_point() else one.dtype
-    return one.dtype == other.dtype and torch.equal(one.to(wide), other.to(wide))
+    return torch.equal(one.to(wide), other.to(wide))
 
 
 def name_type(dtype: torch.dtype) -> str:

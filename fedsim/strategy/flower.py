@@ -9,12 +9,13 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.models.adapters import factors_of
 from fedsim.models.averaging import WeightedMean
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
+from fedsim.models.tensors import is_same
 from fedsim.strategy import messages
 from fedsim.strategy.faults import warn_of, warn_of_size
 from fedsim.strategy.hooks import Hooks
@@ -147,7 +148,7 @@ class Strategy(Hooks, FlowerStrategy):
                     in_bfloat16=self.upload_precision == "bfloat16",
                 )
                 settings[group] = ConfigRecord({**config, **instructions.write()})
-            down = self._down(server_round, client)
+            down = records.as_global(self._down(server_round, client))
             if own := {key: value for key, value in down.items() if value is not self.global_model.get(key)}:
                 self._own[client] = own
             content = {messages.ARRAYS: records.of(down)} | records.sets(self.sets_for(server_round, client))
@@ -180,7 +181,7 @@ class Strategy(Hooks, FlowerStrategy):
         unseen = set(draw_unseen(self.seed, len(nodes), self.unseen))
         records, evaluations = _Records(self), []
         for client in draw_evaluated(self.seed, len(nodes), self.evaluate_clients, self.unseen):
-            taken = self._down(server_round + 1, client)
+            taken = records.as_global(self._down(server_round + 1, client))
             rest = {key: value for key, value in self.global_model.items() if taken.get(key) is not value}
             content = {messages.ARRAYS: records.of(taken), messages.GLOBAL: records.of(rest)}
             content |= records.sets(self.sets_for(server_round + 1, client))
@@ -229,6 +230,25 @@ class _Records:
         self._model, self._arrays = strategy.global_model, strategy.arrays
         self._known: dict[tuple[str, ...], ArrayRecord] = {}
         self._known_sets: dict[tuple[object, ...], ArrayRecord] = {}
+        self._gives_own = type(strategy).for_client is not Hooks.for_client
+        self._compared: dict[tuple[str, int], tuple[Tensor, bool]] = {}
+
+    def as_global(self, part: Params) -> Params:
+        """Return a part with the global model's tensors in place of equal ones.
+
+        Equal values, not the same tensors, decide who has the global model: a restart makes two tensors of one.
+        """
+        if not self._gives_own:
+            return part
+        return {key: self._model[key] if self._is_global(key, value) else value for key, value in part.items()}
+
+    def _is_global(self, key: str, value: Tensor) -> bool:
+        own = self._model.get(key)
+        if own is None or value is own:
+            return value is own
+        if (key, id(value)) not in self._compared:  # it holds the tensor, so that no other has its identity
+            self._compared[key, id(value)] = value, is_same(value.to(own.device), own)
+        return self._compared[key, id(value)][1]
 
     def of(self, part: Params) -> ArrayRecord:
         if any(value is not self._model.get(key) for key, value in part.items()):

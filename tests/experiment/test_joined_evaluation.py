@@ -15,10 +15,14 @@ from fedsim.experiment import evaluation, joined_evaluation
 from fedsim.experiment import run as experiment
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.federation.engines.local import LocalEngine
+from fedsim.models.layers import LayerGroup
 from fedsim.models.norms import counter_keys
+from fedsim.models.params import Params
 from fedsim.models.purity import is_by_example
 from fedsim.results.folder import RunFolder
+from fedsim.strategy import ClientUpdate
 from fedsim.training.evaluation import evaluate, evaluate_joined
+from strategies.fedavg import FedAvg
 from tests.conftest import run_files
 
 Tiny = Callable[..., Config]
@@ -44,6 +48,24 @@ def rows(folder: RunFolder) -> list[dict[str, Any]]:
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "can_join", lambda *_: False)
+
+
+def watching(see: Callable[[list[str]], None]) -> Callable[[LocalEngine, list[Any]], Any]:
+    """Return the engine's `handle`, which also shows the models that each client is asked to measure."""
+    handle = LocalEngine.handle
+
+    def watched(self: LocalEngine, sent: list[Any]) -> Any:
+        for each in sent:
+            if "models" in each.content["config"]:
+                see(list(each.content["config"]["models"]))
+        return handle(self, sent)
+
+    return watched
+
+
+def stop_after_two(summary: RoundSummary) -> None:
+    if summary.server_round == 2:
+        raise KeyboardInterrupt
 
 
 def check_close(found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> None:
@@ -82,16 +104,47 @@ def test_workers_and_a_stop_change_no_byte(strategy: dict[str, Any], tiny: Tiny,
     whole = run_files(play(tiny(**settings, engine={"workers": 1}), "whole"))
     assert run_files(play(tiny(**settings, engine={"workers": 3}), "three")) == whole
     stopped = RunFolder(tmp_path / "stopped")
-
-    def stop(summary: RoundSummary) -> None:
-        if summary.server_round == 2:
-            raise KeyboardInterrupt
-
     config = tiny(**settings, engine={"workers": 2})
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(config, stopped, stop)
+        experiment.run(config, stopped, stop_after_two)
     experiment.run(config, stopped, lambda summary: None)
     assert run_files(stopped) == whole
+
+
+class Remembering(FedAvg):
+    """Averages all in two rounds and then the body, and gives clients the head that it remembers."""
+
+    def shared(self, server_round: int) -> LayerGroup:
+        return self.layers.group("all" if server_round <= 2 else "body")
+
+    def for_client(self, server_round: int, client: int) -> Params:
+        return self.global_model | self.memory
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        averaged = self.average(updates)
+        self.memory = self.memory | {
+            key: averaged[key] for key in self.keys(self.layers.group("head")) if key in averaged
+        }
+        return averaged
+
+
+@pytest.mark.parametrize("cohort", [1, 2])
+def test_a_restart_does_not_change_who_has_the_global_model(
+    cohort: int, tiny: Tiny, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(LocalEngine, "handle", watching(lambda models: asked.append(len(models))))
+    engine = {"workers": 1, "cohort": cohort}
+    strategy = {"name": f"{__name__}:Remembering"}
+    config = tiny(rounds=3, checkpoint_every=1, strategy=strategy, barriers={"every": 0}, engine=engine)
+    whole = play(config, "whole")
+    assert not asked
+    stopped = RunFolder(tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config, stopped, stop_after_two)
+    experiment.run(config, stopped, lambda summary: None)
+    assert not asked
+    assert run_files(stopped) == run_files(whole)
 
 
 @pytest.mark.ray
@@ -127,13 +180,7 @@ def test_clients_are_asked_for_what_only_they_can_measure(
     (tmp_path / "mixing.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     seen: list[list[str]] = []
-    handle = LocalEngine.handle
-
-    def watched(self: LocalEngine, sent: list[Any]) -> Any:
-        seen.extend(list(each.content["config"]["models"]) for each in sent if "models" in each.content["config"])
-        return handle(self, sent)
-
-    monkeypatch.setattr(LocalEngine, "handle", watched)
+    monkeypatch.setattr(LocalEngine, "handle", watching(seen.append))
     play(tiny(rounds=1, barriers={"every": 0}, **changes))
     assert {tuple(each) for each in seen} == ({tuple(asked)} if asked else set())
 
