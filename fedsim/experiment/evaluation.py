@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
+from torch import Tensor
 
 from fedsim.analysis.data import Data
 from fedsim.analysis.models import Models
@@ -25,7 +26,7 @@ from fedsim.results.faults import fault_row
 from fedsim.results.folder import metric_row
 from fedsim.strategy import Strategy, messages
 from fedsim.strategy.faults import all_failed, warn_of
-from fedsim.training.evaluation import EVALUATION_BATCH, Evaluation, counts_of, evaluate
+from fedsim.training.evaluation import Evaluation, batch_sizes, counts_of, evaluate, examples_at_a_time
 from fedsim.training.metrics import BY_CLASS, LOSS
 from fedsim.training.targets import number_of_targets
 
@@ -219,17 +220,18 @@ class ServerEvaluation:
 
     def _evaluate(self, params: Params) -> Evaluation:
         inputs, targets = self.test
-        # Cut where evaluation would cut, so that the number of threads changes no batch.
-        size = math.ceil(len(targets) / EVALUATION_BATCH / self.threads) * EVALUATION_BATCH
+        # Each thread has whole batches, so that the number of threads changes none.
+        batches = batch_sizes(len(targets), examples_at_a_time(inputs))
+        each = math.ceil(len(batches) / self.threads)
+        sizes = [sum(batches[first : first + each]) for first in range(0, len(batches), each)]
 
-        def evaluate_part(start: int) -> Evaluation:
+        def evaluate_part(inputs: Tensor, targets: Tensor) -> Evaluation:
             model = load_for_evaluation(self.federation, params, self.federation.calibration)
-            part = slice(start, start + size)
             criterion, keeps = self.federation.criterion, bool(self.federation.metrics)
-            return evaluate(model, inputs[part], targets[part], criterion, keep_outputs=keeps)
+            return evaluate(model, inputs, targets, criterion, keep_outputs=keeps)
 
         with ThreadPoolExecutor(self.threads) as pool:
-            parts = list(pool.map(evaluate_part, range(0, len(targets), size)))
+            parts = list(pool.map(evaluate_part, inputs.split(sizes), targets.split(sizes)))
         losses, errors = (torch.cat([getattr(part, name) for part in parts]) for name in ("losses", "errors"))
         outputs = [part.outputs for part in parts if part.outputs is not None]
         counts = counts_of(targets, self.federation.criterion)
