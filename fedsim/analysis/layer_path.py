@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from numbers import Integral
+from typing import Any
 
 import pandas as pd
 import torch
@@ -79,7 +80,8 @@ def layer_path(
     Raises
     ------
     ValueError
-        If there are not two states, one does not fit the model, or an argument is unknown or out of range.
+        If there are not two states, one does not fit the model, an argument is unknown or out of range, or a loss on
+        the way is not finite, as where training diverges.
     TypeError
         If a setting is not a number, or ``train`` is not `Data`.
 
@@ -99,6 +101,8 @@ def layer_path(
     _check_counts({"batch_size": batch_size, "every": every, "max_ticks": max_ticks}, least=1)
     walk = _Walk(models, data if train is None else train, lr, batch_size, keeps_variance)
     rows = [walk.row(0, names[0], data)]
+    if not math.isfinite(rows[0]["loss"]):
+        raise ValueError("the start has no finite loss; give another model")
     tick = 0
     for name in names:
         while not walk.has_arrived(name) and tick < max_ticks:
@@ -107,6 +111,9 @@ def layer_path(
             walk.train_(train_steps)
             if tick % every == 0 or walk.has_arrived(name) or tick == max_ticks:
                 rows.append(walk.row(tick, name, data))
+                if not math.isfinite(rows[-1]["loss"]):
+                    why = f": training diverged with lr = {lr:g}; lower it" if train_steps else ""
+                    raise ValueError(f"after {tick:,} ticks the loss is not finite{why}")
     return pd.DataFrame(rows)
 
 
@@ -130,7 +137,7 @@ class _Walk:
     def has_arrived(self, name: str) -> bool:
         return name in self._arrived
 
-    def row(self, tick: int, name: str, data: Data) -> Mapping[str, object]:
+    def row(self, tick: int, name: str, data: Data) -> dict[str, Any]:
         found = evaluate(self._net, data.inputs, data.targets, data.criterion)
         distance = math.hypot(*(self._left(layer) for layer in self._layers.values()))
         about = {"tick": tick, "layer": name, "arrived": len(self._arrived), "distance": distance}

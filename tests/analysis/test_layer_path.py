@@ -67,6 +67,17 @@ def test_training_and_kept_variance_lower_the_path_between_independent_models() 
     assert peaks[5] < layer_path(trained.model, ends, *data, keeps_variance=False, **options)["loss"].max()
 
 
+def test_a_walk_whose_training_diverges_is_refused() -> None:
+    model, ends, inputs, targets = models(2)
+    with pytest.raises(
+        ValueError, match=r"after \d+ ticks the loss is not finite: training diverged with lr = 1e\+200;"
+    ):
+        layer_path(model, ends, inputs, targets, lr=1e200, every=2, max_ticks=50, keeps_variance=False)
+    ends[0] = {key: value * math.nan for key, value in ends[0].items()}
+    with pytest.raises(ValueError, match="the start has no finite loss"):
+        layer_path(model, ends, inputs, targets)
+
+
 def test_the_last_tick_is_evaluated_even_if_nothing_has_arrived() -> None:
     model, ends, inputs, targets = models(2)
     walked = layer_path(model, ends, inputs, targets, step=1e-3, train_steps=0, max_ticks=7, every=5)
