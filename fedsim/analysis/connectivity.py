@@ -87,8 +87,8 @@ def connectivity(
 
         - ``exponential``: the cosine between the features of the mixed model and ``(1 - t) ** l`` times the base's plus
           ``t ** l`` times the other's; without any structure it is about `NO_STRUCTURE`, 0.9304, for ReLU at t = 1/2;
-          NaN from where branches of different l are added, or after a softmax or an activation that is not homogeneous,
-          such as GELU, to the next normalisation;
+          NaN from where branches of different l are added, or after anything that is not known to be homogeneous, such
+          as GELU, a softmax or a sum with a number, to the next normalisation;
         - ``exponential_shuffled``: the same with the other's units in random order;
         - ``reciprocal``: the norm of the other's weights times the base's inputs over that of the base's weights times
           these, 0 for disjoint units; NaN for other than linear layers and convolutions. Examples

@@ -1,5 +1,6 @@
 """Networks without common hidden units have exponentially weighted features, and need a temperature, exactly."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -289,6 +290,63 @@ def test_homogeneous_activations_alone_keep_the_power(name: str) -> None:
     )
     last = connectivity(model, [state, state], inputs, against="pairs", exponential=True).iloc[-1]
     assert (last["depth"] == 2) == torch.allclose(grown, 9 * once)
+
+
+@pytest.mark.parametrize(
+    ("function", "depth"),
+    [
+        (lambda z: z.abs().sqrt(), None),
+        (lambda z: z.abs().log1p(), None),
+        (torch.atan, None),
+        (lambda z: (z + 3).relu() / 6, None),
+        (lambda z: torch.sub(z, other=1), None),
+        (lambda z: 1 - z, None),
+        (lambda z: z.clamp(min=0, max=1), None),
+        (lambda z: z.clamp(1), None),
+        (lambda z: nn.functional.pad(z, (1, -1), value=2.0), None),
+        (lambda z: nn.functional.threshold(z, 0.1, 20), None),
+        (lambda z: z.div(0.1, rounding_mode="floor"), None),
+        (lambda z: z.var(1, keepdim=True) + z, None),
+        (lambda z: z.floor(), None),
+        (lambda z: z + z.square(), None),
+        (lambda z: z + z.new_ones(6), None),
+        (lambda z: nn.functional.local_response_norm(z[:, :, None], 2)[..., 0], None),
+        (lambda z: z.clamp(min=0), 2),
+        (lambda z: torch.clip(z, max=0), 2),
+        (lambda z: z.clamp_min(0.0), 2),
+        (lambda z: 0 - z + 0.0, 2),
+        (lambda z: nn.functional.pad(z, (1, -1)), 2),
+        (lambda z: nn.functional.max_pool1d(-z, 3, 1, 1), 2),
+        (lambda z: z.amax(1, keepdim=True) + z.flip(1).mean(1, keepdim=True) - z.abs() / 3, 2),
+        (lambda z: torch.cat([z[:, :2], z[:, 2:].relu()], 1).reshape(-1, 2, 3).transpose(1, 2).flatten(1), 2),
+        (lambda z: z.square() * z, 4),
+        (lambda z: z**2 / z.sum(1, keepdim=True), 2),
+    ],
+)
+def test_only_what_is_known_to_be_homogeneous_has_a_power(
+    function: Callable[[Tensor], Tensor], depth: int | None
+) -> None:
+    layers = nn.Linear(5, 6, bias=False).double(), nn.Linear(6, 3, bias=False).double()
+    model = Applied(*layers, function)
+    inputs, state = draw(20, 5), {key: draw(*value.shape) for key, value in model.state_dict().items()}
+    once, grown = (
+        functional_call(model, {key: factor * value for key, value in state.items()}, (inputs,)) for factor in (1, 3)
+    )
+    last = connectivity(model, [state, state], inputs, against="pairs", exponential=True).iloc[-1]
+    powers = [power for power in range(6) if torch.allclose(grown, 3.0**power * once)]
+    assert powers == ([] if depth is None else [depth])
+    assert last["depth"] == pytest.approx(np.nan if depth is None else depth, nan_ok=True)
+
+
+class Applied(nn.Module):
+    """Two layers with a function between them, and inputs that one without weights scales."""
+
+    def __init__(self, first: nn.Module, last: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.function = first, last, function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(self.function(self.first((inputs - 0.3).tanh())))
 
 
 class Attention(nn.Module):

@@ -9,15 +9,28 @@ from fedsim.models.graph import Operation
 from fedsim.models.norms import NORM_TYPES
 
 PRODUCTS = {"mul", "imul", "multiply", "matmul", "imatmul", "mm", "bmm", "einsum", "bilinear"}
-WEIGHTED = {"linear", "conv1d", "conv2d", "conv3d"}  # products of their first two arguments
+# Products of their first two arguments.
+WEIGHTED = {"linear", *(f"conv{d}d" for d in (1, 2, 3)), *(f"convtranspose{d}d" for d in (1, 2, 3))}
 QUOTIENTS = {"truediv", "itruediv", "div", "divide", "truedivide"}
-# What scaled inputs do not give a scaled result of: ReLU, leaky or not, does.
-INHOMOGENEOUS = {
-    *("softmax", "logsoftmax", "softmin", "scaleddotproductattention"),
-    *("sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardtanh", "softsign", "relu6", "clamp", "clip", "erf"),
-    *("gelu", "silu", "mish", "hardswish", "glu", "elu", "selu", "celu", "softplus", "threshold"),
-    *("tanhshrink", "softshrink", "hardshrink", "softmax2d", "prelu", "exp", "log", "sin", "cos", "cumprod", "prod"),
-    *("normalize", "layernorm", "groupnorm", "instancenorm", "rmsnorm"),  # as functions
+SUMS = {"add", "iadd", "sub", "isub", "subtract", "rsub"}
+CLAMPS = {"clamp", "clip", "clampmin", "clampmax"}
+# What gives c times its result for c times its inputs, c > 0. All that is not named here has no power.
+HOMOGENEOUS = {
+    *("relu", "leakyrelu", "rrelu", "identity", "dropout", "alphadropout", "featurealphadropout"),
+    *(
+        f"{name}{d}d"
+        for name in ("dropout", "avgpool", "maxpool", "adaptiveavgpool", "adaptivemaxpool")
+        for d in (1, 2, 3)
+    ),
+    *(f"{name}{d}d" for name in ("zeropad", "reflectionpad", "replicationpad", "circularpad") for d in (1, 2, 3)),
+    *("sum", "mean", "amax", "amin", "max", "min", "maximum", "minimum", "median", "cumsum", "abs", "absolute"),
+    *("neg", "negative", "positive", "clone", "contiguous", "detach", "to", "float", "double", "half", "bfloat16"),
+    *("flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "expand", "expandas", "repeat", "tile"),
+    *("permute", "transpose", "t", "mt", "movedim", "moveaxis", "swapaxes", "swapdims", "roll", "flip", "diagonal"),
+    *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "chunk", "split", "tensorsplit", "unbind"),
+    *("getitem", "select", "narrow", "tril", "triu", "repeatinterleave", "fold", "unfold", "channelshuffle"),
+    *("pixelshuffle", "pixelunshuffle", "interpolate", "upsample", "upsamplingnearest2d", "upsamplingbilinear2d"),
+    *("embedding", "embeddingbag"),
 }
 SHAPES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 
@@ -26,9 +39,10 @@ def degrees_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, in
     """Return the power of a common factor of all weights by which each operation's result grows.
 
     It is that of the inputs, and one more with weights; those of factors add up, and a normalisation starts again at 0.
-    Where inputs of different powers meet, as in a residual sum, there is none, nor is there after a softmax, an
-    activation that is not homogeneous, such as GELU, or a module with several matrices such as attention; neither is
-    there further up, until the next normalisation.
+    What depends on no weights has 0. Where inputs of different powers meet, as in a residual sum, there is none, nor is
+    there after anything else that is not known to be homogeneous: a softmax, an activation such as GELU, a sum with a
+    number, or a module with several matrices such as attention; neither is there further up, until the next
+    normalisation.
 
     Returns
     -------
@@ -37,10 +51,15 @@ def degrees_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, in
     """
     degrees: dict[int, int] = {}
     shapes: set[int] = set()
+    given: set[int] = set()  # what depends on no weights
     for place, each in enumerate(operations):
         nodes = dict(zip(each.node.all_input_nodes, each.inputs, strict=True))
-        if _name(each) in SHAPES or (nodes and shapes.issuperset(nodes.values())):
+        if _name(each) in SHAPES or (nodes and not each.entries and shapes.issuperset(nodes.values())):
             shapes.add(place)
+            continue
+        if not each.entries and (given | shapes).issuperset(nodes.values()):
+            given.add(place)
+            degrees[place] = 0
             continue
         degree = _degree(each, root, {node: degrees.get(k) for node, k in nodes.items() if k not in shapes})
         for step in each.tail:
@@ -56,10 +75,10 @@ def _degree(step: Operation, root: nn.Module, of: Mapping[fx.Node, int | None]) 
     module = None if step.kind is None else root.get_submodule(str(step.node.target))
     if isinstance(module, NORM_TYPES):
         return int(bool(step.entries))
-    if name in INHOMOGENEOUS or None in of.values() or (module is not None and _matrices(step, module) > 1):
+    if None in of.values() or (module is not None and _matrices(step, module) > 1):
         return None
     known = {node: degree for node, degree in of.items() if degree is not None}
-    if name in PRODUCTS | WEIGHTED | QUOTIENTS:
+    if name in PRODUCTS | WEIGHTED | QUOTIENTS and not step.node.kwargs.get("rounding_mode"):
         first, *others = (known.get(node, 0) for node in _factors(step.node, 2 if name in WEIGHTED else None))
         return first + (-sum(others) if name in QUOTIENTS else sum(others)) + bool(step.entries)
     if name == "pow":
@@ -68,14 +87,30 @@ def _degree(step: Operation, root: nn.Module, of: Mapping[fx.Node, int | None]) 
     if name == "square":
         return 2 * sum(known.values())
     degrees = set(known.values()) or {0}
-    return degrees.pop() + bool(step.entries) if len(degrees) == 1 else None
+    if len(degrees) > 1 or not _is_homogeneous(step.node, name):
+        return None
+    return degrees.pop() + bool(step.entries)
+
+
+def _is_homogeneous(node: fx.Node, name: str) -> bool:
+    """Return whether the result grows by the power of the inputs; in sums, clamps and paddings with no number but 0."""
+    numbers: list[Any] = []
+    if name in SUMS:
+        numbers = [each for each in (*node.args[:2], node.kwargs.get("other")) if not isinstance(each, fx.Node)]
+    elif name in CLAMPS:
+        numbers = [*node.args[1:], *node.kwargs.values()]
+    elif name == "pad":
+        numbers = [*node.args[3:], node.kwargs.get("value")]
+    elif name not in HOMOGENEOUS:
+        return node.op == "get_attr"
+    return all(each is None or each == 0 for each in numbers)
 
 
 def _name(step: Operation) -> str:
     """Return the name of an operation's function, method or module, in lower case and without underscores."""
     target: Any = step.node.target
     if step.kind is not None:
-        target = step.kind.__name__
+        target = step.kind.__name__.removeprefix("Parametrized")
     elif target is getattr:
         target = step.node.args[1]
     elif step.node.op == "call_function":
