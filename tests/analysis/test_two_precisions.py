@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 import fedsim.analysis.samples.tolerance as sampled
 from fedsim.analysis.barriers import barriers
@@ -77,6 +78,20 @@ def test_a_number_of_examples_that_adapts_biases_by_less_than_the_deviation(skew
         numbers.add(used)
     assert len(numbers) > 2
     assert abs(np.mean(missed)) < (deviation if skewed else 3 * np.std(missed) / math.sqrt(400))
+
+
+def test_rounding_of_few_large_losses_is_expected_before_one_of_them_is_seen() -> None:
+    stream, deviation, n = np.random.default_rng(6), 0.0005, 2000
+    exact = stream.gamma(2.0, 0.01, size=n)
+    exact[:40] += 20.0
+    coarse = exact * (1 - 2**-9 * np.abs(stream.normal(size=n)))
+    missed, numbers = [], []
+    for _ in range(300):
+        values, used = double_sample(exact, coarse, stream, deviation)
+        missed.append(values.mean() - exact.mean())
+        numbers.append(used)
+    assert min(numbers) > FEWEST
+    assert abs(np.mean(missed)) < deviation / 4
 
 
 def test_models_see_as_many_examples_in_float32_as_the_closed_form_asks_for() -> None:
@@ -170,6 +185,36 @@ def test_models_whose_losses_are_not_finite_are_evaluated_in_float32() -> None:
     assert not np.isfinite(table["loss"]).all()
     assert (table["n_float32"][healthy] < 400).all()
     assert table["loss"][healthy].notna().all()
+
+
+class LogProbabilities(nn.Module):
+    """Gives the logarithms of two probabilities, the smaller of which may round to 0 in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        shares = self.fc(inputs).sigmoid()
+        return torch.cat([(1 - shares).log(), shares.log()], 1)
+
+
+@pytest.mark.usefixtures("with_instructions")
+def test_losses_that_are_not_finite_in_bfloat16_alone_are_those_of_float32() -> None:
+    inputs = torch.linspace(-2, 2, 800)[:, None].clone()
+    inputs[::67] = 9.0
+    targets = (inputs[:, 0] > 0).long()
+    targets[67::134] = 0  # of an example with a loss of about 9
+    states = [{"fc.weight": torch.tensor([[w]]), "fc.bias": torch.zeros(1)} for w in (1.0, 0.8)]
+    options = {"groups": ["full"], "against": [(0, 1), (1, 0)], "ts": [0.5, 1.0], "references": ["own_base"]}
+    exact = barriers(LogProbabilities(), states, inputs, targets, **options)
+    table = barriers(LogProbabilities(), states, inputs, targets, **options, tolerance=TOLERANCE, precision="bfloat16")
+    data = Data(inputs, targets)
+    coarse = MixedModels(LogProbabilities(), states).in_precision("bfloat16")
+    recipe = coarse.own(0)
+    assert not coarse.evaluate([recipe], data)[recipe].losses.isfinite().all()
+    for column in ("loss", "loss_own_base"):
+        np.testing.assert_allclose(table[column], exact[column], rtol=0, atol=TOLERANCE)
 
 
 def test_models_in_bfloat16_give_what_autocast_gives() -> None:

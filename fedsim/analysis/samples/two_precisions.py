@@ -21,6 +21,8 @@ FEWEST = 16
 # Time of an example in bfloat16 relative to one in float32, on a processor with instructions for it: about that of cnn
 # in benchmarks/precisions.py, where resnet18 has 0.85.
 COST = 0.6
+# Relative rounding of a number in bfloat16, with 8 significant bits: about its root mean square; at most twice as much.
+ROUNDING = 2**-9
 
 
 @dataclass
@@ -32,6 +34,11 @@ class TwoPrecisions:
     error, S_d^2 (1 / m' - 1 / n) with the variance S_d^2 of f - b, is small, as the two differ by rounding only. The
     estimate is unbiased for a fixed m'. Where m' follows from the same differences it is so if they are symmetric, and
     in simulations of skewed ones biased by less than the deviation that is allowed.
+
+    S_d is taken to be at least `ROUNDING` times the standard deviation of b: few differences may miss the large losses,
+    which rounding changes most. Where it changes few losses by far more than that, as when a gate chooses another
+    expert, the first m' may have none of them: what these add to the bias of b then stays, and no standard error shows
+    it. Models with a b that is not finite are evaluated in float32 alone.
 
     Errors of 0 and 1 are left as they are in bfloat16: rounding changes so few predictions that a difference from few
     examples would be much coarser than the bias, which is at most the share of the predictions that change. This share,
@@ -99,17 +106,19 @@ class TwoPrecisions:
             were needed.
         """
         first = {recipe: _first(each, self.order) for recipe, each in coarse.items()}
-        wanted = dict.fromkeys(coarse, min(FEWEST, self.n))
+        # No sum of a loss that is not finite and a correction is, though the loss in float32 may be.
+        wanted = {r: min(FEWEST, self.n) if each.losses.isfinite().all() else self.n for r, each in coarse.items()}
         while wanted:
             self._grow_(wanted)
-            spread = dict(zip(wanted, self._spreads(list(wanted), first), strict=True))
+            left = [recipe for recipe in wanted if self.used(recipe) < self.n]
+            spread = dict(zip(left, self._spreads(left, first), strict=True))
             allowed = share * self.deviation**2
             needed = {recipe: square / (allowed + square / self.n) for recipe, square in spread.items()}
-            # A mean that is not finite needs all.
+            # Where losses in float32 are not finite, all are needed.
             wanted = {
                 recipe: _rounded(number) if number <= self.n // 4 else self.n
                 for recipe, number in needed.items()
-                if self.used(recipe) < self.n and not number <= self.used(recipe)
+                if not number <= self.used(recipe)
             }
         alike: dict[int, list[Recipe]] = defaultdict(list)
         for recipe in coarse:
@@ -166,7 +175,7 @@ class TwoPrecisions:
             alike[self.used(recipe)].append(recipe)
         for m, recipes in alike.items():
             losses, errors = (self._differences(recipes, coarse, name) for name in ("losses", "errors"))
-            added = self._values(losses, _variances(losses), m)
+            added = self._values(losses, self._spreads(recipes, coarse), m)
             if all(self.seen[recipe].errors.frac().eq(0).all() for recipe in recipes):
                 self.changed += int(np.abs(errors).sum())
                 self.compared += errors.size
@@ -196,8 +205,11 @@ class TwoPrecisions:
         return np.stack([each - getattr(coarse[recipe], attribute).numpy()[: len(each)] for each, recipe in pairs], 1)
 
     def _spreads(self, recipes: Sequence[Recipe], coarse: Mapping[Recipe, Evaluation]) -> Matrix:
-        """Return the variance of each model's differences, shape [models]."""
-        return np.array([_variances(self._differences([recipe], coarse, "losses"))[0] for recipe in recipes])
+        """Return the variance of each model's differences, at least that of rounded losses, shape [models]."""
+        seen = np.array([_variances(self._differences([recipe], coarse, "losses"))[0] for recipe in recipes])
+        # The few differences may miss the examples that rounding changes most, which are those with large losses.
+        rounding = [ROUNDING * float(coarse[recipe].losses.std()) for recipe in recipes]
+        return np.maximum(seen, np.square(rounding))
 
     def _grow_(self, wanted: Mapping[Recipe, int]) -> None:
         """Evaluate models in float32 on the first examples, up to as many as wanted for each."""
