@@ -1,6 +1,7 @@
 """Training, analysis and strategies run on a device of its own, on which a forgotten ``.to(device)`` fails."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,12 @@ from fedsim.analysis import Data, Models, barriers, measure, peaks
 from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
+from fedsim.experiment import run as experiment
+from fedsim.experiment.rounds import RoundSummary
 from fedsim.federation import federation as federations
 from fedsim.models.params import load_state_, state_of
+from fedsim.results.files import read_rows
+from fedsim.results.folder import RunFolder
 from fedsim.training import LocalPlan, LocalSettings, LocalTask, train_, train_cohort
 from fedsim.training.dropout import seeded_dropout_
 from fedsim.training.evaluation import evaluate_cohort
@@ -99,6 +104,38 @@ def test_clients_whose_entries_come_from_the_disk_join_those_of_others() -> None
     load_state_(model, restored)
     assert {value.device for value in state_of(model).values()} == {DEVICE}
     assert all(torch.equal(value, new[key]) for key, value in state_of(model).items())
+
+
+def with_statistics(shape: tuple[int, ...], classes: int) -> nn.Module:
+    width = 4 * shape[-2] * shape[-1]
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(width, classes))
+
+
+@pytest.mark.parametrize("cohort", [1, 2])
+def test_a_run_that_keeps_clients_on_the_disk_resumes_on_the_device(
+    cohort: int,
+    tiny: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(federations, "choose_device", lambda name: DEVICE)
+    monkeypatch.setattr(experiment, "cohort_problem", lambda *_: "")  # it picks examples by lists, which `lazy` lacks
+    engine = {"workers": 1, "cohort": cohort, "cache_bytes": 0}
+    settings = {"rounds": 3, "participation": 0.5, "checkpoint_every": 1, "barriers": {"every": 0}, "engine": engine}
+    strategy, model = {"name": "fedper"}, {"name": f"{__name__}:with_statistics"}
+    config, folder = tiny(clients=6, strategy=strategy, model=model, **settings), RunFolder(tmp_path / "run")
+
+    def stop(summary: RoundSummary) -> None:
+        if summary.server_round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config, folder, stop)
+    experiment.run(config, folder, lambda summary: None)
+    assert len(read_rows(folder.faults)) == 0
+    assert "rounds 3 to 3" in caplog.text
+    assert "failed as a cohort" not in caplog.text  # each of its clients would be tried alone
 
 
 def test_barriers_are_measured_on_the_device() -> None:
