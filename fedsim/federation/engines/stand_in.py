@@ -3,6 +3,13 @@
 import os
 import time
 
-parent = os.getppid()
-while os.getppid() == parent != 1:
-    time.sleep(1)
+
+def wait() -> None:
+    """Wait until the parent process has ended."""
+    parent = os.getppid()
+    while os.getppid() == parent != 1:
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    wait()
