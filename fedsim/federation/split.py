@@ -105,8 +105,7 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
                 "who is tested on what; remove it"
             )
         return partition.positions(chosen)
-    if tests is not None:
-        partition = Partition(every[partition.indices], partition.offsets)
+    partition = Partition(every[partition.indices], partition.offsets)  # also tells of indices that are no examples
     stream = rng(config.seed, "split")
     try:
         split = hold_out(partition, stream, validation=settings.validation, test=settings.test, tests=tests)
