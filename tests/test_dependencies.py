@@ -37,7 +37,7 @@ USED_BY = {
     "pandas-stubs": ("Makefile", "/mypy"),
     "pytest-xdist": ("Makefile", "--numprocesses"),
 }
-ELSEWHERE = "benchmarks/peers"  # other simulators, each in an environment of its own
+ELSEWHERE = "benchmarks/peers", "benchmarks/.venvs"  # other simulators, each in a separate environment
 OURS = {*PACKAGES, *DEVELOPMENT, "flower_app"}
 
 
