@@ -3,12 +3,13 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from fedsim.cli import completion
-from fedsim.config.assignments import parse_assignments
+from fedsim.config.assignments import parse_assignment, parse_assignments
+from fedsim.config.choices import CATALOGUES
 from fedsim.config.experiment_file import Experiment, read_experiment
 from fedsim.errors import ConfigError
 from fedsim.reading import check_file
@@ -60,6 +61,20 @@ ModelSettings = Annotated[
         autocompletion=completion.settings,
     ),
 ]
+
+
+def changes_of(model: str, data: str, seed: int, settings: Sequence[str] | None) -> dict[tuple[str, ...], Any]:
+    """Return the settings that a command about checkpoints changes, by their place.
+
+    Raises
+    ------
+    ConfigError
+        If a setting cannot be read, or the model or data set is unknown.
+    """
+    changes: dict[tuple[str, ...], Any] = {("seed",): seed} | dict(parse_assignment(text) for text in settings or [])
+    CATALOGUES["models"].check_name(model)
+    CATALOGUES["data"].check_name(data)
+    return changes
 
 
 def experiment_of(path: Path, settings: Sequence[str] | None, more: Sequence[str] = ()) -> Experiment:

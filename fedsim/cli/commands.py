@@ -24,6 +24,7 @@ from fedsim.cli.arguments import (
     ModelName,
     ModelSettings,
     Settings,
+    changes_of,
     check_files,
     check_folder,
     experiment_of,
@@ -31,7 +32,6 @@ from fedsim.cli.arguments import (
 )
 from fedsim.cli.streams import end_streams, prepare_streams
 from fedsim.cli.terminal import OneLine, print_error, print_lines
-from fedsim.config.assignments import parse_assignment
 from fedsim.config.choices import CATALOGUES, Kind
 from fedsim.config.expectation import MatchedBy
 from fedsim.errors import (
@@ -229,10 +229,8 @@ def barriers_command(
 ) -> None:
     """Measure the layer-wise barriers between checkpoints from anywhere, without a federated run."""
     check_folder(out, "--out")
-    changes = {("seed",): seed} | dict(parse_assignment(text) for text in settings or [])
+    changes = changes_of(model, data, seed, settings)
     numbers = {"ts": numbers_of(ts, "--ts"), "weights": numbers_of(weights, "--weights")}
-    CATALOGUES["models"].check_name(model)
-    CATALOGUES["data"].check_name(data)
     action("barriers")(
         paths,
         model,

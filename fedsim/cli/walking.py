@@ -8,9 +8,7 @@ import typer
 
 from fedsim.cli import completion
 from fedsim.cli.actions import action
-from fedsim.cli.arguments import ModelName, ModelSettings, check_folder
-from fedsim.config.assignments import parse_assignment
-from fedsim.config.choices import CATALOGUES
+from fedsim.cli.arguments import ModelName, ModelSettings, changes_of, check_folder
 from fedsim.errors import ConfigError
 
 
@@ -70,9 +68,7 @@ def path_command(
             raise ConfigError(f"{option} {value:g} must be at least 0")
     if not step and not share:
         raise ConfigError("--step 0 with --share 0 never moves; give one of them a positive number")
-    changes = {("seed",): seed} | dict(parse_assignment(text) for text in settings or [])
-    CATALOGUES["models"].check_name(model)
-    CATALOGUES["data"].check_name(data)
+    changes = changes_of(model, data, seed, settings)
     action("path")(
         (start, end),
         model,
