@@ -1,7 +1,7 @@
 """The driver's processor time for a client and a round in the ``ray`` engine, by clients of a round and workers.
 
 Run with ``python benchmarks/scale.py``; see ``--help``. The clients send back what they received. More workers than
-processors are stand-ins: the driver has a queue and calls of its own for each of 64, as on 64 machines with one
+processors are stand-ins: the driver has a separate queue and separate calls for each of 64, as on 64 machines with one
 processor, but they take turns in as many processes as there are processors, so this measures the driver and no network.
 """
 

@@ -16,9 +16,8 @@ from fedsim.models.copies import loaded
 from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.training.evaluation import (
-    ACCELERATOR_BATCH,
-    EVALUATION_BATCH,
     Criterion,
+    examples_at_a_time,
     losses_and_errors,
 )
 
@@ -58,7 +57,7 @@ def perturbations(
     fitted, inputs, targets, criterion = models.fitted, data.inputs, data.targets, data.criterion
     _check(inputs, {"fgsm": fgsm, "noise": noise})
     check_paired(data)
-    size = EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH
+    size = examples_at_a_time(inputs.device)
     counts = data.target_counts
     weights = torch.ones(len(inputs), dtype=torch.float64) if counts is None else counts
     kinds = [("fgsm", eps) for eps in fgsm] + [("noise", sigma) for sigma in noise]

@@ -13,7 +13,7 @@ from fedsim.analysis.mixing.paired import check_inputs
 from fedsim.analysis.models import Models
 from fedsim.models.copies import loaded
 from fedsim.models.params import Params
-from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
+from fedsim.training.evaluation import examples_at_a_time
 
 # Two probabilities that differ by less are the same.
 SAME = 1e-4
@@ -51,7 +51,7 @@ def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None =
     states, ends = models.at_least(2), pairs_once(pairs, len(models))
     check_inputs(inputs)
     threads = models.threads
-    batches = inputs.split(EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH)
+    batches = inputs.split(examples_at_a_time(inputs.device))
     with ThreadPoolExecutor(threads) as pool:
         shares = [batches[number::threads] for number in range(threads)]
         same, of = torch.stack(list(pool.map(lambda share: _count(models.model, states, share, ends), shares))).sum(0)

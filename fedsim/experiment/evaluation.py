@@ -116,9 +116,8 @@ def _known_metrics(
     is_on_server = any("server" in splits_of(PERSONALISED, **kinds[client]) for client in have_it)
     on_test = on_server.metrics(model) if is_on_server else {}
     known: dict[int, dict[str, float]] = {}
-    for client in sorted(sent):
-        if client not in tested or (client in validating and client not in validated):
-            continue
+    raised = (sent.keys() - tested.keys()) | (set(validating) - validated.keys())
+    for client in sorted(sent.keys() - raised):
         own = {"test": tested[client], "unseen": tested[client]}
         own |= {"validation": validated.get(client, {}), "server": on_test}
         found = {
@@ -205,11 +204,10 @@ class ServerEvaluation:
         name
             Name of the model in the rows.
         """
-        whole = self._evaluate(params)
-        if not math.isfinite(whole.loss):
+        measured = self.metrics(params)
+        if not math.isfinite(measured[LOSS]):
             logger.warning("round %d: the %s model has no finite loss on the server's test data", server_round, name)
-        measured = self.federation.measured(whole, self.test[1])
-        n = number_of_targets(self.test[1])
+        n = int(measured.pop("n"))
         rows = [metric_row(server_round, None, "test", name, key, value, n) for key, value in measured.items()]
         return rows + self._perturbed_rows(server_round, name, params)
 
@@ -221,7 +219,7 @@ class ServerEvaluation:
     def _evaluate(self, params: Params) -> Evaluation:
         inputs, targets = self.test
         # Each thread has whole batches, so that the number of threads changes none.
-        batches = batch_sizes(len(targets), examples_at_a_time(inputs))
+        batches = batch_sizes(len(targets), examples_at_a_time(inputs.device))
         each = math.ceil(len(batches) / self.threads)
         sizes = [sum(batches[first : first + each]) for first in range(0, len(batches), each)]
 

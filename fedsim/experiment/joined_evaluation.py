@@ -11,7 +11,7 @@ from fedsim.federation.federation import Federation
 from fedsim.models.norms import counter_keys
 from fedsim.models.params import Params, load_state_
 from fedsim.strategy import Strategy, messages
-from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH, evaluate_joined
+from fedsim.training.evaluation import evaluate_joined, examples_at_a_time
 from fedsim.training.targets import number_of_targets
 
 Part = Literal["test", "validation"]
@@ -90,7 +90,7 @@ def measure_on_clients(
 
 def _joined(federation: Federation, part: Part, clients: Sequence[int]) -> Iterator[list[int]]:
     """Yield clients in groups with at most a few batches of examples, or a single one with more."""
-    limit = BATCHES * (EVALUATION_BATCH if federation.device.type == "cpu" else ACCELERATOR_BATCH)
+    limit = BATCHES * examples_at_a_time(federation.device)
     sizes = getattr(federation.data.split, part).sizes
     together: list[int] = []
     examples = 0

@@ -105,7 +105,7 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
                 "who is tested on what; remove it"
             )
         return partition.positions(chosen)
-    partition = Partition(every[partition.indices], partition.offsets)  # also tells of indices that are no examples
+    partition = Partition(every[partition.indices], partition.offsets)  # raises where an index is out of range
     stream = rng(config.seed, "split")
     try:
         split = hold_out(partition, stream, validation=settings.validation, test=settings.test, tests=tests)

@@ -128,7 +128,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    sizes = batch_sizes(len(inputs), examples_at_a_time(inputs))
+    sizes = batch_sizes(len(inputs), examples_at_a_time(inputs.device))
     losses, errors, kept = [], [], []
     with torch.inference_mode():
         for batch, expected in zip(inputs.split(sizes), targets.split(sizes), strict=True):
@@ -272,7 +272,7 @@ def _evaluate_bucket(
     params = stack([member[0] for member in members], targets[0].device)
     losses, errors = torch.zeros(2, len(members), int(sizes[0]), dtype=torch.float64)
     kept: list[list[Tensor]] = [[] for _ in members]
-    rows = max(1, examples_at_a_time(inputs[0]) // len(members))
+    rows = max(1, examples_at_a_time(inputs[0].device) // len(members))
     for start in range(0, int(sizes[0]), rows):
         active = int((sizes > start).sum())
         batch, expected = (
@@ -294,6 +294,6 @@ def _evaluate_bucket(
     ]
 
 
-def examples_at_a_time(inputs: Tensor) -> int:
-    """Return how many examples a batch has on the device of the inputs."""
-    return EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH
+def examples_at_a_time(device: torch.device) -> int:
+    """Return how many examples a batch has on a device."""
+    return EVALUATION_BATCH if device.type == "cpu" else ACCELERATOR_BATCH

@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "unseen clients, some in a round": {"unseen": 0.4, "participation": 0.5, "features": {"skew": "noise"}},
     "personal head": {"strategy": {"name": "layer_set", "shared": "body"}},
     "layers in turn": {"strategy": {"name": "layer_cycle"}, "evaluation": {"on": ["test", "server"]}},
-    "a rule of its own": {"strategy": {"name": "ditto"}},
+    "a personal model beside the global one": {"strategy": {"name": "ditto"}},
     "next tokens": {**TEXT, "evaluation": {"metrics": ["perplexity"]}},
 }
 
@@ -79,7 +79,7 @@ def test_joined_clients_have_the_numbers_of_one_after_the_other(
     case: str, tiny: Tiny, play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny(**CASES[case], barriers={"every": 0})
-    monkeypatch.setattr(joined_evaluation, "EVALUATION_BATCH", 7)  # so that several groups are measured
+    monkeypatch.setattr(joined_evaluation, "examples_at_a_time", lambda _: 7)  # so that several groups are measured
     joined = play(config, "joined")
     one_by_one(monkeypatch)
     check_close(rows(joined), rows(play(config, "alone")))
@@ -222,7 +222,7 @@ def test_a_client_for_whose_data_the_model_raises_is_alone_without_values(
         "model": {"name": "strict:make"},
         "barriers": {"every": 0},
     }
-    monkeypatch.setattr(joined_evaluation, "EVALUATION_BATCH", 2)  # so that groups have few clients
+    monkeypatch.setattr(joined_evaluation, "examples_at_a_time", lambda _: 2)  # so that groups have few clients
     joined = play(tiny(**settings), "joined")
     reasons = {line["client"]: line["reason"] for line in map(json.loads, joined.faults.read_text().splitlines())}
     assert 0 < len(reasons) < tiny(**settings).clients

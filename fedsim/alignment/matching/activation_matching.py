@@ -13,7 +13,7 @@ from fedsim.alignment.matching.assignment import best_orders
 from fedsim.alignment.symmetries.permutations import Permutation, Segment
 from fedsim.alignment.symmetries.spec import Derivation
 from fedsim.models.params import Params, fit
-from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
+from fedsim.training.evaluation import examples_at_a_time
 
 Kind = Literal["pearson", "uncentred"]
 # Added to the product of two standard deviations, as in the code of REPAIR: units that never respond match nothing.
@@ -125,7 +125,7 @@ def _products(derivation: Derivation, reference: Params, params: Params, inputs:
         derivation.run(of, batch, visit)
         return seen
 
-    for batch in inputs.split(EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH):
+    for batch in inputs.split(examples_at_a_time(inputs.device)):
         own, others = values(reference, batch), values(params, batch)
         for order, each in views.items():
             for view, products in zip(each, found[order], strict=True):

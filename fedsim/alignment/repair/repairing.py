@@ -15,7 +15,7 @@ from fedsim.models.graph import Operation
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params, fit, fit_all, load_state_, state_of
 from fedsim.training.buffers import recompute_buffers_
-from fedsim.training.evaluation import ACCELERATOR_BATCH, EVALUATION_BATCH
+from fedsim.training.evaluation import EVALUATION_BATCH, examples_at_a_time
 
 Kind = Literal["repair", "rescale", "reshift"]
 # A function of an operation's position, arguments and result that returns the result to continue with.
@@ -157,7 +157,7 @@ def _measured(
             measured[i] = measured[i].and_also(moments) if i in measured else moments
         return value
 
-    for batch in inputs.split(EVALUATION_BATCH if inputs.device.type == "cpu" else ACCELERATOR_BATCH):
+    for batch in inputs.split(examples_at_a_time(inputs.device)):
         _visit(operations, root, params, batch, measure)
     return measured
 
