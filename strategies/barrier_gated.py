@@ -71,6 +71,7 @@ class BarrierGated(Strategy):
     """
 
     client_rule = GateProbe
+    unplanned = "which layers close, and what it takes to measure them"
     among: str = Option("all", "Layer group that may be averaged; all others stay personal.")
     measure: Literal["barrier", "drift"] = Option("barrier", "What decides: a barrier, or a drift.")
     on: Literal["clients", "server"] = Option(
@@ -129,9 +130,8 @@ class BarrierGated(Strategy):
         # It decides the layers from the next round on.
         self._decide(self._bounds() if self.measure == "barrier" else self._drift(updates, averaged | probes))
         if self.probe:
-            opened = set(self.keys(self._open)) - gate
-            averaged |= {key: probes[key] for key in opened}
-            gate |= opened
+            averaged |= {key: probes[key] for key in set(self.keys(self._open)) - gate}
+            gate |= set(self.keys(self._open))
             closed = self.keys(name for name in self.candidates if name not in self._open)
             self.memory["average"] = {key: probes[key] for key in closed}
         return {key: value for key, value in averaged.items() if key in gate}

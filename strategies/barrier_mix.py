@@ -106,9 +106,8 @@ class BarrierMixRule(ClientRule):
     def _head_of(self, model: Params, features: Tensor) -> Tensor:
         assert self._head is not None
         name, module = self._head
-        logits: Tensor = functional_call(
-            module, {kind: model[f"{name}.{kind}"] for kind in module.state_dict()}, features
-        )
+        entries = {kind: model[f"{name}.{kind}"] for kind in module.state_dict()}
+        logits: Tensor = functional_call(module, entries, features)
         return logits
 
 
@@ -149,6 +148,12 @@ class BarrierMix(Strategy):
 
     def sets_for(self, server_round: int, client: int) -> Sets:
         return {"population": {"curve": self.memory["curve"]}} if "curve" in self.memory else {}
+
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        size = (len(TS) ** len(self.groups) + 2) * torch.float64.itemsize
+        trained = [client for earlier in range(1, server_round) for client in self.drawn(earlier)]
+        population = size if len(set(trained)) < len(trained) else 0  # known once a client has trained again
+        return {"curve": (size + torch.float64.itemsize, 0), "population": (0, population)}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         curves = [update.sets["curve"] for update in updates]

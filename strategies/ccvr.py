@@ -1,6 +1,8 @@
 """After training, the head is calibrated on features that no client has, drawn from what all clients have measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import torch
 
 from fedsim import seeds
 from fedsim.alignment.repair.head import ClassGaussians, calibrate_head
@@ -83,6 +85,12 @@ class Ccvr(Strategy):
 
     def local_plan(self, server_round: int) -> LocalPlan:
         return LocalPlan(()) if server_round == self.after + 1 else LocalPlan()
+
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        if server_round != self.after + 1:
+            return {}
+        classes, features = self.global_model[f"{self._name}.weight"].shape
+        return {GAUSSIANS: (classes * (1 + features + features**2) * torch.float64.itemsize, 0)}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         average = self.average(updates)

@@ -36,8 +36,7 @@ class Drift(ClientRule):
 
     def _drift(self, keys: Sequence[str], params: Params, before: Params) -> float:
         squares = sum(float((params[key] - before[key]).double().square().sum()) for key in keys)
-        elements = sum(params[key].numel() for key in keys) if self.normalise else 1
-        return math.sqrt(squares) / max(1, elements)
+        return math.sqrt(squares) / max(1, sum(params[key].numel() for key in keys) if self.normalise else 1)
 
 
 class DriftGated(Strategy):
@@ -56,6 +55,7 @@ class DriftGated(Strategy):
 
     client_rule = Drift
     partial = True
+    unplanned = "which layers drift far enough to be sent"
     select: Literal["threshold", "share"] = Option("share", "Whether a threshold or a share says what is sent.")
     threshold: NonNegative = Option(0.0, "Smallest norm of the change of a layer that is sent; 0 sends every layer.")
     share: PositiveShare = Option(0.5, "Share of the layers that are sent, rounded up.")

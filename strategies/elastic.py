@@ -1,7 +1,7 @@
 """Layers to which the clients' losses are sensitive take shorter steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -57,6 +57,9 @@ class Elastic(Strategy, shared="all"):
     tau: NonNegative = Option(0.5, "Value of zeta when all clients are equally sensitive.")
     share: PositiveShare = Option(0.3, "Share of the training examples on which sensitivity is measured, rounded up.")
     decay: Decay = Option(0.95, "Share of the running mean that the next mini-batch keeps, the paper's mu.")
+
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        return {SENSITIVITY: (len(self.layers) * torch.float64.itemsize, 0)}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         mean = self.average(updates)

@@ -77,6 +77,12 @@ class FedCac(Strategy):
             return {}
         return {CUSTOMISED: self.mixture(self.memory["model"], dict.fromkeys(self.similar()[str(client)], 1.0))}
 
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        values = [self.global_model[key] for key in self.parameters]
+        customised = sum(value.nbytes for value in values) if self.exchange.last_round_of(client) else 0
+        masks = sum(value.numel() for value in values)  # a byte for each entry
+        return {CRITICAL: (masks, 0), CUSTOMISED: (0, customised)}
+
     def similar(self) -> dict[str, list[str]]:
         """Return, for each client, itself and those whose masks overlap with its own by at least the threshold."""
         compared_in = int(self.memory["compared_in"])

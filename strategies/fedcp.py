@@ -134,7 +134,7 @@ class FedCp(Strategy):
     def sets_for(self, server_round: int, client: int) -> Sets:
         return {POLICY: self.memory[POLICY] if self.memory else self._drawn()}
 
-    def planned_sets(self, server_round: int) -> Mapping[str, tuple[int, int]]:
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
         weight = self.model.get_parameter(f"{self._head}.weight")
         size = (2 * weight.shape[1] ** 2 + 6 * weight.shape[1]) * weight.itemsize
         return {POLICY: (size, size)}

@@ -1,6 +1,6 @@
 """Each client has a shift of its features, so that the shared ones have the same mean everywhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, NonNegative, Option, Sets, Step, Strategy
 from strategies.parts import linear_head
 
-CONSENSUS = "consensus"
+CONSENSUS, FEATURES = "consensus", "features"
 
 
 class FedDbeRule(ClientRule):
@@ -43,7 +43,7 @@ class FedDbeRule(ClientRule):
             return Finished(local.params, kept=kept)
         with torch.no_grad():
             mean = local.features(local.params, local.inputs, self._head).flatten(0, -2).double().mean(0)
-        return Finished(local.params, kept=kept, sent={"features": {"mean": mean}})
+        return Finished(local.params, kept=kept, sent={FEATURES: {"mean": mean}})
 
     def personalised(self, local: Local) -> Params:
         # A shift of the head's inputs is a shift of its bias.
@@ -72,13 +72,19 @@ class FedDbe(Strategy):
     kappa: NonNegative = Option(1.0, "Weight of the distance between means; the paper's grid goes up to 50.")
 
     def prepare(self) -> None:
-        linear_head(self.model, self.layers, "head", self.head, with_bias=True)
+        self._head = linear_head(self.model, self.layers, "head", self.head, with_bias=True)
 
     def sets_for(self, server_round: int, client: int) -> Sets:
         return {CONSENSUS: {"mean": self.memory["mean"]}} if self.memory else {}
 
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        weight = self.global_model[f"{self._head}.weight"]
+        if server_round == 1:
+            return {FEATURES: (weight.shape[1] * torch.float64.itemsize, 0)}
+        return {CONSENSUS: (0, weight.shape[1] * weight.itemsize)}
+
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         if not self.memory:
-            mean = self.average(updates, of="features")["mean"]
+            mean = self.average(updates, of=FEATURES)["mean"]
             self.memory["mean"] = mean.to(self.global_model[self.parameters[0]].dtype)
         return self.average(updates)

@@ -1,6 +1,6 @@
 """Clients stay connected with past global models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -66,6 +66,10 @@ class FedGucci(Strategy):
     def sets_for(self, server_round: int, client: int) -> Sets:
         # What is remembered is named by age, from 0: the current global model travels anyway.
         return {f"anchor_{int(age) + 1}": model for age, model in self.memory.items()}
+
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        size = sum(self.global_model[key].nbytes for key in self.parameters)
+        return {f"anchor_{age + 1}": (0, size) for age in range(min(server_round, self.anchors) - 1)}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         past = [self.memory[age] for age in sorted(self.memory, key=int)]

@@ -28,6 +28,7 @@ class FedLama(Strategy):
     base interval; here a layer is its weight and bias together. Normalisation stays at the base interval, as there.
     """
 
+    unplanned = "which layers are averaged less often"
     phi: Count = Option(2, "Interval, in rounds, of the layers that are averaged less often; 1 is FedAvg.")
     warm_up: CountOrZero = Option(6, "Rounds with all layers before intervals change, as they do in each phi-th round.")
 

@@ -30,6 +30,7 @@ class FedLuar(Strategy):
     layers travel to the clients, and all but the recycled ones back.
     """
 
+    unplanned = "which layers repeat their last update"
     recycled: Decay = Option(0.5, "Share of the layers that repeat their last update, rounded down; 0 is FedAvg.")
 
     def prepare(self) -> None:

@@ -1,6 +1,6 @@
 """Neurons are matched before they are averaged, one layer after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -99,6 +99,18 @@ class FedMa(Strategy):
     def sets_for(self, server_round: int, client: int) -> Sets:
         # The order of the layer that the client sent last, unless that was matched again without it.
         return {PERMUTATION: self.memory[str(client)]} if str(client) in self.memory else {}
+
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        names = self.layers.names
+        # The last round in which the client sent a layer with neurons, which has not been matched again since.
+        earlier = range(server_round - 1, max(0, server_round - len(names) - 1), -1)
+        sent = [each for each in earlier if each % len(names) and client in self.drawn(each)]
+        ordered = self.layers[names[(sent[0] - 1) % len(names)]].parameters[0] if sent else None
+        size = len(self.global_model[ordered]) * torch.int32.itemsize if ordered else 0
+        if server_round % len(names):
+            return {PERMUTATION: (0, size)}
+        classes = len(self.global_model[self.layers[names[-1]].parameters[0]])
+        return {PERMUTATION: (0, size), CLASS_COUNTS: (classes * torch.int64.itemsize, 0)}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         layer = self.layers[self.shared(server_round).layers[0]]

@@ -115,7 +115,7 @@ class FedPac(Strategy):
     def sets_for(self, server_round: int, client: int) -> Sets:
         return {CLASS_MEANS: self.memory["means"]} if self.memory else {}
 
-    def planned_sets(self, server_round: int) -> Mapping[str, tuple[int, int]]:
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
         weight = self.model.get_parameter(self._weight)
         size = means_bytes(weight)
         statistics = {STATISTICS: (weight.nbytes + torch.float64.itemsize, 0)} if self.combine else {}

@@ -77,7 +77,7 @@ class FedProto(Strategy):
     def sets_for(self, server_round: int, client: int) -> Sets:
         return {CLASS_MEANS: self.memory["means"]} if self.memory else {}
 
-    def planned_sets(self, server_round: int) -> Mapping[str, tuple[int, int]]:
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
         size = means_bytes(self.model.get_parameter(f"{self._head}.weight"))
         return {CLASS_MEANS: (size, size if server_round > 1 else 0)}
 

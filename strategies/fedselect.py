@@ -1,6 +1,6 @@
 """Each client makes more and more single parameters its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -98,6 +98,13 @@ class FedSelect(Strategy):
         if server_round <= 1 + self.every or not (self.growth and self.target):
             return LocalPlan((shared,))
         return LocalPlan((Phase(label="personal"), shared))
+
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        sizes = [self.global_model[key].numel() for key in self.parameters]
+        grows = any(min(n - round((1 - self.growth) * n), round(self.target * n)) for n in sizes)
+        grown = (each for each in range(1 + self.every, server_round, self.every) if client in self.drawn(each))
+        # A mask has a byte for each entry.
+        return {MASK: (sum(sizes), 0)} if grows and any(grown) else {}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         average = self.average(updates)

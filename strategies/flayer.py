@@ -1,6 +1,6 @@
 """Each layer has its own step size, its own share of what is sent, and the head its own start."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -82,11 +82,8 @@ class FlayerRule(ClientRule):
     def finish(self, local: Local, started: Local) -> Finished:
         kept = {ACCURACY: started.sets[ACCURACY]}
         masks: Params = {}
-        for place, key in enumerate(self.parameters):
-            value = local.params[key]
-            left_out = min(max(1 - place / len(self.parameters), LEAST_LEFT_OUT), self.most_left_out)
-            if left_out and value.dim() != 2 and key not in self._head:
-                masks[key] = _most_moved((value - started.params[key]).abs(), left_out)
+        for key, left_out in _left_out(local.params, self.parameters, self._head, self.most_left_out).items():
+            masks[key] = _most_moved((local.params[key] - started.params[key]).abs(), left_out)
         upload = local.params | {key: local.params[key] * mask for key, mask in masks.items()}
         return Finished(local.params, upload, kept=kept, sent={MASK: masks} if masks else {})
 
@@ -144,6 +141,12 @@ class Flayer(Strategy):
     def kept(self, server_round: int) -> LayerGroup:
         return self._head
 
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        head = self.layers.keys(self._head, buffers=False)
+        masked = _left_out(self.global_model, self.parameters, head, self.most_left_out)
+        size = sum(self.global_model[key].numel() for key in masked)  # a byte for each entry
+        return {MASK: (size, 0)} if masked else {}
+
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         average = self.average(updates)
         if MASK not in updates[0].sets:
@@ -154,6 +157,12 @@ class Flayer(Strategy):
         return average | {
             key: torch.where(part > 0, average[key] / part, self.global_model[key]) for key, part in senders.items()
         }
+
+
+def _left_out(params: Params, names: Sequence[str], head: Collection[str], most: float) -> dict[str, float]:
+    """Return the share of entries that is not sent, of the tensors of which any is."""
+    shares = {key: min(max(1 - place / len(names), LEAST_LEFT_OUT), most) for place, key in enumerate(names)}
+    return {key: share for key, share in shares.items() if share and params[key].dim() != 2 and key not in head}
 
 
 def _most_moved(moved: Tensor, left_out: float) -> Tensor:

@@ -1,6 +1,6 @@
 """The head is a simplex of solutions, of which each client takes its own region."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -86,6 +86,10 @@ class Floco(Strategy):
             "whole": torch.tensor(centre is None),
         }
         return {ENDPOINTS: self._current(), REGION: region}
+
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        size = self.endpoints * sum(self.global_model[key].nbytes for key in self._head_keys)
+        return {ENDPOINTS: (size, size), REGION: (0, self.endpoints * torch.float64.itemsize + torch.bool.itemsize)}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         before, changes = self._current(), self.memory.pop("change", {})

@@ -1,6 +1,6 @@
 """The clients' factors are stacked and merged into the weights below them; then new factors are drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -73,8 +73,9 @@ class Flora(Lora):
         super().prepare()
         check_held(self)
 
-    def moved(self, server_round: int) -> LayerGroup:
-        return LayerGroup("none", ())  # clients merge the stacks into their own weights
+    def kept(self, server_round: int) -> LayerGroup:
+        # Clients merge the stacks into their own weights.
+        return LayerGroup("kept", (*super().kept(server_round), *self._bases))
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         averaged = self.average(updates)
@@ -93,6 +94,16 @@ class Flora(Lora):
 
     def sets_for(self, server_round: int, client: int) -> Sets:
         return {name: self.memory[name] for name in (STACK, MADE_IN)} if self._is_current(client) else {}
+
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        if not self._is_current(client):
+            return {}
+        stacked_by, size = self.drawn(self.exchange.last_round_of(client)), 0
+        for each in self.factors:
+            first, second = self.global_model[each.first], self.global_model[each.second]
+            own = [each.rank_of(other) or 0 for other in stacked_by] if each.ranks else [len(first)] * len(stacked_by)
+            size += sum(own) * (first.shape[1] + len(second)) * self.global_model[each.base].itemsize
+        return {STACK: (0, size), MADE_IN: (0, torch.int32.itemsize)}
 
     def _is_current(self, client: int) -> bool:
         """Return whether a client has the weights that the last stack is to be merged into."""

@@ -153,6 +153,7 @@ class HeurPFedLA(PFedLA):
     compared after normalisation, by layer; FL-bench compares the hypernetwork's outputs before it.
     """
 
+    unplanned = "which layers stay with a client"
     local_layers: Count = Option(1, "Layers that do not travel to a client: those with its own largest weights.")
 
     def prepare(self) -> None:

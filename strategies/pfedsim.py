@@ -42,8 +42,11 @@ class PFedSim(Strategy):
         return self._personal
 
     def for_client(self, server_round: int, client: int) -> Params:
-        if server_round <= self.warm_up or str(client) not in self.memory.get("body", {}):
-            return super().for_client(server_round, client)
+        taken = super().for_client(server_round, client)
+        if server_round <= self.warm_up or not self.exchange.last_round_of(client):
+            return taken
+        if not self.memory:  # in a dry run
+            return {key: taken[key] for key in self._body}
         weights = {other: float(self.memory["weights"][client, int(other)]) for other in self.memory["body"]}
         return self.mixture(self.memory["body"], weights)
 

@@ -1,6 +1,6 @@
 """Clients with a larger loss count more."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -40,6 +40,9 @@ class QFfl(Strategy, shared="all"):
 
     client_rule = LossRule
     q: NonNegative = Option(1.0, "Exponent of a client's loss in its weight: larger values favour large losses.")
+
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        return {LOSS: (2 * torch.float64.itemsize, 0)}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         mean, numerators, denominator = self.average(updates), [], 0.0

@@ -53,9 +53,8 @@ class Following(ClientRule):
         return replace(local, params=local.params | follow(local.params, self.own, local.sets[PERMUTATION]), sets={})
 
     def finish(self, local: Local, started: Local) -> Finished:
-        trained_in = {ROUND: torch.tensor(local.server_round, dtype=torch.int32)}
         params = local.params if self.spec is None else absorb_norms(local.params, self.spec.norms)
-        return Finished(params, kept={TRAINED_IN: trained_in})
+        return Finished(params, kept={TRAINED_IN: {ROUND: torch.tensor(local.server_round, dtype=torch.int32)}})
 
 
 class Rebasin(Strategy, shared="all"):
@@ -85,6 +84,7 @@ class Rebasin(Strategy, shared="all"):
         chosen = {"matching": self.matching, "symmetries": self.symmetries}
         rule = Following(self.model, self.inputs, shared=self.group.name, buffers=self.buffers, **chosen)
         self.spec, self.followed = rule.spec, rule.followed
+        self.unplanned = "which units move, which clients follow with what they keep" if self.followed else ""
         if self.repair not in BY_WEIGHTS and (len(self.group) < len(self.layers) or self.buffers != "shared"):
             raise ValueError(
                 f"repair = {self.repair!r} needs whole models, and shared = {self.group.name!r}, buffers = "

@@ -1,6 +1,6 @@
 """Control variates keep clients from drifting."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -55,6 +55,10 @@ class Scaffold(Strategy):
 
     def sets_for(self, server_round: int, client: int) -> Sets:
         return {"server_control": self._control()}
+
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
+        size = sum(value.nbytes for value in self._control().values())
+        return {"control_change": (size, 0), "server_control": (0, size)}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         equal = [1.0] * len(updates)

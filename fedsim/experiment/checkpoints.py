@@ -95,7 +95,7 @@ class Checkpoints:
         client_files = before.changed(self._clients, clients, server_round)
         contents = {
             "global.safetensors": _contiguous(under_all_names(strategy.model, strategy.global_model)),
-            PROGRESS: _contiguous(strategy.progress()),
+            PROGRESS: _contiguous(strategy.exchange.progress()),
             "strategy.safetensors": _contiguous(strategy.state()),
             CLIENTS: client_files.encoded(),
         }
@@ -176,7 +176,7 @@ class Checkpoints:
     def read(self, server_round: int, strategy: Strategy, engine: Engine) -> None:
         """Restore strategy and clients to where they were after a round; no file is changed."""
         strategy.set_global_model(under_first_names(strategy.model, self.global_model(server_round)))
-        strategy.load_progress(load_file(self._round(server_round) / PROGRESS))
+        strategy.exchange.load_progress(load_file(self._round(server_round) / PROGRESS))
         strategy.load_state(load_file(self._round(server_round) / "strategy.safetensors"))
         engine.load_clients(self._clients.folder, dict(self._read_client_files(server_round).pairs()))
 

@@ -1,12 +1,13 @@
 """``fedsim run --dry-run``: what a run would do, without training anything."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby, islice
 from operator import itemgetter
 from typing import TypeVar
 
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
+from fedsim.config.choices import custom_names
 from fedsim.config.content import describe_files
 from fedsim.experiment.injected import describe_faults
 from fedsim.experiment.local_training import describe_training, training_notes
@@ -125,16 +126,16 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
     """Describe what is sent each time that it changes, and the bytes of all rounds."""
     config, traffic = federation.config, planned_traffic(federation, strategy)
     clients = len(participants(config, 1))
+    most = "at most " if strategy.partial or type(strategy).shared_by is not Strategy.shared_by else ""
     yield from _first(
-        f"from round {server_round}: {clients} clients send {sum(traffic.sizes[name] for name in group):,} bytes each: "
-        f"{', '.join(group.layers) or 'nothing'}"
+        f"from round {server_round}: {clients} clients send {most}{sum(traffic.sizes[name] for name in group):,} bytes "
+        f"each: {', '.join(group.layers) or 'nothing'}"
         for server_round, group in _changes(enumerate(traffic.groups, 1))
     )
     yield from _first(
-        f"from round {server_round}: and their sets, each: "
-        + ", ".join(f"{name} ({up:,} bytes up, {down:,} down)" for name, (up, down) in sets.items())
+        f"from round {server_round}: and their sets, each: {', or '.join(map(_sets, sets))}"
         for server_round, sets in _changes(enumerate(traffic.sets, 1))
-        if sets
+        if any(sets)
     )
     if traffic.counted < config.rounds:
         yield (
@@ -143,9 +144,15 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
         )
     else:
         yield f"in all rounds: {traffic.up:,} bytes up, {traffic.down:,} bytes down"
+    if strategy.unplanned:
+        yield f"not known before the run: {strategy.unplanned}"
     sends_more = strategy.client_rule is not ClientRule or type(strategy).sets_for is not Strategy.sets_for
-    if sends_more and not any(traffic.sets):
+    if sends_more and "strategy" in custom_names(config) and not any(map(any, traffic.sets)):
         yield "not counted: parameter sets that the method sends in addition to these layers, if any"
+
+
+def _sets(sets: Mapping[str, tuple[int, int]]) -> str:
+    return ", ".join(f"{name} ({up:,} bytes up, {down:,} down)" for name, (up, down) in sets.items()) or "none"
 
 
 def _evaluation(federation: Federation, strategy: Strategy) -> Iterator[str]:

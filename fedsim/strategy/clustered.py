@@ -52,6 +52,8 @@ class Clustered(Strategy):
         self._measured: Sequence[Sequence[int]] = ()
         self._compared: Collection[int] = ()
         self._barriers: Mapping[str, Sequence[ClientBarrier]] = {}
+        if self.every:
+            self.unplanned = "whether probes are trained where the tree is made again"
 
     def cuts(self, tree: Tree, between: Sequence[np.ndarray], clients: Sequence[int]) -> Sequence[Sequence[Cluster]]:
         """Return the clusters of each unit.

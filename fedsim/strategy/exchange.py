@@ -44,7 +44,7 @@ class Exchange:
         self.last_round |= dict.fromkeys(clients, server_round)
 
     def progress(self) -> Params:
-        """Return all of it as named tensors."""
+        """Return all of it as named tensors, for a checkpoint."""
         averaged_in = torch.tensor([self.averaged_in.get(name, -1) for name in self.layers])
         clients = sorted(self.last_round)
         rounds = [self.last_round[client] for client in clients]

@@ -20,7 +20,7 @@ from fedsim.strategy import messages
 from fedsim.strategy.faults import warn_of, warn_of_size
 from fedsim.strategy.hooks import Hooks
 from fedsim.strategy.messages import Instructions, TensorArray
-from fedsim.strategy.participants import draw_evaluated, draw_participants, draw_unseen
+from fedsim.strategy.participants import draw_evaluated, draw_unseen
 from fedsim.strategy.probes import without_probe
 from fedsim.strategy.replies import read_update, weighted_metrics
 from fedsim.strategy.updates import Received, unlike_others
@@ -124,8 +124,8 @@ class Strategy(Hooks, FlowerStrategy):
         """Write a message to each participant; nodes count as clients from 0, in the order of their ids."""
         self._take(arrays)
         nodes = self._nodes(grid)
-        self._participants = draw_participants(self.seed, server_round, len(nodes), self.participation, self.unseen)
         self.clients = len(nodes)
+        self._participants = self.drawn(server_round)
         self._upload = self.keys(self.shared(server_round))
         kept = self.layers.keys(self.kept(server_round))
         server = {*self._upload, *self.layers.keys(self.moved(server_round))}

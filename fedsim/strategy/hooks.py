@@ -16,7 +16,7 @@ from fedsim.strategy.exchange import Exchange
 from fedsim.strategy.measurable import ClientBarrier, Measurable
 from fedsim.strategy.memory import Memory, check_memory
 from fedsim.strategy.options import Count, Decay, Declared, Setting, check_client_rule, check_options, declared, schema
-from fedsim.strategy.participants import draw_unseen
+from fedsim.strategy.participants import draw_participants, draw_unseen
 from fedsim.strategy.updates import ClientUpdate, Received, check_average
 from fedsim.training import ClientRule, LocalPlan, Sets
 from fedsim.training.losses import CROSS_ENTROPY
@@ -76,6 +76,8 @@ class Hooks:
         Whether the method learns on examples of the server: a run in which it holds none is refused.
     holds_bases
         Whether the server changes the weights below adapters, which are frozen otherwise.
+    unplanned
+        What a dry run cannot know of the bytes, since it follows from training; empty if it knows all.
 
     Raises
     ------
@@ -89,6 +91,7 @@ class Hooks:
     partial: ClassVar[bool] = False
     needs_server_data: ClassVar[bool] = False
     holds_bases: ClassVar[bool] = False
+    unplanned: str = ""
 
     participation: Annotated[float, Gt(0), Le(1)] = Setting(
         1.0, "Share of the clients that train in a round, of those that are not unseen."
@@ -208,10 +211,11 @@ class Hooks:
         """
         return {}
 
-    def planned_sets(self, server_round: int) -> Mapping[str, tuple[int, int]]:
+    def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
         """Return the bytes of each parameter set that a client sends in this round, and gets, by name: for a dry run.
 
-        By default they are not known in advance.
+        `exchange` and `drawn` tell who takes part when, and the global model is the initial one. By default the
+        client sends and gets no sets.
         """
         return {}
 
@@ -271,6 +275,10 @@ class Hooks:
             for key, value in mean.items()
         }
 
+    def drawn(self, server_round: int) -> list[int]:
+        """Return the clients that are to train in a round, in ascending order."""
+        return draw_participants(self.seed, server_round, self.clients, self.participation, self.unseen)
+
     @property
     def clients_that_train(self) -> list[int]:
         """All clients that are not unseen, as many as there are known to be."""
@@ -324,14 +332,6 @@ class Hooks:
         self.set_global_model(combine(self.global_model, new))
         took_part = [update.client for update in received.updates]
         self.exchange.note(server_round, map(self.layers.of_key, new), took_part)
-
-    def progress(self) -> Params:
-        """Return who took part when and what was averaged when, as named tensors for a checkpoint."""
-        return self.exchange.progress()
-
-    def load_progress(self, progress: Params) -> None:
-        """Take what `progress` returned."""
-        self.exchange.load_progress(progress)
 
     def set_global_model(self, model: Params) -> None:
         """Make ``model`` the global model, without frozen tensors, and with a tied one only under its first name."""

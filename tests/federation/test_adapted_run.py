@@ -139,11 +139,10 @@ def test_clients_of_different_ranks_train_send_and_resume_by_their_own(
     rows = result.communication
     up = rows[(rows["layer"] == "fc1.lora_A.default") & (rows["set"] == "model")].groupby("client")["up"].max()
     assert up.to_dict() == {client: 64 * 4 * (4, 1)[client % 2] for client in up.index}
-    if name == "FlexLoRA":
-        federation = federation_of(config)
-        strategy = making.make_strategy(config, federation.model(), federation.calibration())
-        planned = planned_traffic(federation, strategy)
-        assert (planned.up, planned.down) == (rows["up"].sum(), rows["down"].sum())
+    federation = federation_of(config)
+    strategy = making.make_strategy(config, federation.model(), federation.calibration())
+    planned = planned_traffic(federation, strategy)
+    assert (planned.up, planned.down) == (rows["up"].sum(), rows["down"].sum())
     if name == "FLoRA":
         assert (result.measured("products")["distance"] < 1e-6).all()
     for client in (None, 1):  # restoring compares the loss with the recorded one

@@ -81,7 +81,7 @@ def test_an_unseen_client_gets_no_training_message_and_begins_as_any_other() -> 
     sent = strategy.configure_train(1, arrays, ConfigRecord(), grid)
     assert {message.metadata.dst_node_id for message in sent} == set(range(5)) - unseen
     averaged_in = torch.tensor([1 if name == "0" else -1 for name in strategy.layers.names])
-    strategy.load_progress({"averaged_in": averaged_in, "last_round": torch.zeros(0, dtype=torch.int64)})
+    strategy.exchange.load_progress({"averaged_in": averaged_in, "last_round": torch.zeros(0, dtype=torch.int64)})
     for message in strategy.configure_evaluate(1, strategy.arrays, ConfigRecord(), grid):
         client = message.metadata.dst_node_id
         assert message.content["config"].get("unseen", False) == (client in unseen)

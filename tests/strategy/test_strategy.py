@@ -334,7 +334,7 @@ def test_a_strategy_continues_from_its_state(name: str) -> None:
         strategy.step(server_round, Received(updates))
     again = STRATEGIES[name](model, send_initial=False, participation=0.5)
     again.set_global_model(strategy.global_model)
-    again.load_progress(strategy.progress())
+    again.exchange.load_progress(strategy.exchange.progress())
     again.load_state({key: value.clone() for key, value in strategy.state().items()})
     for client in range(5):
         expected, got = strategy.for_client(4, client), again.for_client(4, client)

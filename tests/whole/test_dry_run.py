@@ -1,6 +1,7 @@
 """A dry run describes each method without training anything."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,40 +25,21 @@ class Mixed(nn.Module):
     def forward(self, inputs):
         return self.head(inputs.flatten(1).double()).float()
 """
+NOTED = """
+from fedsim.strategy import ClientRule, Strategy
+
+class Rule(ClientRule):
+    pass
+
+class Noted(Strategy):
+    client_rule = Rule
+
+class Planned(Noted):
+    def planned_sets(self, server_round, client):
+        return {"note": (8, 0)}
+"""
 OPTIONS = {"layer_set": {"shared": "body"}, "ccvr": {"after": 1}}
-# Of these strategies the clients' rule sends or gets parameter sets, or trains in another way than the plan says.
-MORE_THAN_LAYERS = {
-    "apfl",
-    "ditto",
-    "drift_gated",
-    "fedala",
-    "fedas",
-    "fedcac",
-    "fedgucci",
-    "fedma",
-    "fedrod",
-    "fedselect",
-    "ccvr",
-    "flayer",
-    "barrier_gated",
-    "barrier_mix",
-    "elastic",
-    "feddbe",
-    "feddyn",
-    "fedlc",
-    "fednova",
-    "fedntd",
-    "floco",
-    "hierarchical_average",
-    "layer_tree",
-    "llmc",
-    "moon",
-    "matched_average",
-    "pfedme",
-    "qffl",
-    "perfedavg",
-    "scaffold",
-}
+FOLLOWS_FROM_TRAINING = {"fedlama", "fedluar", "drift_gated", "barrier_gated", "heurpfedla"}
 
 
 @pytest.mark.parametrize("name", [name for name in CATALOGUES["strategies"].entries if name not in ADAPTED])
@@ -66,7 +48,27 @@ def test_a_dry_run_describes_every_strategy(name: str, tiny: Callable[..., Confi
     text = describe_run(tiny(strategy={"name": name, **OPTIONS.get(name, {})}, **server))
     assert "in all rounds: " in text
     assert "from round 1: " in text
-    assert ("not counted: parameter sets" in text) == (name in MORE_THAN_LAYERS)
+    assert ("not known before the run: " in text) == (name in FOLLOWS_FROM_TRAINING)
+    assert "not counted: parameter sets" not in text
+
+
+def test_sets_of_a_method_that_does_not_plan_them_are_reported_as_not_counted(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "noted.py").write_text(NOTED)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, unknown in (("noted:Noted", True), ("noted:Planned", False)):
+        text = describe_run(tiny(strategy={"name": name}))
+        assert ("not counted: parameter sets" in text) == unknown
+        assert ("each: note (8 bytes up, 0 down)" in text) != unknown
+
+
+def test_stacks_that_only_clients_of_the_round_before_take_are_counted(tiny: Callable[..., Config]) -> None:
+    # Two of four clients a round, factors of rank 2 of a layer from 64 to 12 and a head from 12 to 10.
+    model = {"name": "mlp", "hidden": [12], "adapter": {"kind": "lora", "rank": 2, "targets": "fc1"}}
+    text = describe_run(tiny(rounds=3, participation=0.5, model=model, strategy={"name": "flora"}))
+    stack = 2 * 2 * (64 + 12) * 4
+    assert re.search(rf"from round \d: and their sets, each: .*stack \(0 bytes up, {stack:,} down\)", text)
 
 
 def test_sets_whose_sizes_are_known_are_counted(tiny: Callable[..., Config]) -> None:
