@@ -84,7 +84,7 @@ class Rebasin(Strategy, shared="all"):
         chosen = {"matching": self.matching, "symmetries": self.symmetries}
         rule = Following(self.model, self.inputs, shared=self.group.name, buffers=self.buffers, **chosen)
         self.spec, self.followed = rule.spec, rule.followed
-        self.unplanned = "which units move, which clients follow with what they keep" if self.followed else ""
+        self.unplanned = "the orders of units that have moved, which clients follow" if self.followed else ""
         if self.repair not in BY_WEIGHTS and (len(self.group) < len(self.layers) or self.buffers != "shared"):
             raise ValueError(
                 f"repair = {self.repair!r} needs whole models, and shared = {self.group.name!r}, buffers = "

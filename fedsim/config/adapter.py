@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.errors import ConfigError
+from fedsim.models.adapter import Adapter, AdapterKind
 
 # Options that not every kind of adapter has.
 OPTIONS = {"rank": ("lora", "dora", "vera"), "alpha": ("lora", "dora"), "dropout": ("lora", "dora", "vera")}
@@ -35,13 +36,13 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    kind: Literal["none", "lora", "dora", "ia3", "vera"] = "none"
-    rank: Annotated[int, Field(ge=1)] = 8
-    ranks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = ()
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Annotated[str, Field(min_length=1)] = "body"
-    head: bool = True
+    kind: Literal["none", AdapterKind] = "none"
+    rank: Annotated[int, Field(ge=1)] = Adapter.rank
+    ranks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Adapter.ranks
+    alpha: Annotated[float, Field(gt=0)] = Adapter.alpha
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Adapter.dropout
+    targets: Annotated[str, Field(min_length=1)] = Adapter.targets
+    head: bool = Adapter.head
 
     @model_validator(mode="before")
     @classmethod

@@ -83,7 +83,10 @@ class Federation:
             torch.manual_seed(derive(self.config.seed, "initial model", client))
             model = draw_model(self.config, self.data.dataset)
         own = model.to(self.device).state_dict()
-        return flat_copy({key: own[key] for key in self.initial})  # frozen tensors are the server's
+        skip, drawn = self.config.model.weights_skip, tuple(self.initial)  # frozen tensors are the server's
+        if skip and self.config.model.adapter.kind == "none":  # an adapter is drawn on top of the file's weights
+            drawn = self.layers.keys(self.layers.group(skip))
+        return flat_copy(self.initial | {key: own[key] for key in drawn})
 
     @cached_property
     def local(self) -> LocalSettings:

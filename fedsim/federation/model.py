@@ -15,7 +15,8 @@ from fedsim.data import Dataset
 from fedsim.data.checks import TOKENS_RULE
 from fedsim.errors import ConfigError, error_line, message_of
 from fedsim.federation.weights import load_weights_
-from fedsim.models.adapters import Adapter, adapt_, hold_bases_
+from fedsim.models.adapter import Adapter
+from fedsim.models.adapters import adapt_, hold_bases_
 from fedsim.models.asymmetry import Asymmetry, asymmetrise_
 from fedsim.models.building import initialise_lazy_, make_trainable_
 from fedsim.models.copies import copy_of

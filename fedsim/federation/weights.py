@@ -23,8 +23,11 @@ def load_weights_(model: nn.Module, settings: ModelConfig) -> None:
         If the file does not exist, is damaged or does not fit, or an expression matches no layer.
     """
     where = f"model.weights = {settings.weights!r}"
-    if settings.initial == "own":
-        raise ConfigError(f"{where} and initial = 'own' exclude each other: all clients would start from the file's")
+    if settings.initial == "own" and not settings.weights_skip and settings.adapter.kind == "none":
+        raise ConfigError(
+            f"{where} and initial = 'own' exclude each other: all clients would start from the file's; name layers "
+            "that each client draws in model.weights_skip, or remove initial"
+        )
     file, part = split_file(settings.weights)
     if file is None:
         looked = " and ".join(str(place.absolute()) for place in user_places(settings.weights))

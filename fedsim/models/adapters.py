@@ -5,54 +5,22 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.lazy import Place
+from fedsim.models.adapter import Adapter
 from fedsim.models.held import hold_, release_
 from fedsim.models.layers import Layers
 from fedsim.models.usage import usage_of
 
-AdapterKind = Literal["lora", "dora", "ia3", "vera"]
 NAME = "default"  # peft's name of the only adapter, which is part of the keys
 RANKS = "fedsim_ranks"  # a layer's attribute with the clients' ranks
 LISTED = 5
 # The path of a layer with an adapter, and what peft calls the parts that it adds.
 ADDED = re.compile(r"(.+?)\.(?:lora_[A-Za-z_]+|ia3_l|vera_lambda_[bd])(?:\..+)?")
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """What is added to a model, and where.
-
-    Parameters
-    ----------
-    kind
-        ``lora`` adds the product of two factors, ``dora`` trains the length of the rows as well, ``ia3`` scales
-        outputs, ``vera`` scales the rows of two random factors that all layers and clients share.
-    rank
-        Number of rows of the first factor and of columns of the second.
-    ranks
-        Ranks of the clients, dealt in turn, of which ``rank`` is the largest; if empty, all have that.
-    alpha
-        The product is multiplied by ``alpha / rank``.
-    dropout
-        Share of the inputs of the first factor that is dropped in training.
-    targets
-        Layer expression; the linear layers among these get an adapter.
-    head
-        Whether the head trains whole, next to the adapters.
-    """
-
-    kind: AdapterKind = "lora"
-    rank: int = 8
-    ranks: tuple[int, ...] = ()
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: str = "body"
-    head: bool = True
 
 
 def adapt_(model: nn.Module, adapter: Adapter, inputs: Tensor) -> None:

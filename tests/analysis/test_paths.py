@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from fedsim.alignment.frames import closest_orthogonal, in_frame_of
 from fedsim.analysis import Data, Models, barriers
 from fedsim.analysis.mixing.groups import named_groups
-from fedsim.models.adapters import Adapter, adapt_, factors_of, hold_bases_, merge_
+from fedsim.models.adapter import Adapter
+from fedsim.models.adapters import adapt_, factors_of, hold_bases_, merge_
 from fedsim.models.copies import copy_of
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.params import Params, load_state_, state_of

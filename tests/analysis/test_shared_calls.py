@@ -12,7 +12,8 @@ from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Recipe
 from fedsim.analysis.mixing.shared_calls import SharedCalls
-from fedsim.models.adapters import Adapter, AdapterKind, adapt_
+from fedsim.models.adapter import Adapter, AdapterKind
+from fedsim.models.adapters import adapt_
 from fedsim.models.layers import describe_
 from fedsim.models.params import Params, state_of
 

@@ -106,6 +106,26 @@ def test_layers_that_are_skipped_start_from_the_seed(
             assert torch.equal(value, (drawn if key.startswith(head) else saved)[key])
 
 
+def test_clients_draw_their_own_skipped_layers_and_factors_and_start_from_the_file_otherwise(
+    tiny: Callable[..., Config], start: Callable[..., Federation]
+) -> None:
+    saved = state_of(tiny)
+    [head] = federation_of(tiny()).layers.head
+    federation = start(saved, skip="head", initial="own")
+    without = federation_of(tiny(model={"name": "mlp", "hidden": [12], "initial": "own"}))
+    for client in range(2):
+        for key, value in federation.initial_of(client).items():
+            assert torch.equal(value, without.initial_of(client)[key] if key.startswith(head) else saved[key])
+    adapter = {"kind": "lora", "rank": 2}
+    for skip in ("", "head"):
+        adapted = start(saved, skip=skip, initial="own", adapter=adapter)
+        one, other = (adapted.initial_of(client) for client in range(2))
+        differing = {key for key, value in one.items() if not torch.equal(value, other[key])}
+        drawn = {key for key in one if key.endswith("lora_A.default.weight") or (skip and key.startswith(head))}
+        assert differing == drawn
+        assert all(torch.equal(value, saved[key]) for key, value in one.items() if key in saved and key not in drawn)
+
+
 def test_a_run_from_weights_is_named_by_their_content_and_differs_from_one_without(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
@@ -151,7 +171,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line_with_the_first_three(
         ),
         ({"weights": "."}, r"\. is a folder; give a checkpoint"),
         ({"weights_skip": "head"}, r"weights_skip = 'head' needs weights"),
-        ({"weights": "none.pt", "initial": "own"}, r"exclude each other"),
+        ({"weights": "none.pt", "initial": "own"}, r"exclude each other: .* in model.weights_skip, or remove initial"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(

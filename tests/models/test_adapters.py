@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.models.adapters import Adapter, AdapterKind, adapt_, adapted_layers, adapted_paths, merge_
+from fedsim.models.adapter import Adapter, AdapterKind
+from fedsim.models.adapters import adapt_, adapted_layers, adapted_paths, merge_
 from fedsim.models.frozen import frozen_of, unsettle_
 from fedsim.models.layers import describe_
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim.models.adapters import Adapter, adapt_, merge_
+from fedsim.models.adapter import Adapter
+from fedsim.models.adapters import adapt_, merge_
 from fedsim.models.architectures.huggingface import huggingface, positions
 from fedsim.models.layers import describe_
 from fedsim.training.vectorisable import Vectorisable

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.models.adapters import Adapter, adapt_, factors_of, merge_
+from fedsim.models.adapter import Adapter
+from fedsim.models.adapters import adapt_, factors_of, merge_
 from fedsim.models.copies import loaded
 from fedsim.models.params import Params, state_of
 from fedsim.models.ranks import cut_to_rank, deal_ranks_

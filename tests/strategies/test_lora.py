@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fedsim.config.choices import CATALOGUES
 from fedsim.errors import ClientError, ConfigError
-from fedsim.models.adapters import Adapter, adapt_, factors_of, hold_bases_, merge_
+from fedsim.models.adapter import Adapter
+from fedsim.models.adapters import adapt_, factors_of, hold_bases_, merge_
 from fedsim.models.copies import loaded
 from fedsim.models.params import Params, state_of
 from fedsim.models.ranks import cut_to_rank, deal_ranks_
