@@ -7,6 +7,7 @@ import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.report.charts.compact import chart_of
+from fedsim.results.report.charts.parts import Axis, Scale, Tooltip
 from fedsim.results.report.charts.theme import LOSS_FORMAT, SHARE_FORMAT
 from fedsim.results.report.drawing.before_after import MANY_CLIENTS, MODELS, TITLES, trained_end
 from fedsim.results.report.palette import COLOURS
@@ -54,11 +55,11 @@ def _panel(values: pd.DataFrame, used: Sequence[str], metric: str, title: str) -
         "i:O",
         title="client, sorted by its model as received",
         sort=clients,
-        axis=alt.Axis(labels=few, ticks=few, labelAngle=0, labelOverlap=True),
+        axis=Axis(labels=few, ticks=few, labelAngle=0, labelOverlap=True),
     )
     written = SHARE_FORMAT if share else LOSS_FORMAT
-    scale = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=False)
-    y = alt.Y("v:Q", title=label(metric), scale=scale, axis=alt.Axis(format=written))
+    scale = Scale(domain=[0, 1]) if share else Scale(zero=False)
+    y = alt.Y("v:Q", title=label(metric), scale=scale, axis=Axis(format=written))
     looks = [POINTS[model] for model in used]
     points = (
         chart_of(pd.DataFrame(rows), m=names)
@@ -66,12 +67,12 @@ def _panel(values: pd.DataFrame, used: Sequence[str], metric: str, title: str) -
         .encode(
             x=x,
             y=y,
-            color=alt.Color("m_name:N", title=None, scale=alt.Scale(domain=names, range=[each for each, _ in looks])),
-            shape=alt.Shape("m_name:N", title=None, scale=alt.Scale(domain=names, range=[each for _, each in looks])),
+            color=alt.Color("m_name:N", title=None, scale=Scale(domain=names, range=[each for each, _ in looks])),
+            shape=alt.Shape("m_name:N", title=None, scale=Scale(domain=names, range=[each for _, each in looks])),
             tooltip=[
-                alt.Tooltip("i:O", title="client"),
-                alt.Tooltip("m_name:N", title="model"),
-                alt.Tooltip("v:Q", title=label(metric), format=".1~%" if share else ".4~g"),
+                Tooltip("i:O", title="client"),
+                Tooltip("m_name:N", title="model"),
+                Tooltip("v:Q", title=label(metric), format=".1~%" if share else ".4~g"),
             ],
         )
     )
@@ -81,5 +82,5 @@ def _panel(values: pd.DataFrame, used: Sequence[str], metric: str, title: str) -
         both = values[["personalised", end]].astype(float).dropna()
         lines = pd.DataFrame({"i": both.index.astype(int), "v": both["personalised"], "w": both[end]})
         rule = alt.Chart(lines.reset_index(drop=True)).mark_rule(strokeWidth=1.5, opacity=0.6)
-        layers.insert(0, rule.encode(x=x, y=y, y2="w:Q"))
+        layers.insert(0, rule.encode(x=x, y=y, y2=alt.Y2("w:Q")))
     return alt.layer(*layers, title=title, width=WIDTH, height=HEIGHT)

@@ -10,6 +10,7 @@ from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.report.charts.client_records import ClientRecords
 from fedsim.results.report.charts.compact import chart_of, distinct, significant, values_of
+from fedsim.results.report.charts.parts import Axis, Legend, Scale, Tooltip
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.facets import short_key
 from fedsim.results.report.palette import COLOURS, looks
@@ -76,33 +77,33 @@ def _scatter(
     )
     title, several = _title(metric, over), len(situations) > 1
     tooltip = _tooltip(metric, title if over else "", several=several)
-    shape = alt.Shape("z_name:N", sort=situations, legend=alt.Legend(title=None, symbolFillColor=MIDDLE))
+    shape = alt.Shape("z_name:N", sort=situations, legend=Legend(title=None, symbolFillColor=MIDDLE))
     dots = (
         base.transform_filter(isolated)  # what is only pale would still be in front of others
         .mark_point(filled=True, size=70, cursor="pointer")
         .encode(
-            x=alt.X("x:Q", title=None, scale=alt.Scale(zero=False, nice=True)),
-            y=alt.Y("y:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format="+.4~g" if over else value)),
+            x=alt.X("x:Q", title=None, scale=Scale(zero=False, nice=True)),
+            y=alt.Y("y:Q", title=title, scale=Scale(zero=False), axis=Axis(format="+.4~g" if over else value)),
             color=alt.Color(
                 "m_name:N",
-                scale=alt.Scale(domain=methods, range=colours),
-                legend=alt.Legend(title=None) if len(methods) > 1 else None,
+                scale=Scale(domain=methods, range=colours),
+                legend=Legend(title=None) if len(methods) > 1 else None,
             ),
             **({"shape": shape} if several else {}),
-            opacity=alt.value(0.8),
-            stroke=alt.condition(clicked, alt.value(COLOURS[1]), alt.value("transparent")),
-            strokeWidth=alt.condition(clicked, alt.value(3), alt.value(0)),
+            opacity=alt.OpacityValue(0.8),
+            stroke=alt.StrokeValue(**alt.condition(clicked, alt.value(COLOURS[1]), alt.value("transparent"))),
+            strokeWidth=alt.StrokeWidthValue(**alt.condition(clicked, alt.value(3), alt.value(0))),
             tooltip=tooltip,
         )
         .add_params(which, isolated, clicked)
     )
     layers: list[Any] = [dots, _axis_title()]
     if over:
-        layers.insert(0, alt.Chart({"values": [{"z": 0}]}).mark_rule(strokeDash=[4, 4]).encode(y="z:Q"))
+        layers.insert(0, alt.Chart({"values": [{"z": 0}]}).mark_rule(strokeDash=[4, 4]).encode(y=alt.Y("z:Q")))
     return alt.layer(*layers, width=WIDTH, height=HEIGHT)
 
 
-def _tooltip(metric: str, gain: str, *, several: bool) -> list[alt.Tooltip]:
+def _tooltip(metric: str, gain: str, *, several: bool) -> list[Tooltip]:
     """Return the lines of a client's tooltip.
 
     Parameters
@@ -113,15 +114,15 @@ def _tooltip(metric: str, gain: str, *, several: bool) -> list[alt.Tooltip]:
         Whether there are several settings.
     """
     return [
-        alt.Tooltip("i:Q", title="client"),
-        alt.Tooltip("m_name:N", title="strategy"),
-        *([alt.Tooltip("z_name:N", title="setting")] if several else []),
-        alt.Tooltip("s:Q", title="seed"),
-        alt.Tooltip("n:Q", title="training examples", format=",d"),
-        alt.Tooltip("h:Q", title="label entropy (nats)", format=".3~f"),
-        *([alt.Tooltip("y:Q", title=gain, format="+.3~g")] if gain else []),
-        alt.Tooltip("v:Q", title=label(metric), format=_percent(metric)),
-        alt.Tooltip("t:Q", title="test examples", format=",d"),
+        Tooltip("i:Q", title="client"),
+        Tooltip("m_name:N", title="strategy"),
+        *([Tooltip("z_name:N", title="setting")] if several else []),
+        Tooltip("s:Q", title="seed"),
+        Tooltip("n:Q", title="training examples", format=",d"),
+        Tooltip("h:Q", title="label entropy (nats)", format=".3~f"),
+        *([Tooltip("y:Q", title=gain, format="+.3~g")] if gain else []),
+        Tooltip("v:Q", title=label(metric), format=_percent(metric)),
+        Tooltip("t:Q", title="test examples", format=",d"),
     ]
 
 
@@ -131,7 +132,7 @@ def _axis_title() -> alt.Chart:
         alt.Chart({"values": [{"z": 0}]})
         .transform_calculate(t="against")
         .mark_text(fontSize=11, fontWeight="bold", align="right", baseline="top")
-        .encode(x=alt.value("width"), y=alt.value(HEIGHT + 22), text="t:N")
+        .encode(x=alt.XValue("width"), y=alt.YValue(HEIGHT + 22), text=alt.Text("t:N"))
     )
 
 
@@ -158,15 +159,15 @@ def _labels(found: ClientRecords, clicked: alt.Parameter) -> alt.Chart:
                 "name:N",
                 title=None,
                 sort=few or alt.EncodingSortField("o", op="min"),
-                scale=alt.Scale(domain=few) if few else alt.Undefined,
-                axis=alt.Axis(labelLimit=90, labelOverlap=True, labelAngle=_angle(names[number] for number in used)),
+                scale=Scale(domain=few) if few else alt.Undefined,
+                axis=Axis(labelLimit=90, labelOverlap=True, labelAngle=_angle(names[number] for number in used)),
             ),
-            y=alt.Y("c:Q", title="examples", stack=None, scale=alt.Scale(domain=[0, most])),
-            xOffset="k:N",
+            y=alt.Y("c:Q", title="examples", stack=None, scale=Scale(domain=[0, most])),
+            xOffset=alt.XOffset("k:N"),
             tooltip=[
-                alt.Tooltip("i:Q", title="client"),
-                alt.Tooltip("name:N", title="class"),
-                alt.Tooltip("c:Q", title="examples", format=",d"),
+                Tooltip("i:Q", title="client"),
+                Tooltip("name:N", title="class"),
+                Tooltip("c:Q", title="examples", format=",d"),
             ],
         )
         .properties(width=HALF, height=BELOW)
@@ -198,14 +199,14 @@ def _curve(found: ClientRecords, names: Sequence[str], metric: str, clicked: alt
         .transform_filter("isValid(datum.v)")
         .mark_line(point=True)
         .encode(
-            x=alt.X("r:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(domain=rounds)),
-            y=alt.Y("v:Q", title=label(metric), scale=alt.Scale(domain=spread), axis=alt.Axis(format=_percent(metric))),
-            color=alt.Color("whose:N", title=None, legend=alt.Legend(labelLimit=400)),
-            detail="k:Q",
+            x=alt.X("r:Q", title="round", axis=Axis(tickMinStep=1, format="d"), scale=Scale(domain=rounds)),
+            y=alt.Y("v:Q", title=label(metric), scale=Scale(domain=spread), axis=Axis(format=_percent(metric))),
+            color=alt.Color("whose:N", title=None, legend=Legend(labelLimit=400)),
+            detail=alt.Detail("k:Q"),
             tooltip=[
-                alt.Tooltip("whose:N", title="client"),
-                alt.Tooltip("r:Q", title="round"),
-                alt.Tooltip("v:Q", title=label(metric), format=_percent(metric)),
+                Tooltip("whose:N", title="client"),
+                Tooltip("r:Q", title="round"),
+                Tooltip("v:Q", title=label(metric), format=_percent(metric)),
             ],
         )
         .properties(width=HALF, height=BELOW)

@@ -7,6 +7,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from fedsim.results.report.charts.parts import Legend, Scale
 from fedsim.results.report.drawing.style import short
 
 MOST_ROWS = 5_000  # of one chart, so that a page with several of them stays within a few megabytes
@@ -52,11 +53,11 @@ def distinct(names: Sequence[object], length: int = 24) -> list[str]:
     return shown
 
 
-def axis_scale(*, log: bool, **options: Any) -> alt.Scale:
+def axis_scale(*, log: bool, **options: Any) -> Scale:
     """Return a scale that fits its values, with or without 0."""
-    return alt.Scale(type="log", **options) if log else alt.Scale(zero=False, **options)
+    return Scale(type="log", **options) if log else Scale(zero=False, **options)
 
 
-def line_legend() -> alt.Legend:
+def line_legend() -> Legend:
     """Return the legend of lines with bands, which shows the lines."""
-    return alt.Legend(title=None, labelLimit=320, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2)
+    return Legend(title=None, labelLimit=320, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2)

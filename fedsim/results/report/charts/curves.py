@@ -6,10 +6,11 @@ import altair as alt
 from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.report.charts.curve_data import X_AXES, Curves, Measure
+from fedsim.results.report.charts.parts import Axis, Legend, Scale, Tooltip
 from fedsim.results.report.charts.theme import BYTES_FORMAT, LOSS_FORMAT, SHARE_FORMAT
 from fedsim.results.report.comparing import costs
 
-LEGEND = alt.Legend(title=None, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3, symbolSize=180)
+LEGEND = Legend(title=None, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3, symbolSize=180)
 HEIGHT = 280
 FEW_POINTS = 40  # rounds up to which each has a marker
 LOGARITHMIC_FROM = 30  # ratio of the largest to the smallest total from which bytes have a logarithmic axis
@@ -53,23 +54,23 @@ def curves(found: Curves) -> ChartType | None:
 
 def _layers(base: alt.Chart, found: Curves, picked: alt.Parameter) -> ChartType:
     shown_names = list(found.looks)
-    names = alt.Scale(domain=shown_names, range=[look.colour for look in found.looks.values()])
+    names = Scale(domain=shown_names, range=[look.colour for look in found.looks.values()])
     dashes = [list(look.dash) or [1, 0] for look in found.looks.values()]
-    y = alt.Y("y:Q", scale=alt.Scale(zero=False), **_y_axis(found.measures[0]))
-    x = alt.X("x:Q", scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(title="round", format="d", tickMinStep=1))
+    y = alt.Y("y:Q", scale=Scale(zero=False), **_y_axis(found.measures[0]))
+    x = alt.X("x:Q", scale=Scale(zero=False, nice=False), axis=Axis(title="round", format="d", tickMinStep=1))
     shown = {
         "color": alt.Color("name:N", scale=names, legend=LEGEND),
-        "detail": "line:N",
+        "detail": alt.Detail("line:N"),
     }
-    dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=shown_names, range=dashes), legend=LEGEND)
+    dash = alt.StrokeDash("name:N", scale=Scale(domain=shown_names, range=dashes), legend=LEGEND)
     tooltip = [
-        alt.Tooltip("name:N", title="line"),
-        *([alt.Tooltip("panel:N", title="setting")] if found.rows["panel"].nunique() > 1 else []),
-        alt.Tooltip("value:N", title="value"),
-        alt.Tooltip("round:Q", title="round"),
-        alt.Tooltip("bytes:Q", title="bytes", format=".4~s"),
-        alt.Tooltip("passes:Q", title="passes", format=".4~s"),
-        alt.Tooltip("seconds:Q", title="seconds", format=".4~g"),
+        Tooltip("name:N", title="line"),
+        *([Tooltip("panel:N", title="setting")] if found.rows["panel"].nunique() > 1 else []),
+        Tooltip("value:N", title="value"),
+        Tooltip("round:Q", title="round"),
+        Tooltip("bytes:Q", title="bytes", format=".4~s"),
+        Tooltip("passes:Q", title="passes", format=".4~s"),
+        Tooltip("seconds:Q", title="seconds", format=".4~g"),
     ]
     line = base.transform_filter("!isValid(datum.free)")
     few = found.rows["round"].nunique() <= FEW_POINTS
@@ -78,13 +79,13 @@ def _layers(base: alt.Chart, found: Curves, picked: alt.Parameter) -> ChartType:
     )
     layers: list[Any] = []
     if any(str(column).startswith("low_") for column in found.rows):
-        band = {"opacity": alt.condition(picked, alt.value(0.14), alt.value(0.02))}
+        band = {"opacity": alt.OpacityValue(**alt.condition(picked, alt.value(0.14), alt.value(0.02)))}
         layers.append(
             line.mark_area(interpolate="linear").encode(
-                x=x, y=alt.Y("low:Q", **_y_axis(found.measures[0])), y2="high:Q", **shown, **band
+                x=x, y=alt.Y("low:Q", **_y_axis(found.measures[0])), y2=alt.Y2("high:Q"), **shown, **band
             )
         )
-    faded = {"opacity": alt.condition(picked, alt.value(1), alt.value(0.12))}
+    faded = {"opacity": alt.OpacityValue(**alt.condition(picked, alt.value(1), alt.value(0.12)))}
     layers.append(line.mark_line().encode(x=x, y=y, strokeDash=dash, **shown, **faded))
     free = base.transform_filter("datum.free == x_axis")
     layers.append(
@@ -103,16 +104,16 @@ def _layers(base: alt.Chart, found: Curves, picked: alt.Parameter) -> ChartType:
     return alt.layer(*layers, points.add_params(hovered))
 
 
-def _free_tooltip() -> list[alt.Tooltip]:
+def _free_tooltip() -> list[Tooltip]:
     return [
-        alt.Tooltip("name:N", title="line"),
-        alt.Tooltip("value:N", title="last value"),
-        alt.Tooltip("free:N", title="spends no"),
+        Tooltip("name:N", title="line"),
+        Tooltip("value:N", title="last value"),
+        Tooltip("free:N", title="spends no"),
     ]
 
 
 def _y_axis(measure: Measure) -> dict[str, Any]:
-    return {"axis": alt.Axis(**_y_encoding(measure)["axis"])}
+    return {"axis": Axis(**_y_encoding(measure)["axis"])}
 
 
 def _y_encoding(measure: Measure) -> dict[str, Any]:

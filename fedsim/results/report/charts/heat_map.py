@@ -9,6 +9,7 @@ import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.report.charts.compact import MOST_ROWS, chart_of, distinct, thinned
+from fedsim.results.report.charts.parts import Axis, Legend, Scale, Tooltip
 from fedsim.results.report.drawing.heat_maps import HeatMaps, domain_of
 from fedsim.results.report.palette import NOT_MEASURED
 
@@ -27,9 +28,9 @@ def heat_map_chart(maps: HeatMaps) -> ChartType | None:
         return None
     base = chart_of(cells, y=distinct([str(name) for name in rows]), x=distinct([str(name) for name in columns]))
     low, high, _ = domain_of(tables, maps.quantity)
-    scale = alt.Scale(range=list(maps.quantity.scale), domain=[low, high], clamp=True, interpolate="rgb")
+    scale = Scale(range=list(maps.quantity.scale), domain=[low, high], clamp=True, interpolate="rgb")
     colour = alt.Color(
-        "v:Q", scale=scale, legend=alt.Legend(title=maps.quantity.label.split("\n"), titleLimit=0, format=".3~g")
+        "v:Q", scale=scale, legend=Legend(title=maps.quantity.label.split("\n"), titleLimit=0, format=".3~g")
     )
     panels = [
         _panel(
@@ -53,18 +54,18 @@ def _panel(
         "x_name:O",
         title=maps.columns or None,
         sort=alt.EncodingSortField("x", op="min"),
-        axis=alt.Axis(labelAngle=0 if whole else -60, labelOverlap=True, labelLimit=110),
+        axis=Axis(labelAngle=0 if whole else -60, labelOverlap=True, labelLimit=110),
     )
     y = alt.Y(
         "y_name:O",
         title=maps.rows or None,
         sort=alt.EncodingSortField("y", op="min"),
-        axis=alt.Axis(labelOverlap=True, labelLimit=130, ticks=False),
+        axis=Axis(labelOverlap=True, labelLimit=130, ticks=False),
     )
     tooltip = [
-        alt.Tooltip("y_name:N", title=maps.rows or "layer"),
-        alt.Tooltip("x_name:N", title=maps.columns or "with"),
-        alt.Tooltip("v:Q", title=maps.quantity.label.split("\n")[0], format=".4~g"),
+        Tooltip("y_name:N", title=maps.rows or "layer"),
+        Tooltip("x_name:N", title=maps.columns or "with"),
+        Tooltip("v:Q", title=maps.quantity.label.split("\n")[0], format=".4~g"),
     ]
     cells = base.mark_rect().encode(x=x, y=y, color=colour, tooltip=tooltip)
     properties = {
@@ -77,7 +78,10 @@ def _panel(
         return cells.properties(**properties)
     dark = f"{'abs(datum.v)' if maps.quantity.signed else 'datum.v'} > {0.6 * limit:.6g}"
     numbers = base.mark_text(fontSize=10).encode(
-        x=x, y=y, text=alt.Text("v:Q", format=".3~g"), color=alt.condition(dark, alt.value("white"), alt.value("black"))
+        x=x,
+        y=y,
+        text=alt.Text("v:Q", format=".3~g"),
+        color=alt.ColorValue(**alt.condition(dark, alt.value("white"), alt.value("black"))),
     )
     return alt.layer(cells, numbers.encode(tooltip=tooltip)).properties(**properties)
 

@@ -11,6 +11,7 @@ from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.report.charts.compact import MOST_ROWS, distinct, thinned, values_of
 from fedsim.results.report.charts.layer_costs import FULL, LayerCosts, shares_of
+from fedsim.results.report.charts.parts import Legend, Scale, Tooltip
 from fedsim.results.report.comparing.units import format_bytes
 from fedsim.results.report.drawing.heat_maps import colour_limit
 from fedsim.results.report.palette import DIVERGING
@@ -147,8 +148,8 @@ class _Channels:
 
     x: alt.X
     colour: alt.Color
-    tooltip: list[alt.Tooltip]
-    y_scale: alt.Scale
+    tooltip: list[Tooltip]
+    y_scale: Scale
 
     def y(self, name: str) -> alt.Y:
         """Return the vertical axis of a field."""
@@ -158,8 +159,8 @@ class _Channels:
 def _channels(unit: str, limit: float, strips: int) -> _Channels:
     colour = alt.Color(
         "m:Q",
-        scale=alt.Scale(range=list(DIVERGING), domain=[-limit, limit], clamp=True, interpolate="rgb"),
-        legend=alt.Legend(
+        scale=Scale(range=list(DIVERGING), domain=[-limit, limit], clamp=True, interpolate="rgb"),
+        legend=Legend(
             title=f"loss with the average minus own ({unit})",
             titleLimit=0,
             orient="top",
@@ -168,17 +169,17 @@ def _channels(unit: str, limit: float, strips: int) -> _Channels:
         ),
     )
     tooltip = [
-        alt.Tooltip("n:N", title="layer"),
-        alt.Tooltip("r:Q", title="measured in round"),
-        alt.Tooltip("m:Q", title=f"cost, mean ({unit})", format="+.3~g"),
-        alt.Tooltip("interval:N", title="95 % interval"),
-        alt.Tooltip("range:N", title="single clients"),
-        alt.Tooltip("loses:N", title="clients that lose"),
-        alt.Tooltip("z:N", title="size"),
-        alt.Tooltip("u:Q", title="sent by share of clients", format=".0%"),
+        Tooltip("n:N", title="layer"),
+        Tooltip("r:Q", title="measured in round"),
+        Tooltip("m:Q", title=f"cost, mean ({unit})", format="+.3~g"),
+        Tooltip("interval:N", title="95 % interval"),
+        Tooltip("range:N", title="single clients"),
+        Tooltip("loses:N", title="clients that lose"),
+        Tooltip("z:N", title="size"),
+        Tooltip("u:Q", title="sent by share of clients", format=".0%"),
     ]
-    x = alt.X("p:Q", axis=None, scale=alt.Scale(domain=[0, 1], nice=False, zero=False))
-    return _Channels(x, colour, tooltip, alt.Scale(domain=[0, strips], reverse=True, nice=False))
+    x = alt.X("p:Q", axis=None, scale=Scale(domain=[0, 1], nice=False, zero=False))
+    return _Channels(x, colour, tooltip, Scale(domain=[0, strips], reverse=True, nice=False))
 
 
 def _placed(cells: pd.DataFrame, layers: pd.DataFrame, place: str, at: alt.Parameter | None) -> alt.Chart:
@@ -213,9 +214,9 @@ def _blocks(base: alt.Chart, channels: _Channels) -> alt.Chart:
     """Return the coloured block of each layer."""
     return base.mark_rect(stroke="white", strokeWidth=1).encode(
         x=channels.x,
-        x2="q:Q",
+        x2=alt.X2("q:Q"),
         y=channels.y("top"),
-        y2="bottom:Q",
+        y2=alt.Y2("bottom:Q"),
         color=channels.colour,
         tooltip=channels.tooltip,
     )
@@ -225,7 +226,7 @@ def _intervals(base: alt.Chart, channels: _Channels, place: str, strips: int) ->
     """Return each mean with its interval below the block of its layer, and a line at 0."""
     x, tooltip = channels.x, channels.tooltip
     band = base.mark_rect(fillOpacity=0.6, stroke="#888888", strokeWidth=0.5).encode(
-        x=x, x2="q:Q", y=channels.y("ya"), y2="yb:Q", color=channels.colour, tooltip=tooltip
+        x=x, x2=alt.X2("q:Q"), y=channels.y("ya"), y2=alt.Y2("yb:Q"), color=channels.colour, tooltip=tooltip
     )
     zero = (
         alt.Chart({"values": [{"g": number} for number in range(strips)]})
@@ -233,29 +234,32 @@ def _intervals(base: alt.Chart, channels: _Channels, place: str, strips: int) ->
         .mark_rule(strokeDash=[3, 3], strokeWidth=1)
         .encode(y=channels.y("y"))
     )
-    mean = base.mark_rule(strokeWidth=2).encode(x=x, x2="q:Q", y=channels.y("ym"), tooltip=tooltip)
+    mean = base.mark_rule(strokeWidth=2).encode(x=x, x2=alt.X2("q:Q"), y=channels.y("ym"), tooltip=tooltip)
     return [band, zero, mean]
 
 
 def _sent(base: alt.Chart, channels: _Channels) -> alt.Chart:
     """Return the line below the layers that clients sent."""
-    shown = alt.Opacity("u:Q", scale=alt.Scale(domain=[0, 1]), legend=None)
+    shown = alt.Opacity("u:Q", scale=Scale(domain=[0, 1]), legend=None)
     line = base.transform_filter("datum.u > 0").mark_rule(strokeWidth=2.5)
-    return line.encode(x=channels.x, x2="q:Q", y=channels.y("bottom"), opacity=shown)
+    return line.encode(x=channels.x, x2=alt.X2("q:Q"), y=channels.y("bottom"), opacity=shown)
 
 
 def _texts(base: alt.Chart, channels: _Channels, limit: float) -> list[alt.Chart]:
     """Return the name and the number of each layer that has room for them."""
-    ink = alt.condition(f"abs(datum.m) > {WHITE_FROM * limit:.6g}", alt.value("white"), alt.value("black"))
+    dark = f"abs(datum.m) > {WHITE_FROM * limit:.6g}"
+    ink = alt.ColorValue(**alt.condition(dark, alt.value("white"), alt.value("black")))
     middle = (BOTTOM + TOP) / 2 * HEIGHT
 
     def written(text: str, among: alt.Chart, offset: float, **style: Any) -> alt.Chart:
         at_middle = {
             "x": alt.X("middle:Q", axis=None),
             "y": channels.y("start"),
-            "yOffset": alt.value(middle + offset),
+            "yOffset": alt.YOffsetValue(middle + offset),
         }
-        return among.mark_text(fontSize=11, **style).encode(**at_middle, text=text, color=ink, tooltip=channels.tooltip)
+        return among.mark_text(fontSize=11, **style).encode(
+            **at_middle, text=alt.Text(text), color=ink, tooltip=channels.tooltip
+        )
 
     names = written("n:N", base, -7, limit=alt.ExprRef("max(0, (datum.q - datum.p) * width - 4)"))
     # A number that is cut would be another number.
@@ -264,7 +268,7 @@ def _texts(base: alt.Chart, channels: _Channels, limit: float) -> list[alt.Chart
 
 
 def _titles(
-    full: pd.DataFrame, costs: Mapping[str, LayerCosts], unit: str, at: alt.Parameter | None, y_scale: alt.Scale
+    full: pd.DataFrame, costs: Mapping[str, LayerCosts], unit: str, at: alt.Parameter | None, y_scale: Scale
 ) -> list[alt.Chart]:
     """Return the name above each strip, with the cost of averaging all layers together."""
     lines = [{"g": number, "t": name} for number, name in enumerate(distinct(list(costs), 60))]
@@ -273,7 +277,7 @@ def _titles(
         alt.Chart({"values": lines})
         .transform_calculate(y=f"datum.g + {TITLE}")
         .mark_text(align="left", fontWeight="bold", fontSize=12)
-        .encode(x=alt.value(0), y=y, text="t:N")
+        .encode(x=alt.XValue(0), y=y, text=alt.Text("t:N"))
     )
     if full.empty:
         return [name]
@@ -286,6 +290,6 @@ def _titles(
             "' (' + format(datum.a, '+.2f') + ' to ' + format(datum.b, '+.2f') + ')' : '')",
         )
         .mark_text(align="left", fontSize=11)
-        .encode(x=alt.value(0), y=y, text="t:N")
+        .encode(x=alt.XValue(0), y=y, text=alt.Text("t:N"))
     )
     return [name, together]

@@ -5,6 +5,7 @@ import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.report.charts.compact import axis_scale, chart_of, distinct, line_legend
+from fedsim.results.report.charts.parts import Axis, Scale, Tooltip
 from fedsim.results.report.drawing.layer_curves import SMALLEST, LayerCurves, LayerPanel
 from fedsim.results.report.palette import COLOURS
 
@@ -40,21 +41,23 @@ def _panel(panel: LayerPanel, layers: list[str]) -> ChartType | None:
         "l_name:N",
         title=None,
         sort=alt.EncodingSortField("l", op="min"),
-        axis=alt.Axis(labelAngle=-50, labelLimit=90, labelOverlap=True),
+        axis=Axis(labelAngle=-50, labelLimit=90, labelOverlap=True),
     )
     scale = axis_scale(log=panel.log)
-    y = alt.Y("v:Q", title=None, scale=scale, axis=alt.Axis(format=".3~g", tickCount=4))
+    y = alt.Y("v:Q", title=None, scale=scale, axis=Axis(format=".3~g", tickCount=4))
     colours = [COLOURS[curve.number % len(COLOURS)] for curve in panel.curves]
-    colour = alt.Color("c_name:N", scale=alt.Scale(domain=shown, range=colours), legend=line_legend())
+    colour = alt.Color("c_name:N", scale=Scale(domain=shown, range=colours), legend=line_legend())
     tooltip = [
-        alt.Tooltip("l_name:N", title="layer"),
-        alt.Tooltip("c_name:N", title="curve"),
-        alt.Tooltip("v:Q", title="mean", format=".4~g"),
-        alt.Tooltip("a:Q", title="smallest", format=".4~g"),
-        alt.Tooltip("b:Q", title="largest", format=".4~g"),
+        Tooltip("l_name:N", title="layer"),
+        Tooltip("c_name:N", title="curve"),
+        Tooltip("v:Q", title="mean", format=".4~g"),
+        Tooltip("a:Q", title="smallest", format=".4~g"),
+        Tooltip("b:Q", title="largest", format=".4~g"),
     ]
-    band = base.mark_area(opacity=0.2).encode(x=x, y=alt.Y("a:Q", title=None, scale=scale), y2="b:Q", color=colour)
+    band = base.mark_area(opacity=0.2).encode(
+        x=x, y=alt.Y("a:Q", title=None, scale=scale), y2=alt.Y2("b:Q"), color=colour
+    )
     parts = [band, base.mark_line(point=True).encode(x=x, y=y, color=colour, tooltip=tooltip)]
     if panel.mark is not None:
-        parts.append(alt.Chart({"values": [{"m": panel.mark}]}).mark_rule(strokeDash=[4, 4]).encode(y="m:Q"))
+        parts.append(alt.Chart({"values": [{"m": panel.mark}]}).mark_rule(strokeDash=[4, 4]).encode(y=alt.Y("m:Q")))
     return alt.layer(*parts, title=panel.title, width=WIDTH, height=HEIGHT)

@@ -8,6 +8,7 @@ import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.report.charts.compact import MOST_ROWS, axis_scale, chart_of, distinct, line_legend, thinned
+from fedsim.results.report.charts.parts import Axis, Scale, Tooltip
 from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples, most_moving
 from fedsim.results.report.palette import COLOURS
 
@@ -73,35 +74,35 @@ def _curves(rows: pd.DataFrame, labels: Sequence[str], multiples: SmallMultiples
         title=multiples.x.partition(":")[0] if names else multiples.x,  # small panels have no room for more
         scale=axis_scale(log=multiples.log, nice=False),
         # Vega would label ticks between few rounds too, rounded.
-        axis=alt.Axis(values=thinned(map(int, rows["x"]), MOST_TICKS), format="d")
+        axis=Axis(values=thinned(map(int, rows["x"]), MOST_TICKS), format="d")
         if multiples.of_rounds
-        else alt.Axis(format="~g", tickCount=5),
+        else Axis(format="~g", tickCount=5),
     )
     y = alt.Y(
         "v:Q",
         title=multiples.y,
         scale=axis_scale(log=multiples.log_y),
-        axis=alt.Axis(format=".3~g", tickCount=4),
+        axis=Axis(format=".3~g", tickCount=4),
     )
     colour = alt.Color(
         "c_name:N",
-        scale=alt.Scale(
+        scale=Scale(
             domain=[shown[each] for each in used], range=[COLOURS[int(numbers[each]) % len(COLOURS)] for each in used]
         ),
         legend=line_legend(),
     )
     tooltip = [
-        *(alt.Tooltip(f"{field}_name:N", title="layers") for field in names),
-        alt.Tooltip("c_name:N", title="curve"),
-        alt.Tooltip("x:Q", title=multiples.x.partition(":")[0], format=".4~g"),
-        alt.Tooltip("v:Q", title=multiples.y, format=".4~g"),
-        alt.Tooltip("a:Q", title="band from", format=".4~g"),
-        alt.Tooltip("b:Q", title="to", format=".4~g"),
+        *(Tooltip(f"{field}_name:N", title="layers") for field in names),
+        Tooltip("c_name:N", title="curve"),
+        Tooltip("x:Q", title=multiples.x.partition(":")[0], format=".4~g"),
+        Tooltip("v:Q", title=multiples.y, format=".4~g"),
+        Tooltip("a:Q", title="band from", format=".4~g"),
+        Tooltip("b:Q", title="to", format=".4~g"),
     ]
     band = (
         base.transform_filter("isValid(datum.a) && isValid(datum.b)")
         .mark_area(opacity=0.2)
-        .encode(x=x, y=alt.Y("a:Q", title=multiples.y), y2="b:Q", color=colour)
+        .encode(x=x, y=alt.Y("a:Q", title=multiples.y), y2=alt.Y2("b:Q"), color=colour)
     )
     few = len(rows) <= 40 * max(1, rows.groupby(["p", "c"]).ngroups)
     lines = base.mark_line(point=few).encode(x=x, y=y, color=colour, tooltip=tooltip)

@@ -9,6 +9,7 @@ from altair.vegalite.v6.api import ChartType
 
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.report.charts.compact import axis_scale, chart_of, distinct
+from fedsim.results.report.charts.parts import Axis, Legend, Scale, Tooltip
 from fedsim.results.report.drawing.partition import histogram_edges, is_small, is_wide
 from fedsim.results.report.palette import COLOURS
 
@@ -31,19 +32,19 @@ def _bubbles(measured: Heterogeneity) -> alt.VConcatChart:
     clients = list(range(len(measured)))
 
     def x(*, labelled: bool) -> alt.X:
-        axis = alt.Axis(labels=labelled, ticks=labelled, labelAngle=0, labelOverlap=True)
+        axis = Axis(labels=labelled, ticks=labelled, labelAngle=0, labelOverlap=True)
         title = "client" if labelled else None
-        return alt.X("i:O", title=title, scale=alt.Scale(domain=clients), axis=axis)
+        return alt.X("i:O", title=title, scale=Scale(domain=clients), axis=axis)
 
     room: dict[str, Any] = {"minExtent": LABELS, "labelLimit": LABELS - 8}
-    client = alt.Tooltip("i:O", title="client")
+    client = Tooltip("i:O", title="client")
     bars = (
         alt.Chart(sizes)
         .mark_bar(color=COLOURS[0])
         .encode(
             x=x(labelled=False),
-            y=alt.Y("n:Q", title="examples", axis=alt.Axis(format="~s", tickCount=4, **room)),
-            tooltip=[client, alt.Tooltip("n:Q", title="examples", format=",d")],
+            y=alt.Y("n:Q", title="examples", axis=Axis(format="~s", tickCount=4, **room)),
+            tooltip=[client, Tooltip("n:Q", title="examples", format=",d")],
         )
         .properties(width=WIDTH, height=BAR)
     )
@@ -52,16 +53,16 @@ def _bubbles(measured: Heterogeneity) -> alt.VConcatChart:
         .mark_circle(color=COLOURS[0], opacity=0.85)
         .encode(
             x=x(labelled=True),
-            y=alt.Y("l_name:N", title="class", scale=alt.Scale(domain=classes), axis=alt.Axis(grid=True, **room)),
+            y=alt.Y("l_name:N", title="class", scale=Scale(domain=classes), axis=Axis(grid=True, **room)),
             size=alt.Size(
                 "c:Q",
-                scale=alt.Scale(domain=[0, int(counts.counts.max(initial=1))], range=[SMALLEST_BUBBLE, LARGEST_BUBBLE]),
-                legend=alt.Legend(title="examples of the class", tickCount=4, symbolFillColor=COLOURS[0]),
+                scale=Scale(domain=[0, int(counts.counts.max(initial=1))], range=[SMALLEST_BUBBLE, LARGEST_BUBBLE]),
+                legend=Legend(title="examples of the class", tickCount=4, symbolFillColor=COLOURS[0]),
             ),
             tooltip=[
                 client,
-                alt.Tooltip("l_name:N", title="class"),
-                alt.Tooltip("c:Q", title="examples", format=",d"),
+                Tooltip("l_name:N", title="class"),
+                Tooltip("c:Q", title="examples", format=",d"),
             ],
         )
         .properties(width=WIDTH, height=max(8, min(ROW, 700 // len(classes))) * max(2, len(classes)))
@@ -77,7 +78,7 @@ def _histogram(name: str, values: np.ndarray) -> ChartType:
     edges = histogram_edges(values)
     found, _ = np.histogram(values, edges)
     rows = pd.DataFrame({"a": edges[:-1], "b": edges[1:], "c": found})
-    x = alt.X("a:Q", title=name, scale=axis_scale(log=is_wide(values), nice=False), axis=alt.Axis(format="~g"))
+    x = alt.X("a:Q", title=name, scale=axis_scale(log=is_wide(values), nice=False), axis=Axis(format="~g"))
     span = "format(datum.a, '.3~g') + ' to ' + format(datum.b, '.3~g')"
     bars = (
         alt.Chart(rows)
@@ -85,12 +86,12 @@ def _histogram(name: str, values: np.ndarray) -> ChartType:
         .mark_bar(color=COLOURS[0])
         .encode(
             x=x,
-            x2="b:Q",
-            y=alt.Y("c:Q", title="clients", axis=alt.Axis(format="d", tickMinStep=1)),
-            tooltip=[alt.Tooltip("span:N", title=name), alt.Tooltip("c:Q", title="clients", format=",d")],
+            x2=alt.X2("b:Q"),
+            y=alt.Y("c:Q", title="clients", axis=Axis(format="d", tickMinStep=1)),
+            tooltip=[Tooltip("span:N", title=name), Tooltip("c:Q", title="clients", format=",d")],
         )
     )
     mean = alt.Chart(pd.DataFrame({"m": [float(values.mean())]}))
     line = mean.mark_rule(color=COLOURS[1], strokeDash=[5, 4], strokeWidth=1.5)
-    line = line.encode(x="m:Q", tooltip=[alt.Tooltip("m:Q", title="mean", format=".4~g")])
+    line = line.encode(x=alt.X("m:Q"), tooltip=[Tooltip("m:Q", title="mean", format=".4~g")])
     return alt.layer(bars, line, title=f"mean {values.mean():.4g}", width=HALF, height=BAR + 30)

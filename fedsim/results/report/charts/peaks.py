@@ -8,6 +8,7 @@ from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.measured import scale_of
 from fedsim.results.report.charts.compact import chart_of, distinct
+from fedsim.results.report.charts.parts import Scale, Tooltip
 
 ROW = 26  # pixels of a layer
 MOST_DIRECTIONS = 8  # of which each has a colour
@@ -42,18 +43,18 @@ def peaks_chart(peaks: pd.DataFrame, reference: str, directions: Sequence[str], 
     base = chart_of(rows, g=distinct(groups, 40), w=shown).encode(
         y=alt.Y("g_name:N", title=None, sort=alt.EncodingSortField("g", op="min")),
         tooltip=[
-            alt.Tooltip("g_name:N", title="layers"),
-            alt.Tooltip("w_name:N", title="mixed"),
-            alt.Tooltip("m:Q", title=title, format=".4~g"),
-            alt.Tooltip("a:Q", title="band from", format=".4~g"),
-            alt.Tooltip("b:Q", title="band to", format=".4~g"),
-            alt.Tooltip("t:Q", title="at t", format=".3~g"),
+            Tooltip("g_name:N", title="layers"),
+            Tooltip("w_name:N", title="mixed"),
+            Tooltip("m:Q", title=title, format=".4~g"),
+            Tooltip("a:Q", title="band from", format=".4~g"),
+            Tooltip("b:Q", title="band to", format=".4~g"),
+            Tooltip("t:Q", title="at t", format=".3~g"),
         ],
-        color=alt.Color("w_name:N", title=None, scale=alt.Scale(domain=shown)) if is_coloured else alt.Undefined,
+        color=alt.Color("w_name:N", title=None, scale=Scale(domain=shown)) if is_coloured else alt.Undefined,
         yOffset=alt.YOffset("w:O") if is_coloured else alt.Undefined,
     )
     height = max(80, ROW * len(groups) * max(1, min(len(ways), MOST_DIRECTIONS)) // 2 + ROW * len(groups) // 2)
-    zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule().encode(x="x:Q")
-    bands = base.mark_rule(strokeWidth=2).encode(x=alt.X("a:Q", title=title), x2="b:Q")
-    points = base.mark_point(filled=True, size=50).encode(x="m:Q")
+    zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule().encode(x=alt.X("x:Q"))
+    bands = base.mark_rule(strokeWidth=2).encode(x=alt.X("a:Q", title=title), x2=alt.X2("b:Q"))
+    points = base.mark_point(filled=True, size=50).encode(x=alt.X("m:Q"))
     return alt.layer(zero, bands, points).properties(width="container", height=height)

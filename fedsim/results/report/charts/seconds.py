@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.results.report.charts.compact import chart_of, distinct, values_of
+from fedsim.results.report.charts.parts import Axis, Legend, Scale, Tooltip
 from fedsim.results.report.palette import COLOURS
 from fedsim.results.result import Result
 
@@ -63,18 +64,18 @@ def round_seconds(result: Result) -> alt.Chart | None:
             x=alt.X(
                 "left:Q",
                 title="round",
-                axis=alt.Axis(format="d", tickMinStep=1),
-                scale=alt.Scale(nice=False, zero=False),
+                axis=Axis(format="d", tickMinStep=1),
+                scale=Scale(nice=False, zero=False),
             ),
-            x2="right:Q",
+            x2=alt.X2("right:Q"),
             y=alt.Y("low:Q", title="seconds" if width == 1 else f"seconds per round, means of {width} rounds"),
-            y2="high:Q",
+            y2=alt.Y2("high:Q"),
             color=_part_colour(parts),
             tooltip=[
-                alt.Tooltip("a:Q", title="round" if width == 1 else "first round"),
-                *([alt.Tooltip("b:Q", title="last round")] if width > 1 else []),
-                alt.Tooltip("p:N", title="part"),
-                alt.Tooltip("v:Q", title="seconds", format=".3~g"),
+                Tooltip("a:Q", title="round" if width == 1 else "first round"),
+                *([Tooltip("b:Q", title="last round")] if width > 1 else []),
+                Tooltip("p:N", title="part"),
+                Tooltip("v:Q", title="seconds", format=".3~g"),
             ],
         )
         .properties(width="container", height=HEIGHT)
@@ -109,16 +110,16 @@ def run_seconds(seconds: Mapping[str, pd.Series]) -> alt.Chart | None:
                 "g_name:N",
                 title=None,
                 sort=alt.EncodingSortField("g", op="min"),
-                scale=alt.Scale(domain=names),
-                axis=alt.Axis(labelLimit=220),
+                scale=Scale(domain=names),
+                axis=Axis(labelLimit=220),
             ),
             x=alt.X("v:Q", title="seconds, mean over seeds"),
             color=_part_colour(parts),
-            order="o:Q",
+            order=alt.Order("o:Q"),
             tooltip=[
-                alt.Tooltip("g_name:N", title="run"),
-                alt.Tooltip("p:N", title="part"),
-                alt.Tooltip("v:Q", title="seconds", format=".3~g"),
+                Tooltip("g_name:N", title="run"),
+                Tooltip("p:N", title="part"),
+                Tooltip("v:Q", title="seconds", format=".3~g"),
             ],
         )
         .properties(width="container", height=BAR * max(2, len(names)))
@@ -132,6 +133,6 @@ def _part_colour(parts: Sequence[str]) -> alt.Color:
     return alt.Color(
         "p:N",
         title=None,
-        scale=alt.Scale(domain=list(parts), range=colours),
-        legend=alt.Legend(orient="top"),
+        scale=Scale(domain=list(parts), range=colours),
+        legend=Legend(orient="top"),
     )

@@ -6,6 +6,7 @@ import altair as alt
 import pandas as pd
 
 from fedsim.results.report.charts.compact import MOST_ROWS, chart_of, distinct
+from fedsim.results.report.charts.parts import Axis, Legend, Scale, Tooltip
 from fedsim.results.report.palette import COLOURS, colour_at
 from fedsim.results.result import Result
 
@@ -81,8 +82,8 @@ def _of_one(rows: pd.DataFrame, bytes_of: Mapping[str, pd.DataFrame]) -> alt.Cha
         .encode(
             y=alt.Y("l_name:N", title=None, sort=alt.EncodingSortField("l", op="min")),
             x=_bytes_axis("bytes of all rounds"),
-            color=alt.Color("d_name:N", title=None, scale=_direction_scale(), legend=alt.Legend(orient="top")),
-            order="d:Q",
+            color=alt.Color("d_name:N", title=None, scale=_direction_scale(), legend=Legend(orient="top")),
+            order=alt.Order("d:Q"),
             tooltip=_tooltip(l="layer", d="direction"),
         )
         .properties(width="container", height=BAR * max(2, rows["l"].nunique()))
@@ -104,14 +105,14 @@ def _of_several(rows: pd.DataFrame, bytes_of: Mapping[str, pd.DataFrame]) -> alt
                 "g_name:N",
                 title=None,
                 sort=alt.EncodingSortField("g", op="min"),
-                axis=alt.Axis(labelLimit=220),
-                scale=alt.Scale(domain=runs),
+                axis=Axis(labelLimit=220),
+                scale=Scale(domain=runs),
             ),
             x=_bytes_axis("bytes, mean over seeds"),
             color=alt.Color(
                 "l_name:N",
-                scale=alt.Scale(domain=layers, range=_depths(len(layers))),
-                legend=alt.Legend(title="layer", orient="top") if few else None,
+                scale=Scale(domain=layers, range=_depths(len(layers))),
+                legend=Legend(title="layer", orient="top") if few else None,
             ),
             order=alt.Order("l:Q"),
             tooltip=_tooltip(g="run", l="layer", d="direction"),
@@ -132,11 +133,11 @@ def _within(rows: pd.DataFrame, layers: Sequence[str], room: int) -> tuple[pd.Da
 
 
 def _bytes_axis(title: str) -> alt.X:
-    return alt.X("v:Q", title=title, axis=alt.Axis(format="~s", tickCount=5, labelOverlap=True))
+    return alt.X("v:Q", title=title, axis=Axis(format="~s", tickCount=5, labelOverlap=True))
 
 
-def _direction_scale() -> alt.Scale:
-    return alt.Scale(domain=list(DIRECTIONS.values()), range=[COLOURS[0], COLOURS[1]])
+def _direction_scale() -> Scale:
+    return Scale(domain=list(DIRECTIONS.values()), range=[COLOURS[0], COLOURS[1]])
 
 
 def _depths(count: int) -> list[str]:
@@ -144,6 +145,6 @@ def _depths(count: int) -> list[str]:
     return [colour_at(DEPTH, place / max(1, count - 1)) for place in range(count)]
 
 
-def _tooltip(**titles: str) -> list[alt.Tooltip]:
-    shown = [alt.Tooltip(f"{field}_name:N", title=title) for field, title in titles.items()]
-    return [*shown, alt.Tooltip("v:Q", title="bytes", format=",.0f")]
+def _tooltip(**titles: str) -> list[Tooltip]:
+    shown = [Tooltip(f"{field}_name:N", title=title) for field, title in titles.items()]
+    return [*shown, Tooltip("v:Q", title="bytes", format=",.0f")]
