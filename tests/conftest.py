@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import ray
 import torch
+from PIL import Image
 
 import fedsim.federation.engines.ray  # noqa: F401 (sets what Ray reads when it is imported)
 from fedsim.config import Config, choices, with_settings
 from fedsim.experiment import run as experiment
 from fedsim.federation.engines.processes import few_processes
+from fedsim.results import report
 from fedsim.results.files import write_json
 from fedsim.results.folder import RunFolder
 from tests import ray_workers
@@ -100,6 +102,19 @@ def play(tmp_path: Path) -> Callable[..., RunFolder]:
         return folder
 
     return run
+
+
+@pytest.fixture
+def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs of this process have pages without charts, which take longer than a tiny run."""
+    monkeypatch.setattr(report, "write_run", plain_page)
+
+
+def plain_page(result: object, out: Path, *, export: bool = False) -> None:
+    """Write a page and a figure at once, in place of those of a run."""
+    (out / "report.html").write_text("<p>page</p>")
+    if export:
+        Image.new("RGB", (4, 4)).save(out / "curves.png")
 
 
 def unseal(folder: RunFolder) -> RunFolder:

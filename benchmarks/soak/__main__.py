@@ -34,8 +34,8 @@ PARTS: dict[str, Case] = {
     "rounds": rounds.case,
 }
 # Cases by number that take a few seconds together: what the tests run.
-SHORT = {"kills": [0], "damage": range(2), "fuzz": [0, 5]}
-SHORT_INPUTS = 10  # of each kind
+SHORT = {"kills": [0], "damage": [0], "fuzz": [0, 5]}
+SHORT_INPUTS = 5  # of each kind
 
 
 def main() -> None:

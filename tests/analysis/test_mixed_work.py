@@ -37,7 +37,7 @@ def test_little_memory_changes_rounding_only(max_memory: int) -> None:
 
 @pytest.mark.slow
 def test_each_threads_numbers_are_the_same() -> None:
-    model, inputs = build("resnet20", "group"), batch(ZOO["resnet20"].shape, 70)
+    model, inputs = build("resnet20", "group"), batch(ZOO["resnet20"].shape, 20)
     states, targets = different_states(model, 2), targets_of(model, inputs)
     results = []
     for threads in (1, 3):

@@ -16,6 +16,7 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.data import DATA
 from fedsim.data.skews import FEATURES
 from fedsim.experiment import run as experiment
+from fedsim.experiment.sweep import sweep
 from fedsim.models.architectures import MODELS
 from fedsim.results.folder import RunFolder
 from fedsim.shortening import LINE
@@ -28,8 +29,12 @@ Fedsim = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fedsim:
-    """Run a command in an empty folder; return its exit code, stdout and stderr."""
+    """Run a command in an empty folder; return its exit code, stdout and stderr.
+
+    Without ``--jobs``, runs are played in this process: another would import all again.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "processors", lambda: 1)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
@@ -260,8 +265,9 @@ def test_paths_are_checked_before_any_work(
 
 @pytest.mark.slow
 def test_run_compare_and_report_a_sweep(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
-    sweep = 'sweep.strategy=[{name="full"}, {name="layer_set", shared="head"}]'
-    code, out, err = fedsim("run", str(study), "--set", sweep, "--set", "sweep.seed=[0, 1]")
+    swept = 'sweep.strategy=[{name="full"}, {name="layer_set", shared="head"}]'
+    run = ("run", str(study), "--set", swept, "--set", "sweep.seed=[0, 1]", "--set", "barriers.every=0")
+    code, out, err = fedsim(*run)
     assert code == 0
     assert len(list((tmp_path / "runs" / "study").glob("*/DONE"))) == 4
     assert len(list((tmp_path / "runs" / "study").glob("*/report.html"))) == 4
@@ -269,7 +275,7 @@ def test_run_compare_and_report_a_sweep(fedsim: Fedsim, study: Path, tmp_path: P
     lines = [line.split() for line in out.splitlines() if line.startswith((" FedAvg ", " LG-FedAvg "))]
     assert [line[:3] for line in lines] == [["FedAvg", "2", "2"], ["LG-FedAvg", "2", "2"]]
 
-    code, _, err = fedsim("run", str(study), "--set", sweep, "--set", "sweep.seed=[0, 1]")
+    code, _, err = fedsim(*run)
     assert code == 0
     assert err.count("done already, skipped") == 4
 
@@ -334,6 +340,7 @@ class Raises(Strategy):
 """
 
 
+@pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
 @pytest.mark.parametrize(("error", "code"), [("config", 2), ("run", 1)])
 @pytest.mark.parametrize("jobs", ["1", "2"])
@@ -391,6 +398,7 @@ def test_partition_prints_and_draws_who_holds_what_and_trains_nothing(
     assert all(name in err for name in figures if name.endswith("png"))
 
 
+@pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
 def test_a_run_with_a_saved_partition_is_that_run_again(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     code, _, err = fedsim("partition", str(study), "--save", "sets/split.npz", "--pfllib", "pfllib")
@@ -456,6 +464,7 @@ class Mine(Strategy):
 """
 
 
+@pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
 def test_a_strategy_of_the_user_is_one_file_in_this_folder(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     (tmp_path / "own_strategy.py").write_text(OWN)
@@ -549,6 +558,7 @@ def bad_labels():
 """
 
 
+@pytest.mark.usefixtures("plain_pages")
 @pytest.mark.parametrize(
     ("table", "name", "code", "message"),
     [
@@ -587,6 +597,7 @@ def test_a_mistake_in_a_part_of_the_user_is_one_line(
     assert (tmp_path / "runs").exists() == (code == 1)
 
 
+@pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
 def test_a_changed_strategy_of_the_user_is_another_run(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     path = tmp_path / "changing.py"
@@ -596,6 +607,7 @@ def test_a_changed_strategy_of_the_user_is_another_run(fedsim: Fedsim, study: Pa
     assert len(list(tmp_path.glob("runs/study/*/DONE"))) == 2
 
 
+@pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
 def test_a_sweep_over_a_table_and_one_of_its_settings_plays_every_combination(
     fedsim: Fedsim, study: Path, tmp_path: Path
@@ -607,6 +619,7 @@ def test_a_sweep_over_a_table_and_one_of_its_settings_plays_every_combination(
     assert len(list(tmp_path.glob("runs/study/*/DONE"))) == 4
 
 
+@pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
 def test_a_setting_on_the_command_line_overrules_the_sweep(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
     study.write_text(study.read_text() + "\n[sweep]\nseed = [0, 1]\n")
@@ -624,6 +637,7 @@ def test_a_report_says_that_its_run_is_unfinished(
     assert warnings == ["unfinished: one (round 1 of 2); resume it with 'fedsim run'"]
 
 
+@pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
 def test_a_damaged_run_is_named_and_an_unfinished_one_left_out(
     fedsim: Fedsim, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -1,5 +1,6 @@
 """Help, mistakes and lists come at once: nothing heavy is imported for them."""
 
+import json
 import re
 import subprocess
 import sys
@@ -34,26 +35,49 @@ COMMANDS = {
     "export of no round": (("export", "runs/a", "--to", "a.safetensors", "--round", "x"), 2, "must be 'best', 'last'"),
     "unknown name of a list": (("list", "models", "mpl"), 2, "did you mean 'mlp'"),
 }
+# Commands one by one, each in a process that is forked once the command line is imported.
 SPY = """
-import atexit, sys
-atexit.register(lambda: print("imported:", *sorted({heavy} & set(sys.modules)), file=sys.stderr))
-sys.argv = ["fedsim", *{arguments}]
+import json, os, sys
 from fedsim.cli.commands import main
-main()
+
+for name, arguments in {commands}.items():
+    if os.fork():
+        os.wait()
+        continue
+    for number, stream in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{{name}}.{{stream}}", os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = ["fedsim", *arguments]
+    try:
+        main()
+        code = None
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(f"{{name}}.json", "w") as file:
+        json.dump([code or 0, sorted({heavy} & set(sys.modules))], file)
+    os._exit(0)
 """
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with what each command printed and imported."""
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "study.toml").write_text(STUDY)
+    (folder / "broken.toml").write_text("rounds = ")
+    script = SPY.format(heavy=set(HEAVY), commands={name: list(each[0]) for name, each in COMMANDS.items()})
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True)
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_that_needs_nothing_heavy_imports_nothing_heavy(name: str, tmp_path: Path) -> None:
-    arguments, code, text = COMMANDS[name]
-    (tmp_path / "study.toml").write_text(STUDY)
-    (tmp_path / "broken.toml").write_text("rounds = ")
-    script = SPY.format(heavy=set(HEAVY), arguments=list(arguments))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert done.stderr.splitlines()[-1] == "imported:"
-    assert re.search(text, done.stdout if code == 0 else done.stderr)
+def test_a_command_that_needs_nothing_heavy_imports_nothing_heavy(name: str, answers: Path) -> None:
+    _, code, text = COMMANDS[name]
+    out, err = ((answers / f"{name}.{stream}").read_text() for stream in ("out", "err"))
+    assert json.loads((answers / f"{name}.json").read_text()) == [code, []], err
+    assert re.search(text, out if code == 0 else err)
 
 
 def test_importing_fedsim_imports_not_even_numpy() -> None:

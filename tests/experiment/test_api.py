@@ -15,10 +15,11 @@ import fedsim
 from fedsim.cli import commands as cli
 from fedsim.config import Config, choices
 from fedsim.federation.federation import federation_of
+from fedsim.results import report
 from fedsim.training.evaluation import evaluate
-from tests.conftest import TINY
+from tests.conftest import TINY, plain_page
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pages")]
 HEAD = {"strategy": {"name": "layer_set", "shared": "head"}}
 
 
@@ -26,7 +27,9 @@ HEAD = {"strategy": {"name": "layer_set", "shared": "head"}}
 def runs(tmp_path_factory: pytest.TempPathFactory) -> fedsim.Runs:
     """Return the runs of two seeds."""
     out = tmp_path_factory.mktemp("runs")
-    return fedsim.run(TINY | HEAD, {"sweep.seed": [3, 4]}, out=str(out), name="heads", jobs=1)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(report, "write_run", plain_page)
+        return fedsim.run(TINY | HEAD, {"sweep.seed": [3, 4]}, out=str(out), name="heads", jobs=1)
 
 
 def test_a_run_returns_its_records_and_says_what_came_out(runs: fedsim.Runs) -> None:

@@ -19,6 +19,8 @@ from fedsim.experiment.sweep.sweep import Run, name_runs, run_all
 from fedsim.federation.client.app import READ_BY_WORKERS, app_of
 from fedsim.federation.federation import federation_of
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 DATA = """
 import numpy as np
 import torch

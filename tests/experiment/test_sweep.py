@@ -25,6 +25,8 @@ from fedsim.experiment.sweep.sweep import Run, check, name_runs, run_all
 from fedsim.results import report
 from tests.conftest import TINY, heed_interrupts, run_files
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 OWN = """
 import logging
 import errno

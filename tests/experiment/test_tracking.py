@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from PIL import Image
 
 import fedsim
 from fedsim.config import Config
@@ -21,9 +20,11 @@ from fedsim.experiment.tracking.callback import ActiveRun
 from fedsim.experiment.tracking.feed import Feed, catch_up
 from fedsim.experiment.tracking.tracker import Sent
 from fedsim.experiment.tracking.values import GrowingRecords, name_from
+from fedsim.results import report
 from fedsim.results.files import keep_rounds
 from fedsim.results.folder import RunFolder
 from fedsim.results.reading import read_result
+from tests.conftest import plain_page
 
 ACCURACY = "personalised/test/accuracy/mean"
 TINY: dict[str, Any] = {
@@ -41,7 +42,9 @@ TINY: dict[str, Any] = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """Run three rounds without any tracker."""
     out = tmp_path_factory.mktemp("finished")
-    return RunFolder(fedsim.run(TINY, out=out, jobs=1, name="study")[0].path)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(report, "write_run", plain_page)
+        return RunFolder(fedsim.run(TINY, out=out, jobs=1, name="study")[0].path)
 
 
 @pytest.fixture
@@ -139,10 +142,10 @@ def test_tensorboard_has_each_round_of_a_resumed_run_once(folder: RunFolder, rec
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_pages")
 def test_mlflow_has_each_round_of_a_resumed_run_once(
-    folder: RunFolder, recorded: dict[int, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: RunFolder, recorded: dict[int, float], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(feed.report, "write_run", small_page)
     tracking = pytest.importorskip("mlflow.tracking")
     uri = f"sqlite:///{tmp_path}/db/mlflow.db"
     stopped_and_resumed(folder, mlflow=uri)
@@ -157,12 +160,12 @@ def test_mlflow_has_each_round_of_a_resumed_run_once(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_pages")
 def test_wandb_has_each_round_of_a_resumed_run_once(
     folder: RunFolder, recorded: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(feed.report, "write_run", small_page)
     stopped_and_resumed(folder, wandb="fedsim tests")
     (place,) = (folder.path.parent / "tracking" / "wandb").glob("offline-run-*")
     deadline, records = time.monotonic() + 30, list[Any]()
@@ -198,11 +201,11 @@ def offline_records(path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_pages")
 def test_trackio_has_each_round_of_a_resumed_run_once(
     folder: RunFolder, recorded: dict[int, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setattr(feed.report, "write_run", small_page)
     storage = pytest.importorskip("trackio.sqlite_storage", reason="needs an older Pillow").SQLiteStorage
     stopped_and_resumed(folder, trackio="fedsim tests")
     (name,) = storage.get_runs("fedsim tests")
@@ -237,18 +240,10 @@ class Memory:
         pass
 
 
-def small_page(result: object, out: Path, *, export: bool = False) -> None:
-    """Write a page and a figure at once, in place of those of a run."""
-    (out / "report.html").write_text("<p>page</p>")
-    if export:
-        Image.new("RGB", (4, 4)).save(out / "curves.png")
-
-
 @pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> type[Memory]:
+def memory(monkeypatch: pytest.MonkeyPatch, plain_pages: None) -> type[Memory]:
     """Put a tracker in memory in the place of TensorBoard."""
     Memory.kept, Memory.failures, Memory.attached = {}, 0, []
-    monkeypatch.setattr(feed.report, "write_run", small_page)
     monkeypatch.setattr(feed, "TRACKERS", {"tensorboard": Memory})
     return Memory
 

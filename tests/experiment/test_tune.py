@@ -25,6 +25,8 @@ from fedsim.results.tuning import edges_of
 from tests.conftest import TINY, run_files
 from tests.results.report import cases
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 Fedsim = Callable[..., tuple[int, str, str]]
 STRATEGIES = [{"name": "full"}, {"name": "local"}]
 GRID = [0.3, 0.01]

@@ -51,10 +51,11 @@ def test_some_layers_repeat_their_last_update_and_the_others_are_averaged() -> N
 def test_layers_are_drawn_without_replacement_with_odds_one_by_their_ratio() -> None:
     ratios = np.array([1.0, 2.0, 4.0])
     found: Counter[tuple[str, ...]] = Counter()
-    for seed in range(2000):
-        strategy = FedLuar(Mlp(), recycled=0.7, seed=seed)  # 2 of 3
-        strategy.memory["ratio"] = torch.from_numpy(ratios)
-        found[tuple(layer for layer, drawn in zip(LAYERS, strategy.draw(1).tolist(), strict=True) if drawn)] += 1
+    strategy = FedLuar(Mlp(), recycled=0.7)  # 2 of 3
+    strategy.memory["ratio"] = torch.from_numpy(ratios)
+    for server_round in range(1, 2001):
+        drawn = strategy.draw(server_round).tolist()
+        found[tuple(layer for layer, is_drawn in zip(LAYERS, drawn, strict=True) if is_drawn)] += 1
     odds = (1 / ratios) / (1 / ratios).sum()
     for one, two in ((0, 1), (0, 2), (1, 2)):
         pair = odds[one] * odds[two] / (1 - odds[one]) + odds[two] * odds[one] / (1 - odds[two])

@@ -10,6 +10,7 @@ import typer
 
 from fedsim.cli import commands as cli
 from fedsim.config.choices import CATALOGUES
+from fedsim.experiment.sweep import sweep
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -28,6 +29,7 @@ LINKED = PAGES | {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_pages")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -48,8 +50,10 @@ def test_its_experiment_runs_with_each_of_its_own_parts(
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    arguments = [argument for change in changes for argument in ("--set", change)]
+    few = ["rounds=4"] if changes else []  # of ten, in which each part is used as well
+    arguments = [argument for change in changes + few for argument in ("--set", change)]
     monkeypatch.setattr(sys, "argv", ["fedsim", "run", "my_experiment.toml", *arguments])
+    monkeypatch.setattr(sweep, "processors", lambda: 1)  # another process would import all again
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert not exit_.value.code
@@ -57,12 +61,14 @@ def test_its_experiment_runs_with_each_of_its_own_parts(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_pages")
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
 def test_its_python_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     block = re.search(r"```python\n(import fedsim\n.*?)```", PAGES[ROOT / page], flags=re.DOTALL)
     assert block
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "processors", lambda: 1)  # another process would import all again
     exec(compile(block[1], page, "exec"), {})
     assert len(list(tmp_path.glob("runs/quickstart/*/DONE"))) == 4
 
