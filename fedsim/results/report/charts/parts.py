@@ -26,5 +26,5 @@ class Scale(_Shared, alt.Scale):
     """Scale of a channel."""
 
 
-class Tooltip(_Shared, alt.Tooltip):
+class Tooltip(_Shared, alt.Tooltip):  # type: ignore[misc]  # of Altair's own base classes
     """Line of the text that a pointer shows."""
