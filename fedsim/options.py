@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
 
+Entry = TypeVar("Entry", bound=Callable[..., Any])
+# Where a function has the one whose options it takes too.
+FORWARDED = "takes_options_of"
 BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
@@ -25,6 +28,8 @@ def schema_of(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseMod
     constructor = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
     hints = get_type_hints(constructor, include_extras=True)
     fields: dict[str, Any] = {}
+    if further := getattr(entry, FORWARDED, None):
+        hints = get_type_hints(further, include_extras=True) | hints
     for name, parameter in inspect.signature(entry).parameters.items():
         if name not in given and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
@@ -32,6 +37,23 @@ def schema_of(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseMod
             # TOML has lists only, so a tuple is the one type that is not taken strictly.
             fields[name] = (hint, Field(default, strict=False) if get_origin(hint) is tuple else Field(default))
     return create_model("Options", __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **fields)
+
+
+def with_options_of(further: Callable[..., Any]) -> Callable[[Entry], Entry]:
+    """Say that a function's keyword arguments are the options of another, its parameters that have names alone.
+
+    They are options of the function too, after its own, and are described where the other has them.
+    """
+
+    def decorate(function: Entry) -> Entry:
+        signature = inspect.signature(function)
+        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        taken = [each for each in inspect.signature(further).parameters.values() if each.kind is each.KEYWORD_ONLY]
+        function.__signature__ = signature.replace(parameters=[*own, *taken])  # type: ignore[attr-defined]
+        setattr(function, FORWARDED, further)
+        return function
+
+    return decorate
 
 
 def _as_written(hint: Any) -> Any:
@@ -117,4 +139,5 @@ def parameter_texts(entry: Callable[..., Any]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for names, text in re.findall(r"^(\w[\w, ]*)\n((?: +.*\n?|\n(?= ))+)", section, re.MULTILINE):
         texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    return texts
+    further = getattr(entry, FORWARDED, None)
+    return texts if further is None else parameter_texts(further) | texts

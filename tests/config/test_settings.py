@@ -1,5 +1,6 @@
 """Settings are checked where they enter, and a message names the one that is wrong."""
 
+import inspect
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -9,10 +10,13 @@ import pytest
 from pydantic import BaseModel
 
 from fedsim.config import Config, read_toml
+from fedsim.config.choices import CATALOGUES
 from fedsim.config.expectation import Expectation
 from fedsim.config.experiment_file import read_experiment
 from fedsim.config.local import LocalConfig
+from fedsim.config.tables import ModelConfig
 from fedsim.errors import ConfigError
+from fedsim.models.architectures.experts import mixtures
 from fedsim.options import parameter_texts
 from fedsim.training.settings import LocalSettings
 
@@ -140,3 +144,17 @@ def test_each_setting_is_described_by_its_name(record: type[BaseModel]) -> None:
 
 def test_each_setting_at_the_top_of_a_file_is_described_by_its_name() -> None:
     assert parameter_texts(Config).keys() == Config.model_fields.keys() - TABLES.keys()
+
+
+def test_options_that_several_entries_take_are_described_once_and_checked_for_each() -> None:
+    models = CATALOGUES["models"]
+    taken = list(inspect.signature(mixtures).parameters)[2:]
+    described = {name: {each.name: each for each in models.described_options(name)} for name in ("vit", "gpt")}
+    for name, options in described.items():
+        assert "num_experts" not in (inspect.getdoc(models.find(name)) or "")
+        assert list(options)[-len(taken) :] == taken
+        assert {each: options[each].text for each in taken} == {each: parameter_texts(mixtures)[each] for each in taken}
+        with pytest.raises(ConfigError, match=r"model.num_experts = 2.0: must be a valid integer"):
+            models.options(ModelConfig.model_validate({"name": name, "num_experts": 2.0}))
+        with pytest.raises(ConfigError, match=r"num_expert.*did you mean 'num_experts'"):
+            models.options(ModelConfig.model_validate({"name": name, "num_expert": 2}))

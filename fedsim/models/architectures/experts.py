@@ -2,7 +2,6 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -150,11 +149,11 @@ def mixtures(
     depth: int,
     hidden: int,
     *,
-    num_experts: int,
-    top_k: int,
-    num_shared_experts: int,
-    expert_width: int,
-    moe_blocks: Sequence[int],
+    num_experts: int = 0,
+    top_k: int = 0,
+    num_shared_experts: int = 0,
+    expert_width: int = 0,
+    moe_blocks: tuple[int, ...] = (),
 ) -> Mixtures:
     """Return which blocks of a transformer are mixtures of experts, by the options of the model.
 
@@ -164,6 +163,16 @@ def mixtures(
         Number of the model's blocks.
     hidden
         Hidden units of the feed-forward part of a block that is no mixture.
+    num_experts
+        Number of experts in a block's feed-forward part, weighted by a gate; 0 for blocks without experts.
+    top_k
+        Number of experts that the gate chooses for each token; 0 for all.
+    num_shared_experts
+        Number of further experts, which work for every token with weight 1.
+    expert_width
+        Width of the hidden layer of each expert; 0 for that of a block without experts.
+    moe_blocks
+        Numbers of the blocks with experts, from 0, or from -1 backwards; by default all blocks.
 
     Raises
     ------

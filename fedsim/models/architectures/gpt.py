@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from fedsim.models.architectures.checks import heads_divide_width, positive, probability, sequence_length
 from fedsim.models.architectures.experts import Mixtures, mixtures
 from fedsim.models.architectures.predict import Predict, sequence_logits
+from fedsim.options import with_options_of
 
 
 class CausalSelfAttention(nn.Module):
@@ -103,6 +105,7 @@ class GPT(nn.Module):
         return sequence_logits(self.ln_f(self.h(x)), self.lm_head, self.predict)
 
 
+@with_options_of(mixtures)
 def gpt(
     shape: tuple[int, ...],
     classes: int,
@@ -113,12 +116,8 @@ def gpt(
     width: int = 128,
     dropout: float = 0.0,
     predict: Predict = "each",
-    num_experts: int = 0,
-    top_k: int = 0,
-    num_shared_experts: int = 0,
-    expert_width: int = 0,
-    moe_blocks: tuple[int, ...] = (),
     tied: bool = True,
+    **experts: Any,
 ) -> nn.Module:
     """Build a small GPT-2: ``wte``, ``wpe``, the blocks ``h.0``, ``h.1``, ..., ``ln_f``; the head is ``wte``.
 
@@ -138,19 +137,11 @@ def gpt(
     predict
         Prediction at ``each`` position, of the next token, or only at the ``last`` one: of the token that follows or of
         the class of the whole sequence.
-    num_experts
-        Number of experts in a block's feed-forward part, weighted by a gate; 0 for blocks without experts.
-    top_k
-        Number of experts that the gate chooses for each token; 0 for all.
-    num_shared_experts
-        Number of further experts, which work for every token with weight 1.
-    expert_width
-        Width of the hidden layer of each expert; 0 for 4 * ``width``.
-    moe_blocks
-        Numbers of the blocks with experts, from 0, or from -1 backwards; by default all blocks.
     tied
         Whether input and output embedding are one tensor, as in GPT-2. Where they are not, the residual stream of two
         models can be aligned by rotations.
+    **experts
+        Options of `fedsim.models.architectures.experts.mixtures`.
 
     Raises
     ------
@@ -166,13 +157,5 @@ def gpt(
     positive(depth=depth, heads=heads, width=width)
     heads_divide_width(heads, width)
     probability(dropout=dropout)
-    experts = mixtures(
-        depth,
-        4 * width,
-        num_experts=num_experts,
-        top_k=top_k,
-        num_shared_experts=num_shared_experts,
-        expert_width=expert_width,
-        moe_blocks=moe_blocks,
-    )
-    return GPT(length, classes, vocabulary or classes, depth, heads, width, dropout, predict, experts, tied)
+    mixed = mixtures(depth, 4 * width, **experts)
+    return GPT(length, classes, vocabulary or classes, depth, heads, width, dropout, predict, mixed, tied)

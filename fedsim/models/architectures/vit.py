@@ -1,14 +1,17 @@
 """A small vision transformer."""
 
 import math
+from typing import Any
 
 from torch import nn
 
 from fedsim.models.architectures.checks import heads_divide_width, image_shape, positive
 from fedsim.models.architectures.convolution import set_input_channels_
 from fedsim.models.architectures.experts import mixtures
+from fedsim.options import with_options_of
 
 
+@with_options_of(mixtures)
 def vit(
     shape: tuple[int, ...],
     classes: int,
@@ -18,11 +21,7 @@ def vit(
     heads: int = 8,
     width: int = 256,
     mlp: int = 512,
-    num_experts: int = 0,
-    top_k: int = 0,
-    num_shared_experts: int = 0,
-    expert_width: int = 0,
-    moe_blocks: tuple[int, ...] = (),
+    **experts: Any,
 ) -> nn.Module:
     """Build torchvision's vision transformer for small images: ``conv_proj``, ``encoder.*``, ``heads.head``.
 
@@ -34,16 +33,8 @@ def vit(
         Number of encoder blocks, and of attention heads in each block.
     width, mlp
         Width of a token, and of the hidden layer in each block.
-    num_experts
-        Number of experts in a block's feed-forward part, weighted by a gate; 0 for blocks without experts.
-    top_k
-        Number of experts that the gate chooses for each token; 0 for all.
-    num_shared_experts
-        Number of further experts, which work for every token with weight 1.
-    expert_width
-        Width of the hidden layer of each expert; 0 for ``mlp``.
-    moe_blocks
-        Numbers of the blocks with experts, from 0, or from -1 backwards; by default all blocks.
+    **experts
+        Options of `fedsim.models.architectures.experts.mixtures`.
 
     Raises
     ------
@@ -63,15 +54,7 @@ def vit(
     if height % patch:
         divisors = ", ".join(str(side) for side in range(1, height + 1) if height % side == 0)
         raise ValueError(f"patch = {patch} must divide the images' side of {height}; take one of {divisors}")
-    mixed = mixtures(
-        depth,
-        mlp,
-        num_experts=num_experts,
-        top_k=top_k,
-        num_shared_experts=num_shared_experts,
-        expert_width=expert_width,
-        moe_blocks=moe_blocks,
-    )
+    mixed = mixtures(depth, mlp, **experts)
     from torchvision.models.vision_transformer import VisionTransformer  # takes a second, and not every model needs it
 
     model = VisionTransformer(height, patch, depth, heads, width, mlp, num_classes=classes)
