@@ -19,6 +19,7 @@ from fedsim.alignment.symmetries.norms import absorb_norms
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, identity, moved, permute
 from fedsim.alignment.symmetries.rotation_spec import rotation_spec
 from fedsim.alignment.symmetries.spec import derive_some, permutation_spec
+from fedsim.alignment.symmetries.transformers import is_known
 from fedsim.models.params import Params
 from fedsim.training.evaluation import Criterion, cross_entropies
 
@@ -95,7 +96,12 @@ def spec_of(model: nn.Module, symmetries: Symmetries, inputs: Tensor, by: str = 
             f"matching = 'c2m3' finds permutations alone, and symmetries = {symmetries!r} needs matching = 'weights'"
         )
     if symmetries == "permutations":
-        return permutation_spec(model, inputs[:TRACED])
+        try:
+            return permutation_spec(model, inputs[:TRACED])
+        except ValueError as error:
+            if not is_known(model):
+                raise
+            raise ValueError(f"{error}; match it by head-rotations or rotations, which need no trace of it") from error
     return rotation_spec(model, inputs[:TRACED], stream=symmetries == "rotations")
 
 

@@ -1,5 +1,6 @@
 """Rotations within heads and of the residual stream: symmetries, and the best ones."""
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import permutations
@@ -120,6 +121,9 @@ def test_heads_rotate_everywhere_and_the_stream_only_where_scales_of_norms_can_m
                 order for each in expected.symmetries for order in each.widths if order[-3:-1] in (":q", ":v")
             }
             assert bool(case(name, stream=stream).spec.norms) == rotates
+            assert case(name, stream=stream).spec.sizes == expected.sizes
+    # Its units change places instead, with the scales of norms.
+    assert case("gpt", stream=True).spec == case("gpt", stream=False).spec
 
 
 @every_case
@@ -274,10 +278,11 @@ def test_copies_in_other_frames_merge_into_the_model() -> None:
 def test_a_norm_that_switches_units_off_is_refused_and_so_are_scales_that_are_not_absorbed() -> None:
     each = case("vit", stream=True)
     key = each.spec.norms[0].weight
-    zero = each.params[key].clone()
-    zero[3] = 0
-    with pytest.raises(ValueError, match=rf"^{key} has an entry that is 0 or not finite.*head-rotations[^\n]*$"):
-        absorb_norms(each.params | {key: zero}, each.spec.norms)
+    for value, rule in ((0.0, "that is 0.*by head-rotations"), (math.nan, "that is not finite; match models")):
+        scale = each.params[key].clone()
+        scale[3] = value
+        with pytest.raises(ValueError, match=rf"^{key} has an entry {rule}[^\n]*$"):
+            absorb_norms(each.params | {key: scale}, each.spec.norms)
     turned = random_permutation(each.spec, rng())
     for act in (
         lambda: permute(each.params, each.spec, turned),
@@ -323,8 +328,13 @@ class Activated(nn.Module):
 
 def test_heads_with_a_non_linearity_are_not_rotated() -> None:
     torch.manual_seed(0)
+    model = Activated()
     with pytest.raises(ValueError, match=r"^model = Activated has no units that can be rotated.*by permutations$"):
-        rotation_spec(Activated(), torch.randn(2, 5, 8))
+        rotation_spec(model, torch.randn(2, 5, 8))
+    for value in (*model.qkv.parameters(), *model.out.parameters()):
+        value.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^model = Activated has no units that can be rotated.*do not match it$"):
+        rotation_spec(model, torch.randn(2, 5, 8))
 
 
 def test_a_model_without_heads_has_nothing_to_rotate() -> None:

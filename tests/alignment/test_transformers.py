@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedsim.alignment.matched import match_models, spec_of
 from fedsim.alignment.matching.weight_matching import match_weights
 from fedsim.alignment.symmetries.norms import absorb_norms
 from fedsim.alignment.symmetries.permutations import Spec, permute, random_permutation
@@ -18,7 +19,7 @@ from fedsim.alignment.symmetries.rotation_spec import rotation_spec
 from fedsim.alignment.symmetries.rotations import rotation_key
 from fedsim.models.architectures.huggingface import huggingface
 from fedsim.models.asymmetry import Asymmetry, asymmetrise_
-from fedsim.models.params import Params
+from fedsim.models.params import Params, state_of
 from tests.alignment.test_rotations import difference, drawn, furthest
 
 pytestmark = pytest.mark.slow
@@ -158,6 +159,26 @@ def test_an_arbitrary_rotation_does_not_commute_with_rotary_positions(tmp_path: 
         wrong[rotation_key(f"model.layers.0:{each}")] = turn
     with torch.no_grad():
         assert difference(run(params), run(permute(params, spec, wrong))) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2 for classes", "llama"])
+def test_what_is_advised_where_a_scale_is_0_or_permutations_are_asked_for_works(tmp_path: Path, name: str) -> None:
+    model = build(tmp_path, name)
+    with pytest.raises(ValueError, match=r"^model = \w+ cannot be traced by torch\.fx.*by head-rotations or rotations"):
+        spec_of(model, "permutations", TOKENS)
+    spec, params, generator = spec_of(model, "rotations", TOKENS), state_of(model), np.random.default_rng(0)
+    for norm in spec.norms:
+        scale = params[norm.weight].clone()
+        scale[3] = 0
+        params |= {norm.weight: scale}
+        with pytest.raises(ValueError, match=r"is 0.* match by head-rotations"):
+            absorb_norms(params, spec.norms)
+    states = [
+        params,
+        permute(params, heads := spec_of(model, "head-rotations", TOKENS), random_permutation(heads, generator)),
+    ]
+    first, second = match_models(model, states, "head-rotations", TOKENS, rng=generator).states
+    assert furthest(first, second) < 1e-5 < furthest(*states)
 
 
 def frozen(model: nn.Module, *patterns: str) -> nn.Module:

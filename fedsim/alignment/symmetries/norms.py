@@ -55,10 +55,12 @@ def absorb_norms(params: Mapping[str, Tensor], norms: Sequence[Norm]) -> dict[st
     absorbed = dict(params)
     for norm in norms:
         scale = absorbed[norm.weight].double()
-        if not (scale.isfinite() & (scale.abs() > SMALLEST)).all():
+        if not scale.isfinite().all():
+            raise ValueError(f"{norm.weight} has an entry that is not finite; match models that have not diverged")
+        if not (scale.abs() > SMALLEST).all():
             raise ValueError(
-                f"{norm.weight} has an entry that is 0 or not finite, so that what follows cannot take the scale; "
-                "match by permutations or head-rotations, which leave it where it is"
+                f"{norm.weight} has an entry that is 0, so that what follows cannot take the scale; match by "
+                "head-rotations, which leave it where it is: rotation_spec(model, inputs, stream=False)"
             )
         if bool((scale == 1).all()):
             continue

@@ -95,12 +95,12 @@ def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor, roundin
     """
     trial = _Trial(model, spec, inputs, rounding)
     kept = list(spec.symmetries)
-    if not trial.holds(kept, spec.norms):
-        kept = [trial.first(pair) for pair in zip(kept, plain.symmetries, strict=True)]
+    if not trial.holds(kept, spec):
+        kept = [trial.first(pair, plain) for pair in zip(kept, plain.symmetries, strict=True)]
     if not any(each.rotations for each in kept):
         raise ValueError(
             f"model = {type(model).__name__} has no units that can be rotated, as those within attention heads; "
-            + ("do not match it" if transformers.is_known(model) else "match by permutations")
+            + ("match by permutations" if plain.symmetries and not transformers.is_known(model) else "do not match it")
         )
     if not any(_is_rotated_stream(each, spec) for each in kept):
         spec = replace(spec, axes=plain.axes, norms=())
@@ -118,12 +118,12 @@ class _Trial:
         self._params = _random_params(self._model, self._rng)
         self._expected = self._outputs(self._params)
 
-    def holds(self, symmetries: Sequence[Symmetry], norms: tuple[Norm, ...]) -> bool:
-        """Whether absorbed norms leave the outputs, and so do some random draws of all these symmetries at once."""
-        absorbed, limit = absorb_norms(self._params, norms), self._rounding * float(self._expected.abs().max())
+    def holds(self, symmetries: Sequence[Symmetry], spec: Spec) -> bool:
+        """Whether a spec's absorbed norms leave the outputs, and so do some random draws of all these symmetries."""
+        absorbed, limit = absorb_norms(self._params, spec.norms), self._rounding * float(self._expected.abs().max())
         if not torch.allclose(self._outputs(absorbed), self._expected, rtol=self._rounding, atol=limit):
             return False
-        tested = replace(self._spec, symmetries=tuple(symmetries), norms=norms)
+        tested = replace(spec, symmetries=tuple(symmetries))
         try:
             for _ in range(DRAWS):
                 check_spec(self._model, absorbed, tested, self._example, self._rng, self._rounding)
@@ -131,10 +131,11 @@ class _Trial:
             return False
         return True
 
-    def first(self, symmetries: Iterable[Symmetry]) -> Symmetry:
+    def first(self, symmetries: Iterable[Symmetry], plain: Spec) -> Symmetry:
         """Return the first of some symmetries that holds alone, or one without units."""
         for each in symmetries:
-            if self.holds([each], self._spec.norms if _is_rotated_stream(each, self._spec) else ()):
+            # Where the stream is not rotated, the scales of norms are not absorbed, and change places with its units.
+            if self.holds([each], self._spec if _is_rotated_stream(each, self._spec) else plain):
                 return each
         return Symmetry(1, {})
 
