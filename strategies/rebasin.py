@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import seeds
-from fedsim.alignment import Merged, Permutation, absorb_norms, merge_c2m3, merge_hierarchically, merge_many, permute
+from fedsim.alignment import Merged, Permutation, merge_c2m3, merge_hierarchically, merge_many, normal_form, permute
 from fedsim.alignment.following import follow, to_follow
 from fedsim.alignment.matched import Symmetries, spec_of
 from fedsim.alignment.merging.arrived import matched_parts
@@ -53,7 +53,7 @@ class Following(ClientRule):
         return replace(local, params=local.params | follow(local.params, self.own, local.sets[PERMUTATION]), sets={})
 
     def finish(self, local: Local, started: Local) -> Finished:
-        params = local.params if self.spec is None else absorb_norms(local.params, self.spec.norms)
+        params = local.params if self.spec is None else normal_form(local.params, self.spec)
         return Finished(params, kept={TRAINED_IN: {ROUND: torch.tensor(local.server_round, dtype=torch.int32)}})
 
 
@@ -69,7 +69,7 @@ class Rebasin(Strategy, shared="all"):
 
     client_rule = Following
     matching = "weights"
-    symmetries: Symmetries = Option("permutations", "What aligns transformers: units change places, or also rotate.")
+    symmetries: Symmetries = Option("permutations", "What aligns transformers: units change places, rotate, or more.")
     repair: Repair = Option("none", "What is done to the average of all layers: see fedsim.alignment.repair.mean.")
 
     def prepare(self) -> None:
@@ -95,7 +95,7 @@ class Rebasin(Strategy, shared="all"):
     @classmethod
     def make_rule(cls, model: nn.Module, inputs: Tensor | None = None, **options: Any) -> ClientRule:
         rule = super().make_rule(model, inputs, **options)
-        needed = isinstance(rule, Following) and (rule.own or (rule.spec and rule.spec.norms))
+        needed = isinstance(rule, Following) and (rule.own or (rule.spec and (rule.spec.norms or rule.spec.factors)))
         return rule if needed else ClientRule(model)
 
     def merge(self) -> Callable[..., Merged]:

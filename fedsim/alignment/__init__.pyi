@@ -12,6 +12,7 @@ from .repair.head import ClassGaussians, calibrate_head
 from .repair.repairing import repair, reset_statistics
 from .repair.variance import correct_variances
 from .symmetries.checks import check_spec
+from .symmetries.normal_form import normal_form
 from .symmetries.norms import absorb_norms
 from .symmetries.permutations import (
     Permutation,
@@ -49,6 +50,7 @@ __all__ = [
     "merge_hierarchically",
     "merge_many",
     "merge_to_universe",
+    "normal_form",
     "permutation_spec",
     "permute",
     "random_permutation",

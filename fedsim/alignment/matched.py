@@ -15,7 +15,7 @@ from fedsim.alignment.matching.implicit_sinkhorn import match_sinkhorn
 from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merged import Merged
 from fedsim.alignment.merging.merging import merge_many
-from fedsim.alignment.symmetries.norms import absorb_norms
+from fedsim.alignment.symmetries.normal_form import normal_form
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, identity, moved, permute
 from fedsim.alignment.symmetries.rotation_spec import rotation_spec
 from fedsim.alignment.symmetries.spec import derive_some, permutation_spec
@@ -26,13 +26,14 @@ from fedsim.training.evaluation import Criterion, cross_entropies
 # Two rows determine the shapes of what a model computes.
 TRACED = 2
 MERGES: dict[str, Callable[..., Merged]] = {"c2m3": merge_c2m3}
-Symmetries = Literal["permutations", "head-rotations", "rotations"]
+Symmetries = Literal["permutations", "head-rotations", "rotations", "invertible"]
 # The symmetries that ways of matching by weights use.
 SYMMETRIES: dict[str, Symmetries] = {
     "weights": "permutations",
     "c2m3": "permutations",
     "head-rotations": "head-rotations",
     "rotations": "rotations",
+    "invertible": "invertible",
 }
 OF_EXPERTS = ("gate", "gram", "units")
 WAYS = (*SYMMETRIES, "activations", *OF_EXPERTS, "sinkhorn")
@@ -85,6 +86,8 @@ def check_symmetries(model: nn.Module, by: str, inputs: Tensor) -> None:
 def spec_of(model: nn.Module, symmetries: Symmetries, inputs: Tensor, by: str = "weights") -> Spec:
     """Return the symmetries of a model: ``permutations``, with ``head-rotations``, or with all ``rotations``.
 
+    ``invertible`` adds factors of heads to be balanced to ``rotations``.
+
     Raises
     ------
     ValueError
@@ -102,7 +105,8 @@ def spec_of(model: nn.Module, symmetries: Symmetries, inputs: Tensor, by: str = 
             if not is_known(model):
                 raise
             raise ValueError(f"{error}; match it by head-rotations or rotations, which need no trace of it") from error
-    return rotation_spec(model, inputs[:TRACED], stream=symmetries == "rotations")
+    balanced = symmetries == "invertible"
+    return rotation_spec(model, inputs[:TRACED], stream=symmetries != "head-rotations", balanced=balanced)
 
 
 def match_models(
@@ -126,7 +130,8 @@ def match_models(
         Way of matching: ``weights`` matches all to one another by `fedsim.alignment.merging.merging.merge_many`,
         ``c2m3`` by `fedsim.alignment.merging.c2m3.merge_c2m3`, and ``activations`` each to the first by
         `fedsim.alignment.matching.activation_matching.match_activations`. ``head-rotations`` and ``rotations`` are as
-        ``weights``, with units that are also rotated: see `fedsim.alignment.symmetries.rotation_spec.rotation_spec`.
+        ``weights``, with units that are also rotated: see `fedsim.alignment.symmetries.rotation_spec.rotation_spec`;
+        ``invertible`` balances the factors of heads first.
         ``gate``, ``gram`` and ``units`` match only the experts of each to those of the first, by
         `fedsim.alignment.matching.expert_matching.match_experts`. ``sinkhorn`` matches each to the first by
         `fedsim.alignment.matching.implicit_sinkhorn.match_sinkhorn`, to the lowest loss halfway.
@@ -144,7 +149,7 @@ def match_models(
     ValueError
         If the model's symmetries cannot be found, a state does not match it, there is no state, ``by`` is unknown or
         lacks targets, the descent of ``sinkhorn`` diverges, or a norm's scale is 0 where the residual stream is
-        rotated.
+        rotated, or units of a head depend on each other where its factors are balanced.
     """
     if by not in WAYS:
         raise ValueError(f"by = {by!r} must be one of {', '.join(WAYS)}")
@@ -152,7 +157,7 @@ def match_models(
         raise ValueError("there are no states; give at least one model to match")
     if by in SYMMETRIES:
         spec = spec_of(model, SYMMETRIES[by], inputs)
-        states = [absorb_norms(state, spec.norms) for state in states]
+        states = [normal_form(state, spec) for state in states]
         permutations = MERGES.get(by, merge_many)(spec, states, weights=weights, rng=rng).permutations
     elif by == "sinkhorn":
         if targets is None:

@@ -49,9 +49,10 @@ class BarriersConfig(Table):
     matching
         Whether models are measured as they are (``none``), after their units have been aligned by ``weights``, by
         ``c2m3``, which matches all weights at once, or by ``activations``, by weights and rotations within the heads of
-        transformers (``head-rotations``) or of the residual stream too (``rotations``), or after their experts have
-        been aligned by their ``gate``, by ``gram`` matrices, or only the ``units`` within each, or after all units have
-        been aligned by gradients of the loss halfway (``sinkhorn``); or several of these.
+        transformers (``head-rotations``) or of the residual stream too (``rotations``), also up to all ``invertible``
+        matrices within heads, or after their experts have been aligned by their ``gate``, by ``gram`` matrices, or only
+        the ``units`` within each, or after all units have been aligned by gradients of the loss halfway (``sinkhorn``);
+        or several of these.
     path
         How models with adapters of LoRA are mixed: factor by factor (``factors``), by the products of their factors
         (``product``), or factor by factor in a common frame (``aligned``); or several of these. Measures other than

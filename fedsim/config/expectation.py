@@ -23,7 +23,17 @@ BELONGS = {
 }
 # How the units of models are aligned before the models are measured.
 MatchedBy = Literal[
-    "none", "weights", "c2m3", "activations", "head-rotations", "rotations", "gate", "gram", "units", "sinkhorn"
+    "none",
+    "weights",
+    "c2m3",
+    "activations",
+    "head-rotations",
+    "rotations",
+    "invertible",
+    "gate",
+    "gram",
+    "units",
+    "sinkhorn",
 ]
 Verdict = Literal["ok", "FAILED", "undecided"]
 

@@ -60,6 +60,8 @@ def rotated(symmetries: Symmetries, name: str = "matched_average", **options: An
         ("rotations", {"shared": "body"}),
         ("rotations", {"shared": "block.* | embed"}),
         ("rotations", {"shared": "norm | head"}),
+        ("invertible", {}),
+        ("invertible", {"shared": "block.* | embed"}),
     ],
 )
 def test_rotated_copies_average_to_the_model_and_what_clients_keep_follows(

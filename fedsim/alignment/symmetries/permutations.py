@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.alignment.symmetries.factors import Factors
 from fedsim.alignment.symmetries.norms import Norm, check_absorbed
 from fedsim.alignment.symmetries.rotations import (
     Rotation,
@@ -98,6 +99,8 @@ class Spec:
         Keys of running statistics, which move with their units but do not determine which units belong together.
     norms
         Norms whose scales must be 1 before units are rotated: see `fedsim.alignment.symmetries.norms.absorb_norms`.
+    factors
+        Factors of heads that can be balanced first: see `fedsim.alignment.symmetries.factors.balance_factors`.
     gates
         Keys of the gates of mixtures of experts. A softmax does not see what is added to all its inputs, so that only
         the differences of their rows from the mean row determine which units belong together.
@@ -107,6 +110,7 @@ class Spec:
     axes: Mapping[str, tuple[Axis, ...]]
     statistics: frozenset[str] = field(default_factory=frozenset)
     norms: tuple[Norm, ...] = ()
+    factors: tuple[Factors, ...] = ()
     gates: frozenset[str] = field(default_factory=frozenset)
 
     @property

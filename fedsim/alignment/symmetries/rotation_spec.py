@@ -1,6 +1,7 @@
 """The rotations that transformers allow: within attention heads, and of the residual stream between norms."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torch.func import functional_call
 
 from fedsim.alignment.symmetries import transformers
 from fedsim.alignment.symmetries.checks import check_spec
+from fedsim.alignment.symmetries.factors import Factors, Rows, balance_factors
 from fedsim.alignment.symmetries.norms import Norm, absorb_norms
 from fedsim.alignment.symmetries.permutations import Segment, Spec, Symmetry
 from fedsim.alignment.symmetries.rotations import Rotation
@@ -30,7 +32,7 @@ ROUNDING_OF_LIBRARY = 1e-5
 DRAWS = 3
 
 
-def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> Spec:
+def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True, balanced: bool = False) -> Spec:
     """Return the symmetries of a transformer, including rotations within its heads and of its residual stream.
 
     Queries and keys of a head can be rotated together, and so can values and what the output projection makes of them;
@@ -52,6 +54,9 @@ def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> S
     stream
         Whether the residual stream is rotated too. Norms in ``norms`` of the result must then be absorbed by
         `fedsim.alignment.symmetries.norms.absorb_norms` in each model before matching and permuting it.
+    balanced
+        Whether heads are matched up to all invertible matrices, not only rotations. Each model must then be brought
+        into its `fedsim.alignment.symmetries.normal_form.normal_form` first, which also absorbs norms.
 
     Raises
     ------
@@ -69,15 +74,17 @@ def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True) -> S
         norms, centred = transformers.norms_of(model, spec)
         if stream and norms and transformers.STREAM in spec.sizes:
             spec = with_stream(spec, transformers.STREAM, norms, centred=centred)
-        return confirmed(model, spec, plain, inputs, ROUNDING_OF_LIBRARY)
+        return confirmed(model, spec, plain, inputs, ROUNDING_OF_LIBRARY, balanced=balanced)
     derivation = derive(model, inputs)
     spec = replace(derivation.spec, symmetries=tuple(map(_with_rotated_heads, derivation.spec.symmetries)))
     if stream:
         spec = _with_rotated_stream(derivation, spec)
-    return confirmed(model, spec, derivation.spec, inputs)
+    return confirmed(model, spec, derivation.spec, inputs, balanced=balanced)
 
 
-def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor, rounding: float = ROUNDING) -> Spec:
+def confirmed(
+    model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor, rounding: float = ROUNDING, *, balanced: bool = False
+) -> Spec:
     """Return a spec with those symmetries alone that leave what random weights compute, with the model's frozen ones.
 
     Parameters
@@ -87,6 +94,8 @@ def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor, roundin
         themselves; in the same order.
     rounding
         Largest difference of outputs by rounding, relative to the largest output.
+    balanced
+        Whether the spec also has those factors of heads that leave what the weights compute when they are balanced.
 
     Raises
     ------
@@ -104,7 +113,8 @@ def confirmed(model: nn.Module, spec: Spec, plain: Spec, inputs: Tensor, roundin
         )
     if not any(_is_rotated_stream(each, spec) for each in kept):
         spec = replace(spec, axes=plain.axes, norms=())
-    return _only(spec, [each for each in kept if each.widths])
+    spec = _only(spec, [each for each in kept if each.widths])
+    return replace(spec, factors=tuple(filter(trial.balances, _factors(spec)))) if balanced else spec
 
 
 class _Trial:
@@ -131,6 +141,11 @@ class _Trial:
             return False
         return True
 
+    def balances(self, factors: Factors) -> bool:
+        """Whether the outputs stay when one layer's factors are balanced."""
+        found = self._outputs(balance_factors(self._params, [factors]))
+        return float((found - self._expected).abs().max()) <= self._rounding * float(self._expected.abs().max())
+
     def first(self, symmetries: Iterable[Symmetry], plain: Spec) -> Symmetry:
         """Return the first of some symmetries that holds alone, or one without units."""
         for each in symmetries:
@@ -142,6 +157,26 @@ class _Trial:
     def _outputs(self, values: Params) -> Tensor:
         with torch.no_grad():
             return functional_call(self._model, values, (self._example,))
+
+
+def _factors(spec: Spec) -> Iterator[Factors]:
+    """Yield what rotates together within heads, if it is the rows of two weights, each with its bias."""
+    for symmetry in spec.symmetries:
+        for rotation in () if _is_rotated_stream(symmetry, spec) else symmetry.rotations:
+            sides = defaultdict[tuple[str, str, int], list[Rows]](list)
+            for order, copies in rotation.copies.items():
+                for key, dimension in spec.uses(order):
+                    start = 0
+                    for segment in spec.axes[key][dimension]:
+                        if segment.order == order:
+                            rows = Rows(key, dimension, start, segment.size, copies)
+                            sides[order, key.rpartition(".")[0], start].append(rows)
+                        start += segment.size
+            if len(sides) == 2:
+                first, second = map(tuple, sides.values())
+                yield Factors(
+                    "modulus" if rotation.kind == "phases" else "invertible", symmetry.blocks, (first, second)
+                )
 
 
 def _only(spec: Spec, symmetries: Sequence[Symmetry]) -> Spec:

@@ -1,0 +1,181 @@
+"""Heads are matched up to all invertible matrices: balanced factors that differ by rotations alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsim.alignment.matched import match_models
+from fedsim.alignment.matching.weight_matching import match_weights
+from fedsim.alignment.symmetries.factors import balance_factors
+from fedsim.alignment.symmetries.normal_form import normal_form
+from fedsim.alignment.symmetries.permutations import Spec, permute, random_permutation
+from fedsim.alignment.symmetries.rotation_spec import rotation_spec
+from fedsim.models.params import Params, state_of
+from tests.alignment.test_rotations import MODELS, difference, drawn, furthest
+from tests.alignment.test_transformers import TOKENS, build, in_float64
+
+HEADS = {"gpt": 2, "untied gpt": 2, "vit": 4, "vit with one head": 1}
+BLOCK = {"gpt": "h.{}.attn.", "vit": "encoder.layers.encoder_layer_{}.self_attention."}
+
+
+def invertible(heads: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.eye(width) + 0.4 * torch.randn(heads, width, width, generator=generator, dtype=torch.float64)
+
+
+def multiplied(rows: Tensor, matrices: Tensor) -> Tensor:
+    """Return rows [heads * width, ...] with those of each head multiplied by its matrix."""
+    return torch.cat([m @ part for m, part in zip(matrices, rows.chunk(len(matrices)), strict=True)])
+
+
+def stretched(name: str, params: Params, blocks: int) -> Params:
+    """Return a copy whose heads have been multiplied by matrices that are no rotations, written out by hand."""
+    found, packed = dict(params), "c_attn.{}" if "gpt" in name else "in_proj_{}"
+    for block in range(blocks):
+        prefix = BLOCK["gpt" if "gpt" in name else "vit"].format(block)
+        out = prefix + ("c_proj.weight" if "gpt" in name else "out_proj.weight")
+        width = len(params[out])
+        g, h = (invertible(HEADS[name], width // HEADS[name], 2 * block + i) for i in (0, 1))
+        for key in (prefix + packed.format("weight"), prefix + packed.format("bias")):
+            q, k, v = params[key].chunk(3)
+            found[key] = torch.cat([multiplied(q, g), multiplied(k, g.inverse().mT), multiplied(v, h)])
+        found[out] = multiplied(params[out].T, h.inverse().mT).T.contiguous()
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_copy_with_stretched_heads_is_recovered_where_rotations_do_not_find_it(name: str) -> None:
+    make, inputs = MODELS[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    spec = rotation_spec(model, inputs.float() if inputs.is_floating_point() else inputs, balanced=True)
+    model, params = model.double(), drawn(model, 0)
+    blocks = 1 if "one head" in name else 2
+    assert len(spec.factors) == 2 * blocks
+    copy = stretched(name, params, blocks)
+    with torch.no_grad():
+        expected, of_copy = (functional_call(model, each, (inputs,)) for each in (params, copy))
+        first, second = (normal_form(each, spec) for each in (params, copy))
+        assert difference(expected, of_copy) < 1e-10
+        assert difference(expected, functional_call(model, first, (inputs,))) < 1e-10
+        second = permute(second, spec, random_permutation(spec, np.random.default_rng(0)))
+        assert difference(expected, functional_call(model, second, (inputs,))) < 1e-10
+    found = match_weights(spec, first, second, rng=np.random.default_rng(0))
+    assert furthest(permute(second, spec, found.permutation), first) < 1e-10
+    rotated = replace(spec, factors=())
+    first, second = (normal_form(each, rotated) for each in (params, copy))
+    found = match_weights(rotated, first, second, rng=np.random.default_rng(0))
+    assert furthest(permute(second, rotated, found.permutation), first) > 0.1
+
+
+def test_of_all_factors_with_one_product_the_balanced_ones_are_smallest() -> None:
+    make, inputs = MODELS["untied gpt"]
+    spec = rotation_spec(make().eval(), inputs, balanced=True)
+    params = drawn(make(), 1)
+    balanced = balance_factors(params, spec.factors)
+
+    def square(values: Params) -> float:
+        return sum(float(value.square().sum()) for value in values.values())
+
+    assert square(balanced) < square(params)
+    assert square(balanced) < square(stretched("untied gpt", balanced, 2))
+    again = balance_factors(balanced, spec.factors)
+    assert furthest(again, balanced) < 1e-12
+    q, k, _ = balanced["h.0.attn.c_attn.weight"].chunk(3)
+    bq, bk, _ = balanced["h.0.attn.c_attn.bias"].chunk(3)
+    for rows in ((0, 8), (8, 16)):
+        a, b = (torch.cat([w[slice(*rows)], v[slice(*rows), None]], 1) for w, v in ((q, bq), (k, bk)))
+        torch.testing.assert_close(a @ a.T, b @ b.T, rtol=1e-12, atol=1e-12)
+
+
+def turned(value: Tensor, heads: int, numbers: Tensor) -> Tensor:
+    """Return rows [heads * width, ...] whose pairs half a width apart are multiplied by numbers [heads, pairs]."""
+    rows = value.reshape(heads, 2, numbers.shape[1], -1)
+    product = torch.complex(rows[:, 0], rows[:, 1]) * numbers[..., None]
+    return torch.stack([product.real, product.imag], 1).reshape(value.shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "key_heads"), [("llama", 4), ("grouped llama", 2)])
+def test_rotary_positions_leave_a_modulus_and_a_phase_per_pair(tmp_path: Path, name: str, key_heads: int) -> None:
+    model = build(tmp_path, name)
+    spec = rotation_spec(model, TOKENS, balanced=True)
+    assert [each.kind for each in spec.factors] == ["modulus", "invertible"] * 2
+    model = in_float64(model)
+    params = drawn(model, 0)
+    copy, generator = dict(params), torch.Generator().manual_seed(0)
+    for block in (0, 1):
+        u = torch.randn(key_heads, 2, generator=generator, dtype=torch.complex128)
+        prefix = f"model.layers.{block}.self_attn."
+        for key in (each for each in params if each.startswith(prefix)):
+            if "q_proj" in key:
+                copy[key] = turned(params[key], 4, u.repeat_interleave(4 // key_heads, 0))
+            elif "k_proj" in key:
+                copy[key] = turned(params[key], key_heads, 1 / u.conj())
+    with torch.no_grad():
+        expected = functional_call(model, params, (TOKENS,))
+        first, second = (normal_form(each, spec) for each in (params, copy))
+        for each in (copy, first, second):
+            assert difference(expected, functional_call(model, each, (TOKENS,))) < 1e-10
+    second = permute(second, spec, random_permutation(spec, np.random.default_rng(0)))
+    found = match_weights(spec, first, second, rng=np.random.default_rng(0))
+    assert furthest(permute(second, spec, found.permutation), first) < 1e-10
+
+
+class Normalised(nn.Module):
+    """Attention whose queries and keys have length 1, which rotations keep and other matrices do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.head = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        query, key, value = self.qkv(inputs).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key = (each / each.square().sum(3, keepdim=True).sqrt() for each in (query, key))
+        attended = (query @ key.transpose(2, 3)).softmax(3) @ value
+        return self.head(torch.relu(self.out(attended.transpose(1, 2).flatten(2)).mean(1)))
+
+
+def normalised_spec() -> Spec:
+    torch.manual_seed(0)
+    return rotation_spec(Normalised(), torch.randn(2, 5, 8), balanced=True)
+
+
+def test_factors_that_the_model_does_not_only_multiply_are_not_balanced() -> None:
+    spec = normalised_spec()
+    kinds = {name: each.kind for symmetry in spec.symmetries for each, name, _ in symmetry.parts}
+    assert kinds == {"qkv:qk": "orthogonal", "qkv:vo": "orthogonal"}
+    [factors] = spec.factors
+    assert {rows.key for side in factors.sides for rows in side} == {"qkv.weight", "qkv.bias", "out.weight"}
+
+
+def test_heads_without_a_balanced_form_are_refused() -> None:
+    make, inputs = MODELS["gpt"]
+    model = make().eval()
+    spec, params = rotation_spec(model, inputs, balanced=True), state_of(model)
+    key = "h.0.attn.c_attn.weight"
+    equal, broken = params[key].clone(), params[key].clone()
+    equal[1] = equal[0]
+    broken[1] = torch.nan
+    with pytest.raises(ValueError, match=rf"^{key} and .*bias has a head whose units depend on each other.*rotations"):
+        normal_form(params | {key: equal}, spec)
+    with pytest.raises(ValueError, match=rf"^{key} and .*is not finite; match models that have not diverged$"):
+        normal_form(params | {key: broken}, spec)
+
+
+def test_models_are_matched_up_to_invertible_matrices() -> None:
+    make, inputs = MODELS["untied gpt"]
+    torch.manual_seed(0)
+    model = make().eval()
+    params = {key: value.float() for key, value in drawn(model, 0).items()}
+    copy = {key: value.float() for key, value in stretched("untied gpt", drawn(model, 0), 2).items()}
+    generator = np.random.default_rng(0)
+    first, second = match_models(model, [params, copy], "invertible", inputs, rng=generator).states
+    assert furthest(first, second) < 1e-4
+    first, second = match_models(model, [params, copy], "rotations", inputs, rng=generator).states
+    assert furthest(first, second) > 0.1
