@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import scipy  # its parts are imported when they are used
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from fedsim.analysis.calls import of_models
@@ -99,7 +99,7 @@ def calibrated(
 
 def best_beta(logits: Tensor, targets: Tensor) -> float:
     """Return the inverse temperature, from exp(-12) to exp(12), of the lowest mean cross-entropy over all targets."""
-    found = minimize_scalar(
+    found = scipy.optimize.minimize_scalar(
         lambda x: _loss(float(np.exp(x)), logits, targets), bounds=BOUNDS, method="bounded", options={"xatol": 1e-8}
     )
     return float(np.exp(found.x))

@@ -14,6 +14,8 @@ from fedsim.results.seals import Seal, seals_of
 from fedsim.strategy.client_rounds import decoded, encoded
 
 HASH_BYTES = 32
+# Earlier versions wrote such a file for each client that took part and kept nothing.
+EMPTY = np.frombuffer(bytes.fromhex(Seal.of(save({})).sha256), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,14 @@ class ClientFiles:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `encoded` returned."""
+        """Read what `encoded` returned; files that hold nothing are left out."""
         held = load_file(path)
         clients, rounds = (each.numpy().copy() for each in decoded("rounds", held))
-        return cls(clients, rounds, held["hashes"].numpy().copy() if "hashes" in held else None)
+        if "hashes" not in held:
+            return cls(clients, rounds, None)
+        hashes = held["hashes"].numpy().copy()
+        holds = (hashes != EMPTY).any(1)
+        return cls(clients[holds], rounds[holds], hashes[holds])
 
     def encoded(self) -> bytes:
         """Return the content of a file that `read` reads."""

@@ -48,3 +48,14 @@ def test_a_list_of_earlier_versions_has_an_entry_for_each_client(tmp_path: Path)
     assert list(found.pairs()) == [(2, 7), (7, 3)]
     seals = found.seals(StateFiles(tmp_path), [7])
     assert [seal.sha256 for seal in seals.values()] == [bytes(range(32, 64)).hex()]
+
+
+def test_empty_files_of_earlier_versions_count_as_none(tmp_path: Path) -> None:
+    files = StateFiles(tmp_path)
+    save_file({}, files.path(4, 3))
+    save_file({"model/head": torch.ones(1)}, files.path(7, 3))
+    path = tmp_path / "clients.safetensors"
+    path.write_bytes(ClientFiles().changed(files, [4, 7], 3).encoded())
+    found = ClientFiles.read(path)
+    assert list(found.pairs()) == [(7, 3)]
+    assert list(found.seals(files)) == [files.path(7, 3)]

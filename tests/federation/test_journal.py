@@ -30,8 +30,15 @@ def saved(tmp_path: Path) -> Path:
 def test_a_client_that_has_done_nothing_since_its_checkpoint_is_back_at_it(saved: Path) -> None:
     journal = Journal()
     journal.saved(saved, {0: 3, 1: 3, 2: 3})
-    assert journal.set_back([0, 2]) == ({saved: {0: 3}}, {0: 3, 2: 0})
+    assert journal.set_back([0, 2]) == ({saved: {0: 3}}, {0: 3, 2: 3})  # client 2 kept nothing, so it lost nothing
     assert journal.known() == {0, 1, 2}
+
+
+def test_a_client_whose_file_has_disappeared_is_back_at_its_initial_state(saved: Path) -> None:
+    journal = Journal()
+    journal.saved(saved, {0: 3, 1: 3})
+    StateFiles(saved).remove(1, 3)
+    assert journal.set_back([0, 1]) == ({saved: {0: 3}}, {0: 3, 1: 0})
 
 
 def test_a_client_that_has_trained_once_answers_that_message_again(saved: Path) -> None:

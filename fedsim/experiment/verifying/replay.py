@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -15,6 +16,7 @@ from fedsim.config import Config, choices
 from fedsim.errors import ConfigError
 from fedsim.experiment.beginning import last_whole_round
 from fedsim.experiment.checkpoints import CLIENTS, PROGRESS, Checkpoints
+from fedsim.experiment.client_files import ClientFiles
 from fedsim.experiment.run import run
 from fedsim.federation.federation import choose_device
 from fedsim.results.environment import different_versions, versions
@@ -131,16 +133,18 @@ def _same_bytes(mine: Path, other: Path, server_round: int) -> str | None:
 
 def _has_same_rounds(mine: Path, other: Path) -> bool:
     """Tell whether two files have the same rounds of clients, which earlier versions listed for all of them."""
-    if mine.name not in (CLIENTS, PROGRESS):
+    if mine.name == CLIENTS:
+        files = [vars(ClientFiles.read(path)) for path in (mine, other)]
+        return all(np.array_equal(files[0][name], files[1][name]) for name in files[0])
+    if mine.name != PROGRESS:
         return False
     one, two = (_by_client(load_file(path)) for path in (mine, other))
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def _by_client(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    [name] = {"rounds", "last_round"} & held.keys()
-    clients, rounds = decoded(name, held)
-    return held | {"clients": clients, name: rounds}
+    clients, rounds = decoded("last_round", held)
+    return held | {"clients": clients, "last_round": rounds}
 
 
 def _first_row(mine: Path, other: Path, server_round: int) -> str | None:

@@ -18,6 +18,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._saved: dict[int, tuple[Path, int]] = {}
+        self._empty: set[int] = set()  # clients that kept nothing at their last checkpoint
         self._changed: dict[int, Message | None] = {}
         self._again: dict[int, Message] = {}
 
@@ -35,6 +36,9 @@ class Journal:
 
     def saved(self, folder: Path, rounds: Mapping[int, int]) -> None:
         """Note that the state of each of these clients is the one that ``folder`` has for its round, if any."""
+        files = StateFiles(folder)
+        self._empty -= rounds.keys()
+        self._empty |= {client for client, server_round in rounds.items() if not files.has(client, server_round)}
         for client, server_round in rounds.items():
             self._saved[client] = folder, server_round
             self._changed.pop(client, None)
@@ -83,7 +87,7 @@ class Journal:
         """Note that a client stays at its last checkpoint; return the client with the round of that."""
         self._changed.pop(client, None)
         self._again.pop(client, None)
-        file = self._file(client)
+        file = self._saved[client] if client in self._empty else self._file(client)
         return {client: file[1] if file else 0}
 
     def _file(self, client: int) -> tuple[Path, int] | None:

@@ -87,7 +87,7 @@ class States:
             if client in self._cached and _same(self._cached[client], state):
                 return
             self.discard(client)
-            if state:
+            if any(state.values()):  # records without values are nothing to keep
                 self._hold(client, state)
 
     def discard(self, client: int) -> None:
