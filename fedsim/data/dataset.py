@@ -246,13 +246,17 @@ def stratified(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarr
     labels
         Class indices, shape [examples], at least ``n``.
     """
+    if n == len(labels):
+        return np.arange(n)
     classes, counts = np.unique(labels, return_counts=True)
     exact = counts * (n / len(labels))
     quota = np.floor(exact).astype(int)
     # The classes with the largest remainders get one more.
     quota[np.argsort(quota - exact, kind="stable")[: n - quota.sum()]] += 1
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, quota, strict=True)]
-    return np.sort(np.concatenate(chosen))
+    is_chosen = np.zeros(len(labels), dtype=bool)
+    is_chosen[np.concatenate(chosen)] = True
+    return np.flatnonzero(is_chosen)
 
 
 def evenly_spaced(n: int, share: float) -> np.ndarray:

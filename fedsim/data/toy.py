@@ -9,6 +9,7 @@ from fedsim.data.dataset import Dataset, Examples, image_dataset
 from fedsim.memory import check_fits
 from fedsim.seeds import rng
 
+BLOCK = 1 << 15  # numbers of images that are drawn at a time
 VALUES = 24  # bytes that each number of an input takes while it is drawn
 
 
@@ -49,18 +50,20 @@ def toy(
     check_fits(VALUES * examples * math.prod(shape), f"examples = {examples}")
     check_fits(VALUES * classes * math.prod(shape), f"classes = {classes}")
     stream = rng(seed, "toy")
-    patterns = stream.random((classes, *shape))
+    bright = 0.8 * stream.random((classes, *shape))
+    block = max(1, BLOCK // math.prod(shape))  # of examples that stay in the cache while they are drawn
     parts, domains = [], []
     for n in (examples, examples // 4):
         targets = stream.permutation(np.arange(n) % classes)
         domain = stream.integers(4, size=n)
-        # In place, to save memory: each temporary array would be as large as these.
-        values = (0.8 * patterns)[targets]
-        values += 0.05 * domain[:, None, None, None]
-        drawn = stream.normal(size=(n, *shape))
-        values += np.multiply(drawn, noise, out=drawn)
-        np.multiply(values.clip(0, 1, out=values), 255, out=values)
-        inputs = torch.from_numpy(values.round(out=values).astype(np.uint8))
+        images = np.empty((n, *shape), dtype=np.uint8)
+        for start in range(0, n, block):
+            part = slice(start, start + block)
+            values = bright[targets[part]]
+            values += 0.05 * domain[part, None, None, None]
+            values += noise * stream.normal(size=values.shape)
+            images[part] = np.rint(np.multiply(values.clip(0, 1, out=values), 255, out=values), out=values)
+        inputs = torch.from_numpy(images)
         parts.append(Examples(inputs, torch.from_numpy(targets)))
         domains.append(domain)
     names = tuple(f"pattern {label}" for label in range(classes))

@@ -8,6 +8,8 @@ from sklearn.datasets import load_digits
 from fedsim.data import DATA, Dataset, Examples, channel_statistics, check_dataset
 from fedsim.data.dataset import stratified
 from fedsim.data.digits import digits
+from fedsim.data.toy import toy
+from fedsim.seeds import rng
 
 
 def test_digits_are_scikit_learns_and_split_the_same_way_always() -> None:
@@ -38,6 +40,23 @@ def test_a_stratified_sample_keeps_each_class_share_to_within_one() -> None:
     assert len(set(chosen.tolist())) == 17
     counts = torch.bincount(targets[chosen], minlength=3)
     assert (counts - torch.tensor([8.5, 5.1, 3.4])).abs().max() < 1
+
+
+def test_a_stratified_sample_of_all_examples_is_all_of_them() -> None:
+    labels = np.random.default_rng(0).integers(3, size=50)
+    assert stratified(labels, 50, np.random.default_rng(1)).tolist() == list(range(50))
+
+
+def test_toy_images_are_those_of_one_draw_for_all_examples() -> None:
+    """More examples than are drawn at a time, and not a multiple of them."""
+    n, shape = 3001, (3, 4, 5)
+    data, stream = toy(examples=n, shape=shape, noise=0.3, seed=7), rng(7, "toy")
+    patterns = stream.random((4, *shape))
+    targets, domain = stream.permutation(np.arange(n) % 4), stream.integers(4, size=n)
+    values = 0.8 * patterns[targets] + 0.05 * domain[:, None, None, None] + stream.normal(0, 0.3, size=(n, *shape))
+    np.testing.assert_array_equal(data.train.inputs.numpy(), (255 * values.clip(0, 1)).round())
+    np.testing.assert_array_equal(data.train.targets.numpy(), targets)
+    np.testing.assert_array_equal(data.ids["domain"], domain)
 
 
 def test_the_last_target_of_a_sequence_is_its_label() -> None:

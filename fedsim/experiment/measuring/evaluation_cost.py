@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedsim.config import Config
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import evaluated, participants, unseen
@@ -56,13 +58,13 @@ def _perturbed_passes(config: Config) -> int:
 def evaluation_cost(federation: Federation) -> EvaluationCost:
     """Count the cost of the evaluation in all rounds of a run that is not stopped early."""
     config, split, server = federation.config, federation.data.split, len(federation.data.dataset.test)
-    never, measured = set(unseen(config)), evaluated(config)
+    measured = np.array(evaluated(config), dtype=np.int64)
+    is_unseen = np.isin(measured, unseen(config))
     trains, tests = split.train.sizes, split.test.sizes
     own = split.validation.sizes + tests + (server if "server" in config.evaluation.on else 0)
-    unseen_clients = [client for client in measured if client in never]
-    own_all = int(own[[client for client in measured if client not in never]].sum())
-    test_all, unseen_test = int(tests[list(measured)].sum()), int(tests[unseen_clients].sum())
-    train_all = int(trains[list(measured)].sum())
+    own_all = int(own[measured[~is_unseen]].sum())
+    test_all, unseen_test = int(tests[measured].sum()), int(tests[measured[is_unseen]].sum())
+    train_all = int(trains[measured].sum())
     rounds = [r for r in range(1, config.rounds + 1) if is_evaluated(config, r)]
     tuned = [r for r in rounds if is_fine_tuned(config, r)]
     # The personalised model on everything, the global one on the own test data.
