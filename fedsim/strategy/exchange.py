@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from fedsim.models.params import Params
@@ -46,9 +47,10 @@ class Exchange:
     def progress(self) -> Params:
         """Return all of it as named tensors, for a checkpoint."""
         averaged_in = torch.tensor([self.averaged_in.get(name, -1) for name in self.layers])
-        clients = sorted(self.last_round)
-        rounds = [self.last_round[client] for client in clients]
-        listed = (torch.tensor(each, dtype=torch.int64) for each in (clients, rounds))
+        count = len(self.last_round)
+        clients, rounds = (np.fromiter(each, np.int64, count) for each in (self.last_round, self.last_round.values()))
+        order = np.argsort(clients)
+        listed = (torch.from_numpy(each[order]) for each in (clients, rounds))
         return {"averaged_in": averaged_in, **encoded("last_round", *listed)}
 
     def load_progress(self, progress: Mapping[str, torch.Tensor]) -> None:

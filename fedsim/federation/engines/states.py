@@ -57,8 +57,8 @@ class States:
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[int, RecordDict] = OrderedDict()
         self.held_bytes = 0
-        # Files of the clients whose state has not changed since it was written.
-        self._files: dict[int, Path] = {}
+        # Files of the clients whose state has not changed since it was written, as text, which is smaller than a Path.
+        self._files: dict[int, str] = {}
         self._spill: Scratch | None = None
         self._lock = threading.RLock()
 
@@ -69,7 +69,7 @@ class States:
 
     def file_of(self, client: int) -> Path | None:
         """Return the file that holds a client's current state, if there is one."""
-        return self._files.get(client)
+        return Path(self._files[client]) if client in self._files else None
 
     def __getitem__(self, client: int) -> RecordDict:
         """Return a client's state, empty if it has none; its records may be replaced without changing what is held."""
@@ -77,7 +77,7 @@ class States:
             if client in self._cached:
                 self._cached.move_to_end(client)
             elif client in self._files:
-                self._hold(client, _read(self._files[client]))
+                self._hold(client, _read(Path(self._files[client])))
             else:
                 return RecordDict()
             return RecordDict({name: _copy(record) for name, record in self._cached[client].items()})
@@ -105,7 +105,7 @@ class States:
                 if (content := self.encoded(client)) is not None:
                     target = files.path(client, server_round)
                     write_whole(target, content)
-                    self._files[client] = target
+                    self._files[client] = str(target)
 
     def load(self, folder: Path, rounds: Mapping[int, int]) -> None:
         """Replace each client's state by the file of the round given for it.
@@ -123,7 +123,7 @@ class States:
         if isinstance(state, Path):
             with self._lock:
                 self.discard(client)
-                self._files[client] = state
+                self._files[client] = str(state)
         else:
             self[client] = _decoded(load(bytes(state)))
 
@@ -132,7 +132,7 @@ class States:
         with self._lock:
             if client in self._cached:
                 return _encoded(self._cached[client])
-            return self._files[client].read_bytes() if client in self._files else None
+            return Path(self._files[client]).read_bytes() if client in self._files else None
 
     def _hold(self, client: int, state: RecordDict) -> None:
         """Hold a state in memory, and move the least recently used ones to disk if there are too many."""
@@ -148,9 +148,10 @@ class States:
         for oldest in leaving:
             if oldest not in self._files:
                 self._spill = self._spill or Scratch("states")
-                self._files[oldest] = self._spill.path / f"{oldest}.safetensors"
-                with about_file(self._files[oldest]):
-                    self._files[oldest].write_bytes(_encoded(self._cached[oldest]))
+                path = self._spill.path / f"{oldest}.safetensors"
+                self._files[oldest] = str(path)
+                with about_file(path):
+                    path.write_bytes(_encoded(self._cached[oldest]))
             self.held_bytes -= _size(self._cached.pop(oldest))
 
 
