@@ -11,7 +11,8 @@ from fedsim.analysis import Data, Models, barriers
 from fedsim.analysis.mixing.groups import named_groups
 from fedsim.analysis.mixing.mixes import Mix, list_mixes
 from fedsim.lazy import Place
-from fedsim.models.adapters import Adapter, adapt_
+from fedsim.models.adapter import Adapter
+from fedsim.models.adapters import adapt_
 from fedsim.models.architectures.huggingface import huggingface
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.params import Params, state_of

@@ -151,9 +151,9 @@ class BarrierMix(Strategy):
 
     def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
         size = (len(TS) ** len(self.groups) + 2) * torch.float64.itemsize
-        trained = [client for earlier in range(1, server_round) for client in self.drawn(earlier)]
-        population = size if len(set(trained)) < len(trained) else 0  # known once a client has trained again
-        return {"curve": (size + torch.float64.itemsize, 0), "population": (0, population)}
+        # The population's losses are known once a client has trained again.
+        is_known = len(self.exchange.last_round) < (server_round - 1) * len(self.drawn(1))
+        return {"curve": (size + torch.float64.itemsize, 0), "population": (0, size if is_known else 0)}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         curves = [update.sets["curve"] for update in updates]

@@ -125,7 +125,7 @@ class Strategy(Hooks, FlowerStrategy):
         self._take(arrays)
         nodes = self._nodes(grid)
         self.clients = len(nodes)
-        self._participants = self.drawn(server_round)
+        self._participants = list(self.drawn(server_round))
         self._upload = self.keys(self.shared(server_round))
         kept = self.layers.keys(self.kept(server_round))
         server = {*self._upload, *self.layers.keys(self.moved(server_round))}

@@ -16,7 +16,7 @@ from fedsim.strategy.exchange import Exchange
 from fedsim.strategy.measurable import ClientBarrier, Measurable
 from fedsim.strategy.memory import Memory, check_memory
 from fedsim.strategy.options import Count, Decay, Declared, Setting, check_client_rule, check_options, declared, schema
-from fedsim.strategy.participants import draw_participants, draw_unseen
+from fedsim.strategy.participants import draw_unseen, drawn_participants
 from fedsim.strategy.updates import ClientUpdate, Received, check_average
 from fedsim.training import ClientRule, LocalPlan, Sets
 from fedsim.training.losses import CROSS_ENTROPY
@@ -275,9 +275,9 @@ class Hooks:
             for key, value in mean.items()
         }
 
-    def drawn(self, server_round: int) -> list[int]:
+    def drawn(self, server_round: int) -> Sequence[int]:
         """Return the clients that are to train in a round, in ascending order."""
-        return draw_participants(self.seed, server_round, self.clients, self.participation, self.unseen)
+        return drawn_participants(self.seed, server_round, self.clients, self.participation, self.unseen)
 
     @property
     def clients_that_train(self) -> list[int]:

@@ -1,6 +1,7 @@
 """Who takes part: functions of the seed, which no strategy and no history can change."""
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -45,6 +46,14 @@ def draw_participants(
     if count == len(seen):
         return list(seen)
     return _choose(seeds.rng(seed, "participation", server_round), seen, count)
+
+
+@lru_cache(maxsize=16)
+def drawn_participants(
+    seed: int, server_round: int, clients: int, participation: float, unseen: float
+) -> tuple[int, ...]:
+    """Return what `draw_participants` does; the last rounds that were asked for are remembered."""
+    return tuple(draw_participants(seed, server_round, clients, participation, unseen))
 
 
 def draw_evaluated(seed: int, clients: int, limit: int | None, unseen: float = 0.0) -> list[int]:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from fedsim.results.report.drawing.block_map import block_map, short_names
+from fedsim.results.report.drawing.block_map import block_map, by_block, short_names
 
 BERT = [
     f"bert.encoder.layer.{block}.{module}"
@@ -54,6 +54,14 @@ def test_adapters_have_a_map_for_each_factor_and_one_for_both() -> None:
     ]
     assert [table.shape for table in found.tables.values()] == 3 * [(2, 2)]
     assert list(found.tables.values())[1].to_numpy().tolist() == [[21.0, 23.0], [25.0, 27.0]]
+
+
+def test_values_of_whole_adapters_have_one_map_in_which_a_missing_module_is_empty() -> None:
+    found = by_block(pd.Series({"head": 9.0} | {path: float(place) for place, path in enumerate(BERT[:-1])}))
+    assert list(found) == [""]
+    assert found[""].loc[0].tolist() == [0.0, 1.0, 2.0]
+    assert found[""].loc[1].fillna(-1.0).tolist() == [3.0, 4.0, -1.0]
+    assert by_block(pd.Series({"fc1": 1.0, "fc2": 2.0})) == {}
 
 
 @pytest.mark.parametrize(

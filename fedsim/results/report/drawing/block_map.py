@@ -1,4 +1,4 @@
-"""Barriers as a map of a transformer: a row for each of its repeated blocks, a column for each module in them."""
+"""Layers as a map of a transformer: a row for each of its repeated blocks, a column for each module in them."""
 
 import re
 from collections import Counter
@@ -45,24 +45,39 @@ def block_map(rows: pd.DataFrame, metric: str) -> HeatMaps | None:
         ``loss`` or ``error``.
     """
     chosen = at_the_middle(rows_of_kind(last_round(rows), ""), pairs=False)
-    places = _places(list(dict.fromkeys(map(str, chosen["group"]))))
-    if not places:
-        return None
     reference = first_reference(rows, metric)
-    means = chosen.groupby("group", sort=False)[f"{metric}_{reference}"].mean()
+    by_factor = by_block(chosen.groupby("group", sort=False)[f"{metric}_{reference}"].mean())
+    tables = {}
+    for factor, table in by_factor.items():
+        title = FACTORS.get(factor, factor) if any(by_factor) else "layers"
+        tables[f"{title},\nminus {REFERENCES[reference]} {metric}"] = table
+    return HeatMaps(tables, quantity(metric, rows), columns="module", rows="block") if tables else None
+
+
+def by_block(values: pd.Series) -> dict[str, pd.DataFrame]:
+    """Return values by block and module; empty without repeated blocks.
+
+    Parameters
+    ----------
+    values
+        Values by the name of a layer; those of other groups are left out.
+
+    Returns
+    -------
+    tables
+        Blocks by modules, for each factor of adapters; whole layers are first and called ``""``.
+    """
+    places = _places([str(name) for name in values.index])
     modules = short_names(list(dict.fromkeys(place.module for place in places.values())))
     tables = {}
-    factors = sorted({place.factor for place in places.values()})  # both together first
-    for factor in factors:
+    for factor in sorted({place.factor for place in places.values()}):
         of_factor = {name: place for name, place in places.items() if place.factor == factor}
         blocks = sorted({place.block for place in of_factor.values()})
         columns = [short for module, short in modules.items() if any(p.module == module for p in of_factor.values())]
-        table = pd.DataFrame(index=blocks, columns=columns, dtype=float)
+        table = tables[factor] = pd.DataFrame(index=blocks, columns=columns, dtype=float)
         for name, place in of_factor.items():
-            table.loc[place.block, modules[place.module]] = means[name]
-        title = FACTORS.get(factor, factor) if any(factors) else "layers"
-        tables[f"{title},\nminus {REFERENCES[reference]} {metric}"] = table
-    return HeatMaps(tables, quantity(metric, rows), columns="module", rows="block")
+            table.loc[place.block, modules[place.module]] = values[name]
+    return tables
 
 
 def short_names(modules: Sequence[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from fedsim.results.measured import CLUSTER, mean_gate_barriers
+from fedsim.results.report.drawing.block_map import by_block
 from fedsim.results.report.drawing.heat_maps import HeatMaps, Quantity
 from fedsim.results.report.pages.pictured import pictured
 from fedsim.results.report.pages.section import Section
@@ -42,6 +43,14 @@ def schedule_sections(result: Result) -> list[Section]:
         )
         share = Quantity("aggregation error, %", 100, signed=False)
         sections.append(pictured("products", "Aggregation error of adapters", text, HeatMaps({"": errors}, share)))
+        last = errors.columns.max()
+        if blocks := by_block(errors[last]):
+            text = (
+                "The repeated blocks of the model, from the input at the top to the output, by the modules in them. "
+                f"Each cell is the aggregation error of the module's adapter in round {last}."
+            )
+            picture = HeatMaps(blocks, share, columns="module", rows="block")
+            sections.append(pictured("products-blocks", "Aggregation error in the blocks", text, picture))
     return sections
 
 
