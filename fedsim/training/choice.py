@@ -39,7 +39,8 @@ def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor, objective:
     model = copy_of(model)
     plan, settings = LocalPlan((Phase(steps=1),)), LocalSettings(batch_size=3)
     params = {key: value.detach().clone() for key, value in state_of(model).items()}
-    clients = [(inputs[rows], targets[rows]) for rows in ([0, -1], [0, -1, 0])]
+    ends = torch.tensor([0, len(targets) - 1, 0], device=targets.device)
+    clients = [(inputs[rows], targets[rows]) for rows in (ends[:2], ends)]
     try:
         ruled = Ruled(training_loss=objective)
         tasks = [LocalTask(params, *client, np.random.default_rng(0), ruled=ruled) for client in clients]
