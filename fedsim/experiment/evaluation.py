@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from fedsim.training.metrics import BY_CLASS, LOSS
 from fedsim.training.targets import number_of_targets
 
 Row = dict[str, Any]
+Metrics = Mapping[str, float]
 logger = logging.getLogger(__name__)
 
 
@@ -42,8 +44,26 @@ def client_rows(server_round: int, client: int, metrics: Mapping[str, Any]) -> I
             yield metric_row(server_round, client, split, model, metric, value, metrics[f"{model}/{split}/n"])
 
 
-def evaluate_on_clients(
+def evaluate_models(
     server_round: int, strategy: Strategy, engine: Engine, wanted: ConfigRecord, on_server: "ServerEvaluation"
+) -> tuple[list[Row], list[Row]]:
+    """Evaluate models on the clients' data, and the global one on the server's test data, once for all who ask.
+
+    Parameters, results and errors are those of `evaluate_on_clients`.
+    """
+    model = strategy.global_model
+    on_test = cache(partial(on_server.metrics, model))
+    rows, faults = evaluate_on_clients(server_round, strategy, engine, wanted, on_server, on_test)
+    return rows + on_server.rows(server_round, GLOBAL, model, on_test()), faults
+
+
+def evaluate_on_clients(
+    server_round: int,
+    strategy: Strategy,
+    engine: Engine,
+    wanted: ConfigRecord,
+    on_server: "ServerEvaluation",
+    on_test: Callable[[], Metrics] | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Evaluate models on the clients' data: the global one in one pass, those that only a client has by the client.
 
@@ -53,6 +73,8 @@ def evaluate_on_clients(
         Settings for the clients: which models to evaluate, and how.
     on_server
         What evaluates the global model on the server's test data, and on how many threads.
+    on_test
+        Function that returns what comes out (default: the model is evaluated).
 
     Returns
     -------
@@ -70,7 +92,8 @@ def evaluate_on_clients(
         message.metadata.dst_node_id: message
         for message in strategy.configure_evaluate(server_round, strategy.arrays, wanted, engine)
     }
-    known = _known_metrics(strategy, sent, on_server) if can_join(federation, wanted) else {}
+    on_test = on_test or partial(on_server.metrics, strategy.global_model)
+    known = _known_metrics(strategy, sent, on_server, on_test) if can_join(federation, wanted) else {}
     replies = {reply.metadata.src_node_id: reply for reply in engine.send_and_receive(_asked(sent, known))}
     rows: list[Row] = []
     failed: dict[int, str] = {}
@@ -96,7 +119,7 @@ def evaluate_on_clients(
 
 
 def _known_metrics(
-    strategy: Strategy, sent: Mapping[int, Message], on_server: "ServerEvaluation"
+    strategy: Strategy, sent: Mapping[int, Message], on_server: "ServerEvaluation", on_test: Callable[[], Metrics]
 ) -> dict[int, dict[str, float]]:
     """Return what need not be asked of each client, by the names of its measurements.
 
@@ -114,12 +137,12 @@ def _known_metrics(
     validating = [client for client in sorted(have_it) if "validation" in splits_of(PERSONALISED, **kinds[client])]
     validated = measure_on_clients(federation, model, "validation", validating, threads)
     is_on_server = any("server" in splits_of(PERSONALISED, **kinds[client]) for client in have_it)
-    on_test = on_server.metrics(model) if is_on_server else {}
+    server = on_test() if is_on_server else {}
     known: dict[int, dict[str, float]] = {}
     raised = (sent.keys() - tested.keys()) | (set(validating) - validated.keys())
     for client in sorted(sent.keys() - raised):
         own = {"test": tested[client], "unseen": tested[client]}
-        own |= {"validation": validated.get(client, {}), "server": on_test}
+        own |= {"validation": validated.get(client, {}), "server": server}
         found = {
             metric_name(name, split, metric): value
             for name in ([PERSONALISED] * (client in have_it) + [GLOBAL])
@@ -196,15 +219,17 @@ class ServerEvaluation:
     test: InputsAndTargets
     threads: int
 
-    def rows(self, server_round: int, name: str, params: Params) -> list[Row]:
+    def rows(self, server_round: int, name: str, params: Params, known: Metrics | None = None) -> list[Row]:
         """Return the metrics of a model, also on perturbed data where the config asks for that.
 
         Parameters
         ----------
         name
             Name of the model in the rows.
+        known
+            Its metrics, if it has been evaluated already.
         """
-        measured = self.metrics(params)
+        measured = dict(known or self.metrics(params))
         if not math.isfinite(measured[LOSS]):
             logger.warning("round %d: the %s model has no finite loss on the server's test data", server_round, name)
         n = int(measured.pop("n"))

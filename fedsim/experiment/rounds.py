@@ -18,6 +18,7 @@ from fedsim.experiment.evaluation import (
     ServerEvaluation,
     check_any_finite,
     client_rows,
+    evaluate_models,
     evaluate_on_clients,
 )
 from fedsim.experiment.injected import InjectedRound
@@ -268,8 +269,7 @@ class Rounds:
             with self._timed("evaluate"):
                 with_neighbours = [NEIGHBOURS] * (NEIGHBOURS in self.config.evaluation.models)
                 wanted = ConfigRecord({messages.MODELS: [PERSONALISED, GLOBAL, *with_neighbours]})
-                rows, faults = evaluate_on_clients(server_round, self.strategy, self.engine, wanted, self._on_server)
-                rows += self._on_server.rows(server_round, GLOBAL, self.strategy.global_model)
+                rows, faults = evaluate_models(server_round, self.strategy, self.engine, wanted, self._on_server)
             for metric, means in self._validation_means.items():
                 means |= validation_means(rows, metric)
         tunes = FINE_TUNED in self.config.evaluation.models

@@ -185,6 +185,26 @@ def test_clients_are_asked_for_what_only_they_can_measure(
     assert {tuple(each) for each in seen} == ({tuple(asked)} if asked else set())
 
 
+@pytest.mark.parametrize("on", [["test"], ["test", "server"]])
+def test_the_global_model_is_evaluated_on_the_servers_test_data_once_a_round(
+    on: list[str], tiny: Tiny, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[float] = []
+    measure = evaluation.ServerEvaluation.metrics
+
+    def counted(self: evaluation.ServerEvaluation, params: Params) -> dict[str, float]:
+        measured = measure(self, params)
+        passes.append(measured["loss"])
+        return measured
+
+    monkeypatch.setattr(evaluation.ServerEvaluation, "metrics", counted)
+    found = rows(play(tiny(evaluation={"on": on}, barriers={"every": 0})))
+    of_server = [row["value"] for row in found if (row["client"], row["metric"]) == (None, "loss")]
+    assert passes == of_server
+    clients = [row["value"] for row in found if (row["split"], row["metric"]) == ("server", "loss")]
+    assert clients == [loss for loss in passes for _ in range(4) if "server" in on]
+
+
 def test_a_client_whose_loss_is_not_finite_is_asked_for_the_reason(
     tiny: Tiny, play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
