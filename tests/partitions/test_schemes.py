@@ -103,7 +103,7 @@ def test_equal_remainders_are_dealt_at_random() -> None:
     assert winners == {0, 1, 2}
 
 
-@pytest.mark.parametrize(("examples", "clients"), [(12, 4), (14, 4), (5, 5), (7, 1)])
+@pytest.mark.parametrize(("examples", "clients"), [(12, 4), (14, 4), (5, 5), (7, 1), (65_540, 65_537)])
 def test_iid_deals_shuffled_examples_in_turn(examples: int, clients: int) -> None:
     partition = PARTITIONS["iid"](np.zeros(examples, dtype=np.int64), clients, np.random.default_rng(3))
     dealt = np.random.default_rng(3).permutation(examples)
