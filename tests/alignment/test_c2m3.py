@@ -21,6 +21,8 @@ from fedsim.models.params import Params
 from tests.alignment.cases import CASES, chain, draw
 from tests.alignment.test_merging import SPEC, close, copies, kin, orders, rng, still
 
+ZERO = torch.zeros(())
+
 
 def value_of(spec: Spec, members: list[Params], matrices: list[Relaxation]) -> Tensor:
     """Return the objective pair by pair and layer by layer, as the paper writes it."""
@@ -59,7 +61,8 @@ def test_gradient_and_objective_are_those_of_the_pairs(name: str) -> None:
         value = value_of(spec, members, [*matrices[:number], leaf, *matrices[number + 1 :]])
         assert objective_of(everyone) == pytest.approx(value.item(), rel=1e-12)
         value.backward()
-        others = {key: sum(everyone[k][key] for k in range(3) if k != number) for key in everyone[0]}
+        rest = [params for k, params in enumerate(everyone) if k != number]
+        others = {key: sum((each[key] for each in rest), ZERO) for key in everyone[0]}
         for order, found in model.gradient(others).items():
             torch.testing.assert_close(found, leaf[order].grad, rtol=1e-10, atol=1e-10)
 
@@ -187,7 +190,8 @@ def test_weights_enter_only_the_mean() -> None:
     even, uneven = merge_c2m3(SPEC, members, rng=rng()), merge_c2m3(SPEC, members, weights=weights, rng=rng())
     assert [orders(each) for each in even.permutations] == [orders(each) for each in uneven.permutations]
     moved = [permute(member, SPEC, each) for member, each in zip(members, uneven.permutations, strict=True)]
-    mean = {key: sum(w / 10 * each[key] for w, each in zip(weights, moved, strict=True)) for key in members[0]}
+    parts = [{key: w / 10 * value for key, value in each.items()} for w, each in zip(weights, moved, strict=True)]
+    mean = {key: sum((each[key] for each in parts), ZERO) for key in members[0]}
     close(uneven.params, mean)
 
 
