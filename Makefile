@@ -30,7 +30,7 @@ docs: $(INSTALLED)
 pictures: $(INSTALLED)
 	$(BIN)/python docs/pictures/draw.py runs/pictures
 
-# About an hour on two idle cores, and 5 GB of downloads for the peers' environments the first time.
+# On an otherwise idle machine; the first time, the peers' environments are downloaded, which are large.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/partitions.py
