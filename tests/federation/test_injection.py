@@ -26,7 +26,7 @@ from fedsim.results import report
 from fedsim.results.faults import faults_of_run
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
-from fedsim.strategy import LocalPlan, Phase, Received, Strategy, flower
+from fedsim.strategy import LocalPlan, Phase, Received, Strategy, hooks
 from fedsim.strategy.participants import draw_participants
 from tests.conftest import run_files
 
@@ -76,7 +76,7 @@ def test_a_run_is_the_one_in_which_those_clients_did_not_take_part(
         every = draw_participants(seed, server_round, *rest)
         return [client for client in every if (server_round, client) not in gone]
 
-    monkeypatch.setattr(flower, "draw_participants", present)
+    monkeypatch.setattr(hooks, "draw_participants", present)
     absent = play(faulty(tiny, {}, name, rounds=3, seed=57), "absent")
     assert not absent.faults.exists()
     assert numbers_of(hit) == numbers_of(absent)
