@@ -32,7 +32,7 @@ from fedsim.training.metrics import BY_CLASS, LOSS
 from fedsim.training.targets import number_of_targets
 
 Row = dict[str, Any]
-Metrics = Mapping[str, float]
+Metrics = dict[str, float]
 logger = logging.getLogger(__name__)
 
 
