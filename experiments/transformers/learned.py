@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import pandas as pd
 import fedsim
 from fedsim.alignment import absorb_norms, learn_rotations, match_weights, permute, rotation_spec
 from fedsim.analysis import barriers
+from fedsim.data.dataset import Examples
 from fedsim.federation.data import federated_data_of
-from fedsim.models.params import state_of
+from fedsim.models.params import Params, state_of
 from fedsim.results.files import write_whole
 from fedsim.seeds import rng
 
@@ -33,11 +34,15 @@ def rows_of(run: Any) -> Iterator[pd.DataFrame]:
         "learned": learn_rotations(model, spec, first, second, inputs, targets, rng=rng(config.seed, "matching")),
     }
     for matching, permutation in found.items():
-        pair = [first, permute(second, spec, permutation)]
-        table = barriers(model, pair, *data.test(), groups="full", against="pairs", ts=TS)
-        rows = table.query("base == 0")[["t", "loss_mean_ends", "loss", "error"]]
-        named = {key: value for key, value in config.model.options.items() if key == "tied"}
-        yield rows.rename(columns={"loss_mean_ends": "barrier"}).assign(matching=matching, seed=config.seed, **named)
+        yield barrier_rows(run, [first, permute(second, spec, permutation)], data.test(), matching)
+
+
+def barrier_rows(run: Any, pair: Sequence[Params], test: Examples, matching: str) -> pd.DataFrame:
+    """Return the barrier and the loss of the mixes of two models, in nats, and their error, by t."""
+    table = barriers(run.model(0), pair, *test, groups="full", against="pairs", ts=TS)
+    rows = table.query("base == 0")[["t", "loss_mean_ends", "loss", "error"]]
+    named = {key: value for key, value in run.config.model.options.items() if key == "tied"}
+    return rows.rename(columns={"loss_mean_ends": "barrier"}).assign(matching=matching, seed=run.config.seed, **named)
 
 
 def main(runs: Path, out: Path) -> None:

@@ -62,7 +62,7 @@ RECORDED = {
     (SHARING, "| method, three epochs"),
     (ASYMMETRY, "| two models | own"),
     (ASYMMETRY, "| clients | round 1"),
-    (EXPERTS, "| barrier, experts in"),
+    *((EXPERTS, heading) for heading in ("| barrier, experts in", "| barrier in text")),
     (SPAWNING, "| copies part"),
     (SPAWNING, "| network |"),
 }
@@ -184,6 +184,7 @@ def test_features_of_averaged_models(model: str, file: str, way: str) -> None:
     assert_row(LLFC, "| | barrier | cosine", f"{model}, {way}", values, skipped=1)
 
 
+@pytest.mark.parametrize(("file", "heading"), [("images", "| barrier, experts in"), ("text", "| barrier in text")])
 @pytest.mark.parametrize(
     ("label", "options"),
     [
@@ -193,12 +194,12 @@ def test_features_of_averaged_models(model: str, file: str, way: str) -> None:
         ("the last block, dense", (1, 0, 0)),
     ],
 )
-def test_barriers_between_mixtures_of_experts(label: str, options: tuple[int, ...]) -> None:
-    own = read("experts/images.csv").set_index(["block", "top_k", "num_shared_experts"]).loc[options]
+def test_barriers_between_mixtures_of_experts(label: str, options: tuple[int, ...], file: str, heading: str) -> None:
+    own = read(f"experts/{file}.csv").set_index(["block", "top_k", "num_shared_experts"]).loc[options]
     ways = own.groupby("matching")["barrier"]
     found = {way: over_seeds(ways.get_group(way)) for way in ("none", "units", "gate", "gram", "weights")}
     share = 100 * found["weights"][0] / found["none"][0]
-    assert_row(EXPERTS, "| barrier, experts in", label, [*(end for each in found.values() for end in each), share])
+    assert_row(EXPERTS, heading, label, [*(end for each in found.values() for end in each), share])
 
 
 def test_what_matching_experts_leaves() -> None:
@@ -231,6 +232,32 @@ def test_what_matching_experts_leaves() -> None:
         (0, 2, 1),
     ]
     assert list(runs.index[runs["gate"] < runs["weights"]]) == [(0, 2, 0, 1)]
+
+
+def test_what_matching_experts_leaves_in_text() -> None:
+    runs = read("experts/text.csv").pivot_table("barrier", ["block", "top_k", "num_shared_experts", "seed"], "matching")
+    assert len(runs) == 12
+    assert ((runs["weights"] < runs["units"]) & (runs["units"] < runs["none"])).all()
+    for _, own in runs.groupby(level=[0, 1, 2]):
+        assert not is_shown(own["units"] - own["weights"])
+        assert is_shown(own["none"] - own["weights"])
+    alone, shared = runs.xs(0, level=2), runs.loc[0, 2, 1]
+    more = alone.sub(alone["weights"], axis=0).abs()
+    *others, most = sorted([*more["gram"], *more["gate"]])
+    assert_quoted(EXPERTS, "leave what two levels leave, to {} nats, except that the gate leaves {} more", 0.005, most)
+    assert max(others) < 0.005
+    assert more["gate"].idxmax() == (0, 2, 2)
+    for way in ("gate", "gram"):
+        assert_quoted(
+            EXPERTS, "With a shared expert both leave {} ± {} more", *over_seeds(shared[way] - shared["weights"])
+        )
+    means = runs.groupby(level=[0, 1, 2]).mean()
+    shares = 100 * means.loc[0]["weights"] / means.loc[0]["none"]
+    last = means.loc[1, 0, 0]
+    assert_quoted(EXPERTS, "What remains is {} to {} % in the first block, as in images", shares.min(), shares.max())
+    text = "with {} nats before matching and {} % of it after"
+    assert_quoted(EXPERTS, text, last["none"], 100 * last["weights"] / last["none"])
+    assert_quoted(FINDINGS, "and {} to {} % between experts in a language model", shares.min(), shares.max())
 
 
 def test_the_findings_on_measured_barriers() -> None:

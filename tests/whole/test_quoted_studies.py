@@ -219,8 +219,15 @@ def test_what_is_expected_of_wide_networks(width: pd.DataFrame) -> None:
     assert_quoted(WIDTH, "by the intervals {} hold and {} are undecided", *values[1:])
 
 
-def test_what_is_expected_of_mixtures_of_experts() -> None:
-    runs = read("experts/images.csv").pivot_table(
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("images", "{} of all 19 hold, and {} are undecided"),
+        ("text", "{} of the 19 expectations of `text.toml` hold, and {} are undecided"),
+    ],
+)
+def test_what_is_expected_of_mixtures_of_experts(file: str, text: str) -> None:
+    runs = read(f"experts/{file}.csv").pivot_table(
         "barrier", ["block", "top_k", "num_shared_experts", "seed"], "matching"
     )
     found = []
@@ -229,8 +236,8 @@ def test_what_is_expected_of_mixtures_of_experts() -> None:
         bounds += [of_mean(own["weights"] - own["units"]), of_mean(own["gate"] - own["weights"])]
         found += list(enumerate([*bounds, of_mean(own["gram"] - own["weights"])]))
     found.append((6, of_ratio(runs.loc[1, 0, 0]["none"], runs.loc[0, 0, 0]["none"])))
-    counted = verdicts("experts/images.toml", found)["intervals"]
-    assert_quoted(EXPERTS, "{} of all 19 hold, and {} are undecided", counted["ok"], counted["undecided"])
+    counted = verdicts(f"experts/{file}.toml", found)["intervals"]
+    assert_quoted(EXPERTS, text, counted["ok"], counted["undecided"])
 
 
 def halfway(name: str) -> pd.DataFrame:

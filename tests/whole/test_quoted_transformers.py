@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from tests.whole.quoted import assert_row, over_seeds, read
+from tests.whole.quoted import assert_quoted, assert_row, over_seeds, read
 
 PAGE = "experiments/transformers/README.md"
 PAIRS, FEDERATION = "| halfway between two models", "| average | ViT, round 1"
@@ -11,7 +11,8 @@ PAIRS, FEDERATION = "| halfway between two models", "| average | ViT, round 1"
 
 def halfway(name: str, matching: str, tied: bool | None = None) -> list[float]:
     rows = read(f"transformers/{name}.csv").query("t == 0.5 and matching == @matching")
-    return over_seeds(rows["barrier"] if tied is None else rows[rows["model.tied"] == tied]["barrier"])
+    column = next((each for each in ("model.tied", "tied") if each in rows), "")
+    return over_seeds(rows["barrier"] if tied is None else rows[rows[column] == tied]["barrier"])
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,23 @@ def test_barriers_by_the_symmetries_that_are_used(label: str, matching: str) -> 
 def test_barriers_of_learned_rotations() -> None:
     values = [*halfway("vit_learned", "learned"), *halfway("gpt_learned", "learned")]
     assert_row(PAGE, PAIRS, "learned rotations", values)
+
+
+def test_barriers_up_to_invertible_matrices() -> None:
+    found = [("vit", None), ("gpt", False), ("gpt", True)]
+    values = [end for name, tied in found for end in halfway(f"{name}_invertible", "invertible", tied)]
+    assert_row(PAGE, PAIRS, "and invertible matrices within heads", values)
+    changes, lower = [], []
+    for name, tied in found:
+        rows = read(f"transformers/{name}_invertible.csv").query("t == 0.5")
+        own = (rows if tied is None else rows[rows["tied"] == tied]).pivot(columns="matching", index="seed")["barrier"]
+        changes += over_seeds(own["invertible"] - own["rotations"])
+        lower.append(bool((own["invertible"] < own["rotations"]).all()))
+    assert_quoted(
+        PAGE, "change the barrier of rotations by {} ± {} nats for the ViTs, where it is lower in each", *changes[:2]
+    )
+    assert_quoted(PAGE, "and by {} ± {} and {} ± {} for the GPTs", *changes[2:])
+    assert lower == [True, False, False]
 
 
 def test_tied_embeddings_leave_nothing_to_rotate_but_heads() -> None:
