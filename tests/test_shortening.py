@@ -51,7 +51,7 @@ def test_names_in_a_list_are_not_cut_one_by_one() -> None:
     assert line.count(" ... ") == 1
 
 
-@pytest.mark.parametrize("text", ["[ " * 9000, "'" * 9000, "it's a dog's " * 900, "a" * 9000, "\x1b" * 9000])
+@pytest.mark.parametrize("text", ["[ " * 3000, "'" * 3000, "it's a dog's " * 300, "a" * 3000, "\x1b" * 3000])
 def test_whatever_a_message_holds_it_has_the_length_of_a_line(text: str) -> None:
     assert len(one_line(text)) <= LINE
 

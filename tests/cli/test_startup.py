@@ -112,11 +112,9 @@ def test_help_keeps_brackets_and_names_all_kinds_of_groups(
     assert all(kind in text for kind in KINDS)
 
 
-@pytest.mark.slow
-def test_a_name_shows_its_options_with_their_texts() -> None:
-    command = [sys.executable, "-m", "fedsim", "list", "strategies", "FedProx"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    words = " ".join(done.stdout.split())
+def test_a_name_shows_its_options_with_their_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    app(["list", "strategies", "FedProx"], standalone_mode=False)
+    words = " ".join(capsys.readouterr().out.split())
     for text in ("fedprox", "mu", "0.01", "at least 0", "Weight of the proximal term", "arXiv 1812.06127"):
         assert text in words
 
