@@ -59,3 +59,13 @@ def test_empty_files_of_earlier_versions_count_as_none(tmp_path: Path) -> None:
     found = ClientFiles.read(path)
     assert list(found.pairs()) == [(7, 3)]
     assert list(found.seals(files)) == [files.path(7, 3)]
+
+
+def test_all_files_but_those_of_checkpoints_are_removed(tmp_path: Path) -> None:
+    files = StateFiles(tmp_path)
+    for pair in ((4, 3), (4, 5), (7, 3)):
+        files.path(*pair).touch()
+    (tmp_path / ".000004-partial").touch()
+    files.keep([(4, 5), (7, 3)])
+    assert sorted(tmp_path.iterdir()) == [files.path(4, 5), files.path(7, 3)]
+    StateFiles(tmp_path / "left out by a copy").keep([])

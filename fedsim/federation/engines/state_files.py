@@ -13,7 +13,7 @@ class StateFiles:
 
     def path(self, client: int, server_round: int) -> Path:
         """Return the file of a client's state after a round in which it took part."""
-        return self.folder / f"{client:06d}-round-{server_round:05d}.safetensors"
+        return self.folder / _name(client, server_round)
 
     def has(self, client: int, server_round: int) -> bool:
         """Return whether the client left a state in this round; round 0 stands for none."""
@@ -25,6 +25,12 @@ class StateFiles:
 
     def keep(self, files: Iterable[tuple[int, int]]) -> None:
         """Remove all files except these, each given by its client and its round."""
-        kept = {self.path(client, server_round) for client, server_round in files}
-        for path in set(self.folder.glob("*")) - kept:
-            path.unlink()
+        kept = {_name(client, server_round) for client, server_round in files}
+        # Tools that copy no empty folders leave this one out where no client keeps anything.
+        for path in self.folder.iterdir() if self.folder.exists() else ():
+            if path.name not in kept:
+                path.unlink()
+
+
+def _name(client: int, server_round: int) -> str:
+    return f"{client:06d}-round-{server_round:05d}.safetensors"
