@@ -186,7 +186,7 @@ def test_models_are_matched_in_a_known_way_only(tiny: Tiny) -> None:
     model, inputs, drawn = federation.model(), federation.calibration(), rng(0, "matching")
     for by in ("none", "names"):
         with pytest.raises(
-            ValueError, match=f"by = '{by}' must be one of weights, c2m3, head-rotations, rotations, act"
+            ValueError, match=f"by = '{by}' must be one of weights, c2m3, head-rotations, rotations, invertible"
         ):
             match_models(model, [federation.initial], by, inputs, rng=drawn)
     with pytest.raises(ValueError, match="by = 'sinkhorn' needs the targets of the inputs; pass targets"):
