@@ -6,6 +6,8 @@ from itertools import permutations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from fedsim.analysis.data import Data
@@ -49,6 +51,17 @@ class Untraceable(nn.Module):
         for block in self.blocks:
             x = block(x, mask, seen)
         return self.head(x + sum(seen))
+
+
+class Logits(nn.Module):
+    """A model of transformers that gives its logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens).logits
 
 
 class Transposed(Block):
@@ -173,3 +186,36 @@ def test_what_comes_before_the_first_layer_that_differs_is_computed_once() -> No
     before = len(calls)
     models.evaluate([own, *mixed], few)
     assert len(calls) - before == 2 * DEPTH
+
+
+def test_mixes_of_queries_and_values_take_the_products_that_they_leave_and_no_others() -> None:
+    blocks, width, hidden, rank, clients, tokens = 3, 12, 20, 2, 3, torch.arange(1, 31).view(5, 6)
+    sizes = {"hidden_size": width, "num_hidden_layers": blocks, "intermediate_size": hidden}
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(**sizes, num_attention_heads=2, vocab_size=40)).eval()
+    logits = Logits(model)
+    adapt_(logits, Adapter(rank=rank, targets="*.query | *.value"), tokens)
+    describe_(logits, tokens)
+    states = [{key: value + 0.1 * client for key, value in state_of(logits).items()} for client in range(clients)]
+    models = MixedModels(logits, states)
+    paths = sorted({part.layer.partition(".lora_")[0] for part in models.parts if ".lora_" in part.layer})
+    assert len(paths) == 2 * blocks
+    mixed = [
+        tuple((min(a, b), max(a, b), 0.5) if part.layer.startswith(path) else a for part in models.parts)
+        for a, b in permutations(range(clients), 2)
+        for path in paths
+    ]
+    shared = SharedCalls(logits, models.parts, models._entries, 2**30)
+    with FlopCounterMode(display=False) as counter:
+        found = dict(shared.outputs([*map(models.own, range(clients)), *mixed], tokens))
+    assert len(found) == clients + len(mixed)
+    attention, linear, last = 2 * 6 * width, 4 * width**2 + 2 * width * hidden, width**2 + 2 * width
+    own = tokens.numel() * blocks * (linear + attention + 4 * rank * width) + len(tokens) * last
+    # Of its own block, a mix takes a product of factors, attention, and what comes after it.
+    first = tokens.numel() * (2 * rank * width + attention + width**2 + 2 * width * hidden)
+    later = tokens.numel() * (linear + attention) * (blocks - 1) / 2
+    merges = clients * 2 * (blocks - 1) * rank * width**2
+    # Below the first factors all models are alike: embeddings, and frozen products of the first block.
+    alike = (clients - 1) * 3 * tokens.numel() * width**2
+    expected = clients * own - alike + len(mixed) * (first + later + len(tokens) * last) + merges
+    assert counter.get_total_flops() == 2 * expected
