@@ -928,3 +928,9 @@ def test_barriers_of_networks_that_differ_in_one_thing(network: str) -> None:
         own = rows[(rows["optimizer"] == optimizer) & (rows["lr"] == lr)]
         values += [own["own"].mean(), *over_seeds(own["error_barrier"]), *over_seeds(own["barrier"])]
     assert_row(SPAWNING, "| network |", network, values)
+
+
+def test_memory_of_clients_with_adapters() -> None:
+    many, few = benchmark("adapters").to_dict("records")
+    text = "hold {} MB, and 2 clients {} MB, with a base of {} MB and {} MB for each adapter"
+    assert_quoted(PERFORMANCE, text, many["held_mb"], few["held_mb"], many["base_mb"], many["adapter_mb"])

@@ -54,7 +54,10 @@ def _panel(
         "x_name:O",
         title=maps.columns or None,
         sort=alt.EncodingSortField("x", op="min"),
-        axis=Axis(labelAngle=0 if whole else -60, labelOverlap=True, labelLimit=110),
+        # Vega leaves out turned names that would not touch.
+        axis=Axis(
+            labelAngle=0 if whole else -60, labelOverlap=whole or len(table.columns) > MOST_NUMBERS, labelLimit=110
+        ),
     )
     y = alt.Y(
         "y_name:O",
