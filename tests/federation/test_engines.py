@@ -207,7 +207,8 @@ def test_cohorts_give_the_numbers_of_one_after_the_other_to_float_tolerance(
 def test_only_the_newest_two_checkpoints_and_their_clients_are_kept(
     tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
-    folder = play(tiny(rounds=4, clients=5, participation=0.4, checkpoints__keep="last"))
+    own = {"name": "layer_set", "shared": "body"}
+    folder = play(tiny(rounds=4, clients=5, participation=0.4, checkpoints__keep="last", strategy=own))
     checkpoints = Checkpoints(folder.checkpoints)
     assert checkpoints.newest() == 4
     assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["clients", "kept", "round-00004"]
