@@ -56,6 +56,7 @@ RECORDED = {
     (SHARING, "| method, alpha 10"),
     (ADAPTERS, "| method, sentiment"),
     (ADAPTERS, "| method, sources"),
+    (ADAPTERS, "| method, alpha 0.1"),
     (ADAPTERS, "| adapter |"),
     (SHARING, "| method, alpha 3"),
     (SHARING, "| method, skewed inputs"),
@@ -551,6 +552,17 @@ def test_adapters_shared_by_the_sources_of_sentences() -> None:
     skewed = 100 * read("adapters/sentiment.csv")["personalised"].max() - best["client_dirichlet"]
     text = "is {} points above the best with the head alone on the sources and {} with skewed signs"
     assert_quoted(ADAPTERS, text, means.max() - best["domain"], skewed)
+
+
+def test_sharing_adapters_under_strong_skew() -> None:
+    rows, heads = (read(f"adapters/{name}.csv").set_index("method") for name in ("skew", "skew_heads"))
+    labels = {"personal head alone": heads.loc["local"], "averaged head alone": heads.loc["FedAvg"]}
+    for label, row in (dict(rows.iterrows()) | labels).items():
+        values = 100 * row[["personalised", "personalised_half_width", "worst"]]
+        assert_row(ADAPTERS, "| method, alpha 0.1", label, values.tolist())
+    own = rows.loc["FedSA-LoRA"]
+    text = "FedSA-LoRA is {} ± {} points above FedIT (p = {} without"
+    assert_quoted(ADAPTERS, text, 100 * own.difference, 100 * own.difference_half_width, own.p)
 
 
 def test_sharing_adapters_on_sentiment() -> None:
