@@ -1,6 +1,7 @@
 """Each number that README, findings and experiments quote is that of a committed table, rounded."""
 
 import json
+from collections.abc import Sequence
 
 import pandas as pd
 import pytest
@@ -51,6 +52,7 @@ RECORDED = {
     (FINDINGS, "| method, features"),
     (FINDINGS, "| method, gates and trees"),
     (LLMC, "| shared | personalised"),
+    (LLMC, "| shared, photographs"),
     (LLMC, "| two models | full"),
     (SHARING, "| method, pilot"),
     (SHARING, "| method, alpha 10"),
@@ -328,7 +330,30 @@ def test_the_global_models_of_gates_and_trees_with_equal_bytes() -> None:
 )
 def test_personalisation_of_the_layer_wise_connectivity_paper(label: str, method: str) -> None:
     rows = read("llmc/personalisation.csv").query("method == @method").set_index("partition.scheme")
-    assert_row(LLMC, "| shared | personalised", label, list(100 * rows["personalised"][["dirichlet", "shards"]]))
+    assert_row(LLMC, "| shared | personalised", label, with_difference(rows, ("dirichlet", "shards")))
+
+
+@pytest.mark.parametrize(
+    ("label", "method"),
+    [
+        ("all", "LLMC"),
+        ("none", "local"),
+        ("body", "LLMC(shared=body)"),
+        ("head", "LLMC(shared=head)"),
+        ("`conv1`, `conv2`", "LLMC(shared=conv1 | conv2)"),
+        ("`conv1`, `fc1`, `fc3`", "LLMC(shared=conv1 | fc1 | fc3)"),
+        ("one layer at a time", "layer_cycle"),
+    ],
+)
+def test_personalisation_with_photographs(label: str, method: str) -> None:
+    rows = read("llmc/personalisation_cifar10.csv").query("method == @method").set_index("partition.alpha")
+    assert_row(LLMC, "| shared, photographs", label, with_difference(rows, (0.1, 0.01)))
+
+
+def with_difference(rows: pd.DataFrame, settings: Sequence[object]) -> list[float]:
+    """Return the accuracy of a method in each setting and its difference from the baseline, both with intervals."""
+    columns = ["personalised", "personalised_half_width", "difference", "difference_half_width"]
+    return list(100 * pd.concat([rows.loc[setting, columns].astype(float) for setting in settings]).dropna())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""What the page of published numbers says came out here is that of a committed table, rounded."""
+
+import pandas as pd
+import pytest
+
+from tests.whole.quoted import RESULTS, assert_near, assert_row, read, tables_of
+
+PAGE = "experiments/published/README.md"
+PFEDME, THESIS = "| | published (unverified)", "| one seed"
+OPTIMISERS, LABELS = "| global accuracy, % | FedAvg", "| global accuracy, % | i.i.d."
+
+
+def ranking(name: str) -> pd.DataFrame:
+    """Return a table that ``fedsim table --markdown`` wrote."""
+    rows = [
+        [cell.strip().replace("\\", "") for cell in line.strip("|\n").split("|")]
+        for line in (RESULTS / "published" / f"{name}.md").read_text().splitlines()
+    ]
+    return pd.DataFrame(rows[2:], columns=rows[0]).set_index("strategy")
+
+
+def test_each_table_is_recomputed() -> None:
+    known = (PFEDME, THESIS, OPTIMISERS, LABELS)
+    assert all(heading.startswith(known) for heading in tables_of(PAGE)), "add a committed table and a test for it"
+
+
+@pytest.mark.parametrize(
+    ("label", "method", "models", "strategy", "model"),
+    [
+        ("FedAvg", "fedavg", ("gm",), "experiments.published.pfedme:FedAvg", "global"),
+        ("pFedMe, global", "pfedme", ("gm",), "experiments.published.pfedme:PFedMe", "global"),
+        ("pFedMe, personal", "pfedme", ("pm", "theta"), "experiments.published.pfedme:PFedMe", "personalised"),
+    ],
+)
+def test_pfedme(label: str, method: str, models: tuple[str, ...], strategy: str, model: str) -> None:
+    released, here = read("published/pfedme_released.csv"), read("published/pfedme_logistic.csv")
+    released = released[released["method"] == method].set_index("model")["maximum"]
+    here = here[here["strategy"].str.startswith(strategy) & (here["model"] == model)]
+    assert_row(
+        PAGE, PFEDME, label, [*(100 * pd.concat([released[[each]] for each in models])), *here["maximum"]], skipped=2
+    )
+
+
+@pytest.mark.parametrize("alpha", ["0.5", "0.1"])
+def test_server_optimisers(alpha: str) -> None:
+    rows = ranking("server_optimisers").query("`partition.alpha` == @alpha")
+    methods = ["full", "fedavgm", "fedadam(server_lr=0.01)", "fedyogi"]
+    values = [*rows["global"][methods].astype(float), float(rows["personalised"]["layer_set(shared=body)"])]
+    assert_row(PAGE, OPTIMISERS, f"here, alpha {alpha}", values)
+
+
+@pytest.mark.parametrize(("label", "strategy"), [("FedAvg", "full"), ("FedProx", "fedprox"), ("SCAFFOLD", "scaffold")])
+def test_few_labels(label: str, strategy: str) -> None:
+    [table] = [rows for heading, rows in tables_of(PAGE).items() if heading.startswith(LABELS)]
+    here = table[f"{label}, published / here"][1::2]
+    for text, value in zip(here, ranking("label_skew").loc[strategy, "global"], strict=True):
+        assert_near(text, float(value), label)
