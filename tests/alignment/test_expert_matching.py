@@ -1,7 +1,7 @@
 """Mixtures of experts are matched in two levels: experts, and the hidden units in each."""
 
 import copy
-from functools import cache
+from functools import cache, partial
 from itertools import permutations, product
 from typing import Any
 
@@ -30,6 +30,7 @@ from tests.models.test_experts import KINDS, SHAPES, build, every_kind, every_mi
 EXPERTS, HIDDEN, WIDTH = 4, 3, 5
 Moved = tuple[Params, Params]
 COSTS = ("weights", "gate", "gram")
+SHARED = "moe.shared_experts.up"
 
 
 @cache
@@ -113,17 +114,51 @@ def test_each_cost_recovers_experts_and_their_units(kind: str, by: Any) -> None:
     for seed in range(5):
         params = draw(spec, seed)
         drawn = random_permutation(spec, rng(seed))
-        drawn = identity(spec) | {name: drawn[name] for name in ("moe.gate", "moe.experts.up")}
+        assert drawn.keys() == {"moe.gate", "moe.experts.up"} | ({SHARED} if "shared" in kind else set())
         permuted = permute(params, spec, drawn)
         found = match_experts(spec, params, translated(permuted, seed), by=by)
         assert equal(params, permute(permuted, spec, found))
         assert found.keys() == spec.sizes.keys()
-        inside = {"moe.experts.up": _within(rng(seed), EXPERTS, HIDDEN)}
+        inside = drawn | {"moe.gate": torch.arange(EXPERTS), "moe.experts.up": _within(rng(seed), EXPERTS, HIDDEN)}
         shuffled = permute(params, spec, inside)
         assert equal(params, permute(shuffled, spec, match_experts(spec, params, shuffled, by="units")))
         start = {name: order.roll(1) for name, order in found.items() if "gate" in name}
         units = match_experts(spec, params, permuted, by="units", start=start)
         assert units["moe.gate"].tolist() == start["moe.gate"].tolist()
+
+
+@pytest.mark.parametrize("by", COSTS)
+@every_mixture
+def test_mixtures_are_recovered_on_a_backbone_that_stays_in_place(name: str, kind: str, by: Any) -> None:
+    spec = transformer(name, kind)[0].spec
+    params, drawn = draw(spec, 0), random_permutation(spec, rng(1))
+    own = ("mlp.gate", "mlp.experts.up", "mlp.shared_experts.up")
+    drawn = {order: drawn[order] for order in drawn if order.endswith(own)}
+    assert len(drawn) == (3 if "shared" in kind else 2)
+    permuted = permute(params, spec, drawn)
+    assert equal(params, permute(permuted, spec, match_experts(spec, params, translated(permuted, 2), by=by)))
+    found = match_experts(spec, params, draw(spec, 3), by=by)
+    place = identity(spec)
+    assert {order for order in found if not torch.equal(found[order], place[order])} <= drawn.keys() < found.keys()
+
+
+@pytest.mark.parametrize("by", [*COSTS, "units"])
+def test_no_order_of_the_shared_experts_units_is_better(by: Any) -> None:
+    spec = lone("top 2 and 1 shared").spec
+    for seed in range(4):
+        reference, params = draw(spec, seed), draw(spec, 50 + seed)
+        best = max(permutations(range(HIDDEN)), key=partial(gain_of_shared, reference, params))
+        assert match_experts(spec, reference, params, by=by)[SHARED].tolist() == list(best)
+
+
+def gain_of_shared(reference: Params, params: Params, order: tuple[int, ...]) -> float:
+    """Return the inner product of two networks of shared experts, the second one's units in an order."""
+    moved = {
+        f"{SHARED}.weight": params[f"{SHARED}.weight"][list(order)],
+        f"{SHARED}.bias": params[f"{SHARED}.bias"][list(order)],
+        (down := "moe.shared_experts.down.weight"): params[down][:, list(order)],
+    }
+    return sum(float((reference[key] * value).sum()) for key, value in moved.items())
 
 
 def _within(generator: np.random.Generator, blocks: int, width: int) -> Tensor:
@@ -185,8 +220,9 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor], i: int, j: int, by: str
 
 
 @pytest.mark.parametrize("by", ["gate", "gram"])
-def test_gates_and_gram_matrices_assign_experts_as_the_papers_costs_do(by: Any) -> None:
-    spec = lone("dense").spec
+@every_kind
+def test_gates_and_gram_matrices_assign_experts_as_the_papers_costs_do(kind: str, by: Any) -> None:
+    spec = lone(kind).spec
     for seed in range(6):
         reference, params = draw(spec, seed), translated(draw(spec, 50 + seed), seed)
         a, b = parts(reference), parts(params)

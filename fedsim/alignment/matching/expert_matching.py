@@ -31,7 +31,8 @@ def match_experts(
 ) -> Permutation:
     """Return the permutation of a model's experts, and of the hidden units in each, that brings it to a reference.
 
-    All other units stay where ``start`` puts them, as where two mixtures were trained on one frozen backbone.
+    The hidden units of shared experts, which every token passes, are matched by their weights whatever ``by`` is. All
+    other units stay where ``start`` puts them, as where two mixtures were trained on one frozen backbone.
 
     Parameters
     ----------
@@ -59,7 +60,8 @@ def match_experts(
     Notes
     -----
     With n experts of h hidden units, ``weights`` takes n ** 2 assignments of h units and one of n experts, all others n
-    assignments of h units. `match_weights` assigns experts by weights too, in turn with all other units.
+    assignments of h units; s shared experts take one of s * h units. `match_weights` assigns experts by weights too, in
+    turn with all other units.
 
     References
     ----------
@@ -68,18 +70,18 @@ def match_experts(
     """
     if by not in get_args(ExpertCost):
         raise ValueError(f"by = {by!r} must be one of {', '.join(get_args(ExpertCost))}")
-    symmetries = experts_of(spec)
+    experts = experts_of(spec)
     found = identity(spec) | (start or {})
     own, other = counted(spec, reference, params), counted(spec, permute(params, spec, start or {}), reference)
-    for symmetry in symmetries:
-        if by == "weights":
+    for symmetry in (*experts, *_shared_experts(spec)):
+        if by == "weights" or symmetry not in experts:
             change = _matched(replace(spec, symmetries=(symmetry,)), own, other)
         else:
-            experts = torch.arange(symmetry.blocks)
+            blocks = torch.arange(symmetry.blocks)
             if by != "units":
                 view = _gate if by == "gate" else _grams
-                experts = _nearest(view(spec, symmetry, own), view(spec, symmetry, other), by)
-            change = {name: _of_blocks(experts, width) for name, width in symmetry.widths.items()}
+                blocks = _nearest(view(spec, symmetry, own), view(spec, symmetry, other), by)
+            change = {name: _of_blocks(blocks, width) for name, width in symmetry.widths.items()}
             change = compose(change, _units(spec, symmetry, own, permute(other, spec, change)))
         found = found | compose({name: found[name] for name in change}, change)
     return found
@@ -97,6 +99,16 @@ def experts_of(spec: Spec) -> list[Symmetry]:
     if not found:
         raise ValueError("the model has no experts that can change places; match by weights, or set num_experts")
     return found
+
+
+def _shared_experts(spec: Spec) -> list[Symmetry]:
+    """Return the symmetries of units that only weights of shared experts follow."""
+    shared = tuple({key.rpartition("gate.")[0] + "shared_experts." for key in spec.gates})
+    return [
+        each
+        for each in spec.symmetries
+        if all(key.startswith(shared) for name in each.widths for key, _ in spec.uses(name))
+    ]
 
 
 def _gates(spec: Spec, symmetry: Symmetry) -> list[str]:
