@@ -151,7 +151,7 @@ class BarrierMix(Strategy):
 
     def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
         size = (len(TS) ** len(self.groups) + 2) * torch.float64.itemsize
-        # The population's losses are known once a client has trained again.
+        # Known once a client with validation examples, as all are taken to have, has trained again.
         is_known = len(self.exchange.last_round) < (server_round - 1) * len(self.drawn(1))
         return {"curve": (size + torch.float64.itemsize, 0), "population": (0, size if is_known else 0)}
 

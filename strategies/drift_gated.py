@@ -55,12 +55,15 @@ class DriftGated(Strategy):
 
     client_rule = Drift
     partial = True
-    unplanned = "which layers drift far enough to be sent"
     select: Literal["threshold", "share"] = Option("share", "Whether a threshold or a share says what is sent.")
     threshold: NonNegative = Option(0.0, "Smallest norm of the change of a layer that is sent; 0 sends every layer.")
     share: PositiveShare = Option(0.5, "Share of the layers that are sent, rounded up.")
     normalise: bool = Option(True, "Whether a norm is divided by the number of the layer's elements.")
     largest: bool = Option(True, "Whether layers are sent that drifted much, or those that drifted little.")
+
+    def prepare(self) -> None:
+        sends_all = self.share == 1 if self.select == "share" else self.largest and self.threshold == 0
+        self.unplanned = "" if sends_all else "which layers drift far enough to be sent"
 
     def kept(self, server_round: int) -> LayerGroup:
         return self.layers.group("all")  # any may be one that no client sends

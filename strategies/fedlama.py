@@ -28,11 +28,11 @@ class FedLama(Strategy):
     base interval; here a layer is its weight and bias together. Normalisation stays at the base interval, as there.
     """
 
-    unplanned = "which layers are averaged less often"
     phi: Count = Option(2, "Interval, in rounds, of the layers that are averaged less often; 1 is FedAvg.")
     warm_up: CountOrZero = Option(6, "Rounds with all layers before intervals change, as they do in each phi-th round.")
 
     def prepare(self) -> None:
+        self.unplanned = "which layers are averaged less often" if self.phi > 1 else ""
         self.adjustable = [layer.name for layer in self.layers if layer.kind != "norm" and layer.parameters]
         discrepancy = torch.zeros(len(self.adjustable), dtype=torch.float64)
         self.memory = {"interval": torch.ones(len(self.layers), dtype=torch.int64), "discrepancy": discrepancy}

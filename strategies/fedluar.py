@@ -30,11 +30,11 @@ class FedLuar(Strategy):
     layers travel to the clients, and all but the recycled ones back.
     """
 
-    unplanned = "which layers repeat their last update"
     recycled: Decay = Option(0.5, "Share of the layers that repeat their last update, rounded down; 0 is FedAvg.")
 
     def prepare(self) -> None:
         count = len(self.layers)
+        self.unplanned = "which layers repeat their last update" if int(self.recycled * count) else ""
         ratio, chosen = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.bool)
         self.memory = {"last": {}, "ratio": ratio, "recycled": chosen}
 

@@ -89,6 +89,9 @@ class FedSelect(Strategy):
     target: Share = Option(0.8, "Share of each tensor that ends up personal, the paper's alpha; 0 is FedAvg.")
     shared_epochs: Count = Option(1, "Epochs of the shared parameters; before them, local.epochs of the personal ones.")
 
+    def prepare(self) -> None:
+        self._grown = 0, frozenset[int]()  # before which round, and whose masks
+
     def kept(self, server_round: int) -> LayerGroup:
         return self.layers.group("all")  # each client has its own parameters in it
 
@@ -102,9 +105,8 @@ class FedSelect(Strategy):
     def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
         sizes = [self.global_model[key].numel() for key in self.parameters]
         grows = any(min(n - round((1 - self.growth) * n), round(self.target * n)) for n in sizes)
-        grown = (each for each in range(1 + self.every, server_round, self.every) if client in self.drawn(each))
         # A mask has a byte for each entry.
-        return {MASK: (sum(sizes), 0)} if grows and any(grown) else {}
+        return {MASK: (sum(sizes), 0)} if grows and client in self._grown_before(server_round) else {}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         average = self.average(updates)
@@ -116,6 +118,14 @@ class FedSelect(Strategy):
         return average | {
             key: torch.where(part > 0, average[key] / part, self.global_model[key]) for key, part in sharers.items()
         }
+
+    def _grown_before(self, server_round: int) -> frozenset[int]:
+        """Return the clients whose masks have grown by a round; those of the last round that was asked for are kept."""
+        last, grown = self._grown if self._grown[0] <= server_round else (0, frozenset[int]())
+        if last < server_round:
+            later = (each for each in range(1 + self.every, server_round, self.every) if each >= last)
+            self._grown = server_round, grown.union(*map(self.drawn, later))
+        return self._grown[1]
 
     def _shared_by(self, update: ClientUpdate) -> Params:
         """Return 1 where a client shares a parameter, and 0 where it is personal."""

@@ -79,6 +79,9 @@ class Floco(Strategy):
         head = self.layers.keys(self._head)  # which the client makes from the endpoints
         return {key: value for key, value in super().for_client(server_round, client).items() if key not in head}
 
+    def planned_layers(self, server_round: int, client: int) -> Sequence[str]:
+        return [name for name in super().planned_layers(server_round, client) if name not in self._head]
+
     def sets_for(self, server_round: int, client: int) -> Sets:
         centre = self.memory.get("centre", {}).get(str(client))
         region = {

@@ -72,6 +72,7 @@ class Flora(Lora):
     def prepare(self) -> None:
         super().prepare()
         check_held(self)
+        self._planned_stack = 0, 0  # the round that a stack is of, and its bytes
 
     def kept(self, server_round: int) -> LayerGroup:
         # Clients merge the stacks into their own weights.
@@ -95,15 +96,26 @@ class Flora(Lora):
     def sets_for(self, server_round: int, client: int) -> Sets:
         return {name: self.memory[name] for name in (STACK, MADE_IN)} if self._is_current(client) else {}
 
+    def planned_layers(self, server_round: int, client: int) -> Sequence[str]:
+        skipped = {*self._first, *self._second, *(self._bases if self._is_current(client) else ())}
+        return [name for name in super().planned_layers(server_round, client) if name not in skipped]
+
     def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
         if not self._is_current(client):
             return {}
-        stacked_by, size = self.drawn(self.exchange.last_round_of(client)), 0
+        made_in, size = self._planned_stack
+        if made_in != (last := self.exchange.last_round_of(client)):  # the same for all clients that get it
+            self._planned_stack = last, (size := self._stack_bytes(self.drawn(last)))
+        return {STACK: (0, size), MADE_IN: (0, torch.int32.itemsize)}
+
+    def _stack_bytes(self, clients: Sequence[int]) -> int:
+        """Return the bytes of a stack of these clients' factors."""
+        size = 0
         for each in self.factors:
             first, second = self.global_model[each.first], self.global_model[each.second]
-            own = [each.rank_of(other) or 0 for other in stacked_by] if each.ranks else [len(first)] * len(stacked_by)
-            size += sum(own) * (first.shape[1] + len(second)) * self.global_model[each.base].itemsize
-        return {STACK: (0, size), MADE_IN: (0, torch.int32.itemsize)}
+            rank = sum(each.rank_of(client) or 0 for client in clients) if each.ranks else len(first) * len(clients)
+            size += rank * (first.shape[1] + len(second)) * self.global_model[each.base].itemsize
+        return size
 
     def _is_current(self, client: int) -> bool:
         """Return whether a client has the weights that the last stack is to be merged into."""

@@ -34,21 +34,21 @@ class PFedSim(Strategy):
     warm_up: CountOrZero = Option(10, "Rounds of FedAvg before; the paper's is half of all.")
 
     def prepare(self) -> None:
-        head, body = two_parts(self.layers, "head", self.head)
-        self._personal = head
-        self._head, self._body = self.layers.keys(head, buffers=False), self.keys(body)
+        self._personal, self._mixed = two_parts(self.layers, "head", self.head)
+        self._head, self._body = self.layers.keys(self._personal, buffers=False), self.keys(self._mixed)
 
     def kept(self, server_round: int) -> LayerGroup:
         return self._personal
 
     def for_client(self, server_round: int, client: int) -> Params:
-        taken = super().for_client(server_round, client)
-        if server_round <= self.warm_up or not self.exchange.last_round_of(client):
-            return taken
-        if not self.memory:  # in a dry run
-            return {key: taken[key] for key in self._body}
+        if server_round <= self.warm_up or str(client) not in self.memory.get("body", {}):
+            return super().for_client(server_round, client)
         weights = {other: float(self.memory["weights"][client, int(other)]) for other in self.memory["body"]}
         return self.mixture(self.memory["body"], weights)
+
+    def planned_layers(self, server_round: int, client: int) -> Sequence[str]:
+        mixes = server_round > self.warm_up and self.exchange.last_round_of(client)
+        return self._mixed.layers if mixes else super().planned_layers(server_round, client)
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         if "weights" not in self.memory:

@@ -57,7 +57,7 @@ class Scaffold(Strategy):
         return {"server_control": self._control()}
 
     def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
-        size = sum(value.nbytes for value in self._control().values())
+        size = sum(self.global_model[key].nbytes for key in self.parameters)
         return {"control_change": (size, 0), "server_control": (0, size)}
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:

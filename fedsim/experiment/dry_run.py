@@ -7,19 +7,18 @@ from typing import TypeVar
 
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
-from fedsim.config.choices import custom_names
 from fedsim.config.content import describe_files
 from fedsim.experiment.injected import describe_faults
 from fedsim.experiment.local_training import describe_training, training_notes
 from fedsim.experiment.measuring.barrier_cost import barrier_cost, rounds_between
 from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
-from fedsim.experiment.planning.traffic import counted_rounds, planned_traffic
+from fedsim.experiment.planning.traffic import PlannedTraffic, counted_rounds, is_users, planned_traffic
 from fedsim.experiment.run import prepare
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants, unseen
 from fedsim.shortening import printable
-from fedsim.strategy import ClientRule, Phase, Strategy
+from fedsim.strategy import Phase, Strategy
 from fedsim.training.metrics import LOSS, meant
 
 Value = TypeVar("Value")
@@ -35,11 +34,12 @@ def describe_run(config: Config) -> str:
         If a part of the run cannot be built.
     """
     federation, strategy = prepare(config)
-    texts = {"config": config.to_toml().splitlines()} | describe_parts(federation, strategy)
+    parts = describe_parts(federation, strategy, planned_traffic(federation, strategy))
+    texts = {"config": config.to_toml().splitlines()} | parts
     return "\n".join(f"# {title}\n" + "\n".join(lines) + "\n" for title, lines in texts.items() if lines)
 
 
-def describe_parts(federation: Federation, strategy: Strategy) -> dict[str, list[str]]:
+def describe_parts(federation: Federation, strategy: Strategy, traffic: PlannedTraffic) -> dict[str, list[str]]:
     """Return the lines about each part of a run by its title, without control characters."""
     each = "range of the target" if federation.task.name == "regression" else "class"
     sections = {
@@ -48,7 +48,7 @@ def describe_parts(federation: Federation, strategy: Strategy) -> dict[str, list
         f"clients: examples, and how many of each {each}": _clients(federation),
         "task": _task(federation),
         "training": _training(federation, strategy),
-        "traffic": _traffic(federation, strategy),
+        "traffic": _traffic(federation, strategy, traffic),
         "injected faults": describe_faults(federation, strategy),
         "evaluation": _evaluation(federation, strategy),
         "barriers": _barriers(federation),
@@ -122,11 +122,10 @@ def _phase(phase: Phase, epochs: int) -> str:
     )
 
 
-def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
+def _traffic(federation: Federation, strategy: Strategy, traffic: PlannedTraffic) -> Iterator[str]:
     """Describe what is sent each time that it changes, and the bytes of all rounds."""
-    config, traffic = federation.config, planned_traffic(federation, strategy)
-    clients = len(participants(config, 1))
-    most = "at most " if strategy.partial or type(strategy).shared_by is not Strategy.shared_by else ""
+    clients = len(participants(federation.config, 1))
+    most = "at most " if traffic.at_most or type(strategy).shared_by is not Strategy.shared_by else ""
     yield from _first(
         f"from round {server_round}: {clients} clients send {most}{sum(traffic.sizes[name] for name in group):,} bytes "
         f"each: {', '.join(group.layers) or 'nothing'}"
@@ -137,18 +136,24 @@ def _traffic(federation: Federation, strategy: Strategy) -> Iterator[str]:
         for server_round, sets in _changes(enumerate(traffic.sets, 1))
         if any(sets)
     )
-    if traffic.counted < config.rounds:
-        yield (
-            f"in all rounds: about {traffic.up:,} bytes up, {traffic.down:,} bytes down, as in the first "
-            f"{traffic.counted:,} rounds"
-        )
-    else:
-        yield f"in all rounds: {traffic.up:,} bytes up, {traffic.down:,} bytes down"
+    yield f"in all rounds: {_total(federation.config, traffic)}"
     if strategy.unplanned:
         yield f"not known before the run: {strategy.unplanned}"
-    sends_more = strategy.client_rule is not ClientRule or type(strategy).sets_for is not Strategy.sets_for
-    if sends_more and "strategy" in custom_names(config) and not any(map(any, traffic.sets)):
-        yield "not counted: parameter sets that the method sends in addition to these layers, if any"
+    if traffic.down is None:
+        yield "not known before the run: the bytes down, as the method's for_client decides what clients take"
+    if is_users(strategy, "sets_for", "client_rule", plan="planned_sets"):
+        yield "not counted: parameter sets that the method sends in addition to these, if any"
+
+
+def _total(config: Config, traffic: PlannedTraffic) -> str:
+    about = traffic.counted < config.rounds
+    most = ("about " if about else "") + ("at most " if traffic.at_most else "")
+    text = f"{most}{traffic.up:,} bytes up"
+    if traffic.down is not None:
+        text += f", {most if traffic.at_most else ''}{traffic.down:,} bytes down"
+    if about:
+        text += f", as in the first {traffic.counted:,} rounds on average"
+    return f"{text}{', if no client fails' if config.faults.is_wanted else ''}"
 
 
 def _sets(sets: Mapping[str, tuple[int, int]]) -> str:

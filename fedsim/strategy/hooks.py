@@ -27,7 +27,7 @@ Precision = Literal["float64", "float32"]
 UploadPrecision = Literal["own", "bfloat16"]
 HOOKS = (
     *("prepare", "check_rounds", "shared", "shared_by", "kept", "moved", "local_plan", "fine_tuning", "aggregate"),
-    *("for_client", "sets_for", "planned_sets", "measurable", "measured_clusters", "take_barriers"),
+    *("for_client", "sets_for", "planned_layers", "planned_sets", "measurable", "measured_clusters", "take_barriers"),
     *("state", "load_state"),
 )
 
@@ -144,10 +144,8 @@ class Hooks:
         self.training_loss = CROSS_ENTROPY
         self.global_model: Params = {}
         self.memory: Memory = {}
-        self.clients = 0
-        self.exchange = Exchange(self.layers.names)
-        self._upload: tuple[str, ...] = ()
-        self._keep: tuple[str, ...] = ()
+        self.clients, self.exchange = 0, Exchange(self.layers.names)
+        self._upload, self._keep = tuple[str, ...](), tuple[str, ...]()
         self.prepare()
 
     # Hooks: functions of the round, the updates and the memory.
@@ -210,6 +208,10 @@ class Hooks:
         They travel in each round in which the client takes part, and count as traffic.
         """
         return {}
+
+    def planned_layers(self, server_round: int, client: int) -> Sequence[str]:
+        """Return the layers that `for_client` would give a client, without the memory of a run: for a dry run."""
+        return self.exchange.taken_by(client)
 
     def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
         """Return the bytes of each parameter set that a client sends in this round, and gets, by name: for a dry run.
@@ -330,8 +332,7 @@ class Hooks:
                 f"or let {type(self).__name__}.kept name its layer"
             )
         self.set_global_model(combine(self.global_model, new))
-        took_part = [update.client for update in received.updates]
-        self.exchange.note(server_round, map(self.layers.of_key, new), took_part)
+        self.exchange.note(server_round, map(self.layers.of_key, new), [update.client for update in received.updates])
 
     def set_global_model(self, model: Params) -> None:
         """Make ``model`` the global model, without frozen tensors, and with a tied one only under its first name."""

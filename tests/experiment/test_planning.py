@@ -15,6 +15,7 @@ from fedsim.experiment.dry_run import describe_run
 from fedsim.experiment.planning.duration import Earlier, timed_step
 from fedsim.experiment.planning.overview import plan, runs_table, shared_parts, shared_settings, summary
 from fedsim.experiment.planning.states import stages_of
+from fedsim.experiment.planning.traffic import planned_traffic
 from fedsim.experiment.planning.work import work_of
 from fedsim.experiment.run import prepare
 from fedsim.experiment.sweep.sweep import name_runs, run_all
@@ -79,7 +80,8 @@ def test_bytes_and_examples_are_those_of_the_run(tiny: Callable[..., Config], tm
     config = tiny(rounds=3, participation=0.5, local={"epochs": 2, "lr": 0.1}, barriers={"every": 0})
     [run] = name_runs([config], tmp_path)
     assert run_all([run], 1) == {}
-    result, work = read_result(run.folder), work_of(*prepare(config))
+    federation, strategy = prepare(config)
+    result, work = read_result(run.folder), work_of(federation, strategy, planned_traffic(federation, strategy))
     sent = result.communication[["up", "down"]].sum()
     assert (work.up, work.down) == (sent["up"], sent["down"])
     rows = result.metrics

@@ -38,6 +38,35 @@ class Planned(Noted):
     def planned_sets(self, server_round, client):
         return {"note": (8, 0)}
 """
+MIXING = """
+from fedsim.strategy import Strategy
+from strategies.scaffold import Scaffold
+
+class Mixing(Strategy):
+    def for_client(self, server_round, client):
+        return self.memory["mixed"][str(client)] if server_round > 1 else super().for_client(server_round, client)
+
+    def shared_by(self, server_round, client):
+        return self.layers.group(self.memory["sent"][str(client)]) if server_round > 1 else self.shared(server_round)
+
+    def aggregate(self, server_round, updates):
+        return self.average(updates)
+
+class Known(Mixing):
+    def planned_layers(self, server_round, client):
+        return self.layers.names[client % 2 :]
+
+class Inherited(Known):
+    pass
+
+class Half(Known):
+    def for_client(self, server_round, client):
+        return {}
+
+class More(Scaffold):
+    def sets_for(self, server_round, client):
+        return super().sets_for(server_round, client) | {"more": {}}
+"""
 OPTIONS = {"layer_set": {"shared": "body"}, "ccvr": {"after": 1}}
 FOLLOWS_FROM_TRAINING = {"fedlama", "fedluar", "drift_gated", "barrier_gated", "heurpfedla"}
 
@@ -61,6 +90,27 @@ def test_sets_of_a_method_that_does_not_plan_them_are_reported_as_not_counted(
         text = describe_run(tiny(strategy={"name": name}))
         assert ("not counted: parameter sets" in text) == unknown
         assert ("each: note (8 bytes up, 0 down)" in text) != unknown
+
+
+def test_what_the_users_own_hooks_send_is_not_asked_for_before_the_run(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mixing.py").write_text(MIXING)
+    monkeypatch.syspath_prepend(tmp_path)
+    fc1, fc2 = (64 * 12 + 12) * 4, (12 * 10 + 10) * 4
+    up = f"in all rounds: at most {3 * 4 * (fc1 + fc2):,} bytes up"
+    for name in ("Mixing", "Half"):
+        text = describe_run(tiny(rounds=3, strategy={"name": f"mixing:{name}"}))
+        assert f"{up}\nnot known before the run: the bytes down" in text
+    for name in ("Known", "Inherited"):  # odd clients take the second layer only
+        text = describe_run(tiny(rounds=3, strategy={"name": f"mixing:{name}"}))
+        assert f"{up}, at most {3 * 2 * (fc1 + 2 * fc2):,} bytes down\n" in text
+        assert "not known" not in text
+    assert "not counted: parameter sets" in describe_run(tiny(strategy={"name": "mixing:More"}))
+
+
+def test_failures_that_the_config_asks_for_are_not_in_the_bytes(tiny: Callable[..., Config]) -> None:
+    assert re.search(r"in all rounds: .* down, if no client fails\n", describe_run(tiny(faults={"crash": 0.3})))
 
 
 def test_stacks_that_only_clients_of_the_round_before_take_are_counted(tiny: Callable[..., Config]) -> None:

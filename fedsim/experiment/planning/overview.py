@@ -14,6 +14,7 @@ from fedsim.config.toml import flat
 from fedsim.experiment.dry_run import describe_parts
 from fedsim.experiment.planning.duration import Earlier, timed_step
 from fedsim.experiment.planning.states import Stage, stages_of
+from fedsim.experiment.planning.traffic import planned_traffic
 from fedsim.experiment.planning.work import Work, work_of
 from fedsim.experiment.run import prepare
 from fedsim.experiment.sweep.alike import Alike
@@ -106,7 +107,8 @@ def _planned(run: Run, stage: Stage, earlier: Earlier, steps: dict[str, float], 
     if stage.kind != "done":
         check_writable(run.folder.path)
     alike.add(run.name, run.config, strategy)
-    work = work_of(federation, strategy)
+    traffic = planned_traffic(federation, strategy)
+    work = work_of(federation, strategy, traffic)
     timed = earlier.seconds_of_round(run.config)
     if timed is None:
         # A step takes as long in each run with this model and these data.
@@ -116,7 +118,7 @@ def _planned(run: Run, stage: Stage, earlier: Earlier, steps: dict[str, float], 
         workers = min(run.config.engine.workers or processors(), len(participants(run.config, 1)))
         timed = steps[key] * work.passes / run.config.rounds / max(1, workers), 0
     examples = int(federation.data.split.train.sizes.sum())
-    return PlannedRun(run, stage, work, describe_parts(federation, strategy), examples, *timed)
+    return PlannedRun(run, stage, work, describe_parts(federation, strategy, traffic), examples, *timed)
 
 
 def summary(overview: Overview) -> Iterator[str]:
@@ -137,8 +139,9 @@ def summary(overview: Overview) -> Iterator[str]:
     yield f"  clients    {clients}, of which {training} train in each round, on {examples} examples of {data}"
     works = [each.work for each in runs]
     yield f"  examples   {format_count(sum(work.examples for work in works))} trained on, counted once per epoch"
-    up, down = (format_bytes(sum(amounts)) for amounts in zip(*((work.up, work.down) for work in works), strict=True))
-    yield f"  bytes      {up} up, {down} down"
+    down = [work.down for work in works if work.down is not None]
+    known = f"{format_bytes(sum(down))} down" if len(down) == len(works) else "those down not known before the run"
+    yield f"  bytes      {format_bytes(sum(work.up for work in works))} up, {known}"
     yield f"  time       {_time(overview)}"
 
 
@@ -220,7 +223,7 @@ def runs_table(overview: Overview) -> Table:
             each.run.folder.path.name,
             format_count(each.work.examples),
             format_bytes(each.work.up),
-            format_bytes(each.work.down),
+            "-" if each.work.down is None else format_bytes(each.work.down),
             format_duration(each.seconds_left) if each.seconds_left else "-",
         )
         for each, settings in zip(runs, complete, strict=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fedsim.experiment.measuring.barrier_cost import PASSES_TO_TRAIN, barrier_cost, rounds_between
 from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
-from fedsim.experiment.planning.traffic import counted_rounds, planned_traffic
+from fedsim.experiment.planning.traffic import PlannedTraffic, counted_rounds
 from fedsim.federation.federation import Federation
 from fedsim.federation.injection import examples_of
 from fedsim.federation.participants import participants
@@ -24,20 +24,20 @@ class Work:
     passes
         Forward passes of one example, of training, evaluation and barriers; a step of training counts three.
     up, down
-        Bytes.
+        Bytes; None if they are not known before the run.
     """
 
     rounds: int
     examples: int
     passes: float
     up: int
-    down: int
+    down: int | None
 
 
-def work_of(federation: Federation, strategy: Strategy) -> Work:
+def work_of(federation: Federation, strategy: Strategy, traffic: PlannedTraffic) -> Work:
     """Count the work of a run that is not stopped early; what a method's rule computes in addition is not counted."""
-    config, traffic = federation.config, planned_traffic(federation, strategy)
-    counted, sizes = counted_rounds(config), federation.data.split.train.sizes
+    config, sizes = federation.config, federation.data.split.train.sizes
+    counted = counted_rounds(config)
     examples = 0
     for server_round in range(1, counted + 1):
         plan = strategy.local_plan(server_round)
