@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
-# Where a function has the one whose options it takes too.
+# The attribute of a function that holds another, whose options it takes too.
 FORWARDED = "takes_options_of"
 BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
@@ -40,9 +40,9 @@ def schema_of(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseMod
 
 
 def with_options_of(further: Callable[..., Any]) -> Callable[[Entry], Entry]:
-    """Say that a function's keyword arguments are the options of another, its parameters that have names alone.
+    """Declare that a function also takes the keyword-only parameters of another, as options after its own.
 
-    They are options of the function too, after its own, and are described where the other has them.
+    They are described where the other has them.
     """
 
     def decorate(function: Entry) -> Entry:

@@ -90,6 +90,16 @@ class LabelCounts:
         shares = self._shares()
         return np.exp(-self._sum(shares * np.log(shares)))
 
+    def largest_shares(self) -> NDArray[np.float64]:
+        """Return the share of each client's most frequent class, shape [clients]: the accuracy of predicting it always.
+
+        Raises
+        ------
+        ValueError
+            If a client has no labels.
+        """
+        return np.maximum.reduceat(self._shares(), self.offsets[:-1])
+
     def total_variation(self) -> NDArray[np.float64]:
         """Return the total variation distance of each client's labels from the pooled labels, shape [clients].
 

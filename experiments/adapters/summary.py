@@ -1,8 +1,8 @@
 """Tables of the experiments. Call with the runs of methods, or of single layers, and an output folder.
 
 ``python -m experiments.adapters.summary runs/sentiment experiments/results/adapters`` writes the aggregation errors of
-methods; with ``runs/layers``, what sharing each adapter alone gains, next to its barrier before, and prints their rank
-correlation.
+methods, and what predicting each client's largest class would score; with ``runs/layers``, what sharing each adapter
+alone gains, next to its barrier before, and prints their rank correlation.
 """
 
 import sys
@@ -62,6 +62,18 @@ def aggregation_errors(results: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["partition", "method", "seed"])
 
 
+def largest_classes(results: Sequence[Result]) -> pd.DataFrame:
+    """Return the mean over clients of the share of their largest class, of each partition and seed."""
+    rows = {}
+    for result in results:
+        partition, seed = result.config.partition, result.config.seed
+        key = partition.scheme, partition.options.get("alpha"), seed
+        rows[key] = result.heterogeneity.counts.largest_shares().mean()
+    return pd.DataFrame(
+        [(*key, share) for key, share in sorted(rows.items())], columns=["partition", "alpha", "seed", "share"]
+    )
+
+
 def main(runs: Path, out: Path) -> None:
     """Write a table named after the folder of the runs."""
     results = read_results(find_runs([runs]))
@@ -71,7 +83,12 @@ def main(runs: Path, out: Path) -> None:
         print(f"rank correlation of barrier and loss over layers: {found.mean:.2f} ± {found.half_width:.2f}")
     else:
         table, name = aggregation_errors(results), f"{runs.name}_errors"
-    write_whole(out / f"{name}.csv", table.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+        _write(out / f"{runs.name}_classes.csv", largest_classes(results))
+    _write(out / f"{name}.csv", table)
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    write_whole(path, table.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Heterogeneity:
         return {
             "examples": self.sizes,
             "effective number of classes": self.counts.effective_classes(),
+            "share of the largest class": self.counts.largest_shares(),
             "total variation": self.counts.total_variation(),
             "Jensen-Shannon divergence, nats": self.counts.jensen_shannon(),
         }
@@ -47,6 +48,7 @@ class Heterogeneity:
         """Yield one line per measure: mean over the clients, smallest, median and largest value."""
         notes = {
             "effective number of classes": f"of {len(self.classes)}",
+            "share of the largest class": "the accuracy of always predicting it",
             "total variation": "from the pooled labels, 0 to 1",
             "Jensen-Shannon divergence, nats": "from the pooled labels, 0 to 0.693",
         }

@@ -31,6 +31,7 @@ def test_sparse_statistics_agree_with_scipy_on_dense_counts(draw: Draw, scheme: 
     pooled = dense.sum(axis=0) / dense.sum()
     assert np.allclose(counts.pooled, pooled)
     assert np.allclose(counts.effective_classes(), np.exp(entropy(dense, axis=1)))
+    assert np.allclose(counts.largest_shares(), dense.max(1) / dense.sum(1))
     assert np.allclose(counts.jensen_shannon(), jensenshannon(dense, pooled[None], axis=1) ** 2, atol=1e-12)
     assert np.allclose(counts.total_variation(), np.abs(dense / dense.sum(1, keepdims=True) - pooled).sum(1) / 2)
 
@@ -57,6 +58,7 @@ def test_several_targets_of_an_example_all_count() -> None:
 def test_statistics_by_hand() -> None:
     counts = LabelCounts.of(rows([0, 1], [2, 3]), np.array([0, 0, 1, 1]), 2)
     assert counts.effective_classes().tolist() == [1, 1]
+    assert counts.largest_shares().tolist() == [1, 1]
     assert counts.total_variation().tolist() == [0.5, 0.5]
     # Half the client's ln(1 / (3/4)) and half the pooled 1/2 ln((1/2) / (3/4)) + 1/2 ln 2.
     expected = (np.log(4 / 3) + np.log(2 / 3) / 2 + np.log(2) / 2) / 2

@@ -76,8 +76,10 @@ def _bubbles(measured: Heterogeneity) -> plotting.Figure:
 
 def _histograms(measured: Heterogeneity) -> plotting.Figure:
     figure = plotting.Figure(figsize=(WIDTH, 4.6), layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(2, 2).flat, measured.by_client.items(), strict=True):
+    *panels, empty = figure.subplots(2, 3).flat
+    for axes, (name, values) in zip(panels, measured.by_client.items(), strict=True):
         _histogram(axes, name, values)
+    empty.set_axis_off()
     return figure
 
 

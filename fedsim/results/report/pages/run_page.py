@@ -156,7 +156,8 @@ def _run_sections(result: Result) -> list[Section]:
     text = (
         f"Training, validation and test examples of each client: {measured.sizes.min():,} to "
         f"{measured.sizes.max():,} examples, on average {measured.counts.effective_classes().mean():.1f} effective "
-        f"classes of {len(measured.classes)}, mean total variation from the pooled labels "
+        f"classes of {len(measured.classes)} and {measured.counts.largest_shares().mean():.0%} of the "
+        f"examples in the largest, mean total variation from the pooled labels "
         f"{measured.counts.total_variation().mean():.2f} (0: all alike, towards 1: no class in common), mean "
         f"Jensen-Shannon divergence {measured.counts.jensen_shannon().mean():.2f} nats (at most 0.69)."
     )
