@@ -38,9 +38,8 @@ class Following(ClientRule):
             try:
                 self.spec = spec_of(self.model, self.symmetries, self.inputs, self.matching)
             except ValueError as error:
-                raise ValueError(
-                    f"{error}; use matched_average with matching = 'none' to average units as they are"
-                ) from error
+                remedy = "; use matched_average with matching = 'none' to average units as they are"
+                raise ValueError(str(error) if "; match" in str(error) else f"{error}{remedy}") from error
             taken = self.layers.keys(self.layers.group(self.shared), buffers=self.buffers == "shared")
             self.own = {key: axes for key, axes in self.spec.axes.items() if key not in taken and orders_of(axes)}
         self.followed = sorted({name for axes in self.own.values() for name in orders_of(axes)})
@@ -69,7 +68,10 @@ class Rebasin(Strategy, shared="all"):
 
     client_rule = Following
     matching = "weights"
-    symmetries: Symmetries = Option("permutations", "What aligns transformers: units change places, rotate, or more.")
+    symmetries: Symmetries = Option(
+        "permutations",
+        "Units change places, rotate in heads (head-rotations), in the stream too, or by any matrix (invertible).",
+    )
     repair: Repair = Option("none", "What is done to the average of all layers: see fedsim.alignment.repair.mean.")
 
     def prepare(self) -> None:
@@ -78,8 +80,7 @@ class Rebasin(Strategy, shared="all"):
             return
         if self.inputs is None or len(self.inputs) < 2:
             raise ValueError(
-                f"{type(self).__name__} traces the model and needs inputs for that; pass inputs=, a tensor of two or "
-                "more as the model takes them"
+                f"{type(self).__name__} traces the model on inputs; pass inputs=, two or more as the model takes them"
             )
         chosen = {"matching": self.matching, "symmetries": self.symmetries}
         rule = Following(self.model, self.inputs, shared=self.group.name, buffers=self.buffers, **chosen)
@@ -126,8 +127,7 @@ class Rebasin(Strategy, shared="all"):
         """Keep for a client those orders that it has to follow: none, if none of its own layers' units have moved."""
         self.memory.pop(str(client), None)
         if moved := to_follow(permutation, self.followed, self.dtype):
-            merged_in = {ROUND: torch.tensor(server_round, dtype=torch.int32)}
-            self.memory[str(client)] = {PERMUTATION: moved, MERGED_IN: merged_in}
+            self.memory[str(client)] = {PERMUTATION: moved, MERGED_IN: {ROUND: torch.tensor(server_round).int()}}
 
 
 class MatchedAverage(Rebasin):

@@ -47,7 +47,7 @@ class MatchedModels:
     ----------
     states
         Aligned states; each computes the same function as before. With ``rotations`` of the residual stream, norms have
-        scales of 1, which the layers after them have taken.
+        scales of 1, which the layers after them have taken, and with ``invertible`` the factors of heads are balanced.
     permutations
         One permutation per model, which brought its units to their places.
     """
@@ -91,8 +91,8 @@ def spec_of(model: nn.Module, symmetries: Symmetries, inputs: Tensor, by: str = 
     Raises
     ------
     ValueError
-        If they cannot be derived from what the model computes, nothing can be rotated, or matching ``by`` c2m3 is to
-        find rotations.
+        If they cannot be derived from what the model computes, nothing can be rotated, or balanced for ``invertible``,
+        or matching ``by`` c2m3 is to find rotations.
     """
     if by == "c2m3" and symmetries != "permutations":
         raise ValueError(
@@ -104,7 +104,10 @@ def spec_of(model: nn.Module, symmetries: Symmetries, inputs: Tensor, by: str = 
         except ValueError as error:
             if not is_known(model):
                 raise
-            raise ValueError(f"{error}; match it by head-rotations or rotations, which need no trace of it") from error
+            raise ValueError(
+                f"{error}; match it without a trace, by symmetries (in barriers matching) = 'head-rotations', "
+                "'rotations' or 'invertible'"
+            ) from error
     balanced = symmetries == "invertible"
     return rotation_spec(model, inputs[:TRACED], stream=symmetries != "head-rotations", balanced=balanced)
 
@@ -149,7 +152,7 @@ def match_models(
     ValueError
         If the model's symmetries cannot be found, a state does not match it, there is no state, ``by`` is unknown or
         lacks targets, the descent of ``sinkhorn`` diverges, or a norm's scale is 0 where the residual stream is
-        rotated, or units of a head depend on each other where its factors are balanced.
+        rotated.
     """
     if by not in WAYS:
         raise ValueError(f"by = {by!r} must be one of {', '.join(WAYS)}")

@@ -211,9 +211,9 @@ def barriers_command(
             metavar="BY",
             help="Align the units of all checkpoints to the first one before measuring: by weights, by those of all at "
             "once (c2m3), by activations, by gradients of the loss halfway (sinkhorn), or by weights with rotations "
-            "within the heads of transformers (head-rotations), or of the residual stream too (rotations), also up to "
-            "all invertible matrices within heads; or only experts, by gate, by gram matrices, or the units within "
-            "each.",
+            "within the heads of transformers (head-rotations), of the residual stream too (rotations), or also with "
+            "all invertible matrices within heads (invertible); or only experts, by gate, by gram matrices, or the "
+            "units within each.",
         ),
     ] = "none",
     path: Annotated[

@@ -11,8 +11,9 @@ from torch.func import functional_call
 
 from fedsim.alignment.matched import match_models
 from fedsim.alignment.matching.weight_matching import match_weights
-from fedsim.alignment.symmetries.factors import balance_factors
+from fedsim.alignment.symmetries.factors import balance_factors, warn_once
 from fedsim.alignment.symmetries.normal_form import normal_form
+from fedsim.alignment.symmetries.norms import absorb_norms
 from fedsim.alignment.symmetries.permutations import Spec, permute, random_permutation
 from fedsim.alignment.symmetries.rotation_spec import rotation_spec
 from fedsim.models.params import Params, state_of
@@ -154,18 +155,121 @@ def test_factors_that_the_model_does_not_only_multiply_are_not_balanced() -> Non
     assert {rows.key for side in factors.sides for rows in side} == {"qkv.weight", "qkv.bias", "out.weight"}
 
 
-def test_heads_without_a_balanced_form_are_refused() -> None:
+def gpt_of_two_heads() -> tuple[nn.Module, Spec, Tensor]:
     make, inputs = MODELS["gpt"]
     model = make().eval()
-    spec, params = rotation_spec(model, inputs, balanced=True), state_of(model)
-    key = "h.0.attn.c_attn.weight"
-    equal, broken = params[key].clone(), params[key].clone()
-    equal[1] = equal[0]
+    return model.double(), rotation_spec(model.float(), inputs, balanced=True), inputs
+
+
+@pytest.mark.parametrize("damage", ["equal rows", "no queries and keys", "no projection"])
+def test_a_head_whose_units_depend_on_each_other_stays_as_it_is(damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, spec, inputs = gpt_of_two_heads()
+    params = drawn(model.double(), 0)
+    prefix = "h.0.attn."
+    weight, bias, out = (params[prefix + key].clone() for key in ("c_attn.weight", "c_attn.bias", "c_proj.weight"))
+    if damage == "equal rows":
+        weight[1], bias[1] = weight[0], bias[0]
+    elif damage == "no queries and keys":
+        weight[:8], weight[16:24], bias[:8], bias[16:24] = 0, 0, 0, 0
+    else:
+        out[:, :8] = 0
+    params |= {prefix + "c_attn.weight": weight, prefix + "c_attn.bias": bias, prefix + "c_proj.weight": out}
+    warn_once.cache_clear()
+    found = normal_form(params, spec)
+    normal_form(params, spec)
+    with torch.no_grad():
+        expected, left = (functional_call(model, each, (inputs,)) for each in (params, found))
+    assert difference(expected, left) < 1e-10
+    queries, values = slice(0, 8), slice(32, 40)
+    now = found[prefix + "c_attn.weight"]
+    damaged, other = (values, queries) if damage == "no projection" else (queries, values)
+    absorbed = absorb_norms(params, spec.norms)[prefix + "c_attn.weight"]
+    assert torch.equal(now[damaged], absorbed[damaged])
+    assert not torch.allclose(now[other], absorbed[other], atol=1e-3)
+    # The second head is balanced all the same.
+    assert not torch.allclose(now[8:16], absorbed[8:16], atol=1e-3)
+    [warning] = caplog.messages
+    assert warning.startswith(f"a head of {prefix}c_attn.weight, {prefix}c_attn.bias")
+
+
+def test_an_entry_that_is_not_finite_is_refused() -> None:
+    model, spec, _ = gpt_of_two_heads()
+    key, params = "h.0.attn.c_attn.weight", state_of(model)
+    broken = params[key].clone()
     broken[1] = torch.nan
-    with pytest.raises(ValueError, match=rf"^{key} and .*bias has a head whose units depend on each other.*rotations"):
-        normal_form(params | {key: equal}, spec)
-    with pytest.raises(ValueError, match=rf"^{key} and .*is not finite; match models that have not diverged$"):
+    with pytest.raises(ValueError, match=rf"^{key} has an entry that is not finite; match models that have not"):
         normal_form(params | {key: broken}, spec)
+
+
+class Apart(nn.Module):
+    """Attention whose projections are parameters of one module, with heads of some width."""
+
+    def __init__(self, head: int = 4, *, bias: bool = False) -> None:
+        super().__init__()
+        for name, shape in {"q": (2 * head, 8), "k": (2 * head, 8), "v": (2 * head, 8), "o": (8, 2 * head)}.items():
+            setattr(self, f"w{name}", nn.Parameter(torch.randn(shape)))
+        for name in "kqv" if bias else "":  # not in the order of the weights
+            setattr(self, f"b{name}", nn.Parameter(torch.randn(2 * head)))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        query, key, value = (
+            nn.functional.linear(inputs, getattr(self, f"w{name}"), getattr(self, f"b{name}", None))
+            .unflatten(2, (2, -1))
+            .transpose(1, 2)
+            for name in "qkv"
+        )
+        attended = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.head(torch.relu(nn.functional.linear(attended, self.wo)).mean(1))
+
+
+class Cross(nn.Module):
+    """Attention to inputs of another width, whose projections are three tensors with one tensor of biases, if any."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.context = nn.Linear(8, 6)
+        self.a = nn.MultiheadAttention(8, 2, batch_first=True, kdim=6, vdim=6, bias=bias)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        context = self.context(inputs)
+        return self.head(torch.relu(self.a(inputs, context, context, need_weights=False)[0]).mean(1))
+
+
+@pytest.mark.parametrize("name", ["apart", "apart with biases", "cross", "cross without biases"])
+def test_each_weight_is_balanced_with_its_own_bias(name: str) -> None:
+    torch.manual_seed(0)
+    bias = name in {"apart with biases", "cross"}
+    model = (Apart(bias=bias) if "apart" in name else Cross(bias=bias)).eval()
+    inputs = torch.randn(2, 5, 8)
+    spec = rotation_spec(model, inputs, balanced=True)
+    assert [each.kind for each in spec.factors] == ["invertible"] * 2
+    model, inputs, params = model.double(), inputs.double(), drawn(model.double(), 1)
+    g, h = (invertible(2, 4, seed) for seed in (0, 1))
+    matrices = dict(zip("qkvo", (g, g.inverse().mT, h, h.inverse().mT), strict=True))
+    copy, out = dict(params), "wo" if "apart" in name else "a.out_proj.weight"
+    for each in "qkv":
+        for key in {f"w{each}", f"b{each}", f"a.{each}_proj_weight"} & params.keys():
+            copy[key] = multiplied(params[key], matrices[each])
+    if name == "cross":
+        parts = zip(params["a.in_proj_bias"].chunk(3), "qkv", strict=True)
+        copy["a.in_proj_bias"] = torch.cat([multiplied(part, matrices[each]) for part, each in parts])
+    copy[out] = multiplied(params[out].T, matrices["o"]).T.contiguous()
+    with torch.no_grad():
+        expected = functional_call(model, params, (inputs,))
+        first, second = (normal_form(each, spec) for each in (params, copy))
+        for each in (copy, first, second):
+            assert difference(expected, functional_call(model, each, (inputs,))) < 1e-10
+    found = match_weights(spec, first, second, rng=np.random.default_rng(0))
+    assert furthest(permute(second, spec, found.permutation), first) < 1e-10
+
+
+def test_heads_wider_than_the_model_are_only_rotated_and_a_model_of_no_others_is_refused() -> None:
+    torch.manual_seed(0)
+    assert rotation_spec(Apart(12), torch.randn(2, 5, 8)).has_rotations
+    with pytest.raises(ValueError, match=r"^model = Apart has no heads whose .*; match by rotations instead of inver"):
+        rotation_spec(Apart(12), torch.randn(2, 5, 8), balanced=True)
 
 
 def test_models_are_matched_up_to_invertible_matrices() -> None:

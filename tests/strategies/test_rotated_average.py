@@ -1,6 +1,6 @@
 """Matched averages of small transformers whose heads and residual stream are rotated."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,8 @@ from fedsim.alignment.symmetries.norms import absorb_norms
 from fedsim.alignment.symmetries.permutations import permute, random_permutation
 from fedsim.models.architectures.gpt import Block
 from fedsim.models.params import Params
-from strategies import HierarchicalAverage, MatchedAverage
+from strategies import HierarchicalAverage, MatchedAverage, rebasin
+from tests.alignment.test_factors import invertible, multiplied
 from tests.strategies.harness import CLASSES, FEATURES, Play, assert_close
 from tests.strategies.test_rebasin import PROBES, Mlp, outputs
 
@@ -41,13 +42,36 @@ class Former(nn.Module):
 
 
 def rotated(symmetries: Symmetries, name: str = "matched_average", **options: Any) -> Play:
-    """Return a play whose clients begin with rotated copies of the initial model and hardly train."""
-    play = Play(name, {"symmetries": symmetries, **options}, model=Former, rounds=3, absent={2: 2}, local={"lr": 1e-30})
+    """Return a play whose clients begin with rotated copies of the initial model and hardly train.
+
+    For ``invertible``, any matrix has multiplied the factors of their heads, too.
+    """
+    return copied(Former, symmetries, name, **options)
+
+
+def copied(
+    model: Callable[[], nn.Module], symmetries: Symmetries, name: str = "matched_average", **options: Any
+) -> Play:
+    play = Play(name, {"symmetries": symmetries, **options}, model=model, rounds=3, absent={2: 2}, local={"lr": 1e-30})
     spec = spec_of(play.model, symmetries, PROBES)
     whole = absorb_norms(play.initial, spec.norms)
     copies = [permute(whole, spec, random_permutation(spec, np.random.default_rng(client))) for client in range(3)]
+    if symmetries == "invertible":
+        copies = [stretched(each, client) for client, each in enumerate(copies)]
     object.__setattr__(play.federation, "initial_of", lambda client: copies[client])
     return play
+
+
+def stretched(params: Params, client: int) -> Params:
+    """Return a copy whose two heads of 4 units have been multiplied by matrices that are no rotations."""
+    g, h = (invertible(2, 4, 2 * client + i) for i in (0, 1))
+    found = dict(params)
+    for key in ("block.attn.c_attn.weight", "block.attn.c_attn.bias"):
+        q, k, v = params[key].chunk(3)
+        found[key] = torch.cat([multiplied(q, g), multiplied(k, g.inverse().mT), multiplied(v, h)])
+    out = "block.attn.c_proj.weight"
+    found[out] = multiplied(params[out].T, h.inverse().mT).T.contiguous()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -78,6 +102,30 @@ def test_rotated_copies_average_to_the_model_and_what_clients_keep_follows(
         followed = {client for client in range(3) if play.strategy.sets_for(server_round + 1, client)}
         # Client 1, which has the most examples, keeps its frame, and the others follow it once.
         assert followed == ({1: {0, 2}, 2: {2}}.get(server_round, set()) if "shared" in options else set())
+
+
+def test_rotations_alone_do_not_bring_stretched_copies_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebasin, "normal_form", lambda params, spec: absorb_norms(params, spec.norms))
+    play = rotated("invertible")
+    play.round(1)
+    assert not torch.allclose(outputs(play, play.strategy.global_model), outputs(play, play.initial), atol=0.01)
+
+
+def pruned() -> nn.Module:
+    """Return a model whose first head reads and adds nothing, so that no matrix balances its factors."""
+    model = Former()
+    with torch.no_grad():
+        for value in (model.block.attn.c_attn.weight, model.block.attn.c_attn.bias):
+            value.view(3, 2, 4, -1)[:2, 0] = 0
+        model.block.attn.c_proj.weight[:, :4] = 0
+    return model
+
+
+def test_a_head_that_was_pruned_stops_no_client() -> None:
+    play = copied(pruned, "invertible")
+    expected = outputs(play, play.initial)
+    for _ in play.rounds():
+        torch.testing.assert_close(outputs(play, play.strategy.global_model), expected, rtol=1e-8, atol=1e-8)
 
 
 def test_permutations_alone_do_not_bring_rotated_copies_together() -> None:

@@ -1,16 +1,20 @@
-"""Factors of attention heads, brought into the form in which only rotations of them are left.
+"""Factors of attention heads, brought into the form in which all that is left of their freedom is rotations.
 
 A head computes with the products of its queries and keys, and of its values and their projection, so that any
 invertible matrix may multiply the units of one while its inverse undoes this in the other. Of all such pairs, those
 whose Gram matrices are equal have the smallest norm, and differ by rotations alone.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # Units of a head whose Gram matrix has a smaller eigenvalue, relative to the largest, count as dependent.
 SMALLEST = 1e-12
@@ -72,6 +76,9 @@ class Factors:
 def balance_factors(params: Mapping[str, Tensor], factors: Sequence[Factors]) -> dict[str, Tensor]:
     """Return a model that computes the same, and whose factors have equal Gram matrices; all shapes stay.
 
+    A head whose units depend on each other linearly in one of its factors, which no matrix balances, stays as it is. A
+    warning names its tensors, once in a process.
+
     Parameters
     ----------
     params
@@ -82,7 +89,7 @@ def balance_factors(params: Mapping[str, Tensor], factors: Sequence[Factors]) ->
     Raises
     ------
     ValueError
-        If the units of a head depend on each other linearly, or an entry is not finite.
+        If an entry is not finite.
 
     Notes
     -----
@@ -97,49 +104,75 @@ def balance_factors(params: Mapping[str, Tensor], factors: Sequence[Factors]) ->
     """
     balanced = dict(params)
     for each in factors:
-        grams = [_gram(balanced, side, each.heads) for side in each.sides]
-        if not all(bool(gram.isfinite().all()) for gram in grams):
-            raise ValueError(f"{_names(each)} has an entry that is not finite; match models that have not diverged")
-        found = _moduli(*grams) if each.kind == "modulus" else _means(*grams)
-        if found is None:
-            raise ValueError(
-                f"{_names(each)} has a head whose units depend on each other, so that no matrix balances it; match by "
-                "rotations, which leave it as it is"
-            )
+        first, second = _grams(balanced, each)
+        regular = _regular(each, first, second)
+        if not bool(regular.all()):
+            warn_once(", ".join(dict.fromkeys(rows.key for side in each.sides for rows in side)))
+        found = (_moduli if each.kind == "modulus" else _means)(first, second, regular)
         for matrices, side in zip(found, each.sides, strict=True):
             for rows in side:
                 balanced[rows.key] = rows.multiplied(balanced, matrices)
     return balanced
 
 
-def _names(factors: Factors) -> str:
-    return " and ".join(dict.fromkeys(rows.key for side in factors.sides for rows in side))
+def have_balance(params: Mapping[str, Tensor], factors: Factors) -> bool:
+    """Return whether matrices balance all heads of one layer.
+
+    Raises
+    ------
+    ValueError
+        If an entry is not finite.
+    """
+    return bool(_regular(factors, *_grams(params, factors)).all())
 
 
-def _gram(params: Mapping[str, Tensor], side: Sequence[Rows], heads: int) -> Tensor:
-    """Return the inner products of the units of each head, shape [heads, width, width]."""
-    return torch.stack([(own := rows.of(params, heads)) @ own.mT for rows in side]).sum((0, 2))
+@cache
+def warn_once(names: str) -> None:
+    """Warn that a head of some tensors is not balanced."""
+    logger.warning("a head of %s is matched up to rotations only, as its units depend on each other linearly", names)
 
 
-def _means(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the matrices of both sides, or None if a Gram matrix is singular."""
-    if not all(_is_regular(torch.linalg.eigvalsh(gram)) for gram in (first, second)):
-        return None
-    root, inverse = _power(first, 0.5), _power(first, -0.5)
-    square = inverse @ _power(root @ second @ root, 0.5) @ inverse
-    return _power(square, 0.5), _power(square, -0.5)
+def _grams(params: Mapping[str, Tensor], factors: Factors) -> list[Tensor]:
+    """Return the inner products of the units of each head, for each side, shape [heads, width, width]."""
+    return [torch.stack([_gram(params, rows, factors.heads) for rows in side]).sum(0) for side in factors.sides]
 
 
-def _moduli(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor] | None:
-    squares = [gram.diagonal(dim1=1, dim2=2).unflatten(1, (2, -1)).sum(1) for gram in (first, second)]
-    if not all(_is_regular(each) for each in squares):
-        return None
-    moduli = (squares[1] / squares[0]).pow(0.25).repeat(1, 2)
+def _gram(params: Mapping[str, Tensor], rows: Rows, heads: int) -> Tensor:
+    own = rows.of(params, heads)
+    if not bool((found := (own @ own.mT).sum(1)).isfinite().all()):
+        raise ValueError(f"{rows.key} has an entry that is not finite; match models that have not diverged")
+    return found
+
+
+def _regular(factors: Factors, first: Tensor, second: Tensor) -> Tensor:
+    """Return which heads, shape [heads, 1], or which pairs of units, shape [heads, pairs], have a balance."""
+    if factors.kind == "modulus":
+        sizes = torch.stack([_squares(first), _squares(second)])
+        return (sizes > SMALLEST * sizes.amax(2, keepdim=True)).all(0)
+    values = torch.linalg.eigvalsh(torch.stack([first, second]))
+    return (values[..., :1] > SMALLEST * values[..., -1:]).all(0)
+
+
+def _means(first: Tensor, second: Tensor, regular: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the matrices of both sides, which are the identity for heads without a balance."""
+    same = torch.eye(first.shape[1]).to(first)
+    a, b = (torch.where(regular[..., None], gram, same) for gram in (first, second))
+    root, inverse = _power(a, 0.5), _power(a, -0.5)
+    square = inverse @ _power(root @ b @ root, 0.5) @ inverse
+    found = (_power(square, exponent) for exponent in (0.5, -0.5))
+    one, other = (torch.where(regular[..., None], each, same) for each in found)
+    return one, other
+
+
+def _moduli(first: Tensor, second: Tensor, regular: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the matrices of both sides, which leave pairs without a balance as they are."""
+    moduli = torch.where(regular, _squares(second) / _squares(first), 1).pow(0.25).repeat(1, 2)
     return torch.diag_embed(moduli), torch.diag_embed(1 / moduli)
 
 
-def _is_regular(values: Tensor) -> bool:
-    return bool((values.amin(1) > SMALLEST * values.amax(1)).all())
+def _squares(gram: Tensor) -> Tensor:
+    """Return the squared length of each pair of units half a width apart, shape [heads, pairs]."""
+    return gram.diagonal(dim1=1, dim2=2).unflatten(1, (2, -1)).sum(1)
 
 
 def _power(matrices: Tensor, exponent: float) -> Tensor:

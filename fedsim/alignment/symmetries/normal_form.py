@@ -1,4 +1,4 @@
-"""The form of a model in which rotations of its units are all that is left."""
+"""The form that a model takes before it is matched: norms absorbed, factors of heads balanced."""
 
 from fedsim.alignment.symmetries.factors import balance_factors
 from fedsim.alignment.symmetries.norms import absorb_norms
@@ -8,6 +8,9 @@ from fedsim.models.params import Params
 
 def normal_form(params: Params, spec: Spec) -> Params:
     """Return a model that computes the same, with norms absorbed and factors of heads balanced, as a spec names them.
+
+    What a spec does not name keeps its freedom, and so do heads that
+    `fedsim.alignment.symmetries.factors.balance_factors` leaves as they are.
 
     Parameters
     ----------

@@ -4,6 +4,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch.func import functional_call
 
 from fedsim.alignment.symmetries import transformers
 from fedsim.alignment.symmetries.checks import check_spec
-from fedsim.alignment.symmetries.factors import Factors, Rows, balance_factors
+from fedsim.alignment.symmetries.factors import Factors, Rows, balance_factors, have_balance
 from fedsim.alignment.symmetries.norms import Norm, absorb_norms
 from fedsim.alignment.symmetries.permutations import Segment, Spec, Symmetry
 from fedsim.alignment.symmetries.rotations import Rotation
@@ -61,7 +63,8 @@ def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True, bala
     Raises
     ------
     ValueError
-        If nothing can be rotated, or as from `fedsim.alignment.symmetries.spec.derive`.
+        If nothing can be rotated, or balanced where that is asked for, or as from
+        `fedsim.alignment.symmetries.spec.derive`.
 
     References
     ----------
@@ -100,7 +103,7 @@ def confirmed(
     Raises
     ------
     ValueError
-        If no rotation is left.
+        If no rotation is left, or no factors where they are asked for.
     """
     trial = _Trial(model, spec, inputs, rounding)
     kept = list(spec.symmetries)
@@ -114,7 +117,7 @@ def confirmed(
     if not any(_is_rotated_stream(each, spec) for each in kept):
         spec = replace(spec, axes=plain.axes, norms=())
     spec = _only(spec, [each for each in kept if each.widths])
-    return replace(spec, factors=tuple(filter(trial.balances, _factors(spec)))) if balanced else spec
+    return _with_factors(spec, trial, type(model).__name__) if balanced else spec
 
 
 class _Trial:
@@ -142,7 +145,12 @@ class _Trial:
         return True
 
     def balances(self, factors: Factors) -> bool:
-        """Whether the outputs stay when one layer's factors are balanced."""
+        """Whether one layer's factors can be balanced, and the outputs stay when they are."""
+        try:
+            if not have_balance(self._params, factors):
+                return False
+        except ValueError:
+            return False
         found = self._outputs(balance_factors(self._params, [factors]))
         return float((found - self._expected).abs().max()) <= self._rounding * float(self._expected.abs().max())
 
@@ -159,24 +167,60 @@ class _Trial:
             return functional_call(self._model, values, (self._example,))
 
 
-def _factors(spec: Spec) -> Iterator[Factors]:
-    """Yield what rotates together within heads, if it is the rows of two weights, each with its bias."""
-    for symmetry in spec.symmetries:
-        for rotation in () if _is_rotated_stream(symmetry, spec) else symmetry.rotations:
-            sides = defaultdict[tuple[str, str, int], list[Rows]](list)
-            for order, copies in rotation.copies.items():
-                for key, dimension in spec.uses(order):
-                    start = 0
-                    for segment in spec.axes[key][dimension]:
-                        if segment.order == order:
-                            rows = Rows(key, dimension, start, segment.size, copies)
-                            sides[order, key.rpartition(".")[0], start].append(rows)
-                        start += segment.size
-            if len(sides) == 2:
-                first, second = map(tuple, sides.values())
-                yield Factors(
-                    "modulus" if rotation.kind == "phases" else "invertible", symmetry.blocks, (first, second)
-                )
+def _with_factors(spec: Spec, trial: _Trial, name: str) -> Spec:
+    """Return a spec with those factors of heads that hold in a trial of the model with some name."""
+    heads = [each for each in spec.symmetries if not _is_rotated_stream(each, spec)]
+    candidates = [_factors(spec, symmetry, rotation) for symmetry in heads for rotation in symmetry.rotations]
+    found = [next(filter(trial.balances, each), None) for each in candidates]
+    if not any(found):
+        raise ValueError(
+            f"model = {name} has no heads whose factors can be balanced: units that are several, linearly independent "
+            "and only multiplied; match by rotations instead of invertible"
+        )
+    return replace(spec, factors=tuple(filter(None, found)))
+
+
+def _factors(spec: Spec, symmetry: Symmetry, rotation: Rotation) -> Iterator[Factors]:
+    """Yield what may be the factors that rotate together: the rows of two weights, each with its bias.
+
+    Models whose keys have a bias compute the same with any, so that it is on the side that its name or place suggests.
+    """
+    rows = [each for order in rotation.copies for each in _rows(spec, order, rotation.copies[order])]
+    weights, biases = ([each for each in rows if (len(spec.axes[each[1].key]) == 1) == flat] for flat in (False, True))
+    sides = defaultdict[object, list[tuple[str, Rows]]](list)
+    for place, (order, own) in enumerate(weights):
+        sides[place if len(weights) == 2 else (order, _module(own), own.start)].append((order, own))
+    if len(sides) != 2:
+        return
+    first, second = sides.values()
+    allowed = [[i for i in (0, 1) if (first, second)[i][0][0] == order] for order, _ in biases]
+
+    def unlikely(places: Sequence[int]) -> tuple[int, int, int]:
+        modules = [_module((first, second)[i][0][1]) for i in places]
+        foreign = sum(name != _module(own) for name, (_, own) in zip(modules, biases, strict=True))
+        return foreign, -len(set(places)), sum(i != place for i, place in enumerate(places))
+
+    kind: Literal["modulus", "invertible"] = "modulus" if rotation.kind == "phases" else "invertible"
+    for places in sorted(product(*allowed), key=unlikely):
+        one, other = (
+            (*(own for _, own in side), *(own for place, (_, own) in zip(places, biases, strict=True) if place == i))
+            for i, side in enumerate((first, second))
+        )
+        yield Factors(kind, symmetry.blocks, (one, other))
+
+
+def _rows(spec: Spec, order: str, copies: int) -> Iterator[tuple[str, Rows]]:
+    """Yield all that follows an order, with the order."""
+    for key, dimension in spec.uses(order):
+        start = 0
+        for segment in spec.axes[key][dimension]:
+            if segment.order == order:
+                yield order, Rows(key, dimension, start, segment.size, copies)
+            start += segment.size
+
+
+def _module(rows: Rows) -> str:
+    return rows.key.rpartition(".")[0]
 
 
 def _only(spec: Spec, symmetries: Sequence[Symmetry]) -> Spec:
