@@ -3,10 +3,11 @@
 import pandas as pd
 import pytest
 
-from tests.whole.quoted import RESULTS, assert_near, assert_row, read, tables_of
+from tests.whole.quoted import RESULTS, assert_near, assert_quoted, assert_row, read, tables_of
 
 PAGE = "experiments/published/README.md"
-PFEDME, THESIS = "| | published (unverified)", "| one seed"
+PFEDME, THESIS = "| | published (unverified)", "| accuracy, %"
+HEADING = "| accuracy, % | published | here, by seed | mean |"
 OPTIMISERS, LABELS = "| global accuracy, % | FedAvg", "| global accuracy, % | i.i.d."
 
 
@@ -41,6 +42,24 @@ def test_pfedme(label: str, method: str, models: tuple[str, ...], strategy: str,
     )
 
 
+@pytest.mark.parametrize(
+    ("strategy", "alpha", "model", "label"),
+    [
+        ("FedAvg", 0.5, "global on the server", "FedAvg, alpha 0.5, server's test data"),
+        ("FedAvg", 0.5, "global", "FedAvg, alpha 0.5, clients' test data together"),
+        ("FedAvg", 0.1, "global on the server", "FedAvg, alpha 0.1, server's test data"),
+        ("FedPer", 0.5, "personalised", "FedPer, alpha 0.5, clients' test data together"),
+        ("FedPer", 0.1, "personalised", "FedPer, alpha 0.1, clients' test data together"),
+    ],
+)
+def test_a_flower_thesis(strategy: str, alpha: float, model: str, label: str) -> None:
+    rows = read("published/thesis_fedavg.csv").query("strategy == @strategy and model == @model")
+    here = rows[rows["partition.alpha"] == alpha]["pooled"]
+    assert_row(PAGE, THESIS, label, [*here, here.mean()], skipped=2)
+    published, deviation = (float(each) for each in tables_of(PAGE)[HEADING][label][:2])
+    assert abs(here.mean() - published) <= deviation, "within one standard deviation, as the page says"
+
+
 @pytest.mark.parametrize("alpha", ["0.5", "0.1"])
 def test_server_optimisers(alpha: str) -> None:
     rows = ranking("server_optimisers").query("`partition.alpha` == @alpha")
@@ -55,3 +74,14 @@ def test_few_labels(label: str, strategy: str) -> None:
     here = table[f"{label}, published / here"][1::2]
     for text, value in zip(here, ranking("label_skew").loc[strategy, "global"], strict=True):
         assert_near(text, float(value), label)
+
+
+def test_levels_of_the_thesis_in_the_findings() -> None:
+    rows = (
+        read("published/thesis_fedavg.csv")
+        .query("`partition.alpha` == 0.5")
+        .groupby(["strategy", "model"])["pooled"]
+        .mean()
+    )
+    text = "come out (FedAvg {} % for 86.0 ± 0.5, FedPer {} % for 91.4 ± 0.8 at alpha 0.5)"
+    assert_quoted("docs/findings.md", text, rows["FedAvg", "global on the server"], rows["FedPer", "personalised"])
