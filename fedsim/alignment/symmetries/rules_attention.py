@@ -14,6 +14,7 @@ from fedsim.alignment.symmetries.layouts import (
     fix_all_,
     join_,
     plain,
+    size_of,
     split,
     stay_,
     still,
@@ -50,8 +51,12 @@ def matrix_product(a: Layout, b: Layout) -> Layout:
         join_(inner, inner_too)
     else:
         unify_(plain(inner), plain(inner_too))
+        if _is_one_head(inner, batch):
+            name_role_(plain(inner), "qk")
     if _are_heads(columns, others):
         name_role_(columns.split.axis, "vo")  # type: ignore[union-attr]
+    elif _is_one_head(columns, others):
+        name_role_(plain(columns), "vo")
     stack = broadcast_([Layout(tuple(map(alone, batch))), Layout(tuple(others))])
     return Layout((*stack.dimensions, rows, columns))
 
@@ -59,6 +64,11 @@ def matrix_product(a: Layout, b: Layout) -> Layout:
 def _are_heads(inner: Dimension, batch: Sequence[Dimension]) -> bool:
     """Whether a dimension holds the units of each head, and the one before the matrices holds the heads."""
     return isinstance(inner, Part) and batch[-1:] == [Part(inner.split, 0)] and len(inner.split.sizes) == 2
+
+
+def _is_one_head(inner: Dimension, batch: Sequence[Dimension]) -> bool:
+    """Whether a dimension may hold the units of a single head, as the one before the matrices has one entry."""
+    return not isinstance(inner, Part) and len(batch) > 1 and size_of(batch[-1]) == 1
 
 
 @function_rule("scaled_dot_product_attention")
