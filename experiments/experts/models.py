@@ -54,7 +54,13 @@ def gpt_with_experts(
     num_shared_experts: int = 0,
     expert_width: int = 32,
 ) -> nn.Module:
-    """Build a GPT as `vit_with_experts` builds a vision transformer."""
+    """Build a GPT on a trained backbone, of which one block's experts alone train, as `vit_with_experts`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file of weights.
+    """
     sizes: dict[str, Any] = {"num_experts": num_experts, "top_k": top_k, "num_shared_experts": num_shared_experts}
     sizes |= {"vocabulary": vocabulary, "expert_width": expert_width, "moe_blocks": (block,)}
     return _on_backbone(MODELS["gpt"](shape, classes, **GPT, **sizes), f"h.{block}.mlp.", weights, "gpt")

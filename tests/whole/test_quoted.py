@@ -259,7 +259,7 @@ def test_what_matching_experts_leaves_in_text() -> None:
     shares = 100 * means.loc[0]["weights"] / means.loc[0]["none"]
     last = means.loc[1, 0, 0]
     assert_quoted(EXPERTS, "What remains is {} to {} % in the first block, as in images", shares.min(), shares.max())
-    text = "with {} nats before matching and {} % of it after"
+    text = "is not flat here: {} nats before matching, and {} % of that after"
     assert_quoted(EXPERTS, text, last["none"], 100 * last["weights"] / last["none"])
     assert_quoted(FINDINGS, "and {} to {} % between experts in a language model", shares.min(), shares.max())
 

@@ -29,7 +29,6 @@ LINKED = PAGES | {
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("plain_pages")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -43,9 +42,11 @@ LINKED = PAGES | {
     ],
 )
 def test_its_experiment_runs_with_each_of_its_own_parts(
-    changes: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    changes: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     assert len(FILES) == 8
+    if changes:  # the pages of the experiment itself are drawn
+        request.getfixturevalue("plain_pages")
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
