@@ -5,12 +5,16 @@ import math
 import numpy as np
 import torch
 
-from fedsim.data.dataset import Dataset, Examples, image_dataset
+from fedsim.data.dataset import STATISTICS_CHUNK, Dataset, Examples, image_dataset
 from fedsim.memory import check_fits
 from fedsim.seeds import rng
 
 BLOCK = 1 << 15  # numbers of images that are drawn at a time
-VALUES = 24  # bytes that each number of an input takes while it is drawn
+IMAGES = 1.25  # bytes of each number of a training image, with a quarter as many test images
+COUNTED = 2  # bytes that each number of a chunk takes from which statistics are counted
+IDS = 20  # bytes of the targets and domains of an example
+PATTERNS = 8  # bytes of each number of a pattern
+TEXT = 40  # bytes that each token takes while it is drawn
 
 
 def toy(
@@ -47,11 +51,13 @@ def toy(
         )
     if len(shape) != 3 or min(shape) < 1 or noise < 0:
         raise ValueError(f"shape = {list(shape)} must be three positive numbers and noise = {noise} at least 0")
-    check_fits(VALUES * examples * math.prod(shape), f"examples = {examples}")
-    check_fits(VALUES * classes * math.prod(shape), f"classes = {classes}")
+    size = math.prod(shape)
+    needed = round(examples * (IMAGES * size + IDS)) + COUNTED * min(examples, STATISTICS_CHUNK) * size
+    check_fits(needed, f"examples = {examples}")
+    check_fits(needed + PATTERNS * classes * size, f"classes = {classes} with examples = {examples}")
     stream = rng(seed, "toy")
     bright = 0.8 * stream.random((classes, *shape))
-    block = max(1, BLOCK // math.prod(shape))  # of examples that stay in the cache while they are drawn
+    block = max(1, BLOCK // size)  # of examples that stay in the cache while they are drawn
     parts, domains = [], []
     for n in (examples, examples // 4):
         targets = stream.permutation(np.arange(n) % classes)
@@ -96,8 +102,8 @@ def toy_text(*, examples: int = 400, classes: int = 6, length: int = 12, speaker
             f"classes = {classes}, length = {length} and speakers = {speakers} must be at least 2, and examples = "
             f"{examples} at least 4 and at least the number of speakers"
         )
-    check_fits(VALUES * examples * length, f"examples = {examples}")
-    check_fits(VALUES * classes, f"classes = {classes}")
+    check_fits(TEXT * examples * (1 + length), f"examples = {examples}")
+    check_fits(TEXT * classes, f"classes = {classes}")
     stream = rng(seed, "toy text")
     parts, ids = [], []
     for n in (examples, examples // 4):

@@ -13,6 +13,8 @@ from fedsim.models.params import first_keys
 from fedsim.models.saved import LISTED, read_checkpoint
 from fedsim.results.integrity import check_file_of_checkpoint
 
+DRAWN = ("lora", "dora")  # adapters with random weights; IA3 starts from ones, and VeRA's factors are the run's
+
 
 def load_weights_(model: nn.Module, settings: ModelConfig) -> None:
     """Load the weights that ``[model] weights`` names, frozen ones too, except for the layers ``weights_skip``.
@@ -23,7 +25,8 @@ def load_weights_(model: nn.Module, settings: ModelConfig) -> None:
         If the file does not exist, is damaged or does not fit, or an expression matches no layer.
     """
     where = f"model.weights = {settings.weights!r}"
-    if settings.initial == "own" and not settings.weights_skip and settings.adapter.kind == "none":
+    draws = settings.weights_skip or settings.adapter.kind in DRAWN
+    if settings.initial == "own" and not draws:
         raise ConfigError(
             f"{where} and initial = 'own' exclude each other: all clients would start from the file's; name layers "
             "that each client draws in model.weights_skip, or remove initial"

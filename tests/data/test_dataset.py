@@ -1,4 +1,6 @@
+import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from fedsim.data import DATA, Dataset, Examples, channel_statistics, check_dataset
+from fedsim.data import toy as toy_data
 from fedsim.data.dataset import stratified
 from fedsim.data.digits import digits
 from fedsim.data.toy import toy
@@ -57,6 +60,28 @@ def test_toy_images_are_those_of_one_draw_for_all_examples() -> None:
     np.testing.assert_array_equal(data.train.inputs.numpy(), (255 * values.clip(0, 1)).round())
     np.testing.assert_array_equal(data.train.targets.numpy(), targets)
     np.testing.assert_array_equal(data.ids["domain"], domain)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("toy", {"examples": 20_000}),
+        ("toy", {"examples": 2000, "shape": (3, 40, 40), "classes": 400}),
+        ("toy-text", {"examples": 20_000}),
+        ("toy-text", {"examples": 4000, "length": 60}),
+    ],
+)
+def test_data_are_refused_only_where_they_do_not_fit(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(toy_data, "check_fits", lambda needed, what: asked.append(needed))
+    DATA[name]()
+    tracemalloc.start()
+    DATA[name](**options)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.75 * taken < max(asked) < 2 * taken
 
 
 def test_the_last_target_of_a_sequence_is_its_label() -> None:

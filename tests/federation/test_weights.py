@@ -172,6 +172,10 @@ def test_weights_that_do_not_fit_are_refused_in_one_line_with_the_first_three(
         ({"weights": "."}, r"\. is a folder; give a checkpoint"),
         ({"weights_skip": "head"}, r"weights_skip = 'head' needs weights"),
         ({"weights": "none.pt", "initial": "own"}, r"exclude each other: .* in model.weights_skip, or remove initial"),
+        (
+            {"weights": "none.pt", "initial": "own", "adapter": {"kind": "ia3", "targets": "fc1"}},
+            r"exclude each other: all clients would start from the file's",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(

@@ -94,6 +94,8 @@ def moe_mlp() -> nn.Module:
 
 # Methods that are for models with the factors of LoRA.
 ADAPTED = ("lora", "flexlora", "fedex_lora", "flora", "fedrot_lora")
+# Methods of whose bytes some are not known before the run.
+FOLLOWS_FROM_TRAINING = ("fedlama", "fedluar", "drift_gated", "barrier_gated", "heurpfedla")
 
 
 def examples(client: int, part: str, n: int) -> Batch:

@@ -12,7 +12,7 @@ from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.errors import ConfigError
 from fedsim.experiment.dry_run import describe_run
-from tests.strategies.harness import ADAPTED
+from tests.strategies.harness import ADAPTED, FOLLOWS_FROM_TRAINING
 
 MIXED = """
 from torch import nn
@@ -68,7 +68,6 @@ class More(Scaffold):
         return super().sets_for(server_round, client) | {"more": {}}
 """
 OPTIONS = {"layer_set": {"shared": "body"}, "ccvr": {"after": 1}}
-FOLLOWS_FROM_TRAINING = {"fedlama", "fedluar", "drift_gated", "barrier_gated", "heurpfedla"}
 
 
 @pytest.mark.parametrize("name", [name for name in CATALOGUES["strategies"].entries if name not in ADAPTED])
