@@ -188,6 +188,8 @@ def test_a_run_is_drawn_and_readable_without_scripts(
     path = write_run(read_result(play(config(barriers__every=1))), tmp_path / "out")
     page, told = opened(browser, path)
     assert page.locator(".chart[data-chart=curves] .mark-line path").count() > 0
+    labels = page.locator(".chart[data-chart=curves] .role-axis-label text").all_text_contents()
+    assert [label for label in labels if label and "%" not in label] == ["1", "2"]  # each round once
     page.get_by_role("radio", name="Loss").check()
     before = page.locator(".chart[data-chart=strip] svg").inner_html()
     page.locator("input[type=range]").first.press("ArrowLeft")

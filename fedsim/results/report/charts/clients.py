@@ -10,7 +10,7 @@ from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.report.charts.client_records import ClientRecords
 from fedsim.results.report.charts.compact import chart_of, distinct, significant, values_of
-from fedsim.results.report.charts.parts import Axis, Legend, Scale, Tooltip
+from fedsim.results.report.charts.parts import WHOLE, Axis, Legend, Scale, Tooltip
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.facets import short_key
 from fedsim.results.report.palette import COLOURS, looks
@@ -199,7 +199,7 @@ def _curve(found: ClientRecords, names: Sequence[str], metric: str, clicked: alt
         .transform_filter("isValid(datum.v)")
         .mark_line(point=True)
         .encode(
-            x=alt.X("r:Q", title="round", axis=Axis(tickMinStep=1, format="d"), scale=Scale(domain=rounds)),
+            x=alt.X("r:Q", title="round", axis=Axis(**WHOLE), scale=Scale(domain=rounds)),
             y=alt.Y("v:Q", title=label(metric), scale=Scale(domain=spread), axis=Axis(format=_percent(metric))),
             color=alt.Color("whose:N", title=None, legend=Legend(labelLimit=400)),
             detail=alt.Detail("k:Q"),

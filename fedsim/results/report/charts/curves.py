@@ -6,7 +6,7 @@ import altair as alt
 from altair.vegalite.v6.api import ChartType
 
 from fedsim.results.report.charts.curve_data import X_AXES, Curves, Measure
-from fedsim.results.report.charts.parts import Axis, Legend, Scale, Tooltip
+from fedsim.results.report.charts.parts import WHOLE, Axis, Legend, Scale, Tooltip
 from fedsim.results.report.charts.theme import BYTES_FORMAT, LOSS_FORMAT, SHARE_FORMAT
 from fedsim.results.report.comparing import costs
 
@@ -57,7 +57,7 @@ def _layers(base: alt.Chart, found: Curves, picked: alt.Parameter) -> ChartType:
     names = Scale(domain=shown_names, range=[look.colour for look in found.looks.values()])
     dashes = [list(look.dash) or [1, 0] for look in found.looks.values()]
     y = alt.Y("y:Q", scale=Scale(zero=False), **_y_axis(found.measures[0]))
-    x = alt.X("x:Q", scale=Scale(zero=False, nice=False), axis=Axis(title="round", format="d", tickMinStep=1))
+    x = alt.X("x:Q", scale=Scale(zero=False, nice=False), axis=Axis(title="round", **WHOLE))
     shown = {
         "color": alt.Color("name:N", scale=names, legend=LEGEND),
         "detail": alt.Detail("line:N"),
@@ -135,9 +135,10 @@ def _choices(found: Curves) -> dict[str, Any]:
 
 def _x_encoding(found: Curves, what: str) -> dict[str, Any]:
     if what == "round":
-        return {"axis": {"title": X_TITLES[what], "format": "d", "tickMinStep": 1}}
+        return {"axis": {"title": X_TITLES[what]} | WHOLE}
     totals = found.rows.groupby("line")[what].max().dropna()
     least = found.rows[what].min()
     is_log = what == costs.BYTES and least > 0 and totals.max() > LOGARITHMIC_FROM * totals.min()
     scale = {"type": "log", "nice": False} if is_log else {"type": "linear", "zero": True, "nice": False}
-    return {"axis": {"title": X_TITLES[what], "format": BYTES_FORMAT, "tickMinStep": 0, "tickCount": 6}, "scale": scale}
+    plain = {"format": BYTES_FORMAT, "tickMinStep": 0, "tickCount": 6, "labelExpr": "datum.label"}
+    return {"axis": {"title": X_TITLES[what]} | plain, "scale": scale}

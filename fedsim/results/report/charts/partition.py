@@ -9,7 +9,7 @@ from altair.vegalite.v6.api import ChartType
 
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.report.charts.compact import axis_scale, chart_of, distinct
-from fedsim.results.report.charts.parts import Axis, Legend, Scale, Tooltip
+from fedsim.results.report.charts.parts import WHOLE, Axis, Legend, Scale, Tooltip
 from fedsim.results.report.drawing.partition import histogram_edges, is_small, is_wide
 from fedsim.results.report.palette import COLOURS
 
@@ -87,7 +87,7 @@ def _histogram(name: str, values: np.ndarray) -> ChartType:
         .encode(
             x=x,
             x2=alt.X2("b:Q"),
-            y=alt.Y("c:Q", title="clients", axis=Axis(format="d", tickMinStep=1)),
+            y=alt.Y("c:Q", title="clients", axis=Axis(**WHOLE)),
             tooltip=[Tooltip("span:N", title=name), Tooltip("c:Q", title="clients", format=",d")],
         )
     )

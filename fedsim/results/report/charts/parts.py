@@ -4,9 +4,12 @@ It copies a chart several times as the chart becomes part of another, and an axi
 changes after it is made.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import altair as alt
+
+# Of an axis of whole numbers. On a short one Vega also puts ticks between them, whose labels would be rounded to them.
+WHOLE: dict[str, Any] = {"format": "d", "tickMinStep": 1, "labelExpr": "datum.value % 1 ? '' : datum.label"}
 
 
 class _Shared:

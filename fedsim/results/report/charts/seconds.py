@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.results.report.charts.compact import chart_of, distinct, values_of
-from fedsim.results.report.charts.parts import Axis, Legend, Scale, Tooltip
+from fedsim.results.report.charts.parts import WHOLE, Axis, Legend, Scale, Tooltip
 from fedsim.results.report.palette import COLOURS
 from fedsim.results.result import Result
 
@@ -64,7 +64,7 @@ def round_seconds(result: Result) -> alt.Chart | None:
             x=alt.X(
                 "left:Q",
                 title="round",
-                axis=Axis(format="d", tickMinStep=1),
+                axis=Axis(**WHOLE),
                 scale=Scale(nice=False, zero=False),
             ),
             x2=alt.X2("right:Q"),
