@@ -152,7 +152,7 @@ def _total(config: Config, traffic: PlannedTraffic) -> str:
     if traffic.down is not None:
         text += f", {most if traffic.at_most else ''}{traffic.down:,} bytes down"
     if about:
-        text += ", as in the first " + (f"{traffic.counted:,} rounds on average" if traffic.counted > 1 else "round")
+        text += f", as in rounds 2 to {traffic.counted:,} on average" if traffic.counted > 2 else ", as in round 2"
     return f"{text}{', if no client fails' if config.faults.is_wanted else ''}"
 
 

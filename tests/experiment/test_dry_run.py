@@ -15,7 +15,7 @@ from partitions import Partition
 
 def test_a_million_rounds_are_described_at_once(tiny: Callable[..., Config]) -> None:
     text = describe_run(tiny(rounds=10**6, strategy={"name": "layer_cycle"}, barriers={"every": 0}))
-    assert "bytes down, as in the first 10,000 rounds" in text
+    assert "bytes down, as in rounds 2 to 10,000 on average" in text
     assert text.count("clients send") == 100
     assert "and 9,900 more changes" in text
 
@@ -43,8 +43,21 @@ def test_counts_of_the_first_rounds_stand_for_all(tiny: Callable[..., Config], m
     monkeypatch.setattr(evaluation_cost, "COUNTED", 20)
     about = describe_run(config)
     assert (
-        re.search(r"in all rounds: about ([\d,]+) bytes up, [\d,]+ bytes down, as in the first 20 rounds", about)[1]
+        re.search(r"in all rounds: about ([\d,]+) bytes up, [\d,]+ bytes down, as in rounds 2 to 20 on average", about)[
+            1
+        ]
         == (re.search(r"in all rounds: ([\d,]+) bytes up", exact)[1])
     )
     passes = [int(re.search(r"at most ([\d,]+) forward", text)[1].replace(",", "")) for text in (exact, about)]
     assert passes[0] == pytest.approx(passes[1], rel=0.2)
+
+
+def test_where_all_clients_train_two_rounds_tell_the_bytes_of_all(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, line = tiny(rounds=40), r"in all rounds: (?:about )?([\d,]+) bytes up, ([\d,]+) bytes down"
+    exact = re.search(line, describe_run(config)).groups()
+    monkeypatch.setattr(traffic, "COUNTED", 1)
+    about = describe_run(config)
+    assert "bytes down, as in round 2" in about
+    assert re.search(line, about).groups() == exact

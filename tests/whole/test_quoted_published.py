@@ -85,3 +85,18 @@ def test_levels_of_the_thesis_in_the_findings() -> None:
     )
     text = "come out (FedAvg {} % for 86.0 ± 0.5, FedPer {} % for 91.4 ± 0.8 at alpha 0.5)"
     assert_quoted("docs/findings.md", text, rows["FedAvg", "global on the server"], rows["FedPer", "personalised"])
+
+
+def test_server_optimisers_of_the_thesis() -> None:
+    rows = read("published/thesis_optimisers.csv").query("model == 'global on the server'")["pooled"]
+    [average] = read("published/thesis_fedavg.csv").query(
+        "strategy == 'FedAvg' and seed == 0 and model == 'global on the server' and `partition.alpha` == 0.5"
+    )["pooled"]
+    momentum, adam, yogi = rows
+    text = "in which FedAvg has {} on the server's test data: FedAvgM {} (published 87.0; their"
+    assert_quoted(PAGE, text, average, momentum)
+    assert_quoted(PAGE, "FedAdam {} (86.8; step", adam)
+    below = [87.0 - momentum, 86.8 - adam, 87.1 - yogi]
+    assert_quoted(PAGE, "FedYogi {} (87.1; step 0.01", yogi)
+    assert_quoted(PAGE, "tau 0.001), {} to {} points below", min(below), max(below))
+    assert_quoted(PAGE, "They gain {} to {} points over FedAvg where", min(rows) - average, max(rows) - average)

@@ -29,7 +29,8 @@ class PlannedTraffic:
     up, down
         Bytes; those down are not known (None) if the user's method decides what clients take.
     counted
-        Number of rounds that are counted; the others are taken to have as many bytes as these have on average.
+        Number of rounds that are counted; the others are taken to have as many bytes as these have on average, but for
+        the first, in which no client takes what an earlier round has changed.
     groups
         What each of these shares.
     sizes
@@ -76,7 +77,7 @@ class PlannedExchange:
 
 def counted_rounds(config: Config) -> int:
     """Return the number of rounds that are looked at one by one."""
-    return min(config.rounds, max(1, COUNTED // len(participants(config, 1))))
+    return min(config.rounds, max(2, COUNTED // len(participants(config, 1))))
 
 
 def planned_traffic(federation: Federation, strategy: Strategy) -> PlannedTraffic:
@@ -85,17 +86,21 @@ def planned_traffic(federation: Federation, strategy: Strategy) -> PlannedTraffi
     Clients that would fail are not foreseen, and what follows from training is as in the first round.
     """
     config, counted = federation.config, counted_rounds(federation.config)
-    groups, sets, up, down = [], [], 0, 0
+    groups, sets, totals = [], [], []
     for group, exchanges in planned_rounds(federation, strategy, counted):
         groups.append(group)
         sets.append([dict(each) for each in dict.fromkeys(tuple(each.sets.items()) for each in exchanges)])
-        for each in exchanges:
-            more_up, more_down = each.total
-            up, down = up + more_up, down + more_down
-    up, down = (each * config.rounds // counted for each in (up, down))
+        totals.append([sum(way) for way in zip(*(each.total for each in exchanges), strict=True)])
+    up, down = (_in_all(config.rounds, each) for each in zip(*totals, strict=True))
     known = None if is_users(strategy, "for_client", plan="planned_layers") else down
     sent = upload_bytes(strategy, federation.initial)
     return PlannedTraffic(up, known, counted, groups, sent, sets, _may_send_less(strategy))
+
+
+def _in_all(rounds: int, counted: Sequence[int]) -> int:
+    """Return the bytes of all rounds from those of the first ones."""
+    left = rounds - len(counted)
+    return sum(counted) + (left * sum(counted[1:]) // (len(counted) - 1) if left else 0)
 
 
 def planned_rounds(
