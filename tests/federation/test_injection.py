@@ -76,7 +76,7 @@ def test_a_run_is_the_one_in_which_those_clients_did_not_take_part(
         every = draw_participants(seed, server_round, *rest)
         return [client for client in every if (server_round, client) not in gone]
 
-    monkeypatch.setattr(hooks, "draw_participants", present)
+    monkeypatch.setattr(hooks, "drawn_participants", present)
     absent = play(faulty(tiny, {}, name, rounds=3, seed=57), "absent")
     assert not absent.faults.exists()
     assert numbers_of(hit) == numbers_of(absent)
