@@ -145,7 +145,8 @@ class Hooks:
         self.global_model: Params = {}
         self.memory: Memory = {}
         self.clients, self.exchange = 0, Exchange(self.layers.names)
-        self._upload, self._keep = tuple[str, ...](), tuple[str, ...]()
+        self._upload: tuple[str, ...] = ()
+        self._keep: tuple[str, ...] = ()
         self.prepare()
 
     # Hooks: functions of the round, the updates and the memory.
@@ -216,8 +217,7 @@ class Hooks:
     def planned_sets(self, server_round: int, client: int) -> Mapping[str, tuple[int, int]]:
         """Return the bytes of each parameter set that a client sends in this round, and gets, by name: for a dry run.
 
-        `exchange` and `drawn` tell who takes part when, and the global model is the initial one. By default the
-        client sends and gets no sets.
+        `exchange` and `drawn` tell who takes part when; the global model is the initial one. By default there are none.
         """
         return {}
 

@@ -211,7 +211,7 @@ def test_mixes_of_queries_and_values_take_the_products_that_they_leave_and_no_ot
     assert len(found) == clients + len(mixed)
     attention, linear, last = 2 * 6 * width, 4 * width**2 + 2 * width * hidden, width**2 + 2 * width
     own = tokens.numel() * blocks * (linear + attention + 4 * rank * width) + len(tokens) * last
-    # Of its own block, a mix takes a product of factors, attention, and what comes after it.
+    # In its own block a mix computes a product of factors, attention, and what follows.
     first = tokens.numel() * (2 * rank * width + attention + width**2 + 2 * width * hidden)
     later = tokens.numel() * (linear + attention) * (blocks - 1) / 2
     merges = clients * 2 * (blocks - 1) * rank * width**2

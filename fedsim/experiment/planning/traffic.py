@@ -29,8 +29,8 @@ class PlannedTraffic:
     up, down
         Bytes; those down are not known (None) if the user's method decides what clients take.
     counted
-        Number of rounds that are counted; the others are taken to have as many bytes as these have on average, but for
-        the first, in which no client takes what an earlier round has changed.
+        Number of rounds that are counted; the others are taken to have as many bytes as these on average, without the
+        first, in which no client takes what an earlier round has changed.
     groups
         What each of these shares.
     sizes
