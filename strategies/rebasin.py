@@ -35,11 +35,7 @@ class Following(ClientRule):
         if self.matching != "none":
             assert self.model is not None
             assert self.inputs is not None
-            try:
-                self.spec = spec_of(self.model, self.symmetries, self.inputs, self.matching)
-            except ValueError as error:
-                remedy = "; use matched_average with matching = 'none' to average units as they are"
-                raise ValueError(str(error) if "; match" in str(error) else f"{error}{remedy}") from error
+            self.spec = spec_of(self.model, self.symmetries, self.inputs, self.matching)
             taken = self.layers.keys(self.layers.group(self.shared), buffers=self.buffers == "shared")
             self.own = {key: axes for key, axes in self.spec.axes.items() if key not in taken and orders_of(axes)}
         self.followed = sorted({name for axes in self.own.values() for name in orders_of(axes)})

@@ -18,7 +18,7 @@ from fedsim.alignment.merging.merging import merge_many
 from fedsim.alignment.symmetries.normal_form import normal_form
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, identity, moved, permute
 from fedsim.alignment.symmetries.rotation_spec import rotation_spec
-from fedsim.alignment.symmetries.spec import derive_some, permutation_spec
+from fedsim.alignment.symmetries.spec import Derivation, derive_some
 from fedsim.alignment.symmetries.transformers import is_known
 from fedsim.models.params import Params
 from fedsim.training.evaluation import Criterion, cross_entropies
@@ -37,6 +37,7 @@ SYMMETRIES: dict[str, Symmetries] = {
 }
 OF_EXPERTS = ("gate", "gram", "units")
 WAYS = (*SYMMETRIES, "activations", *OF_EXPERTS, "sinkhorn")
+NO_MATCHING = "use matching = 'none', in matched_average or for barriers, which leaves all units in place"
 
 
 @dataclass(frozen=True)
@@ -92,24 +93,29 @@ def spec_of(model: nn.Module, symmetries: Symmetries, inputs: Tensor, by: str = 
     ------
     ValueError
         If they cannot be derived from what the model computes, nothing can be rotated, or balanced for ``invertible``,
-        or matching ``by`` c2m3 is to find rotations.
+        or matching ``by`` c2m3 is to find rotations. The message names what works instead.
     """
     if by == "c2m3" and symmetries != "permutations":
         raise ValueError(
             f"matching = 'c2m3' finds permutations alone, and symmetries = {symmetries!r} needs matching = 'weights'"
         )
     if symmetries == "permutations":
-        try:
-            return permutation_spec(model, inputs[:TRACED])
-        except ValueError as error:
-            if not is_known(model):
-                raise
-            raise ValueError(
-                f"{error}; match it without a trace, by symmetries (in barriers matching) = 'head-rotations', "
-                "'rotations' or 'invertible'"
-            ) from error
-    balanced = symmetries == "invertible"
-    return rotation_spec(model, inputs[:TRACED], stream=symmetries != "head-rotations", balanced=balanced)
+        return _derived(model, inputs).spec
+    stream, balanced = symmetries != "head-rotations", symmetries == "invertible"
+    try:
+        return rotation_spec(model, inputs[:TRACED], stream=stream, balanced=balanced)
+    except ValueError as error:
+        raise ValueError(f"{error}; {NO_MATCHING}") from error
+
+
+def _derived(model: nn.Module, inputs: Tensor) -> Derivation:
+    """Return the permutations of a model; the message of an error names what works instead."""
+    try:
+        return derive_some(model, inputs[:TRACED])
+    except ValueError as error:
+        by_names = "match it without a trace, by symmetries (for barriers matching) = 'head-rotations', 'rotations' or "
+        others = f"{by_names}'invertible', or " if is_known(model) else ""
+        raise ValueError(f"{error}; {others}{NO_MATCHING}") from error
 
 
 def match_models(
@@ -165,12 +171,12 @@ def match_models(
     elif by == "sinkhorn":
         if targets is None:
             raise ValueError("by = 'sinkhorn' needs the targets of the inputs; pass targets")
-        spec, (first, *others) = permutation_spec(model, inputs[:TRACED]), states
+        spec, (first, *others) = _derived(model, inputs).spec, states
         search = partial(match_sinkhorn, model, spec, first, criterion=criterion, rng=rng)
         found = [search(state, inputs, targets) for state in others]
         permutations = [identity(spec), *found]
     else:
-        derivation = derive_some(model, inputs[:TRACED])
+        derivation = _derived(model, inputs)
         spec, (first, *others) = derivation.spec, states
         if by == "activations":
             found = [match_activations(derivation, first, state, inputs) for state in others]

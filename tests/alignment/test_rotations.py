@@ -333,7 +333,7 @@ def test_heads_with_a_non_linearity_are_not_rotated() -> None:
         rotation_spec(model, torch.randn(2, 5, 8))
     for value in (*model.qkv.parameters(), *model.out.parameters()):
         value.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"^model = Activated has no units that can be rotated.*do not match it$"):
+    with pytest.raises(ValueError, match=r"^model = Activated has no units that can be rotated.*attention heads$"):
         rotation_spec(model, torch.randn(2, 5, 8))
 
 

@@ -50,6 +50,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any], str, set[str], int]] = {
         {"orthogonal", "phases"},
         5,
     ),
+    "vit": (
+        "ViTConfig",
+        "ViTForImageClassification",
+        SIZES | {"image_size": 8, "patch_size": 4, "num_channels": 1},
+        "classify",
+        {"orthogonal", "centred"},
+        5,
+    ),
 }
 
 
@@ -69,7 +77,14 @@ def build(folder: Path, name: str) -> nn.Module:
     config, kind, sizes, task, _, _ = CASES[name]
     torch.manual_seed(0)
     getattr(transformers, kind)(getattr(transformers, config)(**sizes)).save_pretrained(folder)
-    return huggingface((6,), 20 if task == "next-token" else 3, path=str(folder), task=task, vocabulary=20).eval()
+    shape, vocabulary = ((1, 8, 8), 0) if name == "vit" else ((6,), 20)
+    classes = 20 if task == "next-token" else 3
+    return huggingface(shape, classes, path=str(folder), task=task, vocabulary=vocabulary).eval()
+
+
+def inputs_of(name: str) -> Tensor:
+    """Return two texts, or two images."""
+    return torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) if name == "vit" else TOKENS
 
 
 def in_float64(model: nn.Module) -> nn.Module:
@@ -86,12 +101,15 @@ def case(
     request: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Spec, Params, Callable[[Params], Tensor]]:
     model = build(tmp_path_factory.mktemp("model"), request.param)
-    spec = rotation_spec(model, TOKENS)
+    inputs = inputs_of(request.param)
+    spec = rotation_spec(model, inputs)
     model = in_float64(model)
+    if inputs.is_floating_point():
+        inputs = inputs.double()
 
     def run(params: Params) -> Tensor:
         with torch.no_grad():
-            return functional_call(model, params, (TOKENS,))
+            return functional_call(model, params, (inputs,))
 
     return request.param, spec, drawn(model, 0), run
 
@@ -161,12 +179,26 @@ def test_an_arbitrary_rotation_does_not_commute_with_rotary_positions(tmp_path: 
         assert difference(run(params), run(permute(params, spec, wrong))) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2 for classes", "llama"])
+def test_each_head_is_balanced_for_invertible_matrices(tmp_path: Path) -> None:
+    spec = rotation_spec(build(tmp_path, "vit"), inputs_of("vit"), balanced=True)
+    layers = [f"vit.layers.{block}.attention.{pair}" for block in (0, 1) for pair in ("q k", "v o")]
+    found = {tuple(sorted({rows.key for side in each.sides for rows in side})) for each in spec.factors}
+    assert {tuple(key.split(".")[4][0] for key in keys if "weight" in key) for keys in found} == {
+        ("k", "q"),
+        ("o", "v"),
+    }
+    assert len(found) == len(layers)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2 for classes", "llama", "vit"])
 def test_what_is_advised_where_a_scale_is_0_or_permutations_are_asked_for_works(tmp_path: Path, name: str) -> None:
-    model = build(tmp_path, name)
-    with pytest.raises(ValueError, match=r"^model = \w+ cannot be traced by torch\.fx[^;]*; match .*'head-rotations'"):
-        spec_of(model, "permutations", TOKENS)
-    spec, params, generator = spec_of(model, "rotations", TOKENS), state_of(model), np.random.default_rng(0)
+    model, inputs = build(tmp_path, name), inputs_of(name)
+    reason = (
+        r"has no units .*: 'vit', an operation without a rule" if name == "vit" else r"cannot be traced by torch\.fx"
+    )
+    with pytest.raises(ValueError, match=rf"^model = \w+ {reason}[^;]*; match .*'head-rotations'"):
+        spec_of(model, "permutations", inputs)
+    spec, params, generator = spec_of(model, "rotations", inputs), state_of(model), np.random.default_rng(0)
     for norm in spec.norms:
         scale = params[norm.weight].clone()
         scale[3] = 0
@@ -175,9 +207,9 @@ def test_what_is_advised_where_a_scale_is_0_or_permutations_are_asked_for_works(
             absorb_norms(params, spec.norms)
     states = [
         params,
-        permute(params, heads := spec_of(model, "head-rotations", TOKENS), random_permutation(heads, generator)),
+        permute(params, heads := spec_of(model, "head-rotations", inputs), random_permutation(heads, generator)),
     ]
-    first, second = match_models(model, states, "head-rotations", TOKENS, rng=generator).states
+    first, second = match_models(model, states, "head-rotations", inputs, rng=generator).states
     assert furthest(first, second) < 1e-5 < furthest(*states)
 
 

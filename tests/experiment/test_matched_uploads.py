@@ -329,9 +329,11 @@ def test_a_model_whose_units_cannot_be_matched_is_found_before_the_run(
     monkeypatch.syspath_prepend(str(tmp_path))
     model = {"name": "branching:Net"}
     prepare(tiny(model=model))
-    with pytest.raises(ConfigError, match=r"\[barriers\] matching: .*use \[\"none\"\] with this model") as caught:
-        prepare(tiny(model=model, barriers={"matching": ["weights"]}))
-    assert "\n" not in str(caught.value)
+    for way in ("weights", "head-rotations", "activations", "gate"):
+        with pytest.raises(ConfigError, match=r"\[barriers\] matching: .*; use matching = 'none', in mat") as caught:
+            prepare(tiny(model=model, barriers={"matching": [way]}))
+        assert str(caught.value).count("none") == 1
+        assert "\n" not in str(caught.value)
 
 
 def test_models_in_other_frames_are_equal_after_matching_by_rotations(tiny: Tiny) -> None:

@@ -365,8 +365,10 @@ class Branching(Mlp):
 @pytest.mark.parametrize(
     ("strategy", "options", "problem"),
     [
-        (MatchedAverage, {}, "model = Branching cannot be traced .* with matching = 'none'"),
-        (HierarchicalAverage, {}, "model = Branching cannot be traced .* matched_average with matching = 'none'"),
+        *(
+            (strategy, {}, "model = Branching cannot be traced .*; use matching = 'none', in matched_average")
+            for strategy in (MatchedAverage, HierarchicalAverage)
+        ),
         *(
             (MatchedAverage, {"matching": "none", "repair": repair}, f"repair = '{repair}': .* with repair = 'none'$")
             for repair in ("repair", "rescale", "reshift", "biases")

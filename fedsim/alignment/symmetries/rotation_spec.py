@@ -43,9 +43,9 @@ def rotation_spec(model: nn.Module, inputs: Tensor, *, stream: bool = True, bala
     output embedding is also the input's. Layer normalisation only commutes with rotations that do not change the vector
     of ones. Where the stream cannot be rotated, its units change places.
 
-    Candidates come from the model's graph, or for BERT, GPT-2 and Llama of Hugging Face, which cannot be traced, from
-    the names of their weights; each is kept if random draws of it leave the outputs of random weights, so that units
-    that a frozen weight or one that no rule knows uses stay in place.
+    Candidates come from the model's graph, or for BERT, GPT-2, Llama and ViT of Hugging Face, which cannot be traced,
+    from the names of their weights; each is kept if random draws of it leave the outputs of random weights, so that
+    units that a frozen weight or one that no rule knows uses stay in place.
 
     Parameters
     ----------
@@ -111,8 +111,8 @@ def confirmed(
         kept = [trial.first(pair, plain) for pair in zip(kept, plain.symmetries, strict=True)]
     if not any(each.rotations for each in kept):
         raise ValueError(
-            f"model = {type(model).__name__} has no units that can be rotated, as those within attention heads; "
-            + ("match by permutations" if plain.symmetries and not transformers.is_known(model) else "do not match it")
+            f"model = {type(model).__name__} has no units that can be rotated, as those within attention heads"
+            + ("; match by permutations" if plain.symmetries and not transformers.is_known(model) else "")
         )
     if not any(_is_rotated_stream(each, spec) for each in kept):
         spec = replace(spec, axes=plain.axes, norms=())

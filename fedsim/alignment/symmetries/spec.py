@@ -92,14 +92,15 @@ def derive_some(model: nn.Module, inputs: Tensor) -> Derivation:
     Raises
     ------
     ValueError
-        As from `derive`, and if a model is asymmetric and no symmetry could be derived.
+        As from `derive`, and if no symmetry could be derived and a model is asymmetric or has operations without a
+        rule. Others without a symmetry, such as a single linear layer, have no units to align.
     """
     found = derive(model, inputs)
-    if not found.spec.symmetries and is_asymmetric(model):
-        raise ValueError(
-            "the model is asymmetric, and no symmetry could be derived of it, so that there is nothing to align"
-        )
-    return found
+    asymmetric = is_asymmetric(model)
+    if found.spec.symmetries or not (asymmetric or found.unknown):
+        return found
+    reason = "it is asymmetric" if asymmetric else f"{found.unknown[0]!r}, an operation without a rule, uses them"
+    raise ValueError(f"model = {type(model).__name__} has no units that are known to change places: {reason}")
 
 
 def derive(model: nn.Module, inputs: Tensor) -> Derivation:

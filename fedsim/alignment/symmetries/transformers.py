@@ -47,9 +47,20 @@ BERT: Table = {
     r"bert\.pooler\.dense\.\w+": ("pooler", STREAM),
     r"classifier\.weight": (None, "pooler"),
 }
+VIT: Table = {
+    r"vit\.embeddings\.(cls_token|position_embeddings)": (None, None, STREAM),
+    r"vit\.embeddings\.patch_embeddings\.projection\.\w+": (STREAM, None, None, None),
+    r"(vit\.layers\.\d+)\.attention\.[qk]_proj\.\w+": (".:qk", STREAM),
+    r"(vit\.layers\.\d+)\.attention\.v_proj\.\w+": (".:vo", STREAM),
+    r"(vit\.layers\.\d+)\.attention\.o_proj\.\w+": (STREAM, ".:vo"),
+    r"(vit\.layers\.\d+)\.mlp\.fc1\.\w+": (".:mlp", STREAM),
+    r"(vit\.layers\.\d+)\.mlp\.fc2\.\w+": (STREAM, ".:mlp"),
+    r"vit\.(.*\.)?layernorm(_before|_after)?\.\w+": (STREAM,),
+    r"classifier\.weight": (None, STREAM),
+}
 # What torch calls a weight that is computed from others.
 PARAMETRISED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
-TABLES: dict[str, Table] = {"llama": LLAMA, "gpt2": GPT2, "bert": BERT}
+TABLES: dict[str, Table] = {"llama": LLAMA, "gpt2": GPT2, "bert": BERT, "vit": VIT}
 # The weights that read each norm of a model in which norms come before blocks.
 READERS: dict[str, Mapping[str, str]] = {
     "llama": {
@@ -61,6 +72,11 @@ READERS: dict[str, Mapping[str, str]] = {
         r"(transformer\.h\.\d+)\.ln_1\.weight": r"{}\.attn\.c_attn\.weight",
         r"(transformer\.h\.\d+)\.ln_2\.weight": r"{}\.mlp\.c_fc\.weight",
         r"(transformer)\.ln_f\.weight": r"lm_head\.weight|score\.weight",
+    },
+    "vit": {
+        r"(vit\.layers\.\d+)\.layernorm_before\.weight": r"{}\.attention\.[qkv]_proj\.weight",
+        r"(vit\.layers\.\d+)\.layernorm_after\.weight": r"{}\.mlp\.fc1\.weight",
+        r"(vit)\.layernorm\.weight": r"classifier\.weight",
     },
 }
 

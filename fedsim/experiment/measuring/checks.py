@@ -1,6 +1,6 @@
 """Checks that a run can measure what its config asks for, before it starts."""
 
-from fedsim.alignment.matched import OF_EXPERTS, check_symmetries
+from fedsim.alignment.matched import check_symmetries
 from fedsim.analysis.mixing.groups import groups_of_texts, named_groups
 from fedsim.analysis.mixing.paths import check_path
 from fedsim.analysis.suite import MEASURES
@@ -50,8 +50,7 @@ def check_matching(federation: Federation) -> None:
             if way != "none":
                 check_symmetries(federation.model(), way, federation.calibration())
         except ValueError as error:
-            remedy = "" if way in OF_EXPERTS else '; use ["none"] with this model'
-            raise ConfigError(f"[barriers] matching: {error}{remedy}") from error
+            raise ConfigError(f"[barriers] matching: {error}") from error
 
 
 def check_examples(federation: Federation) -> None:
