@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
-# The attribute of a function that holds another, whose options it takes too.
+# The attribute of a function or record that holds another, whose options it takes too.
 FORWARDED = "takes_options_of"
 BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 

@@ -11,14 +11,10 @@ from pydantic.fields import FieldInfo
 
 from fedsim.config import Config
 from fedsim.config.expectation import Expectation
-from fedsim.config.local import LocalConfig
 from fedsim.options import as_toml, parameter_texts, range_of
-from fedsim.training.settings import LocalSettings
 
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "table"}
 PLURALS = {str: "texts", Expectation: "tables"}
-# What describes the settings of a table, if it is not the table itself.
-DESCRIBED_BY = {LocalConfig: LocalSettings}
 
 
 def write() -> str:
@@ -49,12 +45,8 @@ def _first_sentence(record: type[BaseModel]) -> str:
     return "\n\n".join(as_markdown(each) for each in [first, *paragraphs[1:]] if each.strip())
 
 
-def _texts(record: type[BaseModel]) -> dict[str, str]:
-    return parameter_texts(DESCRIBED_BY.get(record, record))
-
-
 def _rows(prefix: str, record: type[BaseModel]) -> str:
-    texts = _texts(record)
+    texts = parameter_texts(record)
     fields = {name: field for name, field in record.model_fields.items() if not _is_table(field.annotation)}
     if lacking := set(fields) - set(texts):
         raise LookupError(

@@ -1,6 +1,6 @@
 """``[model.adapter]``: what is trained on top of a frozen model."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,27 +14,11 @@ OPTIONS = {"rank": ("lora", "dora", "vera"), "alpha": ("lora", "dora"), "dropout
 class AdapterConfig(BaseModel):
     """``[model.adapter]``: small layers that train in place of the model's own, which are frozen.
 
-    Parameters
-    ----------
-    kind
-        What is added to a linear layer: the product of two factors (``lora``), that and the length of its rows
-        (``dora``), a scale of its outputs (``ia3``), or scales around two fixed random factors (``vera``); ``none``
-        adds nothing.
-    rank
-        Rank of the product.
-    ranks
-        Ranks of the clients, dealt in turn, in place of one ``rank``, for methods that average products.
-    alpha
-        Scale of the product: it is multiplied by ``alpha / rank``.
-    dropout
-        Share of an adapter's inputs that is dropped in training.
-    targets
-        Layer expression; the linear layers among these get an adapter.
-    head
-        Whether the head trains whole, next to the adapters.
+    Without a kind, or with ``none``, nothing is added. Settings are those of `fedsim.models.adapter.Adapter`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    takes_options_of: ClassVar[type] = Adapter
 
     kind: Literal["none", AdapterKind] = "none"
     rank: Annotated[int, Field(ge=1)] = Adapter.rank

@@ -1,7 +1,7 @@
 """``[local]``: how clients train, with the ranges of its settings."""
 
 from dataclasses import fields
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +18,8 @@ class LocalConfig(Table):
 
     Without ``lr``, Adam and AdamW have torch's 0.001, and AdamW torch's weight decay of 0.01.
     """
+
+    takes_options_of: ClassVar[type] = LocalSettings
 
     epochs: Annotated[int, Field(ge=1)] = LocalSettings.epochs
     batch_size: Annotated[int, Field(ge=1)] = LocalSettings.batch_size

@@ -13,16 +13,18 @@ class Adapter:
     Parameters
     ----------
     kind
-        ``lora`` adds the product of two factors, ``dora`` trains the length of the rows as well, ``ia3`` scales
-        outputs, ``vera`` scales the rows of two random factors that all layers and clients share.
+        What is added to a linear layer: the product of two factors (``lora``), that and the length of its rows
+        (``dora``), a scale of its outputs (``ia3``), or scales around two fixed random factors, which all layers and
+        clients share (``vera``).
     rank
-        Number of rows of the first factor and of columns of the second.
+        Rank of the product: rows of the first factor and columns of the second.
     ranks
-        Ranks of the clients, dealt in turn, of which ``rank`` is the largest; if empty, all have that.
+        Ranks of the clients, dealt in turn, in place of one ``rank``, which is then the largest, for methods that
+        average products.
     alpha
-        The product is multiplied by ``alpha / rank``.
+        Scale of the product: it is multiplied by ``alpha / rank``.
     dropout
-        Share of the inputs of the first factor that is dropped in training.
+        Share of an adapter's inputs that is dropped in training.
     targets
         Layer expression; the linear layers among these get an adapter.
     head
