@@ -28,7 +28,6 @@ from tests.models.test_architectures import batch
 from tests.models.test_experts import KINDS, SHAPES, build, every_kind, every_mixture
 
 EXPERTS, HIDDEN, WIDTH = 4, 3, 5
-Moved = tuple[Params, Params]
 COSTS = ("weights", "gate", "gram")
 SHARED = "moe.shared_experts.up"
 
@@ -297,15 +296,30 @@ def test_activations_recover_experts_and_their_units() -> None:
         assert torch.equal(found[f"{path}.{key}"], params[f"{path}.{key}"])
 
 
-def test_frozen_gates_keep_experts_in_place_and_units_are_matched_within_each() -> None:
-    model = Lone("dense").double()
-    model.moe.gate.requires_grad_(False)
+@pytest.mark.parametrize("frozen", ["gate", "gate.weight"])
+@every_kind
+def test_frozen_gates_keep_experts_in_place_and_units_are_matched_within_each(kind: str, frozen: str) -> None:
+    model = Lone(kind).double()
+    for name, value in model.moe.named_parameters():
+        value.requires_grad_(not name.startswith(frozen))
     spec = permutation_spec(model, torch.randn(3, WIDTH, dtype=torch.float64))
-    assert [(each.blocks, dict(each.widths)) for each in spec.symmetries] == [
-        (HIDDEN, {f"moe.experts.up:{i}": 1}) for i in range(EXPERTS)
-    ]
-    assert spec.gates == set()
-    with pytest.raises(ValueError, match=r"^the model has no experts that can change places; match by weights, or set"):
+    experts = [(HIDDEN, {f"moe.experts.up:{i}": 1}) for i in range(EXPERTS)]
+    found = [(each.blocks, dict(each.widths)) for each in spec.symmetries]
+    assert [each for each in found if SHARED not in each[1]] == experts
+    assert spec.gates == {"moe.gate.weight", "moe.gate.bias"}
+    params = draw(spec, 0)
+    permuted = permute(params, spec, random_permutation(spec, rng(1)))
+    other = draw(spec, 2)
+    best = match_weights(spec, params, other, rng=rng(0)).permutation
+    for by in (*COSTS, "units"):
+        assert equal(params, permute(permuted, spec, match_experts(spec, params, permuted, by=by)))
+        assert equal(match_experts(spec, params, other, by=by), best)
+
+
+def test_a_model_without_experts_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    spec = permutation_spec(model, torch.randn(2, 3))
+    with pytest.raises(ValueError, match=r"^the model has no experts that can be matched; match by weights, or set"):
         match_experts(spec, draw(spec, 0), draw(spec, 1))
 
 

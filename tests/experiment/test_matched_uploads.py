@@ -210,7 +210,7 @@ def test_experts_of_a_round_are_matched_to_those_of_the_first_model(tiny: Tiny, 
 def test_ways_to_match_experts_are_refused_for_a_model_without_them(tiny: Tiny) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^\[barriers\] matching: the model has no experts that can change places; m[^\n]+$",
+        match=r"^\[barriers\] matching: the model has no experts that can be matched; m[^\n]+$",
     ):
         prepare(tiny(barriers={"every": 1, "matching": ["none", "gram"]}))
 

@@ -31,8 +31,10 @@ def match_experts(
 ) -> Permutation:
     """Return the permutation of a model's experts, and of the hidden units in each, that brings it to a reference.
 
-    The hidden units of shared experts, which every token passes, are matched by their weights whatever ``by`` is. All
-    other units stay where ``start`` puts them, as where two mixtures were trained on one frozen backbone.
+    The hidden units of shared experts, which every token passes, are matched by their weights whatever ``by`` is. So
+    are those within each expert of a frozen gate: it is the same in all models, and experts that changed places would
+    need its rows to do so too. All other units stay where ``start`` puts them, as where two mixtures were trained on
+    one frozen backbone.
 
     Parameters
     ----------
@@ -54,8 +56,8 @@ def match_experts(
     Raises
     ------
     ValueError
-        If the model has no experts that can change places, ``by`` is unknown or about entries that are not given, or as
-        from `fedsim.alignment.matching.weight_matching.match_weights`.
+        If the model has no experts to match, ``by`` is unknown or about entries that are not given, or as from
+        `fedsim.alignment.matching.weight_matching.match_weights`.
 
     Notes
     -----
@@ -73,7 +75,7 @@ def match_experts(
     experts = experts_of(spec)
     found = identity(spec) | (start or {})
     own, other = counted(spec, reference, params), counted(spec, permute(params, spec, start or {}), reference)
-    for symmetry in (*experts, *_shared_experts(spec)):
+    for symmetry in (*experts, *_within_experts(spec)):
         if by == "weights" or symmetry not in experts:
             change = _matched(replace(spec, symmetries=(symmetry,)), own, other)
         else:
@@ -88,26 +90,27 @@ def match_experts(
 
 
 def experts_of(spec: Spec) -> list[Symmetry]:
-    """Return the symmetries whose blocks are experts.
+    """Return the symmetries whose blocks are experts: none for those of frozen gates, which stay in place.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none, nor units within experts that stay in place or are shared.
     """
     found = [each for each in spec.symmetries if _gates(spec, each)]
-    if not found:
-        raise ValueError("the model has no experts that can change places; match by weights, or set num_experts")
+    if not found and not _within_experts(spec):
+        raise ValueError("the model has no experts that can be matched; match by weights, or set num_experts")
     return found
 
 
-def _shared_experts(spec: Spec) -> list[Symmetry]:
-    """Return the symmetries of units that only weights of shared experts follow."""
-    shared = tuple({key.rpartition("gate.")[0] + "shared_experts." for key in spec.gates})
+def _within_experts(spec: Spec) -> list[Symmetry]:
+    """Return the symmetries of units that only weights of experts follow: of shared ones, and of those in place."""
+    paths = {key.rpartition("gate.")[0] for key in spec.gates}
+    own = tuple(path + experts for path in paths for experts in ("experts.", "shared_experts."))
     return [
         each
         for each in spec.symmetries
-        if all(key.startswith(shared) for name in each.widths for key, _ in spec.uses(name))
+        if all(key.startswith(own) for name in each.widths for key, _ in spec.uses(name))
     ]
 
 

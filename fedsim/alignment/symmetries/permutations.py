@@ -102,8 +102,8 @@ class Spec:
     factors
         Factors of heads that can be balanced first: see `fedsim.alignment.symmetries.factors.balance_factors`.
     gates
-        Keys of the gates of mixtures of experts. A softmax does not see what is added to all its inputs, so that only
-        the differences of their rows from the mean row determine which units belong together.
+        Keys of the gates of mixtures of experts, frozen ones too. A softmax does not see what is added to all its
+        inputs, so that only the differences of their rows from the mean row determine which units belong together.
     """
 
     symmetries: tuple[Symmetry, ...]

@@ -169,7 +169,7 @@ def _spec(weights: Weights, model: nn.Module) -> tuple[Spec, dict[Symbol, str]]:
         _symmetries(names),
         {key: tuple(_axis(axis, names) for axis in own) for key, own in axes.items()},
         frozenset(key for key in axes if key.rpartition(".")[2] in STATISTICS),
-        gates=frozenset(_gates(weights, model) & axes.keys()),
+        gates=frozenset(_gates(weights, model)),
     )
     return spec, names
 
