@@ -5,10 +5,10 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
@@ -42,16 +42,25 @@ def schema_of(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseMod
 def with_options_of(further: Callable[..., Any]) -> Callable[[Entry], Entry]:
     """Declare that a function also takes the keyword-only parameters of another, as options after its own.
 
-    They are described where the other has them.
+    They are described where the other has them. A call with any other option raises a `TypeError` that names it.
     """
 
     def decorate(function: Entry) -> Entry:
         signature = inspect.signature(function)
         own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
         taken = [each for each in inspect.signature(further).parameters.values() if each.kind is each.KEYWORD_ONLY]
-        function.__signature__ = signature.replace(parameters=[*own, *taken])  # type: ignore[attr-defined]
-        setattr(function, FORWARDED, further)
-        return function
+        known = {each.name for each in own} | {each.name for each in taken}
+        options = [each.name for each in (*own, *taken) if each.kind is each.KEYWORD_ONLY]
+
+        @wraps(function)
+        def checked(*args: Any, **given: Any) -> Any:
+            for name in given.keys() - known:
+                raise TypeError(f"{name} = {given[name]!r} is no option of {function.__name__}{suggest(name, options)}")
+            return function(*args, **given)
+
+        checked.__signature__ = signature.replace(parameters=[*own, *taken])  # type: ignore[attr-defined]
+        setattr(checked, FORWARDED, further)
+        return cast("Entry", checked)
 
     return decorate
 

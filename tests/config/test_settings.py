@@ -156,3 +156,6 @@ def test_options_that_several_entries_take_are_described_once_and_checked_for_ea
             models.options(ModelConfig.model_validate({"name": name, "num_experts": 2.0}))
         with pytest.raises(ConfigError, match=r"num_expert.*did you mean 'num_experts'"):
             models.options(ModelConfig.model_validate({"name": name, "num_expert": 2}))
+        wrong = rf"^num_expert = 2 is no option of {name}; did you mean 'num_experts'\? known are: [\w, ]*moe_blocks$"
+        with pytest.raises(TypeError, match=wrong):
+            models.find(name)((8,), 4, num_expert=2)
