@@ -36,7 +36,8 @@ def compare_command(
         str | None,
         typer.Option(
             metavar="SETTING",
-            help="Setting to group by, such as strategy.name (default: all settings except the seed).",
+            help="Setting to group by, such as partition.alpha, or strategy for methods with their options (default: "
+            "all settings except the seed).",
             autocompletion=completion.swept_settings,
         ),
     ] = None,

@@ -77,6 +77,22 @@ def test_the_means_are_those_of_the_seeds_that_are_paired(paired: tuple[list[Res
     assert gain.difference.mean == pytest.approx(gain.own - gain.other)
 
 
+def test_by_strategy_methods_are_compared_over_all_else_with_seeds_as_units(build: Build) -> None:
+    # Two step sizes: within each seed their runs are averaged before anything is compared.
+    runs = [
+        build(values, strategy=strategy, seed=seed, local={"lr": lr})
+        for strategy, table in ((BODY, OURS), (HEAD, [*OURS[1:], OURS[0]]), (FULL, THEIRS))
+        for lr, order in ((0.1, slice(None)), (0.3, slice(None, None, -1)))
+        for seed, values in enumerate(table[order])
+    ]
+    comparison = compare(runs, Question(by="strategy", baseline="full"))
+    assert [row.group.name for row in comparison.rows] == ["FedPer", "LG-FedAvg", "FedAvg"]
+    found = comparison.rows[0].values["difference"]
+    means = [np.mean([table, table[::-1]], axis=(0, 2)) for table in (OURS, THEIRS)]
+    test = stats.ttest_rel(*means).confidence_interval(0.95)
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((test.low, test.high))
+
+
 def test_the_p_value_is_that_of_a_paired_t_test_over_the_seeds(paired: tuple[list[Result], list[Result]]) -> None:
     ours, theirs = paired
     gain = Baseline("full", [*ours, *theirs]).gain(ours, accuracy)

@@ -15,6 +15,8 @@ from fedsim.results.differences import distinguishing_settings
 from fedsim.results.report.comparing.statistics import Interval, interval
 from fedsim.results.result import Result
 
+METHOD = "strategy"  # the method with its options, which is no single setting
+
 
 @dataclass(frozen=True)
 class Group:
@@ -76,6 +78,11 @@ def by_seed(members: Iterable[Result], of: Callable[[Result], pd.Series]) -> pd.
 def grouped(results: Sequence[Result], by: str | None = None) -> list[Group]:
     """Return the runs by all settings except the seed, or by one of them, in the order of their first runs.
 
+    Parameters
+    ----------
+    by
+        A setting, or ``strategy`` for the methods with their options, over whatever else differs.
+
     Raises
     ------
     ConfigError
@@ -85,7 +92,8 @@ def grouped(results: Sequence[Result], by: str | None = None) -> list[Group]:
     for result in results:
         members.setdefault(_setting(result, by) if by else result.setting, []).append(result)
     if by:
-        check_setting(results, by, "--by")
+        if by != METHOD:
+            check_setting(results, by, "--by")
         return [Group(name, {}, runs) for name, runs in members.items()]
     settings = distinguishing_settings([runs[0] for runs in members.values()])
     return [Group(runs[0].strategy, each, runs) for runs, each in zip(members.values(), settings, strict=True)]
@@ -127,6 +135,8 @@ def _changed_options(result: Result) -> list[str]:
 
 
 def _setting(result: Result, key: str) -> str:
+    if key == METHOD:
+        return result.strategy
     if key == "strategy.name":  # of which one may be several methods, such as FedPer and LG-FedAvg
         return f"{key}={CATALOGUES['strategies'].name_of(result.config.strategy)}"
     return f"{key}={result.shown_settings.get(key, '-')}"

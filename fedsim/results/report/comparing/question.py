@@ -25,7 +25,8 @@ class Question:
     metric
         Name of what is compared; ``accuracy`` is the main metric of runs that have no accuracy.
     by
-        Dotted setting to group by, such as ``strategy.name``; by default, all settings except the seed.
+        Dotted setting to group by, such as ``partition.alpha``, or ``strategy`` for methods with their options; by
+        default, all settings except the seed.
     at
         The ``last`` evaluated round, or the ``best`` by the clients' mean on their validation data.
     baseline
