@@ -156,6 +156,23 @@ def test_the_best_of_several_baselines_is_that_on_validation_data_in_each_settin
     assert validation["FedPer, partition.alpha=0.1"] == pytest.approx(0.805)
 
 
+def test_by_strategy_the_best_is_compared_with_the_best_of_several_on_validation_data(
+    tiny: Callable[..., Config],
+) -> None:
+    """By validation data it is FedPer at one alpha, which is also the best of all, and LG-FedAvg at the other."""
+    question = Question(by="strategy", baseline="best:layer_set")
+    runs = variants(tiny)
+    assert "FedPer 70.5 against local 60.0" in verdict_of(compare(runs, question)).sentence
+    runs += [
+        cases.result(tiny(strategy=FULL, seed=seed, partition__alpha=alpha), [[0.94 + seed / 50]])
+        for alpha in (0.1, 10.0)
+        for seed in (0, 1)
+    ]
+    assert "FedAvg 95.0 against best:layer_set 30.5: +64.5 ± 6.4" in verdict_of(compare(runs, question)).sentence
+    question = Question(by="strategy", baseline="fedper")
+    assert "FedAvg 95.0 against FedPer 70.5" in verdict_of(compare(runs, question)).sentence
+
+
 def test_a_seed_that_one_method_lacks_does_not_decide_which_is_the_best(tiny: Callable[..., Config]) -> None:
     runs = [run for run in variants(tiny)[:4] if (run.strategy, run.config.seed) != ("LG-FedAvg", 1)]
     lucky = cases.result(runs[-1].config.model_copy(update={"seed": 5}), [[0.5]], validation=[[1.0]])

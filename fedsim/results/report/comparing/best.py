@@ -123,16 +123,21 @@ def standing_of(rows: Sequence[Row], column: Column, free: Collection[str]) -> S
     return Standing({}, methods, ranking, gains, {name: gain.p for name, gain in gains.items()})
 
 
+def method_of(name: str, runs: Sequence[Result], comparison: Comparison) -> Method:
+    """Return runs that are no line of a comparison as a method that its lines can be compared with."""
+    row = Row(Group(name, {}, runs), {})
+    return Method(name, row, _by_key(row.group, _free(comparison)))
+
+
 def methods_by_setting(comparison: Comparison) -> list[tuple[Mapping[str, Any], list[Method]]]:
     """Return the methods of each swept setting.
 
     Methods differ in their strategy, or in the setting of a baseline such as ``local.lr=0.1``; what was tuned for each
     of them is part of it. Where each setting has one method only, the settings are the methods.
     """
-    results, rows, question = comparison.results, comparison.rows, comparison.question
-    free = {compared_setting(question, results), *tuned_settings(results)}
+    rows, free = comparison.rows, _free(comparison)
     known = [_settings_of(row) for row in rows]
-    if question.by:
+    if comparison.question.by:
         return [({}, _methods(rows, known, free))]
     kept = [{key: value for key, value in each.items() if key not in free} for each in known]
     swept = [key for key in kept[0] if len({str(each[key]) for each in kept}) > 1]
@@ -146,6 +151,11 @@ def methods_by_setting(comparison: Comparison) -> list[tuple[Mapping[str, Any], 
         (settings[places[0]], _methods([rows[place] for place in places], [known[place] for place in places], free))
         for places in cells.values()
     ]
+
+
+def _free(comparison: Comparison) -> set[str]:
+    """Return the settings in which runs may differ that are compared with each other."""
+    return {compared_setting(comparison.question, comparison.results), *tuned_settings(comparison.results)}
 
 
 def _settings_of(row: Row) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedsim.results.report.comparing.best import MAIN_COLUMN, Method, Standing, best_and_ties, describe
+from fedsim.results.report.comparing.best import MAIN_COLUMN, Method, Standing, best_and_ties, describe, method_of
 from fedsim.results.report.comparing.gains import Gain
+from fedsim.results.report.comparing.groups import METHOD
 from fedsim.results.report.comparing.lights import Light, lights_of
 from fedsim.results.report.comparing.p_values import KEY as P_VALUE
 from fedsim.results.report.comparing.pairs import compared_setting, plain_runs, runs_of
@@ -145,14 +146,20 @@ def _reference(standing: Standing, comparison: Comparison) -> Method | None:
 
     One that is the best itself is compared with the next best.
     """
-    baseline = comparison.question.baseline
+    baseline, best = comparison.question.baseline, standing.best
     found = [runs_of(baseline, comparison.results, comparison.question)] if baseline else []
     found += [plain_runs(name, comparison.results) for name in REFERENCES]
-    matching = ([method for method in standing.methods if _is_of(method, runs)] for runs in found)
+    matching = [[method for method in standing.methods if _is_of(method, runs)] for runs in found]
+    if baseline and comparison.question.by == METHOD and not matching[0] and best and not _has_any(best, found[0]):
+        return method_of(baseline, found[0], comparison)  # of several methods, such as the best at each alpha
     first = next((methods[0] for methods in matching if len(methods) == 1), None)
-    if first is not None and first is not standing.best:
+    if first is not None and first is not best:
         return first
     return next(iter(standing.ranking[1:]), None)
+
+
+def _has_any(method: Method, runs: Sequence[Result]) -> bool:
+    return any(member is run for member in method.row.group.members for run in runs)
 
 
 def _is_of(method: Method, runs: Sequence[Result]) -> bool:
