@@ -15,7 +15,7 @@ from fedsim.data.checks import check_dataset
 from fedsim.data.dataset import Dataset, plain
 from fedsim.data.map_style import as_dataset
 from fedsim.data.tasks import with_task
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, error_line
 from fedsim.models.layers import LayerGroup
 from fedsim.options import as_toml
 from fedsim.strategy import ClientRule, Phase, Strategy
@@ -118,7 +118,15 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
     assert isinstance(strategy, Strategy)
     name = method_name(config)
     for server_round in range(1, min(config.rounds, CHECKED_ROUNDS) + 1):
-        group = strategy.shared(server_round)
+        try:
+            group = strategy.shared(server_round)
+        except KeyError as error:
+            if strategy.memory:
+                raise
+            raise ConfigError(
+                f"strategy.name = {name!r}: {error_line(error)} in shared({server_round}), which is asked before the "
+                "run too; let prepare put into self.memory what it starts with"
+            ) from error
         if not isinstance(group, LayerGroup) or not set(group) <= set(strategy.layers.names):
             raise ConfigError(
                 f"strategy.name = {name!r}: shared({server_round}) returns {group!r}; it must be a group of the "

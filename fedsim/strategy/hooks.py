@@ -155,7 +155,7 @@ class Hooks:
         """Check options that depend on each other or the model, and build what other hooks need."""
 
     def shared(self, server_round: int) -> LayerGroup:
-        """Return the layers that clients send and the server averages in this round."""
+        """Return the layers that clients send and the server averages in this round; also asked before the run."""
         return self.group
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:

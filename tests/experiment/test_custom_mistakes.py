@@ -123,6 +123,11 @@ NEVER_BUILT = {
         STRATEGY.format(hook="shared(self, server_round)", value="self.no"),
         r"AttributeError: .* \(MODULE.py, line 5\)",
     ),
+    "a strategy's layers, which depend on what it remembers": (
+        "strategy",
+        STRATEGY.format(hook="shared(self, server_round)", value="self.layers.group(self.memory['chosen'])"),
+        r"KeyError: 'chosen' \(MODULE.py, line 5\) in shared\(1\), which is asked before the run too; let prepare put",
+    ),
     "a strategy's plan": (
         "strategy",
         STRATEGY.format(hook="local_plan(self, server_round)", value="[][server_round]"),
