@@ -1,17 +1,17 @@
-"""What learned rotations add to weight matching. Call with a folder of runs of two clients and an output folder.
+"""Barriers after learned rotations. Call with a folder of runs of two clients and an output folder.
 
 ``python -m experiments.transformers.learned runs/vit experiments/results/transformers``
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 import fedsim
-from fedsim.alignment import absorb_norms, learn_rotations, match_weights, permute, rotation_spec
+from fedsim.alignment import absorb_norms, learn_rotations, permute, rotation_spec
 from fedsim.analysis import barriers
 from fedsim.data.dataset import Examples
 from fedsim.federation.data import federated_data_of
@@ -22,19 +22,15 @@ from fedsim.seeds import rng
 TS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def rows_of(run: Any) -> Iterator[pd.DataFrame]:
-    """Yield the barriers of one run's two models on the server's test data, after matching and after learning."""
+def rows_of(run: Any) -> pd.DataFrame:
+    """Return the barriers of one run's two models on the server's test data, after learning their rotations."""
     config, data = run.config, federated_data_of(run.config)
     inputs, targets = data.client(0).train
     model, other = run.model(0), run.model(1)
     spec = rotation_spec(model, inputs[:2])
     first, second = (absorb_norms(state_of(each), spec.norms) for each in (model, other))
-    found = {
-        "rotations": match_weights(spec, first, second, rng=rng(config.seed, "matching")).permutation,
-        "learned": learn_rotations(model, spec, first, second, inputs, targets, rng=rng(config.seed, "matching")),
-    }
-    for matching, permutation in found.items():
-        yield barrier_rows(run, [first, permute(second, spec, permutation)], data.test(), matching)
+    learned = learn_rotations(model, spec, first, second, inputs, targets, rng=rng(config.seed, "matching"))
+    return barrier_rows(run, [first, permute(second, spec, learned)], data.test(), "learned")
 
 
 def barrier_rows(run: Any, pair: Sequence[Params], test: Examples, matching: str) -> pd.DataFrame:
@@ -48,7 +44,7 @@ def barrier_rows(run: Any, pair: Sequence[Params], test: Examples, matching: str
 def main(runs: Path, out: Path) -> None:
     """Write every row as CSV; GPTs with tied embeddings are left out."""
     chosen = [run for run in fedsim.load(runs) if run.config.model.options.get("tied", False) is False]
-    table = pd.concat([rows for run in chosen for rows in rows_of(run)], ignore_index=True)
+    table = pd.concat(map(rows_of, chosen), ignore_index=True)
     write_whole(out / f"{runs.name}_learned.csv", table.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
 
 
