@@ -18,6 +18,7 @@ from fedsim.memory import check_fits
 from fedsim.reading import check_file
 
 SUFFIXES = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
+CHUNK = 1 << 20
 ENDING = Struct("<II")  # of a gzip archive: checksum and size of what it holds
 
 
@@ -52,27 +53,31 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
                 )
             shape = tuple(int(length) for length in np.frombuffer(header[4:], dtype=">u4"))
             check_fits(math.prod(shape), f"{path}, by its header,")
-            content = file.read(math.prod(shape) + 1)
+            content = np.empty(math.prod(shape), dtype=np.uint8)
+            # At once, a gzip file would make a copy.
+            parts = [content[start : start + CHUNK] for start in range(0, len(content), CHUNK)]
+            size = sum(file.readinto(part.data) for part in parts) + len(file.read(1))
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} cannot be unpacked ({error}); download the file again") from error
-    if len(content) != math.prod(shape):
-        found = f"at least {len(content)}" if path.suffix == ".gz" else path.stat().st_size - start
+    if size != content.size:
+        found = f"at least {size}" if path.suffix == ".gz" else path.stat().st_size - start
         raise ValueError(
-            f"{path} holds {found} bytes of data, but its header promises {math.prod(shape)} for shape {shape}; "
+            f"{path} holds {found} bytes of data, but its header promises {content.size} for shape {shape}; "
             "download the file again"
         )
-    _check_archive(path, header + content)
-    return np.frombuffer(content, dtype=np.uint8).reshape(shape).copy()
+    _check_archive(path, header, content)
+    return content.reshape(shape)
 
 
-def _check_archive(path: Path, content: bytes) -> None:
+def _check_archive(path: Path, header: bytes, content: np.ndarray) -> None:
     """Check an unpacked file by the checksum of the archive that it came from, if that is next to it."""
     archive = path.with_name(f"{path.name}.gz")
     if not archive.is_file() or archive.stat().st_size < ENDING.size:
         return
     with archive.open("rb") as file:
         file.seek(-ENDING.size, os.SEEK_END)
-        if file.read() != ENDING.pack(zlib.crc32(content), len(content) % 2**32):
+        checksum, size = zlib.crc32(content.data, zlib.crc32(header)), len(header) + content.size
+        if file.read() != ENDING.pack(checksum, size % 2**32):
             raise ValueError(
                 f"{path} does not have the checksum of {archive.name} next to it; remove it, and that one is read"
             )
