@@ -32,7 +32,7 @@ def files_of(folder: Path, rounds: Mapping[int, int]) -> dict[int, Path]:
     """
     files = {client: StateFiles(folder).path(client, server_round) for client, server_round in rounds.items()}
     for path in files.values():
-        with safe_open(path, "pt"):
+        with safe_open(path, "np"):
             pass
     return files
 
