@@ -31,18 +31,11 @@ pictures: $(INSTALLED)
 	$(BIN)/python docs/pictures/draw.py runs/pictures
 
 # On an otherwise idle machine; the first time, the peers' environments are downloaded, which are large.
+BENCHMARKS := startup partitions aggregation training overhead scale barriers precisions alignment frozen adapters
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/partitions.py
-	$(BIN)/python benchmarks/aggregation.py
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/scale.py
-	$(BIN)/python benchmarks/barriers.py
-	$(BIN)/python benchmarks/precisions.py
-	$(BIN)/python benchmarks/alignment.py
-	$(BIN)/python benchmarks/frozen.py
-	$(BIN)/python benchmarks/adapters.py
+	@start=$$(date +%s); for name in $(BENCHMARKS); do \
+		echo "$(BIN)/python benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit; \
+	done; echo "all benchmarks took $$((($$(date +%s) - start + 30) / 60)) minutes"
 
 # What docs/reliability.md promises, tried for an hour; `make soak ONLY=kills MINUTES=5 SEED=7` for a part of it.
 MINUTES ?= 60
