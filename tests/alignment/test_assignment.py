@@ -47,12 +47,29 @@ def every_order(symmetry: Symmetry):
     ids=str,
 )
 def test_no_orders_that_a_symmetry_allows_gain_more(symmetry: Symmetry) -> None:
+    prices = np.zeros(symmetry.blocks)
     for seed in range(5):
         gains = drawn(symmetry, seed)
-        found = best_orders(symmetry, gains)
         allowed = list(every_order(symmetry))
-        assert any(all(torch.equal(orders[name], found[name]) for name in found) for orders in allowed)
-        assert total(gains, found) == pytest.approx(max(total(gains, orders) for orders in allowed), abs=1e-12)
+        for found in (best_orders(symmetry, gains), best_orders(symmetry, gains, prices)):
+            assert any(all(torch.equal(orders[name], found[name]) for name in found) for orders in allowed)
+            assert total(gains, found) == pytest.approx(max(total(gains, orders) for orders in allowed), abs=1e-12)
+
+
+def test_prices_change_no_assignment_and_become_those_at_which_each_place_prefers_its_own() -> None:
+    symmetry = Symmetry(30, {"units": 1})
+    gains = drawn(symmetry, 0)
+    places, own, prices = np.arange(30), best_orders(symmetry, gains)["units"].numpy(), drawn(symmetry, 1)["units"][0]
+
+    def content() -> bool:
+        net = gains["units"] - prices
+        return bool((net[places, own] > net.max(1) - 1e-12).all())
+
+    assert not content()
+    for _ in range(30):
+        assert best_orders(symmetry, gains, prices)["units"].tolist() == own.tolist()
+    assert content()
+    assert prices.min() == 0
 
 
 def test_units_stay_where_all_gains_are_equal() -> None:

@@ -72,7 +72,7 @@ def test_a_step_ends_where_the_objective_on_its_way_is_largest(name: str) -> Non
     spec = CASES[name].spec
     members, matrices = [draw(spec, seed) for seed in range(3)], relaxed(spec, 3)
     models = models_of(spec, members, matrices)
-    targets = targets_of(spec, models)
+    targets = targets_of(models)
     step = step_of(models, targets)
 
     def at(t: float) -> float:
@@ -88,7 +88,7 @@ def test_a_step_ends_where_the_objective_on_its_way_is_largest(name: str) -> Non
         model.step_(target, step.t)
     assert objective_of([model.params for model in models]) == pytest.approx(step.value, rel=1e-12)
     # A second step from there, to see that what is kept between steps is right.
-    again = step_of(models, targets_of(spec, models))
+    again = step_of(models, targets_of(models))
     assert again.value >= step.value
     moved = value_of(spec, members, [model.matrices for model in models])
     assert float(moved) == pytest.approx(step.value, rel=1e-12)

@@ -10,7 +10,7 @@ from fedsim.alignment.matching.relaxations import closest, matrices_of, softened
 from fedsim.alignment.matching.weight_matching import match_weights
 from fedsim.alignment.merging.frank_wolfe import RelaxedModel, objective_of, step_of, targets_of
 from fedsim.alignment.merging.merged import Members, Merged, square
-from fedsim.alignment.symmetries.permutations import Permutation, Spec, permute
+from fedsim.alignment.symmetries.permutations import Permutation, Spec, identity, permute
 from fedsim.models.params import Params
 
 # Steps in a row that gain less than the tolerance, after which the search ends, as in the released code.
@@ -103,19 +103,19 @@ def merge_c2m3(
         RelaxedModel(spec, params, softened(matrices_of(each), softness))
         for params, each in zip(everyone, first, strict=True)
     ]
-    objective = _risen_(spec, models, steps, tolerance)
+    objective = _risen_(models, steps, tolerance)
     permutations = [closest(spec, model.matrices) for model in models]
     final = objective_of([permute(params, spec, each) for params, each in zip(everyone, permutations, strict=True)])
     merged = merge.merged(permutations, [merge.spread(merge.mean(permutations))], rng)
     return C2M3(merged.params, merged.permutations, merged.spreads, objective, final)
 
 
-def _risen_(spec: Spec, models: Sequence[RelaxedModel], steps: int, tolerance: float) -> list[float]:
+def _risen_(models: Sequence[RelaxedModel], steps: int, tolerance: float) -> list[float]:
     """Move relaxed models to where the objective is largest; return it at the start and after each step."""
     objective = [objective_of([model.params for model in models])]
     in_vain = 0
     for _ in range(steps):
-        targets = targets_of(spec, models)
+        targets = targets_of(models)
         step = step_of(models, targets)
         scale = tolerance * abs(step.value)
         # In float32, what a step promises is reached up to rounding.
@@ -145,4 +145,10 @@ def _first(merge: Members, everyone: Sequence[Params], rng: np.random.Generator)
     """Return the matchings with the start, or with the member of the largest norm: they depend on no order."""
     hub = max(everyone, key=square) if merge.start is None else merge.start
     seed = int(rng.integers(2**63))
-    return [match_weights(merge.spec, hub, each, rng=np.random.default_rng(seed)).permutation for each in merge.models]
+
+    def matched(model: Params, own: Params) -> Permutation:
+        if own is hub:  # with itself each unit stays in place
+            return identity(merge.spec)
+        return match_weights(merge.spec, hub, model, rng=np.random.default_rng(seed)).permutation
+
+    return list(map(matched, merge.models, everyone))

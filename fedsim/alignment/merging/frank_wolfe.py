@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.alignment.matching.assignment import best_orders
-from fedsim.alignment.matching.relaxations import Relaxation, matrices_of, moved_by
+from fedsim.alignment.matching.relaxations import Relaxation, moved_by
 from fedsim.alignment.matching.weight_matching import uses_of
 from fedsim.alignment.symmetries.permutations import Axis, Permutation, Spec, positions
 from fedsim.models.params import Params
@@ -57,6 +57,8 @@ class RelaxedModel:
         self._spec, self.matrices = spec, matrices
         self._ordered = {key: _ordered(spec, key) for key in params}
         self._uses = list(uses_of(spec, spec.sizes, params))
+        self._axes = {spec.axes[key][dimension] for key, ordered in self._ordered.items() for dimension in ordered}
+        self._prices = [np.zeros(symmetry.blocks) for symmetry in spec.symmetries]
         # Each parameter, moved along all subsets of those of its dimensions that follow an order.
         self._moved = {
             key: {some: moved_by(value, spec.axes[key], matrices, some) for some in _subsets(self._ordered[key])}
@@ -76,6 +78,14 @@ class RelaxedModel:
             gradient[use.order] += (use.rows(others) @ use.rows({use.key: self._moved[use.key][rest]}).T).cpu()
         return gradient
 
+    def best(self, gradient: Relaxation) -> Permutation:
+        """Return the permutation with the largest sum of products with the gradient."""
+        target: Permutation = {}
+        for symmetry, prices in zip(self._spec.symmetries, self._prices, strict=True):
+            gains = {order: gradient[order].numpy() for order in symmetry.widths}
+            target |= best_orders(symmetry, gains, prices)
+        return target
+
     def coefficients(self, target: Permutation, keys: Iterable[str]) -> Iterator[list[Tensor]]:
         """Yield what ``t ** m * (1 - t) ** (k - m)`` weighs, for m up to k, a step of length t towards a permutation.
 
@@ -83,32 +93,35 @@ class RelaxedModel:
         """
         sources = self._sources(target)
         for key in keys:
-            yield self._terms(key, self._ordered[key], sources)
+            yield self._terms(key, sources)
 
     def step_(self, target: Permutation, t: float) -> None:
         """Move by a share t towards a permutation."""
         sources = self._sources(target)
         for key, moved in self._moved.items():
-            # Larger subsets first, as their terms are made of the smaller ones.
-            for some in reversed(list(moved)):
-                if some:
-                    moved[some] = combined(self._terms(key, some, sources), t)
-        ends = matrices_of(target)
-        self.matrices = {name: (1 - t) * matrix + t * ends[name] for name, matrix in self.matrices.items()}
+            for dimension in self._ordered[key]:
+                source = sources[self._spec.axes[key][dimension]]
+                for some in moved:
+                    if dimension in some:
+                        still = moved[tuple(each for each in some if each != dimension)]
+                        moved[some].lerp_(_taken(still, dimension, source), t)
+        mixed = {name: (1 - t) * matrix for name, matrix in self.matrices.items()}
+        for name, matrix in mixed.items():
+            matrix[torch.arange(len(matrix)), target[name]] += t
+        self.matrices = mixed
 
     def _sources(self, target: Permutation) -> Sources:
-        axes = {self._spec.axes[key][dimension] for key, ordered in self._ordered.items() for dimension in ordered}
-        return {axis: positions(axis, target) for axis in axes}
+        return {axis: positions(axis, target) for axis in self._axes}
 
-    def _terms(self, key: str, dimensions: Dimensions, sources: Sources) -> list[Tensor]:
-        axes, moved = self._spec.axes[key], self._moved[key]
+    def _terms(self, key: str, sources: Sources) -> list[Tensor]:
+        axes, moved, dimensions = self._spec.axes[key], self._moved[key], self._ordered[key]
         terms: list[Tensor] = []
         for count in range(len(dimensions) + 1):
             parts = []
             for chosen in combinations(dimensions, count):
                 part = moved[tuple(each for each in dimensions if each not in chosen)]
                 for dimension in chosen:
-                    part = part.index_select(dimension, sources[axes[dimension]].to(part.device))
+                    part = _taken(part, dimension, sources[axes[dimension]])
                 parts.append(part)
             terms.append(sum(parts[1:], start=parts[0]))
         return terms
@@ -145,27 +158,28 @@ def objective_of(models: Sequence[Params]) -> float:
     return math.fsum(float(_products_of_pairs([[model[key]] for model in models])) for key in models[0])
 
 
-def targets_of(spec: Spec, models: Sequence[RelaxedModel]) -> list[Permutation]:
+def targets_of(models: Sequence[RelaxedModel]) -> list[Permutation]:
     """Return, for each model, the permutation in which the objective rises fastest."""
     everyone = [model.params for model in models]
     total = {key: _sum([each[key] for each in everyone]) for key in everyone[0]}
     targets = []
     for model, own in zip(models, everyone, strict=True):
-        gradient = model.gradient({key: (value - own[key]).to(own[key]) for key, value in total.items()})
-        target: Permutation = {}
-        for symmetry in spec.symmetries:
-            target |= best_orders(symmetry, {order: gradient[order].numpy() for order in symmetry.widths})
-        targets.append(target)
+        others = {key: (value - own[key]).to(own[key]) for key, value in total.items()}
+        targets.append(model.best(model.gradient(others)))
     return targets
 
 
 def _products_of_pairs(models: Iterable[Sequence[Tensor]]) -> Tensor:
     """Return the sum over all pairs of models of the inner products of their terms, float64 [terms, terms]."""
-    whole = own = torch.zeros((), dtype=torch.float64)
-    for terms in models:
-        # Flat, so that all inner products are one matrix product.
-        rows = torch.stack([term.flatten() for term in terms]).double()
-        whole, own = whole + rows, own + rows @ rows.T
+    remaining = iter(models)
+    # Flat, so that all inner products are one matrix product.
+    whole = torch.stack([term.flatten() for term in next(remaining)]).double()
+    own, rows = whole @ whole.T, torch.empty_like(whole)
+    for terms in remaining:
+        for row, term in zip(rows, terms, strict=True):
+            row.view_as(term).copy_(term)
+        whole += rows
+        own.addmm_(rows, rows.T)
     return (whole @ whole.T - own) / 2
 
 
@@ -177,11 +191,8 @@ def _sum(values: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def combined(terms: Sequence[Tensor], t: float) -> Tensor:
-    """Return a parameter after a step of length t, from its coefficients."""
-    last = len(terms) - 1
-    parts = [t**m * (1 - t) ** (last - m) * term for m, term in enumerate(terms)]
-    return sum(parts[1:], start=parts[0])
+def _taken(value: Tensor, dimension: int, source: Tensor) -> Tensor:
+    return value.index_select(dimension, source.to(value.device))
 
 
 @cache
