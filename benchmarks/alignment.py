@@ -1,6 +1,6 @@
 """Matching units and measuring features: time against the paper's algorithm as published, and in forward passes.
 
-Run with ``python benchmarks/alignment.py``; it takes about three minutes. ``--quick`` takes small models and writes
+Run with ``python benchmarks/alignment.py``; it takes about four minutes. ``--quick`` takes small models and writes
 nothing.
 """
 
@@ -23,6 +23,7 @@ from benchmarks.machine import describe, gemm_limit, processors
 from benchmarks.results import save, show
 from benchmarks.timing import least, seconds_of, take_turns
 from fedsim.alignment.matching.weight_matching import match_weights
+from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merging import merge_hierarchically, merge_many
 from fedsim.alignment.symmetries.permutations import (
     Permutation,
@@ -137,6 +138,37 @@ def merge(members: Sequence[int], hidden: tuple[int, ...]) -> list[dict[str, Any
     return rows
 
 
+def merge_at_once(members: int, hidden: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    """Time C2M3 of many networks, in matchings of one pair and in merges of two."""
+    model, states = drawn(lambda: MODELS["mlp"]((1, 28, 28), 10, hidden=hidden), members)
+    spec = permutation_spec(model, torch.zeros(2, 1, 28, 28))
+    steps: dict[int, int] = {}
+
+    def pair() -> None:
+        match_weights(spec, *states[:2], rng=np.random.default_rng(0))
+
+    def at_once(n: int) -> None:
+        steps[n] = len(merge_c2m3(spec, states[:n], rng=np.random.default_rng(0)).objective) - 1
+
+    variants = {
+        "pair": lambda: seconds_of(pair),
+        "two": lambda: seconds_of(lambda: at_once(2)),
+        "all": lambda: seconds_of(lambda: at_once(members)),
+    }
+    figures = {name: samples.figures() for name, samples in take_turns(variants, repeats).items()}
+    seconds = figures["all"]["seconds"]
+    return {
+        "case": f"c2m3, mlp {list(hidden)}",
+        "members": members,
+        "steps": steps[members],
+        "seconds": seconds,
+        "others_took": figures["all"]["others_took"],
+        "pairs": seconds / figures["pair"]["seconds"],
+        "steps_of_two": steps[2],
+        "merges_of_two": seconds / figures["two"]["seconds"],
+    }
+
+
 def features(name: str, examples: int, repeats: int) -> dict[str, Any]:
     """Time the feature connectivity of a pair, in evaluations of one model on the same examples and threads."""
     model, states = drawn(lambda: make_model(name), 2)
@@ -169,11 +201,13 @@ def main() -> None:
     show("Weight matching of two models", matched, list(matched[0]))
     merged = merge(MEMBERS[:2] if quick else MEMBERS, (64, 64) if quick else (512, 512, 512))
     show("Merging many models", merged, list(merged[0]))
+    at_once = [merge_at_once(8, hidden, repeats) for hidden in (((64,) * 3,) if quick else ((64,) * 3, (256,) * 3))]
+    show("Merging eight models at once", at_once, list(at_once[0]))
     torch.set_num_threads(1)
     measured = [features(name, 100 if quick else n, repeats) for name, n in EXAMPLES.items()]
     show("Feature connectivity, one thread", measured, list(measured[0]))
     if not quick:
-        save("alignment", describe(), limits, [*matched, *merged, *measured], processors=processors())
+        save("alignment", describe(), limits, [*matched, *merged, *at_once, *measured], processors=processors())
 
 
 def assignment_seconds(n: int) -> float:
