@@ -14,6 +14,7 @@ from fedsim.config.content import counted_files
 from fedsim.errors import ConfigError, message_of
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.same_layers import check_layers
+from fedsim.experiment.same_start import KEY, check_start, start_of
 from fedsim.federation.client.app import cohort_size
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants
@@ -58,13 +59,15 @@ def beginning_of(folder: RunFolder, federation: Federation, *, accept_versions: 
     Raises
     ------
     ConfigError
-        If there are checkpoints and none is whole, the versions are others, or the model has other layers now.
+        If there are checkpoints and none is whole, the versions are others, the model has other layers now, or custom
+        code gives other data or another initial model than when the run began.
     """
     begin = last_whole_round(folder)
     if not begin.done:
         return begin
     if not accept_versions:
         check_versions(folder)
+        check_start(folder, federation)
     damaged = damaged_settings(folder)
     if folder.config not in (each.path for each in damaged):
         check_name(folder)
@@ -191,6 +194,7 @@ def _about(
     # What was chosen by measuring stays, so that a resumed run has the numbers of one that never stopped.
     chosen = known.get("cohort") if config.engine.cohort == "auto" else None
     about = environment(federation.device) | {"cohort": chosen or cohort_size(federation)}
+    about[KEY] = known.get(KEY) or start_of(federation)
     about |= {key: known[key] for key in ("continues", "unsealed") if key in known}
     if known and "starts" not in known:  # an earlier version ran the rounds so far, and did not record its starts
         about["unsealed"] = {key: known[key] for key in ("fedsim", "python", "packages", "device") if key in known}

@@ -32,12 +32,14 @@ from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, NEIGHBOURS, PERSONALISED, TRAINED
 from fedsim.federation.engines.grid import Engine, processors
 from fedsim.federation.federation import Federation
+from fedsim.models.draws import same_draws
 from fedsim.models.variance import constant_keys
 from fedsim.results.best_round import best_rounds, reason_to_stop, selecting, validation_means
 from fedsim.results.faults import fault_row, rounds_without_loss
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.records import Records
+from fedsim.seeds import derive
 from fedsim.strategy import ClientUpdate, Measurable, Received, Strategy, messages
 from fedsim.strategy.faults import NOT_FINITE, all_failed, kind_of, warn_of
 from fedsim.strategy.traffic import Traffic, layer_bytes
@@ -146,7 +148,7 @@ class Rounds:
         if measured and (finite := [update for update in received.updates if update.is_finite(self.federation.layers)]):
             with self._timed("barriers"):
                 rows += self._measure(server_round, finite)
-        with self._timed("aggregate"):
+        with self._timed("aggregate"), same_draws(seed=derive(self.config.seed, "strategy", server_round)):
             step_and_record(self.strategy, server_round, received, self.records, self._constant)
             where = f"round {server_round}: {method_name(self.config)}"
             check_state(self.strategy.state, self.strategy.global_model, received.updates, where)

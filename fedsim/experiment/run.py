@@ -27,6 +27,7 @@ from fedsim.federation.client.app import READ_BY_WORKERS, app_of, client_app
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.engines import make_engine
 from fedsim.federation.federation import Federation, federation_of
+from fedsim.models.draws import same_draws
 from fedsim.results.environment import now
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import write_done
@@ -164,7 +165,8 @@ def _run_rounds(
     for note in training_notes(federation, strategy):
         logger.warning(note)
     shared = federation.shared_parts() if config.engine.name == "ray" else None
-    with make_engine(_engine_settings(federation), make_app, config.clients, shared) as engine:
+    # Clients of this process set the global streams, which the user's program may draw from too.
+    with same_draws(), make_engine(_engine_settings(federation), make_app, config.clients, shared) as engine:
         strategy.set_global_model(federation.initial)
         rounds = Rounds(federation, strategy, engine, folder)
         if done:

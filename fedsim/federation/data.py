@@ -16,10 +16,12 @@ from fedsim.data.dataset import stratified
 from fedsim.data.fingerprint import looking_once
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.data.tasks import label_shares
+from fedsim.errors import ConfigError
 from fedsim.federation.participants import unseen
 from fedsim.federation.split import held_by_server, sample_positions, split_of
 from fedsim.memory import TENSOR_BYTES
-from fedsim.seeds import rng
+from fedsim.models.draws import are_equal, same_draws, stream_states
+from fedsim.seeds import derive, rng
 from fedsim.training.targets import IGNORED
 from partitions import LabelCounts, Partition, Split
 
@@ -225,7 +227,13 @@ def federated_data_of(config: Config, *, fit: Fit = "trained on") -> FederatedDa
     if len(tested) < len(labels):
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
     data = FederatedData(config, dataset, split, len(labels), tested)
+    before = stream_states()
     _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
+    if ":" in config.features.skew and not are_equal(before, stream_states()):
+        raise ConfigError(
+            f"features.skew = {config.features.skew!r} draws from a global random stream, so that a client's inputs "
+            "would differ from time to time; draw from its argument rng, such as rng.normal(size=tuple(inputs.shape))"
+        )
     return data
 
 
@@ -258,7 +266,9 @@ def _dataset(config: Config) -> Dataset:
 # A run is checked before it starts, and those of a sweep often share a partition.
 @lru_cache(maxsize=4)
 def _split(part: _Part) -> Split:
-    return split_of(part.config, _dataset(part.config))
+    dataset = _dataset(part.config)
+    with same_draws(seed=derive(part.config.seed, "partition")):
+        return split_of(part.config, dataset)
 
 
 @lru_cache(maxsize=4)
@@ -269,4 +279,5 @@ def _fitted(part: _Part, fit: Fit) -> Dataset:
 
 @lru_cache(maxsize=2)
 def _read(part: _Part) -> Dataset:
-    return making.make_dataset(part.config.data)
+    with same_draws():  # all runs that name these data have the same, whatever their seed
+        return making.make_dataset(part.config.data)

@@ -15,6 +15,7 @@ from fedsim.federation.objective import balanced, check_custom, make_objective
 from fedsim.lazy import Place
 from fedsim.models.adapters import factors_of
 from fedsim.models.copies import copy_of
+from fedsim.models.draws import CPU, are_equal, same_draws, seed_others, stream_states
 from fedsim.models.frozen import frozen_of, replace_frozen_
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.parametrised import plain_
@@ -67,7 +68,7 @@ class Federation:
     device: torch.device
     _template: nn.Module
     _models: threading.local = field(default_factory=threading.local)
-    # Of torch's one random stream: initial weights are drawn from it, and a client's training sets it.
+    # Of the global random streams: initial weights are drawn from them, and a client's training sets them.
     _stream: threading.Lock = field(default_factory=threading.Lock)
 
     def initial_of(self, client: int) -> Params:
@@ -79,8 +80,7 @@ class Federation:
     def _drawn_of(self, client: int) -> Params:
         if self.config.model.initial == "shared":
             return self.initial
-        with self._stream, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self.config.seed, "initial model", client))
+        with self._stream, same_draws(seed=derive(self.config.seed, "initial model", client)):
             model = draw_model(self.config, self.data.dataset)
         own = model.to(self.device).state_dict()
         skip, drawn = self.config.model.weights_skip, tuple(self.initial)  # frozen tensors are the server's
@@ -159,8 +159,8 @@ class Federation:
         """Return these inputs with their targets."""
         return self.data.train_sample(CALIBRATION_EXAMPLES)
 
-    def seed_torch(self, *path: PathPart) -> None:
-        """Set torch's one stream, for what a model of the user's own may draw from it while it trains."""
+    def seed_streams(self, *path: PathPart) -> None:
+        """Set the global streams, for what a model of the user's own may draw from them while it trains."""
         seed = derive(self.config.seed, *path)
         with self._stream:
             if self.device.type == "cpu":
@@ -168,6 +168,8 @@ class Federation:
                 torch.default_generator.manual_seed(seed)
             else:
                 torch.manual_seed(seed)
+            if self._draws[1]:
+                seed_others(seed)
 
     def frozen(self) -> Params:
         """Return the frozen tensors, of which all models of a process share one copy."""
@@ -219,14 +221,20 @@ class Federation:
         return is_by_example(self._template, probes_of(self.data.test(5)[0]))
 
     def draws_while_training(self) -> bool:
-        """Tell whether the model draws random numbers as it trains: torch then has one stream for all threads."""
+        """Tell whether the model draws random numbers as it trains: all threads then share the streams."""
+        return any(self._draws)
+
+    @cached_property
+    def _draws(self) -> tuple[bool, bool]:
+        """Whether the model draws from torch's stream as it trains, and from another."""
         dataset = self.data.dataset
         # A copy of everything: moving one that shares frozen tensors would move them for all models.
         model = copy_of(self._template, shares_frozen=False).cpu().train()
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            before = torch.get_rng_state()
-            model(dataset.normalise(dataset.train[torch.arange(2)].to(torch.device("cpu")).inputs))
-            return not torch.equal(before, torch.get_rng_state())
+        with same_draws(), torch.no_grad():
+            of_torch, *before = stream_states()
+            model(dataset.normalise(dataset.train[torch.arange(2)].to(CPU).inputs))
+            after, *others = stream_states()
+        return not are_equal(of_torch, after), not are_equal(before, others)
 
 
 def federation_of(config: Config, *, fit: Fit = "trained on", data: FederatedData | None = None) -> Federation:
@@ -245,8 +253,7 @@ def federation_of(config: Config, *, fit: Fit = "trained on", data: FederatedDat
         If the data are missing or damaged, or the model or the partition is impossible.
     """
     data = data or federated_data_of(config, fit=fit)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config.seed, "initial model"))
+    with same_draws(seed=derive(config.seed, "initial model")):
         model = make_model(config, data.dataset, data.split.train.sizes).eval()
     check_custom(config, data.dataset, model, make_objective(config, data.dataset))
     device = choose_device(config.device)

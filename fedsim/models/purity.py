@@ -1,17 +1,15 @@
 """Whether a model is a function of each example: it keeps nothing, draws nothing, and decides by no value."""
 
-import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedsim.models.copies import copy_of
+from fedsim.models.draws import are_equal, stream_states
 from fedsim.models.operation import NotTraceableError, RandomError
 from fedsim.models.params import moves
 from fedsim.models.tensors import tensors_in
@@ -46,14 +44,14 @@ def outputs_of(used: nn.Module, fresh: nn.Module, probes: Tensor) -> Tensor:
     first, last = probes[:2], probes[-2:].flip(0)
     devices = [probes.device] if probes.is_cuda else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        before, reads = _random_states(probes.device), _Reads(used, first)
+        before, reads = stream_states(probes.device), _Reads(used, first)
         with reads:
             of_first = used(first)
         kept = _kept(used)
         of_last, of_fresh = used(last), fresh(last)
         has_changed = _has_changed(kept, _kept(used))
         outputs = used(probes)
-        if not _are_equal(before, _random_states(probes.device)):
+        if not are_equal(before, stream_states(probes.device)):
             raise RandomError("it draws random numbers in evaluation mode")
     if not isinstance(outputs, Tensor) or not isinstance(of_fresh, Tensor):
         raise NotTraceableError("it does not map one input to one tensor")
@@ -122,18 +120,6 @@ def _is_own(parameter: Tensor) -> bool:
     return parameter.requires_grad and moves(parameter)
 
 
-@contextmanager
-def same_draws(device: torch.device) -> Iterator[None]:
-    """Let a model draw the same random numbers each time, and leave all streams as they were; for one thread only."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for seed in (torch.manual_seed, np.random.seed, random.seed):
-            seed(0)
-        yield
-    np.random.set_state(of_numpy)
-    random.setstate(of_python)
-
-
 def is_close(found: Any, expected: Tensor) -> bool:
     """Return whether a result is a tensor that differs from what is expected by rounding only."""
     if not isinstance(found, Tensor) or found.shape != expected.shape or found.dtype != expected.dtype:
@@ -160,18 +146,6 @@ class _Reads(TorchFunctionMode):
             changed = args[:1] if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) else ()
             self._known |= {id(each): each for each in tensors_in((result, changed))}
         return result
-
-
-def _random_states(device: torch.device) -> list[Any]:
-    of_numpy = np.random.get_state(legacy=False)["state"]
-    states = [torch.get_rng_state(), of_numpy["key"], of_numpy["pos"], random.getstate()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _are_equal(first: Any, second: Any) -> bool:
-    if isinstance(first, tuple | list):
-        return len(first) == len(second) and all(map(_are_equal, first, second))
-    return bool(np.array_equal(first, second))
 
 
 def _kept(model: nn.Module) -> dict[str, tuple[Any, int]]:

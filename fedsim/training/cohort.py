@@ -244,8 +244,11 @@ class _Stack:
             module.calls = 0
 
     def _rows_mix(self) -> bool:
-        """Whether an example's output depends on the other examples of its batch."""
-        return any(isinstance(module, StatisticsNorm) and module.training for module in self._model.modules())
+        """Whether an example's output, or its gradient, depends on the other examples of its batch."""
+        return any(
+            (isinstance(module, StatisticsNorm) and module.training) or getattr(module, "scale_grad_by_freq", False)
+            for module in self._model.modules()
+        )
 
     def _by_size(self, members: "_Members", batch: Batch, function: Callable[["_Members"], Any]) -> Any:
         """Apply a function to all members, or, where padding matters, to those with equally many examples at a time."""

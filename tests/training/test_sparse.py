@@ -45,19 +45,23 @@ def build(kind: str) -> nn.Module:
         "embedding": nn.Sequential(nn.Embedding(30, 4, sparse=True, padding_idx=0), nn.Flatten(), nn.Linear(20, 4)),
         "bag": nn.EmbeddingBag(30, 4, mode="sum", sparse=True),
         "function": Functional(),
+        "by frequency": nn.Sequential(nn.Embedding(9, 4, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(20, 4)),
+        "bag by frequency": nn.EmbeddingBag(9, 4, mode="mean", scale_grad_by_freq=True),
     }
     return nn.Sequential(first[kind], nn.Linear(4, 3)).double()
 
 
-def tokens(n: int = 11) -> tuple[Tensor, Tensor]:
+def tokens(n: int = 11, count: int = 30) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     # Most of the 30 tokens are in few batches or none, where momentum continues.
-    return torch.randint(0, 30, (n, 5), generator=generator), torch.randint(0, 3, (n,), generator=generator)
+    return torch.randint(0, count, (n, 5), generator=generator), torch.randint(0, 3, (n,), generator=generator)
 
 
-def plain_torch(model: nn.Module, settings: SGD, pull: float = 0.0) -> nn.Module:
+def plain_torch(
+    model: nn.Module, settings: SGD, pull: float = 0.0, data: tuple[Tensor, Tensor] | None = None
+) -> nn.Module:
     """Train a copy with `torch.optim.SGD`; weight decay, which it refuses for sparse gradients, is added by hand."""
-    model, (inputs, targets), rng = copy.deepcopy(model), tokens(), np.random.default_rng(3)
+    model, (inputs, targets), rng = copy.deepcopy(model), data or tokens(), np.random.default_rng(3)
     start = [value.detach().clone() for value in model.parameters()]
     optimiser = torch.optim.SGD(model.parameters(), settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
     for _ in range(settings.epochs):
@@ -96,6 +100,15 @@ def test_a_cohort_with_sparse_gradients_trains_as_plain_torch(kind: str, setting
     tasks = [LocalTask(state_of(copy.deepcopy(model)), *tokens(), np.random.default_rng(3)) for _ in range(2)]
     for found, _ in train_cohort(model, tasks, LocalPlan(), settings):
         check_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["by frequency", "bag by frequency"])
+def test_members_of_a_cohort_count_the_tokens_of_their_own_examples(kind: str) -> None:
+    model = build(kind)
+    tasks = [LocalTask(state_of(model), *tokens(n, 9), np.random.default_rng(3)) for n in (7, 5, 11)]
+    found = train_cohort(model, tasks, LocalPlan(), PLAIN)
+    for n, (state, _) in zip((7, 5, 11), found, strict=True):
+        check_equal(state, plain_torch(model, PLAIN, data=tokens(n, 9)))
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.mixing.mixes import Source
 from fedsim.analysis.mixing.traced import Traced
 from fedsim.models.copies import loaded
+from fedsim.models.draws import same_draws
 from fedsim.models.graph import NotTraceableError
 from fedsim.models.layers import Layers
 from fedsim.models.operation import is_plain
 from fedsim.models.params import Params, first_keys, moves, state_of
-from fedsim.models.purity import same_draws
 
 
 class DifferentCallsError(NotTraceableError):

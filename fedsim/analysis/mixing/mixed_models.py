@@ -20,12 +20,13 @@ from fedsim.analysis.mixing.shared_calls import SharedCalls
 from fedsim.analysis.mixing.traced import Traced, Tracer, in_order, prepared, say_once
 from fedsim.errors import first_line
 from fedsim.models.copies import loaded
+from fedsim.models.draws import same_draws
 from fedsim.models.graph import NotTraceableError, Operation
 from fedsim.models.layers import Layers
 from fedsim.models.norms import has_statistics
 from fedsim.models.operation import RandomError
 from fedsim.models.params import Params, lerp
-from fedsim.models.purity import is_close, same_draws
+from fedsim.models.purity import is_close
 from fedsim.training.buffers import recompute_buffers_
 from fedsim.training.evaluation import Evaluation, batch_sizes, evaluate, losses_and_errors
 from fedsim.training.precision import computing_in

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from fedsim.analysis.mixing.mixes import Part
 from fedsim.data.dataset import channels_last
 from fedsim.models.copies import copy_of, loaded
+from fedsim.models.draws import same_draws
 from fedsim.models.graph import NotTraceableError, Operation, count_flops, probes_of, trace
 from fedsim.models.params import Params
 from fedsim.models.probing import results_of
-from fedsim.models.purity import is_compiled, keeps_something, same_draws, writes_to_state
+from fedsim.models.purity import is_compiled, keeps_something, writes_to_state
 
 logger = logging.getLogger(__name__)
 _said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()

@@ -14,6 +14,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
 from fedsim.experiment.same_layers import check_layers
+from fedsim.experiment.same_start import check_start
 from fedsim.federation.client.state import FINE_TUNED, GLOBAL, NEIGHBOURS, PERSONALISED, TRAINED
 from fedsim.federation.federation import federation_of
 from fedsim.results.best_round import best_rounds, reason_to_stop, selecting, validation_means
@@ -137,6 +138,8 @@ def _check_same(config: Config, shorter: RunFolder, rounds: int, *, accept_versi
         if not shorter.model.exists():
             raise _ObstacleError("an earlier version of fedsim wrote it")
         check_layers(shorter, federation)
+        if not accept_versions:
+            check_start(shorter, federation)
     except ConfigError as error:
         raise _ObstacleError(str(error)) from error
     before, now = shorter.read_env(), environment(federation.device)

@@ -197,7 +197,7 @@ def _trained(
         return train_cohort(model, tasks, plan, settings, federation.data.augmentation, at)
     [task] = tasks
     load_state_(model, task.params)
-    federation.seed_torch("dropout", server_round, *_whose(settings, started[0]))
+    federation.seed_streams("dropout", server_round, *_whose(settings, started[0]))
     training = train_(
         model,
         task.inputs,

@@ -56,7 +56,7 @@ def fine_tune(
     config = federation.config
     model, settings = federation.model(), config.evaluation
     load_state_(model, params)
-    federation.seed_torch("fine-tune dropout", server_round, client)
+    federation.seed_streams("fine-tune dropout", server_round, client)
     train_(
         model,
         *train,

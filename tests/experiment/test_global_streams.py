@@ -1,0 +1,153 @@
+"""Code of a user's own that draws from the global streams of torch, NumPy and Python gives the same each time."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsim.config import Config
+from fedsim.data.dataset import Dataset, Examples
+from fedsim.errors import ConfigError
+from fedsim.experiment import run as experiment
+from fedsim.experiment.restored import restored_model
+from fedsim.federation import data as data_of_runs
+from fedsim.federation.federation import federation_of
+from fedsim.results.folder import RunFolder
+from partitions import Partition
+from tests.experiment.conftest import run_until
+
+HERE = "tests.experiment.test_global_streams"
+CLASSES = ("even", "odd")
+
+
+def examples(*, order: str = "numpy") -> Dataset:
+    """Return numbers in a random order, the last third to test on."""
+    inputs = torch.arange(60.0)[:, None] / 30 - 1
+    draw: dict[str, Callable[[], Any]] = {
+        "numpy": lambda: torch.from_numpy(np.random.permutation(60)),
+        "torch": lambda: torch.randperm(60),
+        "python": lambda: torch.tensor(random.sample(range(60), 60)),
+        "system": lambda: torch.from_numpy(np.random.default_rng().permutation(60)),
+    }
+    chosen = draw[order]()
+    train, test = (Examples(inputs[part], part % 2) for part in (chosen[:40], chosen[40:]))
+    return Dataset("numbers", train, test, CLASSES)
+
+
+def shares(labels: np.ndarray, clients: int, rng: np.random.Generator) -> Partition:
+    """Split examples by NumPy's global stream."""
+    return Partition(np.random.permutation(len(labels)), np.linspace(0, len(labels), clients + 1).astype(np.int64))
+
+
+def noisy(inputs: Tensor, client: int, clients: int, rng: np.random.Generator) -> Tensor:
+    """Add noise of torch's global stream."""
+    return inputs + torch.randn_like(inputs)
+
+
+class Net(nn.Module):
+    """Draws weights from NumPy's stream, and a factor of its inputs as it trains from Python's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(1, 5), nn.Linear(5, 2)
+        self.fc.weight.data.copy_(torch.from_numpy(np.random.randn(5, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = 1 + random.random() * np.random.rand() if self.training else 1.0
+        return self.head(torch.tanh(self.fc(x * factor)))
+
+
+def build(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return a new model."""
+    return Net()
+
+
+@pytest.fixture
+def forget() -> Iterator[Callable[[int], None]]:
+    """Let the streams be elsewhere and no data be known, as in another process."""
+    states = np.random.get_state(), random.getstate()
+
+    def forget(seed: int) -> None:
+        np.random.seed(seed)
+        random.seed(seed)
+        torch.manual_seed(seed)
+        for known in (data_of_runs._read, data_of_runs._split, data_of_runs._fitted):
+            known.cache_clear()
+
+    with torch.random.fork_rng():
+        yield forget
+    np.random.set_state(states[0])
+    random.setstate(states[1])
+
+
+@pytest.fixture
+def config(tiny: Callable[..., Config]) -> Callable[..., Config]:
+    """Build a config of such code."""
+
+    def build(**data: Any) -> Config:
+        return tiny(
+            data={"name": f"{HERE}:examples", **data},
+            partition={"scheme": f"{HERE}:shares"},
+            model={"name": f"{HERE}:build"},
+            barriers={"every": 0},
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("order", ["numpy", "torch", "python"])
+def test_data_partition_and_initial_model_are_the_same_in_every_process(
+    order: str, config: Callable[..., Config], forget: Callable[[int], None]
+) -> None:
+    found = []
+    for seed in (1, 2):
+        forget(seed)
+        before = np.random.get_state()[2], random.getstate(), torch.get_rng_state()
+        found.append(federation_of(config(order=order)))
+        assert before[:2] == (np.random.get_state()[2], random.getstate())
+        assert torch.equal(before[2], torch.get_rng_state())
+    one, other = found
+    assert torch.equal(one.data.dataset.train.inputs, other.data.dataset.train.inputs)
+    assert np.array_equal(one.data.split.train.indices, other.data.split.train.indices)
+    assert torch.equal(one.initial["fc.weight"], other.initial["fc.weight"])
+    assert not torch.equal(one.data.dataset.train.inputs, one.data.dataset.train.inputs.sort(0).values)
+    reseeded = federation_of(config(order=order).model_copy(update={"seed": 1}))
+    assert not torch.equal(one.initial["fc.weight"], reseeded.initial["fc.weight"])
+    assert torch.equal(one.data.dataset.train.inputs, reseeded.data.dataset.train.inputs)
+
+
+def test_a_resumed_run_draws_what_it_would_have_drawn(
+    config: Callable[..., Config], forget: Callable[[int], None], tmp_path: Path
+) -> None:
+    folders = [RunFolder(tmp_path / name) for name in ("whole", "resumed")]
+    forget(1)
+    before = random.getstate()
+    experiment.run(config(), folders[0], lambda summary: None)
+    assert random.getstate() == before
+    forget(2)
+    run_until(config(), folders[1], 1)
+    forget(3)
+    experiment.run(config(), folders[1], lambda summary: None)
+    whole, resumed = (restored_model(folder).state_dict() for folder in folders)
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_a_run_whose_data_are_others_when_it_resumes_is_refused(
+    config: Callable[..., Config], forget: Callable[[int], None], tmp_path: Path
+) -> None:
+    folder = run_until(config(order="system"), RunFolder(tmp_path / "run"), 1)
+    forget(1)
+    with pytest.raises(
+        ConfigError, match=r"began with other values of data.name = .*examples' than its code gives now"
+    ):
+        experiment.run(config(order="system"), folder, lambda summary: None)
+
+
+def test_a_skew_that_draws_from_a_global_stream_is_refused(tiny: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"noisy' draws from a global random stream, .* its argument rng"):
+        federation_of(tiny(features={"skew": f"{HERE}:noisy"}))
