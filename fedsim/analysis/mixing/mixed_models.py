@@ -35,8 +35,7 @@ from fedsim.training.settings import Precision
 # Examples in a batch: few on a CPU, as many models are evaluated on them at once.
 CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 32, 1024, 8
 MAX_MEMORY = 2**30
-# Batches that must fit into the memory together.
-TILES = 4
+TILES = 4  # batches that must fit into the memory together
 CALIBRATION_BATCH = 125
 # Examples of two tiles, for which the whole model must give the same losses as its operations.
 CHECKED = 64
