@@ -8,6 +8,7 @@ from torch import nn
 from fedsim.models.params import Params
 from fedsim.strategy.messages import sets_of
 from strategies import Ditto
+from tests.strategies.agreement import assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 
 LR = 0.1
@@ -70,10 +71,7 @@ def test_a_client_that_never_trained_is_evaluated_with_the_global_model() -> Non
 @pytest.mark.parametrize("model", [Mlp, norm_mlp])
 def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Module]) -> None:
     alone, together = (Play("ditto", cohort=cohort, model=model, absent={1: (1, 2)}) for cohort in (1, 3))
-    for server_round in alone.rounds():
-        assert_close(together.round(server_round), alone.strategy.global_model)
-        for client in range(3):
-            assert_close(together.personalised(client), alone.personalised(client))
+    assert_trains_alike(alone, together, range(3))
 
 
 def test_bad_options_are_named() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from fedsim.models.params import Params
 from strategies import DriftGated
+from tests.strategies.agreement import assert_resumes, assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 
 LR, LAYERS = 0.1, ("fc1", "fc2", "fc3")
@@ -93,17 +94,12 @@ def test_running_statistics_go_with_their_layer_and_do_not_count_as_drift() -> N
 
 def test_a_cohort_trains_as_one_client_after_the_other() -> None:
     alone, together = (Play("drift_gated", cohort=cohort, model=norm_mlp) for cohort in (1, 3))
-    for server_round in alone.rounds():
-        assert_close(together.round(server_round), alone.strategy.global_model)
+    assert_trains_alike(alone, together)
 
 
 def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
     whole, resumed = Play("drift_gated"), Play("drift_gated")
-    for server_round in (1, 2):
-        whole.round(server_round)
-    whole.save(tmp_path)
-    resumed.load(tmp_path, 2)
-    assert_close(resumed.round(3), whole.round(3), 0)
+    assert_resumes(whole, resumed, tmp_path)
 
 
 def test_what_is_exactly_at_the_threshold_is_sent() -> None:

@@ -12,6 +12,7 @@ from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.strategy.messages import sets_of
 from strategies import FedAs
+from tests.strategies.agreement import assert_resumes, assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 
 LR, ALIGN_LR = 0.1, 0.3
@@ -125,19 +126,12 @@ def test_a_client_without_a_gradient_counts_for_nothing() -> None:
 
 def test_a_cohort_trains_as_one_client_after_the_other() -> None:
     alone, together = (Play("fedas", OPTIONS, cohort=cohort, model=norm_mlp) for cohort in (1, 3))
-    for server_round in alone.rounds():
-        assert_close(together.round(server_round), alone.strategy.global_model)
-        for client in range(3):
-            assert_close(together.personalised(client), alone.personalised(client))
+    assert_trains_alike(alone, together, range(3))
 
 
 def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
     whole, resumed = Play("fedas", OPTIONS), Play("fedas", OPTIONS)
-    for server_round in (1, 2):
-        whole.round(server_round)
-    whole.save(tmp_path)
-    resumed.load(tmp_path, 2)
-    assert_close(resumed.round(3), whole.round(3), 0)
+    assert_resumes(whole, resumed, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from fedsim.models.params import Params
 from fedsim.strategy.messages import sets_of
 from strategies import FedCac
+from tests.strategies.agreement import assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 
 LR, BETA = 0.1, 4
@@ -120,10 +121,7 @@ def test_running_statistics_are_the_averages() -> None:
 
 def test_a_cohort_trains_as_one_client_after_the_other() -> None:
     alone, together = (Play("fedcac", absent={1: 2}, cohort=cohort) for cohort in (1, 3))
-    for server_round in alone.rounds():
-        assert_close(together.round(server_round), alone.strategy.global_model)
-        for client in range(3):
-            assert_close(together.personalised(client), alone.personalised(client))
+    assert_trains_alike(alone, together, range(3))
 
 
 def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:

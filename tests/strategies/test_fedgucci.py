@@ -10,6 +10,7 @@ from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.strategy.messages import sets_of
 from strategies import FedGucci
+from tests.strategies.agreement import assert_resumes, assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, gradient, mean_of, norm_mlp
 
 LR = 0.1
@@ -59,18 +60,12 @@ def test_only_past_global_models_travel_next_to_the_current_one() -> None:
 def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Module]) -> None:
     options = {"anchors": 2, "points": "random"}
     alone, together = (Play("fedgucci", options, cohort=cohort, model=model, absent={1: (1, 2)}) for cohort in (1, 3))
-    for server_round in alone.rounds():
-        assert_close(together.round(server_round), alone.strategy.global_model)
+    assert_trains_alike(alone, together)
 
 
 def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
     whole, resumed = (Play("fedgucci", {"anchors": 3}, rounds=4) for _ in range(2))
-    for server_round in (1, 2, 3):
-        whole.round(server_round)
-    whole.save(tmp_path)
-    resumed.load(tmp_path, 3)
-    assert_close(resumed.round(4), whole.round(4), 0)
-    assert_close(resumed.strategy.state(), whole.strategy.state(), 0)
+    assert_resumes(whole, resumed, tmp_path, 3)
 
 
 def test_bad_options_are_named() -> None:

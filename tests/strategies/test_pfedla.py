@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.models.params import Params
 from fedsim.seeds import rng
 from strategies import HeurPFedLA, PFedLA
+from tests.strategies.agreement import assert_resumes, assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 
 LR, MIXER_LR, EMBEDDING, HIDDEN = 0.1, 3.0, 4, 5
@@ -154,20 +155,13 @@ def test_running_statistics_are_mixed_with_their_layer_but_do_not_teach() -> Non
 @pytest.mark.parametrize("name", ["pfedla", "heurpfedla"])
 def test_a_cohort_trains_as_one_client_after_the_other(name: str) -> None:
     alone, together = (Play(name, OPTIONS, cohort=cohort) for cohort in (1, 3))
-    for server_round in alone.rounds():
-        assert_close(together.round(server_round), alone.strategy.global_model)
-        assert_close(together.personalised(1), alone.personalised(1))
+    assert_trains_alike(alone, together, [1])
 
 
 @pytest.mark.parametrize("name", ["pfedla", "heurpfedla"])
 def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(name: str, tmp_path: Path) -> None:
     whole, resumed = Play(name, OPTIONS), Play(name, OPTIONS)
-    for server_round in (1, 2):
-        whole.round(server_round)
-    whole.save(tmp_path)
-    resumed.load(tmp_path, 2)
-    assert_close(resumed.round(3), whole.round(3), 0)
-    assert_close(resumed.strategy.state(), whole.strategy.state(), 0)
+    assert_resumes(whole, resumed, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from fedsim.errors import ConfigError
 from fedsim.models.params import Params
 from fedsim.strategy.messages import sets_of
 from strategies import PFedMe
+from tests.strategies.agreement import assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, descend, gradient, mean_of, norm_mlp
 
 LR, PERSONAL_LR, DECAY = 0.1, 0.05, 0.02
@@ -84,10 +85,7 @@ def test_running_statistics_are_those_of_the_personal_model() -> None:
 def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Module]) -> None:
     local = {"schedule": "cosine", "warmup": 1}  # at which each member is at a point of its own
     alone, together = (Play("pfedme", cohort=cohort, model=model, absent={1: (1, 2)}, local=local) for cohort in (1, 3))
-    for server_round in alone.rounds():
-        assert_close(together.round(server_round), alone.strategy.global_model)
-        for client in range(3):
-            assert_close(together.personalised(client), alone.personalised(client))
+    assert_trains_alike(alone, together, range(3))
 
 
 @pytest.mark.parametrize(("option", "value"), [("proximal", 0.0), ("personal_lr", 0.0), ("server_lr", -1.0)])

@@ -21,6 +21,7 @@ from fedsim.results.report import read_result
 from fedsim.strategy import ClientUpdate, Received
 from fedsim.strategy.messages import sets_of
 from strategies import HierarchicalAverage, MatchedAverage
+from tests.strategies.agreement import assert_trains_alike
 from tests.strategies.harness import CLASSES, FEATURES, Mlp, Play, assert_close, mean_of, moe_mlp, norm_mlp
 
 NAMES = ("matched_average", "hierarchical_average")
@@ -240,10 +241,7 @@ def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) ->
 
 def test_a_cohort_trains_as_one_client_after_the_other() -> None:
     alone, together = (pair("matched_average", {"shared": "body"}, rounds=4, cohort=cohort)[0] for cohort in (1, 3))
-    for server_round in alone.rounds():
-        assert_close(together.round(server_round), alone.strategy.global_model)
-        for client in range(3):
-            assert_close(together.personalised(client), alone.personalised(client))
+    assert_trains_alike(alone, together, range(3))
 
 
 def repaired(repair: str, model: Callable[[], nn.Module]) -> tuple[Play, list[Params], list[float]]:

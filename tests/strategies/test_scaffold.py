@@ -12,6 +12,7 @@ from fedsim.models.params import Params
 from fedsim.strategy import ClientUpdate
 from fedsim.strategy.messages import sets_of
 from strategies import Scaffold
+from tests.strategies.agreement import assert_resumes
 from tests.strategies.harness import Mlp, Play, assert_close, descend, gradient, mean_of, norm_mlp
 
 LR = 0.1
@@ -90,12 +91,7 @@ def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Mo
 
 def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
     whole, resumed = Play("scaffold"), Play("scaffold")
-    for server_round in (1, 2):
-        whole.round(server_round)
-    whole.save(tmp_path)
-    resumed.load(tmp_path, 2)
-    assert_close(resumed.round(3), whole.round(3), 0)
-    assert_close(resumed.strategy.state(), whole.strategy.state(), 0)
+    assert_resumes(whole, resumed, tmp_path)
 
 
 def test_bad_options_are_named() -> None:
