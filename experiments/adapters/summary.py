@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedsim.results.files import write_whole
+from experiments.writing import write_csv
 from fedsim.results.report import find_runs, read_results
 from fedsim.results.report.comparing.statistics import interval
 from fedsim.results.result import Result
@@ -88,7 +88,7 @@ def main(runs: Path, out: Path) -> None:
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:
-    write_whole(path, table.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    write_csv(path, table)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedsim.results.files import write_whole
+from experiments.writing import write_csv
 from fedsim.results.reading import find_runs, read_results
 from fedsim.results.result import Result
 
@@ -34,7 +34,7 @@ def largest_barriers(results: Sequence[Result]) -> pd.DataFrame:
 def main(runs: Path, out: Path) -> None:
     """Write the barriers as CSV, under the name of the folder of runs."""
     table = largest_barriers(read_results(find_runs([runs])))
-    write_whole(out / f"{runs.name}.csv", table.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    write_csv(out / f"{runs.name}.csv", table)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedsim.results.files import write_whole
+from experiments.writing import write_csv, write_figure
 from fedsim.results.report import find_runs, read_results
 from fedsim.results.report.drawing.layer_curves import LayerPanel, layer_curves, spread
 from fedsim.results.report.drawing.small_multiples import Curve
-from fedsim.results.report.drawing.style import save
 from fedsim.results.result import Result
 
 WAYS = {"none": "independent", "weights": "matched by weights", "activations": "matched by activations"}
@@ -52,7 +51,7 @@ def main(runs: Path, out: Path) -> None:
     table = features.groupby(["way", "layer"], sort=False)[list(COLUMNS)].mean()
     errors = stitched.groupby(["way", "layer"], sort=False)[["error", "error_ends"]].mean()
     table = table.join(errors.add_prefix("stitching_")).assign(seeds=features["seed"].nunique())
-    write_whole(out / f"{runs.name}.csv", table.to_csv(float_format="%.5g", lineterminator="\n"))
+    write_csv(out / f"{runs.name}.csv", table.reset_index())
     gap, bent = 1 - features["cosine"], features["additivity"]
     exchanged = features["commutativity"] / features["feature_distance"]
     lost = 100 * (stitched["error"] - stitched["error_ends"])
@@ -65,8 +64,7 @@ def main(runs: Path, out: Path) -> None:
         ),
     ]
     figure = layer_curves(panels)
-    for kind in ("png", "pdf"):
-        write_whole(out / f"{runs.name}.{kind}", save(figure, kind))
+    write_figure(out / runs.name, figure)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.writing import write_csv
 from fedsim.results.differences import distinguishing_settings
-from fedsim.results.files import write_whole
 from fedsim.results.reading import find_runs, read_results
 from fedsim.results.result import Result
 
@@ -35,7 +35,7 @@ def last_barriers(results: Sequence[Result]) -> pd.DataFrame:
 def main(runs: Path, out: Path) -> None:
     """Write the barriers as CSV, under the name of the folder of runs."""
     table = last_barriers(read_results(find_runs([runs])))
-    write_whole(out / f"{runs.name}.csv", table.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    write_csv(out / f"{runs.name}.csv", table)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 import fedsim
+from experiments.writing import write_csv, write_figure
 from fedsim.analysis import Data, Models, layer_path
 from fedsim.federation.federation import federation_of
 from fedsim.models.params import state_of
-from fedsim.results.files import write_whole
 from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
-from fedsim.results.report.drawing.style import save
 
 # A layer's displacement has a norm of about 10, so that it arrives after some hundreds of ticks.
 WAYS = {
@@ -81,13 +80,12 @@ def main(runs: Path, out: Path) -> None:
     """Write the walks and their peaks as CSV, and the figure."""
     found = fedsim.load(runs)
     rows = pd.concat([walked(run) for run in found], ignore_index=True)
-    write_whole(out / "walks.csv", rows.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
-    write_whole(out / "peaks.csv", peaks(rows, found).to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    write_csv(out / "walks.csv", rows)
+    write_csv(out / "peaks.csv", peaks(rows, found))
     figure = small_multiples(
         {title: curves(rows, value) for value, title in SHOWN.items()}, "share of the distance walked", "", log_y=True
     )
-    for kind in ("png", "pdf"):
-        write_whole(out / f"walks.{kind}", save(figure, kind))
+    write_figure(out / "walks", figure)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.writing import write_figure
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.tables import StrategyConfig
 from fedsim.results.files import write_whole
@@ -18,7 +19,6 @@ from fedsim.results.report.comparing.export import as_csv, as_latex, as_markdown
 from fedsim.results.report.comparing.statistics import Interval
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
-from fedsim.results.report.drawing.style import save
 
 MEASURES = {"personalised": "as received", "fine_tuned": "after fine-tuning"}
 CLASSES = "2 classes"  # the study's only partition without alpha
@@ -71,8 +71,7 @@ def draw(out: Path) -> None:
         order = order if len(order) else values.mean(axis=1).sort_values(ascending=False, kind="stable").index
         maps[title] = (values - values.loc["local"]).loc[order].rename(index=literature)
     figure = heat_maps(maps, POINTS, across=2, columns="clients' data", rows="")
-    for kind in ("png", "pdf"):
-        write_whole(out / f"gains.{kind}", save(figure, kind))
+    write_figure(out / "gains", figure)
 
 
 def main(runs: Path, out: Path) -> None:

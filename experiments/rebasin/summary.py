@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.writing import write_csv, write_figure
 from fedsim.results.differences import distinguishing_settings
 from fedsim.results.files import write_whole
 from fedsim.results.report import find_runs, read_results
@@ -18,7 +19,6 @@ from fedsim.results.report.comparing.export import as_markdown
 from fedsim.results.report.comparing.statistics import interval
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
-from fedsim.results.report.drawing.style import save
 from fedsim.results.result import Result
 
 BARRIER = "loss_mean_ends"
@@ -99,7 +99,7 @@ def main(runs: Path, out: Path) -> None:
     rows = collected(results)
     settings = [key for key in rows.columns if key not in measured(results[0]) and key not in ("round", "seed")]
     values = list(measured(results[0]))
-    write_whole(out / f"{runs.name}.csv", rows.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    write_csv(out / f"{runs.name}.csv", rows)
     ends = rows[rows["round"].isin([rows["round"].min(), rows["round"].max()])]
     shown = (["round"] if ends["round"].nunique() > 1 else []) + settings
     write_whole(out / f"{runs.name}.md", as_markdown(table_of(ends, shown, values)))
@@ -128,8 +128,7 @@ def draw(file: Path) -> None:
         figure = small_multiples(panels[name], AXES.get(over, over), unit)
         for axes in figure.axes if over == "clients" else ():
             axes.set_xticks(rows[over].unique())
-        for kind in ("png", "pdf"):
-            write_whole(file.with_name(f"{file.stem}-{name}.{kind}"), save(figure, kind))
+        write_figure(file.with_name(f"{file.stem}-{name}"), figure)
 
 
 if __name__ == "__main__":

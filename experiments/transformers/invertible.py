@@ -12,10 +12,10 @@ import pandas as pd
 
 import fedsim
 from experiments.transformers.learned import barrier_rows
+from experiments.writing import write_csv
 from fedsim.alignment import match_weights, normal_form, permute, rotation_spec
 from fedsim.federation.data import federated_data_of
 from fedsim.models.params import state_of
-from fedsim.results.files import write_whole
 from fedsim.seeds import rng
 
 
@@ -33,8 +33,7 @@ def rows_of(run: Any) -> Iterator[pd.DataFrame]:
 def main(runs: Path, out: Path) -> None:
     """Write every row as CSV."""
     table = pd.concat([rows for run in fedsim.load(runs) for rows in rows_of(run)], ignore_index=True)
-    text = table.to_csv(index=False, float_format="%.5g", lineterminator="\n")
-    write_whole(out / f"{runs.name}_invertible.csv", text)
+    write_csv(out / f"{runs.name}_invertible.csv", table)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 import fedsim
+from experiments.writing import write_csv
 from fedsim.alignment import absorb_norms, learn_rotations, permute, rotation_spec
 from fedsim.analysis import barriers
 from fedsim.data.dataset import Examples
 from fedsim.federation.data import federated_data_of
 from fedsim.models.params import Params, state_of
-from fedsim.results.files import write_whole
 from fedsim.seeds import rng
 
 TS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -45,7 +45,7 @@ def main(runs: Path, out: Path) -> None:
     """Write every row as CSV; GPTs with tied embeddings are left out."""
     chosen = [run for run in fedsim.load(runs) if run.config.model.options.get("tied", False) is False]
     table = pd.concat(map(rows_of, chosen), ignore_index=True)
-    write_whole(out / f"{runs.name}_learned.csv", table.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    write_csv(out / f"{runs.name}_learned.csv", table)
 
 
 if __name__ == "__main__":

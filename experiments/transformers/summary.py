@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.writing import write_csv
 from fedsim.results.differences import distinguishing_settings
-from fedsim.results.files import write_whole
 from fedsim.results.report import find_runs, read_results
 from fedsim.results.result import Result
 
@@ -40,7 +40,7 @@ def collected(results: Sequence[Result]) -> pd.DataFrame:
 def main(runs: Path, out: Path) -> None:
     """Write every row as CSV."""
     rows = collected(read_results(find_runs([runs])))
-    write_whole(out / f"{runs.name}.csv", rows.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    write_csv(out / f"{runs.name}.csv", rows)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedsim.results.files import write_whole
+from experiments.writing import write_csv, write_figure
 from fedsim.results.report import find_runs, read_results
 from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
-from fedsim.results.report.drawing.style import save
 from fedsim.results.result import Result
 
 SHOWN = {
@@ -60,7 +59,7 @@ def main(runs: Path, out: Path) -> None:
     """Write a row for each run as CSV, and the figure."""
     rows = pd.DataFrame([measured(result) for result in read_results(find_runs([runs]))])
     rows = rows.sort_values(["width", "weight_decay", "seed"])
-    write_whole(out / f"{runs.name}.csv", rows.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    write_csv(out / f"{runs.name}.csv", rows)
     draw(out / f"{runs.name}.csv")
 
 
@@ -77,8 +76,7 @@ def draw(file: Path) -> None:
             axes.axhline(control, color="black", linewidth=0.8)
             below, at = (0, -3), (rows["width"].min(), control)
             axes.annotate("no structure", at, xytext=below, textcoords="offset points", va="top", fontsize=7)
-    for kind in ("png", "pdf"):
-        write_whole(file.with_suffix(f".{kind}"), save(figure, kind))
+    write_figure(file.with_suffix(""), figure)
 
 
 if __name__ == "__main__":
