@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from fedsim.analysis.features.gaps import as_rows, exact, norms
-from fedsim.analysis.features.sites import Site
+from fedsim.analysis.features.sites import Site, weighted
 from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.features.walks import Values
 from fedsim.analysis.mixing.mixes import Pair
@@ -72,7 +71,7 @@ class Commutativity:
             bias = self._weights.entry(site.bias, base) + self._weights.entry(site.bias, other)
             own = own - (bias if isinstance(site.module, nn.Linear) else bias.view(-1, *[1] * (own.ndim - 2)))
         apart = first.argument - second.argument
-        difference = _apply(site.module, self._weights.difference(site.weight, base, other), apart)
+        difference = weighted(site.module, self._weights.difference(site.weight, base, other), apart)
         sides = own, own - difference
         # One that is 0 is computed from what is not.
         rounding = (ROUNDING * torch.finfo(own.dtype).eps) ** 2 * max(_square(value) for value in (*sides, difference))
@@ -92,12 +91,6 @@ class Commutativity:
             self._uses[key] = _uses(site.module, argument)
         # torch's norm over a dimension that is not the last is 40 times as slow.
         return float((exact(argument).square().sum(1).double() * self._uses[key]).sum())
-
-
-def _apply(module: Any, weight: Tensor, argument: Tensor) -> Tensor:
-    if isinstance(module, nn.Linear):
-        return linear(argument, weight)
-    return module._conv_forward(argument, weight, None)
 
 
 def _uses(module: Any, argument: Tensor) -> Tensor:

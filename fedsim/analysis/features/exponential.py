@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import Tensor
 
 from fedsim.analysis.features.gaps import angular_gap, as_rows, norms
-from fedsim.analysis.features.sites import Site
+from fedsim.analysis.features.sites import Site, weighted
 from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.features.walks import Values
 from fedsim.analysis.mixing.mixes import Mix, Source, source_of
@@ -127,7 +126,7 @@ class Exponential:
         if site.module is None:
             return _undefined(base.features)
         own, foreign = (
-            norms(as_rows([_apply(site.module, self._weights.entry(site.weight, state), base.argument)])[0])
+            norms(as_rows([weighted(site.module, self._weights.entry(site.weight, state), base.argument)])[0])
             for state in (mix.base, mix.other)
         )
         return torch.where(own == 0, torch.inf, foreign / own)  # which means leave out
@@ -137,12 +136,6 @@ def columns_of(means: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """Return the columns of mixes, from the means of `Exponential.of_mix`, shape [mixes, 3]."""
     gap, shuffled, ratio = means.T
     return dict(zip(COLUMNS, (1 - gap, 1 - shuffled, ratio), strict=True))
-
-
-def _apply(module: nn.Module, weight: Tensor, argument: Tensor) -> Tensor:
-    if isinstance(module, nn.Linear):
-        return linear(argument, weight)
-    return module._conv_forward(argument, weight, None)  # type: ignore[operator]
 
 
 def _undefined(features: Tensor) -> Tensor:

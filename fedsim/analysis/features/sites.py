@@ -4,10 +4,11 @@ import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.functional import linear
 
 from fedsim.models.graph import Operation
 
@@ -47,6 +48,14 @@ class Site:
     def of_linear(self, module: nn.Module, keys: Mapping[str, str]) -> Self:
         """Return the site with its linear module, and the state-dict keys of its entries by their names in it."""
         return replace(self, module=module, weight=keys["weight"], bias=keys.get("bias", ""))
+
+
+def weighted(module: Any, weight: Tensor, argument: Tensor) -> Tensor:
+    """Return what a linear or convolutional module would give with another weight, and without a bias."""
+    if isinstance(module, nn.Linear):
+        return linear(argument, weight)
+    result: Tensor = module._conv_forward(argument, weight, None)
+    return result
 
 
 def sites_of(operations: Sequence[Operation], root: nn.Module, results: Sequence[Tensor]) -> list[Site]:

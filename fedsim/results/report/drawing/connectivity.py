@@ -10,18 +10,13 @@ import pandas as pd
 
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.results.measured import scale_of
-from fedsim.results.report.drawing.barriers import barrier_table
+from fedsim.results.report.drawing.barriers import barrier_table, last_round
 from fedsim.results.report.drawing.heat_maps import HeatMaps, Quantity
 from fedsim.results.report.drawing.layer_curves import LayerCurves, LayerPanel, spread
 from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples
 
 # Singular values below this share of the largest are left out.
 SMALLEST_SHARE = 1e-4
-
-
-def last_round(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the last round, or all where there are no rounds."""
-    return rows[rows["round"] == rows["round"].max()] if "round" in rows else rows
 
 
 def halfway(rows: pd.DataFrame) -> pd.DataFrame:

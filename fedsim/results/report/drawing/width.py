@@ -7,8 +7,8 @@ import pandas as pd
 
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.results.report.comparing.tables import Table
-from fedsim.results.report.drawing.barriers import barrier_table, quantity
-from fedsim.results.report.drawing.connectivity import halfway, last_round
+from fedsim.results.report.drawing.barriers import barrier_table, last_round, quantity
+from fedsim.results.report.drawing.connectivity import halfway
 from fedsim.results.report.drawing.heat_maps import HeatMaps
 from fedsim.results.report.drawing.layer_curves import LayerCurves, LayerPanel, spread
 from fedsim.results.report.drawing.small_multiples import Curve
