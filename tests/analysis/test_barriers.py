@@ -13,7 +13,7 @@ from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.models.architectures import MODELS
 from fedsim.models.layers import Layers
 from fedsim.training.evaluation import evaluate
-from tests.analysis.cases import N, models, row
+from tests.analysis.cases import N, models, norm_net, row
 
 BARRIERS = [
     f"{metric}_{name}" for metric in ("loss", "error") for name in ("mean_ends", "swap_ends", "own_base", "chord")
@@ -85,10 +85,6 @@ def plain_barriers(model, states, inputs, targets, layers: set[str], base: int, 
     if other != -1:
         columns["_chord"] = value - (1 - t) * own[base] - t * own[other]
     return {f"{metric}{name}": pair[k] for name, pair in columns.items() for k, metric in enumerate(("loss", "error"))}
-
-
-def norm_net() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 
 
 @pytest.mark.parametrize("against", ["average", "pairs"])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from fedsim.config import Config, choices, making
 from fedsim.experiment.checkpoints import Checkpoints
@@ -104,6 +104,22 @@ def examples(client: int, part: str, n: int) -> Batch:
     targets = stream.choice(CLASSES, size=n, p=np.roll([0.6, 0.3, 0.1], client))
     inputs = stream.normal(size=(n, FEATURES)) + targets[:, None] + 0.3 * client
     return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+class _Transposed(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.transpose(1, 2)
+
+
+def words_model(width: int) -> nn.Sequential:
+    """Return an embedding of as many words as classes, and a head, ``1``, with logits [n, classes, length]."""
+    return nn.Sequential(nn.Embedding(CLASSES, width), nn.Linear(width, CLASSES), _Transposed()).double()
+
+
+def features(params: Params, inputs: Tensor) -> Tensor:
+    """Return what the head of an `Mlp` takes, written down plainly."""
+    hidden = torch.tanh(linear(inputs, params["fc1.weight"], params["fc1.bias"]))
+    return torch.tanh(linear(hidden, params["fc2.weight"], params["fc2.bias"]))
 
 
 @dataclass

@@ -13,15 +13,10 @@ from fedsim.seeds import rng
 from fedsim.strategy.messages import sets_of
 from strategies import FedAs
 from tests.strategies.agreement import assert_resumes, assert_trains_alike
-from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
+from tests.strategies.harness import Mlp, Play, assert_close, descend, features, mean_of, norm_mlp
 
 LR, ALIGN_LR = 0.1, 0.3
 OPTIONS = {"align_epochs": 2, "align_lr": ALIGN_LR}
-
-
-def features(params: Params, inputs: Tensor) -> Tensor:
-    hidden = torch.tanh(linear(inputs, params["fc1.weight"], params["fc1.bias"]))
-    return torch.tanh(linear(hidden, params["fc2.weight"], params["fc2.bias"]))
 
 
 def logits(params: Params, inputs: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from fedsim.training import Network
 from fedsim.training.dropout import random_words
 from strategies import FedCp
 from strategies.fedcp import FedCpRule, GatedHead
-from tests.strategies.harness import CLASSES, Batch, Mlp, Play, assert_close, mean_of, network_of
+from tests.strategies.harness import Batch, Mlp, Play, assert_close, mean_of, network_of, words_model
 
 HEAD, LR, SIZE = ("fc3.weight", "fc3.bias"), 0.1, 5
 
@@ -134,11 +134,7 @@ def test_one_sample_has_no_discrepancy_from_itself() -> None:
 
 
 def test_positions_of_sequences_are_gated_one_by_one_and_padding_does_not_count() -> None:
-    class Transpose(nn.Module):
-        def forward(self, inputs: Tensor) -> Tensor:
-            return inputs.transpose(1, 2)
-
-    predictor = nn.Sequential(nn.Embedding(CLASSES, SIZE), nn.Linear(SIZE, CLASSES), Transpose()).double()
+    predictor = words_model(SIZE)
     params = {key: value.detach() for key, value in predictor.state_dict().items()}
     tokens, targets = torch.tensor([[0, 1, 2], [2, 1, 0]]), torch.tensor([[1, -100, 0], [-100, 2, 1]])
     rule = FedCpRule(predictor, head="1", mmd=2.0)

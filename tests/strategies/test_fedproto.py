@@ -13,7 +13,7 @@ from fedsim.strategy.messages import sets_of
 from fedsim.training import Network
 from strategies import FedProto
 from strategies.fedproto import FedProtoRule
-from tests.strategies.harness import CLASSES, Batch, Mlp, Play, assert_close, descend_on, network_of
+from tests.strategies.harness import CLASSES, Batch, Mlp, Play, assert_close, descend_on, network_of, words_model
 
 Means = dict[int, Tensor]
 
@@ -115,11 +115,7 @@ def test_only_means_and_counts_travel() -> None:
 
 
 def test_positions_of_sequences_that_do_not_count_have_no_distance() -> None:
-    class Transpose(nn.Module):
-        def forward(self, inputs: Tensor) -> Tensor:
-            return inputs.transpose(1, 2)
-
-    predictor = nn.Sequential(nn.Embedding(CLASSES, 5), nn.Linear(5, CLASSES), Transpose()).double()
+    predictor = words_model(5)
     params = {key: value.detach() for key, value in predictor.state_dict().items()}
     tokens, targets = torch.tensor([[0, 1, 2], [2, 1, 0]]), torch.tensor([[1, -100, 0], [-100, 2, 1]])
     means = {"mean": torch.arange(15.0).view(3, 5).double(), "count": torch.tensor([4, 2, 0])}

@@ -14,19 +14,9 @@ from fedsim.training import Network
 from strategies import FedRod
 from strategies.fedrod import FedRodRule
 from tests.strategies.agreement import assert_trains_alike
-from tests.strategies.harness import CLASSES, Batch, Mlp, Play, assert_close, mean_of, norm_mlp
+from tests.strategies.harness import CLASSES, Batch, Mlp, Play, assert_close, features, mean_of, norm_mlp, words_model
 
 LR = 0.1
-
-
-class Transpose(nn.Module):
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs.transpose(1, 2)
-
-
-def features(params: Params, inputs: Tensor) -> Tensor:
-    hidden = torch.tanh(linear(inputs, params["fc1.weight"], params["fc1.bias"]))
-    return torch.tanh(linear(hidden, params["fc2.weight"], params["fc2.bias"]))
 
 
 def slopes(loss: Tensor, params: Params) -> Params:
@@ -107,7 +97,7 @@ def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Mo
 
 def test_sequences_have_logits_at_each_position() -> None:
     length, width = 4, 5
-    predictor = nn.Sequential(nn.Embedding(CLASSES, width), nn.Linear(width, CLASSES), Transpose()).double()
+    predictor = words_model(width)
     params = {key: value.detach() for key, value in predictor.state_dict().items()}
     tokens = torch.arange(2 * length).view(2, length) % CLASSES
     head = {"weight": torch.ones(CLASSES, width).double(), "bias": torch.arange(CLASSES).double()}

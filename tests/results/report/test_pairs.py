@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,6 @@ BODY, HEAD = ({"name": "layer_set", "shared": group} for group in ("body", "head
 # Of three seeds, the clients' accuracies under a method and under the baseline.
 OURS = [[0.5, 0.7, 0.9, 0.4], [0.6, 0.6, 0.8, 0.3], [0.9, 0.9, 0.9, 0.2]]
 THEIRS = [[0.4, 0.7, 0.8, 0.5], [0.5, 0.5, 0.5, 0.5], [0.9, 0.8, 0.9, 0.1]]
-
-
-@pytest.fixture
-def build(tiny: Callable[..., Config], tmp_path: Path) -> Build:
-    def result(accuracy: Sequence[float], **changes: Any) -> Result:
-        return cases.result(tiny(**changes), [accuracy], experiment=tmp_path)
-
-    return result
 
 
 @pytest.fixture

@@ -24,14 +24,6 @@ Build = Callable[..., Result]
 FULL, LOCAL, BODY = {"name": "full"}, {"name": "local"}, {"name": "layer_set", "shared": "body"}
 
 
-@pytest.fixture
-def build(tiny: Callable[..., Config], tmp_path: Path) -> Build:
-    def result(accuracy: Sequence[float], **changes: Any) -> Result:
-        return cases.result(tiny(**changes), [accuracy], experiment=tmp_path)
-
-    return result
-
-
 def seeds_of(build: Build, strategy: dict[str, Any], *by_seed: Sequence[float], **changes: Any) -> list[Result]:
     return [build(values, strategy=strategy, seed=seed, **changes) for seed, values in enumerate(by_seed)]
 
