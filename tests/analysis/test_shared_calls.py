@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Recipe
+from fedsim.analysis.mixing.read_rows import partly_read
 from fedsim.analysis.mixing.shared_calls import SharedCalls
 from fedsim.models.adapter import Adapter, AdapterKind
 from fedsim.models.adapters import adapt_
@@ -188,7 +189,39 @@ def test_what_comes_before_the_first_layer_that_differs_is_computed_once() -> No
     assert len(calls) - before == 2 * DEPTH
 
 
-def test_mixes_of_queries_and_values_take_the_products_that_they_leave_and_no_others() -> None:
+def products_left(
+    blocks: int, width: int, hidden: int, rank: int, clients: int, examples: int, length: int, read: int = 1
+) -> tuple[float, float]:
+    """Return the multiplications of a BERT with LoRA of queries and values, and those left after the first model.
+
+    Left are the other clients' models and all ordered pairs, halfway, at each adapter.
+
+    Parameters
+    ----------
+    read
+        Number of tokens of each text that the classifier reads.
+    """
+    tokens, mixed = examples * length, clients * (clients - 1) * 2 * blocks
+    attention, linear, last = 2 * length * width, 4 * width**2 + 2 * width * hidden, width**2 + 2 * width
+    own = tokens * blocks * (linear + attention + 4 * rank * width) + examples * last
+    # In its own block a mix computes a product of factors, attention, and what follows.
+    above = width**2 + 2 * width * hidden
+    first = tokens * (2 * rank * width + attention + above)
+    later = tokens * (linear + attention) * (blocks - 1) / 2
+    merges = clients * 2 * (blocks - 1) * rank * width**2
+    # Below the first factors all models are alike: embeddings, and frozen products of the first block.
+    alike = 3 * tokens * width**2
+    # Of the last block only keys and values are read in all rows.
+    unread = examples * (length - read)
+    of_own, of_lower = unread * (width**2 + 2 * rank * width + above), unread * (width**2 + above)
+    of_last = unread * (2 * rank * width / 2 + above)
+    left = (clients - 1) * (own - alike - of_own) + merges
+    left += mixed * (first + later + examples * last - (of_lower * (blocks - 1) + of_last) / blocks)
+    return own, left
+
+
+@pytest.mark.parametrize("read", [1, 6])
+def test_mixes_of_queries_and_values_take_the_products_that_they_leave_and_no_others(read: int) -> None:
     blocks, width, hidden, rank, clients, tokens = 3, 12, 20, 2, 3, torch.arange(1, 31).view(5, 6)
     sizes = {"hidden_size": width, "num_hidden_layers": blocks, "intermediate_size": hidden}
     torch.manual_seed(0)
@@ -205,17 +238,17 @@ def test_mixes_of_queries_and_values_take_the_products_that_they_leave_and_no_ot
         for a, b in permutations(range(clients), 2)
         for path in paths
     ]
-    shared = SharedCalls(logits, models.parts, models._entries, 2**30)
+    partly = partly_read(logits, tokens) if read == 1 else ()
+    shared = SharedCalls(logits, models.parts, models._entries, 2**30, partly)
+    outputs = shared.outputs([*map(models.own, range(clients)), *mixed], tokens)
+    next(outputs)  # whole, and backwards above its last attention, to see which rows are read
     with FlopCounterMode(display=False) as counter:
-        found = dict(shared.outputs([*map(models.own, range(clients)), *mixed], tokens))
-    assert len(found) == clients + len(mixed)
-    attention, linear, last = 2 * 6 * width, 4 * width**2 + 2 * width * hidden, width**2 + 2 * width
-    own = tokens.numel() * blocks * (linear + attention + 4 * rank * width) + len(tokens) * last
-    # In its own block a mix computes a product of factors, attention, and what follows.
-    first = tokens.numel() * (2 * rank * width + attention + width**2 + 2 * width * hidden)
-    later = tokens.numel() * (linear + attention) * (blocks - 1) / 2
-    merges = clients * 2 * (blocks - 1) * rank * width**2
-    # Below the first factors all models are alike: embeddings, and frozen products of the first block.
-    alike = (clients - 1) * 3 * tokens.numel() * width**2
-    expected = clients * own - alike + len(mixed) * (first + later + len(tokens) * last) + merges
-    assert counter.get_total_flops() == 2 * expected
+        assert len(list(outputs)) == clients - 1 + len(mixed)
+    _, left = products_left(blocks, width, hidden, rank, clients, *tokens.shape, read)
+    assert counter.get_total_flops() == 2 * left
+
+
+@pytest.mark.parametrize(("read", "share"), [(1, 0.42), (32, 0.55)])
+def test_the_documented_share_is_that_of_minilm(read: int, share: float) -> None:
+    own, left = products_left(6, 384, 1536, 8, 4, 32, 32, read)
+    assert round((own + left) / (own * (4 + 4 * 3 * 12)), 2) == share

@@ -1,9 +1,9 @@
 """Evaluation of mixed models, which computes what several of them have in common only once."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate
 from typing import Self
@@ -16,9 +16,9 @@ from fedsim.analysis.mixing.execute import Execution
 from fedsim.analysis.mixing.mixes import Mix, Normalisation, Part, Recipe, Source, parts_of, recipe_of
 from fedsim.analysis.mixing.paired import check_outputs, check_paired
 from fedsim.analysis.mixing.plan import Plan, make_plan
+from fedsim.analysis.mixing.read_rows import partly_read
 from fedsim.analysis.mixing.shared_calls import SharedCalls
-from fedsim.analysis.mixing.traced import Traced, Tracer, in_order, prepared, say_once
-from fedsim.errors import first_line
+from fedsim.analysis.mixing.traced import Traced, Tracer, graph_errors, in_order, prepared, say_once
 from fedsim.models.copies import loaded
 from fedsim.models.draws import same_draws
 from fedsim.models.graph import NotTraceableError, Operation
@@ -101,7 +101,8 @@ class MixedModels:
         self.tracer = Tracer(model, states[0], self.parts)
         self._known: Traced | None = None
         self._draws = False
-        self._shares: dict[object, bool] = {}
+        # For each kind of inputs what `SharedCalls` takes, or None if modules cannot look up what they gave.
+        self._partly_read: dict[object, frozenset[str] | None] = {}
         self._prepared: dict[bool, list[Params]] = {}
         self._precision: Precision = "float32"
 
@@ -229,7 +230,7 @@ class MixedModels:
 
     def _evaluate_graph(self, traced: Traced, recipes: list[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         evaluated: dict[Recipe, Evaluation] = {}
-        with _graph_errors():
+        with graph_errors():
             plans = list(self._plans(traced.operations, recipes))
         for some, plan in plans:
             evaluated |= dict(zip(some, self._execute(traced, plan, data), strict=True))
@@ -257,7 +258,7 @@ class MixedModels:
         tile = min(tile, max(SMALLEST_TILE, int(self._memory / peak / TILES)))
         threads = max(1, min(self._threads, int(self._memory / (peak * tile)))) if on_cpu else 1
         states = self._prepared_states(traced.is_channels_last)
-        with _graph_errors():
+        with graph_errors():
             execution = Execution(traced.model, operations, plan, states, tile, self._weights_memory, self._precision)
         distinct = max(execution.outputs) + 1
         losses, errors = torch.empty(2, distinct, len(data), dtype=torch.float64)
@@ -267,7 +268,7 @@ class MixedModels:
         def run(part: slice) -> None:
             expected = data.targets[part]
             with torch.inference_mode():
-                with _graph_errors():
+                with graph_errors():
                     outputs = execution.run(in_order(data.inputs[part], traced.is_channels_last))
                 if len(outputs) != distinct * len(expected):
                     raise NotTraceableError("it does not give a row for each example")
@@ -285,18 +286,23 @@ class MixedModels:
         if self._draws or self._calibration is not None or not self.tracer.is_function(data.inputs[:CHECKED]):
             return self._evaluate_whole(recipes, data)
         kind = data.inputs.shape[1:]
-        if kind not in self._shares:
+        if kind not in self._partly_read:
             some = replace(data, inputs=data.inputs[:CHECKED], targets=data.targets[:CHECKED])
             few = list(dict.fromkeys([recipes[0], recipes[-1]]))
+            partly = partly_read(self.tracer.model, some.inputs[:SMALLEST_TILE])
             expected = self._evaluate_whole(few, some)
             try:
-                found = self._evaluate_shared(few, some)
-                self._shares[kind] = all(is_close(found[each].losses, expected[each].losses) for each in few)
+                found = self._evaluate_shared(few, some, partly)
+                agrees = all(is_close(found[each].losses, expected[each].losses) for each in few)
             except Exception:  # a model's code may raise anything where its modules are not called as usual
-                self._shares[kind] = False
-        return self._evaluate_shared(recipes, data) if self._shares[kind] else self._evaluate_whole(recipes, data)
+                agrees = False
+            self._partly_read[kind] = partly if agrees else None
+        known = self._partly_read[kind]
+        return self._evaluate_whole(recipes, data) if known is None else self._evaluate_shared(recipes, data, known)
 
-    def _evaluate_shared(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
+    def _evaluate_shared(
+        self, recipes: Sequence[Recipe], data: Data, partly: Collection[str]
+    ) -> dict[Recipe, Evaluation]:
         place = {recipe: k for k, recipe in enumerate(recipes)}
         losses, errors = torch.empty(2, len(recipes), len(data), dtype=torch.float64)
         threads = self._threads if data.inputs.device.type == "cpu" else 1
@@ -304,7 +310,7 @@ class MixedModels:
         parts = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
         def run(own: Sequence[slice]) -> None:
-            shared = SharedCalls(self.tracer.model, self.parts, self._entries, self._memory / threads)
+            shared = SharedCalls(self.tracer.model, self.parts, self._entries, self._memory / threads, partly)
             with computing_in(self._precision, data.inputs.device):
                 for part in own:
                     for recipe, outputs in shared.outputs(recipes, data.inputs[part]):
@@ -339,12 +345,3 @@ class MixedModels:
         if is_channels_last not in self._prepared:
             self._prepared[is_channels_last] = [prepared(state, is_channels_last) for state in self._states]
         return self._prepared[is_channels_last]
-
-
-@contextmanager
-def _graph_errors() -> Iterator[None]:
-    """Turn whatever is raised into the reason why a model is not evaluated operation by operation."""
-    try:
-        yield
-    except Exception as error:  # a model's operations may raise anything
-        raise NotTraceableError(f"its graph cannot be run ({first_line(error)})") from error

@@ -1,7 +1,7 @@
 """A model that is run as Python code, but whose modules look up what they gave for the same inputs and weights."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.analysis.mixing.merged_adapters import MergedAdapters
 from fedsim.analysis.mixing.mixes import Part, Recipe, Source
+from fedsim.analysis.mixing.read_rows import ReadRows, run_and_find
 from fedsim.models.copies import copy_of
 from fedsim.models.params import Params
 from fedsim.models.tensors import tensors_in
@@ -49,7 +50,8 @@ class SharedCalls:
 
     Below the first layer that differs, mixes of one model have all their results in common; of a frozen module in a
     block they have the results for common inputs. Layers with LoRA run with the product of their factors added to the
-    weight, except where the frozen layer's results are known. A model must be a function of its inputs and its weights.
+    weight, except where the frozen layer's results are known. Rows of results that no output depends on are left out
+    (`fedsim.analysis.mixing.read_rows`). A model must be a function of its inputs and its weights.
 
     Parameters
     ----------
@@ -61,6 +63,8 @@ class SharedCalls:
         Gives the entries of keys from a source.
     memory
         Bytes of results that are kept at a time.
+    partly_read
+        Paths of row-wise modules to look at for rows that no output depends on.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class SharedCalls:
         parts: Sequence[Part],
         entries: Callable[[Sequence[str], Source], Params],
         memory: float,
+        partly_read: Collection[str] = (),
     ) -> None:
         self._model, self._parts, self._entries, self._memory = copy_of(model).eval(), parts, entries, memory
         self._tensors: dict[str, Tensor] = self._model.state_dict(keep_vars=True)
@@ -78,6 +83,9 @@ class SharedCalls:
         self._known: dict[nn.Module, list[_Call]] = {}
         self._kept: dict[nn.Module, list[_Call]] | None = None
         self._bytes: dict[int, int] = {}
+        self._partly_read = [self._model.get_submodule(path) for path in sorted(partly_read)]
+        self._read: dict[nn.Module, ReadRows] | None = None
+        self._model.requires_grad_(False)
         for module in self._model.modules():
             if module is not self._model and not isinstance(module, nn.Identity | nn.Dropout):
                 held = {place.get(id(value)) for value in module.state_dict(keep_vars=True).values()} - {None}
@@ -86,16 +94,30 @@ class SharedCalls:
 
     def outputs(self, recipes: Sequence[Recipe], inputs: Tensor) -> Iterator[tuple[Recipe, Any]]:
         """Yield each recipe with the model's outputs for a batch, those first of which most mixes are made."""
-        self._known = {}
+        self._known, self._read = {}, None
         with torch.no_grad():
             for group in _by_base(recipes):
                 for number, recipe in enumerate(group):
                     self._load_(recipe)
                     self._kept, self._bytes = ({}, {}) if number == 0 else (None, {})
-                    outputs = self._model(inputs)
+                    outputs = self._run(inputs)
                     self._known = self._known if self._kept is None else self._kept
                     yield recipe, outputs
         self._known, self._kept = {}, None
+
+    def _run(self, inputs: Tensor) -> Any:
+        if self._read is None:
+            outputs, self._read = run_and_find(self._model, inputs, self._partly_read)
+            return outputs
+        outputs = self._model(inputs)
+        if not self._read or outputs.isfinite().all():
+            return outputs
+        # Rows were read that the batch's first model does not read, or the model has no finite outputs.
+        before = self._read, self._known, self._kept
+        self._read, self._known, self._kept = {}, {}, None
+        outputs = self._model(inputs)
+        self._read, self._known, self._kept = before
+        return outputs
 
     def _load_(self, recipe: Recipe) -> None:
         for k, (part, source) in enumerate(zip(self._parts, recipe, strict=True)):
@@ -129,9 +151,13 @@ class SharedCalls:
         if self._kept is None and self._merged.has(module) and not kwargs:
             below = self._known.get(module.base_layer, ())
             if not any(known.is_intact and _are_equal(known.taken, (args, {})) for known in below):
-                merged = self._merged.outputs(module, sources, *args)
+                merged = self._of_read(module.base_layer, partial(self._merged.outputs, module, sources), args)
                 return forward(*args) if merged is None else merged
-        return forward(*args, **kwargs)
+        return forward(*args, **kwargs) if kwargs else self._of_read(module, forward, args)
+
+    def _of_read(self, module: nn.Module, function: Callable[..., Any], args: Any) -> Any:
+        rows = (self._read or {}).get(module)
+        return function(*args) if rows is None or not rows.fit(args) else rows.run(function, *args)
 
     def _has_room(self, call: _Call) -> bool:
         for each in tensors_in((call.taken, call.result)):

@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fedsim.analysis.mixing.mixes import Part
 from fedsim.data.dataset import channels_last
+from fedsim.errors import first_line
 from fedsim.models.copies import copy_of, loaded
 from fedsim.models.draws import same_draws
 from fedsim.models.graph import NotTraceableError, Operation, count_flops, probes_of, trace
@@ -157,6 +159,15 @@ class Tracer:
     def refuse(self, inputs: Tensor, reason: NotTraceableError) -> None:
         """Let the model be run as a whole on inputs of this shape from now on."""
         self._found[_kind(inputs)] = reason
+
+
+@contextmanager
+def graph_errors() -> Iterator[None]:
+    """Turn whatever is raised into the reason why a model is not evaluated operation by operation."""
+    try:
+        yield
+    except Exception as error:  # a model's operations may raise anything
+        raise NotTraceableError(f"its graph cannot be run ({first_line(error)})") from error
 
 
 def _kind(inputs: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
