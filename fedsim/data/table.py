@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ PARTS = ("train", "test")
 SUFFIXES = (".csv", ".tsv", ".parquet")
 MOST_CATEGORIES = 100  # of a column of texts, unless it is named as categorical
 LISTED = 5
+NUMBER = re.compile(r"[-+]?(\d+|\d{1,3}([,.' ]\d{3})+)([,.]\d+)? ?%?")  # as people and spreadsheets write it
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +87,7 @@ def table(
         train, test = (_split_at(threshold, rows, target, place) for rows in (train, test))
     if text or tokenizer or length:
         return of_texts(train, test, place, text, tokenizer, length, target, columns, id, task)
-    features = columns or tuple(name for name in train.columns if name not in (*target, *id))
+    features = columns or tuple(name for name in train.columns if name not in (*target, *id, *_unnamed(train, place)))
     for part in (train, test):
         _check_columns(part, (*target, *features), place)
     _check_columns(train, id, place)
@@ -209,12 +211,20 @@ def _read(file: Path) -> pd.DataFrame:
             return pd.read_parquet(io.BytesIO(read_bytes(file))).reset_index(drop=True)
         if file.suffix in SUFFIXES:
             separator = "\t" if file.suffix == ".tsv" else ","
-            return pd.read_csv(io.StringIO(read_text(file)), sep=separator, low_memory=False)
+            return pd.read_csv(io.StringIO(read_text(file)), sep=separator, low_memory=False).reset_index(drop=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file may raise anything
         raise ValueError(f"{file} is damaged or no table ({first_line(error)}); save it again") from error
     raise ValueError(f"{file} ends in {file.suffix!r}; give a file that ends in {', '.join(SUFFIXES)}")
+
+
+def _unnamed(rows: pd.DataFrame, place: Path) -> list[str]:
+    """Return the columns without a name that number the rows, as pandas writes its index."""
+    unnamed = (name for name in rows.columns if str(name).startswith("Unnamed: "))
+    if found := [name for name in unnamed if rows[name].dtype.kind in "iu" and rows[name].is_unique]:
+        logger.warning("%s: its first column has no name and numbers the rows; it is no feature", place)
+    return found
 
 
 def _check_columns(rows: pd.DataFrame, names: Sequence[str], place: Path) -> None:
@@ -257,11 +267,15 @@ def _encoder(column: pd.Series, is_categorical: bool, place: Path) -> _Encoder:
         return _Encoder(name, None)
     categories = tuple(sorted(set(column.astype(str))))
     parsed = pd.to_numeric(column, errors="coerce")
-    if not is_categorical and not _is_number(column) and parsed.notna().mean() > 0.5:
+    if not is_categorical and 0.5 < parsed.notna().mean() < 1:
         wrong = column[parsed.isna()].iloc[0]
         raise ValueError(
             f"{place}: column {name!r} is not numeric: {wrong!r} is one of {int(parsed.isna().sum())} texts among "
             "numbers; correct these, or name the column as categorical"
+        )
+    if not is_categorical and all(map(NUMBER.fullmatch, categories)):
+        raise ValueError(
+            f"{place}: column {name!r} has numbers as text: {categories[-1]!r}; write 1234.5, or name it as categorical"
         )
     if not is_categorical and len(categories) > MOST_CATEGORIES:
         raise ValueError(

@@ -194,3 +194,30 @@ def test_a_run_learns_numbers_from_a_table_of_two_hospitals(
     result = read_result(play(choices.resolve(config)))
     errors = result.of("global", "rmse", server=True)["value"].to_numpy()
     assert errors[-1] < 1 < rows["y"].std()
+
+
+def test_an_index_that_pandas_wrote_is_no_feature(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ROWS.sort_values("ill").to_csv(tmp_path / "rows.csv")  # the first half has the even numbers
+    options: dict[str, Any] = {"path": str(tmp_path / "rows.csv"), "target": ("ill",), "id": ("hospital",)}
+    data = table(**options)
+    assert data.shape == (1 + 3 + 1 + 2,)
+    assert "its first column has no name and numbers the rows; it is no feature" in caplog.text
+    assert table(**options, columns=("Unnamed: 0", "age")).shape == (2,)
+    np.testing.assert_array_equal(data.train.inputs[:, 0], ROWS.sort_values("ill")["age"][np.arange(40) % 5 != 4])
+
+
+@pytest.mark.parametrize("written", ["{:.0f},5", "{:,.2f} %", "{:.0f}%"])
+def test_numbers_in_another_notation_are_no_categories(written: str, read: Callable[..., Any]) -> None:
+    rows = ROWS.assign(price=[written.format(value * 1000) for value in ROWS["price"]])
+    with pytest.raises(ValueError, match=r"column 'price' has numbers as text: '9.*'; write 1234.5, or"):
+        read(rows, target=("ill",), columns=("age", "price"))
+    categories = read(rows, target=("ill",), columns=("price",), categorical=("price",))
+    assert categories.shape == (32,)
+
+
+def test_digits_that_a_parquet_file_has_as_texts_are_not_guessed(tmp_path: Path) -> None:
+    ROWS.assign(age=ROWS["age"].astype(int).map("{:02d}".format)).to_parquet(tmp_path / "rows.parquet")
+    options: dict[str, Any] = {"path": str(tmp_path / "rows.parquet"), "target": ("ill",), "columns": ("age",)}
+    with pytest.raises(ValueError, match="column 'age' has numbers as text: '76'; write"):
+        table(**options)
+    assert table(**options, categorical=("age",)).shape == (32,)
