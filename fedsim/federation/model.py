@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import logging
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.config.tables import ModelConfig
 from fedsim.data import Dataset
 from fedsim.data.checks import TOKENS_RULE
+from fedsim.data.tasks import task_of
 from fedsim.errors import ConfigError, error_line, message_of
 from fedsim.federation.weights import load_weights_
 from fedsim.models.adapter import Adapter
@@ -26,6 +28,22 @@ from fedsim.models.layers import describe_
 from fedsim.models.parametrised import parametrise_
 from fedsim.models.ranks import deal_ranks_
 from fedsim.training.dropout import seeded_dropout_
+
+logger = logging.getLogger(__name__)
+# Functions that leave values as they are, as autograd names them.
+RESHAPES = (
+    "Alias",
+    "Clone",
+    "Permute",
+    "Reshape",
+    "Select",
+    "Slice",
+    "Squeeze",
+    "ToCopy",
+    "Unsafe",
+    "Unsqueeze",
+    "View",
+)
 
 
 def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module:
@@ -63,6 +81,7 @@ def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     _check_frozen(model, trained, where)
+    _check_last(trained.eval(), dataset, where)
     if config.model.adapter.kind == "none":
         _load_weights_(model, config.model)
     return model
@@ -215,6 +234,26 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> No
             + (f"; for fedsim's models of text predict = '{'each' if len(expected) > 2 else 'last'}'")
             * bool(dataset.tokens)
         )
+
+
+def _check_last(model: nn.Module, dataset: Dataset, where: str) -> None:
+    """Check that a model gives logits: those of a sigmoid would all count as yes, a softmax would be taken twice."""
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            node = model(_probes(dataset, 2)).grad_fn
+    except Exception as error:  # what works without a graph may fail with one
+        logger.debug("the last function of the model is not known: %s", error)
+        return
+    while node is not None and node.name().startswith(RESHAPES):
+        node = node.next_functions[0][0]
+    name = "" if node is None else node.name()
+    if name.startswith("Sigmoid") and task_of(dataset).name in ("binary", "multi-label"):
+        raise ConfigError(
+            f"{where} ends in a sigmoid, and the task {task_of(dataset).name!r} takes logits, of which all positive "
+            "ones count as yes; return what the sigmoid gets"
+        )
+    if name.startswith("Softmax") and not dataset.train.targets.is_floating_point():
+        logger.warning("%s ends in a softmax, and the cross-entropy takes another one; return what it gets", where)
 
 
 def _check_frozen(model: nn.Module, trained: nn.Module, where: str) -> None:

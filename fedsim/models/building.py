@@ -49,6 +49,7 @@ def make_trainable_(model: nn.Module) -> None:
         )
     if left := _uninitialised(model):
         raise ValueError(f"{left[0]!r} belongs to a lazy module that the forward pass does not use; remove the module")
+    _check_registered(model)
     _reset_computed_(model)
     entries = model.state_dict(keep_vars=True)
     _check_names(model, entries)
@@ -103,6 +104,32 @@ def _hooked(module: nn.Module) -> Iterator[str]:
             yield hook.name
         elif isinstance(hook, BasePruningMethod):
             yield hook._tensor_name
+
+
+def _check_registered(model: nn.Module) -> None:
+    """Check that no list, tuple or dict, in which torch does not look, has parameters that should train."""
+    known = set(map(id, model.parameters()))
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            # torch's own dicts of hooks, parameters and modules have names that begin so.
+            held = [] if name.startswith("_") else list(_held(value))
+            if any(each.requires_grad and id(each) not in known for each in held):
+                attribute = f"{path}.{name}".removeprefix(".")
+                kind = type(value).__name__
+                raise ValueError(
+                    f"the {kind} {attribute!r} has parameters that torch does not see there, so that they would never "
+                    "be trained or sent; use nn.ModuleList, ModuleDict or ParameterList, or requires_grad_(False)"
+                )
+
+
+def _held(value: Any) -> Iterator[nn.Parameter]:
+    if isinstance(value, nn.Parameter):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+    elif isinstance(value, list | tuple | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _held(each)
 
 
 def _check_names(model: nn.Module, entries: Mapping[str, Any]) -> None:

@@ -43,6 +43,12 @@ def view_of_a_part() -> nn.Module:
     return model
 
 
+def in_a_list(layers: list[nn.Module]) -> nn.Module:
+    model = net()
+    model.layers = {"blocks": layers}
+    return model
+
+
 def with_a_state(state: object) -> nn.Module:
     class Stateful(nn.Linear):
         def get_extra_state(self) -> object:
@@ -87,6 +93,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: net(bad=nn.Parameter(torch.tensor([1.0, float("nan")]))), "'bad' has values that are not finite before"),
     (partial(hooked, "register_hook"), "'0.weight' has a hook for its gradient (register_hook), which copies"),
     (partial(hooked, "register_post_accumulate_grad_hook"), "'0.weight' has a hook for its gradient"),
+    (lambda: in_a_list([nn.Linear(3, 3)]), "the dict 'layers' has parameters that torch does not see there, so that"),
     (in_float8, "'scale' is torch.float8_e4m3fn and trained, for which torch has no SGD"),
 ]
 
@@ -122,6 +129,8 @@ TAKEN: list[Callable[[], nn.Module]] = [
     lambda: net(turned=nn.Parameter(torch.randn(3, 2).t())),
     lambda: nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
     lambda: nn.LSTM(4, 3),
+    lambda: in_a_list([nn.Linear(3, 3).requires_grad_(False)]),
+    lambda: (model := net()).__setattr__("order", [model[1], model[0]]) or model,  # type: ignore[func-returns-value]
 ]
 
 
