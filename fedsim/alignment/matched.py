@@ -37,7 +37,9 @@ SYMMETRIES: dict[str, Symmetries] = {
 }
 OF_EXPERTS = ("gate", "gram", "units")
 WAYS = (*SYMMETRIES, "activations", *OF_EXPERTS, "sinkhorn")
-NO_MATCHING = "use matching = 'none', in matched_average or for barriers, which leaves all units in place"
+# What works where a model cannot be matched by permutations or not at all.
+BY_NAMES = "match by symmetries (of barriers: matching) = 'head-rotations', 'rotations' or 'invertible'"
+NO_MATCHING = "to leave units in place, set matching = 'none' (of matched_average or barriers)"
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,7 @@ def _derived(model: nn.Module, inputs: Tensor) -> Derivation:
     try:
         return derive_some(model, inputs[:TRACED])
     except ValueError as error:
-        by_names = "match it without a trace, by symmetries (for barriers matching) = 'head-rotations', 'rotations' or "
-        others = f"{by_names}'invertible', or " if is_known(model) else ""
-        raise ValueError(f"{error}; {others}{NO_MATCHING}") from error
+        raise ValueError(f"{error}; {BY_NAMES if is_known(model) else NO_MATCHING}") from error
 
 
 def match_models(

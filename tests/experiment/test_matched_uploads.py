@@ -330,7 +330,9 @@ def test_a_model_whose_units_cannot_be_matched_is_found_before_the_run(
     model = {"name": "branching:Net"}
     prepare(tiny(model=model))
     for way in ("weights", "head-rotations", "activations", "gate"):
-        with pytest.raises(ConfigError, match=r"\[barriers\] matching: .*; use matching = 'none', in mat") as caught:
+        with pytest.raises(
+            ConfigError, match=r"\[barriers\] matching: .*; to leave .*, set matching = 'none' \(of mat"
+        ) as caught:
             prepare(tiny(model=model, barriers={"matching": [way]}))
         assert str(caught.value).count("none") == 1
         assert "\n" not in str(caught.value)

@@ -189,7 +189,7 @@ def test_fixed_entries_stay_through_training_alone_and_in_a_cohort(settings: Any
 
 def test_there_is_nothing_to_align_except_between_layers_without_fixed_entries() -> None:
     for asymmetry in (W, SIGMA):
-        with pytest.raises(ValueError, match=r"^model = \w+ has no units that are known to change places: it is asym"):
+        with pytest.raises(ValueError, match=r"^model = \w+ has no units that are known to change places \(it is asym"):
             permutation_spec(mlp(asymmetry), INPUTS)
     model = mlp(Asymmetry(fixed={"fc3": 2}))
     spec = permutation_spec(model, INPUTS)

@@ -364,7 +364,7 @@ class Branching(Mlp):
     ("strategy", "options", "problem"),
     [
         *(
-            (strategy, {}, "model = Branching cannot be traced .*; use matching = 'none', in matched_average")
+            (strategy, {}, "model = Branching cannot be traced .*; to leave .* matching = 'none' .of matched_average")
             for strategy in (MatchedAverage, HierarchicalAverage)
         ),
         *(

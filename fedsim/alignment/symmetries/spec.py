@@ -99,8 +99,8 @@ def derive_some(model: nn.Module, inputs: Tensor) -> Derivation:
     asymmetric = is_asymmetric(model)
     if found.spec.symmetries or not (asymmetric or found.unknown):
         return found
-    reason = "it is asymmetric" if asymmetric else f"{found.unknown[0]!r}, an operation without a rule, uses them"
-    raise ValueError(f"model = {type(model).__name__} has no units that are known to change places: {reason}")
+    reason = "it is asymmetric" if asymmetric else f"no rule for {found.unknown[0]!r}"
+    raise ValueError(f"model = {type(model).__name__} has no units that are known to change places ({reason})")
 
 
 def derive(model: nn.Module, inputs: Tensor) -> Derivation:
