@@ -4,6 +4,7 @@ import json
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,21 @@ def test_a_barrier_is_that_of_its_rows_by_hand(
     result: Callable[..., Result], settings: dict[str, Any], expected: float
 ) -> None:
     assert value_of([result()], **FULL | settings) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_layer_that_is_also_listed_by_name_is_one_of_the_layers(
+    result: Callable[..., Result], tmp_path: Path, *, is_old: bool
+) -> None:
+    run = result(str(tmp_path), barriers__groups=["layers", "full", "fc1", "all - fc1"])
+    of_expression = pd.DataFrame([("all - fc1", 0, -1, 1.0, 9.0, 2)], columns=run.barriers.columns)
+    run = replace(run, barriers=pd.concat([run.barriers, of_expression]))
+    if is_old:
+        run = replace(run, communication=pd.DataFrame({"layer": ["fc1", "fc2"]}))
+    else:
+        run.folder.path.mkdir()
+        run.folder.model.write_text(json.dumps({"layers": ["fc1", "fc2"]}))
+    assert value_of([run], **FULL | {"group": "layers"}) == pytest.approx((0.1 + 0.3 - 0.2) / 3)
 
 
 def test_a_metric_is_a_mean_over_clients_or_the_servers(result: Callable[..., Result]) -> None:
@@ -247,6 +263,24 @@ def test_a_run_is_compared_with_the_one_that_has_all_else_and_the_seed(result: C
     assert [each.runs for each in checks] == [f"FedPer, local.lr={lr}" for lr in (0.1, 0.2)]
     with pytest.raises(ConfigError, match=r"is to be compared with a run that has \{'strategy.name': 'full'\}"):
         list(check([each for each in results if each.config.seed == 1][:1], [expectation]))
+
+
+def test_a_run_is_not_compared_with_itself(result: Callable[..., Result]) -> None:
+    full, local = ({"name": name} for name in ("full", "local"))
+    runs = [result(accuracy=(0.7,), strategy=full), result(accuracy=(0.4,), strategy=local)]
+    wanted = {"metric": "accuracy", "of": {"strategy.name": "local"}, "above": 0.0}
+    assert value_of(runs, **wanted) == pytest.approx(0.3)
+    with pytest.raises(ConfigError, match=r'of = \{ strategy.name = "local" \} names the same runs that are compared'):
+        value_of(runs[1:], **wanted)
+    # With another value of the same run it is compared.
+    values = [
+        each.value for each in check(runs, [Expectation.model_validate(FULL | {"of": wanted["of"] | {"round": 1}})])
+    ]
+    assert values == pytest.approx([0.8 - 9.0] * 2)
+    seeds = [result(seed=seed, scale=scale) for seed, scale in ((0, 3.0), (1, 1.0))]
+    expectation = Expectation.model_validate(FULL | {"of": {"seed": 1}, "compare": "ratio"})
+    [found] = check(seeds, [expectation])
+    assert (found.seeds, found.value) == (1, pytest.approx(3.0))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from fedsim.config.expectation import Expectation, Verdict
 from fedsim.config.toml import flat
 from fedsim.errors import ConfigError
 from fedsim.results.check.bounds import Bounds, of_mean, of_ratio
-from fedsim.results.check.selection import is_in, measured_rows, of_kind
+from fedsim.results.check.selection import in_group, measured_rows, of_kind
 from fedsim.results.differences import distinguishing_settings
 from fedsim.results.result import Result
 from fedsim.results.tuning import tuned_settings
@@ -74,7 +74,8 @@ def check(
     Raises
     ------
     ConfigError
-        If a run is not finished, no run has an expectation, or an expected value was not measured.
+        If a run is not finished, no run has an expectation, an expected value was not measured, or all runs of an
+        expectation are those that it compares with.
     """
     _check_finished(results)
     named = dict(zip([result.folder for result in results], _names(results), strict=True))
@@ -101,7 +102,7 @@ def _check_finished(results: Sequence[Result]) -> None:
 def _applicable(
     results: Sequence[Result], expectations: Sequence[Expectation] | None
 ) -> Iterator[tuple[Expectation, list[Result]]]:
-    """Yield each expectation with the runs of each setting that it applies to."""
+    """Yield each expectation with the runs of each setting that it applies to, without those it compares with."""
     settings: dict[str, list[Result]] = {}
     for result in results:
         settings.setdefault(result.setting, []).append(result)
@@ -112,9 +113,28 @@ def _applicable(
 
     expected = {setting: expected_of(members[0].config) for setting, members in settings.items()}
     for key in dict.fromkeys(key for each in expected.values() for key in each):
-        for setting, members in settings.items():
-            if expectation := expected[setting].get(key):
-                yield expectation, members
+        found = [(each[key], settings[setting]) for setting, each in expected.items() if key in each]
+        compared = [
+            (expectation, kept)
+            for expectation, members in found
+            if (kept := [each for each in members if not _is_reference(expectation, each.config)])
+        ]
+        if not compared:
+            raise ConfigError(
+                f"[[expect]] {_of(found[0][0])} names the same runs that are compared, so that each would be compared "
+                "with itself; give runs with other settings too, or name other settings in of"
+            )
+        yield from compared
+
+
+def _is_reference(expectation: Expectation, config: Config) -> bool:
+    """Return whether a run would be compared with itself, by the same value."""
+    wanted = expectation.other_settings
+    return bool(wanted) and wanted == expectation.of and matches(config, wanted)
+
+
+def _of(expectation: Expectation) -> str:
+    return f"of = {{ {', '.join(f'{key} = {as_toml(value)}' for key, value in expectation.other_settings.items())} }}"
 
 
 def _names(results: Sequence[Result]) -> list[str]:
@@ -206,8 +226,8 @@ def reference_config(
     if others := [each for each in found if each != found[0]]:
         names = " and ".join(CATALOGUES["strategies"].label(each.strategy) for each in (found[0], others[0]))
         raise ConfigError(
-            f"[[expect]] of = {{ {', '.join(f'{key} = {as_toml(value)}' for key, value in wanted.items())} }} matches "
-            f"several runs of seed {config.seed}, such as those of {names}; name more of their settings"
+            f"[[expect]] {_of(expectation)} matches several runs of seed {config.seed}, such as those of {names}; name "
+            "more of their settings"
         )
     return next(iter(found), None)
 
@@ -249,5 +269,5 @@ def _barrier_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
     to_average = expectation.against == "average"
     t = (1.0 if to_average else 0.5) if expectation.t is None else expectation.t
     chosen = ((table["other"] < 0) == to_average) & np.isclose(table["t"], t)
-    chosen &= table["group"].map(lambda group: is_in(group, expectation.group, result.config))
+    chosen &= in_group(table["group"], expectation.group, result)
     return of_kind(table[chosen], expectation)

@@ -1,5 +1,6 @@
 """The rows of the analysis that an expectation applies to."""
 
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -8,7 +9,6 @@ from pandas.api.types import is_numeric_dtype
 
 from fedsim.analysis.mixing.names import AVERAGE, kind_of
 from fedsim.analysis.suite import MEASURES
-from fedsim.config import Config
 from fedsim.config.expectation import Expectation
 from fedsim.errors import ConfigError
 from fedsim.results.result import Result
@@ -52,7 +52,7 @@ def measured_rows(expectation: Expectation, result: Result) -> pd.DataFrame:
     if expectation.measure == "matching":
         # The first model of a round stays as it is.
         rows = rows[rows["base"] != rows.groupby("round")["base"].transform("first")]
-    rows = _of_group(rows, expectation, result.config)
+    rows = _of_group(rows, expectation, result)
     if "direction" in rows:
         rows = rows[rows["direction"] == "average"]
     return _between(rows, expectation)
@@ -69,22 +69,28 @@ def of_kind(table: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
     return table
 
 
-def is_in(group: str, wanted: str, config: Config) -> bool:
-    """Return whether a group matches a name or a pattern or, for ``layers``, is a single layer."""
-    if wanted == "layers":
-        named = {"full", *config.barriers.groups} - {"layers"}
-        return not kind_of(group) and group not in named
-    return fnmatchcase(group, wanted)
+def in_group(names: pd.Series, wanted: str, result: Result) -> pd.Series:
+    """Return which groups of a run match a name or a pattern or, for ``layers``, are single layers."""
+    if wanted != "layers":
+        return names.map(lambda name: fnmatchcase(name, wanted)).astype(bool)
+    others = {"full", *set(result.config.barriers.groups).difference(["layers"], _layers(result))}
+    return names.map(lambda name: not kind_of(name) and name not in others).astype(bool)
 
 
-def _of_group(rows: pd.DataFrame, expectation: Expectation, config: Config) -> pd.DataFrame:
+def _layers(result: Result) -> Collection[str]:
+    """Return the names of a run's layers; those that travelled if an earlier version, which recorded none, wrote it."""
+    known = result.folder.read_model().get("layers")
+    return result.communication.get("layer", ()) if known is None else known
+
+
+def _of_group(rows: pd.DataFrame, expectation: Expectation, result: Result) -> pd.DataFrame:
     column = next((name for name in NAMES if name in rows), None)
     if column is None:
         return rows
     names = rows[column].replace("", "full")  # all layers together, next to pairs of layers
     if not expectation.names_group and "full" not in set(names):
         return rows
-    return rows[names.map(lambda name: is_in(name, expectation.group, config)).astype(bool)]
+    return rows[in_group(names, expectation.group, result)]
 
 
 def _between(rows: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
