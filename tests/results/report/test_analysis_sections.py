@@ -175,6 +175,19 @@ def test_a_page_shows_the_clients_own_data_first_minus_their_own_loss(run: RunFo
     assert all(title.endswith("minus its own loss") for title in titles)
 
 
+def test_captions_of_sets_of_layers_name_the_reference_and_what_was_measured(run: RunFolder) -> None:
+    groups = ["full", "shallow:1", "windows:2:conv1"]
+    write(
+        run, "barriers", 1, pd.concat([cases.barriers([1], groups=groups, data=each) for each in ("server", "clients")])
+    )
+    texts = {each.name: each.text for each in analysis_sections(read_result(run))}
+    references = {"": "the loss of the client's own model", "-server": "the models' mean loss"}
+    for data, reference in references.items():
+        assert "layers: first k layers. Each cell" in texts[f"cumulative-loss{data}"]
+        for name in ("cumulative", "windows"):
+            assert f"minus {reference}, shown separately" in texts[f"{name}-loss{data}"]
+
+
 @pytest.mark.slow
 def test_the_page_says_what_the_analysis_cost(run: RunFolder, tmp_path: Path) -> None:
     seconds = read_rows(run.timing)["barriers"].sum()

@@ -46,12 +46,12 @@ PAIRS_TEXT = (
     "one client's layer to the other's. The ends of the path are the model with its own layer and with the other's."
 )
 GROWING_TEXT = (
-    "Growing sets of layers: the first k, the last k, and k in random order. Each cell is the {metric} of the "
-    "mixed model minus the models' mean {metric}, {mean}; measured on {data}."
+    "Growing sets of layers: {sets}. Each cell is the {metric} of the mixed model minus {reference}, {mean}; measured "
+    "on {data}."
 )
 WINDOWS_TEXT = (
     "Sets of equally many consecutive layers, so that sizes do not matter. Each cell is the {metric} of "
-    "the mixed model minus the models' mean {metric}, {mean}; measured on {data}."
+    "the mixed model minus {reference}, {mean}; measured on {data}."
 )
 PATHS_TEXT = (
     "The {metric} of models whose layer is (1 - t) times their own plus t times the other's, after round {round}, "
@@ -95,11 +95,19 @@ def barrier_text(rows: pd.DataFrame, metric: str, mean: str) -> str:
     own = barriers.is_of_clients(rows)
     return BARRIER_TEXT.format(
         metric=metric,
-        reference=f"the {metric} of the client's own model" if own else "a reference",
+        reference=_reference(rows, metric) if own else "a reference",
         mean=mean,
         when="" if own else OF_FEW_CLASSES,
         data=examples(rows, str(rows["data"].iloc[0])),
     )
+
+
+def _reference(rows: pd.DataFrame, metric: str) -> str:
+    """Return what is subtracted where there is room for one reference."""
+    reference = barriers.first_reference(rows, metric)
+    if reference == "own_base":
+        return f"the {metric} of the client's own model"
+    return f"{barriers.REFERENCES[reference]} {metric}"
 
 
 def titled(section: Section, kind: Kind, kinds: Iterable[Kind]) -> Section:
@@ -144,8 +152,10 @@ def _sections_of_metric(rows: pd.DataFrame, data: str, metric: str, level: float
         picture = barriers.maps(rows, metric, pairs=True)
         yield pictured(f"pairs-{metric}", f"Layer-wise {metric} barriers between clients", text, picture)
     kinds = set(rows["group"].map(kind_of))
+    words["reference"] = _reference(rows, metric)
     if kinds & set(GROWING):
-        text, picture = GROWING_TEXT.format(**words), barriers.growing_maps(rows, metric)
+        sets = ", ".join(text for kind, text in barriers.GROWING_TEXTS.items() if kind in kinds)
+        text, picture = GROWING_TEXT.format(**words, sets=sets), barriers.growing_maps(rows, metric)
         yield pictured(f"cumulative-{metric}", f"Cumulative {metric} barriers", text, picture)
     if any(kind.startswith("windows") for kind in kinds):
         text, picture = WINDOWS_TEXT.format(**words), barriers.window_maps(rows, metric)

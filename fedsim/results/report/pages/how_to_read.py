@@ -71,15 +71,15 @@ OF = {
     ),
     "cumulative": (
         "What it is: averaging a growing set of layers, from the input, from the output, or in random order. How it"
-        " is computed: the loss of the mixed model minus the models' mean loss. Good: pale up to the last column. "
-        "Bad: a barrier that appears when certain layers enter. Pitfalls: a barrier need not grow with the set; "
-        "random orders are one draw each."
+        " is computed: the loss of the mixed model minus a reference, which the text above names. Good: pale up to the "
+        "last column. Bad: a barrier that appears when certain layers enter. Pitfalls: a barrier need not grow with "
+        "the set; random orders are one draw each."
     ),
     "windows": (
         "What it is: averaging equally many consecutive layers, so that sets of different position can be compared."
-        " How it is computed: the loss of the mixed model minus the models' mean loss. Good: pale everywhere. Bad: "
-        "red where the window covers the layers that clients disagree on. Pitfalls: windows have equal numbers of "
-        "layers, not of parameters."
+        " How it is computed: the loss of the mixed model minus a reference, which the text above names. Good: pale "
+        "everywhere. Bad: red where the window covers the layers that clients disagree on. Pitfalls: windows have "
+        "equal numbers of layers, not of parameters."
     ),
     "paths": (
         "What it is: the loss, or error, on the way from a model (t = 0) to the model with the other's layer (t = "
