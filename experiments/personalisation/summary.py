@@ -15,7 +15,7 @@ from fedsim.config.tables import StrategyConfig
 from fedsim.results.files import write_whole
 from fedsim.results.report import find_runs, read_results
 from fedsim.results.report.comparing.comparison import Row, compare
-from fedsim.results.report.comparing.export import as_csv, as_latex, as_markdown
+from fedsim.results.report.comparing.export import OVER_SEEDS, as_csv, as_latex, as_markdown
 from fedsim.results.report.comparing.statistics import Interval
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
@@ -82,7 +82,7 @@ def main(runs: Path, out: Path) -> None:
     for measure in MEASURES:
         table = table_of(by_kind(comparison.rows, measure), kinds, comparison.rows[0].group.seeds)
         write_whole(out / f"{measure}.md", as_markdown(table))
-        write_whole(out / f"{measure}.tex", as_latex(table))
+        write_whole(out / f"{measure}.tex", as_latex(table, OVER_SEEDS))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from fedsim.experiment import api
 from fedsim.results import report
 from fedsim.results.check.check import check as check_runs
 from fedsim.results.report.comparing.comparable import comparable, unfinished_texts
-from fedsim.results.report.comparing.export import as_latex, as_markdown
+from fedsim.results.report.comparing.export import OVER_SEEDS, as_latex, as_markdown
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.result import Result
 
@@ -32,7 +32,7 @@ def compare(
     texts = {
         "--csv": lambda: compared.csv,
         "--markdown": lambda: as_markdown(compared.text),
-        "--latex": lambda: as_latex(compared.text),
+        "--latex": lambda: as_latex(compared.text, OVER_SEEDS),
     }
     for option, path in files.items():
         if path is not None:

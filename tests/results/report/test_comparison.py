@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
-from fedsim.results.report import read_result
+from fedsim.results.report import read_result, write_comparison
 from fedsim.results.report.comparing.comparison import Comparison, compare
 from fedsim.results.report.comparing.export import values_of
 from fedsim.results.report.comparing.question import Question, read_budgets
 from fedsim.results.report.comparing.tables import chosen_columns, comparison_table
+from fedsim.results.report.comparing.verdict import verdict_of
+from fedsim.results.report.pages.comparison_tables import comparison_tables
 from fedsim.results.result import Result
 from tests.conftest import unseal
 from tests.results.report import cases
@@ -98,6 +101,28 @@ def test_the_best_round_is_chosen_on_validation_data_and_costs_are_counted_until
     assert got == [[2, pytest.approx(0.4), 3, 4], [3, pytest.approx(0.7), 7, 6]]
     # The loss is best in the same round, and its worst client is the one with the most.
     assert values(compare([run], Question("loss", at="best")), "worst") == [pytest.approx(0.7)]
+
+
+def test_a_page_answers_for_the_round_that_was_asked_for(build: Build, tmp_path: Path) -> None:
+    # In the best round the first method is ahead, in the last one the second.
+    runs = [
+        build([[0.9], [0.2]], {"validation": [[0.8], [0.1]]}, strategy=FULL),
+        build([[0.4], [0.6]], {"validation": [[0.3], [0.5]]}, strategy=LOCAL),
+    ]
+    answers = {
+        "best": "Accuracy in the best round, higher is better: FedAvg 90.0 against local 60.0",
+        "last": "local 60.0 against FedAvg 20.0",
+    }
+    for at, answer in answers.items():
+        question = Question(at=at)
+        compared = compare(runs, question)
+        assert verdict_of(compared).sentence.startswith(answer)
+        assert f"<p>{answer}" in write_comparison(runs, tmp_path, question).read_text()
+        first, second, *_ = comparison_tables(runs, compared, {})
+        assert (first["title"].split()[0].lower(), "copies" in second) == (at, False)
+        place = first["table"].headings.index("personalised")
+        of_full = [table["table"].rows[0][place] for table in (first, second)]
+        assert of_full == (["90.0", "20.0"] if at == "best" else ["20.0", "90.0"])
 
 
 def test_without_validation_data_no_round_is_the_best(build: Build) -> None:

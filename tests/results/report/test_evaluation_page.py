@@ -114,6 +114,7 @@ def test_a_run_that_measures_no_more_than_by_default_has_a_table_and_no_figure(
     assert f'<td class="number">{100 * accuracy.mean():.1f} ± {100 * accuracy.std():.1f}</td>' in page
     for kind, expected in (("md", "| as received | own test data |"), ("tex", "as received & own test data &")):
         assert expected in " ".join((tmp_path / "out" / f"evaluation.{kind}").read_text().split())
+    assert "a ± is the standard deviation over the clients." in (tmp_path / "out" / "evaluation.tex").read_text()
     assert not (tmp_path / "out" / "evaluation.png").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fedsim.config import Config
 from fedsim.results.report.comparing.comparison import Comparison, compare
-from fedsim.results.report.comparing.export import as_csv, as_latex, as_markdown
+from fedsim.results.report.comparing.export import OVER_SEEDS, as_csv, as_latex, as_markdown
 from fedsim.results.report.comparing.latex import escape_latex
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.tables import Table, comparison_table
@@ -108,9 +108,11 @@ def test_markdown_keeps_what_a_cell_says(cell: str) -> None:
 
 def test_a_latex_table_has_the_rules_of_booktabs_and_a_cell_per_column(comparison: Comparison) -> None:
     table = comparison_table(comparison)
-    text = as_latex(table)
+    text = as_latex(table, OVER_SEEDS)
     lines = text.splitlines()
     assert lines[0].startswith("% ")
+    assert lines[0].endswith("booktabs}. What follows a ± is the half-width of the 95 % interval over seeds.")
+    assert "±" not in as_latex(table_of(("1.0",))).splitlines()[0]
     alignment = "".join("r" if numeric else "l" for numeric in table.numeric)
     assert lines[1] == rf"\begin{{tabular}}{{{alignment}}}"
     assert [number for number, line in enumerate(lines) if line.startswith("\\") and not line.endswith(r"\\")] == [

@@ -14,6 +14,7 @@ from fedsim.shortening import printable
 
 # How a cell begins that a spreadsheet would compute; in some languages also with wide letters.
 FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
+OVER_SEEDS = "half-width of the 95 % interval over seeds"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -108,12 +109,18 @@ def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\|*_<`\[\]$&~])", r"\\\1", text)
 
 
-def as_latex(table: Table) -> str:
-    """Return a table as a LaTeX ``tabular`` of the package booktabs."""
+def as_latex(table: Table, after_mean: str = "") -> str:
+    """Return a table as a LaTeX ``tabular`` of the package booktabs.
+
+    Parameters
+    ----------
+    after_mean
+        What follows a ± in the cells, such as `OVER_SEEDS`; empty for a table without any.
+    """
     body = [" & ".join(map(escape_latex, line)) + r" \\" for line in (table.headings, *table.rows)]
     alignment = "".join("r" if numeric else "l" for numeric in table.numeric)
     lines = [
-        f"{needed_packages(''.join(body))} What follows a ± is the half-width of the 95 % interval over seeds.",
+        needed_packages("".join(body)) + (f" What follows a ± is the {after_mean}." if after_mean else ""),
         *(f"% {note}" for note in table.notes),
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",

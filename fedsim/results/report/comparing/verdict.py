@@ -106,10 +106,12 @@ def _alone(method: Method, write: Callable[[float], str]) -> str:
 
 
 def _of_metric(question: Question) -> str:
-    """Return what values are of, unless it is accuracy."""
-    if question.metric == MAIN:
+    """Return what values are of, unless it is accuracy in the last round."""
+    if question.metric == MAIN and question.at == "last":
         return ""
-    return f"{label(question.metric, capital=True)}, {'higher' if question.higher_is_better else 'lower'} is better: "
+    where = " in the best round" if question.at == "best" else ""
+    better = "higher" if question.higher_is_better else "lower"
+    return f"{label(question.metric, capital=True)}{where}, {better} is better: "
 
 
 def _difference(gain: Gain, p: float, write: Callable[[float], str], comparison: Comparison, *, is_own: bool) -> str:

@@ -1,7 +1,6 @@
 """The page that compares several runs."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from fedsim.results.report.charts.curves import curves
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.comparable import comparable
 from fedsim.results.report.comparing.comparison import compare
-from fedsim.results.report.comparing.export import as_csv, as_latex
+from fedsim.results.report.comparing.export import OVER_SEEDS, as_csv, as_latex
 from fedsim.results.report.comparing.groups import grouped
 from fedsim.results.report.comparing.pairs import Baseline, reference
 from fedsim.results.report.comparing.question import DEFAULT, Question
@@ -48,7 +47,7 @@ def write_comparison(
     ConfigError
         If the question cannot be answered with these runs.
     """
-    compared = compare(results, replace(question, at="last"))
+    compared = compare(results, question)
     verdict = verdict_of(compared)
     results, _ = comparable(results, question)
     columns = [column for column in compared.columns if not is_at_cost(column)]
@@ -61,7 +60,7 @@ def write_comparison(
         "verdict": verdict.sentences,
         "lights": verdict.lights,
         "has_pivot": pivot is not None,
-        "tables": comparison_tables(results, question, compared, marks),
+        "tables": comparison_tables(results, compared, marks),
         "runs": runs_table(results, out),
         "details": [("Settings that all runs have", shared_settings(results))],
         "copied": [
@@ -69,7 +68,7 @@ def write_comparison(
             ("BibTeX:", bibtex(results)),
         ],
     }
-    texts = {"csv": as_csv(compared, columns), "latex": as_latex(comparison_table(compared, columns))}
+    texts = {"csv": as_csv(compared, columns), "latex": as_latex(comparison_table(compared, columns), OVER_SEEDS)}
     data = {"pivot": pivot, "texts": texts}
     return write_page(out, content, _sections(results, panels, question), data, export=export)
 

@@ -1,4 +1,4 @@
-"""The tables of a comparison's page: at the last round, at the best one, and at equal costs."""
+"""The tables of a comparison's page: at the round asked for, at the other one, and at equal costs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +7,6 @@ from typing import Any
 from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.columns import Column
 from fedsim.results.report.comparing.comparison import compare
-from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.tables import comparison_table
 from fedsim.results.report.pages.explained import hints
@@ -15,14 +14,18 @@ from fedsim.results.report.pages.pivot import Marks, marks_of
 from fedsim.results.result import Result
 
 TABLE_NOTE = (
-    "Accuracies and shares of clients in percent, losses in nats per example; means over the seeds. -: not measured, "
+    "Accuracies and shares of clients in percent, losses per example; means over the seeds. -: not measured, "
     "or never reached. (n missing): the number leaves out n values of clients whose model has no finite loss or that "
     "could not be evaluated."
 )
-BEST_NOTE = (
-    "As above, after the round in which the personalised models are best by mean {metric} on the clients' validation "
-    "data; test data are never used for selection."
-)
+TITLES = {"last": "Last round", "best": "Best round on validation data"}
+ROUND_NOTES = {
+    "last": "After the last evaluated round.",
+    "best": (
+        "After the round in which the personalised models are best by mean {metric} on the clients' validation data; "
+        "test data are never used for selection. Bytes, passes and seconds are those up to that round."
+    ),
+}
 COSTS_NOTE = (
     "Mean over the clients of the personalised models on their own test data when the budget is spent{least}; and the "
     "cost at which their running mean on validation data first reaches the target. Between two evaluated rounds both "
@@ -36,25 +39,29 @@ def is_at_cost(column: Column) -> bool:
     return column.key.startswith("at_") or column.key.endswith("_to_target")
 
 
-def comparison_tables(
-    results: Sequence[Result], question: Question, last: Comparison, marks: Marks
-) -> list[dict[str, Any]]:
-    """Return the tables at the last round, at the best one where there are validation data, and at equal costs."""
-    at_cost = [column for column in last.columns if is_at_cost(column)]
-    others = [column for column in last.columns if not is_at_cost(column)]
+def comparison_tables(results: Sequence[Result], compared: Comparison, marks: Marks) -> list[dict[str, Any]]:
+    """Return the table that was asked for, that of the best or last round, if there is one, and that of equal costs."""
+    question = compared.question
+    at_cost = [column for column in compared.columns if is_at_cost(column)]
+    others = [column for column in compared.columns if not is_at_cost(column)]
     copies = [("csv", "CSV"), ("latex", "LaTeX")]
-    tables = [{**_table("Last round", last, others, marks, TABLE_NOTE), "copies": copies}]
-    if not any(result.of("personalised", last.question.metric, "validation").empty for result in results):
-        best = compare(results, replace(question, at="best"))
+    tables = [{**_at_round(compared, others, marks), "copies": copies}]
+    if not any(result.of("personalised", question.metric, "validation").empty for result in results):
+        second = compare(results, replace(question, at="last" if question.at == "best" else "best"))
         keys = {column.key for column in others}
-        shown = [column for column in best.columns if column.key in keys]
-        note = BEST_NOTE.format(metric=last.question.metric)
-        tables.append(_table("Best round on validation data", best, shown, marks_of(best, shown), note))
+        shown = [column for column in second.columns if column.key in keys]
+        tables.append(_at_round(second, shown, marks_of(second, shown)))
     if at_cost:
         defaults = not all(question.budgets.get(what) for what in costs.COSTS)
         least = " (by default, the smallest total of the runs of the same partition and seed)" if defaults else ""
-        tables.append(_table("At equal cost", last, at_cost, {}, COSTS_NOTE.format(least=least)))
+        tables.append(_table("At equal cost", compared, at_cost, {}, COSTS_NOTE.format(least=least)))
     return tables
+
+
+def _at_round(compared: Comparison, columns: Sequence[Column], marks: Marks) -> dict[str, Any]:
+    question = compared.question
+    note = f"{ROUND_NOTES[question.at].format(metric=question.metric)} {TABLE_NOTE}"
+    return _table(TITLES[question.at], compared, columns, marks, note)
 
 
 def _table(

@@ -17,11 +17,12 @@ from fedsim.results.result import Result
 from fedsim.training.metrics import label, metric_of
 
 DATA = {"test": "own test data", "server": "server's test data", "unseen": "own test data of unseen clients"}
+OVER_CLIENTS = "standard deviation over the clients"
 NOTE = (
     "As received: each client's own model with the layers that it next takes from the server; "
     "after local training: models of the round's participants before averaging; after fine-tuning: models as received, "
     "fine-tuned and then discarded; with neighbours: models as received, mixed with the client's nearest training "
-    "examples. Mean ± standard deviation over the clients; worst 10 %: mean over the worst tenth "
+    f"examples. Mean ± {OVER_CLIENTS}; worst 10 %: mean over the worst tenth "
     "of the clients, rounded up; Jain: Jain's fairness index, 1 if all clients have the same value. -: not measured "
     "in that round, or undefined."
 )

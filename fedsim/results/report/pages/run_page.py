@@ -24,7 +24,12 @@ from fedsim.results.report.pages.analysis import analysis_sections
 from fedsim.results.report.pages.by_layer import client_section, strip_section, time_section, traffic_section
 from fedsim.results.report.pages.citation import bibtex
 from fedsim.results.report.pages.configuration import changed_settings, running_command
-from fedsim.results.report.pages.evaluation import evaluation_note, evaluation_sections, evaluation_table
+from fedsim.results.report.pages.evaluation import (
+    OVER_CLIENTS,
+    evaluation_note,
+    evaluation_sections,
+    evaluation_table,
+)
 from fedsim.results.report.pages.html import write_page
 from fedsim.results.report.pages.schedule import schedule_sections
 from fedsim.results.report.pages.section import Section
@@ -64,7 +69,7 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         ],
         "copied": [("This run again:", running_command(result)), ("BibTeX:", bibtex([result]))],
     }
-    texts = {"latex": as_latex(table), "markdown": as_markdown(table)}
+    texts = {"latex": as_latex(table, OVER_CLIENTS), "markdown": as_markdown(table)}
     if export:
         write_whole(out / "evaluation.md", texts["markdown"])
         write_whole(out / "evaluation.tex", texts["latex"])
