@@ -227,12 +227,12 @@ class Federation:
     @cached_property
     def _draws(self) -> tuple[bool, bool]:
         """Whether the model draws from torch's stream as it trains, and from another."""
-        dataset = self.data.dataset
+        inputs = probes_of(self.data.test(5)[0]).to(CPU)
         # A copy of everything: moving one that shares frozen tensors would move them for all models.
         model = copy_of(self._template, shares_frozen=False).cpu().train()
         with same_draws(), torch.no_grad():
             of_torch, *before = stream_states()
-            model(dataset.normalise(dataset.train[torch.arange(2)].to(CPU).inputs))
+            model(inputs)
             after, *others = stream_states()
         return not are_equal(of_torch, after), not are_equal(before, others)
 
