@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, NonNegative, Option, Sets, Step, Strategy
+from fedsim.training.targets import real_targets
 from strategies.parts import linear_head
 
 CONSENSUS, FEATURES = "consensus", "features"
@@ -34,7 +35,7 @@ class FedDbeRule(ClientRule):
             return step.loss_of(logits)
         shifted = linear(step.sets["shift"]["value"], step.params[f"{self._head}.weight"])
         shifted = shifted.view(-1, *[1] * (logits.dim() - 2))  # of sequences, classes are the second dimension
-        apart = features.flatten(0, -2).mean(0) - step.sets[CONSENSUS]["mean"]
+        apart = _mean(features, step.real) - step.sets[CONSENSUS]["mean"]
         return step.loss_of(logits + shifted) + self.kappa * 0.5 * apart.square().mean()
 
     def finish(self, local: Local, started: Local) -> Finished:
@@ -42,7 +43,8 @@ class FedDbeRule(ClientRule):
         if CONSENSUS in started.sets:
             return Finished(local.params, kept=kept)
         with torch.no_grad():
-            mean = local.features(local.params, local.inputs, self._head).flatten(0, -2).double().mean(0)
+            each = [local.features(local.params, local.inputs[chosen], self._head) for chosen in local.batches()]
+        mean = _mean(torch.cat(each).double(), real_targets(local.targets))
         return Finished(local.params, kept=kept, sent={FEATURES: {"mean": mean}})
 
     def personalised(self, local: Local) -> Params:
@@ -88,3 +90,13 @@ class FedDbe(Strategy):
             mean = self.average(updates, of=FEATURES)["mean"]
             self.memory["mean"] = mean.to(self.global_model[self.parameters[0]].dtype)
         return self.average(updates)
+
+
+def _mean(features: Tensor, real: Tensor | None) -> Tensor:
+    """Return the mean of features, [n, ..., size], over the targets that count, or the examples that have one."""
+    if real is None:
+        return features.flatten(0, -2).mean(0)
+    if real.shape != features.shape[:-1]:
+        real = real.reshape(len(real), -1).any(1).view(-1, *[1] * (features.dim() - 2)).expand(features.shape[:-1])
+    counted = real.reshape(-1, 1).to(features.dtype)
+    return (features.flatten(0, -2) * counted).sum(0) / counted.sum().clamp(min=1)

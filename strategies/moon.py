@@ -31,7 +31,7 @@ class MoonRule(ClientRule):
             for name in ("received", "previous")
         )
         # -log(e^a / (e^a + e^b)) is softplus(b - a).
-        return step.loss_of(logits) + self.mu * softplus((far - near) / self.temperature).mean()
+        return step.loss_of(logits) + self.mu * step.mean(softplus((far - near) / self.temperature))
 
     def finish(self, local: Local, started: Local) -> Finished:
         return Finished(local.params, kept={"previous": local.params})

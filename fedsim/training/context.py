@@ -231,8 +231,14 @@ class Step:
         return self.loss_of(logits)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the mean of ``values``, one for each target, over the targets that count; 0 if none does."""
-        counted = torch.ones_like(values) if self.real is None else self.real.to(values.dtype)
+        """Return the mean of ``values``, one for each target or each example, over those that count; 0 if none does.
+
+        An example counts where any of its targets does.
+        """
+        real = self.real
+        if real is not None and values.ndim == 1:
+            real = real.reshape(len(real), -1).any(1)
+        counted = torch.ones_like(values) if real is None else real.to(values.dtype)
         return (values * counted).sum() / counted.sum().clamp(min=1)
 
     def gradient(self, loss: Callable[[Params], Tensor], params: Params) -> tuple[Params, Tensor]:

@@ -1,5 +1,8 @@
 """FedDBE against its equations, by plain autograd over a shift that is added to the features."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +10,18 @@ from torch.nn.functional import cross_entropy
 
 from fedsim.errors import ConfigError
 from fedsim.models.params import Params, state_of
-from tests.strategies.harness import Batch, Play, assert_close, descend, mean_of, network_of
+from fedsim.strategy import Phase, Step
+from fedsim.training import SGD, Local, Network
+from strategies.feddbe import FedDbeRule
+from tests.strategies.harness import (
+    Batch,
+    Play,
+    assert_close,
+    descend,
+    mean_of,
+    network_of,
+    words_model,
+)
 
 
 def body(network: nn.Module, inputs: Tensor) -> Tensor:
@@ -69,3 +83,21 @@ def test_a_head_without_a_bias_is_refused() -> None:
 
     with pytest.raises((ConfigError, ValueError), match="head = 'head' is fc3; it must be a linear layer with a bias"):
         Play("feddbe", model=NoBias)
+
+
+def test_positions_of_sequences_that_do_not_count_are_in_no_mean() -> None:
+    predictor = words_model(5)
+    params = {key: value.detach() for key, value in predictor.state_dict().items()}
+    tokens, targets = torch.tensor([[0, 1, 2], [2, 1, 0]]), torch.tensor([[1, -100, 0], [-100, 2, 1]])
+    features, rule = params["0.weight"][tokens], FedDbeRule(predictor, head="1", kappa=2.0)
+    sets = {"shift": {"value": torch.ones(5).double()}, "consensus": {"mean": torch.arange(5.0).double()}}
+    step = Step(params, sets, {}, tokens, targets, targets != -100, 0, Phase(), 0.1, Network(predictor))
+    logits = (features + 1) @ params["1.weight"].T + params["1.bias"]
+    apart = features[targets != -100].mean(0) - torch.arange(5)
+    expected = cross_entropy(logits.transpose(1, 2), targets) + 2 * 0.5 * apart.square().mean()
+    torch.testing.assert_close(rule.loss(step), expected)
+
+    settings, stream = SGD(batch_size=1), np.random.default_rng(0)
+    local = Local(1, 0, params, sets, params, tokens, targets, settings, stream, Network(predictor))
+    sent = rule.finish(local, replace(local, sets={})).sent["features"]["mean"]
+    torch.testing.assert_close(sent, features[targets != -100].mean(0))

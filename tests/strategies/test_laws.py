@@ -45,6 +45,9 @@ every = pytest.mark.parametrize("name", STRATEGIES)
 
 # Methods that are for models without normalisation.
 PLAIN = ("fedma",)
+# Without normalisation a cohort pads mini-batches. With these sizes they have 2, 3 and 3 examples in the second step,
+# also where the second client is absent; padding a mini-batch of one would change no mean.
+PADDED: dict[str, Any] = {"model": Mlp, "sizes": (5, 8, 7)}
 
 
 def play_of(name: str, **settings: Any) -> Play:
@@ -226,7 +229,7 @@ def test_equal_models_are_their_own_average(name: str) -> None:
 @every
 def test_nothing_personal_leaves_a_client(name: str) -> None:
     # Without running statistics, which are equal where data are, and biases before them, which never change.
-    play, rounds = played(name, 3, model=Mlp)
+    play, rounds = played(name, 3, **PADDED)
     public = values_of(play.initial)
     for seen in rounds:
         public |= values_of(seen.before.global_model)
@@ -308,8 +311,8 @@ def test_a_client_continues_with_what_it_has_kept_and_taken(name: str) -> None:
 @pytest.mark.slow
 @every
 def test_clients_that_train_together_do_what_they_do_alone(name: str) -> None:
-    _, rounds = played(name, 3, model=Mlp)
-    together = play_of(name, model=Mlp, cohort=3)
+    _, rounds = played(name, 3, **PADDED)
+    together = play_of(name, **PADDED, cohort=3)
     for seen in rounds[:2]:
         together.round(seen.server_round)
         assert_close(together.strategy.global_model, seen.after.global_model, tolerance=1e-9)

@@ -6,7 +6,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from fedsim.models.params import Params
-from tests.strategies.harness import Batch, Mlp, Play, assert_close, descend_on, mean_of, network_of, norm_mlp
+from fedsim.strategy import Phase, Step
+from fedsim.training import Network
+from strategies.moon import MoonRule
+from tests.strategies.harness import (
+    Batch,
+    Mlp,
+    Play,
+    assert_close,
+    descend_on,
+    mean_of,
+    network_of,
+    norm_mlp,
+    words_model,
+)
 
 
 def logits_and_features(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,3 +64,20 @@ def test_with_mu_zero_it_is_fedavg_bit_by_bit() -> None:
 
 def test_in_the_first_round_the_term_is_constant() -> None:
     assert_close(Play("moon", {"mu": 5.0}).round(1), Play("full").round(1), tolerance=1e-13)
+
+
+def test_examples_without_a_target_that_counts_have_no_term() -> None:
+    predictor = words_model(4)
+    params = {key: value.detach() for key, value in predictor.state_dict().items()}
+    tokens, targets = torch.tensor([[0, 1], [2, 1], [1, 1]]), torch.tensor([[1, -100], [-100, -100], [0, 2]])
+    others = {
+        name: {k: value + shift for k, value in params.items()} for name, shift in (("received", 1), ("previous", -2))
+    }
+    rule = MoonRule(predictor, head="1", mu=2.0, temperature=0.4)
+    step = Step(params, others, {}, tokens, targets, targets != -100, 0, Phase(), 0.1, Network(predictor))
+    features, near, far = (
+        each["0.weight"][tokens].flatten(1) for each in (params, others["received"], others["previous"])
+    )
+    alike = torch.stack([cosine_similarity(features, each, dim=1) for each in (near, far)], 1)[[0, 2]] / 0.4
+    contrast = cross_entropy(alike, torch.tensor([0, 0]))
+    torch.testing.assert_close(rule.loss(step), cross_entropy(predictor(tokens), targets) + 2 * contrast)
