@@ -283,7 +283,7 @@ class MixedModels:
 
     def _evaluate_calls(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         """Evaluate a model that is no graph, but whose modules are functions of their inputs and weights."""
-        if self._draws or self._calibration is not None or not self.tracer.is_function(data.inputs[:CHECKED]):
+        if self._draws or self._calibration is not None or not self.tracer.is_function(data.inputs[:SMALLEST_TILE]):
             return self._evaluate_whole(recipes, data)
         kind = data.inputs.shape[1:]
         if kind not in self._partly_read:
