@@ -11,6 +11,7 @@ from fedsim.federation.federation import Federation
 from fedsim.federation.participants import unseen
 from fedsim.models.tensors import name_type
 from fedsim.strategy import Strategy
+from fedsim.strategy.forgotten import forgotten_by
 from fedsim.training.batches import cut_batches
 from fedsim.training.parameter_groups import scales
 from fedsim.training.precision import gains_from_bfloat16
@@ -57,6 +58,11 @@ def _check_float32(federation: Federation) -> None:
 def training_notes(federation: Federation, strategy: Strategy) -> Iterator[str]:
     """Yield what a user should know of the settings with these clients and on this machine."""
     settings = federation.config.local.settings
+    if name := forgotten_by(type(strategy)):
+        yield (
+            f"{type(strategy).__name__}.aggregate changes self.{name}, which no checkpoint has, so that a resumed run "
+            "may have other numbers; keep tensors in self.memory, or write state and load_state"
+        )
     if settings.precision == "bfloat16" and not gains_from_bfloat16(federation.device):
         yield (
             f"local.precision = 'bfloat16' gains nothing: {federation.device} has no instructions for it; use 'float32'"
