@@ -55,5 +55,7 @@ def _hash(tensors: Iterable[Tensor]) -> str:
     digest = sha256()
     for value in tensors:
         digest.update(repr((tuple(value.shape), value.dtype)).encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().data)
+        # One entry of an expanded tensor has a stride of 0, which cannot be viewed as bytes.
+        plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        digest.update(plain.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
