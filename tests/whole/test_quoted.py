@@ -273,18 +273,58 @@ def test_the_findings_on_measured_barriers() -> None:
     behind = [-100 * gated["difference"], 100 * gated["difference_half_width"]]
     assert_quoted(FINDINGS, "and {} ± {} below the best fixed group, the head", *behind)
     assert head["personalised"] == rows[rows.index.str.startswith("layer_set")]["personalised"].max()
-    assert_quoted("README.md", "`barrier_gated` is {} ± 8.7 points above FedLAMA", gap)
 
 
 def test_the_findings_on_mixing_by_barriers() -> None:
-    rows = read("barrier_mix/comparison.csv")
-    means = 100 * rows.groupby("method")["personalised"].mean()
-    fixed = rows[rows["method"].isin(["FedAvg", "FedPer", "LG-FedAvg"])]
-    best = 100 * fixed.groupby("partition.alpha")["personalised"].max().mean()
-    text = "alphas, {} %, `fedrep` {} %, `fedala` {} %, the best fixed group of each alpha {} %, `barrier_gated` {} %"
-    values = [means["barrier_mix(personal_epochs=2)"], means["FedRep(head_epochs=4)"], means["FedALA"], best]
-    assert_quoted(FINDINGS, text, *values, means["barrier_gated"])
-    assert means.idxmax() == "barrier_mix(personal_epochs=2)"
+    rows = read("barrier_mix/comparison.csv").set_index(["method", "partition.alpha"])
+    over, fixed = (read(f"barrier_mix/{name}.csv").set_index("method") for name in ("methods", "fixed"))
+    means, mix = 100 * over["personalised"], "barrier_mix(personal_epochs=2)"
+    best = means[mix] - 100 * fixed["difference"][mix]
+    text = (
+        "five alphas, {} %: FedRep has {} %, FedALA {} %, the best fixed group of each alpha {} %, `barrier_gated` {} %"
+    )
+    gated, rep = "barrier_gated(confidence=0.5, probe=False)", "FedRep(head_epochs=4)"
+    assert_quoted(FINDINGS, text, means[mix], means[rep], means["FedALA"], best, means[gated])
+    assert means.idxmax() == mix
+
+    def behind(table: pd.DataFrame, *methods: str) -> list[float]:
+        columns = table.loc[[*methods], ["difference", "difference_half_width"]].to_numpy()
+        return (100 * abs(columns)).ravel().tolist()
+
+    text = "`personal_epochs = 2` has {} ± {} % personalised, the best mean of nine methods"
+    assert_quoted(FINDINGS, text, means[mix], 100 * over["personalised_half_width"][mix])
+    assert len(over) == 9
+    gains = [*behind(fixed, mix), *behind(over, "FedALA", rep, gated, "local")]
+    text = "is {} ± {} points above the best fixed group of layers, chosen on validation data for each alpha"
+    assert_quoted(FINDINGS, text, *gains[:2])
+    text = "{} ± {} above FedALA, {} ± {} above FedRep, {} ± {} above `barrier_gated` and {} ± {} above local training."
+    assert_quoted(FINDINGS, text, *gains[2:])
+    assert_quoted(
+        "README.md", "is {} ± {} points above the best fixed group of layers and {} ± {} above FedALA", *gains[:4]
+    )
+    p = over["p"].dropna()
+    assert (p.idxmax(), len(p)) == (rep, 8)
+    text = "the best fixed group (p = {}) and from each of the other methods (FedRep last, p = {})"
+    assert_quoted(FINDINGS, text, fixed["p"][mix], p.max())
+    assert_quoted(FINDINGS, "the one with one, which is {} ± {} below it,", *behind(over, "barrier_mix"))
+    unseen, above = (read(f"barrier_mix/{name}_unseen.csv").set_index("method") for name in ("methods", "fixed"))
+    assert set(unseen["seeds"]) == {7}
+    values = [*behind(above, mix), above["p"][mix], *behind(unseen, "FedALA", rep), unseen["p"][rep]]
+    text = "it is {} ± {} above the best fixed group (p = {}), {} ± {} above FedALA and {} ± {} above FedRep (p = {})"
+    assert_quoted(FINDINGS, text, *values)
+
+    def at(method: str, alpha: float) -> list[float]:
+        return [100 * rows[column][method, alpha] for column in ("personalised", "personalised_half_width")]
+
+    assert_quoted(FINDINGS, "where clients are alike ({} ± {}, FedPer {} ± {})", *at(mix, 10.0), *at("FedPer", 10.0))
+    assert_quoted(FINDINGS, "local training ({} ± {}, `barrier_mix` {} ± {})", *at("local", 0.1), *at(mix, 0.1))
+    assert rows["personalised"].xs(0.1, level="partition.alpha").idxmax() == "local"
+    passes = [over["passes"][name] for name in (mix, rep, "FedALA", "FedPer")]
+    assert_quoted(
+        FINDINGS,
+        "It passes {} examples, FedRep {}, FedALA {}, and fixed groups {}.",
+        *[*passes[:2], round(passes[2], -2), passes[3]],
+    )
 
 
 @pytest.mark.parametrize(
