@@ -18,7 +18,7 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run
 from fedsim.results.seals import DamagedError
-from fedsim.training.metrics import meant
+from fedsim.training.metrics import MAIN, SELECTING, is_metric, meant, unmeasured
 
 logger = logging.getLogger(__name__)
 WantedRound = int | Literal["last", "best"]
@@ -62,8 +62,10 @@ def kept_round(
     Raises
     ------
     ConfigError
-        If there is no such client, or the models of the round are not kept or damaged.
+        If there is no such client or metric, or the models of the round are not kept or damaged.
     """
+    if not isinstance(metric, str) or not is_metric(metric):
+        raise ConfigError(f"metric = {metric!r} must be one of {', '.join(SELECTING)}, {MAIN}:CLASS")
     check_run(folder)
     config, rounds = _on_this_machine(folder.read_config()), Checkpoints(folder.checkpoints).rounds()
     if client is not None and not (isinstance(client, Integral) and 0 <= client < config.clients):
@@ -77,13 +79,8 @@ def kept_round(
         found, name = _last_whole(folder, client), "the last round"
     elif wanted == "best":
         metric = meant(metric, table["metric"].unique() if len(table) else ())
-        best = best_round(validation_means(table.to_dict("records"), metric), metric)
-        if best is None:
-            raise ConfigError(
-                f"round = 'best': {folder.path} has no values on validation data, by which the best round is chosen; "
-                "use 'last', or run it with partition.validation greater than 0"
-            )
-        found, name = best, f"round {best}, the best by validation {metric},"
+        found = _best(folder, table, metric)
+        name = f"round {found}, the best by validation {metric},"
     elif isinstance(wanted, Integral) and 1 <= wanted <= config.rounds:
         found, name = int(wanted), f"round {wanted}"
     else:
@@ -98,6 +95,24 @@ def kept_round(
     if wanted != "last" and (problem := _problem(folder, found, client)):
         raise ConfigError(f"{problem}; the models of {name} are lost; remove the run's folder to run it again")
     return KeptRound(folder, config, found, client, _recorded(table, found, client))
+
+
+def _best(folder: RunFolder, table: pd.DataFrame, metric: str) -> int:
+    """Return the best round on the clients' validation data."""
+    means = validation_means(table.to_dict("records"), metric)
+    best = best_round(means, metric)
+    if best is not None:
+        return best
+    if means:
+        why = f"no round of {folder.path} has a validation {metric} of every client; use 'last' or a round's number"
+    elif len(table) and (table["split"] == "validation").any():
+        why = f"{folder.path} has no {metric} on validation data; {unmeasured(metric, table['metric'].unique())}"
+    else:
+        why = (
+            f"{folder.path} has no values on validation data, by which the best round is chosen; use 'last', or run it "
+            "with partition.validation greater than 0"
+        )
+    raise ConfigError(f"round = 'best': {why}")
 
 
 def _last_whole(folder: RunFolder, client: int | None) -> int:

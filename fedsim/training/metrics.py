@@ -79,6 +79,25 @@ def meant(name: str, measured: Iterable[str]) -> str:
     return next((task.main for task in TASKS.values() if task.main in known), name)
 
 
+def unmeasured(name: str, measured: Iterable[str]) -> str:
+    """Return what to do about a metric that runs have not measured, as the end of an error's line.
+
+    Parameters
+    ----------
+    measured
+        Names of what was measured.
+    """
+    known, metric = set(measured), metric_of(name)
+    choices = ", ".join(each for each in SELECTING if each in known)
+    tasks = {task.name for task in TASKS.values() if task.main in known}
+    if tasks and tasks.isdisjoint(metric.tasks):
+        return f"the task has no {name}, choose one of {choices}"
+    if classes := sorted(each for each in known if each.startswith(f"{MAIN}:")) if metric.name == BY_CLASS else []:
+        return f"its classes are {', '.join(each.removeprefix(f'{MAIN}:') for each in classes)}"
+    where = "" if tasks and tasks <= set(metric.tasks) else ", if the task has it"
+    return f"choose one of {choices}, or run again with evaluation.metrics = ['{metric.name}']{where}"
+
+
 def be_a_metric(name: str) -> str:
     """Return a name that can be in the records.
 

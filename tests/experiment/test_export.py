@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -22,6 +23,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.export import export_model
+from fedsim.experiment.kept_round import _best as best_of
 from fedsim.experiment.kept_round import kept_round
 from fedsim.experiment.restored import model_of, restored_model
 from fedsim.federation import data as data_of_runs
@@ -198,6 +200,8 @@ def test_the_best_round_that_a_comparison_reports_is_the_one_whose_models_are_gi
             "the models of round 4 were not kept, only of rounds 1, 2, 5, 6; to keep",
         ),
         ((None, 7), "round = 7 must be 'last', 'best' or from 1 to 6"),
+        ((None, "best", "foo"), "metric = 'foo' must be one of loss, accuracy, .*, accuracy:CLASS"),
+        ((None, "best", "rmse"), "has no rmse on validation data; the task has no rmse, choose one of loss, accuracy"),
         ((None, "first"), "round = 'first' must be 'last', 'best' or from 1 to 6"),
     ],
 )
@@ -234,6 +238,14 @@ def test_a_run_without_validation_data_has_no_best_round(
     folder = play(tiny(rounds=1, partition__validation=0.0))
     with pytest.raises(ConfigError, match="has no values on validation data"):
         kept_round(folder, wanted="best")
+
+
+def test_a_run_whose_rounds_all_lack_a_client_has_no_best_round(uneven: RunFolder) -> None:
+    lacking = pd.DataFrame(
+        [{"round": 1, "model": "personalised", "split": "validation", "metric": "loss", "value": None}]
+    )
+    with pytest.raises(ConfigError, match=r"no round of .* has a validation loss of every client; use 'last'"):
+        best_of(uneven, lacking, "loss")
 
 
 def test_what_its_page_shows_works(uneven: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

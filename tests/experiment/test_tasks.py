@@ -98,7 +98,7 @@ def test_of_two_regressions_the_one_with_the_lower_error_wins(on: Tiny, play: Pl
     headings, _, faster = table.values
     assert [faster[headings.index(f"gain_baseline_{name}")] for name in ("equal", "worse")] == ["0", "0"]
     assert float(faster[headings.index("worst")]) > float(faster[headings.index("personalised")])
-    with pytest.raises(ConfigError, match=r"--metric auroc: no run has measured it; run them with evaluation.metrics"):
+    with pytest.raises(ConfigError, match=r"--metric auroc: no run has measured it; the task has no auroc, choose one"):
         api.compare(runs, metric="auroc")
     play(on("binary"), "binary")
     with pytest.raises(ConfigError, match=r"has rmse and .* has accuracy; compare runs of one task, or by loss"):

@@ -9,7 +9,7 @@ from scipy.special import log_softmax, softmax
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
-from fedsim.training.metrics import METRICS
+from fedsim.training.metrics import METRICS, unmeasured
 from fedsim.training.scores import scores
 from fedsim.training.targets import IGNORED
 
@@ -18,6 +18,31 @@ N, CLASSES, NAMES = 60, 4, ("a", "b", "c/d", "e")
 LOGITS = torch.randn(N, CLASSES, generator=GENERATOR)
 LABELS = torch.randint(CLASSES, (N,), generator=GENERATOR)
 LACKING = LABELS.where(LABELS != 2, 0)  # as a client without a class, which is predicted all the same
+
+
+@pytest.mark.parametrize(
+    ("name", "measured", "remedy"),
+    [
+        ("rmse", ["loss", "accuracy"], "the task has no rmse, choose one of loss, accuracy"),
+        (
+            "accuracy:9",
+            ["loss", "accuracy"],
+            "choose one of loss, accuracy, or .* evaluation.metrics = ['accuracy-by-class']",
+        ),
+        ("accuracy:9", ["accuracy", "accuracy:a", "accuracy:b"], "its classes are a, b"),
+        ("auroc", ["accuracy"], "choose one of accuracy, or run again with evaluation.metrics = ['auroc']"),
+        ("perplexity", ["accuracy"], "choose one of accuracy, or .* = ['perplexity'], if the task has it"),
+        ("r2", ["rmse"], "choose one of rmse, or run again with evaluation.metrics = ['r2']"),
+    ],
+)
+def test_the_remedy_for_a_metric_that_was_not_measured_can_be_followed(
+    name: str, measured: list[str], remedy: str
+) -> None:
+    first, _, last = remedy.partition(".*")
+    text = unmeasured(name, measured)
+    assert text.startswith(first)
+    assert text.endswith(last)
+    assert last or text == remedy
 
 
 def found(task: str, outputs: Tensor, targets: Tensor, names: tuple[str, ...] = NAMES) -> dict[str, float]:

@@ -10,7 +10,7 @@ from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.costs import BYTES, COSTS, SMOOTH
 from fedsim.results.report.comparing.units import read_amount
 from fedsim.results.result import Result
-from fedsim.training.metrics import MAIN, SELECTING, is_metric, metric_of
+from fedsim.training.metrics import MAIN, SELECTING, is_metric, metric_of, unmeasured
 
 ROUNDS = ("last", "best")
 CORRECTIONS = ("holm",)
@@ -109,9 +109,8 @@ class Question:
             )
         metric = next(iter(found), self.metric)
         if results and all(result.of("personalised", metric).empty for result in results):
-            raise ConfigError(
-                f"--metric {metric}: no run has measured it; run them with evaluation.metrics = [{metric!r}]"
-            )
+            measured = {name for result in results for name in result.metrics["metric"].unique()}
+            raise ConfigError(f"--metric {metric}: no run has measured it; {unmeasured(metric, measured)}")
         return replace(self, metric=metric)
 
     def round_of(self, result: Result) -> int:
@@ -149,7 +148,7 @@ def read_budgets(texts: Iterable[str]) -> dict[str, float | None]:
             raise ConfigError(f"--budget {text!r} must be a text, such as bytes=50MB or passes=1M")
         what, equals, amount = (part.strip() for part in text.partition("="))
         if what not in COSTS:
-            raise ConfigError(f"--budget {text!r} must be of {' or '.join(COSTS)}, such as bytes=50MB or passes=1M")
+            raise ConfigError(f"--budget {text!r} must be {' or '.join(COSTS)}, such as bytes=50MB or passes=1M")
         try:
             budgets[what] = read_amount(amount, "B" if what == BYTES else "") if equals else None
         except ValueError:
