@@ -34,11 +34,13 @@ from fedsim.results.report.drawing.checkpoints import (
     feature_pictures,
     features_table,
     matching_table,
+    peaks_table,
     short_names,
     uncertainty_note,
     what_differs,
 )
 from fedsim.results.report.drawing.heat_maps import HeatMaps
+from fedsim.results.report.pages.checkpoint_page import _sentence
 from fedsim.seeds import rng
 from fedsim.training.evaluation import evaluate
 
@@ -223,6 +225,9 @@ def test_its_barriers_are_those_of_the_mixed_models(files: list[Path]) -> None:
         ({"ts": [0.0, 2.0]}, "each must be from 0 to 1"),
         ({"weights": [1.0]}, "--weights has .*a positive number for each of 2 checkpoints"),
         ({"weights": [1.0, -1.0]}, "--weights has .*a positive number"),
+        ({"weights": [1e308, 1e308]}, "--weights has .* checkpoints, with a finite sum"),
+        ({"tolerance": 0.0}, "--tolerance 0 must be positive and finite"),
+        ({"tolerance": float("nan")}, "--tolerance nan must be positive"),
         (
             {"path": "product", "measures": ["spectra", "calibrated"]},
             "--path product: calibrated mixes factor by factor",
@@ -304,6 +309,18 @@ def test_pairs_are_shown_above_the_chord_with_the_largest_barrier_of_each_path_f
     shown = barriers_table(table, compared.names)
     barriers = [float(row[4].split()[0]) for row in shown.rows]
     assert barriers == pytest.approx(list(table["loss_chord"]), abs=1e-4)
+
+
+def test_one_example_gives_no_band(files: list[Path]) -> None:
+    compared = compare_checkpoints(files, config(), examples=1)
+    tables = barriers_table(compared.barriers, compared.names), peaks_table(compared.peaks, compared.names)
+    assert all(row[4].endswith("± -") for row in tables[0].rows)
+    assert all(row[3].endswith("(-)") for row in tables[1].rows)
+    assert not any("nan" in cell for table in tables for row in table.rows for cell in row)
+    assert ", 1 example;" in uncertainty_note(compared.barriers)
+    sentence = _sentence(compared.peaks, compared.names)
+    assert re.match(r"The largest loss barrier is \S+ nats: layers ", sentence)
+    assert sentence.endswith("So few examples give no band, so that chance cannot be told from a cost.")
 
 
 @pytest.mark.slow

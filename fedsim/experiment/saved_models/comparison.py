@@ -33,7 +33,7 @@ from fedsim.models.saved import read_checkpoint
 from fedsim.results.files import write_parquet
 from fedsim.results.integrity import check_file_of_checkpoint
 from fedsim.results.measured import two_precisions, with_error_unit
-from fedsim.results.report.drawing.checkpoints import reference_of, short_names
+from fedsim.results.report.drawing.checkpoints import counted, reference_of, short_names
 from fedsim.results.report.pages.checkpoint_page import write_checkpoints
 from fedsim.seeds import rng
 from fedsim.training.settings import Precision
@@ -139,7 +139,7 @@ def compare_checkpoints(
     ConfigError
         If a file cannot be read or does not fit the model, the data cannot be read, or an argument is wrong.
     """
-    _check(paths, weights, measures)
+    _check(paths, weights, measures, tolerance)
     if precision != "float32" and tolerance is None:
         raise ConfigError(f"--precision {precision} needs a tolerance; add --tolerance 0.01")
     if path != FACTORS and (mixing := [name for name in measures if name in BY_FACTORS]):
@@ -215,11 +215,20 @@ def _named(tables: Mapping[str, pd.DataFrame], names: tuple[str, ...], config: C
     return Comparison(names, shown.pop("barriers"), shown.pop("peaks"), apart, shown, config)
 
 
-def _check(paths: Sequence[Path], weights: Sequence[float] | None, measures: Sequence[str]) -> None:
+def _check(
+    paths: Sequence[Path], weights: Sequence[float] | None, measures: Sequence[str], tolerance: float | None
+) -> None:
     if len(paths) < 2:
         raise ConfigError(f"{paths[0]} is one checkpoint; give at least two")
-    if weights is not None and (len(weights) != len(paths) or not all(0 < each < math.inf for each in weights)):
-        raise ConfigError(f"--weights has {list(weights)}; give a positive number for each of {len(paths)} checkpoints")
+    if weights is not None and not (
+        len(weights) == len(paths) and all(each > 0 for each in weights) and sum(weights) < math.inf
+    ):
+        raise ConfigError(
+            f"--weights has {list(weights)}; give a positive number for each of {len(paths)} checkpoints, with a "
+            "finite sum"
+        )
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ConfigError(f"--tolerance {tolerance:g} must be positive and finite, in nats, such as 0.01")
     if unknown := set(measures) - set(OF_CHECKPOINTS):
         raise ConfigError(f"measure {min(unknown)!r} must be one of {', '.join(OF_CHECKPOINTS)}")
 
@@ -255,7 +264,7 @@ def write_compared(comparison: Comparison, folder: Path, command: str = "") -> P
         comparison.peaks,
         shown.others,
         files=comparison.names,
-        subtitle=f"{config.model.name} on {config.data.name}, {int(rows['n'].max()):,} examples, "
+        subtitle=f"{config.model.name} on {config.data.name}, {counted(int(rows['n'].max()))}, "
         f"{rows['sampling'].iloc[0]}{coarse}{along}",
         settings=write_toml(config.model_dump(mode="json", include=set(SETTABLE))),
         command=command,

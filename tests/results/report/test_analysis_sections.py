@@ -14,6 +14,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.measured import read_measured
 from fedsim.results.report import read_result, write_run
 from fedsim.results.report.comparing.groups import Group
+from fedsim.results.report.drawing import companions
 from fedsim.results.report.drawing.style import save
 from fedsim.results.report.pages.analysis import SECTIONS, analysis_sections
 from fedsim.results.report.pages.comparison_barriers import barrier_sections
@@ -83,6 +84,12 @@ def test_everything_that_was_measured_is_drawn_by_the_data_it_was_measured_on(ru
 
 def test_the_page_has_a_section_for_each_measure() -> None:
     assert set(SECTIONS) == {*MEASURES, "matching"}
+
+
+def test_the_loss_of_numbers_is_in_no_nats() -> None:
+    rows = cases.companions(1)["interaction"].assign(round=1)
+    assert companions.unexplained(rows).y == "loss (nats)"
+    assert companions.unexplained(rows.assign(error_unit="squared")).y == "loss (per example)"
 
 
 @pytest.mark.slow

@@ -150,7 +150,14 @@ def test_the_least_total_is_that_of_a_run_of_the_partition_that_spends_something
 @pytest.mark.parametrize(
     ("text", "unit", "amount"),
     [
-        *[("50MB", "B", 5e7), ("1.5 GB", "B", 1.5e9), ("20 kB", "B", 2e4), ("7 bytes", "B", 7), ("900", "B", 900)],
+        *[
+            ("50MB", "B", 5e7),
+            ("1.5 GB", "B", 1.5e9),
+            ("20 kB", "B", 2e4),
+            ("7 bytes", "B", 7),
+            ("900", "B", 900),
+            ("5kb", "B", 5e3),
+        ],
         *[("1M", "", 1e6), ("2.5k", "", 2500), ("1e5", "", 1e5)],
     ],
 )

@@ -175,8 +175,9 @@ def test_a_seed_that_one_method_lacks_does_not_decide_which_is_the_best(tiny: Ca
 def test_the_best_of_several_needs_validation_data(tiny: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match=r"'best:layer_set': .* has no values on validation data.*name one method"):
         compare(variants(tiny, validated=False), Question(baseline="best:layer_set"))
-    with pytest.raises(ConfigError, match="--baseline '' is not among these runs"):
-        compare(variants(tiny), Question(baseline="best:"))
+    for name in ("best:", "best:FedPer,"):
+        with pytest.raises(ConfigError, match=f"--baseline '{name}' must have a method's name after best: and each"):
+            compare(variants(tiny), Question(baseline=name))
 
 
 def test_averaging_all_layers_is_a_reference_unless_it_is_the_baseline(build: Build) -> None:

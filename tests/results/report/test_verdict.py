@@ -205,7 +205,7 @@ def test_what_weakens_an_answer_is_said(build: Build, tmp_path: Path, tiny: Call
         "warning: values of clients missing: local 1; ",
         "warning: 1 seed: run at least 5",
         "warning: runs of different numbers of rounds: FedAvg 2, local 1; --budget",
-        "warning: tiny test sets: 1 of the 2 clients have fewer than 10 test examples, the fewest 5, where one example",
+        "warning: tiny test sets: 1 of the 2 clients has fewer than 10 test examples, the fewest 5, where one example",
         "warning: tuned to the edge of the grid in 1 of 1 choices: FedAvg: local.lr = 0.4 of 0.1, 0.2, 0.4; a wider",
         "note: tuned by the best round, but the last round is shown",
         "note: tuned in runs of 1 rounds, but shown are runs of 2",
@@ -233,7 +233,7 @@ def test_tiny_test_sets_are_counted_among_the_clients_that_are_evaluated(tiny: C
     earlier = (1, 2, "test", "personalised", "accuracy", 0.5)  # one that the last round did not evaluate
     accuracy = [[0.5, 0.6]] * 2
     run = cases.result(tiny(), accuracy, more=[earlier], test_examples=[5, 100, 3])
-    assert any("1 of the 2 clients have fewer than 10" in light for light in lights(compare([run])))
+    assert any("1 of the 2 clients has fewer than 10" in light for light in lights(compare([run])))
 
 
 def test_texts_hold_no_control_characters(build: Build) -> None:

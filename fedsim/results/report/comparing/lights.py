@@ -170,7 +170,8 @@ def _small_clients(comparison: Comparison) -> Iterator[Light]:
     clients = sum(map(len, (rows_shown(result, comparison.question) for result in first.values())))
     where = f" of {len(first)} partitions" if len(first) > 1 else ""
     step = f", where one example is up to {100 / counts.min():.3g} points" if comparison.question.is_share else ""
-    text = f"{len(counts)} of the {clients} clients{where} have fewer than {FEW_EXAMPLES} test examples"
+    have = "has" if len(counts) == 1 else "have"
+    text = f"{len(counts)} of the {clients} clients{where} {have} fewer than {FEW_EXAMPLES} test examples"
     yield Light("warning", f"tiny test sets: {text}, the fewest {counts.min():.0f}{step}")
 
 

@@ -20,7 +20,7 @@ from fedsim.results.report.comparing.question import DEFAULT, Question
 from fedsim.results.result import Result
 from fedsim.results.tuning import tuned_settings
 
-BEST = "best:"
+BEST, EXAMPLE = "best:", "best:FedPer,LG-FedAvg"
 COMMA = re.compile(r",(?![^(]*\))")  # except commas between a method's options
 
 
@@ -176,6 +176,8 @@ def _chosen(name: str, results: Sequence[Result], question: Question) -> tuple[l
     """
     if name.startswith(BEST):
         several = [each.strip() for each in COMMA.split(name.removeprefix(BEST))]
+        if not all(several):
+            raise ConfigError(f"--baseline {name!r} must have a method's name after best: and each comma, as {EXAMPLE}")
         found = {id(run): run for each in several for run in _chosen(each, results, question)[0]}
         return best_on_validation([*found.values()], question, tuned_settings(results)), None
     strategies = CATALOGUES["strategies"]

@@ -73,7 +73,7 @@ def chosen_columns(comparison: Comparison, wanted: str | None = None) -> list[Co
 
 
 def comparison_table(comparison: Comparison, columns: Sequence[Column] | None = None) -> Table:
-    """Write a comparison as text: shares and accuracies in percent, losses in nats per example.
+    """Write a comparison as text: shares and accuracies in percent, losses per example.
 
     A mean over several seeds has the half-width of its 95 % interval behind it, and a number from which values are
     missing says how many.

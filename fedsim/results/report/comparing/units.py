@@ -39,8 +39,8 @@ def read_amount(text: str, unit: str = "") -> float:
     ValueError
         If it is none.
     """
-    number = text.replace(" ", "").removesuffix("bytes" if unit else "").removesuffix(unit)
-    scale = next((scale for scale, letter in SCALES if number.lower().endswith(letter.lower())), 1.0)
+    number = text.replace(" ", "").lower().removesuffix("bytes" if unit else "").removesuffix(unit.lower())
+    scale = next((scale for scale, letter in SCALES if number.endswith(letter.lower())), 1.0)
     amount = float(number[:-1] if scale > 1 else number) * scale
     if not (math.isfinite(amount) and amount > 0):
         raise ValueError(f"{text!r} must be greater than 0")

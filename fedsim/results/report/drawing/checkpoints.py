@@ -193,8 +193,8 @@ def barriers_table(rows: pd.DataFrame, names: Sequence[str]) -> Table:
             _name(int(row["base"]), names),
             _name(int(row["other"]), names),
             f"{row['t']:g}",
-            f"{row[f'loss_{reference}']:+.4f} ± {1.96 * row[f'loss_{reference}_se']:.4f}",
-            f"{factor * row[f'error_{reference}']:+.2f} ± {factor * 1.96 * row[f'error_{reference}_se']:.2f}",
+            _with_error(row, f"loss_{reference}", 1.0, 4),
+            _with_error(row, f"error_{reference}", factor, 2),
             f"{row['loss']:.4f}",
             f"{factor * row['error']:.2f}",
             *([f"{int(row['n']):,}"] if count else []),
@@ -223,9 +223,14 @@ def peaks_table(peaks: pd.DataFrame, names: Sequence[str]) -> Table:
     return Table(headings, (False, False, False, *[True] * 3), cells, (peaks_note(peaks),))
 
 
+def _with_error(row: Mapping[Any, Any], name: str, factor: float, digits: int) -> str:
+    half = factor * 1.96 * row[f"{name}_se"]
+    return f"{factor * row[name]:+.{digits}f} ± {'-' if np.isnan(half) else f'{half:.{digits}f}'}"
+
+
 def _with_ends(row: Mapping[Any, Any], name: str, factor: float, digits: int) -> str:
     value, low, high = (f"{factor * row[key]:+.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value} ({low} to {high})"
+    return f"{value} ({'-' if np.isnan(row[f'{name}_low']) else f'{low} to {high}'})"
 
 
 def peaks_note(peaks: pd.DataFrame) -> str:
@@ -237,12 +242,17 @@ def peaks_note(peaks: pd.DataFrame) -> str:
     return f"largest value over t above {above}; bands hold for all rows of a column together (95 %)"
 
 
+def counted(examples: int) -> str:
+    """Return a number of examples in words."""
+    return f"{examples:,} example{'' if examples == 1 else 's'}"
+
+
 def uncertainty_note(rows: pd.DataFrame) -> str:
     """Return what the intervals of the table and the bands of the file rest on, in lines that fit a terminal."""
     along = f"; path: {rows['path'].iloc[0]}" if "path" in rows else ""
     sample = str(rows["sampling"].iloc[0])
     if not re.search(r"\d", sample):
-        sample += f", {int(rows['n'].max()):,} examples"
+        sample += f", {counted(int(rows['n'].max()))}"
     precisions = f"\nprecision: {text}" if (text := two_precisions(rows)) else ""
     return (
         "±: 1.96 standard errors, row by row; bands for all rows are in barriers.parquet\n"

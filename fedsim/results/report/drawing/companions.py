@@ -85,7 +85,7 @@ def unexplained(rows: pd.DataFrame) -> SmallMultiples:
     value, half = whole["loss_interaction"], 1.96 * whole["loss_interaction_se"]
     points = pd.DataFrame({"value": value, "low": value - half, "high": value + half})
     panels = {"full": [Curve("full minus the single layers", points, 0)]}
-    return SmallMultiples(panels, "round", "loss (nats)", of_rounds=True)
+    return SmallMultiples(panels, "round", f"loss ({scale_of('loss', rows)[1]})", of_rounds=True)
 
 
 def similarity(rows: pd.DataFrame) -> SmallMultiples:

@@ -1,10 +1,12 @@
 """The page about barriers between checkpoints, without a run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from fedsim.results.measured import scale_of
 from fedsim.results.report.charts.peaks import peaks_chart
 from fedsim.results.report.comparing.export import as_latex, as_markdown
 from fedsim.results.report.comparing.tables import Table
@@ -99,12 +101,18 @@ def _sentence(peaks: pd.DataFrame, names: Sequence[str]) -> str:
         return "No mixed model has a finite loss."
     top = known.nlargest(1, name)
     row, where = top.iloc[0], ends_of(top, names)[0]
-    free = int((known[f"{name}_low"] <= 0).sum())
     low, high = row[f"{name}_low"], row[f"{name}_high"]
+    band = "" if math.isnan(low) else f", with a band from {low:.3g} to {high:.3g}"
+    largest = (
+        f"The largest loss barrier is {row[name]:.3g} {scale_of('loss', peaks)[1]}{band}: layers {row['group']} at t = "
+        f"{row[f'{name}_t']:g}, {where}."
+    )
+    lows = known[f"{name}_low"].dropna()
+    if lows.empty:
+        return f"{largest} So few examples give no band, so that chance cannot be told from a cost."
     return (
-        f"The largest loss barrier is {row[name]:.3g} nats, with a band from {low:.3g} to {high:.3g}: layers "
-        f"{row['group']} at t = {row[f'{name}_t']:g}, {where}. The bands of {free} of {len(known)} groups and "
-        "directions reach down to 0: there, mixing costs nothing that can be told from chance."
+        f"{largest} The bands of {int((lows <= 0).sum())} of {len(lows)} groups and directions reach down to 0: there, "
+        "mixing costs nothing that can be told from chance."
     )
 
 

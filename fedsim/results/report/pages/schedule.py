@@ -26,11 +26,11 @@ def schedule_sections(result: Result) -> list[Section]:
         means = pd.Series(mean_gate_barriers(gate, ["layer", "round"])).unstack()
         means = means.reindex(list(dict.fromkeys(gate["layer"]))).rename_axis(columns="round")
         text = (
-            "Increase in a client's loss on validation data, in nats, if its layer is replaced by the average; "
+            "Increase in a client's loss on validation data if its layer is replaced by the average; "
             "mean over the clients, weighted by training examples. Layers above the strategy's threshold are not "
             "averaged until the next measurement."
         )
-        barrier = Quantity("barrier, nats")
+        barrier = Quantity("barrier, loss per example")
         sections.append(
             pictured("gate", "Barriers that decided what is averaged", text, HeatMaps({"": means}, barrier))
         )
