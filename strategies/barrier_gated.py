@@ -94,8 +94,7 @@ class BarrierGated(Strategy):
         self.candidates = self.layers.group(self.among)
         if not (count := len(self.candidates)):
             raise ValueError(f"among = {self.among!r} holds no layer; local averages nothing")
-        values = torch.full((count,), -math.inf, dtype=torch.float64)
-        self.memory = {"values": values, "open": torch.ones(count, dtype=torch.bool)}
+        self.memory = {"values": torch.full((count,), -math.inf).double(), "open": torch.ones(count).bool()}
         self.barriers: Mapping[str, Sequence[ClientBarrier]] = {}
 
     def shared(self, server_round: int) -> LayerGroup:
@@ -162,7 +161,8 @@ class BarrierGated(Strategy):
     def _decide(self, values: Mapping[str, Bounds]) -> None:
         low, mean, high = self.memory["values"].new_tensor([values[name] for name in self.candidates]).unbind(1)
         stays, opens = low <= self.threshold + self.hysteresis, high <= self.threshold - self.hysteresis
-        self.memory |= {"values": mean, "open": torch.where(self.memory["open"], stays, opens)}
+        known = torch.where(mean.isnan(), self.memory["values"], mean)  # nobody may have measured a layer
+        self.memory |= {"values": known, "open": torch.where(self.memory["open"], stays, opens)}
 
     def _drift(self, updates: Sequence[ClientUpdate], average: Params) -> dict[str, Bounds]:
         total = sum(update.num_examples for update in updates)

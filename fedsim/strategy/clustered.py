@@ -78,8 +78,7 @@ class Clustered(Strategy):
         if unit not in self._barriers:
             raise RunError(f"no barriers were measured for {type(self).__name__}; 'fedsim run' does that")
         place = list(self._measured).index(clients)
-        barriers = [each for each in self._barriers[unit] if each.cluster == place]
-        return bounds_of(barriers, confidence) if barriers else Bounds(-np.inf, np.inf, np.inf)
+        return bounds_of([each for each in self._barriers[unit] if each.cluster == place], confidence)
 
     def check_rounds(self, rounds: int) -> None:
         """Check that the tree is made at all."""

@@ -79,11 +79,13 @@ def bounds_of(barriers: Sequence[ClientBarrier], confidence: float) -> Bounds:
 
     Notes
     -----
-    All are infinite without a client, and where a client's barrier is not finite. One client has no bounds: they are
-    infinitely far away.
+    All are infinite where a client's barrier is not finite. One client has no bounds: they are infinitely far away, as
+    without any client, where the mean is NaN.
     """
     nats, weights = np.array([each.nats for each in barriers]), np.array([each.weight for each in barriers])
-    if not len(nats) or not np.isfinite(nats).all():
+    if not len(nats):
+        return Bounds(-np.inf, np.nan, np.inf)
+    if not np.isfinite(nats).all():
         return Bounds(np.inf, np.inf, np.inf)
     mean = float(np.average(nats, weights=weights))
     if confidence == 0.5:

@@ -264,9 +264,11 @@ def test_a_page_says_how_many_barriers_are_missing(
     assert f"Missing: {missing} of {rows} values, of models whose loss or outputs are not finite" in text
 
 
-def test_a_layer_whose_barrier_is_not_finite_is_not_averaged() -> None:
+def test_a_barrier_that_is_not_finite_has_infinite_bounds_and_one_without_clients_unknown_ones() -> None:
     table = pd.DataFrame({"layer": ["a", "a", "b", "b"], "barrier": [0.1, 0.2, 0.1, math.nan], "weight": 1.0})
     table = table.assign(client=[0, 1, 0, 1], n=5)
     gate = Measurable("clients", LayerGroup("all", ("a", "b", "c")), 10)
-    found = {name: bounds_of(own, 0.5).mean for name, own in client_barriers(table, gate).items()}
-    assert found == {"a": pytest.approx(0.15), "b": math.inf, "c": math.inf}
+    found = {name: bounds_of(own, 0.5) for name, own in client_barriers(table, gate).items()}
+    assert found["a"] == pytest.approx((0.15, 0.15, 0.15))
+    assert found["b"] == (math.inf, math.inf, math.inf)
+    assert found["c"] == pytest.approx((-math.inf, math.nan, math.inf), nan_ok=True)

@@ -272,7 +272,24 @@ def test_without_validation_data_there_is_nothing_to_measure_on(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_round_whose_clients_have_no_validation_data_closes_what_it_cannot_measure(
+def test_layers_that_nobody_can_measure_stay_as_they_are_with_their_place_in_the_budget() -> None:
+    for confidence in (0.5, 0.9):
+        strategy = gated(confidence=confidence)
+        values = {key: value.detach() for key, value in Mlp().state_dict().items()}
+        for measured in (
+            {"fc1": [5.0, 5.0], "fc2": [0.3, 0.3], "fc3": [0.2, 0.2]},
+            {"fc1": [], "fc2": [], "fc3": [0.4] * 2},
+        ):
+            of_clients = {
+                name: [ClientBarrier(k, v, 1.0, 5) for k, v in enumerate(own)] for name, own in measured.items()
+            }
+            strategy.take_barriers(1, of_clients)
+            strategy.aggregate(1, [ClientUpdate(0, values, 1.0)])
+        assert strategy.memory["open"].tolist() == [False, True, True]
+        assert strategy.memory["values"].tolist() == [5.0, 0.3, 0.4]
+
+
+def test_a_round_whose_clients_have_no_validation_data_closes_nothing(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With one of many small clients in a round, that one may have none, while others have some.
@@ -283,10 +300,12 @@ def test_a_round_whose_clients_have_no_validation_data_closes_what_it_cannot_mea
         table = wanted_barriers(federation, [], gate, 1)
         assert list(table) == ["layer", "client", "barrier", "weight", "n"]
         found = client_barriers(table, gate)
-        assert {bounds_of(own, 0.9).low for own in found.values()} == {math.inf}
+        assert list(found.values()) == [[], [], []]
     folder = play(tiny(rounds=2, strategy=GATED, barriers={"every": 0}))
     assert not folder.measured_files("gate")
-    assert not len(read_rows(folder.communication).query("round == 2 and up > 0"))
+    sent = read_rows(folder.communication).query("up > 0")
+    assert all(set(rows["layer"]) == {"fc1", "fc2"} for _, rows in sent.groupby("round"))
+    assert set(sent["round"]) == {1, 2}
 
 
 def test_in_an_app_that_measures_no_barriers_the_remedy_is_said() -> None:
