@@ -146,6 +146,7 @@ class Strategy(Hooks, FlowerStrategy):
                     probe=probe,
                     measure=measure,
                     in_bfloat16=self.upload_precision == "bfloat16",
+                    max_norm=self.max_update_norm,
                 )
                 settings[group] = ConfigRecord({**config, **instructions.write()})
             down = records.as_global(self._down(server_round, client))

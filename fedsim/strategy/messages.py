@@ -9,8 +9,9 @@ to client  ``arrays``   the layers that the client takes from the server
 to client  ``config``   ``server-round``; for training ``upload``, the keys to send back, ``keep``, the keys whose
                         values the client keeps, ``plan``, the local plan as JSON, ``probe``, whether the analysis
                         wants the rest of the model too, ``measure``, whether the client evaluates its model right
-                        after training, and ``in-bfloat16``, whether it rounds what it sends; for evaluation
-                        ``upload`` of the next round, ``models``, what is measured, ``fine-tune``, the layers that are
+                        after training, ``in-bfloat16``, whether it rounds what it sends, and ``max-norm``, the
+                        largest update that it may send, if there is a limit; for evaluation ``upload`` of the next
+                        round, ``models``, what is measured, ``fine-tune``, the layers that are
                         fine-tuned, and ``unseen``, for a client that never trains
 to client  ``global``   for evaluation, if the client evaluates the global model: its entries that differ from what was
                         taken
@@ -49,7 +50,7 @@ EARLIER = "earlier-reply"  # what a client may send again, where [faults] asks f
 RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MEASURED, MODEL, OPTIMIZER, EARLIER)
 SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
 MODELS, FINE_TUNE, UNSEEN, MEASURE = "models", "fine-tune", "unseen", "measure"
-IN_BFLOAT16 = "in-bfloat16"
+IN_BFLOAT16, MAX_NORM = "in-bfloat16", "max-norm"
 STALE = "stale"
 MISSING, NO_LOSS = "missing", "its training loss is not finite"
 _NARROW_TYPES = tuple(getattr(torch, name) for name in dir(torch) if name.startswith(("bfloat16", "float8_")))
@@ -218,6 +219,8 @@ class Instructions:
         Whether the client evaluates its model right after training.
     in_bfloat16
         Whether it sends entries of float32 back in bfloat16.
+    max_norm
+        Largest L2 distance of what it sends from where it began; unlimited if not given.
     """
 
     server_round: int
@@ -227,10 +230,13 @@ class Instructions:
     probe: bool = False
     measure: bool = False
     in_bfloat16: bool = False
+    max_norm: float | None = None
 
-    def write(self) -> dict[str, int | bool | str | list[str]]:
+    def write(self) -> dict[str, int | float | bool | str | list[str]]:
         """Return the settings for a Flower config."""
+        limit: dict[str, float] = {} if self.max_norm is None else {MAX_NORM: self.max_norm}
         return {
+            **limit,
             SERVER_ROUND: self.server_round,
             UPLOAD: list(self.upload),
             KEEP: list(self.keep),
@@ -254,4 +260,5 @@ class Instructions:
             probe=values[PROBE],
             measure=values[MEASURE],
             in_bfloat16=values[IN_BFLOAT16],
+            max_norm=values.get(MAX_NORM),
         )

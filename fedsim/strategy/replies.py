@@ -68,7 +68,7 @@ def read_update(
         raise ValueError(f"it sent the entry {min(unknown)} of its own model, which is no entry of the model")
     if wrong := misfit(ordered, received) or misfit(probe, model) or misfit(measured, model):
         raise ValueError(wrong)
-    norm = _norm(ordered, received, max_norm)
+    norm = checked_norm(ordered, received, max_norm)
     sets = {name: _read_arrays(reply, name) for name in messages.sets_of(reply.content)}
     for name, entries in sets.items():
         if not is_finite(entries):
@@ -104,7 +104,7 @@ def _read_arrays(reply: Message, name: str, like: Mapping[str, Tensor] | None = 
     return found
 
 
-def _norm(update: Params, received: Params, max_norm: float | None) -> float:
+def checked_norm(update: Params, received: Params, max_norm: float | None) -> float:
     """Return the L2 distance of an update from what the client received.
 
     Raises

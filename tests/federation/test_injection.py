@@ -35,8 +35,14 @@ EVERY: dict[str, Any] = {
     **{"explode_factor": 100.0, "seconds_per_example": 0.01, "speed_spread": 0.7, "deadline": 0.5},
 }
 LATE = {"seconds_per_example": 0.01, "speed_spread": 0.7, "round_spread": 0.3, "deadline": 0.4}
-# Faults after which a client is as if it had never been asked.
-AWAY = {**dict.fromkeys(("drop_out", "crash", "exception", "nan"), 0.15), **LATE}
+# Faults after which a client is as if it had never been asked, an exploding update where its size is limited.
+AWAY = {
+    **dict.fromkeys(("drop_out", "crash", "exception", "nan"), 0.15),
+    "explode": 0.25,
+    "explode_factor": 1e6,
+    **LATE,
+}
+LIMITED = {"max_update_norm": 100.0}
 STRATEGIES = {
     "full": {},
     "layer_set": {"shared": "head"},
@@ -50,7 +56,8 @@ STRATEGIES = {
 
 def faulty(tiny: Callable[..., Config], faults: dict[str, Any], name: str = "full", **changes: Any) -> Config:
     settings = {"rounds": 4, "clients": 5, "barriers": {"every": 0}, "faults": faults}
-    return tiny(**settings | {"strategy": {"name": name, **STRATEGIES.get(name, {})}} | changes)
+    strategy = {"name": name, **STRATEGIES.get(name, {}), **changes.pop("strategy", {})}
+    return tiny(**settings | {"strategy": strategy} | changes)
 
 
 def rows_of(folder: RunFolder) -> list[dict[str, Any]]:
@@ -64,22 +71,53 @@ def numbers_of(folder: RunFolder) -> dict[str, bytes]:
     return {name: files[name] for name in files if name != "clients.safetensors"} | {"": "\n".join(lines).encode()}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_a_run_is_the_one_in_which_those_clients_did_not_take_part(
-    name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hit = play(faulty(tiny, AWAY, name, rounds=3, seed=57), "hit")
-    gone = {(row["round"], row["client"]) for row in rows_of(hit)}
-    assert {row["kind"] for row in rows_of(hit)} == {"drop_out", "crash", "exception", "nan", "late"}
+def leave_out(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no client take part in a later run where it was left out in this one."""
+    gone = {(row["round"], row["client"]) for row in rows_of(folder)}
 
     def present(seed: int, server_round: int, *rest: Any) -> list[int]:
         every = draw_participants(seed, server_round, *rest)
         return [client for client in every if (server_round, client) not in gone]
 
     monkeypatch.setattr(hooks, "drawn_participants", present)
-    absent = play(faulty(tiny, {}, name, rounds=3, seed=57), "absent")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_run_is_the_one_in_which_those_clients_did_not_take_part(
+    name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hit = play(faulty(tiny, AWAY, name, rounds=3, seed=171, strategy=LIMITED), "hit")
+    assert {row["kind"] for row in rows_of(hit)} == {"drop_out", "crash", "exception", "nan", "explode", "late"}
+    leave_out(hit, monkeypatch)
+    absent = play(faulty(tiny, {}, name, rounds=3, seed=171, strategy=LIMITED), "absent")
     assert not absent.faults.exists()
     assert numbers_of(hit) == numbers_of(absent)
+
+
+def test_a_client_whose_own_update_is_too_large_did_not_take_part_either(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In 16-bit uploads, whose rounding is a part of the update.
+    limited = {"max_update_norm": 0.2, "upload_precision": "bfloat16"}
+    config = faulty(tiny, {}, "layer_set", rounds=3, strategy=limited)
+    large = play(config, "large")
+    assert 0 < len(rows_of(large)) < 3 * 5
+    assert all(row["reason"].startswith("its update is larger than max_update_norm; ") for row in rows_of(large))
+    leave_out(large, monkeypatch)
+    absent = play(config, "absent")
+    assert not absent.faults.exists()
+    assert numbers_of(large) == numbers_of(absent)
+
+
+@pytest.mark.parametrize("name", ["local", "fedproto"])
+def test_nan_is_left_out_where_no_layer_is_shared(
+    name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    folder = play(faulty(tiny, {"nan": 1.0, "clients": [1, 3], "rounds": [1]}, name, rounds=2))
+    assert [(row["round"], row["client"], row["stage"], row["kind"]) for row in rows_of(folder)] == [
+        (1, 1, "train", "nan"),
+        (1, 3, "train", "nan"),
+    ]
 
 
 def test_without_those_that_drop_out_fedavg_is_the_weighted_mean_of_the_others(

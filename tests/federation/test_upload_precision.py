@@ -12,7 +12,7 @@ from fedsim.config.making import make_strategy
 from fedsim.errors import ClientError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.planning.traffic import planned_traffic
-from fedsim.federation.client.app import _check
+from fedsim.federation.client.app import _checked
 from fedsim.federation.federation import federation_of
 from fedsim.models.averaging import weighted_mean
 from fedsim.results.files import read_rows
@@ -71,9 +71,9 @@ def test_a_client_does_not_send_what_rounding_makes_infinite(tiny: Callable[...,
     key = next(iter(federation.initial))
     finished = Finished(federation.initial | {key: torch.full_like(federation.initial[key], 3.4e38)})
     asked = Instructions(1, (key,), (), LocalPlan())
-    _check(federation, asked, finished)
+    _checked(federation, asked, finished)
     with pytest.raises(ClientError, match=r"^its update is not finite"):
-        _check(federation, replace(asked, in_bfloat16=True), finished)
+        _checked(federation, replace(asked, in_bfloat16=True), finished)
 
 
 def test_a_run_sends_half_the_bytes_and_as_many_as_planned(

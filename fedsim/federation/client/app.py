@@ -18,7 +18,15 @@ from fedsim.config.content import Counted, check_unchanged
 from fedsim.errors import ClientError
 from fedsim.federation.client.evaluation import evaluate_clients, evaluate_trained
 from fedsim.federation.client.faulty import Reply, Request, train_with_faults
-from fedsim.federation.client.state import UPLOADED, local_of, metric_name, not_finite, stored
+from fedsim.federation.client.state import (
+    UPLOADED,
+    check_size,
+    local_of,
+    metric_name,
+    not_finite,
+    start_of,
+    stored,
+)
 from fedsim.federation.federation import Federation, SharedParts, federation_of
 from fedsim.federation.participants import participants
 from fedsim.models.params import Params, flat_copy, is_finite, load_state_, state_of
@@ -148,15 +156,17 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[Reply]:
         finished.append(rule.finish(replace(local, params=params, sets=training.sets), local))
     replies: list[Reply] = []
     ended: list[tuple[Local, RecordDict]] = []
-    for (_, context), asked, local, result, (_, training) in zip(
+    for request, asked, local, result, (_, training) in zip(
         requests, instructions, started, finished, trained, strict=True
     ):
         try:
-            _check(federation, asked, result)
+            sent = _checked(federation, asked, result)
+            if asked.max_norm is not None:
+                check_size(sent, start_of(federation, *request), asked.max_norm)
         except ClientError as error:
             replies.append(error)
             continue
-        replies.append(reply := _reply(federation, asked, context, local, result, training))
+        replies.append(reply := _reply(federation, asked, request[1], local, result, training))
         ended.append((replace(local, params=result.params, sets={**training.sets, **result.kept}), reply))
     if instructions[0].measure and ended:
         # Once the replies are written: evaluation uses the model in which a single client's update was.
@@ -218,20 +228,22 @@ def _whose(settings: LocalSettings, local: Local) -> tuple[int, ...]:
     return (local.client,) if settings.order == "own" else ()
 
 
-def _check(federation: Federation, instructions: Instructions, finished: Finished) -> None:
-    """Check what a client would send before anything is kept: if it is of no use, the client resumes from before."""
+def _checked(federation: Federation, instructions: Instructions, finished: Finished) -> Params:
+    """Return the layers that a client would send; if they are of no use, nothing is kept and it resumes from before."""
     upload = finished.params if finished.upload is None else finished.upload
     shared = {key: upload[key] for key in instructions.upload if key in upload}
     if wrong := misfit(finished.params, federation.initial) or misfit(shared, federation.initial):
         raise ClientError(f"its rule returns a model in which {wrong}")
+    sent = messages.narrowed(shared) if instructions.in_bfloat16 else shared
     # Rounding makes infinity of the largest numbers of float32.
-    if not is_finite(messages.narrowed(shared) if instructions.in_bfloat16 else shared):
+    if not is_finite(sent):
         raise ClientError("its update is not finite; a lower local.lr may help")
     if broken := [name for name, entries in finished.sent.items() if not is_finite(entries)]:
         raise ClientError(f"its {broken[0]} has values that are not finite")
     for names in (finished.kept, finished.sent):
         if taken := set(names) & set(messages.RESERVED):
             raise ValueError(f"a rule's set is called {min(taken)!r}, which messages use already; give it another name")
+    return sent
 
 
 def _reply(

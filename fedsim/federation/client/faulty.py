@@ -9,10 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from fedsim.config.faults import LATE
 from fedsim.errors import ClientError
 from fedsim.federation.client.reasons import CRASHED
-from fedsim.federation.client.state import TRAINED, UPLOADED, client_of, metric_name, own_model, taken_from
+from fedsim.federation.client.state import TRAINED, UPLOADED, check_size, client_of, metric_name, own_model, start_of
 from fedsim.federation.federation import Federation
 from fedsim.federation.injection import Injected, injected_into
-from fedsim.models.params import Params, combine, flat_copy
+from fedsim.models.params import Params, flat_copy
 from fedsim.strategy import messages
 from fedsim.strategy.messages import EARLIER, Instructions
 
@@ -42,15 +42,14 @@ def train_with_faults(
         injected = injected_into(federation, request[0], client_of(request[1]))
         replies.append(reply := _instead(federation, request, injected, dies=dies))
         if reply is None:
-            healthy.append((request, injected, _start(federation, request) if injected.kind == "explode" else {}))
+            healthy.append((request, injected, start_of(federation, *request) if injected.kind == "explode" else {}))
     trained = iter(train([request for request, _, _ in healthy]) if healthy else ())
-    for (_, context), injected, start in healthy:
+    for (message, context), injected, start in healthy:
         reply = next(trained)
-        if isinstance(reply, RecordDict):
-            if injected.kind == "explode":
-                _explode(federation, reply, start)
-            if federation.config.faults.stale:
-                _remember(context, reply)
+        if isinstance(reply, RecordDict) and injected.kind == "explode":
+            reply = _exploded(federation, message, reply, start)
+        if isinstance(reply, RecordDict) and federation.config.faults.stale:
+            _remember(context, reply)
         replies[replies.index(None)] = reply
     return [reply for reply in replies if reply is not None]
 
@@ -79,10 +78,12 @@ def _instead(federation: Federation, request: Request, injected: Injected, *, di
     return None
 
 
-def _nan(federation: Federation, request: Request) -> RecordDict:
+def _nan(federation: Federation, request: Request) -> Reply:
     message, context = request
     asked = Instructions.read(messages.settings_of(message.content))
     values = {key: federation.initial[key] for key in asked.upload}
+    if not values:  # a round that shares no layer
+        return ClientError("its update is not finite")
     values = messages.narrowed(values) if asked.in_bfloat16 else values
     n = len(federation.data.client(client_of(context)).train[1])
     arrays = {key: torch.full_like(value, torch.nan) for key, value in values.items()}
@@ -91,13 +92,7 @@ def _nan(federation: Federation, request: Request) -> RecordDict:
     )
 
 
-def _start(federation: Federation, request: Request) -> Params:
-    """Return the model from which a client starts: its own, with what it received."""
-    message, context = request
-    return combine(own_model(federation, context), taken_from(message))
-
-
-def _explode(federation: Federation, reply: RecordDict, start: Params) -> None:
+def _exploded(federation: Federation, message: Message, reply: RecordDict, start: Params) -> Reply:
     """Let an update go farther from the start; running statistics stay as they are, as variances have a sign."""
     factor, layers = federation.config.faults.explode_factor, federation.layers
     parameters = set(layers.keys(layers.names, buffers=False))
@@ -108,7 +103,12 @@ def _explode(federation: Federation, reply: RecordDict, start: Params) -> None:
         else value
         for key, value in sent.items()
     }
+    try:
+        check_size(far, start, Instructions.read(messages.settings_of(message.content)).max_norm)
+    except ClientError as error:
+        return error  # so that the client resumes from before
     reply[messages.ARRAYS] = messages.encode(flat_copy(far))
+    return reply
 
 
 def _remember(context: Context, reply: RecordDict) -> None:

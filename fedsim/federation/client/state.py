@@ -2,11 +2,13 @@
 
 from flwr.app import Context, Message
 
+from fedsim.errors import ClientError
 from fedsim.federation.federation import Federation
 from fedsim.models.params import Params, combine, is_finite
 from fedsim.seeds import rng
 from fedsim.strategy import messages
 from fedsim.strategy.messages import MODEL, OPTIMIZER
+from fedsim.strategy.replies import checked_norm
 from fedsim.training import Local, Network
 
 UPLOADED, PERSONALISED, GLOBAL = "uploaded", "personalised", "global"
@@ -47,6 +49,27 @@ def not_finite(federation: Federation, context: Context) -> str:
 def taken_from(message: Message) -> Params:
     """Return what a message brings from the server."""
     return messages.decode(messages.arrays_of(message.content, messages.ARRAYS))
+
+
+def start_of(federation: Federation, message: Message, context: Context) -> Params:
+    """Return the model from which a client starts: its own, with what it received."""
+    return combine(own_model(federation, context), taken_from(message))
+
+
+def check_size(sent: Params, start: Params, max_norm: float | None) -> None:
+    """Check what a client sends against the server's limit, before the client keeps anything of the round.
+
+    Raises
+    ------
+    ClientError
+        If it is farther from where the client started.
+    """
+    if max_norm is not None:
+        wide = {key: value.to(start[key].dtype) for key, value in sent.items()}  # what the server makes of bfloat16
+        try:
+            checked_norm(wide, {key: start[key] for key in wide}, max_norm)
+        except ValueError as error:
+            raise ClientError(str(error)) from error
 
 
 def local_of(federation: Federation, message: Message, context: Context, ahead: int = 0) -> Local:
