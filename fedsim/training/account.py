@@ -22,10 +22,21 @@ class Account:
     def __init__(self, members: int) -> None:
         self._members = members
         self._steps: list[tuple[np.ndarray, float, float]] = []
-        self.begin(np.zeros(members, dtype=np.int64))
+        self._of_model = False
+        self.begin(np.zeros(members, dtype=np.int64), of_model=False)
 
-    def begin(self, counted_from: np.ndarray) -> None:
-        """Begin a phase, in which losses count from each member's step ``counted_from``."""
+    def begin(self, counted_from: np.ndarray, *, of_model: bool = True) -> None:
+        """Begin a phase, in which losses count from each member's step ``counted_from``.
+
+        Parameters
+        ----------
+        of_model
+            Whether it trains the model. After such a phase, losses of one that trains a set do not count.
+        """
+        self._counts_losses = of_model or not self._of_model
+        if not self._counts_losses:
+            return
+        self._of_model = of_model
         self._from = counted_from
         self._all_from = int(counted_from.max(initial=0))
         self._losses: list[Tensor] = []
@@ -41,6 +52,8 @@ class Account:
             Weights of the losses, shape [active], where they are not the numbers of examples.
         """
         self._steps.append((counts, passes.forward, passes.backward))
+        if not self._counts_losses:
+            return
         if step < self._all_from:
             counts = np.where(self._from[: len(counts)] <= step, counts, 0)
         if step >= self._all_from or counts.any():

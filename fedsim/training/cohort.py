@@ -123,6 +123,7 @@ class _Stack:
         self.dropouts = seeded_modules(model)
         self.passes = self._before = Passes()
         self._selected = "model"
+        self._calls = [0] * len(self.dropouts)
         self._buffers = [name for name, _ in model.named_buffers() if name in self.params]
         self._leaves: Params = {}
 
@@ -157,11 +158,14 @@ class _Stack:
         if ruled.has_loss or ruled.has_gradient:
             self._before = Passes()
             loss_of = partial(self._over_members, lambda step, _: ruled.rule.loss(step), position)
+        self._calls = [0] * len(self.dropouts)
         losses = self._by_size(members, batch, loss_of)
         losses.sum().backward()
         if ruled.has_gradient:
             found = {name: leaf.grad for name, leaf in self._leaves.items() if leaf.grad is not None}
             self._before = self.passes
+            # As alone, masks of the gradient's hook are those that come after the loss's.
+            self._calls = [module.calls for module in self.dropouts.values()]
             with torch.no_grad():
                 hook = partial(self._over_members, ruled.rule.gradient, position)
                 changed = self._by_size(replace(members, gradients=found), batch, hook)
@@ -240,8 +244,9 @@ class _Stack:
         return result
 
     def _begin_masks(self) -> None:
-        for module in self.dropouts.values():
-            module.calls = 0
+        """Let each part of the cohort begin with the same masks."""
+        for module, calls in zip(self.dropouts.values(), self._calls, strict=True):
+            module.calls = calls
 
     def _rows_mix(self) -> bool:
         """Whether an example's output, or its gradient, depends on the other examples of its batch."""

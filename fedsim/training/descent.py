@@ -79,7 +79,8 @@ def _run_phase(
 ) -> None:
     """Run one phase; update ``account`` in place."""
     steps = schedule.begin(phase)
-    account.begin(steps - batches.lengths if phase.steps is None else np.zeros_like(steps))  # from the last epoch on
+    counted_from = steps - batches.lengths if phase.steps is None else np.zeros_like(steps)  # the last epoch
+    account.begin(counted_from, of_model=phase.trains == "model")
     active = 0
     start: Params = {}
     for step in range(steps.max()):

@@ -28,10 +28,11 @@ from fedsim.training.dropout import seeded_dropout_
 SIZES = (7, 4, 9)
 
 
-def net(kind: str = "plain") -> nn.Module:
+def net(*kinds: str) -> nn.Module:
     torch.manual_seed(0)
-    middle: dict[str, list[nn.Module]] = {"plain": [], "norm": [nn.BatchNorm1d(5)], "dropout": [nn.Dropout(0.4)]}
-    model = nn.Sequential(nn.Linear(3, 5), *middle[kind], nn.Tanh(), nn.Linear(5, 2)).double()
+    made: dict[str, nn.Module] = {"norm": nn.BatchNorm1d(5), "dropout": nn.Dropout(0.4)}
+    middle = [made[kind] for kind in kinds if kind != "plain"]
+    model = nn.Sequential(nn.Linear(3, 5), *middle, nn.Tanh(), nn.Linear(5, 2)).double()
     seeded_dropout_(model)
     return model
 
@@ -54,6 +55,18 @@ def alone(model: nn.Module, task: LocalTask, plan: LocalPlan, settings: SGD) -> 
     load_state_(model, task.params)
     training = train_(model, task.inputs, task.targets, plan, settings, task.rng, ruled=task.ruled)
     return start_of(model), training
+
+
+class Twice(ClientRule):
+    """Adds to the gradient that of a second pass, which has masks of its own."""
+
+    def gradient(self, step: Step, gradients: Params) -> Params:
+        def loss(own: Params) -> Tensor:
+            others = {key: value.clone() for key, value in step.params.items() if key not in own}
+            return step.loss_of(step.logits(others | own))
+
+        found, _ = step.gradient(loss, {key: step.params[key] for key in gradients})
+        return {key: value + found[key] for key, value in gradients.items()}
 
 
 class Everything(ClientRule):
@@ -104,6 +117,18 @@ def test_a_rule_in_a_cohort_does_to_each_client_what_it_does_alone(kind: str, pl
         assert training.passes == report.passes
         assert training.passes.backward == 2 * training.examples_seen
         assert set(training.optimizer_state) == set(report.optimizer_state)
+
+
+@pytest.mark.parametrize("kinds", [("dropout",), ("norm", "dropout")])
+def test_masks_of_the_gradients_hook_are_the_same_in_a_cohort(kinds: tuple[str, ...]) -> None:
+    model, settings = net(*kinds), SGD(2, 3, 0.1)
+    start = start_of(model)
+    tasks = [members(dict.fromkeys(range(3), Ruled(Twice())), start) for _ in range(2)]
+    together = train_cohort(model, tasks[0], LocalPlan(), settings)
+    for task, (params, _) in zip(tasks[1], together, strict=True):
+        expected, _ = alone(model, task, LocalPlan(), settings)
+        for key in start:
+            assert torch.allclose(params[key], expected[key], atol=1e-10), key
 
 
 def test_a_rule_follows_its_own_loss_and_gradients_by_hand() -> None:
@@ -174,6 +199,27 @@ def test_momentum_of_a_set_is_its_own_and_continues_where_it_was() -> None:
     again = train_(model, *data(0), plan, settings, np.random.default_rng(0), first.optimizer_state, ruled=ruled)
     for name, value in again.optimizer_state.items():
         assert torch.allclose(value, together.optimizer_state[name], atol=1e-12), name
+
+
+def test_the_loss_is_the_models_where_a_set_is_trained_after_it() -> None:
+    model, start = net(), start_of(net())
+    far = {key: value + 2 for key, value in start.items()}
+    plans = (
+        LocalPlan((Phase(),)),
+        LocalPlan((Phase(), Phase(trains="personal"))),
+        LocalPlan((Phase(trains="personal"),)),
+    )
+
+    def tasks() -> list[LocalTask]:
+        return members(dict.fromkeys((0, 1), Ruled(sets={"personal": far})), start)
+
+    single = [[alone(model, task, plan, SGD(1, 3, 0.1))[1] for task in tasks()] for plan in plans]
+    cohort = [[each for _, each in train_cohort(model, tasks(), plan, SGD(1, 3, 0.1))] for plan in plans]
+    for found in (single, cohort):
+        of_model, both, of_set = ([report.loss for report in reports] for reports in found)
+        assert both == of_model
+        assert all(abs(one - other) > 0.1 for one, other in zip(of_set, of_model, strict=True))
+        assert [report.passes.backward for report in found[1]] == [2 * SIZES[0], 2 * SIZES[1]]
 
 
 def test_a_phase_that_names_a_set_which_the_client_does_not_have_says_what_it_has() -> None:
