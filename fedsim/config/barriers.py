@@ -81,6 +81,11 @@ class BarriersConfig(Table):
             raise ValueError('must be "auto" or a whole number of at least 0')
         return value
 
+    @field_validator("groups", "on", "measures", "matching", "path", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("precision")
     @classmethod
     def _with_tolerance(cls, value: str, info: ValidationInfo) -> str:

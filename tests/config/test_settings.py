@@ -159,3 +159,10 @@ def test_options_that_several_entries_take_are_described_once_and_checked_for_ea
         wrong = rf"^num_expert = 2 is no option of {name}; did you mean 'num_experts'\? known are: [\w, ]*moe_blocks$"
         with pytest.raises(TypeError, match=wrong):
             models.find(name)((8,), 4, num_expert=2)
+
+
+def test_a_single_name_is_taken_for_several() -> None:
+    names = {"groups": "layers", "on": "server", "measures": "spectra", "matching": "weights", "path": "factors"}
+    one = Config.parse(VALID | {"barriers": names}, "study.toml")
+    assert one == Config.parse(VALID | {"barriers": {key: [name] for key, name in names.items()}}, "study.toml")
+    assert one.barriers.matching == ("weights",)

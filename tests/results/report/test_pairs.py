@@ -83,6 +83,9 @@ def test_by_strategy_methods_are_compared_over_all_else_with_seeds_as_units(buil
     means = [np.mean([table, table[::-1]], axis=(0, 2)) for table in (OURS, THEIRS)]
     test = stats.ttest_rel(*means).confidence_interval(0.95)
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((test.low, test.high))
+    assert not any("same settings" in light.text for light in verdict_of(comparison).lights)
+    lights = verdict_of(compare(runs[3:], Question(by="strategy", baseline="full"))).lights
+    assert any("not over the same settings and seeds" in each.text and "FedPer 3 of 6;" in each.text for each in lights)
 
 
 def test_the_p_value_is_that_of_a_paired_t_test_over_the_seeds(paired: tuple[list[Result], list[Result]]) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fedsim.results.report.comparing.best import MAIN_COLUMN, Standing
 from fedsim.results.report.comparing.comparable import unfinished_texts
+from fedsim.results.report.comparing.groups import METHOD
 from fedsim.results.report.comparing.pairs import plain_runs, runs_of, why_no_reference
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES, counts_targets, few_examples, rows_shown
@@ -35,6 +36,7 @@ def lights_of(comparison: Comparison, standings: Sequence[Standing]) -> Iterator
     yield from _equal_runs(comparison)
     yield from _missing(comparison)
     yield from _unlike_seeds(comparison)
+    yield from _unlike_methods(comparison, standings)
     yield from _seeds(standings)
     yield from _without_spread(standings)
     yield from _lengths(standings)
@@ -129,6 +131,22 @@ def _unlike_seeds(comparison: Comparison) -> Iterator[Light]:
     if unlike:
         remedy = "run what is missing, or compare without --by"
         yield Light("warning", f"not every seed has the same settings: {_listed(unlike)}; {remedy}")
+
+
+def _unlike_methods(comparison: Comparison, standings: Sequence[Standing]) -> Iterator[Light]:
+    """Yield which methods lack a setting that others have, so that the means of their lines are of something else."""
+    if comparison.question.by != METHOD:
+        return
+    for standing in standings:
+        every = {key for method in standing.methods for key in method.runs}
+        fewer = [
+            f"{method.name} {len(method.runs)} of {len(every)}"
+            for method in standing.methods
+            if every - set(method.runs)
+        ]
+        if fewer:
+            text = "the means of the table are not over the same settings and seeds, while differences are"
+            yield Light("warning", f"{text}: runs of {_listed(fewer)}; run what is missing")
 
 
 def _without_spread(standings: Sequence[Standing]) -> Iterator[Light]:
