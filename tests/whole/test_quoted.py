@@ -328,7 +328,7 @@ def test_the_findings_on_mixing_by_barriers() -> None:
     passes = [over["passes"][name] for name in (mix, rep, "FedALA", "FedPer")]
     assert_quoted(
         FINDINGS,
-        "It passes {} examples, FedRep {}, FedALA {}, and fixed groups {}.",
+        "It passes {} examples, FedRep {}, FedALA {}, and fixed groups {},",
         *[*passes[:2], round(passes[2], -2), passes[3]],
     )
 
