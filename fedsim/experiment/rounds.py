@@ -148,11 +148,12 @@ class Rounds:
         if measured and (finite := [update for update in received.updates if update.is_finite(self.federation.layers)]):
             with self._timed("barriers"):
                 rows += self._measure(server_round, finite)
-        with self._timed("aggregate"), same_draws(seed=derive(self.config.seed, "strategy", server_round)):
-            step_and_record(self.strategy, server_round, received, self.records, self._constant)
-            where = f"round {server_round}: {method_name(self.config)}"
-            check_state(self.strategy.state, self.strategy.global_model, received.updates, where)
-        evaluated, failed = self._evaluate(server_round)
+        with same_draws(self.federation.device, derive(self.config.seed, "strategy", server_round)):
+            with self._timed("aggregate"):
+                step_and_record(self.strategy, server_round, received, self.records, self._constant)
+                where = f"round {server_round}: {method_name(self.config)}"
+                check_state(self.strategy.state, self.strategy.global_model, received.updates, where)
+            evaluated, failed = self._evaluate(server_round)
         rows += evaluated
         self.records.append("metrics", rows)
         restored = self._restored(server_round)
@@ -191,12 +192,11 @@ class Rounds:
         received = self.strategy.receive(server_round, injected.replies(counted()), in_order=not probe)
         self.records.append("communication", traffic.rows(server_round))
         left_out, missing = injected.mark(received.left_out), received.missing
-        self._note(
-            [
-                fault_row(server_round, client, "train", left_out[client], injected=injected.kinds.get(client))
-                for client in sorted(left_out)
-            ]
-        )
+        faults = [
+            fault_row(server_round, client, "train", left_out[client], injected=injected.kinds.get(client))
+            for client in sorted(left_out)
+        ]
+        self._note(faults)
         self._note(injected.fault_rows(server_round, received))
         for client, why in missing.items():
             self._note([fault_row(server_round, client, "loss" if why == messages.NO_LOSS else "personal", why)])

@@ -31,6 +31,7 @@ from fedsim.models.draws import same_draws
 from fedsim.results.environment import now
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import write_done
+from fedsim.seeds import derive
 from fedsim.strategy import Strategy
 from fedsim.training import cohort_problem
 
@@ -60,7 +61,8 @@ def _prepared(config: Config) -> Parts:
             f"evaluation.perturbed = {list(config.evaluation.perturbed)} perturbs inputs, but the inputs of "
             f"data.name = {config.data.name!r} are tokens, which have no small perturbations; use []"
         )
-    strategy = making.make_strategy(config, federation.model(), inputs)
+    with same_draws(federation.device, derive(config.seed, "prepare")):
+        strategy = making.make_strategy(config, federation.model(), inputs)
     strategy.server_data, strategy.training_loss = federation.data.server(), federation.objective
     check_groups(federation)
     check_paths(federation)
@@ -166,7 +168,10 @@ def _run_rounds(
         logger.warning(note)
     shared = federation.shared_parts() if config.engine.name == "ray" else None
     # Clients of this process set the global streams, which the user's program may draw from too.
-    with same_draws(), make_engine(_engine_settings(federation), make_app, config.clients, shared) as engine:
+    with (
+        same_draws(federation.device),
+        make_engine(_engine_settings(federation), make_app, config.clients, shared) as engine,
+    ):
         strategy.set_global_model(federation.initial)
         rounds = Rounds(federation, strategy, engine, folder)
         if done:
@@ -177,7 +182,9 @@ def _run_rounds(
                 logger.info("stopped after round %d: %s", server_round - 1, rounds.stopped)
                 break
             try:
-                summary = rounds.run_round(server_round)
+                # What the strategy's hooks draw before the clients train.
+                with same_draws(federation.device, derive(config.seed, "round", server_round)):
+                    summary = rounds.run_round(server_round)
             except FileNotFoundError:
                 rounds.records.check_in_place()
                 raise

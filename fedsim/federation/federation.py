@@ -15,7 +15,7 @@ from fedsim.federation.objective import balanced, check_custom, make_objective
 from fedsim.lazy import Place
 from fedsim.models.adapters import factors_of
 from fedsim.models.copies import copy_of
-from fedsim.models.draws import CPU, are_equal, same_draws, seed_others, stream_states
+from fedsim.models.draws import CPU, are_equal, same_draws, seed_others, seed_torch, stream_states
 from fedsim.models.frozen import frozen_of, replace_frozen_
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.parametrised import plain_
@@ -25,7 +25,7 @@ from fedsim.models.purity import is_by_example, keeps_something
 from fedsim.models.ranks import cut_to_rank
 from fedsim.models.summary import ModelSummary, summary_of
 from fedsim.seeds import PathPart, derive
-from fedsim.training import ClientRule
+from fedsim.training import ClientRule, Finished, Local
 from fedsim.training.evaluation import Criterion, Evaluation, criterion_of
 from fedsim.training.losses import Loss
 from fedsim.training.metrics import LOSS, MAIN
@@ -80,7 +80,7 @@ class Federation:
     def _drawn_of(self, client: int) -> Params:
         if self.config.model.initial == "shared":
             return self.initial
-        with self._stream, same_draws(seed=derive(self.config.seed, "initial model", client)):
+        with self._stream, same_draws(self.device, derive(self.config.seed, "initial model", client)):
             model = draw_model(self.config, self.data.dataset)
         own = model.to(self.device).state_dict()
         skip, drawn = self.config.model.weights_skip, tuple(self.initial)  # frozen tensors are the server's
@@ -149,7 +149,9 @@ class Federation:
     @cached_property
     def client_rule(self) -> ClientRule:
         """What the strategy's clients do beyond its plan."""
-        return making.make_rule(self.config, self._template, self.calibration())
+        calibration = self.calibration()
+        with self._stream, same_draws(self.device, derive(self.config.seed, "rule")):
+            return making.make_rule(self.config, self._template, calibration)
 
     def calibration(self) -> Tensor:
         """Return the inputs that the server holds, a sample of what the clients train on: normalised, [n, ...]."""
@@ -160,16 +162,30 @@ class Federation:
         return self.data.train_sample(CALIBRATION_EXAMPLES)
 
     def seed_streams(self, *path: PathPart) -> None:
-        """Set the global streams, for what a model of the user's own may draw from them while it trains."""
+        """Set the global streams, for what a model or method of the user's own may draw from them while it trains."""
         seed = derive(self.config.seed, *path)
         with self._stream:
-            if self.device.type == "cpu":
-                # `torch.manual_seed` also seeds all devices that there may be, and formats a stack trace for each kind.
-                torch.default_generator.manual_seed(seed)
-            else:
-                torch.manual_seed(seed)
-            if self._draws[1]:
+            seed_torch(self.device, seed)
+            if self._draws[1] or self._has_custom_method:
                 seed_others(seed)
+
+    def start_of(self, local: Local) -> Local:
+        """Return a client as its rule starts it, which may draw from the global streams if it is the user's own."""
+        self._seed_rule("start", local)
+        return self.client_rule.start(local)
+
+    def finish_of(self, local: Local, started: Local) -> Finished:
+        """Return what a client's rule makes of it after training, as `start_of`."""
+        self._seed_rule("finish", local)
+        return self.client_rule.finish(local, started)
+
+    def _seed_rule(self, hook: str, local: Local) -> None:
+        if self._has_custom_method:
+            self.seed_streams(hook, local.server_round, local.client)
+
+    @cached_property
+    def _has_custom_method(self) -> bool:
+        return any(":" in name for name in (self.config.strategy.name, self.config.loss.name))
 
     def frozen(self) -> Params:
         """Return the frozen tensors, of which all models of a process share one copy."""
@@ -253,10 +269,10 @@ def federation_of(config: Config, *, fit: Fit = "trained on", data: FederatedDat
         If the data are missing or damaged, or the model or the partition is impossible.
     """
     data = data or federated_data_of(config, fit=fit)
-    with same_draws(seed=derive(config.seed, "initial model")):
+    device = choose_device(config.device)
+    with same_draws(device, derive(config.seed, "initial model")):
         model = make_model(config, data.dataset, data.split.train.sizes).eval()
     check_custom(config, data.dataset, model, make_objective(config, data.dataset))
-    device = choose_device(config.device)
     return Federation(
         config=config,
         data=replace(data, dataset=data.dataset.to(device)),

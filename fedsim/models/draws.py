@@ -11,31 +11,35 @@ import torch
 CPU = torch.device("cpu")
 
 
-def seed_streams(seed: int) -> None:
-    """Set all three streams; for one thread only.
-
-    Parameters
-    ----------
-    seed
-        At most 64 bits, of which NumPy gets the lower half.
-    """
-    torch.manual_seed(seed)
-    seed_others(seed)
+def seed_torch(device: torch.device, seed: int) -> None:
+    """Set torch's stream of a device: on the CPU that alone, otherwise those of the CPU and all devices."""
+    if device.type == "cpu":
+        # `torch.manual_seed` also seeds all devices that there may be, and formats a stack trace for each kind.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def seed_others(seed: int) -> None:
-    """Set the streams of NumPy and Python."""
+    """Set the streams of NumPy, which takes the lower half of 64 bits, and Python."""
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
 @contextmanager
 def same_draws(device: torch.device = CPU, seed: int = 0) -> Iterator[None]:
-    """Let code draw the same random numbers each time, and leave all streams as they were; for one thread only."""
+    """Let code draw the same random numbers each time, and leave all streams as they were; for one thread only.
+
+    Parameters
+    ----------
+    device
+        Where the code computes; torch's streams of other devices than this and the CPU are left alone or not restored.
+    """
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            seed_streams(seed)
+            seed_torch(device, seed)
+            seed_others(seed)
             yield
     finally:
         np.random.set_state(of_numpy)

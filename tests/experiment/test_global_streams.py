@@ -1,7 +1,8 @@
 """Code of a user's own that draws from the global streams of torch, NumPy and Python gives the same each time."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from fedsim.experiment import run as experiment
 from fedsim.experiment.restored import restored_model
 from fedsim.federation import data as data_of_runs
 from fedsim.federation.federation import federation_of
+from fedsim.models.draws import same_draws
+from fedsim.models.params import Params
+from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
+from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Step, Strategy
 from partitions import Partition
 from tests.experiment.conftest import run_until
 
@@ -65,6 +70,40 @@ class Net(nn.Module):
 def build(shape: tuple[int, ...], classes: int) -> nn.Module:
     """Return a new model."""
     return Net()
+
+
+class DrawingRule(ClientRule):
+    """Draws from the streams in each of its hooks."""
+
+    def start(self, local: Local) -> Local:
+        return replace(local, params={key: value + drawn() for key, value in local.params.items()})
+
+    def gradient(self, step: Step, gradients: Params) -> Params:
+        # Of a whole cohort at once, where torch draws nothing.
+        return {key: value + 0.01 * (np.random.randn() + random.random()) for key, value in gradients.items()}
+
+    def finish(self, local: Local, started: Local) -> Finished:
+        finished = Finished({key: value + drawn() for key, value in local.params.items()})
+        for let_be_anywhere in (torch.seed, np.random.seed, random.seed):  # as in a worker that had other clients
+            let_be_anywhere()
+        return finished
+
+
+class Drawing(Strategy, shared="all"):
+    """Draws in the server's hooks too."""
+
+    client_rule = DrawingRule
+
+    def for_client(self, server_round: int, client: int) -> Params:
+        return {key: value + drawn() for key, value in super().for_client(server_round, client).items()}
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
+        return {key: value + drawn() for key, value in super().aggregate(server_round, updates).items()}
+
+
+def drawn() -> float:
+    """Return a little noise of all three streams."""
+    return 0.01 * (float(torch.randn(())) + np.random.randn() + random.random())
 
 
 @pytest.fixture
@@ -135,6 +174,29 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(
     experiment.run(config(), folders[1], lambda summary: None)
     whole, resumed = (restored_model(folder).state_dict() for folder in folders)
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+@pytest.mark.parametrize("cohort", [1, 4])
+def test_a_method_that_draws_gives_the_same_after_a_resume(
+    cohort: int, tiny: Callable[..., Config], forget: Callable[[int], None], tmp_path: Path
+) -> None:
+    config = tiny(strategy={"name": f"{HERE}:Drawing"}, barriers__every=0, engine__cohort=cohort)
+    folders = [RunFolder(tmp_path / name) for name in ("whole", "resumed")]
+    forget(1)
+    experiment.run(config, folders[0], lambda summary: None)
+    forget(2)
+    run_until(config, folders[1], 1)
+    forget(3)
+    experiment.run(config, folders[1], lambda summary: None)
+    whole, resumed = (restored_model(folder).state_dict() for folder in folders)
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    assert read_rows(folders[0].metrics)["value"].equals(read_rows(folders[1].metrics)["value"])
+
+
+def test_the_streams_of_other_devices_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds all devices"))
+    with same_draws(seed=3):
+        assert float(torch.rand(())) == float(torch.rand((), generator=torch.Generator().manual_seed(3)))
 
 
 def test_a_run_whose_data_are_others_when_it_resumes_is_refused(

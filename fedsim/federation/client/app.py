@@ -147,13 +147,13 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[Reply]:
 
     A client whose update is of no use has an error in place of its reply, and its neighbours keep theirs.
     """
-    rule, instructions = federation.client_rule, [_instructions(message) for message, _ in requests]
-    started = [rule.start(local_of(federation, *request)) for request in requests]
+    instructions = [_instructions(message) for message, _ in requests]
+    started = [federation.start_of(local_of(federation, *request)) for request in requests]
     states = [stored(context, OPTIMIZER) for _, context in requests]
     trained = _trained(federation, instructions[0], started, states)
     finished = []
     for local, (params, training) in zip(started, trained, strict=True):
-        finished.append(rule.finish(replace(local, params=params, sets=training.sets), local))
+        finished.append(federation.finish_of(replace(local, params=params, sets=training.sets), local))
     replies: list[Reply] = []
     ended: list[tuple[Local, RecordDict]] = []
     for request, asked, local, result, (_, training) in zip(
@@ -203,11 +203,11 @@ def _trained(
         )
         for local, state in zip(started, states, strict=True)
     ]
+    federation.seed_streams("dropout", server_round, *_whose(settings, started[0]))
     if len(tasks) > 1:
         return train_cohort(model, tasks, plan, settings, federation.data.augmentation, at)
     [task] = tasks
     load_state_(model, task.params)
-    federation.seed_streams("dropout", server_round, *_whose(settings, started[0]))
     training = train_(
         model,
         task.inputs,

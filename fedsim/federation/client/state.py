@@ -116,7 +116,7 @@ def personalised_model(federation: Federation, message: Message, context: Contex
     if not rule.personalises:
         return combine(own_model(federation, context), taken_from(message))
     # As the client would begin the next round.
-    return rule.personalised(rule.start(local_of(federation, message, context, ahead=1)))
+    return rule.personalised(federation.start_of(local_of(federation, message, context, ahead=1)))
 
 
 def metric_name(model: str, split: str, metric: str) -> str:
