@@ -334,14 +334,15 @@ def test_heads_with_a_non_linearity_are_not_rotated() -> None:
     for value in (*model.qkv.parameters(), *model.out.parameters()):
         value.requires_grad_(False)
     with pytest.raises(
-        ValueError, match=r"^model = Activated has no units that can be rotated.*attention heads of two or more$"
+        ValueError, match=r"^model = Activated has no units that can be rotated.*attention heads of two or more units$"
     ):
         rotation_spec(model, torch.randn(2, 5, 8))
 
 
 def test_a_model_without_heads_has_nothing_to_rotate() -> None:
     with pytest.raises(
-        ValueError, match=r"has no units that can be rotated, as those within attention heads of two or more; match by"
+        ValueError,
+        match=r"has no units that can be rotated, such as those within attention heads of two or more units; match by",
     ):
         rotation_spec(mlp((6,), 3, hidden=(4,)), torch.randn(2, 6))
 

@@ -1,5 +1,6 @@
 """The symmetries of transformers of Hugging Face, from tiny configurations and without a network."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -183,17 +184,15 @@ def test_each_head_is_balanced_for_invertible_matrices(tmp_path: Path) -> None:
     spec = rotation_spec(build(tmp_path, "vit"), inputs_of("vit"), balanced=True)
     layers = [f"vit.layers.{block}.attention.{pair}" for block in (0, 1) for pair in ("q k", "v o")]
     found = {tuple(sorted({rows.key for side in each.sides for rows in side})) for each in spec.factors}
-    assert {tuple(key.split(".")[4][0] for key in keys if "weight" in key) for keys in found} == {
-        ("k", "q"),
-        ("o", "v"),
-    }
+    of_block = r"vit\.layers\.\d\.attention\.([qkvo])_proj\.weight"
+    assert {"".join(re.findall(of_block, " ".join(keys))) for keys in found} == {"kq", "ov"}
     assert len(found) == len(layers)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2 for classes", "llama", "vit"])
 def test_what_is_advised_where_a_scale_is_0_or_permutations_are_asked_for_works(tmp_path: Path, name: str) -> None:
     model, inputs = build(tmp_path, name), inputs_of(name)
-    reason = r"has no units .* \(no rule for 'vit'\)" if name == "vit" else r"cannot be traced by torch\.fx"
+    reason = r"has no units .* \(no rule for its 'vit'\)" if name == "vit" else r"cannot be traced by torch\.fx"
     with pytest.raises(ValueError, match=rf"^model = \w+ {reason}[^;]*; match .* = 'head-rotations', 'rota"):
         spec_of(model, "permutations", inputs)
     spec, params, generator = spec_of(model, "rotations", inputs), state_of(model), np.random.default_rng(0)

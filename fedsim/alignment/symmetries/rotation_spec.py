@@ -111,8 +111,8 @@ def confirmed(
         kept = [trial.first(pair, plain) for pair in zip(kept, plain.symmetries, strict=True)]
     if not any(each.rotations for each in kept):
         raise ValueError(
-            f"model = {type(model).__name__} has no units that can be rotated, as those within attention "
-            "heads of two or more"
+            f"model = {type(model).__name__} has no units that can be rotated, such as those within "
+            "attention heads of two or more units"
             + ("; match by permutations" if plain.symmetries and not transformers.is_known(model) else "")
         )
     if not any(_is_rotated_stream(each, spec) for each in kept):

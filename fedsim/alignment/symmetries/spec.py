@@ -92,14 +92,14 @@ def derive_some(model: nn.Module, inputs: Tensor) -> Derivation:
     Raises
     ------
     ValueError
-        As from `derive`, and if no symmetry could be derived and a model is asymmetric or has operations without a
-        rule. Others without a symmetry, such as a single linear layer, have no units to align.
+        As from `derive`, and if no symmetry could be derived from a model that is asymmetric or has operations without
+        a rule. Others without a symmetry, such as a single linear layer, have no units to align.
     """
     found = derive(model, inputs)
     asymmetric = is_asymmetric(model)
     if found.spec.symmetries or not (asymmetric or found.unknown):
         return found
-    reason = "it is asymmetric" if asymmetric else f"no rule for {found.unknown[0]!r}"
+    reason = "it is asymmetric" if asymmetric else f"no rule for its {found.unknown[0]!r}"
     raise ValueError(f"model = {type(model).__name__} has no units that are known to change places ({reason})")
 
 
