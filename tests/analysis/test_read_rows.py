@@ -9,11 +9,13 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from transformers.pytorch_utils import Conv1D
 
 from fedsim.analysis.data import Data
+from fedsim.analysis.mixing import read_rows
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.read_rows import is_row_wise, partly_read
 from fedsim.analysis.mixing.shared_calls import SharedCalls
 from fedsim.models.adapter import Adapter
 from fedsim.models.adapters import adapt_
+from fedsim.models.architectures.huggingface import _as_function
 from fedsim.models.copies import loaded
 from fedsim.models.layers import describe_
 from fedsim.models.params import Params, state_of
@@ -39,17 +41,6 @@ def bert() -> nn.Module:
 def gpt2() -> nn.Module:
     config = GPT2Config(n_embd=WIDTH, n_layer=2, n_head=2, vocab_size=WORDS, num_labels=3, pad_token_id=0)
     return GPT2ForSequenceClassification(config)
-
-
-class Texts(nn.Module):
-    """A model of transformers that gives its logits; nothing attends to padding."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.model(input_ids=tokens, attention_mask=(tokens != 0).long()).logits
 
 
 class OfRows(nn.Module):
@@ -88,6 +79,33 @@ def by_its_bias(rows: Tensor, scores: Tensor, bias: Tensor) -> Tensor:
     return rows[:, int(bias[0] > 0)]
 
 
+def positive(rows: Tensor, scores: Tensor, bias: Tensor) -> Tensor:
+    return (scores.relu() * rows).mean(1)
+
+
+def unsaturated(rows: Tensor, scores: Tensor, bias: Tensor) -> Tensor:
+    return (nn.functional.hardtanh(scores, -0.5, 0.5) * rows).mean(1)
+
+
+def largest(rows: Tensor, scores: Tensor, bias: Tensor) -> Tensor:
+    return nn.functional.max_pool1d(rows.mT, LENGTH).squeeze(-1)
+
+
+def shares(rows: Tensor, scores: Tensor, bias: Tensor) -> Tensor:
+    return ((scores.relu() / scores.relu().sum(1, keepdim=True)).nan_to_num(0.0) * rows).sum(1)
+
+
+def signs(rows: Tensor, scores: Tensor, bias: Tensor) -> Tensor:
+    return (scores.sign() * rows).mean(1)
+
+
+def copied(rows: Tensor, scores: Tensor, bias: Tensor) -> Tensor:
+    copies = torch.zeros(scores.shape[:2])
+    with torch.no_grad():
+        copies[:] = scores[..., 0]
+    return rows[torch.arange(len(rows)), copies.argmax(1)] + rows.mean(1) + scores[:, 0]
+
+
 def states_of(model: nn.Module) -> list[Params]:
     streams = [torch.Generator().manual_seed(seed) for seed in range(3)]
     return [
@@ -99,7 +117,8 @@ def states_of(model: nn.Module) -> list[Params]:
 def of_texts(made: Callable[[], nn.Module]) -> tuple[nn.Module, list[Params]]:
     """Return a transformer with LoRA in all its blocks, and states of all that trains."""
     torch.manual_seed(0)
-    model = Texts(made())
+    model = made()
+    model.__class__ = _as_function(type(model), "texts")
     adapt_(model, Adapter(rank=2, targets="*.layer.*" if made is bert else "*.h.*"), texts())
     describe_(model, texts())
     return model.eval(), states_of(model)
@@ -114,7 +133,7 @@ def test_losses_of_transformers_are_those_of_each_model_alone(
     models = MixedModels(model.to(dtype), [{key: value.to(dtype) for key, value in state.items()} for state in states])
     recipes, data = recipes_of(models)[::7], Data(texts(), torch.arange(40) % 3)
     found, expected = models.evaluate(recipes, data), models._evaluate_whole(recipes, data)
-    assert [len(partly) > 3 for partly in models._partly_read.values()] == [True]
+    assert [len(partly) > 3 for partly in models._lookup.values()] == [True]
     for recipe in recipes:
         assert found[recipe].loss == pytest.approx(expected[recipe].loss, rel=tolerance)
         torch.testing.assert_close(found[recipe].losses, expected[recipe].losses, rtol=1e-5, atol=10 * tolerance)
@@ -123,26 +142,118 @@ def test_losses_of_transformers_are_those_of_each_model_alone(
 
 def test_a_classifier_of_the_first_token_leaves_out_the_last_block_but_keys_and_values() -> None:
     model, _ = of_texts(bert)
-    left_out = {path.removeprefix("model.bert.encoder.layer.") for path in partly_read(model, texts())}
+    left_out = {path.removeprefix("bert.encoder.layer.") for path in partly_read(model, texts())}
     linear = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
     parts = ("base_layer", "lora_A.default", "lora_B.default")
     norms = {"1.attention.output.LayerNorm", "1.output.LayerNorm"}
     assert left_out == {f"1.{each}.{part}" for each in linear for part in parts} | norms
 
 
+@pytest.fixture
+def all_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rows be left out of these models too, as if their code were a library's."""
+    monkeypatch.setattr(read_rows, "KNOWN", (*read_rows.KNOWN, "tests"))
+
+
+@pytest.mark.usefixtures("all_is_known")
+@pytest.mark.parametrize("order", ["own first", "head last", "one at a time"])
 @pytest.mark.parametrize(
     ("read", "left_out"),
-    [(first, {"block"}), (mean, set()), (best, set()), (unless_any_is_large, set())],
+    [
+        (first, {"block"}),
+        (positive, {"choice"}),
+        (unsaturated, {"choice"}),
+        (largest, {"block"}),
+        *((each, set()) for each in (mean, best, unless_any_is_large, shares, signs, copied)),
+    ],
 )
-def test_rows_that_an_output_may_depend_on_are_kept(read: Read, left_out: set[str]) -> None:
+def test_losses_are_those_of_models_that_compute_all_rows(read: Read, left_out: set[str], order: str) -> None:
     torch.manual_seed(0)
     model = OfRows(read).eval()
     assert partly_read(model, texts()) == left_out
+    check_losses(model, order)
+
+
+@pytest.mark.usefixtures("all_is_known")
+@pytest.mark.parametrize("order", ["own first", "head last", "one at a time"])
+def test_models_that_make_numbers_of_left_out_rows_are_evaluated_whole(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_rows, "HIDE_NAN", frozenset())
+    torch.manual_seed(0)
+    model = OfRows(shares).eval()
+    assert partly_read(model, texts()) == {"choice"}
+    assert list(check_losses(model, order)._lookup.values()) == [None]
+
+
+def check_losses(model: nn.Module, order: str) -> MixedModels:
+    """Compare mixed models with those of each model alone: the states, of which one has another's head, and mixes."""
     models, data = MixedModels(model, states_of(model)), Data(texts(), torch.arange(40) % 3)
-    recipes = [models.own(state) for state in range(3)]
-    found, expected = models.evaluate(recipes, data), models._evaluate_whole(recipes, data)
-    for recipe in recipes:
-        torch.testing.assert_close(found[recipe].losses, expected[recipe].losses, rtol=1e-6, atol=1e-6)
+    head = tuple(1 if part.layer.startswith("head") else 0 for part in models.parts)
+    recipes = [*recipes_of(models), head]
+    if order == "head last":
+        recipes = [models.own(0), models.own(1), head]
+    expected = models._evaluate_whole(recipes, data)
+    batches = [[head], [models.own(0)], *([recipe] for recipe in recipes), recipes]
+    for some in batches if order == "one at a time" else [recipes]:
+        found = models.evaluate(some, data)
+        for recipe in some:
+            torch.testing.assert_close(found[recipe].losses, expected[recipe].losses, rtol=1e-5, atol=1e-6)
+    return models
+
+
+class Own(nn.LayerNorm):
+    """A layer of a user's own."""
+
+
+def test_rows_are_left_out_of_models_of_libraries_alone() -> None:
+    assert partly_read(OfRows(first).eval(), texts()) == set()
+    model, _ = of_texts(bert)
+    hook = model.bert.register_forward_hook(lambda module, inputs, result: None)
+    assert partly_read(model, texts()) == set()
+    hook.remove()
+    assert len(partly_read(model, texts())) > 3
+    model.bert.encoder.layer[0].output.LayerNorm.__class__ = Own
+    assert partly_read(model, texts()) == set()
+
+
+def test_rows_are_left_out_only_once_it_is_checked_for_each_module() -> None:
+    model, states = of_texts(bert)
+    models, data = MixedModels(model, states), Data(texts(), torch.arange(40) % 3)
+    above = tuple(1 if part.layer.startswith("classifier") else 0 for part in models.parts)
+    assert above != models.own(0)
+    models.evaluate([models.own(0), above], data)
+    assert not models._lookup
+    models.evaluate([models.own(0), above, models.own(1), above], data)
+    assert list(models._lookup.values()) == [partly_read(model, texts())]
+
+
+@pytest.mark.parametrize(
+    ("read", "bias", "passes"),
+    [
+        (first, 0.0, [3, 3, 3]),
+        # NaN in the second model: run again, and so is no other; from the second batch on, none.
+        (largest, 0.0, [4, 3, 3]),
+        (first, -torch.inf, [3, 3, 3]),
+    ],
+)
+def test_models_are_run_again_only_where_left_out_rows_are_read(read: Read, bias: float, passes: list[int]) -> None:
+    torch.manual_seed(0)
+    model = OfRows(read).eval()
+    states = states_of(model)
+    for state in states:
+        state["head.bias"][0] += bias
+    models = MixedModels(model, states)
+    shared = SharedCalls(model, models.parts, models._entries, 2**30, ["block"])
+    runs: list[None] = []
+    shared._model.register_forward_pre_hook(lambda *_: runs.append(None))
+    counts = []
+    for _ in passes:
+        runs.clear()
+        for recipe, outputs in shared.outputs([models.own(state) for state in range(3)], texts()):
+            torch.testing.assert_close(outputs, loaded(model, states[recipe[0]])(texts()), rtol=1e-5, atol=1e-6)
+        counts.append(len(runs))
+    assert counts == passes
 
 
 def test_a_model_that_reads_other_rows_than_the_first_one_is_run_with_all_rows() -> None:
@@ -152,11 +263,12 @@ def test_a_model_that_reads_other_rows_than_the_first_one_is_run_with_all_rows()
     for state, bias in zip(states, (-1, 1, -1), strict=True):
         state["head.bias"][0] = bias
     models = MixedModels(model, states)
-    recipes = [models.own(state) for state in range(3)]
+    recipes = recipes_of(models)
     shared = SharedCalls(model, models.parts, models._entries, 2**30, ["block"])
     found = dict(shared.outputs(recipes, texts()))
-    for recipe, state in zip(recipes, states, strict=True):
-        torch.testing.assert_close(found[recipe], loaded(model, state)(texts()), rtol=1e-6, atol=1e-6)
+    assert shared._again == 1
+    for recipe in recipes:
+        torch.testing.assert_close(found[recipe], models.build(recipe)(texts()), rtol=1e-5, atol=1e-5)
 
 
 def test_modules_whose_rows_depend_on_one_another_are_not_row_wise() -> None:

@@ -17,6 +17,7 @@ from fedsim.analysis.mixing.read_rows import partly_read
 from fedsim.analysis.mixing.shared_calls import SharedCalls
 from fedsim.models.adapter import Adapter, AdapterKind
 from fedsim.models.adapters import adapt_
+from fedsim.models.architectures.huggingface import _as_function
 from fedsim.models.layers import describe_
 from fedsim.models.params import Params, state_of
 
@@ -52,17 +53,6 @@ class Untraceable(nn.Module):
         for block in self.blocks:
             x = block(x, mask, seen)
         return self.head(x + sum(seen))
-
-
-class Logits(nn.Module):
-    """A model of transformers that gives its logits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.model(tokens).logits
 
 
 class Transposed(Block):
@@ -226,11 +216,11 @@ def test_mixes_of_queries_and_values_take_the_products_that_they_leave_and_no_ot
     sizes = {"hidden_size": width, "num_hidden_layers": blocks, "intermediate_size": hidden}
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(**sizes, num_attention_heads=2, vocab_size=40)).eval()
-    logits = Logits(model)
-    adapt_(logits, Adapter(rank=rank, targets="*.query | *.value"), tokens)
-    describe_(logits, tokens)
-    states = [{key: value + 0.1 * client for key, value in state_of(logits).items()} for client in range(clients)]
-    models = MixedModels(logits, states)
+    model.__class__ = _as_function(type(model), "texts")
+    adapt_(model, Adapter(rank=rank, targets="*.query | *.value"), tokens)
+    describe_(model, tokens)
+    states = [{key: value + 0.1 * client for key, value in state_of(model).items()} for client in range(clients)]
+    models = MixedModels(model, states)
     paths = sorted({part.layer.partition(".lora_")[0] for part in models.parts if ".lora_" in part.layer})
     assert len(paths) == 2 * blocks
     mixed = [
@@ -238,8 +228,8 @@ def test_mixes_of_queries_and_values_take_the_products_that_they_leave_and_no_ot
         for a, b in permutations(range(clients), 2)
         for path in paths
     ]
-    partly = partly_read(logits, tokens) if read == 1 else ()
-    shared = SharedCalls(logits, models.parts, models._entries, 2**30, partly)
+    partly = partly_read(model, tokens) if read == 1 else ()
+    shared = SharedCalls(model, models.parts, models._entries, 2**30, partly)
     outputs = shared.outputs([*map(models.own, range(clients)), *mixed], tokens)
     next(outputs)  # whole, and backwards above its last attention, to see which rows are read
     with FlopCounterMode(display=False) as counter:

@@ -1,6 +1,7 @@
 """Evaluation of mixed models, which computes what several of them have in common only once."""
 
 import copy
+import operator
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -101,8 +102,8 @@ class MixedModels:
         self.tracer = Tracer(model, states[0], self.parts)
         self._known: Traced | None = None
         self._draws = False
-        # For each kind of inputs what `SharedCalls` takes, or None if modules cannot look up what they gave.
-        self._partly_read: dict[object, frozenset[str] | None] = {}
+        # For each kind of inputs the modules that leave out rows, or None if none can look up what they gave.
+        self._lookup: dict[object, frozenset[str] | None] = {}
         self._prepared: dict[bool, list[Params]] = {}
         self._precision: Precision = "float32"
 
@@ -181,12 +182,7 @@ class MixedModels:
         changed, traced = set(layers), self._known
         if not changed or traced is None:
             return 1.0 if changed else 0.0
-        parts = {i for i, part in enumerate(self.parts) if part.layer in changed}
-        dirty: set[int] = set()
-        for i, each in enumerate(traced.operations):
-            if not parts.isdisjoint(each.parts) or not dirty.isdisjoint(each.inputs):
-                dirty.add(i)
-        return sum(traced.flops[i] for i in dirty) / sum(traced.flops) if sum(traced.flops) else 1.0
+        return traced.changed_share({i for i, part in enumerate(self.parts) if part.layer in changed})
 
     def _traced(self, inputs: Tensor) -> Traced | None:
         try:
@@ -286,30 +282,36 @@ class MixedModels:
         if self._draws or self._calibration is not None or not self.tracer.is_function(data.inputs[:SMALLEST_TILE]):
             return self._evaluate_whole(recipes, data)
         kind = data.inputs.shape[1:]
-        if kind not in self._partly_read:
+        lookup = self._lookup.get(kind, frozenset())
+        if kind not in self._lookup:
             some = replace(data, inputs=data.inputs[:CHECKED], targets=data.targets[:CHECKED])
-            few = list(dict.fromkeys([recipes[0], recipes[-1]]))
+            # Unlike the first one in as many parts as possible, so that rows are left out of all modules.
+            other = min(recipes, key=lambda recipe: sum(map(operator.eq, recipe, recipes[0])))
+            few = list(dict.fromkeys([recipes[0], other]))
             partly = partly_read(self.tracer.model, some.inputs[:SMALLEST_TILE])
             expected = self._evaluate_whole(few, some)
             try:
-                found = self._evaluate_shared(few, some, partly)
+                found, never_left_out = self._evaluate_shared(few, some, partly)
                 agrees = all(is_close(found[each].losses, expected[each].losses) for each in few)
             except Exception:  # a model's code may raise anything where its modules are not called as usual
                 agrees = False
-            self._partly_read[kind] = partly if agrees else None
-        known = self._partly_read[kind]
-        return self._evaluate_whole(recipes, data) if known is None else self._evaluate_shared(recipes, data, known)
+            if not agrees or not never_left_out:
+                lookup = self._lookup[kind] = partly if agrees else None
+        return (
+            self._evaluate_whole(recipes, data) if lookup is None else self._evaluate_shared(recipes, data, lookup)[0]
+        )
 
     def _evaluate_shared(
         self, recipes: Sequence[Recipe], data: Data, partly: Collection[str]
-    ) -> dict[Recipe, Evaluation]:
+    ) -> tuple[dict[Recipe, Evaluation], set[str]]:
+        """Return evaluations, and the modules of ``partly`` of which no rows could be left out."""
         place = {recipe: k for k, recipe in enumerate(recipes)}
         losses, errors = torch.empty(2, len(recipes), len(data), dtype=torch.float64)
         threads = self._threads if data.inputs.device.type == "cpu" else 1
         sizes = batch_sizes(len(data), CPU_TILE)
         parts = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
-        def run(own: Sequence[slice]) -> None:
+        def run(own: Sequence[slice]) -> set[str]:
             shared = SharedCalls(self.tracer.model, self.parts, self._entries, self._memory / threads, partly)
             with computing_in(self._precision, data.inputs.device):
                 for part in own:
@@ -317,10 +319,11 @@ class MixedModels:
                         measured = losses_and_errors(self._widened(outputs), data.targets[part], data.criterion)
                         for whole, values in zip((losses, errors), measured, strict=True):
                             whole[place[recipe], part] = values.double().cpu()
+            return shared.never_left_out
 
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, [parts[k::threads] for k in range(threads)]))
-        return {recipe: Evaluation(losses[k], errors[k]) for recipe, k in place.items()}
+            never_left_out = set.intersection(*pool.map(run, [parts[k::threads] for k in range(threads)]))
+        return {recipe: Evaluation(losses[k], errors[k]) for recipe, k in place.items()}, never_left_out
 
     def _evaluate_whole(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         def measured(recipe: Recipe) -> Evaluation:

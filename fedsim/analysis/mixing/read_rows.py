@@ -13,6 +13,12 @@ from fedsim.models.copies import copy_of
 from fedsim.models.purity import READS
 from fedsim.models.tensors import tensors_in
 
+# Where the classes of modules come from whose code is known; any others may do with left-out rows what they like.
+KNOWN = ("torch.nn", "transformers", "peft", "fedsim.models.architectures.huggingface")
+BASES = ("abc", "builtins", "collections", "typing")
+# Functions with a gradient that may give numbers for NaN.
+HIDE_NAN = {"nan_to_num", "nansum", "nanmean", "nanmedian", "nanquantile", "sign", "sgn", "fmax", "fmin"}
+
 
 class ReadRows(NamedTuple):
     """The rows of a result, shape [n, rows, width], that outputs depend on.
@@ -37,7 +43,7 @@ class ReadRows(NamedTuple):
         result[self.places] = found
         return result
 
-    def fit(self, args: Any) -> bool:
+    def are_of(self, args: Any) -> bool:
         """Tell whether these are the rows of a module's only argument."""
         return len(args) == 1 and isinstance(args[0], Tensor) and args[0].ndim == 3 and args[0].shape[:2] == self.shape
 
@@ -54,7 +60,8 @@ def run_and_find(
 ) -> tuple[Any, dict[nn.Module, ReadRows]]:
     """Return a model's outputs and, of row-wise modules of whose results some rows are not read, those that are.
 
-    NaN as the outputs' gradient gets into the gradients of all rows that they depend on: no weight of 0 stops it.
+    NaN as the outputs' gradient gets into the gradients of all rows that they depend on near these values; a row behind
+    a dead unit looks unread. Another model that reads it gets NaN, and is run again with all rows: see `SharedCalls`.
     Comparisons and indices have no gradient: see `partly_read`.
 
     Parameters
@@ -90,8 +97,11 @@ def run_and_find(
 def partly_read(model: nn.Module, inputs: Tensor) -> frozenset[str]:
     """Return the paths of a model's row-wise modules with rows that its outputs for some inputs do not depend on.
 
-    There are none if it computes anything from their results that has no gradient.
+    There are none if a part of it is of other code than torch's, Hugging Face's or peft's, or if it computes anything
+    from their results that has no gradient, or numbers from NaN.
     """
+    if not all(map(_is_known, model.modules())):
+        return frozenset()
     net, escapes = copy_of(model).eval().requires_grad_(False), _Escapes()
     paths = {module: path for path, module in net.named_modules() if is_row_wise(module)}
 
@@ -106,8 +116,17 @@ def partly_read(model: nn.Module, inputs: Tensor) -> frozenset[str]:
     return frozenset() if escapes.found else frozenset(paths[module] for module in read)
 
 
+def _is_known(module: nn.Module) -> bool:
+    """Return whether a module does what its class says, and the class and its bases are of known code."""
+    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    return all(
+        f"{each.__module__}.".startswith(tuple(f"{name}." for name in KNOWN + BASES)) for each in type(module).__mro__
+    )
+
+
 class _Escapes(TorchFunctionMode):
-    """Notes whether anything is computed from tensors with a gradient that has none, as comparisons and indices."""
+    """Notes whether tensors with a gradient give any without one, as in comparisons and indices, or numbers for NaN."""
 
     found = False
 
@@ -115,5 +134,8 @@ class _Escapes(TorchFunctionMode):
         taken = any(each.requires_grad for each in tensors_in((args, kwargs or {})))
         result = func(*args, **(kwargs or {}))
         if taken:
-            self.found = self.found or func in READS or any(not each.requires_grad for each in tensors_in(result))
+            name = getattr(func, "__name__", "")
+            made = tensors_in((result, args[:1] if name == "__setitem__" else ()))
+            hides = name.rstrip("_") in HIDE_NAN or name.startswith("fake_quantize")
+            self.found = self.found or hides or func in READS or any(not each.requires_grad for each in made)
         return result

@@ -32,12 +32,15 @@ class _Call:
         Its arguments, and what it returned.
     versions
         How often each of their tensors had been written to.
+    has_all_rows
+        Whether no rows were left out of anything.
     """
 
     sources: tuple[Source | None, ...]
     taken: Any
     result: Any
     versions: tuple[int, ...]
+    has_all_rows: bool
 
     @property
     def is_intact(self) -> bool:
@@ -65,6 +68,11 @@ class SharedCalls:
         Bytes of results that are kept at a time.
     partly_read
         Paths of row-wise modules to look at for rows that no output depends on.
+
+    Attributes
+    ----------
+    never_left_out
+        Those of them of which no rows have been left out so far.
     """
 
     def __init__(
@@ -83,8 +91,10 @@ class SharedCalls:
         self._known: dict[nn.Module, list[_Call]] = {}
         self._kept: dict[nn.Module, list[_Call]] | None = None
         self._bytes: dict[int, int] = {}
-        self._partly_read = [self._model.get_submodule(path) for path in sorted(partly_read)]
+        self._partly_read = {self._model.get_submodule(path): path for path in sorted(partly_read)}
         self._read: dict[nn.Module, ReadRows] | None = None
+        self._batches = self._again = 0
+        self.never_left_out = set(partly_read)
         self._model.requires_grad_(False)
         for module in self._model.modules():
             if module is not self._model and not isinstance(module, nn.Identity | nn.Dropout):
@@ -107,17 +117,18 @@ class SharedCalls:
 
     def _run(self, inputs: Tensor) -> Any:
         if self._read is None:
+            self._batches += 1
             outputs, self._read = run_and_find(self._model, inputs, self._partly_read)
             return outputs
         outputs = self._model(inputs)
-        if not self._read or outputs.isfinite().all():
+        if not self._read or not outputs.isnan().any():
             return outputs
-        # Rows were read that the batch's first model does not read, or the model has no finite outputs.
-        before = self._read, self._known, self._kept
-        self._read, self._known, self._kept = {}, {}, None
-        outputs = self._model(inputs)
-        self._read, self._known, self._kept = before
-        return outputs
+        # Rows were read that the batch's first model does not read: from here on, none of this batch are left out.
+        self._read, self._kept, self._bytes = {}, None if self._kept is None else {}, {}
+        self._again += 1
+        if 2 * self._again > self._batches:
+            self._partly_read = {}
+        return self._model(inputs)
 
     def _load_(self, recipe: Recipe) -> None:
         for k, (part, source) in enumerate(zip(self._parts, recipe, strict=True)):
@@ -132,7 +143,7 @@ class SharedCalls:
         sources = tuple(self._loaded[k] for k in own)
         kept = None if self._kept is None else self._kept.setdefault(module, [])
         for known in (*(kept or ()), *self._known.get(module, ())):
-            if known.sources == sources and known.is_intact and _are_equal(known.taken, (args, kwargs)):
+            if known.sources == sources and self._is_given(known, (args, kwargs)):
                 call = known
                 break
         else:
@@ -140,7 +151,8 @@ class SharedCalls:
             result = self._outputs(module, forward, sources, args, kwargs)
             if before != tuple(_versions((args, kwargs), None)):  # it writes to what it takes
                 return result
-            call = _Call(sources, (args, kwargs), result, tuple(_versions((args, kwargs), result)))
+            versions = tuple(_versions((args, kwargs), result))
+            call = _Call(sources, (args, kwargs), result, versions, has_all_rows=not self._read)
         if kept is not None and self._has_room(call):
             kept.append(call)
         return call.result
@@ -150,14 +162,22 @@ class SharedCalls:
     ) -> Any:
         if self._kept is None and self._merged.has(module) and not kwargs:
             below = self._known.get(module.base_layer, ())
-            if not any(known.is_intact and _are_equal(known.taken, (args, {})) for known in below):
-                merged = self._of_read(module.base_layer, partial(self._merged.outputs, module, sources), args)
+            if not any(self._is_given(known, (args, {})) for known in below):
+                merged = self._of_read(module, module.base_layer, partial(self._merged.outputs, module, sources), args)
                 return forward(*args) if merged is None else merged
-        return forward(*args, **kwargs) if kwargs else self._of_read(module, forward, args)
+        return forward(*args, **kwargs) if kwargs else self._of_read(module, module, forward, args)
 
-    def _of_read(self, module: nn.Module, function: Callable[..., Any], args: Any) -> Any:
-        rows = (self._read or {}).get(module)
-        return function(*args) if rows is None or not rows.fit(args) else rows.run(function, *args)
+    def _of_read(self, module: nn.Module, read: nn.Module, function: Callable[..., Any], args: Any) -> Any:
+        """Return what a module gives, of the rows of which the same are read as of another, a part of it or itself."""
+        rows = (self._read or {}).get(read)
+        if rows is None or not rows.are_of(args):
+            return function(*args)
+        self.never_left_out -= {self._partly_read.get(each) for each in module.modules()}
+        return rows.run(function, *args)
+
+    def _is_given(self, call: _Call, taken: Any) -> bool:
+        """Return whether a call has equal arguments, and nothing is left out of it that is needed now."""
+        return call.is_intact and (call.has_all_rows or bool(self._read)) and _are_equal(call.taken, taken)
 
     def _has_room(self, call: _Call) -> bool:
         for each in tensors_in((call.taken, call.result)):

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +69,14 @@ class Traced:
         except RuntimeError:  # its code views images in the usual order
             return False
         return True
+
+    def changed_share(self, parts: Collection[int]) -> float:
+        """Return the share of a forward pass that must be repeated when these parts change."""
+        dirty: set[int] = set()
+        for i, each in enumerate(self.operations):
+            if not set(parts).isdisjoint(each.parts) or not dirty.isdisjoint(each.inputs):
+                dirty.add(i)
+        return sum(self.flops[i] for i in dirty) / sum(self.flops) if sum(self.flops) else 1.0
 
 
 def prepared(state: Params, is_channels_last: bool) -> Params:
