@@ -2,9 +2,8 @@
 
 import io
 import logging
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ import pandas as pd
 import torch
 from annotated_types import Ge
 
+from fedsim.data.columns import encoder_of, first_row, inputs_of, is_number
 from fedsim.data.dataset import Dataset, Examples, channel_statistics, evenly_spaced, numbered
 from fedsim.data.places import user_path
 from fedsim.data.tokenised import tokenised
@@ -22,9 +22,7 @@ from fedsim.reading import read_bytes, read_text
 
 PARTS = ("train", "test")
 SUFFIXES = (".csv", ".tsv", ".parquet")
-MOST_CATEGORIES = 100  # of a column of texts, unless it is named as categorical
 LISTED = 5
-NUMBER = re.compile(r"[-+]?(\d+|\d{1,3}([,.' ]\d{3})+)([,.]\d+)? ?%?")  # as people and spreadsheets write it
 logger = logging.getLogger(__name__)
 
 
@@ -87,17 +85,17 @@ def table(
         train, test = (_split_at(threshold, rows, target, place) for rows in (train, test))
     if text or tokenizer or length:
         return of_texts(train, test, place, text, tokenizer, length, target, columns, id, task)
-    features = columns or tuple(name for name in train.columns if name not in (*target, *id, *_unnamed(train, place)))
+    features = columns or _features(train, (*target, *id), place)
     for part in (train, test):
         _check_columns(part, (*target, *features), place)
     _check_columns(train, id, place)
     _check_names(target, columns, categorical, features)
-    encoders = [_encoder(train[name], name in categorical, place) for name in features]
+    encoders = [encoder_of(train[name], name in categorical, place) for name in features]
     if not encoders:
         raise ValueError(f"{place} has no columns besides target and id; a model needs at least one feature")
     check_fits(8 * (len(train) + len(test)) * sum(each.width for each in encoders), f"{place}, encoded,")
     # In float64, as float32 has too few digits for a time in seconds.
-    inputs = [torch.from_numpy(_inputs(part, encoders, place)) for part in (train, test)]
+    inputs = [torch.from_numpy(inputs_of(part, encoders, place)) for part in (train, test)]
     mean, std = channel_statistics(inputs[0], 1.0)
     targets, classes = _targets(train, test, target, task, place)
     return Dataset(
@@ -145,7 +143,7 @@ def of_texts(
     for part in (train, test):
         _check_columns(part, (*target, text), place)
     _check_columns(train, id, place)
-    if _is_number(train[text]):
+    if is_number(train[text]):
         raise ValueError(f"{place}: column {text!r} holds numbers; text must name a column of texts")
     texts = {part: list(rows[text].astype(str)) for part, rows in zip(PARTS, (train, test), strict=True)}
     tokens = tokenised(texts, tokenizer, length, str(place))
@@ -167,23 +165,10 @@ def _split_at(threshold: float, rows: pd.DataFrame, target: Sequence[str], place
         raise ValueError(f"threshold = {threshold} splits one target, and target names {len(target)}")
     _check_columns(rows, target, place)
     [name] = target
-    if not _is_number(rows[name]):
+    if not is_number(rows[name]):
         raise ValueError(f"{place}: column {name!r} is not numeric, so that threshold = {threshold} cannot split it")
     names = np.where(rows[name].to_numpy() > threshold, f"> {threshold:g}", f"<= {threshold:g}")
     return rows.assign(**{name: names})
-
-
-@dataclass(frozen=True)
-class _Encoder:
-    """How a column becomes features; without categories it is a number."""
-
-    name: str
-    categories: tuple[str, ...] | None
-
-    @property
-    def width(self) -> int:
-        """Number of features."""
-        return 1 if self.categories is None else len(self.categories)
 
 
 def _parts(place: Path, test_share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -208,7 +193,9 @@ def _parts(place: Path, test_share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _read(file: Path) -> pd.DataFrame:
     try:
         if file.suffix == ".parquet":
-            return pd.read_parquet(io.BytesIO(read_bytes(file))).reset_index(drop=True)
+            rows = pd.read_parquet(io.BytesIO(read_bytes(file))).reset_index(drop=True)
+            exact = [name for name in rows if pd.api.types.infer_dtype(rows[name]) == "decimal"]
+            return rows.astype(dict.fromkeys(exact, np.float64))
         if file.suffix in SUFFIXES:
             separator = "\t" if file.suffix == ".tsv" else ","
             return pd.read_csv(io.StringIO(read_text(file)), sep=separator, low_memory=False).reset_index(drop=True)
@@ -219,12 +206,22 @@ def _read(file: Path) -> pd.DataFrame:
     raise ValueError(f"{file} ends in {file.suffix!r}; give a file that ends in {', '.join(SUFFIXES)}")
 
 
-def _unnamed(rows: pd.DataFrame, place: Path) -> list[str]:
-    """Return the columns without a name that number the rows, as pandas writes its index."""
-    unnamed = (name for name in rows.columns if str(name).startswith("Unnamed: "))
-    if found := [name for name in unnamed if rows[name].dtype.kind in "iu" and rows[name].is_unique]:
-        logger.warning("%s: its first column has no name and numbers the rows; it is no feature", place)
-    return found
+def _features(rows: pd.DataFrame, others: Sequence[str], place: Path) -> tuple[str, ...]:
+    """Return all columns but the others and leading ones without a name that may be an index, as pandas writes it."""
+    free = [name for name in rows.columns if name not in others]
+    leading = takewhile(lambda name: str(name).startswith("Unnamed: "), rows.columns)
+    index = [name for name in leading if name in free and _may_be_index(rows[name])]
+    if index:
+        logger.warning(
+            "%s: its first column has no name and another whole number in each row, as an index has; it is no feature "
+            "(to use it, name it)",
+            place,
+        )
+    return tuple(name for name in free if name not in index)
+
+
+def _may_be_index(column: pd.Series) -> bool:
+    return column.dtype.kind in "iu" and column.is_unique and bool((column >= 0).all())
 
 
 def _check_columns(rows: pd.DataFrame, names: Sequence[str], place: Path) -> None:
@@ -235,7 +232,7 @@ def _check_columns(rows: pd.DataFrame, names: Sequence[str], place: Path) -> Non
             problem = "has no column" if not found else f"has {found} columns"
             raise ValueError(f"{place} {problem} {name!r}; its columns are: {_listed(rows.columns)}")
         if empty := int(rows[name].isna().sum()):
-            row = _first_row(rows, rows[name].isna())
+            row = first_row(rows, rows[name].isna())
             raise ValueError(
                 f"{place}: column {name!r} has no value in {empty} of {len(rows)} rows, such as row {row}; fill or "
                 "remove these rows, or leave the column out by naming the others as columns"
@@ -256,69 +253,6 @@ def _check_names(
         raise ValueError(f"categorical names {unknown[0]!r}, which is no feature; features are: {_listed(features)}")
 
 
-def _first_row(rows: pd.DataFrame, marks: pd.Series | np.ndarray) -> int:
-    """Return the number of the first row with a mark in its file, from 1: some of the others may be test rows."""
-    return int(rows.index[np.flatnonzero(marks)[0]]) + 1
-
-
-def _encoder(column: pd.Series, is_categorical: bool, place: Path) -> _Encoder:
-    name = str(column.name)
-    if _is_number(column) and not is_categorical:
-        return _Encoder(name, None)
-    categories = tuple(sorted(set(column.astype(str))))
-    parsed = pd.to_numeric(column, errors="coerce")
-    if not is_categorical and 0.5 < parsed.notna().mean() < 1:
-        wrong = column[parsed.isna()].iloc[0]
-        raise ValueError(
-            f"{place}: column {name!r} is not numeric: {wrong!r} is one of {int(parsed.isna().sum())} texts among "
-            "numbers; correct these, or name the column as categorical"
-        )
-    if not is_categorical and all(map(NUMBER.fullmatch, categories)):
-        raise ValueError(
-            f"{place}: column {name!r} has numbers as text: {categories[-1]!r}; write 1234.5, or name it as categorical"
-        )
-    if not is_categorical and len(categories) > MOST_CATEGORIES:
-        raise ValueError(
-            f"{place}: column {name!r} has {len(categories)} different texts, more than {MOST_CATEGORIES} categories; "
-            "leave it out by naming the others as columns, or name it as categorical"
-        )
-    return _Encoder(name, categories)
-
-
-def _is_number(column: pd.Series) -> bool:
-    return bool(pd.api.types.is_numeric_dtype(column.dtype))
-
-
-def _inputs(rows: pd.DataFrame, encoders: Sequence[_Encoder], place: Path) -> np.ndarray:
-    """Return the features of some rows, shape [n, features]."""
-    found: list[np.ndarray] = []
-    for encoder in encoders:
-        column = rows[encoder.name]
-        if encoder.categories is None:
-            if not _is_number(column):
-                raise ValueError(f"{place}: column {encoder.name!r} is numeric to train and not to test; make it alike")
-            values = column.to_numpy(dtype=np.float64)
-            if not np.isfinite(values).all():
-                wrong = ~np.isfinite(values)
-                row = _first_row(rows, wrong)
-                raise ValueError(
-                    f"{place}: column {encoder.name!r} is {values[wrong][0]} in row {row}; give finite numbers"
-                )
-            found.append(values[:, None])
-            continue
-        texts = column.astype(str).to_numpy()
-        one_hot = texts[:, None] == np.array(encoder.categories)
-        if unknown := int((~one_hot.any(1)).sum()):
-            logger.warning(
-                "%s: %d test rows have a category of %r that no training row has; they count as none of its categories",
-                place,
-                unknown,
-                encoder.name,
-            )
-        found.append(one_hot.astype(np.float64))
-    return np.concatenate(found, axis=1)
-
-
 def _targets(
     train: pd.DataFrame, test: pd.DataFrame, names: Sequence[str], task: str, place: Path
 ) -> tuple[list[torch.Tensor], tuple[str, ...]]:
@@ -326,7 +260,7 @@ def _targets(
     if not names:
         raise ValueError("target must name a column")
     kinds = [train[name].dtype for name in names]
-    numeric = all(_is_number(train[name]) for name in names)
+    numeric = all(is_number(train[name]) for name in names)
     are_classes = not numeric or all(kind.kind in "iub" for kind in kinds)
     if len(names) == 1 and are_classes and task not in ("regression", "binary", "multi-label"):
         known = sorted(set(train[names[0]]), key=lambda value: value if numeric else str(value))
@@ -336,7 +270,7 @@ def _targets(
         labels = [torch.tensor([index[value] for value in rows[names[0]]]) for rows in (train, test)]
         return labels, tuple(map(str, known))
     if not numeric:
-        wrong = next(name for name in names if not _is_number(train[name]))
+        wrong = next(name for name in names if not is_number(train[name]))
         raise ValueError(f"{place}: column {wrong!r} is not numeric, and targets of {task!r} are numbers")
     # A tensor that shared its memory with a table could not be written to, of which torch warns.
     values = [torch.tensor(rows[list(names)].to_numpy(dtype=np.float64)).float() for rows in (train, test)]

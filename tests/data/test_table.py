@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -201,15 +202,34 @@ def test_an_index_that_pandas_wrote_is_no_feature(tmp_path: Path, caplog: pytest
     options: dict[str, Any] = {"path": str(tmp_path / "rows.csv"), "target": ("ill",), "id": ("hospital",)}
     data = table(**options)
     assert data.shape == (1 + 3 + 1 + 2,)
-    assert "its first column has no name and numbers the rows; it is no feature" in caplog.text
+    [record] = caplog.records
+    assert "its first column has no name and another whole number in each row, as an index has" in record.message
     assert table(**options, columns=("Unnamed: 0", "age")).shape == (2,)
     np.testing.assert_array_equal(data.train.inputs[:, 0], ROWS.sort_values("ill")["age"][np.arange(40) % 5 != 4])
+
+
+def test_a_column_without_a_name_elsewhere_is_a_feature(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = ROWS[["age", "ill"]].assign(other=np.random.default_rng(0).permutation(len(ROWS)) * 7)
+    rows[["age", "other", "ill"]].to_csv(tmp_path / "rows.csv", index=False, header=["age", "", "ill"])
+    assert table(path=str(tmp_path / "rows.csv"), target=("ill",)).shape == (2,)
+    rows[["other", "age", "ill"]].to_csv(tmp_path / "rows.csv", index=False, header=["", "age", "ill"])
+    assert table(path=str(tmp_path / "rows.csv"), target=("ill",), id=("Unnamed: 0",)).shape == (1,)
+    assert not caplog.records
+
+
+def test_a_parquet_file_says_what_is_categorical_and_what_a_number(tmp_path: Path) -> None:
+    rows = ROWS[["ill"]].assign(ward=pd.Categorical((np.arange(len(ROWS)) % 3).astype(str)))
+    rows["dose"] = [Decimal(k % 7) / 4 for k in range(len(ROWS))]
+    rows.to_parquet(tmp_path / "rows.parquet")
+    data = table(path=str(tmp_path / "rows.parquet"), target=("ill",))
+    assert data.shape == (3 + 1,)
+    np.testing.assert_array_equal(data.test.inputs[:, 3], (np.arange(len(ROWS)) % 7 / 4)[np.arange(len(ROWS)) % 5 == 4])
 
 
 @pytest.mark.parametrize("written", ["{:.0f},5", "{:,.2f} %", "{:.0f}%"])
 def test_numbers_in_another_notation_are_no_categories(written: str, read: Callable[..., Any]) -> None:
     rows = ROWS.assign(price=[written.format(value * 1000) for value in ROWS["price"]])
-    with pytest.raises(ValueError, match=r"column 'price' has numbers as text: '9.*'; write 1234.5, or"):
+    with pytest.raises(ValueError, match=r"column 'price' has numbers such as '9.*' stored as text; store"):
         read(rows, target=("ill",), columns=("age", "price"))
     categories = read(rows, target=("ill",), columns=("price",), categorical=("price",))
     assert categories.shape == (32,)
@@ -218,6 +238,6 @@ def test_numbers_in_another_notation_are_no_categories(written: str, read: Calla
 def test_digits_that_a_parquet_file_has_as_texts_are_not_guessed(tmp_path: Path) -> None:
     ROWS.assign(age=ROWS["age"].astype(int).map("{:02d}".format)).to_parquet(tmp_path / "rows.parquet")
     options: dict[str, Any] = {"path": str(tmp_path / "rows.parquet"), "target": ("ill",), "columns": ("age",)}
-    with pytest.raises(ValueError, match="column 'age' has numbers as text: '76'; write"):
+    with pytest.raises(ValueError, match="column 'age' has numbers such as '76' stored as text; store them"):
         table(**options)
     assert table(**options, categorical=("age",)).shape == (32,)
