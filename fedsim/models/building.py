@@ -16,6 +16,9 @@ from fedsim.models.params import is_finite
 
 # A module's path, the name of an attribute, and the value that it has between forward passes.
 Computed = tuple[str, str, Tensor]
+# Attributes in which torch keeps parameters, modules and hooks; the last one, of nn.LSTM, keeps weights as they were
+# before they were parametrised.
+OF_TORCH = frozenset({*vars(nn.Module()), "_flat_weights"})
 
 
 def initialise_lazy_(model: nn.Module, inputs: Tensor) -> None:
@@ -107,29 +110,31 @@ def _hooked(module: nn.Module) -> Iterator[str]:
 
 
 def _check_registered(model: nn.Module) -> None:
-    """Check that no list, tuple or dict, in which torch does not look, has parameters that should train."""
+    """Check that no list, set or other attribute, in which torch does not look, has tensors that should train."""
     known = set(map(id, model.parameters()))
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            # torch's own dicts of hooks, parameters and modules have names that begin so.
-            held = [] if name.startswith("_") else list(_held(value))
+            held = [] if name in OF_TORCH else _held(value, set())
             if any(each.requires_grad and id(each) not in known for each in held):
                 attribute = f"{path}.{name}".removeprefix(".")
                 kind = type(value).__name__
                 raise ValueError(
                     f"the {kind} {attribute!r} has parameters that torch does not see there, so that they would never "
-                    "be trained or sent; use nn.ModuleList, ModuleDict or ParameterList, or requires_grad_(False)"
+                    "be trained or sent; use nn.Parameter, nn.ModuleList, ModuleDict or ParameterList, or "
+                    "requires_grad_(False)"
                 )
 
 
-def _held(value: Any) -> Iterator[nn.Parameter]:
-    if isinstance(value, nn.Parameter):
-        yield value
+def _held(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.is_leaf:  # any other is computed
+            yield value
     elif isinstance(value, nn.Module):
         yield from value.parameters()
-    elif isinstance(value, list | tuple | dict):
+    elif isinstance(value, list | tuple | set | frozenset | dict) and id(value) not in seen:
+        seen.add(id(value))  # a container may hold itself
         for each in value.values() if isinstance(value, dict) else value:
-            yield from _held(each)
+            yield from _held(each, seen)
 
 
 def _check_names(model: nn.Module, entries: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 
 from fedsim.models.building import initialise_lazy_, make_trainable_
 
@@ -43,9 +43,10 @@ def view_of_a_part() -> nn.Module:
     return model
 
 
-def in_a_list(layers: list[nn.Module]) -> nn.Module:
+def in_a_list(layers: object, name: str = "layers") -> nn.Module:
     model = net()
-    model.layers = {"blocks": layers}
+    setattr(model, name, {"blocks": layers})
+    vars(model)[name]["all"] = vars(model)[name]
     return model
 
 
@@ -94,6 +95,8 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (partial(hooked, "register_hook"), "'0.weight' has a hook for its gradient (register_hook), which copies"),
     (partial(hooked, "register_post_accumulate_grad_hook"), "'0.weight' has a hook for its gradient"),
     (lambda: in_a_list([nn.Linear(3, 3)]), "the dict 'layers' has parameters that torch does not see there, so that"),
+    (lambda: in_a_list([nn.Linear(3, 3)], "_hidden"), "the dict '_hidden' has parameters that torch does not see"),
+    (lambda: in_a_list({torch.ones(3, requires_grad=True)}), "the dict 'layers' has parameters that torch does not"),
     (in_float8, "'scale' is torch.float8_e4m3fn and trained, for which torch has no SGD"),
 ]
 
@@ -104,6 +107,12 @@ def test_what_cannot_be_trained_by_name_is_refused_in_one_line(build: Callable[[
         make_trainable_(build())
     assert "\n" not in str(error.value)
     assert ";" in str(error.value)  # what helps comes last
+
+
+def test_lists_of_registered_or_fixed_tensors_are_no_parameters() -> None:
+    lstm = parametrizations.weight_norm(nn.LSTM(3, 2), "weight_hh_l0")
+    for model in (in_a_list([nn.Linear(3, 3).requires_grad_(False)]), lstm, in_a_list({torch.ones(2)})):
+        make_trainable_(model)
 
 
 def test_a_script_is_refused_as_it_would_not_train() -> None:
