@@ -81,7 +81,7 @@ def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     _check_frozen(model, trained, where)
-    _check_last(trained.eval(), dataset, where)
+    _check_last(trained.eval(), config, dataset, where)
     if config.model.adapter.kind == "none":
         _load_weights_(model, config.model)
     return model
@@ -193,14 +193,20 @@ def _other_channels(model: nn.Module, dataset: Dataset) -> str:
 
 
 def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> None:
-    before = model.state_dict().keys()
+    before, inputs = model.state_dict().keys(), _probes(dataset, n)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            outputs = model(_probes(dataset, n))
+        # Evaluation is in inference mode, where `torch.enable_grad` has no effect.
+        with torch.no_grad() if model.training else torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            outputs = model(inputs)
     except Exception as error:
         if reason := _other_channels(model, dataset):
             raise ConfigError(f"{where} {reason}") from error
         kind, hint = "inputs", ""
+        if not model.training and "grad" in str(error):
+            hint = (
+                "; evaluation has no gradients: if forward computes some, let it do so in torch.inference_mode(False) "
+                "and torch.enable_grad(), of a clone of its inputs"
+            )
         if dataset.tokens:
             kind = "tokens"
             hint = (
@@ -236,7 +242,7 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> No
         )
 
 
-def _check_last(model: nn.Module, dataset: Dataset, where: str) -> None:
+def _check_last(model: nn.Module, config: Config, dataset: Dataset, where: str) -> None:
     """Check that a model gives logits: those of a sigmoid would all count as yes, a softmax would be taken twice."""
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
@@ -252,7 +258,8 @@ def _check_last(model: nn.Module, dataset: Dataset, where: str) -> None:
             f"{where} ends in a sigmoid, and the task {task_of(dataset).name!r} takes logits, of which all positive "
             "ones count as yes; return what the sigmoid gets"
         )
-    if name.startswith("Softmax") and not dataset.train.targets.is_floating_point():
+    takes_logits = ":" not in config.loss.name and not dataset.train.targets.is_floating_point()
+    if name.startswith("Softmax") and takes_logits:
         logger.warning("%s ends in a softmax, and the cross-entropy takes another one; return what it gets", where)
 
 

@@ -3,15 +3,17 @@
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.config import Config
 from fedsim.data.dataset import Dataset, Examples
 from fedsim.errors import ConfigError
+from fedsim.experiment import run as experiment
 from fedsim.federation.federation import federation_of
 
 HERE = "tests.federation.test_last_function"
@@ -56,6 +58,43 @@ def test_a_sigmoid_is_refused_as_each_of_its_values_would_count_as_yes(
     ):
         federation_of(config("sigmoid", **options))
     federation_of(config("tanh", **options))
+
+
+def nll(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of probabilities."""
+    return -outputs.gather(1, targets[:, None])[:, 0].log()
+
+
+def test_a_softmax_before_a_loss_of_probabilities_is_right(
+    config: Callable[..., Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        federation_of(config("softmax", loss={"name": f"{HERE}:nll"}))
+    assert "softmax" not in caplog.text
+
+
+class Energy(nn.Module):
+    """Returns the slope of a linear function's square."""
+
+    def __init__(self, classes: int, remedy: bool) -> None:
+        super().__init__()
+        self.flat, self.fc, self.remedy = nn.Flatten(), nn.LazyLinear(classes), remedy
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode(False) if self.remedy else nullcontext(), torch.enable_grad():
+            outputs = self.fc(self.flat(x.clone()))
+            return torch.autograd.grad((outputs**2).sum(), outputs, create_graph=True)[0]
+
+
+def energy(shape: tuple[int, ...], classes: int, remedy: bool) -> nn.Module:
+    """Return a model that computes gradients in its forward pass."""
+    return Energy(classes, remedy)
+
+
+def test_a_model_that_could_not_be_evaluated_is_refused_before_it_trains(tiny: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation has no gradients: if forward computes some, let it do so in"):
+        federation_of(tiny(model={"name": f"{HERE}:energy", "remedy": False}))
+    experiment.prepare(tiny(model={"name": f"{HERE}:energy", "remedy": True}))
 
 
 @pytest.mark.parametrize("end", ENDS)
