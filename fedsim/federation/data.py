@@ -188,6 +188,13 @@ class FederatedData:
         stream = rng(self.config.seed, "features", client, part)
         return self._skew(inputs, client, self.config.clients, stream), targets
 
+    def skew_draws(self) -> bool:
+        """Tell whether the feature skew draws from a global random stream for any client."""
+        before = stream_states(self.dataset.train.inputs.device)
+        for client in range(self.config.clients):
+            self._part(client, "train", skewed=True)
+        return not are_equal(before, stream_states(self.dataset.train.inputs.device))
+
     def _select(self, indices: np.ndarray) -> InputsAndTargets:
         train = self.dataset.train
         chosen = train[torch.from_numpy(indices).to(train.targets.device)]
@@ -227,9 +234,8 @@ def federated_data_of(config: Config, *, fit: Fit = "trained on") -> FederatedDa
     if len(tested) < len(labels):
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
     data = FederatedData(config, dataset, split, len(labels), tested)
-    before = stream_states()
     _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
-    if ":" in config.features.skew and not are_equal(before, stream_states()):
+    if ":" in config.features.skew and data.skew_draws():
         raise ConfigError(
             f"features.skew = {config.features.skew!r} draws from a global random stream, so that a client's inputs "
             "would differ from time to time; draw from its argument rng, such as rng.normal(size=tuple(inputs.shape))"
