@@ -275,7 +275,7 @@ def test_heads_wider_than_the_model_are_only_rotated_and_a_model_of_no_others_is
     with pytest.raises(ValueError, match=r"^model = Apart has no heads whose .*; match by rotations instead of inver"):
         rotation_spec(Apart(12), torch.randn(2, 5, 8), balanced=True)
     with pytest.raises(
-        ValueError, match=r"^model = Apart has no units that .* within attention heads of two or more; "
+        ValueError, match=r"^model = Apart has no units that .* within attention heads of two or more units; "
     ):
         rotation_spec(Apart(1), torch.randn(2, 5, 8), balanced=True)
 
