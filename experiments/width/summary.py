@@ -69,13 +69,16 @@ def draw(file: Path) -> None:
     panels = {title: curves(rows, value) for value, title in SHOWN.items()}
     figure = small_multiples(panels, "units of a hidden layer", "")
     for axes, value in zip(figure.axes, SHOWN, strict=True):
-        axes.set_xticks(rows["width"].unique())
+        widths = rows["width"].unique()
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(widths, [str(width) for width in widths], minor=False)
+        axes.margins(y=0.12)
         axes.autoscale(axis="y")
         if value == "cosine":
             control = rows["control"].iloc[0]
             axes.axhline(control, color="black", linewidth=0.8)
-            below, at = (0, -3), (rows["width"].min(), control)
-            axes.annotate("no structure", at, xytext=below, textcoords="offset points", va="top", fontsize=7)
+            above, at = (0, 2), (widths[0], control)
+            axes.annotate("no structure", at, xytext=above, textcoords="offset points", va="bottom", fontsize=7)
     write_figure(file.with_suffix(""), figure)
 
 

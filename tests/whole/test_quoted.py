@@ -904,7 +904,7 @@ def test_walks_between_independent_models() -> None:
     assert_quoted(PATHS, "A walk has {} to {} ticks", rows["tick"].min(), rows["tick"].max())
 
 
-@pytest.mark.parametrize("width", [128, 256, 512])
+@pytest.mark.parametrize("width", [128, 256, 512, 1024, 2048])
 @pytest.mark.parametrize("decay", ["0", "0.0001", "0.003"])
 def test_barriers_of_wide_networks(width: int, decay: str) -> None:
     rows = read("width/width.csv")
