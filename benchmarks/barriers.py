@@ -269,7 +269,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(processors())
     limit = gemm_limit(options.device)
-    rows = []
+    rows, of_adapters = [], []
     for case in CASES:
         if options.cases not in case.title:
             continue
@@ -279,13 +279,14 @@ def main() -> None:
         show(f"limit: {limit / 1e9:.0f} GFLOP/s", rows[-1:], COLUMNS)
     for targets in adapted.TARGETS:
         if options.device == "cpu" and options.cases in adapted_title(targets, "MiniLM"):
-            rows.append(measure_adapted(targets, options.minilm, 8 if options.quick else 64, options.repeats))
-            show(f"limit: {limit / 1e9:.0f} GFLOP/s", rows[-1:], COLUMNS)
-    show("all cases", rows, COLUMNS)
-    if not options.quick:
-        name = "barriers" if options.device == "cpu" else f"barriers-{options.device}"
-        limits, measured = {"gemm_gflop_per_s": limit / 1e9}, {row["case"] for row in rows}
-        save(name, describe(options.device), limits, rows, lambda row: row["case"] not in measured)
+            of_adapters.append(measure_adapted(targets, options.minilm, 8 if options.quick else 64, options.repeats))
+            show(f"limit: {limit / 1e9:.0f} GFLOP/s", of_adapters[-1:], COLUMNS)
+    show("all cases", rows + of_adapters, COLUMNS)
+    name = "barriers" if options.device == "cpu" else f"barriers-{options.device}"
+    measured, limits = {row["case"] for row in rows + of_adapters}, {"gemm_gflop_per_s": limit / 1e9}
+    for each, found in ((name, rows), (f"{name}-adapters", of_adapters)):
+        if found and not options.quick:
+            save(each, describe(options.device), limits, found, lambda row: row["case"] not in measured)
 
 
 if __name__ == "__main__":

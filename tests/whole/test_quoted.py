@@ -757,6 +757,15 @@ def test_how_long_barriers_take() -> None:
             assert_near(text, value, label)
 
 
+def test_how_long_barriers_of_adapters_take() -> None:
+    part, every = benchmark("barriers-adapters").to_dict("records")
+    text = "with {} texts it takes {} s instead of {} s, {} of the time"
+    assert_quoted(PERFORMANCE, text, part["examples"], part["seconds"], part["plain_seconds"], 1 / part["faster_by"])
+    text = "which there are three times as many, {} s instead of {} s, {} ("
+    assert_quoted(PERFORMANCE, text, every["seconds"], every["plain_seconds"], 1 / every["faster_by"])
+    assert every["mixed_models"] == 3 * part["mixed_models"]
+
+
 def test_how_long_barriers_in_two_precisions_take() -> None:
     rows = benchmark("precisions")
     cnn, resnet = (
