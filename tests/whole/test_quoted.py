@@ -62,6 +62,7 @@ RECORDED = {
     (ADAPTERS, "| adapter |"),
     (SHARING, "| method, alpha 3"),
     (SHARING, "| method, skewed inputs"),
+    (SHARING, "| method, ResNet"),
     (SHARING, "| method, three epochs"),
     (ASYMMETRY, "| two models | own"),
     (ASYMMETRY, "| clients | round 1"),
@@ -483,6 +484,18 @@ def test_sharing_on_cifar10(file: str, heading: str) -> None:
             100 * row.at_passes,
         ]
         assert_row(SHARING, f"| method, {heading}", row.method, values)
+
+
+def test_sharing_with_a_resnet() -> None:
+    columns = ["personalised", "worst", "global", "at_passes"]
+    rows, small = (read(f"sharing/{name}.csv").set_index("method") for name in ("resnet", "alpha10"))
+    for name, row in rows.iterrows():
+        first, worst, server, at_passes = 100 * row[columns]
+        assert_row(SHARING, "| method, ResNet", name, [first, worst, server, row["passes"] / 1000, at_passes])
+    less = 100 * (small["personalised"] - rows["personalised"]).dropna()
+    assert_quoted(SHARING, "All are {} to {} points lower than with LeNet-5", less.min(), less.max())
+    orders = [each.loc[rows.index].sort_values("personalised").index.tolist() for each in (rows, small)]
+    assert orders[0] == orders[1]
 
 
 @pytest.mark.parametrize(
