@@ -72,9 +72,9 @@ class Traced:
 
     def changed_share(self, parts: Collection[int]) -> float:
         """Return the share of a forward pass that must be repeated when these parts change."""
-        dirty: set[int] = set()
+        changed, dirty = set(parts), set[int]()
         for i, each in enumerate(self.operations):
-            if not set(parts).isdisjoint(each.parts) or not dirty.isdisjoint(each.inputs):
+            if not changed.isdisjoint(each.parts) or not dirty.isdisjoint(each.inputs):
                 dirty.add(i)
         return sum(self.flops[i] for i in dirty) / sum(self.flops) if sum(self.flops) else 1.0
 
