@@ -318,7 +318,7 @@ def test_the_findings_on_mixing_by_barriers() -> None:
     assert over["passes"][mix] > 75_600
     ahead = 100 * fixed["personalised"].mean()
     assert_quoted(FINDINGS, "the best fixed group of each alpha by validation data has {} %, more than", ahead)
-    assert_quoted("README.md", "fixed groups are ahead of it, with {} to {} %", ahead, means[mix])
+    assert_quoted("README.md", "fixed groups are ahead of it, with {} against {} %", ahead, means[mix])
 
     def at(method: str, alpha: float) -> list[float]:
         return [100 * rows[column][method, alpha] for column in ("personalised", "personalised_half_width")]
