@@ -310,7 +310,7 @@ def test_the_findings_on_mixing_by_barriers() -> None:
     values = [*behind(above, mix), above["p"][mix], *behind(unseen, "FedALA", rep), unseen["p"][rep]]
     text = "it is {} ± {} above the best fixed group (p = {}), {} ± {} above FedALA and {} ± {} above FedRep (p = {})"
     assert_quoted(FINDINGS, text, *values)
-    text = "is {} ± {} points above the best fixed group of layers and {} ± {} above FedALA over five degrees"
+    text = "is {} ± {} points above the best fixed group of layers and {} ± {} above FedALA, over five degrees"
     assert_quoted("README.md", text, *values[:2], *values[3:5])
     more = read("barrier_mix/epochs.csv")
     fixed = more.loc[more.groupby("partition.alpha")["validation"].idxmax()]
