@@ -67,12 +67,13 @@ def beginning_of(folder: RunFolder, federation: Federation, *, accept_versions: 
         return begin
     if not accept_versions:
         check_versions(folder)
-        check_start(folder, federation)
     damaged = damaged_settings(folder)
     if folder.config not in (each.path for each in damaged):
         check_name(folder)
     if folder.model not in (each.path for each in damaged):
         check_layers(folder, federation)
+    if not accept_versions:
+        check_start(folder, federation)
     notes = [f"{each}; it is written again" for each in damaged]
     notes += [f"{problem}; the models of round {each} are lost" for each, problem in _lost_models(folder, begin.done)]
     device = environment(federation.device)["device"]

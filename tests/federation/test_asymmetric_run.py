@@ -182,5 +182,5 @@ def test_an_experiment_is_read_back_as_it_was_written(tiny: Callable[..., Config
 
 
 def test_barriers_after_matching_are_refused_before_the_run_starts(tiny: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError, match=r"\[barriers\] matching: the model is asymmetric.*; use \[\"none\"\]"):
+    with pytest.raises(ConfigError, match=r"\[barriers\] matching: .*it is asymmetric.*set matching = 'none'"):
         experiment.prepare(tiny(model=W, barriers__matching=["weights"]))

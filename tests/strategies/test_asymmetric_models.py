@@ -60,7 +60,7 @@ def test_fixed_entries_are_zero_bit_for_bit_in_all_that_moves(name: str) -> None
 
 @pytest.mark.parametrize("name", ALIGNED)
 def test_a_method_that_aligns_units_says_that_there_is_nothing_to_align(name: str) -> None:
-    with pytest.raises(ValueError, match=r"the model is asymmetric.*nothing to (align|match)"):
+    with pytest.raises(ValueError, match=r"is asymmetric, so that there is nothing to match"):
         play_of(name)
 
 

@@ -99,7 +99,9 @@ def derive_some(model: nn.Module, inputs: Tensor) -> Derivation:
     asymmetric = is_asymmetric(model)
     if found.spec.symmetries or not (asymmetric or found.unknown):
         return found
-    reason = "it is asymmetric" if asymmetric else f"no rule for its {found.unknown[0]!r}"
+    reason = (
+        "it is asymmetric, so that there is nothing to match" if asymmetric else f"no rule for its {found.unknown[0]!r}"
+    )
     raise ValueError(f"model = {type(model).__name__} has no units that are known to change places ({reason})")
 
 
