@@ -84,6 +84,8 @@ def test_by_strategy_methods_are_compared_over_all_else_with_seeds_as_units(buil
     test = stats.ttest_rel(*means).confidence_interval(0.95)
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((test.low, test.high))
     assert not any("same settings" in light.text for light in verdict_of(comparison).lights)
+    with pytest.raises(ConfigError, match=r"--by 'strateg' is not a setting of these runs; did you mean 'strategy'\?$"):
+        compare(runs, Question(by="strateg"))
     lights = verdict_of(compare(runs[3:], Question(by="strategy", baseline="full"))).lights
     assert any("not over the same settings and seeds" in each.text and "FedPer 3 of 6;" in each.text for each in lights)
 

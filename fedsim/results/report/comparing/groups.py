@@ -109,7 +109,7 @@ def check_setting(results: Sequence[Result], key: str, option: str) -> None:
     """
     if all(result.shown_settings.get(key, "-") == "-" for result in results):
         known = sorted({each for result in results for each in flat(result.config.model_dump(mode="json"))})
-        near = get_close_matches(key, known, n=1) or sorted(
+        near = get_close_matches(key, [*known, METHOD] if option == "--by" else known, n=1) or sorted(
             (each for each in known if each.endswith(f".{key}")), key=lambda each: each.count(".")
         )
         hint = f"did you mean {near[0]!r}?" if near else "for instance strategy.name or partition.alpha"
