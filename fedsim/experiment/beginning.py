@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ def beginning_of(folder: RunFolder, federation: Federation, *, accept_versions: 
         If there are checkpoints and none is whole, the versions are others, the model has other layers now, or custom
         code gives other data or another initial model than when the run began.
     """
-    begin = last_whole_round(folder)
+    whole: dict[Path, Seal] = {}
+    begin = last_whole_round(folder, whole)
     if not begin.done:
         return begin
     if not accept_versions:
@@ -75,15 +76,21 @@ def beginning_of(folder: RunFolder, federation: Federation, *, accept_versions: 
     if not accept_versions:
         check_start(folder, federation)
     notes = [f"{each}; it is written again" for each in damaged]
-    notes += [f"{problem}; the models of round {each} are lost" for each, problem in _lost_models(folder, begin.done)]
+    lost = _lost_models(folder, begin.done, whole)
+    notes += [f"{problem}; the models of round {each} are lost" for each, problem in lost]
     device = environment(federation.device)["device"]
     if folder.env.exists() and (before := folder.read_env().get("device", device)) != device:
         notes.append(f"the run resumes on {device}, and ran on {before}: their numbers differ in the last digits")
     return replace(begin, problems=[*begin.problems, *notes])
 
 
-def last_whole_round(folder: RunFolder) -> Beginning:
+def last_whole_round(folder: RunFolder, whole: MutableMapping[Path, Seal] | None = None) -> Beginning:
     """Find the newest round whose checkpoint is whole, and up to which the records are.
+
+    Parameters
+    ----------
+    whole
+        Takes the clients' files that were found whole, with what they were checked by.
 
     Raises
     ------
@@ -94,7 +101,7 @@ def last_whole_round(folder: RunFolder) -> Beginning:
     problems: list[str] = []
     for server_round in reversed(checkpoints.rounds()):
         try:
-            if manifest := checkpoints.check(server_round):
+            if manifest := checkpoints.check(server_round, whole=whole):
                 check_records(folder, manifest)
             elif problem := lost_rounds(folder, server_round):
                 raise problem
@@ -112,13 +119,13 @@ def last_whole_round(folder: RunFolder) -> Beginning:
     return Beginning()
 
 
-def _lost_models(folder: RunFolder, done: int) -> Iterator[tuple[int, str]]:
+def _lost_models(folder: RunFolder, done: int, whole: MutableMapping[Path, Seal]) -> Iterator[tuple[int, str]]:
     """Yield the rounds before the one after which a run resumes whose models are kept and damaged, and how."""
     checkpoints = Checkpoints(folder.checkpoints)
     for server_round in checkpoints.rounds():
         if server_round < done:
             try:
-                checkpoints.check(server_round)
+                checkpoints.check(server_round, whole=whole)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 yield server_round, str(error) if isinstance(error, DamagedError) else message_of(error)
 

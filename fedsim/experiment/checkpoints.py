@@ -9,7 +9,7 @@ that did not take part between them.
 """
 
 import shutil
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -121,13 +121,21 @@ class Checkpoints:
         path = self._round(server_round) / MANIFEST
         write_sealed(path, {**read_sealed(path), **records})
 
-    def check(self, server_round: int, clients: Collection[int] | None = None) -> dict[str, Any] | None:
+    def check(
+        self,
+        server_round: int,
+        clients: Collection[int] | None = None,
+        whole: MutableMapping[Path, Seal] | None = None,
+    ) -> dict[str, Any] | None:
         """Check that a checkpoint is as it was written.
 
         Parameters
         ----------
         clients
             Clients whose files are checked; all if not given.
+        whole
+            Files that other checkpoints share and that were found whole, which are not read again; those found now are
+            added.
 
         Returns
         -------
@@ -148,7 +156,7 @@ class Checkpoints:
             raise DamagedError(folder / MANIFEST, f"belongs to round {manifest['round']}")
         check_all({place_in(folder, name): Seal.from_json(seal) for name, seal in manifest["files"].items()})
         if clients is None or clients:
-            check_all(ClientFiles.read(folder / CLIENTS).seals(self._clients, clients))
+            check_all(ClientFiles.read(folder / CLIENTS).seals(self._clients, clients), whole)
         return manifest
 
     def load(self, server_round: int, strategy: Strategy, engine: Engine, keep: Container[int] = ()) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,15 +118,22 @@ def seals_of(paths: Sequence[Path]) -> list[Seal]:
     return _of_each(seal_of, paths)
 
 
-def check_all(seals: Mapping[Path, Seal]) -> None:
+def check_all(seals: Mapping[Path, Seal], whole: MutableMapping[Path, Seal] | None = None) -> None:
     """Check many files.
+
+    Parameters
+    ----------
+    whole
+        Files that were found to be the ones that were sealed, which are not read again; those found now are added.
 
     Raises
     ------
     DamagedError
         For the first that is not the one that was sealed.
     """
-    _of_each(lambda path: seals[path].check(path), list(seals))
+    known = {} if whole is None else whole
+    _of_each(lambda path: seals[path].check(path), [path for path in seals if known.get(path) != seals[path]])
+    known.update(seals)
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.kept_round import kept_round
 from fedsim.experiment.restored import restored_model
 from fedsim.experiment.verifying.verify import verify
+from fedsim.results import seals
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_file_of_checkpoint, sealed_from
 from tests.conftest import run_files, unseal
@@ -68,6 +70,22 @@ def test_a_run_that_resumes_says_which_kept_models_are_lost(
     assert warning.startswith(f"{path} ")
     assert warning.endswith(f"; the models of round {STOPPED - 1} are lost")
     assert stopped.metrics.read_bytes() == whole.metrics.read_bytes()
+
+
+def test_a_resumed_run_reads_each_clients_file_once_to_check_it(
+    stopped: RunFolder, small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of clients that did not take part between two checkpoints belong to both."""
+    read, before = Counter[Path](), {*(stopped.checkpoints / "clients").iterdir()}
+
+    def counting(path: Path, size: int | None = None) -> seals.Seal:
+        read[path] += 1
+        return seal_of(path, size)
+
+    seal_of = seals.seal_of
+    monkeypatch.setattr(seals, "seal_of", counting)
+    experiment.run(small, stopped, lambda summary: None)
+    assert {path: read[path] for path in before} == dict.fromkeys(before, 1)
 
 
 def test_two_files_of_clients_that_are_swapped_are_noticed(stopped: RunFolder) -> None:
