@@ -130,6 +130,27 @@ def test_without_validation_data_no_round_is_the_best(build: Build) -> None:
         compare([build([[0.5]])], Question(at="best"))
 
 
+def test_the_runs_without_a_metric_on_validation_data_are_named(build: Build, tiny: Callable[..., Config]) -> None:
+    whole = cases.result(tiny(), [[0.5]], validation=[[0.6]])
+    without, other = build([[0.5]], seed=1), build([[0.5]], seed=2)
+    tested = cases.result(
+        tiny(seed=3), [[0.5]], validation=[[0.6]], more=[(1, 0, "test", "personalised", "auroc", 0.7)]
+    )
+    scored = [(1, 0, split, "personalised", "auroc", 0.7) for split in ("test", "validation")]
+    validated = cases.result(tiny(seed=4), [[0.5]], validation=[[0.6]], more=scored)
+    lacking = f"{without.folder.path}, {other.folder.path} have no values on validation data"
+    for question, option in ((Question(at="best"), "--at best"), (Question(target=0.5), "--target")):
+        with pytest.raises(
+            ConfigError, match=rf"^{option}: {re.escape(lacking)}, .* run them with partition.validation"
+        ):
+            compare([whole, without, other], question)
+        named = re.escape(f"{tested.folder.path} has no auroc on validation data")
+        with pytest.raises(
+            ConfigError, match=rf"^{option}: {named}, .*; .*choose one of loss, accuracy, or run again with"
+        ):
+            compare([validated, tested], replace(question, metric="auroc"))
+
+
 def test_runs_of_one_seed_count_as_one_when_grouped_by_a_setting(build: Build) -> None:
     runs = [
         build([[value]], seed=seed, local__lr=lr) for seed, lr, value in ((0, 0.1, 0.2), (0, 0.2, 0.4), (1, 0.1, 0.9))

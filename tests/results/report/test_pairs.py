@@ -178,7 +178,7 @@ def test_a_seed_that_one_method_lacks_does_not_decide_which_is_the_best(tiny: Ca
 
 
 def test_the_best_of_several_needs_validation_data(tiny: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError, match=r"'best:layer_set': .* has no values on validation data.*name one method"):
+    with pytest.raises(ConfigError, match=r"'best:layer_set': .* have no values on validation data.*name one method"):
         compare(variants(tiny, validated=False), Question(baseline="best:layer_set"))
     for name in ("best:", "best:FedPer,"):
         with pytest.raises(ConfigError, match=f"--baseline '{name}' must have a method's name after best: and each"):

@@ -8,6 +8,7 @@ from fedsim.errors import ConfigError
 from fedsim.results.differences import distinguishing_settings
 from fedsim.results.report.comparing.groups import Group, registered_label
 from fedsim.results.report.comparing.question import Question
+from fedsim.results.report.comparing.validated import check_validated
 from fedsim.results.result import Result
 
 
@@ -61,10 +62,13 @@ def _best(methods: dict[str, list[Result]], question: Question) -> list[Result]:
             f"--baseline {question.baseline!r}: {' and '.join(methods)} have no seed in common in a setting; name one "
             "method, or run them with the same seeds"
         )
+    compared = {name: [run for run in runs if run.config.seed in common] for name, runs in methods.items()}
+    option, why = f"--baseline {question.baseline!r}", "by which the best is chosen"
+    every = [run for runs in compared.values() for run in runs]
+    check_validated(every, question.metric, why, option, instead="name one method")
     sign, values = 1 if question.higher_is_better else -1, dict[str, float]()
-    for name, runs in methods.items():
-        compared = [run for run in runs if run.config.seed in common]
-        value = Group("", {}, compared).mean(lambda run: _mean(run, question)).mean
+    for name, runs in compared.items():
+        value = Group("", {}, runs).mean(lambda run: _mean(run, question)).mean
         if not math.isnan(value):
             values[name] = sign * value
     if not values:
@@ -78,9 +82,4 @@ def _best(methods: dict[str, list[Result]], question: Question) -> list[Result]:
 
 def _mean(run: Result, question: Question) -> float:
     values = run.by_client("personalised", question.metric, split="validation", server_round=question.round_of(run))
-    if run.of("personalised", question.metric, "validation").empty:
-        raise ConfigError(
-            f"--baseline {question.baseline!r}: {run.folder.path} has no values on validation data, by which the best "
-            "is chosen; name one method, or run it with partition.validation greater than 0"
-        )
     return float(values.mean(skipna=False)) if len(values) else math.nan

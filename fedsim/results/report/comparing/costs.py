@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fedsim.errors import ConfigError
+from fedsim.results.report.comparing.validated import check_validated
 from fedsim.results.result import Result
 from fedsim.training.metrics import metric_of
 
@@ -146,14 +146,10 @@ def spent_until(result: Result, what: str, target: float, metric: str = "accurac
     Raises
     ------
     ConfigError
-        If there are no validation data.
+        If it has no values on validation data.
     """
+    check_target([result], metric)
     values = smoothed(result.mean_by_round(metric=metric, split="validation"), evaluations)
-    if values.empty:
-        raise ConfigError(
-            f"--target: {result.folder.path} has no values on validation data, by which a target is reached; run it "
-            "with partition.validation greater than 0"
-        )
     is_higher = metric_of(result.meant(metric)).higher_is_better
     room = ROUNDING * target
     reached = np.flatnonzero((values >= target - room) if is_higher else (values <= target + room))
@@ -166,6 +162,17 @@ def spent_until(result: Result, what: str, target: float, metric: str = "accurac
         return Read(float(costs[first]))
     share = (target - before) / (here - before)
     return Read(_between(float(costs[first - 1]), float(costs[first]), share), interpolated=True)
+
+
+def check_target(results: Sequence[Result], metric: str) -> None:
+    """Check that it can be known when runs reach a target.
+
+    Raises
+    ------
+    ConfigError
+        If some have no values on validation data.
+    """
+    check_validated(results, metric, "by which a target is reached", "--target")
 
 
 def _between(start: float, end: float, share: float) -> float:

@@ -7,8 +7,10 @@ from numbers import Real
 from typing import Literal, Self
 
 from fedsim.errors import ConfigError
+from fedsim.results.report.comparing import costs
 from fedsim.results.report.comparing.costs import BYTES, COSTS, SMOOTH
 from fedsim.results.report.comparing.units import read_amount
+from fedsim.results.report.comparing.validated import check_validated
 from fedsim.results.result import Result
 from fedsim.training.metrics import MAIN, SELECTING, is_metric, metric_of, unmeasured
 
@@ -98,20 +100,26 @@ class Question:
         Raises
         ------
         ConfigError
-            If the runs do not have one metric in common, or have not measured it.
+            If the runs do not have one metric in common, have not measured it, or some have not on validation data and
+            the best round or a target is asked for.
         """
-        found = {result.meant(self.metric): result for result in results}
-        if len(found) > 1:
-            (one, first), (other, second) = list(found.items())[:2]
+        meant = {result.meant(self.metric): result for result in results}
+        if len(meant) > 1:
+            (one, first), (other, second) = list(meant.items())[:2]
             raise ConfigError(
                 f"--metric {self.metric}: {first.folder.path} has {one} and {second.folder.path} has {other}; "
                 "compare runs of one task, or by loss"
             )
-        metric = next(iter(found), self.metric)
+        metric = next(iter(meant), self.metric)
         if results and all(result.of("personalised", metric).empty for result in results):
             measured = {name for result in results for name in result.metrics["metric"].unique()}
             raise ConfigError(f"--metric {metric}: no run has measured it; {unmeasured(metric, measured)}")
-        return replace(self, metric=metric)
+        found = replace(self, metric=metric)
+        if self.at == "best":
+            found._check_best(results)
+        if self.target is not None:
+            costs.check_target(results, metric)
+        return found
 
     def round_of(self, result: Result) -> int:
         """Return the round of a run that is shown; 0 for the best if no round has a value of every client.
@@ -119,16 +127,16 @@ class Question:
         Raises
         ------
         ConfigError
-            If the best is asked for and there are no validation data.
+            If the best is asked for, and it has no values on validation data.
         """
         if self.at == "last":
             return result.evaluated
-        if result.of("personalised", self.metric, "validation").empty:
-            raise ConfigError(
-                f"--at best: {result.folder.path} has no values on validation data, by which the best round is chosen; "
-                "use --at last, or run it with partition.validation greater than 0"
-            )
+        self._check_best([result])
         return result.best_round(self.metric) or 0
+
+    def _check_best(self, results: Sequence[Result]) -> None:
+        why = "by which the best round is chosen"
+        check_validated(results, self.metric, why, "--at best", instead="use --at last")
 
 
 DEFAULT = Question()
