@@ -156,11 +156,14 @@ def test_no_client_with_a_value_is_no_chart(tiny: Callable[..., Config]) -> None
     assert client_explorer(client_records([[run]]), {"a": Group("a", {}, [run])}, "accuracy") is None
 
 
-def test_a_gain_of_an_error_is_named_as_a_difference(tiny: Callable[..., Config]) -> None:
+@pytest.mark.parametrize(("main", "unit"), [("accuracy", " (nats)"), ("rmse", "")])
+def test_a_gain_of_an_error_is_named_as_a_difference(main: str, unit: str, tiny: Callable[..., Config]) -> None:
+    """A regression's loss is in the unit of its targets."""
     run = run_of(tiny(), [[0.1, 0.2, 0.3]], LABELS)
-    found = client_records([[run]])
+    run = replace(run, metrics=run.metrics.replace({"metric": {"accuracy": main}}))
+    found = client_records([[run]], metric="loss")
     found = replace(found, points=found.points.assign(d=pd.Series([0.1, 0.2, 0.3])))
     chart = client_explorer(found, {"a": Group("a", {}, [run])}, "loss", over="local")
     assert chart is not None
     title = chart.to_dict()["vconcat"][0]["layer"][1]["encoding"]["y"]["title"]
-    assert title == "difference to local: loss (nats), below 0 is better"
+    assert title == f"difference to local: loss{unit}, below 0 is better"

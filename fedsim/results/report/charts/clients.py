@@ -75,7 +75,7 @@ def _scatter(
     base = chart_of(points.drop(columns=["g", "j", "y"]), m=methods, z=situations).transform_calculate(
         x=f"against == '{SIZE}' ? datum.n : datum.h", y=f"{scale} * datum.{'d' if over else 'v'}"
     )
-    title, several = _title(metric, over), len(situations) > 1
+    title, several = _title(metric, over, groups), len(situations) > 1
     tooltip = _tooltip(metric, title if over else "", several=several)
     shape = alt.Shape("z_name:N", sort=situations, legend=Legend(title=None, symbolFillColor=MIDDLE))
     dots = (
@@ -221,12 +221,14 @@ def _settings(group: Group) -> str:
     return ", ".join(f"{short_key(key, group.settings)} = {value}" for key, value in group.settings.items())
 
 
-def _title(metric: str, over: str) -> str:
+def _title(metric: str, over: str, groups: Sequence[Group]) -> str:
     """Return what the vertical axis shows, in its unit."""
     if not over:
         return label(metric)
     chosen = metric_of(metric)
-    unit = "percentage points" if chosen.unit == "share" else chosen.unit if chosen.unit == "nats" else ""
+    # The loss of a regression is in the unit of its targets, squared or not.
+    of_numbers = any(metric_of(run.main).unit == "number" for group in groups for run in group.members)
+    unit = {"share": "percentage points", "nats": "" if of_numbers else "nats"}.get(chosen.unit, "")
     what = "gain over" if chosen.higher_is_better else "difference to"
     better = "" if chosen.higher_is_better else ", below 0 is better"
     return f"{what} {over}: {label(metric)}{f' ({unit})' if unit else ''}{better}"
