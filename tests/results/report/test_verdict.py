@@ -190,6 +190,8 @@ def test_the_best_is_chosen_over_the_seeds_that_all_have_and_others_are_named(bu
     comparison = compare(runs)
     assert verdict_of(comparison).sentence.startswith("local 55.0 against FedPer 45.0: +10.0 ± 0.0 with 2 seeds")
     assert any(light.startswith("warning: fewer seeds than others: local 2 of 3") for light in lights(comparison))
+    [light] = [each for each in lights(compare(runs, Question(by="strategy"))) if "local 2 of 3" in each]
+    assert "not over the same settings and seeds" in light
 
 
 def test_what_weakens_an_answer_is_said(build: Build, tmp_path: Path, tiny: Callable[..., Config]) -> None:

@@ -37,7 +37,7 @@ def lights_of(comparison: Comparison, standings: Sequence[Standing]) -> Iterator
     yield from _missing(comparison)
     yield from _unlike_seeds(comparison)
     yield from _unlike_methods(comparison, standings)
-    yield from _seeds(standings)
+    yield from _seeds(comparison, standings)
     yield from _without_spread(standings)
     yield from _lengths(standings)
     yield from _small_clients(comparison)
@@ -98,7 +98,7 @@ def _missing(comparison: Comparison) -> Iterator[Light]:
         yield Light("warning", f"values of clients missing: {_listed(missing)}; {why}")
 
 
-def _seeds(standings: Sequence[Standing]) -> Iterator[Light]:
+def _seeds(comparison: Comparison, standings: Sequence[Standing]) -> Iterator[Light]:
     groups = [method.row.group for standing in standings for method in standing.methods]
     seeds = min(group.seeds for group in groups)
     text = "1 seed" if seeds == 1 else f"{seeds} seeds"
@@ -113,7 +113,7 @@ def _seeds(standings: Sequence[Standing]) -> Iterator[Light]:
         for method in standing.methods
         if method.row.group.seeds < most
     ]
-    if fewer:
+    if fewer and comparison.question.by != METHOD:  # of whose methods `_unlike_methods` counts the runs
         yield Light(
             "warning", f"fewer seeds than others: {_listed(fewer)}; differences are over the seeds that both have"
         )
