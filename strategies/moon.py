@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, softplus
 
-from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, Finished, Local, NonNegative, Option, Positive, Step, Strategy
 from strategies.parts import two_parts
 from strategies.reference import reference
@@ -26,20 +26,15 @@ class MoonRule(ClientRule):
 
     def loss(self, step: Step) -> Tensor:
         logits, features = step.logits_and_features(step.params, self._head)
-        near, far = (
-            cosine_similarity(features.flatten(1), self._features(step, step.sets[name]).flatten(1), dim=1)
-            for name in ("received", "previous")
-        )
+        still = [reference(step, step.sets[name], self.parameters) for name in ("received", "previous")]
+        others = [step.network.logits_and_features(each, step.inputs, self._head)[1].detach() for each in still]
+        own, *both = (_compared(each, step.real) for each in (features, *others))
+        near, far = (cosine_similarity(own, each, dim=1) for each in both)
         # -log(e^a / (e^a + e^b)) is softplus(b - a).
         return step.loss_of(logits) + self.mu * step.mean(softplus((far - near) / self.temperature))
 
     def finish(self, local: Local, started: Local) -> Finished:
         return Finished(local.params, kept={"previous": local.params})
-
-    def _features(self, step: Step, model: Params) -> Tensor:
-        """Return the features of a model that takes no gradient."""
-        still = reference(step, model, self.parameters)
-        return step.network.logits_and_features(still, step.inputs, self._head)[1].detach()
 
 
 class Moon(Strategy, shared="all"):
@@ -51,7 +46,8 @@ class Moon(Strategy, shared="all"):
 
     Notes
     -----
-    Features are the input of the head; the paper adds a projection head of two layers before it. In a client's first
+    Features are the input of the head; the paper adds a projection head of two layers before it. Of a sequence of
+    targets, the features at those that count are compared, as one vector. In a client's first
     round its last model is the global one, so that the term is constant. The frozen models normalise by the
     mini-batch's statistics, as the trained one does. It takes two forward passes more per step.
     """
@@ -63,3 +59,10 @@ class Moon(Strategy, shared="all"):
 
     def prepare(self) -> None:
         two_parts(self.layers, "head", self.head)
+
+
+def _compared(features: Tensor, real: Tensor | None) -> Tensor:
+    """Return each example's features as one row, in which those at targets that do not count, as padding, are 0."""
+    if real is not None and real.shape == features.shape[:-1]:
+        features = torch.where(real.unsqueeze(-1), features, 0)
+    return features.flatten(1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from fedsim.models.params import Params
@@ -66,18 +67,42 @@ def test_in_the_first_round_the_term_is_constant() -> None:
     assert_close(Play("moon", {"mu": 5.0}).round(1), Play("full").round(1), tolerance=1e-13)
 
 
-def test_examples_without_a_target_that_counts_have_no_term() -> None:
+def on_words(tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, tuple[Params, Params, Params]]:
+    """Return the loss on sequences, the cross-entropy in it, and the models: its own, the received and the last."""
     predictor = words_model(4)
-    params = {key: value.detach() for key, value in predictor.state_dict().items()}
-    tokens, targets = torch.tensor([[0, 1], [2, 1], [1, 1]]), torch.tensor([[1, -100], [-100, -100], [0, 2]])
-    others = {
-        name: {k: value + shift for k, value in params.items()} for name, shift in (("received", 1), ("previous", -2))
+    params = {
+        key: torch.linspace(-1, 2, len(v.flatten())).double().view(v.shape) for key, v in predictor.state_dict().items()
     }
+    received, previous = ({k: value + shift for k, value in params.items()} for shift in (1, -2))
     rule = MoonRule(predictor, head="1", mu=2.0, temperature=0.4)
-    step = Step(params, others, {}, tokens, targets, targets != -100, 0, Phase(), 0.1, Network(predictor))
-    features, near, far = (
-        each["0.weight"][tokens].flatten(1) for each in (params, others["received"], others["previous"])
+    sets, real = {"received": received, "previous": previous}, targets != -100
+    params = {key: value.requires_grad_() for key, value in params.items()}
+    step = Step(params, sets, {}, tokens, targets, real, 0, Phase(), 0.1, Network(predictor))
+    entropy = cross_entropy(functional_call(predictor, params, (tokens,)), targets)
+    return rule.loss(step), entropy, (params, received, previous)
+
+
+def test_examples_without_a_target_that_counts_have_no_term() -> None:
+    tokens, targets = torch.tensor([[0, 1], [2, 1], [1, 1]]), torch.tensor([[1, -100], [-100, -100], [0, 2]])
+    loss, entropy, models = on_words(tokens, targets)
+    # The first example is compared at its first position alone, the last at both.
+    vectors = zip(
+        *([each["0.weight"][tokens[0, 0]], each["0.weight"][tokens[2]].flatten()] for each in models), strict=True
     )
-    alike = torch.stack([cosine_similarity(features, each, dim=1) for each in (near, far)], 1)[[0, 2]] / 0.4
-    contrast = cross_entropy(alike, torch.tensor([0, 0]))
-    torch.testing.assert_close(rule.loss(step), cross_entropy(predictor(tokens), targets) + 2 * contrast)
+    alike = [torch.stack([cosine_similarity(own, each, dim=0) for each in others]) for own, *others in vectors]
+    contrast = cross_entropy(torch.stack(alike) / 0.4, torch.tensor([0, 0]))
+    torch.testing.assert_close(loss, entropy + 2 * contrast)
+    assert all(bool(each.isfinite().all()) for each in torch.autograd.grad(loss, list(models[0].values())))
+
+
+def test_sequences_padded_to_a_greater_length_have_the_same_loss_and_gradients() -> None:
+    tokens, targets = torch.tensor([[0, 1, 2], [2, 1, 0]]), torch.tensor([[1, 2, -100], [1, 0, 2]])
+    pads = torch.tensor([[1, 0], [2, 1]])
+    found = [
+        on_words(tokens, targets),
+        on_words(torch.cat([tokens, pads], 1), torch.cat([targets, torch.full((2, 2), -100)], 1)),
+    ]
+    short, long = found
+    torch.testing.assert_close(long[0], short[0])
+    gradients = [torch.autograd.grad(loss, list(models[0].values())) for loss, _, models in found]
+    torch.testing.assert_close(gradients[1], gradients[0])
