@@ -137,7 +137,7 @@ class Rounds:
         self._seconds, self._faults = {}, 0
         measured = self._is_due(self._measured_every, server_round)
         gate = self.strategy.measurable(server_round)
-        with self._timed("train"):
+        with self._timed("train"), self.federation.noticing_draws(self.engine.workers):
             received, injected = self._train(server_round, probe=measured or gate is not None)
         if gate and received.updates:
             with self._timed("gate"):

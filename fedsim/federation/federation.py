@@ -1,6 +1,9 @@
 """The parts of a run that every process builds alike from the config: data, partition and initial model."""
 
+import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -8,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.config import Config, making
+from fedsim.config.choices import method_name
 from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, Fit, InputsAndTargets, federated_data_of
 from fedsim.federation.model import draw_model, make_model
 from fedsim.federation.objective import balanced, check_custom, make_objective
+from fedsim.federation.streams import Streams
 from fedsim.lazy import Place
 from fedsim.models.adapters import factors_of
 from fedsim.models.copies import copy_of
-from fedsim.models.draws import CPU, are_equal, same_draws, seed_others, seed_torch, stream_states
+from fedsim.models.draws import CPU, are_equal, same_draws, stream_states
 from fedsim.models.frozen import frozen_of, replace_frozen_
 from fedsim.models.layers import Layers, describe_
 from fedsim.models.parametrised import plain_
@@ -33,6 +38,7 @@ from fedsim.training.settings import LocalSettings
 from fedsim.training.tasks import TASKS, Task
 
 CALIBRATION_EXAMPLES = 1000
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Federation:
     _template: nn.Module
     _models: threading.local = field(default_factory=threading.local)
     # Of the global random streams: initial weights are drawn from them, and a client's training sets them.
-    _stream: threading.Lock = field(default_factory=threading.Lock)
+    _streams: Streams = field(default_factory=Streams)
 
     def initial_of(self, client: int) -> Params:
         """Return a client's initial model: the server's, or its own from the seed where the config says so."""
@@ -80,7 +86,7 @@ class Federation:
     def _drawn_of(self, client: int) -> Params:
         if self.config.model.initial == "shared":
             return self.initial
-        with self._stream, same_draws(self.device, derive(self.config.seed, "initial model", client)):
+        with self._streams.seeded(self.device, derive(self.config.seed, "initial model", client)):
             model = draw_model(self.config, self.data.dataset)
         own = model.to(self.device).state_dict()
         skip, drawn = self.config.model.weights_skip, tuple(self.initial)  # frozen tensors are the server's
@@ -150,7 +156,7 @@ class Federation:
     def client_rule(self) -> ClientRule:
         """What the strategy's clients do beyond its plan."""
         calibration = self.calibration()
-        with self._stream, same_draws(self.device, derive(self.config.seed, "rule")):
+        with self._streams.seeded(self.device, derive(self.config.seed, "rule")):
             return making.make_rule(self.config, self._template, calibration)
 
     def calibration(self) -> Tensor:
@@ -163,11 +169,24 @@ class Federation:
 
     def seed_streams(self, *path: PathPart) -> None:
         """Set the global streams, for what a model or method of the user's own may draw from them while it trains."""
-        seed = derive(self.config.seed, *path)
-        with self._stream:
-            seed_torch(self.device, seed)
-            if self._draws[1] or self._has_custom_method:
-                seed_others(seed)
+        with_others = self._draws[1] or self._has_custom_method
+        self._streams.seed(self.device, derive(self.config.seed, *path), with_others=with_others)
+
+    @contextmanager
+    def noticing_draws(self, threads: int) -> Iterator[None]:
+        """Warn, once, if a method of the user's own draws from the global streams while its clients share them."""
+        if threads == 1 or not self._has_custom_method or self._streams.has_drawn:
+            yield
+            return
+        with self._streams.watched(self.device):
+            yield
+        if self._streams.has_drawn:
+            logger.warning(
+                "%s draws from a global random stream in a client, and %d threads share it, so that another run may "
+                "have other numbers; draw from local.rng, or set engine.workers = 1",
+                method_name(self.config),
+                threads,
+            )
 
     def start_of(self, local: Local) -> Local:
         """Return a client as its rule starts it, which may draw from the global streams if it is the user's own."""
@@ -215,7 +234,8 @@ class Federation:
         if not self.client_rule.has_network:
             return self.model()
         if self.keeps_something or not hasattr(self._models, "own"):
-            self._models.own = self.client_rule.network(copy_of(self._template)).eval()
+            with self._streams.seeded(self.device, derive(self.config.seed, "network")):
+                self._models.own = self.client_rule.network(copy_of(self._template)).eval()
         return self._models.own
 
     def plain_model(self) -> nn.Module:

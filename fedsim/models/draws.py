@@ -55,6 +55,7 @@ def stream_states(device: torch.device = CPU) -> list[Any]:
 
 def are_equal(first: Any, second: Any) -> bool:
     """Return whether the streams were in the same place twice."""
-    if isinstance(first, tuple | list):
+    if isinstance(first, list):
         return len(first) == len(second) and all(map(are_equal, first, second))
-    return bool(np.array_equal(first, second))
+    # Python's is a tuple of plain numbers.
+    return bool(first == second if isinstance(first, tuple) else np.array_equal(first, second))

@@ -193,6 +193,40 @@ def test_a_method_that_draws_gives_the_same_after_a_resume(
     assert read_rows(folders[0].metrics)["value"].equals(read_rows(folders[1].metrics)["value"])
 
 
+class CarefulRule(ClientRule):
+    """Draws from its own stream, but for weights of a module, which are replaced by a client's."""
+
+    def network(self, model: nn.Module) -> nn.Module:
+        nn.Linear(2, 2)
+        return model
+
+    def finish(self, local: Local, started: Local) -> Finished:
+        return Finished({key: value + float(local.rng.normal()) for key, value in local.params.items()})
+
+
+class Careful(Strategy, shared="all"):
+    """Draws in the clients only."""
+
+    client_rule = CarefulRule
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize(("name", "workers", "count"), [("Drawing", 2, 1), ("Drawing", 1, 0), ("Careful", 2, 0)])
+def test_a_method_that_draws_in_several_threads_is_noticed(
+    name: str,
+    workers: int,
+    count: int,
+    rounds: int,
+    tiny: Callable[..., Config],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changes = {"strategy": {"name": f"{HERE}:{name}"}, "evaluation": {"models": ["personalised", "global", "trained"]}}
+    config = tiny(rounds=rounds, barriers__every=0, engine__workers=workers, **changes)
+    experiment.run(config, RunFolder(tmp_path / "run"), lambda summary: None)
+    assert caplog.text.count("draws from a global random stream in a client, and 2 threads share it") == count
+
+
 def test_the_streams_of_other_devices_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds all devices"))
     with same_draws(seed=3):
