@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ Fit = Literal["trained on", "all"]
 # Clients' examples that are held normalised, so that they need not be made in each round: a part of what a process with
 # torch takes. All of Fashion-MNIST fits in.
 HELD_BYTES = 2**28
+CHECKED = 1000  # clients, evenly spaced, whose inputs a custom skew makes before the start
 
 
 class ClientData:
@@ -185,15 +186,45 @@ class FederatedData:
         inputs, targets = self._select(getattr(self.split, part)[client])
         if not skewed:
             return inputs, targets
-        stream = rng(self.config.seed, "features", client, part)
-        return self._skew(inputs, client, self.config.clients, stream), targets
+        if ":" not in self.config.features.skew:
+            return self._skewed(inputs, client, part), targets
+        before = self._streams()
+        made = self._skewed(inputs, client, part)
+        # Another thread may have moved the streams meanwhile; then the skew itself tells whether it drew from them.
+        if not are_equal(before, self._streams()):
+            again = self._skewed(self._select(getattr(self.split, part)[client])[0], client, part)
+            if not torch.equal(made, again):
+                raise self._draws_error()
+        return made, targets
 
-    def skew_draws(self) -> bool:
-        """Tell whether the feature skew draws from a global random stream for any client."""
-        before = stream_states(self.dataset.train.inputs.device)
-        for client in range(self.config.clients):
+    def _skewed(self, inputs: Tensor, client: int, part: str) -> Tensor:
+        return self._skew(inputs, client, self.config.clients, rng(self.config.seed, "features", client, part))
+
+    def _streams(self) -> list[Any]:
+        return stream_states(self.dataset.train.inputs.device)
+
+    def _draws_error(self) -> ConfigError:
+        return ConfigError(
+            f"features.skew = {self.config.features.skew!r} draws from a global random stream, so that a client's "
+            "inputs would differ from time to time; draw from its argument rng, such as "
+            "rng.normal(size=tuple(inputs.shape))"
+        )
+
+    def check_skew(self) -> None:
+        """Check that the feature skew leaves the global random streams alone, for up to `CHECKED` clients.
+
+        Each client's inputs are checked again when they are made.
+
+        Raises
+        ------
+        ConfigError
+            If it draws from one for any of them.
+        """
+        before, number = self._streams(), min(self.config.clients, CHECKED)
+        for client in np.linspace(0, self.config.clients - 1, number, dtype=np.int64).tolist():
             self._part(client, "train", skewed=True)
-        return not are_equal(before, stream_states(self.dataset.train.inputs.device))
+        if not are_equal(before, self._streams()):
+            raise self._draws_error()
 
     def _select(self, indices: np.ndarray) -> InputsAndTargets:
         train = self.dataset.train
@@ -235,11 +266,8 @@ def federated_data_of(config: Config, *, fit: Fit = "trained on") -> FederatedDa
         dataset = replace(dataset, test=dataset.test[torch.from_numpy(tested)])
     data = FederatedData(config, dataset, split, len(labels), tested)
     _ = data.client(0).train  # a feature skew that does not fit the inputs is found here
-    if ":" in config.features.skew and data.skew_draws():
-        raise ConfigError(
-            f"features.skew = {config.features.skew!r} draws from a global random stream, so that a client's inputs "
-            "would differ from time to time; draw from its argument rng, such as rng.normal(size=tuple(inputs.shape))"
-        )
+    if ":" in config.features.skew:
+        data.check_skew()
     return data
 
 

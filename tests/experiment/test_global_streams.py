@@ -54,6 +54,13 @@ def noisy(inputs: Tensor, client: int, clients: int, rng: np.random.Generator) -
     return inputs + torch.randn_like(inputs) if client == 2 else inputs
 
 
+def drawn_by_others(inputs: Tensor, client: int, clients: int, rng: np.random.Generator, *, by: str = "") -> Tensor:
+    """Add noise of its own stream, while the global one moves as if another thread drew from it."""
+    if by:
+        torch.rand(())
+    return inputs + float(rng.normal())
+
+
 class Net(nn.Module):
     """Draws weights from NumPy's stream, and a factor of its inputs as it trains from Python's."""
 
@@ -247,3 +254,23 @@ def test_a_run_whose_data_are_others_when_it_resumes_is_refused(
 def test_a_skew_that_draws_from_a_global_stream_is_refused(tiny: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match=r"noisy' draws from a global random stream, .* its argument rng"):
         federation_of(tiny(features={"skew": f"{HERE}:noisy"}))
+
+
+def test_of_many_clients_some_are_tried_before_the_start_and_others_when_their_inputs_are_made(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_of_runs, "CHECKED", 2)
+    data = federation_of(tiny(features={"skew": f"{HERE}:noisy"})).data  # which tries the first and the last
+    assert data.client(1).train[0].isfinite().all()
+    for part in ("train", "validation", "test"):
+        with pytest.raises(ConfigError, match=r"noisy' draws from a global random stream, .* its argument rng"):
+            getattr(data.client(2), part)
+
+
+def test_a_skew_is_not_blamed_for_what_another_thread_draws(tiny: Callable[..., Config]) -> None:
+    data = federation_of(tiny(features={"skew": f"{HERE}:drawn_by_others"})).data
+    with_draws = tiny(features={"skew": f"{HERE}:drawn_by_others", "by": "torch"})
+    with pytest.raises(ConfigError, match="draws from a global random stream"):
+        federation_of(with_draws)
+    inputs = replace(data, config=with_draws).client(1).train[0]
+    assert torch.equal(inputs, data.client(1).train[0])
