@@ -16,9 +16,8 @@ from fedsim.analysis.derivatives import derivatives
 from fedsim.analysis.mixing.groups import Groups, named_groups
 from fedsim.analysis.mixing.mixes import Against, Mix, list_mixes
 from fedsim.analysis.models import Models
+from fedsim.analysis.ranks import rank_correlation
 from fedsim.models.params import Params, as_real
-
-FEWEST = 3  # layers, for a correlation of ranks
 
 
 @of_models
@@ -115,17 +114,10 @@ def _with_measured(
     columns = ["loss_swap_ends", "loss_swap_ends_se", "sampling"]
     table[columns] = measured[columns]
     single = table["layer"].map(lambda name: len(named[name]) == 1)
+    known = table[single].dropna(subset=["loss_predicted", "loss_swap_ends"])
     correlations = {
-        pair: _rank_correlation(rows["loss_predicted"], rows["loss_swap_ends"])
-        for pair, rows in table[single].groupby(["base", "other"])
+        pair: rank_correlation(rows["loss_predicted"], rows["loss_swap_ends"])
+        for pair, rows in known.groupby(["base", "other"])
     }
     pairs = zip(table["base"], table["other"], strict=True)
     return table.assign(rank_correlation=[correlations.get(pair, np.nan) for pair in pairs])
-
-
-def _rank_correlation(one: pd.Series, other: pd.Series) -> float:
-    """Return Spearman's correlation, NaN where one of the two ranks nothing."""
-    ranks = pd.DataFrame({"one": one, "other": other}).dropna().rank()
-    if len(ranks) < FEWEST or (ranks.std() == 0).any():
-        return np.nan
-    return float(ranks["one"].corr(ranks["other"]))
