@@ -10,12 +10,14 @@ from fedsim.analysis.suite import MeasureName
 from fedsim.training.metrics import be_a_metric
 
 # Keys that define the value; any other key of ``of`` is a setting of another run.
+KINDS = ("barrier", "metric", "measure", "setting")
 VALUE_KEYS = (
-    *("barrier", "metric", "measure", "column", "group", "against", "t", "data", "matching", "path", "model", "server"),
+    *(*KINDS, "column", "group", "against", "t", "data", "matching", "path", "model", "server"),
     *("split", "round", "reduce"),
 )
 # The kinds of value that each key applies to.
 BELONGS = {
+    **dict.fromkeys(("round", "reduce"), ("barrier", "metric", "measure")),
     **dict.fromkeys(("group", "against", "t", "data", "matching"), ("barrier", "measure")),
     **dict.fromkeys(("server", "split"), ("metric",)),
     "path": ("barrier",),
@@ -36,6 +38,7 @@ MatchedBy = Literal[
     "sinkhorn",
 ]
 Verdict = Literal["ok", "FAILED", "undecided"]
+GROUPS = "groups"  # what the points of a rank correlation are, if they are not runs
 
 
 class Expectation(BaseModel):
@@ -44,8 +47,8 @@ class Expectation(BaseModel):
     Parameters
     ----------
     barrier
-        Column of the barriers' table, such as ``loss_mean_ends``. One of ``barrier``, ``metric`` and ``measure`` says
-        what is expected.
+        Column of the barriers' table, such as ``loss_mean_ends``. One of ``barrier``, ``metric``, ``measure`` and
+        ``setting`` says what is expected.
     metric
         Name of a metric, such as ``accuracy`` or ``loss``.
     measure
@@ -55,9 +58,13 @@ class Expectation(BaseModel):
         factors.
     column
         A column of that table, such as ``ratio``.
+    setting
+        A setting of the run, such as ``local.lr``, tuned or not. A value that is no number counts by its position in
+        the list that ``where`` has of this setting.
     group
-        Name of a group, or a pattern such as ``shallow:*``; ``layers`` is every single layer. By default ``full``, or
-        all rows of a table that has no such row.
+        Name of a group, or a pattern such as ``shallow:*``; ``layers`` is every single layer. Or a setting of the run
+        that has the name or pattern, such as ``strategy.shared``. By default ``full``, or all rows of a table that has
+        no such row.
     against
         What models are mixed with: their ``average``, or each other (``pairs``). For measures of pairs only, such as
         ``cka``, pairs are used.
@@ -90,9 +97,14 @@ class Expectation(BaseModel):
         Values of settings, or lists of them, of the runs that this is expected of; by default all runs.
     of
         What the value is compared with: changes of the above, measured in the same run, or changes of settings,
-        measured in the run of the same seed that has these and is equal in all other tables.
+        measured in the run of the same seed that has these and is equal in all other tables. Another kind of value,
+        such as a ``barrier`` to compare a ``metric`` with, starts without the keys that do not apply to it.
     compare
-        How it is compared with that: by the ``difference``, or by the ``ratio``.
+        How it is compared with that: by the ``difference``, by the ``ratio``, or by the ``rank-correlation``
+        (Spearman's, with average ranks for ties) over several points in each seed.
+    over
+        What these points are: the runs that differ only in a table or setting, such as ``strategy`` or
+        ``partition.alpha``; or in each run its ``groups``, by default every single layer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -101,6 +113,7 @@ class Expectation(BaseModel):
     metric: Annotated[str, AfterValidator(be_a_metric)] | None = None
     measure: Literal[MeasureName, "matching", "products"] | None = None
     column: str | None = None
+    setting: str | None = None
     group: str = "full"
     against: Literal["average", "pairs"] = "average"
     t: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -117,12 +130,19 @@ class Expectation(BaseModel):
     within: Annotated[float, Field(gt=0)] | None = None
     where: dict[str, Any] = {}
     of: dict[str, Any] = {}
-    compare: Literal["difference", "ratio"] = "difference"
+    compare: Literal["difference", "ratio", "rank-correlation"] = "difference"
+    over: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _each_layer_is_a_point(cls, settings: Any) -> Any:
+        is_over_groups = isinstance(settings, dict) and settings.get("over") == GROUPS
+        return {"group": "layers"} | settings if is_over_groups else settings
 
     @model_validator(mode="after")
     def _one_value_and_a_rule(self) -> Self:
-        if sum(each is not None for each in (self.barrier, self.metric, self.measure)) != 1:
-            raise ValueError("must have either barrier or metric or measure, which is measured")
+        if sum(getattr(self, kind) is not None for kind in KINDS) != 1:
+            raise ValueError("must have either barrier or metric or measure or setting, as the value that is expected")
         if (self.measure is None) != (self.column is None):
             raise ValueError("measure and column go together: a table, and which of its columns")
         if self.above is None and self.below is None and self.within is None:
@@ -131,18 +151,31 @@ class Expectation(BaseModel):
             raise ValueError(f"{self.rule()} cannot be met by any value; change a bound")
         if self.compare == "ratio" and not self.of:
             raise ValueError("compare = 'ratio' needs of, which the value is divided by")
-        if message := self._without_effect():
+        if message := self._no_correlation() or self._without_effect():
             raise ValueError(message)
         _ = self.reference  # what it is compared with is measurable too
         return self
 
+    def _no_correlation(self) -> str | None:
+        """Return what is wrong with a rank correlation, if something is."""
+        if not self.is_correlation:
+            return None if self.over is None else "over needs compare = 'rank-correlation'; add it, or leave over out"
+        if self.over is None:
+            return "compare = 'rank-correlation' needs over: 'groups', or what the runs differ in, such as 'strategy'"
+        if not self.of:
+            return "compare = 'rank-correlation' needs of, which the value is correlated with"
+        if self.region[0] > 1 or self.region[1] < -1:
+            return f"{self.rule()} cannot be met by a rank correlation, which is from -1 to 1; change a bound"
+        if self.over == GROUPS and (others := {self.kind, self._other_kind} - {"barrier", "measure"}):
+            return f"over = 'groups' needs a barrier or a measure, and so does of: a {min(others)} is of no group"
+        return None
+
     def _without_effect(self) -> str | None:
         """Return what is wrong with a key that has no effect on the value, if there is one."""
-        kind = "barrier" if self.barrier else "metric" if self.metric else "measure"
         for key, kinds in BELONGS.items():
             value = getattr(self, key)
-            if kind not in kinds and value != type(self).model_fields[key].default:
-                return f"{key} = {value!r} has no effect on a {kind}, only on a {' or '.join(kinds)}; leave it out"
+            if self.kind not in kinds and value != type(self).model_fields[key].default:
+                return f"{key} = {value!r} has no effect on a {self.kind}, only on a {' or '.join(kinds)}; leave it out"
         if self.measure and self.model not in ("average", type(self).model_fields["model"].default):
             return f"model = {self.model!r} has no effect on a measure; use 'average' or leave it out"
         for key in ("against", "t", "data", "matching", "model") if self.measure == "products" else ():
@@ -153,10 +186,28 @@ class Expectation(BaseModel):
         return None
 
     @property
+    def kind(self) -> str:
+        """Which of `KINDS` the value is."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def _other_kind(self) -> str:
+        return next((kind for kind in KINDS if kind in self.of), self.kind)
+
+    @property
+    def is_correlation(self) -> bool:
+        """Whether several points in each seed are ranked."""
+        return self.compare == "rank-correlation"
+
+    @property
     def reference(self) -> Self | None:
         """The expectation for the value to compare with; None without ``of``."""
         changes = {key: value for key, value in self.of.items() if key in VALUE_KEYS}
-        kept = self.model_dump(exclude_unset=True, exclude={"of", "compare"})
+        kept = self.model_dump(exclude_unset=True, exclude={"of", "compare", "over"})
+        if self._other_kind != self.kind:
+            unapplied = (key for key, kinds in BELONGS.items() if self._other_kind not in kinds)
+            unused = {*KINDS, "column", "model", *unapplied}
+            kept = {key: value for key, value in kept.items() if key not in unused}
         return type(self).model_validate(kept | changes) if self.of else None
 
     @property
@@ -171,7 +222,9 @@ class Expectation(BaseModel):
 
     def what(self) -> str:
         """Describe the value in words."""
-        if self.metric:
+        if self.setting:
+            text = self.setting
+        elif self.metric:
             split = "" if self.split == "test" else f" on {self.split} data"
             text = f"{self.model} {self.metric}{' on the server' if self.server else ''}{split}"
         else:
@@ -186,10 +239,13 @@ class Expectation(BaseModel):
             else:
                 along = "" if self.path == FACTORS else f" along the path {self.path}"
                 text = f"{self.barrier} of {self.group}{against}{t}{along}{data}{matched}"
-        text = f"{self.reduce} {text}, round {self.round}"
+        if not self.setting:
+            text = f"{self.reduce} {text}, round {self.round}"
         if not self.of:
             return text
         changes = ", ".join(f"{key} = {value}" for key, value in self.of.items())
+        if self.is_correlation:
+            return f"{text}, rank correlation over {self.over} with that of {changes}"
         return f"{text}, {'minus' if self.compare == 'difference' else 'over'} that of {changes}"
 
     def rule(self) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from fedsim.config import Config, choices, read_toml
 from fedsim.config.expectation import Expectation
-from fedsim.results.check.check import check, matches, reference_config
+from fedsim.results.check.check import check
+from fedsim.results.check.settings import matches, reference_config
 from fedsim.results.folder import RunFolder
 from fedsim.results.report import read_result
 

@@ -60,9 +60,10 @@ def check(paths: Sequence[Path], wanted: Sequence[Expectation] | None, *, means:
     print_lines(*map(str, checks))
     counts = Counter(each.verdict for each in checks)
     if counts["undecided"]:
-        one = any(each.verdict == "undecided" and each.seeds == 1 for each in checks)
-        remedy = "one seed has no interval: run more, or decide by the value with --means" if one else "run more seeds"
-        say(f"{counts['ok']} ok, {counts['FAILED']} FAILED, {counts['undecided']} undecided; {remedy}")
+        by_seeds = [each.seeds for each in checks if each.verdict == "undecided" and not each.undefined]
+        one = "; one seed has no interval: run more, or decide by the value with --means"
+        remedy = one if 1 in by_seeds else "; run more seeds" if by_seeds else ""
+        say(f"{counts['ok']} ok, {counts['FAILED']} FAILED, {counts['undecided']} undecided{remedy}")
     return not (counts["FAILED"] or (strict and counts["undecided"]))
 
 

@@ -70,7 +70,9 @@ def of_kind(table: pd.DataFrame, expectation: Expectation) -> pd.DataFrame:
 
 
 def in_group(names: pd.Series, wanted: str, result: Result) -> pd.Series:
-    """Return which groups of a run match a name or a pattern or, for ``layers``, are single layers."""
+    """Return which groups of a run have a name or match a pattern or, for ``layers``, are single layers."""
+    if wanted in set(names):
+        return names == wanted  # the name of a group may be a pattern, too
     if wanted != "layers":
         return names.map(lambda name: fnmatchcase(name, wanted)).astype(bool)
     others = {"full", *set(result.config.barriers.groups).difference(["layers"], _layers(result))}
@@ -83,11 +85,16 @@ def _layers(result: Result) -> Collection[str]:
     return result.communication.get("layer", ()) if known is None else known
 
 
-def _of_group(rows: pd.DataFrame, expectation: Expectation, result: Result) -> pd.DataFrame:
+def group_names(rows: pd.DataFrame) -> pd.Series | None:
+    """Return the name of the group of layers of each row; None if the table has none."""
     column = next((name for name in NAMES if name in rows), None)
-    if column is None:
+    return None if column is None else rows[column].replace("", "full")  # all layers together, next to pairs of layers
+
+
+def _of_group(rows: pd.DataFrame, expectation: Expectation, result: Result) -> pd.DataFrame:
+    names = group_names(rows)
+    if names is None:
         return rows
-    names = rows[column].replace("", "full")  # all layers together, next to pairs of layers
     if not expectation.names_group and "full" not in set(names):
         return rows
     return rows[in_group(names, expectation.group, result)]
