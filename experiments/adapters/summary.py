@@ -2,7 +2,7 @@
 
 ``python -m experiments.adapters.summary runs/sentiment experiments/results/adapters`` writes the aggregation errors of
 methods, and what predicting each client's largest class would score; with ``runs/layers``, what sharing each adapter
-alone gains, next to its barrier before, and prints their rank correlation.
+alone gains, next to its barrier before.
 """
 
 import sys
@@ -14,7 +14,6 @@ import pandas as pd
 
 from experiments.writing import write_csv
 from fedsim.results.report import find_runs, read_results
-from fedsim.results.report.comparing.statistics import interval
 from fedsim.results.result import Result
 
 BARRIER = "loss_own_base"  # of a client's model with one adapter from the average, minus that of the model itself
@@ -46,11 +45,6 @@ def gains_of_layers(results: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["seed", "layer"])
 
 
-def correlations(gains: pd.DataFrame) -> pd.Series:
-    """Return the rank correlation over layers of the barrier and the change of the loss, by seed."""
-    return pd.Series({seed: own["barrier"].corr(own["loss"], "spearman") for seed, own in gains.groupby("seed")})
-
-
 def aggregation_errors(results: Sequence[Result]) -> pd.DataFrame:
     """Return the mean over layers of each run's aggregation error in its last round."""
     rows = []
@@ -79,8 +73,6 @@ def main(runs: Path, out: Path) -> None:
     results = read_results(find_runs([runs]))
     if any(len(result.barriers) for result in results):
         table, name = gains_of_layers(results), runs.name
-        found = interval(correlations(table))
-        print(f"rank correlation of barrier and loss over layers: {found.mean:.2f} ± {found.half_width:.2f}")
     else:
         table, name = aggregation_errors(results), f"{runs.name}_errors"
         _write(out / f"{runs.name}_classes.csv", largest_classes(results))

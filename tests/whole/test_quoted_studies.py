@@ -6,9 +6,10 @@ from collections.abc import Iterable
 import pandas as pd
 import pytest
 
-from fedsim.config import read_toml
+from fedsim.config import Config, read_toml
 from fedsim.config.expectation import Expectation
 from fedsim.results.check.bounds import Bounds, of_mean, of_ratio
+from fedsim.results.check.settings import matches
 from tests.whole.quoted import ROOT, assert_quoted, is_shown, over_seeds, read
 
 TRANSFORMERS, EXPERTS, FINDINGS = (
@@ -16,7 +17,7 @@ TRANSFORMERS, EXPERTS, FINDINGS = (
     "experiments/experts/README.md",
     "docs/findings.md",
 )
-REBASIN = "experiments/rebasin/README.md"
+REBASIN, ADAPTERS = "experiments/rebasin/README.md", "experiments/adapters/README.md"
 ASYMMETRY, SPAWNING = "experiments/asymmetry/README.md", "experiments/spawning/README.md"
 PATHS, WIDTH = "experiments/paths/README.md", "experiments/width/README.md"
 
@@ -310,6 +311,22 @@ def test_c2m3_against_other_merges() -> None:
     found += [barriers, (repaired - own) / 100]
     counted = verdicts("rebasin/c2m3.toml", enumerate(map(of_mean, found)))
     assert counted == {"intervals": {"ok": 2, "undecided": 4}, "means": {"ok": 6}}
+
+
+def test_what_is_expected_of_single_adapters() -> None:
+    rows, path = read("adapters/layers.csv"), ROOT / "experiments/adapters/layers.toml"
+    rows["depth"] = rows["layer"].map(["0.query", "0.key", "0.value", "1.query", "1.key", "1.value"].index)
+    found = [
+        [own[column].corr(own["loss"], "spearman") for _, own in rows.groupby("seed")]
+        for column in ("barrier", "depth")
+    ]
+    text = "the rank correlation of depth and loss is {}, {} and {}, {} ± {} on average"
+    assert_quoted(ADAPTERS, text, *found[1], *over_seeds(found[1]))
+    configs = Config.parse(read_toml(path), str(path)).runs(str(path))
+    for expectation, correlations in zip(configs[0].expect[1:], found, strict=True):
+        assert sum(matches(config, expectation.where) for config in configs) == len(rows)
+        bounds = of_mean(correlations)
+        assert expectation.verdict(bounds.low, bounds.high) == "undecided"
 
 
 def test_the_findings_on_studies(width: pd.DataFrame) -> None:
