@@ -29,6 +29,7 @@ DATA: "lazy.LazyTable[Callable[..., Dataset]]" = lazy.LazyTable(
         "shakespeare": "fedsim.data.shakespeare:shakespeare",
         "femnist": "fedsim.data.leaf:femnist",
         "leaf": "fedsim.data.leaf:leaf",
+        "pfllib": "fedsim.data.pfllib:pfllib",
         "synthetic": "fedsim.data.synthetic:synthetic",
         "toy": "fedsim.data.toy:toy",
         "toy-text": "fedsim.data.toy:toy_text",

@@ -54,6 +54,7 @@ def check_dataset(dataset: Dataset) -> None:
             _check_tokens(examples.inputs, dataset, where)
     _check_statistics(dataset)
     _check_ids(dataset)
+    _check_held_out(dataset)
 
 
 def looks_channels_last(inputs: Tensor | np.ndarray) -> bool:
@@ -189,6 +190,16 @@ def _check_ids(dataset: Dataset) -> None:
             )
         if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0:
             raise ValueError(f"{dataset.name!r} has ids {column!r} of {ids.dtype}; they must be non-negative integers")
+
+
+def _check_held_out(dataset: Dataset) -> None:
+    marks, n = dataset.held_out, len(dataset.train)
+    if not isinstance(marks, np.ndarray) or marks.dtype != bool or marks.shape not in ((0,), (n,)):
+        raise ValueError(
+            f"{dataset.name!r} has held_out = {_short(marks)}; give a NumPy array of booleans, shape ({n},)"
+        )
+    if len(marks) and marks.all():
+        raise ValueError(f"{dataset.name!r} holds all training examples out for tests; leave some to train on")
 
 
 def _short(value: object) -> str:

@@ -87,6 +87,8 @@ class Dataset:
     fitted
         Mean and standard deviation of the training inputs, where they were measured. As long as ``mean`` and ``std``
         are these, a run takes those of the inputs that clients train on instead, as they test and validate on others.
+    held_out
+        Which training examples clients are only tested on, booleans [n]; empty if ``partition.test`` decides that.
     """
 
     name: str
@@ -100,6 +102,12 @@ class Dataset:
     vocabulary: tuple[str, ...] = ()
     task: str = "auto"
     fitted: Statistics | None = None
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    @property
+    def trainable(self) -> np.ndarray:
+        """Positions of the training examples that are not held out for the clients' tests."""
+        return np.flatnonzero(~self.held_out) if len(self.held_out) else np.arange(len(self.train))
 
     @property
     def outputs(self) -> int:

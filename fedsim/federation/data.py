@@ -308,7 +308,7 @@ def _split(part: _Part) -> Split:
 @lru_cache(maxsize=4)
 def _fitted(part: _Part, fit: Fit) -> Dataset:
     dataset, split = _dataset(part.config), _split(_part_of(part.config, SPLIT_BY, part.files))
-    return dataset.fitted_to(_seen(split.train, part.config) if fit == "trained on" else np.arange(len(dataset.train)))
+    return dataset.fitted_to(_seen(split.train, part.config) if fit == "trained on" else dataset.trainable)
 
 
 @lru_cache(maxsize=2)

@@ -26,8 +26,9 @@ def split_of(config: Config, dataset: Dataset) -> Split:
     ConfigError
         If there are too few examples, or the partition is impossible.
     """
+    _check_tests(config, dataset)
     if config.partition.scheme == "saved":
-        return _saved(config, dataset)
+        return _without_tests(_saved(config, dataset), config, dataset)
     chosen = _sample_of(config, dataset)
     if len(held := held_by_server(config, dataset)):
         # Sorted apart: numpy finds unique values among a million by far slower than it sorts them.
@@ -51,7 +52,7 @@ def held_by_server(config: Config, dataset: Dataset) -> np.ndarray:
     wanted = config.data.server_examples
     if wanted is None:
         return np.arange(0)
-    chosen = _sample_of(config, dataset)
+    chosen = np.intersect1d(_sample_of(config, dataset), dataset.trainable, assume_unique=True)
     if wanted >= len(chosen):
         raise ConfigError(
             f"data.server_examples = {wanted} leaves the clients none of the {len(chosen)} training examples of "
@@ -104,14 +105,50 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
                 f"partition.test_skew = 'uniform' does not go with scheme = {settings.scheme!r}, which itself decides "
                 "who is tested on what; remove it"
             )
-        return partition.positions(chosen)
+        return _without_tests(partition.positions(chosen), config, dataset)
     partition = Partition(every[partition.indices], partition.offsets)  # raises where an index is out of range
+    if len(dataset.held_out):
+        marks = dataset.held_out[chosen[partition.indices]]
+        tests, partition = _only(partition, marks), _only(partition, ~marks)
+        if not tests.sizes.all():
+            raise ConfigError(
+                f"client {tests.sizes.argmin()} has none of the examples of {dataset.name!r} that are held out for "
+                "tests; use partition.scheme = 'natural'"
+            )
     stream = rng(config.seed, "split")
     try:
         split = hold_out(partition, stream, validation=settings.validation, test=settings.test, tests=tests)
     except ValueError as error:
         raise ConfigError(f"[partition] {error}") from error
     return split if len(chosen) == len(dataset.labels) else split.positions(chosen)
+
+
+def _only(partition: Partition, marks: np.ndarray) -> Partition:
+    """Return the partition of the examples that are marked, in the order of ``partition.indices``."""
+    owners = np.repeat(np.arange(len(partition)), partition.sizes)
+    sizes = np.bincount(owners[marks], minlength=len(partition))
+    return Partition(partition.indices[marks], np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def _check_tests(config: Config, dataset: Dataset) -> None:
+    """Check that nothing else says what clients are tested on where the data set itself does."""
+    settings, fields = config.partition, type(config.partition).model_fields
+    for name in ("test", "test_skew"):
+        if len(dataset.held_out) and getattr(settings, name) != fields[name].default:
+            raise ConfigError(
+                f"partition.{name} = {getattr(settings, name)!r} does not apply to {dataset.name!r}, which itself says "
+                "what clients are tested on; remove it"
+            )
+
+
+def _without_tests(split: Split, config: Config, dataset: Dataset) -> Split:
+    """Return a split in which no client trains or validates on what the data set holds out for tests."""
+    if len(dataset.held_out) and any(dataset.held_out[each.indices].any() for each in (split.train, split.validation)):
+        raise ConfigError(
+            f"partition.scheme = {config.partition.scheme!r} lets clients train or validate on examples that "
+            f"{dataset.name!r} holds out for tests; use 'natural'"
+        )
+    return split
 
 
 def _partition(config: Config, dataset: Dataset, chosen: np.ndarray) -> Partition | Split:

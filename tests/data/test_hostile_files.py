@@ -18,6 +18,7 @@ from fedsim.data.arrays import arrays
 from fedsim.data.fingerprint import fingerprint, names_in
 from fedsim.data.idx import read_idx
 from fedsim.data.leaf import leaf
+from fedsim.data.pfllib import pfllib
 from fedsim.data.shakespeare import shakespeare
 from partitions.archive import read_archive
 from partitions.matrix import matrix
@@ -124,6 +125,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "shakespeare": lambda path: shakespeare(path=str(path)),
     "leaf": lambda path: (
         [(path.parent / each / "a.json").symlink_to(path) for each in ("train", "test")] and leaf(path=str(path.parent))
+    ),
+    "pfllib": lambda path: (
+        [(path.parent / each / "0.npz").symlink_to(path) for each in ("train", "test")]
+        and pfllib(path=str(path.parent))
     ),
     "split": lambda path: read_archive(path, np.zeros(3, dtype=np.int64)),
     "matrix": lambda path: matrix(np.zeros(3, dtype=np.int64), 2, RNG, path=str(path)),

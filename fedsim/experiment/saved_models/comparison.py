@@ -286,6 +286,8 @@ def sample_of(dataset: Dataset, part: str, wanted: int | None, seed: int) -> Dat
         If there are not as many.
     """
     examples = dataset.train if part == "train" else dataset.test
+    if part == "train" and len(dataset.held_out):
+        examples = examples[torch.from_numpy(dataset.trainable).to(examples.targets.device)]
     if wanted is not None and not 1 <= wanted <= len(examples):
         raise ConfigError(
             f"--examples {wanted}: {dataset.name!r} has {len(examples)} {part} examples; take from 1 to that many"

@@ -73,7 +73,7 @@ def walk_between(
     dataset = federation.data.dataset
     data, train = (
         replace(sample_of(dataset, each, count, config.seed), criterion=federation.criterion)
-        for each, count in ((part, examples), ("train", len(dataset.train)))
+        for each, count in ((part, examples), ("train", len(dataset.trainable)))
     )
     names = models.layers.names
     if order is not None and sorted(order) != sorted(names):
