@@ -1,7 +1,7 @@
 """The precision in which a model computes in training; its weights and outputs stay what they are."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,19 +23,22 @@ def in_precision(forward: Callable[..., Tensor], precision: Precision) -> Callab
     def forward_in_bfloat16(*arguments: object) -> Tensor:
         inputs = arguments[-1]
         assert isinstance(inputs, Tensor)
-        with computing_in(precision, inputs.device), _GroupNorms():
+        with computing_in(precision, inputs.device):
             outputs = forward(*arguments)
         return outputs.float()
 
     return forward_in_bfloat16
 
 
-def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+@contextmanager
+def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
     """Return a context whose operations compute in a precision, as autocast chooses them; of this thread only."""
     if precision == "float32":
-        return nullcontext()
+        yield
+        return
     # Its cache of cast weights would hold those of one call of a function that is differentiated or vectorised.
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), _GroupNorms():
+        yield
 
 
 class _GroupNorms(TorchFunctionMode):
