@@ -43,12 +43,13 @@ def arrays(
     path
         Path of the file, as given or relative to ``$FEDSIM_DATA``. It holds ``train_inputs``, ``train_targets``,
         ``test_inputs`` and ``test_targets``, and may hold ``train_id_<column>``, the origin of each training example.
-        Inputs: bytes [n, channels, height, width] or [n, height, width] are images; floats [n, ...] are normalised per
-        channel or feature; other integers [n, length] are tokens. Targets: integers or names of classes [n], or
-        integers [n, length] for sequences, with -100 where a position has none. Floats are numbers to predict, or 0 and
-        1 for a yes or no, and for several labels.
+        Inputs: bytes [n, channels, height, width] or [n, height, width] are images; floats [n, features] or
+        [n, channels, ...] are normalised per feature or channel; other integers [n, length] are tokens. Targets:
+        integers or names of classes [n], or integers [n, length] for sequences, with -100 where a position has none.
+        Floats are numbers to predict, or 0 and 1 for a yes or no, and for several labels.
     channels
-        Position of the channels in images with four dimensions: ``last`` for [n, height, width, channels].
+        Position of the channels in images and series of floats: ``last`` for [n, height, width, channels] or
+        [n, length, channels], of which models get the channels first.
     classes
         Names of the classes (default: the names in the targets, or the labels' numbers, from 0 to the largest).
     targets
@@ -214,8 +215,8 @@ def _inputs(values: np.ndarray, channels: Channels, where: str) -> Tensor:
             )
         if is_bytes and values.ndim == 3:
             values = values[:, None]
-        elif values.ndim == 4 and channels == "last":
-            values = values.transpose(0, 3, 1, 2)
+        elif channels == "last":
+            values = np.moveaxis(values, -1, 1)  # of vectors, that changes nothing
         with np.errstate(over="ignore"):  # what is no longer finite is refused with the whole data set
             return torch.from_numpy(np.ascontiguousarray(values, dtype=values.dtype if is_bytes else np.float32))
     if not np.issubdtype(values.dtype, np.integer) or values.ndim != 2:

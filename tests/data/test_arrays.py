@@ -40,6 +40,20 @@ def test_images_are_read_with_their_ids(kind: str, tmp_path: Path) -> None:
     assert data.normalise(data.train.inputs).mean((0, 2, 3)).abs().max() < 1e-6
 
 
+def test_series_are_normalised_per_channel_wherever_the_channels_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    series = {part: rng.normal([5.0, -20.0], [1.0, 30.0], (8, 7, 2)) for part in ("train_inputs", "test_inputs")}
+    rest = {"train_targets": np.arange(8) % 2, "test_targets": np.arange(8) % 2, "train_id_writer": None}
+    own = [(series["train_inputs"][..., k] - series["train_inputs"][..., k].mean()) for k in (0, 1)]
+    expected = np.stack([each / each.std() for each in own], 1)
+    found = [arrays(path=write(tmp_path, **series, **rest), channels="last")]
+    first = {part: values.transpose(0, 2, 1) for part, values in series.items()}
+    found.append(arrays(path=write(tmp_path, **first, **rest)))
+    for data in found:
+        assert data.shape == (2, 7)
+        np.testing.assert_allclose(data.normalise(data.train.inputs).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_channels_may_come_last_or_be_left_out(tmp_path: Path) -> None:
     last = {name: IMAGES[name].transpose(0, 2, 3, 1) for name in ("train_inputs", "test_inputs")}
     data = arrays(path=write(tmp_path, **last), channels="last")
