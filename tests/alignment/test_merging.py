@@ -3,11 +3,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fedsim.alignment.matching.weight_matching import match_weights
 from fedsim.alignment.merging.c2m3 import merge_c2m3
 from fedsim.alignment.merging.merging import Merged, merge_hierarchically, merge_many, merge_to_universe
 from fedsim.alignment.symmetries.permutations import Permutation, compose, permute, random_permutation
+from fedsim.alignment.symmetries.spec import permutation_spec
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.params import Params
 from tests.alignment.cases import CASES, Case, chain, draw
@@ -247,3 +249,32 @@ def test_a_merge_without_sweeps_is_refused(merge) -> None:
 def test_an_unknown_order_is_refused() -> None:
     with pytest.raises(ValueError, match="order = 'best' must be one of given, nearest, random"):
         merge_hierarchically(SPEC, kin(1), rng=rng(), order="best")  # type: ignore[arg-type]
+
+
+class Masked(nn.Module):
+    """A causal mask added to scores, as a buffer of the state."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        super().__init__()
+        self.embed, self.query, self.inner, self.head = nn.Embedding(9, 6), *map(nn.Linear, (6, 6, 8), (6, 8, 3))
+        self.register_buffer("mask", torch.full((5, 5), value).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        scores = self.query(x) @ x.mT + self.mask
+        return self.head((scores.softmax(-1) @ self.inner(x)).relu().mean(1))
+
+
+@pytest.mark.parametrize("value", [-1e9, torch.finfo(torch.float32).min, -torch.inf])
+@pytest.mark.parametrize("merge", MERGES.values(), ids=MERGES)
+def test_a_mask_however_large_does_not_hide_the_units(merge, value: float) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, tokens = Masked(value), torch.randint(0, 9, (3, 5))
+    spec, state = permutation_spec(model, tokens), model.state_dict()
+    hidden = random_permutation(spec, rng(1))
+    matching = match_weights(spec, state, permute(state, spec, hidden), rng=rng(2))
+    assert hidden.keys() == {"embed", "inner"}
+    assert still(compose(hidden, matching.permutation))
+    merged = merge(spec, [state, permute(state, spec, hidden)], rng=rng(3))
+    assert all(torch.equal(merged.params[key], entry) for key, entry in state.items())

@@ -66,8 +66,8 @@ def match_weights(
     spec
         Symmetries to use.
     reference, params
-        Whole models or parts of them. Entries that both have count, except running statistics; orders that none of
-        these entries follows do not change.
+        Whole models or parts of them. Entries that both have count, except running statistics and buffers that follow
+        no order, such as masks; orders that none of these entries follows do not change.
     rng
         Stream for the order in which symmetries are visited in each sweep.
     start
@@ -123,9 +123,9 @@ def counted(spec: Spec, params: Params, keys: Container[str]) -> Params:
     ValueError
         If the architecture lacks an entry or has it with another shape, or an entry is not finite.
     """
-    kept = {}
+    kept, left_out = {}, spec.statistics | spec.constants
     for key, value in params.items():
-        if key in keys and key not in spec.statistics and value.is_floating_point():
+        if key in keys and key not in left_out and value.is_floating_point():
             shape = tuple(sum(segment.size for segment in axis) for axis in axes_of(key, value, spec))
             if tuple(value.shape) != shape:
                 raise ValueError(f"{key} has the shape {tuple(value.shape)}, that of the architecture is {shape}")

@@ -12,6 +12,7 @@ from fedsim.alignment.merging.shares import shares_of
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, compose, identity, invert, permute
 from fedsim.models.averaging import WeightedMean
 from fedsim.models.params import Params
+from fedsim.models.tensors import is_same
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,18 @@ class Members:
         mean = WeightedMean()
         for model, share, permutation in zip(self.models, self.shares, permutations, strict=True):
             mean.add(permute(model, self.spec, permutation), share)
-        params = self.models[0] | mean.result()
+        params = self.models[0] | mean.result() | self._equal_constants()
         if self.start is None:
             places = invert(permutations[0])
         else:
             places = match_weights(self.spec, self.start, params, rng=rng).permutation
         return Merged(permute(params, self.spec, places), [compose(each, places) for each in permutations], spreads)
+
+    def _equal_constants(self) -> Params:
+        """Return the constants that all members have in common: a mean of infinite ones, as in masks, would be NaN."""
+        first, *others = self.models
+        keys = self.spec.constants & first.keys()
+        return {key: first[key] for key in keys if all(is_same(each[key], first[key]) for each in others)}
 
 
 def square(params: Params) -> float:

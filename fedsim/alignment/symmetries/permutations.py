@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.alignment.symmetries.factors import Factors
 from fedsim.alignment.symmetries.norms import Norm, check_absorbed
@@ -104,6 +104,8 @@ class Spec:
     gates
         Keys of the gates of mixtures of experts, frozen ones too. A softmax does not see what is added to all its
         inputs, so that only the differences of their rows from the mean row determine which units belong together.
+    constants
+        Keys of buffers that follow no order, such as masks, which may be infinite. They say nothing about units.
     """
 
     symmetries: tuple[Symmetry, ...]
@@ -112,6 +114,7 @@ class Spec:
     norms: tuple[Norm, ...] = ()
     factors: tuple[Factors, ...] = ()
     gates: frozenset[str] = field(default_factory=frozenset)
+    constants: frozenset[str] = field(default_factory=frozenset)
 
     @property
     def has_rotations(self) -> bool:
@@ -134,6 +137,12 @@ class Spec:
 def orders_of(axes: Iterable[Axis]) -> set[str]:
     """Return the orders that some axes follow."""
     return {segment.order for axis in axes for segment in axis if segment.order is not None}
+
+
+def constants_of(model: nn.Module, axes: Mapping[str, tuple[Axis, ...]]) -> frozenset[str]:
+    """Return the keys of the buffers that follow no order."""
+    buffers = {key for key, _ in model.named_buffers(remove_duplicate=False)}
+    return frozenset(key for key, own in axes.items() if key in buffers and not orders_of(own))
 
 
 def identity(spec: Spec) -> Permutation:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from fedsim.alignment.symmetries.layouts import Layout, independent
-from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry
+from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry, constants_of
 from fedsim.alignment.symmetries.reader import Reader, Weights, graph_of
 from fedsim.alignment.symmetries.symbols import NEVER, Pieces, Symbol, resolve, root
 from fedsim.models.architectures.experts import MixtureOfExperts
@@ -167,11 +167,13 @@ def _spec(weights: Weights, model: nn.Module) -> tuple[Spec, dict[Symbol, str]]:
             if symbol is not None:
                 used.setdefault(symbol, key)
     names = _names(used)
+    named = {key: tuple(_axis(axis, names) for axis in own) for key, own in axes.items()}
     spec = Spec(
         _symmetries(names),
-        {key: tuple(_axis(axis, names) for axis in own) for key, own in axes.items()},
+        named,
         frozenset(key for key in axes if key.rpartition(".")[2] in STATISTICS),
         gates=frozenset(_gates(weights, model)),
+        constants=constants_of(model, named),
     )
     return spec, names
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from fedsim.alignment.symmetries.norms import Norm
-from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry
+from fedsim.alignment.symmetries.permutations import Axis, Segment, Spec, Symmetry, constants_of
 from fedsim.alignment.symmetries.rotations import Rotation
 from fedsim.models.frozen import frozen_keys
 from fedsim.models.params import state_of
@@ -96,7 +96,7 @@ def heads_spec(model: nn.Module) -> Spec:
     """
     kind, state = _kind(model), state_of(model)
     axes = {key: _axes(kind, key, value.shape) for key, value in state.items() if value.is_floating_point()}
-    return Spec(tuple(_symmetries(model, axes, _immovable(model))), axes)
+    return Spec(tuple(_symmetries(model, axes, _immovable(model))), axes, constants=constants_of(model, axes))
 
 
 def norms_of(model: nn.Module, spec: Spec) -> tuple[list[Norm], bool]:
