@@ -66,6 +66,22 @@ class Residual(nn.Module):
         return self.head(x)
 
 
+class InPlace(nn.Module):
+    """A stream that is changed in place, by a sum and by an activation, after a layer has taken it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(128, 6), nn.Linear(6, 3)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(1).sub_(0.5))
+        x += self.first(x)
+        second = self.second(x)
+        x.tanh_()
+        return self.head(x) + self.head(second.relu())
+
+
 def resnet(norm: str) -> nn.Module:
     model = MODELS["resnet18"](IMAGE, 3, norm=norm, width=2)
     for module in model.modules():
@@ -160,16 +176,18 @@ def _taken(model: nn.Module, params: Params, inputs: Tensor, readers: dict[str, 
     seen: dict[str, Any] = {}
     for names in readers.values():
         for name in names:
-            hook = lambda module, args, name=name: seen.update({name: args[0].numpy()})  # noqa: E731
+            hook = lambda module, args, name=name: seen.setdefault(name, []).append(args[0].numpy().copy())  # noqa: E731
             model.get_submodule(name).register_forward_pre_hook(hook)
     with torch.no_grad():
-        model(inputs)
+        model(inputs.clone())
     rows: dict[str, list[Any]] = {}
     for layer, names in readers.items():
         units = len(params[f"{layer}.weight"])
         # Whatever comes after the channels, also in a flattened image, is a position.
         rows[layer] = [
-            np.moveaxis(seen[name].reshape(len(inputs), units, -1), 1, -1).reshape(-1, units) for name in names
+            np.moveaxis(taken.reshape(len(inputs), units, -1), 1, -1).reshape(-1, units)
+            for name in names
+            for taken in seen[name]
         ]
     return rows
 
@@ -184,6 +202,7 @@ def _similar(a: Any, b: Any, kind: Kind) -> Any:
 READERS = {
     CNN: {"conv1": ["conv2"], "conv2": ["fc1"], "fc1": ["fc2"]},
     Residual: {"embed": ["up1", "up2", "head"], "up1": ["down1"], "up2": ["down2"]},
+    InPlace: {"embed": ["first", "second", "head"]},
 }
 
 
@@ -191,7 +210,9 @@ READERS = {
 @pytest.mark.parametrize("make", READERS)
 def test_it_is_the_best_assignment_of_what_the_next_layers_take(make: Callable[[], nn.Module], kind: Kind) -> None:
     derivation, states, inputs = models(make, n=300)
+    before = inputs.clone()
     found = match_activations(derivation, *states, inputs, kind=kind)
+    assert torch.equal(inputs, before)
     first, second = (_taken(make().double(), state, inputs, READERS[make]) for state in states)
     assert found.keys() == first.keys()
     for layer, order in found.items():

@@ -1,13 +1,13 @@
 """The permutation that aligns units of two models that respond alike to the same inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fedsim.alignment.matching.assignment import best_orders
 from fedsim.alignment.symmetries.permutations import Permutation, Segment
@@ -20,11 +20,15 @@ Kind = Literal["pearson", "uncentred"]
 EPSILON = 1e-4
 
 
+# An operation, and the one that takes its result: itself where the result counts as it is returned.
+Place = tuple[str, str]
+
+
 @dataclass(frozen=True)
 class View:
-    """Part of the result of an operation: the values of the units of an order."""
+    """Part of the result of an operation, as an operation takes it: the values of the units of an order."""
 
-    node: str
+    place: Place
     dimension: int
     start: int
     segment: Segment
@@ -112,40 +116,47 @@ def match_activations(
 def _products(derivation: Derivation, reference: Params, params: Params, inputs: Tensor) -> dict[str, list[Products]]:
     """Return the products of two models' units, by order and for each place at which their values are visible."""
     views = _views(derivation)
-    found = {order: [Products() for _ in each] for order, each in views.items()}
-    needed = {view.node for each in views.values() for view in each}
-
-    def values(of: Params, batch: Tensor) -> Mapping[str, Tensor]:
-        seen: dict[str, Tensor] = {}
-
-        def visit(node: fx.Node, value: Any) -> None:
-            if node.name in needed:
-                seen[node.name] = value
-
-        derivation.run(of, batch, visit)
-        return seen
-
+    found: dict[str, dict[View, Products]] = {order: {} for order in views}
+    places = {view.place for each in views.values() for view in each}
     for batch in inputs.split(examples_at_a_time(inputs.device)):
-        own, others = values(reference, batch), values(params, batch)
+        own, others = (_values(derivation, each, batch, places) for each in (reference, params))
         for order, each in views.items():
-            for view, products in zip(each, found[order], strict=True):
-                products.add_(view.rows(own[view.node]), view.rows(others[view.node]))
+            for view in each:
+                if view.place in own:
+                    rows = view.rows(own[view.place]), view.rows(others[view.place])
+                    found[order].setdefault(view, Products()).add_(*rows)
+    return {order: list(each.values()) for order, each in found.items()}
+
+
+def _values(derivation: Derivation, params: Params, inputs: Tensor, places: Collection[Place]) -> dict[Place, Tensor]:
+    """Return the values at some places; of places with the same values of one operation, only at the first."""
+    nodes, results = {node for node, _ in places}, dict[str, Tensor]()
+    found: dict[Place, Tensor] = {}
+    seen = set[tuple[str, int]]()
+
+    def visit(node: fx.Node, value: Any) -> None:
+        if node.name in nodes:
+            results[node.name] = value
+        for taken in (node, *node.all_input_nodes):
+            if (place := (taken.name, node.name)) in places:
+                # An operation in between may have changed the values in place, and later ones may.
+                version = taken.name, results[taken.name]._version
+                if version not in seen:
+                    seen.add(version)
+                    found[place] = results[taken.name].clone()
+
+    derivation.run(params, inputs, visit)
     return found
 
 
 def _views(derivation: Derivation) -> dict[str, list[View]]:
     """Return where the values of the units of each order are compared."""
-    taken = {
-        source.name
-        for node in derivation.graph.nodes
-        if node.op == "call_module" and _weighs(derivation.model.get_submodule(str(node.target)))
-        for source in node.all_input_nodes
-    }
     # Weights of functions are no responses, and their other axes may not be in the same order yet.
     nodes = [node for node in derivation.graph.nodes if node.op != "get_attr"]
+    taken = [(node, taker) for node in nodes for taker in node.users if _weighs(taker, derivation)]
     inside, anywhere = (
-        [view for node in nodes if node.name in names for view in _views_of(node.name, derivation)]
-        for names in (taken, derivation.values)
+        [view for place in places for view in _views_of(*place, derivation)]
+        for places in (taken, [(node, node) for node in nodes])
     )
     views: dict[str, list[View]] = {}
     for order in derivation.spec.sizes:
@@ -155,16 +166,17 @@ def _views(derivation: Derivation) -> dict[str, list[View]]:
     return views
 
 
-def _weighs(module: nn.Module) -> bool:
-    return any(weight.ndim > 1 for weight in module.parameters())
+def _weighs(node: fx.Node, derivation: Derivation) -> bool:
+    """Whether an operation is a module that multiplies what it takes by weights."""
+    if node.op != "call_module":
+        return False
+    return any(weight.ndim > 1 for weight in derivation.model.get_submodule(str(node.target)).parameters())
 
 
-def _views_of(node: str, derivation: Derivation) -> list[View]:
-    views = []
-    for dimension, axis in enumerate(derivation.values.get(node, ())):
+def _views_of(node: fx.Node, taker: fx.Node, derivation: Derivation) -> Iterator[View]:
+    for dimension, axis in enumerate(derivation.values.get(node.name, ())):
         start = 0
         for segment in axis:
             if segment.order is not None:
-                views.append(View(node, dimension, start, segment))
+                yield View((node.name, taker.name), dimension, start, segment)
             start += segment.size
-    return views

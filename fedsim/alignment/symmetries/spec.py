@@ -49,7 +49,7 @@ class Derivation:
     def run(self, params: Params, inputs: Tensor, visit: Callable[[fx.Node, Any], None]) -> Any:
         """Run a model of this architecture; ``visit`` is called with each operation and what it returns.
 
-        Later operations may change the values in place.
+        Later operations may change the values in place, though not ``inputs``.
 
         Parameters
         ----------
@@ -58,7 +58,7 @@ class Derivation:
         """
         runner = _Runner(self.model, self.graph, visit)
         with torch.no_grad():
-            return functional_call(runner, {f"model.{key}": value for key, value in params.items()}, (inputs,))
+            return functional_call(runner, {f"model.{key}": value for key, value in params.items()}, (inputs.clone(),))
 
 
 class _Runner(nn.Module):
@@ -134,7 +134,7 @@ def derive(model: nn.Module, inputs: Tensor) -> Derivation:
     model = copy_of(model).eval()
     reader = Reader(model, graph_of(model))
     with torch.no_grad():
-        expected, found = _outputs(model, inputs), reader.run(inputs)
+        expected, found = _outputs(model, inputs.clone()), reader.run(inputs.clone())
     if not isinstance(found, Tensor) or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise ValueError(
             f"model = {type(model).__name__}: its torch.fx graph must compute the same tensor as the model"
