@@ -266,6 +266,44 @@ def test_tied_weights_attention_and_recurrent_layers_stay_as_they_are() -> None:
     torch.testing.assert_close(got, goal(model, states, [mlp], inputs), rtol=1e-9, atol=1e-9)
 
 
+def with_norm(*frozen: str) -> nn.Module:
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(128, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
+    )
+    generator = torch.Generator().manual_seed(3)
+    for name, value in net.named_parameters():
+        if name.startswith(frozen):
+            value.requires_grad_(False).copy_(torch.rand(value.shape, generator=generator) - 0.3)
+    return net
+
+
+@pytest.mark.parametrize("kind", ["repair", "rescale", "reshift"])
+@pytest.mark.parametrize(
+    ("frozen", "expected"),
+    [
+        (("1",), ["2", "4"]),
+        (("2",), ["1", "4"]),
+        (("4",), ["2"]),
+        (("6",), ["2", "4"]),
+        (("2.weight",), ["4"]),
+        (("1.weight", "4.weight"), ["2"]),
+    ],
+)
+def test_frozen_layers_stay_and_all_others_are_corrected(frozen: tuple[str], expected: list[str], kind: Kind) -> None:
+    model, states, inputs = models(lambda: with_norm(*frozen), inputs=300)
+    merged = average(states)
+    repaired = repair(model, merged, states, inputs, weights=WEIGHTS, kind=kind)
+    assert repaired.keys() == state_of(model).keys()
+    goals, got = goal(model, states, expected, inputs), observed(model, repaired, expected, inputs)
+    for site, (mean, deviation) in goals.items():
+        if kind != "rescale":
+            torch.testing.assert_close(got[site][0], mean, rtol=1e-9, atol=1e-9)
+        if kind != "reshift":
+            torch.testing.assert_close(got[site][1], deviation, rtol=1e-9, atol=1e-9)
+    stays = {key for key in merged if key.startswith("6.") or (key == "4.bias" and "4" not in expected)}
+    assert not changed(repaired, merged) & stays
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()

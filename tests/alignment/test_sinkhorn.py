@@ -186,6 +186,27 @@ def test_a_loss_that_is_not_a_number_is_refused(search: Callable[..., Permutatio
         search(model, spec, *states, inputs, targets, rng=rng(0), epochs=1)
 
 
+@pytest.mark.parametrize("options", [{}, {"goal": "middle"}, {"goal": "l2"}])
+def test_behind_a_frozen_beginning_it_finds_what_it_finds_on_the_features(options: dict[str, Goal]) -> None:
+    search: Callable[..., Permutation] = match_sinkhorn if options else match_straight_through
+    rest, _, states, inputs, targets = models(mlp)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        beginning = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).double().eval()
+    beginning[1].running_mean += 0.7
+    whole = nn.Sequential(*beginning.requires_grad_(False), *rest)
+    long = [{f"{int(key[0]) + 2}{key[1:]}": value for key, value in state.items()} for state in states]
+    assert state_of(whole).keys() == long[0].keys()
+    settings = {"epochs": 3, "lr": 0.3, "batch_size": 20, **options}
+    spec = permutation_spec(whole, inputs[:2])
+    found = search(whole, spec, *long, inputs, targets, rng=rng(1), **settings)
+    features = beginning(inputs)
+    expected = search(rest, permutation_spec(rest, inputs[:2]), *states, features, targets, rng=rng(1), **settings)
+    assert [order.tolist() for order in found.values()] == [order.tolist() for order in expected.values()]
+    matched = match_weights(spec, *long, rng=rng(1)).permutation
+    assert options == {"goal": "l2"} or not equal(found, matched)
+
+
 def distance(params: Params, others: Params) -> float:
     return sum(float((params[key] - others[key]).square().sum()) for key in params if params[key].is_floating_point())
 

@@ -47,7 +47,7 @@ def match_sinkhorn(
     ----------
     model
         Model with the architecture; it is not changed, and is run in eval mode, with batch normalisation by the
-        statistics of the batch.
+        statistics of the batch, unless they are frozen.
     reference, params
         All entries of two models.
     inputs, targets

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from fedsim.alignment.matching.weight_matching import match_weights
 from fedsim.alignment.symmetries.permutations import Permutation, Spec, permute
 from fedsim.models.copies import copy_of
+from fedsim.models.frozen import frozen_norms
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params, dense, fit, lerp
 from fedsim.training.batches import cut_batches
@@ -42,7 +43,7 @@ def match_straight_through(
     ----------
     model
         Model with the architecture; it is not changed, and is run in eval mode, with batch normalisation by the
-        statistics of the batch.
+        statistics of the batch, unless they are frozen.
     reference, params
         All entries of two models.
     inputs, targets
@@ -75,7 +76,7 @@ def match_straight_through(
     reference, params = fit(model, reference, "the reference"), fit(model, params, "the other model")
     middle = Middle(model, spec, reference, params, criterion)
     first = permutation = match_weights(spec, reference, params, rng=rng).permutation
-    latent = {key: reference[key].detach().clone() for key, _ in model.named_parameters()}
+    latent = {key: reference[key].detach().clone() for key in middle.trained}
     velocity = {key: torch.zeros_like(value) for key, value in latent.items()}
 
     def step(rows: Tensor) -> None:
@@ -157,16 +158,23 @@ def best_of_descent(
 
 
 class Middle:
-    """The mean of a reference and a permuted model."""
+    """The mean of a reference and a permuted model.
+
+    Attributes
+    ----------
+    trained
+        Keys of the parameters that are not frozen.
+    """
 
     def __init__(self, model: nn.Module, spec: Spec, reference: Params, params: Params, criterion: Criterion) -> None:
         self._net = copy_of(model).eval()
+        frozen = frozen_norms(self._net)
         for module in self._net.modules():
-            if isinstance(module, StatisticsNorm):
+            if isinstance(module, StatisticsNorm) and module not in frozen:
                 # The mean of two models' statistics is not that of their mean's activations.
                 module.train()
                 module.track_running_stats = False
-        self.trained = [key for key, _ in model.named_parameters()]
+        self.trained = [key for key, _ in model.named_parameters() if key in reference]
         self._spec, self._reference, self._params, self._criterion = spec, reference, params, criterion
 
     def loss(self, permutation: Permutation, inputs: Tensor, targets: Tensor) -> float:

@@ -37,7 +37,7 @@ def repair(
     followed by a normalisation and the classifier, the last layer. Each is corrected after all those before it, so that
     on these inputs the result has exactly the target moments. Without a bias only the standard deviation can be
     corrected. Modules that hold several weights (attention, recurrent layers), transposed convolutions and weights that
-    are used twice do not change, nor do constant channels, except for their mean.
+    are used twice do not change, nor do frozen layers or constant channels, except for their mean.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def _goals(
 def _new_statistics(operation: Operation, root: nn.Module, params: Params, value: Tensor) -> Params:
     """Return the entries of a normalisation with running statistics, with those of ``value``."""
     norm = copy.deepcopy(root.get_submodule(str(operation.node.target)))
-    norm.load_state_dict({entry.name: params[entry.key] for entry in operation.entries})
+    norm.load_state_dict({entry.name: params[entry.key] for entry in operation.entries}, strict=False)  # or frozen
     recompute_buffers_(norm, value, len(value))
     buffers = dict(norm.named_buffers())
     return {entry.key: buffers[entry.name] for entry in operation.entries if entry.name in buffers}

@@ -56,7 +56,7 @@ def traced(model: nn.Module, params: Params, inputs: Tensor) -> tuple[list[Opera
 def sites_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, ChannelSite]:
     """Return the sites by the positions of their operations.
 
-    Sums before a normalisation and the last one, the classifier, are not included.
+    Sums before a normalisation that is one and the last sum, the classifier, are not included, nor is what is frozen.
     """
     uses = Counter(entry.key for each in operations for entry in each.entries)
     users = Counter(k for each in operations for k in each.inputs)
@@ -80,12 +80,13 @@ def _site(operation: Operation, root: nn.Module) -> ChannelSite | None:
         return None
     module = root.get_submodule(str(operation.node.target))
     key = {entry.name: entry.key for entry in operation.entries}
+    weight, bias = key.get("weight"), key.get("bias")
     if operation.kind in SUMS:
         dimension = -1 if operation.kind is nn.Linear else 1
-        return ChannelSite(dimension, key["weight"], key.get("bias"))
-    weight, bias = key.get("weight"), key.get("bias")
+        return ChannelSite(dimension, weight, bias) if weight else None
     if isinstance(module, StatisticsNorm):
-        return ChannelSite(1, weight, bias, module.running_mean is not None)
+        statistics = "running_mean" in key
+        return ChannelSite(1, weight, bias, statistics) if weight or statistics else None
     if operation.kind is nn.GroupNorm and weight:
         return ChannelSite(1, weight, bias)
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) and weight and len(module.normalized_shape) == 1:
