@@ -169,7 +169,7 @@ class StrategyConfig(Choice):
         Precision in which layers of float32 travel to the server: their ``own``, or rounded to ``bfloat16``; what the
         server averages and sends, and what clients keep, stays as it is.
     max_update_norm
-        Largest L2 distance of an update from what its client received; larger ones are left out (default: no limit).
+        Largest L2 distance of an update from where its client began; larger ones are left out (default: no limit).
     """
 
     name: str = "full"

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import Message
 
 from fedsim.config.faults import KINDS, LATE
 from fedsim.federation.client.state import UPLOADED
@@ -46,7 +46,7 @@ class InjectedRound:
         """Yield the replies, some of them twice."""
         for reply in replies:
             client = reply.metadata.src_node_id
-            if self.kinds.get(client) == "stale" and reply.has_content() and not _is_stale(reply):
+            if self.kinds.get(client) == "stale" and reply.has_content() and not messages.is_stale(reply.content):
                 del self.kinds[client]  # it had not sent anything before
             yield reply
             if self.kinds.get(client) == "duplicate":
@@ -89,11 +89,6 @@ class InjectedRound:
         if any(kind in (*NEVER_THERE, LATE) for kind in self.kinds.values()):
             waited = max(waited, self._faults.deadline or 0.0)
         return [*rows, metric_row(server_round, None, "train", UPLOADED, SECONDS, waited, len(self._of))]
-
-
-def _is_stale(reply: Message) -> bool:
-    config = reply.content.get(messages.CONFIG)
-    return isinstance(config, ConfigRecord) and messages.STALE in config
 
 
 def describe_faults(federation: Federation, strategy: Strategy) -> Iterator[str]:

@@ -113,7 +113,7 @@ class Hooks:
         "own", "Precision in which layers of float32 travel to the server: their own, or rounded to bfloat16."
     )
     max_update_norm: Annotated[float, Gt(0)] | None = Setting(
-        None, "Largest L2 distance of an update from what its client received; larger ones are left out."
+        None, "Largest L2 distance of an update from where its client began; larger ones are left out."
     )
     evaluate_clients: Count | None = Setting(
         None, "Number of clients that are evaluated, the same in each round, and as many unseen ones at most; else all."

@@ -20,6 +20,8 @@ to server  ``metrics``  ``num-examples`` and whatever the client measured
 to server  ``probe``    where asked for: the entries that are not in ``arrays``; not counted as traffic
 to server  ``measured`` a model whose barriers the strategy gets in the place of the client's own; not counted
 to server  ``config``   ``missing``, why the client's own model has no finite loss; only if that is so
+to server  ``config``   ``update-norm``, the L2 distance of ``arrays`` from where the client began; only if it began
+                        with a value of its own of one of these layers, which the server does not have
 to server  ``config``   ``stale``, if the client sends again what it sent before; only where ``[faults]`` asks for it
 both       others       named parameter sets of the method, such as control variates
 ========== ============ =============================================================================
@@ -51,7 +53,7 @@ RESERVED = (ARRAYS, CONFIG, GLOBAL, METRICS, PROBE, MEASURED, MODEL, OPTIMIZER, 
 SERVER_ROUND, UPLOAD, KEEP, PLAN, NUM_EXAMPLES = "server-round", "upload", "keep", "plan", "num-examples"
 MODELS, FINE_TUNE, UNSEEN, MEASURE = "models", "fine-tune", "unseen", "measure"
 IN_BFLOAT16, MAX_NORM = "in-bfloat16", "max-norm"
-STALE = "stale"
+STALE, NORM = "stale", "update-norm"
 MISSING, NO_LOSS = "missing", "its training loss is not finite"
 _NARROW_TYPES = tuple(getattr(torch, name) for name in dir(torch) if name.startswith(("bfloat16", "float8_")))
 CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
@@ -165,15 +167,39 @@ def settings_of(content: RecordDict) -> Mapping[str, Any]:
     return settings
 
 
+def said(content: RecordDict, name: str) -> Any:
+    """Return what a client says of itself under one of the names above; None if it says nothing."""
+    record = content.get(CONFIG)
+    return record.get(name) if isinstance(record, ConfigRecord) else None
+
+
+def say(content: RecordDict, name: str, value: str | float | bool) -> None:
+    """Write what `said` reads."""
+    record = content.setdefault(CONFIG, ConfigRecord())
+    assert isinstance(record, ConfigRecord)
+    record[name] = value
+
+
+def norm_of(content: RecordDict) -> float | None:
+    """Return how far a client says that its update is from where it began; None if it says no number."""
+    norm = said(content, NORM)
+    return float(norm) if isinstance(norm, int | float) else None
+
+
+def is_stale(content: RecordDict) -> bool:
+    """Return whether a client sends again what it sent before."""
+    return bool(said(content, STALE))
+
+
 def missing_of(content: RecordDict) -> str:
     """Return why a client's own model has no finite loss, as it says; empty if it has one."""
-    record = content.get(CONFIG)
-    return str(record.get(MISSING, "")) if isinstance(record, ConfigRecord) else ""
+    return str(said(content, MISSING) or "")
 
 
-def say_missing(reason: str) -> dict[str, ConfigRecord]:
-    """Return the record that `missing_of` reads; none without a reason."""
-    return {CONFIG: ConfigRecord({MISSING: reason})} if reason else {}
+def say_missing(content: RecordDict, reason: str) -> None:
+    """Write what `missing_of` reads; nothing without a reason."""
+    if reason:
+        say(content, MISSING, reason)
 
 
 def size_bytes(array: Array) -> int:

@@ -36,7 +36,7 @@ def read_update(
     partial
         Whether it may leave some of them out.
     max_norm
-        Largest L2 distance of its update from what it received; unlimited if not given.
+        Largest L2 distance of its update from where it began; unlimited if not given.
     in_bfloat16
         Whether it was asked for entries of float32 in bfloat16.
 
@@ -68,7 +68,7 @@ def read_update(
         raise ValueError(f"it sent the entry {min(unknown)} of its own model, which is no entry of the model")
     if wrong := misfit(ordered, received) or misfit(probe, model) or misfit(measured, model):
         raise ValueError(wrong)
-    norm = checked_norm(ordered, received, max_norm)
+    norm = checked_norm(ordered, received, max_norm, messages.norm_of(reply.content))
     sets = {name: _read_arrays(reply, name) for name in messages.sets_of(reply.content)}
     for name, entries in sets.items():
         if not is_finite(entries):
@@ -104,8 +104,13 @@ def _read_arrays(reply: Message, name: str, like: Mapping[str, Tensor] | None = 
     return found
 
 
-def checked_norm(update: Params, received: Params, max_norm: float | None) -> float:
-    """Return the L2 distance of an update from what the client received.
+def checked_norm(update: Params, received: Params, max_norm: float | None, told: float | None = None) -> float:
+    """Return the L2 distance of an update from where the client began: what it received, and its own values otherwise.
+
+    Parameters
+    ----------
+    told
+        The distance, as a client says that began with values of its own, which the server does not have.
 
     Raises
     ------
@@ -113,15 +118,15 @@ def checked_norm(update: Params, received: Params, max_norm: float | None) -> fl
         If the update has values that are not finite, or is too large.
     """
     # A sum in float32 costs least, and is precise enough to be compared with a thousand times the median.
-    norm = distance(update, received, torch.float32 if max_norm is None else torch.float64)
+    norm = distance(update, received, torch.float32 if max_norm is None else torch.float64) if told is None else told
     codes = {key: value for key, value in update.items() if value.is_floating_point() and not moves(value)}
     # Finite values may have squares that are not.
-    if (not math.isfinite(norm) and not is_finite(update)) or not is_finite(codes):
+    if ((told is not None or not math.isfinite(norm)) and not is_finite(update)) or not is_finite(codes):
         wrong = next(key for key, value in update.items() if not is_finite({key: value}))
         raise ValueError(f"{wrong} has values that are not finite")
     if max_norm is not None and not norm <= max_norm:
         raise ValueError(
-            f"its update is larger than max_update_norm; its L2 distance from what it received is {norm:.4g}, the "
+            f"its update is larger than max_update_norm; its L2 distance from where it began is {norm:.4g}, the "
             f"limit {max_norm:g}"
         )
     return norm

@@ -36,7 +36,7 @@ class ClientUpdate:
     missing
         Why its own model has no finite loss, if it has none.
     norm
-        L2 distance of the shared layers from what the client received.
+        L2 distance of the shared layers from where the client began.
     variances
         Variance of the entries of each tensor in the shared layers.
     """

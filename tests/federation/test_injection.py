@@ -94,12 +94,25 @@ def test_a_run_is_the_one_in_which_those_clients_did_not_take_part(
     assert numbers_of(hit) == numbers_of(absent)
 
 
+@pytest.mark.parametrize(
+    ("name", "strategy", "initial"),
+    [
+        # In 16-bit uploads, whose rounding is a part of the update.
+        ("layer_set", {"max_update_norm": 0.2, "upload_precision": "bfloat16"}, "shared"),
+        # Where clients begin with values of their own.
+        ("layer_cycle", {"order": "deep-first", "max_update_norm": 0.22}, "shared"),
+        ("full", {"max_update_norm": 0.3}, "own"),
+    ],
+)
 def test_a_client_whose_own_update_is_too_large_did_not_take_part_either(
-    tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    strategy: dict[str, Any],
+    initial: str,
+    tiny: Callable[..., Config],
+    play: Callable[..., RunFolder],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # In 16-bit uploads, whose rounding is a part of the update.
-    limited = {"max_update_norm": 0.2, "upload_precision": "bfloat16"}
-    config = faulty(tiny, {}, "layer_set", rounds=3, strategy=limited)
+    config = faulty(tiny, {}, name, rounds=3, strategy=strategy, model__initial=initial)
     large = play(config, "large")
     assert 0 < len(rows_of(large)) < 3 * 5
     assert all(row["reason"].startswith("its update is larger than max_update_norm; ") for row in rows_of(large))
@@ -107,6 +120,19 @@ def test_a_client_whose_own_update_is_too_large_did_not_take_part_either(
     absent = play(config, "absent")
     assert not absent.faults.exists()
     assert numbers_of(large) == numbers_of(absent)
+
+
+def test_a_client_whose_update_explodes_beyond_all_numbers_did_not_take_part_either(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explode = {"explode": 1.0, "explode_factor": 1e42, "clients": [2], "rounds": [2]}
+    config = faulty(tiny, explode, "layer_set", rounds=3)
+    hit = play(config, "hit")
+    [row] = rows_of(hit)
+    assert (row["stage"], row["kind"]) == ("train", "explode")
+    assert "not finite" in row["reason"]
+    leave_out(hit, monkeypatch)
+    assert numbers_of(hit) == numbers_of(play(faulty(tiny, {}, "layer_set", rounds=3), "absent"))
 
 
 @pytest.mark.parametrize("name", ["local", "fedproto"])

@@ -16,8 +16,12 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message
 
+from fedsim.federation.client import app
+from fedsim.federation.federation import Federation
 from fedsim.models.params import Params
-from fedsim.strategy import Received, Strategy, messages
+from fedsim.seeds import rng
+from fedsim.strategy import Local, Received, Strategy, messages
+from fedsim.strategy.messages import Instructions
 from fedsim.strategy.traffic import Traffic
 from strategies import STRATEGIES
 from tests.strategies.harness import ADAPTED, Mlp, Play, assert_close, lora_mlp, moe_mlp, norm_mlp
@@ -306,6 +310,46 @@ def test_a_client_continues_with_what_it_has_kept_and_taken(name: str) -> None:
             drawn = {key for key in play.initial if "lora_" in key and name == "flora"}  # by both sides, from the seed
             if earlier:
                 assert set(play.initial) <= kept | taken | unchanged | drawn
+
+
+@pytest.mark.parametrize("initial", ["shared", "own"])
+@every
+def test_an_update_is_as_large_as_the_client_has_moved(
+    name: str, initial: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play, began = play_of(name), {}
+    if initial == "own":
+        own = {client: apart(play.initial, client) for client in range(3)}
+        monkeypatch.setattr(Federation, "initial_of", lambda federation, client: own[client])
+    train = app._trained
+
+    def watched(federation: Federation, instructions: Instructions, started: list[Local], *rest: Any) -> Any:
+        began.update({local.client: copy.deepcopy(local.params) for local in started})
+        return train(federation, instructions, started, *rest)
+
+    monkeypatch.setattr(app, "_trained", watched)
+    for server_round in range(1, 4 if initial == "shared" else 3):
+        updates = play.train(server_round).updates
+        for update in updates:
+            start = began[update.client] | play.downloaded(update.client)
+            squares = sum(
+                float((value - start[key]).square().sum())
+                for key, value in play.uploaded(update.client).items()
+                if value.is_floating_point()
+            )
+            assert update.norm == pytest.approx(squares**0.5, rel=1e-6)
+        play.strategy.step(server_round, play.received)
+
+
+def apart(params: Params, client: int) -> Params:
+    """Return a model that is far from another one, without changing what is no parameter."""
+    stream = rng(0, "apart", client)
+    return {
+        key: value + torch.from_numpy(stream.normal(size=tuple(value.shape)))
+        if key.endswith(("weight", "bias"))
+        else value
+        for key, value in params.items()
+    }
 
 
 @pytest.mark.slow

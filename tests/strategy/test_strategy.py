@@ -453,7 +453,7 @@ def large(sizes: Iterable[float], **options: object) -> tuple[Received, Strategy
 def test_an_update_that_is_farther_from_what_its_client_received_than_the_limit_is_left_out() -> None:
     received, _ = large([3.0, 3.1, 1e30], max_update_norm=3 * math.sqrt(2))
     assert [update.norm for update in received.updates] == [pytest.approx(3 * math.sqrt(2))]
-    assert received.left_out[1].startswith("its update is larger than max_update_norm; its L2 distance from what ")
+    assert received.left_out[1].startswith("its update is larger than max_update_norm; its L2 distance from where ")
     assert "is 1.414e+30, the limit 4.24264" in received.left_out[2]
     assert count_kinds(received.left_out.values()) == "its update is larger than max_update_norm (2)"
 
@@ -494,6 +494,19 @@ def test_a_client_that_failed_takes_again_what_it_missed() -> None:
     sent = configure(strategy, grid, 2)
     strategy.aggregate_train(2, [reply(sent[0], ones), Message(Error(2, "x"), reply_to=sent[1])])
     assert set(configure(strategy, grid, 3)[1].content["arrays"]) == {"0.weight", "1.weight"}
+
+
+def test_what_a_client_says_of_its_distance_counts_but_hides_nothing_that_is_not_finite() -> None:
+    strategy = FedAvg(net(), max_update_norm=2.0)
+    sent = configure(strategy, Nodes(3, 1), 1)
+    moved = [{key: torch.full((1, 1), size) for key in strategy.global_model} for size in (5.0, 1.0, math.nan)]
+    replies = [reply(message, each) for message, each in zip(sent.values(), moved, strict=True)]
+    for each, norm in zip(replies, (1.5, 3.0, 1.0), strict=True):
+        each.content["config"] = ConfigRecord({"update-norm": norm})
+    received = strategy.receive(1, replies)
+    assert [(update.client, update.norm) for update in received.updates] == [(0, 1.5)]
+    assert "is 3, the limit 2" in received.left_out[1]
+    assert received.left_out[2].endswith("has values that are not finite")
 
 
 def test_a_round_without_a_valid_update_leaves_the_model_as_it_is() -> None:

@@ -17,13 +17,14 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.config.content import Counted, check_unchanged
 from fedsim.errors import ClientError
 from fedsim.federation.client.evaluation import evaluate_clients, evaluate_trained
-from fedsim.federation.client.faulty import Reply, Request, train_with_faults
+from fedsim.federation.client.faulty import Reply, Request, Trained, train_with_faults
 from fedsim.federation.client.state import (
     UPLOADED,
-    check_size,
+    is_unknown,
     local_of,
     metric_name,
     not_finite,
+    size_of,
     start_of,
     stored,
 )
@@ -77,9 +78,9 @@ def client_app(federation: Federation, cohort: int = 1, *, dies: bool = False) -
     dies
         Whether a crash of ``[faults]`` ends the process.
     """
-    train_all = partial(_train, federation)
+    train_all: Together = partial(_replies, federation)
     if federation.config.faults.is_wanted:
-        train_all = partial(train_with_faults, federation, train=train_all, dies=dies)
+        train_all = partial(train_with_faults, federation, train=partial(_train, federation), dies=dies)
     app = CohortApp(cohort, partial(_answers, train_all, partial(evaluate_clients, federation)))
 
     @app.train()
@@ -142,10 +143,15 @@ def _answers(train: Together, evaluate: Together, requests: Sequence[Request]) -
     return (train if is_training else evaluate)(requests)
 
 
-def _train(federation: Federation, requests: Sequence[Request]) -> list[Reply]:
+def _replies(federation: Federation, requests: Sequence[Request]) -> list[Reply]:
+    return [reply for reply, _ in _train(federation, requests)]
+
+
+def _train(federation: Federation, requests: Sequence[Request]) -> list[Trained]:
     """Train one client, or a cohort, by the plan of the first message: it is the same for all.
 
-    A client whose update is of no use has an error in place of its reply, and its neighbours keep theirs.
+    A client whose update is of no use has an error in place of its reply, and its neighbours keep theirs. With each
+    comes from where the size of the update counts.
     """
     instructions = [_instructions(message) for message, _ in requests]
     started = [federation.start_of(local_of(federation, *request)) for request in requests]
@@ -154,19 +160,23 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[Reply]:
     finished = []
     for local, (params, training) in zip(started, trained, strict=True):
         finished.append(federation.finish_of(replace(local, params=params, sets=training.sets), local))
-    replies: list[Reply] = []
+    replies: list[Trained] = []
     ended: list[tuple[Local, RecordDict]] = []
     for request, asked, local, result, (_, training) in zip(
         requests, instructions, started, finished, trained, strict=True
     ):
         try:
             sent = _checked(federation, asked, result)
-            if asked.max_norm is not None:
-                check_size(sent, start_of(federation, *request), asked.max_norm)
+            start = start_of(request[0], local.params, sent)
+            tells = is_unknown(federation, request[0], start)
+            norm = size_of(sent, start, asked.max_norm) if tells or asked.max_norm is not None else 0.0
         except ClientError as error:
-            replies.append(error)
+            replies.append((error, {}))
             continue
-        replies.append(reply := _reply(federation, asked, request[1], local, result, training))
+        reply = _reply(federation, asked, request[1], local, result, training)
+        if tells:
+            messages.say(reply, messages.NORM, norm)
+        replies.append((reply, start))
         ended.append((replace(local, params=result.params, sets={**training.sets, **result.kept}), reply))
     if instructions[0].measure and ended:
         # Once the replies are written: evaluation uses the model in which a single client's update was.
@@ -278,7 +288,7 @@ def _reply(
     sent = messages.narrowed(shared) if instructions.in_bfloat16 else shared
     reply = RecordDict({messages.ARRAYS: messages.encode(sent), messages.METRICS: messages.measurements(metrics)})
     has_no_loss = passes[0].forward > 0 and not math.isfinite(training.loss)
-    reply.update(messages.say_missing(not_finite(federation, context) or messages.NO_LOSS * has_no_loss))
+    messages.say_missing(reply, not_finite(federation, context) or messages.NO_LOSS * has_no_loss)
     for name, entries in finished.sent.items():
         reply[name] = messages.encode(flat_copy(entries))
     if instructions.probe:

@@ -77,7 +77,7 @@ def evaluate_clients(federation: Federation, requests: Sequence[tuple[Message, C
                 metrics[metric_name(GLOBAL, split, name.removeprefix(start))] = own[name]
         metrics[messages.NUM_EXAMPLES] = next(value for name, value in own.items() if name.endswith(f"/{split}/n"))
         reply = RecordDict({messages.METRICS: messages.measurements(metrics)})
-        reply.update(messages.say_missing(_why_missing(federation, context, metrics)))
+        messages.say_missing(reply, _why_missing(federation, context, metrics))
         replies.append(reply)
     return replies
 

@@ -4,12 +4,21 @@ import os
 from collections.abc import Callable, Sequence
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 
 from fedsim.config.faults import LATE
 from fedsim.errors import ClientError
 from fedsim.federation.client.reasons import CRASHED
-from fedsim.federation.client.state import TRAINED, UPLOADED, check_size, client_of, metric_name, own_model, start_of
+from fedsim.federation.client.state import (
+    TRAINED,
+    UPLOADED,
+    client_of,
+    is_unknown,
+    metric_name,
+    own_model,
+    size_of,
+    start_of,
+)
 from fedsim.federation.federation import Federation
 from fedsim.federation.injection import Injected, injected_into
 from fedsim.models.params import Params, flat_copy
@@ -18,12 +27,13 @@ from fedsim.strategy.messages import EARLIER, Instructions
 
 Request = tuple[Message, Context]
 Reply = RecordDict | ClientError
+Trained = tuple[Reply, Params]  # with from where the size of the update counts
 
 
 def train_with_faults(
     federation: Federation,
     requests: Sequence[Request],
-    train: Callable[[Sequence[Request]], list[Reply]],
+    train: Callable[[Sequence[Request]], list[Trained]],
     *,
     dies: bool,
 ) -> list[Reply]:
@@ -37,15 +47,14 @@ def train_with_faults(
         Whether a crash ends this process. Otherwise the client fails as if it had.
     """
     replies: list[Reply | None] = []
-    healthy: list[tuple[Request, Injected, Params]] = []
+    healthy: list[tuple[Request, Injected]] = []
     for request in requests:
         injected = injected_into(federation, request[0], client_of(request[1]))
         replies.append(reply := _instead(federation, request, injected, dies=dies))
         if reply is None:
-            healthy.append((request, injected, start_of(federation, *request) if injected.kind == "explode" else {}))
-    trained = iter(train([request for request, _, _ in healthy]) if healthy else ())
-    for (message, context), injected, start in healthy:
-        reply = next(trained)
+            healthy.append((request, injected))
+    trained = train([request for request, _ in healthy]) if healthy else []
+    for ((message, context), injected), (reply, start) in zip(healthy, trained, strict=True):
         if isinstance(reply, RecordDict) and injected.kind == "explode":
             reply = _exploded(federation, message, reply, start)
         if isinstance(reply, RecordDict) and federation.config.faults.stale:
@@ -104,10 +113,12 @@ def _exploded(federation: Federation, message: Message, reply: RecordDict, start
         for key, value in sent.items()
     }
     try:
-        check_size(far, start, Instructions.read(messages.settings_of(message.content)).max_norm)
+        norm = size_of(far, start, Instructions.read(messages.settings_of(message.content)).max_norm)
     except ClientError as error:
         return error  # so that the client resumes from before
     reply[messages.ARRAYS] = messages.encode(flat_copy(far))
+    if messages.norm_of(reply) is not None:
+        messages.say(reply, messages.NORM, norm)
     return reply
 
 
@@ -139,8 +150,12 @@ def _again(federation: Federation, message: Message, context: Context) -> Record
     passed = (metric_name(UPLOADED, "train", f"{direction}_examples") for direction in ("forward", "backward"))
     metrics |= dict.fromkeys(passed, 0.0)
     reply = RecordDict({**parts, messages.METRICS: messages.measurements(metrics)})
-    reply[messages.CONFIG] = ConfigRecord({messages.STALE: True})
+    messages.say(reply, messages.STALE, True)
+    sent = messages.decode(messages.arrays_of(reply, messages.ARRAYS))
+    own = own_model(federation, context)
+    start = start_of(message, own, sent)
+    if is_unknown(federation, message, start):
+        messages.say(reply, messages.NORM, size_of(sent, start, None))
     if Instructions.read(messages.settings_of(message.content)).probe:
-        own, sent = own_model(federation, context), messages.arrays_of(reply, messages.ARRAYS)
         reply[messages.PROBE] = messages.encode({key: value for key, value in own.items() if key not in sent})
     return reply

@@ -1,10 +1,13 @@
 """What a client has: its own model and whatever else it keeps between messages, and what a message brings it."""
 
+from collections.abc import Iterable
+
 from flwr.app import Context, Message
 
 from fedsim.errors import ClientError
 from fedsim.federation.federation import Federation
-from fedsim.models.params import Params, combine, is_finite
+from fedsim.models.params import Params, combine, is_finite, moves
+from fedsim.models.tensors import is_same
 from fedsim.seeds import rng
 from fedsim.strategy import messages
 from fedsim.strategy.messages import MODEL, OPTIMIZER
@@ -51,25 +54,48 @@ def taken_from(message: Message) -> Params:
     return messages.decode(messages.arrays_of(message.content, messages.ARRAYS))
 
 
-def start_of(federation: Federation, message: Message, context: Context) -> Params:
-    """Return the model from which a client starts: its own, with what it received."""
-    return combine(own_model(federation, context), taken_from(message))
+def start_of(message: Message, began: Params, keys: Iterable[str]) -> Params:
+    """Return from where the size of an update counts: what the client received, else what it began to train with.
+
+    Parameters
+    ----------
+    began
+        The model as the client began to train it.
+    keys
+        Entries of the update.
+    """
+    taken = taken_from(message)
+    return {key: taken.get(key, began[key]) for key in keys}
 
 
-def check_size(sent: Params, start: Params, max_norm: float | None) -> None:
-    """Check what a client sends against the server's limit, before the client keeps anything of the round.
+def is_unknown(federation: Federation, message: Message, start: Params) -> bool:
+    """Return whether a client began with a value that the server does not have: neither received nor its initial one.
+
+    Parameters
+    ----------
+    start
+        What `start_of` returned.
+    """
+    taken = messages.arrays_of(message.content, messages.ARRAYS)
+    own = {key: value for key, value in start.items() if key not in taken and moves(value)}
+    return any(
+        not is_same(value.to(federation.initial[key].device), federation.initial[key]) for key, value in own.items()
+    )
+
+
+def size_of(sent: Params, start: Params, max_norm: float | None) -> float:
+    """Return how far what a client sends is from where it began, checked before it keeps anything of the round.
 
     Raises
     ------
     ClientError
-        If it is farther from where the client started.
+        If it is farther than the server's limit, or not finite.
     """
-    if max_norm is not None:
-        wide = {key: value.to(start[key].dtype) for key, value in sent.items()}  # what the server makes of bfloat16
-        try:
-            checked_norm(wide, {key: start[key] for key in wide}, max_norm)
-        except ValueError as error:
-            raise ClientError(str(error)) from error
+    wide = {key: value.to(start[key].dtype) for key, value in sent.items()}  # what the server makes of bfloat16
+    try:
+        return checked_norm(wide, start, max_norm)
+    except ValueError as error:
+        raise ClientError(str(error)) from error
 
 
 def local_of(federation: Federation, message: Message, context: Context, ahead: int = 0) -> Local:
