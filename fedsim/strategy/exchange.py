@@ -22,7 +22,7 @@ class Exchange:
     averaged_in
         By layer: the round in which it was last averaged. Layers that never were are not in it.
     last_round
-        By client: the round of its last valid update. Clients without one are not in it.
+        By client: the round in which it last trained and sent a valid update. Clients without one are not in it.
     """
 
     def __init__(self, layers: Sequence[str]) -> None:

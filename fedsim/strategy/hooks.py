@@ -332,7 +332,7 @@ class Hooks:
                 f"or let {type(self).__name__}.kept name its layer"
             )
         self.set_global_model(combine(self.global_model, new))
-        self.exchange.note(server_round, map(self.layers.of_key, new), [update.client for update in received.updates])
+        self.exchange.note(server_round, map(self.layers.of_key, new), received.trained)
 
     def set_global_model(self, model: Params) -> None:
         """Make ``model`` the global model, without frozen tensors, and with a tied one only under its first name."""

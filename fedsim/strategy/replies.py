@@ -75,7 +75,8 @@ def read_update(
             raise ValueError(f"its {name} has values that are not finite")
     missing = messages.missing_of(reply.content)
     spread = variances(ordered, [key for key, value in ordered.items() if moves(value)])
-    return ClientUpdate(client, ordered, weight, metrics, probe, sets, measured, missing, norm, spread)
+    is_stale = messages.is_stale(reply.content)
+    return ClientUpdate(client, ordered, weight, metrics, probe, sets, measured, missing, norm, spread, is_stale)
 
 
 def _read_arrays(reply: Message, name: str, like: Mapping[str, Tensor] | None = None) -> Params:

@@ -39,6 +39,8 @@ class ClientUpdate:
         L2 distance of the shared layers from where the client began.
     variances
         Variance of the entries of each tensor in the shared layers.
+    is_stale
+        Whether it is the client's update of an earlier round, so that it did nothing with what it received.
     """
 
     client: int
@@ -51,6 +53,7 @@ class ClientUpdate:
     missing: str = ""
     norm: float = 0.0
     variances: Mapping[str, float] = field(default_factory=dict)
+    is_stale: bool = False
 
     def is_finite(self, layers: Layers) -> bool:
         """Tell whether the layers that the client keeps are finite too; a model that diverged has no barriers.
@@ -85,6 +88,11 @@ class Received:
     def missing(self) -> dict[int, str]:
         """Why the own models of clients with a valid update have no finite loss."""
         return {update.client: update.missing for update in self.updates if update.missing}
+
+    @property
+    def trained(self) -> list[int]:
+        """Clients with a valid update of this round; one that sends an earlier update has taken nothing in this one."""
+        return [update.client for update in self.updates if not update.is_stale]
 
     def leave_out(self, reasons: Mapping[int, str]) -> None:
         """Leave more clients out of the average."""

@@ -496,6 +496,22 @@ def test_a_client_that_failed_takes_again_what_it_missed() -> None:
     assert set(configure(strategy, grid, 3)[1].content["arrays"]) == {"0.weight", "1.weight"}
 
 
+def test_a_client_that_sends_its_earlier_update_again_takes_next_time_what_it_missed() -> None:
+    strategy, grid = LayerCycle(net(), send_initial=False), Nodes(2, 1)
+    for server_round in range(1, 4):  # the first layer is averaged, the second, and the first again
+        sent = configure(strategy, grid, server_round)
+        ones = {key: torch.ones(1, 1) for key in Instructions.read(sent[0].content["config"]).upload}
+        replies = [reply(sent[0], ones), reply(sent[1], ones)]
+        if server_round == 2:
+            replies[1] = Message(Error(2, "x"), reply_to=sent[1])
+        elif server_round == 3:
+            replies[1].content["config"] = ConfigRecord({"stale": True})
+        strategy.aggregate_train(server_round, replies)
+    sent = configure(strategy, grid, 4)
+    assert set(sent[0].content["arrays"]) == {"0.weight"}
+    assert set(sent[1].content["arrays"]) == {"0.weight", "1.weight"}
+
+
 def test_what_a_client_says_of_its_distance_counts_but_hides_nothing_that_is_not_finite() -> None:
     strategy = FedAvg(net(), max_update_norm=2.0)
     sent = configure(strategy, Nodes(3, 1), 1)
