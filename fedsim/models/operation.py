@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -104,6 +104,14 @@ class Operation:
     def finished_size(self) -> float:
         """Bytes of the result per example after the tail."""
         return self.tail[-1].size if self.tail else self.size
+
+
+def weights_only(operations: Sequence[Operation], root: nn.Module) -> list[Operation]:
+    """Return operations without the buffers among their entries, which nothing trains."""
+    parameters = {key for key, _ in root.named_parameters(remove_duplicate=False)}
+    return [
+        replace(each, entries=tuple(entry for entry in each.entries if entry.key in parameters)) for each in operations
+    ]
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -370,12 +370,26 @@ def disjoint(state: Params, first: bool, units: int) -> Params:
     return out
 
 
-@pytest.mark.parametrize("make", [zoo("mlp", hidden=(5, 6, 4)), cnn])
+class Normalised(nn.Sequential):
+    """A chain whose inputs are normalised by buffers."""
+
+    def __init__(self) -> None:
+        super().__init__(*cnn())
+        self.register_buffer("mean", torch.tensor([0.3, -0.2])[:, None, None])
+        self.register_buffer("std", torch.tensor([1.5, 0.7])[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - self.mean) / self.std)
+
+
+@pytest.mark.parametrize("make", [zoo("mlp", hidden=(5, 6, 4)), cnn, Normalised])
 def test_with_scaled_biases_disjoint_models_are_added_with_powers_of_their_shares(
     make: Callable[[], nn.Module],
 ) -> None:
     model, states, inputs = models(make, count=2)
-    members = [disjoint(states[0], True, 2), disjoint(states[1], False, 2)]
+    buffers = {key: value for key, value in states[0].items() if key in ("mean", "std")}
+    chains = [{key: value for key, value in state.items() if key not in buffers} for state in states]
+    members = [buffers | disjoint(chains[0], True, 2), buffers | disjoint(chains[1], False, 2)]
     merged = members[0] | weighted_mean(members, [0.3, 0.7])
     scaled = scale_biases(model, merged, members, inputs[:1], weights=[3.0, 7.0])
     one, other = (outputs(model, member, inputs) for member in members)
@@ -405,6 +419,19 @@ def test_depth_counts_along_the_longest_way_since_the_last_normalisation() -> No
         torch.testing.assert_close(scaled[f"{name}.bias"], expected)
     assert torch.equal(scaled["norm.bias"], merged["norm.bias"])
     assert all(torch.equal(scaled[key], merged[key]) for key in merged if not key.endswith("bias"))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.BatchNorm1d(5, affine=False), nn.LayerNorm(5, elementwise_affine=False), nn.GroupNorm(5, 5, affine=False)],
+)
+def test_depth_restarts_at_a_normalisation_without_weights(norm: nn.Module) -> None:
+    make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 5), norm, nn.ReLU(), nn.Linear(5, 3))  # noqa: E731
+    model, states, inputs = models(make)
+    scaled = scale_biases(model, average(states), states, inputs, weights=WEIGHTS)
+    for key in ("1.bias", "4.bias"):
+        expected = sum(share * state[key] for share, state in zip(SHARES, states, strict=True))
+        torch.testing.assert_close(scaled[key], expected)
 
 
 def test_averages_of_independent_weights_get_their_variance_back_about_the_same_means() -> None:

@@ -233,6 +233,34 @@ def test_a_normalisation_after_branches_of_different_depths_has_an_exponent_agai
     assert found.loc["fc3", "exponential"] == pytest.approx(float(expected), rel=1e-9)
 
 
+class Scaled(nn.Module):
+    """Normalises its inputs and scales its hidden units by buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(5, 6, bias=False), nn.Linear(6, 3, bias=False)
+        self.register_buffer("mean", draw(5))
+        self.register_buffer("scale", 1 + draw(6).abs())
+        self.double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.fc2(self.fc1((inputs - self.mean) / 0.7).relu() * self.scale)
+
+
+def test_buffers_are_no_weights() -> None:
+    model, inputs = Scaled(), draw(20, 5)
+    buffers = dict(model.named_buffers())
+    weights = {key: draw(*value.shape) for key, value in model.named_parameters()}
+    once, grown = (
+        functional_call(model, buffers | {key: factor * value for key, value in weights.items()}, (inputs,))
+        for factor in (1, 3)
+    )
+    table = connectivity(model, [buffers | weights] * 2, inputs, against="pairs", exponential=True)
+    assert torch.allclose(grown, 9 * once)
+    assert list(table["depth"]) == [1, 2]
+    assert table["exponential"].notna().all()
+
+
 class Product(nn.Module):
     """Multiplies two branches, in one of several ways, before the last layer."""
 

@@ -9,6 +9,7 @@ from fedsim.alignment.merging.shares import shares_of
 from fedsim.alignment.repair.sites import SUMS, traced
 from fedsim.models.graph import Operation
 from fedsim.models.norms import NORM_TYPES
+from fedsim.models.operation import weights_only
 from fedsim.models.params import Params, fit, fit_all
 
 
@@ -24,7 +25,7 @@ def scale_biases(
 
     The depth is the number of weighted sums on the longest path from the input, including the layer's own; embeddings
     and modules that hold several weights count once. A normalisation removes the scale of its input, so that counting
-    restarts at its own weight. All other entries do not change.
+    restarts at its own weight. Buffers are no weights. All other entries do not change.
 
     If members share no hidden units, averaging scales a member's activations by ``p_i`` at each layer. With these
     biases the merged model of depth L then computes ``sum_i p_i ** L * f_i``, if it is a chain of weighted sums and of
@@ -69,13 +70,15 @@ def scale_biases(
 
 
 def depths_of(operations: Sequence[Operation], root: nn.Module) -> list[int]:
-    """Return how often the result of each operation has been multiplied by weights since it was last normalised."""
+    """Return how often the result of each operation, before its tail, was multiplied by weights since the last norm."""
     depths: list[int] = []
-    for each in operations:
-        depth = max((depths[k] for k in each.inputs), default=0)
-        for step in (each, *each.tail):
-            if step.kind is not None and isinstance(root.get_submodule(str(step.node.target)), NORM_TYPES):
-                depth = 0
-            depth += bool(step.entries)
-        depths.append(depth)
+    finished: list[int] = []  # after the tail, which may normalise the result
+    for each in weights_only(operations, root):
+        depth = max((finished[k] for k in each.inputs), default=0)
+        depths.append((0 if _is_norm(each, root) else depth) + bool(each.entries))
+        finished.append(0 if any(_is_norm(step, root) for step in each.tail) else depths[-1])
     return depths
+
+
+def _is_norm(step: Operation, root: nn.Module) -> bool:
+    return step.kind is not None and isinstance(root.get_submodule(str(step.node.target)), NORM_TYPES)

@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from fedsim.models.graph import Operation
 from fedsim.models.norms import NORM_TYPES
+from fedsim.models.operation import weights_only
 
 PRODUCTS = {"mul", "imul", "multiply", "matmul", "imatmul", "mm", "bmm", "einsum", "bilinear"}
 # Products of their first two arguments.
@@ -39,6 +40,7 @@ def degrees_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, in
     """Return the power of a common factor of all weights by which each operation's result grows.
 
     It is that of the inputs, and one more with weights; those of factors add up, and a normalisation starts again at 0.
+    Buffers, such as the mean and deviation that inputs are normalised by, are no weights.
     What depends on no weights has 0. Where inputs of different powers meet, as in a residual sum, there is none, nor is
     there after anything else that is not known to be homogeneous: a softmax, an activation such as GELU, a sum with a
     number, or a module with several matrices such as attention; neither is there further up, until the next
@@ -52,7 +54,7 @@ def degrees_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, in
     degrees: dict[int, int] = {}
     shapes: set[int] = set()
     given: set[int] = set()  # what depends on no weights
-    for place, each in enumerate(operations):
+    for place, each in enumerate(weights_only(operations, root)):
         nodes = dict(zip(each.node.all_input_nodes, each.inputs, strict=True))
         if _name(each) in SHAPES or (nodes and not each.entries and shapes.issuperset(nodes.values())):
             shapes.add(place)
