@@ -22,7 +22,7 @@ from fedsim.analysis.features.features import Features
 from fedsim.analysis.features.linearity import Linearity
 from fedsim.analysis.features.moments import Moments, total
 from fedsim.analysis.features.sites import Site
-from fedsim.analysis.mixing.mixes import Against, Mix, Pair, Source, list_mixes, pairs_once, source_of
+from fedsim.analysis.mixing.mixes import Against, Mix, Pair, Source, list_mixes, pairs_once
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
 
@@ -170,8 +170,7 @@ class _Plan:
     @cached_property
     def sources(self) -> list[Source]:
         """All models, mixed ones last."""
-        mixed = (source_of(mix.base, mix.other, mix.t) for mix in self.mixes)
-        return list(dict.fromkeys([*self.own, *mixed]))
+        return list(dict.fromkeys([*self.own, *(mix.source for mix in self.mixes)]))
 
 
 class _Part(NamedTuple):

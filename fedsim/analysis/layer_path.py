@@ -21,7 +21,8 @@ from fedsim.models.asymmetry import fixed_entries, free_parts, with_free_part
 from fedsim.models.copies import loaded
 from fedsim.models.distance import norm
 from fedsim.models.layer import Layer
-from fedsim.models.params import state_of
+from fedsim.models.layer_reading import owner_of
+from fedsim.models.params import moves, state_of
 from fedsim.models.variance import variances
 from fedsim.seeds import rng
 from fedsim.training.evaluation import evaluate
@@ -154,6 +155,10 @@ class _Walk:
             for key in layer.keys:
                 entry, end = self._entries[key], self._end[key]
                 entry.copy_(end if length >= left else torch.lerp(entry, end.to(entry), length / left))
+            # Integers, such as a mask, cannot be mixed: they change with their layer's arrival, others with the last.
+            for key, entry in self._entries.items() if name in self._arrived else ():
+                if not moves(entry) and (owner_of(key) == name or self._arrived == self._layers.keys()):
+                    entry.copy_(self._end[key])
         self._spread_()
 
     def train_(self, steps: int) -> None:

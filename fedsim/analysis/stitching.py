@@ -42,7 +42,7 @@ def stitching(models: Models, data: Data, *, against: Against = "average") -> pd
     ends = ends_of(against, len(models))
     order = _order(mixed, data.inputs, models.layers.names)
     recipes = {
-        (layer, pair): _stitched(mixed, set(order[:i]), pair) for i, layer in enumerate(order[:-1], 1) for pair in ends
+        (layer, pair): _stitched(mixed, set(order[i:]), pair) for i, layer in enumerate(order[:-1], 1) for pair in ends
     }
     own = {state: mixed.own(state) for pair in ends for state in pair}
     evaluated = mixed.evaluate([*recipes.values(), *own.values()], data)
@@ -73,6 +73,6 @@ def _order(models: MixedModels, inputs: Tensor, names: Sequence[str]) -> list[st
     return sorted(names, key=lambda name: first.get(name, len(first) and max(first.values()) + 1))
 
 
-def _stitched(models: MixedModels, layers: set[str], pair: Pair) -> Recipe:
+def _stitched(models: MixedModels, last: set[str], pair: Pair) -> Recipe:
     base, other = pair
-    return tuple(base if part.layer in layers else other for part in models.parts)
+    return tuple(other if part.layer in last else base for part in models.parts)

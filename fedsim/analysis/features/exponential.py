@@ -16,7 +16,7 @@ from fedsim.analysis.features.gaps import angular_gap, as_rows, norms
 from fedsim.analysis.features.sites import Site, weighted
 from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.features.walks import Values
-from fedsim.analysis.mixing.mixes import Mix, Source, source_of
+from fedsim.analysis.mixing.mixes import Mix, Source
 from fedsim.analysis.mixing.names import AVERAGE
 
 COLUMNS = ("exponential", "exponential_shuffled", "reciprocal")
@@ -94,7 +94,7 @@ class Exponential:
         """
         if mix.other == AVERAGE:
             return [_undefined(of[mix.base].features)] * len(COLUMNS)
-        mixed, base, other = (of[s] for s in (source_of(mix.base, mix.other, mix.t), mix.base, mix.other))
+        mixed, base, other = (of[s] for s in (mix.source, mix.base, mix.other))
         depth = self._depths.get(site.place)
         if depth is None:
             gaps = [_undefined(mixed.features)] * 2

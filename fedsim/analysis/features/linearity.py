@@ -9,7 +9,7 @@ from fedsim.analysis.features.features import Features
 from fedsim.analysis.features.gaps import angular_gap, as_rows, coefficient, norms, relative_distance
 from fedsim.analysis.features.sites import Site
 from fedsim.analysis.features.walks import Values
-from fedsim.analysis.mixing.mixes import Mix, Source, source_of
+from fedsim.analysis.mixing.mixes import Mix, Source
 from fedsim.analysis.mixing.names import AVERAGE
 
 
@@ -43,7 +43,7 @@ class Linearity:
 
     def of_mix(self, mix: Mix) -> list[Tensor]:
         """Return the angular gap between the mixed model's features and the mixed features, and the coefficient."""
-        return self._compared(source_of(mix.base, mix.other, mix.t), *self._mix(mix.base, mix.other, mix.t))
+        return self._compared(mix.source, *self._mix(mix.base, mix.other, mix.t))
 
     def of_average(self, shares: Sequence[float]) -> list[Tensor]:
         """Return the same two for the average of all models, the weighted mean of all pairs' gaps, and additivity."""

@@ -34,7 +34,7 @@ class Sources:
         start, end, t = source
         value = self._states[start][key]
         if not moves(value):
-            return value
+            return value  # an integer of a mix is the base's
         # Unlike (1 - t) * start + t * end, it is exact where both are alike.
         return self._keep((key, source), lambda: _between(value, self._states[end][key], t))
 

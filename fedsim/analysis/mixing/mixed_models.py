@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.execute import Execution
-from fedsim.analysis.mixing.mixes import Mix, Normalisation, Part, Recipe, Source, parts_of, recipe_of
+from fedsim.analysis.mixing.mixes import Mix, Normalisation, Part, Recipe, Source, different_codes, parts_of, recipe_of
 from fedsim.analysis.mixing.paired import check_outputs, check_paired
 from fedsim.analysis.mixing.plan import Plan, make_plan
 from fedsim.analysis.mixing.read_rows import partly_read
@@ -98,7 +98,7 @@ class MixedModels:
         self._states = states
         self._threads = threads
         self._memory, self._weights_memory = max_memory * 3 // 4, max_memory // 4
-        self.parts: tuple[Part, ...] = parts_of(Layers.of(model), normalisation)
+        self.parts: tuple[Part, ...] = parts_of(Layers.of(model), normalisation, different_codes(model, states))
         self.tracer = Tracer(model, states[0], self.parts)
         self._known: Traced | None = None
         self._draws = False
@@ -165,7 +165,6 @@ class MixedModels:
 
     def build(self, recipe: Recipe) -> nn.Module:
         """Return a new model with the weights of a recipe, as what a model keeps is that of no other."""
-        # Integer entries are in no layer and do not matter in eval mode.
         params = dict(self._states[0])
         for part, source in zip(self.parts, recipe, strict=True):
             params |= self._entries(part.keys, source)

@@ -5,9 +5,15 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Literal
 
+import torch
+from torch import nn
+
 from fedsim.analysis.arguments import check_numbers
 from fedsim.analysis.mixing.names import AVERAGE, PAIR_TS
+from fedsim.models.layer_reading import owner_of
 from fedsim.models.layers import Layers
+from fedsim.models.norms import counter_keys
+from fedsim.models.params import Params, moves
 
 Pair = tuple[int, int]
 # What models are compared with: their average, one another, or these pairs (base, other), where other may be AVERAGE.
@@ -29,6 +35,11 @@ class Mix:
     other: int
     t: float
 
+    @property
+    def source(self) -> Source:
+        """The mix of whole models, which keeps the base's integers: two of the same weights may differ in these."""
+        return self.base if self.t == 0 else self.other if self.t == 1 else (self.base, self.other, self.t)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -36,6 +47,8 @@ class Part:
 
     Parameters
     ----------
+    layer
+        Path of the module that owns them; what stays may be owned by one that is no layer.
     keys
         State-dict keys; a tied tensor has its first one only.
     moves
@@ -47,9 +60,22 @@ class Part:
     moves: bool = True
 
 
-def parts_of(layers: Layers, normalisation: Normalisation) -> tuple[Part, ...]:
-    """Return a model's parts: its layers, with running statistics apart where these stay the base's."""
-    parts = []
+def different_codes(model: nn.Module, states: Sequence[Params]) -> tuple[str, ...]:
+    """Return the keys of integers, such as masks and indices, that states do not have in common; no counters."""
+    first, counters = states[0], counter_keys(model)
+    codes = [key for key, value in first.items() if not moves(value) and key not in counters]
+    return tuple(key for key in codes if not all(torch.equal(state[key], first[key]) for state in states))
+
+
+def parts_of(layers: Layers, normalisation: Normalisation, codes: Sequence[str] = ()) -> tuple[Part, ...]:
+    """Return a model's parts: its layers, with running statistics apart where these stay the base's.
+
+    Parameters
+    ----------
+    codes
+        Keys of entries that cannot be mixed and differ between models: they stay the base's too.
+    """
+    parts = [Part(owner_of(key), (key,), moves=False) for key in codes]
     for layer in layers:
         if normalisation == "base" and layer.statistics:
             parts.append(Part(layer.name, layer.parameters + layer.others))
