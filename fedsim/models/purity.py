@@ -1,6 +1,7 @@
 """Whether a model is a function of each example: it keeps nothing, draws nothing, and decides by no value."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedsim.models.copies import copy_of
-from fedsim.models.draws import are_equal, stream_states
+from fedsim.models.draws import are_equal, same_draws, stream_states
+from fedsim.models.frozen import train_mode_
 from fedsim.models.operation import NotTraceableError, RandomError
 from fedsim.models.params import moves
 from fedsim.models.tensors import tensors_in
@@ -22,6 +24,7 @@ READS = {
 }
 # Outputs may differ by this share of the largest, as rounding is relative to the largest of the summands.
 TOLERANCE = 1e-4
+ROUNDING = 1e-2  # the same from batch to batch, in half precision
 VARIATION = 0.05  # standard deviation of what is added to weights
 
 
@@ -98,16 +101,43 @@ def keeps_something(model: nn.Module, inputs: Tensor) -> bool:
     return any(_has_changed(before, after) for before, after in pairwise(found))
 
 
+def writes_to_inputs(model: nn.Module, inputs: Tensor) -> bool:
+    """Return whether a model changes its inputs in place, in evaluation mode."""
+    net, some = copy_of(model, shares_parameters=True).eval(), inputs.clone()
+    before = some._version
+    with same_draws(inputs.device), torch.no_grad(), suppress(Exception):  # if it fails, what runs it says how
+        net(some)
+    return some._version != before
+
+
+def draws_numbers(model: nn.Module, inputs: Tensor, *, training: bool = False) -> bool:
+    """Return whether a model draws from the global random streams, in evaluation mode or in training mode."""
+    net = copy_of(model).eval()
+    if training:
+        train_mode_(net)
+    with same_draws(inputs.device), torch.no_grad():
+        before = stream_states(inputs.device)
+        net(inputs)
+        return not are_equal(before, stream_states(inputs.device))
+
+
+def is_same_in_any_batch(model: nn.Module, probes: Tensor) -> bool:
+    """Return whether a model gives the same for an example in another batch, and in another call.
+
+    It may decide by the values of tensors what to do, and have compiled parts. Its weights are varied first.
+    """
+    net = _varied(model)
+    with same_draws(probes.device), torch.no_grad():
+        outputs, of_first, of_last = net(probes), net(probes[:2]), net(probes[-2:].flip(0))
+    return is_close(of_first, outputs[:2], ROUNDING) and is_close(of_last, outputs[-2:].flip(0), ROUNDING)
+
+
 def is_by_example(model: nn.Module, probes: Tensor) -> bool:
     """Return whether a model's outputs for an example depend on nothing else, so that batches may be cut anywhere.
 
-    Its weights are varied first: with a head of zeros, no output depends on anything.
+    Its weights are varied first.
     """
-    used, generator = copy_of(model).eval(), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in filter(_is_own, used.parameters()):
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(VARIATION * noise.to(parameter.device))
+    used = _varied(model)
     try:
         outputs_of(used, copy_of(used).eval(), probes)
     except Exception:  # whatever it is that a model's code raises, each client's batches may still suit it
@@ -115,16 +145,26 @@ def is_by_example(model: nn.Module, probes: Tensor) -> bool:
     return True
 
 
+def _varied(model: nn.Module) -> nn.Module:
+    """Return a copy with slightly different weights: with a head of zeros, no output depends on anything."""
+    net, generator = copy_of(model).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in filter(_is_own, net.parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(VARIATION * noise.to(parameter.device))
+    return net
+
+
 def _is_own(parameter: Tensor) -> bool:
     """Return whether a copy's parameter can be varied: a frozen one is the original's too."""
     return parameter.requires_grad and moves(parameter)
 
 
-def is_close(found: Any, expected: Tensor) -> bool:
+def is_close(found: Any, expected: Tensor, share: float = TOLERANCE) -> bool:
     """Return whether a result is a tensor that differs from what is expected by rounding only."""
     if not isinstance(found, Tensor) or found.shape != expected.shape or found.dtype != expected.dtype:
         return False
-    tolerance = TOLERANCE * float(expected.abs().nan_to_num(0, 0).max()) if expected.numel() else 0.0
+    tolerance = share * float(expected.abs().nan_to_num(0, 0).max()) if expected.numel() else 0.0
     return torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 

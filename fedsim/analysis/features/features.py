@@ -19,6 +19,7 @@ from fedsim.models.copies import copy_of
 from fedsim.models.graph import NotTraceableError, probes_of
 from fedsim.models.operation import RandomError
 from fedsim.models.params import Params
+from fedsim.training.evaluation import batch_sizes, examples_at_a_time
 
 # Examples in a batch.
 CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 64, 1024, 4
@@ -50,6 +51,10 @@ class Walks:
         if kind not in self._found:
             self._found[kind] = self._find(inputs)
         return self._found[kind]
+
+    def is_same_in_any_batch(self, inputs: Tensor) -> bool:
+        """Return whether what the model gives for an example is the same in another batch, and in another call."""
+        return isinstance(self.of(inputs), OperationWalk) or self._tracer.is_same_in_any_batch(inputs)
 
     def after(self, inputs: Tensor, problem: NotTraceableError) -> Walk:
         """Return another walk for inputs of this shape, as the one so far has failed."""
@@ -152,7 +157,8 @@ class Features:
         Parameters
         ----------
         size
-            Number of examples in a batch, about the same for all; by default as many as fit into the memory.
+            Number of examples in a batch, about the same for all; by default as many as fit into the memory, or as
+            `fedsim.training.evaluation.evaluate` takes if the features of an example depend on its batch.
         """
         try:
             return self._map(function, size)
@@ -166,7 +172,12 @@ class Features:
         each = max(1.0, self._walk.size * len(self._list))
         # It does not depend on the threads, of which as many work as there is memory for.
         fits = max(SMALLEST_TILE, int(MAX_MEMORY / each / 2))
-        size = size or min(CPU_TILE if on_cpu else ACCELERATOR_TILE, fits)
+        if size is None and not self._walks.is_same_in_any_batch(self._inputs):
+            size = examples_at_a_time(self._inputs.device)
+            batches = self._inputs.split(batch_sizes(len(self._inputs), size))
+        else:
+            size = size or min(CPU_TILE if on_cpu else ACCELERATOR_TILE, fits)
+            batches = self._inputs.tensor_split(max(1, -(-len(self._inputs) // size)))
         may_share = on_cpu and not self._walk.draws
         threads = max(1, min(self._threads, int(MAX_MEMORY / each / size))) if may_share else 1
 
@@ -174,7 +185,6 @@ class Features:
             with torch.inference_mode():
                 return function(batch)
 
-        batches = self._inputs.tensor_split(max(1, -(-len(self._inputs) // size)))
         if threads == 1:
             return list(map(run, batches))
         with ThreadPoolExecutor(threads) as pool:

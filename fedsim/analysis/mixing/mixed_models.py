@@ -4,7 +4,7 @@ import copy
 import operator
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import accumulate
 from typing import Self
@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.analysis.data import Data
-from fedsim.analysis.mixing.execute import Execution
+from fedsim.analysis.mixing.execute_plan import CPU_TILE, SMALLEST_TILE, execute_plan
 from fedsim.analysis.mixing.mixes import Mix, Normalisation, Part, Recipe, Source, different_codes, parts_of, recipe_of
 from fedsim.analysis.mixing.paired import check_outputs, check_paired
 from fedsim.analysis.mixing.plan import Plan, make_plan
 from fedsim.analysis.mixing.read_rows import partly_read
 from fedsim.analysis.mixing.shared_calls import SharedCalls
-from fedsim.analysis.mixing.traced import Traced, Tracer, graph_errors, in_order, prepared, say_once
+from fedsim.analysis.mixing.traced import Traced, Tracer, graph_errors, prepared, say_once
 from fedsim.models.copies import loaded
 from fedsim.models.draws import same_draws
 from fedsim.models.graph import NotTraceableError, Operation
 from fedsim.models.layers import Layers
 from fedsim.models.norms import has_statistics
-from fedsim.models.operation import RandomError
 from fedsim.models.params import Params, lerp
 from fedsim.models.purity import is_close
 from fedsim.training.buffers import recompute_buffers_
@@ -33,10 +32,7 @@ from fedsim.training.evaluation import Evaluation, batch_sizes, evaluate, losses
 from fedsim.training.precision import computing_in
 from fedsim.training.settings import Precision
 
-# Examples in a batch: few on a CPU, as many models are evaluated on them at once.
-CPU_TILE, ACCELERATOR_TILE, SMALLEST_TILE = 32, 1024, 8
 MAX_MEMORY = 2**30
-TILES = 4  # batches that must fit into the memory together
 CALIBRATION_BATCH = 125
 # Examples of two tiles, for which the whole model must give the same losses as its operations.
 CHECKED = 64
@@ -101,9 +97,9 @@ class MixedModels:
         self.parts: tuple[Part, ...] = parts_of(Layers.of(model), normalisation, different_codes(model, states))
         self.tracer = Tracer(model, states[0], self.parts)
         self._known: Traced | None = None
-        self._draws = False
-        # For each kind of inputs the modules that leave out rows, or None if none can look up what they gave.
-        self._lookup: dict[object, frozenset[str] | None] = {}
+        # For each kind of inputs the modules that leave out rows, or None if none can look up what they gave; and the
+        # number of examples of which that was found.
+        self._lookup: dict[object, tuple[frozenset[str] | None, int]] = {}
         self._prepared: dict[bool, list[Params]] = {}
         self._precision: Precision = "float32"
 
@@ -150,6 +146,10 @@ class MixedModels:
             return evaluated
         return {recipe: replace(each, counts=counts).linearised() for recipe, each in evaluated.items()}
 
+    def is_same_in_any_batch(self, inputs: Tensor) -> bool:
+        """Return whether what the model gives for an example is the same in another batch, and in another call."""
+        return self._traced(inputs) is not None or self.tracer.is_same_in_any_batch(inputs)
+
     def operations(self, inputs: Tensor) -> Sequence[Operation] | None:
         """Return the model's operations, or None if it can only be evaluated as a whole."""
         traced = self._traced(inputs)
@@ -170,7 +170,8 @@ class MixedModels:
             params |= self._entries(part.keys, source)
         model = loaded(self.tracer.model, params, resizes=True)
         if self._calibration is not None:
-            recompute_buffers_(model, self._calibration, CALIBRATION_BATCH)
+            with self._same_draws(self._calibration, training=True):
+                recompute_buffers_(model, self._calibration, CALIBRATION_BATCH)
         return model
 
     def changed_share(self, layers: Iterable[str]) -> float:
@@ -191,7 +192,7 @@ class MixedModels:
         except NotTraceableError as reason:
             name = type(self.tracer.model).__name__
             say_once(self.tracer.origin, f"barriers evaluate each mixed {name} as a whole: {reason}")
-            self._known, self._draws = None, isinstance(reason, RandomError)
+            self._known = None
         return self._known
 
     def _evaluated(self, recipes: list[Recipe], data: Data) -> dict[Recipe, Evaluation]:
@@ -199,12 +200,16 @@ class MixedModels:
         if traced is None:
             return self._evaluate_calls(recipes, data)
         try:
-            if not traced.is_checked:
+            if not self._is_checked(traced.checked, data):
                 self._check(traced, recipes, data)
             return self._evaluate_graph(traced, recipes, data)
         except NotTraceableError as reason:
             self.tracer.refuse(data.inputs, reason)
             return self._evaluated(recipes, data)
+
+    def _is_checked(self, examples: int, data: Data) -> bool:
+        """Return whether the whole model was compared on as many examples as it can be; rounding hides differences."""
+        return examples >= min(len(data), CHECKED) or (examples > 0 and self._precision != "float32")
 
     def _check(self, traced: Traced, recipes: Sequence[Recipe], data: Data) -> None:
         """Compare the losses of a mixed model on some of the data with what the whole model gives.
@@ -221,7 +226,7 @@ class MixedModels:
         found = self._evaluate_graph(traced, list(dict.fromkeys([mixed, *map(self.own, sorted(ends))])), some)
         if not is_close(found[mixed].losses, self._evaluate_whole([mixed], some)[mixed].losses):
             raise NotTraceableError("its graph gives other losses on these data")
-        traced.is_checked = True
+        traced.checked = len(some)
 
     def _evaluate_graph(self, traced: Traced, recipes: list[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         evaluated: dict[Recipe, Evaluation] = {}
@@ -245,44 +250,26 @@ class MixedModels:
 
     def _execute(self, traced: Traced, plan: Plan, data: Data) -> list[Evaluation]:
         """Return the evaluation of each of the plan's recipes."""
-        operations = traced.operations
-        peak = max(1.0, plan.peak_size(operations))
-        on_cpu = data.inputs.device.type == "cpu"
-        tile = CPU_TILE if on_cpu else ACCELERATOR_TILE
-        # It does not depend on the threads, of which as many work as there is memory for.
-        tile = min(tile, max(SMALLEST_TILE, int(self._memory / peak / TILES)))
-        threads = max(1, min(self._threads, int(self._memory / (peak * tile)))) if on_cpu else 1
-        states = self._prepared_states(traced.is_channels_last)
-        with graph_errors():
-            execution = Execution(traced.model, operations, plan, states, tile, self._weights_memory, self._precision)
-        distinct = max(execution.outputs) + 1
-        losses, errors = torch.empty(2, distinct, len(data), dtype=torch.float64)
-
-        sizes = batch_sizes(len(data), tile)
-
-        def run(part: slice) -> None:
-            expected = data.targets[part]
-            with torch.inference_mode():
-                with graph_errors():
-                    outputs = execution.run(in_order(data.inputs[part], traced.is_channels_last))
-                if len(outputs) != distinct * len(expected):
-                    raise NotTraceableError("it does not give a row for each example")
-                every = expected.repeat(distinct, *[1] * (expected.ndim - 1))
-                measured = losses_and_errors(outputs, every, data.criterion)
-            for whole, values in zip((losses, errors), measured, strict=True):
-                whole[:, part] = values.view(distinct, -1).cpu()
-
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]))
-        return [Evaluation(losses[k], errors[k]) for k in execution.outputs]
+        return execute_plan(
+            traced,
+            plan,
+            self._prepared_states(traced.is_channels_last),
+            data,
+            threads=self._threads,
+            memory=self._memory,
+            weights_memory=self._weights_memory,
+            precision=self._precision,
+        )
 
     def _evaluate_calls(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         """Evaluate a model that is no graph, but whose modules are functions of their inputs and weights."""
-        if self._draws or self._calibration is not None or not self.tracer.is_function(data.inputs[:SMALLEST_TILE]):
+        is_function = self._calibration is None and self.tracer.is_function(data.inputs[:SMALLEST_TILE])
+        if not is_function or not self.tracer.is_same_in_any_batch(data.inputs):
             return self._evaluate_whole(recipes, data)
         kind = data.inputs.shape[1:]
-        lookup = self._lookup.get(kind, frozenset())
-        if kind not in self._lookup:
+        lookup, checked = self._lookup.get(kind, (frozenset(), 0))
+        if not self._is_checked(checked, data):
+            lookup = frozenset()
             some = replace(data, inputs=data.inputs[:CHECKED], targets=data.targets[:CHECKED])
             # Unlike the first one in as many parts as possible, so that rows are left out of all modules.
             other = min(recipes, key=lambda recipe: sum(map(operator.eq, recipe, recipes[0])))
@@ -295,7 +282,8 @@ class MixedModels:
             except Exception:  # a model's code may raise anything where its modules are not called as usual
                 agrees = False
             if not agrees or not never_left_out:
-                lookup = self._lookup[kind] = partly if agrees else None
+                lookup = partly if agrees else None
+                self._lookup[kind] = lookup, len(some)
         return (
             self._evaluate_whole(recipes, data) if lookup is None else self._evaluate_shared(recipes, data, lookup)[0]
         )
@@ -328,11 +316,17 @@ class MixedModels:
         def measured(recipe: Recipe) -> Evaluation:
             model, device = self.build(recipe), data.inputs.device
             model.register_forward_hook(lambda module, inputs, outputs: self._widened(outputs))
-            with same_draws(device) if self._draws else nullcontext(), computing_in(self._precision, device):
+            with self._same_draws(data.inputs), computing_in(self._precision, device):
                 return evaluate(model, data.inputs, data.targets, data.criterion)
 
-        with ThreadPoolExecutor(1 if self._draws else self._threads) as pool:
+        draws, calibration = self.tracer.draws, self._calibration
+        is_random = draws(data.inputs) or (calibration is not None and draws(calibration, training=True))
+        with ThreadPoolExecutor(1 if is_random else self._threads) as pool:
             return dict(zip(recipes, pool.map(measured, recipes), strict=True))
+
+    def _same_draws(self, inputs: Tensor, *, training: bool = False) -> AbstractContextManager[None]:
+        """Let a model that draws from the streams of all threads get the same numbers for each mix."""
+        return same_draws(inputs.device) if self.tracer.draws(inputs, training=training) else nullcontext()
 
     def _widened(self, outputs: Tensor) -> Tensor:
         return outputs if self._precision == "float32" else outputs.float()

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,13 @@ from fedsim.models.draws import same_draws
 from fedsim.models.graph import NotTraceableError, Operation, count_flops, probes_of, trace
 from fedsim.models.params import Params
 from fedsim.models.probing import results_of
-from fedsim.models.purity import is_compiled, keeps_something, writes_to_state
+from fedsim.models.purity import (
+    draws_numbers,
+    is_compiled,
+    is_same_in_any_batch,
+    keeps_something,
+    writes_to_state,
+)
 
 logger = logging.getLogger(__name__)
 _said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
@@ -44,14 +50,14 @@ class Traced:
         The model itself, with any weights.
     probes
         The inputs that it was traced with.
-    is_checked
-        Whether they have been compared with the whole model on data.
+    checked
+        Number of examples of data on which they have been compared with the whole model.
     """
 
     model: nn.Module
     operations: Sequence[Operation]
     probes: Tensor
-    is_checked: bool = False
+    checked: int = 0
 
     @cached_property
     def flops(self) -> list[float]:
@@ -116,7 +122,7 @@ class Tracer:
         self.origin, self.model = model, loaded(model, state)
         self._keys = [part.keys for part in parts]
         self._found: dict[tuple[torch.Size, torch.dtype, torch.device], Traced | NotTraceableError] = {}
-        self._functions: dict[tuple[torch.Size, torch.dtype, torch.device], bool] = {}
+        self._answers: dict[tuple[object, ...], bool] = {}
         self._outputs: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
 
     def copy(self) -> Self:
@@ -158,11 +164,29 @@ class Tracer:
 
     def is_function(self, inputs: Tensor) -> bool:
         """Return whether the model is a function of its inputs and weights, which keeps nothing of a call."""
-        kind = _kind(inputs)
-        if kind not in self._functions:
-            keeps = is_compiled(self.model) or any(f(self.model, inputs) for f in (writes_to_state, keeps_something))
-            self._functions[kind] = not keeps
-        return self._functions[kind]
+        return self._answer(
+            ("function", *_kind(inputs)),
+            lambda: (
+                not is_compiled(self.model)
+                and not any(holds(self.model, inputs) for holds in (writes_to_state, keeps_something, draws_numbers))
+            ),
+        )
+
+    def is_same_in_any_batch(self, inputs: Tensor) -> bool:
+        """Return whether what the model gives for an example is the same in another batch, and in another call."""
+        return self._answer(("same", *_kind(inputs)), lambda: is_same_in_any_batch(self.model, probes_of(inputs)))
+
+    def draws(self, inputs: Tensor, *, training: bool = False) -> bool:
+        """Return whether the model draws from the global random streams, in evaluation mode or in training mode."""
+        return self._answer(
+            ("draws", training, *_kind(inputs)),
+            lambda: draws_numbers(self.model, probes_of(inputs), training=training),
+        )
+
+    def _answer(self, question: tuple[object, ...], ask: Callable[[], bool]) -> bool:
+        if question not in self._answers:
+            self._answers[question] = ask()
+        return self._answers[question]
 
     def refuse(self, inputs: Tensor, reason: NotTraceableError) -> None:
         """Let the model be run as a whole on inputs of this shape from now on."""

@@ -77,8 +77,21 @@ def estimate(
     The states themselves, and models that share almost all computation with one, are evaluated on all examples. The
     losses of all others are regressed on these: for clients that are not i.i.d., the difference to the models at the
     ends varies nearly as much as the loss itself, but class by class it can be predicted.
+
+    A model whose outputs for an example depend on its batch, an earlier call or random numbers has no losses of single
+    examples: it is evaluated on all of them in their order, with a line in the log.
     """
     distinct = list(dict.fromkeys(recipes))
+    if not models.is_same_in_any_batch(data.inputs):
+        origin, estimates = models.tracer.origin, Estimates()
+        say_once(
+            origin,
+            f"barriers evaluate each mixed {type(origin).__name__} on all examples, whatever the tolerance: "
+            "its outputs for an example depend on the batch, an earlier call or random numbers",
+            logging.WARNING,
+        )
+        estimates.add_(models.evaluate(distinct, data), len(data))
+        return estimates
     ends = [models.own(state) for state in sorted({state for recipe in distinct for state in sources_of(recipe)})]
     estimates = Estimates()
     # The shares are those of the operations, so these must be known.
