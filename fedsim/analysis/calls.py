@@ -6,7 +6,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.analysis.arguments import kind
 from fedsim.analysis.data import Data
@@ -63,7 +63,10 @@ def of_models(function: Callable[Concatenate[Models, P], T]) -> Measurement[P, T
             raise TypeError(
                 f"{function.__name__} needs data after the models, as Data(inputs, targets), not {kind(data)}"
             )
-        with explained(models, data.inputs if isinstance(data, Data) else given.get("inputs"), data):
+        inputs = data.inputs if isinstance(data, Data) else given.get("inputs")
+        with explained(models, inputs, data):
+            if isinstance(inputs, Tensor):
+                models.check_leaves(inputs)
             return cast(Callable[..., T], function)(models, **given)
 
     return cast(Measurement[P, T], call)

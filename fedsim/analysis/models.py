@@ -24,6 +24,7 @@ from fedsim.models.asymmetry import fixed_entries, merge_fixed_, plain_weights
 from fedsim.models.copies import copy_of
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, check_number, fit_all
+from fedsim.models.purity import writes_to_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,28 @@ class Models:
 
     def __len__(self) -> int:
         return len(self.states)
+
+    def check_leaves(self, inputs: Tensor) -> None:
+        """Check that the model leaves inputs as they are: a further pass, and the caller, would get others.
+
+        Raises
+        ------
+        ValueError
+            If it writes to them.
+        """
+        kind = (inputs.shape[1:], inputs.dtype, inputs.device)
+        if len(inputs) and kind not in self._checked:
+            if writes_to_inputs(self.model, inputs[:2]):
+                raise ValueError(
+                    f"{type(self.model).__name__} changes its inputs in place, and would change your data; let its "
+                    "forward begin with inputs = inputs.clone()"
+                )
+            self._checked.add(kind)
+
+    @cached_property
+    def _checked(self) -> set[tuple[object, ...]]:
+        """Kinds of inputs that the model leaves as they are."""
+        return set()
 
     @cached_property
     def layers(self) -> Layers:

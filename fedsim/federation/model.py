@@ -71,9 +71,11 @@ def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module
         raise ConfigError(f"{where} gives a {type(model).__name__}; it must be a torch.nn.Module with parameters")
     seeded_dropout_(model)
     _order_images_(model, dataset)
-    _check_forward(_copy(model, where).eval(), dataset, 2, where)
+    writes = _check_forward(_copy(model, where).eval(), dataset, 2, where)
     trained = _copy(model, where).train()
-    _check_forward(trained, dataset, 2, f"{where}, trained on 2 examples,")
+    if _check_forward(trained, dataset, 2, f"{where}, trained on 2 examples,") or writes:
+        # Data are used again: in the next evaluation, and by rules that run several models on a batch.
+        model.register_forward_pre_hook(_with_own_inputs)
     if min(config.local.batch_size, int(sizes.min())) < 2:
         _check_single_examples(_copy(model, where).train(), config, dataset, sizes)
     try:
@@ -171,6 +173,10 @@ def _in_usual_order(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (args[0].contiguous(), *args[1:])
 
 
+def _with_own_inputs(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].clone(), *args[1:])
+
+
 def _probes(dataset: Dataset, n: int) -> Tensor:
     """Return training inputs as a model takes them; where they are tokens, the last one of the vocabulary is there."""
     inputs = dataset.normalise(dataset.train.inputs[torch.arange(n) % len(dataset.train)].cpu())
@@ -192,8 +198,10 @@ def _other_channels(model: nn.Module, dataset: Dataset) -> str:
     )
 
 
-def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> None:
+def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> bool:
+    """Check that a model maps inputs to what the task needs, and return whether it changes them in place."""
     before, inputs = model.state_dict().keys(), _probes(dataset, n)
+    version = inputs._version
     try:
         # Evaluation is in inference mode, where `torch.enable_grad` has no effect.
         with torch.no_grad() if model.training else torch.inference_mode(), torch.random.fork_rng(devices=[]):
@@ -240,6 +248,7 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> No
             + (f"; for fedsim's models of text predict = '{'each' if len(expected) > 2 else 'last'}'")
             * bool(dataset.tokens)
         )
+    return inputs._version != version
 
 
 def _check_last(model: nn.Module, config: Config, dataset: Dataset, where: str) -> None:
