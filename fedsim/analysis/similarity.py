@@ -42,7 +42,8 @@ def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None =
     Raises
     ------
     ValueError
-        If there are fewer than two states, one does not fit the model, or a pair names a state that is not there.
+        If there are fewer than two states, one does not fit the model, a pair names a state that is not there, or the
+        model has a single output.
 
     References
     ----------
@@ -60,6 +61,14 @@ def similarity(models: Models, inputs: Tensor, *, pairs: Sequence[Pair] | None =
     return pd.DataFrame(columns | dict(zip(("same_class", "same_probability"), values, strict=True)))
 
 
+def _check_classes(logits: Tensor) -> None:
+    if logits.ndim < 2 or logits.shape[1] == 1:
+        raise ValueError(
+            "the model has one output for each example, whose softmax is always 1; "
+            "similarity needs logits of two classes or more"
+        )
+
+
 def _count(model: nn.Module, states: Sequence[Params], batches: Iterable[Tensor], ends: Sequence[Pair]) -> Tensor:
     """Count equal values, NaN where there are no values, and all values: classes and probabilities, [2, pairs, 2]."""
     # Each thread's own, as a model may keep something.
@@ -67,7 +76,9 @@ def _count(model: nn.Module, states: Sequence[Params], batches: Iterable[Tensor]
     counts = torch.zeros(2, len(ends), 2, dtype=torch.float64)
     with torch.inference_mode():
         for batch in batches:
-            outputs = [net(batch).softmax(1) for net in nets]
+            logits = [net(batch) for net in nets]
+            _check_classes(logits[0])
+            outputs = [each.softmax(1) for each in logits]
             classes = [output.argmax(1) for output in outputs]
             known = [not output.isnan().any() for output in outputs]
             for pair, (base, other) in enumerate(ends):

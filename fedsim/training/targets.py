@@ -29,12 +29,15 @@ def number_of_targets(targets: Tensor) -> int:
 
 
 def target_counts(targets: Tensor) -> Tensor | None:
-    """Return how many targets of each example count, float64 on the CPU, shape [n]; None if it is the same for all."""
+    """Return how many targets of each example count, float64 on the CPU, shape [n]; None if all weigh the same.
+
+    Where no target counts at all, there is a count of 0 for each example, and no mean over them.
+    """
     real = real_targets(targets)
     if real is None:
         return None
     counts = real.flatten(1).sum(1) if real.ndim > 1 else real
-    return None if bool((counts == counts[:1]).all()) else counts.double().cpu()
+    return None if bool((counts == counts[:1]).all() and counts[:1].any()) else counts.double().cpu()
 
 
 def mean_cross_entropy(

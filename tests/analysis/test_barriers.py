@@ -284,6 +284,7 @@ def test_a_model_that_overflows_spoils_no_other_row() -> None:
         ({"against": "avrage"}, "against = 'avrage'"),
         ({"groups": "layer"}, "groups has 'layer'"),
         ({"groups": {"x": "hed"}}, "'hed' matches nothing"),
+        ({"groups": {"x": ("2", "nope")}}, "group 'x' has 'nope', which is no layer that trains; layers are: 0, 2, 4"),
         ({"ts": [1.5]}, "each must be from 0 to 1"),
         ({"against": [(0, 2)]}, r"pair \(0, 2\)"),
         ({"weights": [1.0]}, "weights"),

@@ -114,3 +114,9 @@ def test_a_model_whose_outputs_are_no_numbers_is_similar_to_none() -> None:
     assert table.loc[[(0, 1), (1, 2)], columns].isna().all().all()
     expected = similarity(model, states, inputs).set_index(["base", "other"])
     assert table.loc[[(0, 2)]].equals(expected.loc[[(0, 2)]])
+
+
+@pytest.mark.parametrize("head", [nn.Linear(5, 1), nn.Sequential(nn.Linear(5, 1), nn.Flatten(0))])
+def test_models_of_a_single_output_have_no_classes(head: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"one output for each example, .* two classes or more"):
+        similarity(head, [head.state_dict()] * 2, torch.ones(4, 5))

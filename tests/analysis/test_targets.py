@@ -1,6 +1,7 @@
 """Examples and states that a model cannot be measured with are one line that says what to give instead."""
 
 import copy
+import math
 import re
 
 import pandas as pd
@@ -103,3 +104,42 @@ def test_states_that_would_lose_digits_or_are_another_kind_are_refused() -> None
     for net, given, message in cases:
         with pytest.raises(ValueError, match=f"state 0 has '0.weight' {message}"):
             barriers(net, given, inputs, targets)
+
+
+def test_without_any_target_that_counts_there_is_no_loss() -> None:
+    model, states, inputs, targets = models(2)
+    ignored, some = torch.full_like(targets, -100), targets.clone()
+    some[::2] = -100
+    for given, expected in ((ignored, math.nan), (some, None)):
+        if expected is None:
+            net = copy.deepcopy(model).eval()
+            net.load_state_dict(states[0])
+            expected = nn.functional.cross_entropy(net(inputs), given).item()
+        for tolerance in (None, 0.1):
+            table = barriers(
+                model, states, inputs, given, groups="full", against=[(0, 1)], ts=(0,), tolerance=tolerance
+            )
+            assert table["loss"].tolist() == pytest.approx([expected], nan_ok=True)
+        still = perturbations(model, states, inputs, given, noise=[0.0])
+        assert still["loss"][0] == pytest.approx(expected, nan_ok=True)
+        assert math.isnan(still["error"][0]) is math.isnan(expected)
+
+
+@pytest.mark.parametrize("first", ["subtracts", "relu"])
+def test_a_model_that_would_change_the_caller_s_inputs_is_refused(first: str) -> None:
+    class Changing(nn.Sequential):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs.relu_() if first == "relu" else inputs.sub_(0.5))
+
+    model, _, inputs, targets = models(2)
+    model, before = Changing(nn.Linear(5, 3).double()), inputs.clone()
+    states = [model.state_dict()] * 2
+    for measure in (
+        lambda: barriers(model, states, inputs, targets),
+        lambda: connectivity(model, states, inputs),
+        lambda: similarity(model, states, inputs),
+        lambda: perturbations(model, states, inputs, targets, noise=[0.1]),
+    ):
+        with pytest.raises(ValueError, match=r"^Changing changes its inputs in place, .* = inputs.clone\(\)$"):
+            measure()
+        assert torch.equal(inputs, before)

@@ -42,7 +42,8 @@ def named_groups(layers: Layers, groups: Groups, seed: int = 0) -> dict[str, tup
     TypeError
         If ``groups`` is of another kind, or a layer expression is not text.
     ValueError
-        If there is no group, one is none of these, matches nothing, or two different groups have one name.
+        If there is no group, one is none of these, matches nothing or names a layer that is not there, or two different
+        groups have one name.
     """
     if not isinstance(groups, str | Mapping | Sequence):
         raise TypeError(f"groups = {groups!r} must be 'layers', a dict such as {{'top': 'last:2'}}, or a list of these")
@@ -64,7 +65,13 @@ def _expand(layers: Layers, item: str | Named, seed: int) -> dict[str, tuple[str
                 raise TypeError(
                     f"group {name!r} is {expression!r}; give a layer expression, such as {' | '.join(names[:2])!r}"
                 )
-        return {name: x if isinstance(x, tuple) else layers.group(x).layers for name, x in item.items()}
+        named = {name: x if isinstance(x, tuple) else layers.group(x).layers for name, x in item.items()}
+        for name, members in named.items():
+            if unknown := [member for member in members if member not in names]:
+                raise ValueError(
+                    f"group {name!r} has {unknown[0]!r}, which is no layer that trains; layers are: {', '.join(names)}"
+                )
+        return named
     counts = range(1, len(names) + 1)
     if item in (ADAPTERS, f"cumulative-{ADAPTERS}"):
         return _of_adapters(names, item)
