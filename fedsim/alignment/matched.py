@@ -20,7 +20,7 @@ from fedsim.alignment.symmetries.permutations import Permutation, Spec, identity
 from fedsim.alignment.symmetries.rotation_spec import rotation_spec
 from fedsim.alignment.symmetries.spec import Derivation, derive_some
 from fedsim.alignment.symmetries.transformers import is_known
-from fedsim.models.params import Params
+from fedsim.models.params import Params, fit_all
 from fedsim.training.evaluation import Criterion, cross_entropies
 
 # Two rows determine the shapes of what a model computes.
@@ -135,6 +135,8 @@ def match_models(
     ----------
     model
         Model with the architecture; it is not changed.
+    states
+        State dicts of the models.
     by
         Way of matching: ``weights`` matches all to one another by `fedsim.alignment.merging.merging.merge_many`,
         ``c2m3`` by `fedsim.alignment.merging.c2m3.merge_c2m3`, and ``activations`` each to the first by
@@ -164,6 +166,7 @@ def match_models(
         raise ValueError(f"by = {by!r} must be one of {', '.join(WAYS)}")
     if not states:
         raise ValueError("there are no states; give at least one model to match")
+    states = fit_all(model, states)
     if by in SYMMETRIES:
         spec = spec_of(model, SYMMETRIES[by], inputs)
         states = [normal_form(state, spec) for state in states]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from fedsim.alignment.matched import match_models
 from fedsim.alignment.symmetries.checks import check_spec
 from fedsim.alignment.symmetries.permutations import (
     Permutation,
@@ -23,7 +24,7 @@ from fedsim.alignment.symmetries.permutations import (
 )
 from fedsim.alignment.symmetries.spec import Derivation, derive, permutation_spec
 from fedsim.models.architectures import MODELS
-from fedsim.models.params import Params, state_of
+from fedsim.models.params import Params, fit, state_of
 from fedsim.seeds import rng
 from tests.alignment.architectures import ARCHITECTURES, Branching, inputs_of
 from tests.models.foreign import FOREIGN, foreign
@@ -329,3 +330,44 @@ def test_optional_arguments_of_a_model_have_their_defaults() -> None:
     params = permute(model.state_dict(), derivation.spec, order)
     assert not torch.equal(params["one.weight"], model.state_dict()["one.weight"])
     torch.testing.assert_close(functional_call(model, params, (inputs,)), model(inputs))
+
+
+class Tied(nn.Module):
+    """A frozen layer, and an output embedding that is the input's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner, self.frozen = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(6, 6)
+        self.outer, self.head = nn.Linear(8, 6), nn.Linear(6, 9)
+        self.head.weight = self.embed.weight
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.frozen(self.embed(x).mean(1))
+        return self.head(x + self.outer(self.inner(x).relu()))
+
+
+@pytest.mark.parametrize("by", ["weights", "c2m3", "activations", "sinkhorn"])
+def test_state_dicts_with_frozen_and_tied_tensors_are_matched_and_a_spec_names_what_leaves_them_out(by: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, tokens = Tied(), torch.randint(0, 9, (30, 4))
+        model.inner.bias.data += 1
+    spec, params = permutation_spec(model, tokens), state_of(model)
+    hidden = random_permutation(spec, rng(1))
+    other = Tied()
+    other.load_state_dict(model.state_dict() | permute(params, spec, hidden))
+    whole = [model.state_dict(), other.state_dict()]
+    assert list(hidden) == ["inner"]
+    assert whole[0].keys() - params.keys() == {"frozen.weight", "frozen.bias", "head.weight"}
+    targets = torch.zeros(30, dtype=torch.int64)
+    found, expected = (
+        match_models(model, states, by, tokens, targets=targets, rng=rng(2)).states
+        for states in (whole, [params, state_of(other)])
+    )
+    for state, like in zip(found, expected, strict=True):
+        assert all(torch.equal(state[key], value) for key, value in like.items())
+        assert by == "sinkhorn" or all(torch.equal(state[key], value) for key, value in params.items())
+    with pytest.raises(ValueError, match=r"no entry 'head\.weight'; .* fit\(model, state_dict, 'a'\) there, which "):
+        permute({"head.weight": whole[0]["head.weight"]}, spec, hidden)
+    assert fit(model, whole[0], "a").keys() == params.keys()

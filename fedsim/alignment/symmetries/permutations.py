@@ -211,7 +211,10 @@ def axes_of(key: str, value: Tensor, spec: Spec) -> tuple[Axis, ...]:
         If ``spec`` does not have the entry.
     """
     if key not in spec.axes and value.is_floating_point():
-        raise ValueError(f"the spec has no entry {key!r}; pass those of fedsim.models.params.state_of, tied ones once")
+        raise ValueError(
+            f"the spec has no entry {key!r}; pass those of fedsim.models.params.state_of, or of fit(model, state_dict, "
+            "'a') there, which leaves out frozen tensors and further names of tied ones"
+        )
     return spec.axes.get(key, ())
 
 
