@@ -13,6 +13,8 @@ from fedsim.alignment.matching.relaxations import closest
 from fedsim.alignment.matching.sinkhorn import sinkhorn
 from fedsim.alignment.matching.straight_through import match_straight_through
 from fedsim.alignment.matching.weight_matching import match_weights
+from fedsim.alignment.repair.repairing import reset_statistics
+from fedsim.alignment.symmetries.checks import check_spec
 from fedsim.alignment.symmetries.permutations import (
     Permutation,
     Spec,
@@ -205,6 +207,34 @@ def test_behind_a_frozen_beginning_it_finds_what_it_finds_on_the_features(option
     assert [order.tolist() for order in found.values()] == [order.tolist() for order in expected.values()]
     matched = match_weights(spec, *long, rng=rng(1)).permutation
     assert options == {"goal": "l2"} or not equal(found, matched)
+
+
+class Writing(nn.Sequential):
+    """A model that changes its inputs in place, or a copy of them."""
+
+    def __init__(self, copies: bool) -> None:
+        super().__init__(*mlp(), nn.BatchNorm1d(3))
+        self.copies = copies
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x.clone() if self.copies else x).sub_(0.5).mul_(1.5))
+
+
+@pytest.mark.parametrize("search", [match_sinkhorn, match_straight_through])
+def test_a_model_that_writes_to_its_inputs_gets_a_copy(search: Callable[..., Permutation]) -> None:
+    _, _, _, inputs, targets = models(mlp)
+    found, before = [], inputs.clone()
+    for copies in (True, False):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            model, other = (Writing(copies).double() for _ in range(2))
+        spec, states = permutation_spec(model, inputs[:2]), [state_of(model), state_of(other)]
+        order = search(model, spec, *states, inputs, targets, rng=rng(1), epochs=4, lr=0.5, batch_size=20)
+        statistics = reset_statistics(model, states[0], inputs)["5.running_mean"].tolist()
+        check_spec(model, states[0], spec, inputs, rng(2))
+        found.append(({name: each.tolist() for name, each in order.items()}, statistics))
+        assert torch.equal(inputs, before)
+    assert found[0] == found[1]
 
 
 def distance(params: Params, others: Params) -> float:

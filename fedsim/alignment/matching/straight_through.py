@@ -199,5 +199,5 @@ class Middle:
 
     def losses(self, params: Params, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each example under some parameters."""
-        outputs: Any = functional_call(self._net, params, (inputs,))
+        outputs: Any = functional_call(self._net, params, (inputs.clone(),))  # which the model may change in place
         return self._criterion(outputs, targets)

@@ -117,7 +117,7 @@ def reset_statistics(model: nn.Module, params: Params, inputs: Tensor) -> Params
         return fitted
     root = copy_of(model)
     load_state_(root, fitted)
-    recompute_buffers_(root, inputs, EVALUATION_BATCH)
+    recompute_buffers_(root, inputs.clone(), EVALUATION_BATCH)  # which the model may change in place
     parameters = {key for key, _ in model.named_parameters()}
     return {key: fitted[key] if key in parameters else value for key, value in state_of(root).items()}
 

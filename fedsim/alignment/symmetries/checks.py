@@ -77,7 +77,7 @@ def _moving(spec: Spec, rng: np.random.Generator) -> Permutation:
 
 def _outputs(model: nn.Module, params: Params, inputs: Tensor) -> Tensor:
     with torch.no_grad():
-        return functional_call(model, params, (inputs,))
+        return functional_call(model, params, (inputs.clone(),))  # which the model may change in place
 
 
 def _difference(model: nn.Module, params: Params, inputs: Tensor, expected: Tensor) -> float:

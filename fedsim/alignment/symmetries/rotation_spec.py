@@ -165,7 +165,7 @@ class _Trial:
 
     def _outputs(self, values: Params) -> Tensor:
         with torch.no_grad():
-            return functional_call(self._model, values, (self._example,))
+            return functional_call(self._model, values, (self._example.clone(),))
 
 
 def _with_factors(spec: Spec, trial: _Trial, name: str) -> Spec:
