@@ -155,7 +155,7 @@ def with_settings(settings: Mapping[str, Any], changes: Changes) -> dict[str, An
             table = table.setdefault(name, {})
             if not isinstance(table, dict):
                 raise ConfigError(f"{'.'.join(path)!r} cannot be set: {name!r} is not a table")
-        table[last] = value
+        table[last] = copy.deepcopy(value)  # which another change may write into
     return result
 
 

@@ -288,6 +288,15 @@ def test_a_table_is_tuned_together_with_one_of_its_settings() -> None:
     assert (tuning.candidates[0].config.local.lr, tuning.candidates[0].config.local.epochs) == (0.3, 3)
 
 
+def test_candidates_keep_their_values_when_a_table_is_tuned_with_one_of_its_settings() -> None:
+    grid = {"local.lr": [0.01, 0.3], "local": [{"epochs": 1}, {"epochs": 2}]}
+    [tuning] = tunings(tune=grid)
+    values = [{"local.lr": lr, "local": {"epochs": epochs}} for lr in (0.01, 0.3) for epochs in (1, 2)]
+    assert [candidate.values for candidate in tuning.candidates] == values
+    configs = [candidate.config.local for candidate in tuning.candidates]
+    assert [(local.lr, local.epochs) for local in configs] == [(0.01, 1), (0.01, 2), (0.3, 1), (0.3, 2)]
+
+
 def test_a_dry_run_says_the_grid_and_plays_nothing(fedsim: Fedsim, tmp_path: Path) -> None:
     tables = {"sweep": {"strategy": STRATEGIES, "seed": [3, 4]}, "tune": {"local.lr": GRID, "rounds": 1}}
     code, out, _ = fedsim("--dry-run", **tables)
