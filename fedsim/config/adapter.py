@@ -1,6 +1,6 @@
 """``[model.adapter]``: what is trained on top of a frozen model."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,6 +19,7 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     takes_options_of: ClassVar[type] = Adapter
+    KEY: ClassVar[str] = "kind"
 
     kind: Literal["none", AdapterKind] = "none"
     rank: Annotated[int, Field(ge=1)] = Adapter.rank
@@ -28,17 +29,18 @@ class AdapterConfig(BaseModel):
     targets: Annotated[str, Field(min_length=1)] = Adapter.targets
     head: bool = Adapter.head
 
-    @model_validator(mode="before")
-    @classmethod
-    def _take_the_largest(cls, data: Any) -> Any:
-        ranks = data.get("ranks") if isinstance(data, dict) else None
-        if not ranks or not isinstance(ranks, list | tuple) or not all(isinstance(each, int) for each in ranks):
-            return data
-        if data.get("rank", max(ranks)) != max(ranks):
-            raise ValueError(f"rank = {data['rank']} and ranks, whose largest is {max(ranks)}, are set; remove rank")
-        if data.get("kind", "lora") != "lora":
-            raise ValueError(f"ranks is for kind = 'lora', and kind = {data['kind']!r}; remove it")
-        return {**data, "rank": max(ranks)}
+    @model_validator(mode="after")
+    def _take_the_largest(self) -> Self:
+        if not self.ranks:
+            return self
+        largest = max(self.ranks)
+        if "rank" in self.model_fields_set and self.rank != largest:
+            raise ValueError(f"rank = {self.rank} and ranks, whose largest is {largest}, are set; remove rank")
+        if "kind" in self.model_fields_set and self.kind != "lora":
+            raise ValueError(f"ranks is for kind = 'lora', and kind = {self.kind!r}; remove it")
+        # Not among what the file sets, so that a sweep over ranks begins without it.
+        self.__dict__["rank"] = largest
+        return self
 
     @model_validator(mode="after")
     def _say_the_kind(self) -> Self:

@@ -41,12 +41,19 @@ def parse_assignment(text: str, *, is_text: bool = False) -> tuple[tuple[str, ..
         If there is no key or no value, or the value is neither TOML nor a text.
     """
     key, equals, written = text.partition("=")
-    path = read_key(key)
+    path = setting_path(key)
     if not equals or not path:
         raise ConfigError(f"--set {text!r} must be KEY=VALUE, for instance --set local.lr=0.01")
-    if path[0] in LISTS and len(path) > 2:
-        path = (path[0], ".".join(path[1:]))
     return path, _value(path, written.strip(), text, "text" if is_text else _kind_of(path))
+
+
+def setting_path(key: str) -> tuple[str, ...]:
+    """Return the tables and the name of a setting that is written with dots; none if it is not a key.
+
+    In ``[sweep]`` and ``[tune]``, settings keep their dots.
+    """
+    path = read_key(key)
+    return (path[0], ".".join(path[1:])) if len(path) > 2 and path[0] in LISTS else path
 
 
 def parse_assignments(texts: Iterable[str]) -> tuple[dict[tuple[str, ...], Any], dict[tuple[str, ...], Any]]:
@@ -61,6 +68,7 @@ def parse_assignments(texts: Iterable[str]) -> tuple[dict[tuple[str, ...], Any],
     as_texts: dict[tuple[str, ...], Any] = {}
     for text in texts:
         path, value = parse_assignment(text)
+        changes.pop(path, None)  # what is set again is set last
         changes[path] = value
         as_texts.pop(path, None)
         if _kind_of(path) == "unknown" and (other := parse_assignment(text, is_text=True)[1]) != value:

@@ -1,6 +1,6 @@
 """``[model.asymmetry]``: what of a model is fixed and equal in all models, so that units cannot change places."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -28,6 +28,7 @@ class AsymmetryConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    KEY: ClassVar[str] = "kind"
 
     kind: Literal["none", "w", "sigma"] = "none"
     fixed: Number | dict[str, Number] = 0.125

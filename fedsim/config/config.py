@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from fedsim.config.adapter import AdapterConfig
 from fedsim.config.asymmetry import AsymmetryConfig
 from fedsim.config.barriers import BarriersConfig
+from fedsim.config.changes import with_changes
 from fedsim.config.evaluation import EvaluationConfig
 from fedsim.config.expectation import Expectation
 from fedsim.config.faults import FaultsConfig
@@ -28,7 +29,7 @@ from fedsim.config.tables import (
     Table,
     TuneConfig,
 )
-from fedsim.config.toml import with_settings, write_toml
+from fedsim.config.toml import write_toml
 from fedsim.config.track import TrackConfig
 from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError
@@ -168,7 +169,7 @@ class Config(Table):
             chosen = dict(zip(self.sweep, values, strict=True))
             changes = {tuple(key.split(".")): chosen[key] for key in keys}
             where = f"{source} [sweep]" if changes else source
-            configs.append(self.parse(with_settings(base, changes), where))
+            configs.append(self.parse(with_changes(base, changes, type(self)), where))
         return configs
 
     def to_toml(self) -> str:
@@ -209,8 +210,10 @@ def _explain(error: ValidationError) -> str:
         return f"{key!r} is missing; every experiment must set it"
     rule = explain_rule(problem)
     if path[0] in ("sweep", "tune") and problem["type"] == "list_type":
-        example = f'"{path[-1]}.lr"' if isinstance(problem["input"], dict) else as_toml(path[-1])
-        rule = f"must be a list of values; a dotted key needs quotes, as in {example} = [...]"
+        rule = f"must be a list of values, such as {as_toml([problem['input']])}"
+        if isinstance(problem["input"], dict):
+            example = f"{path[-1]}.{next(iter(problem['input']), 'lr')}"
+            rule = f'must be a list of values; a dotted key needs quotes, as in "{example}" = [...]'
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         # What several settings break together names them itself, and the whole table would hide it.
         return f"{key}.{rule}" if re.match(r"\w+ = ", rule) else f"{key}: {rule}"

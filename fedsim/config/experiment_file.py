@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.config.assignments import LISTS, is_text
+from fedsim.config.assignments import LISTS, is_text, setting_path
 from fedsim.config.choices import CATALOGUES, custom_names, resolve
 from fedsim.config.config import Config
 from fedsim.config.custom import forget_changed
-from fedsim.config.toml import Changes, plain_settings, read_key, read_toml, with_settings
+from fedsim.config.tables import TuneConfig
+from fedsim.config.toml import Changes, plain_settings, read_toml, with_settings
 from fedsim.errors import ConfigError
+from fedsim.options import as_toml
 
 NAME = "experiment"
 
@@ -96,20 +98,63 @@ def _checked_runs(config: Config, source: str) -> list[Config]:
 
 def _changed(settings: dict[str, Any], changes: Changes) -> dict[str, Any]:
     """Return settings with changes, which no list of values in the sweep or the tuning sets otherwise."""
-    for key in map(".".join, changes):
-        _table(settings, "sweep").pop(key, None)
-        tuned = _table(settings, "tune")
-        if tuned.pop(key, None) is not None and not set(tuned) - {"rounds", "seed"}:
-            del settings["tune"]
-    changed = with_settings(settings, changes)
+    kept = settings | {name: _without(_table(settings, name), changes) for name in LISTS if _table(settings, name)}
+    if kept.get("tune") != settings.get("tune") and not _lists(kept, "tune"):
+        del kept["tune"]
+    changed = with_settings(kept, {path: value for path, value in changes.items() if path[0] in LISTS})
+    swept = [_path(key) for key in _lists(changed, "sweep")]
     for path, value in changes.items():
-        for listed in (_table(changed, name) for name in LISTS if len(path) > 1):
-            if isinstance(tables := listed.get(path[0]), list):  # whole tables, each of which has the change too
-                each_changed = [
-                    with_settings(each, {path[1:]: value}) if isinstance(each, dict) else each for each in tables
-                ]
-                listed[path[0]] = [each for place, each in enumerate(each_changed) if each not in each_changed[:place]]
+        # What each table of the sweep has may be no setting without them, as the rank of an adapter that they choose.
+        in_tables = any(_is_within(path, each) for each in swept) and not isinstance(value, Mapping)
+        if path[0] not in LISTS and not in_tables:
+            changed = with_settings(changed, {path: value})
+    for name in LISTS:
+        lists = _lists(changed, name)
+        _check_said_once(name, lists, changes)
+        tables = {key: _each_changed(_path(key), values, changes) for key, values in lists.items()}
+        changed |= {name: changed[name] | tables} if tables else {}
     return changed
+
+
+def _check_said_once(name: str, lists: Mapping[str, Any], changes: Changes) -> None:
+    """Check that changes do not set something and also list values of it."""
+    for path, value in changes.items():
+        if again := [key for key in lists if _is_within(_path(key), path)]:
+            one, other = f"{'.'.join(path)} = {as_toml(value)}", f"{name}.{again[0]} = {as_toml(lists[again[0]])}"
+            raise ConfigError(f"{one} and {other} are both set on top of the file; remove one of them")
+
+
+def _without(lists: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
+    """Return what is swept or tuned without the settings that change, and without what is inside these."""
+    own = TuneConfig.model_fields
+    return {
+        key: values
+        for key, values in lists.items()
+        if key in own or not any(_is_within(_path(key), each) for each in changes)
+    }
+
+
+def _each_changed(place: tuple[str, ...], values: Any, changes: Changes) -> Any:
+    """Return whole tables that are swept or tuned, each with the changes inside them too, and without repetition."""
+    inside = {path[len(place) :]: value for path, value in changes.items() if _is_within(path, place)}
+    if not inside or not isinstance(values, list):
+        return values
+    changed = [with_settings(each, inside) if isinstance(each, Mapping) else each for each in values]
+    return [each for number, each in enumerate(changed) if each not in changed[:number]]
+
+
+def _lists(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the lists of values that are swept or tuned, by setting."""
+    own = TuneConfig.model_fields if name == "tune" else ()
+    return {key: values for key, values in _table(settings, name).items() if key not in own}
+
+
+def _path(key: str) -> tuple[str, ...]:
+    return tuple(key.split("."))
+
+
+def _is_within(path: tuple[str, ...], table: tuple[str, ...]) -> bool:
+    return path[: len(table)] == table
 
 
 def _holds_text(runs: Iterable[Config], path: tuple[str, ...]) -> bool:
@@ -133,7 +178,7 @@ def read_overrides(overrides: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     if not isinstance(overrides, Mapping):
         raise ConfigError(f"overrides are {overrides!r}; give a dict by setting, such as {{'local.lr': 0.1}}")
     for key, value in plain_settings(overrides).items():
-        if not (path := read_key(key)):
+        if not (path := setting_path(key)):
             raise ConfigError(f"{key!r} is not a setting; give a dotted key, such as 'local.lr'")
         changes[path] = value
     return changes
@@ -148,7 +193,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(each)
 
 
-def _table(settings: dict[str, Any], name: str) -> dict[str, Any]:
+def _table(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a table, or nothing where it is none: the check of all settings says so."""
     table = settings.get(name)
     return table if isinstance(table, dict) else {}

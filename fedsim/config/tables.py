@@ -26,9 +26,10 @@ class Table(BaseModel):
 
 
 class Choice(BaseModel):
-    """A table that chooses an entry of a catalogue and holds its options; ``FILES`` are settings that name a file."""
+    """A table that chooses an entry of a catalogue by ``KEY`` and holds its options; ``FILES`` name files."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    KEY: ClassVar[str] = "name"
     FILES: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -87,6 +88,8 @@ class PartitionConfig(Choice):
         Number of ranges, of about as many examples each, that stand for classes where numbers are predicted.
     """
 
+    KEY: ClassVar[str] = "scheme"
+
     scheme: str = "dirichlet"
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -108,6 +111,8 @@ class FeaturesConfig(Choice):
     skew
         Name of the skew, or a custom function, as ``module:function``.
     """
+
+    KEY: ClassVar[str] = "skew"
 
     skew: str = "none"
 

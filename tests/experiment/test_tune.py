@@ -15,6 +15,7 @@ import tomli_w
 from fedsim.cli import commands as cli
 from fedsim.config import Config, read_toml
 from fedsim.config.naming import run_name
+from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
 from fedsim.experiment.tuning.grid import Tuning, describe_tuning, tunings_of
 from fedsim.experiment.tuning.tune import Score, best_of, notes_of, score_of
@@ -286,6 +287,21 @@ def test_runs_that_are_played_to_choose_only_are_not_analysed() -> None:
 def test_a_table_is_tuned_together_with_one_of_its_settings() -> None:
     [tuning] = tunings(tune={"local.lr": [0.3], "local": [{"lr": 0.1, "epochs": 3}]})
     assert (tuning.candidates[0].config.local.lr, tuning.candidates[0].config.local.epochs) == (0.3, 3)
+
+
+def test_models_that_diverge_with_one_swept_table_leave_the_other_to_be_tuned(fedsim: Fedsim, tmp_path: Path) -> None:
+    sweep = {"local": [{"weight_decay": 1e30}, {"weight_decay": 0.0}]}
+    code, _, err = fedsim(sweep=sweep, tune={"local.lr": [0.1]}, rounds=1)
+    assert code == 1
+    choices = json.loads((tmp_path / "runs/study/tuning.json").read_text())["choices"]
+    assert [choice["chosen"] for choice in choices] == [None, {"local.lr": 0.1}]
+    assert "tuning FedAvg, local.weight_decay = 1e+30: the models diverge with local.lr = 0.1\n" in err
+    assert "tuning FedAvg, local.weight_decay = 0.0: local.lr = 0.1, validation accuracy" in err
+
+
+def test_a_setting_in_a_swept_table_is_not_tuned_too() -> None:
+    with pytest.raises(ConfigError, match=r"'local.lr': 'local.lr' is in \[sweep\] too; remove it from one of them"):
+        tunings(sweep={"local": [{"lr": 0.1, "epochs": 1}, {"lr": 0.2}]}, tune={"local.lr": [0.1, 0.3]})
 
 
 def test_candidates_keep_their_values_when_a_table_is_tuned_with_one_of_its_settings() -> None:

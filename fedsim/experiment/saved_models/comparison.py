@@ -20,7 +20,8 @@ from fedsim.analysis.mixing.names import AVERAGE, FACTORS, PathName
 from fedsim.analysis.models import Models
 from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import BY_FACTORS, MEASURES, OF_CHECKPOINTS
-from fedsim.config import Config, choices, with_settings
+from fedsim.config import Config, choices
+from fedsim.config.changes import with_changes
 from fedsim.config.expectation import MatchedBy
 from fedsim.config.toml import write_toml
 from fedsim.data.dataset import Dataset, stratified
@@ -87,7 +88,7 @@ def comparison_config(model: str, data: str, changes: Mapping[tuple[str, ...], A
             "--set model.norm=none"
         )
     base = {"rounds": 1, "clients": 1, "partition": {"scheme": "iid"}, "model": {"name": model}, "data": {"name": data}}
-    return choices.resolve(Config.parse(with_settings(base, changes), "--set"))
+    return choices.resolve(Config.parse(with_changes(base, changes, Config), "--set"))
 
 
 def compare_checkpoints(

@@ -1,10 +1,11 @@
 """What ``[tune]`` asks for: which values of settings are tried with which combination of a sweep."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedsim.config import Config, as_toml, choices, naming, short_hash, with_settings
+from fedsim.config import Config, as_toml, choices, naming, short_hash
+from fedsim.config.changes import with_changes
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import check_count
 from fedsim.config.toml import flat
@@ -104,7 +105,8 @@ def _check_grid(config: Config, where: str) -> None:
         raise ConfigError(f'{where} has no setting to choose; give a list of values, such as "local.lr" = [0.01, 0.1]')
     check_count({key: values for key, values in config.sweep.items() if key != "seed"} | grid, where)
     for key, values in grid.items():
-        if swept := [each for each in config.sweep if each == key or each.startswith(f"{key}.")]:
+        names = [name for each in config.sweep for name in (each, *_settings_of(each, config.sweep[each]))]
+        if swept := [each for each in names if each == key or each.startswith(f"{key}.")]:
             raise ConfigError(f"{where} {key!r}: {swept[0]!r} is in [sweep] too; remove it from one of them")
         if len({as_toml(value) for value in values}) < len(values):
             raise ConfigError(f"{where} {key!r} = {as_toml(values)} holds a value twice; remove one of them")
@@ -122,13 +124,19 @@ def _check_choice(config: Config, where: str) -> None:
             )
 
 
-def _label(config: Config, swept: Iterable[str]) -> str:
+def _label(config: Config, swept: Mapping[str, Sequence[Any]]) -> str:
     """Return the strategy with its options as the file has it, and what else tells a combination from the others."""
     config = choices.resolve(config)
     settings = flat(config.model_dump(mode="json"))
-    others = [key for key in swept if key != "seed" and key.partition(".")[0] != "strategy"]
+    named = dict.fromkeys(key for each in swept for key in _settings_of(each, swept[each]))
+    others = [key for key in named if key != "seed" and key.partition(".")[0] != "strategy"]
     texts = [format_settings({key: settings[key]}) for key in others if key in settings]
     return ", ".join([CATALOGUES["strategies"].label(config.strategy), *texts])
+
+
+def _settings_of(key: str, values: Sequence[Any]) -> list[str]:
+    """Return the settings that a list of values sets, which may be whole tables."""
+    return [name for value in values for name in flat({key: value})]
 
 
 def _candidates(config: Config, configs: Sequence[Config], where: str) -> list[Candidate]:
@@ -148,7 +156,7 @@ def _with_values(config: Config, values: Mapping[str, Any], source: str) -> Conf
     # A whole table goes before its own settings, so that neither undoes the other.
     keys = sorted(values, key=lambda key: key.count("."))
     changes = {tuple(key.split(".")): values[key] for key in keys}
-    settings = with_settings(config.model_dump(exclude_unset=True), changes)
+    settings = with_changes(config.model_dump(exclude_unset=True), changes, Config)
     return choices.resolve(Config.parse(settings, source))
 
 

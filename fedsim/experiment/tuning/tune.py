@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,9 +159,12 @@ def _runs(tunings: Sequence[Tuning], folder: Path, *, accept_versions: bool) -> 
     """Return the runs of all candidates by the names of their folders; only those that stay have a page."""
     candidates = [(tuning, candidate) for tuning in tunings for candidate in tuning.candidates]
     runs = name_runs([candidate.config for _, candidate in candidates], folder)
+    names = [f"tuning {tuning.label}, {format_settings(candidate.values)}" for tuning, candidate in candidates]
+    alike = Counter(names)
     return {
         run.folder.path.name: Run(
-            f"tuning {tuning.label}, {format_settings(candidate.values)}",
+            # Failures are kept by name.
+            f"{name} ({run.folder.path.name})" if alike[name] > 1 else name,
             # Trackers show the experiment's runs only.
             run.config.model_copy(update={"track": TrackConfig(), "callbacks": ()}),
             run.folder,
@@ -168,7 +172,7 @@ def _runs(tunings: Sequence[Tuning], folder: Path, *, accept_versions: bool) -> 
             files=run.files,
             accept_versions=accept_versions,
         )
-        for run, (tuning, candidate) in zip(runs, candidates, strict=True)
+        for run, name, (_, candidate) in zip(runs, names, candidates, strict=True)
     }
 
 
