@@ -37,7 +37,8 @@ def _table_of(record: type[BaseModel] | None, path: tuple[str, ...]) -> type[Bas
     """Return what the table at a path is a record of; None if a value is there, or lists of values to try."""
     for name in path:
         field = record.model_fields.get(name) if record else None
-        record = field.annotation if field and _is_record(field.annotation) else None
+        annotation: Any = field.annotation if field else None
+        record = annotation if _is_record(annotation) else None
     return record
 
 

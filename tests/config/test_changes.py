@@ -117,7 +117,12 @@ def test_a_swept_table_keeps_what_it_does_not_name() -> None:
 
 def test_another_choice_by_name_drops_the_options_of_the_former_one_only() -> None:
     strategy = {"name": "layer_set", "shared": "head", "buffers": "personal"}
-    swept = [{"name": "fedprox"}, {"name": "Layer-Set"}, {"buffers": "shared"}, {"name": "full", "buffers": "shared"}]
+    swept: list[dict[str, Any]] = [
+        {"name": "fedprox"},
+        {"name": "Layer-Set"},
+        {"buffers": "shared"},
+        {"name": "full", "buffers": "shared"},
+    ]
     found = [config.strategy for config in configs_of({"strategy": strategy, "sweep": {"strategy": swept}})]
     assert [each.buffers for each in found] == ["personal", "personal", "shared", "shared"]
     assert [each.options.get("mu") for each in found] == [0.01, None, None, None]

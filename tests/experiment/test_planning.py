@@ -88,6 +88,30 @@ def test_bytes_and_examples_are_those_of_the_run(tiny: Callable[..., Config], tm
     assert work.examples == rows[rows["metric"] == "backward_examples"]["value"].sum()
 
 
+@pytest.mark.parametrize(
+    ("method", "rough", "reason"),
+    [
+        ({"name": "full"}, "", ""),
+        ({"name": "drift_gated", "share": 0.5}, "at most ", "which layers drift far enough to be sent"),
+        ({"name": "fedluar", "recycled": 0.5}, "about ", "which layers repeat their last update"),
+        ({"name": "barrier_gated"}, "about ", "which layers close, and what it takes to measure them"),
+    ],
+)
+def test_the_summary_says_where_bytes_follow_from_training(
+    method: dict[str, Any], rough: str, reason: str, tmp_path: Path
+) -> None:
+    overview = _overview(tmp_path, strategy=method)
+    [line] = [line for line in summary(overview) if line.startswith("  bytes")]
+    assert re.fullmatch(rf"  bytes      {rough}[\d.]+ [kM]?B up, [\d.]+ [kM]?B down(?P<open>.*)", line)
+    assert line.partition(" down")[2] == (f"; not known before the run: {reason}" if reason else "")
+    assert [cell.startswith(rough) and cell[len(rough)].isdigit() for cell in runs_table(overview).rows[0][5:7]] == [
+        True,
+        True,
+    ]
+    both = _overview(tmp_path, sweep={"strategy": [{"name": "full"}, method]} if reason else {"seed": [0, 1]})
+    assert (" in 1 of 2 runs: " in "\n".join(summary(both))) == bool(reason)
+
+
 def test_what_is_done_already_is_counted_and_times_the_rest(tmp_path: Path) -> None:
     settings = TINY | {"barriers": {"every": 0}}
     one = read_experiment(settings, name="study")

@@ -48,6 +48,8 @@ class PlannedRun:
         Seconds of a round, about.
     timed_rounds
         How many rounds of earlier runs tell that; 0 for a timed step.
+    unplanned
+        What of its bytes follows from training; empty if nothing does.
     """
 
     run: Run
@@ -57,6 +59,7 @@ class PlannedRun:
     examples: int
     round_seconds: float
     timed_rounds: int
+    unplanned: str
 
     @property
     def seconds_left(self) -> float:
@@ -118,7 +121,8 @@ def _planned(run: Run, stage: Stage, earlier: Earlier, steps: dict[str, float], 
         workers = min(run.config.engine.workers or processors(), len(participants(run.config, 1)))
         timed = steps[key] * work.passes / run.config.rounds / max(1, workers), 0
     examples = int(federation.data.split.train.sizes.sum())
-    return PlannedRun(run, stage, work, describe_parts(federation, strategy, traffic), examples, *timed)
+    parts = describe_parts(federation, strategy, traffic)
+    return PlannedRun(run, stage, work, parts, examples, *timed, strategy.unplanned)
 
 
 def summary(overview: Overview) -> Iterator[str]:
@@ -141,8 +145,18 @@ def summary(overview: Overview) -> Iterator[str]:
     yield f"  examples   {format_count(sum(work.examples for work in works))} trained on, counted once per epoch"
     down = [work.down for work in works if work.down is not None]
     known = f"{format_bytes(sum(down))} down" if len(down) == len(works) else "those down not known before the run"
-    yield f"  bytes      {format_bytes(sum(work.up for work in works))} up, {known}"
+    kinds_of_bytes = {work.of_bytes for work in works}
+    rough = "about " if "about" in kinds_of_bytes else "at most " if "at most" in kinds_of_bytes else ""
+    yield f"  bytes      {rough}{format_bytes(sum(work.up for work in works))} up, {known}{_open(overview)}"
     yield f"  time       {_time(overview)}"
+
+
+def _open(overview: Overview) -> str:
+    """Return what of the bytes follows from training, in how many of the runs."""
+    runs = overview.runs
+    reasons = [each.unplanned for each in runs if each.unplanned]
+    count = f" in {len(reasons)} of {len(runs)} runs" if len(runs) > 1 else ""
+    return f"; not known before the run{count}: {', or '.join(dict.fromkeys(reasons))}" if reasons else ""
 
 
 def _tuning(overview: Overview) -> str:
@@ -222,8 +236,8 @@ def runs_table(overview: Overview) -> Table:
             each.stage.text,
             each.run.folder.path.name,
             format_count(each.work.examples),
-            format_bytes(each.work.up),
-            "-" if each.work.down is None else format_bytes(each.work.down),
+            _sent(each.work, each.work.up),
+            _sent(each.work, each.work.down),
             format_duration(each.seconds_left) if each.seconds_left else "-",
         )
         for each, settings in zip(runs, complete, strict=True)
@@ -231,6 +245,11 @@ def runs_table(overview: Overview) -> Table:
     headings = ("strategy", *varied, "seed", "state", "run", "examples", "up", "down", "time left")
     numeric = (*[False] * (1 + len(varied)), *[True] * 7)
     return Table(headings, numeric, rows, (), (*[0] * (2 + len(varied)), 1, 4, 6, 2, 5, 3))
+
+
+def _sent(work: Work, count: int | None) -> str:
+    rough = "" if work.of_bytes == "exact" else f"{work.of_bytes} "
+    return "-" if count is None else f"{rough}{format_bytes(count)}"
 
 
 def shared_parts(overview: Overview) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """How much a run would compute and send."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fedsim.experiment.measuring.barrier_cost import PASSES_TO_TRAIN, barrier_cost, rounds_between
 from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
@@ -9,6 +10,8 @@ from fedsim.federation.federation import Federation
 from fedsim.federation.injection import examples_of
 from fedsim.federation.participants import participants
 from fedsim.strategy import Strategy
+
+Known = Literal["exact", "at most", "about"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Work:
         Forward passes of one example, of training, evaluation and barriers; a step of training counts three.
     up, down
         Bytes; None if they are not known before the run.
+    of_bytes
+        Whether these are exact, bounds, or follow in part from training or from the first rounds of many.
     """
 
     rounds: int
@@ -32,6 +37,7 @@ class Work:
     passes: float
     up: int
     down: int | None
+    of_bytes: Known = "exact"
 
 
 def work_of(federation: Federation, strategy: Strategy, traffic: PlannedTraffic) -> Work:
@@ -48,4 +54,6 @@ def work_of(federation: Federation, strategy: Strategy, traffic: PlannedTraffic)
     passes += evaluation.client_passes + evaluation.server_passes
     if every:
         passes += barrier_cost(federation).passes * (config.rounds // every)
-    return Work(config.rounds, examples, passes, traffic.up, traffic.down)
+    rough = counted < config.rounds or (bool(strategy.unplanned) and not traffic.at_most)
+    known: Known = "about" if rough else "at most" if traffic.at_most else "exact"
+    return Work(config.rounds, examples, passes, traffic.up, traffic.down, known)
