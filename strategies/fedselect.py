@@ -52,7 +52,8 @@ class PersonalParameters(ClientRule):
             moved = {key: (local.params[key] - reference[key]).abs() for key in mask}
             mask = {key: self._grown(mask[key], moved[key]) for key in mask}
             reference = {key: local.params[key] for key in mask}
-        return Finished(local.params, upload, kept={MASK: mask, REFERENCE: reference}, sent=sent)
+        kept = {MASK: mask, REFERENCE: reference}
+        return Finished(local.params, upload, kept=kept, sent=sent, unsent=sent.get(MASK, {}))
 
     def _grown(self, mask: Tensor, moved: Tensor) -> Tensor:
         """Return a mask with the shared parameters that moved most added to it."""

@@ -85,7 +85,8 @@ class FlayerRule(ClientRule):
         for key, left_out in _left_out(local.params, self.parameters, self._head, self.most_left_out).items():
             masks[key] = _most_moved((local.params[key] - started.params[key]).abs(), left_out)
         upload = local.params | {key: local.params[key] * mask for key, mask in masks.items()}
-        return Finished(local.params, upload, kept=kept, sent={MASK: masks} if masks else {})
+        unsent = {key: ~mask for key, mask in masks.items()}
+        return Finished(local.params, upload, kept=kept, sent={MASK: masks} if masks else {}, unsent=unsent)
 
     def _accuracy(self, local: Local, params: Params) -> Tensor:
         inputs, targets = local.validation

@@ -21,7 +21,8 @@ to server  ``probe``    where asked for: the entries that are not in ``arrays``;
 to server  ``measured`` a model whose barriers the strategy gets in the place of the client's own; not counted
 to server  ``config``   ``missing``, why the client's own model has no finite loss; only if that is so
 to server  ``config``   ``update-norm``, the L2 distance of ``arrays`` from where the client began; only if it began
-                        with a value of its own of one of these layers, which the server does not have
+                        with a value of its own of one of these layers, which the server does not have, or does not
+                        send some entries, which are zeros
 to server  ``config``   ``stale``, if the client sends again what it sent before; only where ``[faults]`` asks for it
 both       others       named parameter sets of the method, such as control variates
 ========== ============ =============================================================================

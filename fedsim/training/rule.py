@@ -37,6 +37,8 @@ class Finished:
     measured
         The model whose barriers the strategy gets in the place of ``params``, all entries: the simulator's instrument,
         not counted as traffic.
+    unsent
+        By key, which entries of ``upload`` are not sent, bool: they are zeros there, and no part of the update's size.
     """
 
     params: Params
@@ -45,6 +47,7 @@ class Finished:
     sent: Sets = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     measured: Params | None = None
+    unsent: Params = field(default_factory=dict)
 
 
 class ClientRule:

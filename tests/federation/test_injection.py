@@ -338,6 +338,20 @@ def test_an_exploding_update_goes_so_many_times_as_far(
     assert row["reason"].startswith("its update is larger than max_update_norm; ")
 
 
+def test_what_a_client_does_not_send_explodes_neither(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = updates_of(monkeypatch)
+    options, explode = {"every": 1}, {"explode": 1.0, "explode_factor": 1000.0, "clients": [2], "rounds": [3]}
+    play(faulty(tiny, {}, "fedselect", rounds=3, strategy=options, barriers={"every": 1}), "plain")
+    plain = seen[3, 2]
+    play(faulty(tiny, explode, "fedselect", rounds=3, strategy=options, barriers={"every": 1}), "far")
+    for key, value in plain.items():
+        assert (value == 0).any()
+        assert torch.equal(seen[3, 2][key] == 0, value == 0)
+        assert not torch.equal(seen[3, 2][key], value)
+
+
 @pytest.mark.parametrize("name", ["layer_set", "scaffold"])
 def test_a_stale_update_is_the_one_before_and_only_of_a_client_that_had_one(
     name: str, tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch

@@ -167,8 +167,8 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[Trained]
     ):
         try:
             sent = _checked(federation, asked, result)
-            start = start_of(request[0], local.params, sent)
-            tells = is_unknown(federation, request[0], start)
+            start = start_of(request[0], local.params, sent, result.unsent)
+            tells = bool(result.unsent) or is_unknown(federation, request[0], start)
             norm = size_of(sent, start, asked.max_norm) if tells or asked.max_norm is not None else 0.0
         except ClientError as error:
             replies.append((error, {}))

@@ -54,8 +54,10 @@ def taken_from(message: Message) -> Params:
     return messages.decode(messages.arrays_of(message.content, messages.ARRAYS))
 
 
-def start_of(message: Message, began: Params, keys: Iterable[str]) -> Params:
+def start_of(message: Message, began: Params, keys: Iterable[str], unsent: Params | None = None) -> Params:
     """Return from where the size of an update counts: what the client received, else what it began to train with.
+
+    Entries that are not sent are zeros here too.
 
     Parameters
     ----------
@@ -63,9 +65,15 @@ def start_of(message: Message, began: Params, keys: Iterable[str]) -> Params:
         The model as the client began to train it.
     keys
         Entries of the update.
+    unsent
+        As in `fedsim.training.Finished`.
     """
     taken = taken_from(message)
-    return {key: taken.get(key, began[key]) for key in keys}
+    start = {key: taken.get(key, began[key]) for key in keys}
+    for key, mask in (unsent or {}).items():
+        if key in start:
+            start[key] = start[key].masked_fill(mask.to(start[key].device), 0)
+    return start
 
 
 def is_unknown(federation: Federation, message: Message, start: Params) -> bool:
