@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
 # What many methods begin with, so that it says nothing about which one is meant.
 COMMON = ("flwr:", "fed")
@@ -29,6 +30,7 @@ def meant(name: str, known: Iterable[str]) -> str | None:
     return close[0] if len(close) == 1 else None
 
 
+@lru_cache(maxsize=1024)  # each look-up spells all names of a table
 def _spelled(name: str) -> str:
     name, *options = name.lower().partition("(")
     return BETWEEN.sub("", name) + "".join("".join(options).split())
