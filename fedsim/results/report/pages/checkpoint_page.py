@@ -24,7 +24,7 @@ from fedsim.results.report.drawing.width import calibrated_table
 from fedsim.results.report.pages.citation import BARRIERS
 from fedsim.results.report.pages.feature_sections import PREDICTION_TEXT
 from fedsim.results.report.pages.how_to_read import PEAKS
-from fedsim.results.report.pages.html import write_page
+from fedsim.results.report.pages.html import unchecked, write_page
 from fedsim.results.report.pages.pictured import pictured
 from fedsim.results.report.pages.section import Section
 
@@ -40,6 +40,7 @@ TITLES = {
 TEXTS = {"prediction": f"{PREDICTION_TEXT}. Columns: the model that takes the layer, and the one that has it."}
 
 
+@unchecked
 def write_checkpoints(
     out: Path,
     names: Sequence[str],

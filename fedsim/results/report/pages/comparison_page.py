@@ -22,7 +22,7 @@ from fedsim.results.report.pages.citation import bibtex
 from fedsim.results.report.pages.comparison_barriers import barrier_sections
 from fedsim.results.report.pages.comparison_tables import comparison_tables, is_at_cost
 from fedsim.results.report.pages.configuration import compared_paths, comparing_command, runs_table, shared_settings
-from fedsim.results.report.pages.html import write_page
+from fedsim.results.report.pages.html import unchecked, write_page
 from fedsim.results.report.pages.pivot import marks_of, pivot_data
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
@@ -37,6 +37,7 @@ HOW_TO_READ_CURVES = (
 )
 
 
+@unchecked
 def write_comparison(
     results: Sequence[Result], out: Path, question: Question = DEFAULT, *, export: bool = False
 ) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from altair.utils.schemapi import debug_mode
 from markupsafe import Markup
 
 from fedsim.results.files import write_whole
@@ -21,6 +22,8 @@ from fedsim.results.report.pages.vega import vega_script
 from fedsim.shortening import printable
 
 PAGE = "report.html"
+# Altair compares each part of a chart with its schema as it is made: a fifth of a page's time, and left to tests.
+unchecked = debug_mode(False)
 # Where a new paragraph of "how to read this" begins.
 LEADS = re.compile(r" (?=(?:How it is computed|Good|Bad|Pitfalls): )")
 

@@ -30,7 +30,7 @@ from fedsim.results.report.pages.evaluation import (
     evaluation_sections,
     evaluation_table,
 )
-from fedsim.results.report.pages.html import write_page
+from fedsim.results.report.pages.html import unchecked, write_page
 from fedsim.results.report.pages.schedule import schedule_sections
 from fedsim.results.report.pages.section import Section
 from fedsim.results.result import Result
@@ -38,6 +38,7 @@ from fedsim.results.variances import describe_variances
 from fedsim.training.metrics import format_metric, label, metric_of
 
 
+@unchecked
 def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
     """Write the page about one run into the folder ``out``; return its path.
 

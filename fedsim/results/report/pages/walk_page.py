@@ -6,7 +6,7 @@ import pandas as pd
 
 from fedsim.results.report.comparing.export import as_latex, as_markdown
 from fedsim.results.report.drawing.walk import LAYER_WISE, LINEAR, METRICS, stopped_after, walk_curves, walk_table
-from fedsim.results.report.pages.html import write_page
+from fedsim.results.report.pages.html import unchecked, write_page
 from fedsim.results.report.pages.pictured import pictured
 
 TEXT = (
@@ -15,6 +15,7 @@ TEXT = (
 )
 
 
+@unchecked
 def write_walk_page(
     out: Path, names: tuple[str, str], rows: pd.DataFrame, *, subtitle: str, settings: str, command: str = ""
 ) -> Path:
