@@ -382,6 +382,37 @@ class Normalised(nn.Sequential):
         return super().forward((x - self.mean) / self.std)
 
 
+class Functional(nn.Module):
+    """A chain of which a function takes one weight, scaled by a number of each unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight = nn.Linear(128, 5), nn.Parameter(torch.randn(6, 5))
+        self.bias, self.scale = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6).abs())
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.first(x.flatten(1)))
+        x = relu(nn.functional.linear(x, self.weight, self.bias)) * self.scale
+        return self.last(relu(x))
+
+
+def test_weights_of_functions_count_and_sums_with_them_do_not() -> None:
+    model, states, inputs = models(Functional, count=2)
+    members = []
+    for state, keep in zip(states, (slice(0, 2), slice(2, None)), strict=True):
+        member = {key: torch.zeros_like(value) for key, value in state.items()}
+        for key in ("first.weight", "first.bias", "scale"):
+            member[key][keep] = state[key][keep]
+        member["weight"][keep, keep] = state["weight"][keep, keep]
+        member["last.weight"][:, keep], member["last.bias"] = state["last.weight"][:, keep], state["last.bias"]
+        members.append(member)
+    merged = members[0] | weighted_mean(members, [0.3, 0.7])
+    scaled = scale_biases(model, merged, members, inputs, weights=[3.0, 7.0])
+    one, other = (outputs(model, member, inputs) for member in members)
+    torch.testing.assert_close(outputs(model, scaled, inputs), 0.3**4 * one + 0.7**4 * other, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("make", [zoo("mlp", hidden=(5, 6, 4)), cnn, Normalised])
 def test_with_scaled_biases_disjoint_models_are_added_with_powers_of_their_shares(
     make: Callable[[], nn.Module],

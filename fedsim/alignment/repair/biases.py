@@ -1,6 +1,6 @@
 """Biases of merged models, scaled without data to the activations after several merged layers."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from fedsim.models.graph import Operation
 from fedsim.models.norms import NORM_TYPES
 from fedsim.models.operation import weights_only
 from fedsim.models.params import Params, fit, fit_all
+from fedsim.models.products import PRODUCTS, WEIGHTED, factors_of, name_of
 
 
 def scale_biases(
@@ -73,11 +74,24 @@ def depths_of(operations: Sequence[Operation], root: nn.Module) -> list[int]:
     """Return how often the result of each operation, before its tail, was multiplied by weights since the last norm."""
     depths: list[int] = []
     finished: list[int] = []  # after the tail, which may normalise the result
-    for each in weights_only(operations, root):
-        depth = max((finished[k] for k in each.inputs), default=0)
-        depths.append((0 if _is_norm(each, root) else depth) + bool(each.entries))
+    given: set[int] = set()  # what does not depend on the input
+    for place, each in enumerate(weights_only(operations, root)):
+        if each.node.op != "placeholder" and given.issuperset(each.inputs):
+            given.add(place)
+        depth = 0 if _is_norm(each, root) else max((finished[k] for k in each.inputs), default=0)
+        if name_of(each) in PRODUCTS | WEIGHTED:
+            depth = _of_product(each, finished, given)
+        depths.append(depth + bool(each.entries))
         finished.append(0 if any(_is_norm(step, root) for step in each.tail) else depths[-1])
     return depths
+
+
+def _of_product(step: Operation, depths: Sequence[int], given: Container[int]) -> int:
+    """Return the depth of a product: that of its deepest factor from the input, and those of weights and of buffers."""
+    nodes = dict(zip(step.node.all_input_nodes, step.inputs, strict=True))
+    factors = [nodes[each] for each in factors_of(step.node, 2 if name_of(step) in WEIGHTED else None) if each in nodes]
+    weights = sum(depths[k] for k in factors if k in given)
+    return weights + max((depths[k] for k in factors if k not in given), default=0)
 
 
 def _is_norm(step: Operation, root: nn.Module) -> bool:

@@ -8,10 +8,8 @@ from torch import fx, nn
 from fedsim.models.graph import Operation
 from fedsim.models.norms import NORM_TYPES
 from fedsim.models.operation import weights_only
+from fedsim.models.products import PRODUCTS, WEIGHTED, factors_of, name_of
 
-PRODUCTS = {"mul", "imul", "multiply", "matmul", "imatmul", "mm", "bmm", "einsum", "bilinear"}
-# Products of their first two arguments.
-WEIGHTED = {"linear", *(f"conv{d}d" for d in (1, 2, 3)), *(f"convtranspose{d}d" for d in (1, 2, 3))}
 QUOTIENTS = {"truediv", "itruediv", "div", "divide", "truedivide"}
 SUMS = {"add", "iadd", "sub", "isub", "subtract", "rsub"}
 CLAMPS = {"clamp", "clip", "clampmin", "clampmax"}
@@ -56,7 +54,7 @@ def degrees_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, in
     given: set[int] = set()  # what depends on no weights
     for place, each in enumerate(weights_only(operations, root)):
         nodes = dict(zip(each.node.all_input_nodes, each.inputs, strict=True))
-        if _name(each) in SHAPES or (nodes and not each.entries and shapes.issuperset(nodes.values())):
+        if name_of(each) in SHAPES or (nodes and not each.entries and shapes.issuperset(nodes.values())):
             shapes.add(place)
             continue
         if not each.entries and (given | shapes).issuperset(nodes.values()):
@@ -73,7 +71,7 @@ def degrees_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, in
 
 def _degree(step: Operation, root: nn.Module, of: Mapping[fx.Node, int | None]) -> int | None:
     """Return the power of one operation, for those of its inputs."""
-    name = _name(step)
+    name = name_of(step)
     module = None if step.kind is None else root.get_submodule(str(step.node.target))
     if isinstance(module, NORM_TYPES):
         return int(bool(step.entries))
@@ -81,7 +79,7 @@ def _degree(step: Operation, root: nn.Module, of: Mapping[fx.Node, int | None]) 
         return None
     known = {node: degree for node, degree in of.items() if degree is not None}
     if name in PRODUCTS | WEIGHTED | QUOTIENTS and not step.node.kwargs.get("rounding_mode"):
-        first, *others = (known.get(node, 0) for node in _factors(step.node, 2 if name in WEIGHTED else None))
+        first, *others = (known.get(node, 0) for node in factors_of(step.node, 2 if name in WEIGHTED else None))
         return first + (-sum(others) if name in QUOTIENTS else sum(others)) + bool(step.entries)
     if name == "pow":
         power = step.node.args[1] if len(step.node.args) > 1 else None
@@ -106,26 +104,6 @@ def _is_homogeneous(node: fx.Node, name: str) -> bool:
     elif name not in HOMOGENEOUS:
         return node.op == "get_attr"
     return all(each is None or each == 0 for each in numbers)
-
-
-def _name(step: Operation) -> str:
-    """Return the name of an operation's function, method or module, in lower case and without underscores."""
-    target: Any = step.node.target
-    if step.kind is not None:
-        target = step.kind.__name__.removeprefix("Parametrized")
-    elif target is getattr:
-        target = step.node.args[1]
-    elif step.node.op == "call_function":
-        target = getattr(target, "__name__", "")
-    return "" if step.node.op in ("get_attr", "placeholder") else str(target).lower().replace("_", "")
-
-
-def _factors(node: fx.Node, count: int | None) -> list[Any]:
-    """Return the arguments of a product, each as often as it is one: nodes, numbers, or nodes in a list."""
-    found: list[Any] = []
-    for each in [*node.args, *node.kwargs.values()][:count]:
-        found.extend(each if isinstance(each, list | tuple) else [each])
-    return found
 
 
 def _matrices(step: Operation, module: nn.Module) -> int:
