@@ -273,6 +273,9 @@ def test_checkpoints_of_one_name_are_told_apart_by_their_paths(files: list[Path]
 
 
 def test_statistics_are_recomputed_on_training_data(tmp_path: Path) -> None:
+    tables = {("data",): {"train_examples": 100}, ("model",): {"width": 1}}  # which keep the names of the arguments
+    given = comparison_config("resnet20", "fashion-mnist", tables)
+    assert (given.data.name, given.data.train_examples, given.model.name) == ("fashion-mnist", 100, "resnet20")
     config = comparison_config("resnet20", "digits", {("model", "norm"): "batch", ("model", "width"): 1})
     paths = [tmp_path / f"{seed}.pt" for seed in (0, 1)]
     for path in paths:
