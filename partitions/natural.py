@@ -38,7 +38,7 @@ def natural(
     Notes
     -----
     If there are more ids than clients, a uniform random sample of them is used, without the examples of the others.
-    Clients are in the order of their ids.
+    Clients are in the order of their ids: numbers by size, texts as texts are sorted.
 
     References
     ----------

@@ -181,8 +181,14 @@ def plain(dataset: Dataset) -> Dataset:
 
 
 def numbered(values: ArrayLike) -> np.ndarray:
-    """Return the rank of each value among the distinct ones, int64, shape [n]: ids for `Dataset`."""
-    return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    """Return the rank of each value among the distinct ones, int64, shape [n]: ids for `Dataset`.
+
+    Numbers are in the order of their size; texts, and a mix of both, in that of texts.
+    """
+    known = np.asarray(values)
+    if known.dtype == object and not all(isinstance(value, int | float) for value in known.flat):
+        known = known.astype(str)
+    return np.unique(known, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def channel_statistics(inputs: Tensor, scale: float, positions: np.ndarray | None = None) -> Statistics:

@@ -124,7 +124,7 @@ def huggingface(
         Path(path).name,
         sha256(json.dumps(chosen).encode()).hexdigest()[:16],
         classes=tuple(getattr(features[target], "names", None) or ()),
-        ids={column: numbered(np.asarray(splits["train"][column]).astype(str)) for column in id},
+        ids={column: numbered(splits["train"][column]) for column in id},
         task=task,
     )
 

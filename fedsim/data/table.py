@@ -105,7 +105,7 @@ def table(
         classes,
         mean=mean,
         std=std,
-        ids={name: numbered(train[name].astype(str)) for name in id},
+        ids={name: numbered(train[name]) for name in id},
         task=task,
         fitted=(mean, std),
     )
@@ -153,7 +153,7 @@ def of_texts(
         Examples(tokens.of["train"], targets[0]),
         Examples(tokens.of["test"], targets[1]),
         classes,
-        ids={name: numbered(train[name].astype(str)) for name in id},
+        ids={name: numbered(train[name]) for name in id},
         vocabulary=tokens.vocabulary,
         task=task,
     )

@@ -70,6 +70,11 @@ def test_pictures_have_the_names_of_their_classes_and_the_origin_of_each(picture
     assert huggingface(path=pictures, mode="L", size=8).shape == (1, 8, 8)
 
 
+def test_origins_that_are_numbers_are_in_the_order_of_their_size(rows: str) -> None:
+    found = huggingface(path=rows, target="price", inputs=("height",), id=("age",))
+    assert found.ids["age"].tolist() == list(range(16))
+
+
 def test_a_text_may_be_the_class(pictures: str) -> None:
     assert huggingface(path=pictures, target="site").classes == ("a", "b")
 

@@ -13,6 +13,7 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from fedsim.config import Config, choices
+from fedsim.data.dataset import numbered
 from fedsim.data.table import table
 from fedsim.data.tasks import task_of
 from fedsim.results.folder import RunFolder
@@ -51,6 +52,36 @@ def test_numbers_are_standardised_and_texts_encoded_by_the_training_rows(read: C
     assert (data.train.targets.numpy() == train["ill"]).all()
     assert data.classes == ("0", "1")
     assert (data.ids["hospital"] == (train["hospital"] == "b")).all()
+
+
+def test_origins_that_are_numbers_are_in_the_order_of_their_size(read: Callable[..., Any]) -> None:
+    numbers = np.arange(40) % 12 * 10
+    mixed = ["ward", *map(str, numbers[1:])]
+    data = read(ROWS.assign(site=numbers, dose=numbers / 4, mixed=mixed), target=("ill",), id=("site", "dose", "mixed"))
+    is_train = np.arange(40) % 5 != 4
+    for name in ("site", "dose"):
+        assert data.ids[name].tolist() == (numbers[is_train] // 10).tolist()
+    known = sorted(set(np.array(mixed)[is_train]))
+    assert [known[rank] for rank in data.ids["mixed"]] == np.array(mixed)[is_train].tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([10, 9, 2, 10], [2, 1, 0, 2]),
+        ([2.5, -1.0, 10.0], [1, 0, 2]),
+        (["10", "9", "2"], [0, 2, 1]),
+        (pd.Series([10, 9, 2], dtype="Int64"), [2, 1, 0]),
+        (pd.Series([10, 9, 2], dtype=object), [2, 1, 0]),
+        (pd.Series([10, "9", 2], dtype=object), [0, 2, 1]),
+        (pd.Series([10, 9, 2]).astype("category"), [2, 1, 0]),
+        (pd.Series(["b", "a", "b"]), [1, 0, 1]),
+        (pd.to_datetime(pd.Series(["2020-02-01", "2020-01-01"]), utc=True), [1, 0]),
+        ([], []),
+    ],
+)
+def test_numbers_are_ranked_by_size_and_texts_as_texts(values: Any, expected: list[int]) -> None:
+    assert numbered(values).tolist() == expected
 
 
 @pytest.mark.parametrize(
