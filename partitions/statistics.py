@@ -13,6 +13,8 @@ from partitions.partition import Partition
 class LabelCounts:
     """Label counts of all clients in compressed rows: only the classes that a client holds.
 
+    What is undefined without labels, such as a distance, is NaN for a client that has none.
+
     Parameters
     ----------
     offsets
@@ -74,40 +76,24 @@ class LabelCounts:
 
     @property
     def pooled(self) -> NDArray[np.float64]:
-        """Share of each class in the labels of all clients together, shape [classes]."""
-        return np.bincount(self.labels, self.counts, self.classes) / self.counts.sum()
+        """Share of each class in the labels of all clients together, shape [classes]; NaN if there are none."""
+        with np.errstate(invalid="ignore"):
+            return np.bincount(self.labels, self.counts, self.classes) / self.counts.sum()
 
     def effective_classes(self) -> NDArray[np.float64]:
         """Return the exponential of the entropy of each client's labels, shape [clients].
 
         The value is 1 for a client with one class and k for one with k classes in equal parts.
-
-        Raises
-        ------
-        ValueError
-            If a client has no labels.
         """
         shares = self._shares()
         return np.exp(-self._sum(shares * np.log(shares)))
 
     def largest_shares(self) -> NDArray[np.float64]:
-        """Return the share of each client's most frequent class, shape [clients]: the accuracy of predicting it always.
-
-        Raises
-        ------
-        ValueError
-            If a client has no labels.
-        """
-        return np.maximum.reduceat(self._shares(), self.offsets[:-1])
+        """Return the share of each client's most frequent class, shape [clients]: the accuracy of always giving it."""
+        return self._reduced(np.maximum, self._shares())
 
     def total_variation(self) -> NDArray[np.float64]:
-        """Return the total variation distance of each client's labels from the pooled labels, shape [clients].
-
-        Raises
-        ------
-        ValueError
-            If a client has no labels.
-        """
+        """Return the total variation distance of each client's labels from the pooled labels, shape [clients]."""
         shares, pooled = self._shares(), self.pooled[self.labels]
         return (self._sum(np.abs(shares - pooled)) + self._absent(pooled)) / 2
 
@@ -115,11 +101,6 @@ class LabelCounts:
         """Return the Jensen-Shannon divergence of each client's labels from the pooled labels, nats, shape [clients].
 
         The value is 0 where they are the same and ln 2 where they have no class in common.
-
-        Raises
-        ------
-        ValueError
-            If a client has no labels.
         """
         shares, pooled = self._shares(), self.pooled[self.labels]
         middle = (shares + pooled) / 2
@@ -132,16 +113,18 @@ class LabelCounts:
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     def _shares(self) -> NDArray[np.float64]:
-        totals = self.totals
-        if not totals.all():
-            raise ValueError(
-                f"client {totals.argmin()} has no labels, so their distribution is undefined; give each client an "
-                "example"
-            )
-        return self.counts / totals[self._rows]
+        return self.counts / self.totals[self._rows]
 
     def _sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.add.reduceat(values, self.offsets[:-1])
+        return self._reduced(np.add, values)
+
+    def _reduced(self, operation: np.ufunc, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what an operation makes of each client's values; NaN for a client without any."""
+        result = np.full(len(self), np.nan)
+        has_labels = np.diff(self.offsets) > 0
+        if has_labels.any():
+            result[has_labels] = operation.reduceat(values, self.offsets[:-1][has_labels])
+        return result
 
     def _absent(self, pooled: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the pooled share of the classes that each client lacks."""

@@ -12,6 +12,12 @@ SHOWN_CLIENTS = 30
 SHOWN_CLASSES = 12
 
 
+def mean_of(values: np.ndarray) -> float:
+    """Return the mean of the values that are defined, of shape [clients]; NaN if none is."""
+    found = values[~np.isnan(values)]
+    return float(found.mean()) if len(found) else float("nan")
+
+
 @dataclass(frozen=True)
 class Heterogeneity:
     """Sizes and labels of all clients.
@@ -35,7 +41,7 @@ class Heterogeneity:
 
     @property
     def by_client(self) -> dict[str, np.ndarray]:
-        """Measures of each client by name; each of shape [clients]."""
+        """Measures of each client by name, NaN for one without labels except of its size; each of shape [clients]."""
         return {
             "examples": self.sizes,
             "effective number of classes": self.counts.effective_classes(),
@@ -44,8 +50,13 @@ class Heterogeneity:
             "Jensen-Shannon divergence, nats": self.counts.jensen_shannon(),
         }
 
+    @property
+    def unlabelled(self) -> int:
+        """Number of clients without labels, as where no label of several is positive."""
+        return int((self.counts.totals == 0).sum())
+
     def summary(self) -> Iterator[str]:
-        """Yield one line per measure: mean over the clients, smallest, median and largest value."""
+        """Yield one line per measure: mean, smallest, median and largest value over the clients that have one."""
         notes = {
             "effective number of classes": f"of {len(self.classes)}",
             "share of the largest class": "the accuracy of always predicting it",
@@ -53,10 +64,13 @@ class Heterogeneity:
             "Jensen-Shannon divergence, nats": "from the pooled labels, 0 to 0.693",
         }
         yield f"{'':31} {'mean':>9} {'smallest':>9} {'median':>9} {'largest':>9}"
-        for name, values in self.by_client.items():
-            four = (values.mean(), values.min(), np.median(values), values.max())
+        for name, every in self.by_client.items():
+            values = every[~np.isnan(every)]
+            four = (values.mean(), values.min(), np.median(values), values.max()) if len(values) else (np.nan,) * 4
             line = f"{name:31} " + " ".join(f"{value:>9.4g}" for value in four)
             yield f"{line}  {notes[name]}" if name in notes else line
+        if self.unlabelled:
+            yield f"clients without labels, for which these are undefined: {self.unlabelled:,}"
 
     def table(self) -> Iterator[str]:
         """Yield one line per client with its labels; where there are many clients, only the first ones."""
@@ -72,9 +86,8 @@ class Heterogeneity:
                 text = " ".join(f"{count:>{wide_count}}" for count in full)
             else:
                 most = np.argsort(-counts, kind="stable")[:5]
-                text = f"{len(labels):>4} classes, most: " + ", ".join(
-                    f"{self.classes[labels[i]]} {counts[i]}" for i in most
-                )
+                text = f"{len(labels):>4} classes" + ", most: " * bool(len(labels))
+                text += ", ".join(f"{self.classes[labels[i]]} {counts[i]}" for i in most)
             yield f"client {client:>{wide_client}}: {self.sizes[client]:>{wide_size}} examples | {text}"
         if len(self) > SHOWN_CLIENTS:
             yield f"and {len(self) - SHOWN_CLIENTS:,} more clients"

@@ -51,8 +51,17 @@ def test_several_targets_of_an_example_all_count() -> None:
     counts = LabelCounts.of(rows([2, 1], [], [0]), targets, 3)
     assert dense_of(counts) == [[3, 2, 1], [0, 0, 0], [1, 0, 2]]
     assert counts.totals.tolist() == [6, 0, 3]
-    with pytest.raises(ValueError, match="client 1 has no labels"):
-        counts.jensen_shannon()
+
+
+def test_what_is_undefined_without_labels_is_nan_and_nothing_else_changes() -> None:
+    labels = np.array([0, 1, 1, 2, 2, 2])
+    full = LabelCounts.of(rows([0, 1, 2], [3], [4, 5, 0]), labels, 3)
+    holes = LabelCounts.of(rows([], [0, 1, 2], [], [], [3], [4, 5, 0], []), labels, 3)
+    for measure in ("effective_classes", "largest_shares", "total_variation", "jensen_shannon"):
+        values = getattr(holes, measure)()
+        assert np.isnan(values).tolist() == [True, False, True, True, False, False, True]
+        assert values[[1, 4, 5]].tolist() == getattr(full, measure)().tolist()
+        assert np.isnan(getattr(LabelCounts.of(rows([], []), labels, 3), measure)()).all()
 
 
 def test_statistics_by_hand() -> None:

@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from fedsim.data.heterogeneity import Heterogeneity
+from fedsim.data.heterogeneity import Heterogeneity, mean_of
 from fedsim.results.report.charts.before_after import before_after_chart
 from fedsim.results.report.charts.embedded import embedded
 from fedsim.results.report.charts.partition import partition_chart
-from fedsim.results.report.drawing.partition import MOST_CLIENTS
+from fedsim.results.report.drawing.partition import MOST_CLIENTS, partition
+from fedsim.results.report.drawing.style import save
 from partitions import LabelCounts
 
 
@@ -46,6 +48,20 @@ def test_a_large_partition_has_a_histogram_of_each_measure_that_counts_every_cli
     tables = [rows for rows in data_of(partition_chart(held(clients))) if "c" in rows[0]]
     assert len(tables) == len(held(3).by_client)
     assert [sum(row["c"] for row in rows) for rows in tables] == [clients] * len(tables)
+
+
+@pytest.mark.parametrize("labelled", [0, 2, MOST_CLIENTS + 1])
+def test_clients_without_labels_are_counted_and_left_out_of_means(labelled: int) -> None:
+    rows = [{}, *[{"0": 3, "1": 1}] * labelled, {}]
+    measured = Heterogeneity.from_json({"classes": ["a", "b"], "sizes": [4] * len(rows), "label_counts": rows})
+    *_, divergence, note = measured.summary()
+    assert divergence.split()[3:7] == (["0"] * 4 if labelled else ["nan"] * 4)
+    assert note == "clients without labels, for which these are undefined: 2"
+    assert mean_of(measured.counts.largest_shares()) == (0.75 if labelled else pytest.approx(np.nan, nan_ok=True))
+    assert save(partition(measured), "png")
+    tables = [rows for rows in data_of(partition_chart(measured)) if rows and "b" in rows[0]]
+    drawn = {labelled + 2, labelled} if labelled > MOST_CLIENTS else set()
+    assert {sum(row["c"] for row in rows) for rows in tables} == drawn
 
 
 def test_clients_are_sorted_by_what_they_receive_and_linked_to_what_training_makes_of_it() -> None:

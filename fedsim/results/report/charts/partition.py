@@ -71,7 +71,8 @@ def _bubbles(measured: Heterogeneity) -> alt.VConcatChart:
 
 
 def _histograms(measured: Heterogeneity) -> alt.ConcatChart:
-    return alt.concat(*(_histogram(name, values) for name, values in measured.by_client.items()), columns=2)
+    defined = {name: values[~np.isnan(values)] for name, values in measured.by_client.items()}
+    return alt.concat(*(_histogram(name, values) for name, values in defined.items() if len(values)), columns=2)
 
 
 def _histogram(name: str, values: np.ndarray) -> ChartType:

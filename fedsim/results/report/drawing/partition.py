@@ -65,12 +65,12 @@ def _bubbles(measured: Heterogeneity) -> plotting.Figure:
     owners = np.repeat(np.arange(clients), np.diff(counts.offsets))
     # Points of 1/72 inch; the area of a bubble is in proportion to its count.
     distance = 72 * min((WIDTH - 1.8) / max(clients, 2), height / classes)
-    area = (LARGEST_BUBBLE * distance) ** 2 * counts.counts / counts.counts.max()
+    area = (LARGEST_BUBBLE * distance) ** 2 * counts.counts / counts.counts.max(initial=1)
     below.scatter(owners, counts.labels, s=area, color=COLOURS[0], linewidths=0)
     below.set(xlabel="client", ylabel="class", xlim=(-0.7, clients - 0.3), ylim=(classes - 0.4, -0.6))
     below.set_yticks(range(classes), [short(name) for name in measured.classes], fontsize=10 if classes <= 26 else 6)
     below.xaxis.set_major_locator(plotting.MaxNLocator(integer=True, nbins=25, min_n_ticks=1))
-    below.set_title(f"largest bubble: {counts.counts.max():,} of one class", fontsize=9, loc="right")
+    below.set_title(f"largest bubble: {counts.counts.max(initial=0):,} of one class", fontsize=9, loc="right")
     return figure
 
 
@@ -78,12 +78,16 @@ def _histograms(measured: Heterogeneity) -> plotting.Figure:
     figure = plotting.Figure(figsize=(WIDTH, 4.6), layout="constrained")
     *panels, empty = figure.subplots(2, 3).flat
     for axes, (name, values) in zip(panels, measured.by_client.items(), strict=True):
-        _histogram(axes, name, values)
+        _histogram(axes, name, values[~np.isnan(values)])
     empty.set_axis_off()
     return figure
 
 
 def _histogram(axes: plotting.Axes, name: str, values: np.ndarray) -> None:
+    axes.set(xlabel=name, ylabel="clients")
+    if not len(values):
+        axes.set_title("undefined", fontsize=9, loc="right")
+        return
     axes.yaxis.set_major_locator(plotting.MaxNLocator(integer=True, nbins=5))
     edges = histogram_edges(values)
     axes.hist(values, bins=edges.tolist(), color=COLOURS[0])
@@ -94,5 +98,4 @@ def _histogram(axes: plotting.Axes, name: str, values: np.ndarray) -> None:
     else:
         axes.xaxis.set_major_locator(plotting.MaxNLocator(nbins=6))
     axes.axvline(values.mean(), color=COLOURS[1], linestyle="--", linewidth=1.2)
-    axes.set(xlabel=name, ylabel="clients")
     axes.set_title(f"mean {values.mean():.4g}", fontsize=9, loc="right")

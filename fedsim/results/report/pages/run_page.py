@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from fedsim.config.local import LocalConfig
+from fedsim.data.heterogeneity import mean_of
 from fedsim.results.best_round import reason_to_stop, validation_means
 from fedsim.results.faults import describe_faults
 from fedsim.results.files import write_whole
@@ -161,11 +162,13 @@ def _run_sections(result: Result) -> list[Section]:
     sections += [part for part in parts if part is not None]
     text = (
         f"Training, validation and test examples of each client: {measured.sizes.min():,} to "
-        f"{measured.sizes.max():,} examples, on average {measured.counts.effective_classes().mean():.1f} effective "
-        f"classes of {len(measured.classes)} and {measured.counts.largest_shares().mean():.0%} of the "
+        f"{measured.sizes.max():,} examples, on average {mean_of(measured.counts.effective_classes()):.1f} effective "
+        f"classes of {len(measured.classes)} and {mean_of(measured.counts.largest_shares()):.0%} of the "
         f"examples in the largest, mean total variation from the pooled labels "
-        f"{measured.counts.total_variation().mean():.2f} (0: all alike, towards 1: no class in common), mean "
-        f"Jensen-Shannon divergence {measured.counts.jensen_shannon().mean():.2f} nats (at most 0.69)."
+        f"{mean_of(measured.counts.total_variation()):.2f} (0: all alike, towards 1: no class in common), mean "
+        f"Jensen-Shannon divergence {mean_of(measured.counts.jensen_shannon()):.2f} nats (at most 0.69)."
+        + f" Clients without labels, left out of these means: {measured.unlabelled:,}."
+        * bool(measured.unlabelled)
     )
     return [
         *sections,
