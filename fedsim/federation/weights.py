@@ -45,7 +45,10 @@ def load_weights_(model: nn.Module, settings: ModelConfig) -> None:
             "keep at random values; give a file with all weights, or train these layers"
         )
     first = first_keys(model)
-    model.load_state_dict({key: found[first[key]] for key in first if first[key] in found}, strict=False)
+    loaded = {key: found[first[key]] for key in first if first[key] in found}
+    model.load_state_dict(loaded, strict=False)
+    if drawn := vars(model).get("drawn"):  # what a pretrained model's own file lacks
+        vars(model)["drawn"] = drawn - loaded.keys()
 
 
 def _keys(model: nn.Module, expression: str) -> frozenset[str]:

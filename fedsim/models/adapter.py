@@ -28,7 +28,8 @@ class Adapter:
     targets
         Layer expression; the linear layers among these get an adapter.
     head
-        Whether the head trains whole, next to the adapters.
+        Whether the head trains whole, next to the adapters, and so do the layers for which the file of a pretrained
+        model has no weights.
     """
 
     kind: AdapterKind = "lora"

@@ -26,7 +26,8 @@ ADDED = re.compile(r"(.+?)\.(?:lora_[A-Za-z_]+|ia3_l|vera_lambda_[bd])(?:\..+)?"
 def adapt_(model: nn.Module, adapter: Adapter, inputs: Tensor) -> None:
     """Freeze a model and add adapters to its linear layers; their weights come from torch's global random state.
 
-    The second factor of an adapter is 0 at first, so that the model gives what it gave without it.
+    The second factor of an adapter is 0 at first, so that the model gives what it gave without it. With the head, the
+    layers train whole for which the file of a pretrained model has no weights, as peft trains the whole classifier.
 
     Parameters
     ----------
@@ -43,10 +44,10 @@ def adapt_(model: nn.Module, adapter: Adapter, inputs: Tensor) -> None:
         raise ValueError("an adapter needs the library peft; pip install 'fedsim-layerwise[adapters]'")
     layers = Layers.of(model, inputs)
     trains = {key for key, value in model.named_parameters() if value.requires_grad}
-    head = set(layers.group("head")) if adapter.head else set()
-    paths = _targets(model, layers, adapter, head)
+    whole = {*layers.group("head"), *_drawn(model, layers)} if adapter.head else set()
+    paths = _targets(model, layers, adapter, whole)
     _inject_(model, adapter, paths)
-    kept = {key for name in head for key in layers[name].parameters} & trains
+    kept = {key for name in whole for key in layers[name].parameters} & trains
     for key, value in model.named_parameters():
         if key in kept:
             value.requires_grad_(True)
@@ -159,7 +160,7 @@ def merge_(model: nn.Module) -> None:
         model.set_submodule(path, module.get_base_layer())
 
 
-def _targets(model: nn.Module, layers: Layers, adapter: Adapter, head: set[str]) -> list[str]:
+def _targets(model: nn.Module, layers: Layers, adapter: Adapter, whole: set[str]) -> list[str]:
     """Return the paths of the modules that get an adapter."""
     where = f"targets = {adapter.targets!r}"
     group = layers.group(adapter.targets)
@@ -175,9 +176,12 @@ def _targets(model: nn.Module, layers: Layers, adapter: Adapter, head: set[str])
         ties = [f"{name} (with {tied[name]})" for name in group if name in tied]
         shares = f"; {ties[0]} ties its weight, which no adapter can change alone" if ties else ""
         raise ValueError(f"{where} names no linear layer{shares}; linear layers are: {', '.join(linear) or 'none'}")
-    paths = [name for name in found if name not in head]
+    paths = [name for name in found if name not in whole]
     if not paths:
-        raise ValueError(f"{where} names only the head, which trains whole; add other layers, or set head = false")
+        only = (
+            "the head, which trains" if set(found) <= set(layers.head) else f"{', '.join(found[:LISTED])}, which train"
+        )
+        raise ValueError(f"{where} names only {only} whole; add other layers, or set head = false")
     for name in paths if adapter.kind in ("lora", "dora") else ():
         if adapter.rank > (least := _smaller_side(model, name)):
             given = f"ranks has {adapter.rank}, which" if adapter.ranks else f"rank = {adapter.rank}"
@@ -185,6 +189,11 @@ def _targets(model: nn.Module, layers: Layers, adapter: Adapter, head: set[str])
                 f"{given} is greater than the size of {name}, {least}; use a smaller rank, or other targets"
             )
     return paths
+
+
+def _drawn(model: nn.Module, layers: Layers) -> set[str]:
+    """Return the layers for which the file of a pretrained model has no weights."""
+    return {name for key in vars(model).get("drawn", ()) if (name := layers.find(key))}
 
 
 def _smaller_side(model: nn.Module, path: str) -> int:

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedsim.config.tables import ModelConfig
+from fedsim.federation.weights import load_weights_
 from fedsim.models.adapter import Adapter
-from fedsim.models.adapters import adapt_, merge_
+from fedsim.models.adapters import adapt_, adapted_paths, merge_
 from fedsim.models.architectures.huggingface import huggingface, positions
 from fedsim.models.layers import describe_
 from fedsim.training.vectorisable import Vectorisable
@@ -28,6 +30,12 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 20, "n_positions": 12},
     ),
     "llama": ("LlamaConfig", "LlamaForCausalLM", SMALL | WORDS | {"num_key_value_heads": 1, "pad_token_id": 0}),
+    "distilbert": (
+        "DistilBertConfig",
+        "DistilBertModel",
+        {"n_layers": 1, "dim": 8, "n_heads": 2, "hidden_dim": 12, "pad_token_id": 0} | WORDS,
+    ),
+    "roberta": ("RobertaConfig", "RobertaModel", SMALL | {"vocab_size": 20, "max_position_embeddings": 14}),
     "vit": ("ViTConfig", "ViTForImageClassification", SMALL | {"image_size": 8, "patch_size": 4, "num_channels": 1}),
 }
 TEXTS = torch.tensor([[3, 4, 5, 6, 7, 8], [9, 2, 1, 0, 0, 0], [5, 0, 0, 0, 0, 0]])
@@ -128,6 +136,48 @@ def test_adapters_merge_into_the_library_s_keys_also_where_weights_are_transpose
     merge_(model)
     assert list(model.state_dict()) == keys
     torch.testing.assert_close(model(TEXTS), found, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of peft
+@pytest.mark.parametrize(
+    ("kind", "targets", "drawn", "head"),
+    [
+        ("distilbert", "*.q_lin", "pre_classifier", "classifier"),
+        ("roberta", "*.query", "classifier.dense", "classifier.out_proj"),
+    ],
+)
+def test_next_to_adapters_train_whole_what_peft_trains_of_a_new_classifier(
+    saved: Callable[[str], Path], kind: str, targets: str, drawn: str, head: str
+) -> None:
+    peft = pytest.importorskip("peft")
+    model, plain, other = (build(saved(kind)) for _ in range(3))
+    adapt_(model, Adapter(rank=2, targets=f"{targets} | {drawn}"), TEXTS)
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=[targets[2:]])
+    theirs = peft.get_peft_model(original(plain), config).base_model.model
+    trained = {
+        key.replace("modules_to_save.default.", "") for key, value in theirs.named_parameters() if value.requires_grad
+    }
+    assert {key for key, value in model.named_parameters() if value.requires_grad} == trained
+    layers = describe_(model, TEXTS)
+    assert layers.group("body - *lora_*").layers == (drawn,)
+    assert describe_(copy.deepcopy(other), TEXTS, head=f"{drawn} | {head}").group("head").layers == (drawn, head)
+    adapt_(other, Adapter(rank=2, targets=targets, head=False), TEXTS)
+    assert all("lora_" in key for key, value in other.named_parameters() if value.requires_grad)
+    with pytest.raises(ValueError, match=f"names only {drawn}, which train whole"):
+        adapt_(build(saved(kind)), Adapter(rank=2, targets=drawn), TEXTS)
+
+
+@pytest.mark.parametrize(("skip", "has_adapter"), [("classifier", True), ("pre_classifier | classifier", False)])
+def test_a_layer_that_another_file_has_weights_for_gets_an_adapter(
+    saved: Callable[[str], Path], tmp_path: Path, skip: str, has_adapter: bool
+) -> None:
+    model = build(saved("distilbert"))
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    place = {"name": "huggingface", "path": str(saved("distilbert"))}
+    load_weights_(model, ModelConfig(**place, weights=str(tmp_path / "weights.pt"), weights_skip=skip))
+    adapt_(model, Adapter(rank=2, targets="body"), TEXTS)
+    assert ("pre_classifier" in adapted_paths(model)) == has_adapter
+    assert model.get_parameter("classifier.weight").requires_grad
 
 
 def test_what_has_no_weights_in_the_file_follows_from_the_seed(saved: Callable[[str], Path]) -> None:

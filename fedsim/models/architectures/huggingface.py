@@ -257,4 +257,5 @@ def _load(loader: str, path: str, config: Any, options: dict[str, Any]) -> nn.Mo
         logger.info("%s has no weights for %s, which start from the seed", path, ", ".join(missing))
     vars(model).pop("generation_config", None)
     assert isinstance(model, nn.Module)
+    vars(model)["drawn"] = frozenset(missing)  # which `fedsim.models.adapters` trains whole
     return model
