@@ -132,7 +132,7 @@ def connectivity(
     plan = _Plan(mixes, tuple(additivity_ts), tuple(models.shares) if against == "average" else (), exponential)
     features = models.features(inputs, plan.sources)
     commutativity = Commutativity(features.weights, plan.ends)
-    disjoint = Exponential(features.weights, _depths(models, inputs) if exponential else {}, models.seed)
+    disjoint = Exponential(features, _depths(models, inputs) if exponential else {}, models.seed)
     batches = features.map(lambda batch: _measure(features, batch, plan, commutativity, disjoint))
     tables = []
     for site, parts in zip(features.sites, zip(*batches, strict=True), strict=True):

@@ -180,6 +180,40 @@ def test_units_are_shuffled_and_not_tokens() -> None:
     assert found["exponential_shuffled"].to_numpy() == pytest.approx(plain["exponential_shuffled"].to_numpy())
 
 
+class Transposed(nn.Module):
+    """Takes the units of a layer for tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.h = nn.Linear(4, 9, bias=False), nn.Linear(5, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(torch.relu(self.a(x)).transpose(1, 2)).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "axis"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)), (1, 6, 6), 1),
+        (Transposed(), (5, 4), 2),
+    ],
+)
+def test_units_are_shuffled_before_they_become_something_else(
+    model: nn.Module, shape: tuple[int, ...], axis: int
+) -> None:
+    key, layer = next((key, layer) for key, layer in model.named_children())
+    weights, inputs = [draw(*layer.weight.shape).float() for _ in range(2)], draw(30, *shape).float()
+    states = [{**model.state_dict(), f"{key}.weight": weight} for weight in weights]
+    found = connectivity(model, states, inputs, against="pairs", ts=(0.5,), exponential=True)
+    base, other, mixed = (
+        functional_call(layer, {"weight": weight}, (inputs,)).relu() for weight in (*weights, sum(weights) / 2)
+    )
+    order = torch.from_numpy(np.random.default_rng(0).permutation(other.shape[axis]))
+    expected = (base + other.index_select(axis, order)) / 2  # of one weighted sum each
+    cosine = torch.cosine_similarity(mixed.flatten(1), expected.flatten(1)).mean()
+    assert found["exponential_shuffled"].iloc[0] == pytest.approx(float(cosine), abs=1e-6)
+
+
 class Branched(nn.Module):
     """Adds what two layers give to what one, or two, give."""
 

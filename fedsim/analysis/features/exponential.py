@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.analysis.features.features import Features
 from fedsim.analysis.features.gaps import angular_gap, as_rows, norms
 from fedsim.analysis.features.sites import Site, weighted
-from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.features.walks import Values
 from fedsim.analysis.mixing.mixes import Mix, Source
 from fedsim.analysis.mixing.names import AVERAGE
@@ -68,8 +68,8 @@ class Exponential:
 
     Parameters
     ----------
-    weights
-        The models' weights.
+    features
+        Those that are compared, with the models' weights.
     depths
         Number of weighted sums up to each place, l, as `fedsim.analysis.features.degrees.degrees_of` finds it; missing
         where there is none or the model is no graph.
@@ -77,8 +77,8 @@ class Exponential:
         Seed of the order of shuffled units, which is the same in every batch.
     """
 
-    def __init__(self, weights: Sources, depths: Mapping[int, int], seed: int) -> None:
-        self._weights, self._depths, self._seed = weights, depths, seed
+    def __init__(self, features: Features, depths: Mapping[int, int], seed: int) -> None:
+        self._features, self._depths, self._seed = features, depths, seed
 
     def depth(self, site: Site) -> float:
         """Return the number of weighted sums up to a layer; NaN if there is none."""
@@ -101,8 +101,7 @@ class Exponential:
         else:
             weights = (1 - mix.t) ** depth, mix.t**depth
             gaps = [
-                self._gap(mixed, base, each, weights)
-                for each in (other.features, self._shuffled(other.features, site.axis))
+                self._gap(mixed, base, each, weights) for each in (other.features, self._shuffled(site, other.before))
             ]
         return [*gaps, self._ratio(site, mix, base)]
 
@@ -118,15 +117,16 @@ class Exponential:
         ones = [(length > 0).double() for length in lengths]
         return angular_gap(ones[0], ones[1], norms(units[0] - units[1]))
 
-    def _shuffled(self, features: Tensor, axis: int) -> Tensor:
-        order = np.random.default_rng(self._seed).permutation(features.shape[axis])
-        return features.index_select(axis, torch.from_numpy(order).to(features.device))
+    def _shuffled(self, site: Site, before: Tensor) -> Tensor:
+        # Before what follows, which may move the units to another dimension.
+        order = np.random.default_rng(self._seed).permutation(before.shape[site.axis])
+        return self._features.finish(site, before.index_select(site.axis, torch.from_numpy(order).to(before.device)))
 
     def _ratio(self, site: Site, mix: Mix, base: Values) -> Tensor:
         if site.module is None:
             return _undefined(base.features)
         own, foreign = (
-            norms(as_rows([weighted(site.module, self._weights.entry(site.weight, state), base.argument)])[0])
+            norms(as_rows([weighted(site.module, self._features.weights.entry(site.weight, state), base.argument)])[0])
             for state in (mix.base, mix.other)
         )
         return torch.where(own == 0, torch.inf, foreign / own)  # which means leave out
