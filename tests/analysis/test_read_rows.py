@@ -15,7 +15,7 @@ from fedsim.analysis.mixing.read_rows import is_row_wise, partly_read
 from fedsim.analysis.mixing.shared_calls import SharedCalls
 from fedsim.models.adapter import Adapter
 from fedsim.models.adapters import adapt_
-from fedsim.models.architectures.huggingface import _as_function
+from fedsim.models.architectures.of_one_tensor import of_texts
 from fedsim.models.copies import loaded
 from fedsim.models.layers import describe_
 from fedsim.models.params import Params, state_of
@@ -114,11 +114,11 @@ def states_of(model: nn.Module) -> list[Params]:
     ]
 
 
-def of_texts(made: Callable[[], nn.Module]) -> tuple[nn.Module, list[Params]]:
+def with_adapters(made: Callable[[], nn.Module]) -> tuple[nn.Module, list[Params]]:
     """Return a transformer with LoRA in all its blocks, and states of all that trains."""
     torch.manual_seed(0)
     model = made()
-    model.__class__ = _as_function(type(model), "texts")
+    model = of_texts(model, texts().shape[1], int(texts().max()) + 1, predicts_next=False)
     adapt_(model, Adapter(rank=2, targets="*.layer.*" if made is bert else "*.h.*"), texts())
     describe_(model, texts())
     return model.eval(), states_of(model)
@@ -129,7 +129,7 @@ def of_texts(made: Callable[[], nn.Module]) -> tuple[nn.Module, list[Params]]:
 def test_losses_of_transformers_are_those_of_each_model_alone(
     made: Callable[[], nn.Module], dtype: torch.dtype, tolerance: float
 ) -> None:
-    model, states = of_texts(made)
+    model, states = with_adapters(made)
     models = MixedModels(model.to(dtype), [{key: value.to(dtype) for key, value in state.items()} for state in states])
     recipes, data = recipes_of(models)[::7], Data(texts(), torch.arange(40) % 3)
     found, expected = models.evaluate(recipes, data), models._evaluate_whole(recipes, data)
@@ -141,7 +141,7 @@ def test_losses_of_transformers_are_those_of_each_model_alone(
 
 
 def test_a_classifier_of_the_first_token_leaves_out_the_last_block_but_keys_and_values() -> None:
-    model, _ = of_texts(bert)
+    model, _ = with_adapters(bert)
     left_out = {path.removeprefix("bert.encoder.layer.") for path in partly_read(model, texts())}
     linear = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
     parts = ("base_layer", "lora_A.default", "lora_B.default")
@@ -208,7 +208,7 @@ class Own(nn.LayerNorm):
 
 def test_rows_are_left_out_of_models_of_libraries_alone() -> None:
     assert partly_read(OfRows(first).eval(), texts()) == set()
-    model, _ = of_texts(bert)
+    model, _ = with_adapters(bert)
     hook = model.bert.register_forward_hook(lambda module, inputs, result: None)
     assert partly_read(model, texts()) == set()
     hook.remove()
@@ -218,7 +218,7 @@ def test_rows_are_left_out_of_models_of_libraries_alone() -> None:
 
 
 def test_rows_are_left_out_only_once_it_is_checked_for_each_module() -> None:
-    model, states = of_texts(bert)
+    model, states = with_adapters(bert)
     models, data = MixedModels(model, states), Data(texts(), torch.arange(40) % 3)
     above = tuple(1 if part.layer.startswith("classifier") else 0 for part in models.parts)
     assert above != models.own(0)

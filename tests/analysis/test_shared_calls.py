@@ -17,7 +17,7 @@ from fedsim.analysis.mixing.read_rows import partly_read
 from fedsim.analysis.mixing.shared_calls import SharedCalls
 from fedsim.models.adapter import Adapter, AdapterKind
 from fedsim.models.adapters import adapt_
-from fedsim.models.architectures.huggingface import _as_function
+from fedsim.models.architectures.of_one_tensor import of_texts
 from fedsim.models.layers import describe_
 from fedsim.models.params import Params, state_of
 
@@ -216,7 +216,7 @@ def test_mixes_of_queries_and_values_take_the_products_that_they_leave_and_no_ot
     sizes = {"hidden_size": width, "num_hidden_layers": blocks, "intermediate_size": hidden}
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(**sizes, num_attention_heads=2, vocab_size=40)).eval()
-    model.__class__ = _as_function(type(model), "texts")
+    model = of_texts(model, 6, 40, predicts_next=False)
     adapt_(model, Adapter(rank=rank, targets="*.query | *.value"), tokens)
     describe_(model, tokens)
     states = [{key: value + 0.1 * client for key, value in state_of(model).items()} for client in range(clients)]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -36,9 +37,26 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"n_layers": 1, "dim": 8, "n_heads": 2, "hidden_dim": 12, "pad_token_id": 0} | WORDS,
     ),
     "roberta": ("RobertaConfig", "RobertaModel", SMALL | {"vocab_size": 20, "max_position_embeddings": 14}),
+    "mistral": (
+        "MistralConfig",
+        "MistralForCausalLM",
+        SMALL | WORDS | {"num_key_value_heads": 1, "pad_token_id": 0, "sliding_window": 2},
+    ),
+    "mpt": (
+        "MptConfig",
+        "MptForCausalLM",
+        {"d_model": 8, "n_layers": 1, "n_heads": 2, "vocab_size": 20, "max_seq_len": 12, "pad_token_id": 0},
+    ),
+    "t5": (
+        "T5Config",
+        "T5ForSequenceClassification",
+        {"d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2, "vocab_size": 20, "pad_token_id": 0}
+        | {"eos_token_id": 1, "decoder_start_token_id": 0},
+    ),
     "vit": ("ViTConfig", "ViTForImageClassification", SMALL | {"image_size": 8, "patch_size": 4, "num_channels": 1}),
 }
 TEXTS = torch.tensor([[3, 4, 5, 6, 7, 8], [9, 2, 1, 0, 0, 0], [5, 0, 0, 0, 0, 0]])
+ENDED = torch.tensor([[3, 4, 5, 6, 7, 1], [9, 2, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]])  # each with the end of a text
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +70,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         folder = tmp_path_factory.mktemp(kind)
         torch.manual_seed(1)
         eos = {"eos_token_id": 0} if kind == "gpt2" else {}
-        getattr(transformers, model)(getattr(transformers, config)(**sizes, **eos)).save_pretrained(folder)
+        made = getattr(transformers, model)(getattr(transformers, config)(**sizes, **eos))
+        for value in made.parameters():
+            nn.init.normal_(value, std=0.3)  # so that it matters what attention sees
+        made.save_pretrained(folder)
         return folder
 
     return save
@@ -74,22 +95,85 @@ def original(model: nn.Module) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "task"), [("bert", "classify"), ("gpt2", "regress"), ("gpt2", "next-token"), ("llama", "next-token")]
+    ("kind", "task", "texts"),
+    [
+        ("bert", "classify", TEXTS),
+        ("gpt2", "regress", TEXTS),
+        ("gpt2", "next-token", TEXTS),
+        ("llama", "next-token", TEXTS),
+        ("mistral", "classify", TEXTS),
+        ("mistral", "next-token", TEXTS),
+        ("mpt", "classify", TEXTS),
+        ("mpt", "next-token", TEXTS),
+        ("t5", "classify", ENDED),
+    ],
 )
 def test_outputs_are_the_library_s_with_its_own_mask_and_do_not_depend_on_padding(
-    saved: Callable[[str], Path], kind: str, task: str
+    saved: Callable[[str], Path], kind: str, task: str, texts: Tensor
 ) -> None:
     model = build(saved(kind), task=task)
-    found = model(TEXTS)
-    expected = original(model)(input_ids=TEXTS, attention_mask=(TEXTS != 0).long()).logits
-    real = TEXTS != 0
+    found = model(texts)
+    expected = original(model)(input_ids=texts, attention_mask=(texts != 0).long()).logits
+    real = texts != 0
     if task == "next-token":
         assert found.shape == (3, 20, 6)
         torch.testing.assert_close(found.transpose(1, 2)[real], expected[real])
     else:
         torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(model(TEXTS[2:]), found[2:])
-        torch.testing.assert_close(model(nn.functional.pad(TEXTS, (0, 3))), found)
+        torch.testing.assert_close(model(texts[2:]), found[2:])
+        torch.testing.assert_close(model(nn.functional.pad(texts, (0, 3))), found)
+
+
+def test_a_model_that_sees_the_next_token_does_not_predict_it(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"path = .* sees the token that it has to predict; .* is_decoder"):
+        build(saved("bert"), task="next-token")
+    shutil.copytree(saved("bert"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"is_decoder": True}))
+    other = TEXTS[:1].clone()
+    other[0, 3:] = 9
+    model = build(tmp_path, task="next-token")
+    torch.testing.assert_close(model(TEXTS[:1])[:, :, :3], model(other)[:, :, :3])
+
+
+def test_a_token_that_also_pads_counts_and_learns_where_texts_have_it(
+    saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(saved("llama"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": None, "eos_token_id": 2}))
+    model = build(tmp_path, task="next-token")
+    text = torch.tensor([[2, 3, 4, 2, 5, 6]])
+    expected = original(model)(input_ids=text, attention_mask=torch.ones_like(text)).logits
+    torch.testing.assert_close(model(text).transpose(1, 2), expected)
+    padded = model(nn.functional.pad(text, (0, 2), value=2))
+    torch.testing.assert_close(padded[:, :, :6].transpose(1, 2), expected)
+    model(text).square().sum().backward()
+    assert model.get_input_embeddings().weight.grad[2].abs().max() > 0
+
+
+@pytest.mark.parametrize(("kind", "drops"), [("bert", True), ("distilbert", True), ("t5", True), ("llama", False)])
+def test_every_dropout_of_a_family_is_set(saved: Callable[[str], Path], kind: str, drops: bool) -> None:
+    model = build(saved(kind)).train()
+    torch.testing.assert_close(model(ENDED), model(ENDED), rtol=0, atol=0)
+    if drops:
+        model = build(saved(kind), dropout=0.5).train()
+        assert not torch.equal(model(ENDED), model(ENDED))
+    else:
+        with pytest.raises(ValueError, match=r"no dropout but that of attention weights; leave dropout = 0\.5 out"):
+            build(saved(kind), dropout=0.5)
+
+
+def test_a_file_of_another_model_s_weights_is_refused(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    shutil.copytree(saved("bert"), tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    weights = {f"student.{key}": value for key, value in safetensors.load_file(file).items()}
+    safetensors.save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"no weights for \d+ entries .* such as bert.*; its own are called student\.bert"
+    ):
+        build(tmp_path)
 
 
 def test_images_are_classified(saved: Callable[[str], Path]) -> None:
@@ -226,3 +310,4 @@ def test_positions_of_robertas_family_begin_after_that_of_the_padding() -> None:
     transformers = pytest.importorskip("transformers")
     assert positions(transformers.RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512
     assert positions(transformers.BertConfig(max_position_embeddings=512, pad_token_id=0)) == 512
+    assert positions(transformers.XLNetConfig()) is None  # it has no limit, and says -1

@@ -14,7 +14,7 @@ from fedsim.models.purity import READS
 from fedsim.models.tensors import tensors_in
 
 # Where the classes of modules come from whose code is known; any others may do with left-out rows what they like.
-KNOWN = ("torch.nn", "transformers", "peft", "fedsim.models.architectures.huggingface")
+KNOWN = ("torch.nn", "transformers", "peft", "fedsim.models.architectures.of_one_tensor")
 BASES = ("abc", "builtins", "collections", "typing")
 # Functions with a gradient that may give numbers for NaN.
 HIDE_NAN = {"nan_to_num", "nansum", "nanmean", "nanmedian", "nanquantile", "sign", "sgn", "fmax", "fmin"}

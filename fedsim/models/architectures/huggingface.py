@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedsim.errors import first_line
 from fedsim.lazy import Place
 from fedsim.models.architectures.checks import probability
+from fedsim.models.architectures.of_one_tensor import of_images, of_texts
 from fedsim.reading import existing_path, user_places
 
 Task = Literal["classify", "regress", "next-token"]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
-DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "resid_pdrop", "embd_pdrop", "dropout", "classifier_dropout")
+# Of attention weights, and of whole layers or paths.
+NEVER_DROPPED = ("att", "layerdrop", "path")
 POSITIONS = ("max_position_embeddings", "n_positions")
 SHIFTED = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "longformer", "data2vec-text", "mpnet")
 LISTED = 3
+POOLER = "pooler"  # which files of models of language alone lack
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +52,8 @@ def huggingface(
         What the outputs are: logits of a text's or an image's class (``classify``), numbers to predict (``regress``),
         or logits of the token that follows each one (``next-token``).
     dropout
-        Share of the embeddings and of the outputs of the blocks that is dropped in training; no attention is.
+        Share of the embeddings and of the outputs of the blocks that is dropped in training; no attention is, except in
+        T5, which has one rate for both.
     revision
         Branch, tag or commit of the model on the hub.
     vocabulary
@@ -71,71 +74,21 @@ def huggingface(
         vocabulary = classes
     if vocabulary:
         _check_fits(config, shape, vocabulary, path)
-        config.pad_token_id = pad_token(config)
-    for name in ATTENTION_DROPOUT:
-        if getattr(config, name, None) is not None:
-            setattr(config, name, 0.0)
-    for name in DROPOUT:
-        if isinstance(getattr(config, name, None), float):
-            setattr(config, name, dropout)
+        has_pad_token = isinstance(getattr(config, "pad_token_id", None), int)
+        config.pad_token_id, config.use_cache = pad_token(config), False
+    _set_dropout_(config, dropout, path)
     if task != "next-token":
         config.num_labels = classes
     kind = "SequenceClassification" if vocabulary else "ImageClassification"
     model = _load("AutoModelForCausalLM" if task == "next-token" else f"AutoModelFor{kind}", path, config, library)
-    model.__class__ = _as_function(type(model), "texts" if vocabulary else "images")
-    return model
-
-
-class _OfTexts(nn.Module):
-    """A transformer as a function of tokens: [n, length] to logits, [n, classes] or [n, vocabulary, length]."""
-
-    config: Any
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits; padding takes part in nothing."""
-        pad, length = self.config.pad_token_id, tokens.shape[1]
-        # Shorter rows change no number, except that a mask of dropout depends on the shape, in a cohort too.
-        if not torch._C._functorch.is_functorch_wrapped_tensor(tokens) and not (self.training and self._drops()):
-            tokens = _without_padding(tokens, pad)
-        is_causal = any(getattr(module, "is_causal", False) for module in self.modules())
-        options = {"use_cache": False} if is_causal else {}
-        mask = _mask(tokens != pad, is_causal=is_causal)
-        logits: Tensor = super().forward(input_ids=tokens, attention_mask=mask, **options).logits
-        if logits.ndim < 3:
-            return logits
-        return nn.functional.pad(logits.transpose(1, 2), (0, length - logits.shape[1]))
-
-    def _drops(self) -> bool:
-        return any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
-
-
-class _OfImages(nn.Module):
-    """A transformer as a function of images: [n, channels, height, width] to logits, [n, classes]."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        logits: Tensor = super().forward(pixel_values=images).logits
-        return logits
-
-
-def _as_function(architecture: type[nn.Module], inputs: Literal["texts", "images"]) -> type[nn.Module]:
-    """Return a subclass of a library's model that maps one tensor to one; layers and keys are the library's."""
-    return type(architecture.__name__, (_OfTexts if inputs == "texts" else _OfImages, architecture), {})
-
-
-def _without_padding(tokens: Tensor, pad: int) -> Tensor:
-    """Return a batch as long as its longest row."""
-    used = (tokens != pad).any(0).nonzero()
-    return tokens[:, : int(used[-1]) + 1 if len(used) else 1]
-
-
-def _mask(is_token: Tensor, *, is_causal: bool) -> Tensor:
-    """Return what is added to the scores of attention, [n, 1, length, length]; no value decides how it is computed."""
-    length = is_token.shape[1]
-    seen = is_token[:, None, None, :].expand(-1, 1, length, length)
-    if is_causal:
-        seen = seen & torch.ones(length, length, dtype=torch.bool, device=is_token.device).tril()
-    return torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    if not vocabulary:
+        return of_images(model)
+    if not has_pad_token:  # then it is a token of texts too, which is learnt
+        model.get_input_embeddings().padding_idx = None
+    try:
+        return of_texts(model, shape[0], vocabulary, predicts_next=task == "next-token")
+    except ValueError as error:
+        raise ValueError(f"path = {path!r} {error}") from error
 
 
 def library_options(path: str, revision: str | None = None, setting: str = "path") -> dict[str, Any]:
@@ -183,6 +136,20 @@ def _has_network() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0")
 
 
+def _set_dropout_(config: Any, dropout: float, path: str) -> None:
+    """Set every dropout of a configuration, which have another name in each family: 0 on attention weights."""
+    settings = {
+        name: value
+        for name, value in vars(config).items()
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    taken = [name for name in settings if not any(part in name for part in NEVER_DROPPED)]
+    for name in settings:
+        setattr(config, name, dropout if name in taken else 0.0)
+    if dropout and not taken:
+        raise ValueError(f"path = {path!r} has no dropout but that of attention weights; leave dropout = {dropout} out")
+
+
 def pad_token(config: Any) -> int:
     """Return the token that pads texts: that of a configuration or tokenizer, else the one that ends a text."""
     for name in ("pad_token_id", "eos_token_id"):
@@ -196,7 +163,7 @@ def pad_token(config: Any) -> int:
 def positions(config: Any) -> int | None:
     """Return the number of tokens that a model takes, if its configuration says so."""
     found = (getattr(config, name, None) for name in POSITIONS)
-    most = next((value for value in found if isinstance(value, int)), None)
+    most = next((value for value in found if isinstance(value, int) and value > 0), None)
     # Positions of RoBERTa's family begin after that of the padding.
     if most is None or getattr(config, "model_type", None) not in SHIFTED:
         return most
@@ -222,7 +189,7 @@ def _loaded(loader: str, path: str, options: dict[str, Any], **more: Any) -> Any
         raise ValueError(f"path = {path!r} cannot be loaded: {first_line(error)}") from error
 
 
-def _load(loader: str, path: str, config: Any, options: dict[str, Any]) -> nn.Module:
+def _load(loader: str, path: str, config: Any, options: dict[str, Any]) -> Any:
     """Return a model with the weights of its file; only the head may be without them."""
     folder = Path(options["pretrained_model_name_or_path"])
     if options.get("local_files_only") and folder.is_dir() and not list(folder.glob("*.safetensors")):
@@ -253,6 +220,12 @@ def _load(loader: str, path: str, config: Any, options: dict[str, Any]) -> nn.Mo
     mismatched = [each[0] if isinstance(each, tuple) else each for each in found["mismatched_keys"]]
     if wrong := sorted(key for key in mismatched if key.startswith(base)):
         raise ValueError(f"path = {path!r} does not fit its own configuration: {', '.join(wrong[:LISTED])} differ")
+    if lost := sorted(key for key in found["missing_keys"] if key.startswith(base) and POOLER not in key):
+        raise ValueError(
+            f"path = {path!r} holds no weights for {len(lost)} entries of the model, such as {lost[0]}"
+            + f"; its own are called {min(found['unexpected_keys'])} and so on" * bool(found["unexpected_keys"])
+            + "; save the model that config.json is of, with save_pretrained"
+        )
     if missing := sorted(found["missing_keys"] | set(mismatched)):
         logger.info("%s has no weights for %s, which start from the seed", path, ", ".join(missing))
     vars(model).pop("generation_config", None)
