@@ -60,7 +60,7 @@ class Expectation(BaseModel):
         A column of that table, such as ``ratio``.
     setting
         A setting of the run, such as ``local.lr``, tuned or not. A value that is no number counts by its position in
-        the list that ``where`` has of this setting.
+        the list that ``where`` has of this setting, in which values of equal rank are a list of their own.
     group
         Name of a group, or a pattern such as ``shallow:*``; ``layers`` is every single layer. Or a setting of the run
         that has the name or pattern, such as ``strategy.shared``. By default ``full``, or all rows of a table that has

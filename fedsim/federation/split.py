@@ -111,9 +111,10 @@ def _split(config: Config, dataset: Dataset, chosen: np.ndarray) -> Split:
         marks = dataset.held_out[chosen[partition.indices]]
         tests, partition = _only(partition, marks), _only(partition, ~marks)
         if not tests.sizes.all():
+            remedy = "give it some" if settings.scheme == "natural" else "use partition.scheme = 'natural'"
             raise ConfigError(
                 f"client {tests.sizes.argmin()} has none of the examples of {dataset.name!r} that are held out for "
-                "tests; use partition.scheme = 'natural'"
+                f"tests; {remedy}"
             )
     stream = rng(config.seed, "split")
     try:

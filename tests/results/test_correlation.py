@@ -140,6 +140,9 @@ def test_numbers_among_the_settings_rank_as_such_and_others_as_where_lists_them(
     shared = {"of": {"setting": "strategy.shared"}, "over": "strategy", "above": 0.0}
     listed = {"where": {"strategy.shared": ["fc1", "first:2", "first:10"]}}
     assert checked(results, **OF_LR | shared | listed).value == pytest.approx(0.5)
+    tied = {"where": {"strategy.shared": [["fc1", "first:2"], ["first:10"]]}}
+    expected = scipy.stats.spearmanr([0, 0, 1], [0.7, 0.5, 0.9]).statistic
+    assert checked(results, **OF_LR | shared | tied).value == pytest.approx(expected)
     with pytest.raises(
         ConfigError, match=r"strategy.shared = 'first:10', which is no number; list the values in where"
     ):

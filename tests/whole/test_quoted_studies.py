@@ -315,12 +315,12 @@ def test_c2m3_against_other_merges() -> None:
 
 def test_what_is_expected_of_single_adapters() -> None:
     rows, path = read("adapters/layers.csv"), ROOT / "experiments/adapters/layers.toml"
-    rows["depth"] = rows["layer"].map(["0.query", "0.key", "0.value", "1.query", "1.key", "1.value"].index)
+    rows["block"] = rows["layer"].str.split(".").str[0].astype(int)
     found = [
         [own[column].corr(own["loss"], "spearman") for _, own in rows.groupby("seed")]
-        for column in ("barrier", "depth")
+        for column in ("barrier", "block")
     ]
-    text = "the rank correlation of depth and loss is {}, {} and {}, {} ± {} on average"
+    text = "the rank correlation of the block and the loss is {}, {} and {}, {} ± {} on average"
     assert_quoted(ADAPTERS, text, *found[1], *over_seeds(found[1]))
     configs = Config.parse(read_toml(path), str(path)).runs(str(path))
     for expectation, correlations in zip(configs[0].expect[1:], found, strict=True):

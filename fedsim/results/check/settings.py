@@ -12,7 +12,7 @@ from fedsim.errors import ConfigError
 
 
 def matches(config: Config, wanted: Mapping[str, Any]) -> bool:
-    """Return whether a config has these values of settings; a list stands for itself, and for any of its values."""
+    """Return whether a config has these values of settings; a list stands for itself, and for any value in it."""
     return all(
         any(setting_of(config, key) == each or is_name(config, key, each) for each in _meant(value))
         for key, value in wanted.items()
@@ -20,7 +20,7 @@ def matches(config: Config, wanted: Mapping[str, Any]) -> bool:
 
 
 def _meant(value: Any) -> list[Any]:
-    return [value, *value] if isinstance(value, list) else [value]
+    return [value, *(each for item in value for each in _meant(item))] if isinstance(value, list) else [value]
 
 
 def setting_of(config: Config, key: str) -> Any:
