@@ -98,7 +98,7 @@ def _checked_runs(config: Config, source: str) -> list[Config]:
 
 def _changed(settings: dict[str, Any], changes: Changes) -> dict[str, Any]:
     """Return settings with changes, which no list of values in the sweep or the tuning sets otherwise."""
-    kept = settings | {name: _without(_table(settings, name), changes) for name in LISTS if _table(settings, name)}
+    kept = settings | {name: _without(settings, name, changes) for name in LISTS if _table(settings, name)}
     if kept.get("tune") != settings.get("tune") and not _lists(kept, "tune"):
         del kept["tune"]
     changed = with_settings(kept, {path: value for path, value in changes.items() if path[0] in LISTS})
@@ -124,14 +124,10 @@ def _check_said_once(name: str, lists: Mapping[str, Any], changes: Changes) -> N
             raise ConfigError(f"{one} and {other} are both set on top of the file; remove one of them")
 
 
-def _without(lists: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
+def _without(settings: Mapping[str, Any], name: str, changes: Changes) -> dict[str, Any]:
     """Return what is swept or tuned without the settings that change, and without what is inside these."""
-    own = TuneConfig.model_fields
-    return {
-        key: values
-        for key, values in lists.items()
-        if key in own or not any(_is_within(_path(key), each) for each in changes)
-    }
+    gone = {key for key in _lists(settings, name) if any(_is_within(_path(key), each) for each in changes)}
+    return {key: values for key, values in _table(settings, name).items() if key not in gone}
 
 
 def _each_changed(place: tuple[str, ...], values: Any, changes: Changes) -> Any:

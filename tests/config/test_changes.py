@@ -30,6 +30,12 @@ def test_a_change_of_a_table_or_of_its_setting_drops_what_is_swept(
     assert (config.local.lr, config.local.epochs) == (0.7, epochs)
 
 
+@pytest.mark.parametrize(("written", "swept"), [("seed=3", {"seed": [0, 1]}), ("rounds=3", {"rounds": [1, 2]})])
+def test_a_change_of_the_seed_or_the_rounds_drops_their_sweep(written: str, swept: dict[str, Any]) -> None:
+    [config] = configs_of({"sweep": swept}, written)
+    assert getattr(config, next(iter(swept))) == 3
+
+
 def test_a_changed_table_is_replaced_also_in_the_tables_of_a_sweep() -> None:
     model = {"name": "mlp", "adapter": {"kind": "lora", "rank": 4}}
     sweep = {"model": [{"hidden": [7], "adapter": {"rank": 2}}, {"hidden": [8]}]}
