@@ -6,6 +6,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
+import torch
 from torch import Tensor, nn
 
 from fedsim.analysis.arguments import kind
@@ -64,7 +65,7 @@ def of_models(function: Callable[Concatenate[Models, P], T]) -> Measurement[P, T
                 f"{function.__name__} needs data after the models, as Data(inputs, targets), not {kind(data)}"
             )
         inputs = data.inputs if isinstance(data, Data) else given.get("inputs")
-        with explained(models, inputs, data):
+        with explained(models, inputs, data), torch.inference_mode(False):  # where tensors say what changes them
             if isinstance(inputs, Tensor):
                 models.check_leaves(inputs)
             return cast(Callable[..., T], function)(models, **given)

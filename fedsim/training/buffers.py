@@ -31,7 +31,7 @@ def recompute_buffers_(model: nn.Module, inputs: Tensor, batch_size: int) -> Non
         with torch.no_grad():
             for step, batch in enumerate(cut_batches(model, len(inputs), batch_size)):
                 set_streams_(dropouts, torch.from_numpy(streams(np.array([0]), np.array([step]), len(dropouts)))[0])
-                model(inputs[batch])
+                model(inputs[batch].clone())  # which it may change in place, by dropout too
     finally:
         model.eval()
         for module, momentum in zip(norms, momenta, strict=True):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, dropout, relu
 
+from fedsim.alignment.repair.repairing import reset_statistics
 from fedsim.analysis import Data, barriers, connectivity
 from fedsim.analysis.models import Models
 from fedsim.models.params import Params
@@ -117,6 +118,21 @@ def test_recomputed_statistics_and_losses_of_equal_models_are_equal_though_they_
         assert np.ptp(table["loss"]) < 1e-6
         assert table["loss_mean_ends"].abs().max() < 1e-6
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_dropout_in_place_leaves_the_inputs_that_statistics_are_recomputed_from() -> None:
+    inputs, losses = made()[2], []
+    given = inputs.clone()
+    for in_place in (True, False):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = nn.Sequential(nn.Dropout(inplace=in_place), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+        states = [net.state_dict()] * 2
+        models = Models(net, states, normalisation="recompute", calibration=given)
+        losses += barriers(models, Data(inputs, CLASSES), groups="full", against="pairs")["loss"].tolist()
+        reset_statistics(net, states[0], given)
+        assert torch.equal(given, inputs)
+    assert losses == pytest.approx(losses[:1] * len(losses), abs=1e-6)
 
 
 def test_what_models_depend_on_is_found() -> None:

@@ -143,3 +143,27 @@ def test_a_model_that_would_change_the_caller_s_inputs_is_refused(first: str) ->
         with pytest.raises(ValueError, match=r"^Changing changes its inputs in place, .* = inputs.clone\(\)$"):
             measure()
         assert torch.equal(inputs, before)
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_measurements_in_inference_mode_are_the_same(decides: bool) -> None:
+    class Net(nn.Sequential):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(-inputs if decides and inputs.sum() > 1e9 else inputs)
+
+    def measured() -> list[pd.DataFrame]:
+        model, states, inputs, targets = models(2, lambda: Net(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)))
+        return [
+            barriers(model, states, inputs, targets, normalisation="recompute", calibration=inputs),
+            connectivity(model, states, inputs, against="pairs"),
+            similarity(model, states, inputs),
+            stitching(model, states, inputs, targets),
+            perturbations(model, states, inputs, targets, noise=[0.1]),
+            criticality(model, states, states[0], inputs, targets),
+        ]
+
+    expected = measured()
+    with torch.inference_mode():
+        found = measured()
+    for one, other in zip(found, expected, strict=True):
+        pd.testing.assert_frame_equal(one, other)

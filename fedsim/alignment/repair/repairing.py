@@ -117,7 +117,7 @@ def reset_statistics(model: nn.Module, params: Params, inputs: Tensor) -> Params
         return fitted
     root = copy_of(model)
     load_state_(root, fitted)
-    recompute_buffers_(root, inputs.clone(), EVALUATION_BATCH)  # which the model may change in place
+    recompute_buffers_(root, inputs, EVALUATION_BATCH)
     parameters = {key for key, _ in model.named_parameters()}
     return {key: fitted[key] if key in parameters else value for key, value in state_of(root).items()}
 
@@ -177,7 +177,8 @@ def _goals(
 def _new_statistics(operation: Operation, root: nn.Module, params: Params, value: Tensor) -> Params:
     """Return the entries of a normalisation with running statistics, with those of ``value``."""
     norm = copy.deepcopy(root.get_submodule(str(operation.node.target)))
-    norm.load_state_dict({entry.name: params[entry.key] for entry in operation.entries}, strict=False)  # or frozen
+    own = {entry.name: params[entry.key] for entry in operation.entries}
+    norm.load_state_dict(own, strict=False)  # frozen entries are not among them
     recompute_buffers_(norm, value, len(value))
     buffers = dict(norm.named_buffers())
     return {entry.key: buffers[entry.name] for entry in operation.entries if entry.name in buffers}

@@ -57,7 +57,7 @@ class Derivation:
             Entries of `fedsim.models.params.state_of`; missing ones are taken from ``model``.
         """
         runner = _Runner(self.model, self.graph, visit)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # where tensors say what changes them
             return functional_call(runner, {f"model.{key}": value for key, value in params.items()}, (inputs.clone(),))
 
 
