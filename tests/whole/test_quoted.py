@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 
 import pandas as pd
 import pytest
@@ -488,14 +489,21 @@ def test_sharing_on_cifar10(file: str, heading: str) -> None:
 
 def test_sharing_with_a_resnet() -> None:
     columns = ["personalised", "worst", "global", "at_passes"]
-    rows, small = (read(f"sharing/{name}.csv").set_index("method") for name in ("resnet", "alpha10"))
-    for name, row in rows.iterrows():
-        first, worst, server, at_passes = 100 * row[columns]
-        assert_row(SHARING, "| method, ResNet", name, [first, worst, server, row["passes"] / 1000, at_passes])
-    less = 100 * (small["personalised"] - rows["personalised"]).dropna()
-    assert_quoted(SHARING, "All are {} to {} points lower than with LeNet-5", less.min(), less.max())
-    orders = [each.loc[rows.index].sort_values("personalised").index.tolist() for each in (rows, small)]
-    assert orders[0] == orders[1]
+    names = ("resnet", "resnet_seed1", "alpha10")
+    *seeds, small = (read(f"sharing/{name}.csv").set_index("method") for name in names)
+    for name, row in seeds[0].iterrows():
+        *values, at_passes = ([100 * seed.loc[name, column] for seed in seeds] for column in columns)
+        assert_row(SHARING, "| method, ResNet", name, [*chain(*values), row["passes"] / 1000, *at_passes])
+    large = sum(seed["personalised"] for seed in seeds) / len(seeds)
+    less = 100 * (small["personalised"] - large).dropna()
+    assert_quoted(SHARING, "The means are {} to {} points lower than with LeNet-5", less.min(), less.max())
+    orders = [each.loc[large.index].sort_values("personalised").index.tolist() for each in (*seeds, small)]
+    assert orders[0] == orders[1] == orders[2]
+    above = [100 * (seed["at_passes"]["barrier_mix(personal_epochs=2)"] - seed["at_passes"]["local"]) for seed in seeds]
+    text = "{} points below local training with one seed and {} above with the other"
+    assert_quoted(SHARING, text, -above[0], above[1])
+    for seed in seeds:
+        assert seed["at_passes"].nlargest(2).index.tolist() == ["FedDBE", "FedPer"]
 
 
 @pytest.mark.parametrize(
