@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from fedsim.config.adapter import AdapterConfig
 from fedsim.config.asymmetry import AsymmetryConfig
 from fedsim.config.names import canonical
 from fedsim.config.tables import Choice, TuneConfig
@@ -33,6 +34,26 @@ def with_changes(settings: Mapping[str, Any], changes: Changes, record: type[Bas
     return result
 
 
+def as_tables(value: Any, record: type[BaseModel] | None, path: tuple[str, ...] = ()) -> Any:
+    """Return settings in which all tables are written as such: that of ``[model.asymmetry]`` may be a text, its kind.
+
+    Parameters
+    ----------
+    value
+        A table, or a value that belongs to one.
+    record
+        What the whole settings are of.
+    path
+        Where in them the value is.
+    """
+    record = _table_of(record, path)
+    if record is AsymmetryConfig and isinstance(value, str):
+        return {"kind": value}
+    if record and isinstance(value, Mapping):
+        return {key: as_tables(each, record, (key,)) for key, each in value.items()}
+    return value
+
+
 def _table_of(record: type[BaseModel] | None, path: tuple[str, ...]) -> type[BaseModel] | None:
     """Return what the table at a path is a record of; None if a value is there, or lists of values to try."""
     for name in path:
@@ -55,11 +76,12 @@ def _is_record(annotation: Any) -> bool:
 
 def _merged(old: Any, new: Any, record: type[BaseModel] | None) -> Any:
     """Return a changed table of a record; what is no such table is the new value."""
-    if record is AsymmetryConfig:  # of which a text is the kind
-        old, new = ({"kind": each} if isinstance(each, str) else each for each in (old, new))
+    old, new = as_tables(old, record), as_tables(new, record)
     if not record or not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return new
     kept = {key: value for key, value in old.items() if key in _lasting(old, new, record)}
+    if record is AdapterConfig and ("rank" in new or "ranks" in new):  # each says what the other does
+        kept = {key: value for key, value in kept.items() if key not in ("rank", "ranks")}
     return kept | {key: _merged(kept.get(key), value, _table_of(record, (key,))) for key, value in new.items()}
 
 

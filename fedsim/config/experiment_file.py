@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.config.assignments import LISTS, is_text, setting_path
+from fedsim.config.changes import as_tables
 from fedsim.config.choices import CATALOGUES, custom_names, resolve
 from fedsim.config.config import Config
 from fedsim.config.custom import forget_changed
@@ -98,16 +99,22 @@ def _checked_runs(config: Config, source: str) -> list[Config]:
 
 def _changed(settings: dict[str, Any], changes: Changes) -> dict[str, Any]:
     """Return settings with changes, which no list of values in the sweep or the tuning sets otherwise."""
-    kept = settings | {name: _without(settings, name, changes) for name in LISTS if _table(settings, name)}
-    if kept.get("tune") != settings.get("tune") and not _lists(kept, "tune"):
+    kept = as_tables(settings, Config)
+    kept |= {name: _without(settings, name, changes) for name in LISTS if _table(settings, name)}
+    in_lists = {path: value for path, value in changes.items() if path[0] in LISTS}
+    if (
+        kept.get("tune") != settings.get("tune")
+        and not _lists(kept, "tune")
+        and not any(path[0] == "tune" for path in in_lists)
+    ):
         del kept["tune"]
-    changed = with_settings(kept, {path: value for path, value in changes.items() if path[0] in LISTS})
+    changed = with_settings(kept, in_lists)
     swept = [_path(key) for key in _lists(changed, "sweep")]
     for path, value in changes.items():
         # What each table of the sweep has may be no setting without them, as the rank of an adapter that they choose.
         in_tables = any(_is_within(path, each) for each in swept) and not isinstance(value, Mapping)
         if path[0] not in LISTS and not in_tables:
-            changed = with_settings(changed, {path: value})
+            changed = with_settings(changed, {path: as_tables(value, Config, path)})
     for name in LISTS:
         lists = _lists(changed, name)
         _check_said_once(name, lists, changes)
@@ -125,17 +132,26 @@ def _check_said_once(name: str, lists: Mapping[str, Any], changes: Changes) -> N
 
 
 def _without(settings: Mapping[str, Any], name: str, changes: Changes) -> dict[str, Any]:
-    """Return what is swept or tuned without the settings that change, and without what is inside these."""
-    gone = {key for key in _lists(settings, name) if any(_is_within(_path(key), each) for each in changes)}
+    """Return what is swept or tuned without the settings that change, and without what is inside these.
+
+    What is inside a table of which a change lists values is left out too.
+    """
+    lists = _lists(settings, name)
+    listed = {_path(path[1]) for path in changes if path[0] == name and len(path) == 2}
+    gone = {key for key in lists if any(_is_within(_path(key), each) for each in changes)}
+    gone |= {key for key in lists if any(_is_within(_path(key), each) and _path(key) != each for each in listed)}
     return {key: values for key, values in _table(settings, name).items() if key not in gone}
 
 
 def _each_changed(place: tuple[str, ...], values: Any, changes: Changes) -> Any:
     """Return whole tables that are swept or tuned, each with the changes inside them too, and without repetition."""
-    inside = {path[len(place) :]: value for path, value in changes.items() if _is_within(path, place)}
+    inside = {
+        path[len(place) :]: as_tables(value, Config, path) for path, value in changes.items() if _is_within(path, place)
+    }
     if not inside or not isinstance(values, list):
         return values
-    changed = [with_settings(each, inside) if isinstance(each, Mapping) else each for each in values]
+    tables = [as_tables(each, Config, place) for each in values]
+    changed = [with_settings(each, inside) if isinstance(each, Mapping) else each for each in tables]
     return [each for number, each in enumerate(changed) if each not in changed[:number]]
 
 

@@ -46,6 +46,31 @@ def test_a_changed_table_is_replaced_also_in_the_tables_of_a_sweep() -> None:
     ]
 
 
+@pytest.mark.parametrize("sweep", [{"model.asymmetry": ["sigma", "w"]}, {"model": [{"asymmetry": "w"}]}])
+def test_a_change_is_made_in_swept_tables_that_are_texts(sweep: dict[str, Any]) -> None:
+    [config] = configs_of({"sweep": sweep}, "model.asymmetry.kind=w", "model.asymmetry.fixed=4")
+    assert (config.model.asymmetry.kind, config.model.asymmetry.fixed) == ("w", 4)
+
+
+def test_a_change_is_made_in_a_table_that_is_a_text() -> None:
+    [config] = configs_of({"model": {"asymmetry": "w"}}, "model.asymmetry.fixed=4")
+    assert (config.model.asymmetry.kind, config.model.asymmetry.fixed) == ("w", 4)
+    [config] = configs_of({}, "model.asymmetry=w", "model.asymmetry.fixed=4")
+    assert (config.model.asymmetry.kind, config.model.asymmetry.fixed) == ("w", 4)
+    with pytest.raises(ConfigError, match="fixed has no effect with kind = 'none'"):
+        configs_of({"sweep": {"model.asymmetry": ["none", "w"]}}, "model.asymmetry.fixed=4")
+
+
+@pytest.mark.parametrize("name", ["sweep", "tune"])
+def test_a_change_of_listed_tables_drops_lists_of_what_is_inside_them(name: str) -> None:
+    lists: dict[str, Any] = {"local.lr": [1.0, 2.0]}
+    lists |= {"at": "best"} if name == "tune" else {}
+    changes, _ = parse_assignments([f"{name}.local=[{{lr=3.0}}]"])
+    found = read_experiment(BASE | {name: lists}, changes).config
+    assert (found.sweep if name == "sweep" else found.tune.grid) == {"local": [{"lr": 3.0}]}
+    assert (found.tune.at == "best") == (name == "tune")
+
+
 def test_overrides_may_be_tables_and_settings_of_a_sweep() -> None:
     sweep = {"strategy.name": ["full", "fedprox"], "local.epochs": [2, 3]}
     for overrides in ({"strategy": {"name": "local"}}, {"strategy.name": "local"}):
@@ -150,6 +175,22 @@ def test_a_value_that_is_a_table_is_replaced() -> None:
 def test_ranks_are_swept_without_the_largest_of_the_file() -> None:
     tables = {"model": {"adapter": {"kind": "lora", "ranks": [2, 4]}}, "sweep": {"model.adapter.ranks": [[2], [2, 16]]}}
     assert [config.model.adapter.rank for config in configs_of(tables)] == [2, 16]
+
+
+@pytest.mark.parametrize(
+    ("file", "swept", "found"),
+    [
+        ({"rank": 2}, {"ranks": [2, 4]}, (4, (2, 4))),
+        ({"ranks": [2, 4]}, {"rank": 4}, (4, ())),
+        ({"ranks": [2, 4]}, {"rank": 2}, (2, ())),
+    ],
+)
+def test_of_the_rank_and_the_ranks_a_swept_table_replaces_the_files(
+    file: dict[str, Any], swept: dict[str, Any], found: tuple[int, tuple[int, ...]]
+) -> None:
+    tables = {"model": {"adapter": {"kind": "lora", **file}}, "sweep": {"model.adapter": [swept]}}
+    [config] = configs_of(tables)
+    assert (config.model.adapter.rank, config.model.adapter.ranks) == found
 
 
 def test_no_argument_is_changed() -> None:
