@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from torch import nn
 
 from fedsim.config import Config
 from fedsim.data import Dataset, Examples
+from fedsim.errors import ConfigError
 from fedsim.federation.federation import federation_of
 from fedsim.results.folder import RunFolder
 
@@ -36,6 +38,13 @@ def tags() -> Dataset:
     examples = Examples(inputs, targets)
     train, test = (examples[torch.arange(start, end)] for start, end in ((0, 70), (70, 100)))
     return Dataset("tags", train, test, ("a", "b", "c"), vocabulary=WORDS)
+
+
+def unlabelled() -> Dataset:
+    """Return sentences of four sites, of which the third has no labels."""
+    found = sentences()
+    found.train.targets[torch.from_numpy(found.ids["site"] == 2)] = -100
+    return found
 
 
 class Tagger(nn.Module):
@@ -112,6 +121,20 @@ def test_figures_of_padded_tags_count_their_targets_whatever_the_method(
     # An accuracy is a number of targets divided by their number.
     counted = [row["value"] * row["n"] for row in rows if row["metric"] == "accuracy"]
     assert counted == pytest.approx(np.rint(counted), abs=1e-6)
+
+
+def test_a_client_without_a_target_that_counts_is_refused_before_the_run(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    # Its loss would be a mean over nothing, and so would the clients' mean.
+    config = tiny(
+        data={"name": f"{HERE}:unlabelled"},
+        model={"name": "text-cnn", **SMALL["text-cnn"]},
+        partition={"scheme": "natural"},
+    )
+    with pytest.raises(ConfigError, match="training set has no target at example 2, where all are -100; remove"):
+        play(config)
+    assert not list(tmp_path.rglob("*.jsonl"))
 
 
 def test_label_counts_are_of_the_targets_that_count(tiny: Callable[..., Config]) -> None:
