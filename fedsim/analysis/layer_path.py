@@ -1,7 +1,7 @@
 """A path of low loss between two models: one layer after the other moves, and what has not arrived is trained."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from numbers import Integral
@@ -76,7 +76,8 @@ def layer_path(
     -------
     pandas.DataFrame
         One row per evaluation: ``tick, layer, arrived, distance, n, loss, error`` with the layer that moves, the
-        number of layers that have arrived, and the L2 distance from the end, running statistics included.
+        number of layers that have arrived, and the L2 distance from the end, running statistics included. Integers,
+        such as masks, become those of the end as their layer arrives; where only they differ, in the last of two rows.
 
     Raises
     ------
@@ -115,6 +116,8 @@ def layer_path(
                 if not math.isfinite(rows[-1]["loss"]):
                     why = f": training diverged with lr = {lr:g}; lower it" if train_steps else ""
                     raise ValueError(f"after {tick:,} ticks the loss is not finite{why}")
+    if not tick and walk.finish_():
+        rows.append(walk.row(1, names[-1], data))
     return pd.DataFrame(rows)
 
 
@@ -155,11 +158,23 @@ class _Walk:
             for key in layer.keys:
                 entry, end = self._entries[key], self._end[key]
                 entry.copy_(end if length >= left else torch.lerp(entry, end.to(entry), length / left))
-            # Integers, such as a mask, cannot be mixed: they change with their layer's arrival, others with the last.
-            for key, entry in self._entries.items() if name in self._arrived else ():
-                if not moves(entry) and (owner_of(key) == name or self._arrived == self._layers.keys()):
-                    entry.copy_(self._end[key])
+        # Integers, such as a mask, cannot be mixed: they change with their layer's arrival, others with the last.
+        if self._arrived == self._layers.keys():
+            self.finish_()
+        elif name in self._arrived:
+            self._take_codes_({key for key in self._entries if owner_of(key) == name})
         self._spread_()
+
+    def finish_(self) -> bool:
+        """Give the model all integers of the end, such as masks; return whether some differed."""
+        return self._take_codes_(self._entries)
+
+    def _take_codes_(self, keys: Collection[str]) -> bool:
+        codes = [key for key in keys if not (moves(self._end[key]) or torch.equal(self._entries[key], self._end[key]))]
+        with torch.no_grad():
+            for key in codes:
+                self._entries[key].copy_(self._end[key])
+        return bool(codes)
 
     def train_(self, steps: int) -> None:
         """Train what has not arrived."""

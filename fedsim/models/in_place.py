@@ -72,7 +72,8 @@ def _changes_in_place(node: fx.Node, model: nn.Module) -> bool:
     name = _name(node)
     is_named_so = name.endswith("_") and not name.endswith("__")
     is_told_so = _has_option(node) and bool(_bound(node).get("inplace"))
-    return is_named_so or is_told_so or node.target in OPERATORS or name in OTHERS or "out" in node.kwargs
+    has_out = node.kwargs.get("out") is not None
+    return is_named_so or is_told_so or node.target in OPERATORS or name in OTHERS or has_out
 
 
 def _has_option(node: fx.Node) -> bool:

@@ -385,20 +385,35 @@ class Normalised(nn.Sequential):
 class Functional(nn.Module):
     """A chain of which a function takes one weight, scaled by a number of each unit."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
+        self.function = function
         self.first, self.weight = nn.Linear(128, 5), nn.Parameter(torch.randn(6, 5))
         self.bias, self.scale = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6).abs())
         self.last = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = relu(self.first(x.flatten(1)))
-        x = relu(nn.functional.linear(x, self.weight, self.bias)) * self.scale
+        x = relu(self.function(x, self.weight, self.bias)) * self.scale
         return self.last(relu(x))
 
 
-def test_weights_of_functions_count_and_sums_with_them_do_not() -> None:
-    model, states, inputs = models(Functional, count=2)
+@pytest.mark.parametrize(
+    "function",
+    [
+        nn.functional.linear,
+        lambda x, weight, bias: nn.functional.linear(bias=bias, weight=weight, input=x),
+        lambda x, weight, bias: torch.addmm(bias, x, weight.t()),
+        lambda x, weight, bias: bias.addmm(mat2=weight.t(), mat1=x),
+        lambda x, weight, bias: torch.baddbmm(bias, x[:, None], weight.t().expand(x.shape[0], 5, 6))[:, 0],
+        lambda x, weight, bias: torch.tensordot(x, weight, dims=([1], [1])) + bias,
+        lambda x, weight, bias: torch.inner(x, weight) + bias,
+    ],
+)
+def test_weights_of_functions_count_and_sums_with_them_do_not(
+    function: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> None:
+    model, states, inputs = models(lambda: Functional(function), count=2)
     members = []
     for state, keep in zip(states, (slice(0, 2), slice(2, None)), strict=True):
         member = {key: torch.zeros_like(value) for key, value in state.items()}
@@ -426,6 +441,23 @@ def test_with_scaled_biases_disjoint_models_are_added_with_powers_of_their_share
     one, other = (outputs(model, member, inputs) for member in members)
     torch.testing.assert_close(outputs(model, scaled, inputs), 0.3**4 * one + 0.7**4 * other, rtol=1e-12, atol=1e-12)
     assert not torch.allclose(outputs(model, merged, inputs), 0.3**4 * one + 0.7**4 * other)
+
+
+def test_what_is_added_to_a_product_counts_where_it_is_deeper() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(128, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.scale, self.fc = nn.Parameter(torch.randn(4)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x.flatten(1))
+            return self.fc(torch.addcmul(self.c(relu(self.b(x))), x, self.scale))
+
+    model, states, inputs = models(Added)
+    scaled = scale_biases(model, average(states), states, inputs, weights=WEIGHTS)
+    expected = sum(share**4 * state["fc.bias"] for share, state in zip(SHARES, states, strict=True))
+    torch.testing.assert_close(scaled["fc.bias"], expected)
 
 
 def test_depth_counts_along_the_longest_way_since_the_last_normalisation() -> None:

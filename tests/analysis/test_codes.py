@@ -115,5 +115,9 @@ def test_a_path_ends_at_the_second_model_and_a_reset_keeps_the_model_s() -> None
     states = masked(False)
     path = layer_path(Masked(), states[:2], INPUTS, TARGETS, step=math.inf, train_steps=0, keeps_variance=False)
     assert path["loss"].iloc[[0, -1]].tolist() == pytest.approx([loss(states[0]), loss(states[1])], abs=1e-5)
+    codes = {key: value for key, value in states[1].items() if not value.is_floating_point()}
+    path = layer_path(Masked(), [states[0], states[0] | codes], INPUTS, TARGETS)
+    assert path["loss"].tolist() == pytest.approx([loss(states[0]), loss(states[0] | codes)], abs=1e-5)
+    assert (path["distance"] == 0).all()
     reset = criticality(Masked(), states[:2], states[2], INPUTS, TARGETS, groups="full")
     assert reset["loss"].tolist() == pytest.approx([loss(mix(state, states[2], 1.0)) for state in states[:2]], abs=1e-5)

@@ -310,12 +310,14 @@ class Product(nn.Module):
             return self.c(a * a)
         if self.way == "matmul":
             return self.c((a[:, :, None] @ b[:, None]).diagonal(dim1=1, dim2=2))
+        if self.way == "tensordot":
+            return torch.tensordot(a.mul(b), self.c.weight, dims=([1], [1]))
         if self.way == "functional":
             return nn.functional.linear(a.mul(b), self.c.weight)
         return self.c(a.softmax(-1) * b if self.way == "softmax" else a * b)
 
 
-@pytest.mark.parametrize("way", ["mul", "square", "matmul", "functional", "softmax"])
+@pytest.mark.parametrize("way", ["mul", "square", "matmul", "functional", "tensordot", "softmax"])
 def test_the_powers_of_factors_add_up_and_a_softmax_has_none(way: str) -> None:
     model = Product(way)
     states = []
@@ -370,6 +372,7 @@ def test_homogeneous_activations_alone_keep_the_power(name: str) -> None:
         (lambda z: z.div(0.1, rounding_mode="floor"), None),
         (lambda z: z.var(1, keepdim=True) + z, None),
         (lambda z: z.floor(), None),
+        (lambda z: torch.addcmul(z, z, z), None),
         (lambda z: z + z.square(), None),
         (lambda z: z + z.new_ones(6), None),
         (lambda z: nn.functional.local_response_norm(z[:, :, None], 2)[..., 0], None),
@@ -382,6 +385,7 @@ def test_homogeneous_activations_alone_keep_the_power(name: str) -> None:
         (lambda z: z.amax(1, keepdim=True) + z.flip(1).mean(1, keepdim=True) - z.abs() / 3, 2),
         (lambda z: torch.cat([z[:, :2], z[:, 2:].relu()], 1).reshape(-1, 2, 3).transpose(1, 2).flatten(1), 2),
         (lambda z: z.square() * z, 4),
+        (lambda z: torch.addcmul(z.square(), z, tensor2=z), 3),
         (lambda z: z**2 / z.sum(1, keepdim=True), 2),
     ],
 )

@@ -11,7 +11,7 @@ from fedsim.models.graph import Operation
 from fedsim.models.norms import NORM_TYPES
 from fedsim.models.operation import weights_only
 from fedsim.models.params import Params, fit, fit_all
-from fedsim.models.products import PRODUCTS, WEIGHTED, factors_of, name_of
+from fedsim.models.products import SHAPES, addend_of, factors_of, is_product, name_of
 
 
 def scale_biases(
@@ -24,9 +24,9 @@ def scale_biases(
 ) -> Params:
     """Return the merged model with biases ``sum_i p_i ** l * b_i`` in its linear layers and convolutions of depth l.
 
-    The depth is the number of weighted sums on the longest path from the input, including the layer's own; embeddings
-    and modules that hold several weights count once. A normalisation removes the scale of its input, so that counting
-    restarts at its own weight. Buffers are no weights. All other entries do not change.
+    The depth is the number of weighted sums and products with weights on the longest path from the input, including
+    the layer's own; embeddings and modules that hold several weights count once. A normalisation removes the scale of
+    its input, so that counting restarts at its own weight. Buffers are no weights. All other entries do not change.
 
     If members share no hidden units, averaging scales a member's activations by ``p_i`` at each layer. With these
     biases the merged model of depth L then computes ``sum_i p_i ** L * f_i``, if it is a chain of weighted sums and of
@@ -74,24 +74,31 @@ def depths_of(operations: Sequence[Operation], root: nn.Module) -> list[int]:
     """Return how often the result of each operation, before its tail, was multiplied by weights since the last norm."""
     depths: list[int] = []
     finished: list[int] = []  # after the tail, which may normalise the result
-    given: set[int] = set()  # what does not depend on the input
+    without_input: set[int] = set()  # what does not depend on the input
     for place, each in enumerate(weights_only(operations, root)):
-        if each.node.op != "placeholder" and given.issuperset(each.inputs):
-            given.add(place)
-        depth = 0 if _is_norm(each, root) else max((finished[k] for k in each.inputs), default=0)
-        if name_of(each) in PRODUCTS | WEIGHTED:
-            depth = _of_product(each, finished, given)
+        is_shape = name_of(each) in SHAPES
+        if each.node.op != "placeholder" and (is_shape or without_input.issuperset(each.inputs)):
+            without_input.add(place)
+        restarts = is_shape or _is_norm(each, root)
+        depth = 0 if restarts else max((finished[k] for k in each.inputs), default=0)
+        if is_product(each):
+            depth = _of_product(each, finished, without_input)
         depths.append(depth + bool(each.entries))
         finished.append(0 if any(_is_norm(step, root) for step in each.tail) else depths[-1])
     return depths
 
 
-def _of_product(step: Operation, depths: Sequence[int], given: Container[int]) -> int:
-    """Return the depth of a product: that of its deepest factor from the input, and those of weights and of buffers."""
+def _of_product(step: Operation, depths: Sequence[int], without_input: Container[int]) -> int:
+    """Return the depth of a product: that of its deepest factor from the input, and those of weights and of buffers.
+
+    If more from the input is added, and is deeper, it is the depth of that.
+    """
     nodes = dict(zip(step.node.all_input_nodes, step.inputs, strict=True))
-    factors = [nodes[each] for each in factors_of(step.node, 2 if name_of(step) in WEIGHTED else None) if each in nodes]
-    weights = sum(depths[k] for k in factors if k in given)
-    return weights + max((depths[k] for k in factors if k not in given), default=0)
+    factors = [nodes[each] for each in factors_of(step) if each in nodes]
+    weights = sum(depths[k] for k in factors if k in without_input)
+    product = weights + max((depths[k] for k in factors if k not in without_input), default=0)
+    added = nodes.get(addend_of(step))
+    return product if added is None or added in without_input else max(product, depths[added])
 
 
 def _is_norm(step: Operation, root: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from torch import fx, nn
 from fedsim.models.graph import Operation
 from fedsim.models.norms import NORM_TYPES
 from fedsim.models.operation import weights_only
-from fedsim.models.products import PRODUCTS, WEIGHTED, factors_of, name_of
+from fedsim.models.products import SHAPES, addend_of, factors_of, is_product, name_of
 
 QUOTIENTS = {"truediv", "itruediv", "div", "divide", "truedivide"}
 SUMS = {"add", "iadd", "sub", "isub", "subtract", "rsub"}
@@ -31,7 +31,6 @@ HOMOGENEOUS = {
     *("pixelshuffle", "pixelunshuffle", "interpolate", "upsample", "upsamplingnearest2d", "upsamplingbilinear2d"),
     *("embedding", "embeddingbag"),
 }
-SHAPES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 
 
 def degrees_of(operations: Sequence[Operation], root: nn.Module) -> dict[int, int]:
@@ -78,9 +77,12 @@ def _degree(step: Operation, root: nn.Module, of: Mapping[fx.Node, int | None]) 
     if None in of.values() or (module is not None and _matrices(step, module) > 1):
         return None
     known = {node: degree for node, degree in of.items() if degree is not None}
-    if name in PRODUCTS | WEIGHTED | QUOTIENTS and not step.node.kwargs.get("rounding_mode"):
-        first, *others = (known.get(node, 0) for node in factors_of(step.node, 2 if name in WEIGHTED else None))
-        return first + (-sum(others) if name in QUOTIENTS else sum(others)) + bool(step.entries)
+    if (is_product(step) or name in QUOTIENTS) and not step.node.kwargs.get("rounding_mode"):
+        first, *others = (known.get(node, 0) for node in factors_of(step))
+        degree = first + (-sum(others) if name in QUOTIENTS else sum(others)) + bool(step.entries)
+        added = addend_of(step)
+        # Weights that are added are biases, which a layer's power leaves out too.
+        return degree if added is None or added.op == "get_attr" or known.get(added) == degree else None
     if name == "pow":
         power = step.node.args[1] if len(step.node.args) > 1 else None
         return power * sum(known.values()) if isinstance(power, int) else None
