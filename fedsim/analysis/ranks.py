@@ -1,4 +1,4 @@
-"""Rank correlations; nothing heavy is imported here."""
+"""Rank correlations; neither torch nor scipy is imported here."""
 
 import numpy as np
 import pandas as pd

@@ -371,6 +371,26 @@ def test_a_stale_update_is_the_one_before_and_only_of_a_client_that_had_one(
     assert {place for place, is_same in same.items() if is_same} == {(2, 3)}
 
 
+@pytest.mark.parametrize(("name", "options"), [("fedselect", {"every": 1}), ("flayer", {})])
+def test_a_stale_update_is_as_large_as_it_was(
+    name: str,
+    options: dict[str, Any],
+    tiny: Callable[..., Config],
+    play: Callable[..., RunFolder],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    norms: dict[tuple[int, int], float] = {}
+    step = Strategy.step
+
+    def watched(strategy: Strategy, server_round: int, received: Received) -> None:
+        norms.update({(server_round, update.client): update.norm for update in received.updates})
+        step(strategy, server_round, received)
+
+    monkeypatch.setattr(Strategy, "step", watched)
+    play(faulty(tiny, {"stale": 1.0, "clients": [2], "rounds": [4]}, name, strategy=options))
+    assert norms[4, 2] == norms[3, 2] != norms[4, 1]
+
+
 def test_a_round_in_which_faults_take_everybody_leaves_the_model_as_it_is(
     tiny: Callable[..., Config], play: Callable[..., RunFolder], caplog: pytest.LogCaptureFixture
 ) -> None:

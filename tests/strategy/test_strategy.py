@@ -450,7 +450,7 @@ def large(sizes: Iterable[float], **options: object) -> tuple[Received, Strategy
     return strategy.receive(1, map(reply, sent.values(), moved)), strategy
 
 
-def test_an_update_that_is_farther_from_what_its_client_received_than_the_limit_is_left_out() -> None:
+def test_an_update_that_is_farther_from_where_its_client_began_than_the_limit_is_left_out() -> None:
     received, _ = large([3.0, 3.1, 1e30], max_update_norm=3 * math.sqrt(2))
     assert [update.norm for update in received.updates] == [pytest.approx(3 * math.sqrt(2))]
     assert received.left_out[1].startswith("its update is larger than max_update_norm; its L2 distance from where ")

@@ -17,7 +17,7 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.config.content import Counted, check_unchanged
 from fedsim.errors import ClientError
 from fedsim.federation.client.evaluation import evaluate_clients, evaluate_trained
-from fedsim.federation.client.faulty import Reply, Request, Trained, train_with_faults
+from fedsim.federation.client.faulty import Measurable, Reply, Request, train_with_faults
 from fedsim.federation.client.state import (
     UPLOADED,
     is_unknown,
@@ -147,7 +147,7 @@ def _replies(federation: Federation, requests: Sequence[Request]) -> list[Reply]
     return [reply for reply, _ in _train(federation, requests)]
 
 
-def _train(federation: Federation, requests: Sequence[Request]) -> list[Trained]:
+def _train(federation: Federation, requests: Sequence[Request]) -> list[Measurable]:
     """Train one client, or a cohort, by the plan of the first message: it is the same for all.
 
     A client whose update is of no use has an error in place of its reply, and its neighbours keep theirs. With each
@@ -160,7 +160,7 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[Trained]
     finished = []
     for local, (params, training) in zip(started, trained, strict=True):
         finished.append(federation.finish_of(replace(local, params=params, sets=training.sets), local))
-    replies: list[Trained] = []
+    replies: list[Measurable] = []
     ended: list[tuple[Local, RecordDict]] = []
     for request, asked, local, result, (_, training) in zip(
         requests, instructions, started, finished, trained, strict=True

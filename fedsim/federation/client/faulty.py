@@ -27,13 +27,13 @@ from fedsim.strategy.messages import EARLIER, Instructions
 
 Request = tuple[Message, Context]
 Reply = RecordDict | ClientError
-Trained = tuple[Reply, Params]  # with from where the size of the update counts
+Measurable = tuple[Reply, Params]  # with from where the size of the update counts
 
 
 def train_with_faults(
     federation: Federation,
     requests: Sequence[Request],
-    train: Callable[[Sequence[Request]], list[Trained]],
+    train: Callable[[Sequence[Request]], list[Measurable]],
     *,
     dies: bool,
 ) -> list[Reply]:
@@ -130,6 +130,8 @@ def _remember(context: Context, reply: RecordDict) -> None:
         for name, value in messages.numbers_of(reply).items()
         if not name.startswith(f"{TRAINED}/")
     }
+    if (norm := messages.norm_of(reply)) is not None:
+        numbers[messages.NORM] = torch.tensor(norm, dtype=torch.float64)
     arrays[messages.METRICS] = messages.encode(numbers)
     context.state[EARLIER] = messages.record_of(
         {f"{name}/{key}": array for name, record in arrays.items() for key, array in record.items()}
@@ -146,6 +148,7 @@ def _again(federation: Federation, message: Message, context: Context) -> Record
     if not parts:
         return None
     metrics = {key: value.item() for key, value in messages.decode(parts.pop(messages.METRICS)).items()}
+    norm = metrics.pop(messages.NORM, None)
     # It does not train again.
     passed = (metric_name(UPLOADED, "train", f"{direction}_examples") for direction in ("forward", "backward"))
     metrics |= dict.fromkeys(passed, 0.0)
@@ -154,8 +157,10 @@ def _again(federation: Federation, message: Message, context: Context) -> Record
     sent = messages.decode(messages.arrays_of(reply, messages.ARRAYS))
     own = own_model(federation, context)
     start = start_of(message, own, sent)
-    if is_unknown(federation, message, start):
-        messages.say(reply, messages.NORM, size_of(sent, start, None))
+    if norm is None and is_unknown(federation, message, start):
+        norm = size_of(sent, start, None)
+    if norm is not None:
+        messages.say(reply, messages.NORM, norm)
     if Instructions.read(messages.settings_of(message.content)).probe:
         reply[messages.PROBE] = messages.encode({key: value for key, value in own.items() if key not in sent})
     return reply
