@@ -4,7 +4,7 @@ Zhou et al. 2023, Going beyond linear mode connectivity: the layerwise linear fe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from fedsim.analysis.features.features import Features
 from fedsim.analysis.features.linearity import Linearity
 from fedsim.analysis.features.moments import Moments, total
 from fedsim.analysis.features.sites import Site
-from fedsim.analysis.mixing.mixes import Against, Mix, Pair, Source, list_mixes, pairs_once
+from fedsim.analysis.mixing.mixes import Against, Mix, Pair, Source, different_codes, list_mixes, pairs_once
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.analysis.models import Models
 
@@ -126,7 +126,8 @@ def connectivity(
     models.compared(against)
     models = models.plain
     ends = pairs_once(None, len(models)) if against == "pairs" else against
-    mixes = list(list_mixes({"": ()}, len(models), ends, ts))
+    has_codes = bool(different_codes(models.model, models.compared()))
+    mixes = [replace(mix, has_codes=has_codes) for mix in list_mixes({"": ()}, len(models), ends, ts)]
     if bad := [t for t in additivity_ts if not 0 <= t <= 1]:
         raise ValueError(f"additivity_ts has {bad[0]}; each must be from 0 to 1")
     plan = _Plan(mixes, tuple(additivity_ts), tuple(models.shares) if against == "average" else (), exponential)

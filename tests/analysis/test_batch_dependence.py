@@ -20,15 +20,17 @@ CLASSES = torch.arange(3).repeat_interleave(N // 3)  # sorted, so that no two ba
 
 
 class OfTheBatch(nn.Module):
-    """Normalises by the statistics of whatever batch it is given."""
+    """Normalises by the statistics of whatever batch it is given, or subtracts a share of its mean."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float | None = None) -> None:
         super().__init__()
+        self.share = share
         self.first, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
         self.norm = nn.BatchNorm1d(8, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(relu(self.norm(self.first(x))))
+        h = self.first(x)
+        return self.out(relu(self.norm(h) if self.share is None else h - self.share * h.mean(0)))
 
 
 class Dropping(nn.Module):
@@ -77,6 +79,14 @@ def test_a_tolerance_needs_losses_of_single_examples(caplog: pytest.LogCaptureFi
     lines = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == 1
     assert "OfTheBatch on all examples, whatever the tolerance" in lines[0].getMessage()
+
+
+def test_a_small_dependence_on_the_batch_counts_too() -> None:
+    _, states, inputs = made()
+    table = barriers(OfTheBatch(0.02), states, inputs, CLASSES, groups="full", against="pairs", tolerance=0.5)
+    exact = barriers(OfTheBatch(0.02), states, inputs, CLASSES, groups="full", against="pairs")
+    assert table["n"].tolist() == [N] * 6
+    assert table["loss"].tolist() == exact["loss"].tolist()
 
 
 def test_losses_do_not_depend_on_what_was_measured_before() -> None:
@@ -139,10 +149,13 @@ def test_what_models_depend_on_is_found() -> None:
     inputs = made()[2][:5]
     for model, same, draws, draws_in_training in [
         (OfTheBatch(), False, False, False),
+        (OfTheBatch(share=0.01), False, False, False),
+        (nn.Linear(6, 3).bfloat16(), True, False, False),
         (Dropping(always=True), False, True, True),
         (Dropping(always=False), True, False, True),
         (nn.Linear(6, 3), True, False, False),
     ]:
+        inputs = inputs.to(next(model.parameters()).dtype)
         assert is_same_in_any_batch(model, inputs) is same
         assert draws_numbers(model, inputs) is draws
         assert draws_numbers(model, inputs, training=True) is draws_in_training

@@ -100,14 +100,15 @@ def test_stitched_models_have_each_layer_s_own_and_else_the_base_s(decides: bool
 @pytest.mark.parametrize("decides", [False, True])
 def test_features_are_of_the_base_s(decides: bool) -> None:
     states = masked(decides)
-    table = connectivity(Masked(decides), states, INPUTS, against=PAIRS, ts=(0.3,))
+    table = connectivity(Masked(decides), states, INPUTS, against=PAIRS, ts=(0.0, 0.3, 1.0))
     last = "out" if decides else "getitem"  # a module gives its outputs before they are ordered
     for row in table[table["layer"] == last].to_dict("records"):
         base, other = states[row["base"]], states[row["other"]]
         if decides:
             base, other = (state | {"out.order": torch.arange(3)} for state in (base, other))
-        features = 0.7 * outputs(base) + 0.3 * outputs(other)
-        expected = cosine_similarity(outputs(mix(base, other, 0.3)), features).mean().item()
+        t = row["t"]
+        features = (1 - t) * outputs(base) + t * outputs(other)
+        expected = cosine_similarity(outputs(mix(base, other, t)), features).mean().item()
         assert row["cosine"] == pytest.approx(expected, abs=1e-5)
 
 

@@ -196,13 +196,16 @@ def test_a_pair_costs_four_forward_passes(make: Callable[[], nn.Module]) -> None
     model, inputs = make().eval(), torch.zeros(60, 1, 8, 8)
     states = [{key: value + 0.01 * number for key, value in model.state_dict().items()} for number in range(3)]
     one = flops_of(lambda: model(inputs))
-    # Five probes are run as often as seven times.
-    probes = 7 * flops_of(lambda: model(inputs[:5]))
-    pair = flops_of(lambda: connectivity(model, states[:2], inputs, against="pairs")) - probes
+    two, three = Models(model, states[:2]), Models(model, states)
+    first, pair = (flops_of(lambda: connectivity(two, inputs, against="pairs")) for _ in range(2))
     # Without what does not commute for the first layer.
     assert 3 * one < pair <= 4 * one
-    average = flops_of(lambda: connectivity(model, states, inputs)) - probes
+    # The model is checked and traced once: five probes are run as often as seven times.
+    assert 0 < first - pair <= 7 * flops_of(lambda: model(inputs[:5]))
+    # Of a pair in both directions the mix is the same, and only the difference is measured again.
+    assert flops_of(lambda: connectivity(two, inputs, against=[(0, 1), (1, 0)])) < pair + one
     # Each state, its mix with the average and their difference; and the average.
+    average = flops_of(lambda: connectivity(three, inputs)) - (first - pair)
     assert average <= (3 * 3 + 1) * one
 
 

@@ -27,18 +27,24 @@ Recipe = tuple[Source, ...]
 
 @dataclass(frozen=True)
 class Mix:
-    """Model ``base`` whose layers of a group are ``(1 - t) * base + t * other``; both are indices of states."""
+    """Model ``base`` whose layers of a group are ``(1 - t) * base + t * other``; both are indices of states.
+
+    ``has_codes`` says that the models differ in integers, of which the mixed model has the base's, as in `Part`.
+    """
 
     group: str
     layers: frozenset[str]
     base: int
     other: int
     t: float
+    has_codes: bool = False
 
     @property
     def source(self) -> Source:
-        """The mix of whole models, which keeps the base's integers: two of the same weights may differ in these."""
-        return self.base if self.t == 0 else self.other if self.t == 1 else (self.base, self.other, self.t)
+        """The mix of whole models; equal ones have equal sources."""
+        if self.has_codes and self.t > 0:
+            return self.base, self.other, self.t
+        return source_of(self.base, self.other, self.t)
 
 
 @dataclass(frozen=True)
