@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from fedsim.config.config import Config
 from fedsim.config.tables import TuneConfig
-from fedsim.config.toml import parse_toml, read_key
+from fedsim.config.toml import parse_toml, path_of, read_key
 from fedsim.errors import ConfigError
 from fedsim.options import as_toml
 
@@ -138,7 +138,7 @@ def _kind_of(path: tuple[str, ...]) -> Kind:
     Of ``[sweep]`` and ``[tune]``, what the settings hold that are listed.
     """
     if path[0] in LISTS and len(path) == 2 and path[1] not in TuneConfig.model_fields:
-        path = tuple(path[1].split("."))
+        path = path_of(path[1])
     table: Any = Config
     for name in path:
         fields = table.model_fields if isinstance(table, type) and issubclass(table, BaseModel) else {}

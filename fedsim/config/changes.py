@@ -9,7 +9,7 @@ from fedsim.config.adapter import AdapterConfig
 from fedsim.config.asymmetry import AsymmetryConfig
 from fedsim.config.names import canonical
 from fedsim.config.tables import Choice, TuneConfig
-from fedsim.config.toml import Changes, with_settings
+from fedsim.config.toml import Changes, path_of, value_at, with_settings
 
 
 def with_changes(settings: Mapping[str, Any], changes: Changes, record: type[BaseModel]) -> dict[str, Any]:
@@ -30,8 +30,16 @@ def with_changes(settings: Mapping[str, Any], changes: Changes, record: type[Bas
     """
     result = dict(settings)
     for path, value in changes.items():
-        result = with_settings(result, {path: _merged(_at(result, path), value, _table_of(record, path))})
+        result = with_settings(result, {path: _merged(value_at(result, path), value, _table_of(record, path))})
     return result
+
+
+def as_changes(values: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Return changes by path from values by dotted setting.
+
+    A whole table goes before its own settings, so that neither undoes the other.
+    """
+    return {path_of(key): values[key] for key in sorted(values, key=lambda key: key.count("."))}
 
 
 def as_tables(value: Any, record: type[BaseModel] | None, path: tuple[str, ...] = ()) -> Any:
@@ -61,13 +69,6 @@ def _table_of(record: type[BaseModel] | None, path: tuple[str, ...]) -> type[Bas
         annotation: Any = field.annotation if field else None
         record = annotation if _is_record(annotation) else None
     return record
-
-
-def _at(settings: Any, path: tuple[str, ...]) -> Any:
-    """Return the value at a path; None if nothing is there."""
-    for name in path:
-        settings = settings.get(name) if isinstance(settings, Mapping) else None
-    return settings
 
 
 def _is_record(annotation: Any) -> bool:

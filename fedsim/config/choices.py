@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from fedsim.config.catalogue import Catalogue
 from fedsim.config.config import Config
+from fedsim.config.loss import LossConfig
+from fedsim.config.tables import DataConfig, FeaturesConfig, ModelConfig, PartitionConfig, StrategyConfig
 from fedsim.data import DATA
 from fedsim.data.flower_partitioners import FLOWER_PARTITIONERS, NO_SCHEMES
 from fedsim.data.flower_partitioners import PREFIX as SCHEME
@@ -24,7 +26,7 @@ CATALOGUES: dict[Kind, Catalogue] = {
     "strategies": Catalogue(
         STRATEGIES | FLOWER_RULES,
         "strategy",
-        "name",
+        StrategyConfig.KEY,
         ("model", "inputs"),
         NAMES,
         {PREFIX + name: reason for name, reason in NO_RULES.items()},
@@ -35,14 +37,16 @@ CATALOGUES: dict[Kind, Catalogue] = {
         # That package imports NumPy, and is written so that it needs nothing of fedsim.
         LazyTable.from_source("partitions", "PARTITIONS") | FLOWER_PARTITIONERS,
         "partition",
-        "scheme",
+        PartitionConfig.KEY,
         ("labels", "clients", "rng", "ids", "validation", "test"),
         refused={SCHEME + name: reason for name, reason in NO_SCHEMES.items()},
     ),
-    "features": Catalogue(FEATURES, "features", "skew", ("inputs", "client", "clients", "rng")),
-    "models": Catalogue(MODELS, "model", "name", ("shape", "classes", "vocabulary"), makes=Place("torch.nn", "Module")),
-    "losses": Catalogue(LOSSES, "loss", "name", ("outputs", "targets")),
-    "data": Catalogue(DATA, "data", "name", ("task",), makes=Place("fedsim.data", "Dataset")),
+    "features": Catalogue(FEATURES, "features", FeaturesConfig.KEY, ("inputs", "client", "clients", "rng")),
+    "models": Catalogue(
+        MODELS, "model", ModelConfig.KEY, ("shape", "classes", "vocabulary"), makes=Place("torch.nn", "Module")
+    ),
+    "losses": Catalogue(LOSSES, "loss", LossConfig.KEY, ("outputs", "targets")),
+    "data": Catalogue(DATA, "data", DataConfig.KEY, ("task",), makes=Place("fedsim.data", "Dataset")),
 }
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from fedsim.config.adapter import AdapterConfig
 from fedsim.config.asymmetry import AsymmetryConfig
 from fedsim.config.barriers import BarriersConfig
-from fedsim.config.changes import with_changes
+from fedsim.config.changes import as_changes, with_changes
 from fedsim.config.evaluation import EvaluationConfig
 from fedsim.config.expectation import Expectation
 from fedsim.config.faults import FaultsConfig
@@ -29,7 +29,7 @@ from fedsim.config.tables import (
     Table,
     TuneConfig,
 )
-from fedsim.config.toml import write_toml
+from fedsim.config.toml import path_of, write_toml
 from fedsim.config.track import TrackConfig
 from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError
@@ -158,16 +158,13 @@ class Config(Table):
         ConfigError
             If a combination is not a valid config.
         """
-        if nested := [key for key in self.sweep if key.split(".")[0] in ("sweep", "tune", *WITHOUT_EFFECT)]:
+        if nested := [key for key in self.sweep if path_of(key)[0] in ("sweep", "tune", *WITHOUT_EFFECT)]:
             raise ConfigError(f"{source}: [sweep] {nested[0]!r} cannot be swept; it does not change a run's numbers")
         check_count(self.sweep, f"{source}: [sweep]")
-        # A whole table goes before its own settings, so that neither undoes the other.
-        keys = sorted(self.sweep, key=lambda key: key.count("."))
         base = self.model_dump(exclude={"sweep", "tune"}, exclude_unset=True)
         configs = []
         for values in itertools.product(*(self.sweep[key] for key in self.sweep)):
-            chosen = dict(zip(self.sweep, values, strict=True))
-            changes = {tuple(key.split(".")): chosen[key] for key in keys}
+            changes = as_changes(dict(zip(self.sweep, values, strict=True)))
             where = f"{source} [sweep]" if changes else source
             configs.append(self.parse(with_changes(base, changes, type(self)), where))
         return configs

@@ -11,7 +11,7 @@ from fedsim.config.choices import CATALOGUES, custom_names, resolve
 from fedsim.config.config import Config
 from fedsim.config.custom import forget_changed
 from fedsim.config.tables import TuneConfig
-from fedsim.config.toml import Changes, plain_settings, read_toml, with_settings
+from fedsim.config.toml import Changes, path_of, plain_settings, read_toml, with_settings
 from fedsim.errors import ConfigError
 from fedsim.options import as_toml
 
@@ -109,7 +109,7 @@ def _changed(settings: dict[str, Any], changes: Changes) -> dict[str, Any]:
     ):
         del kept["tune"]
     changed = with_settings(kept, in_lists)
-    swept = [_path(key) for key in _lists(changed, "sweep")]
+    swept = [path_of(key) for key in _lists(changed, "sweep")]
     for path, value in changes.items():
         # What each table of the sweep has may be no setting without them, as the rank of an adapter that they choose.
         in_tables = any(_is_within(path, each) for each in swept) and not isinstance(value, Mapping)
@@ -118,7 +118,7 @@ def _changed(settings: dict[str, Any], changes: Changes) -> dict[str, Any]:
     for name in LISTS:
         lists = _lists(changed, name)
         _check_said_once(name, lists, changes)
-        tables = {key: _each_changed(_path(key), values, changes) for key, values in lists.items()}
+        tables = {key: _each_changed(path_of(key), values, changes) for key, values in lists.items()}
         changed |= {name: changed[name] | tables} if tables else {}
     return changed
 
@@ -126,7 +126,7 @@ def _changed(settings: dict[str, Any], changes: Changes) -> dict[str, Any]:
 def _check_said_once(name: str, lists: Mapping[str, Any], changes: Changes) -> None:
     """Check that changes do not set something and also list values of it."""
     for path, value in changes.items():
-        if again := [key for key in lists if _is_within(_path(key), path)]:
+        if again := [key for key in lists if _is_within(path_of(key), path)]:
             one, other = f"{'.'.join(path)} = {as_toml(value)}", f"{name}.{again[0]} = {as_toml(lists[again[0]])}"
             raise ConfigError(f"{one} and {other} are both set on top of the file; remove one of them")
 
@@ -137,9 +137,9 @@ def _without(settings: Mapping[str, Any], name: str, changes: Changes) -> dict[s
     What is inside a table of which a change lists values is left out too.
     """
     lists = _lists(settings, name)
-    listed = {_path(path[1]) for path in changes if path[0] == name and len(path) == 2}
-    gone = {key for key in lists if any(_is_within(_path(key), each) for each in changes)}
-    gone |= {key for key in lists if any(_is_within(_path(key), each) and _path(key) != each for each in listed)}
+    listed = {path_of(path[1]) for path in changes if path[0] == name and len(path) == 2}
+    gone = {key for key in lists if any(_is_within(path_of(key), each) for each in changes)}
+    gone |= {key for key in lists if any(_is_within(path_of(key), each) and path_of(key) != each for each in listed)}
     return {key: values for key, values in _table(settings, name).items() if key not in gone}
 
 
@@ -159,10 +159,6 @@ def _lists(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the lists of values that are swept or tuned, by setting."""
     own = TuneConfig.model_fields if name == "tune" else ()
     return {key: values for key, values in _table(settings, name).items() if key not in own}
-
-
-def _path(key: str) -> tuple[str, ...]:
-    return tuple(key.split("."))
 
 
 def _is_within(path: tuple[str, ...], table: tuple[str, ...]) -> bool:

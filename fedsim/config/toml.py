@@ -159,6 +159,18 @@ def with_settings(settings: Mapping[str, Any], changes: Changes) -> dict[str, An
     return result
 
 
+def path_of(key: str) -> tuple[str, ...]:
+    """Return the path of a dotted setting."""
+    return tuple(key.split("."))
+
+
+def value_at(settings: Any, path: Iterable[str]) -> Any:
+    """Return the value at a path of nested settings; None if nothing is there."""
+    for name in path:
+        settings = settings.get(name) if isinstance(settings, Mapping) else None
+    return settings
+
+
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings with dotted keys."""
     found: dict[str, Any] = {}

@@ -8,7 +8,6 @@ import pytest
 from fedsim.config import Config
 from fedsim.config.assignments import parse_assignments
 from fedsim.config.changes import with_changes
-from fedsim.config.choices import CATALOGUES
 from fedsim.config.experiment_file import read_experiment, read_overrides
 from fedsim.errors import ConfigError
 
@@ -199,8 +198,3 @@ def test_no_argument_is_changed() -> None:
     before = copy.deepcopy((settings, changes))
     assert with_changes(settings, changes, Config) == {"local": {"lr_scale": {"fc1": 2.0, "fc2": 3.0}}}
     assert (settings, changes) == before
-
-
-@pytest.mark.parametrize("catalogue", CATALOGUES.values(), ids=CATALOGUES)
-def test_a_table_knows_the_setting_by_which_it_chooses(catalogue: Any) -> None:
-    assert catalogue.key == Config.model_fields[catalogue.table].annotation.KEY  # type: ignore[union-attr]

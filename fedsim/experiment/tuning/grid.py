@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsim.config import Config, as_toml, choices, naming, short_hash
-from fedsim.config.changes import with_changes
+from fedsim.config.changes import as_changes, with_changes
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import check_count
 from fedsim.config.toml import flat
@@ -153,10 +153,7 @@ def _candidates(config: Config, configs: Sequence[Config], where: str) -> list[C
 
 
 def _with_values(config: Config, values: Mapping[str, Any], source: str) -> Config:
-    # A whole table goes before its own settings, so that neither undoes the other.
-    keys = sorted(values, key=lambda key: key.count("."))
-    changes = {tuple(key.split(".")): values[key] for key in keys}
-    settings = with_changes(config.model_dump(exclude_unset=True), changes, Config)
+    settings = with_changes(config.model_dump(exclude_unset=True), as_changes(values), Config)
     return choices.resolve(Config.parse(settings, source))
 
 

@@ -7,7 +7,7 @@ from fedsim.config import Config, as_toml
 from fedsim.config.choices import CATALOGUES, is_name
 from fedsim.config.config import WITHOUT_EFFECT
 from fedsim.config.expectation import Expectation
-from fedsim.config.toml import flat
+from fedsim.config.toml import flat, path_of, value_at
 from fedsim.errors import ConfigError
 
 
@@ -25,10 +25,7 @@ def _meant(value: Any) -> list[Any]:
 
 def setting_of(config: Config, key: str) -> Any:
     """Return the value of a setting, None without one."""
-    value: Any = config.model_dump(mode="json")
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
+    return value_at(config.model_dump(mode="json"), path_of(key))
 
 
 def reference_config(
