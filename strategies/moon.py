@@ -46,10 +46,10 @@ class Moon(Strategy, shared="all"):
 
     Notes
     -----
-    Features are the input of the head; the paper adds a projection head of two layers before it. Of a sequence of
-    targets, the features at those that count are compared, as one vector. In a client's first
-    round its last model is the global one, so that the term is constant. The frozen models normalise by the
-    mini-batch's statistics, as the trained one does. It takes two forward passes more per step.
+    Features are the input of the head; the paper adds a projection head of two layers before it. For sequences, only
+    features at targets that count are compared, joined to one vector. In a client's first round its last model is the
+    global one, so that the term is constant. The frozen models normalise by the mini-batch's statistics, as the trained
+    one does. It takes two forward passes more per step.
     """
 
     client_rule = MoonRule

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.models.params import state_of
 from fedsim.training import ClientRule, LocalPlan, LocalSettings, LocalTask, Phase, Ruled, Step, train_, train_cohort
-from fedsim.training.precision import computing_in
+from fedsim.training.precision import computing_in, in_precision
 from tests.training.test_optimizers import EACH, assert_equal, data, net
 from tests.training.torch_loop import optimizer_of
 
@@ -72,11 +72,14 @@ class GroupNormDtypes(TorchDispatchMode):
 
 
 def test_a_group_norm_takes_and_gives_bfloat16_and_computes_in_float32() -> None:
-    conv, norm, inputs = nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), torch.randn(3, 1, 6, 6)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4))
+    inputs = torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     with computing_in("bfloat16", inputs.device), GroupNormDtypes() as dtypes:
-        taken = conv(inputs)
-        assert norm(taken).dtype == taken.dtype == torch.bfloat16
+        taken = model[0](inputs)
+        assert model[1](taken).dtype == taken.dtype == torch.bfloat16
     assert dtypes.seen == [torch.float32]
+    assert torch.equal(in_precision(model, "bfloat16")(inputs), model[1](taken.float()).bfloat16().float())
+    assert torch.equal(in_precision(model[1], "bfloat16")(taken.float()), model[1](taken.float()))
 
 
 @pytest.mark.parametrize("rule", [ClientRule, Doubled])
