@@ -67,7 +67,7 @@ def of_models(function: Callable[Concatenate[Models, P], T]) -> Measurement[P, T
         inputs = data.inputs if isinstance(data, Data) else given.get("inputs")
         with explained(models, inputs, data), torch.inference_mode(False):  # where tensors say what changes them
             if isinstance(inputs, Tensor):
-                models.check_leaves(inputs)
+                models.check_keeps_inputs(inputs)
             return cast(Callable[..., T], function)(models, **given)
 
     return cast(Measurement[P, T], call)

@@ -93,8 +93,8 @@ class Models:
     def __len__(self) -> int:
         return len(self.states)
 
-    def check_leaves(self, inputs: Tensor) -> None:
-        """Check that the model leaves inputs as they are: a further pass, and the caller, would get others.
+    def check_keeps_inputs(self, inputs: Tensor) -> None:
+        """Check that the model does not write to its inputs, which later passes and the caller use again.
 
         Raises
         ------
@@ -102,17 +102,17 @@ class Models:
             If it writes to them.
         """
         kind = (inputs.shape[1:], inputs.dtype, inputs.device)
-        if len(inputs) and kind not in self._checked:
+        if len(inputs) and kind not in self._kinds_kept:
             if writes_to_inputs(self.model, inputs[:2]):
                 raise ValueError(
-                    f"{type(self.model).__name__} changes its inputs in place, and would change your data; let its "
-                    "forward begin with inputs = inputs.clone()"
+                    f"{type(self.model).__name__} changes its inputs in place, and would change your data; set "
+                    "inplace=False in its first layer, or let its forward begin with a copy of its inputs"
                 )
-            self._checked.add(kind)
+            self._kinds_kept.add(kind)
 
     @cached_property
-    def _checked(self) -> set[tuple[object, ...]]:
-        """Kinds of inputs that the model leaves as they are."""
+    def _kinds_kept(self) -> set[tuple[object, ...]]:
+        """Kinds of inputs to which the model does not write."""
         return set()
 
     @cached_property

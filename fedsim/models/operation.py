@@ -16,10 +16,6 @@ class NotTraceableError(Exception):
     """A model that cannot be written as a graph of operations that take examples one by one."""
 
 
-class RandomError(NotTraceableError):
-    """A model that gives other outputs each time."""
-
-
 class Entry(NamedTuple):
     """One of the weights of an operation."""
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from fedsim.models.copies import copy_of
 from fedsim.models.draws import are_equal, same_draws, stream_states
 from fedsim.models.frozen import train_mode_
-from fedsim.models.operation import NotTraceableError, RandomError
+from fedsim.models.operation import NotTraceableError
 from fedsim.models.params import moves
 from fedsim.models.tensors import tensors_in
 
@@ -55,7 +55,7 @@ def outputs_of(used: nn.Module, fresh: nn.Module, probes: Tensor) -> Tensor:
         has_changed = _has_changed(kept, _kept(used))
         outputs = used(probes)
         if not are_equal(before, stream_states(probes.device)):
-            raise RandomError("it draws random numbers in evaluation mode")
+            raise NotTraceableError("it draws random numbers in evaluation mode")
     if not isinstance(outputs, Tensor) or not isinstance(of_fresh, Tensor):
         raise NotTraceableError("it does not map one input to one tensor")
     if not outputs.isfinite().all():

@@ -1,6 +1,7 @@
 """Models whose outputs depend on the batch or on random numbers, against loading and evaluating each mixed model."""
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -128,6 +129,23 @@ def test_recomputed_statistics_and_losses_of_equal_models_are_equal_though_they_
         assert np.ptp(table["loss"]) < 1e-6
         assert table["loss_mean_ends"].abs().max() < 1e-6
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Sometimes(Dropping):
+    """Does not always call the same layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if len(x) > 5 else self.first(x) @ self.first.weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit:FutureWarning")
+@pytest.mark.parametrize("make", [Dropping, Sometimes, lambda always: torch.jit.script(Dropping(always))])
+def test_features_of_equal_models_are_equal_though_they_draw(make: Callable[[bool], nn.Module]) -> None:
+    model, inputs = make(True), made()[2]
+    state = model.state_dict()
+    table = connectivity(model, [state, {key: value.clone() for key, value in state.items()}], inputs, threads=3)
+    assert table["cosine"].tolist() == pytest.approx([1.0] * len(table), abs=1e-6)
+    assert table["cosine_ends"].tolist() == pytest.approx([1.0] * len(table), abs=1e-6)
 
 
 def test_dropout_in_place_leaves_the_inputs_that_statistics_are_recomputed_from() -> None:

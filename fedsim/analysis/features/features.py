@@ -17,7 +17,6 @@ from fedsim.analysis.mixing.traced import Tracer, in_order, prepared, say_once
 from fedsim.errors import first_line
 from fedsim.models.copies import copy_of
 from fedsim.models.graph import NotTraceableError, probes_of
-from fedsim.models.operation import RandomError
 from fedsim.models.params import Params
 from fedsim.training.evaluation import batch_sizes, examples_at_a_time
 
@@ -71,7 +70,7 @@ class Walks:
             return OperationWalk(self._tracer.traced(inputs))
         except NotTraceableError as reason:
             try:
-                walk = ModuleWalk(self._tracer.model, probes_of(inputs), draws=isinstance(reason, RandomError))
+                walk = ModuleWalk(self._tracer.model, probes_of(inputs), draws=self._tracer.draws(inputs))
             except DifferentCallsError as problem:
                 return self._outputs(inputs, problem)
             self._say("what its layers' modules give", reason)
@@ -79,7 +78,8 @@ class Walks:
 
     def _outputs(self, inputs: Tensor, problem: DifferentCallsError) -> Walk:
         self._say("its outputs alone", problem)
-        return ModuleWalk(self._tracer.model, probes_of(inputs), by_layer=False)
+        draws = self._tracer.draws(inputs)
+        return ModuleWalk(self._tracer.model, probes_of(inputs), by_layer=False, draws=draws)
 
     def _say(self, what: str, reason: NotTraceableError) -> None:
         say_once(self._tracer.origin, f"features of {type(self._tracer.model).__name__} are {what}: {reason}")

@@ -168,7 +168,8 @@ class Tracer:
             ("function", *_kind(inputs)),
             lambda: (
                 not is_compiled(self.model)
-                and not any(holds(self.model, inputs) for holds in (writes_to_state, keeps_something, draws_numbers))
+                and not any(holds(self.model, inputs) for holds in (writes_to_state, keeps_something))
+                and not self.draws(inputs)
             ),
         )
 
