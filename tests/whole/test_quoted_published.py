@@ -6,7 +6,7 @@ import pytest
 from tests.whole.quoted import RESULTS, assert_near, assert_quoted, assert_row, is_shown, over_seeds, read, tables_of
 
 PAGE = "experiments/published/README.md"
-PFEDME, THESIS = "| | published (unverified)", "| accuracy, %"
+PFEDME, NETWORK, THESIS = "| | published (unverified)", "| hidden layer", "| accuracy, %"
 HEADING = "| accuracy, % | published | here, by seed | mean |"
 SERVERS = "| server optimisers, accuracy"
 OPTIMISERS, LABELS = "| global accuracy, % | FedAvg", "| global accuracy, % | i.i.d."
@@ -22,7 +22,7 @@ def ranking(name: str) -> pd.DataFrame:
 
 
 def test_each_table_is_recomputed() -> None:
-    known = (PFEDME, THESIS, SERVERS, OPTIMISERS, LABELS)
+    known = (PFEDME, NETWORK, THESIS, SERVERS, OPTIMISERS, LABELS)
     assert all(heading.startswith(known) for heading in tables_of(PAGE)), "add a committed table and a test for it"
 
 
@@ -41,6 +41,23 @@ def test_pfedme(label: str, method: str, models: tuple[str, ...], strategy: str,
     assert_row(
         PAGE, PFEDME, label, [*(100 * pd.concat([released[[each]] for each in models])), *here["maximum"]], skipped=2
     )
+
+
+def test_pfedme_with_a_hidden_layer() -> None:
+    rows = read("published/pfedme_network.csv").set_index(["strategy", "model"])["maximum"]
+    names = rows.index.get_level_values("strategy").str.extract(r":(\w+)", expand=False)
+    published = {("FedAvg", "global"): 83.64, ("PFedMe", "global"): 84.17, ("PFedMe", "personalised"): 86.36}
+    below, apart = [], []
+    for label, ((name, model), mean) in zip(
+        ("FedAvg", "pFedMe, global", "pFedMe, personal"), published.items(), strict=True
+    ):
+        here = rows[(names == name) & (rows.index.get_level_values("model") == model)]
+        assert len(here) == 10
+        assert_row(PAGE, NETWORK, label, [mean, here.mean(), here.std()])
+        below.append(mean - here.mean())
+        apart.append(below[-1] / here.std())
+    assert_quoted(PAGE, "The means are {}, {} and {} points below", *below)
+    assert_quoted(PAGE, "none by more than {} of our standard deviations", max(apart))
 
 
 @pytest.mark.parametrize(
