@@ -22,7 +22,7 @@ from fedsim.models.copies import loaded
 from fedsim.models.distance import norm
 from fedsim.models.layer import Layer
 from fedsim.models.layer_reading import owner_of
-from fedsim.models.params import moves, state_of
+from fedsim.models.params import is_equal, moves, state_of
 from fedsim.models.variance import variances
 from fedsim.seeds import rng
 from fedsim.training.evaluation import evaluate
@@ -170,7 +170,7 @@ class _Walk:
         return self._take_codes_(self._entries)
 
     def _take_codes_(self, keys: Collection[str]) -> bool:
-        codes = [key for key in keys if not (moves(self._end[key]) or torch.equal(self._entries[key], self._end[key]))]
+        codes = [key for key in keys if not (moves(self._end[key]) or is_equal(self._entries[key], self._end[key]))]
         with torch.no_grad():
             for key in codes:
                 self._entries[key].copy_(self._end[key])

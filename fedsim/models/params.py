@@ -207,6 +207,12 @@ def moves(value: Tensor) -> bool:
     return (value.is_floating_point() and value.dtype.itemsize > 1) or value.is_complex()
 
 
+def is_equal(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors of one type are equal, of float8 too, which torch compares by its bits alone."""
+    is_narrow = one.dtype.itemsize == 1 and one.dtype.is_floating_point
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8)) if is_narrow else torch.equal(one, other)
+
+
 def lerp(start: Params, end: Params, t: float) -> Params:
     """Return ``(1 - t) * start + t * end``; exact at 0 and at 1; other entries stay the start's."""
     return {key: (1 - t) * value + t * end[key] if moves(value) else value for key, value in start.items()}

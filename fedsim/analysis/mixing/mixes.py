@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Literal
 
-import torch
 from torch import nn
 
 from fedsim.analysis.arguments import check_numbers
@@ -13,7 +12,7 @@ from fedsim.analysis.mixing.names import AVERAGE, PAIR_TS
 from fedsim.models.layer_reading import owner_of
 from fedsim.models.layers import Layers
 from fedsim.models.norms import counter_keys
-from fedsim.models.params import Params, moves
+from fedsim.models.params import Params, is_equal, moves
 
 Pair = tuple[int, int]
 # What models are compared with: their average, one another, or these pairs (base, other), where other may be AVERAGE.
@@ -70,7 +69,7 @@ def different_codes(model: nn.Module, states: Sequence[Params]) -> tuple[str, ..
     """Return the keys of integers, such as masks and indices, that states do not have in common; no counters."""
     first, counters = states[0], counter_keys(model)
     codes = [key for key, value in first.items() if not moves(value) and key not in counters]
-    return tuple(key for key in codes if not all(torch.equal(state[key], first[key]) for state in states))
+    return tuple(key for key in codes if not all(is_equal(state[key], first[key]) for state in states))
 
 
 def parts_of(layers: Layers, normalisation: Normalisation, codes: Sequence[str] = ()) -> tuple[Part, ...]:
