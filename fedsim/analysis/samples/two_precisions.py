@@ -19,7 +19,7 @@ from fedsim.training.evaluation import Evaluation
 # Examples that each model is evaluated on in float32 at least: enough to know how far the two precisions differ.
 FEWEST = 16
 # Time of an example in bfloat16 relative to one in float32, on a processor with instructions for it: about that of cnn
-# in benchmarks/precisions.py, where resnet18 has 0.85.
+# in benchmarks/precisions.py, where resnet18 has 0.73.
 COST = 0.6
 # Relative rounding of a number in bfloat16, with 8 significant bits: about its root mean square; at most twice as much.
 ROUNDING = 2**-9
