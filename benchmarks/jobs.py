@@ -8,7 +8,6 @@ plain loop over tensors in memory, without any record. Jobs take turns, so that 
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from benchmarks.child import MARK, QUIET_ENV, ROOT, Child, own_mark
 from benchmarks.environments import PEERS, environment
 from benchmarks.job import BATCH, CLIENTS, EXAMPLES, LR, MOMENTUM, Job, settings_of
 from benchmarks.machine import describe
-from benchmarks.processes import Others, PeakMemory, cpu_seconds, marked
+from benchmarks.processes import Others, PeakMemory, cpu_seconds, ended_cpu_seconds, marked
 from benchmarks.results import save, show
 
 ROUNDS, RUNS = 20, 30
@@ -96,7 +95,7 @@ class Jobs:
             text += f"\n[sweep]\nseed = {list(range(runs))}\n"
         (out / "job.toml").write_text(text)
         mark = f"{own_mark()}{self._number}"
-        before, start, peak = _cpu_seconds_of_children(), time.perf_counter(), PeakMemory()
+        before, start, peak = ended_cpu_seconds(), time.perf_counter(), PeakMemory()
         with (out / "log").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "fedsim", "run", str(out / "job.toml"), "--out", str(out)],
@@ -109,7 +108,7 @@ class Jobs:
         seconds = time.perf_counter() - start
         if code:
             raise RuntimeError((out / "log").read_text().strip().splitlines()[-1])
-        cpu = _cpu_seconds_of_children() - before
+        cpu = ended_cpu_seconds() - before
         return {"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak.bytes / 1e6}
 
     def peer(self, name: str, model: str, rounds: int, *, watched: bool = False) -> Figures:
@@ -127,12 +126,6 @@ class Jobs:
                 with peak.of(child.mark):
                     child.ask(model=model, clients=CLIENTS, evaluate=True)
         return {"seconds": time.perf_counter() - start, "cpu_seconds": cpu, "peak_mb": peak.bytes / 1e6}
-
-
-def _cpu_seconds_of_children() -> float:
-    """Return the processor time of all children that have ended, with their own children."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def in_turn(variants: dict[str, Callable[..., Figures]], repeats: int) -> list[dict[str, Any]]:
@@ -187,13 +180,14 @@ def whole_jobs(jobs: Jobs, options: argparse.Namespace) -> list[dict[str, Any]]:
 def sweep(jobs: Jobs, options: argparse.Namespace, single: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Measure a sweep; peers have none, so that theirs takes as long as that many jobs one after the other."""
     given = {"part": "sweep", "model": "mlp", "strategy": "fedavg", "runs": options.runs, "rounds": options.rounds}
-    ours = given | {"simulator": OURS} | jobs.fedsim("mlp", "fedavg", options.rounds, options.runs)
-    rows = [ours]
+    # Its processes are not all children of children, so that their processor time and memory are not known.
+    seconds = jobs.fedsim("mlp", "fedavg", options.rounds, options.runs)["seconds"]
+    rows = [given | {"simulator": OURS, "seconds": seconds}]
     for row in single:
         if (row["model"], row["strategy"]) == ("mlp", "fedavg") and row["simulator"] != OURS and "seconds" in row:
-            times = {name: options.runs * row[name] for name in ("seconds", "cpu_seconds")}
-            rows.append(given | {"simulator": row["simulator"]} | times | {"note": "one after the other, extrapolated"})
-    rows = [row | {"times_fedsim": row["seconds"] / ours["seconds"]} for row in rows]
+            whole = {"seconds": options.runs * row["seconds"], "note": "one after the other, extrapolated"}
+            rows.append(given | {"simulator": row["simulator"]} | whole)
+    rows = [row | {"times_fedsim": row["seconds"] / seconds} for row in rows]
     show(f"A sweep of {options.runs} runs", rows, JOB_COLUMNS)
     return rows
 

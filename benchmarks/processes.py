@@ -1,6 +1,7 @@
 """Processor time and memory of a child with all processes that it started, and of all other processes."""
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,12 @@ def cpu_seconds(pids: list[int]) -> float:
         with suppress(OSError):
             total += sum(map(int, (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[11:13]))
     return total / TICKS
+
+
+def ended_cpu_seconds() -> float:
+    """Return the processor time of all children that have ended, with their own children."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def pss_bytes(pids: list[int]) -> int:
@@ -90,4 +97,6 @@ class Others:
             return time.perf_counter(), 0.0, 0.0
         fields = [int(value) for value in (PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]]
         busy = (sum(fields) - fields[3] - fields[4]) / TICKS  # all states except idle and waiting
-        return time.perf_counter(), busy, time.process_time() + cpu_seconds(marked(self._mark))
+        # Of our own processes some have ended since.
+        own = time.process_time() + ended_cpu_seconds() + cpu_seconds(marked(self._mark))
+        return time.perf_counter(), busy, own
