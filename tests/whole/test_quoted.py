@@ -768,6 +768,19 @@ def benchmark(name: str) -> pd.DataFrame:
     return pd.DataFrame(json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"])
 
 
+def test_how_long_whole_jobs_take() -> None:
+    rows = benchmark("jobs")
+    jobs, sweeps = (rows[rows["part"] == part].set_index("simulator") for part in ("jobs", "sweep"))
+    labels = ("fedsim", "Flower's own simulation", "fluke 0.8.1", "FedLab 1.3.0")
+    for label, name in zip(labels, ("fedsim", "flower", "fluke", "fedlab"), strict=True):
+        job, whole = jobs.loc[name], sweeps.loc[name]
+        values = [job["seconds"], job["times_fedsim"], job["peak_mb"] / 1000, whole["seconds"], whole["times_fedsim"]]
+        assert_row(
+            PERFORMANCE, "| `mlp`, FedAvg", label, values if name != "fedsim" else [values[0], values[2], values[3]]
+        )
+    assert sweeps["times_fedsim"].nsmallest(2).iloc[1] > 2, "twice as fast as the best peer"
+
+
 def test_how_long_barriers_take() -> None:
     [shown] = [rows for heading, rows in tables_of(PERFORMANCE).items() if heading.startswith("| | mixed models")]
     measured = benchmark("barriers")[["mixed_models", "examples", "plain_seconds", "seconds", "faster_by"]]
