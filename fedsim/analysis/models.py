@@ -20,6 +20,7 @@ from fedsim.analysis.features.features import Features, Walks
 from fedsim.analysis.mixing.average import average_of
 from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
 from fedsim.analysis.mixing.mixes import Against, Normalisation, Source, ends_of, is_average
+from fedsim.analysis.mixing.traced import kind_of
 from fedsim.models.asymmetry import fixed_entries, merge_fixed_, plain_weights
 from fedsim.models.copies import copy_of
 from fedsim.models.layers import Layers
@@ -101,7 +102,7 @@ class Models:
         ValueError
             If it writes to them.
         """
-        kind = (inputs.shape[1:], inputs.dtype, inputs.device)
+        kind = kind_of(inputs)
         if len(inputs) and kind not in self._kinds_kept:
             if writes_to_inputs(self.model, inputs[:2]):
                 raise ValueError(

@@ -13,7 +13,7 @@ from fedsim.analysis.features.sources import Sources
 from fedsim.analysis.features.walks import DifferentCallsError, ModuleWalk, OperationWalk, Values, Walk
 from fedsim.analysis.mixing.mixes import Source
 from fedsim.analysis.mixing.paired import check_inputs
-from fedsim.analysis.mixing.traced import Tracer, in_order, prepared, say_once
+from fedsim.analysis.mixing.traced import Tracer, in_order, kind_of, prepared, say_once
 from fedsim.errors import first_line
 from fedsim.models.copies import copy_of
 from fedsim.models.graph import NotTraceableError, probes_of
@@ -46,7 +46,7 @@ class Walks:
         ValueError
             If there are no inputs.
         """
-        kind = (inputs.shape[1:], inputs.dtype, inputs.device)
+        kind = kind_of(inputs)
         if kind not in self._found:
             self._found[kind] = self._find(inputs)
         return self._found[kind]
@@ -57,7 +57,7 @@ class Walks:
 
     def after(self, inputs: Tensor, problem: NotTraceableError) -> Walk:
         """Return another walk for inputs of this shape, as the one so far has failed."""
-        kind = (inputs.shape[1:], inputs.dtype, inputs.device)
+        kind = kind_of(inputs)
         if isinstance(problem, DifferentCallsError):
             self._found[kind] = self._outputs(inputs, problem)
         else:

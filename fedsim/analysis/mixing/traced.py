@@ -141,7 +141,7 @@ class Tracer:
         ValueError
             If there are no inputs.
         """
-        kind = _kind(inputs)
+        kind = kind_of(inputs)
         if kind not in self._found:
             probes = probes_of(inputs)
             model = copy_of(self.model, shares_parameters=True)
@@ -156,7 +156,7 @@ class Tracer:
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Return what the model gives for two of the inputs."""
-        kind = _kind(inputs)
+        kind = kind_of(inputs)
         if kind not in self._outputs:
             with torch.inference_mode(), same_draws(inputs.device):
                 self._outputs[kind] = copy_of(self.model)(probes_of(inputs)[:2])
@@ -165,7 +165,7 @@ class Tracer:
     def is_function(self, inputs: Tensor) -> bool:
         """Return whether the model is a function of its inputs and weights, which keeps nothing of a call."""
         return self._answer(
-            ("function", *_kind(inputs)),
+            ("function", *kind_of(inputs)),
             lambda: (
                 not is_compiled(self.model)
                 and not any(holds(self.model, inputs) for holds in (writes_to_state, keeps_something))
@@ -175,12 +175,12 @@ class Tracer:
 
     def is_same_in_any_batch(self, inputs: Tensor) -> bool:
         """Return whether what the model gives for an example is the same in another batch, and in another call."""
-        return self._answer(("same", *_kind(inputs)), lambda: is_same_in_any_batch(self.model, probes_of(inputs)))
+        return self._answer(("same", *kind_of(inputs)), lambda: is_same_in_any_batch(self.model, probes_of(inputs)))
 
     def draws(self, inputs: Tensor, *, training: bool = False) -> bool:
         """Return whether the model draws from the global random streams, in evaluation mode or in training mode."""
         return self._answer(
-            ("draws", training, *_kind(inputs)),
+            ("draws", training, *kind_of(inputs)),
             lambda: draws_numbers(self.model, probes_of(inputs), training=training),
         )
 
@@ -191,7 +191,7 @@ class Tracer:
 
     def refuse(self, inputs: Tensor, reason: NotTraceableError) -> None:
         """Let the model be run as a whole on inputs of this shape from now on."""
-        self._found[_kind(inputs)] = reason
+        self._found[kind_of(inputs)] = reason
 
 
 @contextmanager
@@ -203,5 +203,6 @@ def graph_errors() -> Iterator[None]:
         raise NotTraceableError(f"its graph cannot be run ({first_line(error)})") from error
 
 
-def _kind(inputs: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+def kind_of(inputs: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    """Return what a model is probed once for: the shape of an example, its type and its device."""
     return inputs.shape[1:], inputs.dtype, inputs.device

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Largest difference of outputs that compute the same, relative to the largest output.
-ROUNDING = 1e-4
+from fedsim.models.purity import is_close
 
 
 class _OfTexts(nn.Module):
@@ -49,7 +48,7 @@ def of_images(model: nn.Module) -> nn.Module:
 
 
 def of_texts(model: nn.Module, length: int, words: int, *, predicts_next: bool) -> nn.Module:
-    """Return a library's model as a function of tokens; layers and keys are the library's.
+    """Return a library's model, in evaluation mode, as a function of tokens; layers and keys are the library's.
 
     Families differ in what their attention sees: all tokens, those before, or those within a window. So the model is
     compared with the library's own forward pass, and gets the library's own mask where ours gives other outputs.
@@ -68,7 +67,6 @@ def of_texts(model: nn.Module, length: int, words: int, *, predicts_next: bool) 
     """
     found = _as(_OfTexts, model)
     tokens, real = _probe(found.config, length, words)
-    state = {name: module.training for name, module in found.named_modules()}
     found.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
@@ -80,14 +78,12 @@ def of_texts(model: nn.Module, length: int, words: int, *, predicts_next: bool) 
             own = _real(found(tokens), real)
         except Exception as error:
             raise ValueError(f"does not take tokens and a mask: {' '.join(str(error).split())[:120]}") from error
-        found.takes_plain_mask = ours is None or not _is_same(ours, own)
+        found.takes_plain_mask = not is_close(ours, own)
         if predicts_next and length > 1 and not _looks_back(found, tokens):
             raise ValueError(
                 "sees the token that it has to predict; give a model that looks back only, or set is_decoder in "
                 "config.json"
             )
-    for name, module in found.named_modules():
-        module.training = state[name]
     return found
 
 
@@ -112,18 +108,13 @@ def _real(logits: Tensor, is_token: Tensor) -> Tensor:
     return logits if logits.ndim < 3 else logits.transpose(1, 2)[is_token]
 
 
-def _is_same(ours: Tensor, own: Tensor) -> bool:
-    return ours.shape == own.shape and bool((ours - own).abs().max() <= ROUNDING * own.abs().max())
-
-
 def _looks_back(model: nn.Module, tokens: Tensor) -> bool:
     """Return whether the outputs of a text's first half are the same with another second half."""
     half = tokens.shape[1] // 2
     other = tokens[:1].clone()
-    other[0, half:] = tokens[0, half:].flip(0).roll(1) if half else tokens[0]
-    other[0, half:] = (other[0, half:] + 1) % int(tokens.max() + 1)
+    other[0, half:] = (tokens[0, half:] + 1) % (tokens.max() + 1)
     found, expected = (model(each)[:, :, :half] for each in (tokens[:1], other))
-    return _is_same(found, expected)
+    return is_close(found, expected)
 
 
 def _is_token(tokens: Tensor, pad: int) -> Tensor:
