@@ -64,7 +64,7 @@ class PaddedShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.relu(self.a(x))
-        x = functional.relu(self.b(x) + self.shortcut(x))
+        x = functional.relu(self.shortcut(x) + self.b(x))
         return self.fc(functional.relu(self.c(x) + x).mean((2, 3)))
 
 
@@ -77,6 +77,16 @@ class ConcatenatedShortcut(PaddedShortcut):
     def shortcut(self, x: Tensor) -> Tensor:
         x = functional.avg_pool2d(x, 2)
         return torch.cat([x, torch.zeros_like(x)], 1)
+
+
+class PaddedOnOneSide(PaddedShortcut):
+    symmetries: Symmetries = (
+        (4, {"a": 1}),
+        (4, {"b": 1}),
+    )
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 4))
 
 
 class TiedEmbedding(nn.Module):
@@ -330,6 +340,23 @@ class DifferentGroups(nn.Module):
         return self.fc(functional.relu(x + self.norm2(self.b(x))).amax((2, 3)))
 
 
+class GroupsWithinGroups(nn.Module):
+    """The four groups of a convolution lie in the two of a normalisation, and change places within these only."""
+
+    symmetries: Symmetries = (
+        (2, {"a:0": 1, "b:0": 2}),
+        (2, {"a:1": 1, "b:1": 2}),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, groups=4)
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.b(functional.relu(self.norm(self.a(x)))).relu().mean((2, 3)))
+
+
 class Unflattened(nn.Module):
     symmetries = plain(a=4)
 
@@ -529,7 +556,10 @@ class Parametrised(nn.Module):
         return self.c(self.b(self.a(x).relu()).relu())
 
 
-IMAGES = (SqueezeExcitation, Dense, PaddedShortcut, ConcatenatedShortcut, Buffers, Shuffle, Grouped, DifferentGroups)
+IMAGES = (
+    *(SqueezeExcitation, Dense, PaddedShortcut, ConcatenatedShortcut, PaddedOnOneSide, Buffers, Shuffle, Grouped),
+    *(DifferentGroups, GroupsWithinGroups),
+)
 SEQUENCES = (
     *(
         Attention,

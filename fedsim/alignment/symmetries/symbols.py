@@ -92,6 +92,8 @@ def resolve(axis: Pieces) -> list[Piece]:
         else:
             found = [piece]
         for each in found:
+            if not each.length:  # as of padding on one side
+                continue
             # A single unit cannot move.
             known = Piece(each.length) if each.symbol is None or each.units == 1 else each
             if known.symbol is None and pieces and pieces[-1].symbol is None:

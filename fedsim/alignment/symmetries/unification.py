@@ -144,7 +144,7 @@ def _coarsen_(symbol: Symbol, coarse: Piece) -> None:
     if blocks is not None:
         root(blocks).members.remove(symbol)
     if coarse.symbol is not None:
-        coarse.symbol.source = min(coarse.symbol.source or NEVER, symbol.source or NEVER)
+        coarse.symbol.source = min(filter(None, (coarse.symbol.source, symbol.source)), default=None)
     _become_(symbol, [coarse])
     for member in members:
         _become_(member, [coarse._replace(repeat=coarse.repeat * (member.units // symbol.units))])
@@ -184,4 +184,4 @@ def _block_piece_(axis: Pieces, blocks: Piece, width: int) -> None:
         if root(symbol.blocks).units == parent.units:
             return _merge_(root(symbol.blocks), parent)
     _fix_symbol_(parent)
-    return _block_piece_(axis, Piece(blocks.units), width)
+    return block_(axis, [blocks])  # which may consist of other symbols now
