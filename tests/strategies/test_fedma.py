@@ -1,6 +1,7 @@
 """FedMA against its algorithm 1, with the paper's whole cost and every permutation tried."""
 
 import itertools
+from collections.abc import Callable
 from contextlib import nullcontext as does_not_raise
 from pathlib import Path
 
@@ -296,9 +297,15 @@ def tied() -> nn.Module:
     return model
 
 
+def parametrised(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), norm(nn.Linear(4, 4)))
+
+
 @pytest.mark.parametrize(
     ("model", "problem"),
     [
+        (parametrised(nn.utils.parametrizations.weight_norm), "the weight of '2' is computed"),
+        (parametrised(nn.utils.parametrizations.spectral_norm), "the weight of '2' is computed"),
         (Mlp(norm=True), "the layer 'bn' is a BatchNorm1d"),
         (Residual(), "'getitem' does not take what 'tanh_1' gives alone"),
         (Skip(nn.Linear(4, 4), nn.Linear(4, 3)), "'add' does not take what '_0' gives alone"),

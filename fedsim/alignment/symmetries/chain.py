@@ -44,6 +44,8 @@ def _problem(model: nn.Module, layers: Layers) -> str:
             return f"the layer {layer.name!r} is a {type(module).__name__}"
         if getattr(module, "groups", 1) != 1:
             return f"the layer {layer.name!r} has groups = {module.groups}"
+        if not {key for key, _ in module.named_parameters()} <= {"weight", "bias"}:
+            return f"the weight of {layer.name!r} is computed from others, as by weight_norm"
     if layers.frozen_keys:
         return f"{min(layers.frozen_keys)!r} is frozen"
     if layers.aliases:
