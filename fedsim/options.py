@@ -5,7 +5,8 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, wraps
+from enum import Enum
+from functools import cache, partial, wraps
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -21,22 +22,68 @@ BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 @cache
 def schema_of(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
-    """Return a record of an entry's options: what it declares, or its parameters less those that the run gives."""
+    """Return a record of an entry's options: what it declares, or its parameters less those that the run gives.
+
+    A parameter whose default no file can have, such as a class, is no option.
+    """
     if declares := getattr(entry, "option_schema", None):
         record: type[BaseModel] = declares()
         return record
-    constructor = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
-    hints = get_type_hints(constructor, include_extras=True)
+    hints = get_type_hints(_annotated(entry), include_extras=True)
     fields: dict[str, Any] = {}
     if further := getattr(entry, FORWARDED, None):
         hints = get_type_hints(further, include_extras=True) | hints
     for name, parameter in inspect.signature(entry).parameters.items():
-        if name not in given and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+        if name not in given and can_be_set(parameter):
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             hint = _as_written(hints.get(name, Any))
             # TOML has lists only, so a tuple is the one type that is not taken strictly.
             fields[name] = (hint, Field(default, strict=False) if get_origin(hint) is tuple else Field(default))
     return create_model("Options", __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **fields)
+
+
+def _annotated(entry: Callable[..., Any]) -> Any:
+    """Return the function that has the types of what an entry takes."""
+    while isinstance(entry, partial):
+        entry = entry.func
+    if isinstance(entry, type):
+        return entry.__init__  # type: ignore[misc]
+    return entry if inspect.isroutine(entry) else type(entry).__call__
+
+
+def can_be_set(parameter: inspect.Parameter) -> bool:
+    """Tell whether a file of settings can have the value of a parameter."""
+    if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+        return False
+    return parameter.default is parameter.empty or _is_plain(parameter.default)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float | Enum | Path)
+
+
+def by_name(entry: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    """Return a function that takes values in the order of ``names``, and gives an entry those that it asks for.
+
+    The entry may have its parameters in another order, and need not have all. One that takes values by position only,
+    or any number of them, gets all in their order.
+    """
+    parameters = inspect.signature(entry).parameters
+    kinds = {each.kind for each in parameters.values()}
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
+    by_position = bool(kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL})
+
+    def call(*values: Any, **settings: Any) -> Any:
+        if by_position:
+            return entry(*values, **settings)
+        given = {name: each for name, each in zip(names, values, strict=False) if takes_any or name in parameters}
+        return entry(**given, **settings)
+
+    return call
 
 
 def with_options_of(further: Callable[..., Any]) -> Callable[[Entry], Entry]:

@@ -15,7 +15,7 @@ from fedsim.config.tables import Choice
 from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError, error_line, in_code_of_the_user, is_of_the_user, system_line
 from fedsim.lazy import LazyTable, Named, Place
-from fedsim.options import BOUNDS, as_toml, explain_rule, parameter_texts, range_of, schema_of, suggest
+from fedsim.options import BOUNDS, as_toml, by_name, explain_rule, parameter_texts, range_of, schema_of, suggest
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ class Catalogue:
         """
         choice = self.registered(choice)
         name = getattr(choice, self.key)
-        entry, options = self.find(name), self.options(choice)
+        entry, options = by_name(self.find(name), self.given), self.options(choice)
 
         def make(*given: Any, **settings: Any) -> Any:
             with self.in_code_of(name):
@@ -311,7 +311,7 @@ class Catalogue:
                     reason = system_line(error) if isinstance(error, OSError) else error
                     raise ConfigError(f"[{self.table}] {self._stands_for(choice)}{reason}") from error
                 except TypeError as error:
-                    if len(traceback.extract_tb(error.__traceback__)) > 1:
+                    if len(traceback.extract_tb(error.__traceback__)) > 2:  # `make`, and what `by_name` returns
                         raise  # from inside the entry, not from the call
                     names = ", ".join(self.given) or "its options"
                     raise ConfigError(f"{self._where(name)} cannot be called with {names}: {error}") from error

@@ -93,15 +93,26 @@ def check_entry(entry: Any, makes: Place | None, *, classes_only: bool) -> None:
     module, file = _defined_in(entry)
     if not _is_trusted(module, file):
         raise ConfigError(f"is code of {_owner(module)}, {RULE}")
+    if _is_made(entry, makes):
+        raise ConfigError(f"must be {kind}, not a {type(entry).__name__} that is already built")
     if not isinstance(entry, type) and not classes_only:
         return
     wanted = makes.load() if makes and isinstance(entry, type) else None
     if wanted is None or not issubclass(entry, wanted):
+        of_flower = isinstance(entry, type) and any(each.__module__.startswith("flwr.") for each in entry.__mro__)
         found = entry.__name__ if isinstance(entry, type) else f"a {type(entry).__name__}"
         subclass = f"a subclass of {makes.module}.{makes.name}" if makes else "a function"
         raise ConfigError(
             f"must be {subclass if classes_only or not makes else f'a function or {subclass}'}, not {found}"
+            + "; a FlowerRule can hold a strategy of Flower" * (classes_only and of_flower)
         )
+
+
+def _is_made(entry: Any, makes: Place | None) -> bool:
+    """Tell whether an entry is what it should make, such as a model, which can be called too."""
+    if makes is None or isinstance(entry, type | partial) or inspect.isroutine(entry):
+        return False
+    return isinstance(entry, makes.load())
 
 
 def _is_trusted(module: str, file: str | None) -> bool:

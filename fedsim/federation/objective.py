@@ -10,7 +10,7 @@ from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, error_line
-from fedsim.options import as_toml
+from fedsim.options import as_toml, by_name
 from fedsim.training.losses import Loss, loss_of
 from fedsim.training.targets import labels_of
 from fedsim.training.tasks import LOSSES, TASKS
@@ -34,6 +34,7 @@ def make_objective(config: Config, dataset: Dataset) -> Loss:
             entry(torch.zeros(1), torch.zeros(1), **options)
         except ValueError as error:
             raise ConfigError(f"loss.{error}") from error
+    entry = entry if name in LOSSES else by_name(entry, catalogue.given)
     try:
         loss = loss_of(dataset.task, name, partial(entry, **options) if options else entry)
     except ValueError as error:

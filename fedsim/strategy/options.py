@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fedsim.errors import ConfigError
-from fedsim.options import as_toml, explain_rule, suggest
+from fedsim.options import as_toml, can_be_set, explain_rule, suggest
 from fedsim.training import ClientRule
 
 Positive = Annotated[float, Gt(0)]
@@ -90,8 +90,7 @@ def schema(owner: type, *, by_run: bool = False) -> type[BaseModel]:
             fields[name] = (hint, _field(hint, option.default, option.text))
     hints = get_type_hints(owner.__init__, include_extras=True)  # type: ignore[misc]
     for name, parameter in inspect.signature(owner).parameters.items():
-        is_option = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if is_option and not by_run and name not in (*GIVEN, *declared(owner)):
+        if can_be_set(parameter) and not by_run and name not in (*GIVEN, *declared(owner)):
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (hints.get(name, Any), _field(hints.get(name), default, ""))
     config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

@@ -544,7 +544,7 @@ class PairInTraining(nn.Module):
 def crops(inputs, client, clients, rng):
     return inputs[:, :, :4] if client else inputs[:, :, 4:]
 
-def wants_two(inputs, client):
+def wants_two(inputs, client, /):
     return inputs
 
 def no_data():

@@ -16,6 +16,7 @@ IMPORTED = """
 import functools, os, subprocess
 from subprocess import Popen, getoutput
 from fedsim.data import Dataset
+from flwr.serverapp.strategy import FedAvg
 from torch import nn
 from torchvision.models import resnet18
 renamed = os.system
@@ -24,6 +25,8 @@ layer = nn.Linear(1, 1)
 dictionary = dict
 class Other: ...
 class Net(nn.Module): ...
+class OfFlower(FedAvg): ...
+built = Net()
 class Data(Dataset): ...
 def load(): ...
 kept = functools.cache(load)
@@ -156,6 +159,12 @@ def test_what_a_file_of_the_users_defines_is_called(name: str, write: Write) -> 
         ("partitions", "Other", r"must be a function, not Other"),
         ("features", "Other", r"must be a function, not Other"),
         ("features", "os", r"must be a function, not a module"),
+        ("models", "built", r"must be a function or a class, not a Net that is already built"),
+        (
+            "strategies",
+            "OfFlower",
+            r"must be a subclass of .*, not OfFlower; a FlowerRule can hold a strategy of Flower",
+        ),
     ],
 )
 def test_an_entry_is_what_its_kind_needs_before_it_is_called(kind: Kind, name: str, rule: str, write: Write) -> None:
