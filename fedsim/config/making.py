@@ -20,6 +20,7 @@ from fedsim.models.layers import LayerGroup
 from fedsim.options import as_toml
 from fedsim.strategy import ClientRule, Phase, Strategy
 from fedsim.strategy.factor_checks import check_factors
+from fedsim.strategy.forgotten import check_stateless
 from fedsim.training import LocalSettings
 from fedsim.training.parameter_groups import scales
 from partitions import Partition, Split
@@ -138,6 +139,7 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
         rounds = range(1, min(config.rounds, CHECKED_ROUNDS) + 1)
         check_factors(strategy, rounds, own=config.model.initial == "own")
         strategy.check_rounds(config.rounds)
+        check_stateless(strategy.client_rule)
     except ValueError as error:
         raise ConfigError(f"strategy.name = {name!r} {error}") from error
     if strategy.client_rule.plain_sgd:

@@ -58,10 +58,10 @@ def _check_float32(federation: Federation) -> None:
 def training_notes(federation: Federation, strategy: Strategy) -> Iterator[str]:
     """Yield what a user should know of the settings with these clients and on this machine."""
     settings = federation.config.local.settings
-    if name := forgotten_by(type(strategy)):
+    if forgotten := forgotten_by(type(strategy)):
         yield (
-            f"{type(strategy).__name__}.aggregate changes self.{name}, which no checkpoint has, so that a resumed run "
-            "may have other numbers; keep tensors in self.memory, or write state and load_state"
+            f"{forgotten}, so that a resumed run may have other numbers; keep tensors in self.memory, or write state "
+            "and load_state"
         )
     if settings.precision == "bfloat16" and not gains_from_bfloat16(federation.device):
         yield (

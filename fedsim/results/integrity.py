@@ -111,8 +111,12 @@ def check_name(folder: RunFolder) -> None:
 
 
 def damaged_settings(folder: RunFolder) -> list[DamagedError]:
-    """Return what is wrong with the files that are written when a run starts, except ``env.json``, which seals them."""
-    starts = _env(folder)["starts"] if _is_sealed(folder) else ()
+    """Return what is wrong with the files that are written when a run starts, except ``env.json``, which seals them.
+
+    A run that continues a shorter one, and has not started yet, has only some of that one's.
+    """
+    env = _env(folder) if _is_sealed(folder) else {"starts": ()}
+    starts = env["starts"]
     problems = []
     for name in starts[-1]["files"] if starts else ():
         path = place_in(folder.path, name)
@@ -122,7 +126,8 @@ def damaged_settings(folder: RunFolder) -> list[DamagedError]:
             if seal_of(path).sha256 not in known:
                 problems.append(DamagedError(path, "differs from what was written"))
         except OSError:
-            problems.append(DamagedError(path, "is missing"))
+            if env.get("started"):
+                problems.append(DamagedError(path, "is missing"))
     return problems
 
 

@@ -1,46 +1,42 @@
-"""What a strategy's code keeps for the next round where no checkpoint has it."""
-
-import ast
-import inspect
-import textwrap
-from collections.abc import Iterator
+"""What a method's code keeps for the next round where no checkpoint has it."""
 
 from fedsim.strategy.hooks import Hooks
+from fedsim.training import ClientRule
+from fedsim.training.changes import changed_by
 
-SAVED = {None, "memory", "global_model", "clients"}  # or set again in each round
-CHANGES = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "clear", "copy_", "add_", "mul_"}
+SAVED = {"memory", "global_model", "clients"}  # or set again in each round
+# Hooks that are asked more than once, also before the run, and may leave something for a later hook of the round.
+ASKED = ("shared", "shared_by", "kept", "local_plan", "for_client", "sets_for")
+OF_ROUNDS = ("start", "draw", "loss", "gradient", "finish", "network", "personalised")  # hooks of a rule in a round
 
 
 def forgotten_by(strategy: type[Hooks]) -> str | None:
-    """Return the first attribute other than the memory that `aggregate`, the last hook of a round, sets or changes.
+    """Return what the code of a strategy changes that the next round would need and no checkpoint has.
 
-    None if it changes nothing, its source is not known, or the class writes its own state.
+    That is an attribute other than the memory which `aggregate`, the last hook of a round, changes, or which an earlier
+    hook changes by its old value, such as a counter. None if there is no such attribute, the source is not known, or
+    the class writes its own state.
     """
     if strategy.state is not Hooks.state:
         return None
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(strategy.aggregate)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    changed = (_own(target) for node in ast.walk(tree) for target in _changed(node))
-    return next((name for name in changed if name not in SAVED), None)
-
-
-def _changed(node: ast.AST) -> Iterator[ast.expr]:
-    match node:
-        case ast.Assign(targets=targets):
-            for target in targets:
-                yield from target.elts if isinstance(target, ast.Tuple) else [target]
-        case ast.AugAssign(target=target) | ast.AnnAssign(target=target):
-            yield target
-        case ast.Call(func=ast.Attribute(value=value, attr=attr)) if attr in CHANGES:
-            yield value
-
-
-def _own(target: ast.expr) -> str | None:
-    """Return the attribute of ``self`` that a target is, or is a part of."""
-    while isinstance(target, ast.Subscript | ast.Attribute):
-        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self":
-            return target.attr
-        target = target.value
+    for hook in ("aggregate", *ASKED):
+        for name in changed_by(strategy, hook, Hooks, only_updates=hook in ASKED):
+            if name not in SAVED:
+                return f"{strategy.__name__}.{hook} changes self.{name}, which no checkpoint has"
     return None
+
+
+def check_stateless(rule: type[ClientRule]) -> None:
+    """Check that no hook of a rule changes the rule: one object serves all clients, and other processes have others.
+
+    Raises
+    ------
+    ValueError
+        If the source of one does.
+    """
+    for hook in OF_ROUNDS:
+        for name in changed_by(rule, hook, ClientRule):
+            raise ValueError(
+                f"{rule.__name__}.{hook} changes self.{name}, and all clients share one rule; let start return what it "
+                "needs among local.sets and finish in Finished.kept, or set it in prepare"
+            )

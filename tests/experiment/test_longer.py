@@ -195,3 +195,24 @@ def test_a_kill_while_a_shorter_run_is_copied_leaves_nothing_of_it(
     found = together(config)
     assert run_files(found) == run_files(complete(config, tmp_path / "at once"))
     assert read_rows(found.timing)["round"].tolist() == list(range(1, MORE + 1))
+
+
+def test_a_run_of_a_method_that_no_checkpoint_remembers_starts_from_round_1(
+    tiny: Callable[..., Config], together: Play, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(**SETTINGS, rounds=LESS)
+    together(config)
+    monkeypatch.setattr(longer, "forgotten_by", lambda strategy: f"{strategy.__name__}.aggregate changes self.v")
+    found = together(config.model_copy(update={"rounds": MORE}))
+    assert "LayerCycle.aggregate changes self.v" in " ".join(capfd.readouterr().err.split())
+    assert read_rows(found.timing)["round"].tolist() == [1, 2, 3, 4]
+
+
+def test_a_run_that_continues_another_one_misses_none_of_its_files(
+    tiny: Callable[..., Config], together: Play, capfd: pytest.CaptureFixture[str]
+) -> None:
+    together(tiny(**SETTINGS, rounds=LESS))
+    together(tiny(**SETTINGS, rounds=MORE))
+    shown = " ".join(capfd.readouterr().err.split())
+    assert "continues" in shown
+    assert "is missing" not in shown

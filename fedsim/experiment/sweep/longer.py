@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.config import Config, naming
+from fedsim.config import Config, making, naming
 from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.experiment.measuring.evaluation_cost import is_evaluated, is_fine_tuned
@@ -24,6 +24,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run, row_files
 from fedsim.results.measured import TABLES
 from fedsim.results.records import Records
+from fedsim.strategy.forgotten import forgotten_by
 from fedsim.training.metrics import meant
 from fedsim.training.schedule import depends_on_rounds
 
@@ -130,6 +131,8 @@ def _check_same(config: Config, shorter: RunFolder, rounds: int, *, accept_versi
     """Check that a shorter run is whole, and that it would have the same numbers here and now."""
     if depends_on_rounds(config.local.settings):
         raise _ObstacleError(f"local.schedule = {config.local.schedule!r} spans all rounds, and their number differs")
+    if forgotten := forgotten_by(making.strategy_class(config)):
+        raise _ObstacleError(forgotten)
     checkpoints = Checkpoints(shorter.checkpoints)
     try:
         check_run(shorter)
