@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from fedsim.data.arrays import NEEDED, dataset_from
 from fedsim.data.dataset import Dataset, Statistics, channel_statistics
@@ -110,6 +110,8 @@ def _as_array(values: Any, where: str) -> np.ndarray:
 def _checked(part: object, where: str) -> MapStyle:
     if isinstance(part, IterableDataset) or not isinstance(part, MapStyle):
         kind = "an iterable data set" if isinstance(part, Iterable) else f"a {type(part).__name__}"
+        if isinstance(part, DataLoader):
+            raise ValueError(f"{where} is a DataLoader, and fedsim makes the batches; give its .dataset")
         raise ValueError(f"{where} is {kind}; give one with __len__ and __getitem__, such as list(...) of its examples")
     if not len(part):
         raise ValueError(f"{where} has no example; give at least one")

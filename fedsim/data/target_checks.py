@@ -66,6 +66,11 @@ def check_target_kind(
         if task != "auto":
             raise ValueError(f"{described}, which do not fit the task {task!r}; give class indices as int64")
         return
+    if targets.ndim > 2 and targets.numel() and not targets.is_complex():
+        raise ValueError(
+            f"{described}; give class indices of maps, as in segmentation, in one row: targets.flatten(1), with a "
+            "model that returns outputs.flatten(2)"
+        )
     if targets.is_complex() or targets.ndim not in (1, 2) or not targets.numel():
         raise ValueError(f"{described}; give class indices as int64, of shape [n], or [n, length] for sequences")
 

@@ -234,16 +234,17 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> bo
     are_numbers = targets.is_floating_point()
     expected = (n, dataset.outputs) if are_numbers else (n, dataset.outputs, *targets.shape[1:])
     fits = [expected, (n,)] if are_numbers and dataset.outputs == 1 else [expected]
-    if not isinstance(outputs, Tensor) or outputs.shape not in fits:
-        if are_numbers:
-            found = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
-            raise ConfigError(
-                f"{where} maps {n} inputs to {found}; it must be {expected} for the task {dataset.task!r} of "
-                f"{dataset.name!r}"
-            )
-        found = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+    if not isinstance(outputs, Tensor):
         raise ConfigError(
-            f"{where} maps {n} inputs to {found}; it must be {expected}, a logit for each class of {dataset.name!r}"
+            f"{where} maps {n} inputs to a {type(outputs).__name__}; it must be one tensor, {expected}: let forward "
+            f"return {'the predictions' if are_numbers else 'the logits'} alone"
+        )
+    if outputs.shape not in fits:
+        found = f"{where} maps {n} inputs to shape {tuple(outputs.shape)}; it must be {expected}"
+        if are_numbers:
+            raise ConfigError(f"{found} for the task {dataset.task!r} of {dataset.name!r}")
+        raise ConfigError(
+            f"{found}, a logit for each class of {dataset.name!r}"
             + (" at each position" if len(expected) > 2 else "")
             + (f"; for fedsim's models of text predict = '{'each' if len(expected) > 2 else 'last'}'")
             * bool(dataset.tokens)

@@ -156,10 +156,15 @@ def _partition(config: Config, dataset: Dataset, chosen: np.ndarray) -> Partitio
     ids = {column: values[chosen] for column, values in dataset.ids.items()}
     labels = _labels(config, dataset)
     partition = making.make_partition(config, labels[chosen], ids, rng(config.seed, "partition"))
-    if not isinstance(partition, Partition | Split) or len(partition) != config.clients:
+    if not isinstance(partition, Partition | Split):
         raise ConfigError(
-            f"partition.scheme = {config.partition.scheme!r} gives a {type(partition).__name__}, not a Partition or "
-            f"Split of {config.clients} clients"
+            f"partition.scheme = {config.partition.scheme!r} gives a {type(partition).__name__}; it must be a "
+            "Partition or Split, such as Partition.from_owners(owners, clients) with the client of each example"
+        )
+    if len(partition) != config.clients:
+        raise ConfigError(
+            f"partition.scheme = {config.partition.scheme!r} gives {len(partition)} clients, and clients = "
+            f"{config.clients}; it must give as many"
         )
     return partition
 

@@ -275,11 +275,17 @@ class Instructions:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Self:
-        """Read the settings that `write` returned."""
+        """Read the settings that `write` returned.
+
+        Raises
+        ------
+        ValueError
+            If there are others, such as a step size that an overridden `configure_train` sends.
+        """
         values: dict[str, Any] = dict(config)
         plan = _plan_of(values[PLAN])
         upload, keep = tuple(values[UPLOAD]), tuple(values[KEEP])
-        return cls(
+        read = cls(
             values[SERVER_ROUND],
             upload,
             keep,
@@ -289,3 +295,9 @@ class Instructions:
             in_bfloat16=values[IN_BFLOAT16],
             max_norm=values.get(MAX_NORM),
         )
+        if unknown := values.keys() - read.write().keys():
+            raise ValueError(
+                f"{min(unknown)!r} in the config of a message is not read by clients; say it in local_plan, or by an "
+                "option that the client rule reads"
+            )
+        return read

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import IterableDataset, Subset, TensorDataset
 from torchvision import transforms
 
 from fedsim.config.custom import forget_changed
@@ -174,6 +174,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing": (lambda: None, r"returns a NoneType; return a fedsim\.data\.Dataset, a training and a test set"),
     "one": (lambda: Pictures(3), "returns a Pictures; return a fedsim"),
     "three": (lambda: (1, 2, 3), "returns a tuple of 3; return"),
+    "loaders": (
+        lambda: (DataLoader(TensorDataset(torch.ones(4, 2))), DataLoader(TensorDataset(torch.ones(2, 2)))),
+        r"its train set is a DataLoader, and fedsim makes the batches; give its .dataset",
+    ),
     "iterable": (lambda: (Steps(), Steps()), r"its train set is an iterable data set; give one with __len__"),
     "empty": (lambda: ([], []), "its train set has no example"),
     "random": (

@@ -92,6 +92,27 @@ NEVER_BUILT = {
         "def part(inputs, *_):\n    return inputs.no\n",
         r"AttributeError: .* \(MODULE.py, line 2\)",
     ),
+    "a partition of lists": (
+        "partition",
+        "def part(labels, clients):\n    return [[0], [1]]\n",
+        r"gives a list; it must be a Partition or Split, such as Partition.from_owners\(owners, clients\) with",
+    ),
+    "a partition of other clients": (
+        "partition",
+        "from partitions import Partition\ndef part(labels):\n    return Partition.from_owners(labels % 3, 3)\n",
+        r"gives 3 clients, and clients = 2; it must give as many",
+    ),
+    "a model of several outputs": (
+        "model",
+        MODEL.format(built="", outputs="dict(logits=self.fc(x.flatten(1)))"),
+        r"maps 2 inputs to a dict; it must be one tensor, \(2, 10\): let forward return the logits alone",
+    ),
+    "a rule with state": (
+        "strategy",
+        "from fedsim import ClientRule, Strategy\nclass Rule(ClientRule):\n    def start(self, local):\n"
+        "        self.seen = local.params\n        return local\nclass part(Strategy):\n    client_rule = Rule\n",
+        r"Rule.start changes self.seen, and all clients share one rule",
+    ),
     "a model's layers": (
         "model",
         MODEL.format(built="shape['x']", outputs="x"),

@@ -651,3 +651,10 @@ def test_a_tied_tensor_in_a_plain_flower_app_travels_under_its_first_name_only()
     sent = list(strategy.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), Nodes(1, 1)))
     assert list(sent[0].content["arrays"]) == ["0.weight", "1.weight", "1.bias", "2.bias"]
     assert "2.weight" not in strategy.arrays
+
+
+def test_a_key_that_no_client_reads_is_an_error_of_the_config() -> None:
+    written = Instructions(1, ("a",), (), LocalPlan()).write()
+    assert Instructions.read(written).write() == written
+    with pytest.raises(ValueError, match="'lr' in the config of a message is not read by clients"):
+        Instructions.read(written | {"lr": 0.5})
