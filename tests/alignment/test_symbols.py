@@ -69,7 +69,10 @@ def test_axes_move_as_they_have_been_asked_to(seed: int) -> None:
     for _ in range(4):
         first, second = (int(i) for i in generator.integers(len(axes), size=2))
         if generator.random() < 0.5:
-            blocks.append((axes[first], fresh(int(generator.choice([2, 3, 4, 6, 12])))))
+            # What moves in an axis may be the blocks of another.
+            outers = [each for each in known if length(each) in (2, 3, 4, 6, 12)] if generator.random() < 0.5 else []
+            new = fresh(int(generator.choice([2, 3, 4, 6, 12])))
+            blocks.append((axes[first], outers[int(generator.integers(len(outers)))] if outers else new))
             block_(*blocks[-1])
         else:
             pairs.append((first, second))

@@ -158,7 +158,10 @@ def block_(axis: Pieces, blocks: Pieces) -> None:
     rest: Pieces = axis
     for piece in resolve(blocks):
         inside, rest = cut_(rest, piece.length * width)
-        _block_piece_(inside, piece, width)
+        if (known := resolve([piece])) == [piece]:
+            _block_piece_(inside, piece, width)
+        else:  # the axis had units of the blocks themselves, which the cut has changed
+            block_(inside, known)
 
 
 def _block_piece_(axis: Pieces, blocks: Piece, width: int) -> None:
