@@ -12,8 +12,9 @@ from fedsim.config.catalogue import Catalogue
 from fedsim.config.choices import CATALOGUES, custom_names
 from fedsim.config.config import Config
 from fedsim.config.custom import Version, imported_sources
-from fedsim.config.sources import other_files
+from fedsim.config.sources import RUNNING, other_files
 from fedsim.config.tables import Choice
+from fedsim.config.typed import digest_of_code
 from fedsim.data.fingerprint import fingerprint
 from fedsim.data.places import existing_path, split_file, user_places
 from fedsim.errors import ConfigError
@@ -85,7 +86,8 @@ def uncounted_files(config: Config) -> list[Path]:
 
     Nobody but the user can tell whether such a file is read, or written.
     """
-    others = {place: None for name in custom_names(config).values() for place in other_files(name.partition(":")[0])}
+    modules = {name.partition(":")[0] for name in custom_names(config).values()} - {RUNNING}  # which may write them
+    others = {place: None for module in sorted(modules) for place in other_files(module)}
     known = {os.path.realpath(each.place) for each in counted_files(config)} if others else ()
     return [place for place in others if os.path.realpath(place) not in known]
 
@@ -114,7 +116,10 @@ def in_name(catalogue: Catalogue, choice: Choice) -> dict[str, Any]:
     if sources is None:
         return found
     name = getattr(choice, catalogue.key)
-    defined = _defined_in(catalogue, name)
+    module = name.partition(":")[0]
+    if module == RUNNING and module not in sources:
+        return found | {"source": digest_of_code(catalogue.find(name), module)}
+    defined = sources[module].file if module == RUNNING else _defined_in(catalogue, name)
     known = {each.file: each.digest[:8] for each in sources.values()}
     found["source"] = known.get(defined) or _fingerprint(defined, catalogue.table) if defined else None
     if imports := {module: each.digest[:8] for module, each in sources.items() if each.file != defined}:

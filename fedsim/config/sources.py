@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import resolve_name
+from importlib.util import resolve_name, spec_from_file_location
 from pathlib import Path
 
 from fedsim.data.fingerprint import digest_of
 from fedsim.errors import is_the_users
 from fedsim.packages import OURS
 
+RUNNING = "__main__"
 IMPORTERS = {"import_module", "__import__"}
 # Code that is not imported by name: a text with such an ending that names a file is taken for one that is run.
 CODE = (".py", ".so", ".c", ".cpp", ".cu")
@@ -98,6 +99,11 @@ def _find(name: str, specs: dict[str, ModuleSpec | None]) -> ModuleSpec | None:
     if name not in specs:
         package = name.rpartition(".")[0]
         above = _find(package, specs) if package else None
+        if name == RUNNING:  # as it runs, and not a file of that name
+            file = getattr(sys.modules.get(name), "__file__", None)
+            has_file = file is not None and os.path.isfile(file) and is_the_users(file)  # noqa: PTH113 (any text)
+            specs[name] = spec_from_file_location(name, file) if has_file else None
+            return specs[name]
         is_known = name and name.partition(".")[0] not in (*OURS, "fedsim") and bool(above) == bool(package)
         spec = find_module(name, above) if is_known else None
         # A folder without __init__.py has no file.

@@ -15,13 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedsim.config.sources import find_module
+from fedsim.config.sources import RUNNING, find_module
 from fedsim.errors import ConfigError, is_the_users
 from fedsim.lazy import Place
 from fedsim.packages import OURS
 
 GROUP = "fedsim"  # of the entry points by which an installed package offers its code
-RUNNING = "__main__"
 RULE = (
     "which no experiment may call: it may call files of yours, in the working folder or on PYTHONPATH, and installed "
     f"packages with an entry point of the group {GROUP!r}; write a function in such a file"

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from fedsim.config import Config, naming
+from fedsim.config.choices import custom_names
 from fedsim.config.content import counted_files
 from fedsim.errors import ConfigError, message_of
 from fedsim.experiment.checkpoints import Checkpoints
@@ -206,7 +207,8 @@ def _about(
     about |= {key: known[key] for key in ("continues", "unsealed") if key in known}
     if known and "starts" not in known:  # an earlier version ran the rounds so far, and did not record its starts
         about["unsealed"] = {key: known[key] for key in ("fedsim", "python", "packages", "device") if key in known}
-    if files := counted_files(config):
+    files = counted_files(config)
+    if files or custom_names(config):
         about |= {"files": [each.to_json() for each in files], "named_by": naming.changed_settings(config)}
     time, written = now(), {path.name: Seal.of(content).sha256 for path, content in contents.items()}
     start = {"time": time, "after_round": done, **versions(), "device": about["device"], "files": written}

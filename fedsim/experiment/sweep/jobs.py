@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsim.config import Config
+from fedsim.config.choices import custom_names
+from fedsim.config.sources import RUNNING
 from fedsim.errors import ConfigError
 from fedsim.federation.engines import room_on_cluster
 from fedsim.federation.federation import choose_device
@@ -69,6 +71,13 @@ def choose_jobs(
         runs need this one, or a device is not on this machine.
     """
     runs, engine = len(configs), configs[0].engine
+    if typed := _typed(configs):
+        only_here = only_here or f"{typed!r} is in the script or notebook, which other processes lack"
+        if engine.name == "ray":
+            raise ConfigError(
+                f"{typed!r} is in the script or notebook, which Ray's workers lack; move it into a module, or use "
+                "engine.name = 'local'"
+            )
     on_cluster = engine.name == "ray" and engine.address is not None
     if engine.name == "ray" and not on_cluster:
         if asked and asked > 1:
@@ -106,6 +115,12 @@ def choose_jobs(
         why = f"{why}; --jobs changes it"
     workers = engine.workers or (max(1, processors // count) if count > 1 else 0)
     return Jobs(runs, count, workers, why)
+
+
+def _typed(configs: Sequence[Config]) -> str | None:
+    """Return a custom part that the running script or notebook defines."""
+    names = (name for config in configs for name in custom_names(config).values())
+    return next((name for name in names if name.startswith(f"{RUNNING}:")), None)
 
 
 def processes_that_fit() -> int | None:
