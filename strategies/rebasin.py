@@ -14,7 +14,7 @@ from fedsim.alignment.following import follow, to_follow
 from fedsim.alignment.matched import Symmetries, spec_of
 from fedsim.alignment.merging.arrived import matched_parts
 from fedsim.alignment.repair.mean import BY_WEIGHTS, Repair, check_repair, repaired_mean
-from fedsim.alignment.symmetries.permutations import Axis, orders_of
+from fedsim.alignment.symmetries.permutations import Axis, orders_of, without_units_of
 from fedsim.models.averaging import weighted_mean
 from fedsim.models.params import Params
 from fedsim.strategy import ClientRule, ClientUpdate, Count, Finished, Local, Option, Sets, Strategy
@@ -35,7 +35,9 @@ class Following(ClientRule):
         if self.matching != "none":
             assert self.model is not None
             assert self.inputs is not None
-            self.spec = spec_of(self.model, self.symmetries, self.inputs, self.matching)
+            # The global model has its own buffers, such as positions, which no merge moves.
+            others = [key for layer in self.layers for key in layer.others]
+            self.spec = without_units_of(spec_of(self.model, self.symmetries, self.inputs, self.matching), others)
             taken = self.layers.keys(self.layers.group(self.shared), buffers=self.buffers == "shared")
             self.own = {key: axes for key, axes in self.spec.axes.items() if key not in taken and orders_of(axes)}
         self.followed = sorted({name for axes in self.own.values() for name in orders_of(axes)})
@@ -55,11 +57,12 @@ class Following(ClientRule):
 class Rebasin(Strategy, shared="all"):
     """Average one layer group once the clients' units are in the same places, those of the global model.
 
-    Of a group, only what is shared is matched. A client moves the units of what it keeps to where they have moved in
-    what it shares, once for each merge in which it took part; the orders travel as 32-bit integers, and only those that
-    change something. Momentum that clients keep (``local.optimizer_state = "keep"``) cannot follow, nor can a client
-    that has lost what it had learned since an earlier round. Repairs but ``variance`` measure models on the server's
-    inputs, in fedsim a sample of what the clients train on.
+    Of a group, only what is shared is matched, and units of buffers that are no statistics stay in place. A client
+    moves the units of what it keeps to where they have moved in what it shares, once for each merge in which it took
+    part; the orders travel as 32-bit integers, and only those that change something. Momentum that clients keep
+    (``local.optimizer_state = "keep"``) cannot follow, nor can a client that has lost what it had learned since an
+    earlier round. Repairs but ``variance`` measure models on the server's inputs, in fedsim a sample of what the
+    clients train on.
     """
 
     client_rule = Following

@@ -194,6 +194,32 @@ def test_a_later_merge_is_in_the_places_of_the_global_model(name: str) -> None:
     assert_close(play.strategy.global_model, merged, 1e-12)
 
 
+class WithPositions(nn.Module):
+    """Tokens with fixed positions, which are a buffer of the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.down = nn.Linear(2, 6), nn.Linear(6, 5), nn.Linear(5, 6)
+        self.head = nn.Linear(6, CLASSES)
+        self.register_buffer("positions", torch.arange(12.0).sin().view(2, 6))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = self.embed(inputs.unflatten(1, (2, 2))) + self.positions
+        return self.head((x + self.down(torch.tanh(self.up(x)))).mean(1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_average_of_one_model_computes_what_it_does_also_next_to_buffers_that_stay(name: str) -> None:
+    play = Play(name, model=WithPositions)
+    play.round(1)
+    own = {key: torch.randn_like(value) for key, value in play.strategy.global_model.items() if key != "positions"}
+    play.strategy.step(2, Received([ClientUpdate(0, own, 1.0)]))
+    merged = play.strategy.global_model
+    assert not torch.equal(merged["up.weight"], own["up.weight"])
+    expected = outputs(play, {**merged, **own})
+    assert_close({"outputs": outputs(play, merged)}, {"outputs": expected}, 1e-10)
+
+
 def test_without_matching_it_is_plain_averaging_bit_by_bit() -> None:
     matched = Play("matched_average", {"matching": "none"}, model=norm_mlp)
     plain = Play("full", model=norm_mlp)

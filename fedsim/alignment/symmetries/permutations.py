@@ -6,7 +6,7 @@ Orders are int64 tensors and travel like parameters. Where units can also be rot
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -137,6 +137,23 @@ class Spec:
 def orders_of(axes: Iterable[Axis]) -> set[str]:
     """Return the orders that some axes follow."""
     return {segment.order for axis in axes for segment in axis if segment.order is not None}
+
+
+def only(spec: Spec, symmetries: Iterable[Symmetry]) -> Spec:
+    """Return a spec with some of its symmetries; all other units stay in place."""
+    chosen = tuple(symmetries)
+    left = {name for each in chosen for name in each.widths}
+    axes = {
+        key: tuple(tuple(each if each.order in left else Segment(each.size) for each in axis) for axis in own)
+        for key, own in spec.axes.items()
+    }
+    return replace(spec, symmetries=chosen, axes=axes)
+
+
+def without_units_of(spec: Spec, keys: Iterable[str]) -> Spec:
+    """Return a spec in which the units stay in place that some entries follow."""
+    held = {name for key in keys for name in orders_of(spec.axes.get(key, ()))}
+    return only(spec, (each for each in spec.symmetries if held.isdisjoint(each.widths)))
 
 
 def constants_of(model: nn.Module, axes: Mapping[str, tuple[Axis, ...]]) -> frozenset[str]:

@@ -16,7 +16,7 @@ from fedsim.alignment.symmetries import transformers
 from fedsim.alignment.symmetries.checks import check_spec
 from fedsim.alignment.symmetries.factors import Factors, Rows, balance_factors, have_balance
 from fedsim.alignment.symmetries.norms import Norm, absorb_norms
-from fedsim.alignment.symmetries.permutations import Segment, Spec, Symmetry
+from fedsim.alignment.symmetries.permutations import Segment, Spec, Symmetry, only
 from fedsim.alignment.symmetries.rotations import Rotation
 from fedsim.alignment.symmetries.spec import Derivation, derive
 from fedsim.models.copies import copy_of
@@ -117,7 +117,7 @@ def confirmed(
         )
     if not any(_is_rotated_stream(each, spec) for each in kept):
         spec = replace(spec, axes=plain.axes, norms=())
-    spec = _only(spec, [each for each in kept if each.widths])
+    spec = only(spec, [each for each in kept if each.widths])
     return _with_factors(spec, trial, type(model).__name__) if balanced else spec
 
 
@@ -222,16 +222,6 @@ def _rows(spec: Spec, order: str, copies: int) -> Iterator[tuple[str, Rows]]:
 
 def _module(rows: Rows) -> str:
     return rows.key.rpartition(".")[0]
-
-
-def _only(spec: Spec, symmetries: Sequence[Symmetry]) -> Spec:
-    """Return a spec with some of its symmetries; all other units stay in place."""
-    left = {name for each in symmetries for name in each.widths}
-    axes = {
-        key: tuple(tuple(each if each.order in left else Segment(each.size) for each in axis) for axis in own)
-        for key, own in spec.axes.items()
-    }
-    return replace(spec, symmetries=tuple(symmetries), axes=axes)
 
 
 def _with_rotated_heads(symmetry: Symmetry) -> Symmetry:
