@@ -4,14 +4,24 @@ import copy
 import gc
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, get_type_hints
 
 import numpy as np
 import torch
-from flwr.app import DEFAULT_TTL, ConfigRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
+from flwr.app import (
+    DEFAULT_TTL,
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import FedAvg
@@ -64,7 +74,7 @@ class FlowerRule(Strategy, shared="all"):
         Raises
         ------
         RunError
-            If it makes nothing of them, as some rules do of too few.
+            If it makes nothing of them, as some rules do of too few, or keeps arrays that no checkpoint would have.
         """
         steps = hasattr(self.flower, CURRENT)
         mean = super().aggregate(server_round, updates) if steps else {}
@@ -73,6 +83,7 @@ class FlowerRule(Strategy, shared="all"):
             return mean
         replies = [_reply(server_round, update, keys, self.flower.weighted_by_key) for update in updates]
         before = messages.encode({key: self.global_model[key] for key in keys})
+        held = dict(vars(self.flower))
         try:
             with _undisturbed():
                 if steps:
@@ -83,6 +94,7 @@ class FlowerRule(Strategy, shared="all"):
             raise RunError(f"{self._failure(server_round, updates)}: {error}") from error
         if arrays is None:
             raise RunError(f"{self._failure(server_round, updates)}; it may need more of them")
+        self._check_kept(held)
         # Some rules make float64 of float32, and all of them work on the CPU.
         made = {key: value.to(updates[0].shared[key]) for key, value in messages.decode(arrays).items()}
         return mean | made
@@ -103,6 +115,18 @@ class FlowerRule(Strategy, shared="all"):
             held.setdefault((name, kind), {})[key] = value.numpy().copy()
         for (name, kind), arrays in held.items():
             setattr(self.flower, name, arrays if kind == "dict" else [arrays[str(k)] for k in range(len(arrays))])
+
+    def _check_kept(self, before: Mapping[str, Any]) -> None:
+        """Check that arrays which the rule has kept in this round are of a kind that `state` returns."""
+        saved = {CURRENT, *_remembered(self.flower)}
+        for name, value in vars(self.flower).items():
+            parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+            has_arrays = any(isinstance(part, (np.ndarray, torch.Tensor, Array, ArrayRecord)) for part in parts)
+            if name not in saved and has_arrays and before.get(name) is not value:
+                raise RunError(
+                    f"Flower's {type(self.flower).__name__} keeps self.{name}, a {type(value).__name__} that no "
+                    "checkpoint would have; keep a dict or list of NumPy arrays"
+                )
 
     def _failure(self, server_round: int, updates: Sequence[ClientUpdate]) -> str:
         return f"round {server_round}: Flower's {type(self.flower).__name__} made nothing of {len(updates)} updates"

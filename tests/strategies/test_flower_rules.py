@@ -4,13 +4,13 @@ import copy
 import gc
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import flwr.serverapp.strategy
 import pytest
 import torch
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Strategy
 
 from fedsim.config import choices
@@ -228,3 +228,32 @@ def test_flowers_average_is_ours() -> None:
     for server_round in flower.rounds():
         assert_close(flower.strategy.global_model, own.round(server_round), tolerance=1e-12)
     assert isinstance(flower.strategy.flower, FedAvg)
+
+
+@pytest.mark.parametrize("kept", ["record", "tensors", "fixed", "arrays"])
+def test_arrays_that_a_rule_keeps_where_no_checkpoint_has_them_are_an_error(kept: str) -> None:
+    class Keeps(FedAvg):
+        fixed = torch.ones(2)
+
+        def aggregate_train(
+            self, server_round: int, replies: Iterable[Message]
+        ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            assert arrays is not None
+            forms = {
+                "record": arrays,
+                "tensors": arrays.to_torch_state_dict(),
+                "fixed": 3,
+                "arrays": {key: value.numpy() for key, value in arrays.items()},
+            }
+            self.before = forms[kept]
+            return arrays, metrics
+
+    strategy = FlowerRule(Mlp(), Keeps())
+    strategy.set_global_model(dict(Mlp().state_dict()))
+    updates = [ClientUpdate(k, dict(Mlp().state_dict()), 1.0) for k in range(2)]
+    if kept in ("fixed", "arrays"):
+        strategy.aggregate(1, updates)
+    else:
+        with pytest.raises(RunError, match=r"Keeps keeps self.before, a .* that no checkpoint would have; keep a dict"):
+            strategy.aggregate(1, updates)
