@@ -209,8 +209,9 @@ def channel_statistics(inputs: Tensor, scale: float, positions: np.ndarray | Non
     shift = (sums[0] / count) ** 2
     std = np.sqrt(np.maximum(sums[1] / count - shift, 0)) / scale
     mean = mean / scale
-    # Rounding can leave a constant channel a tiny variance, which must not be divided by.
-    std = np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1.0)
+    # Rounding can leave a constant channel a tiny variance, which must not be divided by; small units are no rounding.
+    rounding = np.abs(mean) * (1e-12 if inputs.dtype == torch.float64 else 1e-6)
+    std = np.where(std > np.maximum(rounding, np.finfo(np.float32).tiny), std, 1.0)
     return tuple(mean.tolist()), tuple(std.tolist())
 
 

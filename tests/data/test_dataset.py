@@ -114,6 +114,14 @@ def test_a_constant_channel_is_not_divided_by_its_deviation() -> None:
     assert normalised[:, 1].std(correction=0) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize(("unit", "offset"), [(1e-9, 0.0), (5e-7, 1e-6), (100.0, 1.7e9)])
+def test_a_channel_of_small_units_or_of_times_is_no_constant(unit: float, offset: float) -> None:
+    values = np.random.default_rng(0).normal(size=(500, 1)) * unit + offset
+    mean, std = channel_statistics(torch.from_numpy(values), 1.0)
+    assert mean[0] == pytest.approx(values.mean(), rel=1e-9, abs=1e-15)
+    assert std[0] == pytest.approx(values.std(), rel=1e-6)
+
+
 @pytest.mark.parametrize("name", ["toy", "toy-text", "digits"])
 def test_made_up_and_shipped_data_can_be_trained_on_and_are_the_same_each_time(name: str) -> None:
     data, again = DATA[name](), DATA[name]()
