@@ -230,7 +230,7 @@ class _Records:
     def __init__(self, strategy: Strategy) -> None:
         self._model, self._arrays = strategy.global_model, strategy.arrays
         self._known: dict[tuple[str, ...], ArrayRecord] = {}
-        self._known_sets: dict[tuple[object, ...], ArrayRecord] = {}
+        self._known_sets: dict[tuple[object, ...], tuple[Sets, ArrayRecord]] = {}
         self._gives_own = type(strategy).for_client is not Hooks.for_client
         self._compared: dict[tuple[str, int], tuple[Tensor, bool]] = {}
 
@@ -264,9 +264,9 @@ class _Records:
         found = {}
         for name, entries in sets.items():
             same = (name, *(id(value) for value in entries.values()))
-            if same not in self._known_sets:  # which also holds the tensors, so that no other has their identities
-                self._known_sets[same] = messages.encode(dict(entries))
-            found[name] = self._known_sets[same]
+            if same not in self._known_sets:  # it holds the tensors, so that no others have their identities
+                self._known_sets[same] = {name: dict(entries)}, messages.encode(dict(entries))
+            found[name] = self._known_sets[same][1]
         return found
 
 
