@@ -142,14 +142,25 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
         check_stateless(strategy.client_rule)
     except ValueError as error:
         raise ConfigError(f"strategy.name = {name!r} {error}") from error
-    if strategy.client_rule.plain_sgd:
-        _check_steps(config, NOT_PLAIN, "plain SGD")
-    if strategy.client_rule.linear_steps:
-        _check_steps(config, NOT_LINEAR, "SGD with one step size")
+    check_steps(config, strategy.client_rule)
     return strategy
 
 
-def _check_steps(config: Config, names: Sequence[str], wanted: str) -> None:
+def check_steps(config: Config, rule: type[ClientRule] | ClientRule) -> None:
+    """Check that ``[local]`` takes steps for which a strategy's rule is defined.
+
+    Raises
+    ------
+    ConfigError
+        If a setting changes them.
+    """
+    if rule.plain_sgd:
+        _check_local(config, NOT_PLAIN, "plain SGD")
+    if rule.linear_steps:
+        _check_local(config, NOT_LINEAR, "SGD with one step size")
+
+
+def _check_local(config: Config, names: Sequence[str], wanted: str) -> None:
     """Check that settings of ``[local]`` have the values that they have in plain SGD."""
     plain = LocalSettings()
     odd = [name for name in names if getattr(config.local, name) != getattr(plain, name)]

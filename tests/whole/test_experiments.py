@@ -9,6 +9,7 @@ import pytest
 
 from fedsim.config import Config, choices, read_toml
 from fedsim.config.expectation import Expectation
+from fedsim.config.making import check_steps, strategy_class
 from fedsim.results.check.check import check
 from fedsim.results.check.settings import matches, reference_config
 from fedsim.results.folder import RunFolder
@@ -63,6 +64,16 @@ def test_each_expectation_is_about_a_run_of_the_sweep_that_measures_it(path: Pat
                 assert expectation.matching in config.barriers.matching
                 assert config.barriers.every
                 assert config.rounds % config.barriers.every == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(ROOT.rglob("*.toml")) if path.name != "pyproject.toml"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_its_methods_are_defined_for_its_steps(path: Path) -> None:
+    for config in Config.parse(read_toml(path), str(path)).runs(str(path)):
+        check_steps(config, strategy_class(config).client_rule)
 
 
 def copies(tiny: Callable[..., Config], **changes: Any) -> Config:
