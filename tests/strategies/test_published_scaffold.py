@@ -1,4 +1,4 @@
-"""SCAFFOLD of NIID-Bench in Flower's baselines: SGD with momentum, then a move by the control variates, in each step."""
+"""SCAFFOLD of NIID-Bench in Flower's baselines: SGD with momentum, then a move by the variates, in each step."""
 
 from experiments.published.niid_bench import MOMENTUM
 from fedsim.config import read_toml
