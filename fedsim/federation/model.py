@@ -230,7 +230,13 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> bo
             f"{where} adds {added[0]!r} in its forward pass, where it is too late to share it; create it in __init__, "
             "or use a lazy module, such as nn.LazyLinear"
         )
-    targets = dataset.train.targets
+    _check_outputs(outputs, dataset, n, where)
+    return inputs._version != version
+
+
+def _check_outputs(outputs: Any, dataset: Dataset, n: int, where: str) -> None:
+    """Check the shape of a model's outputs; vocabularies of language models may be padded beyond the data's tokens."""
+    targets, task = dataset.train.targets, task_of(dataset).name
     are_numbers = targets.is_floating_point()
     expected = (n, dataset.outputs) if are_numbers else (n, dataset.outputs, *targets.shape[1:])
     fits = [expected, (n,)] if are_numbers and dataset.outputs == 1 else [expected]
@@ -239,17 +245,21 @@ def _check_forward(model: nn.Module, dataset: Dataset, n: int, where: str) -> bo
             f"{where} maps {n} inputs to a {type(outputs).__name__}; it must be one tensor, {expected}: let forward "
             f"return {'the predictions' if are_numbers else 'the logits'} alone"
         )
-    if outputs.shape not in fits:
-        found = f"{where} maps {n} inputs to shape {tuple(outputs.shape)}; it must be {expected}"
-        if are_numbers:
-            raise ConfigError(f"{found} for the task {dataset.task!r} of {dataset.name!r}")
-        raise ConfigError(
-            f"{found}, a logit for each class of {dataset.name!r}"
-            + (" at each position" if len(expected) > 2 else "")
-            + (f"; for fedsim's models of text predict = '{'each' if len(expected) > 2 else 'last'}'")
-            * bool(dataset.tokens)
-        )
-    return inputs._version != version
+    shape = tuple(outputs.shape)
+    if task == "next-token" and len(shape) > 1:
+        fits.append((n, max(dataset.outputs, shape[1]), *targets.shape[1:]))
+    if shape in fits:
+        return
+    found = f"{where} maps {n} inputs to shape {shape}; it must be {expected}"
+    if are_numbers:
+        raise ConfigError(f"{found} for the task {task!r} of {dataset.name!r}")
+    remedy = ""
+    if len(shape) == len(expected) and shape[1] != expected[1]:
+        remedy = "; build it for the number of classes that it is given"
+    elif dataset.tokens and len(shape) != len(expected):
+        remedy = f"; for fedsim's models of text predict = '{'each' if len(expected) > 2 else 'last'}'"
+    at_each = " at each position" if len(expected) > 2 else ""
+    raise ConfigError(f"{found}, a logit for each class of {dataset.name!r}{at_each}{remedy}")
 
 
 def _check_last(model: nn.Module, config: Config, dataset: Dataset, where: str) -> None:

@@ -164,10 +164,10 @@ class Loss:
     def _weighted(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each target times the weight of its class, or of each example."""
         if self.of_targets is cross_entropy:
-            smoothing = self.label_smoothing
-            return functional.cross_entropy(
-                outputs, targets, self.class_weights, reduction="none", label_smoothing=smoothing
-            )
+            smoothing, weights = self.label_smoothing, self.class_weights
+            if weights is not None:  # a padded vocabulary has more outputs, which are no target
+                weights = functional.pad(weights, (0, outputs.shape[1] - len(weights)))
+            return functional.cross_entropy(outputs, targets, weights, reduction="none", label_smoothing=smoothing)
         losses = self.of_targets(outputs, targets)
         if self.class_weights is None or losses.shape != targets.shape:
             return losses

@@ -129,7 +129,7 @@ def _by_class(task: str, outputs: Tensor, targets: Tensor, classes: Sequence[str
     else:
         found = _recalls(*(_two if task == "binary" else _per_target)(outputs, targets))
     is_finite = bool(outputs.isfinite().all())
-    values = zip(classes, found.tolist(), strict=True)
+    values = zip(classes, found.tolist(), strict=False)  # outputs beyond the classes are no target
     return {f"{MAIN}:{name}": value if is_finite else math.nan for name, value in values if not math.isnan(value)}
 
 
