@@ -10,6 +10,7 @@ PFEDME, NETWORK, THESIS = "| | published (unverified)", "| hidden layer", "| acc
 LOGISTIC = "| | published (unverified), 10 repetitions | released loops, by seed | fedsim, ten seeds |"
 HEADING = "| accuracy, % | published | here, by seed | mean |"
 SERVERS = "| server optimisers, accuracy"
+NIID = "| Dirichlet(0.5), accuracy, % |"
 OPTIMISERS, LABELS = "| global accuracy, % | FedAvg", "| global accuracy, % | i.i.d."
 
 
@@ -23,7 +24,7 @@ def ranking(name: str) -> pd.DataFrame:
 
 
 def test_each_table_is_recomputed() -> None:
-    known = (PFEDME, NETWORK, THESIS, SERVERS, OPTIMISERS, LABELS)
+    known = (PFEDME, NETWORK, THESIS, SERVERS, NIID, OPTIMISERS, LABELS)
     assert all(heading.startswith(known) for heading in tables_of(PAGE)), "add a committed table and a test for it"
 
 
@@ -87,6 +88,18 @@ def test_a_flower_thesis(strategy: str, alpha: float, model: str, label: str) ->
     assert_row(PAGE, THESIS, label, [*here, here.mean()], skipped=2)
     published, deviation = (float(each) for each in tables_of(PAGE)[HEADING][label][:2])
     assert abs(here.mean() - published) <= deviation, "within one standard deviation, as the page says"
+
+
+def test_niid_bench() -> None:
+    rows = read("published/niid_bench.csv").query("model == 'global on the server' and round == 50")
+    best, last = (rows.set_index("strategy")[name] for name in ("maximum", "pooled"))
+    published = {"FedAvg": (88.09, 0.29), "FedNova": (88.22, 0.12)}
+    for name, (mean, deviation) in published.items():
+        assert_row(PAGE, NIID, name, [mean, deviation, best[name], last[name]])
+    below = [mean - best[name] for name, (mean, _) in published.items()]
+    assert_quoted(PAGE, "are {} and {} points below the published means", *below)
+    assert max(below) < published["FedAvg"][1]
+    assert_quoted(PAGE, "FedNova is {} above FedAvg, published 0.13", best["FedNova"] - best["FedAvg"])
 
 
 @pytest.mark.parametrize("alpha", ["0.5", "0.1"])
