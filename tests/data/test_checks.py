@@ -84,7 +84,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "elsewhere": (both(FEATURES.to("meta"), LABELS), r"on another device than the CPU; give inputs.cpu\(\)"),
     "no dict of ids": ({"ids": None}, "ids = None; give a dict"),
     "only ignored": (both(FEATURES, changed(LABELS, 5, -100)), "no target at example 5, where all are -100; remove"),
-    "maps of labels": (both(FEATURES, LABELS.view(N, 1, 1).expand(N, 2, 2)), r"of shape \[n\], or \[n, length\]"),
+    "maps of labels": (both(FEATURES, LABELS.view(N, 1, 1).expand(N, 2, 2)), r"in one row: targets.flatten\(1\)"),
     "no test": ({"test": Examples(FEATURES[:0], LABELS[:0])}, "test set has 0 inputs"),
     "unequal numbers": (both(FEATURES, LABELS[1:]), "12 inputs and 11 targets"),
     "no examples": ({"train": (FEATURES, LABELS)}, r"is a tuple; give fedsim.data.Examples\(inputs, targets\)"),
