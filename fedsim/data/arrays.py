@@ -261,6 +261,8 @@ def _whole(values: np.ndarray, where: str, hint: str, *, ignored: bool = False) 
 
 
 def _ids(values: np.ndarray, name: str, where: str) -> np.ndarray:
+    if values.ndim != 1:
+        raise ValueError(f"{where}: {name} has shape {values.shape}; give one value for each example, of shape [n]")
     if values.dtype.kind == "f" and len(missing := np.flatnonzero(np.isnan(values))):
         raise ValueError(f"{where}: {name} has no value at example {missing[0]}; give each example its origin")
     return numbered(values)

@@ -1,5 +1,6 @@
 """Your own table, from a CSV or parquet file: a row per example, a column per feature."""
 
+import csv
 import io
 import logging
 from collections.abc import Iterable, Sequence
@@ -198,12 +199,25 @@ def _read(file: Path) -> pd.DataFrame:
             return rows.astype(dict.fromkeys(exact, np.float64))
         if file.suffix in SUFFIXES:
             separator = "\t" if file.suffix == ".tsv" else ","
-            return pd.read_csv(io.StringIO(read_text(file)), sep=separator, low_memory=False).reset_index(drop=True)
-    except (OSError, MemoryError):
+            text = read_text(file)
+            rows = pd.read_csv(io.StringIO(text), sep=separator, low_memory=False).reset_index(drop=True)
+            _check_header(text, separator, file)
+            return rows
+    except (OSError, MemoryError, _HeaderError):
         raise
     except Exception as error:  # a damaged file may raise anything
         raise ValueError(f"{file} is damaged or no table ({first_line(error)}); save it again") from error
     raise ValueError(f"{file} ends in {file.suffix!r}; give a file that ends in {', '.join(SUFFIXES)}")
+
+
+class _HeaderError(ValueError):
+    """Two columns of a table have one name, of which pandas would change the second."""
+
+
+def _check_header(text: str, separator: str, file: Path) -> None:
+    header = next(filter(None, csv.reader(io.StringIO(text), delimiter=separator)), [])
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise _HeaderError(f"{file} has two columns named {twice[0]!r}; give each a name of its own")
 
 
 def _features(rows: pd.DataFrame, others: Sequence[str], place: Path) -> tuple[str, ...]:

@@ -92,6 +92,7 @@ def test_vectors_are_normalised_by_feature_and_tokens_are_left_alone(tmp_path: P
         ),
         ({"train_targets": np.array(list("abcabc"))}, "targets of <U1 to train and of uint8 to test; make them alike"),
         ({"train_id_site": np.array([1, 2, np.nan, 1, 1, 1])}, "train_id_site has no value at example 2"),
+        ({"train_id_site": np.arange(6).reshape(3, 2)}, r"train_id_site has shape \(3, 2\); give one value for each"),
         ({"train_targets": np.array([None] * 6)}, "holds objects other than arrays, at train_targets .* dtype=str"),
         ({"train_inputs": np.arange(30).reshape(6, 5) - 9}, "train_inputs is from -9 .* table of numbers as floats"),
         ({"train_inputs": np.zeros((6, 5), dtype=bool)}, r"train_inputs is bool of shape \(6, 5\); it must be bytes"),

@@ -198,6 +198,14 @@ def test_what_cannot_be_learnt_from_is_one_line(name: str, read: Callable[..., A
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    path.write_text("\na,a,ill\n1,2,0\n3,4,1\n5,6,0\n".replace(",", "\t" if suffix == ".tsv" else ","))
+    with pytest.raises(ValueError, match=r"rows\.\wsv has two columns named 'a'; give each a name of its own"):
+        table(path=str(path), target="ill", test_share=0.4)
+
+
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "b.csv").write_text("")
