@@ -856,6 +856,19 @@ def test_what_a_round_and_a_whole_run_cost() -> None:
     assert_quoted(PERFORMANCE, "and hold {} and {} GB.", *(rows.query("part == 'scale'")["peak_mb"] / 1000))
 
 
+def test_what_a_million_clients_cost() -> None:
+    rows = benchmark("million")
+    [dry], run, resumed = (rows[rows["part"] == part].to_dict("records") for part in ("dry run", "run", "resumed"))
+    memory = [[row["memory_mb"] / 1000 for row in part[1:]] for part in (run, resumed)]
+    first, last = run[1], run[-1]
+    used = (last["cpu_seconds"] - first["cpu_seconds"]) / (last["rounds"] - first["rounds"])
+    text = "the first round is done after {} s, and memory is {} to {} GB from round 100 on. A round takes {} s"
+    assert_quoted(PERFORMANCE, text, run[0]["seconds"], min(memory[0]), max(memory[0]), used)
+    text = "the run goes on {} s after the same command is given, and holds {} to {} GB to its end"
+    assert_quoted(PERFORMANCE, text, resumed[0]["seconds"], min(memory[1]), max(memory[1]))
+    assert_quoted(PERFORMANCE, "`--dry-run` takes {} s", dry["seconds"])
+
+
 @pytest.mark.parametrize("workers", [2, 8, 64])
 def test_what_a_client_costs_the_driver(workers: int) -> None:
     rows = benchmark("scale").query("workers == @workers").sort_values("clients")
