@@ -58,7 +58,7 @@ class Scaffold(scaffold.Scaffold):
 
     Notes
     -----
-    Weight decay changes the sum of the step sizes by less than its product with the step size and the number of steps.
+    Weight decay also shortens the sum of the step sizes, here by 0.05 %.
     """
 
     client_rule = ScaffoldRule
