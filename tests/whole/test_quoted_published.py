@@ -92,13 +92,15 @@ def test_a_flower_thesis(strategy: str, alpha: float, model: str, label: str) ->
 
 def test_niid_bench() -> None:
     rows = read("published/niid_bench.csv").query("model == 'global on the server' and round == 50")
-    best, last = (rows.set_index("strategy")[name] for name in ("maximum", "pooled"))
-    published = {"FedAvg": (88.09, 0.29), "FedNova": (88.22, 0.12)}
+    rows = rows.set_index(rows["strategy"].replace(".*:Scaffold", "SCAFFOLD", regex=True))
+    best, last = rows["maximum"], rows["pooled"]
+    published = {"FedAvg": (88.09, 0.29), "FedNova": (88.22, 0.12), "SCAFFOLD": (88.44, 0.25)}
     for name, (mean, deviation) in published.items():
         assert_row(PAGE, NIID, name, [mean, deviation, best[name], last[name]])
     below = [mean - best[name] for name, (mean, _) in published.items()]
-    assert_quoted(PAGE, "are {} and {} points below the published means", *below)
-    assert max(below) < published["FedAvg"][1]
+    assert_quoted(PAGE, "are {} and {} points below the published means", *below[:2])
+    assert max(below[:2]) < published["FedAvg"][1]
+    assert_quoted(PAGE, "SCAFFOLD is {} below", below[2])
     assert_quoted(PAGE, "FedNova is {} above FedAvg, published 0.13", best["FedNova"] - best["FedAvg"])
 
 
