@@ -41,7 +41,7 @@ def clothing() -> Dataset:
 
 
 class ScaffoldRule(scaffold.ScaffoldRule):
-    """Adds c - c_k beside the momentum, as the baseline's optimizer does after each step of SGD."""
+    """Adds c - c_k outside the momentum, as the baseline's optimizer does after each step of SGD."""
 
     plain_sgd = False
 

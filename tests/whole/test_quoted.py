@@ -864,7 +864,7 @@ def test_what_a_million_clients_cost() -> None:
     used = (last["cpu_seconds"] - first["cpu_seconds"]) / (last["rounds"] - first["rounds"])
     text = "the first round is done after {} s, and memory is {} to {} GB from round 100 on. A round takes {} s"
     assert_quoted(PERFORMANCE, text, run[0]["seconds"], min(memory[0]), max(memory[0]), used)
-    text = "the run goes on {} s after the same command is given, and holds {} to {} GB to its end"
+    text = "the run does its next round {} s after the same command is given, and holds {} to {} GB to its end"
     assert_quoted(PERFORMANCE, text, resumed[0]["seconds"], min(memory[1]), max(memory[1]))
     assert_quoted(PERFORMANCE, "divides ten million examples, takes {} s", dry["seconds"])
 
