@@ -184,7 +184,8 @@ def _content(place: Path) -> dict[str, np.ndarray]:
 def _examples(
     content: Mapping[str, np.ndarray], part: str, where: str, channels: Channels, names: Sequence[str], task: str
 ) -> Examples:
-    inputs = _inputs(content[f"{part}_inputs"], channels, f"{where}: {part}_inputs")
+    dtype = _dtype_of(content["train_inputs"])
+    inputs = _inputs(content[f"{part}_inputs"], channels, f"{where}: {part}_inputs", dtype)
     targets = _targets(content[f"{part}_targets"], f"{where}: {part}_targets", inputs, names, task)
     if not inputs.numel() or not targets.numel():
         shapes = f"{tuple(inputs.shape)} and {tuple(targets.shape)}"
@@ -196,7 +197,12 @@ def _examples(
     return Examples(inputs, targets)
 
 
-def _inputs(values: np.ndarray, channels: Channels, where: str) -> Tensor:
+def _dtype_of(inputs: np.ndarray) -> type[np.floating]:
+    """Return the type of real inputs: vectors of float64 stay, as float32 has too few digits for a time in seconds."""
+    return np.float64 if inputs.ndim == 2 and inputs.dtype == np.float64 else np.float32
+
+
+def _inputs(values: np.ndarray, channels: Channels, where: str, dtype: type[np.floating]) -> Tensor:
     if values.ndim < 2:
         raise ValueError(
             f"{where} has shape {values.shape}; it must have a dimension for the examples and at least one more"
@@ -218,7 +224,7 @@ def _inputs(values: np.ndarray, channels: Channels, where: str) -> Tensor:
         elif channels == "last":
             values = np.moveaxis(values, -1, 1)  # of vectors, that changes nothing
         with np.errstate(over="ignore"):  # what is no longer finite is refused with the whole data set
-            return torch.from_numpy(np.ascontiguousarray(values, dtype=values.dtype if is_bytes else np.float32))
+            return torch.from_numpy(np.ascontiguousarray(values, dtype=values.dtype if is_bytes else dtype))
     if not np.issubdtype(values.dtype, np.integer) or values.ndim != 2:
         raise ValueError(
             f"{where} is {values.dtype} of shape {values.shape}; it must be bytes (images), floats, or integers of 2 "
@@ -240,6 +246,8 @@ def _targets(values: np.ndarray, where: str, inputs: Tensor, names: Sequence[str
         return torch.tensor([place[name] for name in found], dtype=torch.float32 if is_real else torch.int64)
     if values.dtype.kind not in "iubf":
         raise ValueError(f"{described}; it must be integers or names of classes")
+    if values.dtype.kind == "f" and task in TASKS and not is_real and (values == np.round(values)).all():
+        values = values.astype(np.int64)
     is_whole = values.dtype.kind != "f" and not is_real
     targets = (
         _whole(values, where, f"; {IGNORED} marks a target to ignore", ignored=True)

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -124,7 +124,7 @@ def huggingface(
         Path(path).name,
         sha256(json.dumps(chosen).encode()).hexdigest()[:16],
         classes=tuple(getattr(features[target], "names", None) or ()),
-        ids={column: numbered(splits["train"][column]) for column in id},
+        ids={column: _ids(splits["train"][column], column, path) for column in id},
         task=task,
     )
 
@@ -148,6 +148,8 @@ class _Examples:
     def __init__(self, split: Any, columns: Sequence[str], target: str, mode: Mode, size: int | None) -> None:
         self.split = split.select_columns([*dict.fromkeys([*columns, target])])
         self.columns, self.target, self.mode, self.size = columns, target, mode, size
+        # Whole numbers of 32 bits or more, such as times, need float64.
+        self.dtype = np.result_type(np.float32, *filter(None, map(_dtype, map(split.features.get, columns))))
 
     def __len__(self) -> int:
         return len(self.split)
@@ -158,11 +160,12 @@ class _Examples:
         for column in (*self.columns, self.target):
             if row[column] is None:
                 raise ValueError(f"column {column!r} is empty; remove the example, or fill it")
-        if len(values) > 1:
-            return np.concatenate([np.ravel(np.asarray(each, np.float32)) for each in values]), row[self.target]
         if hasattr(values[0], "getbands"):  # a picture of Pillow
             return pixels_of(values[0], self.mode, self.size), row[self.target]
-        return np.atleast_1d(np.asarray(values[0])), row[self.target]
+        if len(values) > 1 or not np.ndim(values[0]):  # of one column, lists of whole numbers are tokens
+            return np.concatenate([np.ravel(np.asarray(each, self.dtype)) for each in values]), row[self.target]
+        found = np.asarray(values[0])
+        return found.astype(self.dtype) if found.dtype.kind == "f" else found, row[self.target]
 
 
 def _library() -> ModuleType:
@@ -216,6 +219,15 @@ def _splits(library: ModuleType, found: Any, path: str, train: str, test: str, t
     return splits
 
 
+def _ids(values: Iterable[Any], column: str, path: str) -> np.ndarray:
+    origins = list(values)
+    if None in origins:
+        raise ValueError(
+            f"{path}: column {column!r} has no value at example {origins.index(None)}; give each its origin"
+        )
+    return numbered(origins)
+
+
 def _check_columns(features: Mapping[str, Any], names: Sequence[str], path: str) -> None:
     if missing := [name for name in names if name not in features]:
         raise ValueError(
@@ -233,7 +245,7 @@ def _default_inputs(
     pictures = [name for name, feature in rest.items() if isinstance(feature, library.Image)]
     if len(pictures) > 1:
         raise ValueError(f"{path} has pictures in {', '.join(pictures)}; name the one to learn from as [data] inputs")
-    found = pictures or [name for name, feature in rest.items() if _is_number(library, feature)]
+    found = pictures or [name for name, feature in rest.items() if _dtype(feature)]
     if not found:
         raise ValueError(
             f"{path} has no column of pictures or numbers other than {', '.join(others)}; its columns are: "
@@ -247,17 +259,16 @@ def _check_kinds(library: ModuleType, features: Mapping[str, Any], columns: Sequ
         if isinstance(features[name], library.Image):
             if len(columns) > 1:
                 raise ValueError(f"{path}: inputs name {name!r}, which holds pictures, and others; name it alone")
-        elif not _is_number(library, features[name]):
+        elif not _dtype(features[name]):
             raise ValueError(
                 f"{path}: column {name!r} holds {getattr(features[name], 'dtype', type(features[name]).__name__)}, no "
                 "pictures or numbers; name a column of texts as [data] text, with a tokenizer"
             )
 
 
-def _is_number(library: ModuleType, feature: Any) -> bool:
-    """Tell whether a column holds numbers, or lists of them."""
+def _dtype(feature: Any) -> str:
+    """Return the type of the numbers that a column, or lists in it, hold; empty if it holds something else."""
     while (inner := getattr(feature, "feature", None)) is not None:
         feature = inner
-    if isinstance(feature, library.ClassLabel):
-        return False
-    return bool(re.match(r"(u?int|float|double)", str(getattr(feature, "dtype", ""))))
+    found = re.fullmatch(r"(u?int|float)\d+", str(getattr(feature, "dtype", "")))
+    return found[0] if found and not hasattr(feature, "names") else ""  # labels have names

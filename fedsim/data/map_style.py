@@ -30,6 +30,7 @@ GIVE = (
     f"target), or a dict of arrays with the names {', '.join(NEEDED)}"
 )
 STATISTICS = "statistics.json"
+CACHE = "examples-2"  # another number than that of versions that wrote something else for the same examples
 logger = logging.getLogger(__name__)
 
 
@@ -82,11 +83,11 @@ def as_dataset(found: object, name: str, task: str = "auto", code: Sequence[str]
         }
         return dataset_from(_as_arrays(content, name), name, name, channels="first", task=task)
     sets = {part: _checked(parts[part], f"{name!r}: its {part} set") for part in PARTS}
-    return read_examples(sets, name, identity_of((sets, code)), classes=_classes(sets["train"]), task=task)
+    return read_examples(sets, name, identity_of((sets, code)), classes=_classes_of(sets, name), task=task)
 
 
 def _is_array(values: object) -> bool:
-    return isinstance(values, np.ndarray | Tensor)
+    return hasattr(values, "__array__")  # arrays, tensors, and tables and columns of pandas
 
 
 def _as_arrays(content: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
@@ -108,6 +109,10 @@ def _as_array(values: Any, where: str) -> np.ndarray:
 
 
 def _checked(part: object, where: str) -> MapStyle:
+    if type(part).__name__ == "DataFrame":  # of pandas or others: it gives columns where examples are asked for
+        raise ValueError(
+            f"{where} is a DataFrame; give (frame[features], frame[target]), or its file by [data] name = 'table'"
+        )
     if isinstance(part, IterableDataset) or not isinstance(part, MapStyle):
         kind = "an iterable data set" if isinstance(part, Iterable) else f"a {type(part).__name__}"
         if isinstance(part, DataLoader):
@@ -148,7 +153,7 @@ def read_examples(
     fill = partial(_fill, parts, name)
     if identity:
         size = count * _example(parts["train"], 0, f"{name!r}: its train set")[0].nbytes
-        folder = cached(f"examples-{identity}", fill, what, size)
+        folder = cached(f"{CACHE}-{identity}", fill, what, size)
         # Copy on write: pages are read when they are needed, shared by all processes, and never written back.
         content, statistics = _load(folder, mmap_mode="c")
     else:
@@ -191,6 +196,8 @@ def _fill(parts: Mapping[str, MapStyle], name: str, folder: Path) -> None:
             np.lib.format.write_array_header_1_0(file, whole)
             for index in range(len(examples)):
                 example = _example(examples, index, where)
+                if example[0].dtype.kind == first[0].dtype.kind == "f":
+                    example = example[0].astype(first[0].dtype), example[1]
                 for what, values, expected in zip(("an input", "a target"), example, first, strict=True):
                     _check_alike(values, expected, f"{where} has {what}", index, named=what == "a target")
                 file.write(example[0].tobytes())
@@ -224,7 +231,10 @@ def _check_alike(values: np.ndarray, first: np.ndarray, where: str, index: int, 
 
 
 def _example(examples: MapStyle, index: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the input and the target of an example: float32, bytes or int64, and names as texts."""
+    """Return the input and the target of an example: float32, bytes or int64, and names as texts.
+
+    Vectors of float64 stay, as float32 has too few digits for a time in seconds.
+    """
     try:
         example = examples[index]
     except Exception as error:  # the user's code may raise anything
@@ -238,7 +248,8 @@ def _example(examples: MapStyle, index: int, where: str) -> tuple[np.ndarray, np
             given = pixels_of(given, "L" if given.mode in ("L", "1") else "RGB")
         except (OSError, ValueError) as error:
             raise ValueError(f"{where} has a picture at example {index}: {error}") from error
-    inputs = _plain(_as_array(given, f"{where}, input of example {index},"))
+    inputs = _as_array(given, f"{where}, input of example {index},")
+    inputs = _plain(inputs) if inputs.dtype != np.float64 or inputs.ndim != 1 else inputs
     if not inputs.ndim:
         raise ValueError(f"{where} has a number as input of example {index}; give a vector, such as [value]")
     if inputs.dtype == np.uint8 and inputs.ndim == 2:
@@ -255,6 +266,18 @@ def _plain(values: np.ndarray) -> np.ndarray:
         case "i" | "u" if values.dtype != np.uint8 or not values.ndim:
             return np.ascontiguousarray(values, np.int64).reshape(values.shape)
     return values
+
+
+def _classes_of(sets: Mapping[str, MapStyle], name: str) -> tuple[str, ...]:
+    """Return the names of the classes that the sets have; where both have some, they must be the same."""
+    train, test = (_classes(sets[part]) for part in PARTS)
+    if train and test and train != test:
+        odd = min(set(train) ^ set(test), default=test[0])
+        raise ValueError(
+            f"{name!r}: its train set has {len(train)} classes and its test set {len(test)}, in which {odd!r} differs, "
+            "so that one label may be two classes; give both sets the same classes in the same order"
+        )
+    return train
 
 
 def _classes(examples: object) -> tuple[str, ...]:

@@ -75,6 +75,18 @@ def test_origins_that_are_numbers_are_in_the_order_of_their_size(rows: str) -> N
     assert found.ids["age"].tolist() == list(range(16))
 
 
+def test_large_whole_numbers_keep_their_digits_and_a_missing_origin_is_named(tmp_path: Path) -> None:
+    times = 1_700_000_000 + np.arange(20)
+    table = {"time": times, "age": np.arange(20, dtype=np.float32), "label": [0, 1] * 10, "site": ["a", None] * 10}
+    datasets.Dataset.from_dict(table).save_to_disk(tmp_path / "times")
+    for inputs in (("time",), ("age", "time")):
+        found = huggingface(path=str(tmp_path / "times"), inputs=inputs)
+        normalised = found.normalise(found.train.inputs)[:, -1]
+        assert (normalised.diff() > 0.1).all()  # float32 has 128 seconds between two numbers of this size
+    with pytest.raises(ValueError, match="column 'site' has no value at example 1; give each its origin"):
+        huggingface(path=str(tmp_path / "times"), inputs=("age",), id=("site",))
+
+
 def test_a_text_may_be_the_class(pictures: str) -> None:
     assert huggingface(path=pictures, target="site").classes == ("a", "b")
 
@@ -83,7 +95,7 @@ def test_a_single_split_loses_evenly_spaced_examples_to_the_test_set(rows: str) 
     found = huggingface(path=rows, target="price", inputs=("height", "both"), test_share=0.25)
     values = torch.from_numpy(np.random.default_rng(0).random((20, 3)))
     is_test = torch.arange(20) % 4 == 3
-    assert torch.allclose(found.train.inputs, values[~is_test].float())
+    assert torch.equal(found.train.inputs, values[~is_test])
     assert torch.allclose(found.test.targets, values[is_test].sum(1).float())
     assert huggingface(path=rows, target="price").shape == (4,)  # all columns of numbers
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from fedsim.config.custom import forget_changed
 from fedsim.config.making import make_dataset
@@ -137,8 +139,8 @@ def test_parts_of_a_data_set_have_its_classes() -> None:
 def test_numbers_of_a_tensor_data_set_are_a_regression() -> None:
     sets = [TensorDataset(torch.randn(20, 4).double(), torch.randn(20).double()) for _ in range(2)]
     found = as_dataset(sets, "mine:pair")
-    assert found.train.inputs.dtype == found.train.targets.dtype == torch.float32
-    assert torch.equal(found.train.inputs, sets[0].tensors[0].float())
+    assert found.train.targets.dtype == torch.float32
+    assert torch.equal(found.train.inputs, sets[0].tensors[0])
     assert found.classes == ()
 
 
@@ -149,7 +151,7 @@ def test_arrays_are_taken_as_they_are() -> None:
         ((rows["train_inputs"], rows["train_targets"]), (rows["test_inputs"], rows["test_targets"])), "mine:pair"
     )
     for found in (named, paired):
-        assert torch.equal(found.train.inputs, torch.from_numpy(rows["train_inputs"]).float())
+        assert torch.equal(found.train.inputs, torch.from_numpy(rows["train_inputs"]))
         assert found.test.targets.tolist() == rows["test_targets"].tolist()
     assert named.ids["site"].tolist() == [0, 1] * 15
     assert not caches()
@@ -249,3 +251,55 @@ def test_a_data_set_stays_as_it_is() -> None:
     found = as_dataset(numbers(), "mine:pair")
     assert as_dataset(found, "mine:pair") is found
     assert isinstance(found, Dataset)
+
+
+def test_sets_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog", "train/emu", "test/cat", "test/emu"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.fromarray(Pictures(1).pixels[0]).save(tmp_path / name / "0.png")
+    train, test = (ImageFolder(str(tmp_path / part)) for part in ("train", "test"))
+    assert [train.class_to_idx["emu"], test.class_to_idx["emu"]] == [2, 1]  # which was taken for a dog
+    with pytest.raises(ValueError, match="its train set has 3 classes and its test set 2, in which 'dog' differs"):
+        as_dataset((train, Subset(test, [0, 1])), "mine:pair")
+
+
+TIMES = 1.7e9 + np.arange(8.0)  # seconds, which float32 rounds to 128
+
+
+@pytest.mark.parametrize("kind", ["arrays", "rows", "mixed"])
+def test_large_numbers_keep_their_digits(kind: str) -> None:
+    content: Any = {"inputs": TIMES[:, None], "targets": np.arange(8) % 2}
+    rows: Any = [([time], index % 2) for index, time in enumerate(TIMES.tolist())]
+    single = [(np.array([time], np.float32), index % 2) for index, time in enumerate(TIMES)]
+    given = {
+        "arrays": {f"{part}_{name}": values for part in ("train", "test") for name, values in content.items()},
+        "rows": (rows, rows),
+        "mixed": (rows, single),
+    }[kind]
+    found = as_dataset(given, "mine:pair")
+    check_dataset(found)
+    expected = (TIMES - TIMES.mean()) / TIMES.std()
+    assert found.normalise(found.train.inputs)[:, 0].tolist() == pytest.approx(expected, abs=1e-6)
+    fitted = found.fitted_to(np.arange(8))
+    assert fitted.train.inputs.dtype == fitted.test.inputs.dtype == torch.float32
+
+
+def test_whole_floats_are_classes_where_that_is_declared() -> None:
+    classes = np.arange(30) % 3
+    given = numbers(train_targets=classes * 1.0, test_targets=classes[:9] * 1.0)
+    assert as_dataset(given, "mine:pair", "classification").train.targets.tolist() == classes.tolist()
+    with pytest.raises(ValueError, match=r"give class indices as int64: targets\.astype\(int\)"):
+        as_dataset(given, "mine:pair")
+    with pytest.raises(ValueError, match="do not fit the task 'classification'"):
+        as_dataset(numbers(train_targets=classes + 0.5, test_targets=classes[:9] * 1.0), "mine:pair", "classification")
+
+
+def test_tables_of_pandas_are_arrays_and_alone_are_named() -> None:
+    rows = numbers()
+    frames = [pd.DataFrame(np.asarray(rows[f"{part}_inputs"])) for part in ("train", "test")]
+    labels = [pd.Series(np.asarray(rows[f"{part}_targets"])) for part in ("train", "test")]
+    found = as_dataset(tuple(zip(frames, labels, strict=True)), "mine:pair")
+    assert found.train.inputs.tolist() == rows["train_inputs"].tolist()
+    assert found.test.targets.tolist() == rows["test_targets"].tolist()
+    with pytest.raises(ValueError, match=r"its train set is a DataFrame; give \(frame\[features\], frame\[target\]\)"):
+        as_dataset(frames, "mine:pair")
