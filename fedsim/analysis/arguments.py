@@ -134,6 +134,7 @@ def check_weights(weights: Any, states: int) -> None:
 
 def _is_number(value: Any) -> bool:
     try:
-        return not isinstance(value, str | bytes) and math.isfinite(float(value)) is not None
+        float(value)
     except (TypeError, ValueError):
         return False
+    return not isinstance(value, str | bytes)

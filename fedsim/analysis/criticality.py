@@ -10,7 +10,7 @@ from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.groups import Groups, named_groups
 from fedsim.analysis.mixing.mixes import Mix
-from fedsim.analysis.mixing.paired import mean_and_error
+from fedsim.analysis.mixing.paired import difference_columns
 from fedsim.analysis.models import Models
 from fedsim.models.params import Params, fit
 
@@ -56,18 +56,7 @@ def criticality(models: Models, start: Params, data: Data, *, groups: Groups = "
     sampling, rows = data.sampling, []
     for mix in mixes:
         reset, before = evaluated[recipes[mix]], evaluated[own[mix.base]]
-        loss, loss_se = mean_and_error(reset.losses - before.losses, sampling)
-        error, error_se = mean_and_error(reset.errors - before.errors, sampling)
-        rows.append(
-            {
-                "group": mix.group,
-                "base": mix.base,
-                "n": reset.n,
-                "loss": reset.loss,
-                "error": float(reset.errors.mean()),
-            }
-            | {"loss_own_base": loss, "loss_own_base_se": loss_se}
-            | {"error_own_base": error, "error_own_base_se": error_se}
-            | {"sampling": sampling.text}
-        )
+        own_values = {"group": mix.group, "base": mix.base, "n": reset.n, "loss": reset.loss, "error": reset.error}
+        differences = reset.losses - before.losses, reset.errors - before.errors
+        rows.append(own_values | difference_columns("own_base", *differences, sampling))
     return pd.DataFrame(rows)

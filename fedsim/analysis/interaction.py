@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsim.analysis.calls import of_models
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixes import Against, Mix, Recipe, ends_of, is_average, list_mixes
-from fedsim.analysis.mixing.paired import mean_and_error
+from fedsim.analysis.mixing.paired import difference_columns
 from fedsim.analysis.models import Models
 from fedsim.training.evaluation import Evaluation
 
@@ -71,13 +71,9 @@ def interaction(
         changes = {moved: _change(evaluated, recipes, mix, moved) for moved in [*layers, *terms.values()]}
         for (first, second), moved in terms.items():
             difference = changes[moved] - sum(changes[name,] for name in moved)
-            (loss, loss_se), (error, error_se) = (mean_and_error(each, sampling) for each in difference)
-            rows.append(
-                {"base": mix.base, "other": mix.other, "t": mix.t, "first": first, "second": second}
-                | {"n": difference.shape[1], "loss_interaction": loss, "loss_interaction_se": loss_se}
-                | {"error_interaction": error, "error_interaction_se": error_se}
-                | {"sampling": sampling.text}
-            )
+            moved_layers = {"base": mix.base, "other": mix.other, "t": mix.t, "first": first, "second": second}
+            differences = difference_columns("interaction", *difference, sampling)
+            rows.append(moved_layers | {"n": difference.shape[1]} | differences)
     return pd.DataFrame(rows)
 
 

@@ -56,9 +56,9 @@ def stitching(models: Models, data: Data, *, against: Against = "average") -> pd
                 "other": other,
                 "n": found.n,
                 "loss": found.loss,
-                "error": float(found.errors.mean()),
+                "error": found.error,
                 "loss_ends": (first.loss + second.loss) / 2,
-                "error_ends": float(first.errors.mean() + second.errors.mean()) / 2,
+                "error_ends": (first.error + second.error) / 2,
             }
         )
     return pd.DataFrame(rows, columns=["layer", "base", "other", "n", "loss", "error", "loss_ends", "error_ends"])

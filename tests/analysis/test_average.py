@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -6,7 +7,8 @@ from torch import nn
 
 from fedsim.analysis import Models
 from fedsim.analysis.mixing.mixes import Against
-from fedsim.analysis.mixing.paired import mean_and_error
+from fedsim.analysis.mixing.paired import difference_columns
+from fedsim.analysis.samples.sampling import Sampling
 from fedsim.models.params import Params, fit, state_of
 from tests.analysis.cases import mean_of, models, norm_net
 
@@ -53,7 +55,8 @@ def test_what_does_not_fit_is_named() -> None:
 
 
 def test_the_standard_error_of_one_example_is_unknown() -> None:
-    mean, error = mean_and_error(torch.tensor([1.0, 2.0, 6.0]))
-    assert mean == 3
-    assert error == pytest.approx((14 / 2 / 3) ** 0.5)
-    assert mean_and_error(torch.tensor([2.0]))[1] != mean_and_error(torch.tensor([2.0]))[1]
+    values = torch.tensor([1.0, 2.0, 6.0])
+    found = difference_columns("x", values, -values, Sampling.freely(3))
+    assert (found["loss_x"], found["error_x"]) == (3, -3)
+    assert found["loss_x_se"] == found["error_x_se"] == pytest.approx((14 / 2 / 3) ** 0.5)
+    assert math.isnan(difference_columns("x", values[:1], values[:1], Sampling.freely(1))["loss_x_se"])

@@ -66,7 +66,7 @@ def passes(draws: int, bytes_each: int) -> Iterator[range]:
 
 def means_of(evaluation: Evaluation) -> np.ndarray:
     """Return the mean loss and the mean error, shape [2]."""
-    return np.array([evaluation.loss, float(evaluation.errors.mean())])
+    return np.array([evaluation.loss, evaluation.error])
 
 
 def over_draws(means: Sequence[np.ndarray]) -> dict[str, float]:

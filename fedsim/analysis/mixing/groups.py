@@ -81,13 +81,11 @@ def _expand(layers: Layers, item: str | Named, seed: int) -> dict[str, tuple[str
         return {name: (name,) for name in names if name not in held}
     if item == "full":
         return {"full": names}
-    if item == "cumulative-shallow":
-        return {growing_name("shallow", k): names[:k] for k in counts}
-    if item == "cumulative-deep":
-        return {growing_name("deep", k): names[-k:] for k in counts}
-    if item == "cumulative-random":
-        order = [names[position] for position in rng(seed, "cumulative random").permutation(len(names))]
-        return {growing_name("random", k): tuple(name for name in names if name in order[:k]) for k in counts}
+    shuffled = [names[position] for position in rng(seed, "cumulative random").permutation(len(names))]
+    for kind, order in {"shallow": names, "deep": names[::-1], "random": shuffled}.items():
+        if item == f"cumulative-{kind}":
+            place = {name: position for position, name in enumerate(order)}
+            return {growing_name(kind, k): tuple(name for name in names if place[name] < k) for k in counts}
     if is_kind(item):
         size = int(item.partition(":")[2])
         if not 1 <= size <= len(names):

@@ -73,13 +73,13 @@ def check_outputs(data: Data, outputs: Tensor) -> None:
         )
 
 
-def mean_and_error(differences: Tensor, sampling: Sampling | None = None) -> tuple[float, float]:
-    """Return the mean of differences, shape [n], and its standard error, NaN for a single example.
+def difference_columns(name: str, losses: Tensor, errors: Tensor, sampling: Sampling) -> dict[str, float | str]:
+    """Return the columns ``loss_name`` and ``error_name`` of paired differences, shape [n], and their sampling.
 
-    Parameters
-    ----------
-    sampling
-        How the examples were drawn: by default freely.
+    They are means with standard errors ``_se``, which are NaN for a single example.
     """
-    spread = (sampling or Sampling.freely(len(differences))).spread(differences[None].numpy())
-    return float(spread.mean[0]), float(spread.error[0])
+    columns: dict[str, float | str] = {}
+    for measure, differences in (("loss", losses), ("error", errors)):
+        spread = sampling.spread(differences[None].numpy())
+        columns |= {f"{measure}_{name}": float(spread.mean[0]), f"{measure}_{name}_se": float(spread.error[0])}
+    return columns | {"sampling": sampling.text}
