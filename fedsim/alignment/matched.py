@@ -171,18 +171,16 @@ def match_models(
         spec = spec_of(model, SYMMETRIES[by], inputs)
         states = [normal_form(state, spec) for state in states]
         permutations = MERGES.get(by, merge_many)(spec, states, weights=weights, rng=rng).permutations
-    elif by == "sinkhorn":
-        if targets is None:
-            raise ValueError("by = 'sinkhorn' needs the targets of the inputs; pass targets")
-        spec, (first, *others) = _derived(model, inputs).spec, states
-        search = partial(match_sinkhorn, model, spec, first, criterion=criterion, rng=rng)
-        found = [search(state, inputs, targets) for state in others]
-        permutations = [identity(spec), *found]
     else:
         derivation = _derived(model, inputs)
         spec, (first, *others) = derivation.spec, states
         if by == "activations":
             found = [match_activations(derivation, first, state, inputs) for state in others]
+        elif by == "sinkhorn":
+            if targets is None:
+                raise ValueError("by = 'sinkhorn' needs the targets of the inputs; pass targets")
+            search = partial(match_sinkhorn, model, spec, first, criterion=criterion, rng=rng)
+            found = [search(state, inputs, targets) for state in others]
         else:
             found = [match_experts(spec, first, state, by=cast("ExpertCost", by)) for state in others]
         permutations = [identity(spec), *found]

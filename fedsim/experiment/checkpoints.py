@@ -172,8 +172,8 @@ class Checkpoints:
             shutil.rmtree(hidden)
         for each in self._tidied(server_round, keep):
             with suppress(
-                *() if each == server_round else (OSError, KeyError, SafetensorError)
-            ):  # what is kept is lost
+                OSError, KeyError, SafetensorError
+            ):  # this round has been read; the models of others are lost
                 self._client_files[each] = self._read_client_files(each)
         self._clients.keep(pair for each in self._client_files.values() for pair in each.pairs())
 

@@ -49,10 +49,7 @@ def weighted_mean(members: Sequence[Params], weights: Sequence[float], dtype: to
     ValueError
         If there is no member, the weights do not match the members, or a shape differs from the first member's.
     """
-    if not members or len(members) != len(weights):
-        raise ValueError(
-            f"{len(weights)} weights for {len(members)} members; give one weight per member, and at least one member"
-        )
+    _check_members(members, weights)
     total, fractions = 0.0, []
     for weight in weights:
         _check_weight(weight)
@@ -84,10 +81,7 @@ def mean_of_present(members: Sequence[Params], weights: Sequence[float], dtype: 
     ValueError
         As `weighted_mean` does.
     """
-    if not members or len(members) != len(weights):
-        raise ValueError(
-            f"{len(weights)} weights for {len(members)} members; give one weight per member, and at least one member"
-        )
+    _check_members(members, weights)
     keys = list(dict.fromkeys(key for member in members for key in member))
     together: dict[tuple[int, ...], list[str]] = {}
     for key in keys:
@@ -179,6 +173,13 @@ def _entries(member: Params, like: Params) -> Params:
             shapes = f"{tuple(member[key].shape)}, the first member's {tuple(value.shape)}"
             raise ValueError(f"{key} of a member has the shape {shapes}; all shapes must be equal")
     return {key: member[key] for key in like}
+
+
+def _check_members(members: Sequence[Params], weights: Sequence[float]) -> None:
+    if not members or len(members) != len(weights):
+        raise ValueError(
+            f"{len(weights)} weights for {len(members)} members; give one weight per member, and at least one member"
+        )
 
 
 def _check_weight(weight: float) -> None:

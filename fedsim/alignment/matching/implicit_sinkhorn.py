@@ -1,7 +1,6 @@
 """A search with gradients through relaxed permutations: Sinkhorn re-basin."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -90,63 +89,32 @@ def match_sinkhorn(
     first = match_weights(spec, reference, params, rng=rng).permutation if start is None else start
     middle = Middle(model, spec, reference, params, criterion)
     latents = [_Latent(symmetry, first, temperature) for symmetry in spec.symmetries]
-    search = _Search(spec, reference, params, latents, middle, inputs, targets, goal, lr, rng)
-    return best_of_descent(
-        *(model, inputs, first, search.step_, search.current, search.score),
-        rng=rng,
-        epochs=epochs,
-        batch_size=batch_size,
-    )
+    optimizer = torch.optim.AdamW([entry for latent in latents for entry in latent.entries], lr=lr)
 
+    def relaxed() -> Relaxation:
+        return {name: matrix for latent in latents for name, matrix in latent.matrices().items()}
 
-class _Search:
-    """A descent on latent matrices, with the loss halfway or the distance to the reference as its goal."""
-
-    def __init__(
-        self,
-        spec: Spec,
-        reference: Params,
-        params: Params,
-        latents: Sequence["_Latent"],
-        middle: Middle,
-        inputs: Tensor,
-        targets: Tensor,
-        goal: Goal,
-        lr: float,
-        rng: np.random.Generator,
-    ) -> None:
-        self._spec, self._reference, self._params, self._middle = spec, reference, params, middle
-        self._inputs, self._targets, self._goal, self._rng = inputs, targets, goal, rng
-        self._latents = latents
-        self._optimizer = torch.optim.AdamW([entry for latent in latents for entry in latent.entries], lr=lr)
-
-    def step_(self, rows: Tensor) -> None:
-        """Take a step on the examples at some positions."""
-        self._optimizer.zero_grad()
-        moved = move_softly(self._params, self._spec, self._relaxed())
-        if self._goal == "l2":
-            loss = squared_distance(self._reference, moved, self._middle.trained)
+    def step(rows: Tensor) -> None:
+        optimizer.zero_grad()
+        moved = move_softly(params, spec, relaxed())
+        if goal == "l2":
+            loss = squared_distance(reference, moved, middle.trained)
         else:
-            t = 0.5 if self._goal == "middle" else float(self._rng.random())
-            mixed = lerp(self._reference, moved, t)
-            loss = self._middle.losses(mixed, self._inputs[rows], self._targets[rows]).mean()
+            mixed = lerp(reference, moved, 0.5 if goal == "middle" else float(rng.random()))
+            loss = middle.losses(mixed, inputs[rows], targets[rows]).mean()
         loss.backward()
-        self._optimizer.step()
+        optimizer.step()
 
-    def current(self) -> Permutation:
-        """Return the permutation closest to the relaxed one."""
+    def current() -> Permutation:
         with torch.no_grad():
-            return closest(self._spec, self._relaxed())
+            return closest(spec, relaxed())
 
-    def score(self, permutation: Permutation) -> float:
-        """Return what is to be small, on all examples."""
-        if self._goal == "l2":
-            moved = permute(self._params, self._spec, permutation)
-            return float(squared_distance(self._reference, moved, self._middle.trained))
-        return self._middle.loss(permutation, self._inputs, self._targets)
+    def score(found: Permutation) -> float:
+        if goal == "l2":
+            return float(squared_distance(reference, permute(params, spec, found), middle.trained))
+        return middle.loss(found, inputs, targets)
 
-    def _relaxed(self) -> Relaxation:
-        return {name: matrix for latent in self._latents for name, matrix in latent.matrices().items()}
+    return best_of_descent(model, inputs, first, step, current, score, rng=rng, epochs=epochs, batch_size=batch_size)
 
 
 def move_softly(params: Params, spec: Spec, matrices: Relaxation) -> Params:

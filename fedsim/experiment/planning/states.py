@@ -45,6 +45,4 @@ def _stage(run: Run, finished: set[int]) -> Stage:
     if run.folder.path.exists():
         return Stage(f"round {done}", "resumed", done) if done else Stage("new", "new", 0)
     shorter = shorter_run(run.config, run.folder, finished, accept_versions=run.accept_versions)
-    if shorter:
-        return Stage(f"round {shorter[1]}", "continued", shorter[1])
-    return Stage("new", "new", 0)
+    return Stage(f"round {shorter[1]}", "continued", shorter[1]) if shorter else Stage("new", "new", 0)

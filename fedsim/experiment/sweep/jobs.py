@@ -78,27 +78,29 @@ def choose_jobs(
                 f"{typed!r} is in the script or notebook, which Ray's workers lack; move it into a module, or use "
                 "engine.name = 'local'"
             )
+
+    def one(why: str, refusal: str) -> Jobs:
+        if asked and asked > 1:
+            raise ConfigError(refusal)
+        return Jobs(runs, 1, engine.workers, why)
+
     on_cluster = engine.name == "ray" and engine.address is not None
     if engine.name == "ray" and not on_cluster:
-        if asked and asked > 1:
-            raise ConfigError(
-                f"--jobs {asked} must be 1 with engine.name = 'ray', as all runs would share one Ray; leave it out, "
-                "name a cluster as engine.address, or use --engine local"
-            )
-        return Jobs(runs, 1, engine.workers, "each uses all of Ray")
+        return one(
+            "each uses all of Ray",
+            f"--jobs {asked} must be 1 with engine.name = 'ray', as all runs would share one Ray; leave it out, name a "
+            "cluster as engine.address, or use --engine local",
+        )
     if on_cluster and not (asked and asked > 1):
         return Jobs(runs, 1, engine.workers, "each uses all of the cluster; --jobs changes it")
     if not can_start:
-        if asked and asked > 1:
-            raise ConfigError(
-                f"--jobs {asked} must be 1 in a worker of a multiprocessing pool, which may start no processes; leave "
-                "it out, or call fedsim from outside the pool"
-            )
-        return Jobs(runs, 1, engine.workers, "a worker of a multiprocessing pool starts no processes")
+        return one(
+            "a worker of a multiprocessing pool starts no processes",
+            f"--jobs {asked} must be 1 in a worker of a multiprocessing pool, which may start no processes; leave it "
+            "out, or call fedsim from outside the pool",
+        )
     if only_here:
-        if asked and asked > 1:
-            raise ConfigError(f"jobs = {asked} must be 1: {only_here}; leave it out, or move the code into a module")
-        return Jobs(runs, 1, engine.workers, only_here)
+        return one(only_here, f"jobs = {asked} must be 1: {only_here}; leave it out, or move the code into a module")
     if on_cluster and asked:
         count = min(asked, runs)
         return Jobs(runs, count, engine.workers or max(1, room_on_cluster(engine) // count), f"--jobs {asked}")

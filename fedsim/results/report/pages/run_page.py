@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from fedsim.config.local import LocalConfig
-from fedsim.data.heterogeneity import mean_of
+from fedsim.data.heterogeneity import Heterogeneity, mean_of
 from fedsim.results.best_round import reason_to_stop, validation_means
 from fedsim.results.faults import describe_faults
 from fedsim.results.files import write_whole
@@ -137,7 +137,7 @@ def _headline(result: Result) -> list[tuple[str, str]]:
 
 
 def _run_sections(result: Result) -> list[Section]:
-    measured = result.heterogeneity
+    one = {result.strategy: Group(result.strategy, {}, [result])}
     sections = [
         Section(
             "curves",
@@ -148,9 +148,6 @@ def _run_sections(result: Result) -> list[Section]:
             curves(curves_of_run(result)),
             how_to_read.CURVES,
         ),
-    ]
-    one = {result.strategy: Group(result.strategy, {}, [result])}
-    parts = [
         strip_section(one),
         *schedule_sections(result),
         *analysis_sections(result),
@@ -158,8 +155,12 @@ def _run_sections(result: Result) -> list[Section]:
         *evaluation_sections(result),
         traffic_section(one),
         time_section(one),
+        _partition_section(result.heterogeneity),
     ]
-    sections += [part for part in parts if part is not None]
+    return [section for section in sections if section is not None]
+
+
+def _partition_section(measured: Heterogeneity) -> Section:
     text = (
         f"Training, validation and test examples of each client: {measured.sizes.min():,} to "
         f"{measured.sizes.max():,} examples, on average {mean_of(measured.counts.effective_classes()):.1f} effective "
@@ -167,20 +168,11 @@ def _run_sections(result: Result) -> list[Section]:
         f"examples in the largest, mean total variation from the pooled labels "
         f"{mean_of(measured.counts.total_variation()):.2f} (0: all alike, towards 1: no class in common), mean "
         f"Jensen-Shannon divergence {mean_of(measured.counts.jensen_shannon()):.2f} nats (at most 0.69)."
-        + f" Clients without labels, left out of these means: {measured.unlabelled:,}."
-        * bool(measured.unlabelled)
     )
-    return [
-        *sections,
-        Section(
-            "partition",
-            "Partition",
-            text,
-            partial(partition, measured),
-            partition_chart(measured),
-            how_to_read.PARTITION,
-        ),
-    ]
+    if measured.unlabelled:
+        text += f" Clients without labels, left out of these means: {measured.unlabelled:,}."
+    drawn = partial(partition, measured)
+    return Section("partition", "Partition", text, drawn, partition_chart(measured), how_to_read.PARTITION)
 
 
 def _training(local: LocalConfig) -> str:
