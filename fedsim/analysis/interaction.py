@@ -70,10 +70,10 @@ def interaction(
     for mix in together:
         changes = {moved: _change(evaluated, recipes, mix, moved) for moved in [*layers, *terms.values()]}
         for (first, second), moved in terms.items():
-            difference = changes[moved] - sum(changes[name,] for name in moved)
+            losses, errors = changes[moved] - sum(changes[name,] for name in moved)
             moved_layers = {"base": mix.base, "other": mix.other, "t": mix.t, "first": first, "second": second}
-            differences = difference_columns("interaction", *difference, sampling)
-            rows.append(moved_layers | {"n": difference.shape[1]} | differences)
+            differences = difference_columns("interaction", losses, errors, sampling)
+            rows.append(moved_layers | {"n": len(losses)} | differences)
     return pd.DataFrame(rows)
 
 

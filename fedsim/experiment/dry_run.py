@@ -17,6 +17,7 @@ from fedsim.experiment.run import prepare
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants, unseen
+from fedsim.results.report.comparing.units import how_many
 from fedsim.shortening import printable
 from fedsim.strategy import Phase, Strategy
 from fedsim.training.metrics import LOSS, meant
@@ -76,7 +77,7 @@ def _task(federation: Federation) -> Iterator[str]:
     weights = federation.config.loss.class_weights
     weighted = f", class weights {'given' if isinstance(weights, tuple) else weights}" if weights != "none" else ""
     said = "" if federation.config.data.task != "auto" else ", as the targets show"
-    outputs = f"{dataset.outputs} output{'s' if dataset.outputs > 1 else ''} of the model"
+    outputs = f"{how_many(dataset.outputs, 'output')} of the model"
     yield f"{dataset.task}{said}: {outputs}, loss {loss.name}{weighted}"
     yield f"metrics: {', '.join((LOSS, federation.task.main, *federation.metrics))}"
 

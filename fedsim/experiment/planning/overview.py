@@ -26,7 +26,7 @@ from fedsim.experiment.tuning.tune import FOLDER
 from fedsim.federation.engines.grid import processors
 from fedsim.federation.participants import participants
 from fedsim.results.report.comparing.tables import Table
-from fedsim.results.report.comparing.units import format_bytes, format_count, format_duration
+from fedsim.results.report.comparing.units import format_bytes, format_count, format_duration, how_many
 
 logger = logging.getLogger(__name__)
 SECTION_LINES = 14  # of a part of a run, of which the others are shown on request
@@ -130,7 +130,7 @@ def summary(overview: Overview) -> Iterator[str]:
     runs = overview.runs
     config = runs[0].run.config
     rounds = _range([each.run.config.rounds for each in runs])
-    count = f"{len(runs)} run{'s' * (len(runs) > 1)} of {rounds} round{'s' * (rounds != '1')}"
+    count = f"{how_many(len(runs), 'run')} of {rounds} round{'s' * (rounds != '1')}"
     yield f"{overview.experiment.source}: {count}, in {overview.folder}"
     kinds = Counter(each.stage.kind for each in runs)
     yield f"  runs       {', '.join(f'{kinds[kind]} {kind}' for kind in KINDS if kinds[kind])}"
@@ -263,7 +263,7 @@ def shared_parts(overview: Overview) -> Iterator[str]:
             yield f"# {title}"
             yield from map(_shortened, lines[:SECTION_LINES])
             if (more := len(lines) - SECTION_LINES) > 0:
-                yield f"(and {more} more line{'s' * (more > 1)}: --verbose)"
+                yield f"(and {how_many(more, 'more line')}: --verbose)"
     if differing:
         yield f"# different by run: {', '.join(differing)} (--verbose)"
 

@@ -34,7 +34,8 @@ from fedsim.models.saved import read_checkpoint
 from fedsim.results.files import write_parquet
 from fedsim.results.integrity import check_file_of_checkpoint
 from fedsim.results.measured import two_precisions, with_error_unit
-from fedsim.results.report.drawing.checkpoints import counted, reference_of, short_names
+from fedsim.results.report.comparing.units import how_many
+from fedsim.results.report.drawing.checkpoints import reference_of, short_names
 from fedsim.results.report.pages.checkpoint_page import write_checkpoints
 from fedsim.seeds import rng
 from fedsim.training.settings import Precision
@@ -265,7 +266,7 @@ def write_compared(comparison: Comparison, folder: Path, command: str = "") -> P
         comparison.peaks,
         shown.others,
         files=comparison.names,
-        subtitle=f"{config.model.name} on {config.data.name}, {counted(int(rows['n'].max()))}, "
+        subtitle=f"{config.model.name} on {config.data.name}, {how_many(int(rows['n'].max()), 'example')}, "
         f"{rows['sampling'].iloc[0]}{coarse}{along}",
         settings=write_toml(config.model_dump(mode="json", include=set(SETTABLE))),
         command=command,

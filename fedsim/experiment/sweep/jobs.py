@@ -10,6 +10,7 @@ from fedsim.errors import ConfigError
 from fedsim.federation.engines import room_on_cluster
 from fedsim.federation.federation import choose_device
 from fedsim.memory import free_bytes, peak_bytes
+from fedsim.results.report.comparing.units import how_many
 
 # Peak memory of a process that has completed a run over that of one that has imported torch and flwr and read the data:
 # 1.3 for digits and Fashion-MNIST with an mlp, 1.5 with a cnn.
@@ -34,8 +35,7 @@ class Jobs:
     def __str__(self) -> str:
         if self.count == 1:
             return f"{self.runs} runs, one after the other ({self.why})"
-        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
-        return f"{self.runs} runs, {self.count} at a time with {workers} each ({self.why})"
+        return f"{self.runs} runs, {self.count} at a time with {how_many(self.workers, 'worker')} each ({self.why})"
 
 
 def choose_jobs(
@@ -110,7 +110,7 @@ def choose_jobs(
         count, why = 1, "they would share one GPU; --jobs changes it"
     else:
         count = min(runs, max(1, processors // (engine.workers or 1)))
-        why = "1 processor" if processors == 1 else f"{processors} processors"
+        why = how_many(processors, "processor")
         if fitting is not None and fitting < count:
             count = max(1, fitting)
             why += f", memory for {count}"

@@ -13,7 +13,7 @@ from rich.progress import TaskID
 from fedsim.console import PlainConsole
 from fedsim.experiment.rounds import RoundSummary
 from fedsim.experiment.sweep.bars import bars_on
-from fedsim.results.report.comparing.units import format_missing
+from fedsim.results.report.comparing.units import format_missing, how_many
 from fedsim.shortening import one_line, printable
 from fedsim.training.metrics import MAIN, format_metric
 
@@ -124,7 +124,7 @@ def _values(summary: RoundSummary) -> list[str]:
     """Return what a round achieved, the most important first."""
     write = partial(_value, summary.metric)
     own = write("personalised", summary.personalised_accuracy)
-    faults = f"{summary.faults} {'fault' if summary.faults == 1 else 'faults'}" if summary.faults else ""
+    faults = how_many(summary.faults, "fault") if summary.faults else ""
     values = [
         f"{own}{format_missing(summary.missing)}" if own else "",
         write("global", summary.global_accuracy),

@@ -19,6 +19,7 @@ from fedsim.experiment.tuning.grid import Tuning, format_settings
 from fedsim.results import report
 from fedsim.results.files import write_folder
 from fedsim.results.folder import RunFolder
+from fedsim.results.report.comparing.units import how_many
 from fedsim.results.result import Result
 from fedsim.results.seals import write_sealed
 from fedsim.results.tuning import CHOICES, edges, is_tie, off_centre, read_choices
@@ -238,8 +239,7 @@ def notes_of(tuning: Tuning, scores: Sequence[Score], best: int | None) -> Itera
     """Yield what the user should know: which values failed, which was chosen, and whether the grid is too narrow."""
     for candidate, score in zip(tuning.candidates, scores, strict=True):
         if math.isnan(score.value):
-            clients = f"{score.missing} client{'s' if score.missing > 1 else ''}"
-            lost = f"the last round has no {label(score.metric)} of {clients}"
+            lost = f"the last round has no {label(score.metric)} of {how_many(score.missing, 'client')}"
             what = lost if score.missing else "the models diverge"
             yield f"tuning {tuning.label}: {what} with {format_settings(candidate.values)}"
     if best is None:

@@ -12,6 +12,7 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_records, check_run, damaged_settings, other_name, row_files
 from fedsim.results.measured import TABLES
+from fedsim.results.report.comparing.units import how_many
 from fedsim.results.seals import DamagedError, read_sealed
 
 
@@ -100,8 +101,9 @@ def _summary(folder: RunFolder) -> str:
     tables = sum(len(folder.measured_files(name)) for name in TABLES)
     rows = sum(path.read_bytes().count(b"\n") for path in row_files(folder) if path.exists())
     return (
-        f"{_count(rounds, 'round')} of {of}, {state}; {_count(rows, 'row')} of records, {_count(tables, 'table')}, "
-        f"{_count(len(kept), 'checkpoint')}{_listed(kept)}, {_count(files, 'file')} of clients"
+        f"{how_many(rounds, 'round')} of {of}, {state}; {how_many(rows, 'row')} of records, "
+        f"{how_many(tables, 'table')}, {how_many(len(kept), 'checkpoint')}{_listed(kept)}, "
+        f"{how_many(files, 'file')} of clients"
     )
 
 
@@ -132,7 +134,3 @@ def _without_remedy(error: Exception) -> str:
 
 def _listed(rounds: Sequence[int]) -> str:
     return f" ({', '.join(map(str, rounds))})" if rounds else ""
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

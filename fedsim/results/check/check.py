@@ -14,6 +14,7 @@ from fedsim.results.check.correlation import Points, of_correlations, pools
 from fedsim.results.check.settings import matches, reference_config, wanted_text
 from fedsim.results.check.values import value_of, values_of_groups, with_own_group
 from fedsim.results.differences import distinguishing_settings
+from fedsim.results.report.comparing.units import how_many
 from fedsim.results.result import Result
 from fedsim.results.tuning import tuned_settings
 from fedsim.results.unfinished import is_finished
@@ -58,7 +59,7 @@ class Check:
 
     def __str__(self) -> str:
         runs = f"{self.runs}: " if self.runs else ""
-        count = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
+        count = how_many(self.seeds, "seed")
         count += f" of {self.points} points" if self.expectation.is_correlation else ""
         count += f"; {self.undefined}" if self.undefined else ""
         return f"{self.verdict:9}  {self.bounds}  {self.expectation.rule()}: {runs}{self.expectation.what()} ({count})"

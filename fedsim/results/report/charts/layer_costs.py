@@ -9,6 +9,7 @@ import pandas as pd
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.results.measured import UNMATCHED, scale_of
 from fedsim.results.report.comparing.statistics import interval
+from fedsim.results.report.comparing.units import how_many
 from fedsim.results.result import Result
 
 # The clients' own data tell what averaging costs them; other data stand in where those were not measured.
@@ -58,8 +59,7 @@ class LayerCosts:
         """What the intervals are over, in words."""
         if self.seeds > 1:
             return f"{self.seeds} seeds"
-        clients = int(self.rows["clients"].max())
-        return f"{clients} client{'s' * (clients != 1)} of one seed"
+        return f"{how_many(int(self.rows['clients'].max()), 'client')} of one seed"
 
 
 def layer_costs(members: Sequence[Result], view: str | None = None) -> LayerCosts | None:
@@ -257,7 +257,7 @@ def _named(rows: pd.DataFrame, costs: LayerCosts) -> str:
     ordered = [str(name) for name in rows["mean"].abs().sort_values(ascending=False).index]
     shown, more = ordered[:MOST_NAMES], len(ordered) - MOST_NAMES
     if more > 0:
-        return f"{', '.join(shown)} and {more} more layer{'s' * (more > 1)}"
+        return f"{', '.join(shown)} and {how_many(more, 'more layer')}"
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
 
 

@@ -14,6 +14,7 @@ from fedsim.results.report.comparing.pairs import plain_runs, runs_of, why_no_re
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES, counts_targets, few_examples, rows_shown
 from fedsim.results.report.comparing.statistics import ROUNDING
+from fedsim.results.report.comparing.units import how_many
 from fedsim.results.result import Result
 from fedsim.results.tuning import choices_for, edges_of
 
@@ -101,7 +102,7 @@ def _missing(comparison: Comparison) -> Iterator[Light]:
 def _seeds(comparison: Comparison, standings: Sequence[Standing]) -> Iterator[Light]:
     groups = [method.row.group for standing in standings for method in standing.methods]
     seeds = min(group.seeds for group in groups)
-    text = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    text = how_many(seeds, "seed")
     if seeds < FEW_SEEDS:
         yield Light("warning", f"{text}: run at least {ENOUGH_SEEDS} for a usable interval")
     elif seeds < ENOUGH_SEEDS:

@@ -10,7 +10,7 @@ from fedsim.results.report.comparing.latex import escape_latex, needed_packages
 from fedsim.results.report.comparing.pivot import Cell, Key, Pivot, Spread, lines_of
 from fedsim.results.report.comparing.statistics import CONFIDENCE, LEVEL
 from fedsim.results.report.comparing.tables import INTERPOLATED, UNKNOWN, Table, notes_of, writer_of
-from fedsim.results.report.comparing.units import format_missing
+from fedsim.results.report.comparing.units import format_missing, how_many
 
 BEST, TIE = "*", "†"
 
@@ -134,5 +134,5 @@ def _marks(pivot: Pivot, best: str) -> Iterator[str]:
     if any(cell.is_tie for cell in cells):
         yield f"{TIE}: not distinguishable from the best, by a paired t-test over the seeds at {LEVEL:.2g}"
     if pivot.untested:
-        cell = "cell" if pivot.untested == 1 else "cells"
-        yield f"{pivot.untested} {cell} not tested against the best: fewer than two paired seeds; run more seeds"
+        untested = how_many(pivot.untested, "cell")
+        yield f"{untested} not tested against the best: fewer than two paired seeds; run more seeds"

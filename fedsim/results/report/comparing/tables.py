@@ -13,7 +13,7 @@ from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.small_clients import FEW_EXAMPLES
 from fedsim.results.report.comparing.statistics import Tally, Value
-from fedsim.results.report.comparing.units import format_bytes, format_count, format_missing
+from fedsim.results.report.comparing.units import format_bytes, format_count, format_missing, how_many
 from fedsim.shortening import printable
 
 UNKNOWN = "-"
@@ -115,8 +115,7 @@ def notes_of(comparison: Comparison) -> Iterator[str]:
         if not all(map(question.round_of, members)):
             texts.append(f"no best round: none has a validation {question.metric} of every client")
         if lost := sum(len(untimed(result)) for result in members):
-            rounds = f"{lost} round{'s' * (lost > 1)}"
-            texts.append(f"no seconds: timing.jsonl lacks {rounds}, lost to a kill or to damage")
+            texts.append(f"no seconds: timing.jsonl lacks {how_many(lost, 'round')}, lost to a kill or to damage")
         yield from (f"{row.group.name}: {text}" if len(comparison.rows) > 1 else text for text in texts)
 
 

@@ -26,6 +26,11 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
 
 
+def how_many(count: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 round`` or ``2,000 rounds``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_missing(count: int) -> str:
     """Return what follows a number that lacks the values of some clients, such as `` (2 missing)``."""
     return f" ({count} missing)" if count else ""

@@ -16,6 +16,7 @@ from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison
 from fedsim.results.report.comparing.statistics import LEVEL
 from fedsim.results.report.comparing.tables import format_p, signed, writer_of
+from fedsim.results.report.comparing.units import how_many
 from fedsim.results.result import Result
 from fedsim.shortening import printable
 from fedsim.training.metrics import MAIN, label
@@ -86,7 +87,9 @@ def _answer(standing: Standing, comparison: Comparison) -> _Answer:
     if best is None:
         return _Answer(f"No run has a value{where}.")
     if reference is None:
-        return _Answer(f"{of_metric}{best.name} {_alone(best, write)}{where} with {_seeds(best.row.group.seeds)}.")
+        return _Answer(
+            f"{of_metric}{best.name} {_alone(best, write)}{where} with {how_many(best.row.group.seeds, 'seed')}."
+        )
     gain = best.gain(reference, column)
     if not gain.seeds:
         texts = [f"{each.name} {_alone(each, write)}" for each in (best, reference)]
@@ -124,7 +127,7 @@ def _difference(gain: Gain, p: float, write: Callable[[float], str], comparison:
         tests = sum(row.values[P_VALUE].is_known for row in comparison.rows)
         correction = "uncorrected" if is_own else f"Holm's correction for {tests} tests"
         is_told_apart += f" (p {'' if p < 0.001 else '= '}{format_p(p)}, {correction})"
-    return f"{mean} ± {write(gain.difference.half_width)} with {_seeds(gain.seeds)}, {is_told_apart}"
+    return f"{mean} ± {write(gain.difference.half_width)} with {how_many(gain.seeds, 'seed')}, {is_told_apart}"
 
 
 def _table_p(standing: Standing, reference: Method, comparison: Comparison) -> float:
@@ -198,7 +201,3 @@ def _at(setting: Mapping[str, Any]) -> str:
     method = f" for {setting['strategy']}" if "strategy" in setting else ""
     known = [describe(key, value) for key, value in setting.items() if key != "strategy" and str(value) != "-"]
     return method + (f" at {', '.join(known)}" if known else "")
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'' if count == 1 else 's'}"

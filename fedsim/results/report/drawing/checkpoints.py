@@ -12,6 +12,7 @@ from fedsim.analysis.mixing.names import AVERAGE, kind_of
 from fedsim.analysis.suite import BY_LAYER
 from fedsim.results.measured import scale_of, two_precisions
 from fedsim.results.report.comparing.tables import Table
+from fedsim.results.report.comparing.units import how_many
 from fedsim.results.report.drawing import connectivity, prediction, width
 from fedsim.results.report.drawing.barriers import REFERENCES, at_the_middle, barrier_table, has_paths, paths, quantity
 from fedsim.results.report.drawing.heat_maps import HeatMaps
@@ -242,17 +243,12 @@ def peaks_note(peaks: pd.DataFrame) -> str:
     return f"largest value over t above {above}; bands hold for all rows of a column together (95 %)"
 
 
-def counted(examples: int) -> str:
-    """Return a number of examples in words."""
-    return f"{examples:,} example{'' if examples == 1 else 's'}"
-
-
 def uncertainty_note(rows: pd.DataFrame) -> str:
     """Return what the intervals of the table and the bands of the file rest on, in lines that fit a terminal."""
     along = f"; path: {rows['path'].iloc[0]}" if "path" in rows else ""
     sample = str(rows["sampling"].iloc[0])
     if not re.search(r"\d", sample):
-        sample += f", {counted(int(rows['n'].max()))}"
+        sample += f", {how_many(int(rows['n'].max()), 'example')}"
     precisions = f"\nprecision: {text}" if (text := two_precisions(rows)) else ""
     return (
         "±: 1.96 standard errors, row by row; bands for all rows are in barriers.parquet\n"

@@ -22,6 +22,7 @@ from fedsim.results.report.comparing.costs import untimed
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.comparing.pairs import Baseline
 from fedsim.results.report.comparing.small_clients import counts_targets
+from fedsim.results.report.comparing.units import how_many
 from fedsim.results.report.drawing import plotting
 from fedsim.results.report.pages import how_to_read
 from fedsim.results.report.pages.schedule import sent_layers
@@ -133,7 +134,7 @@ def client_section(
     if found.left_out:
         text += f" {found.left_out} runs of further seeds are not shown, to keep the page small."
     if missing := int(found.points["v"].isna().sum()):
-        text += f" Missing: {missing} client{'s' * (missing > 1)} without a finite loss or not evaluated."
+        text += f" Missing: {how_many(missing, 'client')} without a finite loss or not evaluated."
     gain = f", minus that of {over} with the same partition and seed" if over else ""
     title = f"Clients: {what} by size and labels"
     return Section("clients", title, text, draw, chart, how_to_read.CLIENTS.format(gain=gain))
@@ -156,5 +157,5 @@ def time_section(groups: Mapping[str, Group], name: str = "seconds") -> Section 
         what = "all rounds, mean over the seeds"
     text = TIME_TEXT.format(what=what)
     if lost := sum(map(len, map(untimed, runs))):
-        text += f" The time of {lost} round{'s' * (lost > 1)} is lost and not included."
+        text += f" The time of {how_many(lost, 'round')} is lost and not included."
     return Section(name, "Time", text, None, chart, how_to_read.TIME) if chart else None

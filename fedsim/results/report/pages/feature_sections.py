@@ -6,6 +6,7 @@ import pandas as pd
 
 from fedsim.analysis.mixing.names import AVERAGE
 from fedsim.results.measured import examples
+from fedsim.results.report.comparing.units import how_many
 from fedsim.results.report.drawing import connectivity, prediction
 from fedsim.results.report.pages.pictured import pictured
 from fedsim.results.report.pages.section import Section
@@ -135,7 +136,7 @@ def _by_ends(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str, dict[str, 
             {
                 "title": "between clients",
                 "stitched": "of two clients",
-                "who": f"{count} pair{'' if count == 1 else 's'} of clients",
+                "who": f"{how_many(count, 'pair')} of clients",
                 "also": "",
                 "other": "another client's",
                 "mean": "the pairs",
