@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments.writing import write_csv, write_figure
 from fedsim.results.report import find_runs, read_results
-from fedsim.results.report.drawing.layer_curves import LayerPanel, layer_curves, spread
+from fedsim.results.report.drawing.layer_curves import LayerCurves, LayerPanel, spread
 from fedsim.results.report.drawing.small_multiples import Curve
 from fedsim.results.result import Result
 
@@ -63,8 +63,7 @@ def main(runs: Path, out: Path) -> None:
             "error of models stitched here, minus the two models' own (points)", curves(stitched, lost), mark=0.0
         ),
     ]
-    figure = layer_curves(panels)
-    write_figure(out / runs.name, figure)
+    write_figure(out / runs.name, LayerCurves(panels).figure())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from experiments.writing import write_csv, write_figure
 from fedsim.analysis import Data, Models, layer_path
 from fedsim.federation.federation import federation_of
 from fedsim.models.params import state_of
-from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
+from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples
 
 # A layer's displacement has a norm of about 10, so that it arrives after some hundreds of ticks.
 WAYS = {
@@ -82,10 +82,9 @@ def main(runs: Path, out: Path) -> None:
     rows = pd.concat([walked(run) for run in found], ignore_index=True)
     write_csv(out / "walks.csv", rows)
     write_csv(out / "peaks.csv", peaks(rows, found))
-    figure = small_multiples(
-        {title: curves(rows, value) for value, title in SHOWN.items()}, "share of the distance walked", "", log_y=True
-    )
-    write_figure(out / "walks", figure)
+    panels = {title: curves(rows, value) for value, title in SHOWN.items()}
+    picture = SmallMultiples(panels, "share of the distance walked", "", log_y=True)
+    write_figure(out / "walks", picture.figure())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from fedsim.results.report.comparing.comparison import Row, compare
 from fedsim.results.report.comparing.export import OVER_SEEDS, as_csv, as_latex, as_markdown
 from fedsim.results.report.comparing.statistics import Interval
 from fedsim.results.report.comparing.tables import Table
-from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
+from fedsim.results.report.drawing.heat_maps import HeatMaps, Quantity
 
 MEASURES = {"personalised": "as received", "fine_tuned": "after fine-tuning"}
 CLASSES = "2 classes"  # the study's only partition without alpha
@@ -70,8 +70,7 @@ def draw(out: Path) -> None:
         values = rows.assign(kind=kinds).pivot(index="strategy", columns="kind", values=measure)[kinds.unique()]
         order = order if len(order) else values.mean(axis=1).sort_values(ascending=False, kind="stable").index
         maps[title] = (values - values.loc["local"]).loc[order].rename(index=literature)
-    figure = heat_maps(maps, POINTS, across=2, columns="clients' data", rows="")
-    write_figure(out / "gains", figure)
+    write_figure(out / "gains", HeatMaps(maps, POINTS, across=2, columns="clients' data").figure())
 
 
 def main(runs: Path, out: Path) -> None:

@@ -18,7 +18,7 @@ from fedsim.results.report import find_runs, read_results
 from fedsim.results.report.comparing.export import as_markdown
 from fedsim.results.report.comparing.statistics import interval
 from fedsim.results.report.comparing.tables import Table
-from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
+from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples
 from fedsim.results.result import Result
 
 BARRIER = "loss_mean_ends"
@@ -125,7 +125,7 @@ def draw(file: Path) -> None:
     else:
         panels["barriers"] = {value: curves(rows, over, value) for value in nats}
     for name, unit in (("accuracy", "accuracy (%)"), ("barriers", "barrier (nats)")):
-        figure = small_multiples(panels[name], AXES.get(over, over), unit)
+        figure = SmallMultiples(panels[name], AXES.get(over, over), unit).figure()
         for axes in figure.axes if over == "clients" else ():
             axes.set_xticks(rows[over].unique())
         write_figure(file.with_name(f"{file.stem}-{name}"), figure)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from experiments.writing import write_csv, write_figure
 from fedsim.results.report import find_runs, read_results
-from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
+from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples
 from fedsim.results.result import Result
 
 SHOWN = {
@@ -67,7 +67,7 @@ def draw(file: Path) -> None:
     """Draw the figure from a CSV of all rows; each panel has its own scale, and the cosine its control."""
     rows = pd.read_csv(file)
     panels = {title: curves(rows, value) for value, title in SHOWN.items()}
-    figure = small_multiples(panels, "units of a hidden layer", "")
+    figure = SmallMultiples(panels, "units of a hidden layer", "").figure()
     for axes, value in zip(figure.axes, SHOWN, strict=True):
         widths = rows["width"].unique()
         axes.set_xscale("log", base=2)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -35,7 +34,7 @@ from fedsim.results.files import write_parquet
 from fedsim.results.integrity import check_file_of_checkpoint
 from fedsim.results.measured import two_precisions, with_error_unit
 from fedsim.results.report.comparing.units import how_many
-from fedsim.results.report.drawing.checkpoints import reference_of, short_names
+from fedsim.results.report.drawing.checkpoints import common_start, reference_of, short_names
 from fedsim.results.report.pages.checkpoint_page import write_checkpoints
 from fedsim.seeds import rng
 from fedsim.training.settings import Precision
@@ -307,15 +306,10 @@ def names_of(paths: Sequence[Path]) -> tuple[str, ...]:
     names = [path.name for path in paths]
     if len(set(names)) == len(names):
         return tuple(names)
-    before = _shared([path.parts for path in paths])
-    after = _shared([path.parts[before:][::-1] for path in paths])
+    before = common_start([path.parts for path in paths])
+    after = common_start([path.parts[before:][::-1] for path in paths])
     between = ["/".join(path.parts[before : len(path.parts) - after]) for path in paths]
     return tuple(between if all(between) and len(set(between)) == len(between) else map(str, paths))
-
-
-def _shared(parts: Sequence[Sequence[str]]) -> int:
-    """Return how many first parts are the same for all."""
-    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False)))
 
 
 def _with_names(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

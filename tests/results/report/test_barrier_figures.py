@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from fedsim.analysis.mixing.names import kind_of
 from fedsim.results.report.drawing.barriers import at_the_middle, growing_maps, has_paths, maps, paths, window_maps
-from fedsim.results.report.drawing.small_multiples import MOST_PANELS, Curve, small_multiples
+from fedsim.results.report.drawing.small_multiples import MOST_PANELS, Curve, SmallMultiples
 from tests.results.report import cases
 
 
@@ -121,6 +121,6 @@ def band(figure: Figure, group: str) -> tuple[float, float]:
 def test_of_many_groups_those_that_move_are_drawn_and_the_full_model() -> None:
     points = pd.DataFrame({"value": [0.0, 1.0], "low": np.nan, "high": np.nan}, index=[0.0, 1.0])
     curves = {f"layer{k}": [Curve("a", points * (100 - k), 0)] for k in range(40)}
-    figure = small_multiples(curves | {"full": [Curve("a", points * 0, 0)]}, "t", "loss")
+    figure = SmallMultiples(curves | {"full": [Curve("a", points * 0, 0)]}, "t", "loss").figure()
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == [*(f"layer{k}" for k in range(MOST_PANELS - 1)), "full"]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedsim.results.report.drawing import connectivity
-from fedsim.results.report.drawing.layer_curves import MOST_NAMES, LayerPanel, layer_curves, spread
+from fedsim.results.report.drawing.layer_curves import MOST_NAMES, LayerCurves, LayerPanel, spread
 from fedsim.results.report.drawing.small_multiples import Curve
 from fedsim.results.report.drawing.style import log_values, save
 from fedsim.results.report.pages.feature_sections import connectivity_sections, matching_sections, stitching_sections
@@ -176,7 +176,7 @@ def test_the_first_clients_units_do_not_enter_the_share_that_moved() -> None:
 
 def test_many_layers_have_names_that_do_not_overlap() -> None:
     rows = pd.DataFrame({"layer": [f"blocks.{k}.attention.projection" for k in range(150)], "value": 0.5})
-    figure = layer_curves([LayerPanel("half", [Curve("a", spread(rows, rows["value"]), 0)])])
+    figure = LayerCurves([LayerPanel("half", [Curve("a", spread(rows, rows["value"]), 0)])]).figure()
     save(figure, "png")
     boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
     assert MOST_NAMES / 2 < len(boxes) <= MOST_NAMES

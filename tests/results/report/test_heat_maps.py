@@ -4,7 +4,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from fedsim.results.report.drawing.heat_maps import NOT_MEASURED, Quantity, colour_limit, heat_maps
+from fedsim.results.report.drawing.heat_maps import NOT_MEASURED, HeatMaps, Quantity, colour_limit
 from tests.results.report.cases import assert_drawn
 
 LOSS = Quantity("loss barrier (nats)")
@@ -40,14 +40,14 @@ def test_without_a_value_there_is_still_a_scale(values: np.ndarray) -> None:
 
 @pytest.mark.parametrize("factor", [1.0, 100.0])
 def test_zero_is_the_middle_of_the_colours(factor: float) -> None:
-    figure = heat_maps({"a": table(np.array([[0.1, -0.4], [0.2, 0.3]]))}, Quantity("x", factor))
+    figure = HeatMaps({"a": table(np.array([[0.1, -0.4], [0.2, 0.3]]))}, Quantity("x", factor)).figure()
     assert figure.axes[0].images[0].get_clim() == pytest.approx((-0.4 * factor, 0.4 * factor))
-    unsigned = heat_maps({"a": table(np.array([[0.1, 0.4], [0.2, 0.3]]))}, Quantity("x", factor, signed=False))
+    unsigned = HeatMaps({"a": table(np.array([[0.1, 0.4], [0.2, 0.3]]))}, Quantity("x", factor, signed=False)).figure()
     assert unsigned.axes[0].images[0].get_clim() == pytest.approx((0.0, 0.4 * factor))
 
 
 def test_wide_cells_hold_their_numbers_and_none_a_negative_zero() -> None:
-    figure = heat_maps({"a": table(np.array([[-0.0001, 1.0], [np.nan, -0.25]]))}, LOSS)
+    figure = HeatMaps({"a": table(np.array([[-0.0001, 1.0], [np.nan, -0.25]]))}, LOSS).figure()
     assert texts(figure) == ["0.00", "1.00", "-0.25"]
     assert to_hex(figure.axes[0].get_facecolor()).upper() == NOT_MEASURED
 
@@ -55,7 +55,7 @@ def test_wide_cells_hold_their_numbers_and_none_a_negative_zero() -> None:
 def test_narrow_cells_mark_what_is_clearly_negative() -> None:
     values = np.full((2, 40), 0.5)
     values[1, 3], values[0, 4] = -1.0, -0.01
-    figure = heat_maps({"a": table(values)}, LOSS)
+    figure = HeatMaps({"a": table(values)}, LOSS).figure()
     assert texts(figure) == []
     [marks] = [each for each in figure.axes[0].collections if len(each.get_offsets())]
     assert np.asarray(marks.get_offsets()).tolist() == [[3, 1]]
@@ -67,4 +67,4 @@ def test_a_table_of_any_size_is_drawn_with_names_of_any_length(rows: int, column
     wide = table(np.random.default_rng(0).normal(size=(rows, columns)))
     wide.index = [f"transformer.encoder.layers.{row}.self_attention.out_proj" for row in range(rows)]
     wide.columns = [f"checkpoint-{column:05d}.safetensors" for column in range(columns)]
-    assert_drawn(heat_maps({"first": wide, "second": wide}, LOSS, across=2))
+    assert_drawn(HeatMaps({"first": wide, "second": wide}, LOSS, across=2).figure())

@@ -24,10 +24,10 @@ from fedsim.cli import main
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.report.comparing.export import as_csv, as_latex, as_markdown
 from fedsim.results.report.comparing.tables import Table
-from fedsim.results.report.drawing.heat_maps import Quantity, heat_maps
-from fedsim.results.report.drawing.layer_curves import LayerPanel, layer_curves
+from fedsim.results.report.drawing.heat_maps import HeatMaps, Quantity
+from fedsim.results.report.drawing.layer_curves import LayerCurves, LayerPanel
 from fedsim.results.report.drawing.partition import partition
-from fedsim.results.report.drawing.small_multiples import Curve, small_multiples
+from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples
 from fedsim.results.report.drawing.style import STYLE, draw_line, legend_outside, log_scale, save
 from tests.test_console import HOSTILE
 
@@ -80,9 +80,9 @@ def figures() -> dict[str, Callable[[], Figure]]:
     table = pd.DataFrame(1.0, index=NAMES, columns=["x"])
     return {
         "legend": figure_with_a_legend,
-        "heat maps": lambda: heat_maps(dict.fromkeys(FEW, table[:1]) | {"x": table}, Quantity("x"), across=5),
-        "small multiples": lambda: small_multiples({name: [Curve(name, points, 0)] for name in FEW}, "x", "y"),
-        "curves over layers": lambda: layer_curves([LayerPanel("x", [Curve("y", by_layer, 0)])]),
+        "heat maps": HeatMaps(dict.fromkeys(FEW, table[:1]) | {"x": table}, Quantity("x"), across=5).figure,
+        "small multiples": SmallMultiples({name: [Curve(name, points, 0)] for name in FEW}, "x", "y").figure,
+        "curves over layers": LayerCurves([LayerPanel("x", [Curve("y", by_layer, 0)])]).figure,
         "partition": lambda: partition(Heterogeneity.from_json(counts), "$\\frac$"),
     }
 

@@ -14,9 +14,7 @@ HEIGHT, WIDTH = 110, 640  # pixels
 
 def over_layers_chart(curves: LayerCurves) -> ChartType | None:
     """Return the panels that have a value; None if none has."""
-    known = [panel for panel in curves.panels if any(curve.points["value"].notna().any() for curve in panel.curves)]
-    layers = list(dict.fromkeys(layer for panel in known for curve in panel.curves for layer in curve.points.index))
-    panels = [each for panel in known if (each := _panel(panel, layers)) is not None]
+    panels = [each for panel in curves.known if (each := _panel(panel, curves.layers)) is not None]
     return alt.vconcat(*panels).resolve_scale(color="independent") if panels else None
 
 

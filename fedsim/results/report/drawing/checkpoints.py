@@ -146,8 +146,8 @@ def _ends_named(rows: pd.DataFrame) -> pd.Series:
 def what_differs(names: Sequence[str]) -> list[str]:
     """Return names without the words that all begin and end with: of ``run-c0.pt, run-c1.pt`` only ``c0, c1``."""
     words = [re.split(r"([\W_])", name) for name in names]
-    start = _common([each[:-1] for each in words])
-    end = _common([each[:start:-1] for each in words])
+    start = common_start([each[:-1] for each in words])
+    end = common_start([each[:start:-1] for each in words])
     kept = ["".join(each[start : len(each) - end]) for each in words]
     return kept if len(names) > 1 and all(re.search(r"\w", each) for each in kept) else list(names)
 
@@ -160,9 +160,9 @@ def short_names(names: Sequence[str]) -> list[str]:
     return kept if max(map(len, kept)) <= LONGEST else [f"model {number}" for number in range(1, len(names) + 1)]
 
 
-def _common(words: Sequence[Sequence[str]]) -> int:
-    """Return how many first words are the same in all lists."""
-    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*words, strict=False)))
+def common_start(lists: Sequence[Sequence[str]]) -> int:
+    """Return how many first entries are the same in all lists."""
+    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*lists, strict=False)))
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:

@@ -45,43 +45,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """What `heat_maps` draws; a page shows the same as a chart."""
-
-    tables: Mapping[str, pd.DataFrame]
-    quantity: Quantity
-    across: int = 1
-    columns: str = "round"
-    rows: str = ""
-    inches: float = WIDTH
-    points: float = 9
-
-    def figure(self) -> plotting.Figure:
-        """Draw it for a file."""
-        return heat_maps(
-            self.tables,
-            self.quantity,
-            across=self.across,
-            columns=self.columns,
-            rows=self.rows,
-            inches=self.inches,
-            points=self.points,
-        )
-
-
-def heat_maps(
-    tables: Mapping[str, pd.DataFrame],
-    quantity: Quantity,
-    *,
-    across: int = 1,
-    columns: str = "round",
-    rows: str = "",
-    inches: float = WIDTH,
-    points: float = 9,
-) -> plotting.Figure:
-    """Draw tables by their titles, on one colour scale.
-
-    Wide cells show their numbers; otherwise negative ones are marked by a minus, which distinguishes them from positive
-    ones in print without colours. Cells without a value are grey. A row ``full`` is set apart from the others.
+    """Tables by their titles, on one colour scale: drawn for a file, and a chart on a page.
 
     Parameters
     ----------
@@ -94,38 +58,54 @@ def heat_maps(
     inches, points
         Width of the figure, and size of its letters.
     """
-    across = min(across, len(tables))
-    lines = [list(tables.items())[start : start + across] for start in range(0, len(tables), across)]
-    is_last = _last_of_columns(lines)
-    heights = [
-        (0.9 if any(last) else 0.7) + ROW * max(len(table) for _, table in line)
-        for line, last in zip(lines, is_last, strict=True)
-    ]
-    low, high, is_clipped = domain_of(tables.values(), quantity)
-    norm = plotting.Normalize(low, high)
-    names = [short(str(name)) for table in tables.values() for name in table.index]
-    width = (inches - 1.0 - LETTER * max(map(len, names), default=0)) / across
-    with_numbers = sum(table.size for table in tables.values()) <= MOST_NUMBERS
-    digits = DIGITS if points > DIGITS + 2 else points
-    letters = dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), points)
-    with plotting.rc_context(STYLE | letters | {"axes.grid": False, "axes.facecolor": NOT_MEASURED}):
-        figure = plotting.Figure(figsize=(inches, max(2.2, sum(heights))), layout="constrained")
-        panels = figure.subplots(len(lines), across, squeeze=False, height_ratios=heights)
-        for line, row_of_axes, last in zip(lines, panels, is_last, strict=True):
-            for place, axes in enumerate(row_of_axes):
-                axes.set_visible(place < len(line))
-            for place, (title, table) in enumerate(line):
-                axes = row_of_axes[place]
-                values = table.to_numpy(dtype=float) * quantity.factor
-                _draw_cells(axes, values, norm, quantity.scale, width, digits if with_numbers else None)
-                _name_rows(axes, table, named=place == 0 or not table.index.equals(line[0][1].index))
-                _name_columns(axes, table, width / max(1, values.shape[1]))
-                axes.set(xlabel=columns if last[place] else "", ylabel=rows if place == 0 else "")
-                axes.set_title("\n".join(short(part, int(width / 0.065)) for part in title.splitlines()))
-        ends = ("both" if quantity.signed else "max") if is_clipped else "neither"
-        image = panels[0, 0].images[0]
-        figure.colorbar(image, ax=panels.ravel().tolist(), label=quantity.label, pad=0.01, aspect=30, extend=ends)
-        return figure
+
+    tables: Mapping[str, pd.DataFrame]
+    quantity: Quantity
+    across: int = 1
+    columns: str = "round"
+    rows: str = ""
+    inches: float = WIDTH
+    points: float = 9
+
+    def figure(self) -> plotting.Figure:
+        """Draw the tables.
+
+        Wide cells show their numbers; otherwise negative ones are marked by a minus, which distinguishes them from
+        positive ones in print without colours. Cells without a value are grey. A row ``full`` is set apart from the
+        others.
+        """
+        across, tables, quantity = min(self.across, len(self.tables)), self.tables, self.quantity
+        lines = [list(tables.items())[start : start + across] for start in range(0, len(tables), across)]
+        is_last = _last_of_columns(lines)
+        heights = [
+            (0.9 if any(last) else 0.7) + ROW * max(len(table) for _, table in line)
+            for line, last in zip(lines, is_last, strict=True)
+        ]
+        low, high, is_clipped = domain_of(tables.values(), quantity)
+        norm = plotting.Normalize(low, high)
+        names = [short(str(name)) for table in tables.values() for name in table.index]
+        width = (self.inches - 1.0 - LETTER * max(map(len, names), default=0)) / across
+        with_numbers = sum(table.size for table in tables.values()) <= MOST_NUMBERS
+        digits = DIGITS if self.points > DIGITS + 2 else self.points
+        letters = dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), self.points)
+        with plotting.rc_context(STYLE | letters | {"axes.grid": False, "axes.facecolor": NOT_MEASURED}):
+            figure = plotting.Figure(figsize=(self.inches, max(2.2, sum(heights))), layout="constrained")
+            panels = figure.subplots(len(lines), across, squeeze=False, height_ratios=heights)
+            for line, row_of_axes, last in zip(lines, panels, is_last, strict=True):
+                for place, axes in enumerate(row_of_axes):
+                    axes.set_visible(place < len(line))
+                for place, (title, table) in enumerate(line):
+                    axes = row_of_axes[place]
+                    values = table.to_numpy(dtype=float) * quantity.factor
+                    _draw_cells(axes, values, norm, quantity.scale, width, digits if with_numbers else None)
+                    _name_rows(axes, table, named=place == 0 or not table.index.equals(line[0][1].index))
+                    _name_columns(axes, table, width / max(1, values.shape[1]))
+                    axes.set(xlabel=self.columns if last[place] else "", ylabel=self.rows if place == 0 else "")
+                    axes.set_title("\n".join(short(part, int(width / 0.065)) for part in title.splitlines()))
+            ends = ("both" if quantity.signed else "max") if is_clipped else "neither"
+            image = panels[0, 0].images[0]
+            figure.colorbar(image, ax=panels.ravel().tolist(), label=quantity.label, pad=0.01, aspect=30, extend=ends)
+            return figure
 
 
 def _last_of_columns(lines: Sequence[Sequence[tuple[str, pd.DataFrame]]]) -> list[list[bool]]:

@@ -43,36 +43,41 @@ class LayerPanel:
 
 @dataclass(frozen=True)
 class LayerCurves:
-    """What `layer_curves` draws; a page shows the same as a chart."""
+    """Panels of curves over layers: drawn for a file, and a chart on a page."""
 
     panels: Sequence[LayerPanel]
 
+    @property
+    def known(self) -> list[LayerPanel]:
+        """The panels that have a value."""
+        return [each for each in self.panels if any(curve.points["value"].notna().any() for curve in each.curves)]
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers of these panels, in their order."""
+        curves = [curve for panel in self.known for curve in panel.curves]
+        return list(dict.fromkeys(layer for curve in curves for layer in curve.points.index))
+
     def figure(self) -> plotting.Figure:
-        """Draw it for a file."""
-        return layer_curves(self.panels)
+        """Draw the panels that have a value."""
+        panels, layers = self.known, self.layers
+        names = [short(layer, SHORT_NAME) for layer in layers]
+        height = 0.3 + (PANEL + 0.25) * len(panels) + LETTER * max(map(len, names), default=0)
+        with plotting.rc_context(STYLE | {"font.size": 8, "axes.titlesize": 9}):
+            figure = plotting.Figure(figsize=(WIDTH, max(2.2, height)), layout="constrained")
+            column = figure.subplots(max(1, len(panels)), 1, squeeze=False, sharex=True)[:, 0]
+            for axes, panel in zip(column, panels, strict=False):
+                _draw_panel(axes, panel, layers)
+            step = -(-len(names) // MOST_NAMES) if names else 1
+            column[-1].set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
+            column[-1].set_xlim(-0.5, max(1, len(names)) - 0.5)
+            return figure
 
 
 def spread(rows: pd.DataFrame, values: pd.Series, factor: float = 1.0) -> pd.DataFrame:
     """Return by layer, in the rows' order, the mean of values, with the smallest and the largest as its band."""
     grouped = (factor * values).groupby(rows["layer"], sort=False)
     return pd.DataFrame({"value": grouped.mean(), "low": grouped.min(), "high": grouped.max()})
-
-
-def layer_curves(panels: Sequence[LayerPanel]) -> plotting.Figure:
-    """Draw panels of curves over layers; panels without any value are left out."""
-    panels = [panel for panel in panels if any(curve.points["value"].notna().any() for curve in panel.curves)]
-    layers = list(dict.fromkeys(layer for panel in panels for curve in panel.curves for layer in curve.points.index))
-    names = [short(layer, SHORT_NAME) for layer in layers]
-    height = 0.3 + (PANEL + 0.25) * len(panels) + LETTER * max(map(len, names), default=0)
-    with plotting.rc_context(STYLE | {"font.size": 8, "axes.titlesize": 9}):
-        figure = plotting.Figure(figsize=(WIDTH, max(2.2, height)), layout="constrained")
-        column = figure.subplots(max(1, len(panels)), 1, squeeze=False, sharex=True)[:, 0]
-        for axes, panel in zip(column, panels, strict=False):
-            _draw_panel(axes, panel, layers)
-        step = -(-len(names) // MOST_NAMES) if names else 1
-        column[-1].set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
-        column[-1].set_xlim(-0.5, max(1, len(names)) - 0.5)
-        return figure
 
 
 def _draw_panel(axes: plotting.Axes, panel: LayerPanel, layers: Sequence[str]) -> None:

@@ -48,10 +48,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class SmallMultiples:
-    """What `small_multiples` draws; a page shows the same as a chart.
+    """The curves of groups, a panel each: drawn for a file, and a chart on a page.
 
     Parameters
     ----------
+    x, y
+        Labels of the axes.
+    log, log_y
+        Whether positions, and values, are on a logarithmic scale.
     of_rounds
         Whether positions are rounds.
     """
@@ -64,57 +68,43 @@ class SmallMultiples:
     of_rounds: bool = False
 
     def figure(self) -> plotting.Figure:
-        """Draw it for a file."""
-        figure = small_multiples(self.panels, "" if self.of_rounds else self.x, self.y, log=self.log, log_y=self.log_y)
+        """Draw the panels; all except ``full`` share a scale.
+
+        If there are more than 32 groups, those whose curves move furthest from their start are drawn.
+        """
+        kept = most_moving(self.panels)
+        across = min(ACROSS, len(kept))
+        lines = -(-len(kept) // across)
+        limits = _limits([curve for group, curves in kept.items() if group != "full" for curve in curves], self.log_y)
+        with plotting.rc_context(STYLE | {"font.size": 8, "axes.titlesize": 8}):
+            figure = plotting.Figure(
+                figsize=(WIDTH, 0.7 + HEIGHT * lines + (0.6 if lines == 1 else 0)), layout="constrained"
+            )
+            grid = figure.subplots(lines, across, squeeze=False, sharex=True).ravel()
+            for axes, (group, curves) in zip(grid, kept.items(), strict=False):
+                for curve in curves:
+                    _draw(axes, curve)
+                if not self.log_y and _crosses_zero(curves):
+                    axes.axhline(0, color="black", linewidth=0.6, zorder=1)
+                axes.set_title(short(group, SHORT_NAME + 8), fontweight="bold" if group == "full" else "normal")
+                if group != "full" and limits:
+                    axes.set_ylim(*limits)
+                if self.log:
+                    log_scale(axes, "x")
+                if self.log_y:
+                    log_values(axes)
+                else:
+                    axes.yaxis.set_major_locator(plotting.MaxNLocator(4))
+            for axes in grid[len(kept) :]:
+                axes.set_visible(False)
+            for column in range(across):  # a line's last panels may be missing, and ticks are shown at the bottom only
+                lowest = grid[: len(kept)][column::across][-1]
+                lowest.tick_params(labelbottom=True)
+            figure.supxlabel("" if self.of_rounds else self.x, fontsize=9)
+            figure.supylabel(self.y, fontsize=9)
+            legend_outside(figure, grid[0], above=True)
         for axes in figure.axes if self.of_rounds else ():
             round_axis(axes)
-        return figure
-
-
-def small_multiples(
-    panels: Mapping[str, Sequence[Curve]], x: str, y: str, *, log: bool = False, log_y: bool = False
-) -> plotting.Figure:
-    """Draw the curves of each group; all panels except ``full`` share a scale.
-
-    If there are more than 32 groups, those whose curves move furthest from their start are drawn.
-
-    Parameters
-    ----------
-    x, y
-        Labels of the axes.
-    log, log_y
-        Whether positions, and values, are on a logarithmic scale.
-    """
-    kept = most_moving(panels)
-    across = min(ACROSS, len(kept))
-    lines = -(-len(kept) // across)
-    limits = _limits([curve for group, curves in kept.items() if group != "full" for curve in curves], log_y)
-    with plotting.rc_context(STYLE | {"font.size": 8, "axes.titlesize": 8}):
-        figure = plotting.Figure(
-            figsize=(WIDTH, 0.7 + HEIGHT * lines + (0.6 if lines == 1 else 0)), layout="constrained"
-        )
-        grid = figure.subplots(lines, across, squeeze=False, sharex=True).ravel()
-        for axes, (group, curves) in zip(grid, kept.items(), strict=False):
-            for curve in curves:
-                _draw(axes, curve)
-            axes.axhline(0, color="black", linewidth=0.6, zorder=1) if not log_y and _crosses_zero(curves) else None
-            axes.set_title(short(group, SHORT_NAME + 8), fontweight="bold" if group == "full" else "normal")
-            if group != "full" and limits:
-                axes.set_ylim(*limits)
-            if log:
-                log_scale(axes, "x")
-            if log_y:
-                log_values(axes)
-            else:
-                axes.yaxis.set_major_locator(plotting.MaxNLocator(4))
-        for axes in grid[len(kept) :]:
-            axes.set_visible(False)
-        for column in range(across):  # a line's last panels may be missing, and ticks are shown at the bottom only
-            lowest = grid[: len(kept)][column::across][-1]
-            lowest.tick_params(labelbottom=True)
-        figure.supxlabel(x, fontsize=9)
-        figure.supylabel(y, fontsize=9)
-        legend_outside(figure, grid[0], above=True)
         return figure
 
 
