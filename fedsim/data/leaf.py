@@ -3,7 +3,7 @@
 import json
 import math
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedsim.data.checks import looks_channels_last
 from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
 from fedsim.data.places import user_path
 from fedsim.data.text import tokens, vocabulary, word_tokens, word_vocabulary
@@ -23,7 +24,7 @@ TWEET, TEXT = (5, 6), 4
 FEMNIST_CLASSES = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
 
 
-def femnist(*, path: str) -> Dataset:
+def femnist(*, path: str, own_tests: bool = True) -> Dataset:
     """Read FEMNIST, 28x28 handwritten letters and digits by writer, as LEAF's preprocessing writes it.
 
     Its natural clients are the writers, the id column ``user``.
@@ -32,6 +33,8 @@ def femnist(*, path: str) -> Dataset:
     ----------
     path
         Folder with ``train`` and ``test``, each with JSON files; as given, or relative to ``$FEDSIM_DATA``.
+    own_tests
+        Whether clients are tested on their users' examples in ``test``, if all users in ``train`` have some there.
 
     Raises
     ------
@@ -44,11 +47,17 @@ def femnist(*, path: str) -> Dataset:
     ----------
     Caldas et al. 2018, LEAF: a benchmark for federated settings, arXiv 1812.01097.
     """
-    return _read("femnist", path, (1, 28, 28), FEMNIST_CLASSES)
+    return _read("femnist", path, (1, 28, 28), FEMNIST_CLASSES, own_tests=own_tests)
 
 
 def leaf(
-    *, path: str, shape: tuple[int, ...] = (), classes: tuple[str, ...] = (), length: int = 25, vocabulary: int = 10_000
+    *,
+    path: str,
+    shape: tuple[int, ...] = (),
+    classes: tuple[str, ...] = (),
+    length: int = 25,
+    vocabulary: int = 10_000,
+    own_tests: bool = True,
 ) -> Dataset:
     """Read any data set in LEAF's JSON format: vectors, images or texts by user.
 
@@ -59,13 +68,16 @@ def leaf(
     path
         Folder with ``train`` and ``test``, each with JSON files; as given, or relative to ``$FEDSIM_DATA``.
     shape
-        Shape of one input, such as [1, 28, 28] (default: as in the file).
+        Shape of one input, such as [1, 28, 28] (default: as in the file): channels first, and in the order of the file.
     classes
         Names of the classes (default: the labels' numbers); those of the next character are the characters.
     length
         Number of words of a sentence that are kept, as in LEAF; shorter ones are padded in front.
     vocabulary
         Largest number of different words of sentences: the most frequent ones in training.
+    own_tests
+        Whether clients are tested on their users' examples in ``test``, if all users in ``train`` have some there, as
+        where LEAF has split by sample; ``partition.test`` then does not apply. Else tests are drawn from ``train``.
 
     Raises
     ------
@@ -77,7 +89,8 @@ def leaf(
     Notes
     -----
     A file holds ``users``, ``num_samples`` and ``user_data``, which maps a user to ``x`` and ``y``. LEAF's Shakespeare
-    has strings of 80 characters as ``x`` and the next character as ``y``: one target per example. Its Sent140 has as
+    has strings of 80 characters as ``x`` and the next character as ``y``: one target per example. They overlap, so that
+    tests drawn from ``train`` would hold characters that a client has trained on. Its Sent140 has as
     ``x`` a tweet's id, date, query, user and text, and as ``y`` its sentiment, 0 or 1; LEAF takes the vocabulary from
     pretrained embeddings and pads behind.
 
@@ -85,7 +98,7 @@ def leaf(
     ----------
     Caldas et al. 2018, LEAF: a benchmark for federated settings, arXiv 1812.01097.
     """
-    return _read("leaf", path, shape, classes, length, vocabulary)
+    return _read("leaf", path, shape, classes, length, vocabulary, own_tests=own_tests)
 
 
 @dataclass(frozen=True)
@@ -98,12 +111,47 @@ class _Part:
 
 
 def _read(
-    name: str, path: str, shape: tuple[int, ...], classes: tuple[str, ...], length: int = 25, size: int = 10_000
+    name: str,
+    path: str,
+    shape: tuple[int, ...],
+    classes: tuple[str, ...],
+    length: int = 25,
+    size: int = 10_000,
+    *,
+    own_tests: bool,
 ) -> Dataset:
     if any(length < 1 for length in shape):
         raise ValueError(f"shape = {list(shape)} must hold positive numbers, such as [1, 28, 28]")
     folder = user_path(path)
     parts = [_part(folder / split) for split in ("train", "test")]
+    dataset = _dataset(name, parts, folder, shape, classes, length, size)
+    return _with_own_tests(dataset, parts) if own_tests else dataset
+
+
+def _with_own_tests(dataset: Dataset, parts: list[_Part]) -> Dataset:
+    """Return a data set whose users are tested on their own test examples, if all have some."""
+    users, tested = (part.users for part in parts)
+    trained = set(users)
+    is_alike = dataset.test.inputs.shape[1:] == dataset.shape  # else it is refused, as a whole
+    if not is_alike or not trained <= set(tested):  # as where LEAF has split by user
+        return dataset
+    own = torch.tensor([place for place, user in enumerate(tested) if user in trained])
+    tests = dataset.test[own]
+    inputs, targets = dataset.train.inputs, dataset.train.targets
+    train = Examples(torch.cat([inputs, tests.inputs]), torch.cat([targets, tests.targets]))
+    ids = {"user": numbered([*users, *(tested[place] for place in own.tolist())])}
+    return replace(dataset, train=train, ids=ids, held_out=np.arange(len(train)) >= len(users))
+
+
+def _dataset(
+    name: str,
+    parts: list[_Part],
+    folder: Path,
+    shape: tuple[int, ...],
+    classes: tuple[str, ...],
+    length: int,
+    size: int,
+) -> Dataset:
     is_text = isinstance(parts[0].inputs[0], list)
     if is_text and isinstance(parts[0].targets[0][0], str):
         return _text(name, *parts)
@@ -129,8 +177,11 @@ def _part(folder: Path) -> _Part:
     for path in paths:
         try:
             content = json.loads(read_text(path))
+            if len(set(content["users"])) < len(content["users"]):
+                raise ValueError("it lists a user twice")
             for user in content["users"]:
-                x, y = content["user_data"][user]["x"], content["user_data"][user]["y"]
+                own = content["user_data"][str(user)]  # JSON has no other keys
+                x, y = own["x"], _whole(own["y"])
                 if len(x) != len(y):
                     raise ValueError(f"user {user!r} has {len(x)} inputs and {len(y)} targets")
                 if len(x):
@@ -166,6 +217,11 @@ def _block(user: str, x: list, y: list) -> Any:
     return block
 
 
+def _whole(labels: list) -> list:
+    """Return labels with whole numbers as such, also where they are written as 3.0."""
+    return [int(label) if type(label) is float and label.is_integer() else label for label in labels]
+
+
 def _is_tweet(row: Any) -> bool:
     return isinstance(row, list) and len(row) in TWEET and all(isinstance(each, str) for each in row)
 
@@ -186,7 +242,18 @@ def _numbers(part: _Part, shape: tuple[int, ...], folder: Path) -> Examples:
             f"{folder}: inputs of {math.prod(shapes[0])} numbers cannot have shape = {list(shape)}; use data.name = "
             "'leaf' with the right shape"
         )
+    wide, found = ([each for each in extents if each > 1] for extents in (shape, shapes[0]))
+    if wide != found and sorted(wide) == sorted(found):
+        raise ValueError(
+            f"{folder}: inputs have shape {list(shapes[0])}, which shape = {list(shape)} would not turn but mix up; "
+            "write the files with that shape"
+        )
     inputs = torch.from_numpy(np.concatenate(part.inputs)).reshape(len(part.users), *(shape or shapes[0]))
+    if looks_channels_last(inputs):
+        raise ValueError(
+            f"{folder}: inputs have shape {list(inputs.shape[1:])}, as if channels came last; write them as [channels, "
+            "height, width], or, of one channel, set [data] shape = [1, height, width]"
+        )
     return Examples(inputs, torch.tensor(list(chain(*part.targets)), dtype=torch.int64))
 
 

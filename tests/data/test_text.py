@@ -1,13 +1,16 @@
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fedsim.config import Config
 from fedsim.data import DATA, check_dataset
 from fedsim.data.leaf import FEMNIST_CLASSES
+from fedsim.federation.data import FederatedData, federated_data_of
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 PLAY = """First Citizen:
@@ -116,10 +119,77 @@ def test_femnist_has_images_and_62_classes(tmp_path: Path) -> None:
 def test_leafs_shakespeare_has_one_target_per_example(tmp_path: Path) -> None:
     write_leaf(tmp_path, {"HAMLET": [("abca", "b"), ("bcab", "c")]}, "train")
     write_leaf(tmp_path, {"HAMLET": [("cabd", "a")]}, "test")
-    data = DATA["leaf"](path=str(tmp_path))
+    data = DATA["leaf"](path=str(tmp_path), own_tests=False)
     assert data.classes == ("a", "b", "c", "d")
     assert data.train.inputs.tolist() == [[0, 1, 2, 0], [1, 2, 0, 1]]
     assert data.train.targets.tolist() == [1, 2]
+
+
+def seen_in_training(data: FederatedData) -> int:
+    """Return how many of the first client's test targets it trains on, of a text that holds no character twice."""
+    train, _, tests = data.split.client(0)
+    examples = data.dataset.train
+    trained = {*examples.inputs[train].flatten().tolist(), *examples.targets[train].tolist()}
+    return sum(target in trained for target in examples.targets[tests].tolist())
+
+
+def test_clients_of_leafs_shakespeare_are_tested_on_none_of_the_characters_that_they_train_on(
+    tmp_path: Path, tiny: Callable[..., Config]
+) -> None:
+    window = 20
+    for user in ("0", "1"):
+        spoken = "".join(chr(200 + 160 * int(user) + i) for i in range(160))
+        rows = [(spoken[i : i + window], spoken[i + window]) for i in range(140)]
+        # LEAF's split_data.py leaves a gap between the parts.
+        for part, cut in (("train", rows[:112]), ("test", rows[112 + window - 1 :])):
+            write_leaf(tmp_path, {user: cut}, part, f"{user}.json")
+    settings: dict[str, Any] = {"clients": 2, "partition": {"scheme": "natural", "validation": 0.0}}
+    settings["model"] = {"name": "char-lstm", "hidden": 4, "embedding": 4}
+    for own, tested, seen in ((True, 9, 0), (False, 22, 22)):
+        data = federated_data_of(tiny(data={"name": "leaf", "path": str(tmp_path), "own_tests": own}, **settings))
+        assert data.split.test.sizes.tolist() == [tested] * 2
+        assert seen_in_training(data) == seen
+        assert len(data.dataset.test) == 2 * 9
+
+
+def test_users_of_leaf_are_tested_on_their_own_examples_if_all_have_some(tmp_path: Path) -> None:
+    rows = [([float(i), 1.0], i % 2) for i in range(6)]
+    write_leaf(tmp_path, {"b": rows[:2], "a": rows[2:3]}, "train")
+    write_leaf(tmp_path, {"c": rows[5:], "a": rows[3:4], "b": rows[4:5]}, "test")
+    data = DATA["leaf"](path=str(tmp_path))
+    check_dataset(data)
+    assert data.train.inputs[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert data.held_out.tolist() == [False] * 3 + [True] * 2
+    assert data.ids["user"].tolist() == [1, 1, 0, 0, 1]
+    assert data.mean[0] == 1.0  # of the examples to train on
+    assert data.test.inputs[:, 0].tolist() == [5, 3, 4]
+    write_leaf(tmp_path, {"c": rows[5:], "a": rows[3:4]}, "test")
+    assert not len(DATA["leaf"](path=str(tmp_path)).held_out)
+
+
+def test_users_may_be_numbers_and_labels_whole_floats_as_fedprox_writes_them(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_leaf(tmp_path, {0: [([0.0, 1.0], 1.0), ([1.0, 2.0], 0.0)], 1: [([2.0, 1.0], 2)]}, part)  # type: ignore[dict-item]
+    data = DATA["leaf"](path=str(tmp_path), own_tests=False)
+    assert (data.train.targets.tolist(), data.ids["user"].tolist()) == ([1, 0, 2], [0, 0, 1])
+    path = tmp_path / "train" / "all_data_0.json"
+    path.write_text(path.read_text().replace('"users": [0, 1]', '"users": [0, 0]'))
+    with pytest.raises(ValueError, match="it lists a user twice"):
+        DATA["leaf"](path=str(tmp_path))
+
+
+def test_images_of_leaf_are_never_mixed_up(tmp_path: Path) -> None:
+    image = np.arange(8 * 8 * 3).reshape(8, 8, 3) / 1.0
+    shapes = {(3, 8, 8): "which shape = .* would not turn but mix up", (): "as if channels came last"}
+    for part in ("train", "test"):
+        write_leaf(tmp_path, {"u": [(image.tolist(), 0), (image.tolist(), 1)]}, part)
+    for shape, message in shapes.items():
+        with pytest.raises(ValueError, match=message):
+            DATA["leaf"](path=str(tmp_path), shape=shape)
+    for part in ("train", "test"):
+        write_leaf(tmp_path, {"u": [(image[:, :, :1].tolist(), 0), (image[:, :, :1].tolist(), 1)]}, part)
+    with pytest.raises(ValueError, match="as if channels came last"):  # which are 8 channels of 8x1 otherwise
+        DATA["leaf"](path=str(tmp_path))
 
 
 def test_the_pages_own_sentences_are_read(tmp_path: Path) -> None:
