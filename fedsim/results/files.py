@@ -44,12 +44,22 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill, which takes its name at the end: a reader sees all of it or nothing."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+    """Give a folder to fill, which takes its name at the end: a reader sees all of it or nothing.
+
+    If another process that fills it too is faster, its folder stays.
+    """
+    prefix = f".{path.name}."
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix, ignore_cleanup_errors=True) as temporary:
         partial = Path(temporary) / path.name
-        partial.mkdir()
-        yield partial
-        partial.replace(path)
+        try:
+            partial.mkdir()
+            yield partial
+            partial.replace(path)
+        except (OSError, ConfigError):
+            if not path.exists():
+                raise
+    for left in path.parent.glob(f"{prefix}*"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def json_text(content: Any) -> str:

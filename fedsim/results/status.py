@@ -107,14 +107,20 @@ def run_folders(paths: list[Path]) -> list[RunFolder]:
             raise ConfigError(
                 f"{path} is no folder; give run folders, or an experiment's folder such as runs/quickstart"
             )
-        inside = [path, *sorted(path.glob("*")), *sorted(path.glob("*/*")), *sorted(path.glob("*/*/*"))]
-        runs = [each for each in inside if (each / "config.toml").is_file() or (each / "DONE").is_file()]
+        runs = [each for each in _below(path, 3) if (each / "config.toml").is_file() or (each / "DONE").is_file()]
         if not runs:
             raise ConfigError(
                 f"{path} holds no run; give run folders, or an experiment's folder such as runs/quickstart"
             )
         found |= {run.resolve(): RunFolder(run) for run in runs}
     return sorted(found.values(), key=lambda folder: (folder.started, folder.path))
+
+
+def _below(path: Path, depth: int) -> Iterator[Path]:
+    """Yield a path and what is below it, without what is hidden: copies that are not whole yet, or that a kill left."""
+    yield path
+    for each in path.glob("[!.]*") if depth else ():
+        yield from _below(each, depth - 1)
 
 
 def _read(folder: RunFolder) -> Status:

@@ -9,7 +9,7 @@ import pytest
 from fedsim.cli.arguments import check_files, round_of
 from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
-from fedsim.results.files import by_round, copy_writable, keep_rounds, read_rows, write_whole
+from fedsim.results.files import by_round, copy_writable, keep_rounds, read_rows, write_folder, write_whole
 
 ROWS = b'{"round": 1, "up": 3}\n{"round": 2, "up": 5}\n'
 BROKEN_LINES = {
@@ -92,3 +92,19 @@ def test_a_copy_of_what_may_only_be_read_may_be_written(tmp_path: Path) -> None:
     copies = [tmp_path / "single", *(tmp_path / "copy").rglob("*"), tmp_path / "copy"]
     assert all(path.stat().st_mode & 0o200 for path in copies)
     assert [path.read_text() for path in copies if path.is_file()] == ["content"] * 2
+
+
+def test_of_two_that_fill_a_folder_at_once_the_faster_has_it_and_what_a_kill_left_is_removed(tmp_path: Path) -> None:
+    path, left = tmp_path / "run-s1", tmp_path / ".run-s1.killed"
+    (left / "run-s1").mkdir(parents=True)
+    other = tmp_path / ".run-s10.copying"
+    other.mkdir()
+    with write_folder(path) as slower:
+        (slower / "of").write_text("slower")
+        with write_folder(path) as faster:
+            (faster / "of").write_text("faster")
+        copy_writable(path / "of", slower / "again")
+    assert (path / "of").read_text() == "faster"
+    assert sorted(tmp_path.iterdir()) == [other, path]
+    with pytest.raises(FileNotFoundError), write_folder(tmp_path / "another"):
+        copy_writable(tmp_path / "nothing", tmp_path / "there")

@@ -148,6 +148,9 @@ def test_a_damaged_run_is_one_row_and_hides_no_other(begun: RunFolder) -> None:
     damaged = begun.path.with_name("two-s0")
     damaged.mkdir()
     (damaged / "config.toml").write_text("rounds = ")
+    copied = begun.path.with_name(".three-s0.a1") / "three-s0"  # which a kill left
+    copied.mkdir(parents=True)
+    (copied / "DONE").touch()
     found = [status_of(folder) for folder in run_folders([begun.path.parent.parent])]
     assert sorted((each.state, "is not TOML" in (each.reason or "")) for each in found) == [
         ("damaged", True),
