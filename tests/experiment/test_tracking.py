@@ -160,6 +160,27 @@ def test_mlflow_has_each_round_of_a_resumed_run_once(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of sqlalchemy, to MLflow
+@pytest.mark.usefixtures("plain_pages")
+def test_mlflow_gets_the_settings_that_a_kill_kept_from_it(folder: RunFolder, tmp_path: Path) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    uri = f"sqlite:///{tmp_path}/db/mlflow.db"
+    client = tracking.MlflowClient(tracking_uri=uri)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(tracking.MlflowClient, "log_batch", lambda *_, **__: 1 / 0)
+        Feed(active(folder, mlflow=uri)).send()
+    (run,) = client.search_runs([client.get_experiment_by_name("study").experiment_id])
+    assert not run.data.params
+    client.log_param(run.info.run_id, "partition.alpha", "as it was")
+    second = Feed(active(folder, mlflow=uri))
+    second.send()
+    second.close()
+    (run,) = client.search_runs([client.get_experiment_by_name("study").experiment_id])
+    assert run.data.params["rounds"] == "3"
+    assert run.data.params["partition.alpha"] == "as it was"
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_pages")
 def test_wandb_has_each_round_of_a_resumed_run_once(
     folder: RunFolder, recorded: dict[int, float], monkeypatch: pytest.MonkeyPatch
@@ -274,6 +295,39 @@ def test_what_a_tracker_never_got_is_sent_when_the_same_command_is_run_again(
     assert sorted(memory.kept) == [1, 2]
     assert not run_all(name_runs([config], tmp_path / "study"), 1)
     assert memory.attached == ["True 2"]
+
+
+def test_a_page_that_cannot_be_written_for_a_tracker_does_not_fail_the_run(
+    tiny: Callable[..., Config], tmp_path: Path, memory: type[Memory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = name_runs([tiny(rounds=2, barriers__every=0, track__tensorboard=True)], tmp_path / "study")
+    with monkeypatch.context() as full:
+        full.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+        assert not run_all(runs, 1)
+    assert sorted(memory.kept) == [1, 2]
+    assert not memory.attached
+    assert not run_all(runs, 1)
+    assert memory.attached == ["True 2"]
+
+
+def test_a_folder_of_trackers_that_cannot_be_written_is_a_warning(
+    tiny: Callable[..., Config], tmp_path: Path, memory: type[Memory], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = name_runs([tiny(rounds=2, barriers__every=0, track__tensorboard=True)], tmp_path / "study")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "tracking").touch()
+    assert not run_all(runs, 1)
+    assert runs[0].folder.done.exists()
+    assert "will send the run to its trackers again" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_tracker_that_is_asked_for_again_gets_a_run_no_second_time(
+    folder: RunFolder, memory: type[Memory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "TRACKERS", {"tensorboard": Memory, "wandb": Memory})
+    one, other = active(folder, tensorboard=True), active(folder, wandb="project")
+    sent = [catch_up(run, lambda: FinishedRun.from_result(read_result(folder))) for run in (one, other, one, other)]
+    assert sent == [True, True, False, False]
 
 
 def test_tracking_changes_no_byte_and_no_name_of_a_run(

@@ -6,9 +6,9 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from filelock import FileLock
 from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.toml import short_hash
-from fedsim.errors import ConfigError, first_line
+from fedsim.errors import ConfigError, first_line, system_line
 from fedsim.experiment.finished import FinishedRun
 from fedsim.experiment.tracking.callback import ActiveRun
 from fedsim.experiment.tracking.tracker import Sent, Tracker
@@ -116,16 +116,22 @@ class Feed:
         for line in self._lines:
             line.failed = False  # a last attempt
         self.send()
-        with tempfile.TemporaryDirectory() as folder:
-            report.write_run(result, Path(folder), export=True)
-            last = max(self._values, default=0)
+        last = max(self._values, default=0)
+        with ExitStack() as temporary:
+            page = cache(lambda: _written(result, temporary))
             for line in self._lines:
-                self._guarded(line, lambda tracker: tracker.attach(Path(folder), last))
+                self._guarded(line, lambda tracker: tracker.attach(page(), last))
         self.close(complete=True)
         if lacking := [line.name for line in self._lines if line.failed]:
             names = " and ".join(lacking)
             logger.warning("%s is missing part of the run; rerun the same command to send the rest", names)
-        write_json(self._ended, [self._mark(line) for line in self._lines if not line.failed])
+        # Those that the run had before are not sent it again when it has them again.
+        known = dict.fromkeys([*self._known(), *map(self._mark, self._lines)])
+        lost = [self._mark(line) for line in self._lines if line.failed]
+        try:
+            write_json(self._ended, [mark for mark in known if mark not in lost])
+        except OSError as error:
+            logger.warning("%s; the same command will send the run to its trackers again", system_line(error))
 
     def close(self, *, complete: bool = False) -> None:
         """End what is open; the run will be resumed, unless it is complete."""
@@ -135,11 +141,15 @@ class Feed:
 
     def has_ended(self) -> bool:
         """Whether each tracker has all of a run that is complete."""
-        try:
-            known = read_json(self._ended, list) if self._ended.exists() else []
-        except ConfigError:
-            known = []
+        known = self._known()
         return all(self._mark(line) in known for line in self._lines)
+
+    def _known(self) -> list[str]:
+        """Return the marks of the trackers that have all of the run, of earlier starts too."""
+        try:
+            return [str(mark) for mark in read_json(self._ended, list)] if self._ended.exists() else []
+        except ConfigError:
+            return []
 
     @property
     def _ended(self) -> Path:
@@ -179,6 +189,13 @@ class Feed:
         if line.tracker:
             with _surviving(line):
                 work(line.tracker)
+
+
+def _written(result: FinishedRun, temporary: ExitStack) -> Path:
+    """Write the page and the figures into a temporary folder, and return it."""
+    folder = Path(temporary.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+    report.write_run(result, folder, export=True)
+    return folder
 
 
 @contextmanager

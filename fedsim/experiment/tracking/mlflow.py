@@ -31,16 +31,19 @@ class MLflow:
         self._client = MlflowClient(tracking_uri=self._target)
         experiment = self._experiment()
         found = self._client.search_runs([experiment], f"tags.`{KEY}` = '{self._run.key}'")
-        done = 0
+        done, known = 0, set[str]()
         if found:
             self._id, done = found[0].info.run_id, int(found[0].data.tags.get(ROUND, 0))
+            known = set(found[0].data.params)
             self._client.update_run(self._id, status="RUNNING")
         else:
             created = self._client.create_run(experiment, run_name=self._run.name, tags={KEY: self._run.key})
             self._id = created.info.run_id
-            params = [Param(name_from(key), str(value)[:LONGEST]) for key, value in self._run.settings.items()]
-            for some in _batches(params, MOST_PARAMS):
-                self._client.log_batch(self._id, params=some)
+        settings = {name_from(key): str(value)[:LONGEST] for key, value in self._run.settings.items()}
+        # A kill may have come before some; those that are there may have no other value.
+        params = [Param(name, value) for name, value in settings.items() if name not in known]
+        for some in _batches(params, MOST_PARAMS):
+            self._client.log_batch(self._id, params=some)
         self._unsure = done + 1  # a kill may have come between its values and the tag
         return done
 
