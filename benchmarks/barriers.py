@@ -7,7 +7,7 @@ some of the mixed models, which all cost the same, and scaled to their number.
 import argparse
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -124,47 +124,62 @@ def plain_loss(model: nn.Module, states: Sequence[Params], layers: Layers, mix: 
     return total / n
 
 
+def examples_of(case: Case) -> tuple[Tensor, Tensor]:
+    """Return the inputs and targets of a case."""
+    data = DATA["fashion-mnist"]()
+    test = data.test[torch.from_numpy(np.random.default_rng(2).permutation(len(data.test))[: case.examples])]
+    return data.normalise(test.inputs).contiguous(), test.targets
+
+
+def both_ways(
+    evaluate_some: Callable[[], list[float]],
+    evaluate_all: Callable[[], pd.DataFrame],
+    models: int,
+    repeats: int,
+    device: str = "cpu",
+) -> tuple[list[float], pd.DataFrame, dict[str, float]]:
+    """Time the plain way, on some of the models, and fedsim, in turn; return what both give, and their figures."""
+    found: dict[str, Any] = {}
+
+    def timed(name: str, evaluate: Callable[[], Any], threads: int) -> float:
+        torch.set_num_threads(threads)
+        return seconds_of(lambda: found.update({name: evaluate()}), device)
+
+    def plain() -> float:
+        return timed("plain", evaluate_some, processors()) / len(found["plain"]) * models
+
+    samples = take_turns({"plain": plain, "fedsim": lambda: timed("fedsim", evaluate_all, 1)}, repeats)
+    plain_seconds, figures = samples["plain"].figures()["seconds"], samples["fedsim"].figures()
+    figures = {"plain_seconds": plain_seconds} | figures | {"faster_by": plain_seconds / figures["seconds"]}
+    return found["plain"], found["fedsim"], figures
+
+
 def measure(case: Case, repeats: int, limit: float, device: str) -> dict[str, Any]:
     """Time a case both ways, in turn, and compare their numbers."""
     model, states = trained_clients(case.model, case.clients, device)
-    data = DATA["fashion-mnist"]()
-    test = data.test[torch.from_numpy(np.random.default_rng(2).permutation(len(data.test))[: case.examples])]
-    inputs, targets = data.normalise(test.inputs).contiguous(), test.targets
+    inputs, targets = examples_of(case)
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=PLAIN_BATCH)
     layers = Layers.of(model)
     mixes = list(list_mixes(named_groups(layers, case.groups), case.clients, "pairs", case.ts))
     asked = mixes + ([replace(mix, t=1.0) for mix in mixes] if case.swaps else [])
     sample = asked[:: max(1, len(asked) // PLAIN_MODELS)]
     on_device = (inputs.to(device), targets.to(device))
-    found: dict[str, Any] = {}
-
-    def evaluate_some() -> None:
-        found["plain"] = [plain_loss(model.eval(), states, layers, mix, loader) for mix in sample]
-
-    def evaluate_all() -> None:
-        found["fedsim"] = table_of(case, model, states, *on_device)
-
-    def plain() -> float:
-        torch.set_num_threads(processors())
-        return seconds_of(evaluate_some, device) / len(sample) * (len(asked) + case.clients)
-
-    def ours() -> float:
-        torch.set_num_threads(1)
-        return seconds_of(evaluate_all, device)
-
-    samples = take_turns({"plain": plain, "fedsim": ours}, repeats)
-    row: dict[str, Any] = {"case": case.title, "mixed_models": len(asked)}
-    row |= {"examples": case.examples, "plain_seconds": samples["plain"].figures()["seconds"]}
-    row |= samples["fedsim"].figures()
-    row["faster_by"] = row["plain_seconds"] / row["seconds"]
+    losses, table, figures = both_ways(
+        lambda: [plain_loss(model.eval(), states, layers, mix, loader) for mix in sample],
+        lambda: table_of(case, model, states, *on_device),
+        len(asked) + case.clients,
+        repeats,
+        device,
+    )
+    row: dict[str, Any] = {"case": case.title, "mixed_models": len(asked), "examples": case.examples} | figures
     if case.tolerance is None:
-        check(found["fedsim"], sample, found["plain"])
+        check(table, sample, losses)
         row |= work(case, model, states, on_device[0], mixes, row["seconds"], limit, len(asked))
     else:
         exact = table_of(replace(case, tolerance=None), model, states, *on_device)
-        errors = (found["fedsim"]["loss"] - exact["loss"]).abs()
+        errors = (table["loss"] - exact["loss"]).abs()
         row |= {
-            "examples_used": float(found["fedsim"]["n"].mean()),
+            "examples_used": float(table["n"].mean()),
             "rows_within": float((errors <= case.tolerance).mean()),
             "largest_error": float(errors.max()),
         }
@@ -181,27 +196,14 @@ def measure_adapted(targets: str, folder: Path | None, examples: int, repeats: i
     sample = mixes[:: len(mixes) // PLAIN_MODELS]
     loader = DataLoader(TensorDataset(inputs, data.targets), batch_size=PLAIN_BATCH)
     plain, whole = copy.deepcopy(model), [model.state_dict() | state for state in states]
-    found: dict[str, Any] = {}
-
-    def evaluate_some() -> None:
-        found["plain"] = [plain_loss(plain, whole, layers, mix, loader) for mix in sample]
-
-    def evaluate_all() -> None:
-        found["fedsim"] = adapted.table_of(model, states, data, processors())
-
-    def plain_seconds() -> float:
-        torch.set_num_threads(processors())
-        return seconds_of(evaluate_some, "cpu") / len(sample) * (len(mixes) + len(states))
-
-    def seconds() -> float:
-        torch.set_num_threads(1)
-        return seconds_of(evaluate_all, "cpu")
-
-    samples = take_turns({"plain": plain_seconds, "fedsim": seconds}, repeats)
-    check(found["fedsim"], sample, found["plain"])
-    row: dict[str, Any] = {"case": adapted_title(targets, name), "mixed_models": len(mixes), "examples": examples}
-    row |= {"plain_seconds": samples["plain"].figures()["seconds"]} | samples["fedsim"].figures()
-    return row | {"faster_by": row["plain_seconds"] / row["seconds"]}
+    losses, table, figures = both_ways(
+        lambda: [plain_loss(plain, whole, layers, mix, loader) for mix in sample],
+        lambda: adapted.table_of(model, states, data, processors()),
+        len(mixes) + len(states),
+        repeats,
+    )
+    check(table, sample, losses)
+    return {"case": adapted_title(targets, name), "mixed_models": len(mixes), "examples": examples} | figures
 
 
 def adapted_title(targets: str, name: str) -> str:

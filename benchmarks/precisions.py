@@ -12,14 +12,12 @@ from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import numpy as np
 import torch
 
-from benchmarks.barriers import CASES, NO_SWAPS, Case, trained_clients
+from benchmarks.barriers import CASES, NO_SWAPS, Case, examples_of, trained_clients
 from benchmarks.machine import describe
 from benchmarks.results import save, show
 from fedsim.analysis import Data, Models, barriers
-from fedsim.data import DATA
 from fedsim.training.settings import Precision
 
 COLUMNS = (
@@ -38,9 +36,7 @@ COLUMNS = (
 def measure(case: Case, repeats: int) -> dict[str, Any]:
     """Measure a case in both precisions, in turn, and compare their losses and standard errors."""
     model, states = trained_clients(case.model, case.clients, "cpu")
-    data = DATA["fashion-mnist"]()
-    test = data.test[torch.from_numpy(np.random.default_rng(2).permutation(len(data.test))[: case.examples])]
-    inputs, targets = data.normalise(test.inputs).contiguous(), test.targets
+    inputs, targets = examples_of(case)
     seconds: dict[str, list[float]] = {}
     tables = {}
     for _ in range(repeats):

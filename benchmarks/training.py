@@ -66,15 +66,10 @@ def fedsim_threads(job: Job, model_name: str, clients: int, precision: Precision
         free.append(model)
 
     def run_round() -> float:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(len(models), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                return seconds_of(lambda: list(pool.map(train, range(clients))))
-        finally:
-            torch.set_num_threads(before)
+        with ThreadPoolExecutor(len(models), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return seconds_of(lambda: list(pool.map(train, range(clients))))
 
-    return run_round
+    return on_one_thread(run_round)
 
 
 def fedsim_sequential(job: Job, model_name: str, clients: int, device: str, precision: Precision = "float32") -> Call:
