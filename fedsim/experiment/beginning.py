@@ -80,7 +80,7 @@ def beginning_of(folder: RunFolder, federation: Federation, *, accept_versions: 
     lost = _lost_models(folder, begin.done, whole)
     notes += [f"{problem}; the models of round {each} are lost" for each, problem in lost]
     device = environment(federation.device)["device"]
-    if folder.env.exists() and (before := folder.read_env().get("device", device)) != device:
+    if (before := folder.known_env().get("device", device)) != device:
         notes.append(f"the run resumes on {device}, and ran on {before}: their numbers differ in the last digits")
     return replace(begin, problems=[*begin.problems, *notes])
 
@@ -139,7 +139,7 @@ def check_versions(folder: RunFolder) -> None:
     ConfigError
         If a version of which numbers depend is another one.
     """
-    if folder.env.exists() and (others := different_versions(folder.read_env(), versions())):
+    if others := different_versions(folder.known_env(), versions()):
         raise ConfigError(
             f"run folder {folder.path} was written with {', '.join(others)}, and resuming it now would mix the "
             "numbers of both; resume it with --accept-versions, or run it again into another folder with --out"
@@ -199,7 +199,7 @@ def _about(
     config: Config, folder: RunFolder, federation: Federation, done: int, contents: Mapping[Path, bytes]
 ) -> dict[str, Any]:
     """Return what ``env.json`` says of a run that begins now."""
-    known = folder.read_env() if done and folder.env.exists() else {}
+    known = folder.known_env() if done else {}
     # What was chosen by measuring stays, so that a resumed run has the numbers of one that never stopped.
     chosen = known.get("cohort") if config.engine.cohort == "auto" else None
     about = environment(federation.device) | {"cohort": chosen or cohort_size(federation)}

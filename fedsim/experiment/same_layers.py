@@ -25,7 +25,7 @@ def check_layers(folder: RunFolder, federation: Federation) -> None:
             federation.layers.frozen_keys or any(".parametrizations." in f".{key}" for key in federation.initial)
         )
     if not same:
-        version = folder.read_env().get("fedsim", "an earlier version") if folder.env.exists() else "an earlier version"
+        version = folder.known_env().get("fedsim", "an earlier version")
         raise ConfigError(
             f"run folder {folder.path} was written by fedsim {version}, which named the model's layers differently "
             f"({', '.join(before)}; now: {', '.join(now.layers)}); run it again into another folder with --out"

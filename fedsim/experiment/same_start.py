@@ -35,7 +35,7 @@ def check_start(folder: RunFolder, federation: Federation) -> None:
     ConfigError
         If they are not: the files that name a run are the same, so the code itself gives something else each time.
     """
-    before = folder.read_env().get(KEY, {}) if folder.env.exists() else {}
+    before = folder.known_env().get(KEY, {})
     config = federation.config
     names = {"data": f"data.name = {config.data.name!r}", "model": f"model.name = {config.model.name!r}"}
     for what, now in start_of(federation).items():

@@ -118,6 +118,10 @@ class RunFolder:
             return env  # of an earlier version
         return read_sealed(self.env, "device", "starts")
 
+    def known_env(self) -> dict[str, Any]:
+        """Read versions, device, start and stop; empty if the run has not started."""
+        return self.read_env() if self.env.exists() else {}
+
     def read_model(self) -> dict[str, Any]:
         """Read the names of the layers, and how many parameters train; empty if an earlier version wrote the folder."""
         return dict(read_json(self.model, dict)) if self.model.exists() else {}
@@ -125,13 +129,13 @@ class RunFolder:
     @property
     def named_by(self) -> dict[str, Any] | None:
         """The settings and contents that the run is named by, if it has custom parts or files; else None."""
-        return self.read_env().get("named_by") if self.env.exists() else None
+        return self.known_env().get("named_by")
 
     @property
     def started(self) -> str:
         """When the run was first started, as ISO 8601; empty if that is not known, or the file is damaged."""
         try:
-            started = self.read_env().get("started") if self.env.exists() else None
+            started = self.known_env().get("started")
         except (ConfigError, OSError):
             return ""  # whoever reads more of the run says what is wrong
         return str(started[0]) if isinstance(started, list) and started else ""

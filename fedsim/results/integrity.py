@@ -153,7 +153,7 @@ def sealed_from(folder: RunFolder) -> int | None:
         with folder.seals.open("rb") as file:
             return int(json.loads(file.readline())["round"])
     except (OSError, ValueError, KeyError, TypeError):
-        starts = folder.read_env().get("starts") if folder.env.exists() else None
+        starts = folder.known_env().get("starts")
         return starts[0]["after_round"] + 1 if starts else None
 
 
@@ -177,7 +177,7 @@ def _is_sealed(folder: RunFolder) -> bool:
     """Tell whether anything of a run is sealed, so that everything is."""
     if folder.seals.exists() or folder.manifests() or (folder.done.exists() and folder.done.stat().st_size):
         return True
-    return folder.env.exists() and "starts" in folder.read_env()
+    return "starts" in folder.known_env()
 
 
 def _check_done(folder: RunFolder) -> None:

@@ -36,7 +36,7 @@ class Records:
         self._files = {name: _Rows(path) for name, path in paths.items()}
         self._timing = _Rows(folder.timing)
         self._seals = _Rows(folder.seals)
-        self._starts: list[Any] = folder.read_env().get("starts", []) if folder.env.exists() else []
+        self._starts: list[Any] = folder.known_env().get("starts", [])
         self._tables: dict[str, Any] = {}
         self._written: set[Path] = set()
         self._lock = _identity(folder.lock)  # which is open, so that no file system gives it another number
