@@ -37,7 +37,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, indices: Tensor) -> Self:
+    def __getitem__(self, indices: Tensor | slice) -> Self:
         return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
 
     @property

@@ -22,7 +22,7 @@ from fedsim.results.report.comparing.comparable import unfinished_texts
 from fedsim.results.report.comparing.export import as_csv, values_of
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.rows import Comparison as Compared
-from fedsim.results.report.comparing.tables import Table, comparison_table, numbers
+from fedsim.results.report.comparing.tables import Table, comparison_table, frame_of
 from fedsim.results.report.comparing.units import format_missing
 from fedsim.results.report.comparing.verdict import Verdict, verdict_of
 from fedsim.results.result import Result
@@ -180,9 +180,7 @@ class Comparison:
     @property
     def table(self) -> pd.DataFrame:
         """The values with full precision, and the half-widths of their 95 % intervals."""
-        names, *rows = self.values
-        columns = {name: numbers(texts) for name, texts in zip(names, zip(*rows, strict=True), strict=True)}
-        return pd.DataFrame(columns).astype({"seeds": int})
+        return frame_of(self.values).astype({"seeds": int})
 
     def __repr__(self) -> str:
         return "\n".join([*self.verdict.lines, "", text_of(self.text)])

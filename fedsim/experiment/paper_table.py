@@ -13,7 +13,7 @@ from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.pivot import SPREADS, Pivot, Spread, lines_of, pivot_of
 from fedsim.results.report.comparing.pivot_text import pivot_csv, pivot_latex, pivot_markdown, pivot_table
 from fedsim.results.report.comparing.question import Question
-from fedsim.results.report.comparing.tables import Table, numbers
+from fedsim.results.report.comparing.tables import Table, frame_of
 
 MARKS = ("best", "none")
 
@@ -39,8 +39,7 @@ class PaperTable:
     @property
     def table(self) -> pd.DataFrame:
         """Each cell's mean, std and half_width with full precision, and whether it is the best or a tie."""
-        names, *rows = lines_of(self.pivot)
-        found = pd.DataFrame({name: numbers(texts) for name, texts in zip(names, zip(*rows, strict=True), strict=True)})
+        found = frame_of(lines_of(self.pivot))
         return found.assign(best=found["best"] == "true", tie=found["tie"] == "true").astype({"seeds": int})
 
     @property

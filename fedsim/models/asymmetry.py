@@ -16,6 +16,7 @@ from fedsim import seeds
 from fedsim.models.frozen import unsettle_
 from fedsim.models.gates import Gate, gate_
 from fedsim.models.layers import Layers
+from fedsim.models.parametrised import own_class_
 from fedsim.models.params import Params, first_keys
 
 Kind = Literal["w", "sigma"]
@@ -178,9 +179,7 @@ def merge_fixed_(model: nn.Module) -> None:
         unsettle_(model)  # its layers have had other keys
     for module in list(model.modules()):
         if _own(module) is not None:
-            # Torch removes the weight's property from the class, which it lets copies of the module share.
-            shared = type(module)
-            module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+            own_class_(module)
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 

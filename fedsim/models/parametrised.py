@@ -88,9 +88,7 @@ def plain_(model: nn.Module) -> None:
                 _set_vectors_(hook.reshape_weight_to_matrix(weight), *vectors)
         if not parametrize.is_parametrized(module):
             continue
-        # Torch removes a weight's property from the class, which it lets copies of the module share.
-        shared = type(module)
-        module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+        own_class_(module)
         lists: Any = module.parametrizations
         for name, own in list(lists.items()):
             if isinstance(own[0], Complex):
@@ -101,6 +99,12 @@ def plain_(model: nn.Module) -> None:
             for each in own:
                 if isinstance(each, _SpectralNorm) and own.original.ndim > 1:
                     _set_vectors_(each._reshape_weight_to_matrix(own.original.detach()), each._u, each._v)
+
+
+def own_class_(module: nn.Module) -> None:
+    """Give a module a class of its own: torch removes a weight's property from the class, which copies share."""
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
 def _set_vectors_(matrix: Tensor, u: Tensor, v: Tensor) -> None:

@@ -218,11 +218,10 @@ class _Search:
             yield self._best(symmetry, [use for use in uses if use.key not in quadratic], self._params)
 
     def _best(self, symmetry: int, uses: Iterable[Use], params: Params) -> Permutation:
-        sizes = self._spec.sizes
-        gains = {order: np.zeros((sizes[order],) * 2) for order in self._spec.symmetries[symmetry].widths}
+        sizes, chosen = self._spec.sizes, self._spec.symmetries[symmetry]
+        gains = {order: np.zeros((sizes[order],) * 2) for order in chosen.widths}
         for use in uses:
             gains[use.order] += (use.rows(self._reference) @ use.rows(params).T).cpu().numpy()
-        chosen = self._spec.symmetries[symmetry]
         return best_turns(chosen, gains) if chosen.rotations else best_orders(chosen, gains)
 
     def _take_(self, change: Permutation) -> bool:

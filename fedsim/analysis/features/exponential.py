@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.analysis.features.features import Features
-from fedsim.analysis.features.gaps import angular_gap, as_rows, norms
+from fedsim.analysis.features.gaps import angular_gap, as_rows, directions, norms
 from fedsim.analysis.features.sites import Site, weighted
 from fedsim.analysis.features.walks import Values
 from fedsim.analysis.mixing.mixes import Mix, Source
@@ -108,14 +108,11 @@ class Exponential:
     @staticmethod
     def _gap(mixed: Values, base: Values, other: Tensor, weights: tuple[float, float]) -> Tensor:
         expected = weights[0] * base.features + weights[1] * other
-        found, wanted = as_rows([mixed.features, expected])
         # Of two vectors of very different lengths, the directions alone count.
-        lengths = norms(found), norms(wanted)
-        units = [
-            row / torch.where(n == 0, 1.0, n)[:, None].to(row) for row, n in zip((found, wanted), lengths, strict=True)
-        ]
-        ones = [(length > 0).double() for length in lengths]
-        return angular_gap(ones[0], ones[1], norms(units[0] - units[1]))
+        rows = [(each, norms(each)) for each in as_rows([mixed.features, expected])]
+        found, wanted = (directions(*each) for each in rows)
+        ones = [(lengths > 0).double() for _, lengths in rows]
+        return angular_gap(ones[0], ones[1], norms(found - wanted))
 
     def _shuffled(self, site: Site, before: Tensor) -> Tensor:
         # Before what follows, which may move the units to another dimension.

@@ -25,6 +25,11 @@ def norms(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(exact(rows), dim=1).double()
 
 
+def directions(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Return rows divided by their norms; 0 where these are 0."""
+    return rows / torch.where(lengths == 0, 1.0, lengths)[:, None].to(rows)
+
+
 def exact(values: Tensor) -> Tensor:
     """Return values in a type that can hold their sums."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedsim.analysis.features.features import Features
-from fedsim.analysis.features.gaps import angular_gap, as_rows, coefficient, norms, relative_distance
+from fedsim.analysis.features.gaps import angular_gap, as_rows, coefficient, directions, norms, relative_distance
 from fedsim.analysis.features.sites import Site
 from fedsim.analysis.features.walks import Values
 from fedsim.analysis.mixing.mixes import Mix, Source
@@ -91,9 +91,7 @@ class Linearity:
         return (squares + zero * (1 - zero)) / (1 - sum(share**2 for share in shares))
 
     def _directions(self, shares: Sequence[float]) -> Iterator[Tensor]:
-        for state in range(len(shares)):
-            lengths = self._norms[state]
-            yield self._rows[state] / torch.where(lengths == 0, 1.0, lengths)[:, None].to(self._rows[state])
+        yield from (directions(self._rows[state], self._norms[state]) for state in range(len(shares)))
 
 
 def _mean(values: Iterable[Tensor], shares: Sequence[float]) -> Tensor:

@@ -219,7 +219,7 @@ class MixedModels:
         NotTraceableError
             If they differ.
         """
-        some = replace(data, inputs=data.inputs[:CHECKED], targets=data.targets[:CHECKED])
+        some = data[:CHECKED]
         mixed = max(recipes, key=lambda recipe: sum(isinstance(source, tuple) for source in recipe))
         # With its ends, as results are mixed and models stacked if there are several.
         ends = {end for source in mixed for end in (source[:2] if isinstance(source, tuple) else (source,))}
@@ -233,7 +233,17 @@ class MixedModels:
         with graph_errors():
             plans = list(self._plans(traced.operations, recipes))
         for some, plan in plans:
-            evaluated |= dict(zip(some, self._execute(traced, plan, data), strict=True))
+            found = execute_plan(
+                traced,
+                plan,
+                self._prepared_states(traced.is_channels_last),
+                data,
+                threads=self._threads,
+                memory=self._memory,
+                weights_memory=self._weights_memory,
+                precision=self._precision,
+            )
+            evaluated |= dict(zip(some, found, strict=True))
         return evaluated
 
     def _plans(self, operations: Sequence[Operation], recipes: list[Recipe]) -> Iterator[tuple[list[Recipe], Plan]]:
@@ -248,19 +258,6 @@ class MixedModels:
         yield from self._plans(operations, ordered[:middle])
         yield from self._plans(operations, ordered[middle:])
 
-    def _execute(self, traced: Traced, plan: Plan, data: Data) -> list[Evaluation]:
-        """Return the evaluation of each of the plan's recipes."""
-        return execute_plan(
-            traced,
-            plan,
-            self._prepared_states(traced.is_channels_last),
-            data,
-            threads=self._threads,
-            memory=self._memory,
-            weights_memory=self._weights_memory,
-            precision=self._precision,
-        )
-
     def _evaluate_calls(self, recipes: Sequence[Recipe], data: Data) -> dict[Recipe, Evaluation]:
         """Evaluate a model that is no graph, but whose modules are functions of their inputs and weights."""
         is_function = self._calibration is None and self.tracer.is_function(data.inputs[:SMALLEST_TILE])
@@ -270,7 +267,7 @@ class MixedModels:
         lookup, checked = self._lookup.get(kind, (frozenset(), 0))
         if not self._is_checked(checked, data):
             lookup = frozenset()
-            some = replace(data, inputs=data.inputs[:CHECKED], targets=data.targets[:CHECKED])
+            some = data[:CHECKED]
             # Unlike the first one in as many parts as possible, so that rows are left out of all modules.
             other = min(recipes, key=lambda recipe: sum(map(operator.eq, recipe, recipes[0])))
             few = list(dict.fromkeys([recipes[0], other]))

@@ -92,7 +92,7 @@ def planned_traffic(federation: Federation, strategy: Strategy) -> PlannedTraffi
         sets.append([dict(each) for each in dict.fromkeys(tuple(each.sets.items()) for each in exchanges)])
         totals.append([sum(way) for way in zip(*(each.total for each in exchanges), strict=True)])
     up, down = (_in_all(config.rounds, each) for each in zip(*totals, strict=True))
-    known = None if is_users(strategy, "for_client", plan="planned_layers") else down
+    known = None if is_custom(strategy, "for_client", plan="planned_layers") else down
     sent = upload_bytes(strategy, federation.initial)
     return PlannedTraffic(up, known, counted, groups, sent, sets, _may_send_less(strategy))
 
@@ -115,8 +115,8 @@ def planned_rounds(
         strategy.exchange.note(server_round, (*group, *strategy.moved(server_round)), training)
 
 
-def is_users(strategy: Strategy, *hooks: str, plan: str = "") -> bool:
-    """Return whether a class of the user's overrides a hook, and neither it nor a subclass the one that plans it."""
+def is_custom(strategy: Strategy, *hooks: str, plan: str = "") -> bool:
+    """Return whether the user's code overrides one of these hooks, without the hook that plans it."""
     for owner in (_owner(strategy, hook) for hook in hooks):
         is_planned = bool(plan) and issubclass(_owner(strategy, plan), owner)
         if owner.__module__.partition(".")[0] not in BUNDLED and not is_planned:
@@ -131,8 +131,8 @@ def _owner(strategy: Strategy, hook: str) -> type:
 
 def _may_send_less(strategy: Strategy) -> bool:
     """Return whether clients may send fewer layers than are planned."""
-    partial = strategy.partial and (bool(strategy.unplanned) or is_users(strategy, "partial", "client_rule"))
-    return partial or is_users(strategy, "shared_by")
+    partial = strategy.partial and (bool(strategy.unplanned) or is_custom(strategy, "partial", "client_rule"))
+    return partial or is_custom(strategy, "shared_by")
 
 
 class _RoundPlan:
@@ -144,7 +144,7 @@ class _RoundPlan:
         self._factors = layers_of_factors(federation.layers, factors_of(strategy.model))
         self._ranked = list({each.ranks: each for each in self._factors.values() if each.ranks}.values())
         # A method of the user's may need what only a run gives it.
-        self._shared_by = not is_users(strategy, "shared_by") and type(strategy).shared_by is not Strategy.shared_by
+        self._shared_by = not is_custom(strategy, "shared_by") and type(strategy).shared_by is not Strategy.shared_by
         planned = any(getattr(type(strategy), each) is not getattr(Strategy, each) for each in PLANS)
         self._differ = planned or self._shared_by or bool(self._ranked)
 

@@ -20,11 +20,6 @@ class Bounds:
     low: float = math.nan
     high: float = math.nan
 
-    @property
-    def are_known(self) -> bool:
-        """Whether there is an interval."""
-        return not math.isnan(self.low)
-
     def alone(self) -> Self:
         """Return the mean as if it were known exactly."""
         return type(self)(self.value, self.value, self.value)

@@ -1,6 +1,6 @@
 """The comparison as a table, for the terminal, a page and files."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -49,8 +49,13 @@ class Table:
         object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
 
 
-def numbers(texts: Sequence[str]) -> Sequence[str | float]:
-    """Return the cells of a column as numbers, NaN where they are empty; as they are if one is a text."""
+def frame_of(lines: Iterable[Sequence[str]]) -> pd.DataFrame:
+    """Return lines of text, headings first, as a table: columns of numbers, NaN where empty, if no cell is a text."""
+    names, *rows = lines
+    return pd.DataFrame({name: _numbers(texts) for name, texts in zip(names, zip(*rows, strict=True), strict=True)})
+
+
+def _numbers(texts: Sequence[str]) -> Sequence[str | float]:
     try:
         return [float(text or "nan") for text in texts]
     except ValueError:
