@@ -2,17 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fedsim.seeds import rng
 from fedsim.training.targets import real_targets
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+Spacing = Literal["random", "even"]
 STATISTICS_CHUNK = 4096
 
 
@@ -274,14 +277,32 @@ def stratified(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarr
     return np.flatnonzero(is_chosen)
 
 
-def evenly_spaced(n: int, share: float) -> np.ndarray:
-    """Return which of ``n`` examples are set aside, so that every stretch of them loses about that share.
+def set_aside(
+    n: int, share: float, spacing: Spacing = "random", draws: np.random.Generator | None = None
+) -> np.ndarray:
+    """Return which of ``n`` examples are set aside for tests, so that every stretch of them loses about that share.
+
+    Parameters
+    ----------
+    spacing
+        Where in each stretch they lie: at random places, or, with ``even``, always at the same, so that of data in
+        which something recurs with that period only one kind may be set aside.
+    draws
+        Stream of random numbers (default: always the same).
 
     Returns
     -------
     marks
         Booleans, shape [n].
     """
-    numbers = np.arange(n)
-    marks: np.ndarray = np.floor((numbers + 1) * share + 1e-9) > np.floor(numbers * share + 1e-9)
+    before = np.floor(np.arange(n + 1) * share + 1e-9).astype(np.int64)  # how many are among the first ones
+    if spacing == "even":
+        return np.diff(before) > 0
+    length = max(Fraction(share).limit_denominator(20).denominator, round(1 / min(share, 1 - share)))
+    last = max(n // length - 1, 0)  # which takes the remainder too
+    stretch = np.minimum(np.arange(n) // length, last)
+    order = np.lexsort(((draws or rng(0, "test share")).random(n), stretch))
+    counts = before[np.where(stretch == last, n, (stretch + 1) * length)] - before[stretch * length]
+    marks = np.zeros(n, dtype=bool)
+    marks[order] = np.arange(n) - stretch * length < counts
     return marks

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from annotated_types import Ge
 
-from fedsim.data.dataset import Dataset, Examples, evenly_spaced, numbered
+from fedsim.data.dataset import Dataset, Examples, Spacing, numbered, set_aside
 from fedsim.data.fingerprint import fingerprint
 from fedsim.data.map_style import read_examples
 from fedsim.data.pictures import Mode, check_size, pixels_of
@@ -39,6 +39,7 @@ def huggingface(
     train: str = "train",
     test: str = "test",
     test_share: float = 0.2,
+    test_spacing: Spacing = "random",
     inputs: tuple[str, ...] = (),
     target: str = "label",
     id: tuple[str, ...] = (),  # noqa: A002 (what the column holds)
@@ -66,7 +67,10 @@ def huggingface(
     train, test
         Names of the splits.
     test_share
-        Share of the examples that become the test set where there is only the split to train on: evenly spaced ones.
+        Share of the examples that become the test set where there is only the split to train on, such as one of every
+        five.
+    test_spacing
+        Where in every stretch of examples those lie: at ``random`` places, or always at the last (``even``).
     inputs
         Names of the columns with the inputs (default: the one with pictures, else all columns of numbers).
     target
@@ -102,7 +106,7 @@ def huggingface(
         raise ValueError(f"{place} is no folder; for a CSV or parquet file use [data] name = 'table'")
     library = _library()
     found = _load(library, path, place, subset, revision)
-    splits = _splits(library, found, path, train, test, test_share)
+    splits = _splits(library, found, path, train, test, test_share, test_spacing)
     features = splits["train"].features
     wanted = [text] if text else []
     _check_columns(features, (target, *id, *inputs, *wanted), path)
@@ -118,7 +122,7 @@ def huggingface(
     _check_kinds(library, features, columns, path)
     parts = {part: _Examples(split, columns, target, mode, size) for part, split in splits.items()}
     kept = fingerprint(place) if place else [path, subset, revision, *(split._fingerprint for split in splits.values())]
-    chosen = [kept, subset, train, test, test_share, columns, target, mode, size]
+    chosen = [kept, subset, train, test, test_share, test_spacing, columns, target, mode, size]
     return read_examples(
         parts,
         Path(path).name,
@@ -199,7 +203,9 @@ def _load(library: ModuleType, path: str, place: Path | None, subset: str | None
         raise ValueError(f"{what} cannot be loaded ({first_line(error)}); {remedy}") from error
 
 
-def _splits(library: ModuleType, found: Any, path: str, train: str, test: str, test_share: float) -> dict[str, Any]:
+def _splits(
+    library: ModuleType, found: Any, path: str, train: str, test: str, test_share: float, spacing: Spacing
+) -> dict[str, Any]:
     """Return the splits to train and to test."""
     if isinstance(found, library.Dataset):
         found = {train: found}
@@ -210,7 +216,7 @@ def _splits(library: ModuleType, found: Any, path: str, train: str, test: str, t
     else:
         if not 0 < test_share < 1:
             raise ValueError(f"test_share = {test_share} must be more than 0 and less than 1")
-        is_test = evenly_spaced(len(found[train]), test_share)
+        is_test = set_aside(len(found[train]), test_share, spacing)
         splits = {
             part: found[train].select(np.flatnonzero(marks)) for part, marks in (("train", ~is_test), ("test", is_test))
         }

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
+from fedsim.data.dataset import Dataset, Examples, Spacing, channel_statistics, numbered
 from fedsim.data.file_tree import FileTree, open_tree
 from fedsim.data.image_cache import cached
 from fedsim.data.layouts import Layout, Sorted, sorted_images
@@ -47,6 +47,7 @@ def image_folder(
     train: str = "train",
     test: str = "test",
     test_share: float = 0.2,
+    test_spacing: Spacing = "random",
     mode: Mode = "RGB",
     size: int | None = None,
 ) -> Dataset:
@@ -66,7 +67,10 @@ def image_folder(
     train, test
         Names of the splits' folders; other folders next to them are not used.
     test_share
-        Share of each site's images of a class that become the test set where there are no splits: evenly spaced ones.
+        Share of each site's images of a class that become the test set where there are no splits, such as one of every
+        five in the order of their names.
+    test_spacing
+        Where in every stretch of images those lie: at ``random`` places, or always at the last (``even``).
     mode
         Colour mode: ``RGB`` for three channels, ``L`` for one.
     size
@@ -88,7 +92,8 @@ def image_folder(
     place = user_path(path)
     with open_tree(place) as tree, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of files that it cannot decode, which an error names
-        images = sorted_images(tree.names, place, layout=layout, splits=(train, test), test_share=test_share)
+        tests = (test_share, test_spacing)
+        images = sorted_images(tree.names, place, layout=layout, splits=(train, test), tests=tests)
         files = {
             part: {name: origin.label for name, origin in listing.items()}
             for part, listing in (("train", images.train), ("test", images.test))

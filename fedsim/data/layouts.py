@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import numpy as np
+from fedsim.data.dataset import Spacing, set_aside
+from fedsim.seeds import rng
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Layout = Literal["auto", "split/class", "site/split/class", "split/site/class", "site/class", "class"]
@@ -51,7 +52,7 @@ class Sorted:
 
 
 def sorted_images(
-    names: Sequence[str], place: Path, *, layout: Layout, splits: tuple[str, str], test_share: float
+    names: Sequence[str], place: Path, *, layout: Layout, splits: tuple[str, str], tests: tuple[float, Spacing]
 ) -> Sorted:
     """Find the split, site and class of each image.
 
@@ -65,8 +66,8 @@ def sorted_images(
         Meaning of the folders; with ``auto`` it is found from the names of the splits, if it is beyond doubt.
     splits
         Names of the folders with the training and the test images.
-    test_share
-        Share of the images of each site and class that are the test set, where there are no splits.
+    tests
+        Share of the images of each site and class that are the test set, where there are no splits, and where they lie.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def sorted_images(
     if "split" in levels:
         parts = [{name: each for name, each in found.items() if each.split == split} for split in splits]
     else:
-        parts = _cut(found, test_share)
+        parts = _cut(found, *tests)
     for split, part in zip(splits, parts, strict=True):
         if not part:
             raise tree.missing(levels, split)
@@ -172,17 +173,20 @@ class _Tree:
         return next((depth for depth, part in enumerate(parts[:-1][:2]) if part in self._splits), None)
 
 
-def _cut(found: Mapping[str, Origin], share: float) -> list[dict[str, Origin]]:
-    """Return training and test images: of each site's images of a class evenly spaced ones are the test set."""
+def _cut(found: Mapping[str, Origin], share: float, spacing: Spacing) -> list[dict[str, Origin]]:
+    """Return training and test images: of each site's images of a class, a share of every stretch is the test set."""
     if not 0 < share < 1:
         raise ValueError(f"test_share = {share} must be more than 0 and less than 1")
-    parts: list[dict[str, Origin]] = [{}, {}]
-    seen: dict[Origin, int] = {}
+    alike: dict[Origin, list[str]] = {}
     for name, origin in found.items():
-        number = seen[origin] = seen.get(origin, 0) + 1
-        is_test = np.floor(number * share + 1e-9) > np.floor((number - 1) * share + 1e-9)
-        parts[int(is_test)][name] = origin
-    return parts
+        alike.setdefault(origin, []).append(name)
+    draws = rng(0, "test share")
+    is_test = {
+        name: mark
+        for names in alike.values()
+        for name, mark in zip(names, set_aside(len(names), share, spacing, draws), strict=True)
+    }
+    return [{name: origin for name, origin in found.items() if is_test[name] == part} for part in (False, True)]
 
 
 def _check_spelling(origins: Iterable[Origin], place: Path) -> None:

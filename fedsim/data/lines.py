@@ -4,13 +4,20 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from fedsim.data.dataset import Dataset, Examples, evenly_spaced
+from fedsim.data.dataset import Dataset, Examples, Spacing, set_aside
 from fedsim.data.places import user_path
 from fedsim.data.tokenised import tokenised
 from fedsim.reading import read_text
 
 
-def lines(*, path: str, tokenizer: str, length: Annotated[int, Ge(0)] = 0, test_share: float = 0.2) -> Dataset:
+def lines(
+    *,
+    path: str,
+    tokenizer: str,
+    length: Annotated[int, Ge(0)] = 0,
+    test_share: float = 0.2,
+    test_spacing: Spacing = "random",
+) -> Dataset:
     """Read a text file by the tokenizer of a pretrained model; each line is an example, of which tokens are predicted.
 
     Parameters
@@ -22,7 +29,9 @@ def lines(*, path: str, tokenizer: str, length: Annotated[int, Ge(0)] = 0, test_
     length
         Largest number of tokens of a line, 0 for as many as the model takes; longer ones are truncated.
     test_share
-        Share of the lines that become the test set: evenly spaced ones.
+        Share of the lines that become the test set, such as one of every five.
+    test_spacing
+        Where in every stretch of lines those lie: at ``random`` places, or always at the last (``even``).
 
     Raises
     ------
@@ -35,7 +44,7 @@ def lines(*, path: str, tokenizer: str, length: Annotated[int, Ge(0)] = 0, test_
         raise ValueError(f"test_share = {test_share} must be more than 0 and less than 1")
     place = user_path(path)
     found = [line for line in read_text(place).split("\n") if line.strip()]
-    is_test = evenly_spaced(len(found), test_share)
+    is_test = set_aside(len(found), test_share, test_spacing)
     if is_test.all() or not is_test.any():
         raise ValueError(f"{place} has {len(found)} lines, too few to set test_share = {test_share} aside; give more")
     texts = {

@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge
 
 from fedsim.data.columns import encoder_of, first_row, inputs_of, is_number
-from fedsim.data.dataset import Dataset, Examples, channel_statistics, evenly_spaced, numbered
+from fedsim.data.dataset import Dataset, Examples, Spacing, channel_statistics, numbered, set_aside
 from fedsim.data.places import user_path
 from fedsim.data.tokenised import tokenised
 from fedsim.errors import first_line
@@ -39,6 +39,7 @@ def table(
     length: Annotated[int, Ge(0)] = 0,
     threshold: float | None = None,
     test_share: float = 0.2,
+    test_spacing: Spacing = "random",
     task: str = "auto",
 ) -> Dataset:
     """Read a table from a CSV or parquet file, or a folder with one to train and one to test.
@@ -68,7 +69,9 @@ def table(
     threshold
         Number that splits a target of numbers into two classes: at most it, and above it.
     test_share
-        Share of the rows that become the test set where there is only one file: evenly spaced ones.
+        Share of the rows that become the test set where there is only one file, such as one of every five.
+    test_spacing
+        Where in every stretch of rows those lie: at ``random`` places, or always at the last (``even``).
     task
         What is learnt, as ``[data] task`` says.
 
@@ -81,7 +84,7 @@ def table(
         or a share is out of range.
     """
     place = user_path(path)
-    train, test = _parts(place, test_share)
+    train, test = _parts(place, test_share, test_spacing)
     if threshold is not None:
         train, test = (_split_at(threshold, rows, target, place) for rows in (train, test))
     if text or tokenizer or length:
@@ -172,7 +175,7 @@ def _split_at(threshold: float, rows: pd.DataFrame, target: Sequence[str], place
     return rows.assign(**{name: names})
 
 
-def _parts(place: Path, test_share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _parts(place: Path, test_share: float, spacing: Spacing) -> tuple[pd.DataFrame, pd.DataFrame]:
     if place.is_dir():
         files = {part: [each for each in sorted(place.glob(f"{part}.*")) if each.suffix in SUFFIXES] for part in PARTS}
         for part, found in files.items():
@@ -183,7 +186,7 @@ def _parts(place: Path, test_share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not 0 < test_share < 1:
         raise ValueError(f"test_share = {test_share} must be more than 0 and less than 1")
     rows = _read(place)
-    is_test = evenly_spaced(len(rows), test_share)
+    is_test = set_aside(len(rows), test_share, spacing)
     if is_test.all() or not is_test.any():
         raise ValueError(
             f"{place} has {len(rows)} rows, too few to set test_share = {test_share} aside; give more rows"

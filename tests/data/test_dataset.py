@@ -1,3 +1,4 @@
+import math
 import tracemalloc
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from fedsim.data import DATA, Dataset, Examples, channel_statistics, check_dataset
 from fedsim.data import toy as toy_data
-from fedsim.data.dataset import stratified
+from fedsim.data.dataset import set_aside, stratified
 from fedsim.data.digits import digits
 from fedsim.data.toy import toy
 from fedsim.seeds import rng
@@ -179,3 +180,18 @@ def test_a_data_set_whose_parts_do_not_fit_is_named(changes: dict, message: str)
     check_dataset(good)
     with pytest.raises(ValueError, match=message):
         check_dataset(replace(good, **changes))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.2, 0.34, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("n", [1, 7, 100, 1003])
+def test_every_stretch_loses_its_share_to_the_test_set(share: float, n: int) -> None:
+    even, random = (set_aside(n, share, spacing) for spacing in ("even", "random"))
+    assert random.sum() == even.sum() == math.floor(n * share + 1e-9)
+    assert np.abs(np.cumsum(random) - np.arange(1, n + 1) * share).max() <= 20 * min(share, 1 - share) + 1
+    assert (set_aside(n, share) == random).all()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.15, 0.2, 0.4, 0.8])
+def test_every_place_is_as_likely_to_be_in_the_test_set(share: float) -> None:
+    found = np.mean([set_aside(100, share, "random", rng(seed)) for seed in range(400)], axis=0)
+    assert found == pytest.approx(np.full(100, share), abs=5 * np.sqrt(share * (1 - share) / 400) + 0.02)

@@ -92,7 +92,7 @@ def test_a_text_may_be_the_class(pictures: str) -> None:
 
 
 def test_a_single_split_loses_evenly_spaced_examples_to_the_test_set(rows: str) -> None:
-    found = huggingface(path=rows, target="price", inputs=("height", "both"), test_share=0.25)
+    found = huggingface(path=rows, target="price", inputs=("height", "both"), test_share=0.25, test_spacing="even")
     values = torch.from_numpy(np.random.default_rng(0).random((20, 3)))
     is_test = torch.arange(20) % 4 == 3
     assert torch.equal(found.train.inputs, values[~is_test])

@@ -132,12 +132,15 @@ def test_without_splits_every_fifth_image_of_a_class_of_a_site_is_for_the_test(t
         tmp_path / "images",
         *(f"{site}/{label}/{i}.png" for site in ("art", "photo") for label in "ab" for i in range(5)),
     )
-    data = image_folder(path=str(tmp_path / "images"), layout="site/class")
+    data = image_folder(path=str(tmp_path / "images"), layout="site/class", test_spacing="even")
     assert data.ids["site"].tolist() == [0] * 8 + [1] * 8
     assert data.test.inputs[:, 1, 1, 1].tolist() == [14, 19, 24, 29]
-    plain = image_folder(path=str(tmp_path / "images" / "art"), layout="class", test_share=0.4)
+    plain = image_folder(path=str(tmp_path / "images" / "art"), layout="class", test_share=0.4, test_spacing="even")
     assert not plain.ids
     assert plain.test.inputs[:, 1, 1, 1].tolist() == [12, 14, 17, 19]
+    drawn = image_folder(path=str(tmp_path / "images"), layout="site/class").test
+    assert [value // 5 for value in drawn.inputs[:, 1, 1, 1].tolist()] == [2, 3, 4, 5]  # one of each five
+    assert len({value % 5 for value in drawn.inputs[:, 1, 1, 1].tolist()}) > 1
 
 
 def test_other_splits_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

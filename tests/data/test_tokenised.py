@@ -112,7 +112,9 @@ def test_texts_are_tokenised_once_and_truncated_with_a_count(
 
 
 def test_lines_predict_the_next_token_and_padding_does_not_count(folder: Path) -> None:
-    dataset = lines(path=str(folder / "lines.txt"), tokenizer=str(folder / "model"), test_share=0.34)
+    dataset = lines(
+        path=str(folder / "lines.txt"), tokenizer=str(folder / "model"), test_share=0.34, test_spacing="even"
+    )
     assert dataset.train.inputs[:2].tolist() == [[1, 4, 5, 7], [1, 6, 2, 0]]
     assert dataset.train.targets[:2].tolist() == [[4, 5, 7, 2], [6, 2, IGNORED, IGNORED]]
     assert dataset.task == "next-token"
