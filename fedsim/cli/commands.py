@@ -261,7 +261,8 @@ for name, command in (
 @app.command("list")
 def list_command(
     kind: Annotated[
-        Kind, typer.Argument(metavar="KIND", help="strategies, partitions, features, models, losses or data.")
+        Kind,
+        typer.Argument(metavar="KIND", help="strategies, partitions, features, models, losses, optimizers or data."),
     ],
     name: Annotated[
         str | None,

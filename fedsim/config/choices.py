@@ -1,4 +1,4 @@
-"""All that can be chosen by name, in one place: strategies, partitions, feature skews, models and data sets.
+"""All that can be chosen by name, in one place: strategies, partitions, models, losses, data sets and so on.
 
 This is the only module that reaches the packages `strategies` and `partitions`.
 """
@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fedsim.config.catalogue import Catalogue
 from fedsim.config.config import Config
+from fedsim.config.local import OptimizerConfig
 from fedsim.config.loss import LossConfig
 from fedsim.config.tables import DataConfig, FeaturesConfig, ModelConfig, PartitionConfig, StrategyConfig
 from fedsim.data import DATA
@@ -16,10 +17,10 @@ from fedsim.data.skews import FEATURES
 from fedsim.lazy import LazyTable, Place
 from fedsim.models.architectures import MODELS
 from fedsim.strategy.flower_table import FLOWER_RULES, NO_RULES, PREFIX
-from fedsim.training.tasks import LOSSES
+from fedsim.training.tasks import LOSSES, OPTIMIZERS
 from strategies import NAMES, STRATEGIES
 
-Kind = Literal["strategies", "partitions", "features", "models", "losses", "data"]
+Kind = Literal["strategies", "partitions", "features", "models", "losses", "optimizers", "data"]
 
 
 CATALOGUES: dict[Kind, Catalogue] = {
@@ -46,6 +47,9 @@ CATALOGUES: dict[Kind, Catalogue] = {
         MODELS, "model", ModelConfig.KEY, ("shape", "classes", "vocabulary"), makes=Place("torch.nn", "Module")
     ),
     "losses": Catalogue(LOSSES, "loss", LossConfig.KEY, ("outputs", "targets")),
+    "optimizers": Catalogue(
+        OPTIMIZERS, "optimizer", OptimizerConfig.KEY, ("params", "lr"), makes=Place("torch.optim", "Optimizer")
+    ),
     "data": Catalogue(DATA, "data", DataConfig.KEY, ("task",), makes=Place("fedsim.data", "Dataset")),
 }
 

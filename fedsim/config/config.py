@@ -15,7 +15,7 @@ from fedsim.config.changes import as_changes, with_changes
 from fedsim.config.evaluation import EvaluationConfig
 from fedsim.config.expectation import Expectation
 from fedsim.config.faults import FaultsConfig
-from fedsim.config.local import LocalConfig
+from fedsim.config.local import LocalConfig, OptimizerConfig
 from fedsim.config.loss import LossConfig
 from fedsim.config.tables import (
     CheckpointsConfig,
@@ -87,6 +87,7 @@ class Config(Table):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     local: LocalConfig = LocalConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
     strategy: StrategyConfig = StrategyConfig()
     faults: FaultsConfig = FaultsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -5,12 +5,25 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fedsim.config.tables import Table
-from fedsim.training.settings import LocalSettings, Precision
+from fedsim.config.tables import Choice, Table
+from fedsim.training.settings import OPTIMIZERS, LocalSettings, Precision
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # What torch's optimisers take where a file does not say; SGD has the defaults of the table.
 DEFAULTS: dict[str, dict[str, float]] = {"adam": {"lr": 1e-3}, "adamw": {"lr": 1e-3, "weight_decay": 1e-2}}
+
+
+class OptimizerConfig(Choice):
+    """``[optimizer]``: an optimiser of the user's own, in place of the one in ``[local]``.
+
+    Parameters
+    ----------
+    name
+        A custom function or subclass of `torch.optim.Optimizer`, as ``module:attribute``; ``local`` is the optimiser
+        that ``[local]`` chooses.
+    """
+
+    name: str = "local"
 
 
 class LocalConfig(Table):
@@ -28,7 +41,7 @@ class LocalConfig(Table):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = LocalSettings.weight_decay
     nesterov: bool = LocalSettings.nesterov
     optimizer_state: Literal["reset", "keep"] = LocalSettings.optimizer_state
-    optimizer: Literal["sgd", "adam", "adamw"] = LocalSettings.optimizer
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = LocalSettings.betas
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = LocalSettings.eps
     amsgrad: bool = LocalSettings.amsgrad
@@ -44,6 +57,13 @@ class LocalConfig(Table):
     weight_decay_on: Literal["all", "weights"] = LocalSettings.weight_decay_on
     order: Literal["own", "same"] = LocalSettings.order
     precision: Precision = LocalSettings.precision
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _one_of_torch(cls, value: object) -> object:
+        if value not in OPTIMIZERS:
+            raise ValueError("must be 'sgd', 'adam' or 'adamw'; name one of your own in [optimizer]")
+        return value
 
     @field_validator("betas", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from fedsim.strategy.factor_checks import check_factors
 from fedsim.strategy.forgotten import check_stateless
 from fedsim.training import LocalSettings
 from fedsim.training.parameter_groups import scales
+from fedsim.training.tasks import OPTIMIZERS
 from partitions import Partition, Split
 
 # Settings that change where a step goes, and not only how far; and those that make it no sum of gradients.
@@ -146,6 +148,27 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
     return strategy
 
 
+def make_local(config: Config) -> LocalSettings:
+    """Return the settings of local training, with the optimiser that ``[optimizer]`` names.
+
+    Raises
+    ------
+    ConfigError
+        If ``[local]`` has settings of an optimiser besides.
+    """
+    settings, name = config.local.settings, config.optimizer.name
+    if name in OPTIMIZERS:
+        return settings
+    if settings.optimizer != LocalSettings.optimizer:
+        raise ConfigError(
+            f"local.optimizer = {settings.optimizer!r} and optimizer.name = {name!r} are two optimisers; remove one"
+        )
+    try:
+        return replace(settings, optimizer=CATALOGUES["optimizers"].maker(config.optimizer))
+    except ValueError as error:
+        raise ConfigError(f"optimizer.name = {name!r}: local.{error}") from error
+
+
 def check_steps(config: Config, rule: type[ClientRule] | ClientRule) -> None:
     """Check that ``[local]`` takes steps for which a strategy's rule is defined.
 
@@ -163,9 +186,12 @@ def check_steps(config: Config, rule: type[ClientRule] | ClientRule) -> None:
 def _check_local(config: Config, names: Sequence[str], wanted: str) -> None:
     """Check that settings of ``[local]`` have the values that they have in plain SGD."""
     plain = LocalSettings()
-    odd = [name for name in names if getattr(config.local, name) != getattr(plain, name)]
+    odd = {f"local.{name}": getattr(config.local, name) for name in names}
+    odd = {key: value for key, value in odd.items() if value != getattr(plain, key.partition(".")[2])}
+    if config.optimizer.name not in OPTIMIZERS:
+        odd["optimizer.name"] = config.optimizer.name
     if odd:
-        found = ", ".join(f"local.{name} = {as_toml(getattr(config.local, name))}" for name in odd)
+        found = ", ".join(f"{key} = {as_toml(value)}" for key, value in odd.items())
         raise ConfigError(
             f"strategy.name = {method_name(config)!r} is defined for {wanted}, and {found}; leave "
             f"{'it' if len(odd) == 1 else 'them'} out, or choose another strategy"

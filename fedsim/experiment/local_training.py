@@ -5,29 +5,36 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from fedsim.config.choices import CATALOGUES
 from fedsim.config.making import CHECKED_ROUNDS
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, is_of_the_user
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import unseen
+from fedsim.models.copies import copy_of
+from fedsim.models.params import Params, load_state_
 from fedsim.models.tensors import name_type
+from fedsim.seeds import rng
 from fedsim.strategy import Strategy
 from fedsim.strategy.forgotten import forgotten_by
 from fedsim.training.batches import cut_batches
+from fedsim.training.local import train_
 from fedsim.training.parameter_groups import scales
+from fedsim.training.plan import LocalPlan, Phase
 from fedsim.training.precision import gains_from_bfloat16
+from fedsim.training.rule import Ruled
 from fedsim.training.schedule import RoundOf, Schedule, steps_of
 
 
 def check_training(federation: Federation, strategy: Strategy) -> None:
-    """Check that the settings of ``[local]`` fit the clients' data.
+    """Check that the settings of ``[local]``, and an optimiser of the user's own, fit the model and the clients' data.
 
     Raises
     ------
     ConfigError
         If an expression of ``lr_scale`` names no layers to train, the model or its inputs have a type that does not go
-        with the precision, or no client would complete the warm-up.
+        with the precision, no client would complete the warm-up, or the optimiser takes no steps.
     """
-    settings = federation.config.local.settings
+    settings = federation.local
     try:
         scales(federation.layers, settings.lr_scale)
     except ValueError as error:
@@ -42,6 +49,32 @@ def check_training(federation: Federation, strategy: Strategy) -> None:
                 f"{clients[int(steps.argmax())]} takes in {_span(federation)}, the most of all; use fewer, more epochs "
                 "or rounds, or smaller batches"
             )
+    if callable(settings.optimizer):
+        _check_own_optimizer(federation)
+
+
+def _check_own_optimizer(federation: Federation) -> None:
+    """Take a step with the optimiser, and another one from the state that it keeps."""
+    config, name = federation.config, federation.config.optimizer.name
+    if isinstance(config.engine.cohort, int) and config.engine.cohort > 1:
+        raise ConfigError(
+            f"engine.cohort = {config.engine.cohort}: optimizer.name = {name!r} trains one client at a time; use 1"
+        )
+    inputs, targets = federation.data.client(0).train
+    plan, ruled = LocalPlan((Phase(steps=1),)), Ruled(training_loss=federation.objective_of(targets))
+    state: Params = {}
+    with CATALOGUES["optimizers"].in_code_of(name), torch.random.fork_rng(devices=[]):
+        for step in range(2):
+            model = copy_of(federation.model())
+            load_state_(model, federation.initial)
+            stream = rng(config.seed, "tried step", step)
+            try:
+                training = train_(model, inputs[:2], targets[:2], plan, federation.local, stream, state, ruled=ruled)
+            except ValueError as error:
+                if is_of_the_user(error):
+                    raise
+                raise ConfigError(f"optimizer.name = {name!r} {error}") from error
+            state = training.optimizer_state
 
 
 def _check_float32(federation: Federation) -> None:
@@ -78,8 +111,9 @@ def training_notes(federation: Federation, strategy: Strategy) -> Iterator[str]:
 
 def describe_training(federation: Federation, strategy: Strategy) -> str:
     """Return the optimiser, its step size, the first and the last one, and the precision, in a line."""
-    config, settings = federation.config, federation.config.local.settings
-    parts = [f"{settings.optimizer}: lr {settings.lr:g}"]
+    config, settings = federation.config, federation.local
+    name = config.optimizer.name if callable(settings.optimizer) else settings.optimizer
+    parts = [f"{name}: lr {settings.lr:g}"]
     if settings.schedule != "constant" or settings.warmup:
         clients, batches = _clients_and_batches(federation)
         first, last = (_step_size(federation, strategy, batches, at) for at in (1, config.rounds))

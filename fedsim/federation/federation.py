@@ -97,7 +97,7 @@ class Federation:
     @cached_property
     def local(self) -> LocalSettings:
         """The settings of local training, checked."""
-        return self.config.local.settings
+        return making.make_local(self.config)
 
     @cached_property
     def summary(self) -> ModelSummary:
@@ -204,7 +204,9 @@ class Federation:
 
     @cached_property
     def _has_custom_method(self) -> bool:
-        return any(":" in name for name in (self.config.strategy.name, self.config.loss.name))
+        return any(
+            ":" in name for name in (self.config.strategy.name, self.config.loss.name, self.config.optimizer.name)
+        )
 
     def frozen(self) -> Params:
         """Return the frozen tensors, of which all models of a process share one copy."""

@@ -233,6 +233,15 @@ def dense(params: Params) -> Params:
     return {key: value.to_dense() if value.is_sparse else value for key, value in params.items()}
 
 
+def laid_out_as(value: Tensor, leaf: Tensor) -> Tensor:
+    """Return a value with the strides of a parameter of its shape, which fused steps take for granted."""
+    if value.stride() == leaf.stride() or all(
+        one == other or size == 1 for one, other, size in zip(value.stride(), leaf.stride(), value.shape, strict=True)
+    ):
+        return value
+    return torch.empty_like(leaf).copy_(value)
+
+
 def flat_copy(params: Params) -> Params:
     """Return a copy whose entries are, for each dtype, consecutive views of one buffer: a flat model."""
     copy = empty_flat(params)

@@ -101,7 +101,11 @@ def choose_cohort(
         if device.type != "cuda":
             return 1
         gauge = _CudaGauge(device)
-    if len(tasks) < 2 or cohort_problem(model, tasks[0].inputs, tasks[0].targets, tasks[0].ruled.training_loss):
+    if (
+        len(tasks) < 2
+        or callable(settings.optimizer)
+        or cohort_problem(model, tasks[0].inputs, tasks[0].targets, tasks[0].ruled.training_loss)
+    ):
         return 1
     short = LocalPlan((replace(plan.phases[0], epochs=None, steps=MEASURED_STEPS),))
     tasks = sorted(tasks, key=lambda task: -len(task.targets))  # the largest need the most memory

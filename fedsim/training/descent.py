@@ -13,6 +13,7 @@ from fedsim.training.account import Account
 from fedsim.training.batches import Batches
 from fedsim.training.learner import Learner
 from fedsim.training.optimizer import Optimizer
+from fedsim.training.own_optimizer import OwnOptimizer
 from fedsim.training.parameter_groups import parameter_groups
 from fedsim.training.plan import LocalPlan, Phase
 from fedsim.training.rule import Position
@@ -61,7 +62,8 @@ def follow_plan(
                 module.eval()  # a frozen layer's running statistics do not change
         learner.select(phase.trains)
         of = "" if phase.trains == "model" else f"{phase.trains}/"
-        optimizer = Optimizer(settings, learner, parameter_groups(layers, settings, phase), state, of)
+        make = OwnOptimizer if callable(settings.optimizer) else Optimizer
+        optimizer = make(settings, learner, parameter_groups(layers, settings, phase), state, of)
         _run_phase(learner, batches, phase, trainable, optimizer, schedule, account)
     learner.select("model")
     model.eval()
@@ -73,7 +75,7 @@ def _run_phase(
     batches: Batches,
     phase: Phase,
     trainable: Collection[str],
-    optimizer: Optimizer,
+    optimizer: Optimizer | OwnOptimizer,
     schedule: Schedule,
     account: Account,
 ) -> None:

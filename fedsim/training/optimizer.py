@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from fedsim.models.params import Params, dense
+from fedsim.models.params import Params, dense, laid_out_as
 from fedsim.training.clipping import clipped
 from fedsim.training.learner import Learner
 from fedsim.training.parameter_groups import ParameterGroup
@@ -102,7 +102,7 @@ class Optimizer:
             gradients = self._without_sparse(gradients, lr_of)
         for part in self._parts:
             names = [name for name in part.leaves if name in gradients]
-            found = [_laid_out_as(part.of(gradients[name]), part.leaves[name]) for name in names]
+            found = [laid_out_as(part.of(gradients[name]), part.leaves[name]) for name in names]
             self._take(part, names, found, lr_of(part.start) * part.group.lr_scale)
 
     def _take_sgd(self, part: "_Part", names: Sequence[str], gradients: list[Tensor], lr: float) -> None:
@@ -167,7 +167,7 @@ class Optimizer:
             new = torch.zeros(self._learner.stacked, device=leaf.device) if kept == COUNT else torch.zeros_like(leaf)
             self._state[key] = new
         elif kept != COUNT:
-            self._state[key] = _laid_out_as(self._state[key], leaf)
+            self._state[key] = laid_out_as(self._state[key], leaf)
         return self._state[key]
 
     def _counts(self, leaves: Params, active: int) -> list[np.ndarray]:
@@ -199,12 +199,3 @@ def _changes(rows: Sequence[np.ndarray]) -> list[int]:
     table = np.stack(rows)
     inner = np.flatnonzero((table[:, 1:] != table[:, :-1]).any(0)) + 1
     return [0, *inner.tolist(), table.shape[1]]
-
-
-def _laid_out_as(value: Tensor, leaf: Tensor) -> Tensor:
-    """Return a value with the strides of a parameter, which fused steps take for granted."""
-    if value.stride() == leaf.stride() or all(
-        one == other or size == 1 for one, other, size in zip(value.stride(), leaf.stride(), value.shape, strict=True)
-    ):
-        return value
-    return torch.empty_like(leaf).copy_(value)

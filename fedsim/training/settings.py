@@ -1,9 +1,9 @@
 """Settings of local training, which are also the table ``[local]`` of an experiment."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 Precision = Literal["float32", "bfloat16"]
 # What each has besides the options that all have.
@@ -34,7 +34,8 @@ class LocalSettings:
         ``reset`` begins each round with an optimiser that has taken no step; ``keep`` with the state that the client's
         had after its last one, its momentum, or its moments and number of steps.
     optimizer
-        SGD, Adam, or AdamW, as in `torch.optim`.
+        SGD, Adam, or AdamW, as in `torch.optim`; or a function that makes another `torch.optim.Optimizer`, given a list
+        of parameter groups and the step size.
     betas
         Decay rates of the first and second moments of Adam and AdamW.
     eps
@@ -84,7 +85,7 @@ class LocalSettings:
     weight_decay: float = 0.0
     nesterov: bool = False
     optimizer_state: Literal["reset", "keep"] = "reset"
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] | Callable[[list[dict[str, Any]], float], Any] = "sgd"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     amsgrad: bool = False
@@ -102,7 +103,10 @@ class LocalSettings:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        self._check_options("optimizer", OPTIMIZERS)
+        if callable(self.optimizer):
+            self._check_options_of_torch()
+        else:
+            self._check_options("optimizer", OPTIMIZERS)
         self._check_options("schedule", SCHEDULES)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true: needs a momentum greater than 0")
@@ -110,6 +114,15 @@ class LocalSettings:
             raise ValueError("weight_decay_on = 'weights': needs a weight_decay greater than 0")
         if self.schedule == "step" and self.step_size is None:
             raise ValueError("schedule = 'step': needs step_size, the steps after which gamma multiplies the step size")
+
+    def _check_options_of_torch(self) -> None:
+        """Check that no option of torch's optimisers differs from its default."""
+        names = {name for options in OPTIMIZERS.values() for name in options} | {"weight_decay", "weight_decay_on"}
+        if odd := [name for name in sorted(names) if getattr(self, name) != getattr(LocalSettings, name)]:
+            raise ValueError(
+                f"{odd[0]} = {json.dumps(getattr(self, odd[0]))}: belongs to 'sgd', 'adam' and 'adamw'; leave it out, "
+                "and give an optimiser of your own an option of its own"
+            )
 
     def _check_options(self, chosen: str, options: Mapping[str, Sequence[str]]) -> None:
         """Check that only options of what is chosen differ from their defaults."""

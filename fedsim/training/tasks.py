@@ -66,3 +66,4 @@ LOSSES: LazyTable[Callable[..., Any]] = LazyTable(
         "huber": "fedsim.training.losses:huber",
     }
 )
+OPTIMIZERS: LazyTable[Callable[..., Any]] = LazyTable({"local": "fedsim.training.own_optimizer:local"})

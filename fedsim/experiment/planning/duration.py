@@ -85,7 +85,7 @@ def timed_step(federation: Federation) -> float:
 
 def _seconds_of_steps(federation: Federation, client: int, steps: int) -> float:
     inputs, targets = federation.data.client(client).train
-    settings = replace(federation.config.local.settings, schedule="constant", warmup=0)
+    settings = replace(federation.local, schedule="constant", warmup=0)
     plan, ruled = LocalPlan((Phase(steps=steps),)), Ruled(training_loss=federation.objective_of(targets))
     model = copy_of(federation.model())
     load_state_(model, federation.initial)

@@ -113,7 +113,7 @@ def cohort_size(federation: Federation) -> int:
         train, stream = federation.data.client(client).train, rng(config.seed, "trial", client)
         ruled = Ruled(training_loss=federation.objective_of(train[1]))
         tasks.append(LocalTask(federation.initial, *train, stream, ruled=ruled))
-    return choose_cohort(federation.model(), tasks, LocalPlan(), config.local.settings, federation.data.augmentation)
+    return choose_cohort(federation.model(), tasks, LocalPlan(), federation.local, federation.data.augmentation)
 
 
 def app_of(config: Config, cohort: int, files: Sequence[Counted], shared: SharedParts) -> CohortApp:
