@@ -14,7 +14,7 @@ from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.analysis.mixing.mixes import Recipe, Source
 from fedsim.analysis.mixing.traced import say_once
 from fedsim.analysis.samples.controls import Matrix, best_design, designs, estimated_values
-from fedsim.analysis.samples.two_precisions import TwoPrecisions
+from fedsim.analysis.samples.two_precisions import TwoPrecisions, in_original_order, joined
 from fedsim.errors import first_line
 from fedsim.seeds import rng
 from fedsim.training.evaluation import Evaluation
@@ -114,7 +114,8 @@ def estimate(
         if not left:
             break
         taken = torch.from_numpy(order[start:end]).to(data.targets.device)
-        seen = _joined(seen, fast.evaluate(left, data[taken]))
+        new = fast.evaluate(left, data[taken])
+        seen = {recipe: joined(seen[recipe], each) if recipe in seen else each for recipe, each in new.items()}
         if precisions:
             precisions.begin_(left)
         estimates.add_(_known_enough(seen, known, strata, order[:end], tolerance, precisions), end, precisions)
@@ -180,16 +181,6 @@ def _looks(n: int) -> Iterator[int]:
     yield n
 
 
-def _joined(first: Mapping[Recipe, Evaluation], then: Mapping[Recipe, Evaluation]) -> dict[Recipe, Evaluation]:
-    """Return the evaluations of the latter's models on the examples of both."""
-    return {
-        recipe: Evaluation(torch.cat([first[recipe].losses, new.losses]), torch.cat([first[recipe].errors, new.errors]))
-        if recipe in first
-        else new
-        for recipe, new in then.items()
-    }
-
-
 def _known_enough(
     seen: Mapping[Recipe, Evaluation],
     known: Mapping[Recipe, Evaluation],
@@ -200,18 +191,12 @@ def _known_enough(
 ) -> dict[Recipe, Evaluation]:
     """Return the evaluations of those recipes of which enough examples were seen."""
     if len(sample) == len(strata):
-        complete = {recipe: _in_order(evaluation, sample) for recipe, evaluation in seen.items()}
+        complete = {recipe: in_original_order(evaluation, sample) for recipe, evaluation in seen.items()}
         return precisions.complete(complete) if precisions else complete
     enough: dict[Recipe, Evaluation] = {}
     for alike, controls in _alike(list(seen), known):
         enough |= _within(alike, controls, seen, strata, sample, tolerance, precisions)
     return enough
-
-
-def _in_order(evaluation: Evaluation, order: NDArray[np.int64]) -> Evaluation:
-    """Return an evaluation in the original order of its examples."""
-    back = torch.from_numpy(np.argsort(order))
-    return Evaluation(evaluation.losses[back], evaluation.errors[back])
 
 
 def _alike(

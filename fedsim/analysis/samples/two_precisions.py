@@ -123,7 +123,7 @@ class TwoPrecisions:
         alike: dict[int, list[Recipe]] = defaultdict(list)
         for recipe in coarse:
             alike[self.used(recipe)].append(recipe)
-        found = {recipe: _in_order(self.seen[recipe], self.order) for recipe in alike.pop(self.n, [])}
+        found = {recipe: in_original_order(self.seen[recipe], self.order) for recipe in alike.pop(self.n, [])}
         for recipes in alike.values():
             found |= self.corrected({recipe: coarse[recipe] for recipe in recipes}, first)
         return {recipe: found[recipe] for recipe in coarse}
@@ -220,7 +220,7 @@ class TwoPrecisions:
         for (start, upto), recipes in alike.items():
             taken = torch.from_numpy(self.order[start:upto]).to(self.data.targets.device)
             for recipe, new in self.models.evaluate(recipes, self.data[taken]).items():
-                self.seen[recipe] = _joined(self.seen[recipe], new) if recipe in self.seen else new
+                self.seen[recipe] = joined(self.seen[recipe], new) if recipe in self.seen else new
 
 
 def _rounded(number: float) -> int:
@@ -240,9 +240,11 @@ def _first(evaluation: Evaluation, order: NDArray[np.int64]) -> Evaluation:
     return Evaluation(evaluation.losses[taken], evaluation.errors[taken])
 
 
-def _in_order(evaluation: Evaluation, order: NDArray[np.int64]) -> Evaluation:
+def in_original_order(evaluation: Evaluation, order: NDArray[np.int64]) -> Evaluation:
+    """Return an evaluation on examples that were taken in some order in their original order."""
     return _first(evaluation, np.argsort(order))
 
 
-def _joined(first: Evaluation, then: Evaluation) -> Evaluation:
+def joined(first: Evaluation, then: Evaluation) -> Evaluation:
+    """Return the evaluation on the examples of both."""
     return Evaluation(torch.cat([first.losses, then.losses]), torch.cat([first.errors, then.errors]))
