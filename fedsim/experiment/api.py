@@ -42,7 +42,7 @@ Paths = str | Path | Iterable[str | Path]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an experiment's runs.
+    """The outcome of an experiment's runs.
 
     Parameters
     ----------

@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from fedsim.config import Config, naming
 from fedsim.config.choices import custom_names
 from fedsim.config.content import counted_files
 from fedsim.errors import ConfigError, message_of
-from fedsim.experiment.checkpoints import Checkpoints
+from fedsim.experiment.checkpoints import UNREADABLE, Checkpoints
 from fedsim.experiment.same_layers import check_layers
 from fedsim.experiment.same_start import KEY, check_start, start_of
 from fedsim.federation.client.app import cohort_size
@@ -106,7 +104,7 @@ def last_whole_round(folder: RunFolder, whole: MutableMapping[Path, Seal] | None
                 check_records(folder, manifest)
             elif problem := lost_rounds(folder, server_round):
                 raise problem
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except UNREADABLE as error:
             problems.append(str(error) if isinstance(error, DamagedError) else message_of(error))
         else:
             return Beginning(
@@ -127,7 +125,7 @@ def _lost_models(folder: RunFolder, done: int, whole: MutableMapping[Path, Seal]
         if server_round < done:
             try:
                 checkpoints.check(server_round, whole=whole)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except UNREADABLE as error:
                 yield server_round, str(error) if isinstance(error, DamagedError) else message_of(error)
 
 

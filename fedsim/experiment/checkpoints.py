@@ -30,6 +30,8 @@ from fedsim.results.seals import DamagedError, Seal, check_all, place_in, read_s
 from fedsim.strategy import Strategy
 
 MANIFEST = "manifest.json"
+# What reading a checkpoint raises if it is damaged.
+UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
 CLIENTS, PROGRESS = "clients.safetensors", "progress.safetensors"
 
 

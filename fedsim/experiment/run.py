@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from filelock import FileLock, Timeout
 from flwr.clientapp import ClientApp
-from safetensors import SafetensorError
 
 from fedsim.config import Config, EngineConfig, making
 from fedsim.config.choices import custom_names, method_name
@@ -16,7 +15,7 @@ from fedsim.config.content import counted_files
 from fedsim.console import PlainFormatter
 from fedsim.errors import ConfigError, RunError, in_code_of_the_user
 from fedsim.experiment.beginning import beginning_of, open_folder
-from fedsim.experiment.checkpoints import Checkpoints
+from fedsim.experiment.checkpoints import UNREADABLE, Checkpoints
 from fedsim.experiment.local_training import check_training, training_notes
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching, check_paths
 from fedsim.experiment.measuring.wanted import check_wanted
@@ -196,7 +195,7 @@ def _restore(rounds: Rounds, done: int) -> None:
     folder = rounds.folder
     try:
         rounds.restore(done)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise ConfigError(
             f"{folder.checkpoints} is damaged ({error}); remove the folder {folder.path} to start the run again"
         ) from error

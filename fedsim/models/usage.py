@@ -199,7 +199,7 @@ class _Compiled(nn.Module):
 
 
 def _watched(module: nn.Module, tape: _Tape, path: str = "") -> nn.Module:
-    """Return a module that tells the tape of its calls and of those within it."""
+    """Return a module that reports its calls, and those within it, to the tape."""
     keys = [f"{path}.{key}".lstrip(".") for key in module.state_dict()]
     if isinstance(module, torch.jit.ScriptModule):
         module = _Compiled(module)

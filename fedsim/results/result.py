@@ -61,7 +61,7 @@ class Result:
 
     @cached_property
     def _changed(self) -> dict[str, Any]:
-        """What the run was named by, or what its config tells of that: the code and the files may not be there."""
+        """What the run was named by, or what its config says of that: the code and the files may be gone."""
         return self.named_by or naming.recorded_settings(self.config)
 
     @property
@@ -186,7 +186,7 @@ class Result:
 
     @cached_property
     def variances(self) -> pd.DataFrame:
-        """How the variance of each shared layer's weights fares; columns ``round, layer, variance, ratio``.
+        """The variance of each shared layer's weights by round; columns ``round, layer, variance, ratio``.
 
         ``variance`` is the clients' mean, and ``ratio`` what the global model has of it after the round.
         """

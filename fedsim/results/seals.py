@@ -155,7 +155,7 @@ def read_sealed(path: Path, *keys: str) -> dict[str, Any]:
     Parameters
     ----------
     keys
-        Some that the object has, by which another sealed file in its place is told.
+        Keys that the object must have, so that another sealed file in its place is noticed.
 
     Raises
     ------

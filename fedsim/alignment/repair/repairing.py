@@ -64,7 +64,7 @@ def repair(
     Notes
     -----
     Batch normalisation first takes its running statistics from its new inputs, all as one batch; then its weight and
-    bias are corrected. The model is thus the same in training and in eval mode. Frozen statistics do not change. The
+    bias are corrected. So the model is the same in training and in eval mode. Frozen statistics do not change. The
     paper corrects batch-normalised networks by new statistics alone (`reset_statistics`).
 
     References

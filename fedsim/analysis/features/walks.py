@@ -147,7 +147,7 @@ class OperationWalk:
         live, peak = {0: self._operations[0].size}, 0.0
         for i, each in enumerate(self._operations[1:], 1):
             live[i] = each.finished_size
-            # Beside the results, about as much is needed for what is computed from them.
+            # What is computed from the results takes about as much memory again.
             peak = max(peak, sum(live.values()) + 2 * each.size)
             live = {k: size for k, size in live.items() if self._last_use.get(k, i) > i or k == i}
         return peak

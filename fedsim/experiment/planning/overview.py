@@ -47,7 +47,7 @@ class PlannedRun:
     round_seconds
         Seconds of a round, about.
     timed_rounds
-        How many rounds of earlier runs tell that; 0 for a timed step.
+        Number of rounds of earlier runs that this is the mean of; 0 for a timed step.
     unplanned
         What of its bytes follows from training; empty if nothing does.
     """

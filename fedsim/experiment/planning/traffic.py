@@ -185,7 +185,7 @@ def _grouped(clients: Iterable[int], key: Callable[[int], Hashable]) -> list[lis
 
 
 def _at_the_start(strategy: Strategy, federation: Federation) -> Strategy:
-    """Return a strategy as it begins a run, which can be told of rounds without changing the given one."""
+    """Return a strategy as it begins a run, which can note rounds without changing the given one."""
     begun = copy.copy(strategy)
     begun.clients, begun.exchange = federation.config.clients, Exchange(federation.layers.names)
     begun.set_global_model(federation.initial)

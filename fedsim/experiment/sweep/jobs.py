@@ -131,7 +131,7 @@ def processes_that_fit() -> int | None:
     Returns
     -------
     count
-        None where the system does not tell: elsewhere than on Linux.
+        None where the system does not say: everywhere except on Linux.
     """
     free, peak = free_bytes(), peak_bytes()
     return None if free is None or peak is None else int(free / (peak * RUN_OVER_PREPARED))

@@ -179,7 +179,7 @@ def _script_hidden() -> Iterator[None]:
 
 def _serve(connection: Connection, work: Callable[[Any, Emit], Any]) -> None:
     """Do the tasks that come through the connection, until it is closed or the process is told to stop."""
-    _heed_parent()
+    _handle_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     lock = threading.Lock()
 
@@ -192,7 +192,7 @@ def _serve(connection: Connection, work: Callable[[Any, Emit], Any]) -> None:
             emit(Ended(work(connection.recv(), emit)))
 
 
-def _heed_parent() -> None:
+def _handle_signals() -> None:
     """Let only the parent end this process, and only once, so that what cleans up is not interrupted."""
 
     def stop(*_: object) -> None:

@@ -83,7 +83,7 @@ class Run:
         return self.config.rounds - experiment.rounds_done(self.folder)
 
     def active(self) -> ActiveRun:
-        """Return what callbacks are told of it."""
+        """Return what callbacks receive about it."""
         done = experiment.rounds_done(self.folder)
         return ActiveRun(self.name, self.folder.path.parent.name, self.folder.path, self.config, done)
 
@@ -265,7 +265,7 @@ def check_writable(folder: Path) -> None:
 def run_one(
     run: Run, emit: Emit, parts: Parts | None = None, workers: int = 0, level: int = logging.WARNING
 ) -> Failure | None:
-    """Carry a run to its end and write its report; return why it failed, if it did.
+    """Complete a run and write its report; return why it failed, if it did.
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ def run_one(
 def _one_after_the_other(
     work: Callable[..., Failure | None], runs: Sequence[Run], parts: Parts | None, show: Callable[[Run, Any], None]
 ) -> None:
-    """Carry out runs in this process; the parts are those of the first."""
+    """Complete runs in this process; the parts are those of the first."""
     for run in runs:
         show(run, Started())
         failure = work(run, partial(show, run), parts)

@@ -38,7 +38,7 @@ class ActiveRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings by dotted name, without those that say what becomes of the results."""
+        """The settings by dotted name, without those that say what to do with the results."""
         return flat(self.config.model_dump(mode="json", exclude={"sweep", "tune", "expect", "track", "callbacks"}))
 
 

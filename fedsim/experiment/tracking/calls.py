@@ -1,4 +1,4 @@
-"""The calls of a run's callbacks and trackers, and what becomes of their exceptions."""
+"""The calls of a run's callbacks and trackers, and what happens to their exceptions."""
 
 import logging
 import pickle

@@ -48,7 +48,7 @@ class MLflow:
         return done
 
     def send(self, server_round: int, values: Mapping[str, float]) -> None:
-        """Send the values of a round, less those that are there."""
+        """Send the values of a round, except those that are there."""
         now, tag = int(time.time() * 1000), RunTag(ROUND, str(server_round))
         metrics = [
             Metric(name, value, now, server_round)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Sent:
-    """What trackers are told of a run.
+    """What trackers receive about a run.
 
     Parameters
     ----------

@@ -125,7 +125,7 @@ def _check_choice(config: Config, where: str) -> None:
 
 
 def _label(config: Config, swept: Mapping[str, Sequence[Any]]) -> str:
-    """Return the strategy with its options as the file has it, and what else tells a combination from the others."""
+    """Return the strategy with its options as in the file, and what else sets it apart from other combinations."""
     config = choices.resolve(config)
     settings = flat(config.model_dump(mode="json"))
     named = dict.fromkeys(key for each in swept for key in _settings_of(each, swept[each]))

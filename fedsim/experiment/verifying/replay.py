@@ -1,4 +1,4 @@
-"""Rounds of a run that are run again in a temporary folder, and what is first of another byte."""
+"""Rounds of a run, run again in a temporary folder, and the first difference in their bytes."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ NOT_COPIED = shutil.ignore_patterns("DONE", ".lock", "report.html", "*.pdf", "*.
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of rounds that were run again.
+    """The outcome of rounds that were run again.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Replay:
 
 
 def replay(folder: RunFolder, rounds: int) -> Replay:
-    """Run rounds again, from the newest checkpoint that has so many after it, else from the start.
+    """Run rounds again, from the newest checkpoint with that many rounds after it, else from the start.
 
     Parameters
     ----------

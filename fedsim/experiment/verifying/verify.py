@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from fedsim.errors import ConfigError, message_of
-from fedsim.experiment.checkpoints import Checkpoints
+from fedsim.experiment.checkpoints import UNREADABLE, Checkpoints
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_records, check_run, damaged_settings, other_name, row_files
@@ -65,7 +64,7 @@ def _problems(folder: RunFolder) -> Iterator[str]:
         try:
             if manifest := checkpoints.check(server_round):
                 check_records(folder, manifest)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except UNREADABLE as error:
             yield _without_remedy(error)
     try:
         yield from map(str, damaged_settings(folder))
@@ -124,7 +123,7 @@ def _check_idle(folder: RunFolder) -> None:
                 f"run folder {folder.path} is in use by its run; verify it when the run has ended"
             ) from None
         except OSError:
-            return  # somebody else's folder, which only they write
+            return  # the folder of another user, who alone writes it
 
 
 def _without_remedy(error: Exception) -> str:

@@ -17,7 +17,7 @@ class Line:
     Parameters
     ----------
     name
-        Label of the strategy, with the settings that tell it from others of the same label in its panel.
+        Label of the strategy, with the settings that distinguish it from others of the same label in its panel.
     """
 
     name: str
@@ -111,7 +111,7 @@ def short_key(key: str, keys: Iterable[str]) -> str:
 
 
 def _others(groups: Sequence[Group], titles: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """Return what tells each group from others of its label and panel: nothing where there is no other."""
+    """Return what distinguishes each group from others of its label and panel: nothing where there is no other."""
     alike: dict[tuple[str, str], list[Group]] = {}
     for group, title in zip(groups, titles, strict=True):
         alike.setdefault((title, group.label), []).append(group)

@@ -18,7 +18,7 @@ from fedsim.training.metrics import label, metric_of
 
 SIZE, ENTROPY = "training examples", "label entropy (nats)"
 WIDTH, HALF, HEIGHT, BELOW = 640, 280, 260, 160  # pixels
-MIDDLE = "#808080"  # which can be told from a light and from a dark page
+MIDDLE = "#808080"  # visible on a light and on a dark page
 MOST_CLASSES = 40  # that stay on the axis, whatever the chosen client has
 MOST_LETTERS = 60  # of names that stand side by side
 
@@ -61,7 +61,7 @@ def _scatter(
 ) -> ChartType:
     which = alt.param("against", value=SIZE, bind=alt.binding_radio(options=[SIZE, ENTROPY], name="horizontal axis: "))
     isolated = alt.selection_point("run", fields=["m_name"], bind="legend")
-    # A strategy keeps its colour at every setting, which the shape tells.
+    # A strategy keeps its colour at every setting; the shape shows the setting.
     strategies = list(dict.fromkeys(group.label for group in groups))
     settings = list(dict.fromkeys(_settings(group) for group in groups))
     points = points.assign(

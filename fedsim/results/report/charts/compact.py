@@ -28,12 +28,12 @@ def values_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def significant(values: Iterable[float], digits: int = 4) -> list[Any]:
-    """Return a list for one cell of a chart's data: so many significant digits, and None for what is not finite."""
+    """Return a list for one cell of a chart's data: that many significant digits, and None for what is not finite."""
     return [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in values]
 
 
 def thinned(rounds: Iterable[int], most: int) -> list[int]:
-    """Return at most so many rounds, evenly spread, with the first and the last of them."""
+    """Return at most that many rounds, evenly spread, with the first and the last of them."""
     ordered = sorted({int(each) for each in rounds})
     if len(ordered) <= max(most, 1):
         return ordered

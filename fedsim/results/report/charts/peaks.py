@@ -20,7 +20,7 @@ def peaks_chart(peaks: pd.DataFrame, reference: str, directions: Sequence[str], 
     Parameters
     ----------
     peaks
-        Table of `fedsim.analysis.peaks`, less what the error is counted in.
+        Table of `fedsim.analysis.peaks`, without the unit of the error.
     directions
         What is mixed into what, by row.
     """

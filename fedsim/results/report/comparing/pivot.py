@@ -60,7 +60,7 @@ class Pivot:
     cells
         By method and key; none where nothing was run.
     untested
-        Number of cells that are neither best nor tested against it, for want of two paired seeds.
+        Number of cells that are neither best nor tested against it, as there are fewer than two paired seeds.
     """
 
     comparison: Comparison

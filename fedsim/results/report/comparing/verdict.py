@@ -70,7 +70,7 @@ def verdict_of(comparison: Comparison) -> Verdict:
 
 @dataclass(frozen=True)
 class _Answer:
-    """The sentence about one setting, and the gain and p-value that it tells of."""
+    """The sentence about one setting, and the gain and p-value that it reports."""
 
     sentence: str
     reference: Method | None = None
