@@ -1,7 +1,7 @@
 """Messages as one line of limited length: long values and lists are cut in the middle, the rule and the remedy stay."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 LINE = 300  # letters of a line that says what went wrong
 MARK = " ... "
@@ -63,6 +63,17 @@ def cut(text: str, longest: int) -> str:
         if match.start() < start < match.end():
             start = match.end()
     return f"{text[:end].rstrip()}{MARK}{text[start:].lstrip()}"
+
+
+def first_few(texts: Sequence[str], most: int) -> str:
+    """Return texts with commas between them: of many the first ones, and how many more there are."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def with_and(texts: Sequence[str]) -> str:
+    """Return texts as in a sentence, such as ``a, b and c``."""
+    return " and ".join([*filter(None, [", ".join(texts[:-1])]), texts[-1]])
 
 
 def letters(text: str) -> list[str]:

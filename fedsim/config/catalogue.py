@@ -16,6 +16,7 @@ from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError, error_line, in_code_of_the_user, is_of_the_user, system_line
 from fedsim.lazy import LazyTable, Named, Place
 from fedsim.options import BOUNDS, as_toml, by_name, explain_rule, parameter_texts, range_of, schema_of, suggest
+from fedsim.shortening import first_few
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,7 @@ class Catalogue:
         """Say which entries have an option."""
         own = [name for name in self.entries if ":" not in name]
         found = [repr(name) for name in own if option in schema_of(self.entries[name], self.given).model_fields]
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        return f"; {', '.join(found[:3])}{more} {'has' if len(found) == 1 else 'have'} it" if found else ""
+        return f"; {first_few(found, 3)} {'has' if len(found) == 1 else 'have'} it" if found else ""
 
     def describe(self, name: str) -> tuple[str, str]:
         """Return the first sentence of an entry's docstring and its references; an entry of fedsim's is not imported.

@@ -14,6 +14,7 @@ from fedsim.models.files import read_file
 from fedsim.models.params import Params, first_keys
 from fedsim.models.places import Place, is_optional, places_of
 from fedsim.models.tensors import is_same
+from fedsim.shortening import first_few
 
 NAMED = 5  # of several sets of weights, how many a message names
 LISTED = 3  # of several entries
@@ -201,4 +202,4 @@ def _is(keys: Sequence[str]) -> str:
 
 
 def _some(keys: Sequence[str]) -> str:
-    return ", ".join(map(repr, keys[:LISTED])) + (f" and {len(keys) - LISTED} more" if len(keys) > LISTED else "")
+    return first_few(list(map(repr, keys)), LISTED)

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedsim.config import Config, naming
 from fedsim.errors import ConfigError
+from fedsim.shortening import with_and
 from fedsim.strategy import ClientRule, Strategy
 from fedsim.strategy.hooks import HOOKS
 
@@ -31,9 +32,7 @@ def check_distinct(folders: Sequence[str], names: Sequence[str]) -> None:
     for place, folder in enumerate(folders, start=1):
         places.setdefault(folder, []).append(place)
     equal = [
-        f"{', '.join(map(str, each[:-1]))} and {each[-1]} are all {names[each[0] - 1]} ({folder})"
-        if len(each) > 2
-        else f"{each[0]} and {each[1]} are both {names[each[0] - 1]} ({folder})"
+        f"{with_and(list(map(str, each)))} are {'all' if len(each) > 2 else 'both'} {names[each[0] - 1]} ({folder})"
         for folder, each in places.items()
         if len(each) > 1
     ]

@@ -11,6 +11,7 @@ from fedsim.results.measured import UNMATCHED, scale_of
 from fedsim.results.report.comparing.statistics import interval
 from fedsim.results.report.comparing.units import how_many
 from fedsim.results.result import Result
+from fedsim.shortening import with_and
 
 # The clients' own data tell what averaging costs them; other data stand in where those were not measured.
 VIEWS = ("clients", "train", "server")
@@ -258,7 +259,7 @@ def _named(rows: pd.DataFrame, costs: LayerCosts) -> str:
     shown, more = ordered[:MOST_NAMES], len(ordered) - MOST_NAMES
     if more > 0:
         return f"{', '.join(shown)} and {how_many(more, 'more layer')}"
-    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
+    return with_and(shown)
 
 
 def _span(rows: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.result import Result
 from fedsim.results.unfinished import common_round, is_finished, state_of, until
+from fedsim.shortening import first_few
 
 NAMED = 5  # runs
 
@@ -41,8 +42,7 @@ def comparable(results: Sequence[Result], question: Question) -> tuple[list[Resu
 
 def name_unfinished(results: Sequence[Result]) -> str:
     """Return the names of runs with how far they came, the first ones if they are many."""
-    more = f" and {len(results) - NAMED} more" if len(results) > NAMED else ""
-    return ", ".join(map(state_of, results[:NAMED])) + more
+    return first_few(list(map(state_of, results)), NAMED)
 
 
 def unfinished_texts(compared: Sequence[Result], left_out: Sequence[Result]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from fedsim.results.report.comparing.statistics import ROUNDING
 from fedsim.results.report.comparing.units import how_many
 from fedsim.results.result import Result
 from fedsim.results.tuning import choices_for, edges_of
+from fedsim.shortening import first_few
 
 FEW_SEEDS, ENOUGH_SEEDS = 3, 5
 NAMED = 4  # lines in a list
@@ -219,5 +220,4 @@ def _corrections(comparison: Comparison, standings: Sequence[Standing]) -> Itera
 
 
 def _listed(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
-    return ", ".join(texts[:NAMED]) + more
+    return first_few(texts, NAMED)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fedsim.errors import ConfigError
 from fedsim.results.result import Result
+from fedsim.shortening import first_few
 from fedsim.training.metrics import unmeasured
 
 NAMED = 3  # runs
@@ -33,8 +34,7 @@ def check_validated(results: Sequence[Result], metric: str, why: str, option: st
     # What helps a run without validation data is not what helps one that measured another metric on them.
     alike = [result for result, each in zip(lacking, measured, strict=True) if bool(each) == bool(measured[0])]
     names = [str(result.folder.path) for result in alike]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    which = f"{', '.join(names[:NAMED])}{more} {'has' if len(names) == 1 else 'have'} no"
+    which = f"{first_few(names, NAMED)} {'has' if len(names) == 1 else 'have'} no"
     if measured[0]:
         meant = alike[0].meant(metric)
         remedy, between = unmeasured(meant, measured[0]), ", "

@@ -18,7 +18,7 @@ from fedsim.results.report.comparing.statistics import LEVEL
 from fedsim.results.report.comparing.tables import format_p, signed, writer_of
 from fedsim.results.report.comparing.units import how_many
 from fedsim.results.result import Result
-from fedsim.shortening import printable
+from fedsim.shortening import printable, with_and
 from fedsim.training.metrics import MAIN, label
 
 FEW_SETTINGS = 4  # with a sentence each
@@ -177,8 +177,7 @@ def _other_ties(standing: Standing, answer: _Answer) -> str | None:
     if not names or standing.best is None:
         return None
     shown = names[:NAMED] + ([f"{len(names) - NAMED} more"] if len(names) > NAMED else [])
-    listed = " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
-    return f"Not distinguishable from {standing.best.name} either: {listed}."
+    return f"Not distinguishable from {standing.best.name} either: {with_and(shown)}."
 
 
 def _summary(standings: Sequence[Standing], answers: Sequence[_Answer]) -> list[str]:
