@@ -13,6 +13,7 @@ from fedsim.experiment.local_training import describe_training, training_notes
 from fedsim.experiment.measuring.barrier_cost import barrier_cost, rounds_between
 from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
 from fedsim.experiment.planning.traffic import PlannedTraffic, counted_rounds, is_custom, planned_traffic
+from fedsim.experiment.predictions import predictions_note
 from fedsim.experiment.run import prepare
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.federation import Federation
@@ -175,6 +176,7 @@ def _evaluation(federation: Federation, strategy: Strategy) -> Iterator[str]:
             f"in {cost.fine_tuned_rounds} of {config.rounds} rounds, clients fine-tune "
             f"{fine_tuned_layers(federation, strategy)!r}: {cost.training_passes:,} examples forward and backward"
         )
+    yield from predictions_note(federation)
     if patience := config.stop.patience:
         metric = meant(config.stop.metric, (federation.task.main,))
         yield f"stops once the clients' mean validation {metric} has not improved in {patience} evaluations in a row"

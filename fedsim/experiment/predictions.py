@@ -1,10 +1,11 @@
 """What the final models of a run predict, example by example, so that any other metric can be computed later."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from fedsim.experiment.kept_round import KeptRound, kept_round
@@ -13,12 +14,29 @@ from fedsim.federation.client.evaluation import load_for_evaluation
 from fedsim.federation.client.state import GLOBAL, PERSONALISED
 from fedsim.federation.data import InputsAndTargets
 from fedsim.federation.federation import Federation
-from fedsim.models.params import Params, fit
+from fedsim.models.params import Params, fit, load_state_
 from fedsim.results.files import write_parquet
 from fedsim.results.folder import RunFolder
 from fedsim.training.evaluation import evaluate
 
+NOTED_BYTES = 2 * 10**9
 logger = logging.getLogger(__name__)
+
+
+def predictions_note(federation: Federation) -> Iterator[str]:
+    """Yield how large the file will be, if it is wanted and larger than one would expect."""
+    if not federation.config.evaluation.save_predictions:
+        return
+    model, inputs = federation.model(), federation.data.test(2)[0]
+    load_state_(model, federation.initial)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        each = model(inputs).numel() // len(inputs)
+    examples = len(federation.data.tested) + int(federation.data.split.test.sizes.sum())
+    if (size := 4 * each * examples) > NOTED_BYTES:
+        yield (
+            f"evaluation.save_predictions = true writes about {size / 1e9:.0f} GB at the end, from as much memory: "
+            f"{each:,} outputs for each of {examples:,} examples; leave it out, or test on fewer examples"
+        )
 
 
 def write_predictions(folder: RunFolder, federation: Federation) -> None:
@@ -86,7 +104,8 @@ def _table(
         predicted = outputs.reshape(targets.shape)
         if federation.task.name != "regression":
             predicted, targets = (predicted > 0).long(), targets.long()
-    rows = outputs.reshape(len(outputs), -1) if outputs.ndim < 3 else outputs
+    numbers = outputs.float().cpu().numpy()  # which take 4 bytes each, and 32 in lists
+    rows = list(numbers.reshape(len(numbers), -1)) if numbers.ndim < 3 else list(map(list, numbers))
     return pd.DataFrame(
         {
             "model": model,
@@ -94,6 +113,6 @@ def _table(
             "example": np.asarray(examples, dtype=np.int64),
             "target": targets.tolist(),
             "prediction": predicted.tolist(),
-            "outputs": rows.float().tolist(),
+            "outputs": rows,
         }
     )

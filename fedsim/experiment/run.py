@@ -19,7 +19,7 @@ from fedsim.experiment.checkpoints import UNREADABLE, Checkpoints
 from fedsim.experiment.local_training import check_training, training_notes
 from fedsim.experiment.measuring.checks import check_examples, check_groups, check_matching, check_paths
 from fedsim.experiment.measuring.wanted import check_wanted
-from fedsim.experiment.predictions import write_predictions
+from fedsim.experiment.predictions import predictions_note, write_predictions
 from fedsim.experiment.rounds import Rounds, RoundSummary
 from fedsim.experiment.task_checks import check_task
 from fedsim.federation.client.app import READ_BY_WORKERS, app_of, client_app
@@ -163,7 +163,7 @@ def _run_rounds(
 ) -> None:
     config, done = federation.config, server_rounds.start - 1
     make_app = app_maker(federation, folder.read_env()["cohort"])
-    for note in training_notes(federation, strategy):
+    for note in (*training_notes(federation, strategy), *predictions_note(federation)):
         logger.warning(note)
     shared = federation.shared_parts() if config.engine.name == "ray" else None
     # Clients of this process set the global streams, which the user's program may draw from too.

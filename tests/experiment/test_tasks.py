@@ -18,7 +18,7 @@ import torch
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
-from fedsim.experiment import api
+from fedsim.experiment import api, predictions
 from fedsim.experiment import run as experiment
 from fedsim.experiment.dry_run import describe_run
 from fedsim.federation.federation import federation_of
@@ -287,8 +287,30 @@ def test_predictions_of_the_final_models_give_the_recorded_metrics(
         error = np.sqrt(np.square(target - prediction).mean())
         value = error if row["metric"] == "rmse" else (target == prediction).mean()
         assert value == pytest.approx(row["value"], rel=1e-5)
+    outputs = np.array([np.stack(each).ravel() for each in table["outputs"]])
+    assert outputs.dtype == np.float32
+    if task == "regression":
+        assert np.array_equal(outputs[:, 0], np.array(table["prediction"], dtype=np.float32))
+    if task == "classification":
+        assert np.array_equal(outputs.argmax(1), table["prediction"])
+    if task == "next-token":
+        last = np.array([np.stack(each).argmax(0) for each in table["outputs"]])
+        assert np.array_equal(last, np.stack(table["prediction"].to_list()))
     if task == "regression":
         of_server = table[table["client"].isna()]
         assert np.allclose(NUMBERS[200:][of_server["example"]], of_server["target"])
         of_clients = table[table["client"].notna()]
         assert np.allclose(NUMBERS[:200][of_clients["example"]], of_clients["target"])
+
+
+def test_predictions_that_need_gigabytes_are_announced_before_the_run(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(evaluation__save_predictions=True)
+    assert "save_predictions = true writes" not in describe_run(config)
+    data = federation_of(config).data
+    examples = len(data.dataset.test) + int(data.split.test.sizes.sum())
+    monkeypatch.setattr(predictions, "NOTED_BYTES", 4 * 10 * examples - 1)
+    assert f"10 outputs for each of {examples} examples" in describe_run(config)
+    monkeypatch.setattr(predictions, "NOTED_BYTES", 4 * 10 * examples)
+    assert "save_predictions = true writes" not in describe_run(config)
