@@ -13,7 +13,6 @@ from benchmarks.soak.folders import LOCK, LOG, PAGES, run_folder
 from benchmarks.soak.forked import Ended, fedsim_command
 from benchmarks.soak.moments import Moment, kill_itself
 from benchmarks.soak.studies import Study, study_of
-from fedsim.cli.finished import COMMANDS
 from fedsim.seeds import rng
 
 RUN = "RUN"  # stands for the run's folder in a command
@@ -79,8 +78,7 @@ def case(number: int, scratch: Path) -> Tried:
     run = run_folder(folder)
     assert run is not None
     told, *damaged = _damage(run, draw)
-    known = [name for name in ANSWERS if name in ("run", *COMMANDS) or name.startswith("export")]
-    name = str(draw.choice(known)) if is_done or draw.integers(2) else "run"
+    name = str(draw.choice(list(ANSWERS))) if is_done or draw.integers(2) else "run"
     where = f"{study.name}, {'done' if is_done else 'stopped'}, {told}, then {name}"
     tried.counts["damaged folders"] += 1
     tried.kind("kinds of files", _kind(damaged[0]))

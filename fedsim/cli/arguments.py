@@ -32,13 +32,15 @@ Settings = Annotated[
 ]
 RunPaths = Annotated[
     list[Path],
-    typer.Argument(
-        metavar="RUN...",
-        help="Folders of runs or of experiments.",
-        autocompletion=completion.run_folders,
+    typer.Argument(metavar="RUN...", help="Folders of runs or of experiments.", autocompletion=completion.run_folders),
+]
+Unfinished = Annotated[
+    bool,
+    typer.Option(
+        "--unfinished",
+        help="Compare unfinished runs too, all at the last round that they have in common (default: leave them out).",
     ),
 ]
-
 ModelName = Annotated[
     str,
     typer.Option(
@@ -60,6 +62,9 @@ ModelSettings = Annotated[
         "repeated.",
         autocompletion=completion.settings,
     ),
+]
+Examples = Annotated[
+    int | None, typer.Option(metavar="N", help="Number of examples, stratified by class (default: up to 1000).")
 ]
 
 

@@ -16,10 +16,11 @@ import typer
 from fedsim import __version__
 from fedsim.analysis.mixing.names import KINDS
 from fedsim.analysis.suite import OF_CHECKPOINTS
-from fedsim.cli import completion, finished, paper, tables, walking, watching
+from fedsim.cli import completion
 from fedsim.cli.actions import action
 from fedsim.cli.arguments import (
     DataName,
+    Examples,
     ExperimentPath,
     ModelName,
     ModelSettings,
@@ -30,8 +31,12 @@ from fedsim.cli.arguments import (
     experiment_of,
     numbers_of,
 )
+from fedsim.cli.finished import check_command, compare_command, export_command, report_command, verify_command
+from fedsim.cli.paper import figure_command, table_command
 from fedsim.cli.streams import end_streams, prepare_streams
 from fedsim.cli.terminal import OneLine, print_error, print_lines
+from fedsim.cli.walking import path_command
+from fedsim.cli.watching import status_command, watch_command
 from fedsim.config.choices import CATALOGUES, Kind
 from fedsim.config.expectation import MatchedBy
 from fedsim.errors import (
@@ -169,10 +174,7 @@ def barriers_command(
         str | None,
         typer.Option(metavar="W,W,...", help="Weights of the checkpoints in the average (default: equal)."),
     ] = None,
-    examples: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Number of examples, stratified by class (default: up to 1000)."),
-    ] = None,
+    examples: Examples = None,
     part: Annotated[Literal["test", "train"], typer.Option(help="Part of the data set to evaluate on.")] = "test",
     normalisation: Annotated[
         Literal["interpolate", "base", "recompute"],
@@ -252,10 +254,16 @@ def barriers_command(
     )
 
 
-for name, command in (
-    walking.COMMANDS | finished.COMMANDS | tables.COMMANDS | paper.COMMANDS | watching.COMMANDS
-).items():
-    app.command(name)(command)
+app.command("path")(path_command)
+app.command("compare")(compare_command)
+app.command("report")(report_command)
+app.command("check")(check_command)
+app.command("verify")(verify_command)
+app.command("export")(export_command)
+app.command("table")(table_command)
+app.command("figure")(figure_command)
+app.command("status")(status_command)
+app.command("watch")(watch_command)
 
 
 @app.command("list")

@@ -1,6 +1,5 @@
 """The commands about finished runs: ``fedsim compare``, ``report``, ``check``, ``verify`` and ``export``."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,18 +7,10 @@ import typer
 
 from fedsim.cli import completion
 from fedsim.cli.actions import action
-from fedsim.cli.arguments import RunPaths, check_files, check_folder, round_of
+from fedsim.cli.arguments import RunPaths, Unfinished, check_files, check_folder, round_of
 from fedsim.config.config import Config
 from fedsim.config.toml import read_toml
 from fedsim.errors import ConfigError
-
-Unfinished = Annotated[
-    bool,
-    typer.Option(
-        "--unfinished",
-        help="Compare unfinished runs too, all at the last round that they have in common (default: leave them out).",
-    ),
-]
 
 
 def compare_command(
@@ -156,11 +147,7 @@ def check_command(
 def export_command(
     run: Annotated[
         Path,
-        typer.Argument(
-            metavar="RUN",
-            help="Folder of one run.",
-            autocompletion=completion.run_folders,
-        ),
+        typer.Argument(metavar="RUN", help="Folder of one run.", autocompletion=completion.run_folders),
     ],
     to: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="File to write.")],
     client: Annotated[
@@ -203,13 +190,3 @@ def verify_command(
     """Verify that the folders of runs are whole, file by file; the exit code is 1 if one is not."""
     if not action("verify")(paths, rounds):
         raise typer.Exit(1)
-
-
-# By name, in the order of the help.
-COMMANDS: dict[str, Callable[..., None]] = {
-    "compare": compare_command,
-    "report": report_command,
-    "check": check_command,
-    "verify": verify_command,
-    "export": export_command,
-}

@@ -106,9 +106,9 @@ def _print_columns(text: "Table", columns: Sequence[int], width: int) -> None:
     PlainConsole(width=max(width, 1 + sum(widths) + GAP * len(widths))).print(table)
 
 
-def write_text(path: Path, text: str) -> Path:
+def write_file(path: Path, content: str | bytes) -> Path:
     """Write a file, whole or not at all, and return its path."""
-    write_whole(path, text)
+    write_whole(path, content)
     return path
 
 

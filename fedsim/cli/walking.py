@@ -1,6 +1,5 @@
 """The command for walks between checkpoints: ``fedsim path``."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,7 +7,7 @@ import typer
 
 from fedsim.cli import completion
 from fedsim.cli.actions import action
-from fedsim.cli.arguments import ModelName, ModelSettings, changes_of, check_folder
+from fedsim.cli.arguments import Examples, ModelName, ModelSettings, changes_of, check_folder
 from fedsim.errors import ConfigError
 
 
@@ -48,9 +47,7 @@ def path_command(
     ] = None,
     max_steps: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of layer steps.")] = 30_000,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Layer steps from one evaluation to the next.")] = 20,
-    examples: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of examples, stratified by class (default: up to 1000).")
-    ] = None,
+    examples: Examples = None,
     part: Annotated[
         Literal["test", "train"],
         typer.Option(help="Part of the data set to evaluate on; training always uses the training part."),
@@ -87,6 +84,3 @@ def path_command(
         max_ticks=max_steps,
         every=every,
     )
-
-
-COMMANDS: dict[str, Callable[..., None]] = {"path": path_command}

@@ -1,6 +1,5 @@
 """The commands about runs that may be running: ``fedsim status`` and ``watch``."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +37,3 @@ def watch_command(
     """Draw the curves of a run in the terminal until it ends; Ctrl-C ends the command but not the run."""
     if not action("watch")(path):
         raise typer.Exit(1)
-
-
-# By name, in the order of the help.
-COMMANDS: dict[str, Callable[..., None]] = {"status": status_command, "watch": watch_command}

@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim.cli.terminal import write_to
+from fedsim.cli.terminal import write_file, write_to
 from fedsim.experiment import api
-from fedsim.results.files import write_whole
 from fedsim.results.report.drawing.paper.figures import paper_figure
 from fedsim.results.report.drawing.paper.frame import paper_file
 
@@ -19,10 +19,4 @@ def figure(name: str, paths: Sequence[Path], out: Path, **options: Any) -> None:
     drawn, notes = paper_figure(name, api.load(paths), **options)
     for note in notes:
         logger.warning(note)
-    written = paper_file(drawn, out.suffix[1:].lower())
-
-    def write() -> Path:
-        write_whole(out, written)
-        return out
-
-    write_to(out.parent, write, "figure")
+    write_to(out.parent, partial(write_file, out, paper_file(drawn, out.suffix[1:].lower())), "figure")

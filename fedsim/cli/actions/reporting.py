@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim.cli.terminal import print_lines, print_table, print_texts, say, write_text, write_to
+from fedsim.cli.terminal import print_lines, print_table, print_texts, say, write_file, write_to
 from fedsim.config.expectation import Expectation
 from fedsim.experiment import api
 from fedsim.results import report
@@ -36,7 +36,7 @@ def compare(
     }
     for option, path in files.items():
         if path is not None:
-            write_to(path.parent, partial(write_text, path, texts[option]()), "table", option)
+            write_to(path.parent, partial(write_file, path, texts[option]()), "table", option)
     folder = out or _common_folder(results)
     write_to(folder, partial(report.write_comparison, results, folder, compared.question))
 

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim.cli.terminal import print_lines, print_table, write_text, write_to
+from fedsim.cli.terminal import print_lines, print_table, write_file, write_to
 from fedsim.experiment.paper_table import table as table_of
 
 
@@ -23,6 +23,6 @@ def table(paths: Sequence[Path], kind: str, out: Path | None, **options: Any) ->
             print_table(found.text)
             return
     if out:
-        write_to(out.parent, partial(write_text, out, text), "table", "--out")
+        write_to(out.parent, partial(write_file, out, text), "table", "--out")
     else:
         print_lines(*text.splitlines())
