@@ -142,6 +142,17 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
     return check
 
 
+def auto_or_at_least(least: int) -> Callable[[object], object]:
+    """Return a check that a value is ``auto`` or a whole number of at least ``least``, for pydantic."""
+
+    def check(value: object) -> object:
+        if value != "auto" and not (type(value) is int and value >= least):
+            raise ValueError(f'must be "auto" or a whole number of at least {least}')
+        return value
+
+    return check
+
+
 def explain_rule(problem: Mapping[str, Any], record: type[BaseModel] | None = None) -> str:
     """Return the rule that a value broke, from one of pydantic's errors, such as ``must be greater than 0``.
 

@@ -2,7 +2,8 @@
 
 from fedsim.config.assignments import parse_assignment
 from fedsim.config.config import Config
-from fedsim.config.tables import Choice, DataConfig, EngineConfig, FeaturesConfig, StopConfig
+from fedsim.config.records import Choice
+from fedsim.config.tables import DataConfig, EngineConfig, FeaturesConfig, StopConfig
 from fedsim.config.toml import read_toml, short_hash, with_settings
 from fedsim.options import as_toml, explain_rule, suggest
 

@@ -2,8 +2,9 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from fedsim.config.records import Table
 from fedsim.errors import ConfigError
 from fedsim.models.adapter import Adapter, AdapterKind
 
@@ -11,13 +12,12 @@ from fedsim.models.adapter import Adapter, AdapterKind
 OPTIONS = {"rank": ("lora", "dora", "vera"), "alpha": ("lora", "dora"), "dropout": ("lora", "dora", "vera")}
 
 
-class AdapterConfig(BaseModel):
+class AdapterConfig(Table):
     """``[model.adapter]``: small layers that train in place of the model's own, which are frozen.
 
     Without a kind, or with ``none``, nothing is added. Settings are those of `fedsim.models.adapter.Adapter`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     takes_options_of: ClassVar[type] = Adapter
     KEY: ClassVar[str] = "kind"
 

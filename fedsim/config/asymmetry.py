@@ -2,14 +2,15 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from fedsim.config.records import Table
 from fedsim.errors import ConfigError
 
 Number = int | float
 
 
-class AsymmetryConfig(BaseModel):
+class AsymmetryConfig(Table):
     """``[model.asymmetry]``: fixed entries of the weights, or gates in place of activations; a text is the ``kind``.
 
     Parameters
@@ -27,7 +28,6 @@ class AsymmetryConfig(BaseModel):
         Seed of what is fixed, for runs of several seeds that share it (default: the run's).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     KEY: ClassVar[str] = "kind"
 
     kind: Literal["none", "w", "sigma"] = "none"

@@ -2,12 +2,13 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from fedsim.analysis.mixing.names import FACTORS, PAIR_TS, PathName
 from fedsim.analysis.suite import BY_FACTORS, MEASURES, MeasureName
 from fedsim.config.expectation import MatchedBy
-from fedsim.config.tables import Table
+from fedsim.config.records import Table
+from fedsim.options import auto_or_at_least
 from fedsim.training.settings import Precision
 
 MeasuredOn = Literal["server", "train", "clients"]
@@ -59,7 +60,7 @@ class BarriersConfig(Table):
         barriers mix factor by factor.
     """
 
-    every: int | Literal["auto"] = "auto"
+    every: Annotated[int | Literal["auto"], BeforeValidator(auto_or_at_least(0))] = "auto"
     groups: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("layers", "full")
     against: Literal["average"] = "average"
     pairs: Annotated[int, Field(ge=0)] = 0
@@ -67,19 +68,12 @@ class BarriersConfig(Table):
     on: Annotated[tuple[MeasuredOn, ...], Field(strict=False, min_length=1)] = ("clients", "server")
     examples: Annotated[int, Field(ge=1)] = 500
     normalisation: Literal["interpolate", "base", "recompute"] = "interpolate"
-    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    tolerance: Annotated[float, Field(gt=0)] | None = None
     precision: Precision = "float32"
     bands: Annotated[float, Field(ge=0, lt=1)] = 0.95
     measures: Annotated[tuple[MeasureName, ...], Field(strict=False)] = ("distances",)
     matching: Annotated[tuple[MatchedBy, ...], Field(strict=False, min_length=1)] = ("none",)
     path: Annotated[tuple[PathName, ...], Field(strict=False, min_length=1)] = (FACTORS,)
-
-    @field_validator("every", mode="before")
-    @classmethod
-    def _rounds_or_auto(cls, value: object) -> object:
-        if value != "auto" and not (type(value) is int and value >= 0):
-            raise ValueError('must be "auto" or a whole number of at least 0')
-        return value
 
     @field_validator("groups", "on", "measures", "matching", "path", mode="before")
     @classmethod

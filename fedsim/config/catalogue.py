@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedsim.config.custom import load_custom
 from fedsim.config.names import canonical, meant
-from fedsim.config.tables import Choice
+from fedsim.config.records import Choice
 from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError, error_line, in_code_of_the_user, is_of_the_user, system_line
 from fedsim.lazy import LazyTable, Named, Place
@@ -218,14 +218,6 @@ class Catalogue:
             )
             for option, info in self.schema(name).model_fields.items()
         ]
-
-    def signature(self, name: str) -> str:
-        """Return an entry's options with their defaults, such as ``alpha, min_size = 10``."""
-        options = []
-        for option, info in self.schema(name).model_fields.items():
-            default = "unset" if info.default is None else as_toml(info.default)
-            options.append(option if info.is_required() else f"{option} = {default}")
-        return ", ".join(options)
 
     def label(self, choice: Choice, changed: Iterable[str] | None = None) -> str:
         """Return the name by which a choice is shown, with its other changed options, such as ``FedProx(mu=0.1)``.

@@ -1,6 +1,7 @@
 """Settings with those of a sweep or tuning: a table changes the settings that it names, and leaves the others."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -8,7 +9,8 @@ from pydantic import BaseModel
 from fedsim.config.adapter import AdapterConfig
 from fedsim.config.asymmetry import AsymmetryConfig
 from fedsim.config.names import canonical
-from fedsim.config.tables import Choice, TuneConfig
+from fedsim.config.records import Choice
+from fedsim.config.tables import TuneConfig
 from fedsim.config.toml import Changes, path_of, value_at, with_settings
 
 
@@ -32,6 +34,12 @@ def with_changes(settings: Mapping[str, Any], changes: Changes, record: type[Bas
     for path, value in changes.items():
         result = with_settings(result, {path: _merged(value_at(result, path), value, _table_of(record, path))})
     return result
+
+
+def combinations(lists: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield each combination of the values by setting; the last setting varies fastest."""
+    for values in itertools.product(*lists.values()):
+        yield dict(zip(lists, values, strict=True))
 
 
 def as_changes(values: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:

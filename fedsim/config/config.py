@@ -1,6 +1,5 @@
 """An experiment's settings as one record, checked, and the runs that its sweep asks for."""
 
-import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,13 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from fedsim.config.adapter import AdapterConfig
 from fedsim.config.asymmetry import AsymmetryConfig
 from fedsim.config.barriers import BarriersConfig
-from fedsim.config.changes import as_changes, with_changes
+from fedsim.config.changes import as_changes, combinations, with_changes
 from fedsim.config.evaluation import EvaluationConfig
 from fedsim.config.expectation import Expectation
 from fedsim.config.faults import FaultsConfig
 from fedsim.config.local import LocalConfig, OptimizerConfig
 from fedsim.config.loss import LossConfig
+from fedsim.config.records import Table
 from fedsim.config.tables import (
     CheckpointsConfig,
     DataConfig,
@@ -26,7 +26,6 @@ from fedsim.config.tables import (
     PartitionConfig,
     StopConfig,
     StrategyConfig,
-    Table,
     TuneConfig,
 )
 from fedsim.config.toml import path_of, write_toml
@@ -164,8 +163,8 @@ class Config(Table):
         check_count(self.sweep, f"{source}: [sweep]")
         base = self.model_dump(exclude={"sweep", "tune"}, exclude_unset=True)
         configs = []
-        for values in itertools.product(*(self.sweep[key] for key in self.sweep)):
-            changes = as_changes(dict(zip(self.sweep, values, strict=True)))
+        for values in combinations(self.sweep):
+            changes = as_changes(values)
             where = f"{source} [sweep]" if changes else source
             configs.append(self.parse(with_changes(base, changes, type(self)), where))
         return configs

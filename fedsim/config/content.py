@@ -12,8 +12,8 @@ from fedsim.config.catalogue import Catalogue
 from fedsim.config.choices import CATALOGUES, custom_names
 from fedsim.config.config import Config
 from fedsim.config.custom import Version, imported_sources
+from fedsim.config.records import Choice
 from fedsim.config.sources import RUNNING, other_files
-from fedsim.config.tables import Choice
 from fedsim.config.typed import digest_of_code
 from fedsim.data.fingerprint import fingerprint
 from fedsim.data.places import existing_path, split_file, user_places

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from fedsim.config.tables import Table
+from fedsim.config.records import Table
 from fedsim.options import as_toml, one_of
 from fedsim.training.metrics import METRICS
 
@@ -55,11 +55,11 @@ class EvaluationConfig(Table):
     on: Annotated[tuple[Literal["test", "server"], ...], Field(strict=False)] = ("test",)
     fine_tune_epochs: Annotated[int, Field(ge=1)] = 5
     fine_tune_layers: str = "auto"
-    fine_tune_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    fine_tune_lr: Annotated[float, Field(gt=0)] | None = None
     fine_tune_every: Annotated[int, Field(ge=0)] = 0
     knn_neighbours: Annotated[int, Field(ge=1)] = 10
     knn_weight: Annotated[float, Field(ge=0, le=1)] | None = None
-    knn_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    knn_scale: Annotated[float, Field(gt=0)] = 1.0
     perturbed: Annotated[tuple[str, ...], Field(strict=False)] = ()
     metrics: Annotated[tuple[Annotated[str, AfterValidator(one_of(METRICS))], ...], Field(strict=False)] = ()
     save_predictions: bool = False

@@ -3,10 +3,11 @@
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fedsim.analysis.mixing.names import FACTORS, PathName
 from fedsim.analysis.suite import MeasureName
+from fedsim.config.records import Table
 from fedsim.training.metrics import be_a_metric
 
 # Keys that define the value; any other key of ``of`` is a setting of another run.
@@ -41,7 +42,7 @@ Verdict = Literal["ok", "FAILED", "undecided"]
 GROUPS = "groups"  # what the points of a rank correlation are, if they are not runs
 
 
-class Expectation(BaseModel):
+class Expectation(Table):
     """``[[expect]]``: a value that is measured in each run, and a rule for it.
 
     Parameters
@@ -107,8 +108,6 @@ class Expectation(BaseModel):
         ``partition.alpha``; or in each run its ``groups``, by default every single layer.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
     barrier: str | None = None
     metric: Annotated[str, AfterValidator(be_a_metric)] | None = None
     measure: Literal[MeasureName, "matching", "products"] | None = None
@@ -128,8 +127,8 @@ class Expectation(BaseModel):
     above: float | None = None
     below: float | None = None
     within: Annotated[float, Field(gt=0)] | None = None
-    where: dict[str, Any] = {}
-    of: dict[str, Any] = {}
+    where: dict[str, Any] = Field({})
+    of: dict[str, Any] = Field({})
     compare: Literal["difference", "ratio", "rank-correlation"] = "difference"
     over: str | None = None
 

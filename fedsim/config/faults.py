@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from fedsim.config.tables import Table
+from fedsim.config.records import Table
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 # In this order: a client is hit by the first one only. The last three are of clients that train, or did before.
@@ -54,13 +54,13 @@ class FaultsConfig(Table):
     exception: Probability = 0.0
     nan: Probability = 0.0
     explode: Probability = 0.0
-    explode_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e6
+    explode_factor: Annotated[float, Field(gt=0)] = 1e6
     stale: Probability = 0.0
     duplicate: Probability = 0.0
-    seconds_per_example: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    seconds_per_example: Annotated[float, Field(ge=0)] = 0.0
     speed_spread: Annotated[float, Field(ge=0, le=10)] = 0.0
     round_spread: Annotated[float, Field(ge=0, le=10)] = 0.0
-    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    deadline: Annotated[float, Field(gt=0)] | None = None
     clients: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()
     rounds: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = ()
 

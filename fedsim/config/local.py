@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fedsim.config.tables import Choice, Table
+from fedsim.config.records import Choice, Table
 from fedsim.training.settings import OPTIMIZERS, LocalSettings, Precision
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -36,14 +36,14 @@ class LocalConfig(Table):
 
     epochs: Annotated[int, Field(ge=1)] = LocalSettings.epochs
     batch_size: Annotated[int, Field(ge=1)] = LocalSettings.batch_size
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = LocalSettings.lr
+    lr: Annotated[float, Field(gt=0)] = LocalSettings.lr
     momentum: Annotated[float, Field(ge=0, lt=1)] = LocalSettings.momentum
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = LocalSettings.weight_decay
+    weight_decay: Annotated[float, Field(ge=0)] = LocalSettings.weight_decay
     nesterov: bool = LocalSettings.nesterov
     optimizer_state: Literal["reset", "keep"] = LocalSettings.optimizer_state
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = LocalSettings.betas
-    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = LocalSettings.eps
+    eps: Annotated[float, Field(gt=0)] = LocalSettings.eps
     amsgrad: bool = LocalSettings.amsgrad
     schedule: Literal["constant", "cosine", "linear", "step"] = LocalSettings.schedule
     schedule_over: Literal["run", "round"] = LocalSettings.schedule_over
@@ -51,9 +51,9 @@ class LocalConfig(Table):
     end_factor: Annotated[float, Field(ge=0, le=1)] = LocalSettings.end_factor
     step_size: Annotated[int, Field(ge=1)] | None = LocalSettings.step_size
     gamma: Annotated[float, Field(gt=0, le=1)] = LocalSettings.gamma
-    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = LocalSettings.clip_norm
+    clip_norm: Annotated[float, Field(gt=0)] | None = LocalSettings.clip_norm
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = LocalSettings.label_smoothing
-    lr_scale: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}  # noqa: RUF012 (a field)
+    lr_scale: dict[str, Annotated[float, Field(gt=0)]] = {}  # noqa: RUF012 (a field)
     weight_decay_on: Literal["all", "weights"] = LocalSettings.weight_decay_on
     order: Literal["own", "same"] = LocalSettings.order
     precision: Precision = LocalSettings.precision

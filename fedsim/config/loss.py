@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from fedsim.config.tables import Choice
+from fedsim.config.records import Choice
 
-ClassWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ClassWeight = Annotated[float, Field(gt=0)]
 
 
 class LossConfig(Choice):

@@ -44,7 +44,7 @@ def make_dataset(data: DataConfig) -> Dataset:
     catalogue = CATALOGUES["data"]
     asks = "task" in inspect.signature(catalogue.find(data.name)).parameters
     dataset = catalogue.make(data, **({"task": data.task} if asks else {}))
-    with CATALOGUES["data"].in_code_of(data.name):
+    with catalogue.in_code_of(data.name):
         try:
             if not isinstance(dataset, Dataset):
                 code = sorted(version.digest for version in imported_sources(data.name).values())
@@ -120,7 +120,8 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
     strategy = CATALOGUES["strategies"].make(config.strategy, model, inputs=inputs, **_settings(config))
     assert isinstance(strategy, Strategy)
     name = method_name(config)
-    for server_round in range(1, min(config.rounds, CHECKED_ROUNDS) + 1):
+    rounds = range(1, min(config.rounds, CHECKED_ROUNDS) + 1)
+    for server_round in rounds:
         try:
             group = strategy.shared(server_round)
         except KeyError as error:
@@ -138,7 +139,6 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
         for phase in strategy.local_plan(server_round).phases:
             _check_phase(strategy, phase, f"strategy.name = {name!r}, round {server_round}")
     try:
-        rounds = range(1, min(config.rounds, CHECKED_ROUNDS) + 1)
         check_factors(strategy, rounds, own=config.model.initial == "own")
         strategy.check_rounds(config.rounds)
         check_stateless(strategy.client_rule)

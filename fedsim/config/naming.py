@@ -7,7 +7,7 @@ from fedsim.config.catalogue import Catalogue
 from fedsim.config.choices import CATALOGUES, custom_names
 from fedsim.config.config import WITHOUT_EFFECT, Config
 from fedsim.config.content import in_name
-from fedsim.config.tables import Choice
+from fedsim.config.records import Choice
 from fedsim.config.toml import short_hash
 
 # The former default of ``barriers.on``. Runs that measure there keep their names, and the new default names others, so
@@ -23,14 +23,7 @@ def changed_settings(config: Config) -> dict[str, Any]:
     which an option names or in which a custom part is written, count by their content and not by their path: once one
     is changed, it is another run.
     """
-    changed = _written(config)
-    for catalogue in CATALOGUES.values():
-        choice = getattr(config, catalogue.table)
-        options = catalogue.options(choice, exclude_defaults=True)
-        table = _table(catalogue, choice, changed.pop(catalogue.table, {}), options) | in_name(catalogue, choice)
-        if table:
-            changed[catalogue.table] = table
-    return changed
+    return _changed(config, reads=True)
 
 
 def recorded_settings(config: Config) -> dict[str, Any]:
@@ -38,17 +31,25 @@ def recorded_settings(config: Config) -> dict[str, Any]:
 
     Custom parts have all options that are written, and files their path in place of their content.
     """
+    return _changed(config, reads=False)
+
+
+def _changed(config: Config, *, reads: bool) -> dict[str, Any]:
     changed, custom = _written(config), custom_names(config)
     for catalogue in CATALOGUES.values():
         choice = getattr(config, catalogue.table)
-        is_custom = catalogue.table in custom
-        options = choice.options if is_custom else catalogue.options(choice, exclude_defaults=True)
-        if table := _table(catalogue, choice, changed.pop(catalogue.table, {}), options):
+        is_known = reads or catalogue.table not in custom
+        options = catalogue.options(choice, exclude_defaults=True) if is_known else choice.options
+        table = _table(catalogue, choice, changed.pop(catalogue.table, {}), options)
+        if reads:
+            table |= in_name(catalogue, choice)
+        if table:
             changed[catalogue.table] = table
     return changed
 
 
 def _written(config: Config) -> dict[str, Any]:
+    """Return the settings of a run's name that differ from their defaults, as they are written."""
     unnamed = {"seed", "sweep", "tune", *WITHOUT_EFFECT}
     written = config.model_dump(mode="json", exclude_defaults=True, exclude=unnamed)
     barriers = dict(written.pop("barriers", {}))

@@ -4,38 +4,19 @@ The tables that choose something by name (``[data]``, ``[partition]``, ``[model]
 options of what they choose; `fedsim.config.choices.resolve` checks those and writes out their defaults.
 """
 
-import itertools
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from fedsim.config.adapter import AdapterConfig
 from fedsim.config.asymmetry import AsymmetryConfig
-from fedsim.options import one_of
+from fedsim.config.records import Choice, Table
+from fedsim.options import auto_or_at_least, one_of
 from fedsim.training.metrics import MAIN, SELECTING
 
 ADDRESS = re.compile(r"(ray://)?(\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})", re.ASCII)
 SelectingMetric = Annotated[str, AfterValidator(one_of(SELECTING))]
-
-
-class Table(BaseModel):
-    """A table of fixed settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Choice(BaseModel):
-    """A table that chooses an entry of a catalogue by ``KEY`` and holds its options; ``FILES`` name files."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
-    KEY: ClassVar[str] = "name"
-    FILES: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The settings that belong to the chosen entry."""
-        return dict(self.model_extra or {})
 
 
 class DataConfig(Choice):
@@ -181,7 +162,7 @@ class StrategyConfig(Choice):
     buffers: Literal["shared", "personal", "recompute"] = "shared"
     precision: Literal["float64", "float32"] = "float64"
     upload_precision: Literal["own", "bfloat16"] = "own"
-    max_update_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_update_norm: Annotated[float, Field(gt=0)] | None = None
 
 
 class StopConfig(Table):
@@ -238,8 +219,8 @@ class EngineConfig(Table):
 
     name: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=0)] = 0
-    cohort: int | Literal["auto"] = "auto"
-    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    cohort: Annotated[int | Literal["auto"], BeforeValidator(auto_or_at_least(1))] = "auto"
+    deadline: Annotated[float, Field(gt=0)] | None = None
     cache_bytes: Annotated[int, Field(ge=0)] = 2**30
     address: str | None = None
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
@@ -252,15 +233,8 @@ class EngineConfig(Table):
             raise ValueError('must be "auto" or the host and port of a Ray cluster, such as "10.0.0.5:6379"')
         return value
 
-    @field_validator("cohort", mode="before")
-    @classmethod
-    def _number_or_auto(cls, value: object) -> object:
-        if value != "auto" and not (type(value) is int and value >= 1):
-            raise ValueError('must be "auto" or a whole number of at least 1')
-        return value
 
-
-class TuneConfig(BaseModel):
+class TuneConfig(Table):
     """``[tune]``: lists of values of settings; the best ones are chosen for each combination of the sweep separately.
 
     Before the runs, every combination of these values is run; the best one is then run with all seeds.
@@ -278,7 +252,7 @@ class TuneConfig(BaseModel):
         run, for comparisons with ``--at best``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(init=False)
 
     rounds: Annotated[int, Field(ge=1)] | None = None
@@ -295,7 +269,3 @@ class TuneConfig(BaseModel):
     def is_wanted(self) -> bool:
         """Whether the table has any setting."""
         return bool(self.model_fields_set)
-
-    def combinations(self) -> list[dict[str, Any]]:
-        """Return each combination of values by setting, in the order of the lists; the last setting changes first."""
-        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
 
-from fedsim.config.tables import Table
+from fedsim.config.records import Table
 
 SERVER = re.compile(r"\w[\w+.-]*://.*|databricks(-uc)?", re.ASCII)
 FORBIDDEN = "/\\#?%:"  # in the name of a project of Weights & Biases

@@ -94,17 +94,14 @@ def check_entry(entry: Any, makes: Place | None, *, classes_only: bool) -> None:
         raise ConfigError(f"is code of {_owner(module)}, {RULE}")
     if _is_made(entry, makes):
         raise ConfigError(f"must be {kind}, not a {type(entry).__name__} that is already built")
-    if not isinstance(entry, type) and not classes_only:
-        return
-    wanted = makes.load() if makes and isinstance(entry, type) else None
-    if wanted is None or not issubclass(entry, wanted):
-        of_flower = isinstance(entry, type) and any(each.__module__.startswith("flwr.") for each in entry.__mro__)
-        found = entry.__name__ if isinstance(entry, type) else f"a {type(entry).__name__}"
-        subclass = f"a subclass of {makes.module}.{makes.name}" if makes else "a function"
-        raise ConfigError(
-            f"must be {subclass if classes_only or not makes else f'a function or {subclass}'}, not {found}"
-            + "; a FlowerRule can hold a strategy of Flower" * (classes_only and of_flower)
-        )
+    is_class = isinstance(entry, type)
+    fits = (makes and issubclass(entry, makes.load())) if is_class else not classes_only
+    if not fits:
+        wanted = ["a function"] * (not classes_only) + ([f"a subclass of {makes.module}.{makes.name}"] if makes else [])
+        found = entry.__name__ if is_class else f"a {type(entry).__name__}"
+        is_flowers = is_class and any(each.__module__.startswith("flwr.") for each in entry.__mro__)
+        hint = "; a FlowerRule can hold a strategy of Flower" if classes_only and is_flowers else ""
+        raise ConfigError(f"must be {' or '.join(wanted)}, not {found}{hint}")
 
 
 def _is_made(entry: Any, makes: Place | None) -> bool:

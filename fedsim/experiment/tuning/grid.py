@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsim.config import Config, as_toml, choices, naming, short_hash
-from fedsim.config.changes import as_changes, with_changes
+from fedsim.config.changes import as_changes, combinations, with_changes
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import check_count
 from fedsim.config.toml import flat
@@ -148,7 +148,7 @@ def _candidates(config: Config, configs: Sequence[Config], where: str) -> list[C
     stays = rounds == first.rounds and seed in [each.seed for each in configs]
     if not stays:
         changes |= {"barriers.every": 0, "evaluation.models": ["personalised", "global"]}
-    every = config.tune.combinations()
+    every = combinations(tune.grid)
     return [Candidate(values, _with_values(first, values | changes, where), stays) for values in every]
 
 
