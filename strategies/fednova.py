@@ -50,10 +50,9 @@ class FedNova(Strategy, shared="all"):
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> Params:
         total = sum(update.num_examples for update in updates)
+        shares = [update.num_examples / total for update in updates]
         lengths = [update.metrics[LENGTH] for update in updates]
-        effective = sum(update.num_examples / total * length for update, length in zip(updates, lengths, strict=True))
-        weights = [
-            update.num_examples / total * effective / length for update, length in zip(updates, lengths, strict=True)
-        ]
+        effective = sum(share * length for share, length in zip(shares, lengths, strict=True))
+        weights = [share * effective / length for share, length in zip(shares, lengths, strict=True)]
         moved = self.toward(self.average(updates, weights), sum(weights))
         return self.average(updates) | {key: value for key, value in moved.items() if key in self.parameters}

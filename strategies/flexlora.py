@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedsim.models.params import Params
 from fedsim.models.ranks import cut_to_rank
@@ -59,9 +60,6 @@ def best_factors(second: Tensor, first: Tensor, rank: int) -> tuple[Tensor, Tens
     right, lower = torch.linalg.qr(first.T)
     u, s, v = torch.linalg.svd(upper @ lower.T)
     found = min(rank, len(s))
-    narrow = (left @ (u[:, :found] * s[:found]), v[:found] @ right.T)
     # Where a layer, or the clients' factors together, are smaller than the rank, the rest is 0.
-    return (
-        torch.nn.functional.pad(narrow[0], (0, rank - found)),
-        torch.nn.functional.pad(narrow[1], (0, 0, 0, rank - found)),
-    )
+    lacking = rank - found
+    return pad(left @ (u[:, :found] * s[:found]), (0, lacking)), pad(v[:found] @ right.T, (0, 0, 0, lacking))

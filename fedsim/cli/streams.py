@@ -39,7 +39,7 @@ def prepare_streams() -> None:
     """Let every text be printed, whatever the locale, into streams that may end before the work does."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever has started this
+        if stream is None:  # closed by the process that started this one
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 (until the end)
         elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
             setattr(sys, name, _outlet_of(stream))
@@ -48,7 +48,7 @@ def prepare_streams() -> None:
 
 
 def is_read() -> bool:
-    """Tell whether somebody may read what is printed to stdout, as far as it is known."""
+    """Return whether what is printed to stdout may still be read."""
     outlet = _outlet(sys.stdout)
     return outlet is None or not outlet.is_abandoned
 

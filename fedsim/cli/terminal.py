@@ -66,7 +66,7 @@ def _wrapped(text: str, width: int, before: str = "") -> Iterator[str]:
     yield from (before + INDENT + line.plain.rstrip() for line in others)
 
 
-def print_table(text: "Table", *, more: str | None = None) -> None:
+def print_table(table: "Table", *, more: str | None = None) -> None:
     """Print a table and its notes; a number is never cut.
 
     Parameters
@@ -76,15 +76,15 @@ def print_table(text: "Table", *, more: str | None = None) -> None:
         in tables of their own.
     """
     # Piped into a file, a table keeps its columns whatever the width of a terminal would be.
-    width = PlainConsole().width if sys.stdout.isatty() else whole_width(text)
-    drops = bool(more and text.priorities)
-    parts = [columns_that_fit(text, width)] if drops else parts_that_fit(text, width)
+    width = PlainConsole().width if sys.stdout.isatty() else whole_width(table)
+    drops = bool(more and table.priorities)
+    parts = [columns_that_fit(table, width)] if drops else parts_that_fit(table, width)
     for columns in parts:
-        _print_columns(text, columns, width)
-        if dropped := [heading for column, heading in enumerate(text.headings) if drops and column not in columns]:
+        _print_columns(table, columns, width)
+        if dropped := [heading for column, heading in enumerate(table.headings) if drops and column not in columns]:
             counted = f"{len(dropped)} column{'s' * (len(dropped) > 1)}"
             _print_note(f"+ {counted}: {more} ({', '.join(dropped)})", width)
-    for note in text.notes:
+    for note in table.notes:
         _print_note(note, width)
 
 
@@ -93,17 +93,17 @@ def _print_note(note: str, width: int) -> None:
     print_lines(*(_wrapped(note, width, " ") if sys.stdout.isatty() else [f" {note}"]))
 
 
-def _print_columns(text: "Table", columns: Sequence[int], width: int) -> None:
+def _print_columns(table: "Table", columns: Sequence[int], width: int) -> None:
     """Print some columns of a table, wider than the terminal if there is no other way to show a number."""
-    widths = widths_of(text, columns, width)
-    table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    widths = widths_of(table, columns, width)
+    drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column, room in zip(columns, widths, strict=True):
-        justify: Literal["left", "right"] = "right" if text.numeric[column] else "left"
-        heading = Text(folded(text.headings[column], room))
-        table.add_column(heading, justify=justify, width=room, no_wrap=True)
-    for row in text.rows:
-        table.add_row(*(Text(folded(row[column], room)) for column, room in zip(columns, widths, strict=True)))
-    PlainConsole(width=max(width, 1 + sum(widths) + GAP * len(widths))).print(table)
+        justify: Literal["left", "right"] = "right" if table.numeric[column] else "left"
+        heading = Text(folded(table.headings[column], room))
+        drawn.add_column(heading, justify=justify, width=room, no_wrap=True)
+    for row in table.rows:
+        drawn.add_row(*(Text(folded(row[column], room)) for column, room in zip(columns, widths, strict=True)))
+    PlainConsole(width=max(width, 1 + sum(widths) + GAP * len(widths))).print(drawn)
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

@@ -149,7 +149,7 @@ def _kind_of(path: tuple[str, ...]) -> Kind:
 
 
 def is_text(hint: Any) -> bool:
-    """Tell whether a type holds texts only, or nothing."""
+    """Return whether a type holds texts only, or nothing."""
     origin, inside = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return is_text(inside[0])

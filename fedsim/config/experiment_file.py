@@ -166,7 +166,7 @@ def _is_within(path: tuple[str, ...], table: tuple[str, ...]) -> bool:
 
 
 def _holds_text(runs: Iterable[Config], path: tuple[str, ...]) -> bool:
-    """Tell whether an option of what some run chooses by name holds a text only."""
+    """Return whether an option of what some run chooses by name holds a text only."""
     table, _, option = (path[1] if path[0] in LISTS else ".".join(path)).partition(".")
     catalogues = [each for each in CATALOGUES.values() if each.table == table]
     chosen = dict.fromkeys((each, getattr(getattr(run, table), each.key)) for run in runs for each in catalogues)

@@ -16,7 +16,7 @@ from fedsim.reading import check_file, read_text
 Changes = Mapping[tuple[str, ...], Any]
 LARGEST_FILE = 2**24  # bytes; a list of a million values has fewer
 LONGEST_RANGE = 10**6
-DEEPEST = 20  # tables and lists in each other, of which no setting has so many
+DEEPEST = 20  # levels of tables and lists, more than any setting has
 LARGEST = 2**63 - 1  # of TOML's integers, and NumPy's
 TOO_DEEP = f"tables and lists are nested more than {DEEPEST} deep, and no setting is; remove brackets"
 IN_RANGE = f"use whole numbers up to {LARGEST}"
@@ -59,7 +59,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
         raise ConfigError(f"{source} is not TOML: {error}") from error
     except RecursionError:
         raise ConfigError(f"{source} is not settings: {TOO_DEEP}") from None
-    except ValueError:  # Python reads no number of so many digits
+    except ValueError:  # Python limits the digits of a number
         raise ConfigError(f"{source} is not settings: a number has too many digits; {IN_RANGE}") from None
     check_values(settings, source)
     return settings

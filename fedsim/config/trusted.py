@@ -105,7 +105,7 @@ def check_entry(entry: Any, makes: Place | None, *, classes_only: bool) -> None:
 
 
 def _is_made(entry: Any, makes: Place | None) -> bool:
-    """Tell whether an entry is what it should make, such as a model, which can be called too."""
+    """Return whether an entry is what it should make, such as a model, which can be called too."""
     if makes is None or isinstance(entry, type | partial) or inspect.isroutine(entry):
         return False
     return isinstance(entry, makes.load())

@@ -140,7 +140,7 @@ class FederatedData:
         return ClientData(self, client)
 
     @cached_property
-    def _held(self) -> "_Held":
+    def _held(self) -> _Held:
         return _Held(HELD_BYTES)
 
     def _held_part(self, client: int, part: str, *, skewed: bool) -> InputsAndTargets:

@@ -259,7 +259,7 @@ class Federation:
         return is_by_example(self._template, probes_of(self.data.test(5)[0]))
 
     def draws_while_training(self) -> bool:
-        """Tell whether the model draws random numbers as it trains: all threads then share the streams."""
+        """Return whether the model draws random numbers as it trains: all threads then share the streams."""
         return any(self._draws)
 
     @cached_property

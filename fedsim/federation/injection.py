@@ -9,7 +9,7 @@ from fedsim.config import Config
 from fedsim.config.faults import KINDS, LATE
 from fedsim.federation.federation import Federation
 from fedsim.seeds import rng
-from fedsim.strategy import LocalPlan, messages
+from fedsim.strategy import LocalPlan
 from fedsim.strategy.messages import Instructions
 
 
@@ -31,11 +31,8 @@ class Injected:
 
 def injected_into(federation: Federation, message: Message, client: int) -> Injected:
     """Return what happens to a client that gets a message to train."""
-    instructions = Instructions.read(messages.settings_of(message.content))
-    size = len(federation.data.split.train[client])
-    return draw(
-        federation.config, instructions.server_round, client, examples_of(federation.config, instructions.plan, size)
-    )
+    asked, size = Instructions.of(message), len(federation.data.split.train[client])
+    return draw(federation.config, asked.server_round, client, examples_of(federation.config, asked.plan, size))
 
 
 def draw(config: Config, server_round: int, client: int, examples: int) -> Injected:

@@ -32,17 +32,7 @@ from fedsim.training.dropout import seeded_dropout_
 logger = logging.getLogger(__name__)
 # Functions that leave values as they are, as autograd names them.
 RESHAPES = (
-    "Alias",
-    "Clone",
-    "Permute",
-    "Reshape",
-    "Select",
-    "Slice",
-    "Squeeze",
-    "ToCopy",
-    "Unsafe",
-    "Unsqueeze",
-    "View",
+    *("Alias", "Clone", "Permute", "Reshape", "Select", "Slice", "Squeeze", "ToCopy", "Unsafe", "Unsqueeze", "View"),
 )
 
 
@@ -155,18 +145,18 @@ def _copy(model: nn.Module, where: str) -> nn.Module:
 
 def _order_images_(model: nn.Module, dataset: Dataset) -> None:
     """Let a model whose code views images in torch's usual order get them so, where ours have their channels last."""
-    probes, fits = _probes(dataset, 2), []
-    for inputs in (probes, probes.contiguous()) if probes.ndim == 4 else ():
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                copy_of(model).eval()(inputs)
-        except Exception:  # of whatever a custom model raises, the checks tell
-            fits.append(False)
-        else:
-            fits.append(True)
-            break
-    if fits == [False, True]:
+    probes = _probes(dataset, 2)
+    if probes.ndim == 4 and not _takes(model, probes) and _takes(model, probes.contiguous()):
         model.register_forward_pre_hook(_in_usual_order)
+
+
+def _takes(model: nn.Module, inputs: Tensor) -> bool:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy_of(model).eval()(inputs)
+    except Exception:  # of whatever a custom model raises, the checks tell
+        return False
+    return True
 
 
 def _in_usual_order(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

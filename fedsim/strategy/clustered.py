@@ -109,7 +109,7 @@ class Clustered(Strategy):
         """Return the mean of the client's cluster of each unit, or that of all."""
         taken = super().for_client(server_round, client)
         for unit, labels in zip(self.units.values(), self.memory.get("cluster", ()), strict=False):
-            label = int(labels[client]) if client < len(labels) else NONE
+            label = _cluster_of(client, labels)
             if label != NONE and _is_split(labels):
                 mean = self.memory["mean"][str(label)]
                 taken |= {key: mean[key] for key in self.keys(unit) if key in taken}
@@ -166,15 +166,18 @@ class Clustered(Strategy):
         for unit, labels in zip(self.units.values(), self.memory.get("cluster", ()), strict=False):
             by_label: dict[int, list[ClientUpdate]] = {}
             for update in updates if _is_split(labels) else ():
-                by_label.setdefault(int(labels[update.client]) if update.client < len(labels) else NONE, []).append(
-                    update
-                )
+                by_label.setdefault(_cluster_of(update.client, labels), []).append(update)
             for label in by_label.keys() - {NONE}:
                 parts = [{key: update.shared[key] for key in self.keys(unit)} for update in by_label[label]]
                 weights = [update.num_examples for update in by_label[label]]
                 means.setdefault(str(label), {}).update(weighted_mean(parts, weights, self.dtype))
         if means:
             self.memory["mean"] = means
+
+
+def _cluster_of(client: int, labels: torch.Tensor) -> int:
+    """Return a client's cluster in a unit; a client that is new has none."""
+    return int(labels[client]) if client < len(labels) else NONE
 
 
 def _is_split(labels: torch.Tensor) -> bool:

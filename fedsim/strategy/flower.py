@@ -55,7 +55,7 @@ class Strategy(Hooks, FlowerStrategy):
         Parameters
         ----------
         in_order
-            Say that the replies come in the order of the clients and that the updates' layers are not needed. If
+            Whether the replies come in the order of the clients and the layers of updates are not needed. If
             `aggregate` is the default, they are averaged as they come, so that memory does not grow with their number,
             except for the factors of adapters.
         """

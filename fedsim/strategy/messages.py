@@ -37,7 +37,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsim.models.params import Params
@@ -66,7 +66,7 @@ class TensorArray(Array):
     Parameters
     ----------
     tensor
-        Is shared, not copied: whoever sends it must not change it any more.
+        Tensor that is shared, not copied: its sender must not change it any more.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -274,6 +274,11 @@ class Instructions:
         }
 
     @classmethod
+    def of(cls, message: Message) -> Self:
+        """Read the settings of a message to a client."""
+        return cls.read(settings_of(message.content))
+
+    @classmethod
     def read(cls, config: Mapping[str, Any]) -> Self:
         """Read the settings that `write` returned.
 
@@ -282,20 +287,17 @@ class Instructions:
         ValueError
             If there are others, such as a step size that an overridden `configure_train` sends.
         """
-        values: dict[str, Any] = dict(config)
-        plan = _plan_of(values[PLAN])
-        upload, keep = tuple(values[UPLOAD]), tuple(values[KEEP])
         read = cls(
-            values[SERVER_ROUND],
-            upload,
-            keep,
-            plan,
-            probe=values[PROBE],
-            measure=values[MEASURE],
-            in_bfloat16=values[IN_BFLOAT16],
-            max_norm=values.get(MAX_NORM),
+            config[SERVER_ROUND],
+            tuple(config[UPLOAD]),
+            tuple(config[KEEP]),
+            _plan_of(config[PLAN]),
+            probe=config[PROBE],
+            measure=config[MEASURE],
+            in_bfloat16=config[IN_BFLOAT16],
+            max_norm=config.get(MAX_NORM),
         )
-        if unknown := values.keys() - read.write().keys():
+        if unknown := config.keys() - read.write().keys():
             raise ValueError(
                 f"{min(unknown)!r} in the config of a message is not read by clients; say it in local_plan, or by an "
                 "option that the client rule reads"

@@ -56,7 +56,7 @@ class ClientUpdate:
     is_stale: bool = False
 
     def is_finite(self, layers: Layers) -> bool:
-        """Tell whether the layers that the client keeps are finite too; a model that diverged has no barriers.
+        """Return whether the layers that the client keeps are finite too; a model that diverged has no barriers.
 
         Buffers that are no statistics do not count: masks are infinite.
         """

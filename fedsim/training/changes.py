@@ -49,7 +49,7 @@ def _changed(node: ast.AST) -> Iterator[ast.expr]:
 
 
 def _is_new(node: ast.AST, name: str) -> bool:
-    """Tell whether an attribute gets a value that does not depend on its old one."""
+    """Return whether an attribute gets a value that does not depend on its old one."""
     if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
         return False
     return all(_attribute_of_self(each) != name for each in ast.walk(node.value) if isinstance(each, ast.expr))

@@ -110,25 +110,16 @@ def choose_cohort(
     short = LocalPlan((replace(plan.phases[0], epochs=None, steps=MEASURED_STEPS),))
     tasks = sorted(tasks, key=lambda task: -len(task.targets))  # the largest need the most memory
     start = {key: value.to(device) for key, value in tasks[0].params.items()}
-    ruled = [Ruled(training_loss=task.ruled.training_loss) for task in tasks]
+    plain = [Ruled(training_loss=task.ruled.training_loss) for task in tasks]
     trials = [
         LocalTask(start, task.inputs, task.targets, np.random.default_rng(0), ruled=own)
-        for task, own in zip(tasks, ruled, strict=True)
+        for task, own in zip(tasks, plain, strict=True)
     ]
 
     def alone() -> None:
         load_state_(model, start)
-        first = trials[0]
-        train_(
-            model,
-            first.inputs,
-            first.targets,
-            short,
-            settings,
-            first.rng,
-            augmentation=augmentation,
-            ruled=first.ruled,
-        )
+        one = trials[0]
+        train_(model, one.inputs, one.targets, short, settings, one.rng, augmentation=augmentation, ruled=one.ruled)
 
     def together(clients: int) -> Callable[[], object]:
         return lambda: train_cohort(model, trials[:clients], short, settings, augmentation)

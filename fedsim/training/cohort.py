@@ -236,10 +236,7 @@ class _Stack:
             )
             return hook(step, member.gradients)
 
-        given = {name: value for name, value in vars(members).items() if value is not None}
-        result = over_members(
-            lambda each: of_one(_Members(**{"real": None, "lr": None, "class_weights": None} | each))
-        )(given)
+        result = over_members(lambda given: of_one(_Members(**given)))(members.given())
         self.passes = passes
         return result
 
@@ -286,24 +283,23 @@ class _Members:
     numbers: Params
     inputs: Tensor
     targets: Tensor
-    real: Tensor | None
-    lr: Tensor | None
+    real: Tensor | None = None
+    lr: Tensor | None = None
     class_weights: Tensor | None = None
     gradients: Params = field(default_factory=dict)
 
+    def given(self) -> dict[str, Any]:
+        """Return what there is, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
     def of(self, chosen: Tensor, size: int, *, has_ignored: bool) -> "_Members":
         """Return some of the members, with ``size`` rows each, of which all targets count unless some are ignored."""
+        others = {name: value for name, value in self.given().items() if name not in ("inputs", "targets", "real")}
         return _Members(
-            params=_picked(self.params, chosen),
-            sets=_picked(self.sets, chosen),
-            drawn=_picked(self.drawn, chosen),
-            numbers=_picked(self.numbers, chosen),
             inputs=self.inputs[chosen, :size],
             targets=self.targets[chosen, :size],
             real=self.real[chosen, :size] if has_ignored and self.real is not None else None,
-            lr=None if self.lr is None else self.lr[chosen],
-            class_weights=None if self.class_weights is None else self.class_weights[chosen],
-            gradients=_picked(self.gradients, chosen),
+            **_picked(others, chosen),
         )
 
 

@@ -61,7 +61,7 @@ def metric_of(name: str) -> Metric:
 
 
 def is_metric(name: str) -> bool:
-    """Tell whether a value of that name can be in the records."""
+    """Return whether a value of that name can be in the records."""
     return name in SELECTING or name.startswith(f"{MAIN}:")
 
 

@@ -61,7 +61,7 @@ class _GroupNorms(TorchFunctionMode):
 
 
 def gains_from_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device has instructions for bfloat16, without which it computes them by those for float32."""
+    """Return whether a device has instructions for bfloat16, without which it computes them by those for float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

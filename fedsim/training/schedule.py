@@ -99,5 +99,5 @@ def share_of_lr(settings: LocalSettings, position: int, total: int) -> float:
 
 
 def depends_on_rounds(settings: LocalSettings) -> bool:
-    """Tell whether step sizes depend on the number of rounds of the run."""
+    """Return whether step sizes depend on the number of rounds of the run."""
     return settings.schedule in ("cosine", "linear") and settings.schedule_over == "run"

@@ -106,8 +106,10 @@ def _written(content: Reply, request: Message) -> Message:
 def cohort_size(federation: Federation) -> int:
     """Return how many clients train at once: as ``[engine] cohort`` says, or what is faster on this device."""
     config = federation.config
-    if config.engine.cohort != "auto" or federation.device.type == "cpu":
-        return 1 if config.engine.cohort == "auto" else config.engine.cohort
+    if config.engine.cohort != "auto":
+        return config.engine.cohort
+    if federation.device.type == "cpu":
+        return 1
     tasks = []
     for client in participants(config, 1):
         train, stream = federation.data.client(client).train, rng(config.seed, "trial", client)
@@ -153,7 +155,7 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[Measurab
     A client whose update is of no use has an error in place of its reply, and its neighbours keep theirs. With each
     comes from where the size of the update counts.
     """
-    instructions = [_instructions(message) for message, _ in requests]
+    instructions = [Instructions.of(message) for message, _ in requests]
     started = [federation.start_of(local_of(federation, *request)) for request in requests]
     states = [stored(context, OPTIMIZER) for _, context in requests]
     trained = _trained(federation, instructions[0], started, states)
@@ -173,7 +175,7 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[Measurab
         except ClientError as error:
             replies.append((error, {}))
             continue
-        reply = _reply(federation, asked, request[1], local, result, training)
+        reply = _reply(federation, asked, request[1], local, result, sent, training)
         if tells:
             messages.say(reply, messages.NORM, norm)
         replies.append((reply, start))
@@ -262,6 +264,7 @@ def _reply(
     context: Context,
     local: Local,
     finished: Finished,
+    sent: Params,
     training: Training,
 ) -> RecordDict:
     """Write what the client sends and keep what it keeps: copies, as the model is used for the next client."""
@@ -274,8 +277,6 @@ def _reply(
         context.state[name] = messages.encode(flat_copy(entries))
     if federation.config.local.optimizer_state == "keep":
         context.state[OPTIMIZER] = messages.encode(flat_copy(training.optimizer_state))
-    upload = params if finished.upload is None else finished.upload
-    shared = flat_copy({key: upload[key] for key in instructions.upload if key in upload})
     passes = training.passes, local.network.passes
     measured = {
         "loss": training.loss,
@@ -285,22 +286,17 @@ def _reply(
     }
     metrics = {messages.NUM_EXAMPLES: examples, **finished.metrics}
     metrics |= {metric_name(UPLOADED, "train", name): value for name, value in measured.items()}
-    sent = messages.narrowed(shared) if instructions.in_bfloat16 else shared
-    reply = RecordDict({messages.ARRAYS: messages.encode(sent), messages.METRICS: messages.measurements(metrics)})
+    arrays = messages.encode(flat_copy(sent))
+    reply = RecordDict({messages.ARRAYS: arrays, messages.METRICS: messages.measurements(metrics)})
     has_no_loss = passes[0].forward > 0 and not math.isfinite(training.loss)
     messages.say_missing(reply, not_finite(federation, context) or messages.NO_LOSS * has_no_loss)
     for name, entries in finished.sent.items():
         reply[name] = messages.encode(flat_copy(entries))
     if instructions.probe:
         # The analysis sees the client's whole model, also where it sends something else.
-        seen = shared if finished.upload is None else {}
-        reply[messages.PROBE] = messages.encode(
-            flat_copy({key: value for key, value in params.items() if key not in seen})
-        )
+        seen = sent if finished.upload is None else {}
+        unseen = {key: value for key, value in params.items() if key not in seen}
+        reply[messages.PROBE] = messages.encode(flat_copy(unseen))
         if finished.measured is not None:
             reply[messages.MEASURED] = messages.encode(flat_copy(finished.measured))
     return reply
-
-
-def _instructions(message: Message) -> Instructions:
-    return Instructions.read(messages.settings_of(message.content))

@@ -45,7 +45,7 @@ class _Measurement:
     calibration: Callable[[], Tensor]
 
     def is_own(self, federation: Federation) -> bool:
-        """Tell whether the model has more than the run's."""
+        """Return whether the model has more than the run's."""
         return federation.client_rule.has_network and self.model in SELECTED
 
     def metrics(self, federation: Federation, result: Evaluation) -> dict[str, float]:
@@ -182,16 +182,12 @@ def _on_each_part(
     is_unseen: bool,
 ) -> Iterator[_Measurement]:
     """Yield the measurements of one model of a client."""
-
-    def calibration() -> Tensor:
-        return data.train[0]
-
     examples = {"unseen": data.test, "validation": data.validation, "test": data.test, "server": server}
     validated = len(data.validation[1]) > 0
     for split in splits_of(model, is_unseen=is_unseen, validated=validated, on_server=server is not None):
         own = examples[split]
         assert own is not None
-        yield _Measurement(model, split, params, own, calibration)
+        yield _Measurement(model, split, params, own, lambda: data.train[0])
 
 
 def _measured(federation: Federation, planned: Sequence[Sequence[_Measurement]]) -> list[dict[str, float]]:

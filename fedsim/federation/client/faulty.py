@@ -89,7 +89,7 @@ def _instead(federation: Federation, request: Request, injected: Injected, *, di
 
 def _nan(federation: Federation, request: Request) -> Reply:
     message, context = request
-    asked = Instructions.read(messages.settings_of(message.content))
+    asked = Instructions.of(message)
     values = {key: federation.initial[key] for key in asked.upload}
     if not values:  # a round that shares no layer
         return ClientError("its update is not finite")
@@ -113,7 +113,7 @@ def _exploded(federation: Federation, message: Message, reply: RecordDict, start
         for key, value in sent.items()
     }
     try:
-        norm = size_of(far, start, Instructions.read(messages.settings_of(message.content)).max_norm)
+        norm = size_of(far, start, Instructions.of(message).max_norm)
     except ClientError as error:
         return error  # so that the client resumes from before
     reply[messages.ARRAYS] = messages.encode(flat_copy(far))
@@ -161,6 +161,6 @@ def _again(federation: Federation, message: Message, context: Context) -> Record
         norm = size_of(sent, start, None)
     if norm is not None:
         messages.say(reply, messages.NORM, norm)
-    if Instructions.read(messages.settings_of(message.content)).probe:
+    if Instructions.of(message).probe:
         reply[messages.PROBE] = messages.encode({key: value for key, value in own.items() if key not in sent})
     return reply

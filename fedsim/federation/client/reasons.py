@@ -13,7 +13,7 @@ NO_STATISTICS = (
 
 
 def is_expected(error: BaseException) -> bool:
-    """Tell whether an error's message says all, so that nobody needs its traceback."""
+    """Return whether an error's message says enough without its traceback."""
     return isinstance(error, ClientError | ConfigError | RunError)
 
 
