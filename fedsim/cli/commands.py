@@ -33,6 +33,7 @@ from fedsim.cli.arguments import (
 )
 from fedsim.cli.finished import check_command, compare_command, export_command, report_command, verify_command
 from fedsim.cli.paper import figure_command, table_command
+from fedsim.cli.signals import INTERRUPTED
 from fedsim.cli.streams import end_streams, prepare_streams
 from fedsim.cli.terminal import OneLine, print_error, print_lines
 from fedsim.cli.walking import path_command
@@ -50,7 +51,6 @@ from fedsim.errors import (
     system_line,
 )
 
-INTERRUPTED = 130  # what typer makes of Ctrl-C
 app = typer.Typer(
     help="Simulate federated learning with partial layer aggregation, and measure what averaging does to each layer.",
     pretty_exceptions_enable=False,

@@ -14,7 +14,7 @@ from types import FrameType
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 GRACE_SECONDS = 15.0  # to remove temporary folders and end other processes
 TOGETHER_SECONDS = 0.5  # some senders send a signal to a process and to its group, and mean one
-INTERRUPTED = 130  # of a command that ends by Ctrl-C as it should, such as one that only shows something
+INTERRUPTED = 130  # what typer makes of Ctrl-C, and of a command that ends by it as it should
 CLOSED = 0  # no signal has this number
 SHOW_CURSOR = "\033[?25h"  # which a progress display hides
 

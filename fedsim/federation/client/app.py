@@ -268,9 +268,9 @@ def _reply(
     training: Training,
 ) -> RecordDict:
     """Write what the client sends and keep what it keeps: copies, as the model is used for the next client."""
-    params, examples = finished.params, len(local.targets)
-    keep = {key for key, value in params.items() if key in instructions.keep or not value.is_floating_point()}
-    context.state[MODEL] = messages.encode(flat_copy({key: params[key] for key in params if key in keep}))
+    params, keep = finished.params, instructions.keep
+    kept = {key: value for key, value in params.items() if key in keep or not value.is_floating_point()}
+    context.state[MODEL] = messages.encode(flat_copy(kept))
     for name in messages.sets_of(context.state):
         del context.state[name]
     for name, entries in finished.kept.items():
@@ -284,7 +284,7 @@ def _reply(
         "backward_examples": sum(each.backward for each in passes),
         "n": number_of_targets(local.targets),
     }
-    metrics = {messages.NUM_EXAMPLES: examples, **finished.metrics}
+    metrics = {messages.NUM_EXAMPLES: len(local.targets), **finished.metrics}
     metrics |= {metric_name(UPLOADED, "train", name): value for name, value in measured.items()}
     arrays = messages.encode(flat_copy(sent))
     reply = RecordDict({messages.ARRAYS: arrays, messages.METRICS: messages.measurements(metrics)})
@@ -295,8 +295,8 @@ def _reply(
     if instructions.probe:
         # The analysis sees the client's whole model, also where it sends something else.
         seen = sent if finished.upload is None else {}
-        unseen = {key: value for key, value in params.items() if key not in seen}
-        reply[messages.PROBE] = messages.encode(flat_copy(unseen))
+        others = {key: value for key, value in params.items() if key not in seen}
+        reply[messages.PROBE] = messages.encode(flat_copy(others))
         if finished.measured is not None:
             reply[messages.MEASURED] = messages.encode(flat_copy(finished.measured))
     return reply

@@ -94,7 +94,7 @@ def evaluate_trained(
     """
     server = _server_test(federation)
     planned = [
-        list(_on_each_part(federation, TRAINED, params, federation.data.client(client), server, is_unseen=False))
+        list(_on_each_part(TRAINED, params, federation.data.client(client), server, is_unseen=False))
         for client, params in zip(clients, trained, strict=True)
     ]
     return _measured(federation, planned)
@@ -147,17 +147,17 @@ def _measurements(
     client, models, is_unseen = client_of(context), _models(message), _is_unseen(message)
     data = federation.data.client(client)
     if PERSONALISED in models:
-        yield from _on_each_part(federation, PERSONALISED, personalised, data, server, is_unseen=is_unseen)
+        yield from _on_each_part(PERSONALISED, personalised, data, server, is_unseen=is_unseen)
     rest = messages.decode(messages.arrays_of(message.content, messages.GLOBAL))
     takes_all = not any(value.is_floating_point() for value in rest.values())
     if GLOBAL in models and not (takes_all and PERSONALISED in models and not federation.client_rule.personalises):
         whole = taken_from(message) | rest
-        yield from _on_each_part(federation, GLOBAL, whole, data, server, is_unseen=is_unseen)
+        yield from _on_each_part(GLOBAL, whole, data, server, is_unseen=is_unseen)
     if FINE_TUNED in models:
         settings = messages.settings_of(message.content)
         server_round, layers = settings[messages.SERVER_ROUND], settings[messages.FINE_TUNE]
         tuned = fine_tune(federation, personalised, data.train, server_round, client, layers)
-        yield from _on_each_part(federation, FINE_TUNED, tuned, data, server, is_unseen=is_unseen)
+        yield from _on_each_part(FINE_TUNED, tuned, data, server, is_unseen=is_unseen)
 
 
 def _with_neighbours(
@@ -166,20 +166,13 @@ def _with_neighbours(
     """Return the metrics of a client's personalised model and its training examples' neighbours together."""
     data = federation.data.client(client_of(context))
     model = load_for_evaluation(federation, personalised, lambda: data.train[0])
-    is_unseen = _is_unseen(message)
     parts = {"unseen": data.test, "test": data.test} | ({"server": server} if server is not None else {})
-    splits = splits_of(NEIGHBOURS, is_unseen=is_unseen, validated=False, on_server=server is not None)
+    splits = splits_of(NEIGHBOURS, is_unseen=_is_unseen(message), validated=False, on_server=server is not None)
     return neighbour_metrics(federation, model, data, {split: parts[split] for split in splits})
 
 
 def _on_each_part(
-    federation: Federation,
-    model: str,
-    params: Params,
-    data: ClientData,
-    server: InputsAndTargets | None,
-    *,
-    is_unseen: bool,
+    model: str, params: Params, data: ClientData, server: InputsAndTargets | None, *, is_unseen: bool
 ) -> Iterator[_Measurement]:
     """Yield the measurements of one model of a client."""
     examples = {"unseen": data.test, "validation": data.validation, "test": data.test, "server": server}
