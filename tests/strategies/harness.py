@@ -122,6 +122,21 @@ def features(params: Params, inputs: Tensor) -> Tensor:
     return torch.tanh(linear(hidden, params["fc2.weight"], params["fc2.bias"]))
 
 
+def body(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Return what the head of an `Mlp` takes, with a gradient."""
+    return torch.tanh(network.fc2(torch.tanh(network.fc1(inputs))))  # type: ignore[operator]
+
+
+def part(params: Params, layers: Sequence[str]) -> Params:
+    """Return the entries of some layers."""
+    return {key: value for key, value in params.items() if key.rpartition(".")[0] in layers}
+
+
+def class_two_of_one(client: int, inputs: Tensor, targets: Tensor) -> Batch:
+    """Leave class 2 to client 1, which is absent in the second round."""
+    return inputs, targets if client == 1 else targets.clamp(max=1)
+
+
 @dataclass
 class MadeUpClient:
     """A client's examples, as `fedsim.federation.data.ClientData` gives them."""
@@ -169,7 +184,7 @@ class Play:
     absent
         By round: the client, or the clients, whose message gets lost.
     local
-        Settings of ``[local]`` beside the harness's: lr 0.1, batches of 3, 2 epochs.
+        Settings of ``[local]`` in addition to the harness's: lr 0.1, batches of 3, 2 epochs.
     cohort
         Clients that train together; 1 is one after the other.
     model
@@ -340,7 +355,7 @@ class Play:
         Checkpoints(folder).save(self.played, self.strategy, self.engine, range(len(self.sizes)))
 
     def load(self, folder: Path, server_round: int) -> None:
-        """Go on from a checkpoint of another play of the same."""
+        """Resume from a checkpoint of another play of the same method."""
         Checkpoints(folder).load(server_round, self.strategy, self.engine)
         self.played = server_round
 
@@ -349,13 +364,23 @@ class Play:
         return list(self.strategy.configure_evaluate(self.played, arrays, ConfigRecord(), self.engine))
 
 
-def gradient(model: nn.Module, params: Params, batch: Batch) -> Params:
-    """Return the gradient of the mean cross-entropy, by plain autograd in training mode; the model is only a shape."""
+def network_of(model: nn.Module, params: Params) -> nn.Module:
+    """Return a network of the model's architecture with these entries, in training mode."""
     network = copy.deepcopy(model).train()
     load_state_(network, params)
+    return network
+
+
+def cross_entropy_of(network: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy of a batch."""
+    return cross_entropy(network(batch[0]), batch[1])
+
+
+def gradient(model: nn.Module, params: Params, batch: Batch) -> Params:
+    """Return the gradient of the mean cross-entropy, by plain autograd in training mode; the model is only a shape."""
+    network = network_of(model, params)
     named = dict(network.named_parameters())
-    loss = cross_entropy(network(batch[0]), batch[1])
-    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+    return dict(zip(named, torch.autograd.grad(cross_entropy_of(network, batch), list(named.values())), strict=True))
 
 
 def descend(
@@ -363,6 +388,7 @@ def descend(
     params: Params,
     batches: Sequence[Batch],
     lr: float,
+    loss: Callable[[nn.Module, Batch], Tensor] = cross_entropy_of,
     *,
     trained: Sequence[str] | None = None,
     mu: float = 0.0,
@@ -372,45 +398,24 @@ def descend(
 
     Parameters
     ----------
+    loss
+        Loss of the network on a batch.
     trained
         Names of the layers that are trained; all by default. The others stay as they are, running statistics too.
     mu, toward
         Weight and centre of the proximal term (mu / 2) ||w - toward||^2; ``params`` is the centre by default.
     """
-    network = copy.deepcopy(model).train()
-    load_state_(network, params)
+    network = network_of(model, params)
     for name, module in network.named_children():
         module.train(trained is None or name in trained)
     chosen = {k: v for k, v in network.named_parameters() if trained is None or k.rpartition(".")[0] in trained}
     centre = params if toward is None else toward
-    for inputs, targets in batches:
-        loss = cross_entropy(network(inputs), targets)
-        gradients = torch.autograd.grad(loss, list(chosen.values()))
+    for batch in batches:
+        gradients = torch.autograd.grad(loss(network, batch), list(chosen.values()))
         with torch.no_grad():
             for (key, value), gradient_ in zip(chosen.items(), gradients, strict=True):
                 value -= lr * (gradient_ + mu * (value - centre[key]))
     return {key: value.detach().clone() for key, value in state_of(network).items()}
-
-
-def descend_on(
-    model: nn.Module, params: Params, batches: Sequence[Batch], lr: float, loss: Callable[[nn.Module, Batch], Tensor]
-) -> Params:
-    """Return all entries of the model after steps of plain SGD on a loss of the network and a batch."""
-    network = network_of(model, params)
-    weights = dict(network.named_parameters())
-    for batch in batches:
-        gradients = torch.autograd.grad(loss(network, batch), list(weights.values()))
-        with torch.no_grad():
-            for value, gradient_ in zip(weights.values(), gradients, strict=True):
-                value -= lr * gradient_
-    return {key: value.detach().clone() for key, value in state_of(network).items()}
-
-
-def network_of(model: nn.Module, params: Params) -> nn.Module:
-    """Return a network of the model's architecture with these entries, in training mode."""
-    network = copy.deepcopy(model).train()
-    load_state_(network, params)
-    return network
 
 
 def mean_of(members: Sequence[Params], weights: Sequence[float]) -> Params:

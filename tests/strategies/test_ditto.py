@@ -6,9 +6,7 @@ import pytest
 from torch import nn
 
 from fedsim.models.params import Params
-from fedsim.strategy.messages import sets_of
 from strategies import Ditto
-from tests.strategies.agreement import assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 
 LR = 0.1
@@ -50,12 +48,6 @@ def test_lambda_0_is_local_training_next_to_fedavg() -> None:
             assert_close(ditto.personalised(client), local.personalised(client), 1e-12)
 
 
-def test_the_personal_model_never_leaves_the_client() -> None:
-    play = Play("ditto")
-    for _ in play.rounds():
-        assert not any(sets_of(message.content) for message in (*play.sent.values(), *play.replied.values()))
-
-
 def test_the_personal_models_passes_count_too() -> None:
     play = Play("ditto", {"personal_epochs": 3})
     play.round(1)
@@ -66,12 +58,6 @@ def test_the_personal_models_passes_count_too() -> None:
 def test_a_client_that_never_trained_is_evaluated_with_the_global_model() -> None:
     play = Play("ditto", absent={1: 2})
     assert_close(play.round(1), play.personalised(2), 0)
-
-
-@pytest.mark.parametrize("model", [Mlp, norm_mlp])
-def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Module]) -> None:
-    alone, together = (Play("ditto", cohort=cohort, model=model, absent={1: (1, 2)}) for cohort in (1, 3))
-    assert_trains_alike(alone, together, range(3))
 
 
 def test_bad_options_are_named() -> None:

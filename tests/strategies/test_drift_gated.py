@@ -1,6 +1,5 @@
 """Layers that moved far, chosen and averaged by hand."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 
 from fedsim.models.params import Params
 from strategies import DriftGated
-from tests.strategies.agreement import assert_resumes, assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 
 LR, LAYERS = 0.1, ("fc1", "fc2", "fc3")
@@ -90,16 +88,6 @@ def test_running_statistics_go_with_their_layer_and_do_not_count_as_drift() -> N
     personal = Play("drift_gated", {"share": 1.0, "buffers": "personal"}, model=norm_mlp)
     personal.round(1)
     assert not any("running" in key for key in personal.uploaded(0))
-
-
-def test_a_cohort_trains_as_one_client_after_the_other() -> None:
-    alone, together = (Play("drift_gated", cohort=cohort, model=norm_mlp) for cohort in (1, 3))
-    assert_trains_alike(alone, together)
-
-
-def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
-    whole, resumed = Play("drift_gated"), Play("drift_gated")
-    assert_resumes(whole, resumed, tmp_path)
 
 
 def test_what_is_exactly_at_the_threshold_is_sent() -> None:

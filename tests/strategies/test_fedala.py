@@ -1,7 +1,5 @@
 """FedALA against the paper's and its authors' local initialisation, written down plainly."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.strategy.messages import sets_of
 from strategies import FedAla
-from tests.strategies.agreement import assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, descend, gradient, mean_of, norm_mlp
 
 LR, BATCH, SHARE = 0.1, 3, 0.7
@@ -105,12 +102,6 @@ def test_the_weights_and_the_own_model_never_leave_the_client() -> None:
     play = Play("fedala")
     for _ in play.rounds():
         assert not any(sets_of(message.content) for message in (*play.sent.values(), *play.replied.values()))
-
-
-@pytest.mark.parametrize("model", [Mlp, norm_mlp])
-def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Module]) -> None:
-    alone, together = (Play("fedala", cohort=cohort, model=model, absent={1: (1, 2)}) for cohort in (1, 3))
-    assert_trains_alike(alone, together, range(3))
 
 
 @pytest.mark.parametrize(

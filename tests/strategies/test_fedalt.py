@@ -4,13 +4,9 @@ import pytest
 
 from fedsim.errors import ConfigError
 from fedsim.models.params import Params
-from tests.strategies.harness import Play, assert_close, descend, mean_of
+from tests.strategies.harness import Play, assert_close, descend, mean_of, part
 
 PERSONAL, SHARED = ("fc1",), ("fc2", "fc3")
-
-
-def part(params: Params, layers: tuple[str, ...]) -> Params:
-    return {key: value for key, value in params.items() if key.rpartition(".")[0] in layers}
 
 
 def train(play: Play, model: Params, server_round: int, client: int) -> Params:

@@ -1,7 +1,5 @@
 """FedAS against the authors' procedure, written down plainly."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.strategy.messages import sets_of
 from strategies import FedAs
-from tests.strategies.agreement import assert_resumes, assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, descend, features, mean_of, norm_mlp
 
 LR, ALIGN_LR = 0.1, 0.3
@@ -117,16 +114,6 @@ def test_a_client_without_a_gradient_counts_for_nothing() -> None:
     updates[0].metrics["fisher_trace"] = 0.0  # type: ignore[index]
     expected = mean_of([update.shared for update in updates[1:]], known[1:])
     assert_close(strategy.aggregate(1, updates), expected)
-
-
-def test_a_cohort_trains_as_one_client_after_the_other() -> None:
-    alone, together = (Play("fedas", OPTIONS, cohort=cohort, model=norm_mlp) for cohort in (1, 3))
-    assert_trains_alike(alone, together, range(3))
-
-
-def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
-    whole, resumed = Play("fedas", OPTIONS), Play("fedas", OPTIONS)
-    assert_resumes(whole, resumed, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,9 @@ from fedsim.training import Network
 from fedsim.training.dropout import random_words
 from strategies import FedCp
 from strategies.fedcp import FedCpRule, GatedHead
-from tests.strategies.harness import Batch, Mlp, Play, assert_close, mean_of, network_of, words_model
+from tests.strategies.harness import Batch, Mlp, Play, assert_close, body, mean_of, network_of, words_model
 
 HEAD, LR, SIZE = ("fc3.weight", "fc3.bias"), 0.1, 5
-
-
-def body(network: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.tanh(network.fc2(torch.tanh(network.fc1(inputs))))  # type: ignore[operator]
 
 
 def policy_of(values: Params) -> nn.Module:

@@ -13,19 +13,7 @@ from fedsim.models.params import Params, state_of
 from fedsim.strategy import Phase, Step
 from fedsim.training import SGD, Local, Network
 from strategies.feddbe import FedDbeRule
-from tests.strategies.harness import (
-    Batch,
-    Play,
-    assert_close,
-    descend,
-    mean_of,
-    network_of,
-    words_model,
-)
-
-
-def body(network: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.tanh(network.fc2(torch.tanh(network.fc1(inputs))))  # type: ignore[operator]
+from tests.strategies.harness import Batch, Play, assert_close, body, descend, mean_of, network_of, words_model
 
 
 def shifted(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.strategies.harness import Batch, Play, assert_close, descend_on, mean_of
+from tests.strategies.harness import Batch, Play, assert_close, descend, mean_of
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.8])
@@ -23,7 +23,7 @@ def test_rounds_are_those_of_the_algorithm(alpha: float) -> None:
                 near = sum((value - start[key]).square().sum() for key, value in weights.items())
                 return cross_entropy(network(batch[0]), batch[1]) - linear + alpha / 2 * near
 
-            trained.append(descend_on(play.model, start, play.batches(server_round, client), 0.1, loss))
+            trained.append(descend(play.model, start, play.batches(server_round, client), 0.1, loss))
             assert_close(play.uploaded(client), trained[-1])
             own[client] = {key: slope[key] - alpha * (trained[-1][key] - start[key]) for key in slope}
             assert_close(play.kept(client)["slope"], own[client])

@@ -1,16 +1,11 @@
 """FedGuCci against the paper's loss, written down plainly."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
-from torch import nn
 
 from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.strategy.messages import sets_of
 from strategies import FedGucci
-from tests.strategies.agreement import assert_resumes, assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, gradient, mean_of, norm_mlp
 
 LR = 0.1
@@ -54,18 +49,6 @@ def test_only_past_global_models_travel_next_to_the_current_one() -> None:
         assert not any(sets_of(reply.content) for reply in play.replied.values())
     assert names == [[], ["anchor_1"], ["anchor_1", "anchor_2"], ["anchor_1", "anchor_2"]]
     assert_close(play.strategy.sets_for(5, 0)["anchor_2"], models[2], 0)
-
-
-@pytest.mark.parametrize("model", [Mlp, norm_mlp])
-def test_a_cohort_trains_as_one_client_after_the_other(model: Callable[[], nn.Module]) -> None:
-    options = {"anchors": 2, "points": "random"}
-    alone, together = (Play("fedgucci", options, cohort=cohort, model=model, absent={1: (1, 2)}) for cohort in (1, 3))
-    assert_trains_alike(alone, together)
-
-
-def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
-    whole, resumed = (Play("fedgucci", {"anchors": 3}, rounds=4) for _ in range(2))
-    assert_resumes(whole, resumed, tmp_path, 3)
 
 
 def test_bad_options_are_named() -> None:

@@ -7,22 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
 from fedsim.models.params import Params, state_of
 from fedsim.strategy.messages import sets_of
 from strategies import FedPac
 from strategies.fedpac import head_weights
-from tests.strategies.harness import CLASSES, Batch, Mlp, Play, assert_close, mean_of, network_of
+from tests.strategies.harness import (
+    CLASSES,
+    Mlp,
+    Play,
+    assert_close,
+    body,
+    class_two_of_one,
+    mean_of,
+    network_of,
+)
 
 HEAD, LR, HEAD_LR, PULL = ("fc3.weight", "fc3.bias"), 0.1, 0.2, 5.0
 OPTIONS = {"pull": PULL, "head_lr": HEAD_LR}
 Means = dict[int, Tensor]
-
-
-def body(network: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.tanh(network.fc2(torch.tanh(network.fc1(inputs))))  # type: ignore[operator]
 
 
 def by_class(play: Play, params: Params, client: int) -> dict[int, Tensor]:
@@ -87,11 +92,6 @@ def trained(play: Play, params: Params, server_round: int, client: int, means: M
             loss = loss + PULL * mse_loss(goals, features)
         step(rest, loss, LR)
     return {key: value.detach().clone() for key, value in state_of(network).items()}
-
-
-def class_two_of_one(client: int, inputs: Tensor, targets: Tensor) -> Batch:
-    """Leave class 2 to client 1, which is absent in the second round."""
-    return inputs, targets if client == 1 else targets.clamp(max=1)
 
 
 @pytest.mark.parametrize("cohort", [1, 3])

@@ -13,13 +13,20 @@ from fedsim.strategy.messages import sets_of
 from fedsim.training import Network
 from strategies import FedProto
 from strategies.fedproto import FedProtoRule
-from tests.strategies.harness import CLASSES, Batch, Mlp, Play, assert_close, descend_on, network_of, words_model
+from tests.strategies.harness import (
+    CLASSES,
+    Batch,
+    Mlp,
+    Play,
+    assert_close,
+    body,
+    class_two_of_one,
+    descend,
+    network_of,
+    words_model,
+)
 
 Means = dict[int, Tensor]
-
-
-def body(network: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.tanh(network.fc2(torch.tanh(network.fc1(inputs))))  # type: ignore[operator]
 
 
 def measured(play: Play, params: Params, client: int) -> Means:
@@ -42,20 +49,15 @@ def pulled(network: nn.Module, batch: Batch, means: Means, weight: float) -> Ten
     return loss + weight * mse_loss(goals, features)
 
 
-def one_class_less(client: int, inputs: Tensor, targets: Tensor) -> Batch:
-    """Leave class 2 to client 1, which is absent in the second round."""
-    return inputs, targets if client == 1 else targets.clamp(max=1)
-
-
 @pytest.mark.parametrize("cohort", [1, 3])
 def test_rounds_are_those_of_the_released_code(cohort: int) -> None:
-    play = Play("fedproto", {"pull": 5.0}, rounds=4, change=one_class_less, cohort=cohort)
+    play = Play("fedproto", {"pull": 5.0}, rounds=4, change=class_two_of_one, cohort=cohort)
     models, means, missing = [play.initial] * 3, Means(), set[int]()
     for server_round in play.rounds():
         found = []
         for client in sorted(play.present(server_round)):
             batches = play.batches(server_round, client)
-            models[client] = descend_on(
+            models[client] = descend(
                 play.model, models[client], batches, 0.1, lambda net, batch, goal=means: pulled(net, batch, goal, 5.0)
             )
             found.append(measured(play, models[client], client))
@@ -72,7 +74,7 @@ def test_rounds_are_those_of_the_released_code(cohort: int) -> None:
 
 
 def test_the_nearest_mean_is_a_linear_head() -> None:
-    play = Play("fedproto", {"predict": "means"}, change=one_class_less, absent={1: 1})
+    play = Play("fedproto", {"predict": "means"}, change=class_two_of_one, absent={1: 1})
     play.round(1)  # nobody has class 2
     inputs = play.train_set(1)[0]
     for client in range(3):

@@ -3,13 +3,9 @@
 import pytest
 
 from fedsim.errors import ConfigError
-from tests.strategies.harness import Play, assert_close, descend, mean_of
+from tests.strategies.harness import Play, assert_close, descend, mean_of, part
 
 BODY, HEAD = ("fc1", "fc2"), ("fc3",)
-
-
-def part(params: dict, layers: tuple[str, ...]) -> dict:
-    return {key: value for key, value in params.items() if key.rpartition(".")[0] in layers}
 
 
 def test_clients_train_their_head_then_the_body_which_is_averaged() -> None:

@@ -1,7 +1,5 @@
 """FedSelect against its algorithm, written down plainly, one parameter at a time where that is plainest."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,7 +7,6 @@ from fedsim.errors import ConfigError
 from fedsim.models.params import Params
 from fedsim.strategy.messages import sets_of
 from strategies import FedSelect
-from tests.strategies.agreement import assert_resumes, assert_trains_alike
 from tests.strategies.harness import Batch, Mlp, Play, assert_close, gradient, norm_mlp
 
 LR, GROWTH, TARGET = 0.1, 0.3, 0.5
@@ -112,16 +109,6 @@ def test_what_is_personal_never_leaves_and_the_mask_goes_with_the_rest() -> None
                 uploaded = play.uploaded(client)[key]
                 assert not uploaded[torch.from_numpy(mask.numpy())].any()
                 assert uploaded.any()
-
-
-def test_a_cohort_trains_as_one_client_after_the_other() -> None:
-    alone, together = (Play("fedselect", OPTIONS, rounds=4, cohort=cohort, model=norm_mlp) for cohort in (1, 3))
-    assert_trains_alike(alone, together)
-
-
-def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
-    whole, resumed = (Play("fedselect", OPTIONS, rounds=4) for _ in range(2))
-    assert_resumes(whole, resumed, tmp_path, 3)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from fedsim.models.params import Params
 from fedsim.seeds import rng
 from fedsim.strategy.messages import sets_of
 from strategies import Flayer
-from tests.strategies.agreement import assert_trains_alike
 from tests.strategies.harness import CLASSES, Batch, Mlp, Play, assert_close, network_of, norm_mlp
 
 LR = 0.1
@@ -146,11 +145,6 @@ def test_test_data_decide_nothing() -> None:
         part.test = (part.test[0], (part.test[1] + 1) % CLASSES)
     for server_round in plain.rounds():
         assert_close(changed.round(server_round), plain.strategy.global_model, tolerance=0.0)
-
-
-def test_a_cohort_trains_as_one_client_after_the_other() -> None:
-    alone, together = (Play("flayer", sizes=(5, 8, 4), cohort=cohort) for cohort in (1, 3))
-    assert_trains_alike(alone, together)
 
 
 def test_without_validation_data_and_with_momentum_it_is_refused(tiny) -> None:  # type: ignore[no-untyped-def]

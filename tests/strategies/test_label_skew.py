@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from fedsim.training.context import Network, Step
 from fedsim.training.plan import Phase
 from strategies.label_skew import FedNtdRule
-from tests.strategies.harness import CLASSES, Batch, Mlp, Play, assert_close, descend_on, mean_of, network_of
+from tests.strategies.harness import CLASSES, Batch, Mlp, Play, assert_close, descend, mean_of, network_of
 
 
 @pytest.mark.parametrize(("beta", "temperature"), [(1.0, 1.0), (0.3, 3.0)])
@@ -29,7 +29,7 @@ def test_fedntd_distils_all_classes_but_the_true_one(beta: float, temperature: f
                 divergences.append((old * (old.log() - own.log())).sum())
             return cross_entropy(logits, targets) + beta * temperature**2 * torch.stack(divergences).mean()
 
-        trained = [descend_on(play.model, expected, play.batches(server_round, client), 0.1, loss) for client in there]
+        trained = [descend(play.model, expected, play.batches(server_round, client), 0.1, loss) for client in there]
         expected = mean_of(trained, [play.sizes[client] for client in there])
         assert_close(play.strategy.global_model, expected)
 
@@ -73,7 +73,7 @@ def test_fedlc_lowers_the_logits_of_rare_classes(tau: float) -> None:
             def loss(network: nn.Module, batch: Batch, margins: Tensor = margins) -> Tensor:
                 return cross_entropy(network(batch[0]) - margins, batch[1])
 
-            trained.append(descend_on(play.model, expected, play.batches(server_round, client), 0.1, loss))
+            trained.append(descend(play.model, expected, play.batches(server_round, client), 0.1, loss))
         expected = mean_of(trained, [play.sizes[client] for client in there])
         assert_close(play.strategy.global_model, expected)
 

@@ -24,6 +24,7 @@ from fedsim.strategy import Local, Received, Strategy, messages
 from fedsim.strategy.messages import Instructions
 from fedsim.strategy.traffic import Traffic
 from strategies import STRATEGIES
+from tests.strategies.agreement import assert_trains_alike
 from tests.strategies.harness import ADAPTED, Mlp, Play, assert_close, lora_mlp, moe_mlp, norm_mlp
 
 # Options that have no default, or that let more happen in a few rounds of a tiny model.
@@ -36,6 +37,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedlama": {"warm_up": 0},
     "llmc": {"shared": "body"},
     "pfedme": {"inner_steps": 2},
+    "fedgucci": {"anchors": 3, "points": "random"},
+    "fedselect": {"every": 1},
+    "floco": {"endpoints": 3, "whole_rounds": 2},
     "pfedsim": {"warm_up": 1},
     "ccvr": {"after": 2},
     "layer_tree": {"single": -1.0, "every": 2},
@@ -106,7 +110,7 @@ def _forget() -> Iterator[None]:
 
 
 def records_of(message: Message) -> dict[str, ArrayRecord]:
-    """Return all arrays of a message but for the instruments of the simulator."""
+    """Return all arrays of a message except the instruments of the simulator."""
     apart = (messages.PROBE, messages.GLOBAL)
     records = {name: record for name, record in message.content.items() if isinstance(record, ArrayRecord)}
     return {name: record for name, record in records.items() if name not in apart}
@@ -202,8 +206,8 @@ def test_weights_matter_only_up_to_their_scale(name: str) -> None:
 
 
 MOVES_EQUAL_MODELS = {
-    "fedavgm": "the last step goes on",
-    "barrier_mix": "the last step goes on",
+    "fedavgm": "the last step continues",
+    "barrier_mix": "the last step continues",
     "fedadam": "the server steps by its own step size",
     "fedyogi": "the server steps by its own step size",
     "fedadagrad": "the server steps by its own step size",
@@ -255,6 +259,7 @@ def test_nothing_personal_leaves_a_client(name: str) -> None:
 SENT_AND_KEPT = {
     ("scaffold", "control_change"): "in the first round the change of a control variate is the variate",
     ("moon", "arrays"): "a client remembers the model that it sent",
+    ("floco", "endpoints"): "where a client's region is a corner, its head is an endpoint",
     ("fedselect", "arrays"): "clients remember the shared entries that they sent; those in the mask are not sent",
 }
 
@@ -366,3 +371,10 @@ def test_clients_that_train_together_do_what_they_do_alone(name: str) -> None:
         for client, kept in seen.kept.items():
             for record, expected in kept.items():
                 assert_close(together.kept(client)[record], expected, tolerance=1e-9)
+
+
+@pytest.mark.slow
+@every
+def test_a_cohort_of_new_and_known_clients_trains_as_one_after_the_other(name: str) -> None:
+    alone, together = (play_of(name, rounds=3, absent={1: (1, 2)}, cohort=cohort) for cohort in (1, 3))
+    assert_trains_alike(alone, together, range(3))

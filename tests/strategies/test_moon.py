@@ -15,7 +15,7 @@ from tests.strategies.harness import (
     Mlp,
     Play,
     assert_close,
-    descend_on,
+    descend,
     mean_of,
     network_of,
     norm_mlp,
@@ -49,7 +49,7 @@ def test_rounds_are_those_of_the_equation(model: type[nn.Module]) -> None:
                 alike = torch.stack([cosine_similarity(features, each, dim=1) for each in others], 1) / 0.4
                 return cross_entropy(logits, targets) + 2.0 * cross_entropy(alike, torch.zeros_like(targets))
 
-            own[client] = descend_on(play.model, averaged, play.batches(server_round, client), 0.1, loss)
+            own[client] = descend(play.model, averaged, play.batches(server_round, client), 0.1, loss)
             sent = play.uploaded(client)
             assert_close(sent, {key: own[client][key] for key in sent})
         averaged = averaged | mean_of([own[client] for client in there], [play.sizes[client] for client in there])

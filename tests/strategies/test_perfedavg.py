@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedsim.models.params import Params
-from tests.strategies.agreement import assert_trains_alike
 from tests.strategies.harness import Batch, Mlp, Play, assert_close, descend, mean_of, network_of, norm_mlp
 
 LR = 0.1
@@ -96,11 +95,6 @@ def test_a_client_is_evaluated_after_steps_on_its_training_examples(steps: int) 
         found, trained = play.personalised(client), dict(network.named_parameters())
         assert_close({key: found[key] for key in trained}, trained)
         assert not set(play.kept(client)) - {"model"}
-
-
-def test_one_client_after_the_other_and_a_cohort_agree_with_unequal_batches() -> None:
-    alone, together = (Play("perfedavg", {"inner_lr": 0.3}, sizes=(5, 8, 4), cohort=c) for c in (1, 3))
-    assert_trains_alike(alone, together)
 
 
 @pytest.mark.parametrize(

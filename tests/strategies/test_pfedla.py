@@ -1,7 +1,5 @@
 """pFedLA against the paper's update, with the mixture differentiated as a whole by autograd."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ from torch import Tensor
 from fedsim.models.params import Params
 from fedsim.seeds import rng
 from strategies import HeurPFedLA, PFedLA
-from tests.strategies.agreement import assert_resumes, assert_trains_alike
 from tests.strategies.harness import Mlp, Play, assert_close, descend, mean_of, norm_mlp
 
 LR, MIXER_LR, EMBEDDING, HIDDEN = 0.1, 3.0, 4, 5
@@ -150,18 +147,6 @@ def test_running_statistics_are_mixed_with_their_layer_but_do_not_teach() -> Non
     row = play.strategy.weights_of(0)[1]
     mixed = sum(float(a) * play.uploaded(client)["bn.running_var"] for client, a in enumerate(row))
     torch.testing.assert_close(play.strategy.for_client(2, 0)["bn.running_var"], mixed)
-
-
-@pytest.mark.parametrize("name", ["pfedla", "heurpfedla"])
-def test_a_cohort_trains_as_one_client_after_the_other(name: str) -> None:
-    alone, together = (Play(name, OPTIONS, cohort=cohort) for cohort in (1, 3))
-    assert_trains_alike(alone, together, [1])
-
-
-@pytest.mark.parametrize("name", ["pfedla", "heurpfedla"])
-def test_a_run_resumes_from_its_checkpoint_with_the_same_bits(name: str, tmp_path: Path) -> None:
-    whole, resumed = Play(name, OPTIONS), Play(name, OPTIONS)
-    assert_resumes(whole, resumed, tmp_path)
 
 
 @pytest.mark.parametrize(
