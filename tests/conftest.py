@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 import fedsim.federation.engines.ray  # noqa: F401 (sets what Ray reads when it is imported)
+from fedsim.cli import commands
 from fedsim.config import Config, choices, with_settings
 from fedsim.experiment import run as experiment
 from fedsim.federation.engines.processes import few_processes
@@ -26,6 +28,7 @@ from fedsim.results.files import write_json
 from fedsim.results.folder import RunFolder
 from tests import ray_workers
 
+Command = Callable[..., tuple[int, str, str]]
 TINY: dict[str, Any] = {
     "rounds": 2,
     "clients": 4,
@@ -112,6 +115,36 @@ def play(tmp_path: Path) -> Callable[..., RunFolder]:
         folder = RunFolder(tmp_path / name)
         experiment.run(config, folder, lambda summary: None)
         return folder
+
+    return run
+
+
+class Stop(BaseException):
+    """The process ends here."""
+
+
+def run_until(config: Config, folder: RunFolder, server_round: int) -> RunFolder:
+    """Run an experiment, and stop it after a round as a kill does."""
+
+    def stop(summary: experiment.RoundSummary) -> None:
+        if summary.server_round == server_round:
+            raise Stop
+
+    with pytest.raises(Stop):
+        experiment.run(config, folder, stop)
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command of ``fedsim`` in this process; return its exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedsim", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as exit_:
+            commands.main()
+        return (int(exit_.value.code or 0), *capsys.readouterr())
 
     return run
 

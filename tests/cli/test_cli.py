@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.cli import commands as cli
 from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.data import DATA
@@ -22,28 +21,18 @@ from fedsim.results.folder import RunFolder
 from fedsim.shortening import LINE
 from partitions import PARTITIONS
 from strategies import NAMES, STRATEGIES
-from tests.conftest import TINY
-
-Fedsim = Callable[..., tuple[int, str, str]]
+from tests.conftest import TINY, Command
 
 
 @pytest.fixture
-def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fedsim:
-    """Run a command in an empty folder; return its exit code, stdout and stderr.
+def fedsim(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Run a command in an empty folder.
 
     Without ``--jobs``, runs are played in this process: another would import all again.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "processors", lambda: 1)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return (exit_.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
-
-    return run
+    return command
 
 
 @pytest.fixture
@@ -56,7 +45,7 @@ def study(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("arguments", [["rnu"], ["run", "x.toml", "--enginee", "ray"]])
-def test_a_hint_is_given_once(arguments: list[str], fedsim: Fedsim) -> None:
+def test_a_hint_is_given_once(arguments: list[str], fedsim: Command) -> None:
     code, _, err = fedsim(*arguments)
     assert (code, err.lower().count("did you mean"), err.count("\n")) == (2, 1, 1)
 
@@ -178,7 +167,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(
-    name: str, fedsim: Fedsim, study: Path, tmp_path: Path
+    name: str, fedsim: Command, study: Path, tmp_path: Path
 ) -> None:
     arguments, message = MISTAKES[name]
     code, out, err = fedsim("run", str(study), *arguments)
@@ -191,7 +180,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
 
 
-def test_a_truncated_data_file_is_named_before_anything_is_written(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+def test_a_truncated_data_file_is_named_before_anything_is_written(
+    fedsim: Command, study: Path, tmp_path: Path
+) -> None:
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (tmp_path / f"{name}-ubyte").write_bytes(b"\0\0\x08")
     code, _, err = fedsim("run", str(study), "--set", f'data={{name="fashion-mnist", data_dir="{tmp_path}"}}')
@@ -201,7 +192,7 @@ def test_a_truncated_data_file_is_named_before_anything_is_written(fedsim: Fedsi
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_a_folder_that_cannot_be_written_is_named(dry: list[str], fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(dry: list[str], fedsim: Command, study: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = fedsim("run", str(study), "--out", "file", *dry)
     assert code == 2
@@ -216,7 +207,7 @@ def test_a_folder_that_cannot_be_written_is_named(dry: list[str], fedsim: Fedsim
         ("rounds = 1", "'clients' is missing"),
     ],
 )
-def test_an_experiment_that_cannot_be_read(fedsim: Fedsim, tmp_path: Path, content: str | None, message: str) -> None:
+def test_an_experiment_that_cannot_be_read(fedsim: Command, tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "missing.toml").write_text(content)
     code, _, err = fedsim("run", "missing.toml")
@@ -224,9 +215,9 @@ def test_an_experiment_that_cannot_be_read(fedsim: Fedsim, tmp_path: Path, conte
     assert message in err
 
 
-@pytest.mark.parametrize("command", ["compare", "report"])
-def test_a_folder_without_runs_is_named(fedsim: Fedsim, command: str) -> None:
-    code, _, err = fedsim(command, ".")
+@pytest.mark.parametrize("name", ["compare", "report"])
+def test_a_folder_without_runs_is_named(fedsim: Command, name: str) -> None:
+    code, _, err = fedsim(name, ".")
     assert code == 2
     assert ". holds no run" in err
 
@@ -252,7 +243,7 @@ def test_a_folder_without_runs_is_named(fedsim: Fedsim, command: str) -> None:
     ],
 )
 def test_paths_are_checked_before_any_work(
-    fedsim: Fedsim, study: Path, tmp_path: Path, arguments: list[str], message: str
+    fedsim: Command, study: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "runs" / "study" / "one-s0").mkdir(parents=True)
     (tmp_path / "runs" / "study" / "one-s0" / "config.toml").touch()
@@ -264,7 +255,7 @@ def test_paths_are_checked_before_any_work(
 
 
 @pytest.mark.slow
-def test_run_compare_and_report_a_sweep(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+def test_run_compare_and_report_a_sweep(fedsim: Command, study: Path, tmp_path: Path) -> None:
     swept = 'sweep.strategy=[{name="full"}, {name="layer_set", shared="head"}]'
     run = ("run", str(study), "--set", swept, "--set", "sweep.seed=[0, 1]", "--set", "barriers.every=0")
     code, out, err = fedsim(*run)
@@ -345,7 +336,7 @@ class Raises(Strategy):
 @pytest.mark.parametrize(("error", "code"), [("config", 2), ("run", 1)])
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_failed_runs_are_listed_below_the_table_of_those_that_are_done(
-    fedsim: Fedsim, study: Path, tmp_path: Path, error: str, code: int, jobs: str
+    fedsim: Command, study: Path, tmp_path: Path, error: str, code: int, jobs: str
 ) -> None:
     (tmp_path / "raises.py").write_text(RAISES)
     sweep = f'sweep.strategy=[{{name="raises:Raises", error="{error}"}}, {{name="full"}}]'
@@ -360,7 +351,7 @@ def test_failed_runs_are_listed_below_the_table_of_those_that_are_done(
     ]
 
 
-def test_a_dry_run_says_what_it_would_do_and_does_nothing(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(fedsim: Command, study: Path, tmp_path: Path) -> None:
     code, out, _ = fedsim("run", str(study), "--dry-run", "--set", "barriers.pairs=0")
     assert code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
@@ -386,7 +377,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(fedsim: Fedsim, study:
 
 @pytest.mark.slow
 def test_partition_prints_and_draws_who_holds_what_and_trains_nothing(
-    fedsim: Fedsim, study: Path, tmp_path: Path
+    fedsim: Command, study: Path, tmp_path: Path
 ) -> None:
     code, out, err = fedsim("partition", str(study), "--set", "sweep={seed=[0, 1]}", "--set", 'strategy={name="full"}')
     assert code == 0
@@ -400,7 +391,7 @@ def test_partition_prints_and_draws_who_holds_what_and_trains_nothing(
 
 @pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
-def test_a_run_with_a_saved_partition_is_that_run_again(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_saved_partition_is_that_run_again(fedsim: Command, study: Path, tmp_path: Path) -> None:
     code, _, err = fedsim("partition", str(study), "--save", "sets/split.npz", "--pfllib", "pfllib")
     assert code == 0
     assert "index sets: sets/split.npz" in err
@@ -424,7 +415,7 @@ def test_a_run_with_a_saved_partition_is_that_run_again(fedsim: Fedsim, study: P
     ],
 )
 def test_a_partition_that_cannot_be_saved_is_one_line(
-    fedsim: Fedsim, study: Path, arguments: tuple[str, ...], message: str
+    fedsim: Command, study: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     code, _, err = fedsim("partition", str(study), *arguments)
     assert code == 2
@@ -441,7 +432,7 @@ def test_a_partition_that_cannot_be_saved_is_one_line(
         ("data", DATA),
     ],
 )
-def test_list_shows_everything_that_is_registered(fedsim: Fedsim, kind: str, names: dict) -> None:
+def test_list_shows_everything_that_is_registered(fedsim: Command, kind: str, names: dict) -> None:
     code, out, _ = fedsim("list", kind)
     assert code == 0
     shown = [line.split()[0] for line in out.splitlines() if line.strip()]
@@ -466,7 +457,7 @@ class Mine(Strategy):
 
 @pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
-def test_a_strategy_of_the_user_is_one_file_in_this_folder(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+def test_a_strategy_of_the_user_is_one_file_in_this_folder(fedsim: Command, study: Path, tmp_path: Path) -> None:
     (tmp_path / "own_strategy.py").write_text(OWN)
     choice = 'strategy={name="own_strategy:Mine", depth=1}'
     code, out, _ = fedsim("run", str(study), "--set", choice)
@@ -585,7 +576,7 @@ def bad_labels():
     ],
 )
 def test_a_mistake_in_a_part_of_the_user_is_one_line(
-    fedsim: Fedsim, study: Path, tmp_path: Path, table: str, name: str, code: int, message: str
+    fedsim: Command, study: Path, tmp_path: Path, table: str, name: str, code: int, message: str
 ) -> None:
     module = f"mine_{name.lower()}"
     (tmp_path / f"{module}.py").write_text(MINE)
@@ -599,7 +590,7 @@ def test_a_mistake_in_a_part_of_the_user_is_one_line(
 
 @pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
-def test_a_changed_strategy_of_the_user_is_another_run(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+def test_a_changed_strategy_of_the_user_is_another_run(fedsim: Command, study: Path, tmp_path: Path) -> None:
     path = tmp_path / "changing.py"
     for depth in ("first:1", "first:2"):
         path.write_text(OWN.replace('f"first:{depth}"', f'"{depth}"'))
@@ -610,7 +601,7 @@ def test_a_changed_strategy_of_the_user_is_another_run(fedsim: Fedsim, study: Pa
 @pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
 def test_a_sweep_over_a_table_and_one_of_its_settings_plays_every_combination(
-    fedsim: Fedsim, study: Path, tmp_path: Path
+    fedsim: Command, study: Path, tmp_path: Path
 ) -> None:
     sweep = 'sweep={"strategy.buffers"=["shared", "personal"], strategy=[{name="full"}, {name="local"}]}'
     code, out, _ = fedsim("run", str(study), "--set", sweep)
@@ -621,7 +612,7 @@ def test_a_sweep_over_a_table_and_one_of_its_settings_plays_every_combination(
 
 @pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
-def test_a_setting_on_the_command_line_overrules_the_sweep(fedsim: Fedsim, study: Path, tmp_path: Path) -> None:
+def test_a_setting_on_the_command_line_overrules_the_sweep(fedsim: Command, study: Path, tmp_path: Path) -> None:
     study.write_text(study.read_text() + "\n[sweep]\nseed = [0, 1]\n")
     assert fedsim("run", str(study), "--set", "seed=5")[0] == 0
     assert [path.parent.name[-3:] for path in tmp_path.glob("runs/study/*/DONE")] == ["-s5"]
@@ -629,7 +620,7 @@ def test_a_setting_on_the_command_line_overrules_the_sweep(fedsim: Fedsim, study
 
 @pytest.mark.slow
 def test_a_report_says_that_its_run_is_unfinished(
-    fedsim: Fedsim, tiny: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fedsim: Command, tiny: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     experiment.run(tiny(barriers__every=0), RunFolder(tmp_path / "one"), lambda summary: None, until=1)
     assert fedsim("report", "one")[0] == 0
@@ -640,7 +631,7 @@ def test_a_report_says_that_its_run_is_unfinished(
 @pytest.mark.usefixtures("plain_pages")
 @pytest.mark.slow
 def test_a_damaged_run_is_named_and_an_unfinished_one_left_out(
-    fedsim: Fedsim, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fedsim: Command, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert fedsim("run", str(study), "--set", "sweep.seed=[0, 1]")[0] == 0
     first, second = sorted(path.parent for path in tmp_path.glob("runs/study/*/DONE"))
@@ -671,7 +662,7 @@ def played(tmp_path: Path, tiny: Callable[..., Config], play: Callable[..., RunF
     return play(tiny(rounds=1, clients=2, barriers={"every": 0})).path
 
 
-def test_a_figure_is_written_by_its_suffix(played: Path, fedsim: Fedsim) -> None:
+def test_a_figure_is_written_by_its_suffix(played: Path, fedsim: Command) -> None:
     for suffix, start in ((".pdf", b"%PDF"), (".PNG", b"\x89PNG"), (".svg", b"<?xml")):
         code, _, err = fedsim("figure", "clients", str(played), "--out", f"new/a{suffix}")
         assert (code, err) == (0, f"figure: new/a{suffix}\n")
@@ -693,7 +684,7 @@ def test_a_figure_is_written_by_its_suffix(played: Path, fedsim: Fedsim) -> None
     ],
 )
 def test_a_figure_that_cannot_be_drawn_is_one_line_and_no_file(
-    arguments: list[str], message: str, played: Path, fedsim: Fedsim
+    arguments: list[str], message: str, played: Path, fedsim: Command
 ) -> None:
     code, _, err = fedsim("figure", arguments[0], str(played), *arguments[1:])
     assert (code, err.count("\n")) == (2, 1)

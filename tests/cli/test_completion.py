@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.cli import completion
-from fedsim.cli.commands import main
+from tests.conftest import Command
 
 
 @pytest.fixture
@@ -46,16 +46,14 @@ def test_settings_are_offered_with_the_names_that_they_may_be() -> None:
 
 
 @pytest.fixture
-def fedsim(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def fedsim(runs: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     def run(*words: str, **environment: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["fedsim", *words])
         monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # which is pytest under python -m pytest
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert not end.value.code
-        return capsys.readouterr().out
+        code, out, _ = command(*words)
+        assert not code
+        return out
 
     return run
 

@@ -16,32 +16,23 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from fedsim.cli import commands as cli
 from fedsim.cli.actions import watching
 from fedsim.cli.curves import _without_gaps
 from fedsim.config import Config
 from fedsim.results.folder import RunFolder, metric_row
-from tests.conftest import heed_interrupts
+from tests.conftest import Command, heed_interrupts
 
 KEYS = {
     *("run", "strategy", "seed", "state", "round", "rounds", "seconds_left"),
     *("metric", "value", "value_round", "missing", "reason", "started", "settings"),
 }
-Fedsim = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fedsim:
+def fedsim(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(watching, "EVERY_SECONDS", 0.05)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return (exit_.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
-
-    return run
+    return command
 
 
 @pytest.fixture
@@ -73,7 +64,7 @@ def _plain(text: str) -> str:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_status_of_runs_is_a_row_each(
-    width: int, fedsim: Fedsim, study: list[RunFolder], monkeypatch: pytest.MonkeyPatch
+    width: int, fedsim: Command, study: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
@@ -90,7 +81,7 @@ def test_the_status_of_runs_is_a_row_each(
         assert "30 s" in shown
 
 
-def test_the_status_for_programs_has_the_documented_keys(fedsim: Fedsim, study: list[RunFolder]) -> None:
+def test_the_status_for_programs_has_the_documented_keys(fedsim: Command, study: list[RunFolder]) -> None:
     code, out, _ = fedsim("status", str(study[0].path.parent), "--json")
     found = json.loads(out)
     assert (code, found.keys(), found["format"]) == (0, {"format", "runs"}, 1)
@@ -100,7 +91,7 @@ def test_the_status_for_programs_has_the_documented_keys(fedsim: Fedsim, study: 
     assert all(f"`{key}`" in documented for key in KEYS)
 
 
-def test_a_run_that_is_over_is_drawn_once(fedsim: Fedsim, study: list[RunFolder]) -> None:
+def test_a_run_that_is_over_is_drawn_once(fedsim: Command, study: list[RunFolder]) -> None:
     study[0].done.touch()
     code, out, err = fedsim("watch", str(study[0].path))
     assert (code, err) == (0, "")
@@ -114,7 +105,7 @@ def test_a_run_that_is_over_is_drawn_once(fedsim: Fedsim, study: list[RunFolder]
 
 @pytest.mark.parametrize("has_terminal", [True, False])
 def test_a_run_is_followed_until_it_ends(
-    has_terminal: bool, fedsim: Fedsim, study: list[RunFolder], monkeypatch: pytest.MonkeyPatch
+    has_terminal: bool, fedsim: Command, study: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if has_terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
@@ -138,7 +129,7 @@ def test_a_run_is_followed_until_it_ends(
     assert shown.count("accuracy (%) by round") >= 1 + 2 * has_terminal
 
 
-def test_one_of_several_runs_must_be_named(fedsim: Fedsim, study: list[RunFolder]) -> None:
+def test_one_of_several_runs_must_be_named(fedsim: Command, study: list[RunFolder]) -> None:
     code, _, err = fedsim("watch", "runs")
     assert code == 2
     assert err == "fedsim: error: runs holds 2 runs; give one of them, such as runs/study/0.1-s0\n"

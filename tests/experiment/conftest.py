@@ -6,7 +6,7 @@ import pytest
 from fedsim.config import Config, choices, with_settings
 from fedsim.experiment import run as experiment
 from fedsim.results.folder import RunFolder
-from tests.conftest import TINY
+from tests.conftest import TINY, run_until
 
 CHANGES = {
     ("rounds",): 4,
@@ -17,22 +17,6 @@ CHANGES = {
     ("checkpoints", "keep"): "last",
 }
 STOPPED = 3
-
-
-class Stop(BaseException):
-    """The process ends here."""
-
-
-def run_until(config: Config, folder: RunFolder, server_round: int) -> RunFolder:
-    """Run an experiment, and stop it after a round as a kill does."""
-
-    def stop(summary: experiment.RoundSummary) -> None:
-        if summary.server_round == server_round:
-            raise Stop
-
-    with pytest.raises(Stop):
-        experiment.run(config, folder, stop)
-    return folder
 
 
 @pytest.fixture(scope="session")

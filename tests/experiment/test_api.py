@@ -12,12 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 import fedsim
-from fedsim.cli import commands as cli
 from fedsim.config import Config, choices
 from fedsim.federation.federation import federation_of
 from fedsim.results import report
 from fedsim.training.evaluation import evaluate
-from tests.conftest import TINY, plain_page
+from tests.conftest import TINY, Command, plain_page
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pages")]
 HEAD = {"strategy": {"name": "layer_set", "shared": "head"}}
@@ -98,19 +97,14 @@ def test_a_comparison_is_a_table_of_numbers_and_of_text(runs: fedsim.Runs) -> No
         fedsim.compare([])
 
 
-def test_a_table_of_a_paper_is_that_of_the_command_line(
-    runs: fedsim.Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_of_a_paper_is_that_of_the_command_line(runs: fedsim.Runs, command: Command) -> None:
     found = fedsim.table(runs, column="std", spread="interval")
     means = [run.by_client("personalised").std(ddof=0) for run in runs]
     assert found.table["mean"].tolist() == [pytest.approx(sum(means) / 2, rel=1e-15)]
     assert (found.table["seeds"].tolist(), found.table["best"].tolist()) == ([2], [False])
     options = ("--column", "std", "--spread", "interval")
     for kind, text in (("--latex", found.latex), ("--markdown", found.markdown), ("--csv", found.csv)):
-        monkeypatch.setattr(sys, "argv", ["fedsim", "table", str(runs[0].path.parent), *options, kind])
-        with pytest.raises(SystemExit):
-            cli.main()
-        assert capsys.readouterr().out.strip() == text.strip()
+        assert command("table", runs[0].path.parent, *options, kind)[1].strip() == text.strip()
     assert "<table" in found._repr_html_()
     with pytest.raises(fedsim.ConfigError, match="--spread 'all' must be one of std, interval, none"):
         fedsim.table(runs, spread="all")  # type: ignore[arg-type]

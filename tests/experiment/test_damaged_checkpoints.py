@@ -20,8 +20,8 @@ from fedsim.experiment.verifying.verify import verify
 from fedsim.results import seals
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_file_of_checkpoint, sealed_from
-from tests.conftest import run_files, unseal
-from tests.experiment.conftest import STOPPED, Stop
+from tests.conftest import Stop, run_files, unseal
+from tests.experiment.conftest import STOPPED
 from tests.experiment.damage import DAMAGES, contents, flip, swap
 
 FILES = ("global", "progress", "strategy", "clients", "manifest", "client")

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fedsim
-from fedsim.cli import commands
 from fedsim.config import Config, choices, with_settings
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
@@ -32,7 +32,7 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.training.evaluation import evaluate
 from strategies import STRATEGIES
-from tests.conftest import TINY, unseal
+from tests.conftest import TINY, Command, run_until, unseal
 from tests.strategies.harness import ADAPTED, assert_close
 from tests.strategies.test_laws import OPTIONS
 
@@ -213,18 +213,11 @@ def test_a_model_that_is_not_there_is_named_in_one_line(
 
 
 def test_a_best_round_that_is_not_kept_names_the_setting(tiny: Callable[..., Config], tmp_path: Path) -> None:
-
     config = tiny(rounds=6, participation=0.5, local__lr=1.0, strategy={"name": "layer_cycle"}, checkpoint_every=3)
     folder = RunFolder(tmp_path / "run")
-
-    def stop(summary: Any) -> None:
-        if summary.server_round == 5:
-            raise KeyboardInterrupt
-
     with pytest.raises(ConfigError, match=r"has no checkpoint yet"):
         experiment.run(config, folder, lambda summary: kept_round(folder))
-    with pytest.raises(KeyboardInterrupt):  # a run that is not finished has models too: those of its checkpoint
-        experiment.run(config, folder, stop)
+    run_until(config, folder, 5)  # a run that is not finished has models too: those of its checkpoint
     assert kept_round(folder).server_round == 3
     with pytest.raises(
         ConfigError, match=r"round 2, the best by validation accuracy, were not kept, only .* round 3; .*'best'"
@@ -248,17 +241,16 @@ def test_a_run_whose_rounds_all_lack_a_client_has_no_best_round(uneven: RunFolde
         best_of(uneven, lacking, "loss")
 
 
-def test_what_its_page_shows_works(uneven: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_its_page_shows_works(
+    uneven: RunFolder, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     shell, python = (re.findall(rf"```{kind}\n(.*?)```", page, flags=re.DOTALL)[0] for kind in ("sh", "python"))
     monkeypatch.chdir(tmp_path)
     Path("runs/my_experiment").mkdir(parents=True)
     Path("runs/my_experiment/1b61bb63-s0").symlink_to(uneven.path)
     for line in shell.splitlines():
-        monkeypatch.setattr(sys, "argv", line.split())
-        with pytest.raises(SystemExit) as exit_:
-            commands.main()
-        assert not exit_.value.code
+        assert command(*line.split()[1:])[0] == 0
     exec(compile(python, "export.md", "exec"), {})
 
 
@@ -368,32 +360,29 @@ def test_a_damaged_checkpoint_is_named(tiny: Callable[..., Config], play: Callab
 
 
 def test_the_command_writes_a_file_once_and_prints_what_it_is(
-    uneven: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    uneven: RunFolder, tmp_path: Path, command: Command
 ) -> None:
     path = tmp_path / "new" / "client.safetensors"
+    export = partial(command, "export")
 
-    def export(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["fedsim", "export", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            commands.main()
-        return int(exit_.value.code or 0)
+    def refused(*arguments: object) -> str:
+        code, _, err = export(*arguments)
+        assert code == 2
+        return err
 
-    wanted = (str(uneven.path), "--client", "3", "--round", "best", "--to", str(path))
-    assert export(*wanted) == 0
-    shown = capsys.readouterr()
-    assert shown.out.startswith("personalised model of client 3 after round 2: accuracy ")
-    assert f"loss {recorded(uneven, 3, 2):.4f} on its own test data" in shown.out
+    wanted = (uneven.path, "--client", 3, "--round", "best", "--to", path)
+    code, out, _ = export(*wanted)
+    assert code == 0
+    assert out.startswith("personalised model of client 3 after round 2: accuracy ")
+    assert f"loss {recorded(uneven, 3, 2):.4f} on its own test data" in out
     before = path.read_bytes()
-    assert export(*wanted) == 2
-    assert "exists; give another file, or replace it with --force" in capsys.readouterr().err
-    assert export(str(uneven.path), "--round", "4", "--to", str(path), "--force") == 2
-    assert "the models of round 4 were not kept" in capsys.readouterr().err
+    assert "exists; give another file, or replace it with --force" in refused(*wanted)
+    assert "the models of round 4 were not kept" in refused(uneven.path, "--round", 4, "--to", path, "--force")
     assert path.read_bytes() == before
-    assert export(*wanted[:1], "--to", str(path), "--force") == 0
+    assert export(uneven.path, "--to", path, "--force")[0] == 0
     assert load_file(path).keys() == Checkpoints(uneven.checkpoints).global_model(6).keys()
-    assert export(*wanted[:1], "--to", str(path / "below.safetensors")) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "cannot be written" in refused(uneven.path, "--to", path / "below.safetensors")
     for name in ("one", "two"):
         shutil.copytree(uneven.path, tmp_path / "folder" / name)
-    assert export(str(tmp_path / "folder"), "--to", str(tmp_path / "a.safetensors")) == 2
-    assert "holds 2 runs; give one of them, such as" in capsys.readouterr().err
+    found = refused(tmp_path / "folder", "--to", tmp_path / "a.safetensors")
+    assert "holds 2 runs; give one of them, such as" in found

@@ -24,7 +24,7 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, Step, Strategy
 from partitions import Partition
-from tests.experiment.conftest import run_until
+from tests.conftest import run_until
 
 HERE = "tests.experiment.test_global_streams"
 CLASSES = ("even", "odd")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fedsim.config import Config
 from fedsim.experiment import evaluation, joined_evaluation
 from fedsim.experiment import run as experiment
-from fedsim.experiment.rounds import RoundSummary
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.models.layers import LayerGroup
 from fedsim.models.norms import counter_keys
@@ -23,7 +22,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.strategy import ClientUpdate
 from fedsim.training.evaluation import evaluate, evaluate_joined
 from strategies.fedavg import FedAvg
-from tests.conftest import run_files
+from tests.conftest import run_files, run_until
 
 Tiny = Callable[..., Config]
 Play = Callable[..., RunFolder]
@@ -63,11 +62,6 @@ def watching(see: Callable[[list[str]], None]) -> Callable[[LocalEngine, list[An
     return watched
 
 
-def stop_after_two(summary: RoundSummary) -> None:
-    if summary.server_round == 2:
-        raise KeyboardInterrupt
-
-
 def check_close(found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> None:
     assert [{**row, "value": 0} for row in found] == [{**row, "value": 0} for row in expected]
     values = [[np.nan if row["value"] is None else row["value"] for row in each] for each in (found, expected)]
@@ -103,10 +97,8 @@ def test_workers_and_a_stop_change_no_byte(strategy: dict[str, Any], tiny: Tiny,
     settings = {"rounds": 3, "checkpoint_every": 1, "strategy": strategy, "barriers": {"every": 0}}
     whole = run_files(play(tiny(**settings, engine={"workers": 1}), "whole"))
     assert run_files(play(tiny(**settings, engine={"workers": 3}), "three")) == whole
-    stopped = RunFolder(tmp_path / "stopped")
     config = tiny(**settings, engine={"workers": 2})
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(config, stopped, stop_after_two)
+    stopped = run_until(config, RunFolder(tmp_path / "stopped"), 2)
     experiment.run(config, stopped, lambda summary: None)
     assert run_files(stopped) == whole
 
@@ -139,9 +131,7 @@ def test_a_restart_does_not_change_who_has_the_global_model(
     config = tiny(rounds=3, checkpoint_every=1, strategy=strategy, barriers={"every": 0}, engine=engine)
     whole = play(config, "whole")
     assert not asked
-    stopped = RunFolder(tmp_path / "stopped")
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(config, stopped, stop_after_two)
+    stopped = run_until(config, RunFolder(tmp_path / "stopped"), 2)
     experiment.run(config, stopped, lambda summary: None)
     assert not asked
     assert run_files(stopped) == run_files(whole)

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from fedsim.federation.engines.state_files import StateFiles
 from fedsim.results.best_round import best_round, validation_means
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
-from tests.conftest import run_files
+from tests.conftest import run_files, run_until
 
 
 @pytest.fixture
@@ -146,14 +145,8 @@ def test_a_run_that_is_resumed_after_some_rounds_keeps_the_same_models(
 ) -> None:
     config = uneven(checkpoint_every=4, checkpoints__keep="best")
     whole, broken = play(config, "whole"), RunFolder(tmp_path / "broken")
-
-    def stop(summary: RoundSummary, after: int) -> None:
-        if summary.server_round == after:
-            raise KeyboardInterrupt
-
     for after in (1, 3, 5):
-        with pytest.raises(KeyboardInterrupt):
-            experiment.run(config, broken, partial(stop, after=after))
+        run_until(config, broken, after)
     experiment.run(config, broken, lambda summary: None)
     assert run_files(broken) == run_files(whole)
 
@@ -161,14 +154,7 @@ def test_a_run_that_is_resumed_after_some_rounds_keeps_the_same_models(
 def test_a_run_that_did_not_keep_its_best_round_from_the_start_says_so(
     uneven: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = RunFolder(tmp_path / "run")
-
-    def stop(summary: RoundSummary) -> None:
-        if summary.server_round == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(uneven(checkpoints__keep="last"), folder, stop)
+    folder = run_until(uneven(checkpoints__keep="last"), RunFolder(tmp_path / "run"), 3)
     experiment.run(uneven(), folder, lambda summary: None)
     assert "the models of round 1, the best so far, are not kept" in caplog.text
     assert Checkpoints(folder.checkpoints).rounds() == [2, 5, 6]

@@ -13,7 +13,7 @@ from fedsim.experiment.restored import restored_model
 from fedsim.federation.federation import federation_of
 from fedsim.models.saved import read_checkpoint
 from fedsim.results.folder import RunFolder
-from tests.conftest import unseal
+from tests.conftest import run_until, unseal
 from tests.models import tensors
 
 SETTINGS = {"clients": 2, "barriers__every": 0}
@@ -60,16 +60,7 @@ def test_a_run_resumes_from_a_checkpoint_of_first_names_only(
 ) -> None:
     config = tiny(model={"name": "tests.models.tensors:used_twice"}, **SETTINGS)
     whole = play(config, "whole")
-
-    class StoppedError(Exception):
-        pass
-
-    def stop(_: object) -> None:
-        raise StoppedError
-
-    stopped = RunFolder(whole.path.parent / "stopped")
-    with pytest.raises(StoppedError):
-        experiment.run(config, stopped, stop)
+    stopped = run_until(config, RunFolder(whole.path.parent / "stopped"), 1)
     file = checkpoint_of(stopped, 1)
     older = {key: value for key, value in load_file(file).items() if not key.startswith("part.2")}
     assert len(older) < len(load_file(file))

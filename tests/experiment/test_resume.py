@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.experiment import run as experiment
-from fedsim.experiment.rounds import RoundSummary
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from tests import commands
-from tests.conftest import run_files
+from tests.conftest import run_files, run_until
 
 EXPERIMENT = """
 rounds = 6
@@ -160,13 +159,6 @@ def test_a_run_that_is_done_plays_no_round_again(tiny: Callable[..., Config], pl
 def test_a_run_with_adamw_a_schedule_and_a_frozen_layer_resumes_with_the_same_bytes(
     engine: str, tiny: Callable[..., Config], play: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
-    class StoppedError(Exception):
-        pass
-
-    def stop(summary: RoundSummary) -> None:
-        if summary.server_round == 2:
-            raise StoppedError
-
     settings = {
         "rounds": 4,
         "participation": 0.75,
@@ -175,9 +167,7 @@ def test_a_run_with_adamw_a_schedule_and_a_frozen_layer_resumes_with_the_same_by
         "local": {"optimizer": "adamw", "lr": 0.01, "optimizer_state": "keep", "schedule": "cosine", "warmup": 2},
     }
     config = tiny(**settings, engine={"name": engine, "workers": 1})
-    folder = RunFolder(tmp_path / "stopped")
-    with pytest.raises(StoppedError):
-        experiment.run(config, folder, stop)
+    folder = run_until(config, RunFolder(tmp_path / "stopped"), 2)
     kept = load_file(next(folder.checkpoints.glob("clients/*-round-00002.safetensors")))
     assert any("exp_avg_sq/fc1.weight" in name for name in kept)
     assert not any("fc2" in name for name in kept)

@@ -1,6 +1,6 @@
 import re
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from fedsim.analysis.cka import cka
 from fedsim.analysis.connectivity import connectivity
 from fedsim.analysis.spectra import spectra
 from fedsim.analysis.stitching import stitching
-from fedsim.cli import commands as cli
 from fedsim.config import Config
 from fedsim.data import DATA
 from fedsim.data.dataset import stratified
@@ -43,6 +42,7 @@ from fedsim.results.report.drawing.heat_maps import HeatMaps
 from fedsim.results.report.pages.checkpoint_page import _sentence
 from fedsim.seeds import rng
 from fedsim.training.evaluation import evaluate
+from tests.conftest import Command
 
 SMALL = {("model", "hidden"): [4]}
 
@@ -452,17 +452,9 @@ def test_the_printed_table_has_a_line_by_layer() -> None:
 
 
 @pytest.fixture
-def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+def fedsim(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", "barriers", *arguments])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return (exit_.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
-
-    return run
+    return partial(command, "barriers")
 
 
 @pytest.mark.slow

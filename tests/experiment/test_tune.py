@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, Literal
 import pytest
 import tomli_w
 
-from fedsim.cli import commands as cli
 from fedsim.config import Config, read_toml
 from fedsim.config.naming import run_name
 from fedsim.errors import ConfigError
@@ -42,17 +40,13 @@ def tunings(**tables: Any) -> list[Tuning]:
 
 
 @pytest.fixture
-def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fedsim:
+def fedsim(command: Fedsim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fedsim:
     """Run an experiment of these settings in an empty folder; return the exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: str, **tables: Any) -> tuple[int, str, str]:
         (tmp_path / "study.toml").write_text(tomli_w.dumps(settings(**tables)))
-        monkeypatch.setattr(sys, "argv", ["fedsim", "run", "study.toml", "--jobs", "1", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return (exit_.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
+        return command("run", "study.toml", "--jobs", "1", *arguments)
 
     return run
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,12 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from fedsim.cli import main
 from fedsim.errors import ConfigError
 from fedsim.experiment.verifying.replay import replay
 from fedsim.experiment.verifying.verify import verify
 from fedsim.results.folder import RunFolder
-from tests.conftest import unseal
+from tests.conftest import Command, unseal
 from tests.experiment.damage import DAMAGES, contents, damaged, flip, sealed_files
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedsim", "verify", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
 
 
 @pytest.mark.parametrize("kind", ["done", "stopped"])
@@ -161,17 +152,17 @@ def test_more_rounds_than_there_are_cannot_be_run_again(stopped: RunFolder) -> N
         replay(stopped, 4)
 
 
-def test_the_command_prints_a_verdict_first_and_says_it_by_its_exit_code(
-    done: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(monkeypatch, done.path, "--replay", 1) == 0
-    first, second = capsys.readouterr().out.splitlines()
+def test_the_command_prints_a_verdict_first_and_says_it_by_its_exit_code(done: RunFolder, command: Command) -> None:
+    code, out, _ = command("verify", done.path, "--replay", 1)
+    assert code == 0
+    first, second = out.splitlines()
     assert first.startswith(f"whole    {done.path}: 4 rounds of 4, done; ")
     assert second == "same     round 4 run again: records and the checkpoint of round 4 are equal, byte for byte"
     flip(done.metrics)
     done.participants.unlink()
-    assert command(monkeypatch, done.path, "--replay", 1) == 1
-    first, *others = capsys.readouterr().out.splitlines()
+    code, out, _ = command("verify", done.path, "--replay", 1)
+    assert code == 1
+    first, *others = out.splitlines()
     assert first.startswith(f"DAMAGED  {done.path}: ")
     assert len(others) == 2
     assert any(line.startswith(f"         {done.metrics} differs from what was written") for line in others)

@@ -10,10 +10,9 @@ import torch
 
 from fedsim.config import Config
 from fedsim.experiment import run as experiment
-from fedsim.experiment.rounds import RoundSummary
 from fedsim.results.folder import RunFolder
 from fedsim.results.reading import read_result
-from tests.conftest import run_files
+from tests.conftest import run_files, run_until
 from tests.data.test_tokenised import ROWS, TOKENIZER, WORDS
 
 pytestmark = pytest.mark.slow
@@ -53,18 +52,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_stopped_run_resumes_with_the_bytes_and_a_cohort_has_the_numbers_of_a_run_one_by_one(
     name: str, engine: str, settings: dict[str, Any], tiny: Callable[..., Config], play: Callable[..., RunFolder]
 ) -> None:
-    class StoppedError(Exception):
-        pass
-
-    def stop(summary: RoundSummary) -> None:
-        if summary.server_round == 2:
-            raise StoppedError
-
     settings["strategy"] = {"name": name}
     whole = play(tiny(**settings), "whole")
-    stopped = RunFolder(whole.path.with_name("stopped"))
-    with pytest.raises(StoppedError):
-        experiment.run(tiny(**settings), stopped, stop)
+    stopped = run_until(tiny(**settings), RunFolder(whole.path.with_name("stopped")), 2)
     experiment.run(tiny(**settings, engine={"name": engine, "workers": 2}), stopped, lambda summary: None)
     assert run_files(stopped) == run_files(whole)
     cohort = play(tiny(**settings, engine__cohort=4), "cohort")

@@ -1,4 +1,4 @@
-"""A run with faults goes on, and has the numbers of a run in which exactly the faulty updates were left out."""
+"""A run with faults continues, and has the numbers of a run in which exactly the faulty updates were left out."""
 
 import json
 import os

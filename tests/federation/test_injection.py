@@ -28,7 +28,7 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.strategy import LocalPlan, Phase, Received, Strategy, hooks
 from fedsim.strategy.participants import draw_participants
-from tests.conftest import run_files
+from tests.conftest import run_files, run_until
 
 EVERY: dict[str, Any] = {
     **dict.fromkeys(("drop_out", "exception", "nan", "explode", "stale", "duplicate"), 0.15),
@@ -191,16 +191,8 @@ def test_a_stopped_run_resumes_byte_for_byte(
 ) -> None:
     config = faulty(tiny, EVERY, "layer_set", checkpoint_every=checkpoint_every, seed=22)
     whole = play(config, "whole")
-    folder = RunFolder(tmp_path / "stopped")
-
-    def stop(summary: experiment.RoundSummary) -> None:
-        if summary.server_round == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(config, folder, stop)
-    experiment.run(config, folder, lambda summary: None)
-    assert run_files(folder) == run_files(whole)
+    run_until(config, RunFolder(tmp_path / "stopped"), 3)
+    assert run_files(play(config, "stopped")) == run_files(whole)
     assert {row["kind"] for row in rows_of(whole)} >= {"drop_out", "nan", "stale", "late"}
 
 

@@ -140,7 +140,7 @@ def test_arrays_are_not_copied() -> None:
 
 def test_what_several_messages_hold_is_one_buffer_in_every_call() -> None:
     model, own = torch.ones(3), [torch.full((2,), float(client)) for client in range(3)]
-    # Records and arrays of their own, as when a strategy writes each message anew, over the same memory.
+    # Records and arrays of their own, as when a strategy writes each message again, over the same memory.
     sent = [message_of(client, arrays=record_of(x=model), own=record_of(x=own[client])) for client in range(3)]
     packer = Packer()
     [common] = packer.common(sent)

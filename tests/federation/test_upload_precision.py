@@ -10,7 +10,6 @@ from flwr.app import ArrayRecord, ConfigRecord
 from fedsim.config import Config, naming
 from fedsim.config.making import make_strategy
 from fedsim.errors import ClientError
-from fedsim.experiment import run as experiment
 from fedsim.experiment.planning.traffic import planned_traffic
 from fedsim.federation.client.app import _checked
 from fedsim.federation.federation import federation_of
@@ -20,7 +19,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.strategy.messages import Instructions, narrowed
 from fedsim.training import Finished, LocalPlan
 from strategies.fedavg import FedAvg
-from tests.conftest import run_files
+from tests.conftest import run_files, run_until
 from tests.strategy.test_strategy import Nodes, model_with_buffers, random_updates, reply
 
 BFLOAT16 = {"name": "fedper", "upload_precision": "bfloat16"}
@@ -101,16 +100,8 @@ def test_a_stopped_run_with_stale_and_exploding_replies_resumes_byte_for_byte(
     whole = play(config, "whole")
     kinds = {row["kind"] for row in read_rows(whole.faults).to_dict("records")}
     assert {"stale", "explode", "nan"} <= kinds
-    folder = RunFolder(whole.path.parent / "stopped")
-
-    def stop(summary: experiment.RoundSummary) -> None:
-        if summary.server_round == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(config, folder, stop)
-    experiment.run(config, folder, lambda summary: None)
-    assert run_files(folder) == run_files(whole)
+    run_until(config, RunFolder(whole.path.parent / "stopped"), 2)
+    assert run_files(play(config, "stopped")) == run_files(whole)
 
 
 @pytest.mark.ray

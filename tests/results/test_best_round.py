@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from fedsim.results.best_round import best_round, reason_to_stop, validation_mea
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from partitions import Partition, Split
-from tests.conftest import run_files
+from tests.conftest import run_files, run_until
 
 # Patience that these runs lose: their loss on validation data rises from the first round on.
 STOP = {"patience": 2, "metric": "loss"}
@@ -98,14 +97,8 @@ def test_a_stopped_run_that_was_killed_ends_with_the_bytes_of_an_unbroken_one(
     config = misleading(checkpoint_every=checkpoint_every, evaluation=evaluation)
     whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
     summaries_of(config, whole)
-
-    def kill(summary: RoundSummary, in_round: int) -> None:
-        if summary.server_round == in_round:
-            raise KeyboardInterrupt
-
-    for in_round in (1, 2, 3):
-        with pytest.raises(KeyboardInterrupt):
-            experiment.run(config, broken, partial(kill, in_round=in_round))
+    for server_round in (1, 2, 3):
+        run_until(config, broken, server_round)
     assert summaries_of(config, broken) == []  # it was killed after the round that it stops at
     assert run_files(broken) == run_files(whole)
     # What is due after the last round is done in the one that turns out to be the last.

@@ -1,7 +1,6 @@
 """What an experiment expects is measured from its runs' records and tested."""
 
 import json
-import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,6 @@ import scipy.stats
 import tomli_w
 from pydantic import ValidationError
 
-from fedsim.cli import commands as cli
 from fedsim.config import Config, read_toml
 from fedsim.config.choices import resolve
 from fedsim.config.expectation import Expectation
@@ -26,7 +24,7 @@ from fedsim.results.check.check import check
 from fedsim.results.check.settings import matches
 from fedsim.results.result import Result
 from strategies import NAMES
-from tests.conftest import TINY
+from tests.conftest import TINY, Command
 
 FULL = {"barrier": "loss_mean_ends", "above": 0.0}
 PRODUCTS = {"measure": "products", "column": "aggregation_error", "above": 0.0}
@@ -424,15 +422,11 @@ def test_a_run_that_is_not_done_is_not_checked(result: Callable[..., Result]) ->
 
 @pytest.mark.slow
 def test_the_command_prints_a_line_each_and_exits_with_1_where_one_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fedsim(*arguments: str) -> tuple[int, list[str]]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), (out + err).splitlines()
+        code, out, err = command(*arguments)
+        return code, (out + err).splitlines()
 
     monkeypatch.chdir(tmp_path)
     accuracy = {"metric": "accuracy", "above": 0.0}

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 import fedsim
-from fedsim.cli import main
 from fedsim.config.config import Config
 from fedsim.config.toml import read_toml, with_settings
 from fedsim.errors import ConfigError
 from fedsim.results.folder import RunFolder
 from fedsim.results.seals import read_sealed, write_sealed
-from tests.conftest import unseal
+from tests.conftest import Command, unseal
 
 NAMES: dict[str, Any] = {
     "data": {"name": "foreign_code:load", "path": "pipe"},
@@ -66,7 +65,12 @@ def unsealed(original: Path, path: Path) -> RunFolder:
     ids=["code", "data", "code and what the run says it was named by"],
 )
 def test_reading_results_imports_and_reads_nothing_that_a_run_names(
-    changes: dict[str, Any], named_by: object, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any],
+    named_by: object,
+    original: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fedsim.config.catalogue.load_custom", None)
@@ -76,11 +80,8 @@ def test_reading_results_imports_and_reads_nothing_that_a_run_names(
     settings = with_settings(read_toml(run.config), {(table,): choice for table, choice in changes.items()})
     run.config.write_text(Config.parse(settings, "foreign").to_toml())
     run.env.write_text(json.dumps(run.read_env() | {"named_by": named_by}))
-    for command in ("compare", "report", "check"):
-        monkeypatch.setattr(sys, "argv", ["fedsim", command, "foreign"])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert not end.value.code
+    for name in ("compare", "report", "check"):
+        assert command(name, "foreign")[0] == 0
     result = fedsim.load("foreign")
     assert "foreign" in repr(result[0]) + repr(fedsim.compare(result))
     assert "foreign_code" not in sys.modules

@@ -70,7 +70,7 @@ class Twice(ClientRule):
 
 
 class Everything(ClientRule):
-    """Trains a set and a number beside the model, draws noise, and changes gradients."""
+    """Trains a set and a number with the model, draws noise, and changes gradients."""
 
     trained = ("personal", "mix")
 

@@ -14,7 +14,6 @@ from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
 from fedsim.experiment import run as experiment
-from fedsim.experiment.rounds import RoundSummary
 from fedsim.federation import federation as federations
 from fedsim.models.params import load_state_, state_of
 from fedsim.results.files import read_rows
@@ -23,6 +22,7 @@ from fedsim.training import LocalPlan, LocalSettings, LocalTask, train_, train_c
 from fedsim.training.dropout import seeded_dropout_
 from fedsim.training.evaluation import evaluate_cohort
 from strategies import STRATEGIES
+from tests.conftest import run_until
 from tests.elsewhere import DEVICE, elsewhere
 from tests.strategies.test_laws import play_of
 
@@ -125,13 +125,7 @@ def test_a_run_that_keeps_clients_on_the_disk_resumes_on_the_device(
     settings = {"rounds": 3, "participation": 0.5, "checkpoint_every": 1, "barriers": {"every": 0}, "engine": engine}
     strategy, model = {"name": "fedper"}, {"name": f"{__name__}:with_statistics"}
     config, folder = tiny(clients=6, strategy=strategy, model=model, **settings), RunFolder(tmp_path / "run")
-
-    def stop(summary: RoundSummary) -> None:
-        if summary.server_round == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(config, folder, stop)
+    run_until(config, folder, 2)
     experiment.run(config, folder, lambda summary: None)
     assert len(read_rows(folder.faults)) == 0
     assert "rounds 3 to 3" in caplog.text

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import typer
 from fedsim.cli import commands as cli
 from fedsim.config.choices import CATALOGUES
 from fedsim.experiment.sweep import sweep
+from tests.conftest import Command
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -43,7 +43,11 @@ LINKED = PAGES | {
     ],
 )
 def test_its_experiment_runs_with_each_of_its_own_parts(
-    changes: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+    changes: list[str],
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     assert len(FILES) == 9
     if changes:  # the pages of the experiment itself are drawn
@@ -51,14 +55,10 @@ def test_its_experiment_runs_with_each_of_its_own_parts(
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     few = ["rounds=4"] if changes else []  # of ten, in which each part is used as well
     arguments = [argument for change in changes + few for argument in ("--set", change)]
-    monkeypatch.setattr(sys, "argv", ["fedsim", "run", "my_experiment.toml", *arguments])
     monkeypatch.setattr(sweep, "processors", lambda: 1)  # another process would import all again
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert not exit_.value.code
+    assert command("run", "my_experiment.toml", *arguments)[0] == 0
     assert len(list(tmp_path.glob("runs/my_experiment/*/DONE"))) == 2
 
 

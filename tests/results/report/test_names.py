@@ -6,7 +6,6 @@ import html
 import io
 import json
 import re
-import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,6 @@ import tomli_w
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from fedsim.cli import main
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.results.report.comparing.export import as_csv, as_latex, as_markdown
 from fedsim.results.report.comparing.tables import Table
@@ -29,6 +27,7 @@ from fedsim.results.report.drawing.layer_curves import LayerCurves, LayerPanel
 from fedsim.results.report.drawing.partition import partition
 from fedsim.results.report.drawing.small_multiples import Curve, SmallMultiples
 from fedsim.results.report.drawing.style import STYLE, draw_line, legend_outside, log_scale, save
+from tests.conftest import Command
 from tests.test_console import HOSTILE
 
 SHOWN = HOSTILE | {
@@ -168,12 +167,11 @@ def strings_in(part: Any) -> set[str]:
 
 @pytest.mark.slow
 def test_names_are_text_from_the_run_to_its_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "x[" / "x]$\\frac$"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     Path("_hostile.py").write_text(MINE)
     settings = {
         "rounds": 1,
@@ -188,11 +186,8 @@ def test_names_are_text_from_the_run_to_its_page(
     run = "runs/[i]$x$"
 
     def fedsim(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        assert not end.value.code, err
+        code, out, err = command(*arguments)
+        assert code == 0, err
         assert re.fullmatch(r"[^\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2028]*", out + err)
         return out + err
 
