@@ -19,7 +19,8 @@ from fedsim.analysis.arguments import (
 from fedsim.analysis.features.features import Features, Walks
 from fedsim.analysis.mixing.average import average_of
 from fedsim.analysis.mixing.mixed_models import MAX_MEMORY, MixedModels
-from fedsim.analysis.mixing.mixes import Against, Normalisation, Source, ends_of, is_average
+from fedsim.analysis.mixing.mixes import Against, Source, ends_of, is_average
+from fedsim.analysis.mixing.names import Normalisation
 from fedsim.analysis.mixing.traced import kind_of
 from fedsim.models.asymmetry import fixed_entries, merge_fixed_, plain_weights
 from fedsim.models.copies import copy_of

@@ -14,7 +14,7 @@ import click
 import typer
 
 from fedsim import __version__
-from fedsim.analysis.mixing.names import KINDS
+from fedsim.analysis.mixing.names import FACTORS, KINDS, Normalisation, PathName
 from fedsim.analysis.suite import OF_CHECKPOINTS
 from fedsim.cli import completion
 from fedsim.cli.actions import action
@@ -50,6 +50,7 @@ from fedsim.errors import (
     message_of,
     system_line,
 )
+from fedsim.training.settings import Precision
 
 app = typer.Typer(
     help="Simulate federated learning with partial layer aggregation, and measure what averaging does to each layer.",
@@ -177,7 +178,7 @@ def barriers_command(
     examples: Examples = None,
     part: Annotated[Literal["test", "train"], typer.Option(help="Part of the data set to evaluate on.")] = "test",
     normalisation: Annotated[
-        Literal["interpolate", "base", "recompute"],
+        Normalisation,
         typer.Option(
             metavar="HOW",
             help="How to treat the running statistics of a mixed layer: interpolate, base (keep the model's own) or "
@@ -193,7 +194,7 @@ def barriers_command(
         ),
     ] = None,
     precision: Annotated[
-        Literal["float32", "bfloat16"],
+        Precision,
         typer.Option(
             help="Precision of mixed models where there is a tolerance: bfloat16 is corrected by float32 on a few "
             "examples, and faster on processors with instructions for it."
@@ -219,12 +220,12 @@ def barriers_command(
         ),
     ] = "none",
     path: Annotated[
-        Literal["factors", "product", "aligned"],
+        PathName,
         typer.Option(
             help="Path between models with adapters of LoRA: factor by factor, by the products of their factors, or "
             "factor by factor after rotating them into a common frame."
         ),
-    ] = "factors",
+    ] = FACTORS,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sample and of random groups.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory of the page, tables and figures.")] = Path(
         "barriers"

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from fedsim.analysis.mixing.names import FACTORS, PAIR_TS, PathName
+from fedsim.analysis.mixing.names import FACTORS, PAIR_TS, Normalisation, PathName
 from fedsim.analysis.suite import BY_FACTORS, MEASURES, MeasureName
 from fedsim.config.expectation import MatchedBy
 from fedsim.config.records import Table
@@ -67,7 +67,7 @@ class BarriersConfig(Table):
     ts: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False, min_length=1)] = PAIR_TS
     on: Annotated[tuple[MeasuredOn, ...], Field(strict=False, min_length=1)] = ("clients", "server")
     examples: Annotated[int, Field(ge=1)] = 500
-    normalisation: Literal["interpolate", "base", "recompute"] = "interpolate"
+    normalisation: Normalisation = "interpolate"
     tolerance: Annotated[float, Field(gt=0)] | None = None
     precision: Precision = "float32"
     bands: Annotated[float, Field(ge=0, lt=1)] = 0.95

@@ -119,7 +119,7 @@ def make_strategy(config: Config, model: nn.Module, inputs: Tensor | None = None
 def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -> Strategy:
     strategy = CATALOGUES["strategies"].make(config.strategy, model, inputs=inputs, **_settings(config))
     assert isinstance(strategy, Strategy)
-    name = method_name(config)
+    where = f"strategy.name = {method_name(config)!r}"
     rounds = range(1, min(config.rounds, CHECKED_ROUNDS) + 1)
     for server_round in rounds:
         try:
@@ -128,22 +128,22 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
             if strategy.memory:
                 raise
             raise ConfigError(
-                f"strategy.name = {name!r}: {error_line(error)} in shared({server_round}), which is asked before the "
-                "run too; let prepare put into self.memory what it starts with"
+                f"{where}: {error_line(error)} in shared({server_round}), which is asked before the run too; let "
+                "prepare put into self.memory what it starts with"
             ) from error
         if not isinstance(group, LayerGroup) or not set(group) <= set(strategy.layers.names):
             raise ConfigError(
-                f"strategy.name = {name!r}: shared({server_round}) returns {group!r}; it must be a group of the "
-                f"model's layers, as self.layers.group('body') gives; layers are: {', '.join(strategy.layers.names)}"
+                f"{where}: shared({server_round}) returns {group!r}; it must be a group of the model's layers, as "
+                f"self.layers.group('body') gives; layers are: {', '.join(strategy.layers.names)}"
             )
         for phase in strategy.local_plan(server_round).phases:
-            _check_phase(strategy, phase, f"strategy.name = {name!r}, round {server_round}")
+            _check_phase(strategy, phase, f"{where}, round {server_round}")
     try:
         check_factors(strategy, rounds, own=config.model.initial == "own")
         strategy.check_rounds(config.rounds)
         check_stateless(strategy.client_rule)
     except ValueError as error:
-        raise ConfigError(f"strategy.name = {name!r} {error}") from error
+        raise ConfigError(f"{where} {error}") from error
     check_steps(config, strategy.client_rule)
     return strategy
 

@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy, relu
 
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixed_models import MixedModels
-from fedsim.analysis.mixing.mixes import Mix, Normalisation
+from fedsim.analysis.mixing.mixes import Mix
+from fedsim.analysis.mixing.names import Normalisation
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params
 from fedsim.training.buffers import recompute_buffers_

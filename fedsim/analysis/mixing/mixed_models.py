@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.execute_plan import CPU_TILE, SMALLEST_TILE, execute_plan
-from fedsim.analysis.mixing.mixes import Mix, Normalisation, Part, Recipe, Source, different_codes, parts_of, recipe_of
+from fedsim.analysis.mixing.mixes import Mix, Part, Recipe, Source, different_codes, parts_of, recipe_of
+from fedsim.analysis.mixing.names import Normalisation
 from fedsim.analysis.mixing.paired import check_outputs, check_paired
 from fedsim.analysis.mixing.plan import Plan, make_plan
 from fedsim.analysis.mixing.read_rows import partly_read

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from fedsim.analysis.arguments import check_numbers
-from fedsim.analysis.mixing.names import AVERAGE, PAIR_TS
+from fedsim.analysis.mixing.names import AVERAGE, PAIR_TS, Normalisation
 from fedsim.models.layer_reading import owner_of
 from fedsim.models.layers import Layers
 from fedsim.models.norms import counter_keys
@@ -17,7 +17,6 @@ from fedsim.models.params import Params, is_equal, moves
 Pair = tuple[int, int]
 # What models are compared with: their average, one another, or these pairs (base, other), where other may be AVERAGE.
 Against = Literal["average", "pairs"] | Sequence[Pair]
-Normalisation = Literal["interpolate", "base", "recompute"]
 # Where the entries of a part come from: a state's index, or (start, end, t) for a mix of two.
 Source = int | tuple[int, int, float]
 # The sources of all parts of a model, in its order.

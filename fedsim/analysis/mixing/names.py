@@ -10,6 +10,8 @@ PAIR_TS = (0.0, 0.5, 1.0)
 # after the other model's factors have been turned into the frame of the base's.
 PathName = Literal["factors", "product", "aligned"]
 FACTORS: Final = "factors"
+# Running statistics of a mixed layer: mixed too, the model's own, or recomputed.
+Normalisation = Literal["interpolate", "base", "recompute"]
 # Groups of the first, the last and random k layers, and of the first k layers with adapters, which are named
 # ``shallow:k`` and so on.
 GROWING = ("shallow", "deep", "random", "adapters")

@@ -14,8 +14,7 @@ from fedsim.analysis import measure, peaks
 from fedsim.analysis.data import Data
 from fedsim.analysis.matching import match
 from fedsim.analysis.mixing.groups import groups_of_texts
-from fedsim.analysis.mixing.mixes import Normalisation
-from fedsim.analysis.mixing.names import AVERAGE, FACTORS, PathName
+from fedsim.analysis.mixing.names import AVERAGE, FACTORS, Normalisation, PathName
 from fedsim.analysis.models import Models
 from fedsim.analysis.settings import Settings
 from fedsim.analysis.suite import BY_FACTORS, MEASURES, OF_CHECKPOINTS
