@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,16 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
+
+
+def is_within(key: str, names: Iterable[str]) -> bool:
+    """Tell whether a dotted setting is one of these, or in a table of one of these names."""
+    return any(f"{key}.".startswith(f"{each}.") for each in names)
+
+
+def without(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return dotted settings except these, and those in tables of these names."""
+    return {key: value for key, value in settings.items() if not is_within(key, names)}
 
 
 def short_hash(settings: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from fedsim.config import Config, as_toml, choices, naming, short_hash
 from fedsim.config.changes import as_changes, combinations, with_changes
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import check_count
-from fedsim.config.toml import flat
+from fedsim.config.toml import flat, is_within
 from fedsim.errors import ConfigError
 from fedsim.training.metrics import MAIN, MAINS, label
 
@@ -106,7 +106,7 @@ def _check_grid(config: Config, where: str) -> None:
     check_count({key: values for key, values in config.sweep.items() if key != "seed"} | grid, where)
     for key, values in grid.items():
         names = [name for each in config.sweep for name in (each, *_settings_of(each, config.sweep[each]))]
-        if swept := [each for each in names if each == key or each.startswith(f"{key}.")]:
+        if swept := [each for each in names if is_within(each, [key])]:
             raise ConfigError(f"{where} {key!r}: {swept[0]!r} is in [sweep] too; remove it from one of them")
         if len({as_toml(value) for value in values}) < len(values):
             raise ConfigError(f"{where} {key!r} = {as_toml(values)} holds a value twice; remove one of them")
@@ -117,7 +117,7 @@ def _check_choice(config: Config, where: str) -> None:
     if (metric := config.tune.metric) not in (*MAINS, *config.evaluation.metrics):
         raise ConfigError(f"{where} metric = {metric!r} is not measured; add it to evaluation.metrics")
     for key in config.tune.grid:
-        if not any(key == each or key.startswith(f"{each}.") for each in TUNABLE):
+        if not is_within(key, TUNABLE):
             raise ConfigError(
                 f"{where} {key!r} cannot be tuned, because it changes what is measured rather than the method; "
                 f"tunable: {', '.join(TUNABLE)}"

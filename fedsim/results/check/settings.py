@@ -7,7 +7,7 @@ from fedsim.config import Config, as_toml
 from fedsim.config.choices import CATALOGUES, is_name
 from fedsim.config.config import WITHOUT_EFFECT
 from fedsim.config.expectation import Expectation
-from fedsim.config.toml import flat, path_of, value_at
+from fedsim.config.toml import flat, path_of, value_at, without
 from fedsim.errors import ConfigError
 
 
@@ -58,8 +58,7 @@ def reference_config(
 
 def settings_except(config: Config, free: Collection[str]) -> dict[str, Any]:
     """Return the settings that have an effect, with dotted keys, except these and those in tables of these names."""
-    every = flat(config.model_dump(exclude=set(WITHOUT_EFFECT)))
-    return {key: value for key, value in every.items() if not any(f"{key}.".startswith(f"{each}.") for each in free)}
+    return without(flat(config.model_dump(exclude=set(WITHOUT_EFFECT))), free)
 
 
 def wanted_text(expectation: Expectation) -> str:

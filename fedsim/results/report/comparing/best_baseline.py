@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Collection, Sequence
 
+from fedsim.config.toml import without
 from fedsim.errors import ConfigError
 from fedsim.results.differences import distinguishing_settings
 from fedsim.results.report.comparing.groups import Group, registered_label
@@ -46,13 +47,7 @@ def describe_choice(chosen: Sequence[Result], tuned: Collection[str]) -> str:
 
 def _setting(run: Result, tuned: Collection[str]) -> str:
     """Return what methods that are compared have in common, besides the seed."""
-    own = ("seed", "strategy", *tuned)
-    kept = {key: value for key, value in run.changed_settings.items() if not _is_of(key, own)}
-    return json.dumps(kept, sort_keys=True)
-
-
-def _is_of(key: str, settings: Collection[str]) -> bool:
-    return any(key == each or key.startswith(f"{each}.") for each in settings)
+    return json.dumps(without(run.changed_settings, ("seed", "strategy", *tuned)), sort_keys=True)
 
 
 def _best(methods: dict[str, list[Result]], question: Question) -> list[Result]:

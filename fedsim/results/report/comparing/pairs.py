@@ -11,7 +11,7 @@ from typing import Any
 from fedsim.config import as_toml
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.names import canonical
-from fedsim.config.toml import flat
+from fedsim.config.toml import flat, without
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.best_baseline import best_on_validation, describe_choice
 from fedsim.results.report.comparing.gains import Gain, Values, gain_of
@@ -161,12 +161,7 @@ def _own_setting(setting: str | None) -> str:
 
 def pairing_key(result: Result, free: Collection[str]) -> str:
     """Return what paired runs have in common: the partition with its seed, and all settings except the free ones."""
-    kept = {
-        key: value
-        for key, value in result.changed_settings.items()
-        if not any(key == each or key.startswith(f"{each}.") for each in free)
-    }
-    return json.dumps([result.partition_name, kept], sort_keys=True)
+    return json.dumps([result.partition_name, without(result.changed_settings, free)], sort_keys=True)
 
 
 def _chosen(name: str, results: Sequence[Result], question: Question) -> tuple[list[Result], str | None]:
