@@ -76,6 +76,12 @@ def with_and(texts: Sequence[str]) -> str:
     return " and ".join([*filter(None, [", ".join(texts[:-1])]), texts[-1]])
 
 
+def from_to(values: Iterable[float]) -> str:
+    """Return the range of whole numbers, such as ``3 to 1,200``, or the number if there is only one."""
+    found = sorted({*map(int, values)})
+    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
+
+
 def letters(text: str) -> list[str]:
     """Return the letters of a text, each escape as one."""
     return LETTER.findall(text)

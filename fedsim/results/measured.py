@@ -11,6 +11,7 @@ from fedsim.analysis.suite import MEASURES
 from fedsim.errors import ConfigError
 from fedsim.reading import check_file
 from fedsim.results.files import by_round
+from fedsim.shortening import from_to
 
 if TYPE_CHECKING:  # a worker that reads no table does not wait for pandas
     import pandas as pd
@@ -84,21 +85,17 @@ def examples(rows: "pd.DataFrame", data: str) -> str:
 
     If the table says that they were stratified, or that models were evaluated in bfloat16, so does the text.
     """
-    low, high = int(rows["n"].min()), int(rows["n"].max())
-    count = f"{high:,}" if low == high else f"{low:,} to {high:,}"
     is_stratified = "sampling" in rows and rows["sampling"].str.startswith("stratified", na=False).all()
     how = ", stratified by class" if is_stratified else ""
     coarse = f", {precisions}" if (precisions := two_precisions(rows)) else ""
-    return f"{count} of {DATA.get(data, data)}{how}{coarse}"
+    return f"{from_to(rows['n'].dropna())} of {DATA.get(data, data)}{how}{coarse}"
 
 
 def two_precisions(rows: "pd.DataFrame") -> str:
     """Return that models were evaluated in bfloat16, and on how many examples in float32 too; empty if none was."""
     if "n_float32" not in rows or not (rows["n_float32"] < rows["n"]).any():
         return ""
-    low, high = int(rows["n_float32"].min()), int(rows["n_float32"].max())
-    count = f"{high:,}" if low == high else f"{low:,} to {high:,}"
-    return f"evaluated in bfloat16, corrected by float32 on {count} of these"
+    return f"evaluated in bfloat16, corrected by float32 on {from_to(rows['n_float32'].dropna())} of these"
 
 
 class Kind(NamedTuple):

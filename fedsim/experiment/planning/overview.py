@@ -27,6 +27,7 @@ from fedsim.federation.engines.grid import processors
 from fedsim.federation.participants import participants
 from fedsim.results.report.comparing.tables import Table
 from fedsim.results.report.comparing.units import format_bytes, format_count, format_duration, how_many
+from fedsim.shortening import from_to
 
 logger = logging.getLogger(__name__)
 SECTION_LINES = 14  # of a part of a run, of which the others are shown on request
@@ -129,16 +130,16 @@ def summary(overview: Overview) -> Iterator[str]:
     """Yield how much there is to run, a line for each amount."""
     runs = overview.runs
     config = runs[0].run.config
-    rounds = _range([each.run.config.rounds for each in runs])
+    rounds = from_to([each.run.config.rounds for each in runs])
     count = f"{how_many(len(runs), 'run')} of {rounds} round{'s' * (rounds != '1')}"
     yield f"{overview.experiment.source}: {count}, in {overview.folder}"
     kinds = Counter(each.stage.kind for each in runs)
     yield f"  runs       {', '.join(f'{kinds[kind]} {kind}' for kind in KINDS if kinds[kind])}"
     if overview.tunings:
         yield f"  tuning     {_tuning(overview)}"
-    clients = _range([each.run.config.clients for each in runs])
-    training = _range([len(participants(each.run.config, 1)) for each in runs])
-    examples = _range([each.examples for each in runs])
+    clients = from_to([each.run.config.clients for each in runs])
+    training = from_to([len(participants(each.run.config, 1)) for each in runs])
+    examples = from_to([each.examples for each in runs])
     data = config.data.name
     yield f"  clients    {clients}, of which {training} train in each round, on {examples} examples of {data}"
     works = [each.work for each in runs]
@@ -161,7 +162,7 @@ def _open(overview: Overview) -> str:
 
 def _tuning(overview: Overview) -> str:
     candidates = [candidate for tuning in overview.tunings for candidate in tuning.candidates]
-    rounds = _range([candidate.config.rounds for candidate in candidates])
+    rounds = from_to([candidate.config.rounds for candidate in candidates])
     done = sum((overview.folder / FOLDER / naming.run_name(each.config) / "DONE").exists() for each in candidates)
     already = f", {done} of them done" if done else ""
     return f"{len(candidates)} runs of {rounds} rounds before these{already}; included below in time only"
@@ -193,11 +194,6 @@ def _time(overview: Overview) -> str:
     bases += [f"timed steps of one client{f' ({by_step} runs)' if timed else ''}"] * bool(by_step)
     rough = "" if timed and not by_step else ", a rough guess"
     return f"about {format_duration(left)}{at_once}, by {' and '.join(bases)}{rough}"
-
-
-def _range(values: Sequence[int]) -> str:
-    least, most = min(values), max(values)
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def shared_settings(overview: Overview) -> Iterator[str]:
