@@ -191,8 +191,6 @@ class Play:
         Makes the model; it is drawn from a fixed seed, in float64.
     change
         Changes the made-up training examples of a client: ``change(client, inputs, targets) -> (inputs, targets)``.
-    reverse
-        Whether replies arrive in reverse order.
     device
         Where the model and the data are.
 
@@ -216,13 +214,11 @@ class Play:
         cohort: int = 1,
         model: Callable[[], nn.Module] = Mlp,
         change: Callable[[int, Tensor, Tensor], Batch] | None = None,
-        reverse: bool = False,
-        seed: int = 0,
         device: torch.device = CPU,
     ) -> None:
-        self.sizes, self.reverse = tuple(sizes), reverse
+        self.sizes = tuple(sizes)
         self.absent = {2: 1} if absent is None else dict(absent)
-        self.config = _config(name, options or {}, len(sizes), rounds, local or {}, seed)
+        self.config = _config(name, options or {}, len(sizes), rounds, local or {})
         parts = [
             MadeUpClient(*(_to(device, examples(k, part, n)) for part, n in _parts(size)))
             for k, size in enumerate(sizes)
@@ -231,7 +227,7 @@ class Play:
             if change is not None:
                 part.train = change(client, *part.train)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "harness"))
+            torch.manual_seed(derive(0, "harness"))
             self.model = model().double().eval().to(device)
         if making.strategy_class(self.config).holds_bases and model is not Mlp:
             hold_bases_(self.model)
@@ -271,7 +267,7 @@ class Play:
         self.replied = {reply.metadata.src_node_id: reply for reply in replies}
         failed = [reply.error.reason for reply in replies if reply.has_error()]
         assert not failed, failed[0]
-        self.received = self.strategy.receive(server_round, replies[::-1] if self.reverse else replies)
+        self.received = self.strategy.receive(server_round, replies)
         assert set(self.received.left_out) == set(range(len(self.sizes))) - self.present(server_round)
         return self.received
 
@@ -442,13 +438,10 @@ def _parts(size: int) -> list[tuple[str, int]]:
     return [("train", size), ("validation", 2), ("test", 4)]
 
 
-def _config(
-    name: str, options: Mapping[str, Any], clients: int, rounds: int, local: Mapping[str, Any], seed: int
-) -> Config:
+def _config(name: str, options: Mapping[str, Any], clients: int, rounds: int, local: Mapping[str, Any]) -> Config:
     settings = {
         "rounds": rounds,
         "clients": clients,
-        "seed": seed,
         "device": "cpu",
         "partition": {"scheme": "iid"},
         "local": {"lr": 0.1, "batch_size": 3, "epochs": 2, **local},

@@ -203,44 +203,6 @@ def test_layer_cycle_gives_each_layer_its_turn_and_begins_again() -> None:
         LayerCycle(model, rounds_each=0)
 
 
-# Hooks of the methods that need nothing from clients but their layers; the laws over the whole table are in
-# tests/strategies/test_laws.py.
-LAYERS_ONLY = ("full", "local", "layer_set", "layer_cycle")
-
-
-@pytest.mark.parametrize("name", LAYERS_ONLY)
-def test_the_shared_group_is_made_of_layers_and_repeats(name: str) -> None:
-    strategy = STRATEGIES[name](model_with_buffers())
-    for server_round in range(1, 8):
-        group = strategy.shared(server_round)
-        assert set(group) <= set(strategy.layers.names)
-        assert strategy.shared(server_round) == group
-
-
-@pytest.mark.parametrize("name", LAYERS_ONLY)
-def test_identical_updates_come_back_unchanged(name: str) -> None:
-    model = model_with_buffers()
-    update = random_updates(model, 1)[0]
-    after = aggregate(STRATEGIES[name](model), model, [update] * 3, [1.0, 2.0, 3.0])
-    strategy = STRATEGIES[name](model)
-    for key in strategy.layers.keys(strategy.shared(1)):
-        assert torch.allclose(after[key], update[key], rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", LAYERS_ONLY)
-def test_the_order_of_the_replies_does_not_matter(name: str) -> None:
-    model, weights = model_with_buffers(), [3.0, 1.0, 7.0]
-    updates = random_updates(model, 3)
-    results = []
-    for order in ((0, 1, 2), (2, 0, 1)):
-        strategy = STRATEGIES[name](model)
-        sent = list(strategy.configure_train(1, ArrayRecord(model.state_dict()), ConfigRecord(), Nodes(3, 1)))
-        upload = Instructions.read(sent[0].content["config"]).upload
-        replies = [reply(sent[k], {key: updates[k][key] for key in upload}, weights[k]) for k in order]
-        results.append(decode(strategy.aggregate_train(1, replies)[0]))
-    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
-
-
 def test_updates_are_sorted_by_client_whatever_the_order_of_the_replies() -> None:
     strategy = FedAvg(net())
     sent = configure(strategy, Nodes(4, 1), 1)
@@ -293,7 +255,7 @@ def test_a_rule_that_leaves_out_what_clients_do_not_keep_is_an_error() -> None:
         strategy.step(1, received)
 
 
-@pytest.mark.parametrize("name", LAYERS_ONLY)
+@pytest.mark.parametrize("name", ["full", "local", "layer_set", "layer_cycle"])
 def test_a_client_keeps_what_it_does_not_share(name: str) -> None:
     model = model_with_buffers()
     strategy = STRATEGIES[name](model, send_initial=False)
@@ -317,29 +279,6 @@ def test_a_fixed_sample_of_the_clients_is_evaluated_if_so_many_are_asked_for() -
     ]
     assert chosen[0] == chosen[1] == sorted(set(chosen[0]))
     assert len(chosen[0]) == 3
-
-
-@pytest.mark.parametrize("name", LAYERS_ONLY)
-def test_a_strategy_continues_from_its_state(name: str) -> None:
-    model = model_with_buffers()
-    strategy = STRATEGIES[name](model, send_initial=False, participation=0.5)
-    strategy.set_global_model(model.state_dict())
-    for server_round in range(1, 4):
-        shared = strategy.layers.keys(strategy.shared(server_round))
-        updates = [
-            ClientUpdate(client, {key: params[key] for key in shared}, 1.0)
-            for client, params in enumerate(random_updates(model, 4, server_round))
-            if (client + server_round) % 2
-        ]
-        strategy.step(server_round, Received(updates))
-    again = STRATEGIES[name](model, send_initial=False, participation=0.5)
-    again.set_global_model(strategy.global_model)
-    again.exchange.load_progress(strategy.exchange.progress())
-    again.load_state({key: value.clone() for key, value in strategy.state().items()})
-    for client in range(5):
-        expected, got = strategy.for_client(4, client), again.for_client(4, client)
-        assert expected.keys() == got.keys()
-        assert all(torch.equal(expected[key], got[key]) for key in expected)
 
 
 # What is not a valid update.
