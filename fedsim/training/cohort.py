@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.models.layers import Layers
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params
 from fedsim.training.augmentation import Augmentation
@@ -85,12 +84,11 @@ def train_cohort(
     steps = [len(cut_batches(model, len(task.targets), settings.batch_size)) for task in tasks]
     order = sorted(range(len(tasks)), key=lambda i: -steps[i])
     tasks = [tasks[i] for i in order]
-    layers = Layers.of(model)
     stacked = _Stack(model, tasks, settings)
     members = [Member(task.inputs, task.targets, task.rng) for task in tasks]
     batches = Batches(members, model, settings.batch_size, augmentation, len(stacked.dropouts))
     state = _stacked_state([task.optimizer_state for task in tasks], tasks[0].targets.device)
-    account = follow_plan(model, layers, stacked, batches, plan, settings, state, at or RoundOf())
+    account = follow_plan(model, stacked, batches, plan, settings, state, at)
     sets = [{name: member_of(entries, k) for name, entries in stacked.sets.items()} for k in range(len(tasks))]
     results = {
         i: (member_of(stacked.params, k), account.training(k, member_of(state, k), sets[k]))

@@ -23,13 +23,12 @@ from fedsim.training.settings import LocalSettings
 
 def follow_plan(
     model: nn.Module,
-    layers: Layers,
     learner: Learner,
     batches: Batches,
     plan: LocalPlan,
     settings: LocalSettings,
     state: Params,
-    at: RoundOf,
+    at: RoundOf | None,
 ) -> Account:
     """Train all members through the plan's phases, and return their account.
 
@@ -37,12 +36,10 @@ def follow_plan(
     ----------
     model
         Model that is in training mode meanwhile; it ends in evaluation mode.
-    layers
-        Its layers, which phases name.
     state
         What the optimiser keeps, by name, changed in place.
     at
-        Round of the run, for the schedule.
+        As in `fedsim.training.train_`.
 
     Raises
     ------
@@ -50,8 +47,8 @@ def follow_plan(
         If a phase's layer group cannot be parsed or holds no parameter, or it names an unknown set, or if an
         ``lr_scale`` cannot be read.
     """
-    account = Account(len(batches))
-    schedule = Schedule(settings, plan, batches.lengths, at)
+    account, layers = Account(len(batches)), Layers.of(model)
+    schedule = Schedule(settings, plan, batches.lengths, at or RoundOf())
     for phase in plan.phases:
         group = layers.group(phase.trainable)
         if not (trainable := set(layers.keys(group, buffers=False))):

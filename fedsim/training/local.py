@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.models.layers import Layers
 from fedsim.models.params import Params, dense, flat_copy, load_state_, state_of
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member
@@ -61,11 +60,11 @@ def train_(
         an ``lr_scale`` cannot be read or names no parameter.
     """
     ruled = ruled or Ruled()
-    layers, learner = Layers.of(model), _Single(model, ruled, settings)
+    learner = _Single(model, ruled, settings)
     batches = Batches([Member(inputs, targets, rng)], model, settings.batch_size, augmentation, len(learner.dropouts))
     kept = {name: value.to(targets.device, copy=True) for name, value in (optimizer_state or {}).items()}
     try:
-        account = follow_plan(model, layers, learner, batches, plan, settings, kept, at or RoundOf())
+        account = follow_plan(model, learner, batches, plan, settings, kept, at)
     finally:
         learner.unfreeze()
     return account.training(0, kept, learner.sets_after())
