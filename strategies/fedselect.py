@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.models.averaging import weighted_mean
+from fedsim.models.averaging import mean_of_sent
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import (
@@ -113,12 +113,8 @@ class FedSelect(Strategy):
         average = self.average(updates)
         if not any(MASK in update.sets for update in updates):
             return average
-        # What is personal came as zero, so the mean over all is that over the sharers times their part of the weight.
         shared = [self._shared_by(update) for update in updates]
-        sharers = weighted_mean(shared, [update.num_examples for update in updates])
-        return average | {
-            key: torch.where(part > 0, average[key] / part, self.global_model[key]) for key, part in sharers.items()
-        }
+        return mean_of_sent(average, shared, [update.num_examples for update in updates], self.global_model)
 
     def _grown_before(self, server_round: int) -> frozenset[int]:
         """Return the clients whose masks have grown by a round; those of the last round that was asked for are kept."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.models.averaging import weighted_mean
+from fedsim.models.averaging import mean_of_sent
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params, lerp
 from fedsim.strategy import (
@@ -152,12 +152,8 @@ class Flayer(Strategy):
         average = self.average(updates)
         if MASK not in updates[0].sets:
             return average
-        # What was left out came as zero, so the mean over all is that over the senders times their part of the weight.
         sent = [{key: mask.double() for key, mask in update.sets[MASK].items()} for update in updates]
-        senders = weighted_mean(sent, [update.num_examples for update in updates])
-        return average | {
-            key: torch.where(part > 0, average[key] / part, self.global_model[key]) for key, part in senders.items()
-        }
+        return mean_of_sent(average, sent, [update.num_examples for update in updates], self.global_model)
 
 
 def _left_out(params: Params, names: Sequence[str], head: Collection[str], most: float) -> dict[str, float]:

@@ -93,6 +93,20 @@ def mean_of_present(members: Sequence[Params], weights: Sequence[float], dtype: 
     return {key: means[key] for key in keys if key in means}
 
 
+def mean_of_sent(mean: Params, sent: Sequence[Params], weights: Sequence[float], otherwise: Params) -> Params:
+    """Return a mean in which entries that were not sent came as 0, as that over the members that sent them.
+
+    Parameters
+    ----------
+    sent
+        Which entries each member sent, 1 or 0 as float64, of the tensors of which some may be left out.
+    otherwise
+        Values of entries that nobody sent.
+    """
+    parts = weighted_mean(sent, weights)
+    return mean | {key: torch.where(part > 0, mean[key] / part, otherwise[key]) for key, part in parts.items()}
+
+
 class WeightedMean:
     """The same mean, bit by bit, of members that arrive one after the other.
 

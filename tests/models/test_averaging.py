@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedsim.models import averaging, blocks
-from fedsim.models.averaging import WeightedMean, mean_of_present, weighted_mean
+from fedsim.models.averaging import WeightedMean, mean_of_present, mean_of_sent, weighted_mean
 from fedsim.models.params import Params, as_flat, flat_copy
 
 SHAPES = {"conv": (5, 3, 2, 2), "scalar": (), "none": (0, 3), "wide": (1, 40), "bias": (37,)}
@@ -227,6 +227,14 @@ def test_the_mean_of_what_is_present_is_the_weighted_mean_where_all_have_all() -
     assert_same_bits(mean_of_present(members, weights), weighted_mean(members, weights))
     with pytest.raises(ValueError, match="1 weights for 2 members"):
         mean_of_present(members[:2], [1.0])
+
+
+def test_the_mean_of_what_was_sent_is_over_those_members_that_sent_it() -> None:
+    sent = [{"a": torch.tensor([1.0, 1.0, 0.0])}, {"a": torch.tensor([1.0, 0.0, 0.0])}]
+    members = [{"a": torch.tensor([4.0, 4.0, 0.0]), "b": torch.ones(1)}, {"a": torch.tensor([8.0, 0.0, 0.0])}]
+    mean = mean_of_present(members, [1.0, 3.0])
+    found = mean_of_sent(mean, sent, [1.0, 3.0], {"a": torch.full((3,), 9.0)})
+    assert {key: value.tolist() for key, value in found.items()} == {"a": [7.0, 4.0, 9.0], "b": [1.0]}
 
 
 def test_an_entry_that_no_member_has_has_no_mean() -> None:
