@@ -102,11 +102,8 @@ def _changed(settings: dict[str, Any], changes: Changes) -> dict[str, Any]:
     kept = as_tables(settings, Config)
     kept |= {name: _without(settings, name, changes) for name in LISTS if _table(settings, name)}
     in_lists = {path: value for path, value in changes.items() if path[0] in LISTS}
-    if (
-        kept.get("tune") != settings.get("tune")
-        and not _lists(kept, "tune")
-        and not any(path[0] == "tune" for path in in_lists)
-    ):
+    is_tuned = _lists(kept, "tune") or any(path[0] == "tune" for path in in_lists)
+    if _lists(settings, "tune") and not is_tuned:  # the changes have set all that was
         del kept["tune"]
     changed = with_settings(kept, in_lists)
     swept = [path_of(key) for key in _lists(changed, "sweep")]
