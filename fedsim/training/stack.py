@@ -39,12 +39,12 @@ def forward_of(model: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     return over_members(lambda params, inputs: functional_call(model, params, (inputs,)))
 
 
-def over_members(function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:
+def over_members(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function of one member as a function of many, whose tensors are stacked along a first dimension.
 
     Drawing from torch's global random state is an error.
     """
-    vectorised = torch.vmap(function, in_dims=in_dims, randomness="error")
+    vectorised = torch.vmap(function, randomness="error")
 
     def over_all(*stacked: Any) -> Any:
         with Vectorisable():
