@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 ROOT = Path(__file__).parent.parent
-QUIET_ENV = {
-    # Otherwise Ray's workers would yield to every other process.
+_QUIET_ENV = {
+    # Otherwise Ray's workers would yield to every other process, which is not a property of Flower.
     "RAY_worker_niceness": "0",
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -26,6 +26,11 @@ def own_mark() -> str:
 
 
 RunRound = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def command_of(module: str) -> list[str]:
+    """Return the command that runs ``main`` of a module of this folder; Ray's workers import it by that name."""
+    return [sys.executable, "-P", "-c", f"from benchmarks.{module} import main; main()"]
 
 
 class Answers:
@@ -57,7 +62,7 @@ class Child:
         Command to run; its log goes to ``log``.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(self, command: Sequence[str], log: Path) -> None:
         self.mark = f"{own_mark()}{time.monotonic_ns()}"
         name, _, value = self.mark.partition("=")
         self._log = log
@@ -70,7 +75,7 @@ class Child:
                 stderr=errors,
                 text=True,
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT), name: value} | (env or {}),
+                env=os.environ | _QUIET_ENV | {"PYTHONPATH": str(ROOT), name: value},
             )
 
     def __enter__(self) -> Self:

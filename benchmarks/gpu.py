@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks import job as jobs
 from benchmarks.machine import describe
-from benchmarks.results import show
+from benchmarks.results import note_of, show
 from fedsim.analysis.data import Data
 from fedsim.analysis.mixing.mixed_models import MixedModels
 from fedsim.models.params import Params, state_of
@@ -187,7 +187,7 @@ def attempted(name: str, check: Callable[[], list[Row]]) -> list[Row]:
     except ImportError as error:
         return [{"check": name, "passed": None, "note": f"left out: {error}"}]
     except (RuntimeError, ValueError, TypeError) as error:
-        return [{"check": name, "passed": False, "note": " ".join(str(error).split())[:200]}]
+        return [{"check": name, "passed": False, "note": note_of(error)}]
 
 
 def _row(check: str, error: float, name: str = "") -> Row:

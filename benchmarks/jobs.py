@@ -20,19 +20,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.child import MARK, QUIET_ENV, ROOT, Child, own_mark
+from benchmarks.child import MARK, ROOT, Child, command_of, own_mark
 from benchmarks.environments import PEERS, environment
 from benchmarks.job import BATCH, CLIENTS, EXAMPLES, LR, MOMENTUM, Job, settings_of
 from benchmarks.machine import describe
 from benchmarks.processes import Others, PeakMemory, cpu_seconds, ended_cpu_seconds, marked
-from benchmarks.results import save, show
+from benchmarks.results import note_of, save, show
 
 ROUNDS, RUNS = 20, 30
 WATCHED = 3  # rounds of the job whose memory is watched, which slows it down
 GOALS = {"seconds of mlp": 5.0, "ms a client and round": 0.5, "sweep, times the best peer": 2.0}
 OURS = "fedsim"
 PEER_COMMANDS = {
-    "flower": [sys.executable, "-P", "-c", "from benchmarks.flower_training import main; main()"],
+    "flower": command_of("flower_training"),
     **{name: ["-P", str(ROOT / "benchmarks" / "peers" / f"{name}.py")] for name in PEERS},
 }
 MODES = {"blazefl": ["threads"]}
@@ -117,7 +117,7 @@ class Jobs:
         if name in PEERS:
             command = [str(environment(name)), *command, *MODES.get(name, [])]
         peak, start = PeakMemory(), time.perf_counter()
-        with Child(command, self._folder / f"{name}.log", QUIET_ENV) as child:
+        with Child(command, self._folder / f"{name}.log") as child:
             child.ready()
             for _ in range(rounds):
                 child.ask(model=model, clients=CLIENTS, evaluate=True)
@@ -140,7 +140,7 @@ def in_turn(variants: dict[str, Callable[..., Figures]], repeats: int) -> list[d
             try:
                 found[name].append(run() | {"others_took": others.share()})
             except (RuntimeError, OSError) as error:
-                notes[name] = " ".join(str(error).split())[:160]
+                notes[name] = note_of(error)
             print(".", end="", flush=True)
     if OURS in notes:
         raise RuntimeError(f"the job of {OURS}, with which the others are compared, failed: {notes[OURS]}")
@@ -195,7 +195,7 @@ def sweep(jobs: Jobs, options: argparse.Namespace, single: list[dict[str, Any]])
 def per_client(folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Measure what a client costs in a round besides its training, with one worker, against the bare loop."""
     settings = settings_of("mlp") | {"engine": {"workers": 1}}
-    command = [sys.executable, "-P", "-c", "from benchmarks.whole_run import main; main()"]
+    command = command_of("whole_run")
     rows = []
     for name, every in (("train", 10**6), ("train and evaluate", 1)):
         with Child(command, folder / "log") as child:

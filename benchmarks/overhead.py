@@ -15,11 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.child import QUIET_ENV, Child, own_mark
+from benchmarks.child import Child, command_of, own_mark
 from benchmarks.job import CLIENTS, Job, settings_of
 from benchmarks.machine import describe
 from benchmarks.processes import Others, PeakMemory, cpu_seconds, marked
-from benchmarks.results import save, show
+from benchmarks.results import note_of, save, show
 
 PARTS = ("messages", "training", "run", "scale")
 ROUNDS, MEMORY_ROUNDS = 5, 2
@@ -64,9 +64,8 @@ class Lab:
         self._folder = folder
 
     def child(self, module: str, argument: dict[str, Any] | None = None) -> Child:
-        """Start a child that runs ``main`` of a module; Ray's workers import it by that name."""
-        command = [sys.executable, "-P", "-c", f"from benchmarks.{module} import main; main()"]
-        return Child([*command, *([json.dumps(argument)] if argument else [])], self._folder / "log", QUIET_ENV)
+        """Start a child that runs ``main`` of a module."""
+        return Child([*command_of(module), *([json.dumps(argument)] if argument else [])], self._folder / "log")
 
     def rounds(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of an engine's rounds."""
@@ -106,7 +105,7 @@ def tried(row: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[st
     try:
         row = row | measure()
     except (RuntimeError, OSError) as error:
-        row = row | {"note": " ".join(str(error).split())[:160]}
+        row = row | {"note": note_of(error)}
     print(".", end="", flush=True)
     return row
 

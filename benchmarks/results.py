@@ -25,6 +25,11 @@ def show(title: str, rows: Sequence[Row], columns: Sequence[str]) -> None:
         print("  ".join(padded).rstrip())
 
 
+def note_of(error: Exception) -> str:
+    """Return an error as a short note in one line."""
+    return " ".join(str(error).split())[:160]
+
+
 def save(
     name: str,
     machine: Row,

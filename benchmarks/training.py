@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from benchmarks import job as jobs
-from benchmarks.child import ROOT, Child
+from benchmarks.child import ROOT, Child, command_of
 from benchmarks.environments import PEERS, environment
 from benchmarks.job import Job
 from benchmarks.machine import describe, gemm_limit, memory_bandwidth, processors, release
-from benchmarks.results import save, show
+from benchmarks.results import note_of, save, show
 from benchmarks.timing import QUIET, Samples, seconds_of, take_turns
 
 COLUMNS = (
@@ -138,11 +138,11 @@ class Peers:
         self.children: dict[str, Child] = {}
         for name in names:
             try:
-                child = stack.enter_context(Child(self._command(name), logs / f"{name}.log", self._env(name)))
+                child = stack.enter_context(Child(self._command(name), logs / f"{name}.log"))
                 child.ready()
                 self.children[name] = child
             except (RuntimeError, OSError, ImportError) as error:
-                self.missing[name] = " ".join(str(error).split())[:160]
+                self.missing[name] = note_of(error)
 
     def calls(self, model_name: str, clients: int) -> dict[str, Call]:
         """Return a call for each peer that runs, by name."""
@@ -157,17 +157,11 @@ class Peers:
         if name == "flower":
             if not find_spec("flwr") or not find_spec("ray"):
                 raise ImportError("flwr[simulation] is not installed")
-            # Ray's workers import the app, so it must not be in the module __main__.
-            return [sys.executable, "-P", "-c", "from benchmarks.flower_training import main; main()"]
+            return command_of("flower_training")
         package, _, mode = name.partition("-")
         script = ROOT / "benchmarks" / "peers" / f"{package}.py"
         # Without -P the script's folder would come first, and its name is that of the peer's package.
         return [str(environment(package)), "-P", str(script), *([mode] if mode else [])]
-
-    @staticmethod
-    def _env(name: str) -> dict[str, str]:
-        # Otherwise Ray's workers would yield to every other process, which is not a property of Flower.
-        return {"RAY_worker_niceness": "0", "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def in_process(job: Job, model_name: str, clients: int, device: str, sizes: Sequence[int]) -> dict[str, Call]:
@@ -287,7 +281,7 @@ def main() -> None:
 
 
 def _note(missing: dict[str, str], name: str, error: Exception) -> None:
-    missing[name] = " ".join(str(error).split())[:160]
+    missing[name] = note_of(error)
 
 
 if __name__ == "__main__":
