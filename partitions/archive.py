@@ -14,7 +14,7 @@ KEYS = (*(f"{part}_{array}" for part in PARTS for array in ("indices", "offsets"
 
 
 def fingerprint(labels: NDArray[np.int64]) -> str:
-    """Return the SHA-256 of the labels as little-endian 64-bit numbers."""
+    """Return the SHA-256 of the labels, or of other integers that tell data apart, as little-endian 64-bit numbers."""
     return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()
 
 

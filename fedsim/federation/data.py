@@ -126,7 +126,7 @@ class FederatedData:
     def save_split(self, path: Path) -> Path:
         """Write the index sets to an ``.npz`` file; return its path."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.split.save(path, self.dataset.labels)
+        self.split.save(path, self.dataset.fingerprinted)
         return path
 
     @cached_property

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedsim.data.heterogeneity import Heterogeneity
+from fedsim.data.tasks import task_of
+from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, InputsAndTargets
 from fedsim.results.files import write_whole
 
@@ -18,11 +20,22 @@ def write_pfllib(data: FederatedData, folder: Path) -> Path:
     Inputs are normalised and skewed as the clients see them. PFLlib has no validation examples, so these are not
     written; set ``partition.validation = 0`` to have them in ``train``.
 
+    Raises
+    ------
+    ConfigError
+        If the data do not have one class for each example, as PFLlib reads targets as whole numbers.
+
     References
     ----------
     Zhang et al. 2023, PFLlib: personalized federated learning algorithm library, arXiv 2312.04992; its
     ``dataset/utils/dataset_utils.py``.
     """
+    task, targets = task_of(data.dataset).name, data.dataset.train.targets
+    if task not in ("classification", "binary") or targets.ndim != 1:
+        raise ConfigError(
+            f"{data.dataset.name!r} has the task {task!r} and targets of shape {tuple(targets.shape)}, and PFLlib "
+            "reads one class for each example; leave --pfllib out"
+        )
     (folder / "config.json").unlink(missing_ok=True)  # so that a partial export is not taken for a data set
     for old in [*folder.glob("train/*.npz"), *folder.glob("test/*.npz")]:
         if old.stem.isdigit():  # a client of an earlier partition

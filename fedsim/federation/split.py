@@ -201,6 +201,6 @@ def _saved(config: Config, dataset: Dataset) -> Split:
         given[f"partition.{name}"] = getattr(config.partition, name) != default
     if useless := next((name for name, is_given in given.items() if is_given), None):
         raise ConfigError(f"partition.scheme = 'saved' already decides who trains and tests on what; remove {useless}")
-    split = making.make_partition(config, dataset.labels, dataset.ids, rng(config.seed, "partition"))
+    split = making.make_partition(config, dataset.fingerprinted, dataset.ids, rng(config.seed, "partition"))
     assert isinstance(split, Split)
     return split

@@ -95,6 +95,22 @@ def test_what_is_exported_for_pfllib_is_read_back(tiny: Callable[..., Config], t
             assert found == sorted(zip(x.flatten(1).tolist(), y.tolist(), strict=True))
 
 
+@pytest.mark.parametrize(("name", "task"), [("toy-text", "next-token"), ("arrays", "regression")])
+def test_targets_that_pfllib_would_round_are_not_exported(
+    name: str, task: str, tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    data: dict[str, Any] = {"name": name}
+    if name == "arrays":
+        values = np.linspace(0, 1, 40, dtype=np.float32)
+        rows = {"inputs": values[:, None], "targets": values}
+        np.savez(tmp_path / "rows.npz", **{f"{part}_{what}": rows[what] for part in ("train", "test") for what in rows})
+        data["path"] = str(tmp_path / "rows.npz")
+    found = federated_data_of(tiny(data=data, partition={"scheme": "iid"}))
+    with pytest.raises(ConfigError, match=f"has the task '{task}' and .*; leave --pfllib out"):
+        write_pfllib(found, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def matrix(rows: list) -> Any:
     """Return what a sparse matrix becomes by ``todense``."""
     with warnings.catch_warnings():

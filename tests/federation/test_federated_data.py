@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -161,6 +162,29 @@ def test_saved_sets_are_those_that_a_run_with_them_uses(toy: Callable[..., Confi
         federated_data_of(toy(partition=saved, clients=5))
     with pytest.raises(ConfigError, match=r"\[partition\] .*split.npz"):
         federated_data_of(toy(data=TOY | {"seed": 1}, partition=saved))
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_sets_saved_for_other_numbers_to_predict_or_labels_are_refused(
+    columns: int, tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    def config(seed: int, **partition: Any) -> Config:
+        values = np.random.default_rng(seed).normal(size=(40, columns))
+        targets = values[:, 0] if columns == 1 else (values > 0).astype(np.float32)
+        rows = {
+            f"{part}_{what}": each
+            for part in ("train", "test")
+            for what, each in (("inputs", values), ("targets", targets))
+        }
+        np.savez(tmp_path / f"{seed}.npz", **rows)
+        data = {"name": "arrays", "path": str(tmp_path / f"{seed}.npz")}
+        return tiny(data=data, partition={"scheme": "iid"} | partition)
+
+    path = federated_data_of(config(0)).save_split(tmp_path / "split.npz")
+    saved = {"scheme": "saved", "path": str(path)}
+    assert len(federated_data_of(config(0, **saved)).split) == 4
+    with pytest.raises(ConfigError, match=r"split\.npz was saved for other labels"):
+        federated_data_of(config(1, **saved))
 
 
 def test_a_run_is_named_by_what_a_file_of_a_partition_holds(toy: Callable[..., Config], tmp_path: Path) -> None:
