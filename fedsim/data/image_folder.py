@@ -54,7 +54,8 @@ def image_folder(
     """Read your own images from a tree split/class/file or site/split/class/file, in a folder or a zip archive.
 
     Sites, such as hospitals or domains, are the id column ``site``. Images are decoded once, into a memory-mapped cache
-    that all processes share; it is rebuilt when a file changes.
+    that all processes share; it is rebuilt when a file changes. As torchvision does, it leaves out what EXIF data say
+    of a photo's orientation.
 
     Parameters
     ----------

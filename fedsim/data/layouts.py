@@ -9,6 +9,8 @@ from fedsim.data.dataset import Spacing, set_aside
 from fedsim.seeds import rng
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Of pictures that are not read, which a note names so that nobody misses them.
+UNKNOWN = (".avif", ".dcm", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".svg")
 Layout = Literal["auto", "split/class", "site/split/class", "split/site/class", "site/class", "class"]
 UNDERSTOOD = (
     "layouts are split/class/file and site/split/class/file, and, with [data] layout, split/site/class, site/class and "
@@ -104,6 +106,7 @@ class _Tree:
         # Archives made on a Mac hold a hidden copy of each file.
         seen = {n: p for n, p in parts.items() if not any(each.startswith((".", "__MACOSX")) for each in p)}
         self._images = {n: p for n, p in seen.items() if n.lower().endswith(SUFFIXES)}
+        self._others = [n for n in seen if n.lower().endswith(UNKNOWN)]
         tops = {p[0] for p in self._images.values()}
         around = int(len(tops) == 1 and not tops & set(splits) and all(len(p) > 1 for p in self._images.values()))
         self._images = {n: p[around:] for n, p in self._images.items()}
@@ -153,13 +156,19 @@ class _Tree:
                     f"{self._place}: {odd[0]} is in no folder {' or '.join(self._splits)} of a site, as others are; "
                     f"{UNDERSTOOD}"
                 )
-        if not rest or not found:
-            return ""
-        folders = "/".join(" or ".join(self._splits) if level == "split" else level for level in levels)
-        return (
-            f"{len(rest):,} images of {self._place} are not used, as they are not in the folders of {folders}/file: "
-            f"{next(iter(rest))} is one"
-        )
+        notes, place = [], self._place
+        if rest and found:
+            folders = "/".join(" or ".join(self._splits) if level == "split" else level for level in levels)
+            notes.append(
+                f"{len(rest):,} images of {place} are not used, as they are not in the folders of {folders}/file: "
+                f"{next(iter(rest))} is one"
+            )
+        if self._others:
+            notes.append(
+                f"{len(self._others):,} pictures of {place} are not used, as {self._others[0]} is of a kind that is "
+                "not read; save them as .png or .jpg"
+            )
+        return "; ".join(notes)
 
     def missing(self, levels: Sequence[str], split: str) -> FileNotFoundError:
         """Return the error for a split without images."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from fedsim.config import Config
 from fedsim.data import check_dataset
@@ -148,6 +149,35 @@ def test_other_splits_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCa
     assert len(image_folder(path=str(tmp_path / "images")).train) == 10
     assert "2 images of" in caplog.text
     assert "not in the folders of site/train or test/class/file: A/val/cat/0.png is one" in caplog.text
+
+
+def test_pictures_of_a_kind_that_is_not_read_are_counted(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("1.heic", "2.HEIC"):
+        (tree / "train" / "dog" / name).write_bytes(b"a photo")
+    assert len(image_folder(path=str(tree)).train) == 5
+    assert "2 pictures of" in caplog.text
+    assert "as train/dog/1.heic is of a kind that is not read; save them as .png or .jpg" in caplog.text
+
+
+def test_images_are_those_of_torchvision_whatever_their_mode_and_orientation(tmp_path: Path) -> None:
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
+                colours.convert(mode).save(folder / f"{mode}.png")
+            colours.convert("CMYK").save(folder / "cmyk.jpg")
+            colours.save(folder / "turned.jpg", exif=turned)
+    found, known = image_folder(path=str(tmp_path)), ImageFolder(str(tmp_path / "train"))
+    expected = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture, _ in known])
+    assert np.array_equal(found.train.inputs.numpy(), expected)
+    assert found.train.targets.tolist() == known.targets
+    grey = image_folder(path=str(tmp_path), mode="L").train.inputs
+    opened = [Image.open(name).convert("L") for name, _ in known.samples]
+    assert np.array_equal(grey[:, 0].numpy(), np.stack([np.asarray(picture) for picture in opened]))
 
 
 DOUBTS = {
