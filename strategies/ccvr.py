@@ -9,7 +9,6 @@ from fedsim.alignment.repair.head import ClassGaussians, calibrate_head
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import (
-    ClientRule,
     ClientUpdate,
     Count,
     CountOrZero,
@@ -21,20 +20,16 @@ from fedsim.strategy import (
     Strategy,
 )
 from fedsim.training.class_means import features_of
-from strategies.parts import linear_head
+from strategies.parts import HeadRule, linear_head
 
 GAUSSIANS = "gaussians"
 
 
-class CcvrRule(ClientRule):
+class CcvrRule(HeadRule):
     """Measures, in the round of the calibration, the features of each class by the model that it has received."""
 
     cross_entropy_only = True
-    head: str
     after: int
-
-    def prepare(self) -> None:
-        self._head = self.layers.group(self.head).layers[0]
 
     def finish(self, local: Local, started: Local) -> Finished:
         if local.server_round != self.after + 1:

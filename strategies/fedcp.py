@@ -12,9 +12,9 @@ from torch.nn.functional import normalize
 
 from fedsim import seeds
 from fedsim.models.params import Params
-from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, NonNegative, Option, Sets, Step, Strategy
+from fedsim.strategy import ClientUpdate, Finished, Local, NonNegative, Option, Sets, Step, Strategy
 from fedsim.training.dropout import random_words
-from strategies.parts import linear_head, two_parts
+from strategies.parts import HeadRule, linear_head, two_parts
 from strategies.reference import reference
 
 OWN, GENERIC, POLICY, CONTEXT, RECEIVED = "personal_head", "generic_head", "policy", "context", "received"
@@ -41,15 +41,14 @@ class GatedHead(nn.Module):
         return logits
 
 
-class FedCpRule(ClientRule):
+class FedCpRule(HeadRule):
     """Trains the set ``policy`` with the model, whose head is personal; the ``generic_head`` stays as it came."""
 
     trained = (POLICY,)
-    head: str
     mmd: float
 
     def prepare(self) -> None:
-        self._head = self.layers.group(self.head).layers[0]
+        super().prepare()
         self._keys = self.layers.keys([self._head])
         if self.model is not None:
             self._gated = GatedHead(self.model.get_submodule(self._head))  # type: ignore[arg-type]

@@ -8,22 +8,18 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fedsim.models.params import Params
-from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, NonNegative, Option, Sets, Step, Strategy
+from fedsim.strategy import ClientUpdate, Finished, Local, NonNegative, Option, Sets, Step, Strategy
 from fedsim.training.targets import real_targets
-from strategies.parts import linear_head
+from strategies.parts import HeadRule, linear_head
 
 CONSENSUS, FEATURES = "consensus", "features"
 
 
-class FedDbeRule(ClientRule):
+class FedDbeRule(HeadRule):
     """Trains the set ``shift``, which is added to the features, with the model, once there is a ``consensus``."""
 
     trained = ("shift",)
-    head: str
     kappa: float
-
-    def prepare(self) -> None:
-        self._head = self.layers.group(self.head).layers[0]
 
     def start(self, local: Local) -> Local:
         zeros = torch.zeros_like(local.params[f"{self._head}.weight"][0])

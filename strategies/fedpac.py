@@ -11,7 +11,6 @@ from torch import Tensor
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
 from fedsim.strategy import (
-    ClientRule,
     ClientUpdate,
     Count,
     Finished,
@@ -26,22 +25,18 @@ from fedsim.strategy import (
     Strategy,
 )
 from fedsim.training.class_means import CLASS_MEANS, average_means, class_means, distance_to_means, means_bytes
-from strategies.parts import linear_head, two_parts
+from strategies.parts import HeadRule, linear_head, two_parts
 
 STATISTICS, BODY = "statistics", "body"
 SMALLEST = 1e-3  # weight of a head up to which it is left out, as in the authors' code
 
 
-class FedPacRule(ClientRule):
+class FedPacRule(HeadRule):
     """Pulls features towards the set ``class_means`` while the body trains, and measures what weights of heads need."""
 
     cross_entropy_only = True
-    head: str
     pull: float
     combine: bool
-
-    def prepare(self) -> None:
-        self._head = self.layers.group(self.head).layers[0]
 
     def start(self, local: Local) -> Local:
         if CLASS_MEANS not in local.sets:

@@ -8,23 +8,19 @@ from torch import Tensor
 
 from fedsim.models.layers import LayerGroup
 from fedsim.models.params import Params
-from fedsim.strategy import ClientRule, ClientUpdate, Finished, Local, NonNegative, Option, Sets, Step, Strategy
+from fedsim.strategy import ClientUpdate, Finished, Local, NonNegative, Option, Sets, Step, Strategy
 from fedsim.training.class_means import CLASS_MEANS, average_means, class_means, distance_to_means, means_bytes
-from strategies.parts import linear_head
+from strategies.parts import HeadRule, linear_head
 
 NEVER = -1e4  # logit of a class without a mean, which is no prediction
 
 
-class FedProtoRule(ClientRule):
+class FedProtoRule(HeadRule):
     """Pulls features towards the set ``class_means``, the clients' average, and sends the client's own."""
 
     cross_entropy_only = True
-    head: str
     pull: float
     predict: str
-
-    def prepare(self) -> None:
-        self._head = self.layers.group(self.head).layers[0]
 
     def loss(self, step: Step) -> Tensor:
         if CLASS_MEANS not in step.sets:

@@ -7,20 +7,16 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fedsim.models.params import Params
-from fedsim.strategy import ClientRule, Finished, Local, Option, Positive, Step, Strategy
-from strategies.parts import linear_head
+from fedsim.strategy import Finished, Local, Option, Positive, Step, Strategy
+from strategies.parts import HeadRule, linear_head
 
 
-class FedRodRule(ClientRule):
+class FedRodRule(HeadRule):
     """Trains the set ``personal_head`` with the model; ``classes`` holds the client's class counts for itself."""
 
     trained = ("personal_head",)
     cross_entropy_only = True
-    head: str
     absent_count: float
-
-    def prepare(self) -> None:
-        self._head = self.layers.group(self.head).layers[0]
 
     def start(self, local: Local) -> Local:
         generic = {key: value for key, value in local.params.items() if key.rpartition(".")[0] == self._head}

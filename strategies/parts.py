@@ -1,9 +1,19 @@
-"""A model's layers in two parts, both of which can be trained, and a head that is a linear layer."""
+"""A model's layers in two parts, both of which can be trained, a linear layer as its head, and rules that know it."""
 
 from torch import nn
 
 from fedsim.models.asymmetry import fixed_entries
 from fedsim.models.layers import LayerGroup, Layers
+from fedsim.strategy import ClientRule
+
+
+class HeadRule(ClientRule):
+    """A rule that knows the layer which its strategy's option ``head`` names, whose inputs are the features."""
+
+    head: str
+
+    def prepare(self) -> None:
+        self._head = self.layers.group(self.head).layers[0]
 
 
 def two_parts(layers: Layers, option: str, expression: str) -> tuple[LayerGroup, LayerGroup]:
