@@ -94,7 +94,7 @@ def experiment_of(path: Path, settings: Sequence[str] | None, more: Sequence[str
     return read_experiment(path, changes, as_texts=as_texts)
 
 
-def check_folder(folder: Path, option: str) -> None:
+def check_folder(folder: Path | None, option: str) -> None:
     """Check, before any work, that no file is where a folder is to be made.
 
     Raises
@@ -102,7 +102,7 @@ def check_folder(folder: Path, option: str) -> None:
     ConfigError
         If one is.
     """
-    for place in (folder, *folder.parents):
+    for place in (folder, *folder.parents) if folder else ():
         if place.is_file():
             raise ConfigError(f"folder {place} cannot be written (it is a file); give another with {option}")
 

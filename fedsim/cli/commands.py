@@ -135,9 +135,8 @@ def partition_command(
     if save and save.suffix != ".npz":
         raise ConfigError(f"--save {save}: the file's name must end in .npz")
     check_files({"--save": save})
-    for option, folder in (("--out", out), ("--pfllib", pfllib)):
-        if folder:
-            check_folder(folder, option)
+    check_folder(out, "--out")
+    check_folder(pfllib, "--pfllib")
     action("partition")(experiment_of(path, settings), out, save, pfllib)
 
 

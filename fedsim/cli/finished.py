@@ -99,8 +99,7 @@ def compare_command(
     }
     files = {"--csv": csv, "--markdown": markdown, "--latex": latex}
     check_files(files)
-    if out:
-        check_folder(out, "--out")
+    check_folder(out, "--out")
     action("compare")(paths, question, files, out)
 
 
@@ -113,8 +112,7 @@ def report_command(
     unfinished: Unfinished = False,
 ) -> None:
     """Write a page about a run, or about several, with every figure as PDF and PNG."""
-    if out:
-        check_folder(out, "--out")
+    check_folder(out, "--out")
     action("report")(paths, out, unfinished=unfinished)
 
 
@@ -170,8 +168,7 @@ def export_command(
         raise ConfigError(f"--to {to}: the file's name must end in .safetensors")
     if to.exists() and not force:
         raise ConfigError(f"--to {to} exists; give another file, or replace it with --force")
-    wanted = round_of(server_round)
-    action("export")(run, client, wanted, metric, to)
+    action("export")(run, client, round_of(server_round), metric, to)
 
 
 def verify_command(

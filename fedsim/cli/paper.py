@@ -61,8 +61,7 @@ def table_command(
         raise ConfigError(f"--out {out}: the file's name must end in {', '.join(TABLES)}, or give --latex")
     if out and TABLES.get(out.suffix, kind) != kind:
         raise ConfigError(f"--{kind} and --out {out} are two formats; give one of them, or another file")
-    if out:
-        check_files({"--out": out})
+    check_files({"--out": out})
     options = {"column": column, "metric": metric, "at": at, "bold": bold, "spread": spread, "unfinished": unfinished}
     action("table")(paths, kind, out, pivot=pivot, **options)
 
