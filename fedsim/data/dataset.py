@@ -264,6 +264,14 @@ def channels_last(images: Tensor) -> Tensor:
     return torch.empty_strided(images.shape, strides, dtype=images.dtype, device=images.device).copy_(images)
 
 
+def in_usual_order(images: Tensor) -> Tensor:
+    """Return images, shape [n, channels, height, width], stored as torch makes them, one channel after the other.
+
+    `Tensor.contiguous` leaves images with one channel as they are, and convolutions of them have their channels last.
+    """
+    return images.clone(memory_format=torch.contiguous_format)
+
+
 def stratified(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Return the sorted positions of ``n`` examples in which each class keeps its share, to within one.
 

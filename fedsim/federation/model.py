@@ -14,6 +14,7 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.config.tables import ModelConfig
 from fedsim.data import Dataset
 from fedsim.data.checks import TOKENS_RULE
+from fedsim.data.dataset import in_usual_order
 from fedsim.data.tasks import task_of
 from fedsim.errors import ConfigError, error_line, message_of
 from fedsim.federation.weights import load_weights_
@@ -87,7 +88,7 @@ def draw_model(config: Config, dataset: Dataset) -> nn.Module:
     with FittingTensors():
         model = catalogue.make(config.model, dataset.shape, dataset.outputs, **given)
         if isinstance(model, nn.Module):
-            initialise_lazy_(model, _probes(dataset, 2).contiguous())
+            initialise_lazy_(model, in_usual_order(_probes(dataset, 2)))
     if isinstance(model, nn.Module):
         try:
             make_trainable_(model)
@@ -146,8 +147,8 @@ def _copy(model: nn.Module, where: str) -> nn.Module:
 def _order_images_(model: nn.Module, dataset: Dataset) -> None:
     """Let a model whose code views images in torch's usual order get them so, where ours have their channels last."""
     probes = _probes(dataset, 2)
-    if probes.ndim == 4 and not _takes(model, probes) and _takes(model, probes.contiguous()):
-        model.register_forward_pre_hook(_in_usual_order)
+    if probes.ndim == 4 and not _takes(model, probes) and _takes(model, in_usual_order(probes)):
+        model.register_forward_pre_hook(_with_usual_order)
 
 
 def _takes(model: nn.Module, inputs: Tensor) -> bool:
@@ -159,8 +160,8 @@ def _takes(model: nn.Module, inputs: Tensor) -> bool:
     return True
 
 
-def _in_usual_order(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (args[0].contiguous(), *args[1:])
+def _with_usual_order(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (in_usual_order(args[0]), *args[1:])
 
 
 def _with_own_inputs(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -32,6 +32,7 @@ OTHERS = (
     "scalar",
     "sparse_embedding",
     "tied",
+    "viewed",
     "weight_norm",
 )
 ONCE = {"barriers__every": 0}
@@ -43,6 +44,7 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 CASES = [
     *(pytest.param("with barriers", name, 1e-5) for name in (*HALF, *ODD)),
+    pytest.param("with barriers", "viewed", 1e-5),
     *(pytest.param("local", name, 1e-5) for name in OTHERS),
     # Steps of half precision amplify another order of sums.
     *(pytest.param("cohort", name, 0.05 if name in HALF else 1e-4) for name in (*HALF, *ODD, *OTHERS)),

@@ -134,6 +134,18 @@ def channels_last(shape: Shape, classes: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def viewed(shape: Shape, classes: int) -> nn.Module:
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4 * 6 * 6, classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.conv(x).view(-1, 4 * 6 * 6))
+
+    return Viewed()
+
+
 def not_contiguous(shape: Shape, classes: int) -> nn.Module:
     model = Net(shape, classes)
     model.first.weight = nn.Parameter(model.first.weight.detach().t().contiguous().t())

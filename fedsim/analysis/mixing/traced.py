@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.analysis.mixing.mixes import Part
-from fedsim.data.dataset import channels_last
+from fedsim.data.dataset import channels_last, in_usual_order
 from fedsim.errors import first_line
 from fedsim.models.copies import copy_of, loaded
 from fedsim.models.draws import same_draws
@@ -95,7 +95,7 @@ def in_order(inputs: Tensor, is_channels_last: bool) -> Tensor:
     """Return inputs in the same order."""
     if inputs.ndim != 4:
         return inputs
-    return channels_last(inputs) if is_channels_last else inputs.contiguous()
+    return channels_last(inputs) if is_channels_last else in_usual_order(inputs)
 
 
 class Tracer:
