@@ -18,6 +18,7 @@ Entry = TypeVar("Entry", bound=Callable[..., Any])
 # The attribute of a function or record that holds another, whose options it takes too.
 FORWARDED = "takes_options_of"
 BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+SINGLE = ("int_type", "float_type", "string_type", "bool_type", "literal_error")
 
 
 @cache
@@ -174,6 +175,8 @@ def explain_rule(problem: Mapping[str, Any], record: type[BaseModel] | None = No
     if field and problem["type"] in BOUNDS:
         text = range_of(field.metadata) or text
     text = rules.get(problem["type"]) or text
+    if isinstance(problem["input"], list) and problem["type"] in SINGLE:
+        text += "; to run each of several values, list them in [sweep]"
     return f"{text} ({field.description.rstrip('.')})" if field and field.description else text
 
 

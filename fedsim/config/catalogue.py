@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from fedsim.config.custom import load_custom
-from fedsim.config.names import canonical, meant
+from fedsim.config.names import canonical, known_elsewhere, meant, own_name
 from fedsim.config.records import Choice
 from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError, error_line, in_code_of_the_user, is_of_the_user, system_line
 from fedsim.lazy import LazyTable, Named, Place
-from fedsim.options import BOUNDS, as_toml, by_name, explain_rule, parameter_texts, range_of, schema_of, suggest
+from fedsim.options import BOUNDS, as_toml, by_name, explain_rule, parameter_texts, range_of, schema_of
 from fedsim.shortening import first_few
 
 
@@ -126,8 +126,9 @@ class Catalogue:
         alike = [known for known in self.entries if known.startswith(f"{module}:")]
         if alike or not colon:
             names = alike or self.all_names
+            own = "" if alike or meant(name, names) else own_name(name)
             guess = f"did you mean {found!r}? " if (found := meant(name, names)) else ""
-            raise ConfigError(f"{where} is unknown; {guess}known are: {', '.join(names)}")
+            raise ConfigError(f"{where} is unknown; {guess}known are: {', '.join(names)}{own}")
         check_spelling(name, where)
 
     def _where(self, name: str) -> str:
@@ -158,7 +159,7 @@ class Catalogue:
         option = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             settings = [*type(choice).model_fields, *schema.model_fields]
-            hint = suggest(option, settings) + self._who_has(option)
+            hint = known_elsewhere(f"{self.table}.{option}", (), settings) + self._who_has(option)
             raise ConfigError(f"unknown key '{self.table}.{option}' for {name!r}{hint}")
         if problem["type"] == "missing" and len(problem["loc"]) == 1:
             given = ", ".join(self.given) if self.canonical(name) not in self.entries else ""
@@ -190,7 +191,12 @@ class Catalogue:
         """Say which entries have an option."""
         own = [name for name in self.entries if ":" not in name]
         found = [repr(name) for name in own if option in schema_of(self.entries[name], self.given).model_fields]
-        return f"; {first_few(found, 3)} {'has' if len(found) == 1 else 'have'} it" if found else ""
+        if not found:
+            return ""
+        return (
+            f"; {first_few(found, 3)} {'has' if len(found) == 1 else 'have'} it; in a sweep, set it for these alone: "
+            f"{self.table} = [{{ {self.key} = {found[0]}, {option} = ... }}, ...]"
+        )
 
     def describe(self, name: str) -> tuple[str, str]:
         """Return the first sentence of an entry's docstring and its references; an entry of fedsim's is not imported.

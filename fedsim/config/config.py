@@ -16,7 +16,8 @@ from fedsim.config.expectation import Expectation
 from fedsim.config.faults import FaultsConfig
 from fedsim.config.local import LocalConfig, OptimizerConfig
 from fedsim.config.loss import LossConfig
-from fedsim.config.records import Table
+from fedsim.config.names import known_elsewhere
+from fedsim.config.records import Choice, Table
 from fedsim.config.tables import (
     CheckpointsConfig,
     DataConfig,
@@ -32,7 +33,7 @@ from fedsim.config.toml import path_of, write_toml
 from fedsim.config.track import TrackConfig
 from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError
-from fedsim.options import as_toml, explain_rule, suggest
+from fedsim.options import as_toml, explain_rule
 
 # Participants of all rounds are drawn before the first one, and each combination is checked before the first run.
 MOST_ROUNDS, MOST_RUNS = 10**6, 10**4
@@ -202,10 +203,13 @@ def _explain(error: ValidationError) -> str:
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown key {key!r}{suggest(path[-1], _settings(path[:-1]))}"
+        return f"unknown key {key!r}{known_elsewhere(key, _in_tables(), _settings(path[:-1]))}"
     if problem["type"] == "missing":
         return f"{key!r} is missing; every experiment must set it"
     rule = explain_rule(problem)
+    table: Any = Config.model_fields[key].annotation if problem["type"] == "model_type" and len(path) == 1 else None
+    if table and issubclass(table, Choice) and isinstance(problem["input"], str):
+        rule = f"must be a table, as in [{key}] with {table.KEY} = {as_toml(problem['input'])}"
     if path[0] in ("sweep", "tune") and problem["type"] == "list_type":
         rule = f"must be a list of values, such as {as_toml([problem['input']])}"
         if isinstance(problem["input"], dict):
@@ -215,6 +219,12 @@ def _explain(error: ValidationError) -> str:
         # What several settings break together names them itself, and the whole table would hide it.
         return f"{key}.{rule}" if re.match(r"\w+ = ", rule) else f"{key}: {rule}"
     return f"{key} = {as_toml(problem['input'])}: {rule}"
+
+
+def _in_tables() -> list[str]:
+    """Return the dotted names of the settings in the experiment's tables."""
+    tables = {name: field.annotation for name, field in Config.model_fields.items()}
+    return [f"{name}.{each}" for name, table in tables.items() for each in getattr(table, "model_fields", ())]
 
 
 def _settings(path: list[str]) -> list[str]:

@@ -5,10 +5,60 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
+from fedsim.options import suggest
+
 # What many methods begin with, so that it says nothing about which one is meant.
 COMMON = ("flwr:", "fed")
 # What names may have between their parts: spaces, underscores, and hyphens and dashes of any length.
 BETWEEN = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")
+
+
+# What other simulators, or other tables here, call a setting.
+ELSEWHERE = {
+    "alpha": "partition.alpha",
+    "batchsize": "local.batch_size",
+    "data.dataset": "data.name",
+    "dataset": "data.name",
+    "features.name": "features.skew",
+    "fraction_fit": "participation",
+    "fraction_train": "participation",
+    "global_epoch": "rounds",
+    "global_rounds": "rounds",
+    "gpu": "device",
+    "join_ratio": "participation",
+    "learning_rate": "local.lr",
+    "local_epoch": "local.epochs",
+    "local_epochs": "local.epochs",
+    "local_learning_rate": "local.lr",
+    "num_workers": "engine.workers",
+    "partition.name": "partition.scheme",
+    "partition.type": "partition.scheme",
+    "seeds": "sweep.seed",
+    "train": "local",
+    "training": "local",
+}
+
+
+def known_elsewhere(key: str, settings: Iterable[str], known: Iterable[str]) -> str:
+    """Return what follows an unknown dotted key in a message: the setting that is meant, and the known ones.
+
+    Parameters
+    ----------
+    settings
+        Dotted names of all settings of tables, one of which may have the key's last part.
+    known
+        Names in the table in which the key was looked for.
+    """
+    last = key.rpartition(".")[2]
+    alike = [each for each in settings if each.rpartition(".")[2] == last]
+    found = ELSEWHERE.get(key) or ELSEWHERE.get(last) or (alike[0] if len(alike) == 1 else "")
+    return f"; did you mean {found!r}? known are: {', '.join(known)}" if found else suggest(last, known)
+
+
+def own_name(name: str) -> str:
+    """Return what follows an unknown name in a message that may be that of a file of the user's."""
+    module = name.removesuffix(".py")
+    return f"; your own is named as in '{module if module.isidentifier() else 'my_file'}:NAME'"
 
 
 def canonical(name: str, known: Iterable[str]) -> str:

@@ -129,9 +129,18 @@ def test_a_misspelling_is_recognised(typed: str, name: str) -> None:
         STRATEGIES.check_name(typed)
 
 
+@pytest.mark.parametrize(("typed", "example"), [("net", "net:NAME"), ("net.py", "net:NAME"), ("a/net", "my_file:NAME")])
+def test_a_message_says_how_a_part_of_a_file_is_named(typed: str, example: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"'{typed}' is unknown; known are: mlp, .*; your own is named as in '{example}'"
+    ):
+        CATALOGUES["models"].check_name(typed)
+
+
 def test_a_message_says_which_entries_have_an_option() -> None:
     settings = {"rounds": 1, "clients": 2, "partition": {"scheme": "iid", "alpha": 0.1}}
-    with pytest.raises(ConfigError, match=r"unknown key 'partition.alpha' for 'iid'.*; 'dirichlet', .* have it"):
+    have = r"unknown key 'partition.alpha' for 'iid'.*; 'dirichlet', .* have it; in a sweep, set it for these alone: "
+    with pytest.raises(ConfigError, match=have + r"partition = \[\{ scheme = 'dirichlet', alpha = \.\.\. \}, \.\.\.\]"):
         resolve(Config.parse(settings, ""))
 
 

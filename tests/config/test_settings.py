@@ -36,6 +36,13 @@ VALID: dict[str, Any] = {"rounds": 1, "clients": 2, "partition": {}}
         ),
         ({"local": {"epochs": 1.0}}, "local.epochs = 1.0: must be a valid integer"),
         ({"local": 3}, "local = 3: must be a table, as in [local] with lr = 0.1"),
+        ({"model": "cnn"}, 'model = "cnn": must be a table, as in [model] with name = "cnn"'),
+        ({"model": {"adapter": "lora"}}, 'model.adapter = "lora": must be a table, as in [local] with lr = 0.1'),
+        ({"seed": [0, 1]}, "seed = [0, 1]: must be a valid integer; to run each of several values, list them in [swe"),
+        ({"batch_size": 8}, "unknown key 'batch_size'; did you mean 'local.batch_size'? known are: rounds,"),
+        ({"join_ratio": 0.1}, "unknown key 'join_ratio'; did you mean 'participation'? known are: rounds,"),
+        ({"local": {"learning_rate": 1}}, "unknown key 'local.learning_rate'; did you mean 'local.lr'? known are: e"),
+        ({"metric": "loss"}, "unknown key 'metric'; known are: rounds,"),  # several tables have one
         ({"local": {"mometum": 1}}, "unknown key 'local.mometum'; did you mean 'momentum'? known are: epochs,"),
         (
             {"local": {"optimizer": "adam", "momentum": 0.9}},
