@@ -25,6 +25,7 @@ from fedsim.results.measured import TABLES
 from fedsim.results.partition_file import partition_bytes
 from fedsim.results.seals import DamagedError, Seal
 
+DIFFER = "their numbers differ in the last digits"
 logger = logging.getLogger(__name__)
 
 
@@ -77,9 +78,12 @@ def beginning_of(folder: RunFolder, federation: Federation, *, accept_versions: 
     notes = [f"{each}; it is written again" for each in damaged]
     lost = _lost_models(folder, begin.done, whole)
     notes += [f"{problem}; the models of round {each} are lost" for each, problem in lost]
-    device = environment(federation.device)["device"]
-    if (before := folder.known_env().get("device", device)) != device:
-        notes.append(f"the run resumes on {device}, and ran on {before}: their numbers differ in the last digits")
+    known = folder.known_env()
+    device, cohort = environment(federation.device)["device"], federation.config.engine.cohort
+    if (before := known.get("device", device)) != device:
+        notes.append(f"the run resumes on {device}, and ran on {before}: {DIFFER}")
+    if cohort != "auto" and (before := known.get("cohort", cohort)) != cohort:
+        notes.append(f"the run resumes with engine.cohort = {cohort}, and ran with {before}: {DIFFER}")
     return replace(begin, problems=[*begin.problems, *notes])
 
 

@@ -127,12 +127,14 @@ def test_a_run_can_continue_with_another_engine(
 
 
 def test_a_run_that_continues_keeps_the_cohort_that_was_chosen_unless_it_is_told_another(
-    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = play(tiny(rounds=1, engine={"cohort": 2}))
-    for rounds, cohort, expected in ((2, "auto", 2), (3, 3, 3), (4, 1, 1)):
+    for rounds, cohort, expected, ran in ((2, "auto", 2, None), (3, 3, 3, 2), (4, 1, 1, 3), (5, 1, 1, None)):
+        caplog.clear()
         experiment.run(tiny(rounds=rounds, engine={"cohort": cohort}), folder, lambda summary: None)
         assert folder.read_env()["cohort"] == expected
+        assert (f"resumes with engine.cohort = {cohort}, and ran with {ran}: their" in caplog.text) == bool(ran)
 
 
 def test_a_second_process_is_kept_out_of_a_run_under_way(
