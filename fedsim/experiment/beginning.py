@@ -165,10 +165,10 @@ def open_folder(config: Config, folder: RunFolder, federation: Federation, begin
                 path.unlink()
     trained = [participants(config, each) for each in range(1, config.rounds + 1)]
     contents = {
-        folder.config: config.to_toml().encode(),
         folder.model: json_text(asdict(federation.summary)).encode(),
         folder.participants: json_text(trained).encode(),
         folder.partition: partition_bytes(federation.data.heterogeneity()),
+        folder.config: config.to_toml().encode(),  # last, as a folder that has it is a run
     }
     if folder.partition_json.exists():  # of an earlier version, which nothing seals any more once env.json is new
         write_whole(folder.partition, contents[folder.partition])

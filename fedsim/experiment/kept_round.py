@@ -18,6 +18,7 @@ from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run
 from fedsim.results.seals import DamagedError
+from fedsim.results.status import is_running
 from fedsim.training.metrics import MAIN, SELECTING, is_metric, meant, unmeasured
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def kept_round(
             f"to keep them set checkpoints.keep to '{keep}', remove the folder and run it again"
         )
     if wanted != "last" and (problem := _problem(folder, found, client)):
-        raise ConfigError(f"{problem}; the models of {name} are lost; remove the run's folder to run it again")
+        raise lost_models(folder, problem, f"the models of {name} are lost; remove the run's folder to run it again")
     return KeptRound(folder, config, found, client, _recorded(table, found, client))
 
 
@@ -125,16 +126,25 @@ def _last_whole(folder: RunFolder, client: int | None) -> int:
                 logger.warning("%s; the models of round %d are used instead", newest_problem, server_round)
             return server_round
         newest_problem = newest_problem or problem
-    raise ConfigError(f"{newest_problem}, and no other models are intact; remove the run's folder to run it again")
+    raise lost_models(
+        folder, f"{newest_problem}, and no other models are intact", "remove the run's folder to run it again"
+    )
 
 
 def _problem(folder: RunFolder, server_round: int, client: int | None) -> str | None:
     """Return what is wrong with the files that a model of a round is made of, if anything is."""
     try:
         Checkpoints(folder.checkpoints).check(server_round, () if client is None else (client,))
-    except DamagedError as error:
+    except (DamagedError, OSError) as error:
         return str(error)
     return None
+
+
+def lost_models(folder: RunFolder, problem: str, remedy: str) -> ConfigError:
+    """Return what to say of models that cannot be read; of a run that is running they may have been replaced."""
+    if is_running(folder):
+        return ConfigError(f"{folder.path} is running and replaced its checkpoint ({problem}); give the command again")
+    return ConfigError(f"{problem}; {remedy}")
 
 
 def _on_this_machine(config: Config) -> Config:

@@ -15,7 +15,7 @@ from torch import nn
 from fedsim.config import making
 from fedsim.errors import ConfigError, message_of
 from fedsim.experiment.checkpoints import Checkpoints
-from fedsim.experiment.kept_round import KeptRound, Metric, WantedRound, kept_round
+from fedsim.experiment.kept_round import KeptRound, Metric, WantedRound, kept_round, lost_models
 from fedsim.experiment.same_layers import check_layers
 from fedsim.federation.client.evaluation import load_for_evaluation
 from fedsim.federation.client.state import client_of, personalised_model
@@ -149,4 +149,4 @@ def _check_loss(kept: KeptRound, model: nn.Module, examples: InputsAndTargets, c
 
 
 def _damaged(folder: RunFolder, error: Exception) -> ConfigError:
-    return ConfigError(f"{folder.checkpoints} is damaged ({message_of(error)}); run the experiment again")
+    return lost_models(folder, f"{folder.checkpoints} is damaged ({message_of(error)})", "run the experiment again")

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -357,6 +358,18 @@ def test_a_damaged_checkpoint_is_named(tiny: Callable[..., Config], play: Callab
     for client in (None, 1):
         with pytest.raises(ConfigError, match="has 1 bytes, and 3920 were written, and no other models are intact"):
             restored_model(folder, client)
+
+
+def test_a_checkpoint_that_a_running_run_replaces_meanwhile_is_not_called_damaged(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder]
+) -> None:
+    folder = play(tiny(rounds=1))
+    kept = kept_round(folder, None)
+    (folder.checkpoints / "round-00001" / "global.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"is damaged .*; run the experiment again"):
+        model_of(kept)
+    with FileLock(folder.lock), pytest.raises(ConfigError, match=r"is running and replaced .*; give the command again"):
+        model_of(kept)
 
 
 def test_the_command_writes_a_file_once_and_prints_what_it_is(

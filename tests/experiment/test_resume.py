@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
+from fedsim.experiment import beginning
 from fedsim.experiment import run as experiment
-from fedsim.results.files import read_rows
+from fedsim.results.files import read_rows, write_whole
 from fedsim.results.folder import RunFolder
+from fedsim.results.reading import find_runs
 from tests import commands
 from tests.conftest import run_files, run_until
 
@@ -135,6 +137,24 @@ def test_a_run_that_continues_keeps_the_cohort_that_was_chosen_unless_it_is_told
         experiment.run(tiny(rounds=rounds, engine={"cohort": cohort}), folder, lambda summary: None)
         assert folder.read_env()["cohort"] == expected
         assert (f"resumes with engine.cohort = {cohort}, and ran with {ran}: their" in caplog.text) == bool(ran)
+
+
+@pytest.mark.parametrize("written", [0, 1, 3])
+def test_a_run_that_is_killed_as_it_begins_is_no_run_yet_to_commands_about_others(
+    tiny: Callable[..., Config], play: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    whole, paths = play(tiny(rounds=1), "whole-s0"), list[Path]()
+
+    def write(path: Path, content: bytes) -> None:
+        if len(paths) == written:
+            raise SystemExit
+        paths.append(path)
+        write_whole(path, content)
+
+    monkeypatch.setattr(beginning, "write_whole", write)
+    with pytest.raises(SystemExit):
+        play(tiny(rounds=1, seed=1), "killed-s1")
+    assert [folder.path for folder in find_runs([whole.path.parent])] == [whole.path]
 
 
 def test_a_second_process_is_kept_out_of_a_run_under_way(
