@@ -44,7 +44,11 @@ CATALOGUES: dict[Kind, Catalogue] = {
     ),
     "features": Catalogue(FEATURES, "features", FeaturesConfig.KEY, ("inputs", "client", "clients", "rng")),
     "models": Catalogue(
-        MODELS, "model", ModelConfig.KEY, ("shape", "classes", "vocabulary"), makes=Place("torch.nn", "Module")
+        MODELS,
+        "model",
+        ModelConfig.KEY,
+        ("shape", "classes", "vocabulary", "pad_token"),
+        makes=Place("torch.nn", "Module"),
     ),
     "losses": Catalogue(LOSSES, "loss", LossConfig.KEY, ("outputs", "targets")),
     "optimizers": Catalogue(

@@ -92,6 +92,8 @@ class Dataset:
         are these, a run takes those of the inputs that clients train on instead, as they test and validate on others.
     held_out
         Which training examples clients are only tested on, booleans [n]; empty if ``partition.test`` decides that.
+    pad_token
+        Token that pads inputs; None if they have no padding or it is not known.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Dataset:
     task: str = "auto"
     fitted: Statistics | None = None
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    pad_token: int | None = None
 
     @property
     def trainable(self) -> np.ndarray:

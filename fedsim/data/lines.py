@@ -53,4 +53,4 @@ def lines(
     }
     tokens = tokenised(texts, tokenizer, length, str(place))
     train, test = (Examples(*tokens.next_of(part)) for part in texts)
-    return Dataset(place.stem, train, test, tokens.vocabulary, task="next-token")
+    return Dataset(place.stem, train, test, tokens.vocabulary, task="next-token", pad_token=tokens.pad)

@@ -160,6 +160,7 @@ def of_texts(
         ids={name: numbered(train[name]) for name in id},
         vocabulary=tokens.vocabulary,
         task=task,
+        pad_token=tokens.pad,
     )
 
 

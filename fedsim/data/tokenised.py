@@ -18,7 +18,7 @@ from fedsim.data.fingerprint import fingerprint
 from fedsim.data.image_cache import cached
 from fedsim.errors import first_line
 from fedsim.lazy import Place
-from fedsim.models.architectures.huggingface import library_options, pad_token, positions
+from fedsim.models.architectures.huggingface import library_options, pad_token_of, positions
 from fedsim.training.targets import IGNORED
 
 # Files of a model's folder that its tokenizer is made of.
@@ -106,7 +106,7 @@ def _fill(
     """Write the tokens of all texts, and what is to be known of them."""
     tokenizer, config = _tokenizer(name, options), _config(options)
     most = min(each for each in (length or None, tokenizer.model_max_length, positions(config)) if each)
-    pad = pad_token(tokenizer if config is None else config)  # what the model masks
+    pad = pad_token_of(tokenizer if config is None else config)  # what the model masks
     level = Place("transformers", "logging").load()
     before = level.get_verbosity()
     level.set_verbosity_error()  # it warns of texts that are too long; ours says how many

@@ -83,8 +83,11 @@ def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module
 def draw_model(config: Config, dataset: Dataset) -> nn.Module:
     """Build the model and check its tensors, with weights from torch's global random state."""
     catalogue = CATALOGUES["models"]
-    asks = "vocabulary" in inspect.signature(catalogue.find(config.model.name)).parameters
-    given = {"vocabulary": dataset.tokens} if asks else {}
+    asked = inspect.signature(catalogue.find(config.model.name)).parameters
+    of_tokens = {"vocabulary": dataset.tokens}
+    if dataset.pad_token is not None:
+        of_tokens["pad_token"] = dataset.pad_token
+    given = {name: value for name, value in of_tokens.items() if name in asked}
     with FittingTensors():
         model = catalogue.make(config.model, dataset.shape, dataset.outputs, **given)
         if isinstance(model, nn.Module):

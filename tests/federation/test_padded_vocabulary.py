@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,19 @@ def test_a_classifier_with_more_outputs_than_classes_is_refused(tiny: Callable[.
     )
     with pytest.raises(ConfigError, match=r"\(2, 5\); it must be \(2, 2\), .* build it for the number of classes"):
         federation_of(config)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_pads_with_another_token_than_the_model_masks_is_refused(
+    settings: dict[str, Any], tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    shutil.copytree(settings["model"]["path"], tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "config.json").unlink()
+    alone = settings | {"data": settings["data"] | {"tokenizer": str(tmp_path / "tokenizer")}}
+    assert federation_of(tiny(**alone)).data.dataset.pad_token == 0
+    file = tmp_path / "tokenizer" / "tokenizer_config.json"
+    file.write_text(file.read_text().replace('"pad_token": "[PAD]"', '"pad_token": "[SEP]"'))
+    with pytest.raises(
+        ConfigError, match=r"masks the token 0 as padding, and the data are padded with 2; set \[data\]"
+    ):
+        federation_of(tiny(**alone))

@@ -311,3 +311,16 @@ def test_positions_of_robertas_family_begin_after_that_of_the_padding() -> None:
     assert positions(transformers.RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512
     assert positions(transformers.BertConfig(max_position_embeddings=512, pad_token_id=0)) == 512
     assert positions(transformers.XLNetConfig()) is None  # it has no limit, and says -1
+
+
+def test_a_model_masks_the_padding_of_the_data_or_is_refused(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"masks the token 0 as padding, and the data are padded with 3; .* tokenizer"):
+        build(saved("bert"), pad_token=3)
+    shutil.copytree(saved("llama"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": None, "eos_token_id": 2}))
+    model = build(tmp_path, pad_token=3)
+    text = torch.tensor([[5, 6, 2, 3, 3, 3]])
+    torch.testing.assert_close(model(text), model(text[:, :3]))
+    expected = original(model)(input_ids=text, attention_mask=(text != 3).long()).logits
+    torch.testing.assert_close(model(text), expected)

@@ -37,6 +37,7 @@ def huggingface(
     dropout: float = 0.0,
     revision: str | None = None,
     vocabulary: int = 0,
+    pad_token: int | None = None,
 ) -> nn.Module:
     """Load a pretrained transformer for texts or images; what the file has no weights for comes from the seed.
 
@@ -58,12 +59,14 @@ def huggingface(
         Branch, tag or commit of the model on the hub.
     vocabulary
         Number of different tokens in the data; 0 for images.
+    pad_token
+        Token that pads texts in the data, if known.
 
     Raises
     ------
     ValueError
         If the library is not installed, there is no such model, it has other weights than safetensors or does not fit
-        the task, or texts have more tokens than the model has words or positions.
+        the task, or texts have more tokens than the model has words or positions, or other padding than it masks.
     """
     if find_spec("transformers") is None:
         raise ValueError("a model of Hugging Face needs transformers; pip install 'fedsim-layerwise[transformers]'")
@@ -75,7 +78,15 @@ def huggingface(
     if vocabulary:
         _check_fits(config, shape, vocabulary, path)
         has_pad_token = isinstance(getattr(config, "pad_token_id", None), int)
-        config.pad_token_id, config.use_cache = pad_token(config), False
+        masked = pad_token_of(config)
+        if pad_token not in (None, masked):
+            if has_pad_token:  # positions and embeddings depend on it
+                raise ValueError(
+                    f"path = {path!r} masks the token {masked} as padding, and the data are padded with {pad_token}; "
+                    "set [data] tokenizer to the model's own folder, with its config.json"
+                )
+            masked = pad_token
+        config.pad_token_id, config.use_cache = masked, False
     _set_dropout_(config, dropout, path)
     if task != "next-token":
         config.num_labels = classes
@@ -150,7 +161,7 @@ def _set_dropout_(config: Any, dropout: float, path: str) -> None:
         raise ValueError(f"path = {path!r} has no dropout but that of attention weights; leave dropout = {dropout} out")
 
 
-def pad_token(config: Any) -> int:
+def pad_token_of(config: Any) -> int:
     """Return the token that pads texts: that of a configuration or tokenizer, else the one that ends a text."""
     for name in ("pad_token_id", "eos_token_id"):
         value = getattr(config, name, None)
@@ -167,7 +178,7 @@ def positions(config: Any) -> int | None:
     # Positions of RoBERTa's family begin after that of the padding.
     if most is None or getattr(config, "model_type", None) not in SHIFTED:
         return most
-    return most - pad_token(config) - 1
+    return most - pad_token_of(config) - 1
 
 
 def _check_fits(config: Any, shape: tuple[int, ...], vocabulary: int, path: str) -> None:
