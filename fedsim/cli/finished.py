@@ -168,7 +168,8 @@ def export_command(
         raise ConfigError(f"--to {to}: the file's name must end in .safetensors")
     if to.exists() and not force:
         raise ConfigError(f"--to {to} exists; give another file, or replace it with --force")
-    action("export")(run, client, round_of(server_round), metric, to)
+    wanted = round_of(server_round)  # before the action is imported
+    action("export")(run, client, wanted, metric, to)
 
 
 def verify_command(
