@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedsim.experiment.sweep.processes import Died, Ended, Started, side_by_side, start_server
+from fedsim.experiment.sweep.processes import HAS_FORKSERVER, Died, Ended, Started, side_by_side, start_server
 
 Seen = list[tuple[Any, Any]]
 
@@ -104,6 +105,13 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not HAS_FORKSERVER, reason="no process is forked")
+def test_an_interrupt_while_processes_start_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forkserver, "ensure_running", lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        start_server([])
+
+
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)

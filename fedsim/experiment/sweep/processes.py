@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -149,8 +149,13 @@ def _end(processes: Iterable[_Process[Any]], busy: Iterable[_Process[Any]]) -> N
 
 
 def _ensure_server() -> None:
-    with _interrupts_ignored():
+    resource_tracker.ensure_running()  # which would unblock the signal as it starts
+    # Blocked, not ignored as below: an interrupt of this process that comes meanwhile is heard afterwards.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
         forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
