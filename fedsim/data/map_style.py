@@ -215,7 +215,8 @@ def _check_repeats(examples: MapStyle, where: str) -> None:
         if any(one.tobytes() != other.tobytes() for one, other in zip(once, again, strict=True)):
             raise ValueError(
                 f"{where} gives another example {index} when it is read twice; remove random transforms, whose first "
-                "draw would be kept for all rounds; [data] flip and crop augment training images"
+                "draw would be kept for all rounds; [data] flip and crop augment training images, and others can be "
+                "the first module of a model of yours, which acts where self.training is true"
             )
 
 

@@ -226,7 +226,8 @@ def _engine_settings(federation: Federation) -> EngineConfig:
     settings = federation.config.engine
     if settings.name == "local" and federation.draws_while_training():
         logger.warning(
-            "the model has dropout, so clients train one after the other; engine.name = 'ray' uses all cores"
+            "the model draws random numbers as it trains, so clients train one after the other; engine.name = 'ray' "
+            "uses all cores"
         )
         return settings.model_copy(update={"workers": 1})
     return settings

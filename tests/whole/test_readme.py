@@ -49,7 +49,7 @@ def test_its_experiment_runs_with_each_of_its_own_parts(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    assert len(FILES) == 9
+    assert len(FILES) == 10
     if changes:  # the pages of the experiment itself are drawn
         request.getfixturevalue("plain_pages")
     for name, content in FILES.items():
