@@ -269,20 +269,24 @@ app.command("watch")(watch_command)
 @app.command("list")
 def list_command(
     kind: Annotated[
-        Kind,
-        typer.Argument(metavar="KIND", help="strategies, partitions, features, models, losses, optimizers or data."),
+        Literal[Kind, "settings"],
+        typer.Argument(
+            metavar="KIND", help="strategies, partitions, features, models, losses, optimizers, data or settings."
+        ),
     ],
     name: Annotated[
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="Show the options of this one.",
+            help="Show the options of this one; of settings, a table or a key.",
             autocompletion=completion.names_of_kind,
         ),
     ] = None,
 ) -> None:
     """List what is available, with references; with a name, its options and their defaults."""
-    if name is None:
+    if kind == "settings":
+        action("list settings")(name)
+    elif name is None:
         action("list")(kind)
     else:
         CATALOGUES[kind].check_name(name)

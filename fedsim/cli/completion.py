@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import Config
+from fedsim.config.described import described_tables
 from fedsim.training.metrics import SELECTING
 
 BY_SETTING = {f"{catalogue.table}.{catalogue.key}": kind for kind, catalogue in CATALOGUES.items()}
@@ -86,6 +87,8 @@ def data(incomplete: str) -> list[str]:
 
 
 def names_of_kind(ctx: click.Context, incomplete: str) -> list[str]:
-    """Return the names of the kind that is on the command line before."""
+    """Return the names of the kind that is on the command line before; of settings, the tables and keys."""
+    if ctx.params.get("kind") == "settings":
+        return [each for each in (*described_tables(), *_keys(Config)) if each.startswith(incomplete)]
     catalogue = CATALOGUES.get(ctx.params.get("kind", ""))
     return [name for name in catalogue.all_names if name.startswith(incomplete)] if catalogue else []

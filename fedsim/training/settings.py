@@ -34,8 +34,8 @@ class LocalSettings:
         ``reset`` begins each round with an optimiser that has taken no step; ``keep`` with the state that the client's
         had after its last one, its momentum, or its moments and number of steps.
     optimizer
-        SGD, Adam, or AdamW, as in `torch.optim`; or a function that makes another `torch.optim.Optimizer`, given a list
-        of parameter groups and the step size.
+        SGD, Adam, or AdamW, as in `torch.optim`; from Python also a function that makes another, given a list of
+        parameter groups and the step size.
     betas
         Decay rates of the first and second moments of Adam and AdamW.
     eps

@@ -12,6 +12,7 @@ import pytest
 
 from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
+from fedsim.config.described import described_tables
 from fedsim.data import DATA
 from fedsim.data.skews import FEATURES
 from fedsim.experiment import run as experiment
@@ -438,6 +439,22 @@ def test_list_shows_everything_that_is_registered(fedsim: Command, kind: str, na
     shown = [line.split()[0] for line in out.splitlines() if line.strip()]
     assert {CATALOGUES[kind].canonical(name) for name in shown} >= set(names)
     assert kind != "strategies" or set(NAMES) <= set(shown)
+
+
+def test_list_settings_shows_every_key_by_its_table_and_by_its_name(fedsim: Command) -> None:
+    code, tables, _ = fedsim("list", "settings")
+    assert code == 0
+    shown = "".join(fedsim("list", "settings", name)[1] for name in described_tables())
+    for name, table in described_tables().items():
+        assert f" {name} " in tables
+        assert all(f"{key.key} " in shown for key in table.keys)
+    assert fedsim("list", "settings", "lr")[1] == (
+        "local.lr = 0.05: number, greater than 0\n    Step size, as in torch.optim.\n"
+    )
+    assert "fedsim list models NAME" in fedsim("list", "settings", "model")[1]
+    code, _, error = fedsim("list", "settings", "local.rl")
+    assert code == 2
+    assert "no table and no key is called 'local.rl'; did you mean 'local.lr'? tables are: top, data" in error
 
 
 OWN = """

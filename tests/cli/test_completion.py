@@ -71,6 +71,7 @@ def fedsim(runs: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> Cal
         (["compare", "runs/s"], "runs/study"),
         (["watch", "runs/study/t"], "runs/study/two-s0"),
         (["list", "models", "resnet2"], "resnet20"),
+        (["list", "settings", "local.lr_"], "local.lr_scale"),
     ],
 )
 def test_every_shell_completes_commands_settings_names_and_runs(

@@ -22,6 +22,7 @@ COMMANDS = {
     "help of a command": (("barriers", "--help"), 0, "Two or more checkpoint files"),
     "list": (("list", "strategies"), 0, "Li et al. 2020"),
     "list of models": (("list", "models"), 0, "mlp"),
+    "list of settings": (("list", "settings", "local"), 0, "local.lr = 0.05"),
     "list of data": (("list", "data"), 0, "digits"),
     "no such command": (("runn",), 2, "No such command 'runn'"),
     "no such option": ((*RUN, "--fast"), 2, "No such option:? .*--fast"),

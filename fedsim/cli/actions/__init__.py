@@ -24,6 +24,7 @@ ACTIONS: LazyTable[Callable[..., Any]] = LazyTable(
         "export": "fedsim.cli.actions.exporting:export",
         "list": "fedsim.cli.actions.listing:list_all",
         "list one": "fedsim.cli.actions.listing:list_one",
+        "list settings": "fedsim.cli.actions.listing:list_settings",
     }
 )
 
