@@ -28,5 +28,6 @@ def _run(arguments: tuple[str, ...], err: str) -> None:
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # which the server blocks
     sys.argv = ["fedsim", *arguments]
     main()

@@ -207,6 +207,8 @@ def _handle_signals() -> None:
     for name in ("SIGINT", "SIGHUP"):  # which a terminal sends to all
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if HAS_FORKSERVER:  # whose server blocks it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     signal.signal(signal.SIGTERM, stop)
 
 
