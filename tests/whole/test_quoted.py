@@ -770,14 +770,16 @@ def benchmark(name: str) -> pd.DataFrame:
 
 def test_how_long_whole_jobs_take() -> None:
     rows = benchmark("jobs")
-    jobs, sweeps = (rows[rows["part"] == part].set_index("simulator") for part in ("jobs", "sweep"))
-    labels = ("fedsim", "Flower's own simulation", "fluke 0.8.1", "FedLab 1.3.0")
-    for label, name in zip(labels, ("fedsim", "flower", "fluke", "fedlab"), strict=True):
-        job, whole = jobs.loc[name], sweeps.loc[name]
-        values = [job["seconds"], job["times_fedsim"], job["peak_mb"] / 1000, whole["seconds"], whole["times_fedsim"]]
-        assert_row(
-            PERFORMANCE, "| `mlp`, FedAvg", label, values if name != "fedsim" else [values[0], values[2], values[3]]
-        )
+    jobs = rows[rows["part"] == "jobs"].set_index(["model", "strategy", "simulator"])
+    sweeps = rows[rows["part"] == "sweep"].set_index("simulator")
+    labels = ("fedsim", "Flower's own simulation", "fluke 0.8.1", "FedLab 1.3.0", "BlazeFL 2.0.3, threads")
+    for label, name in zip(labels, ("fedsim", "flower", "fluke", "fedlab", "blazefl"), strict=True):
+        mlp, cnn, whole = jobs.loc["mlp", "fedavg", name], jobs.loc["cnn", "fedavg", name], sweeps.loc[name]
+        times = [[each["seconds"], each["times_fedsim"]][: 1 if name == "fedsim" else 2] for each in (mlp, whole, cnn)]
+        memory = [each["peak_mb"] / 1000 for each in (mlp, cnn)]
+        assert_row(PERFORMANCE, "| FedAvg, 20 rounds", label, [*times[0], memory[0], *times[1], *times[2], memory[1]])
+    of_fedper = (jobs.loc[model, "fedper", "fedsim"]["seconds"] for model in ("mlp", "cnn"))
+    assert_quoted(PERFORMANCE, "A job of FedPer takes fedsim {} s (`mlp`) and {} s (`cnn`)", *of_fedper)
     assert sweeps["times_fedsim"].nsmallest(2).iloc[1] > 2, "twice as fast as the best peer"
 
 
