@@ -17,6 +17,7 @@ from fedsim.data.skews import FEATURES
 from fedsim.lazy import LazyTable, Place
 from fedsim.models.architectures import MODELS
 from fedsim.strategy.flower_table import FLOWER_RULES, NO_RULES, PREFIX
+from fedsim.training.settings import OPTIMIZERS as OF_TORCH
 from fedsim.training.tasks import LOSSES, OPTIMIZERS
 from strategies import NAMES, STRATEGIES
 
@@ -52,7 +53,12 @@ CATALOGUES: dict[Kind, Catalogue] = {
     ),
     "losses": Catalogue(LOSSES, "loss", LossConfig.KEY, ("outputs", "targets")),
     "optimizers": Catalogue(
-        OPTIMIZERS, "optimizer", OptimizerConfig.KEY, ("params", "lr"), makes=Place("torch.optim", "Optimizer")
+        OPTIMIZERS,
+        "optimizer",
+        OptimizerConfig.KEY,
+        ("params", "lr"),
+        refused={name: f"local.optimizer = {name!r} chooses it" for name in OF_TORCH},
+        makes=Place("torch.optim", "Optimizer"),
     ),
     "data": Catalogue(DATA, "data", DataConfig.KEY, ("task",), makes=Place("fedsim.data", "Dataset")),
 }

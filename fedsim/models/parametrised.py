@@ -102,7 +102,7 @@ def plain_(model: nn.Module) -> None:
 
 
 def own_class_(module: nn.Module) -> None:
-    """Give a module a class of its own: torch removes a weight's property from the class, which copies share."""
+    """Give a module its own class: torch removes a weight's property from the class, which copies share."""
     shared = type(module)
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 

@@ -287,7 +287,7 @@ class _Members:
     gradients: Params = field(default_factory=dict)
 
     def given(self) -> dict[str, Any]:
-        """Return what there is, by name."""
+        """Return the values that are given, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def of(self, chosen: Tensor, size: int, *, has_ignored: bool) -> "_Members":

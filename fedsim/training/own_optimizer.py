@@ -71,9 +71,9 @@ class OwnOptimizer:
         taken = {leaf for group in self._optimizer.param_groups for leaf in group["params"]}
         if left := [name for name, leaf in leaves.items() if leaf not in taken]:
             raise ValueError(f"leaves out {left[0]}; give the optimiser all of params")
-        for name, values in self._kept().items():
+        for name, values in (kept := self._kept()).items():
             self._optimizer.state[leaves[name]] = values
-        continues = self._settings.optimizer_state == "keep" or bool(self._optimizer.state)
+        continues = self._settings.optimizer_state == "keep" or bool(kept)
         self._besides = self._kept_besides() if continues else None
 
     def step_(self, gradients: Params, lr_of: Callable[[int], float]) -> None:

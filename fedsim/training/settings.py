@@ -121,7 +121,7 @@ class LocalSettings:
         if odd := [name for name in sorted(names) if getattr(self, name) != getattr(LocalSettings, name)]:
             raise ValueError(
                 f"{odd[0]} = {json.dumps(getattr(self, odd[0]))}: belongs to 'sgd', 'adam' and 'adamw'; leave it out, "
-                "and give an optimiser of your own an option of its own"
+                "or make it an option of your own optimiser"
             )
 
     def _check_options(self, chosen: str, options: Mapping[str, Sequence[str]]) -> None:

@@ -98,6 +98,7 @@ def test_a_stopped_run_continues_with_what_it_kept(own: Callable[..., Config], p
         ("sgd", {"engine": {"cohort": 2}}, "engine.cohort = 2: .* trains one client at a time; use 1"),
         ("sgd", {"strategy": {"name": "scaffold"}}, "'SCAFFOLD' is defined for plain SGD, and optimizer.name"),
         ("sgd", {"options": {"mass": 1}}, "unknown key 'optimizer.mass'"),
+        ("sgd", {"options": {"name": "adam"}}, "'adam' cannot be used: local.optimizer = 'adam' chooses it"),
     ],
 )
 def test_what_cannot_train_is_refused_before_the_run(

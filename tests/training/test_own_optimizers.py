@@ -123,13 +123,23 @@ class Attribute(torch.optim.SGD):
         super().step()
 
 
+class Ready(Attribute):
+    """Begins with a state, as torch's Adagrad does."""
+
+    def __init__(self, params: Any, lr: float, momentum: float) -> None:
+        super().__init__(params, lr=lr, momentum=momentum)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 class InGroups(torch.optim.SGD):
     def step(self, closure: Any = None) -> None:
         self.param_groups[0]["d"] = self.param_groups[0].get("d", torch.ones(())) * 2
         super().step()
 
 
-@pytest.mark.parametrize(("make", "key"), [(Attribute, "'steps'"), (InGroups, "'d'")])
+@pytest.mark.parametrize(("make", "key"), [(Attribute, "'steps'"), (Ready, "'steps'"), (InGroups, "'d'")])
 def test_what_no_later_round_or_phase_would_continue_is_an_error_there_only(make: Any, key: str) -> None:
     once, twice = LocalPlan((Phase("head"), Phase("0"))), LocalPlan((Phase("all"), Phase("head")))
     settings = LocalSettings(1, 5, 0.1, optimizer=made(make, momentum=0.9))
