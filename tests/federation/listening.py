@@ -9,15 +9,15 @@ from pathlib import Path
 LISTENS = "0A"
 
 
-def listening(root: int) -> Iterator[tuple[str, str, int]]:
-    """Yield the name of each process that listens, the address and the port."""
-    names = {inode: _stat(pid)[0] for pid in _tree(root) for inode in _sockets(pid)}
+def listening(root: int) -> Iterator[tuple[int, str, str, int]]:
+    """Yield the number and the name of each process that listens, the address and the port."""
+    owners = {inode: pid for pid in _tree(root) for inode in _sockets(pid)}
     for kind in ("tcp", "tcp6", "udp", "udp6"):
         for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
             _, local, _, state, *_, inode = line.split()[:10]
-            if inode in names and (state == LISTENS or kind.startswith("udp")):
+            if inode in owners and (state == LISTENS or kind.startswith("udp")):
                 host, port = local.split(":")
-                yield names[inode], _address(host), int(port, 16)
+                yield owners[inode], _stat(owners[inode])[0], _address(host), int(port, 16)
 
 
 def _tree(root: int) -> set[int]:

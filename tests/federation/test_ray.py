@@ -383,9 +383,11 @@ with engines.RayEngine(make, 4, 2, gpus_per_worker=0.5) as engine:
     assert list(scratch.glob("*/session_*/sockets")) and scratch.stat().st_mode & 0o077 == 0
     answers = ask(engine)
     assert [answer["gpus"] for answer in answers] == [0.0] * 4 and len({answer["worker"] for answer in answers}) == 2
-    print(sorted({(name, host) for name, host, _ in listening(os.getpid())}))
-    for name, _, port in sorted(listening(os.getpid())):
-        if name == "gcs_server":
+    roles = {os.getpid(): "driver"} | {answer["worker"]: "worker" for answer in answers}
+    listeners = [(roles.get(pid, name), host, port) for pid, name, host, port in listening(os.getpid())]
+    print(sorted({listener[:2] for listener in listeners}))
+    for role, _, port in listeners:
+        if role == "gcs_server":
             subprocess.run([sys.executable, "-c", STRANGER, str(port)], stderr=subprocess.DEVNULL)
     try:
         engines.RayEngine(make, 4, 2, gpus_per_worker=0.75)
@@ -406,9 +408,8 @@ def test_ray_alone_is_closed_to_others_and_cleans_up_and_workers_share_a_gpu(tmp
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    names = ("gcs_server", "python", "ray::Actor", "raylet")
     assert run.stdout.splitlines() == [
-        str([(name, "127.0.0.1") for name in names]),
+        str([(role, "127.0.0.1") for role in ("driver", "gcs_server", "raylet", "worker")]),
         "AuthenticationError",
         "the engine's workers need 1.5 GPUs, but Ray has 1; "
         "use fewer engine.workers or a smaller engine.gpus_per_worker",
