@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fedsim.errors import ConfigError
+from fedsim.results.differences import short_key
 from fedsim.results.report.comparing.groups import Group, check_setting
 from fedsim.results.report.palette import DASHES, MARKERS, SHAPES, Look, looks
 
@@ -102,12 +103,6 @@ def _check(groups: Sequence[Group], key: str) -> None:
 
 def _title(group: Group, keys: Sequence[str]) -> str:
     return ", ".join(f"{short_key(key, keys)} = {_value(group, key)}" for key in keys)
-
-
-def short_key(key: str, keys: Iterable[str]) -> str:
-    """Return the last part of a dotted key, or all of it where another one ends alike."""
-    last = key.rpartition(".")[2]
-    return last if sum(each.rpartition(".")[2] == last for each in keys) <= 1 else key
 
 
 def _others(groups: Sequence[Group], titles: Sequence[str], chosen: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
+from fedsim.results.differences import short_key
 from fedsim.results.report.comparing.groups import Group
 from fedsim.results.report.facets import MOST_PANELS, lines_of, named, panels_of
 from tests.results.report import cases
@@ -67,6 +68,11 @@ def test_of_many_swept_settings_the_first_have_panels_and_the_others_are_in_name
     assert [panel.title for panel in panels] == ["alpha = 0.1", "alpha = 1.0"]
     assert list(named(panels)) == [f"FedAvg, lr = {lr}, alpha = {alpha}" for alpha, lr in swept]
     assert list(named(panels).values()) == groups
+
+
+def test_a_setting_is_named_by_its_last_part_and_a_name_by_its_table() -> None:
+    keys = ["model.name", "data.name", "optimizer.momentum", "local.momentum", "local.lr"]
+    assert [short_key(key, keys) for key in keys] == ["model", "data", "optimizer.momentum", "local.momentum", "lr"]
 
 
 def test_runs_that_nothing_tells_apart_are_lines_of_their_own(group: Make) -> None:

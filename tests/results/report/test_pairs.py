@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from fedsim.config import Config
+from fedsim.config.naming import changed_settings
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.pairs import Baseline, reference
@@ -244,6 +245,27 @@ def test_a_setting_and_its_value_are_a_baseline_for_runs_of_the_same_strategy(bu
     assert [runs.index(baseline.partner(run)) for run in runs] == [1, 1, 3, 3]
     with pytest.raises(ConfigError, match=r"matches both .* name one of them"):
         Baseline("strategy.name=layer_set", [*runs, build([0.5], strategy=HEAD, local__lr=0.1)])
+
+
+def test_own_models_of_two_files_are_compared_by_their_names(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "def net(width: int = 8):\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, width))\n"
+    for name in ("narrow_net", "wide_net"):
+        (tmp_path / f"{name}.py").write_text(f"import torch\n\n{code}# {name}\n")
+    models = ({"name": "narrow_net:net"}, {"name": "wide_net:net", "width": 16})
+    runs = [
+        build([0.5 + 0.1 * place + 0.01 * seed], strategy=strategy, model=model, seed=seed)
+        for place, model in enumerate(models)
+        for strategy in (FULL, BODY)
+        for seed in range(2)
+    ]
+    for run in runs:
+        vars(run)["named_by"] = changed_settings(run.config)
+    assert list(compare(runs, Question()).rows[0].group.settings) == ["model.name", "model.width"]
+    comparison = compare(runs, Question(baseline="model.name=narrow_net:net"))
+    assert verdict_of(comparison).sentences[0].startswith("model=wide_net:net, width=16 60.5 against model=narrow")
 
 
 def test_a_setting_that_was_tuned_may_differ_in_a_pair(build: Build, tmp_path: Path) -> None:

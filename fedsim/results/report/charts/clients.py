@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from altair.vegalite.v6.api import ChartType
 
+from fedsim.results.differences import short_key
 from fedsim.results.report.charts.client_records import ClientRecords
 from fedsim.results.report.charts.compact import chart_of, distinct, significant, values_of
 from fedsim.results.report.charts.parts import WHOLE, Axis, Legend, Scale, Tooltip
 from fedsim.results.report.comparing.groups import Group
-from fedsim.results.report.facets import short_key
 from fedsim.results.report.palette import COLOURS, looks
 from fedsim.training.metrics import label, metric_of
 

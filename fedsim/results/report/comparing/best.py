@@ -1,11 +1,13 @@
 """Which method is best in each setting, and which of the others cannot be told apart from it."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from fedsim.config.toml import without
+from fedsim.results.differences import short_key
 from fedsim.results.report.comparing.columns import Column
 from fedsim.results.report.comparing.gains import Gain, gain_of
 from fedsim.results.report.comparing.groups import Group
@@ -139,7 +141,7 @@ def methods_by_setting(comparison: Comparison) -> list[tuple[Mapping[str, Any], 
     known = [_settings_of(row) for row in rows]
     if comparison.question.by:
         return [({}, _methods(rows, known, free))]
-    kept = [{key: value for key, value in each.items() if key not in free} for each in known]
+    kept = [without(each, free) for each in known]
     swept = [key for key in kept[0] if len({str(each[key]) for each in kept}) > 1]
     settings = [{key: each[key] for key in swept} for each in kept]
     cells: dict[str, list[int]] = {}
@@ -169,7 +171,7 @@ def _methods(rows: Sequence[Row], known: Sequence[Mapping[str, Any]], free: Coll
         names = labels
     else:
         differing = [key for key in known[0] if len({str(each[key]) for each in known}) > 1]
-        texts = [", ".join(describe(key, each[key], "=") for key in differing) for each in known]
+        texts = [", ".join(describe(key, each[key], "=", differing) for key in differing) for each in known]
         names = [
             text if texts.count(text) == 1 else f"{text} {row.group.members[0].setting}"
             for text, row in zip(texts, rows, strict=True)
@@ -177,9 +179,9 @@ def _methods(rows: Sequence[Row], known: Sequence[Mapping[str, Any]], free: Coll
     return [Method(name, row, _by_key(row.group, free)) for name, row in zip(names, rows, strict=True)]
 
 
-def describe(key: str, value: Any, between: str = " ") -> str:
-    """Return a setting as a text has it, such as ``alpha 0.1``; a strategy by its name."""
-    return str(value) if key == "strategy" else f"{key.rpartition('.')[2]}{between}{value}"
+def describe(key: str, value: Any, between: str = " ", keys: Iterable[str] = ()) -> str:
+    """Return a setting, one of some keys, as a text has it, such as ``alpha 0.1``; a strategy by its name."""
+    return str(value) if key == "strategy" else f"{short_key(key, keys)}{between}{value}"
 
 
 def _by_key(group: Group, free: Collection[str]) -> dict[str, list[Result]]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from fedsim.config.toml import without
 from fedsim.errors import ConfigError
-from fedsim.results.differences import distinguishing_settings
+from fedsim.results.differences import distinguishing_settings, short_key
 from fedsim.results.report.comparing.groups import Group, registered_label
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.validated import check_validated
@@ -40,7 +40,8 @@ def describe_choice(chosen: Sequence[Result], tuned: Collection[str]) -> str:
     first = list({_setting(run, tuned): run for run in reversed(chosen)}.values())[::-1]
     texts = []
     for run, settings in zip(first, distinguishing_settings(first), strict=True):
-        known = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key not in tuned]
+        keys = [key for key in settings if key not in tuned]
+        known = [f"{short_key(key, keys)} {settings[key]}" for key in keys]
         texts.append(f"{run.strategy} at {', '.join(known)}" if known else run.strategy)
     return ", ".join(texts)
 

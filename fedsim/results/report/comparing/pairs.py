@@ -155,8 +155,8 @@ def runs_of(name: str, results: Sequence[Result], question: Question = DEFAULT) 
 
 
 def _own_setting(setting: str | None) -> str:
-    """Return what is compared: strategies, or, for a baseline of one value of a setting, its other values."""
-    return "strategy" if setting is None or setting.startswith("strategy.") else setting
+    """Return what is compared: strategies, or the other values of a setting; those of a name with their options."""
+    return "strategy" if setting is None or setting.startswith("strategy.") else setting.removesuffix(".name")
 
 
 def pairing_key(result: Result, free: Collection[str]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from fedsim.results.differences import short_key
 from fedsim.results.report.comparing.comparable import unfinished_texts
 from fedsim.results.report.comparing.export import as_markdown, csv_text
 from fedsim.results.report.comparing.latex import escape_latex, needed_packages
@@ -50,7 +51,7 @@ def pivot_latex(pivot: Pivot, spread: Spread = "std", *, marks: bool = True) -> 
     for row, column in _bold(pivot) if marks else ():
         cells[row][column] = rf"\textbf{{{cells[row][column]}}}"
     keys = [tuple(map(escape_latex, key)) for key in pivot.keys]
-    names = [escape_latex(_short(key)) for key in pivot.settings]
+    names = [escape_latex(short_key(key, pivot.settings)) for key in pivot.settings]
     # One level has plain values: of a tuple with one, pandas would print the brackets.
     values = [key[0] for key in keys] if names else [escape_latex(pivot.column.heading)]
     columns = pd.Index(values, name=names[0] if names else None)
@@ -99,12 +100,8 @@ def _fewer(pivot: Pivot, most: int) -> Iterator[str]:
 
 
 def _heading(pivot: Pivot, key: Key) -> str:
-    texts = [f"{_short(name)} {value}" for name, value in zip(pivot.settings, key, strict=True)]
+    texts = [f"{short_key(name, pivot.settings)} {value}" for name, value in zip(pivot.settings, key, strict=True)]
     return ", ".join(texts) or pivot.column.heading
-
-
-def _short(setting: str) -> str:
-    return setting.rpartition(".")[2]
 
 
 def _what(pivot: Pivot, spread: Spread) -> Iterator[str]:

@@ -198,5 +198,7 @@ def _summary(standings: Sequence[Standing], answers: Sequence[_Answer]) -> list[
 
 def _at(setting: Mapping[str, Any]) -> str:
     method = f" for {setting['strategy']}" if "strategy" in setting else ""
-    known = [describe(key, value) for key, value in setting.items() if key != "strategy" and str(value) != "-"]
+    known = [
+        describe(key, value, keys=setting) for key, value in setting.items() if key != "strategy" and str(value) != "-"
+    ]
     return method + (f" at {', '.join(known)}" if known else "")
