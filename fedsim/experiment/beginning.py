@@ -214,4 +214,12 @@ def _about(
         about |= {"files": [each.to_json() for each in files], "named_by": naming.changed_settings(config)}
     time, written = now(), {path.name: Seal.of(content).sha256 for path, content in contents.items()}
     start = {"time": time, "after_round": done, **versions(), "device": about["device"], "files": written}
-    return about | {"started": [*known.get("started", ()), time], "starts": [*known.get("starts", ()), start]}
+    started = known.get("started", ()) if done else _first_start(folder)
+    return about | {"started": [*started, time], "starts": [*known.get("starts", ()), start]}
+
+
+def _first_start(folder: RunFolder) -> list[str]:
+    """Return when a run was first started that a kill stopped before its first checkpoint: trackers know it by that."""
+    if not folder.started or different_versions(folder.known_env(), versions()):
+        return []
+    return [folder.started]

@@ -16,7 +16,7 @@ from fedsim.config.track import TrackConfig
 from fedsim.experiment.finished import FinishedRun
 from fedsim.experiment.sweep.sweep import name_runs, run_all
 from fedsim.experiment.tracking import feed
-from fedsim.experiment.tracking.callback import ActiveRun
+from fedsim.experiment.tracking.callback import ActiveRun, callback_of
 from fedsim.experiment.tracking.feed import Feed, catch_up
 from fedsim.experiment.tracking.tracker import Sent
 from fedsim.experiment.tracking.values import GrowingRecords, name_from
@@ -328,6 +328,27 @@ def test_a_tracker_that_is_asked_for_again_gets_a_run_no_second_time(
     one, other = active(folder, tensorboard=True), active(folder, wandb="project")
     sent = [catch_up(run, lambda: FinishedRun.from_result(read_result(folder))) for run in (one, other, one, other)]
     assert sent == [True, True, False, False]
+
+
+def test_a_run_that_is_killed_before_its_first_checkpoint_stays_one_run_of_its_trackers(
+    tiny: Callable[..., Config], tmp_path: Path, memory: type[Memory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = list[str]()
+    monkeypatch.setattr(memory, "__init__", lambda self, target, run: keys.append(run.key))
+    config = tiny(rounds=2, barriers__every=0, checkpoint_every=2, track__tensorboard=True)
+
+    def killed(run: fedsim.ActiveRun, summary: fedsim.Round) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(fedsim.RunError, match="stopped"):
+        run_all(name_runs([config], tmp_path / "study", callbacks=[callback_of(killed)]), 1)
+    (run,) = name_runs([config], tmp_path / "study")
+    assert run.rounds_left == 2
+    assert not run_all([run], 1)
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
+    assert sorted(memory.kept) == [1, 2]
+    assert [start["after_round"] for start in run.folder.read_env()["starts"]] == [0]
 
 
 def test_tracking_changes_no_byte_and_no_name_of_a_run(
