@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -182,7 +181,9 @@ def copy_writable(source: Path, target: Path, *, ignore: Callable[[str, list[str
     if not source.is_dir():
         shutil.copyfile(source, target)
         return
-    shutil.copytree(source, target, ignore=ignore, copy_function=shutil.copyfile)
-    for path in (target, *target.rglob("*")):
-        if path.is_dir():
-            path.chmod(path.stat().st_mode | stat.S_IRWXU)
+    target.mkdir(exist_ok=True)
+    names = sorted(path.name for path in source.iterdir())
+    ignored = ignore(str(source), names) if ignore else ()
+    for name in names:
+        if name not in ignored:
+            copy_writable(source / name, target / name, ignore=ignore)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from fedsim.config import Config
-from fedsim.errors import about_file
+from fedsim.errors import about_file, system_line
 from fedsim.experiment.sweep.sweep import name_runs, run_all
+from fedsim.results.files import copy_writable
 from fedsim.results.reading import NotEvaluatedError, read_result
 from tests.conftest import run_files
 
@@ -64,6 +65,24 @@ def test_rows_of_a_round_that_was_not_finished_are_no_results(tiny: Callable[...
         else:
             with pytest.raises(NotEvaluatedError):
                 read_result(run.folder)
+
+
+def test_a_copy_that_finds_no_room_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("c", "d"):
+        (tmp_path / "a" / "b" / name).touch()
+    (tmp_path / "a" / "b").chmod(0o500)
+    copy_writable(tmp_path / "a", tmp_path / "copy", ignore=shutil.ignore_patterns("d"))
+    assert [path.name for path in (tmp_path / "copy" / "b").iterdir()] == ["c"]
+    assert os.access(tmp_path / "copy" / "b", os.W_OK)
+
+    def copyfile(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(OSError, match="No space left on device") as full:
+        copy_writable(tmp_path / "a", tmp_path / "second")
+    assert system_line(full.value).startswith(f"{tmp_path}/a/b/c -> {tmp_path}/second/b/c: No space left")
 
 
 def test_an_error_without_a_file_gets_the_one_that_is_written() -> None:

@@ -17,7 +17,7 @@ from fedsim.experiment.sweep.progress import NO_OTHERS, Others
 from fedsim.experiment.sweep.sweep import Run, Verbosity, name_runs, run_all
 from fedsim.experiment.tuning.grid import Tuning, format_settings
 from fedsim.results import report
-from fedsim.results.files import write_folder
+from fedsim.results.files import copy_writable, write_folder
 from fedsim.results.folder import RunFolder
 from fedsim.results.report.comparing.units import how_many
 from fedsim.results.result import Result
@@ -153,7 +153,7 @@ def take_from_tuning(runs: Sequence[Run], out: Path) -> None:
         if not tuned.done.exists() or run.folder.path.exists():
             continue
         with write_folder(run.folder.path) as copy:
-            shutil.copytree(tuned.path, copy, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
+            copy_writable(tuned.path, copy, ignore=shutil.ignore_patterns(".lock"))
 
 
 def _runs(tunings: Sequence[Tuning], folder: Path, *, accept_versions: bool) -> dict[str, Run]:
