@@ -1,9 +1,11 @@
 """One run: built, resumed after a stop, and run round by round."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
@@ -120,6 +122,7 @@ def run(
     *,
     accept_versions: bool = False,
     until: int | None = None,
+    finish: Callable[[], None] = lambda: None,
 ) -> None:
     """Run all rounds that are not yet done, or until ``[stop]`` ends the run; each is on disk when it ends.
 
@@ -135,6 +138,8 @@ def run(
         Whether the run may resume under other versions of fedsim or a package than those that it was begun with.
     until
         Round after which it stops, as if it were interrupted.
+    finish
+        Function that is called after the last round, while no other process can resume the run.
 
     Raises
     ------
@@ -156,6 +161,7 @@ def run(
             if config.evaluation.save_predictions and (until is None or until >= config.rounds):
                 write_predictions(folder, federation)
             folder.write_env(folder.read_env() | {"stopped": now()})
+            finish()
 
 
 def _run_rounds(
@@ -238,6 +244,19 @@ def app_maker(federation: Federation, cohort: int) -> Callable[..., ClientApp]:
     if federation.config.engine.name == "ray":
         return partial(app_of, federation.config, cohort, counted_files(federation.config, READ_BY_WORKERS))
     return partial(client_app, federation, cohort)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a run's folder is there and can be written, or can be made.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be written.
+    """
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"run folder {folder} cannot be written: {existing} does not allow it; use --out")
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from fedsim.training.metrics import LOSS, MAINS
 
 State = Literal["done", "running", "stopped", "failed", "damaged"]
 TAIL = 2**16  # bytes that are read of the end of a file at first
-ENDING_SECONDS = 60.0  # from the last round to DONE, in which the page is written
 RECENT = 20  # rounds whose seconds tell how long the others will take
 BEGINNING = re.compile(r"^\d\S+ \S+ INFO rounds \d+ to \d+", re.MULTILINE)
 FAILED = re.compile(r"^\d\S+ \S+ INFO the run failed(?:: (?P<reason>.*))?$", re.MULTILINE)
@@ -127,7 +125,7 @@ def _read(folder: RunFolder) -> Status:
     config = folder.read_config()
     times = list(_last_rows(folder.timing, RECENT))
     done = int(times[-1]["round"]) if times else 0
-    state, reason = _state(folder, done, config.rounds)
+    state, reason = _state(folder)
     seconds = [sum(value for part, value in row.items() if part != "round") for row in times]
     metric, value, at, missing = _last_value(folder)
     return Status(
@@ -148,12 +146,10 @@ def _read(folder: RunFolder) -> Status:
     )
 
 
-def _state(folder: RunFolder, done: int, rounds: int) -> tuple[State, str | None]:
+def _state(folder: RunFolder) -> tuple[State, str | None]:
     if folder.done.exists():
         return "done", None
     if is_running(folder):
-        return "running", None
-    if done == rounds and folder.env.exists() and time.time() - folder.env.stat().st_mtime < ENDING_SECONDS:
         return "running", None
     log = _tail(folder.log, TAIL).decode(errors="replace") if folder.log.exists() else ""
     beginnings = [found.end() for found in BEGINNING.finditer(log)]

@@ -1,9 +1,11 @@
 """A run that is killed goes on from its last complete round, with the same bytes as one that never stopped."""
 
+import errno
 import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -14,9 +16,12 @@ from fedsim.config import Config
 from fedsim.errors import ConfigError
 from fedsim.experiment import beginning
 from fedsim.experiment import run as experiment
+from fedsim.experiment.sweep.sweep import name_runs, run_all
+from fedsim.results import report
 from fedsim.results.files import read_rows, write_whole
 from fedsim.results.folder import RunFolder
 from fedsim.results.reading import find_runs
+from fedsim.results.status import status_of
 from tests import commands
 from tests.conftest import run_files, run_until
 
@@ -155,6 +160,29 @@ def test_a_run_that_is_killed_as_it_begins_is_no_run_yet_to_commands_about_other
     with pytest.raises(SystemExit):
         play(tiny(rounds=1, seed=1), "killed-s1")
     assert [folder.path for folder in find_runs([whole.path.parent])] == [whole.path]
+
+
+def test_a_second_process_is_kept_out_of_a_run_that_ends_and_a_failure_at_the_end_is_known(
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(rounds=1, barriers__every=0)
+    (run,) = name_runs([config], tmp_path)
+    problems = list[str]()
+
+    def write_run(*_: object) -> None:
+        problems.append(status_of(run.folder).state)
+        with pytest.raises(ConfigError, match="is in use by another process"):
+            experiment.run(config, run.folder, lambda summary: None)
+        raise OSError(errno.ENOSPC, "No space left on device", "report.html")
+
+    with monkeypatch.context() as full:
+        full.setattr(report, "write_run", write_run)
+        assert list(run_all([run], 1)) == [run.name]
+    assert problems == ["running"]
+    found = status_of(run.folder)
+    assert (found.state, found.reason) == ("failed", "OSError: [Errno 28] No space left on device: 'report.html'")
+    assert not run_all([replace(run, with_page=False)], 1)
+    assert len(run.folder.read_env()["starts"]) == 2
 
 
 def test_a_second_process_is_kept_out_of_a_run_under_way(

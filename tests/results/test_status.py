@@ -102,14 +102,6 @@ def test_a_run_that_failed_says_why_until_it_is_resumed(
     assert status_of(begun).state == "done"
 
 
-def test_a_run_writes_its_page_between_its_last_round_and_its_end(begun: RunFolder) -> None:
-    _append(begun.timing, *({"round": at, "train": 1.0} for at in range(3, 10)))
-    begun.env.write_text("{}")
-    assert status_of(begun).state == "running"
-    os.utime(begun.env, (0, 0))
-    assert status_of(begun).state == "stopped"
-
-
 def test_lines_that_are_being_written_are_left_out(begun: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     curves = Curves(begun)
     assert curves.update()

@@ -16,11 +16,11 @@ from fedsim.experiment.planning.duration import Earlier, timed_step
 from fedsim.experiment.planning.states import Stage, stages_of
 from fedsim.experiment.planning.traffic import planned_traffic
 from fedsim.experiment.planning.work import Work, work_of
-from fedsim.experiment.run import prepare
+from fedsim.experiment.run import check_writable, prepare
 from fedsim.experiment.sweep.alike import Alike
 from fedsim.experiment.sweep.jobs import Jobs, choose_jobs, processes_that_fit
 from fedsim.experiment.sweep.processes import may_start
-from fedsim.experiment.sweep.sweep import Run, check_writable, name_runs
+from fedsim.experiment.sweep.sweep import Run, name_runs
 from fedsim.experiment.tuning.grid import Tuning, tunings_of
 from fedsim.experiment.tuning.tune import FOLDER
 from fedsim.federation.engines.grid import processors

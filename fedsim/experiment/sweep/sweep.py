@@ -1,7 +1,6 @@
 """The runs of an experiment: checked before the first begins, then run one after the other or in parallel."""
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -235,31 +234,17 @@ def check(runs: Sequence[Run]) -> Parts:
     first, alike = None, Alike()
     with looking_once():
         for run in runs:
-            path = run.folder.path
             parts = experiment.prepare(run.config)
             alike.add(run.name, run.config, parts[1])
             first = first or parts
             if not run.accept_versions and experiment.rounds_done(run.folder):
                 check_versions(run.folder)
-            check_writable(path)
+            experiment.check_writable(run.folder.path)
     check_reachable(runs[0].config.engine)  # all have the same
     assert first is not None
     for note in alike.notes():
         logger.warning(note)
     return first
-
-
-def check_writable(folder: Path) -> None:
-    """Check that a run's folder is there and can be written, or can be made.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be written.
-    """
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"run folder {folder} cannot be written: {existing} does not allow it; use --out")
 
 
 def run_one(
@@ -284,19 +269,25 @@ def run_one(
             parts = parts or experiment.prepare(run.config.model_copy(update={"engine": engine}))
             check_unchanged(run.config, run.files)  # now that they have been read
             with Calls(run.active(), [*run.callbacks, *custom_callbacks(run.config)]) as calls:
-                on_round = calls.after(emit)
-                experiment.run(run.config, run.folder, on_round, parts, accept_versions=run.accept_versions)
-                for text in faults_of_run(run.folder, experiment.rounds_done(run.folder)):
-                    logger.warning(text)
-                if run.with_page:
-                    report.write_run(report.read_result(run.folder), run.folder.path)
-                calls.end(run.results)
-            experiment.complete(run.folder)
+                on_round, finish = calls.after(emit), partial(_finish, run, calls)
+                experiment.run(
+                    run.config, run.folder, on_round, parts, accept_versions=run.accept_versions, finish=finish
+                )
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         return failure_of(error, run.config, run.folder.log)
     return None
+
+
+def _finish(run: Run, calls: Calls) -> None:
+    """Report on a run after its last round, and mark it as complete."""
+    for text in faults_of_run(run.folder, experiment.rounds_done(run.folder)):
+        logger.warning(text)
+    if run.with_page:
+        report.write_run(report.read_result(run.folder), run.folder.path)
+    calls.end(run.results)
+    experiment.complete(run.folder)
 
 
 def _one_after_the_other(
