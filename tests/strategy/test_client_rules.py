@@ -13,6 +13,7 @@ from fedsim.experiment import run as experiment
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from strategies import STRATEGIES
+from tests.strategies.agreement import assert_trains_alike
 from tests.strategies.harness import Play
 
 SOURCE = """
@@ -69,6 +70,27 @@ class Looks(ClientRule):
         return {key: value * (key.partition(".")[0] in local.shared) for key, value in local.params.items()}
 
 
+class Remembers(ClientRule):
+    def loss(self, step):
+        loss = step.loss_of(step.logits(step.params))
+        if "before" in step.sets:  # not in the client's first round
+            loss = loss + sum((step.params[key] - value).square().sum() for key, value in step.sets["before"].items())
+        return loss
+
+    def finish(self, local, started):
+        memory = local.sets.get("memory", {"rounds": torch.zeros(1)})
+        before = {key: local.params[key] for key in self.parameters}
+        return Finished(local.params, kept={"before": before, "memory": {"rounds": memory["rounds"] + 1}})
+
+    def personalised(self, local):
+        rounds = local.sets["memory"]["rounds"] if local.sets else 0
+        return {key: value + rounds for key, value in local.params.items()}
+
+
+class Memory(Strategy):
+    client_rule = Remembers
+
+
 class InTurn(Strategy):
     client_rule = Looks
 
@@ -100,6 +122,13 @@ def test_sets_are_kept_trained_sent_and_counted(tiny: Callable[..., Config], pla
         ("told", "-"): {"down": 0, "up": 40},
         ("told", "fc2"): {"down": 0, "up": 40},
     }
+
+
+def test_new_clients_and_those_that_have_kept_sets_train_as_one_after_the_other() -> None:
+    # Of four clients two are new in round 2, one of them with the most examples, which is the first of a cohort.
+    sizes, absent = (5, 8, 3, 6), {1: (1, 3), 2: 0}
+    alone, together = (Play("own_rule:Memory", sizes=sizes, absent=absent, cohort=cohort) for cohort in (1, 4))
+    assert_trains_alike(alone, together, range(4))
 
 
 def test_a_rule_sees_which_layers_are_shared_in_the_round_and_in_the_next_one() -> None:

@@ -5,7 +5,7 @@ that state.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -35,7 +35,18 @@ from fedsim.seeds import rng
 from fedsim.strategy import messages
 from fedsim.strategy.messages import MODEL, OPTIMIZER, Instructions
 from fedsim.strategy.updates import misfit
-from fedsim.training import Finished, Local, LocalPlan, LocalTask, Ruled, Training, choose_cohort, train_, train_cohort
+from fedsim.training import (
+    Finished,
+    Local,
+    LocalPlan,
+    LocalTask,
+    Ruled,
+    Sets,
+    Training,
+    choose_cohort,
+    train_,
+    train_cohort,
+)
 from fedsim.training.schedule import RoundOf
 from fedsim.training.settings import LocalSettings
 from fedsim.training.targets import number_of_targets
@@ -200,37 +211,58 @@ def _measure_trained(federation: Federation, ended: Sequence[tuple[Local, Record
 def _trained(
     federation: Federation, instructions: Instructions, started: Sequence[Local], states: Sequence[Params]
 ) -> list[tuple[Params, Training]]:
-    """Return each client's model after training and what it reports; a single one's tensors are the thread's model."""
-    model, settings = federation.model(), federation.local
-    seed, server_round, plan = federation.config.seed, instructions.server_round, instructions.plan
-    at = RoundOf(server_round, federation.config.rounds)
+    """Return each client's model after training and what it reports; a single one's tensors are the thread's model.
+
+    Clients train as one cohort if their sets have the same form: one that is new may lack what the others have kept.
+    """
+    settings, server_round = federation.local, instructions.server_round
     tasks = [
         LocalTask(
             params=local.params,
             inputs=local.inputs,
             targets=local.targets,
-            rng=rng(seed, "train", server_round, *_whose(settings, local)),
+            rng=rng(federation.config.seed, "train", server_round, *_whose(settings, local)),
             optimizer_state=state,
             ruled=Ruled(federation.client_rule, local.sets, local.rng, local.training_loss),
         )
         for local, state in zip(started, states, strict=True)
     ]
-    federation.seed_streams("dropout", server_round, *_whose(settings, started[0]))
-    if len(tasks) > 1:
-        return train_cohort(model, tasks, plan, settings, federation.data.augmentation, at)
-    [task] = tasks
+    cohorts: dict[Hashable, list[int]] = {}
+    for place, local in enumerate(started):
+        cohorts.setdefault(_form_of(local.sets), []).append(place)
+    results: dict[int, tuple[Params, Training]] = {}
+    for places in cohorts.values():
+        federation.seed_streams("dropout", server_round, *_whose(settings, started[places[0]]))
+        train = _train_alone if len(tasks) == 1 else _train_together
+        trained = train(federation, instructions, [tasks[place] for place in places])
+        results |= zip(places, trained, strict=True)
+    return [results[place] for place in range(len(tasks))]
+
+
+def _train_together(
+    federation: Federation, instructions: Instructions, tasks: Sequence[LocalTask]
+) -> list[tuple[Params, Training]]:
+    at = RoundOf(instructions.server_round, federation.config.rounds)
+    model, augmentation = federation.model(), federation.data.augmentation
+    return train_cohort(model, tasks, instructions.plan, federation.local, augmentation, at)
+
+
+def _train_alone(
+    federation: Federation, instructions: Instructions, tasks: Sequence[LocalTask]
+) -> list[tuple[Params, Training]]:
+    [task], model = tasks, federation.model()
     load_state_(model, task.params)
     training = train_(
         model,
         task.inputs,
         task.targets,
-        plan=plan,
-        settings=settings,
+        plan=instructions.plan,
+        settings=federation.local,
         rng=task.rng,
         optimizer_state=task.optimizer_state,
         augmentation=federation.data.augmentation,
         ruled=task.ruled,
-        at=at,
+        at=RoundOf(instructions.server_round, federation.config.rounds),
     )
     return [(state_of(model), training)]
 
@@ -238,6 +270,12 @@ def _trained(
 def _whose(settings: LocalSettings, local: Local) -> tuple[int, ...]:
     """Return the end of the path of the stream that a client trains with: its own, or that of all."""
     return (local.client,) if settings.order == "own" else ()
+
+
+def _form_of(sets: Sets) -> Hashable:
+    """Return the names of sets and of their entries, with shapes and types."""
+    entries = {(name, key, value.shape, value.dtype) for name, each in sets.items() for key, value in each.items()}
+    return frozenset(sets), frozenset(entries)
 
 
 def _checked(federation: Federation, instructions: Instructions, finished: Finished) -> Params:
